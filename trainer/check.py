@@ -1,0 +1,242 @@
+"""Plain data to typed values, or one refusal: where, what was found, what would do.
+
+pydantic finds what is wrong; this file says it in one sentence that a user can act on, and knows the keys of every
+section and ingredient, so that it can suggest the one that was meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from trainer.errors import UserError, did_you_mean
+
+Path = tuple[str | int, ...]
+Kind = TypeVar("Kind", bound=BaseModel)
+
+_WANTED = {
+    "int_type": "write a whole number",
+    "int_from_float": "write a whole number",
+    "float_type": "write a number",
+    "finite_number": "write a finite number",
+    "bool_type": "write true or false",
+    "string_type": "write text",
+    "tuple_type": "write a list: [..., ...]",
+    "dict_type": "write a mapping: {key: value}",
+    "model_type": "write a mapping: {key: value}",
+    "model_attributes_type": "write a mapping: {name: ..., key: value}",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+_LONGEST_QUOTE = 60
+
+
+class Refusal(UserError):
+    """Plain data that is not what it should be.
+
+    path: keys and list positions from the top to the place. sentence: what was found; what would do.
+    """
+
+    def __init__(self, path: Path, sentence: str):
+        super().__init__(f"{dotted(path)}: {sentence}" if path else sentence)
+        self.path = path
+        self.sentence = sentence
+
+
+def refuse(path: Path, sentence: str) -> PydanticCustomError:
+    """What a page's own validator raises: the path is counted from the page being validated."""
+    return PydanticCustomError("page", "{sentence}", {"path": path, "sentence": sentence})
+
+
+def check(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
+    """Plain data as a value of `kind`.
+
+    Raises Refusal for the first thing that is wrong, in the order of the data.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        refusals = [_refusal(kind, data, found) for found in error.errors(include_url=False)]
+    raise min(_without_echoes(refusals), key=lambda refusal: _position(data, refusal.path)) from None
+
+
+def suggestion(word: str, choices: Iterable[str]) -> str:
+    """The nearest choice as a question, or all the choices when none is near."""
+    known = sorted(choices)
+    return did_you_mean(word, known) or f"; known: {', '.join(known)}"
+
+
+def dotted(path: Path) -> str:
+    """A path as a user writes it: lr.peak, augment.2.magnitude."""
+    return ".".join(str(part) for part in path)
+
+
+def quoted(value: Any) -> str:
+    """What was found, short and on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + "..."
+
+
+def kinds_in(annotation: Any) -> list[type[BaseModel]]:
+    """The page classes that an annotation names, through unions, tuples and Annotated."""
+    if get_origin(annotation) is Annotated:
+        return kinds_in(get_args(annotation)[0])
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [kind for argument in get_args(annotation) for kind in kinds_in(argument)]
+
+
+def tag_of(kind: type[BaseModel]) -> str | None:
+    """The name that chooses an ingredient's class; None for a section, which is not chosen."""
+    field = kind.model_fields.get("name")
+    return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+
+
+def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
+    """Those of the classes that the data's own `name` chooses; a section is always chosen."""
+    name = data.get("name") if isinstance(data, Mapping) else None
+    return [kind for kind in kinds if tag_of(kind) in (None, name)]
+
+
+def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseModel]]:
+    """The classes that may stand at `path` of the data; none where the value is not a section or an ingredient."""
+    kinds = [kind]
+    for part in path:
+        if isinstance(part, str):
+            annotations = [one.model_fields[part].annotation for one in chosen(kinds, data) if part in one.model_fields]
+            kinds = [found for annotation in annotations for found in kinds_in(annotation)]
+        data = _step(data, part)
+    return kinds
+
+
+def _step(data: Any, part: str | int) -> Any:
+    if isinstance(data, Mapping):
+        return data.get(part)
+    if isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
+        return data[part]
+    return None
+
+
+def _untagged(data: Any, location: Path) -> Path:
+    """pydantic's location without the names of the union branches it took."""
+    path: list[str | int] = []
+    for number, part in enumerate(location):
+        is_last = number == len(location) - 1
+        if isinstance(data, Mapping) and part not in data and not (is_last and part != data.get("name")):
+            continue
+        if isinstance(part, str) and not isinstance(data, Mapping):
+            continue
+        path.append(part)
+        data = _step(data, part)
+    return tuple(path)
+
+
+def _refusal(kind: type[BaseModel], data: Mapping[str, Any], error: Mapping[str, Any]) -> Refusal:
+    path, reason, context = _untagged(data, error["loc"]), error["type"], error.get("ctx", {})
+    if reason == "page":
+        return Refusal(path + tuple(context["path"]), context["sentence"])
+    if reason == "extra_forbidden":
+        return _unknown_key(kind, data, path)
+    if reason == "missing":
+        return _Missing(path[:-1], _missing_sentence(path))
+    if reason == "union_tag_not_found":
+        return _untold_name(kind, data, path)
+    if reason == "union_tag_invalid":
+        names = [tag_of(one) or "" for one in kinds_at(kind, data, path)]
+        name = str(error["input"]["name"])
+        return Refusal((*path, "name"), f"{quoted(name)} is no {_last_word(path)}{suggestion(name, names)}")
+    return Refusal(path, f"{dotted(path)} is {quoted(error['input'])}; {_remedy(reason, context, error)}")
+
+
+class _Missing(Refusal):
+    """A key that is not there; its path is that of the section."""
+
+
+def _missing_sentence(path: Path) -> str:
+    if isinstance(path[-1], int):
+        return f"{dotted(path[:-1])} has {path[-1]} values; one more is needed"
+    return f"{dotted(path)} is missing; add it (an absent key means off, and this one cannot be off)"
+
+
+def _unknown_key(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Refusal:
+    key, kinds = str(path[-1]), kinds_at(kind, data, path[:-1])
+    here = chosen(kinds, _value_at(data, path[:-1]))
+    elsewhere = [tag_of(one) for one in kinds if one not in here and key in one.model_fields]
+    if elsewhere and here:
+        sentence = f"{key} is a key of {' and '.join(map(str, elsewhere))}, not of {tag_of(here[0])}; leave it out"
+    else:
+        sentence = f"{quoted(key)} is no key of {_place(path[:-1])}{suggestion(key, _keys(here))}"
+    return Refusal(path, sentence)
+
+
+def _untold_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Refusal:
+    """An ingredient without a name: perhaps the name's key is mistyped."""
+    kinds = kinds_at(kind, data, path)
+    for key in _value_at(data, path) or ():
+        if key not in _keys(kinds):
+            return Refusal((*path, key), f"{quoted(key)} is no key of {_place(path)}{suggestion(key, _keys(kinds))}")
+    names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
+    return Refusal(path, f"{_place(path)} has no name; add name: one of {names}")
+
+
+def _remedy(reason: str, context: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+    if reason in _WANTED:
+        return _WANTED[reason]
+    if reason in _BOUNDS:
+        key, word = _BOUNDS[reason]
+        off = ", or leave the key out to turn it off" if error["input"] == 0 and reason == "greater_than" else ""
+        return f"it must be {word} {context[key]}{off}"
+    if reason == "literal_error":
+        return f"write {context['expected']}"
+    message = error["msg"].removeprefix("Value error, ")
+    return " ".join(message.split())
+
+
+def _without_echoes(refusals: list[Refusal]) -> list[Refusal]:
+    """Drop 'missing' where the same section has a key that is not known: it is the missing one, mistyped."""
+    sections = {refusal.path[:-1] for refusal in refusals if not isinstance(refusal, _Missing)}
+    return [one for one in refusals if not (isinstance(one, _Missing) and one.path in sections)]
+
+
+def _position(data: Any, path: Path) -> tuple[int, ...]:
+    """Where a path stands in the order of the data."""
+    position = []
+    for part in path:
+        keys = list(data) if isinstance(data, Mapping) else []
+        position.append(keys.index(part) if part in keys else part if isinstance(part, int) else len(keys))
+        data = _step(data, part)
+    return tuple(position)
+
+
+def _value_at(data: Any, path: Path) -> Any:
+    for part in path:
+        data = _step(data, part)
+    return data
+
+
+def _keys(kinds: Iterable[type[BaseModel]]) -> set[str]:
+    return {key for kind in kinds for key in kind.model_fields}
+
+
+def _place(path: Path) -> str:
+    return dotted(path) or "this page"
+
+
+def _last_word(path: Path) -> str:
+    words = [part for part in path if isinstance(part, str)]
+    return words[-1] if words else "ingredient"

@@ -1,0 +1,203 @@
+"""Commands: text to typed values. No science; a user's mistake becomes one line and exit 2.
+
+Nothing heavy is imported before a command needs it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Recipe = Annotated[str, typer.Option(help="A page: A1 (its newest version), A1.v1, or a path to a .yaml file.")]
+Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
+Data = Annotated[
+    str,
+    typer.Option(help="digits, fashion-mnist, mnist, cifar10, cifar100, imagenet-1k, an image folder, a profile's .yaml."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies, or is downloaded to.")]
+Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
+Set = Annotated[str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="auto (bf16 on a GPU, float32 on the CPU), float32, bf16 or fp16.")]
+Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
+Loader = Annotated[str, typer.Option(help="Who reads images: auto or torch.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
+Results = Annotated[Path, typer.Option(help="The store of result rows.")]
+Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
+BadImages = Annotated[str, typer.Option(help="fail, or skip: take another image instead, counted, at most 1 %.")]
+
+
+def user_errors(command):
+    """Turn what a user wrote wrong into one line on standard error and exit 2."""
+
+    @functools.wraps(command)
+    def wrapped(*positional, **named):
+        from trainer.errors import UserError
+
+        try:
+            return command(*positional, **named)
+        except UserError as error:
+            typer.echo(f"error: {one_line(str(error))}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def one_line(text: str) -> str:
+    """A message as one printable line: what a file name could do to a terminal is shown, not done."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+@app.command()
+@user_errors
+def train(
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    set_: Set = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    loader: Loader = "auto",
+    bad_images: BadImages = "fail",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+    again: Again = False,
+) -> None:
+    """Train a model by a recipe and store the run's row. The same command goes on where a run was stopped."""
+    from trainer.stop import StopRequest
+
+    with StopRequest() as stop:
+        from trainer import show
+        from trainer.data.opened import open_data
+        from trainer.job import Job, plan_of, run_job
+        from trainer.models import check_model_name
+        from trainer.profiles import data_folder
+        from trainer.settings import check_loader, make_settings
+
+        console = show.console()
+        check_loader(loader)
+        job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again)
+        plan = plan_of(job)
+        check_model_name(model)
+        opened = open_data(plan.profile, data_folder(data, data_dir))
+        settings = make_settings(device, precision, workers, runs, results, in_memory=opened.train.is_in_memory)
+        show.plan_in_brief(console, plan, settings)
+        code, row = run_job(job, plan, settings, opened, console, stop)
+    if row is not None:
+        show.row(console, row, settings)
+    raise typer.Exit(code)
+
+
+@app.command()
+@user_errors
+def plan(
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    set_: Set = "",
+) -> None:
+    """What a run would do: steps, images, learning rates, micro-batches, deviations. Needs no GPU and no images."""
+    from trainer import show
+    from trainer.job import Job, plan_of
+    from trainer.models import check_model_name
+
+    made = plan_of(Job(recipe, model, data, data_dir, seed, set_))
+    check_model_name(model)
+    show.plan_in_full(show.console(), made)
+
+
+@app.command()
+@user_errors
+def explain(
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Data = "",
+    data_dir: DataDir = None,
+    set_: Set = "",
+) -> None:
+    """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override."""
+    from trainer import show
+    from trainer.explain import explain as explain_rows
+    from trainer.job import explained
+
+    show.explanation(show.console(), *explained(recipe, model, data, data_dir, set_), explain_rows)
+
+
+@app.command()
+@user_errors
+def diff(
+    a: Annotated[str, typer.Option(help="A page.")],
+    b: Annotated[str, typer.Option(help="The page to compare it with.")],
+) -> None:
+    """What two pages say differently."""
+    from trainer import show
+
+    show.difference(show.console(), a, b)
+
+
+@app.command("check-data")
+@user_errors
+def check_data(
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    workers: Workers = "auto",
+) -> None:
+    """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
+    from trainer import show
+    from trainer.data.check import check_data as check
+    from trainer.data.opened import open_data
+    from trainer.profiles import data_folder, find_profile
+
+    profile = find_profile(data, data_dir)
+    is_good = show.data_reports(show.console(), open_data(profile, data_folder(data, data_dir)), check)
+    raise typer.Exit(0 if is_good else 1)
+
+
+@app.command("eval")
+@user_errors
+def evaluate(
+    run: Annotated[str, typer.Option(help="A run's name, or its folder.")],
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    data_dir: DataDir = None,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Score the exported model of a run again; exit 1 where it is not the row's score."""
+    from trainer import show
+    from trainer.rescore import rescore
+    from trainer.settings import make_settings
+
+    folder = Path(run) if (Path(run) / "plan.json").exists() else runs / run
+    settings = make_settings(device, precision, workers, runs, results)
+    raise typer.Exit(0 if show.rescored(show.console(), *rescore(folder, settings, data_dir)) else 1)
+
+
+@app.command()
+@user_errors
+def recipes() -> None:
+    """The pages that can be named: source, what is special, published scores."""
+    from trainer import show
+
+    show.recipe_list(show.console())
+
+
+if __name__ == "__main__":
+    sys.exit(app())

@@ -1,0 +1,71 @@
+"""Exact scores of one model over one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from trainer.data.prepare import autocast, normalize, to_device
+from trainer.ingredients.mixing import one_hot_targets
+from trainer.plan import Plan
+from trainer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Counts over one pass; the percentages follow from them.
+
+    num_top1, num_top5: images whose class is the first, or among the first five scores (all, with fewer classes).
+    loss_nats: the recipe's loss against unsmoothed targets, mean over images.
+    """
+
+    num_top1: int
+    num_top5: int
+    num_images: int
+    loss_nats: float
+
+    @property
+    def top1_pct(self) -> float:
+        return 100 * self.num_top1 / self.num_images
+
+    @property
+    def top5_pct(self) -> float:
+        return 100 * self.num_top5 / self.num_images
+
+
+@torch.no_grad()
+def evaluate(
+    plan: Plan,
+    settings: Settings,
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    each: Callable[[], None] = lambda: None,
+) -> Scores:
+    """Score a model on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once, none padded.
+
+    each: called after every batch, so that a stop need not wait for the end of the pass.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
+    num_images = 0
+    for images, labels in batches:
+        images, labels = to_device(images, settings), labels.to(settings.device, non_blocking=True)
+        totals += _batch_totals(plan, settings, model, normalize(images, plan.profile), labels)
+        num_images += len(labels)
+        each()
+    model.train(was_training)
+    num_top1, num_top5, loss_sum = totals.tolist()
+    return Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
+
+
+def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:
+    with autocast(settings):
+        logits = model(images)
+    logits = logits.float()
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = plan.recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
+    return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()

@@ -1,0 +1,138 @@
+"""Images and targets of one micro-batch, blended with one another."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.special import betaincinv
+from torch import Tensor
+
+from trainer.ingredients.base import Ingredient
+from trainer.streams import uniforms
+
+Alpha = Annotated[float, Field(gt=0, le=100)]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What one micro-batch is mixed with.
+
+    share: how much of each image and target stays, in [0, 1]; with a box, exactly the area outside it.
+    box: (top, left, bottom, right) in px, the part that comes from the partner; None blends whole images.
+    """
+
+    share: float
+    box: Box | None
+
+
+class _Mixing(Ingredient):
+    """What all ways of mixing share.
+
+    partner: whom image b is mixed with, and how a box is rounded to whole pixels.
+        "reversed": image B - 1 - b; a box's sides are floored (timm).
+        "rolled": image b - 1; a box's half sides are floored (torchvision).
+    """
+
+    partner: Literal["reversed", "rolled"]
+
+    def draw(self, seed: int, step: int, micro_batch: int, image_px: int) -> Mix:
+        """The mix of one micro-batch of square images of image_px pixels a side, a pure function of its address."""
+        which, level, down, across = uniforms(seed, "mix", np.array([[step, micro_batch]]), 4)[0]
+        alpha, has_box = self._choose(which)
+        share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
+        if not has_box:
+            return Mix(share, None)
+        box = self._box(share, image_px, int(down * image_px), int(across * image_px))
+        top, left, bottom, right = box
+        return Mix(1 - (bottom - top) * (right - left) / image_px**2, box)
+
+    @abstractmethod
+    def _choose(self, which: float) -> tuple[float, bool]:
+        """The Beta distribution's alpha, and whether a box is cut, for a uniform draw in [0, 1)."""
+
+    def _box(self, share: float, image_px: int, row: int, column: int) -> Box:
+        """A square of 1 - share of the image's area around (row, column), clipped at the border."""
+        side = math.sqrt(1 - share) * image_px
+        before = after = int(0.5 * side)
+        if self.partner == "reversed":
+            before, after = int(side) // 2, (int(side) + 1) // 2
+        top, bottom = max(row - before, 0), min(row + after, image_px)
+        left, right = max(column - before, 0), min(column + after, image_px)
+        return top, left, bottom, right
+
+    def _partners(self, tensor: Tensor) -> Tensor:
+        return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
+
+    def apply(self, images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+        """New mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on."""
+        if mix.box is None:
+            return self._blended(images, mix.share), self._blended(targets, mix.share)
+        top, left, bottom, right = mix.box
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = self._partners(images[:, :, top:bottom, left:right])
+        return mixed, self._blended(targets, mix.share)
+
+    def _blended(self, tensor: Tensor, share: float) -> Tensor:
+        return self._partners(tensor).mul_(1 - share).add_(tensor, alpha=share)
+
+
+class Mixup(_Mixing):
+    """Whole images blended: share * own + (1 - share) * partner, share ~ Beta(alpha, alpha).
+
+    Source: Zhang et al. 2017, arXiv:1710.09412.
+    """
+
+    name: Literal["mixup"] = "mixup"
+    alpha: Alpha
+
+    def _choose(self, which: float) -> tuple[float, bool]:
+        return self.alpha, False
+
+
+class CutMix(_Mixing):
+    """A box pasted from the partner, of about 1 - Beta(alpha, alpha) of the area; targets follow the exact area.
+
+    Source: Yun et al. 2019, arXiv:1905.04899.
+    """
+
+    name: Literal["cutmix"] = "cutmix"
+    alpha: Alpha
+
+    def _choose(self, which: float) -> tuple[float, bool]:
+        return self.alpha, True
+
+
+class MixupOrCutMix(_Mixing):
+    """CutMix for cutmix_share of the micro-batches, Mixup for the others.
+
+    Source: Wightman et al. 2021, arXiv:2110.00476.
+    """
+
+    name: Literal["mixup_or_cutmix"] = "mixup_or_cutmix"
+    mixup_alpha: Alpha
+    cutmix_alpha: Alpha
+    cutmix_share: Annotated[float, Field(gt=0, lt=1)]
+
+    def _choose(self, which: float) -> tuple[float, bool]:
+        has_box = which < self.cutmix_share
+        return (self.cutmix_alpha if has_box else self.mixup_alpha), has_box
+
+
+Mixing = Annotated[Mixup | CutMix | MixupOrCutMix, Field(discriminator="name")]
+
+
+def one_hot_targets(labels: Tensor, num_classes: int, smoothing: float | None = None) -> Tensor:
+    """Targets [B, num_classes] float32 of labels [B] int64: smoothing / K everywhere, the rest on the label.
+
+    Source: Szegedy et al. 2015, arXiv:1512.00567.
+    """
+    off = (smoothing or 0.0) / num_classes
+    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    return targets.scatter_(1, labels[:, None], 1 - (smoothing or 0.0) + off)

@@ -1,0 +1,214 @@
+"""From what a user asked to a plan, and from a plan to a stored row: the one road that every command joins."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer import provenance
+from trainer.adapt import adaptation
+from trainer.checkpoint import write_atomically
+from trainer.plan import Plan, PlanError, make_plan
+from trainer.profiles import find_profile
+from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.results import Row, RowDeviation, read_row, store_row
+from trainer.settings import Settings
+from trainer.stop import StopRequest
+
+EXIT_DONE, EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
+MOST_REPLACED_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user asked for, as they wrote it."""
+
+    recipe: str
+    model: str
+    data: str = "digits"
+    data_dir: Path | None = None
+    seed: int = 0
+    overrides: str = ""
+    bad_images: str = "fail"
+    again: bool = False
+
+
+def plan_of(job: Job) -> Plan:
+    """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+
+    Raises UserError for whatever does not fit.
+    """
+    page = load_recipe(find_recipe(job.recipe))
+    profile = find_profile(job.data, job.data_dir)
+    recipe, adapted = apply_overrides(page.for_model(job.model), adaptation(page.for_model(job.model), profile), "profile")
+    recipe, overridden = apply_overrides(recipe, job.overrides, "set")
+    return make_plan(
+        recipe,
+        model=job.model,
+        profile=profile,
+        seed=job.seed,
+        page_digest=page.digest,
+        deviations=adapted + overridden,
+        bad_images=job.bad_images,
+    )
+
+
+def run_job(job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest) -> tuple[int, Row | None]:
+    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped)."""
+    from trainer.export import export_model
+    from trainer.train import run
+
+    name = run_name(job, plan, settings, data.fingerprint)
+    row = read_row(settings.results, name)
+    if row is not None:
+        console.print(f"{name} has its row already; again=1 would run it anew", markup=False, highlight=False)
+        return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
+    folder = settings.runs / name
+    write_plan(folder, job, plan)
+    outcome = run(plan, settings, data, folder, console, stop)
+    if outcome.status == "stopped":
+        return EXIT_STOPPED, None
+    digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
+    row = make_row(name, plan, settings, data, outcome, digest)
+    store_row(settings.results, row)
+    write_atomically(folder / "row.json", (row.model_dump_json(indent=2) + "\n").encode())
+    return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
+
+
+def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
+    """The plan's own name; with `again`, the first of name-2, name-3 ... that has no row."""
+    name = plan.run_name(fingerprint)
+    if not job.again or read_row(settings.results, name) is None:
+        return name
+    number = 2
+    while read_row(settings.results, f"{name}-{number}") is not None:
+        number += 1
+    return f"{name}-{number}"
+
+
+def write_plan(folder: Path, job: Job, plan: Plan) -> None:
+    """Put the resolved page and the plan into the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs = range(plan.recipe.epochs)
+    facts = {
+        "model": plan.model,
+        "data": job.data,
+        "data_dir": str(Path(job.data_dir).resolve()) if job.data_dir else None,
+        "profile": plan.profile.model_dump(mode="json"),
+        "seed": plan.seed,
+        "bad_images": plan.bad_images,
+        "page_digest": plan.page_digest,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "num_steps": plan.num_steps,
+        "num_micro_batches": plan.num_micro_batches,
+        "world_size": plan.world_size,
+        "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
+        "deviations": [row.model_dump() for row in deviation_rows(plan)],
+    }
+    write_atomically(folder / "recipe.yaml", plan.recipe.to_yaml().encode())
+    write_atomically(folder / "plan.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
+    """The plan's deviations as a row keeps them: values as they stand in YAML, absent ones as "off"."""
+    return tuple(
+        RowDeviation(path=change.path, before=shown(change.before), after=shown(change.after), origin=change.origin)
+        for change in plan.deviations
+    )
+
+
+def shown(value: object) -> str:
+    """A value as a page would write it, on one line."""
+    if value is None:
+        return "off"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None) -> Row:
+    """The row of an outcome.
+
+    Raises PlanError where more images were replaced than a score can bear.
+    """
+    from trainer.models import gmacs, num_parameters
+
+    state, recipe = outcome.state, plan.recipe
+    progress = state.progress
+    scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
+    other = progress.scores.get("model") if state.scored == "average" else progress.scores.get("average")
+    commit, dirty = provenance.commit()
+    num_seen = progress.step * recipe.batch.images
+    return Row(
+        run=name,
+        recipe=recipe.name,
+        version=recipe.version,
+        digest=plan.page_digest,
+        model=plan.model,
+        data=plan.profile.name,
+        data_fingerprint=data.fingerprint,
+        split="val",
+        seed=plan.seed,
+        deviations=deviation_rows(plan),
+        status=outcome.status,
+        scored=state.scored,
+        top1_pct=_percent(scores, "num_top1"),
+        top5_pct=_percent(scores, "num_top5"),
+        loss_nats=scores.get("loss_nats"),
+        other_top1_pct=_percent(other, "num_top1"),
+        num_val_images=plan.profile.num_val,
+        num_replaced_images=progress.num_replaced,
+        epochs=recipe.epochs,
+        steps=progress.step,
+        batch_images=recipe.batch.images,
+        norm_images=recipe.batch.norm_images,
+        num_params=num_parameters(state.model),
+        gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
+        images_per_s=round(num_seen / progress.train_s, 2) if progress.train_s else 0.0,
+        train_s=round(progress.train_s, 2),
+        peak_mem_mib=round(peak_mem_mib(settings), 1),
+        precision=settings.precision,
+        loader="torch",
+        num_workers=settings.num_workers,
+        num_threads=settings.num_threads,
+        world_size=plan.world_size,
+        bitwise=settings.is_bitwise,
+        weights_sha256=weights_sha256,
+        device=provenance.device_name(settings.device),
+        versions=provenance.versions(),
+        commit=commit,
+        dirty=dirty,
+        finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _percent(scores: dict | None, count: str) -> float | None:
+    return 100 * scores[count] / scores["num_images"] if scores else None
+
+
+def peak_mem_mib(settings: Settings) -> float:
+    """The most memory held: of the GPU where the run has one, else of this process."""
+    if settings.device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(settings.device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def recipe_of(folder: Path) -> tuple[Recipe, dict]:
+    """The resolved page and the facts of plan.json of a run folder.
+
+    Raises PlanError where it is not a run folder.
+    """
+    try:
+        facts = json.loads((folder / "plan.json").read_text())
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{folder}: not a run folder ({error.__class__.__name__}: plan.json); run=runs/<run> would do") from None
+    return load_recipe(folder / "recipe.yaml"), facts

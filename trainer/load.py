@@ -1,0 +1,253 @@
+"""YAML text to typed values, or one error with file, line and what would do.
+
+A page is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8 and `5e-3` for text,
+and says nothing about a key written twice. Here each of these is an error, and so is all that would let a page say
+something elsewhere than where it is read: anchors, aliases, merge keys, tags.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from trainer import check
+from trainer.errors import UserError
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+LARGEST_PAGE_KIB = 256
+DEEPEST_NESTING = 20
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,40}([eE][-+][0-9]{1,4})?")
+_ALMOST_A_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_TAG = "tag:yaml.org,2002:"
+
+
+class PageError(UserError):
+    """A page that cannot be read: `file:line: what was found; what would do`."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where each part of a page stands: `lines` counts from 1, by path of keys and list positions."""
+
+    place: str
+    lines: dict[check.Path, int] = field(default_factory=dict)
+
+    def line(self, path: check.Path) -> int:
+        """The line of a path, or of the nearest section around it."""
+        while path not in self.lines:
+            path = path[:-1]
+        return self.lines[path]
+
+    def error(self, path: check.Path, sentence: str) -> PageError:
+        """An error about one path of the page."""
+        return PageError(f"{self.place}:{self.line(path)}: {sentence}")
+
+
+def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
+    """One YAML file as a value of `kind`, and where each of its keys stands.
+
+    Raises PageError for the first thing that is wrong with the file, its YAML, or its values.
+    """
+    place = _shown(Path(path))
+    return parse_page(_text(Path(path), place), place, kind)
+
+
+def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
+    """YAML text as a value of `kind`; `place` stands in the errors where a file's name would."""
+    data, positions = parse(text, place)
+    if not isinstance(data, dict):
+        raise positions.error((), f"{check.quoted(data)} where a page begins; write key: value lines")
+    try:
+        return check.check(kind, data), positions
+    except check.Refusal as refusal:
+        raise positions.error(refusal.path, refusal.sentence) from None
+
+
+def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[Any, Positions]:
+    """YAML text as plain data (dict, tuple, str, bool, int, float, None), and where each part of it stands.
+
+    reads_bare_exponents: 5e-3 is a number, as on a command line, where every type is known.
+
+    Raises PageError for text that is not YAML, or is YAML of the kinds that mislead.
+    """
+    if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
+        line = text.count("\n", 0, found.start()) + 1
+        raise PageError(f"{place}:{line}: the character {found.group()!a}; a page is printable text")
+    reader = _Reader(Positions(place), reads_bare_exponents)
+    return reader.value(_compose(text, place), ()), reader.positions
+
+
+def _text(path: Path, place: str) -> str:
+    if not path.is_file():
+        found = "is a folder, not a page" if path.is_dir() else "is no file"
+        raise PageError(f"{place}:1: {found}; give the path of a .yaml file")
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PageError(f"{place}:1: cannot be read ({error.strerror}); check its permissions") from None
+    if len(raw) > LARGEST_PAGE_KIB * 1024:
+        raise PageError(f"{place}:1: {len(raw)} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise PageError(f"{place}:{line}: the byte 0x{raw[error.start]:02x}; save the page as UTF-8") from None
+
+
+def _shown(path: Path) -> str:
+    """A path as the user would write it: relative where it lies under the current folder, always on one line."""
+    try:
+        path = path.resolve().relative_to(Path.cwd())
+    except (ValueError, OSError, RuntimeError):
+        pass
+    return str(path).encode("unicode_escape").decode()
+
+
+class _Composer(yaml.SafeLoader):
+    """PyYAML up to its tree of nodes; no object is ever built from a tag."""
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _Misleading("an anchor or alias; write the value out where it is used", event)
+        if event.tag is not None:
+            raise _Misleading(f"the tag {event.tag[:40]!a}; leave it out", event)
+        if self.depth == DEEPEST_NESTING:
+            raise _Misleading(f"nested more than {DEEPEST_NESTING} deep; a page is flat", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Misleading(yaml.MarkedYAMLError):
+    def __init__(self, sentence: str, event):
+        super().__init__(problem=sentence, problem_mark=event.start_mark)
+
+
+def _compose(text: str, place: str) -> yaml.Node:
+    try:
+        node = _Composer(text).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise PageError(f"{place}:{mark.line + 1 if mark else 1}: {_yaml_problem(error)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # as for "\UFFFFFFFF" and long versions through
+        raise PageError(f"{place}:1: this is not YAML ({' '.join(str(error).split())[:80]}); mend it") from None
+    if node is None:
+        raise PageError(f"{place}:1: nothing is written here; write key: value lines")
+    return node
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    problem = " ".join(str(error.problem or error.context).split())
+    if isinstance(error, _Misleading):
+        return problem
+    if "'\\t'" in problem:
+        return "a tab; indent and separate with spaces"
+    if "another document" in problem:
+        return "a second document; a page is one, without ---"
+    return f"this is not YAML: {problem}; mend the line or quote the text"
+
+
+class _Reader:
+    """Nodes to plain data. `positions` is filled on the way."""
+
+    def __init__(self, positions: Positions, reads_bare_exponents: bool):
+        self.positions = positions
+        self.reads_bare_exponents = reads_bare_exponents
+
+    def value(self, node: yaml.Node, path: check.Path) -> Any:
+        self.positions.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return tuple(self.value(item, (*path, number)) for number, item in enumerate(node.value))
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: check.Path) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node)
+            if key in mapping:
+                first = self.positions.lines[(*path, key)]
+                raise self._error(key_node, f"{check.quoted(key)} is written twice, first in line {first}; keep one")
+            self.positions.lines[(*path, key)] = key_node.start_mark.line + 1
+            mapping[key] = self.value(value_node, (*path, key))
+        return mapping
+
+    def _key(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._error(node, "a key that is a list or a mapping; a key is one word")
+        if node.tag == _TAG + "merge":
+            raise self._error(node, "the merge key <<; write the keys out, a page inherits nothing")
+        key = self._scalar(node)
+        if not isinstance(key, str):
+            raise self._error(node, f"the key {node.value[:40]!a} is not text; quote it if it is meant")
+        return key
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        text, kind = node.value, node.tag.removeprefix(_TAG)
+        if kind == "str":
+            return self._str(node)
+        if kind == "bool" and text in ("true", "false"):
+            return text == "true"
+        if kind == "null" and text == "null":
+            return None
+        if kind == "int" and _WHOLE.fullmatch(text):
+            return int(text)
+        if kind == "float" and _FRACTION.fullmatch(text) and math.isfinite(float(text)):
+            return float(text)
+        raise self._error(node, _misread(text, kind))
+
+    def _str(self, node: yaml.ScalarNode) -> str | float:
+        text = node.value
+        if _UNPRINTABLE.search(text):
+            raise self._error(node, "an escaped character that cannot be printed; leave it out")
+        if node.style is not None or not _ALMOST_A_NUMBER.fullmatch(text):
+            return text
+        number = float(text) if len(text) <= 40 else math.inf
+        if not math.isfinite(number):
+            raise self._error(node, f"{text[:40]} is no finite number; write one, or quote it for text")
+        if self.reads_bare_exponents:
+            return number
+        raise self._error(node, f"{text} is text in YAML; write {_as_number(text)}, or quote it for text")
+
+    def _error(self, node: yaml.Node, sentence: str) -> PageError:
+        return PageError(f"{self.positions.place}:{node.start_mark.line + 1}: {sentence}")
+
+
+def _misread(text: str, kind: str) -> str:
+    found = f"{text[:40]!a}"
+    if kind == "bool":
+        value = text.lower() in ("yes", "on", "true")
+        return f"{found} is read as {str(value).lower()} by YAML; write {str(value).lower()}, or quote it for text"
+    if kind == "null":
+        return f"{found or 'nothing'} is read as null by YAML; give a value, or leave the key out to turn it off"
+    if kind in ("int", "float"):
+        return f"{found} is not read as it looks; write a plain finite number such as 90, 0.5 or 5.0e-3"
+    if kind == "timestamp":
+        return f"{found} is read as a date by YAML; quote it for text"
+    return f"{found} means something else in YAML; quote it for text"
+
+
+def _as_number(text: str) -> str:
+    """The same number as YAML 1.1 reads it: with digits around its point and a sign in its exponent."""
+    sign, text = ("-" if text.startswith("-") else ""), text.lstrip("+-").replace("_", "").lower()
+    mantissa, exponent, power = text.partition("e")
+    whole, point, fraction = mantissa.partition(".")
+    whole = whole.lstrip("0") or "0"
+    if not point and not exponent:
+        return sign + whole
+    return f"{sign}{whole}.{fraction or 0}" + (f"e{power if power[0] in '+-' else '+' + power}" if exponent else "")

@@ -1,0 +1,116 @@
+"""The only writer to the terminal and to the curves during a run.
+
+metrics.jsonl holds what a rerun must repeat (steps, losses, learning rates, scores) and no time of day: it is the
+truth of the curves, equal byte for byte after a kill. Speeds go to speed.jsonl, which a kill may shorten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
+
+
+class Log:
+    """Curves, log file, TensorBoard and progress of one run; a context, so that every file is closed.
+
+    first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl had then; what a
+    killed process wrote after it is cut away.
+    """
+
+    def __init__(self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = console
+        self.num_steps = num_steps
+        self._metrics = _open_cut(folder / "metrics.jsonl", metrics_bytes)
+        self._speed = open(folder / "speed.jsonl", "ab")
+        self._text = open(folder / "log.txt", "a", encoding="utf-8")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+        self._last_line_s = time.monotonic()
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=first_step, epoch="", facts="")
+
+    def __enter__(self) -> Log:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.stop()
+        for file in (self._metrics, self._speed, self._text, self._board):
+            file.close()
+
+    def metrics_bytes(self) -> int:
+        """The length of metrics.jsonl, once all of it is on the disk."""
+        os.fsync(self._metrics.fileno())
+        return self._metrics.tell()
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """One line for the reader, on the terminal and in log.txt."""
+        self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        self._text.write(line + "\n")
+        self._text.flush()
+
+    def window(self, step: int, epoch: float, loss_nats: float, lr: float, images_per_s: float, wait_share: float) -> None:
+        """The mean training loss since the last window, after `step` steps; how fast, and how long data was awaited."""
+        self._write(self._metrics, {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr})
+        self._write(self._speed, {"step": step, "images_per_s": images_per_s, "wait_share": wait_share})
+        for name, value in {
+            "train/loss_nats": loss_nats,
+            "train/lr": lr,
+            "speed/images_per_s": images_per_s,
+            "speed/wait_share": wait_share,
+        }.items():
+            self._board.add_scalar(name, value, step)
+        facts = f"loss {loss_nats:.4f}  lr {lr:.2e}  {images_per_s:.0f} images/s  wait {100 * wait_share:.0f} %"
+        self._progress.update(self._task, completed=step, epoch=f"{epoch:.1f}", facts=facts)
+        now_s = time.monotonic()
+        if not self.console.is_terminal and now_s - self._last_line_s >= PLAIN_LINE_S:
+            self._last_line_s = now_s
+            self.say(f"step {step}/{self.num_steps}  epoch {epoch:.1f}  {facts}")
+
+    def scores(self, step: int, epoch: int, which: str, scores) -> None:
+        """One evaluation: `which` weights (model or average), counts and percentages."""
+        line = {"step": step, "epoch": epoch, "weights": which, "top1_pct": scores.top1_pct, "top5_pct": scores.top5_pct}
+        counts = {"num_top1": scores.num_top1, "num_top5": scores.num_top5, "num_images": scores.num_images}
+        self._write(self._metrics, line | counts | {"val_loss_nats": scores.loss_nats})
+        for name in ("top1_pct", "top5_pct", "loss_nats"):
+            self._board.add_scalar(f"val_{which}/{name}", getattr(scores, name), step)
+        label = "val" if which == "model" else "val (average)"
+        self.say(f"epoch {epoch:>4}  {label} top-1 {scores.top1_pct:.2f} %  top-5 {scores.top5_pct:.2f} %  loss {scores.loss_nats:.4f}")
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Put a PNG file beside the curves."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    @staticmethod
+    def _write(file, line: dict) -> None:
+        file.write((json.dumps(line) + "\n").encode())
+        file.flush()
+
+
+def _open_cut(path: Path, num_bytes: int):
+    file = open(path, "ab")
+    file.truncate(num_bytes)
+    file.seek(0, 2)
+    return file

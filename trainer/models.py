@@ -1,0 +1,109 @@
+"""timm models with a recipe's own options, drawn from the run's own seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from trainer import streams
+from trainer.errors import did_you_mean
+from trainer.plan import Plan, PlanError
+
+# The page's word for an option -> timm's.
+_OPTIONS = {
+    "zero_init_last": "zero_init_last",
+    "layer_scale": "ls_init_value",
+    "head_init_scale": "head_init_scale",
+    "dropout": "drop_rate",
+}
+
+
+def check_model_name(model: str) -> None:
+    """Refuse a model that timm does not have.
+
+    Raises PlanError with the nearest name.
+    """
+    import timm
+
+    if not timm.is_model(model):
+        known = timm.list_models()
+        raise PlanError(f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do")
+
+
+def build_model(plan: Plan) -> nn.Module:
+    """The model of a plan, its first weights a function of the seed alone.
+
+    timm draws from torch's global generator, which is forked here and left as it was.
+
+    Raises PlanError for an unknown model, for one that cannot take the images, and for an option that it lacks.
+    """
+    check_model_name(plan.model)
+    options = _model_options(plan)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
+        return create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+
+
+def create_model(model: str, num_classes: int, channels: int, options: dict[str, object]) -> nn.Module:
+    """A timm model with random weights.
+
+    Raises PlanError naming the option that the model's class does not take.
+    """
+    import timm
+
+    try:
+        return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
+    except TypeError as error:
+        page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {"drop_path_rate": "drop_path"}
+        for theirs, ours in page_words.items():
+            if theirs in options and theirs in str(error):
+                raise PlanError(f'{ours}: {model} has no such option; set="{ours}=null" would do') from None
+        raise
+
+
+def _model_options(plan: Plan) -> dict[str, object]:
+    section = plan.recipe.model
+    options = {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    for ours, theirs in _OPTIONS.items():
+        value = getattr(section, ours) if section else None
+        if value is not None:
+            options[theirs] = value
+    return options
+
+
+class NormMomentum:
+    """Makes M accumulated micro-batches update running statistics as M ranks that each update once.
+
+    With micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b is the layer's own, the M
+    updates amount to R <- (1-b) R + b * mean of the M statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+        # momentum None is torch's cumulative average: it has no b to spread
+        self.norms = [(module, module.momentum) for module in norms if module.momentum is not None]
+
+    def set(self, micro_batch: int, num_micro_batches: int) -> None:
+        """Prepare for micro-batch 0 .. num_micro_batches - 1 of a step."""
+        left = num_micro_batches - 1 - micro_batch
+        for module, momentum in self.norms:
+            module.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def gmacs(model: nn.Module, channels: int, image_px: int) -> float:
+    """Billions of multiply-adds of one forward pass on one image: convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    first = next(model.parameters())
+    image = torch.zeros(1, channels, image_px, image_px, device=first.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    model.train(was_training)
+    return counter.get_total_flops() / 2e9

@@ -1,0 +1,40 @@
+"""Pictures that a run leaves for its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+NUM_SHOWN = 16
+
+
+def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, profile, classes: list[str]) -> None:
+    """Draw the first augmented micro-batch as the model sees it, each image under its mixed targets.
+
+    images: [B, C, H, W] float, normalized. targets: [B, K] float in [0, 1].
+    """
+    from matplotlib.figure import Figure
+
+    shown = images[:NUM_SHOWN].detach().float().cpu()
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (profile.mean, profile.std))
+    pictures = (shown * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    columns = 8
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.85 * rows), dpi=110, layout="constrained")
+    for place, (picture, target) in enumerate(zip(pictures, targets[:NUM_SHOWN].detach().float().cpu(), strict=False)):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(_target_text(target, classes), fontsize=8)
+        axes.axis("off")
+    figure.savefig(path)
+
+
+def _target_text(target: torch.Tensor, classes: list[str]) -> str:
+    """The two heaviest classes of a target, above what smoothing gives to every class."""
+    floor = float(target.min()) + 1e-3
+    values, places = target.topk(min(2, len(target)))
+    parts = [
+        f"{classes[int(place)][:12]} {float(value):.2f}" for value, place in zip(values, places) if float(value) > floor
+    ]
+    return "\n".join(parts)

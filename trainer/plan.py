@@ -1,0 +1,146 @@
+"""The plan: a recipe with every unit worked out. Pure: no tensor, no clock, no disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from trainer.errors import UserError
+from trainer.profiles import Profile
+from trainer.recipe import Deviation, Recipe
+
+BAD_IMAGES = ("fail", "skip")
+
+
+class PlanError(UserError):
+    """The recipe, the data set and the machine do not fit together."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run follows, in steps.
+
+    recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: statistics samples per full
+    step; each rank takes num_micro_batches / world_size of them. num_steps: optimizer steps of the whole run.
+    """
+
+    recipe: Recipe
+    page_digest: str
+    deviations: tuple[Deviation, ...]
+    model: str
+    profile: Profile
+    seed: int
+    world_size: int
+    bad_images: str
+    num_micro_batches: int
+    steps_per_epoch: int
+    num_steps: int
+
+    @property
+    def draws_per_epoch(self) -> int:
+        """Images that go through the model in one epoch."""
+        if self.recipe.batch.drop_last:
+            return self.steps_per_epoch * self.recipe.batch.images
+        return self.profile.num_train
+
+    @property
+    def unique_per_epoch(self) -> int:
+        """Different images seen in one epoch: repeats show fewer of them, more often."""
+        return -(-self.draws_per_epoch // (self.recipe.repeats or 1))
+
+    @property
+    def num_warmup_steps(self) -> int:
+        return (self.recipe.lr.warmup_epochs or 0) * self.steps_per_epoch
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of an optimizer step."""
+        return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs)
+
+    def window_images(self, step: int) -> int:
+        """Images of one optimizer step: the batch, or what is left of the epoch."""
+        done = (step % self.steps_per_epoch) * self.recipe.batch.images
+        return min(self.recipe.batch.images, self.profile.num_train - done)
+
+    def micro_batches(self, step: int) -> int:
+        """Micro-batches of one optimizer step: the last, smaller window keeps at least two images in each."""
+        return min(self.num_micro_batches, max(1, self.window_images(step) // 2))
+
+    def is_epoch_end(self, step: int) -> bool:
+        return (step + 1) % self.steps_per_epoch == 0
+
+    def run_name(self, data_fingerprint: str) -> str:
+        """`<recipe>.v<N>-<model>-<data>-s<seed>-<6 hex of all that may change the score>`."""
+        science = {
+            "recipe": self.recipe.digest,
+            "model": self.model,
+            "data": data_fingerprint,
+            "seed": self.seed,
+            "bad_images": self.bad_images,
+        }
+        digest = hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:6]
+        return f"{self.recipe.name}.v{self.recipe.version}-{self.model}-{self.profile.name}-s{self.seed}-{digest}"
+
+
+def make_plan(
+    recipe: Recipe,
+    model: str,
+    profile: Profile,
+    seed: int = 0,
+    page_digest: str | None = None,
+    deviations: tuple[Deviation, ...] = (),
+    world_size: int = 1,
+    bad_images: str = "fail",
+) -> Plan:
+    """Work out every unit of a resolved recipe, or refuse.
+
+    Raises PlanError where batch, micro-batch, world and data set do not multiply out.
+    """
+    batch = recipe.batch
+    num_micro_batches = batch.images // batch.norm_images
+    if not 0 <= seed < 2**32:
+        raise PlanError(f"seed={seed}: outside 0 .. 4294967295; seed=0 would do")
+    if bad_images not in BAD_IMAGES:
+        raise PlanError(f"bad_images={bad_images}: unknown; {' or '.join(BAD_IMAGES)} would do")
+    if num_micro_batches % world_size:
+        near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
+        raise PlanError(
+            f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} micro-batches "
+            f"cannot be shared by {world_size} ranks; {', '.join(map(str, near))} ranks would do"
+        )
+    steps_per_epoch = _steps_per_epoch(recipe, profile)
+    return Plan(
+        recipe=recipe,
+        page_digest=page_digest or recipe.digest,
+        deviations=deviations,
+        model=model,
+        profile=profile,
+        seed=seed,
+        world_size=world_size,
+        bad_images=bad_images,
+        num_micro_batches=num_micro_batches,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=steps_per_epoch * recipe.epochs,
+    )
+
+
+def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
+    full, rest = divmod(profile.num_train, recipe.batch.images)
+    if recipe.batch.drop_last:
+        if full == 0:
+            raise PlanError(
+                f"batch.images {recipe.batch.images} with batch.drop_last is more than the {profile.num_train} training "
+                f"images of {profile.name}; batch.images={_largest_multiple(profile.num_train, recipe)} would do"
+            )
+        return full
+    if rest == 1:
+        raise PlanError(
+            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x {recipe.batch.images} + 1): "
+            "a batch statistic of one image is none; batch.drop_last=true would do"
+        )
+    return full + bool(rest)
+
+
+def _largest_multiple(num_images: int, recipe: Recipe) -> int:
+    norm_images = min(recipe.batch.norm_images, num_images)
+    return num_images // norm_images * norm_images

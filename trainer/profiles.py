@@ -1,0 +1,140 @@
+"""Profiles: the facts of data sets, and how far each adapts a page that was written for ImageNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.data.index import open_index
+from trainer.errors import UserError, did_you_mean
+from trainer.ingredients.base import Page, Positive
+from trainer.load import load_page
+
+Count = Annotated[int, Field(gt=0)]
+CropShare = Annotated[float, Field(gt=0, le=1)]
+ChannelMean = Annotated[float, Field(ge=0, le=1)]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Adapt(Page):
+    """What a profile changes in any page, so that it fits small images and small sets; absent: the page's own value.
+
+    train_px, test_px, test_crop_share: of the page's `image`. epochs, warmup_epochs. batch_images, norm_images: of the
+    page's `batch`; without norm_images one statistics sample is the whole batch. crop_area: the lower bound of
+    random_resized_crop's area, a share of the image.
+    """
+
+    train_px: Count | None = None
+    test_px: Count | None = None
+    test_crop_share: CropShare | None = None
+    epochs: Count | None = None
+    warmup_epochs: Annotated[int, Field(ge=0)] | None = None
+    batch_images: Count | None = None
+    norm_images: Count | None = None
+    crop_area: CropShare | None = None
+
+
+class Profile(Page):
+    """The facts of one data set: looked up, never chosen.
+
+    mean, std: per channel of the training images, in units where black is 0 and white is 1.
+    native_px: side of its images where all have the same.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    num_classes: Annotated[int, Field(ge=2)]
+    num_train: Count
+    num_val: Count
+    mean: tuple[ChannelMean, ChannelMean, ChannelMean]
+    std: tuple[Positive, Positive, Positive]
+    channels: Literal[3] = 3
+    native_px: Count | None = None
+    adapt: Adapt | None = None
+
+
+def _grey(name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt) -> Profile:
+    return Profile(
+        name=name,
+        num_classes=10,
+        num_train=num_train,
+        num_val=num_val,
+        mean=(mean,) * 3,
+        std=(std,) * 3,
+        native_px=native_px,
+        adapt=adapt,
+    )
+
+
+_MNIST_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=6, warmup_epochs=1, batch_images=128)
+_CIFAR_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=30, warmup_epochs=2, batch_images=128)
+
+# Means and deviations of the training split: the CIFAR and MNIST ones as commonly published and measured again on the
+# files; the digits' own are held by a test.
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        _grey(
+            "digits", 1437, 360, 0.3053, 0.3760, 8,
+            Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=10, warmup_epochs=1, batch_images=64),
+        ),
+        _grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),
+        _grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE),
+        Profile(
+            name="cifar10", num_classes=10, num_train=50_000, num_val=10_000,
+            mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), native_px=32, adapt=_CIFAR_LIKE,
+        ),
+        Profile(
+            name="cifar100", num_classes=100, num_train=50_000, num_val=10_000,
+            mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), native_px=32, adapt=_CIFAR_LIKE,
+        ),
+        Profile(
+            name="imagenet-1k", num_classes=1000, num_train=1_281_167, num_val=50_000,
+            mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        ),
+    )
+}  # fmt: skip
+
+
+def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
+    """Where the images lie as far as the user said: data_dir, or `data` itself where that is an image folder."""
+    if data_dir is not None:
+        return Path(data_dir)
+    return Path(data) if data not in PROFILES and Path(data).is_dir() else None
+
+
+def find_profile(data: str, data_dir: Path | None = None) -> Profile:
+    """The profile of what a user called `data`: a known name, a page of the user's own, or an image folder.
+
+    A folder's counts come from its index, mean and deviation are ImageNet's, and it adapts nothing.
+
+    Raises UserError if `data` is none of these, PageError for a mistake in a user's page.
+    """
+    if data in PROFILES:
+        return PROFILES[data]
+    path = Path(data)
+    if path.suffix in (".yaml", ".yml"):
+        return load_page(path, Profile).value
+    if path.is_dir():
+        return _folder_profile(path)
+    raise UserError(
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
+        "(train/<class>/…, val/<class>/…) or a profile's .yaml would do"
+    )
+
+
+def _folder_profile(root: Path) -> Profile:
+    train, val = open_index(root, "train"), open_index(root, "val")
+    if len(train.classes) < 2:
+        raise UserError(f"{root / 'train'}: one class only; at least two would do")
+    return Profile(
+        name=root.resolve().name,
+        num_classes=len(train.classes),
+        num_train=train.num_images,
+        num_val=val.num_images,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )

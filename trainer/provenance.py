@@ -1,0 +1,58 @@
+"""Where a result came from: commit, versions, machine."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def package_version(name: str) -> str:
+    """The installed version of a distribution, or "source" when it runs from a checkout that is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "source"
+
+
+def versions() -> dict[str, str]:
+    """The versions that can move a result."""
+    named = {name: package_version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), **named, "trainer": package_version("rsb")}
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """(commit of the checkout the program runs from, whether tracked files differ from it); (None, None) outside one."""
+    if not (PACKAGE_ROOT / ".git").exists():
+        return None, None
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None, None
+    # The store and the notes in it grow with every run: a new row is not a change of the program.
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+    return head, bool(changed)
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(PACKAGE_ROOT), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def device_name(device: str) -> str:
+    """The processor's or the GPU's own name."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

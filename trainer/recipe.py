@@ -1,0 +1,287 @@
+"""A recipe: one complete page of science, and the one place that knows where pages are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from trainer import check, tree
+from trainer.check import Refusal, refuse
+from trainer.errors import UserError, did_you_mean
+from trainer.ingredients.augment import Augmentation
+from trainer.ingredients.averaging import WeightAverage
+from trainer.ingredients.base import Page
+from trainer.ingredients.learning_rate import LearningRate
+from trainer.ingredients.losses import Loss
+from trainer.ingredients.mixing import Mixing
+from trainer.ingredients.optimizers import Optimizer
+from trainer.load import Positions, load_page
+
+# The bounds only catch slips of the keyboard: no published run is near them.
+NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
+Side = Annotated[int, Field(ge=8, le=2048)]
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+# What a page says about itself; the rest is what it does.
+ABOUT = ("name", "version", "title", "source", "assumed", "per_model", "published")
+_NOT_IN_DIGEST = ("title", "source", "assumed", "published")
+_STAGES = ("decode", "pixels", "normalized")
+_FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9][0-9]*)")
+
+
+class RecipeError(UserError):
+    """A recipe that is not there, or an override that does not fit it."""
+
+
+class Batch(Page):
+    """How many images there are per optimizer step, and per sample of the normalization statistics.
+
+    images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which BatchNorm sees; science
+    under BatchNorm, only memory under LayerNorm. drop_last: an epoch's last, smaller step is left out.
+    """
+
+    images: NumImages
+    norm_images: NumImages
+    drop_last: bool = False
+
+
+class Image(Page):
+    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops the centre."""
+
+    train_px: Side
+    test_px: Side
+    test_crop_share: Annotated[float, Field(gt=0, le=1)]
+    test_interpolation: Literal["bilinear", "bicubic"]
+
+
+class Model(Page):
+    """Options of the model's own building; an absent one is as timm builds it."""
+
+    zero_init_last: bool | None = None
+    layer_scale: InnerShare | None = None
+    head_init_scale: Annotated[float, Field(gt=0, le=100)] | None = None
+    dropout: InnerShare | None = None
+
+
+class Score(Page):
+    """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states them."""
+
+    model: str
+    top1_pct: Percent
+    train_px: Side | None = None
+    test_px: Side | None = None
+    std_pct: Percent | None = None
+    num_seeds: Annotated[int, Field(ge=2)] | None = None
+
+
+class Recipe(Page):
+    """One page: what the source does, from data to score. An absent key means off.
+
+    per_model: the lines that the source gives to single models, by timm's exact name. assumed: what the source does
+    not state, by dotted path, each with what was chosen and why. published: the source's own scores.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    version: Annotated[int, Field(ge=1, le=9999)]
+    title: str
+    source: str
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch: Batch
+    lr: LearningRate
+    optimizer: Optimizer
+    loss: Loss
+    smoothing: InnerShare | None = None
+    mix: Mixing | None = None
+    augment: tuple[Augmentation, ...] = ()
+    repeats: Annotated[int, Field(ge=2, le=100)] | None = None
+    image: Image
+    drop_path: InnerShare | None = None
+    average: WeightAverage | None = None
+    model: Model | None = None
+    assumed: dict[str, str] = {}
+    per_model: dict[str, dict[str, Any]] = {}
+    published: tuple[Score, ...] = ()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        images, norm_images = self.batch.images, self.batch.norm_images
+        if images % norm_images:
+            near = " or ".join(str(n * norm_images) for n in (images // norm_images, images // norm_images + 1) if n)
+            sentence = f"batch.images {images} is no multiple of batch.norm_images {norm_images}; write {near}"
+            raise refuse(("batch", "images"), sentence)
+        if self.mix and norm_images == 1:
+            raise refuse(("mix",), "mix needs two images, batch.norm_images is 1; raise it, or leave mix out")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing_survives(self) -> Self:
+        # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the smoothing.
+        threshold = getattr(self.loss, "threshold", None)
+        if self.smoothing and threshold is not None:
+            sentence = f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one of them out"
+            raise refuse(("smoothing",), sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _augment_in_order(self) -> Self:
+        names = [part.name for part in self.augment]
+        for number, part in enumerate(self.augment):
+            if part.name in names[:number]:
+                # Both would draw from the same stream: the same numbers twice.
+                raise refuse(("augment", number), f"{part.name} is there twice; an augmentation is used once")
+            later = [one for one in self.augment[:number] if _STAGES.index(one.stage) > _STAGES.index(part.stage)]
+            if later:
+                sentence = f"{part.name} ({part.stage}) comes after {later[0].name} ({later[0].stage}); move it before"
+                raise refuse(("augment", number), sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        warmup_epochs = self.lr.warmup_epochs or 0
+        if warmup_epochs > self.epochs:
+            sentence = f"lr.warmup_epochs {warmup_epochs} is more than the run's epochs {self.epochs}; write fewer"
+            raise refuse(("lr", "warmup_epochs"), sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_named(self) -> Self:
+        if self.average and "name" not in self.average.model_fields_set:
+            raise refuse(("average",), "average has no name; add name: ema")
+        return self
+
+    @model_validator(mode="after")
+    def _assumed_exists(self) -> Self:
+        page = self.page()
+        for path in self.assumed:
+            try:
+                tree.find(Recipe, page, path, hidden=ABOUT)
+            except Refusal as refusal:
+                raise refuse(("assumed", path), refusal.sentence) from None
+        return self
+
+    @model_validator(mode="after")
+    def _per_model_fits(self) -> Self:
+        models = sorted({score.model for score in self.published})
+        for model, lines in self.per_model.items():
+            if model not in models:
+                near = did_you_mean(model, models) or f": {', '.join(models)}"
+                raise refuse(("per_model", model), f"{model} is not among this page's published models{near}")
+            for key in lines:
+                if key in ABOUT:
+                    raise refuse(("per_model", model, key), f"{key} belongs to the whole page; leave it out here")
+            try:
+                check.check(Recipe, self._folded(model))
+            except Refusal as refusal:
+                raise refuse(("per_model", model, *refusal.path), refusal.sentence) from None
+        return self
+
+    @model_validator(mode="after")
+    def _scores_match_images(self) -> Self:
+        """A score at other sides than the page's own would be of another recipe: it needs a per_model line."""
+        for number, score in enumerate(self.published):
+            image = {**self.page()["image"], **self.per_model.get(score.model, {}).get("image", {})}
+            for key in ("train_px", "test_px"):
+                if getattr(score, key) not in (None, image[key]):
+                    sentence = f"{score.model} was scored at {key} {getattr(score, key)}, the page gives {image[key]}"
+                    raise refuse(("published", number, key), f"{sentence}; add image.{key} under per_model")
+        return self
+
+    def page(self) -> dict[str, Any]:
+        """What the page says, as plain data: mappings, tuples, numbers, text."""
+        return self.model_dump(exclude_unset=True)
+
+    def _folded(self, model: str) -> dict[str, Any]:
+        page = {key: value for key, value in self.page().items() if key != "per_model"}
+        page["published"] = tuple(score for score in page.get("published", ()) if score["model"] == model)
+        lines = self.per_model.get(model, {})
+        return tree.without_assumed(tree.merged(page, lines), tree.leaves(lines))
+
+    def for_model(self, model: str) -> Recipe:
+        """This page with the lines for one model folded in: mappings merged, lists replaced, other models dropped."""
+        return check.check(Recipe, self._folded(model))
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits over all that is on; the same for every spelling of the same science."""
+        page = {key: value for key, value in self.model_dump().items() if key not in _NOT_IN_DIGEST}
+        canonical = json.dumps(tree.only_on(page), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def to_yaml(self) -> str:
+        """The page as YAML that reads back to the same digest."""
+        return yaml.dump(tree.only_on(self.page()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that YAML could take for something else is quoted; lists are written in brackets where they hold no more."""
+
+    def increase_indent(self, flow=False, indentless=False):
+        return super().increase_indent(flow, False)
+
+
+def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
+
+
+def _written_list(dumper: yaml.SafeDumper, items: tuple) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items)
+
+
+_Dumper.add_representer(str, _written_text)
+_Dumper.add_representer(tuple, _written_list)
+
+
+def recipe_paths(folder: Path | None = None) -> list[Path]:
+    """All pages in a folder, by default the one that comes with the package, by name and version."""
+    found = [(_FILE_NAME.fullmatch(path.stem), path) for path in (folder or pages_folder()).glob("*.yaml")]
+    pages = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
+    return [path for _, _, path in sorted(pages)]
+
+
+def pages_folder() -> Path:
+    """The recipes' folder: beside the package in a source tree, inside it in an installed wheel."""
+    package = Path(__file__).parent
+    beside = package.parent / "recipes"
+    return beside if (beside / "README.md").is_file() else package / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """The page that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml file that file.
+
+    Raises RecipeError for a name that no page has.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    paths = recipe_paths()
+    named = {path.stem.rpartition(".v")[0]: path for path in paths} | {path.stem: path for path in paths}
+    if name not in named:
+        near = did_you_mean(name, named)
+        raise RecipeError(f"recipe={name}: there is no such page{near}; there are {', '.join(p.stem for p in paths)}")
+    return named[name]
+
+
+def open_recipe(path: Path) -> tuple[Recipe, Positions]:
+    """The recipe on a page, and where each of its keys stands.
+
+    Raises PageError for what is wrong in the page, or a file that is not named after it. A run's own recipe.yaml is
+    free of that name: it may hold deviations.
+    """
+    recipe, positions = load_page(path, Recipe)
+    identity = f"{recipe.name}.v{recipe.version}"
+    if Path(path).stem not in (identity, "recipe"):
+        raise positions.error(("name",), f"this page is {identity}; name its file {identity}.yaml")
+    return recipe, positions
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe on a page. Raises PageError as open_recipe does."""
+    return open_recipe(path)[0]

@@ -1,0 +1,113 @@
+"""Where and on what a run runs: nothing here may move its score by more than noise."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import UserError, did_you_mean
+
+PRECISIONS = ("float32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Resolved settings: no `auto` is left.
+
+    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. num_workers: loader
+    processes. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
+    log_steps: optimizer steps between two lines of metrics.
+    """
+
+    device: str
+    precision: str
+    channels_last: bool
+    num_workers: int
+    num_threads: int
+    runs: Path
+    results: Path
+    checkpoint_s: float = 60.0
+    log_steps: int = 10
+
+    @property
+    def is_bitwise(self) -> bool:
+        """May a rerun here be compared bit for bit?"""
+        return self.device == "cpu"
+
+
+def make_settings(
+    device: str = "auto",
+    precision: str = "auto",
+    workers: str = "auto",
+    runs: Path = Path("runs"),
+    results: Path = Path("results"),
+    in_memory: bool = False,
+) -> Settings:
+    """Resolve what was asked against this machine.
+
+    in_memory: the data set is held in memory and small, so that loader processes would cost more than they save.
+
+    Raises UserError for a device that is not here and for values outside the lists.
+    """
+    import torch
+
+    device = _resolve_device(device)
+    on_gpu = device.startswith("cuda")
+    return Settings(
+        device=device,
+        precision=_resolve_precision(precision, on_gpu),
+        # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there for small images.
+        channels_last=on_gpu,
+        num_workers=_resolve_workers(workers, on_gpu, in_memory),
+        num_threads=torch.get_num_threads(),
+        runs=Path(runs),
+        results=Path(results),
+    )
+
+
+def _resolve_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
+        number = int(device[5:] or 0) if ":" in device else 0
+        if number >= torch.cuda.device_count():
+            raise UserError(f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; device=cpu would do")
+        return device
+    raise UserError(f"device={device}: not a device; auto, cpu, cuda or cuda:N would do")
+
+
+def _resolve_precision(precision: str, on_gpu: bool) -> str:
+    if precision == "auto":
+        return "bf16" if on_gpu else "float32"
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; auto, {', '.join(PRECISIONS)} would do"
+        )
+    if precision == "fp16" and not on_gpu:
+        raise UserError("precision=fp16: needs a GPU (its gradient scaler); precision=float32 would do")
+    return precision
+
+
+def _resolve_workers(workers: str, on_gpu: bool, in_memory: bool) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers == "auto":
+        if in_memory and not on_gpu:
+            return 0
+        return min(16, cores) if on_gpu else max(1, cores // 2)
+    if not workers.isdigit() or int(workers) > 256:
+        raise UserError(f"workers={workers}: not a number of processes; auto or 0 .. 256 would do")
+    return int(workers)
+
+
+def check_loader(loader: str) -> None:
+    """Refuse a loader that is not there.
+
+    Raises UserError.
+    """
+    if loader not in ("auto", "torch"):
+        raise UserError(f"loader={loader}: unknown{did_you_mean(loader, ('auto', 'torch'))}; auto or torch would do")

@@ -1,0 +1,151 @@
+"""What the commands print: tables and lines, no decisions."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainer.job import shown
+from trainer.plan import Plan
+from trainer.results import Row, row_path
+from trainer.settings import Settings
+
+_BARS = "▁▂▃▄▅▆▇█"
+NUM_LR_ROWS = 12
+
+
+def console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def plan_in_brief(out: Console, plan: Plan, settings: Settings) -> None:
+    """The lines that stand above a run: page, deviations, batch, length, machine."""
+    recipe = plan.recipe
+    out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
+    out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
+    deviations(out, plan)
+    out.print(batch_line(plan))
+    out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
+    workers = f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
+    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+
+
+def deviations(out: Console, plan: Plan) -> None:
+    """One line for each departure from the page."""
+    for change in plan.deviations:
+        line = f"deviation  {change.path}: {shown(change.before)} -> {shown(change.after)}  ({change.origin})"
+        out.print(line, style="yellow", markup=False)
+
+
+def batch_line(plan: Plan) -> str:
+    batch, world = plan.recipe.batch, plan.world_size
+    accumulation = plan.num_micro_batches // world
+    return (
+        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
+        f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
+    )
+
+
+def plan_in_full(out: Console, plan: Plan) -> None:
+    """All of a plan that a reader would check before spending hours."""
+    recipe = plan.recipe
+    out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}")
+    out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
+    deviations(out, plan)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in {
+        "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
+        "batch": batch_line(plan),
+        "images seen": f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}",
+        "unique images per epoch": f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+        + (f" (each up to {recipe.repeats} times)" if recipe.repeats else ""),
+        "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
+        "image": f"{recipe.image.train_px} px for training, {recipe.image.test_px} px for testing",
+    }.items():
+        table.add_row(name, value)
+    out.print(table)
+    out.print(lr_table(plan))
+    out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
+    scaling_note(out, plan)
+
+
+def lr_per_epoch(plan: Plan) -> list[float]:
+    """The learning rate of the first step of every epoch."""
+    return [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in range(plan.recipe.epochs)]
+
+
+def lr_table(plan: Plan) -> Table:
+    """Learning rates at epochs of interest: all of a short run; of a long one the warm-up's and a dozen others."""
+    rates = lr_per_epoch(plan)
+    epochs = plan.recipe.epochs
+    warmup = range(min(epochs, (plan.recipe.lr.warmup_epochs or 0) + 1))
+    spread = {round(place * (epochs - 1) / (NUM_LR_ROWS - 1)) for place in range(NUM_LR_ROWS)}
+    chosen = range(epochs) if epochs <= 2 * NUM_LR_ROWS else sorted(set(warmup) | spread)
+    table = Table("epoch", "learning rate", title="at the first step of", title_justify="left")
+    for epoch in chosen:
+        table.add_row(str(epoch), f"{rates[epoch]:.4e}")
+    return table
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """Values as a line of blocks, at most `width` wide."""
+    top = max(values) or 1.0
+    picked = [values[round(i * (len(values) - 1) / (min(width, len(values)) - 1 or 1))] for i in range(min(width, len(values)))]
+    return "".join(_BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in picked)
+
+
+def scaling_note(out: Console, plan: Plan) -> None:
+    """Where the batch was overridden and the learning rate was not: what the page's own rule would make of it."""
+    changed = {change.path: change for change in plan.deviations if change.origin == "set"}
+    if "batch.images" not in changed or "lr.peak" in changed:
+        return
+    before = int(changed["batch.images"].before)
+    peak = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
+    if peak != plan.recipe.lr.peak:
+        rule = plan.recipe.lr.scaling
+        out.print(
+            f'note: lr.peak stays {plan.recipe.lr.peak:g}; the page\'s {rule} rule would make it {peak:.4g}: '
+            f'set="lr.peak={peak:.4g}"',
+            style="yellow",
+            markup=False,
+        )
+
+
+def row(out: Console, row: Row, settings: Settings) -> None:
+    """The last lines of a run."""
+    path = row_path(settings.results, row.run)
+    if row.status == "diverged":
+        out.print(f"{row.run}: diverged after {row.steps} steps; row {path}", style="bold red", markup=False)
+        return
+    other = f" ({'model' if row.scored == 'average' else 'average'} {row.other_top1_pct:.2f} %)" if row.other_top1_pct else ""
+    out.print(f"run    {row.run}", markup=False)
+    out.print(f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images", style="bold")
+    out.print(f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False)
+    out.print(f"row    {path}", markup=False)
+    out.print(f"model  {settings.runs / row.run}  (timm: create_model('local-dir:{settings.runs / row.run}', pretrained=True))", markup=False)
+
+
+def rescored(out: Console, row: Row, scores) -> bool:
+    """The row's score beside the one found now; are they the same?"""
+    is_same = (100 * scores.num_top1 / scores.num_images, scores.num_images) == (row.top1_pct, row.num_val_images)
+    out.print(f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images")
+    out.print(f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images")
+    out.print("the same" if is_same else "not the same", style="bold green" if is_same else "bold red")
+    return is_same
+
+
+def data_reports(out: Console, data, check) -> bool:
+    """Both splits' reports; would a run meet no bad image?"""
+    import os
+
+    from trainer.data.check import report_table
+
+    is_sound = True
+    for split, images in (("train", data.train), ("val", data.val)):
+        report = check(images, os.cpu_count() or 1)
+        out.print(report_table(report, split))
+        is_sound &= report.is_sound
+    out.print("sound: training meets no bad image" if is_sound else 'not sound: training stops at a bad image, or bad_images=skip', style="bold")
+    return is_sound
+

@@ -1,0 +1,136 @@
+"""All randomness of a run, as a pure function of (seed, purpose, indices).
+
+Counter-based: a draw is found by its address, never by what was drawn before it. So nothing random is stored, a run
+resumed at step k draws what the undisturbed run would have drawn, and workers and ranks share no state.
+
+Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x32-10).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# One purpose, one stream. A number here is part of every published run: add, never renumber.
+PURPOSES = {
+    "order": 1,
+    "crop": 2,
+    "flip": 3,
+    "rand_augment": 4,
+    "trivial_augment": 5,
+    "erase": 6,
+    "mix": 7,
+    "weights": 8,
+    "device": 9,
+    "split": 10,
+    "replacement": 11,
+}
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_ROUNDS = 10
+_BLOCKS_PER_CHUNK = 1 << 14  # the temporaries of one chunk stay inside the cache
+
+
+def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox4x32-10 of many counters under one key.
+
+    counters: [N, 4] unsigned integers below 2**32. key: two integers below 2**32.
+    Gives [N, 4] uint32.
+    """
+    counters = np.ascontiguousarray(counters, dtype=np.uint64)
+    out = np.empty(counters.shape, dtype=np.uint32)
+    for start in range(0, len(counters), _BLOCKS_PER_CHUNK):
+        chunk = slice(start, start + _BLOCKS_PER_CHUNK)
+        out[chunk] = _philox_chunk(counters[chunk], key)
+    return out
+
+
+def _philox_chunk(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    c0, c1, c2, c3 = (counters[:, word].copy() for word in range(4))
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0 = c0 * _MULTIPLIERS[0]
+        p1 = c2 * _MULTIPLIERS[1]
+        c0 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0)
+        c2 = (p0 >> _HALF) ^ c3 ^ np.uint64(k1)
+        c1 = p1 & _LOW
+        c3 = p0 & _LOW
+        k0 = (k0 + _WEYL[0]) & 0xFFFFFFFF
+        k1 = (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+
+
+def words(seed: int, purpose: str, indices: np.ndarray, num_words: int) -> np.ndarray:
+    """Raw random words: row b depends on (seed, purpose, indices[b]) and on nothing else.
+
+    indices: [B] or [B, k] with k <= 3, integers in [0, 2**32). Gives [B, num_words] uint32.
+
+    Raises ValueError for a seed or an index outside [0, 2**32).
+    """
+    indices = np.asarray(indices)
+    if indices.ndim == 1:
+        indices = indices[:, None]
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is outside 0 .. 4294967295")
+    if indices.size and (indices.min() < 0 or indices.max() >= 2**32):
+        raise ValueError("a stream's index is outside 0 .. 4294967295")
+    num_rows, depth = indices.shape
+    assert depth <= 3, "a stream has at most three indices"
+    num_blocks = -(-num_words // 4)
+    counters = np.zeros((num_rows, num_blocks, 4), dtype=np.uint64)
+    counters[:, :, 0] = np.arange(num_blocks, dtype=np.uint64)
+    counters[:, :, 1 : 1 + depth] = indices.astype(np.uint64)[:, None, :]
+    drawn = philox(counters.reshape(-1, 4), (seed, PURPOSES[purpose]))
+    return drawn.reshape(num_rows, num_blocks * 4)[:, :num_words]
+
+
+def uniforms(seed: int, purpose: str, indices: np.ndarray, num_draws: int) -> np.ndarray:
+    """Uniform numbers in [0, 1): row b depends on (seed, purpose, indices[b]) and on nothing else.
+
+    indices: [B] or [B, k] with k <= 3, integers in [0, 2**32). Gives [B, num_draws] float64, multiples of 2**-32.
+    """
+    return words(seed, purpose, indices, num_draws) * 2.0**-32
+
+
+def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
+    """A uniformly drawn order of `size` things for one epoch: [size] int64.
+
+    Sorting 64-bit keys: two equal keys among ten million have a chance of 3e-6, and the sort is stable.
+    """
+    indices = np.stack([np.arange(size), np.full(size, epoch)], axis=1)
+    high, low = words(seed, purpose, indices, 2).astype(np.uint64).T
+    return np.argsort((high << _HALF) | low, kind="stable")
+
+
+def torch_seed(seed: int, purpose: str, *indices: int) -> int:
+    """A seed below 2**63 for one of torch's own generators, from at most three indices."""
+    address = np.zeros((1, 3), dtype=np.int64)
+    address[0, : len(indices)] = indices
+    high, low = (int(word) for word in words(seed, purpose, address, 2)[0])
+    return (high << 31) ^ low
+
+
+def device_normals(keys, shape: tuple[int, ...]):
+    """Standard normal noise made on the device of `keys`, the same numbers on every device up to rounding.
+
+    keys: [N] int64 tensor, values below 2**32, one per image. Gives [N, *shape] float32, by Box and Muller's transform
+    of two hashes of (key, position).
+    """
+    import torch
+
+    positions = torch.arange(int(np.prod(shape)), dtype=torch.int64, device=keys.device)
+    state = _mix32(_mix32(keys[:, None]) ^ positions)
+    first = (_mix32(state + 0x9E3779B9) + 1).to(torch.float32) * 2.0**-32  # in (0, 1]: the logarithm stays finite
+    second = _mix32(state + 0x3C6EF372).to(torch.float32) * 2.0**-32
+    noise = torch.sqrt(-2.0 * torch.log(first.clamp_max(1.0))) * torch.cos(2.0 * torch.pi * second)
+    return noise.view(len(keys), *shape)
+
+
+def _mix32(value):
+    """A bijection of 32-bit words held in int64 (lowbias32: Wellons 2018, "Prospecting for hash functions")."""
+    value = value & 0xFFFFFFFF
+    value = ((value ^ (value >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    value = ((value ^ (value >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return value ^ (value >> 16)

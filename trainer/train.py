@@ -1,0 +1,146 @@
+"""The story of a run, from a plan to an outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from trainer import streams
+from trainer.data.opened import OpenedData
+from trainer.data.prepare import autocast, prepare
+from trainer.evaluate import evaluate
+from trainer.ingredients.optimizers import clip_gradients
+from trainer.log import Log
+from trainer.pictures import draw_first_batch
+from trainer.plan import Plan
+from trainer.settings import Settings
+from trainer.state import State, Watch
+from trainer.stop import Stopped, StopRequest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended as: "finished", "diverged" or "stopped", with the state it ended in."""
+
+    status: str
+    state: State
+
+
+def run(plan: Plan, settings: Settings, data: OpenedData, folder: Path, console: Console, stop: StopRequest) -> Outcome:
+    """Train one model to the end of its plan; the last evaluation is the result.
+
+    The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint.
+    """
+    state = State(plan, settings, folder)
+    notes = state.resume()
+    progress = state.progress
+    with Log(folder, plan.num_steps, progress.step, progress.metrics_bytes, console) as log:
+        for note in notes:
+            log.say(note)
+        watch = Watch(progress)
+        window = watch.batches(data.train_stream(plan, settings, progress.step))
+        try:
+            evaluate_epoch(state, data, log, stop)
+            for step in range(progress.step, plan.num_steps):
+                stop.check()
+                with watch:
+                    if step == 0:
+                        window = show_first_batch(state, window, data.classes, log)
+                    state.loss_sum += optimizer_step(state, window, step)
+                    progress.loss_steps += 1
+                    progress.step = step + 1
+                if is_window_end(state) and not log_window(state, watch, log):
+                    return Outcome("diverged", state)
+                evaluate_epoch(state, data, log, stop)
+                state.save_if_due(log)
+            state.save(log)
+            return Outcome("finished", state)
+        except Stopped as signal_name:
+            state.save(log)
+            log.say(f"stopped by {signal_name} after step {progress.step}: saved, the same command goes on")
+            return Outcome("stopped", state)
+
+
+def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
+    """One optimizer step over its micro-batches: the mean loss over its images, a float64 scalar on the device.
+
+    Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over the step; clipping
+    comes after unscaling. Dropout and stochastic depth draw from torch's generator, re-seeded for each micro-batch.
+    """
+    plan, settings, model, optimizer = state.plan, state.settings, state.model, state.optimizer
+    recipe = plan.recipe
+    for group in optimizer.param_groups:
+        group["lr"] = plan.lr_at(step)
+    num_micro_batches, num_images = plan.micro_batches(step), plan.window_images(step)
+    total = torch.zeros((), dtype=torch.float64, device=settings.device)
+    for micro_batch in range(num_micro_batches):
+        batch = next(window)
+        state.norm_momentum.set(micro_batch, num_micro_batches)
+        images, targets = prepare(plan, settings, batch)
+        torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
+        with autocast(settings):
+            logits = model(images)
+        loss = recipe.loss(logits.float(), targets) * (len(targets) / num_images)
+        state.scaler.scale(loss).backward()
+        total += loss.detach()
+        state.progress.num_replaced += batch.num_replaced
+    state.scaler.unscale_(optimizer)
+    if recipe.optimizer.clip_global_norm is not None:
+        clip_gradients(model.parameters(), recipe.optimizer.clip_global_norm)
+    state.scaler.step(optimizer)
+    state.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.update(model, step, plan.num_warmup_steps, recipe.batch.images, recipe.epochs)
+    return total
+
+
+def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) -> None:
+    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the next process."""
+    plan, progress = state.plan, state.progress
+    if progress.step == 0 or progress.step % plan.steps_per_epoch or progress.evaluated_step == progress.step:
+        return
+    scores = {
+        which: evaluate(plan, state.settings, model, data.val_batches(plan, state.settings), each=stop.check)
+        for which, model in state.weights().items()
+    }
+    for which, of_weights in scores.items():
+        log.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
+    progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
+    progress.evaluated_step = progress.step
+
+
+def is_window_end(state: State) -> bool:
+    """Is a line of metrics due after the step just done?"""
+    step = state.progress.step
+    return step % state.settings.log_steps == 0 or step % state.plan.steps_per_epoch == 0
+
+
+def log_window(state: State, watch: Watch, log: Log) -> bool:
+    """Write the line of the steps since the last one; False where their mean loss is NaN or infinite."""
+    plan, progress = state.plan, state.progress
+    loss_nats = state.loss_sum.item() / progress.loss_steps
+    if not math.isfinite(loss_nats):
+        log.say(f"diverged: the training loss is {loss_nats} in the steps up to {progress.step}", style="bold red")
+        return False
+    images_per_s, wait_share = watch.lap()
+    epoch = progress.step / plan.steps_per_epoch
+    log.window(progress.step, epoch, loss_nats, plan.lr_at(progress.step - 1), images_per_s, wait_share)
+    state.loss_sum.zero_()
+    progress.loss_steps = 0
+    return True
+
+
+def show_first_batch(state: State, window: Iterator, classes: list[str], log: Log) -> Iterator:
+    """Draw the first micro-batch as the model will see it, and give the stream back with it in front."""
+    first = next(window)
+    path = state.folder / "first_batch.png"
+    draw_first_batch(path, *prepare(state.plan, state.settings, first), state.plan.profile, classes)
+    log.picture("first_batch", path, 0)
+    yield first
+    yield from window
