@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
-TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images runs results again
+TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again
 VARIABLES := $(TRAIN_VARIABLES) a b run pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
@@ -34,7 +34,7 @@ endif
 
 .PHONY: train plan explain diff recipes check-data eval test bench help setup clean
 
-train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images runs results again)
+train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again)
 	@$(RSB) train $(call flags,$(TRAIN_VARIABLES)) $(again_flag)
 
 plan: $(VENV)/.ready  ## what a run would do, without doing it (recipe model data data_dir seed set)
@@ -84,6 +84,7 @@ help:  ## this list
 #: workers loader processes, auto or a number; never changes a result
 #: loader who reads images: auto or torch
 #: bad_images fail (default) or skip: take another image by a fixed rule, counted, at most 1 %
+#: checkpoint_s least seconds between two checkpoints; default 60
 #: runs folder of the run folders; default runs
 #: results the store of rows; default results
 #: again again=1 makes a new run where the row is there already

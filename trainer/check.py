@@ -64,7 +64,7 @@ def check(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
         return kind.model_validate(data)
     except ValidationError as error:
         refusals = [_refusal(kind, data, found) for found in error.errors(include_url=False)]
-    raise min(_without_echoes(refusals), key=lambda refusal: _position(data, refusal.path)) from None
+    raise min(_merged(refusals), key=lambda refusal: _position(data, refusal.path)) from None
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
@@ -124,6 +124,24 @@ def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseMode
     return kinds
 
 
+def unknown_key(kinds: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]], path: Path) -> Refusal:
+    """The refusal of the last key of `path`, where `kinds` may stand and `here` are those that the data chose."""
+    key = str(path[-1])
+    elsewhere = [str(tag_of(one)) for one in kinds if one not in here and key in one.model_fields]
+    if elsewhere and here:
+        sentence = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}; leave it out"
+    else:
+        sentence = f"{quoted(key)} is no key of {_place(path[:-1])}{suggestion(key, _keys(here))}"
+    return Refusal(path, sentence)
+
+
+def value_at(data: Any, path: Path) -> Any:
+    """The part of plain data at a path, None where there is none."""
+    for part in path:
+        data = _step(data, part)
+    return data
+
+
 def _step(data: Any, part: str | int) -> Any:
     if isinstance(data, Mapping):
         return data.get(part)
@@ -151,9 +169,10 @@ def _refusal(kind: type[BaseModel], data: Mapping[str, Any], error: Mapping[str,
     if reason == "page":
         return Refusal(path + tuple(context["path"]), context["sentence"])
     if reason == "extra_forbidden":
-        return _unknown_key(kind, data, path)
+        kinds = kinds_at(kind, data, path[:-1])
+        return unknown_key(kinds, chosen(kinds, value_at(data, path[:-1])), path)
     if reason == "missing":
-        return _Missing(path[:-1], _missing_sentence(path))
+        return _Missing(path[:-1], path[-1])
     if reason == "union_tag_not_found":
         return _untold_name(kind, data, path)
     if reason == "union_tag_invalid":
@@ -164,30 +183,22 @@ def _refusal(kind: type[BaseModel], data: Mapping[str, Any], error: Mapping[str,
 
 
 class _Missing(Refusal):
-    """A key that is not there; its path is that of the section."""
+    """Keys that are not there; the path is that of the section."""
 
-
-def _missing_sentence(path: Path) -> str:
-    if isinstance(path[-1], int):
-        return f"{dotted(path[:-1])} has {path[-1]} values; one more is needed"
-    return f"{dotted(path)} is missing; add it (an absent key means off, and this one cannot be off)"
-
-
-def _unknown_key(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Refusal:
-    key, kinds = str(path[-1]), kinds_at(kind, data, path[:-1])
-    here = chosen(kinds, _value_at(data, path[:-1]))
-    elsewhere = [tag_of(one) for one in kinds if one not in here and key in one.model_fields]
-    if elsewhere and here:
-        sentence = f"{key} is a key of {' and '.join(map(str, elsewhere))}, not of {tag_of(here[0])}; leave it out"
-    else:
-        sentence = f"{quoted(key)} is no key of {_place(path[:-1])}{suggestion(key, _keys(here))}"
-    return Refusal(path, sentence)
+    def __init__(self, path: Path, *keys: str | int):
+        self.keys = keys
+        if isinstance(keys[0], int):
+            super().__init__(path, f"{_place(path)} is a list of {keys[0]}; write {keys[-1] + 1} values")
+        else:
+            these = "these" if len(keys) > 1 else "this one"
+            off = f"add {'them' if len(keys) > 1 else 'it'}: an absent key means off, and {these} cannot be off"
+            super().__init__(path, f"{_place(path)} has no {', '.join(map(str, keys))}; {off}")
 
 
 def _untold_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Refusal:
     """An ingredient without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
-    for key in _value_at(data, path) or ():
+    for key in value_at(data, path) or ():
         if key not in _keys(kinds):
             return Refusal((*path, key), f"{quoted(key)} is no key of {_place(path)}{suggestion(key, _keys(kinds))}")
     names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
@@ -200,17 +211,21 @@ def _remedy(reason: str, context: Mapping[str, Any], error: Mapping[str, Any]) -
     if reason in _BOUNDS:
         key, word = _BOUNDS[reason]
         off = ", or leave the key out to turn it off" if error["input"] == 0 and reason == "greater_than" else ""
-        return f"it must be {word} {context[key]}{off}"
+        return f"it must be {word} {context[key]:g}{off}"
     if reason == "literal_error":
         return f"write {context['expected']}"
     message = error["msg"].removeprefix("Value error, ")
     return " ".join(message.split())
 
 
-def _without_echoes(refusals: list[Refusal]) -> list[Refusal]:
-    """Drop 'missing' where the same section has a key that is not known: it is the missing one, mistyped."""
-    sections = {refusal.path[:-1] for refusal in refusals if not isinstance(refusal, _Missing)}
-    return [one for one in refusals if not (isinstance(one, _Missing) and one.path in sections)]
+def _merged(refusals: list[Refusal]) -> list[Refusal]:
+    """All missing keys of a section as one, or none where it has a key that is not known: that is the one, mistyped."""
+    others = [refusal for refusal in refusals if not isinstance(refusal, _Missing)]
+    missing: dict[Path, list[str | int]] = {}
+    for refusal in refusals:
+        if isinstance(refusal, _Missing) and refusal.path not in {other.path[:-1] for other in others}:
+            missing.setdefault(refusal.path, []).extend(refusal.keys)
+    return others + [_Missing(path, *keys) for path, keys in missing.items()]
 
 
 def _position(data: Any, path: Path) -> tuple[int, ...]:
@@ -221,12 +236,6 @@ def _position(data: Any, path: Path) -> tuple[int, ...]:
         position.append(keys.index(part) if part in keys else part if isinstance(part, int) else len(keys))
         data = _step(data, part)
     return tuple(position)
-
-
-def _value_at(data: Any, path: Path) -> Any:
-    for part in path:
-        data = _step(data, part)
-    return data
 
 
 def _keys(kinds: Iterable[type[BaseModel]]) -> set[str]:

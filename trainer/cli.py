@@ -25,7 +25,7 @@ Data = Annotated[
     str,
     typer.Option(help="digits, fashion-mnist, mnist, cifar10, cifar100, imagenet-1k, an image folder, a profile's .yaml."),
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Where the data set lies, or is downloaded to.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to.")]
 Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
 Set = Annotated[str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
@@ -35,7 +35,10 @@ Loader = Annotated[str, typer.Option(help="Who reads images: auto or torch.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
 Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
-BadImages = Annotated[str, typer.Option(help="fail, or skip: take another image instead, counted, at most 1 %.")]
+CheckpointS = Annotated[
+    float, typer.Option("--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints.")
+]
+BadImages = Annotated[str, typer.Option("--bad-images", "--bad_images", help="fail, or skip: take another image instead, counted, at most 1 %.")]
 
 
 def user_errors(command):
@@ -73,6 +76,7 @@ def train(
     workers: Workers = "auto",
     loader: Loader = "auto",
     bad_images: BadImages = "fail",
+    checkpoint_s: CheckpointS = 60.0,
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     again: Again = False,
@@ -94,7 +98,8 @@ def train(
         plan = plan_of(job)
         check_model_name(model)
         opened = open_data(plan.profile, data_folder(data, data_dir))
-        settings = make_settings(device, precision, workers, runs, results, in_memory=opened.train.is_in_memory)
+        in_memory = opened.train.is_in_memory
+        settings = make_settings(device, precision, workers, runs, results, checkpoint_s, in_memory)
         show.plan_in_brief(console, plan, settings)
         code, row = run_job(job, plan, settings, opened, console, stop)
     if row is not None:

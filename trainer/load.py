@@ -34,6 +34,10 @@ _TAG = "tag:yaml.org,2002:"
 class PageError(UserError):
     """A page that cannot be read: `file:line: what was found; what would do`."""
 
+    def __init__(self, place: str, line: int, sentence: str):
+        super().__init__(f"{place}:{line}: {sentence}")
+        self.sentence = sentence
+
 
 @dataclass(frozen=True)
 class Positions:
@@ -50,7 +54,7 @@ class Positions:
 
     def error(self, path: check.Path, sentence: str) -> PageError:
         """An error about one path of the page."""
-        return PageError(f"{self.place}:{self.line(path)}: {sentence}")
+        return PageError(self.place, self.line(path), sentence)
 
 
 def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
@@ -82,7 +86,7 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
     """
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
-        raise PageError(f"{place}:{line}: the character {found.group()!a}; a page is printable text")
+        raise PageError(place, line, f"the character {found.group()!a}; a page is printable text")
     reader = _Reader(Positions(place), reads_bare_exponents)
     return reader.value(_compose(text, place), ()), reader.positions
 
@@ -90,18 +94,18 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
 def _text(path: Path, place: str) -> str:
     if not path.is_file():
         found = "is a folder, not a page" if path.is_dir() else "is no file"
-        raise PageError(f"{place}:1: {found}; give the path of a .yaml file")
+        raise PageError(place, 1, f"{found}; give the path of a .yaml file")
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise PageError(f"{place}:1: cannot be read ({error.strerror}); check its permissions") from None
+        raise PageError(place, 1, f"cannot be read ({error.strerror}); check its permissions") from None
     if len(raw) > LARGEST_PAGE_KIB * 1024:
-        raise PageError(f"{place}:1: {len(raw)} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
+        raise PageError(place, 1, f"{len(raw)} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise PageError(f"{place}:{line}: the byte 0x{raw[error.start]:02x}; save the page as UTF-8") from None
+        raise PageError(place, line, f"the byte 0x{raw[error.start]:02x}; save the page as UTF-8") from None
 
 
 def _shown(path: Path) -> str:
@@ -142,11 +146,11 @@ def _compose(text: str, place: str) -> yaml.Node:
         node = _Composer(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise PageError(f"{place}:{mark.line + 1 if mark else 1}: {_yaml_problem(error)}") from None
+        raise PageError(place, mark.line + 1 if mark else 1, f"{_yaml_problem(error)}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # as for "\UFFFFFFFF" and long versions through
-        raise PageError(f"{place}:1: this is not YAML ({' '.join(str(error).split())[:80]}); mend it") from None
+        raise PageError(place, 1, f"this is not YAML ({' '.join(str(error).split())[:80]}); mend it") from None
     if node is None:
-        raise PageError(f"{place}:1: nothing is written here; write key: value lines")
+        raise PageError(place, 1, f"nothing is written here; write key: value lines")
     return node
 
 
@@ -225,7 +229,7 @@ class _Reader:
         raise self._error(node, f"{text} is text in YAML; write {_as_number(text)}, or quote it for text")
 
     def _error(self, node: yaml.Node, sentence: str) -> PageError:
-        return PageError(f"{self.positions.place}:{node.start_mark.line + 1}: {sentence}")
+        return PageError(self.positions.place, node.start_mark.line + 1, sentence)
 
 
 def _misread(text: str, kind: str) -> str:

@@ -9,26 +9,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from trainer import check, tree
 from trainer.check import Refusal, refuse
 from trainer.errors import UserError, did_you_mean
-from trainer.ingredients.augment import Augmentation
 from trainer.ingredients.averaging import WeightAverage
 from trainer.ingredients.base import Page
+from trainer.ingredients.crops import Flip, RandomResizedCrop
+from trainer.ingredients.erasing import RandomErasing
 from trainer.ingredients.learning_rate import LearningRate
 from trainer.ingredients.losses import Loss
 from trainer.ingredients.mixing import Mixing
 from trainer.ingredients.optimizers import Optimizer
+from trainer.ingredients.rand_augment import RandAugment
+from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.load import Positions, load_page
+from trainer.overrides import Deviation, overridden, overrides_of
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
 Side = Annotated[int, Field(ge=8, le=2048)]
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+
+Augmentation = Annotated[
+    RandomResizedCrop | Flip | RandAugment | TrivialAugment | RandomErasing, Field(discriminator="name")
+]
 
 # What a page says about itself; the rest is what it does.
 ABOUT = ("name", "version", "title", "source", "assumed", "per_model", "published")
@@ -159,12 +166,14 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:
-        page = self.page()
-        for path in self.assumed:
+        page = tree.plain(self)
+        for label in self.assumed:
             try:
-                tree.find(Recipe, page, path, hidden=ABOUT)
+                found = tree.label_of(page, tree.find(Recipe, page, label))
             except Refusal as refusal:
-                raise refuse(("assumed", path), refusal.sentence) from None
+                raise refuse(("assumed", label), refusal.sentence) from None
+            if found != label or label.partition(".")[0] in ABOUT:
+                raise refuse(("assumed", label), f"{label} is not assumable; write a path such as {found} or lr.peak")
         return self
 
     @model_validator(mode="after")
@@ -186,58 +195,51 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _scores_match_images(self) -> Self:
         """A score at other sides than the page's own would be of another recipe: it needs a per_model line."""
-        for number, score in enumerate(self.published):
-            image = {**self.page()["image"], **self.per_model.get(score.model, {}).get("image", {})}
+        for number, score in sorted(enumerate(self.published), key=lambda item: item[1].model not in self.per_model):
+            lines = self.per_model.get(score.model, {}).get("image", {})
+            image = {**self.image.model_dump(), **lines}
             for key in ("train_px", "test_px"):
                 if getattr(score, key) not in (None, image[key]):
-                    sentence = f"{score.model} was scored at {key} {getattr(score, key)}, the page gives {image[key]}"
-                    raise refuse(("published", number, key), f"{sentence}; add image.{key} under per_model")
+                    place = ("per_model", score.model, "image", key) if key in lines else ("published", number, key)
+                    sentence = f"{score.model} was scored at {key} {getattr(score, key)}, its page says {image[key]}"
+                    raise refuse(place, f"{sentence}; make image.{key} the same under per_model")
         return self
-
-    def page(self) -> dict[str, Any]:
-        """What the page says, as plain data: mappings, tuples, numbers, text."""
-        return self.model_dump(exclude_unset=True)
-
-    def _folded(self, model: str) -> dict[str, Any]:
-        page = {key: value for key, value in self.page().items() if key != "per_model"}
-        page["published"] = tuple(score for score in page.get("published", ()) if score["model"] == model)
-        lines = self.per_model.get(model, {})
-        return tree.without_assumed(tree.merged(page, lines), tree.leaves(lines))
 
     def for_model(self, model: str) -> Recipe:
         """This page with the lines for one model folded in: mappings merged, lists replaced, other models dropped."""
         return check.check(Recipe, self._folded(model))
 
+    def _folded(self, model: str) -> dict[str, Any]:
+        page, lines = tree.plain(self), self.per_model.get(model, {})
+        scores = tuple(score for score in page.get("published", ()) if score["model"] == model)
+        page = tree.merged({**page, "published": scores, "per_model": {}}, lines)
+        return tree.without_assumed(Recipe, page, tree.leaves(lines))
+
     @property
     def digest(self) -> str:
         """12 hex digits over all that is on; the same for every spelling of the same science."""
-        page = {key: value for key, value in self.model_dump().items() if key not in _NOT_IN_DIGEST}
-        canonical = json.dumps(tree.only_on(page), sort_keys=True, separators=(",", ":"))
+        page = {key: value for key, value in tree.plain(self).items() if key not in _NOT_IN_DIGEST}
+        canonical = json.dumps(page, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     def to_yaml(self) -> str:
         """The page as YAML that reads back to the same digest."""
-        return yaml.dump(tree.only_on(self.page()), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return tree.to_yaml(tree.plain(self))
 
 
-class _Dumper(yaml.SafeDumper):
-    """Text that YAML could take for something else is quoted; lists are written in brackets where they hold no more."""
+def apply_overrides(
+    recipe: Recipe, overrides: Mapping[str, Any] | str, origin: str = "set"
+) -> tuple[Recipe, tuple[Deviation, ...]]:
+    """A recipe with values in the place of others, and each deviation that this makes.
 
-    def increase_indent(self, flow=False, indentless=False):
-        return super().increase_indent(flow, False)
+    overrides: plain values by path, or text such as `epochs=5 loss.name=ce lr.peak=0.002`. A part set to null is off.
+    The recipe is one of for_model: lines for single models are folded in before anything is put over them.
 
-
-def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
-
-
-def _written_list(dumper: yaml.SafeDumper, items: tuple) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items)
-
-
-_Dumper.add_representer(str, _written_text)
-_Dumper.add_representer(tuple, _written_list)
+    Raises OverrideError naming the item that does not fit.
+    """
+    assert not recipe.per_model, "overrides come after for_model"
+    given = overrides_of(overrides) if isinstance(overrides, str) else overrides
+    return overridden(recipe, given, origin, locked=ABOUT)
 
 
 def recipe_paths(folder: Path | None = None) -> list[Path]:

@@ -27,7 +27,7 @@ class Settings:
     num_threads: int
     runs: Path
     results: Path
-    checkpoint_s: float = 60.0
+    checkpoint_s: float
     log_steps: int = 10
 
     @property
@@ -42,6 +42,7 @@ def make_settings(
     workers: str = "auto",
     runs: Path = Path("runs"),
     results: Path = Path("results"),
+    checkpoint_s: float = 60.0,
     in_memory: bool = False,
 ) -> Settings:
     """Resolve what was asked against this machine.
@@ -63,6 +64,7 @@ def make_settings(
         num_threads=torch.get_num_threads(),
         runs=Path(runs),
         results=Path(results),
+        checkpoint_s=checkpoint_s,
     )
 
 

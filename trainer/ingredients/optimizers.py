@@ -133,7 +133,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     timm's rule, without the small number that torch's clip_grad_norm_ adds. No host sync on a GPU.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(lamb.norms(gradients))
     # Reading the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stop the queue.
     if norm.device.type != "cpu" or norm > max_norm:
         torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0))

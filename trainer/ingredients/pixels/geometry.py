@@ -18,47 +18,45 @@ from trainer.ingredients.pixels.color import to_bytes
 
 NUM_TAPS = {"nearest": 1, "bilinear": 2, "bicubic": 4}
 INTERPOLATIONS = tuple(NUM_TAPS)
-_CHANNELS_PER_WORD = 4
+_CHANNELS_PER_WORD = 3  # 24 bits, which float32 holds exactly
 
 
-def affine(images: Tensor, matrices: Tensor, interpolation: str, fill: tuple[int, ...]) -> Tensor:
+def affine(images: Tensor, matrices: Tensor, interpolation: str, axes: str, fill: tuple[int, ...]) -> Tensor:
     """Every image read through its own matrix.
 
     images: [N, C, H, W] uint8. matrices: [N, 6] float64. fill: one value in 0..255 per channel.
+    axes: along which axes pixels move, "x", "y" or "xy"; along the other one nothing needs to be interpolated.
     Gives [N, C, H, W] uint8.
     """
     num_taps = NUM_TAPS[interpolation]
-    positions = _nearest_positions if num_taps == 1 else _exact_positions
-    x, y = positions(matrices.to(images.device), *images.shape[2:])
-    left, across = _first_tap(x, num_taps)
-    top, down = _first_tap(y, num_taps)
+    num_across, num_down = (num_taps if axis in axes else 1 for axis in "xy")
     height, width = images.shape[2:]
-    stride = width + 2 * (num_taps // 2)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    fill_place = (height + 2 * (num_taps // 2)) * stride
-    index = torch.where(inside, (top * stride + left).long(), fill_place).flatten(1)
+    positions = _nearest_positions if num_taps == 1 else _exact_positions
+    x, y = positions(matrices.to(images.device), height, width, axes)
+    left, across, inside_x = _taps(x, width, num_across)
+    top, down, inside_y = _taps(y, height, num_down)
+    stride = width + num_across // 2 * 2
+    fill_place = (height + num_down // 2 * 2) * stride
+    index = torch.where(inside_x & inside_y, (top * stride + left).long(), fill_place).flatten(1)
     colours = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(1, -1, 1, 1)
     parts = []
     for part, colour in zip(images.split(_CHANNELS_PER_WORD, 1), colours.split(_CHANNELS_PER_WORD, 1), strict=True):
-        words = _with_margins(_packed(part), _packed(colour), num_taps)
-        rows = []
-        for row in range(num_taps):
-            starts = range(row * stride, row * stride + num_taps)
-            rows.append(_interpolated([_read(words[:, s:], index, part.shape[1]) for s in starts], across))
-        parts.append(_interpolated(rows, down))
+        words = _with_margins(_packed(part), _packed(colour), num_across, num_down)
+        parts.append(_sampled(words, index, stride, across, down, part.shape[1]))
     return to_bytes(torch.cat(parts, 1)).view(images.shape)
 
 
-def _exact_positions(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Where each pixel of the result is read, in px: x and y, each [N, H, W] float64."""
+def _exact_positions(matrices: Tensor, height: int, width: int, axes: str) -> tuple[Tensor, Tensor]:
+    """Where each pixel of the result is read, in px: x and y, [N, H, W] float64; along a still axis broadcastable."""
     row = torch.arange(height, dtype=torch.float64, device=matrices.device)[:, None] + 0.5
     column = torch.arange(width, dtype=torch.float64, device=matrices.device) + 0.5
     a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
-    return a * column + b * row + c, d * column + e * row + f
+    x = a * column + b * row + c if "x" in axes else column[None, None]
+    return x, d * column + e * row + f if "y" in axes else row[None]
 
 
-def _nearest_positions(matrices: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Which pixel is read, in whole px. PIL walks in steps of 2**-16 px, and the rounding shows: so do we."""
+def _nearest_positions(matrices: Tensor, height: int, width: int, axes: str) -> tuple[Tensor, Tensor]:
+    """Which pixel is read, in whole px, [N, H, W]. PIL walks in steps of 2**-16 px, and the rounding shows: so do we."""
     row = torch.arange(height, device=matrices.device)[:, None]
     column = torch.arange(width, device=matrices.device)
     a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
@@ -67,56 +65,71 @@ def _nearest_positions(matrices: Tensor, height: int, width: int) -> tuple[Tenso
     return (a * column + b * row + c) >> 16, (d * column + e * row + f) >> 16
 
 
-def _first_tap(position: Tensor, num_taps: int) -> tuple[Tensor, Tensor]:
-    """The first pixel that the filter reads, counted in the source with margins, and how far along the filter is.
+def _taps(position: Tensor, size_px: int, num_taps: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """What the filter reads along one axis.
 
-    position: [N, H, W] px. Gives whole numbers [N, H, W] and shares of a pixel [N, 1, H * W] float32.
+    Gives its first pixel, counted in the source with margins; the weights of the pixels other than the nearer of the
+    two middle ones, [N, 1, H * W] float32; and whether the position is inside the source.
     """
+    inside = (position >= 0) & (position < size_px)
     if num_taps == 1:
-        return position, position.new_zeros(())
-    start = (position - 0.5).floor()
+        return position.floor(), [], inside
+    position = position - 0.5
+    start = position.floor()
+    share = (position - start).float().flatten(1)[:, None]
+    square, cube = share * share, share * share * share
+    weights = [share] if num_taps == 2 else [2 * square - share - cube, share + square - cube, cube - square]
     # Bilinear begins at `start` with a margin of 1, bicubic one pixel earlier with a margin of 2.
-    return start + 1, (position - 0.5 - start).float().flatten(1)[:, None]
+    return start + 1, weights, inside
 
 
 def _packed(images: Tensor) -> Tensor:
-    """Up to four channels [N, C, H, W] uint8 in one word each: [N, H, W] int32, so that one read fetches a whole pixel."""
+    """Up to three channels [N, C, H, W] uint8 in one word each: [N, H, W] int32, so that one read fetches a pixel."""
     words = images[:, 0].int()
     for channel in range(1, images.shape[1]):
         words = words | images[:, channel].int() << 8 * channel
     return words
 
 
-def _with_margins(words: Tensor, colour: Tensor, num_taps: int) -> Tensor:
-    """The border repeated num_taps // 2 times around [N, H, W], flattened, and enough fill for one whole filter."""
-    margin = num_taps // 2
-    words = torch.cat([words[:, :1]] * margin + [words] + [words[:, -1:]] * margin, 1)
-    words = torch.cat([words[:, :, :1]] * margin + [words] + [words[:, :, -1:]] * margin, 2)
-    num_fills = (num_taps - 1) * (words.shape[2] + 1) + 1
+def _with_margins(words: Tensor, colour: Tensor, num_across: int, num_down: int) -> Tensor:
+    """[N, H, W] with its border repeated as far as the taps reach, flattened, then fill for one whole filter."""
+    words = torch.cat([words[:, :1]] * (num_down // 2) + [words] + [words[:, -1:]] * (num_down // 2), 1)
+    words = torch.cat([words[:, :, :1]] * (num_across // 2) + [words] + [words[:, :, -1:]] * (num_across // 2), 2)
+    num_fills = (num_down - 1) * words.shape[2] + num_across
     return torch.cat([words.flatten(1), colour.flatten(1).expand(len(words), num_fills)], 1)
 
 
-def _read(words: Tensor, index: Tensor, num_channels: int) -> Tensor:
-    """The pixels at index [N, P] of words [N, ...]: [N, num_channels, P] float32."""
+def _sampled(
+    words: Tensor, index: Tensor, stride: int, across: list[Tensor], down: list[Tensor], num_channels: int
+) -> Tensor:
+    """The filtered values, the filter beginning at index [N, P] of words [N, ...]: [N, num_channels, P] float32."""
     shifts = torch.arange(0, 8 * num_channels, 8, dtype=torch.int32, device=words.device)[:, None]
-    return (words.gather(1, index)[:, None] >> shifts).bitwise_and_(255).float()
+    masks = 255 << shifts
+    rows = []
+    for row in range(_num_taps(down)):
+        starts = range(row * stride, row * stride + _num_taps(across))
+        # Each channel stays in its own bits of the word: a power of two times its value, divided out at the end.
+        taps = [(words[:, start:].gather(1, index)[:, None] & masks).float() for start in starts]
+        rows.append(_interpolated(taps, across))
+    return _interpolated(rows, down) / (1 << shifts)
 
 
-def _interpolated(taps: list[Tensor], share: Tensor) -> Tensor:
-    """The value at `share` of the way between the middle taps.
+def _num_taps(weights: list[Tensor]) -> int:
+    return len(weights) + 1
 
-    Written as the nearer tap plus differences, so that equal taps give their value exactly: a rounding error below it
-    would be truncated to one grey level less.
+
+def _interpolated(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
+    """The weighted mean of the taps: one of the middle ones, plus the weighted differences of the others to it.
+
+    So equal taps give their value exactly; a rounding error below it would be truncated to one grey level less.
     """
-    if len(taps) == 1:
-        return taps[0]
-    if len(taps) == 2:
-        return torch.addcmul(taps[0], taps[1] - taps[0], share)
-    before, here, after, beyond = taps
-    square, cube = share * share, share * share * share
-    value = torch.addcmul(here, before - here, 2 * square - share - cube)
-    value.addcmul_(after - here, share + square - cube)
-    return value.addcmul_(beyond - here, cube - square)
+    if len(taps) == 4:
+        before, here, *others = taps
+        taps = [here, before, *others]
+    value, *others = taps
+    for tap, weight in zip(others, weights, strict=True):
+        value = torch.addcmul(value, tap - taps[0], weight)
+    return value
 
 
 def _matrices(num: int, **entries: Tensor | float) -> Tensor:
@@ -156,10 +169,11 @@ def rotate(degrees: Tensor, height: int, width: int) -> Tensor:
     return _matrices(len(degrees), a=cos, b=sin, c=cos * -x + sin * -y + x, d=-sin, e=cos, f=-sin * -x + cos * -y + y)
 
 
-MATRICES: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "shear_x": shear_x,
-    "shear_y": shear_y,
-    "translate_x": translate_x,
-    "translate_y": translate_y,
-    "rotate": rotate,
+# Each operation's matrices from its argument, and the axes along which it moves pixels.
+MATRICES: dict[str, tuple[Callable[[Tensor, int, int], Tensor], str]] = {
+    "shear_x": (shear_x, "x"),
+    "shear_y": (shear_y, "y"),
+    "translate_x": (translate_x, "x"),
+    "translate_y": (translate_y, "y"),
+    "rotate": (rotate, "xy"),
 }

@@ -1,4 +1,4 @@
-"""One operation for each image of a micro-batch, the images grouped by the kind of operation."""
+"""One operation for each image of a micro-batch, the images grouped by kind of operation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from trainer.ingredients.pixels.geometry import INTERPOLATIONS, MATRICES, affine
 from trainer.ingredients.pixels.lookup import TABLES, look_up
 
 BLENDS = {"color": color, "sharpness": sharpness}
+# A drawn operation is a place in here. The first one, "identity", changes nothing.
 OPERATIONS = (*TABLES, *MATRICES, *BLENDS)
-"""All names; a drawn operation is a place in here. The first one, "identity", changes nothing."""
+_CACHED_PX = 1 << 16
 
 
 def operate(
@@ -21,18 +22,65 @@ def operate(
     """Each image after its own operation: [B, C, H, W] uint8 to the same.
 
     operation: [B] int64, places in OPERATIONS. argument: [B] float64, in the operation's own unit.
-    interpolation: [B] int64, places in INTERPOLATIONS, read by operations that move pixels.
-    fill: one value in 0..255 per channel. The three tensors lie on the CPU, so that grouping never waits for a device.
+    interpolation: [B] int64, places in INTERPOLATIONS, read by the operations that move pixels.
+    fill: one value in 0..255 per channel, where pixels are missing.
+    These three tensors lie on the CPU, so that grouping never waits for the images' device.
     """
     result = images.clone()
-    for rows, kind in _groups(operation, interpolation):
-        there = rows.to(images.device)
-        chosen, names, values = images[there], [OPERATIONS[place] for place in operation[rows].tolist()], argument[rows]
-        if kind == "look_up":
-            changed = look_up(chosen, _tables(chosen, operation[rows], values))
-        elif kind in BLENDS:
-            changed = BLENDS[kind](chosen, values)
-        else:
-            changed = affine(chosen, _matrices(operation[rows], values, *images.shape[2:]), kind, fill)
-        result[there] = changed
+    for kind, members in _groups(operation.tolist(), interpolation.tolist()).items():
+        for rows in torch.tensor(members).split(_images_at_once(images)):
+            there = rows.to(images.device)
+            changed = _changed(images.index_select(0, there), kind, operation[rows], argument[rows], fill)
+            result.index_copy_(0, there, changed)
     return result
+
+
+def _images_at_once(images: Tensor) -> int:
+    """How many images one call takes: on a CPU few enough for the intermediate results to stay in its cache."""
+    return max(1, _CACHED_PX // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+
+
+def _groups(operation: list[int], interpolation: list[int]) -> dict[tuple[str, ...], list[int]]:
+    """The images that one call can serve, by kind: ("look_up",), (a blend's name,) or (interpolation, axes)."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for image, (place, filter_place) in enumerate(zip(operation, interpolation, strict=True)):
+        name = OPERATIONS[place]
+        if name == "identity":
+            continue
+        kind = ("look_up",) if name in TABLES else (name,)
+        if name in MATRICES:
+            kind = (INTERPOLATIONS[filter_place], MATRICES[name][1])
+        groups.setdefault(kind, []).append(image)
+    return groups
+
+
+def _changed(
+    images: Tensor, kind: tuple[str, ...], operation: Tensor, argument: Tensor, fill: tuple[int, ...]
+) -> Tensor:
+    """Images of one kind after their operations: [N, C, H, W] uint8 to the same."""
+    match kind:
+        case (interpolation, axes):
+            return affine(images, _matrices(operation, argument, *images.shape[2:]), interpolation, axes, fill)
+        case ("look_up",):
+            return look_up(images, _tables(images, operation, argument))
+        case (blend,):
+            return BLENDS[blend](images, argument)
+
+
+def _tables(images: Tensor, operation: Tensor, argument: Tensor) -> Tensor:
+    """The table of each image and channel: [N, C, 256] uint8."""
+    tables = images.new_empty(*images.shape[:2], 256)
+    for place in operation.unique().tolist():
+        rows = (operation == place).nonzero()[:, 0]
+        there = rows.to(images.device)
+        tables[there] = TABLES[OPERATIONS[place]](images[there], argument[rows])
+    return tables
+
+
+def _matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
+    """The matrix of each image: [N, 6] float64."""
+    matrices = argument.new_empty(len(argument), 6)
+    for place in operation.unique().tolist():
+        rows = operation == place
+        matrices[rows] = MATRICES[OPERATIONS[place]][0](argument[rows], height, width)
+    return matrices

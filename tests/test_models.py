@@ -1,0 +1,82 @@
+"""Models come from timm, their first weights from the seed; accumulated statistics equal those of ranks."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from plans import small_plan
+from trainer.models import NormMomentum, build_model, check_model_name, gmacs, num_parameters
+from trainer.plan import PlanError
+
+
+def weights(model):
+    return torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+
+
+def test_first_weights_are_a_function_of_the_seed_alone():
+    torch.manual_seed(1)
+    first = weights(build_model(small_plan(seed=5)))
+    torch.manual_seed(2)
+    assert torch.equal(first, weights(build_model(small_plan(seed=5))))
+    assert not torch.equal(first, weights(build_model(small_plan(seed=6))))
+
+
+def test_building_leaves_torchs_generator_alone():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    build_model(small_plan())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_unknown_model_is_refused_with_the_nearest():
+    with pytest.raises(PlanError, match="did you mean resnet50"):
+        check_model_name("resnet5O")
+
+
+def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
+    plan = small_plan("convnext", model="test_resnet", overrides="model.layer_scale=1.0e-6")
+    with pytest.raises(PlanError, match="model.layer_scale: test_resnet has no such option"):
+        build_model(plan)
+
+
+@pytest.mark.parametrize(("recipe", "is_zero"), [("torchvision-v1", False), ("A2", True)])
+def test_the_last_gamma_follows_the_page(recipe, is_zero):
+    model = build_model(small_plan(recipe, model="resnet18"))
+    assert (model.layer1[0].bn2.weight.abs().sum().item() == 0) is is_zero
+
+
+def test_stochastic_depth_grows_linearly_with_depth():
+    model = build_model(small_plan("A2", model="resnet18", overrides="drop_path=0.1"))
+    blocks = [block for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for block in layer]
+    rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.1 * place / 7 for place in range(8)])
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 4, 7])
+def test_accumulated_running_statistics_equal_the_mean_over_ranks_that_update_once(num_micro_batches):
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randn(num_micro_batches, 16, 3, 5, 5, generator=generator, dtype=torch.float64) * 2 + 1
+    ranks = []
+    for batch in batches:
+        norm = nn.BatchNorm2d(3).double()
+        norm.running_mean += 0.7
+        norm(batch)
+        ranks.append(norm)
+    ours = nn.BatchNorm2d(3).double()
+    ours.running_mean += 0.7
+    momentum = NormMomentum(nn.Sequential(ours))
+    for number, batch in enumerate(batches):
+        momentum.set(number, num_micro_batches)
+        ours(batch)
+    for name in ("running_mean", "running_var"):
+        mean = torch.stack([getattr(rank, name) for rank in ranks]).mean(0)
+        torch.testing.assert_close(getattr(ours, name), mean, rtol=0, atol=1e-12)
+
+
+def test_counts_are_timms_and_the_papers():
+    model = timm.create_model("resnet50")
+    assert num_parameters(model) == 25_557_032
+    # 4.089 G: convolutions and the last matrix product at 224 px, He et al.'s "3.8 billion" before v1.5 moved a stride
+    assert gmacs(model, 3, 224) == pytest.approx(4.089, abs=0.001)
+    assert model.training

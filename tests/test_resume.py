@@ -1,0 +1,94 @@
+"""A run that is killed or stopped, at whatever moment, ends as the undisturbed run does: bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plans import small_set
+
+HERE = Path(__file__).parent
+# mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once
+FLAGS = [
+    "train", "--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--checkpoint-s", "0", "--workers", "0",
+    "--set", small_set("batch.images=128 batch.norm_images=32 average='{name: ema, decay: 0.9, every_steps: 2}'"),
+]  # fmt: skip
+NUM_STEPS = 22  # 2 epochs of 1437 // 128
+
+
+def rsb(folder: Path, *words: str, **named) -> subprocess.CompletedProcess:
+    command = [sys.executable, *words, *FLAGS, "--runs", str(folder / "runs"), "--results", str(folder / "results")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **named)
+
+
+def ending(folder: Path) -> dict:
+    """What must be equal: the row without times, the curves byte for byte."""
+    (row_path,) = (folder / "results" / "rows").glob("*.json")
+    row = json.loads(row_path.read_text())
+    (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
+    times = ("images_per_s", "train_s", "peak_mem_mib", "finished_utc", "commit", "dirty", "num_workers")
+    return {"row": {key: value for key, value in row.items() if key not in times}, "metrics": metrics.read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = rsb(folder, "-m", "trainer")
+    assert done.returncode == 0, done.stderr
+    return ending(folder)
+
+
+def test_the_undisturbed_run_is_whole(undisturbed):
+    lines = [json.loads(line) for line in undisturbed["metrics"].splitlines()]
+    assert [line["step"] for line in lines if "loss_nats" in line] == [10, 11, 20, 22]
+    assert [(line["step"], line["weights"]) for line in lines if "top1_pct" in line] == [
+        (11, "model"), (11, "average"), (22, "model"), (22, "average"),
+    ]  # fmt: skip
+    assert undisturbed["row"]["status"] == "finished" and len(undisturbed["row"]["weights_sha256"]) == 64
+
+
+def test_killed_at_five_random_steps_it_ends_the_same(undisturbed, tmp_path):
+    steps = sorted(random.Random().sample(range(NUM_STEPS), 5))  # random on purpose: any step must do
+    for step in steps:
+        killed = rsb(tmp_path, str(HERE / "killed.py"), "step", str(step))
+        assert killed.returncode == -signal.SIGKILL, (steps, killed.stderr)
+    done = rsb(tmp_path, "-m", "trainer")
+    assert done.returncode == 0, (steps, done.stderr)
+    assert f"going on after step {steps[-1]} of {NUM_STEPS}" in done.stdout or steps[-1] == 0
+    assert ending(tmp_path) == undisturbed, steps
+
+
+def test_killed_while_saving_evaluating_exporting_and_storing_it_ends_the_same(undisturbed, tmp_path):
+    for moment, step in (("rename", "3"), ("evaluate", "10"), ("rename", "21"), ("export", "-"), ("row", "-")):
+        killed = rsb(tmp_path, str(HERE / "killed.py"), moment, step)
+        assert killed.returncode == -signal.SIGKILL, (moment, killed.stdout, killed.stderr)
+    assert rsb(tmp_path, "-m", "trainer").returncode == 0
+    assert ending(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(undisturbed, tmp_path, name):
+    command = [sys.executable, "-m", "trainer", *FLAGS, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:  # the first evaluation: half of the run is done
+            if "val top-1" in line:
+                process.send_signal(getattr(signal, name))
+                break
+        rest, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    assert f"stopped by {name}" in rest
+    assert rsb(tmp_path, "-m", "trainer").returncode == 0
+    assert ending(tmp_path) == undisturbed
+
+
+def test_the_number_of_workers_changes_nothing(undisturbed, tmp_path):
+    flags = [*FLAGS[: FLAGS.index("--workers") + 1], "2", *FLAGS[FLAGS.index("--workers") + 2 :]]
+    command = [sys.executable, "-m", "trainer", *flags, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert ending(tmp_path) == undisturbed

@@ -1,0 +1,192 @@
+"""Where each value of a recipe comes from, how two recipes differ, and the tables that the pages' README shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from rich.table import Table
+from rich.text import Text
+
+from trainer import tree
+from trainer.load import Positions
+from trainer.overrides import Deviation
+from trainer.recipe import ABOUT, Recipe, Score, load_recipe, recipe_paths
+
+_ORIGINS = {"set": "override"}
+_STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "override": "red"}
+
+
+class Row(NamedTuple):
+    """One value of a recipe.
+
+    value: None for off. origin: page, assumed, per_model, profile or override. line: in the page, None for what the
+    page does not hold. note: why it is assumed, or what it was before.
+    """
+
+    path: str
+    value: Any
+    origin: str
+    line: int | None
+    note: str
+
+
+class Difference(NamedTuple):
+    """One path at which two recipes differ; None for off."""
+
+    path: str
+    a: Any
+    b: Any
+
+
+def explain_rows(
+    page: Recipe,
+    positions: Positions,
+    recipe: Recipe,
+    model: str,
+    deviations: Sequence[Deviation] = (),
+    with_off: bool = False,
+) -> list[Row]:
+    """Every value of `recipe` in the order of its page, and where it came from.
+
+    page, positions: as open_recipe gives them. recipe: the page for `model` with the deviations made. An assumption
+    that something is off is a row too; with_off: so is all else that the recipe could have and does not.
+    """
+    values = {label: value for label, value in tree.leaves(tree.plain(recipe)).items() if _is_science(label)}
+    off = [*recipe.assumed, *(change.path for change in deviations if change.after is None)]
+    off += list(_off(recipe)) if with_off else []
+    values |= {label: None for label in off if not any(f"{key}.".startswith(f"{label}.") for key in values)}
+    return [_row(label, value, page, positions, recipe, model, deviations) for label, value in values.items()]
+
+
+def diff_rows(a: Recipe, b: Recipe) -> list[Difference]:
+    """Where two recipes differ in what they do; what they say about themselves is left out."""
+    return [Difference(*found) for found in tree.differences(tree.plain(a), tree.plain(b)) if _is_science(found[0])]
+
+
+def explain_table(rows: Sequence[Row], title: str) -> Table:
+    """The rows of explain_rows for a terminal."""
+    table = Table("path", "value", "origin", "line", "note", title=title, title_justify="left")
+    for row in rows:
+        line = "" if row.line is None else str(row.line)
+        cells = (row.path, shown(row.value), row.origin, line, row.note)
+        table.add_row(*map(Text, cells), style=_STYLES.get(row.origin))  # Text: a list in brackets is no markup
+    return table
+
+
+def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
+    """The rows of diff_rows for a terminal; a and b are the recipes' names."""
+    table = Table("path", a, b)
+    for row in rows:
+        table.add_row(*map(Text, (row.path, shown(row.a), shown(row.b))))
+    return table
+
+
+def shown(value: Any) -> str:
+    """A value as a page would write it, numbers to six digits."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(part)}" for key, part in value.items()) + "}"
+    return str(value)
+
+
+def recipes_table(folder: str = "") -> str:
+    """All pages as a Markdown table: what is special, its best-known score, how many keys are assumed, its source.
+
+    folder: what leads from the Markdown file to the pages, such as "recipes/".
+    """
+    lines = ["| recipe | what is special | published top-1 % | assumed keys | source |", "|---|---|---|---|---|"]
+    for recipe in _pages():
+        score = next((one for one in recipe.published if one.model == "resnet50"), recipe.published[0])
+        cells = (_link(recipe, folder), recipe.title, f"{score.model} {_score(score)}", f"{len(recipe.assumed)}")
+        lines.append(f"| {' | '.join(cells)} | {recipe.source} |")
+    return "\n".join(lines)
+
+
+def scores_table() -> str:
+    """All published scores as a Markdown table, top-1 % on ImageNet-1k val: models down, pages across."""
+    pages = list(_pages())
+    models = list(dict.fromkeys(score.model for recipe in pages for score in recipe.published))
+    lines = [f"| model | {' | '.join(map(_link, pages))} |", "|---" * (len(pages) + 1) + "|"]
+    for model in models:
+        scores = [", ".join(_score(one) for one in recipe.published if one.model == model) for recipe in pages]
+        lines.append(f"| {model} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def assumed_table() -> str:
+    """All assumptions as a Markdown table: the key, what was chosen and why, and in which pages."""
+    pages: dict[tuple[str, str], list[str]] = {}
+    for recipe in _pages():
+        for assumption in recipe.assumed.items():
+            pages.setdefault(assumption, []).append(_identity(recipe))
+    lines = ["| key | what was chosen, and why | pages |", "|---|---|---|"]
+    lines += [f"| `{label}` | {why} | {', '.join(where)} |" for (label, why), where in pages.items()]
+    return "\n".join(lines)
+
+
+def _row(label, value, page, positions, recipe, model, deviations) -> Row:
+    """One row. The newest change to a value is its origin: deviation, line for the model, assumption, page."""
+    changes = [change for change in deviations if _covers(change.path, label)]
+    if changes:
+        first, last = changes[0], changes[-1]
+        return Row(label, value, _ORIGINS.get(last.origin, last.origin), None, f"was {shown(first.before)}")
+    lines = page.per_model.get(model, {})
+    path = tree.find(Recipe, tree.plain(recipe), label)
+    if any(_covers(key, label) for key in tree.leaves(lines)):
+        return Row(label, value, "per_model", positions.line(("per_model", model, *path)), "")
+    key = next((key for key in recipe.assumed if _covers(key, label)), None)
+    if value is None:
+        path = ("assumed", key) if key else ()
+    line = positions.line(path) if path else None
+    return Row(label, value, "assumed" if key else "page", line, recipe.assumed[key] if key else "")
+
+
+def _covers(path: str, label: str) -> bool:
+    return f"{label}.".startswith(f"{path}.")
+
+
+def _is_science(label: str) -> bool:
+    return label.partition(".")[0] not in ABOUT
+
+
+def _off(part: Any, label: str = "") -> Iterator[str]:
+    """The labels of all that a recipe could have and does not."""
+    if isinstance(part, tuple) and all(isinstance(item, BaseModel) for item in part):
+        for item in part:
+            yield from _off(item, f"{label}.{item.name}")
+    elif isinstance(part, BaseModel):
+        on = tree.plain(part)
+        for key, value in part:
+            inner = f"{label}.{key}" if label else key
+            if not _is_science(inner):
+                continue
+            if key in on:
+                yield from _off(value, inner)
+            else:
+                yield inner
+
+
+def _pages() -> Iterator[Recipe]:
+    return (load_recipe(path) for path in recipe_paths())
+
+
+def _identity(recipe: Recipe) -> str:
+    return f"{recipe.name}.v{recipe.version}"
+
+
+def _link(recipe: Recipe, folder: str = "") -> str:
+    return f"[{_identity(recipe)}]({folder}{_identity(recipe)}.yaml)"
+
+
+def _score(score: Score) -> str:
+    spread = f" ± {score.std_pct} ({score.num_seeds} seeds)" if score.std_pct is not None else ""
+    return f"{score.top1_pct}{spread}"

@@ -1,0 +1,143 @@
+"""Departures from a page: recorded, never hidden."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from trainer import check, tree
+from trainer.check import Refusal, suggestion
+from trainer.errors import UserError
+from trainer.load import PageError, parse
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class OverrideError(UserError):
+    """An override that does not fit its page: the item, what was found, what would do."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One departure of a run from its page.
+
+    path: as the page writes it, items of a list by name. before, after: plain values, None for off. origin: who
+    changed it, "set" or "profile".
+    """
+
+    path: str
+    before: Any
+    after: Any
+    origin: str
+
+
+def overrides_of(text: str) -> dict[str, Any]:
+    """`epochs=5 loss.name=ce mix={name: mixup, alpha: 0.2}` as plain values by label; 5e-3 is a number here, where types are known.
+
+    Raises OverrideError for an item that is no `path=value`, is there twice, or whose value misleads.
+    """
+    overrides: dict[str, Any] = {}
+    for item in _items(text):
+        label, equals, value = item.partition("=")
+        if not equals or not label:
+            raise OverrideError(f"set={item}: no path=value; write for instance epochs=5")
+        if label in overrides:
+            raise OverrideError(f"set={item}: {label} is set twice; keep one")
+        if not value.strip():
+            raise OverrideError(f"set={item}: no value; write {label}=null to turn it off")
+        try:
+            overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
+        except PageError as error:
+            raise OverrideError(f"set={item}: {error.sentence}") from None
+    return overrides
+
+
+def _items(text: str) -> list[str]:
+    """Text cut at its spaces, but not within quotation marks or brackets."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise OverrideError(f"set={text}: a quotation mark is not closed; close it") from None
+    items: list[str] = []
+    num_open = 0
+    for word in words:
+        if num_open > 0:
+            items[-1] += f" {word}"
+        else:
+            items.append(word)
+        num_open = sum(items[-1].count(mark) for mark in "[{") - sum(items[-1].count(mark) for mark in "]}")
+    return items
+
+
+def overridden(page: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]) -> tuple[Kind, tuple]:
+    """A typed page with values in the place of others, and what that changed.
+
+    A new `name` keeps the keys that both ingredients have and drops the others. locked: top-level keys that stay.
+
+    Raises OverrideError for a path that the page cannot have, or for values that do not fit.
+    """
+    kind, before = type(page), tree.plain(page)
+    after = before
+    for label, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
+        try:
+            after = _put(kind, after, label, tree.plain(value), locked)
+        except Refusal as refusal:
+            raise OverrideError(f"{_item(origin, label, value)}: {refusal.sentence}") from None
+    changes = list(tree.differences(before, after))
+    if not changes:
+        return page, ()
+    # Scores are published for the page as it stands, and a value that was set is no longer assumed.
+    after = tree.without_assumed(kind, {**after, "published": ()}, [label for label, _, _ in changes])
+    try:
+        result = check.check(kind, after)
+    except Refusal as refusal:
+        blamed = _blamed(after, refusal.path, overrides)
+        items = " ".join(_item(origin, label, overrides[label]) for label in blamed)
+        raise OverrideError(f"{items}: {refusal.sentence}") from None
+    return result, _deviations(page, result, origin)
+
+
+def _deviations(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
+    found = tree.differences(tree.plain(page), tree.plain(result))
+    return tuple(
+        Deviation(label, before, after, origin)
+        for label, before, after in found
+        if label.partition(".")[0] not in ("published", "assumed")
+    )
+
+
+def _put(kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]) -> dict:
+    if label.partition(".")[0] in locked:
+        raise Refusal((), "this is what the page says about itself; to change it, write a page of your own")
+    path = tree.find(kind, page, label)
+    section = check.value_at(page, path[:-1])
+    if path[-1] == "name" and isinstance(section, Mapping) and "name" in section:
+        return tree.replaced(page, path[:-1], _renamed(check.kinds_at(kind, page, path[:-1]), section, value))
+    return tree.replaced(page, path, value)
+
+
+def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    named = [kind for kind in kinds if check.tag_of(kind) == name]
+    if not named:
+        raise Refusal((), f"{check.quoted(name)} is not known here{suggestion(str(name), map(str, map(check.tag_of, kinds)))}")
+    return {**{key: value for key, value in section.items() if key in named[0].model_fields}, "name": name}
+
+
+def _blamed(page: Mapping[str, Any], path: check.Path, overrides: Mapping[str, Any]) -> list[str]:
+    """The overrides nearest to the place that is refused; all of them where none is near."""
+    place = tree.label_of(page, path).split(".")
+
+    def shared(label: str) -> int:
+        parts = label.split(".")
+        return next((n for n, (a, b) in enumerate(zip(parts, place, strict=False)) if a != b), min(len(parts), len(place)))
+
+    nearest = max(map(shared, overrides))
+    return [label for label in overrides if shared(label) == nearest]
+
+
+def _item(origin: str, label: str, value: Any) -> str:
+    return f"{origin}={label}={value if isinstance(value, str) else check.quoted(value)}"

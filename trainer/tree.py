@@ -1,0 +1,170 @@
+"""Pages as plain trees: paths into them, merging, differences.
+
+A label is a path as pages and users write it: lr.peak, and augment.rand_augment.magnitude for an item of a list, by its
+name. A user may also count: augment.2.magnitude.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from trainer import check
+from trainer.check import Path, Refusal, suggestion
+
+
+def plain(value: Any) -> Any:
+    """A typed page as plain data of what is on: what is off, and a section with nothing in it, is left out.
+
+    Off is None, and what a field is when it is absent: False, an empty list. A false that differs from an absent key,
+    such as model.zero_init_last, stays.
+    """
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        in_order = sorted(value, key=lambda item: item[0] != "name")
+        on = {key: plain(part) for key, part in in_order if part is not None and (part or part != fields[key].default)}
+        return {key: part for key, part in on.items() if part != {} or not isinstance(getattr(value, key), BaseModel)}
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(part) for part in value)
+    return value
+
+
+def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
+    """The path that a label means in a page of `kind`; its last key may be absent from the data, that is, off.
+
+    Raises Refusal for a part that the page cannot have, with what was meant.
+    """
+    path: Path = ()
+    for part in label.split("."):
+        value = check.value_at(data, path)
+        path = (*path, _item(value, path, part) if isinstance(value, tuple) else _key(kind, data, path, part))
+    return path
+
+
+def label_of(data: Any, path: Path) -> str:
+    """A path as a label: items of a list by their names."""
+    parts = []
+    for part in path:
+        data = check.value_at(data, (part,))
+        parts.append(data["name"] if isinstance(part, int) and isinstance(data, Mapping) else str(part))
+    return ".".join(parts)
+
+
+def leaves(data: Any, label: str = "") -> dict[str, Any]:
+    """All single values of a tree by label; a list of numbers is one value."""
+    parts = _parts(data)
+    if parts is None:
+        return {label: data}
+    inner = [leaves(part, f"{label}.{key}" if label else key) for key, part in parts.items()]
+    return {key: value for group in inner for key, value in group.items()}
+
+
+def merged(page: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
+    """A page with lines put over it: mappings merge, all else is replaced, and so is an ingredient by another one."""
+    result = dict(page)
+    for key, value in lines.items():
+        old = page.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        is_same = both and value.get("name", old.get("name")) == old.get("name")
+        result[key] = merged(old, value) if is_same else value
+    return result
+
+
+def replaced(data: Any, path: Path, value: Any) -> Any:
+    """A tree with one value in another's place; None takes an item out of its list."""
+    if not path:
+        return value
+    first, rest = path[0], path[1:]
+    if isinstance(data, tuple):
+        items = [replaced(item, rest, value) if number == first else item for number, item in enumerate(data)]
+        return tuple(item for item in items if item is not None)
+    return {**(data or {}), first: replaced((data or {}).get(first), rest, value)}
+
+
+def differences(before: Any, after: Any, label: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees differ: (label, before, after), None for off; a part that is off in one of them is one line."""
+    old, new = _parts(before), _parts(after)
+    if old is None or new is None or _is_reordered(before, after, old, new):
+        if before != after:
+            yield label, before, after
+        return
+    for key in [*old, *(key for key in new if key not in old)]:
+        yield from differences(old.get(key), new.get(key), f"{label}.{key}" if label else key)
+
+
+def without_assumed(kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+    """A page without the assumptions about what was changed, or is no longer there."""
+
+    def stays(label: str) -> bool:
+        if any(f"{label}.".startswith(f"{one}.") for one in changed):
+            return False
+        try:
+            find(kind, page, label)
+        except Refusal:
+            return False
+        return True
+
+    return {**page, "assumed": {label: why for label, why in page.get("assumed", {}).items() if stays(label)}}
+
+
+def to_yaml(data: Mapping[str, Any]) -> str:
+    """Plain data as YAML that a strict reader takes back unchanged."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that YAML could take for something else is quoted; a tuple is a list."""
+
+
+def _written_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    is_word = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_word else '"')
+
+
+_Dumper.add_representer(str, _written_text)
+_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
+
+
+def _parts(data: Any) -> dict[str, Any] | None:
+    """The parts of a section by key, or of a list of ingredients by name; None for a single value."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, tuple) and data and all(isinstance(item, Mapping) and "name" in item for item in data):
+        by_name = {item["name"]: item for item in data}
+        return by_name if len(by_name) == len(data) else None
+    return None
+
+
+def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two lists hold the same names in another order, so that no item-by-item line would tell it."""
+    is_list = isinstance(before, tuple)
+    if isinstance(after, tuple) != is_list:
+        return True
+    return is_list and [name for name in old if name in new] != [name for name in new if name in old]
+
+
+def _item(items: tuple, path: Path, part: str) -> int:
+    names = [item.get("name", "") if isinstance(item, Mapping) else "" for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isascii() and part.isdigit() and len(part) < 4 and int(part) < len(items):
+        return int(part)
+    raise Refusal(path, f"{check.quoted(part)} is not in {check.dotted(path)}{suggestion(part, names)}")
+
+
+def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
+    kinds, value = check.kinds_at(kind, data, path), check.value_at(data, path)
+    if not kinds:
+        raise Refusal(path, f"{check.dotted(path)} is a single value; it has no {check.quoted(part)}")
+    if value is None and check.tag_of(kinds[0]) is not None:
+        raise Refusal(path, f"{check.dotted(path)} is off; set it whole: {check.dotted(path)}={{name: ...}}")
+    here = check.chosen(kinds, value)
+    if not any(part in one.model_fields for one in here):
+        raise check.unknown_key(kinds, here, (*path, part))
+    return part
