@@ -16,6 +16,14 @@ TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers 
 VARIABLES := $(TRAIN_VARIABLES) a b run pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
+written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+unknown := $(filter-out $(VARIABLES) PYTHON VENV,$(written))
+ifneq ($(unknown),)
+$(error $(firstword $(unknown))=: no such variable; there are $(VARIABLES) (make help))
+endif
+# make would expand a $(...) in a value when it exports the variable to a command's environment: plain text forestalls it
+$(foreach name,$(written),$(eval override $(name) := $$(value $(name))))
+
 empty :=
 space := $(empty) $(empty)
 define newline
@@ -23,14 +31,8 @@ define newline
 
 endef
 quoted = '$(subst $(newline),$(space),$(subst ','\'',$(value $(1))))'
-given = $(if $(filter command,$(firstword $(origin $(1)))),--$(subst _,-,$(1)) $(call quoted,$(1)))
-flags = $(foreach name,$(filter-out again,$(1)),$(call given,$(name)))
-again_flag = $(if $(filter command,$(firstword $(origin again))),$(if $(filter-out 0 no false,$(value again)),--again))
-written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
-unknown := $(filter-out $(VARIABLES) PYTHON VENV,$(written))
-ifneq ($(unknown),)
-$(error $(firstword $(unknown))=: no such variable; there are $(VARIABLES) (make help))
-endif
+flags = $(foreach name,$(filter $(filter-out again,$(1)),$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
+again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
 .PHONY: train plan explain diff recipes check-data eval test bench help setup clean
 
@@ -56,7 +58,7 @@ eval: $(VENV)/.ready  ## score a run's exported model again (run device precisio
 	@$(RSB) eval $(call flags,run device precision workers data_dir runs results)
 
 test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
-	@$(VENV)/bin/python -m pytest $(if $(filter command,$(firstword $(origin pytest))),$(value pytest))
+	@$(VENV)/bin/python -m pytest $(if $(filter pytest,$(written)),$(value pytest))
 
 bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done

@@ -4,7 +4,7 @@ import shlex
 
 from trainer.job import Job, plan_of
 
-SMALL = {"epochs": "2", "lr.warmup_epochs": "1", "batch.images": "32", "batch.norm_images": "8"}
+SMALL = {"epochs": "2", "batch.images": "32", "batch.norm_images": "8"}
 
 
 def small_set(overrides: str = "") -> str:

@@ -85,7 +85,7 @@ def test_a_profile_adapts_by_the_pages_own_rule_and_records_it():
     assert plan.recipe.lr.peak == pytest.approx(5e-3 * (images / 2048) ** 0.5)
     again = make_plan(plan.recipe, "resnet50", plan.profile)
     from trainer.adapt import adaptation
-    from trainer.overrides import apply_overrides
+    from trainer.recipe import apply_overrides
 
     assert apply_overrides(again.recipe, adaptation(again.recipe, again.profile), "profile")[1] == ()
 

@@ -6,7 +6,7 @@ section and ingredient, so that it can suggest the one that was meant.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -64,7 +64,8 @@ def check(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
         return kind.model_validate(data)
     except ValidationError as error:
         refusals = [_refusal(kind, data, found) for found in error.errors(include_url=False)]
-    raise min(_merged(refusals), key=lambda refusal: _position(data, refusal.path)) from None
+    order = {path: number for number, path in enumerate(_paths(data))}
+    raise min(_merged(refusals), key=lambda refusal: order[_nearest(refusal.path, order)]) from None
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
@@ -228,14 +229,18 @@ def _merged(refusals: list[Refusal]) -> list[Refusal]:
     return others + [_Missing(path, *keys) for path, keys in missing.items()]
 
 
-def _position(data: Any, path: Path) -> tuple[int, ...]:
-    """Where a path stands in the order of the data."""
-    position = []
-    for part in path:
-        keys = list(data) if isinstance(data, Mapping) else []
-        position.append(keys.index(part) if part in keys else part if isinstance(part, int) else len(keys))
-        data = _step(data, part)
-    return tuple(position)
+def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
+    """All paths of plain data in its own order, each section before its parts."""
+    yield path
+    parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, (list, tuple)) else ()
+    for key, part in parts:
+        yield from _paths(part, (*path, key))
+
+
+def _nearest(path: Path, known: Container[Path]) -> Path:
+    while path not in known:
+        path = path[:-1]
+    return path
 
 
 def _keys(kinds: Iterable[type[BaseModel]]) -> set[str]:

@@ -132,16 +132,21 @@ def plan(
 def explain(
     recipe: Recipe = "A1",
     model: Model = "resnet50",
-    data: Data = "",
+    data: Annotated[str, typer.Option(help="Also what this data set's profile changes; absent: the page itself.")] = "",
     data_dir: DataDir = None,
     set_: Set = "",
+    off: Annotated[bool, typer.Option("--off", help="Also all that could be on and is not.")] = False,
 ) -> None:
     """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override."""
     from trainer import show
-    from trainer.explain import explain as explain_rows
-    from trainer.job import explained
+    from trainer.explain import explain_rows, explain_table
+    from trainer.job import Job, resolve
+    from trainer.profiles import find_profile
 
-    show.explanation(show.console(), *explained(recipe, model, data, data_dir, set_), explain_rows)
+    profile = find_profile(data, data_dir) if data else None
+    page, positions, made, deviations = resolve(Job(recipe, model, data, data_dir, 0, set_), profile)
+    rows = explain_rows(page, positions, made, model, deviations, with_off=off)
+    show.console().print(explain_table(rows, f"{page.name}.v{page.version} for {model}: {page.source}"))
 
 
 @app.command()
@@ -152,8 +157,11 @@ def diff(
 ) -> None:
     """What two pages say differently."""
     from trainer import show
+    from trainer.explain import diff_rows, diff_table
+    from trainer.recipe import find_recipe, load_recipe
 
-    show.difference(show.console(), a, b)
+    pages = [load_recipe(find_recipe(name)) for name in (a, b)]
+    show.console().print(diff_table(diff_rows(*pages), *(f"{page.name}.v{page.version}" for page in pages)))
 
 
 @app.command("check-data")
@@ -198,7 +206,7 @@ def evaluate(
 @app.command()
 @user_errors
 def recipes() -> None:
-    """The pages that can be named: source, what is special, published scores."""
+    """The pages that can be named: what is special, source, the best-known score."""
     from trainer import show
 
     show.recipe_list(show.console())

@@ -14,15 +14,16 @@ from rich.console import Console
 from trainer import provenance
 from trainer.adapt import adaptation
 from trainer.checkpoint import write_atomically
+from trainer.load import Positions
+from trainer.overrides import Deviation
 from trainer.plan import Plan, PlanError, make_plan
-from trainer.profiles import find_profile
-from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.profiles import Profile, find_profile
+from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe
 from trainer.results import Row, RowDeviation, read_row, store_row
 from trainer.settings import Settings
 from trainer.stop import StopRequest
 
 EXIT_DONE, EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
-MOST_REPLACED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,34 @@ class Job:
     again: bool = False
 
 
+def resolve(job: Job, profile: Profile | None) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
+    """The page, where its keys stand, the recipe that a job makes of it, and every departure on the way.
+
+    profile: None leaves the page as it was published.
+
+    Raises UserError for what is wrong in the page or in the overrides.
+    """
+    page, positions = open_recipe(find_recipe(job.recipe))
+    recipe = page.for_model(job.model)
+    recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile) if profile else {}, "profile")
+    recipe, overridden = apply_overrides(recipe, job.overrides, "set")
+    return page, positions, recipe, adapted + overridden
+
+
 def plan_of(job: Job) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
 
     Raises UserError for whatever does not fit.
     """
-    page = load_recipe(find_recipe(job.recipe))
     profile = find_profile(job.data, job.data_dir)
-    recipe, adapted = apply_overrides(page.for_model(job.model), adaptation(page.for_model(job.model), profile), "profile")
-    recipe, overridden = apply_overrides(recipe, job.overrides, "set")
+    page, _, recipe, deviations = resolve(job, profile)
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
-        page_digest=page.digest,
-        deviations=adapted + overridden,
+        page_digest=page.for_model(job.model).digest,
+        deviations=deviations,
         bad_images=job.bad_images,
     )
 
@@ -133,10 +146,7 @@ def shown(value: object) -> str:
 
 
 def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None) -> Row:
-    """The row of an outcome.
-
-    Raises PlanError where more images were replaced than a score can bear.
-    """
+    """The row of an outcome."""
     from trainer.models import gmacs, num_parameters
 
     state, recipe = outcome.state, plan.recipe

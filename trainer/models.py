@@ -55,6 +55,9 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
     try:
         return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
     except TypeError as error:
+        if options.get("zero_init_last") is False and "zero_init_last" in str(error):
+            rest = {name: value for name, value in options.items() if name != "zero_init_last"}
+            return create_model(model, num_classes, channels, rest)  # it has no last gamma that could start at zero
         page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {"drop_path_rate": "drop_path"}
         for theirs, ours in page_words.items():
             if theirs in options and theirs in str(error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,7 +18,8 @@ NUM_LR_ROWS = 12
 
 
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    """The terminal; where the output goes into a file or a pipe, lines are wide enough for every table."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
 def plan_in_brief(out: Console, plan: Plan, settings: Settings) -> None:
@@ -149,3 +152,15 @@ def data_reports(out: Console, data, check) -> bool:
     out.print("sound: training meets no bad image" if is_sound else 'not sound: training stops at a bad image, or bad_images=skip', style="bold")
     return is_sound
 
+
+
+def recipe_list(out: Console) -> None:
+    """One line for each page: name, what is special, its score for ResNet-50 or its first model, source."""
+    from trainer.recipe import load_recipe, recipe_paths
+
+    table = Table("recipe", "what is special", "published top-1", "source")
+    for path in recipe_paths():
+        page = load_recipe(path)
+        best = next((score for score in page.published if score.model == "resnet50"), page.published[0])
+        table.add_row(path.stem, page.title, f"{best.model} {best.top1_pct} %", page.source)
+    out.print(table)

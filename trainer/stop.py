@@ -24,8 +24,8 @@ class StopRequest:
         return self
 
     def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number, action in self._before.items():
+            signal.signal(number, action)
 
     def _note(self, number: int, frame) -> None:
         self.signal_name = signal.Signals(number).name

@@ -121,7 +121,8 @@ def device_normals(keys, shape: tuple[int, ...]):
     import torch
 
     positions = torch.arange(int(np.prod(shape)), dtype=torch.int64, device=keys.device)
-    state = _mix32(_mix32(keys[:, None]) ^ positions)
+    # The key enters twice: two keys whose first hashes differ in low bits only visit the same words, in another order.
+    state = _mix32(_mix32(keys[:, None]) ^ positions) + _mix32(keys[:, None] + 0x85EBCA6B)
     first = (_mix32(state + 0x9E3779B9) + 1).to(torch.float32) * 2.0**-32  # in (0, 1]: the logarithm stays finite
     second = _mix32(state + 0x3C6EF372).to(torch.float32) * 2.0**-32
     noise = torch.sqrt(-2.0 * torch.log(first.clamp_max(1.0))) * torch.cos(2.0 * torch.pi * second)

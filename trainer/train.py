@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from trainer import streams
+from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
 from trainer.evaluate import evaluate
@@ -21,6 +22,8 @@ from trainer.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State, Watch
 from trainer.stop import Stopped, StopRequest
+
+MOST_REPLACED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ def run(plan: Plan, settings: Settings, data: OpenedData, folder: Path, console:
                     state.loss_sum += optimizer_step(state, window, step)
                     progress.loss_steps += 1
                     progress.step = step + 1
-                if is_window_end(state) and not log_window(state, watch, log):
-                    return Outcome("diverged", state)
+                if is_window_end(state):
+                    check_replaced(state)
+                    if not log_window(state, watch, log):
+                        return Outcome("diverged", state)
                 evaluate_epoch(state, data, log, stop)
                 state.save_if_due(log)
             state.save(log)
@@ -119,6 +124,20 @@ def is_window_end(state: State) -> bool:
     """Is a line of metrics due after the step just done?"""
     step = state.progress.step
     return step % state.settings.log_steps == 0 or step % state.plan.steps_per_epoch == 0
+
+
+def check_replaced(state: State) -> None:
+    """Refuse to go on where bad_images=skip has put other images in the place of more than 1 % of what was seen.
+
+    Raises DataError.
+    """
+    plan, progress = state.plan, state.progress
+    num_epochs = -(-progress.step // plan.steps_per_epoch)
+    if progress.num_replaced > MOST_REPLACED_SHARE * plan.draws_per_epoch * num_epochs:
+        raise DataError(
+            f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step} steps, more than "
+            f"{100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data` lists them, mend or remove them"
+        )
 
 
 def log_window(state: State, watch: Watch, log: Log) -> bool:

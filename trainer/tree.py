@@ -52,7 +52,8 @@ def label_of(data: Any, path: Path) -> str:
     parts = []
     for part in path:
         data = check.value_at(data, (part,))
-        parts.append(data["name"] if isinstance(part, int) and isinstance(data, Mapping) else str(part))
+        name = data.get("name") if isinstance(part, int) and isinstance(data, Mapping) else None
+        parts.append(name if isinstance(name, str) else str(part))
     return ".".join(parts)
 
 

@@ -28,9 +28,9 @@ def blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Float values clipped to 0..255 and truncated: to uint8."""
+    """Float values clipped to 0..255, in place, and truncated: to uint8."""
     # By way of int16: torch on a CPU converts float to uint8 one value at a time.
-    return values.clamp(0, 255).to(torch.int16).to(torch.uint8)
+    return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:

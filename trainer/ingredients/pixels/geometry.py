@@ -51,8 +51,8 @@ def _exact_positions(matrices: Tensor, height: int, width: int, axes: str) -> tu
     row = torch.arange(height, dtype=torch.float64, device=matrices.device)[:, None] + 0.5
     column = torch.arange(width, dtype=torch.float64, device=matrices.device) + 0.5
     a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
-    x = a * column + b * row + c if "x" in axes else column[None, None]
-    return x, d * column + e * row + f if "y" in axes else row[None]
+    x = a * column + (b * row + c) if "x" in axes else column[None, None]
+    return x, d * column + (e * row + f) if "y" in axes else row[None]
 
 
 def _nearest_positions(matrices: Tensor, height: int, width: int, axes: str) -> tuple[Tensor, Tensor]:
@@ -111,7 +111,7 @@ def _sampled(
         # Each channel stays in its own bits of the word: a power of two times its value, divided out at the end.
         taps = [(words[:, start:].gather(1, index)[:, None] & masks).float() for start in starts]
         rows.append(_interpolated(taps, across))
-    return _interpolated(rows, down) / (1 << shifts)
+    return _interpolated(rows, down).div_(1 << shifts)
 
 
 def _num_taps(weights: list[Tensor]) -> int:
@@ -124,11 +124,11 @@ def _interpolated(taps: list[Tensor], weights: list[Tensor]) -> Tensor:
     So equal taps give their value exactly; a rounding error below it would be truncated to one grey level less.
     """
     if len(taps) == 4:
-        before, here, *others = taps
-        taps = [here, before, *others]
-    value, *others = taps
+        taps = [taps[1], taps[0], *taps[2:]]
+    here, *others = taps
+    value = here.clone() if others else here
     for tap, weight in zip(others, weights, strict=True):
-        value = torch.addcmul(value, tap - taps[0], weight)
+        value.addcmul_(tap.sub_(here), weight)
     return value
 
 

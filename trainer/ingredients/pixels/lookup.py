@@ -23,14 +23,9 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
     return tables.gather(2, pixels.long()).view(images.shape)
 
 
-def identity(images: Tensor, _: Tensor) -> Tensor:
-    """Every value stays."""
-    return _levels(images).to(torch.uint8).expand(len(images), 1, 256)
-
-
 def invert(images: Tensor, _: Tensor) -> Tensor:
     """Light and dark change places."""
-    return 255 - identity(images, _)
+    return (255 - _levels(images)).to(torch.uint8).expand(len(images), 1, 256)
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
@@ -90,7 +85,6 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 
 
 TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "identity": identity,
     "autocontrast": autocontrast,
     "equalize": equalize,
     "invert": invert,

@@ -12,8 +12,8 @@ from trainer.ingredients.pixels.lookup import TABLES, look_up
 
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one, "identity", changes nothing.
-OPERATIONS = (*TABLES, *MATRICES, *BLENDS)
-_CACHED_PX = 1 << 16
+OPERATIONS = ("identity", *TABLES, *MATRICES, *BLENDS)
+_CACHED_PX = 1 << 17
 
 
 def operate(
@@ -26,13 +26,14 @@ def operate(
     fill: one value in 0..255 per channel, where pixels are missing.
     These three tensors lie on the CPU, so that grouping never waits for the images' device.
     """
-    result = images.clone()
+    done, order = [], []
     for kind, members in _groups(operation.tolist(), interpolation.tolist()).items():
         for rows in torch.tensor(members).split(_images_at_once(images)):
-            there = rows.to(images.device)
-            changed = _changed(images.index_select(0, there), kind, operation[rows], argument[rows], fill)
-            result.index_copy_(0, there, changed)
-    return result
+            chosen = images.index_select(0, rows.to(images.device))
+            done.append(_changed(chosen, kind, operation[rows], argument[rows], fill))
+        order += members
+    # Joined and reordered: writing each group to its rows would be the slowest step of all on a CPU.
+    return torch.cat(done).index_select(0, torch.tensor(order).argsort().to(images.device))
 
 
 def _images_at_once(images: Tensor) -> int:
@@ -41,15 +42,14 @@ def _images_at_once(images: Tensor) -> int:
 
 
 def _groups(operation: list[int], interpolation: list[int]) -> dict[tuple[str, ...], list[int]]:
-    """The images that one call can serve, by kind: ("look_up",), (a blend's name,) or (interpolation, axes)."""
+    """The images that one call can serve, by kind: ("identity",), ("look_up",), (a blend's name,) or (interpolation, axes)."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for image, (place, filter_place) in enumerate(zip(operation, interpolation, strict=True)):
         name = OPERATIONS[place]
-        if name == "identity":
-            continue
-        kind = ("look_up",) if name in TABLES else (name,)
         if name in MATRICES:
             kind = (INTERPOLATIONS[filter_place], MATRICES[name][1])
+        else:
+            kind = ("look_up",) if name in TABLES else (name,)
         groups.setdefault(kind, []).append(image)
     return groups
 
@@ -61,6 +61,8 @@ def _changed(
     match kind:
         case (interpolation, axes):
             return affine(images, _matrices(operation, argument, *images.shape[2:]), interpolation, axes, fill)
+        case ("identity",):
+            return images
         case ("look_up",):
             return look_up(images, _tables(images, operation, argument))
         case (blend,):

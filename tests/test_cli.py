@@ -1,0 +1,146 @@
+"""The front door: what is typed reaches the program as text, and a mistake is one line and exit 2."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trainer.cli import app
+
+ROOT = Path(__file__).parent.parent
+
+
+def rsb(*words: str):
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="rsb")
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "remedy"),
+    [
+        (["plan", "--recipe", "A9"], "recipe=A9", "A1.v1"),
+        (["plan", "--model", "resnet5O"], "model=resnet5O", "resnet50"),
+        (["plan", "--data", "digit"], "data=digit", "digits"),
+        (["plan", "--set", "epoch=5"], "epoch", "epochs"),
+        (["plan", "--set", "loss.name=bcee"], "bcee", "bce"),
+        (["plan", "--set", "lr.peak=no"], "lr.peak=no", "false"),
+        (["plan", "--seed", "-1"], "seed=-1", "seed=0"),
+        (["train", "--device", "tpu"], "device=tpu", "cuda"),
+        (["train", "--precision", "bf61"], "precision=bf61", "bf16"),
+        (["train", "--precision", "fp16", "--device", "cpu"], "fp16", "float32"),
+        (["train", "--workers", "many"], "workers=many", "auto"),
+        (["train", "--loader", "dali"], "loader=dali", "torch"),
+        (["train", "--bad-images", "ignore"], "bad_images=ignore", "skip"),
+        (["train", "--set", "batch.images=96000"], "batch.images", "would do"),
+        (["eval", "--run", "no-such-run"], "no-such-run", "run"),
+        (["diff", "--a", "A1", "--b", "A"], "recipe=A", "A1"),
+        (["check-data", "--data", "/no/such/folder"], "/no/such/folder", "would do"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(words, found, remedy):
+    done = rsb(*words)
+    assert done.exit_code == 2, done.output
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert found in lines[0] and remedy in lines[0]
+
+
+def test_what_a_name_could_do_to_a_terminal_is_shown_not_done():
+    done = rsb("plan", "--recipe", "A1\x1b[2J")
+    assert done.exit_code == 2 and "\x1b" not in done.stderr and "\\x1b" in done.stderr
+
+
+def test_the_plan_says_steps_images_rates_batch_and_deviations():
+    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k")
+    assert done.exit_code == 0
+    for fact in ("375,000 = 600 epochs x 625", "768,000,000", "426,667 of 1,281,167", "4 micro-batches x 512"):
+        assert fact in done.output, fact
+    assert "4.9991e-03" in done.output  # epoch 5: 1e-6 + (5e-3 - 1e-6) / 2 * (1 + cos(pi * 5 / 600)), already below the peak
+    assert "deviation" not in done.output
+    small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
+    assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
+    assert "rule would make it" in small.output  # the rate was not scaled behind the reader's back
+
+
+def test_explain_names_the_origin_of_every_value():
+    done = rsb("explain", "--recipe", "A3", "--data", "digits", "--set", "lr.peak=3e-3")
+    assert done.exit_code == 0
+    for path, origin in (("optimizer.weight_decay", "page"), ("optimizer.eps", "assumed"), ("image.train_px", "profile"), ("lr.peak", "override")):
+        (line,) = [line for line in done.output.splitlines() if f" {path} " in line]
+        assert origin in line, line
+
+
+def test_diff_shows_what_two_pages_say_differently():
+    done = rsb("diff", "--a", "A1", "--b", "A2")
+    shown = {line.split("│")[1].strip() for line in done.output.splitlines() if line.count("│") >= 4}
+    assert {"epochs", "smoothing", "loss.threshold", "optimizer.weight_decay", "mix.mixup_alpha"} <= shown
+    assert "lr.peak" not in shown  # the same in both
+
+
+def test_the_recipes_are_listed():
+    done = rsb("recipes")
+    assert done.exit_code == 0
+    assert {"A1.v1", "A2.v1", "A3.v1", "convnext.v1", "torchvision-v1.v1", "torchvision-v2.v1"} <= set(done.output.split())
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory) -> Path:
+    """The Makefile in front of a program that prints what it is given, one word a line."""
+    folder = tmp_path_factory.mktemp("door")
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("pyproject.toml", "requirements.lock"):
+        (folder / name).touch()
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\nimport sys\nfor word in sys.argv[1:]: print(repr(word))\n")
+    python.chmod(0o755)
+    (folder / ".venv" / ".ready").touch()
+    return folder
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, env=clean, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "epochs=5 loss.name=ce", "a'b", 'a"b', "a;touch pwned", "$(shell touch pwned)", "$(touch pwned)", "`touch pwned`",
+        "${HOME}", "a\\b", "*", "a&b|c>d", "#x", "--help", "ü ✓",
+    ],
+)  # fmt: skip
+def test_make_passes_any_value_as_text(door, value):
+    done = make(door, f"set={value}", "recipe=A1")
+    assert done.returncode == 0, done.stderr
+    words = [eval(line) for line in done.stdout.splitlines()]
+    assert words[:3] == ["-m", "trainer", "train"]
+    assert dict(zip(words[3::2], words[4::2], strict=True)) == {"--recipe": "A1", "--set": value}
+    assert not (door / "pwned").exists()
+
+
+def test_make_refuses_a_variable_that_it_does_not_know(door):
+    done = make(door, "recpie=A1")
+    assert done.returncode != 0 and "recpie" in done.stderr and "recipe" in done.stderr
+
+
+def test_make_does_not_take_the_environment_for_variables(door):
+    done = subprocess.run(["make"], cwd=door, capture_output=True, text=True, env={**os.environ, "model": "oops"}, timeout=60)
+    assert "oops" not in done.stdout
+
+
+@pytest.mark.parametrize(("again", "is_passed"), [("1", True), ("0", False)])
+def test_again_is_a_switch(door, again, is_passed):
+    assert ("'--again'" in make(door, f"again={again}").stdout) is is_passed
+
+
+def test_make_help_lists_every_target_and_variable(door):
+    text = (ROOT / "Makefile").read_text()
+    done = make(door, "help")
+    listed = done.stdout.split()
+    phony = next(line for line in text.splitlines() if line.startswith(".PHONY:")).split()[1:]
+    variables = next(line for line in text.splitlines() if line.startswith("TRAIN_VARIABLES :=")).split()[2:]
+    assert set(phony) | set(variables) <= set(listed)

@@ -1,0 +1,128 @@
+"""The package stays one that a newcomer reads in an afternoon."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "trainer").rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+# Each layer may import from those above it, never from those below. Modules of one line may import each other.
+LAYERS = [
+    {"errors", "stop"},
+    {"streams", "provenance", "ingredients.base"},
+    {"ingredients"},
+    {"check", "tree", "load", "settings", "data.index"},
+    {"overrides", "profiles"},
+    {"recipe"},
+    {"explain", "adapt", "plan"},
+    {"data", "models", "checkpoint", "pictures"},
+    {"results", "evaluate", "log"},
+    {"state"},
+    {"export", "train"},
+    {"job"},
+    {"rescore", "show"},
+    {"cli"},
+    {"__main__"},
+]
+FORBIDDEN_WORDS = ("config", "args", "iteration", "utils", "manager", "handler", "helper")
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "trainer").with_suffix("").parts)
+
+
+def layer_of(module: str) -> int:
+    named = [place for place, layer in enumerate(LAYERS) if module in layer]
+    inside = [place for place, layer in enumerate(LAYERS) if module.split(".")[0] in layer]
+    assert named or inside, f"{module} has no layer"
+    return (named or inside)[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trainer":
+            inside = (node.module or "").partition(".")[2]
+            for name in node.names:
+                target = ROOT / "trainer" / inside.replace(".", "/")
+                is_module = (target / f"{name.name}.py").exists() or (target / name.name).is_dir()
+                found.add(".".join(filter(None, (inside, name.name if is_module else ""))))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_imports_run_one_way(path):
+    module = module_of(path)
+    if module.endswith("__init__"):
+        assert not imports_of(path)
+        return
+    for target in imports_of(path):
+        assert layer_of(target) <= layer_of(module), f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_files_and_functions_are_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_public_names_have_docstrings(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body, "the file"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            is_short = isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno < 8
+            assert is_short or ast.get_docstring(node), node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_one_word_per_idea(path):
+    """The design's forbidden words name nothing of ours (pydantic's model_config and timm's config.json are theirs)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        if isinstance(node, ast.arg):
+            names.append(node.arg)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append(node.id)
+        for name in names:
+            words = name.lower().split("_")
+            assert name == "model_config" or not set(words) & set(FORBIDDEN_WORDS), f"{path.name}: {name}"
+
+
+def test_nothing_heavy_is_imported_for_the_help():
+    """`rsb --help` must answer before torch, timm or pydantic could be imported."""
+    import subprocess
+    import sys
+
+    script = "import sys; from trainer.cli import app; bad = {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_module_has_its_tests():
+    """tests/ mirrors trainer/; what has no file of its own is tested where it is used, as listed here."""
+    elsewhere = {
+        "__main__": "test_cli", "cli": "test_cli", "show": "test_cli", "job": "test_job", "stop": "test_resume",
+        "state": "test_resume", "train": "test_story", "errors": "test_load", "check": "test_load", "tree": "test_recipe",
+        "overrides": "test_recipe", "adapt": "test_plan", "log": "test_story", "pictures": "test_story",
+        "export": "test_story", "rescore": "test_story", "provenance": "test_job", "data.opened": "test_story",
+        "data.prepare": "test_story", "evaluate": "test_story", "ingredients.base": "test_recipe",
+        "ingredients.augment": "test_recipe",
+    }  # fmt: skip
+    tests = ROOT / "tests"
+    for path in FILES:
+        module = module_of(path)
+        if path.name == "__init__.py" or module.startswith("ingredients.pixels"):
+            continue
+        own = tests / path.relative_to(ROOT / "trainer").with_name(f"test_{path.name}")
+        there = own if module not in elsewhere else tests / f"{elsewhere[module]}.py"
+        assert there.exists() or own.exists(), f"{module}: no {there.relative_to(ROOT)}"

@@ -1,0 +1,209 @@
+"""One run from its plan to its row: what it leaves, what it says, how it ends."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from rich.console import Console
+
+from plans import small_plan, small_set
+from trainer import train
+from trainer.data.index import DataError
+from trainer.data.opened import open_data
+from trainer.data.prepare import normalize, prepare
+from trainer.export import weights_digest
+from trainer.job import EXIT_DIVERGED, EXIT_DONE, Job, plan_of, run_job
+from trainer.rescore import rescore
+from trainer.results import read_row
+from trainer.settings import make_settings
+from trainer.stop import StopRequest
+
+
+def go(folder: Path, plan=None, job=None, **named):
+    """Run a small plan in a folder: (exit code, row, what was printed, run folder)."""
+    job = job or Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"))
+    plan = plan or plan_of(job)
+    data = open_data(plan.profile, job.data_dir)
+    settings = make_settings("cpu", workers="0", runs=folder / "runs", results=folder / "results")
+    out = Console(file=io.StringIO(), width=140)
+    with StopRequest() as stop:
+        code, row = run_job(job, plan, settings, data, out, stop, **named)
+    return code, row, out.file.getvalue(), settings.runs / row.run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return go(tmp_path_factory.mktemp("finished"))
+
+
+def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
+    code, row, printed, folder = finished
+    assert code == EXIT_DONE and row.status == "finished"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt", "tensorboard", "checkpoints",
+        "model.safetensors", "config.json", "row.json", "first_batch.png",
+    }  # fmt: skip
+    stored = folder.parent.parent / "results" / "rows" / f"{row.run}.json"
+    assert stored.read_bytes() == (folder / "row.json").read_bytes()
+    assert read_row(folder.parent.parent / "results", row.run) == row
+    assert (row.steps, row.epochs, row.num_val_images) == (2 * (1437 // 96), 2, 360)
+    assert {change.path for change in row.deviations} >= {"epochs", "batch.images", "image.train_px"}
+
+
+def test_the_rows_score_is_the_last_evaluation_in_the_curves(finished):
+    _, row, printed, folder = finished
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "num_top1" in line][-1]
+    assert row.top1_pct == 100 * last["num_top1"] / 360 == last["top1_pct"]
+    assert f"{row.top1_pct:.2f} %" in printed
+    # the rate of the last step, by the closed form: per epoch, so that of the second of two epochs
+    rates = [line["lr"] for line in lines if "lr" in line]
+    plan = plan_of(Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48")))
+    end, peak = plan.recipe.lr.schedule.end, plan.recipe.lr.peak
+    assert rates[-1] == pytest.approx(end + (peak - end) / 2, rel=1e-12)
+
+
+def test_timm_loads_the_folder_and_scores_the_same(finished):
+    _, row, _, folder = finished
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert weights_digest(model) == row.weights_sha256
+    plan = plan_of(Job("A2", "test_resnet", overrides=small_set()))
+    val = open_data(plan.profile, None).val
+    # timm's own transform, from the exported facts alone
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg), is_training=False)
+    images = torch.stack([transform(val.read(i).convert("RGB")) for i in range(val.num_images)])
+    with torch.no_grad():
+        found = (model(images).argmax(1).numpy() == val.labels).sum()
+    assert found == round(row.top1_pct * 3.6)
+
+
+def test_eval_gives_the_rows_score_exactly(finished):
+    _, row, _, folder = finished
+    settings = make_settings("cpu", workers="0")
+    stored, scores = rescore(folder, settings, None)
+    assert stored == row
+    assert (scores.top1_pct, scores.top5_pct) == (row.top1_pct, row.top5_pct)
+    assert scores.loss_nats == pytest.approx(row.loss_nats, rel=1e-6)
+
+
+def test_the_same_command_finds_the_row_and_again_makes_a_new_one(finished):
+    _, row, _, folder = finished
+    base = folder.parent.parent
+    code, found, printed, _ = go(base)
+    assert (code, found) == (EXIT_DONE, row) and "has its row already" in printed
+    job = Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"), again=True)
+    code, second, _, _ = go(base, job=job)
+    assert second.run == f"{row.run}-2" and second.weights_sha256 == row.weights_sha256
+
+
+def test_the_resolved_page_runs_again_as_the_same_science(finished):
+    _, row, _, folder = finished
+    again = plan_of(Job(str(folder / "recipe.yaml"), "test_resnet"))
+    assert again.run_name(row.data_fingerprint) == row.run and again.deviations == ()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
+    step = train.optimizer_step
+    spoilt = lambda state, window, number: step(state, window, number) + (loss if number == 7 else 0)  # noqa: E731
+    monkeypatch.setattr(train, "optimizer_step", spoilt)
+    code, row, printed, _ = go(tmp_path)
+    assert code == EXIT_DIVERGED and row.status == "diverged" and row.steps == 10
+    assert row.top1_pct is None and row.weights_sha256 is None
+    assert "diverged" in printed
+    code, found, _, _ = go(tmp_path)
+    assert (code, found) == (EXIT_DIVERGED, row)
+
+
+def broken_folder(tmp_path, num_bad: int) -> Path:
+    """Two classes of 100 noise images each for training, 4 for testing; some of the training files are cut short."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", 100), ("val", 4)):
+        for name in ("cat", "dog"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for place in range(number):
+                path = tmp_path / "set" / split / name / f"{place:03d}.png"
+                Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    for place in range(num_bad):
+        path = tmp_path / "set" / "train" / "dog" / f"{place:03d}.png"
+        path.write_bytes(path.read_bytes()[:100])
+    return tmp_path / "set"
+
+
+def folder_job(root: Path, bad_images: str) -> Job:
+    small = small_set("image.train_px=32 image.test_px=32 batch.images=40 batch.norm_images=20 repeats=null")
+    return Job("A2", "test_resnet", data=str(root), data_dir=root, overrides=small + " lr.warmup_epochs=1", bad_images=bad_images)
+
+
+def test_a_bad_image_ends_the_run_by_name_or_is_replaced_and_counted(tmp_path):
+    root = broken_folder(tmp_path, num_bad=2)  # of 200: 1 %
+    with pytest.raises(DataError, match=r"00[01]\.png"):
+        go(tmp_path, job=folder_job(root, "fail"))
+    code, row, _, _ = go(tmp_path, job=folder_job(root, "skip"))
+    assert code == EXIT_DONE and row.num_replaced_images == 4  # two bad images, once in each of two epochs
+    again = go(tmp_path / "again", job=folder_job(root, "skip"))[1]
+    assert again.weights_sha256 == row.weights_sha256
+
+
+def test_more_than_one_percent_of_bad_images_is_refused(tmp_path):
+    root = broken_folder(tmp_path, num_bad=8)
+    with pytest.raises(DataError, match="more than 1 % of an epoch"):
+        go(tmp_path, job=folder_job(root, "skip"))
+
+
+def entering(plan, workers: int, first_step: int = 0, number: int = 50) -> list[str]:
+    """SHA-256 of micro-batches and targets as they enter the model."""
+    settings = make_settings("cpu", workers=str(workers))
+    stream = open_data(plan.profile, None).train_stream(plan, settings, first_step)
+    digests = []
+    for _ in range(number):
+        images, targets = prepare(plan, settings, next(stream))
+        digests.append(hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest())
+    return digests
+
+
+def test_what_enters_the_model_is_the_same_for_any_number_of_workers():
+    plan = small_plan("A1")
+    assert plan.steps_per_epoch == 44 and plan.num_micro_batches == 4
+    alone = entering(plan, 0)
+    assert entering(plan, 1) == alone and entering(plan, 4) == alone
+    assert len(set(alone)) == 50
+    # the second epoch shows the images otherwise; from its own first step, without making the first
+    assert not set(entering(plan, 0, first_step=44)) & set(alone)
+    assert entering(plan, 0, first_step=2, number=8) == alone[8:16]
+
+
+def test_normalizing_is_the_closed_form():
+    plan = small_plan()
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (plan.profile.mean, plan.profile.std))
+    expected = (images.numpy().astype(np.float64) / 255 - mean) / std
+    np.testing.assert_allclose(normalize(images, plan.profile).numpy(), expected, atol=1e-6)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_step():
+    """Norm-free of the batch (LayerNorm), unequal micro-batches included: 1437 = 14 x 100 + 37."""
+    from trainer.state import State
+
+    grads = {}
+    for norm_images in (100, 25):
+        plan = small_plan(
+            "torchvision-v1", "test_convnext", f"batch.images=100 batch.norm_images={norm_images} optimizer.weight_decay=0.0"
+        )
+        settings = make_settings("cpu", workers="0")
+        state = State(plan, settings, Path("unused"))
+        before = {name: weight.clone() for name, weight in state.model.named_parameters()}
+        stream = open_data(plan.profile, None).train_stream(plan, settings, 14)
+        assert plan.window_images(14) == 37
+        train.optimizer_step(state, stream, 14)
+        grads[norm_images] = {name: before[name] - weight for name, weight in state.model.named_parameters()}
+    scale = max(grad.abs().max() for grad in grads[100].values())
+    for name, grad in grads[100].items():
+        torch.testing.assert_close(grads[25][name], grad, rtol=0, atol=1e-5 * scale.item())
