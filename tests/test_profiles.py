@@ -80,7 +80,10 @@ def test_a_users_page_is_read_strictly(tmp_path):
         find_profile(str(page))
 
 
-@pytest.mark.parametrize("wrong", [("name: birds", "name: a/b"), ("0.25]", "0.0]"), ("num_train: 3", "num_train: 0"), ("0.35", "1.5")])
+@pytest.mark.parametrize(
+    "wrong",
+    [("name: birds", "name: a/b"), ("0.25]", "0.0]"), ("num_train: 3", "num_train: 0"), ("0.35", "1.5")],
+)
 def test_absurd_facts_are_refused(tmp_path, wrong):
     page = tmp_path / "birds.yaml"
     page.write_text(OWN.replace(*wrong))

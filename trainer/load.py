@@ -196,7 +196,7 @@ class _Reader:
             raise self._error(node, "a key that is a list or a mapping; a key is one word")
         if node.tag == _TAG + "merge":
             raise self._error(node, "the merge key <<; write the keys out, a page inherits nothing")
-        key = self._scalar(node)
+        key = self._str(node) if node.tag == _TAG + "str" else None
         if not isinstance(key, str):
             raise self._error(node, f"the key {node.value[:40]!a} is not text; quote it if it is meant")
         return key

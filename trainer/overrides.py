@@ -20,6 +20,9 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class OverrideError(UserError):
     """An override that does not fit its page: the item, what was found, what would do."""
 
+    def __init__(self, message: str):
+        super().__init__("".join(mark if mark.isprintable() else " " for mark in message))
+
 
 @dataclass(frozen=True)
 class Deviation:

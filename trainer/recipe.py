@@ -14,16 +14,13 @@ from pydantic import Field, model_validator
 from trainer import check, tree
 from trainer.check import Refusal, refuse
 from trainer.errors import UserError, did_you_mean
+from trainer.ingredients.augment import Augmentation
 from trainer.ingredients.averaging import WeightAverage
 from trainer.ingredients.base import Page
-from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.ingredients.erasing import RandomErasing
 from trainer.ingredients.learning_rate import LearningRate
 from trainer.ingredients.losses import Loss
 from trainer.ingredients.mixing import Mixing
 from trainer.ingredients.optimizers import Optimizer
-from trainer.ingredients.rand_augment import RandAugment
-from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
 
@@ -32,10 +29,6 @@ NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
 Side = Annotated[int, Field(ge=8, le=2048)]
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-
-Augmentation = Annotated[
-    RandomResizedCrop | Flip | RandAugment | TrivialAugment | RandomErasing, Field(discriminator="name")
-]
 
 # What a page says about itself; the rest is what it does.
 ABOUT = ("name", "version", "title", "source", "assumed", "per_model", "published")
@@ -267,7 +260,7 @@ def find_recipe(name: str) -> Path:
     named = {path.stem.rpartition(".v")[0]: path for path in paths} | {path.stem: path for path in paths}
     if name not in named:
         near = did_you_mean(name, named)
-        raise RecipeError(f"recipe={name}: there is no such page{near}; there are {', '.join(p.stem for p in paths)}")
+        raise RecipeError(f"recipe={name!a}: there is no such page{near}; there are {', '.join(p.stem for p in paths)}")
     return named[name]
 
 

@@ -52,7 +52,7 @@ def label_of(data: Any, path: Path) -> str:
     parts = []
     for part in path:
         data = check.value_at(data, (part,))
-        name = data.get("name") if isinstance(part, int) and isinstance(data, Mapping) else None
+        name = _name(data) if isinstance(part, int) else None
         parts.append(name if isinstance(name, str) else str(part))
     return ".".join(parts)
 
@@ -136,10 +136,14 @@ def _parts(data: Any) -> dict[str, Any] | None:
     """The parts of a section by key, or of a list of ingredients by name; None for a single value."""
     if isinstance(data, Mapping):
         return dict(data)
-    if isinstance(data, tuple) and data and all(isinstance(item, Mapping) and "name" in item for item in data):
-        by_name = {item["name"]: item for item in data}
+    if isinstance(data, tuple) and data and all(isinstance(_name(item), str) for item in data):
+        by_name = {_name(item): item for item in data}
         return by_name if len(by_name) == len(data) else None
     return None
+
+
+def _name(item: Any) -> Any:
+    return item.get("name") if isinstance(item, Mapping) else None
 
 
 def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -151,7 +155,7 @@ def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[
 
 
 def _item(items: tuple, path: Path, part: str) -> int:
-    names = [item.get("name", "") if isinstance(item, Mapping) else "" for item in items]
+    names = [str(_name(item)) for item in items]
     if part in names:
         return names.index(part)
     if part.isascii() and part.isdigit() and len(part) < 4 and int(part) < len(items):

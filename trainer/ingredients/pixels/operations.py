@@ -72,17 +72,23 @@ def _changed(
 def _tables(images: Tensor, operation: Tensor, argument: Tensor) -> Tensor:
     """The table of each image and channel: [N, C, 256] uint8."""
     tables = images.new_empty(*images.shape[:2], 256)
-    for place in operation.unique().tolist():
-        rows = (operation == place).nonzero()[:, 0]
+    for name, rows in _by_name(operation):
         there = rows.to(images.device)
-        tables[there] = TABLES[OPERATIONS[place]](images[there], argument[rows])
+        tables[there] = TABLES[name](images.index_select(0, there), argument[rows])
     return tables
 
 
 def _matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
     """The matrix of each image: [N, 6] float64."""
     matrices = argument.new_empty(len(argument), 6)
-    for place in operation.unique().tolist():
-        rows = operation == place
-        matrices[rows] = MATRICES[OPERATIONS[place]][0](argument[rows], height, width)
+    for name, rows in _by_name(operation):
+        matrices[rows] = MATRICES[name][0](argument[rows], height, width)
     return matrices
+
+
+def _by_name(operation: Tensor) -> list[tuple[str, Tensor]]:
+    """Each operation's name and the rows [n] int64 that have it."""
+    rows: dict[int, list[int]] = {}
+    for row, place in enumerate(operation.tolist()):
+        rows.setdefault(place, []).append(row)
+    return [(OPERATIONS[place], torch.tensor(members)) for place, members in rows.items()]

@@ -1,0 +1,56 @@
+"""The check of a whole data set."""
+
+import io
+
+from PIL import Image
+from rich.console import Console
+
+from trainer.data.check import check_data, report_table
+from trainer.data.index import open_index
+from trainer.data.sets import FolderSet, open_set
+from trainer.profiles import PROFILES
+
+
+def rendered(report):
+    console = Console(file=io.StringIO(), width=400)
+    console.print(report_table(report, "train"))
+    return console.file.getvalue()
+
+
+def test_bad_and_odd_files_are_listed(make_folder):
+    root = make_folder(train={"cat": 4, "dog": 3}, val={"cat": 1, "dog": 1})
+    cats = root / "train/cat"
+    (cats / "0.jpg").write_bytes(b"")
+    (cats / "1.jpg").rename(cats / "[bold]1.jpg")
+    (cats / "[bold]1.jpg").write_bytes((cats / "2.jpg").read_bytes()[:400])
+    Image.open(cats / "2.jpg").convert("CMYK").save(cats / "2.jpg")
+    images = FolderSet(open_index(root, "train"))
+
+    report = check_data(images, num_threads=2)
+
+    assert not report.is_sound
+    bad = [line.split(": cannot be decoded")[0] for line in report.bad]
+    assert bad == [str(cats / "0.jpg"), str(cats / "[bold]1.jpg")]
+    assert report.odd == {"CMYK": (str(cats / "2.jpg"),)}
+    assert report.class_counts == {"cat": 4, "dog": 3}
+    text = rendered(report)
+    assert "7 images, 2 classes of 3 to 4" in text and "[bold]1.jpg" in text and "0 bytes" in text
+
+
+def test_a_sound_folder_is_called_sound(make_folder):
+    root = make_folder(train={"cat": 2, "dog": 3}, val={"cat": 1, "dog": 1})
+    report = check_data(FolderSet(open_index(root, "train")))
+    assert report.is_sound and not report.odd
+
+
+def test_a_set_in_memory_is_counted():
+    report = check_data(open_set(PROFILES["digits"], None, "val"))
+    assert report.is_sound and report.class_counts == dict.fromkeys("0123456789", 36)
+
+
+def test_many_bad_files_are_named_in_part(make_folder):
+    root = make_folder(train={"cat": 25, "dog": 1}, val={"cat": 1, "dog": 1})
+    for path in (root / "train/cat").iterdir():
+        path.write_bytes(b"")
+    text = rendered(check_data(FolderSet(open_index(root, "train"))))
+    assert text.count("cannot be decoded") == 20 and "… and 5 more" in text

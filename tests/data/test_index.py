@@ -1,0 +1,195 @@
+"""The index: what it lists, when it is stale, what it costs, what it refuses."""
+
+import os
+import pickle
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainer.data import index
+from trainer.data.index import ARRAYS, DataError, Index, is_image_folder, open_index, store_index
+
+TWO_CLASSES = {"train": {"cat": 3, "dog": 2}, "val": {"cat": 1, "dog": 1}}
+
+
+def test_lists_every_image_once_with_its_class_and_size(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    (root / "train/cat/deeper").mkdir()
+    shutil.copy(root / "train/cat/0.jpg", root / "train/cat/deeper/x.JPEG")
+    for ignored in ("train/cat/notes.txt", "train/cat/._0.jpg", "train/stray.jpg"):
+        (root / ignored).write_bytes(b"x")
+    (root / "train/.hidden").mkdir()
+
+    found = open_index(root, "train")
+
+    listed = {found.path(i): (found.classes[found.labels[i]], found.sizes[i]) for i in range(found.num_images)}
+    names = ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "cat/deeper/x.JPEG", "dog/0.jpg", "dog/1.jpg"]
+    paths = [root / "train" / name for name in names]
+    assert list(listed) == paths
+    assert listed == {path: (path.relative_to(root / "train").parts[0], path.stat().st_size) for path in paths}
+    assert found.classes == ("cat", "dog")
+
+
+def test_names_beyond_ascii_come_back_as_they_lie_on_the_disk(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    for name in ("Bär.png".encode(), b"\xff\xfe.png"):
+        (root / "train/dog" / os.fsdecode(name)).write_bytes(b"x")
+    found = open_index(root, "train")
+    assert {found.path(i) for i in range(found.num_images)} == set((root / "train").glob("*/*"))
+
+
+def test_validation_serves_as_val(make_folder):
+    root = make_folder(train={"a": 1, "b": 1}, validation={"a": 2, "b": 1})
+    assert open_index(root, "val").num_images == 3
+
+
+def test_an_unchanged_folder_is_not_listed_again(make_folder, settle, monkeypatch):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    monkeypatch.setattr(index, "build_index", lambda *_: pytest.fail("listed again"))
+    second = open_index(root, "train")
+    assert (second.fingerprint, second.path(4), second.classes) == (first.fingerprint, first.path(4), first.classes)
+
+
+def test_a_changed_folder_is_listed_again_and_its_old_arrays_dropped(make_folder, settle, cache):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    (root / "train/dog/0.jpg").unlink()
+    second = open_index(root, "train")
+    assert (first.num_images, second.num_images) == (5, 4)
+    assert first.path(4) == root / "train/dog/1.jpg"  # what is open stays readable
+    assert len(list(cache.rglob("train-*.npy"))) == len(ARRAYS)
+
+
+def test_a_folder_touched_just_now_is_not_believed(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    folder = root / "train/dog"
+    changed_ns = folder.stat().st_mtime_ns
+    assert open_index(root, "train").num_images == 5
+    (folder / "new.png").write_bytes(b"x")
+    os.utime(folder, ns=(changed_ns, changed_ns))  # as a coarse clock would show it
+    assert open_index(root, "train").num_images == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"{}"])
+@pytest.mark.parametrize("pattern", ["train.json", "train-*.labels.npy"])
+def test_a_damaged_cache_is_built_anew(make_folder, settle, cache, content, pattern):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    open_index(root, "train")
+    (damaged,) = cache.rglob(pattern)
+    damaged.write_bytes(content)
+    assert open_index(root, "train").labels.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_the_fingerprint_is_of_names_labels_and_sizes_not_of_the_place(make_folder, tmp_path):
+    root = make_folder(**TWO_CLASSES)
+    seen = [open_index(root, "train").fingerprint]
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert open_index(moved, "train").fingerprint == seen[0]
+    for change in (
+        lambda: (root / "train/dog/0.jpg").rename(root / "train/dog/9.jpg"),
+        lambda: (root / "train/dog/9.jpg").rename(root / "train/cat/9.jpg"),
+        lambda: (root / "train/cat/9.jpg").write_bytes(b"other"),
+    ):
+        change()
+        seen.append(open_index(root, "train").fingerprint)
+    assert len(set(seen)) == 4
+
+
+def test_links_to_files_and_class_folders_count_as_what_they_lead_to(make_folder, tmp_path):
+    root = make_folder(**TWO_CLASSES)
+    elsewhere = shutil.move(root / "train/dog", tmp_path / "dogs")
+    (root / "train/dog").symlink_to(elsewhere)
+    (root / "train/cat/link.jpg").symlink_to(tmp_path / "dogs/0.jpg")
+    (root / "train/cat/nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    found = open_index(root, "train")
+    sizes = {found.path(i).name: int(found.sizes[i]) for i in range(3, found.num_images)}
+    dogs = {name: (tmp_path / "dogs" / name).stat().st_size for name in ("0.jpg", "1.jpg")}
+    assert sizes == {"link.jpg": dogs["0.jpg"], "nowhere.jpg": 0} | dogs
+
+
+def _drop(*names):
+    return lambda root: [shutil.rmtree(root / name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_drop("train"), "holds no train/; "),
+        (_drop("val"), "holds no val/ or validation/; "),
+        (_drop("train/dog"), "class 'dog' is in val/ only; "),
+        (_drop("val/cat"), "class 'cat' is in train/ only; "),
+        (_drop("train/cat", "train/dog", "val/cat", "val/dog"), "train/ holds no class folder; "),
+        (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "dog: holds no image (.jpg"),
+        (lambda root: (root / "train/dog/again").symlink_to(root), "dog/again: a link to a folder in a class; "),
+    ],
+)
+def test_a_folder_that_is_no_data_set_is_refused_in_one_line(make_folder, change, message):
+    root = make_folder(**TWO_CLASSES)
+    change(root)
+    with pytest.raises(DataError) as refused:
+        open_index(root, "train"), open_index(root, "val")
+    text = str(refused.value)
+    assert str(root) in text and message in text and text.endswith("would do") and "\n" not in text
+
+
+def test_a_cache_that_cannot_be_written_is_named(make_folder, cache):
+    root = make_folder(**TWO_CLASSES)
+    cache.write_bytes(b"a file where the folder should be")
+    with pytest.raises(DataError, match="XDG_CACHE_HOME=<a folder you may write to> would do"):
+        open_index(root, "train")
+
+
+def test_is_image_folder(make_folder, tmp_path):
+    assert is_image_folder(make_folder(**TWO_CLASSES))
+    assert not is_image_folder(tmp_path)
+
+
+def test_another_process_gets_the_files_not_the_arrays(make_folder):
+    found = open_index(make_folder(**TWO_CLASSES), "train")
+    sent = pickle.dumps(found)
+    there = pickle.loads(sent)
+    assert len(sent) < 1000 and isinstance(there.labels, np.memmap)
+    assert there.path(3) == found.path(3) and np.array_equal(there.sizes, found.sizes)
+
+
+def test_1_3_million_files_cost_less_than_200_mib(tmp_path):
+    num_images, width = 1_300_000, len("n0000123/n0000123_0001234567.JPEG")
+    digits = np.arange(num_images)[:, None] // 10 ** np.arange(9, -1, -1) % 10 + ord("0")
+    names = np.tile(np.frombuffer(b"n0000123/n0000123_0001234567.JPEG", np.uint8), (num_images, 1))
+    names[:, 18:28] = digits
+    arrays = {
+        "paths": names.reshape(-1),
+        "offsets": np.arange(num_images + 1) * width,
+        "labels": np.arange(num_images, dtype=np.int32) // 1300,
+        "sizes": np.full(num_images, 110_000),
+    }
+    record = tmp_path / "train.json"
+    store_index(arrays, {"fingerprint": "f" * 64}, record)
+    last = names[-1].tobytes().decode()
+    del digits, names, arrays
+
+    before_mib = _resident_mib()
+    tracemalloc.start()
+    opened = Index(Path("/photos"), tmp_path / f"train-{'f' * 16}", ("a",), "f" * 64)
+    assert opened.path(num_images - 1) == Path("/photos") / last
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    touched = sum(int(values.sum()) for values in (opened._paths, opened._offsets, opened.labels, opened.sizes))
+
+    assert touched > 0
+    assert peak_bytes < 2**20
+    assert _resident_mib() - before_mib < 200
+
+
+def _resident_mib() -> float:
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("no /proc here")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

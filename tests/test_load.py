@@ -1,0 +1,241 @@
+"""Text to typed values: what misleads is one error with its line, and nothing ends in a traceback."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import Field
+
+from trainer.ingredients.base import Ingredient, Page, Positive
+from trainer.load import PageError, load_page, parse, parse_page
+from trainer.recipe import Recipe, find_recipe
+
+A3 = find_recipe("A3.v1").read_text()
+ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")
+
+
+class Apple(Ingredient):
+    name: Literal["apple"]
+    seeds: Annotated[int, Field(ge=0, lt=100)]
+    is_red: bool = False
+
+
+class Pear(Ingredient):
+    name: Literal["pear"]
+    length: Positive
+    sides: tuple[float, float]
+
+
+class Basket(Page):
+    title: str
+    weight: Positive
+    size: Literal["small", "large"] | None = None
+    first: Annotated[Apple | Pear, Field(discriminator="name")]
+    others: tuple[Annotated[Apple | Pear, Field(discriminator="name")], ...] = ()
+
+
+BASKET = """\
+title: fruit
+weight: 1.5
+first:
+  name: apple
+  seeds: 5
+others:
+  - {name: pear, length: 2.0e-1, sides: [1, 2.5]}
+"""
+
+
+def refusal(text: str, kind=Basket) -> str:
+    with pytest.raises(PageError) as error:
+        parse_page(text, "page", kind)
+    assert ONE_LINE.fullmatch(str(error.value))
+    return str(error.value)
+
+
+def test_a_page_becomes_typed_values_with_lines():
+    basket, positions = parse_page(BASKET, "page", Basket)
+    assert basket.first == Apple(name="apple", seeds=5)
+    assert basket.others == (Pear(name="pear", length=0.2, sides=(1.0, 2.5)),)
+    assert positions.line(("first", "seeds")) == 5
+    assert positions.line(("others", 0, "sides")) == 7
+    assert positions.line(("first", "not there")) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "found", "would_do"),
+    [
+        ("5e-3", "5e-3 is text", "write 5.0e-3"),
+        ("1.5e3", "1.5e3 is text", "write 1.5e+3"),
+        ("-.5e3", "text", "write -0.5e+3"),
+        ("08", "08 is text", "write 8"),
+        ("no", "'no' is read as false", "write false"),
+        ("On", "'On' is read as true", "write true"),
+        ("TRUE", "'TRUE' is read as true", "write true"),
+        ("1:30", "'1:30' is not read as it looks", "plain finite number"),
+        ("010", "'010' is not read as it looks", "plain finite number"),
+        ("0x1f", "'0x1f' is not read", "plain finite number"),
+        ("1_000", "'1_000' is not read", "plain finite number"),
+        ("1.", "'1.' is not read", "plain finite number"),
+        (".inf", "'.inf'", "finite number"),
+        (".nan", "'.nan'", "finite number"),
+        ("1.0e+999", "'1.0e+999'", "finite number"),
+        ("9" * 30, "9", "finite number"),
+        ("nan", "'nan'", "write a number"),
+        ("2026-11-21", "is read as a date", "quote it"),
+        ("~", "'~' is read as null", "leave the key out"),
+        ("", "'' is read as null", "leave the key out"),
+        ("=", "'=' means something else", "quote it"),
+        ("&a 1.5", "an anchor", "write the value out"),
+        ("*a", "alias", "write the value out"),
+        ("!!float 1.5", "the tag", "leave it out"),
+        ("!!python/object/apply:os.getcwd []", "the tag", "leave it out"),
+        ("'1.5'", "weight is '1.5'", "write a number"),
+        ("true", "weight is true", "write a number"),
+        ("[1.5]", "weight is a list of 1", "write a number"),
+        ("-1.5", "weight is -1.5", "it must be above 0"),
+        ('"\\ud800"', "cannot be printed", "leave it out"),
+        ('"\\UFFFFFFFF"', "not YAML", "mend"),
+        ("@x", "not YAML", "quote the text"),
+    ],
+)
+def test_values_that_mislead_are_refused_with_their_line(value, found, would_do):
+    text = BASKET.replace("weight: 1.5", f"weight: {value}")
+    message = refusal(text)
+    # PyYAML gives no place for an escape beyond Unicode.
+    assert message.startswith("page:1: " if "UFFFFFFFF" in value else "page:2: ")
+    assert found in message and would_do in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "sentence"),
+    [
+        ("weight: 1.5", "wieght: 1.5", 2, "'wieght' is no key of this page (did you mean weight?)"),
+        ("weight: 1.5", "weight: 1.5\nweight: 2.5", 3, "'weight' is written twice, first in line 2; keep one"),
+        ("weight: 1.5\n", "", 1, "this page has no weight; add it"),
+        ("seeds: 5", "sides: [1, 2]", 5, "sides is a key of pear, not of apple; leave it out"),
+        ("seeds: 5", "seed: 5", 5, "'seed' is no key of first (did you mean seeds?)"),
+        ("  seeds: 5\n", "", 3, "first has no seeds; add it"),
+        ("name: apple", "nmae: apple", 4, "'nmae' is no key of first (did you mean name?)"),
+        ("  name: apple\n", "", 3, "first has no name; add name: one of apple, pear"),
+        ("name: apple", "name: aple", 4, "'aple' is no first (did you mean apple?)"),
+        ("name: apple", "name: 5", 4, "'5' is no first; known: apple, pear"),
+        ("seeds: 5", "seeds: 100", 5, "first.seeds is 100; it must be below 100"),
+        ("seeds: 5", "seeds: 5.0", 5, "first.seeds is 5.0; write a whole number"),
+        ("seeds: 5", "seeds: 5\n  is_red: 1", 6, "first.is_red is 1; write true or false"),
+        ("[1, 2.5]", "[1]", 7, "others.0.sides is a list of 1; write 2 values"),
+        ("[1, 2.5]", "[1, 2, 3]", 7, "others.0.sides"),
+        ("{name: pear", "{<<: {}, name: pear", 7, "the merge key <<"),
+        ("title: fruit", "title: fruit\nsize: medium", 2, "size is 'medium'; write 'small' or 'large'"),
+        ("title: fruit", "title: fruit\non: 1", 2, "the key 'on' is not text"),
+        ("title: fruit", "title: fruit\n? [a]\n: 1", 2, "a key that is a list"),
+        ("weight: 1.5", "weight:\t1.5", 2, "a tab"),
+        ("weight: 1.5", "weight: \x07", 2, r"the character '\x07'"),
+        ("  name: apple", "\tname: apple", 4, "a tab"),
+        ("others:", "...\n---\nothers:", 7, "a second document"),
+    ],
+)
+def test_slips_are_refused_at_their_line(old, new, line, sentence):
+    assert old in BASKET
+    assert refusal(BASKET.replace(old, new)).startswith(f"page:{line}: {sentence}")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- 1\n- 2\n", "text", "5", "[" * 5000, "a:\n" + " a:" * 3000])
+def test_what_is_no_page_is_refused(text):
+    refusal(text)
+
+
+def test_nesting_has_an_end():
+    deep = "".join(f"{' ' * depth}a:\n" for depth in range(30))
+    assert refusal(deep) == "page:20: nested more than 20 deep; a page is flat"
+
+
+def test_the_command_line_reads_bare_exponents_and_no_words():
+    assert parse("5e-3", "set", reads_bare_exponents=True)[0] == 0.005
+    with pytest.raises(PageError, match="write false"):
+        parse("no", "set", reads_bare_exponents=True)
+
+
+def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def said(name: str, raw: bytes | None = None) -> str:
+        if raw is not None:
+            Path(name).write_bytes(raw)
+        with pytest.raises(PageError) as error:
+            load_page(Path(name), Basket)
+        return str(error.value)
+
+    Path("folder.yaml").mkdir()
+    assert said("folder.yaml") == "folder.yaml:1: is a folder, not a page; give the path of a .yaml file"
+    assert said("absent.yaml").startswith("absent.yaml:1: is no file")
+    assert said("large.yaml", b"#" * (256 * 1024 + 1)).startswith("large.yaml:1: 262145 bytes; a page holds at most")
+    assert said("latin.yaml", b"title: fruit\nweight: \xe9") == "latin.yaml:2: the byte 0xe9; save the page as UTF-8"
+    assert said("nul.yaml", b"title: fruit\n\0").startswith(r"nul.yaml:2: the character '\x00'")
+    assert said("wide.yaml", BASKET.encode("utf-16")).startswith("wide.yaml:1: the byte 0xff")
+    assert "\n" not in said("two\nlines.yaml", b"")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    path = tmp_path / "page.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + BASKET.replace("\n", "\r\n").encode())
+    basket, positions = load_page(path, Basket)
+    assert basket.weight == 1.5 and positions.line(("first", "seeds")) == 5
+
+
+def one_error_or_none(text: str) -> None:
+    try:
+        parse_page(text, "page", Recipe)
+    except PageError as error:
+        assert ONE_LINE.fullmatch(str(error))
+        assert int(str(error).split(":")[1]) <= len(re.split("\r\n|\r|\n", text))
+
+
+MARKS = "abc:- {}[]#&*!|>%@`'\"\\,?=<~.0159eE+_\n\n\t\r\x00\x85\u2028\ufeff\u00e9\U0001f600"
+WORDS = "name version epochs batch images lr peak schedule loss bce threshold augment flip mix null on 5e-3 1:30".split()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.text(MARKS, max_size=8) | st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map("".join))
+def test_made_up_text_never_ends_in_a_traceback(text):
+    one_error_or_none(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(A3)), st.integers(0, 40), st.text(MARKS, max_size=6))
+def test_a_damaged_page_never_ends_in_a_traceback(start, num_lost, inserted):
+    one_error_or_none(A3[:start] + inserted + A3[start + num_lost :])
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.dates() | st.text(max_size=4)
+NAMES = st.sampled_from([*Recipe.model_fields, *WORDS]) | st.text(max_size=3)
+STRUCTURES = st.recursive(
+    SCALARS | st.sampled_from(["bce", "lamb", "cosine", "flip", "resnet50"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(NAMES, STRUCTURES, max_size=6))
+def test_made_up_structures_never_end_in_a_traceback(structure):
+    one_error_or_none(yaml.safe_dump(structure, allow_unicode=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(set(Recipe.model_fields) - {"assumed", "published", "per_model"})), STRUCTURES)
+def test_a_page_with_a_made_up_part_never_ends_in_a_traceback(key, structure):
+    page = {**yaml.safe_load(A3), "published": [], "per_model": {}, key: structure}
+    one_error_or_none(yaml.safe_dump(page))
+
+
+@settings(max_examples=100, deadline=None)
+@given(raw=st.binary(max_size=60))
+def test_noise_never_ends_in_a_traceback(raw, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "noise.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(PageError):
+        load_page(path, Recipe)

@@ -1,0 +1,85 @@
+"""Decoding a whole data set to see what a run would meet."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from trainer.data.decode import BadImage, oddities
+from trainer.data.sets import FolderSet, ImageSet
+
+_IMAGES_AT_ONCE = 4096  # a future each: bounds the memory
+_NUM_NAMED = 20
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What one split holds.
+
+    bad: one line per image that does not decode. odd: per oddity the paths that have it; they decode.
+    class_counts: images per class.
+    """
+
+    num_images: int
+    bad: tuple[str, ...]
+    odd: dict[str, tuple[str, ...]]
+    class_counts: dict[str, int]
+
+    @property
+    def is_sound(self) -> bool:
+        """Would a run with bad_images=fail meet no bad image?"""
+        return not self.bad
+
+
+def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
+    """Decode every image of one split. Decoders let go of Python's lock, so threads share the work."""
+    counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
+    bad, odd = _check_files(image_set, num_threads) if isinstance(image_set, FolderSet) else ((), {})
+    return DataReport(image_set.num_images, bad, odd, dict(zip(image_set.classes, counts.tolist())))
+
+
+def _check_files(image_set: FolderSet, num_threads: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    bad: list[str] = []
+    odd: dict[str, list[str]] = {}
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
+            places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
+            paths = [image_set.index.path(i) for i in places]
+            for path, found in zip(paths, pool.map(_look, paths)):
+                if isinstance(found, BadImage):
+                    bad.append(str(found))
+                    continue
+                for kind in found:
+                    odd.setdefault(kind, []).append(str(path))
+    return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}
+
+
+def _look(path) -> tuple[str, ...] | BadImage:
+    try:
+        return oddities(path)
+    except BadImage as error:
+        return error
+
+
+def report_table(report: DataReport, split: str) -> Table:
+    """The report for the terminal: counts, then the first of the files to look at."""
+    table = Table("what", "images", "which", title=f"{split}: {report.num_images} images, {_spread(report)}")
+    table.add_row("bad", str(len(report.bad)), _named(report.bad))
+    for kind, paths in report.odd.items():
+        table.add_row(kind, str(len(paths)), _named(paths))
+    return table
+
+
+def _spread(report: DataReport) -> str:
+    counts = report.class_counts.values()
+    return f"{len(counts)} classes of {min(counts)} to {max(counts)}"
+
+
+def _named(lines: tuple[str, ...]) -> Text:
+    """As Text: a bracket in a path is no markup."""
+    rest = len(lines) - _NUM_NAMED
+    return Text("\n".join(lines[:_NUM_NAMED]) + (f"\n… and {rest} more" if rest > 0 else ""), overflow="fold")

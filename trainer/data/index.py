@@ -1,0 +1,238 @@
+"""The index of an image folder: built once, cached, memory-mapped, the same arrays in every process.
+
+A file is a stretch of one blob of path bytes, so 1.3 million of them cost no Python objects.
+
+Links: a link to a file counts as that file, wherever it points; train/, val/ and class folders may be links; a link to
+a folder further down is refused, since it could close a circle. A link that leads nowhere counts as a file of 0 bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from trainer.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
+_LAYOUT = 1  # of the cached files: a cache of another layout is stale
+_SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
+
+
+class DataError(UserError):
+    """A data set is not where it should be, or not as it should be."""
+
+
+class Index:
+    """One split of an image folder: class by class, in the order of the paths' bytes.
+
+    labels: [N] int32, places in `classes`. sizes: [N] int64, bytes. classes: folder names in sorted order.
+    fingerprint: sha256 (hex) over relative path, label and size of every file; not over the pixels.
+    """
+
+    def __init__(self, folder: Path, stem: Path, classes: tuple[str, ...], fingerprint: str):
+        self.folder, self.classes, self.fingerprint = folder, classes, fingerprint
+        self._stem = stem
+        self._paths, self._offsets, self.labels, self.sizes = (
+            np.load(_array_file(stem, name), mmap_mode="r") for name in ARRAYS
+        )
+
+    def __reduce__(self):
+        """Sent to another process, it maps the same files again: the arrays are not copied."""
+        return Index, (self.folder, self._stem, self.classes, self.fingerprint)
+
+    @property
+    def num_images(self) -> int:
+        """Files of the split."""
+        return len(self.labels)
+
+    def path(self, i: int) -> Path:
+        """Where image i lies."""
+        name = self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()
+        return self.folder / os.fsdecode(name)
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of this program."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rsb"
+
+
+def is_image_folder(root: Path) -> bool:
+    """Does it hold train/<class>/ folders?"""
+    train = Path(root) / "train"
+    return train.is_dir() and bool(_class_names(train))
+
+
+def open_index(root: Path, split: str) -> Index:
+    """The index of root/train or root/val (or validation), from the cache where the folders' times have not moved.
+
+    A file that is rewritten in place moves no folder's time: its size in the index is then the old one.
+
+    Raises DataError without train/ or val/, for an empty class, for classes that differ between the two, and where the
+    cache cannot be written.
+    """
+    folder = _split_folder(root, split)
+    classes = _classes(root)
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+    record = cache_folder() / "index" / name / f"{split}.json"
+    try:
+        return _open_cached(folder, record)
+    except (OSError, ValueError, EOFError, KeyError):  # none yet, stale, or damaged
+        return build_index(folder, classes, record)
+
+
+def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
+    """List the files of the class folders, store the arrays beside the record, the record last, and open it."""
+    arrays, stamps = _scan(folder, classes)
+    fingerprint = _fingerprint(arrays)
+    facts = {"layout": _LAYOUT, "folder": os.path.abspath(folder), "classes": classes, "stamps": stamps}
+    try:
+        store_index(arrays, facts | {"fingerprint": fingerprint}, record)
+    except OSError as error:
+        raise DataError(
+            f"{record.parent}: the index of {folder} cannot be written there ({error.strerror}); "
+            "XDG_CACHE_HOME=<a folder you may write to> would do"
+        ) from None
+    return Index(folder, _stem(record, fingerprint), classes, fingerprint)
+
+
+def store_index(arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
+    """Write the arrays under names that hold their fingerprint, then the record that names them; drop older arrays.
+
+    Each file appears whole or not at all; two processes that build the same index write the same bytes.
+    """
+    record.parent.mkdir(parents=True, exist_ok=True)
+    stem = _stem(record, facts["fingerprint"])
+    for name, values in arrays.items():
+        with _appearing(_array_file(stem, name)) as file:
+            np.save(file, values)
+    with _appearing(record) as file:
+        file.write(json.dumps(facts).encode())
+    for old in record.parent.glob(f"{record.stem}-*.npy"):
+        if not old.name.startswith(stem.name):
+            old.unlink(missing_ok=True)
+
+
+class _appearing:
+    """A file that takes its name when it is whole."""
+
+    def __init__(self, path: Path):
+        self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self):
+        self.file = open(self.part, "wb")
+        return self.file
+
+    def __exit__(self, kind, error, trace):
+        self.file.close()
+        if kind is None:
+            os.replace(self.part, self.path)
+        else:
+            self.part.unlink()
+
+
+def _stem(record: Path, fingerprint: str) -> Path:
+    return record.with_name(f"{record.stem}-{fingerprint[:16]}")
+
+
+def _array_file(stem: Path, name: str) -> Path:
+    return stem.with_name(f"{stem.name}.{name}.npy")
+
+
+def _open_cached(folder: Path, record: Path) -> Index:
+    facts = json.loads(record.read_bytes())
+    if facts["layout"] != _LAYOUT or facts["folder"] != os.path.abspath(folder):
+        raise ValueError("of another layout or folder")
+    for name, stamp in facts["stamps"].items():
+        if os.stat(folder / name).st_mtime_ns != stamp:
+            raise ValueError("stale")
+    return Index(folder, _stem(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    for name in FOLDERS[split]:
+        if (Path(root) / name).is_dir():
+            return Path(root) / name
+    names = " or ".join(f"{name}/" for name in FOLDERS[split])
+    raise DataError(f"{root}: holds no {names}; train/<class>/… and val/<class>/… would do")
+
+
+def _classes(root: Path) -> tuple[str, ...]:
+    """The class folders' names, which train and val must share."""
+    train, val = (_class_names(_split_folder(root, split)) for split in FOLDERS)
+    for name in sorted(set(train) ^ set(val)):
+        where = "train" if name in train else _split_folder(root, "val").name
+        raise DataError(f"{root}: class {name!r} is in {where}/ only; the same classes in both would do")
+    if not train:
+        raise DataError(f"{root}: train/ holds no class folder; train/<class>/… and val/<class>/… would do")
+    return train
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The four arrays of a split, and the time of every folder in it (ns, by path relative to the split's)."""
+    stamps: dict[str, int] = {}
+    _stamp(folder, ".", stamps)
+    paths, offsets, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
+    for label, name in enumerate(classes):
+        files = sorted(_files(folder, name, stamps))
+        if not files:
+            raise DataError(f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); at least one would do")
+        for path, size in files:
+            paths += path
+            offsets.append(len(paths))
+            labels.append(label)
+            sizes.append(size)
+    columns = zip(ARRAYS.items(), (paths, offsets, labels, sizes))
+    return {name: np.frombuffer(values, dtype) for (name, dtype), values in columns}, stamps
+
+
+def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tuple[bytes, int]]:
+    """(relative path, size) of every image below one class folder, in no order."""
+    pending = [class_name]
+    while pending:
+        inside = pending.pop()
+        _stamp(folder, inside, stamps)
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                path = f"{inside}/{entry.name}"
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if entry.is_symlink():
+                        raise DataError(f"{folder / path}: a link to a folder in a class; the folder itself would do")
+                    pending.append(path)
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    yield os.fsencode(path), _size(entry)
+
+
+def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
+    """Note a folder's time before it is listed; one so young that it may change unseen gets a time that never fits."""
+    changed_ns = os.stat(folder / inside).st_mtime_ns
+    stamps[inside] = changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else -1
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, dtype in ARRAYS.items():
+        digest.update(arrays[name].astype(np.dtype(dtype).newbyteorder("<"), copy=False))
+    return digest.hexdigest()

@@ -1,0 +1,254 @@
+"""Micro-batches in order, from any step on: the same bytes however many processes make them.
+
+One DataLoader serves the whole run: its keys are (step, micro-batch), and a micro-batch is a pure function of its key.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trainer import streams
+from trainer.data.decode import RESAMPLING, BadImage, evaluation_square, stack_squares, train_square
+from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
+from trainer.data.sets import ImageSet
+from trainer.errors import UserError
+from trainer.ingredients.base import Ingredient
+from trainer.ingredients.crops import Flip, RandomResizedCrop
+
+_NUM_REPLACEMENTS = 10
+_IMAGES_AT_ONCE = 64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
+
+
+class MicroBatch(NamedTuple):
+    """One statistics sample of a step, as it comes from the loader.
+
+    images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 = (epoch, image, repeat).
+    drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`.
+    num_replaced: bad images for which another one stands; ids still name the bad one, whose draws it takes over.
+    """
+
+    step: int
+    micro_batch: int
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    drawn: tuple[dict[str, Tensor], ...]
+    num_replaced: int
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """The training micro-batches of a run by key: stream[step, micro_batch].
+
+    repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images: "fail" or "skip".
+
+    A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
+    """
+
+    image_set: ImageSet
+    seed: int
+    augment: tuple[Ingredient, ...]
+    train_px: int
+    repeats: int
+    batch_images: int
+    num_micro_batches: int
+    steps_per_epoch: int
+    drop_last: bool
+    bad_images: str
+
+    def __post_init__(self):
+        if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
+            raise UserError("augment: makes images of no common size; a random_resized_crop in it would do")
+
+    def batches(self, first_step: int, num_steps: int, num_workers: int, device: str) -> Iterator[MicroBatch]:
+        """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
+
+        Raises BadImage.
+        """
+        return map(_unpacked, _whole(_loader(self, self.keys(first_step, num_steps), num_workers, device)))
+
+    def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
+        """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
+        for step in range(first_step, num_steps):
+            _, _, num_draws = window(step, self.image_set.num_images, self.batch_images, self.steps_per_epoch)
+            for micro_batch in range(num_micro_batches_in(num_draws, self.num_micro_batches)):
+                yield step, micro_batch
+
+    def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
+        step, micro_batch = key
+        ids = micro_batch_ids(
+            self.seed,
+            step,
+            micro_batch,
+            self.image_set.num_images,
+            self.repeats,
+            self.batch_images,
+            self.num_micro_batches,
+            self.steps_per_epoch,
+            self.drop_last,
+        )
+        try:
+            images, shown = self._images(ids)
+        except BadImage as error:
+            return error
+        return MicroBatch(
+            step,
+            micro_batch,
+            images,
+            torch.from_numpy(self.image_set.labels[shown].astype(np.int64)),
+            torch.from_numpy(ids),
+            self._drawn(ids),
+            int((shown != ids[:, 1]).sum()),
+        )
+
+    def _images(self, ids: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """[b, 3, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
+        squares: list[bytes] = []
+        shown: list[int] = []
+        for start in range(0, len(ids), _IMAGES_AT_ONCE):
+            chunk = ids[start : start + _IMAGES_AT_ONCE]
+            images, places = zip(*(self._read(draw) for draw in chunk))
+            boxes, resampling = self._crops(chunk, images)
+            squares += map(train_square, images, boxes, resampling, [self.train_px] * len(chunk))
+            shown += places
+        pixels = stack_squares(squares, self.train_px)
+        for part in self.augment:
+            if isinstance(part, Flip):
+                flipped = part.draw(self.seed, ids)
+                pixels[flipped] = pixels[flipped, :, ::-1]
+        return _channels_first(pixels), np.array(shown)
+
+    def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
+        """The box and the filter of each image."""
+        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
+        widths, heights = np.array([image.size for image in images]).T
+        boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
+        return boxes.tolist(), [RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic]
+
+    def _read(self, draw: np.ndarray) -> tuple[Image.Image, int]:
+        """The image of one draw and its place in the set; under "skip" a bad one's place is taken by another.
+
+        The candidates are a function of seed and draw, so every run puts the same image there.
+        """
+        sample = int(draw[1])
+        try:
+            return self.image_set.read(sample), sample
+        except BadImage as error:
+            if self.bad_images == "fail":
+                raise
+            first_error = error
+        for uniform in streams.uniforms(self.seed, "replacement", draw[None], _NUM_REPLACEMENTS)[0]:
+            sample = int(uniform * self.image_set.num_images)
+            try:
+                return self.image_set.read(sample), sample
+            except BadImage:
+                continue
+        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well")
+
+    def _drawn(self, ids: np.ndarray) -> tuple[dict[str, Tensor], ...]:
+        later = [part for stage in ("pixels", "normalized") for part in self.augment if part.stage == stage]
+        drawn = (part.draw(self.seed, ids, self.train_px) for part in later)
+        return tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in drawn)
+
+
+@dataclass(frozen=True)
+class EvaluationStream:
+    """The evaluation batches of a pass by number: every image once, in order, none padded.
+
+    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another score.
+    """
+
+    image_set: ImageSet
+    test_px: int
+    test_crop_share: float
+    interpolation: str
+    batch_images: int
+
+    def __len__(self) -> int:
+        return -(-self.image_set.num_images // self.batch_images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | BadImage:
+        first = number * self.batch_images
+        places = range(first, min(first + self.batch_images, self.image_set.num_images))
+        try:
+            squares = [self._square(i) for i in places]
+        except BadImage as error:
+            return error
+        labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
+        return _channels_first(stack_squares(squares, self.test_px)), torch.from_numpy(labels)
+
+    def _square(self, i: int) -> bytes:
+        return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    test_px: int,
+    test_crop_share: float,
+    interpolation: str,
+    batch_images: int,
+    num_workers: int,
+    device: str,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images [b, C, px, px] uint8, labels [b] int64) of one pass; pinned where the device is a GPU.
+
+    Raises BadImage.
+    """
+    stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
+    return _whole(_loader(stream, range(len(stream)), num_workers, device))
+
+
+def _whole(items):
+    for item in items:
+        if isinstance(item, BadImage):
+            raise item
+        yield item
+
+
+def _loader(stream, keys, num_workers: int, device: str) -> DataLoader:
+    return DataLoader(
+        stream,
+        sampler=keys,
+        batch_size=None,
+        collate_fn=_packed,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker,
+        pin_memory=device.startswith("cuda"),
+        generator=torch.Generator(),  # else the loader's base seed would move torch's own generator
+    )
+
+
+def _packed(item):
+    """A micro-batch whose small tensors are arrays: torch opens a socket for every tensor that it sends, which takes
+    the main process longer than a copy of all these. Anything else stays as it is."""
+    if not isinstance(item, MicroBatch):
+        return item
+    drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)
+    return item._replace(labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn)
+
+
+def _unpacked(batch: MicroBatch) -> MicroBatch:
+    drawn = tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in batch.drawn)
+    return batch._replace(labels=torch.from_numpy(batch.labels), ids=torch.from_numpy(batch.ids), drawn=drawn)
+
+
+def _start_worker(number: int) -> None:
+    """A signal to the whole process group is the main process's to answer: it saves, and its end ends the workers."""
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    """[B, H, W, 1 or 3] to [B, 3, H, W]: grey stands three times."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return images.expand(-1, 3, -1, -1).contiguous()

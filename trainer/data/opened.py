@@ -1,0 +1,72 @@
+"""The two splits of a data set, opened for one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
+from trainer.data.sets import ImageSet, open_set
+
+EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """Training and validation images of one data set."""
+
+    train: ImageSet
+    val: ImageSet
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training and the validation images' own fingerprints."""
+        import hashlib
+
+        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
+
+    def train_stream(self, plan, settings, first_step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of a plan from one step to its end, in order."""
+        stream = TrainStream(
+            image_set=self.train,
+            seed=plan.seed,
+            augment=plan.recipe.augment,
+            train_px=plan.recipe.image.train_px,
+            repeats=plan.recipe.repeats or 1,
+            batch_images=plan.recipe.batch.images,
+            num_micro_batches=plan.num_micro_batches,
+            steps_per_epoch=plan.steps_per_epoch,
+            drop_last=plan.recipe.batch.drop_last,
+            bad_images=plan.bad_images,
+        )
+        return iter(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device))
+
+    def val_batches(self, plan, settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every validation image once, in order."""
+        image = plan.recipe.image
+        return iter(
+            evaluation_batches(
+                self.val,
+                test_px=image.test_px,
+                test_crop_share=image.test_crop_share,
+                interpolation=image.test_interpolation,
+                batch_images=EVALUATION_IMAGES,
+                num_workers=settings.num_workers,
+                device=settings.device,
+            )
+        )
+
+
+def open_data(profile, data_dir: Path | None) -> OpenedData:
+    """Open both splits.
+
+    Raises DataError where they are not found or do not fit the profile.
+    """
+    return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))

@@ -1,0 +1,55 @@
+"""From a micro-batch of decoded images to what the model sees: tensor operations on the device, without randomness."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.ingredients.mixing import one_hot_targets
+
+
+def to_device(images: torch.Tensor, settings) -> torch.Tensor:
+    """Move images [B, C, H, W] to the device, in the memory format of the run."""
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return images.to(settings.device, non_blocking=True).contiguous(memory_format=memory_format)
+
+
+def autocast(settings) -> torch.autocast:
+    """The forward pass's precision: float32 turns it off."""
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+    return torch.autocast(settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32)
+
+
+def fill_of(profile) -> tuple[int, ...]:
+    """The grey levels that stand where an operation uncovers nothing: the data set's mean colour."""
+    return tuple(min(255, round(255 * mean)) for mean in profile.mean)
+
+
+def normalize(images: torch.Tensor, profile) -> torch.Tensor:
+    """(images / 255 - mean) / std: [B, C, H, W] uint8 to float32."""
+    mean = torch.tensor(profile.mean, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(profile.std, device=images.device).view(1, -1, 1, 1)
+    return (images.float() - 255 * mean) / (255 * std)
+
+
+def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """One micro-batch as it enters the model: (images [B, C, H, W] float32, targets [B, K] float32).
+
+    In the order of the sources: operations on grey levels, normalization, erasing, then mixing across the micro-batch.
+    """
+    recipe = plan.recipe
+    images = to_device(batch.images, settings)
+    fill = fill_of(plan.profile)
+    drawn = iter(batch.drawn)
+    for part in recipe.augment:
+        if part.stage == "pixels":
+            images = part.apply(images, next(drawn), fill)
+    images = normalize(images, plan.profile)
+    for part in recipe.augment:
+        if part.stage == "normalized":
+            images = part.apply(images, next(drawn), fill)
+    labels = batch.labels.to(settings.device, non_blocking=True)
+    targets = one_hot_targets(labels, plan.profile.num_classes, recipe.smoothing or 0.0)
+    if recipe.mix is not None:
+        mix = recipe.mix.draw(plan.seed, batch.step, batch.micro_batch, images.shape[-1])
+        images, targets = recipe.mix.apply(images, targets, mix)
+    return images, targets

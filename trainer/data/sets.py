@@ -1,0 +1,210 @@
+"""Opening a data set: bundled, downloaded, or an image folder, all behind one small surface."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from trainer import streams
+from trainer.data.decode import read_image
+from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
+from trainer.profiles import Profile
+
+DIGITS_VAL_PER_CLASS = 36
+_DEBIAN = Path("/usr/share/datasets")
+_GARMENTS = tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()) + ("Ankle boot",)
+_IDX_SETS = {  # torchvision's class (and folder), names of the classes
+    "mnist": ("MNIST", tuple("0123456789")),
+    "fashion-mnist": ("FashionMNIST", _GARMENTS),
+}
+_IDX_PREFIX = {"train": "train", "val": "t10k"}
+_CIFAR_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+
+
+class ImageSet(Protocol):
+    """One split of a data set.
+
+    labels: [N] integers. classes: names; a label is a place in it. fingerprint: sha256 (hex) of what the set holds.
+    is_in_memory: is reading an image next to free?
+    """
+
+    num_images: int
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    fingerprint: str
+    is_in_memory: bool
+
+    def read(self, i: int) -> Image.Image:
+        """Image i, RGB, or grey ("L") in a set that is grey throughout. Raises BadImage."""
+
+
+@dataclass(frozen=True)
+class ArraySet:
+    """A set held in memory. images: [N, H, W] grey or [N, H, W, 3] uint8. labels: [N] int64."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    is_in_memory = True
+
+    @property
+    def num_images(self) -> int:
+        """Images of the split."""
+        return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over shape, pixels and labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images))
+        digest.update(self.labels.astype("<i8"))
+        return digest.hexdigest()
+
+    def read(self, i: int) -> Image.Image:
+        """Image i, RGB or grey."""
+        pixels = self.images[i]
+        height, width = pixels.shape[:2]
+        return Image.frombytes("L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes())
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """A split of an image folder, decoded on reading."""
+
+    index: Index
+    is_in_memory = False
+
+    @property
+    def num_images(self) -> int:
+        """Files of the split."""
+        return self.index.num_images
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] int32."""
+        return self.index.labels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders."""
+        return self.index.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the files' relative paths, labels and sizes."""
+        return self.index.fingerprint
+
+    def read(self, i: int) -> Image.Image:
+        """Image i, RGB. Raises BadImage."""
+        return read_image(self.index.path(i))
+
+
+def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
+    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever the profile.
+
+    Raises DataError where nothing is found, and where what is found is not what the profile says.
+    """
+    images = _find_set(profile.name, data_dir, split)
+    expected = profile.num_train if split == "train" else profile.num_val
+    found = (images.num_images, len(images.classes))
+    if found != (expected, profile.num_classes):
+        remedy = f"data={data_dir}, which takes the folder as it is," if data_dir else "a profile with these numbers"
+        raise DataError(
+            f"{data_dir or profile.name}: {found[0]} {split} images of {found[1]} classes, where the profile "
+            f"{profile.name} has {expected} of {profile.num_classes}; {remedy} would do"
+        )
+    return images
+
+
+def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
+    if data_dir is not None and is_image_folder(data_dir):
+        return FolderSet(open_index(data_dir, split))
+    if name == "digits":
+        return _digits(split)
+    if name in _IDX_SETS:
+        return _idx_set(name, data_dir, split)
+    if name in _CIFAR_SETS:
+        return _cifar(name, data_dir, split)
+    if data_dir is None:
+        raise DataError(f"data={name}: is not downloaded; data_dir=<folder with train/<class>/… and val/…> would do")
+    return FolderSet(open_index(data_dir, split))  # which says what the folder lacks
+
+
+def _digits(split: str) -> ArraySet:
+    """scikit-learn's 1,797 scanned digits of 8 x 8: per class 36 drawn for val, the others for train."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    is_val = np.zeros(len(bunch.target), dtype=bool)
+    for digit in range(10):
+        of_class = np.flatnonzero(bunch.target == digit)
+        drawn = streams.permutation(0, "split", digit, len(of_class))
+        is_val[of_class[drawn[:DIGITS_VAL_PER_CLASS]]] = True
+    chosen = is_val if split == "val" else ~is_val
+    images = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
+    return ArraySet(images, bunch.target[chosen].astype(np.int64), tuple("0123456789"))
+
+
+def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
+    folder_name, classes = _IDX_SETS[name]
+    root = data_dir or cache_folder() / "data"
+    places = (root, root / folder_name / "raw", _DEBIAN / name)
+    prefix = _IDX_PREFIX[split]
+    if not any(_idx_file(place, f"{prefix}-images-idx3-ubyte") for place in places):
+        _download(name, folder_name, root, f"the four idx files (train-images-idx3-ubyte.gz, …) in {root}")
+    for place in places:
+        images, labels = (_idx_file(place, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        if images and labels:
+            return ArraySet(_read_idx(images), _read_idx(labels).astype(np.int64), classes)
+    raise DataError(f"{root}: holds images of {name} but not their labels; all four idx files would do")
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An idx file of bytes: two zeros, type 8, the number of dimensions, each as a big-endian 32-bit number, values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        num_dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", num_dimensions, offset=4)
+        if content[:3] != b"\0\0\x08":
+            raise ValueError("not an idx file of bytes")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise DataError(f"{path}: damaged ({error}); the file fetched anew would do") from None
+
+
+def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
+    import torchvision
+
+    root = data_dir or cache_folder() / "data"
+    kind = getattr(torchvision.datasets, _CIFAR_SETS[name])
+    try:
+        found = kind(root, train=split == "train")
+    except RuntimeError:  # torchvision's word for absent or damaged
+        _download(name, _CIFAR_SETS[name], root, f"{kind.filename} in {root}, or an image folder")
+        found = kind(root, train=split == "train")
+    return ArraySet(found.data, np.array(found.targets), tuple(found.classes))
+
+
+def _download(name: str, class_name: str, root: Path, remedy: str) -> None:
+    try:
+        _download_files(class_name, root)
+    except Exception as error:  # whatever a network, a proxy or a disk can do
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"data={name}: not in {root}, and the download failed ({reason}); {remedy} would do") from None
+
+
+def _download_files(class_name: str, root: Path) -> None:
+    import torchvision
+
+    getattr(torchvision.datasets, class_name)(root, download=True)
