@@ -57,6 +57,7 @@ def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
     assert find_recipe("A1").is_relative_to(package / "recipes")
     (package.parent / "recipes").mkdir()  # another distribution's folder beside the package is not ours
     assert find_recipe("A1").is_relative_to(package / "recipes")
+    assert load_recipe(find_recipe("A1.v1")) == A1
 
 
 def test_a_page_is_named_after_its_file(tmp_path):
@@ -76,7 +77,7 @@ def test_positions_are_those_of_the_page():
 @pytest.mark.parametrize(
     ("old", "new", "at", "sentence"),
     [
-        ("images: 2048", "images: 2000", "images: 2000", "batch.images 2000 is no multiple .* 512; write 1536 or 2048"),
+        ("images: 2048", "images: 2000", "images: 2000", "batch.images 2000 is no multiple .* write 1536 or 2048"),
         ("norm_images: 512", "norm_images: 1", "mix:", "mix needs two images"),
         ("{name: bce}", "{name: bce, threshold: 0.2}", "smoothing:", "smoothing 0.1 is erased by loss.threshold 0.2"),
         ("- {name: flip}", "- {name: flip}\n  - {name: flip}", None, "flip is there twice"),
@@ -96,7 +97,7 @@ def test_positions_are_those_of_the_page():
         ("  lr.warmup_from:", "  lr.warmup_frm:", "  lr.warmup_frm:", "'warmup_frm' is no key of lr .did you mean"),
         ("  lr.warmup_from:", "  published:", "  published:", "published is not assumable"),
         ("  lr.warmup_from:", "  augment.0.name:", "  augment.0.name:", "augment.random_resized_crop.name or lr.peak"),
-        ("  efficientnet_b1:", "  efficientnet_b0:", "  efficientnet_b0:", "efficientnet_b0 was scored at train_px 224"),
+        ("  efficientnet_b1:", "  efficientnet_b0:", "  efficientnet_b0:", "b0 was scored at train_px 224"),
         ("  efficientnet_b1:", "  efficientnet_b9:", "  efficientnet_b9:", "is not among this page's published models"),
         ("b1: {image: {train_px: 240", "b1: {image: {train_p: 240", "  efficientnet_b1:", "no key of image"),
         ("b1: {image: {", "b1: {name: B1, image: {", "  efficientnet_b1:", "name belongs to the whole page"),
@@ -227,7 +228,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.sampled_from(LABELS) | st.text(max_size=8), VALUES)
 def test_made_up_overrides_never_end_in_a_traceback(label, value):
     for overrides in ({label: value}, f"{label}={value}"):
@@ -246,7 +247,7 @@ def test_a_written_recipe_reads_back(tmp_path):
         assert again == one and again.digest == one.digest
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20))
 def test_any_text_is_written_so_that_it_reads_back(text):
     page = check.check(Recipe, {**tree.plain(A2), "title": text})

@@ -56,14 +56,15 @@ def test_published_models_are_timms(path):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_torchvisions_scores_are_those_of_its_weights(number):
-    for score in load_recipe(find_recipe(f"torchvision-v{number}.v1")).published:
-        weights = torchvision.models.get_model_weights(score.model)[f"IMAGENET1K_V{number}"]
+    page = load_recipe(find_recipe(f"torchvision-v{number}.v1"))
+    for score in page.published:
+        # resnext101_64x4d has no weights of the first recipe, so its first are of the second.
+        weights = list(torchvision.models.get_model_weights(score.model))[0 if number == 1 else -1]
         assert weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] == score.top1_pct
         preset = weights.transforms()
-        page = load_recipe(find_recipe(f"torchvision-v{number}.v1")).image
-        assert preset.crop_size == [page.test_px]
-        assert preset.resize_size == [math.floor(page.test_px / page.test_crop_share)]
-        assert preset.interpolation.value == page.test_interpolation
+        assert preset.crop_size == [page.image.test_px]
+        assert preset.resize_size == [math.floor(page.image.test_px / page.image.test_crop_share)]
+        assert preset.interpolation.value == page.image.test_interpolation
 
 
 @pytest.mark.parametrize(("name", "num_steps"), [("A1", 375_000), ("A2", 187_500), ("A3", 62_500)])
@@ -134,15 +135,15 @@ def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
 SAMPLED = [(path, place) for path in PATHS for place in keys_of(path)]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.sampled_from(SAMPLED), st.randoms(use_true_random=False))
 def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     path, place = sample
     text = path.read_text()
-    _, positions = parse(text, path.name)
+    data, positions = parse(text, path.name)
     lines, line = text.split("\n"), positions.line(place)
     new = mutated(place[-1], draw)
-    if new == place[-1]:
+    if new in check.value_at(data, place[:-1]):
         return
     lines[line - 1] = lines[line - 1].replace(f"{place[-1]}:", f"{new}:", 1)
     with pytest.raises(PageError) as error:

@@ -92,15 +92,15 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
 
 
 def _text(path: Path, place: str) -> str:
-    if not path.is_file():
-        found = "is a folder, not a page" if path.is_dir() else "is no file"
-        raise PageError(place, 1, f"{found}; give the path of a .yaml file")
     try:
+        if not path.is_file():
+            found = "is a folder, not a page" if path.is_dir() else "is no file"
+            raise PageError(place, 1, f"{found}; give the path of a .yaml file")
+        if path.stat().st_size > LARGEST_PAGE_KIB * 1024:
+            raise PageError(place, 1, f"{path.stat().st_size} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
         raw = path.read_bytes()
     except OSError as error:
-        raise PageError(place, 1, f"cannot be read ({error.strerror}); check its permissions") from None
-    if len(raw) > LARGEST_PAGE_KIB * 1024:
-        raise PageError(place, 1, f"{len(raw)} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
+        raise PageError(place, 1, f"cannot be read ({error.strerror}); check its path and permissions") from None
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -114,7 +114,7 @@ def _shown(path: Path) -> str:
         path = path.resolve().relative_to(Path.cwd())
     except (ValueError, OSError, RuntimeError):
         pass
-    return str(path).encode("unicode_escape").decode()
+    return check.printable(str(path))
 
 
 class _Composer(yaml.SafeLoader):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -21,7 +22,7 @@ class OverrideError(UserError):
     """An override that does not fit its page: the item, what was found, what would do."""
 
     def __init__(self, message: str):
-        super().__init__("".join(mark if mark.isprintable() else " " for mark in message))
+        super().__init__(check.printable(message))
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Deviation:
 
 
 def overrides_of(text: str) -> dict[str, Any]:
-    """`epochs=5 loss.name=ce mix={name: mixup, alpha: 0.2}` as plain values by label; 5e-3 is a number here, where types are known.
+    """Text such as `epochs=5 mix={name: mixup, alpha: 0.2}` as plain values by label.
+
+    5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a page.
 
     Raises OverrideError for an item that is no `path=value`, is there twice, or whose value misleads.
     """
@@ -126,7 +129,8 @@ def _put(kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, lo
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
     named = [kind for kind in kinds if check.tag_of(kind) == name]
     if not named:
-        raise Refusal((), f"{check.quoted(name)} is not known here{suggestion(str(name), map(str, map(check.tag_of, kinds)))}")
+        names = [str(check.tag_of(kind)) for kind in kinds]
+        raise Refusal((), f"{check.quoted(name)} is not known here{suggestion(str(name), names)}")
     return {**{key: value for key, value in section.items() if key in named[0].model_fields}, "name": name}
 
 
@@ -135,8 +139,8 @@ def _blamed(page: Mapping[str, Any], path: check.Path, overrides: Mapping[str, A
     place = tree.label_of(page, path).split(".")
 
     def shared(label: str) -> int:
-        parts = label.split(".")
-        return next((n for n, (a, b) in enumerate(zip(parts, place, strict=False)) if a != b), min(len(parts), len(place)))
+        pairs = zip(label.split("."), place, strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
     nearest = max(map(shared, overrides))
     return [label for label in overrides if shared(label) == nearest]

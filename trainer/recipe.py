@@ -245,8 +245,8 @@ def recipe_paths(folder: Path | None = None) -> list[Path]:
 def pages_folder() -> Path:
     """The recipes' folder: beside the package in a source tree, inside it in an installed wheel."""
     package = Path(__file__).parent
-    beside = package.parent / "recipes"
-    return beside if (beside / "README.md").is_file() else package / "recipes"
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
 
 
 def find_recipe(name: str) -> Path:
@@ -260,7 +260,8 @@ def find_recipe(name: str) -> Path:
     named = {path.stem.rpartition(".v")[0]: path for path in paths} | {path.stem: path for path in paths}
     if name not in named:
         near = did_you_mean(name, named)
-        raise RecipeError(f"recipe={name!a}: there is no such page{near}; there are {', '.join(p.stem for p in paths)}")
+        there_are = ", ".join(path.stem for path in paths)
+        raise RecipeError(f"recipe={check.printable(name)}: there is no such page{near}; there are {there_are}")
     return named[name]
 
 

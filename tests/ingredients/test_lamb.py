@@ -21,10 +21,8 @@ def weights_of(device="cpu", memory_format=torch.contiguous_format):
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator) * 0.1 for shape in SHAPES]
     weights[1].zero_()
-    return [
-        torch.nn.Parameter(weight.to(device, memory_format=memory_format if weight.ndim == 4 else torch.preserve_format))
-        for weight in weights
-    ]
+    weights = [weight.to(memory_format=memory_format) if weight.ndim == 4 else weight for weight in weights]
+    return [torch.nn.Parameter(weight.to(device)) for weight in weights]
 
 
 def groups_of(weights, decay=0.02):
@@ -128,6 +126,14 @@ def test_a_weight_without_gradient_stays():
     optimizer.zero_grad()
     optimizer.step()  # none has one
     assert torch.equal(weights[0], before)
+
+
+def test_a_decay_that_cancels_adams_step_leaves_the_weight():
+    """Both norms must be above zero, not the weight's alone: here w = 1 and u = -1 + 1."""
+    weight = torch.nn.Parameter(torch.ones(4))
+    weight.grad = -torch.ones(4)
+    lamb.Lamb([{"params": [weight], "weight_decay": 1.0}], lr=0.1, betas=(0.0, 0.0), eps=1e-30).step()
+    assert weight.tolist() == [1.0] * 4
 
 
 def test_a_saved_state_goes_on_bit_for_bit():

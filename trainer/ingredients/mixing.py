@@ -35,9 +35,7 @@ class Mix:
 class _Mixing(Ingredient):
     """What all ways of mixing share.
 
-    partner: whom image b is mixed with, and how a box is rounded to whole pixels.
-        "reversed": image B - 1 - b; a box's sides are floored (timm).
-        "rolled": image b - 1; a box's half sides are floored (torchvision).
+    partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b - 1 (torchvision).
     """
 
     partner: Literal["reversed", "rolled"]
@@ -49,23 +47,12 @@ class _Mixing(Ingredient):
         share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
         if not has_box:
             return Mix(share, None)
-        box = self._box(share, image_px, int(down * image_px), int(across * image_px))
-        top, left, bottom, right = box
+        box = top, left, bottom, right = _box(share, image_px, int(down * image_px), int(across * image_px))
         return Mix(1 - (bottom - top) * (right - left) / image_px**2, box)
 
     @abstractmethod
     def _choose(self, which: float) -> tuple[float, bool]:
         """The Beta distribution's alpha, and whether a box is cut, for a uniform draw in [0, 1)."""
-
-    def _box(self, share: float, image_px: int, row: int, column: int) -> Box:
-        """A square of 1 - share of the image's area around (row, column), clipped at the border."""
-        side = math.sqrt(1 - share) * image_px
-        before = after = int(0.5 * side)
-        if self.partner == "reversed":
-            before, after = int(side) // 2, (int(side) + 1) // 2
-        top, bottom = max(row - before, 0), min(row + after, image_px)
-        left, right = max(column - before, 0), min(column + after, image_px)
-        return top, left, bottom, right
 
     def _partners(self, tensor: Tensor) -> Tensor:
         return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
@@ -123,6 +110,17 @@ class MixupOrCutMix(_Mixing):
     def _choose(self, which: float) -> tuple[float, bool]:
         has_box = which < self.cutmix_share
         return (self.cutmix_alpha if has_box else self.mixup_alpha), has_box
+
+
+def _box(share: float, image_px: int, row: int, column: int) -> Box:
+    """A square of about 1 - share of the image's area around (row, column), cut off at the border.
+
+    The half side is floored: torchvision's rule, and timm's up to 1.0.26; later ones keep an odd last pixel.
+    """
+    half_px = int(math.sqrt(1 - share) * image_px) // 2
+    top, bottom = max(row - half_px, 0), min(row + half_px, image_px)
+    left, right = max(column - half_px, 0), min(column + half_px, image_px)
+    return top, left, bottom, right
 
 
 Mixing = Annotated[Mixup | CutMix | MixupOrCutMix, Field(discriminator="name")]

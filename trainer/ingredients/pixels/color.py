@@ -5,6 +5,7 @@ Source: PIL's Image.convert("L"), Image.blend and ImageEnhance.Color, rounding i
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,12 +20,15 @@ def grey(images: Tensor) -> Tensor:
     return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
 
 
-def blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    """start + factor * (end - start), clipped and truncated: float32 in 0..255 to uint8, all shapes broadcast.
+def blend(start: Tensor, end: Tensor, factor: np.ndarray) -> Tensor:
+    """start + factor * (end - start), clipped and truncated: float32 in 0..255 to uint8.
 
-    factor: float64, 0 gives start and 1 gives end; outside [0, 1] the line goes on.
+    start, end: first dimension N, broadcastable to one another. factor: [N] float64, 0 gives start and 1 gives end;
+    outside [0, 1] the line goes on.
     """
-    return to_bytes(start + factor.float() * (end - start))
+    line = end - start
+    factors = torch.from_numpy(factor.astype(np.float32)).to(line.device)
+    return to_bytes((factors.view(-1, *[1] * (line.ndim - 1)) * line).add_(start))
 
 
 def to_bytes(values: Tensor) -> Tensor:
@@ -33,6 +37,6 @@ def to_bytes(values: Tensor) -> Tensor:
     return values.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
-def color(images: Tensor, factor: Tensor) -> Tensor:
+def color(images: Tensor, factor: np.ndarray) -> Tensor:
     """A blend with the grey image: factor 1 changes nothing, 0 is grey. images [N, 3, H, W] uint8, factor [N] float64."""
-    return blend(grey(images).float()[:, None], images.float(), factor.to(images.device)[:, None, None, None])
+    return blend(grey(images).float()[:, None], images.float(), factor)

@@ -5,6 +5,7 @@ Source: PIL's ImageFilter.SMOOTH and ImageEnhance.Sharpness, rounding included.
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from trainer.ingredients.pixels.color import blend
@@ -23,7 +24,7 @@ def smooth(images: Tensor) -> Tensor:
     return smoothed
 
 
-def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+def sharpness(images: Tensor, factor: np.ndarray) -> Tensor:
     """A blend with the smoothed image: factor 1 changes nothing, 2 sharpens. images uint8, factor [N] float64."""
     images = images.float()
-    return blend(smooth(images), images, factor.to(images.device)[:, None, None, None])
+    return blend(smooth(images), images, factor)

@@ -1,7 +1,8 @@
 """Operations that give every pixel a new value by its old value alone, as tables of 256 entries.
 
-Each function takes images [N, C, H, W] uint8 and what it needs per image as a float64 CPU tensor [N], and gives tables
-[N, C, 256] uint8 (C may be 1 for all channels alike) on the images' device.
+Fixed tables follow from the argument: each function takes it as [N] float64 and gives [N, 256] numbers in 0..255.
+Measured tables follow from the image too: each function takes images [N, C, H, W] uint8 and the argument, and gives
+[N, C or 1, 256] uint8 on the images' device.
 
 Source: PIL's ImageOps and ImageEnhance, whose rounding is kept: float32 blends and float64 contrasts, both truncated.
 """
@@ -10,57 +11,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.ingredients.pixels.color import blend, grey
 
+_LEVELS = np.arange(256)
+
 
 def look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """The table's value for every pixel: images [N, C, H, W] and tables [N, C or 1, 256], both uint8."""
-    pixels = images.flatten(2)
-    tables = tables.expand(-1, pixels.shape[1], -1)
-    return tables.gather(2, pixels.long()).view(images.shape)
+    """The table's value for every pixel: images [N, C, H, W] and tables [N, C, 256], both uint8."""
+    return tables.gather(2, images.flatten(2).long()).view(images.shape)
 
 
-def invert(images: Tensor, _: Tensor) -> Tensor:
+def invert(argument: np.ndarray) -> np.ndarray:
     """Light and dark change places."""
-    return (255 - _levels(images)).to(torch.uint8).expand(len(images), 1, 256)
+    return np.broadcast_to(255 - _LEVELS, (len(argument), 256))
 
 
-def posterize(images: Tensor, bits: Tensor) -> Tensor:
+def posterize(bits: np.ndarray) -> np.ndarray:
     """Only the highest bits of a value stay, 0 to 8 of them; none leaves black, which newer PILs refuse."""
-    step = _per_image(2 ** (8 - bits), images)
-    return (_levels(images) // step * step).to(torch.uint8)
+    step = 2 ** (8 - bits[:, None])
+    return _LEVELS // step * step
 
 
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+def solarize(threshold: np.ndarray) -> np.ndarray:
     """Values from the threshold on are inverted."""
-    levels = _levels(images)
-    return torch.where(levels < _per_image(threshold, images), levels, 255 - levels).to(torch.uint8)
+    return np.where(_LEVELS < threshold[:, None], _LEVELS, 255 - _LEVELS)
 
 
-def solarize_add(images: Tensor, added: Tensor) -> Tensor:
+def solarize_add(added: np.ndarray) -> np.ndarray:
     """Values below 128 grow by a whole number."""
-    levels = _levels(images)
-    grown = (levels + _per_image(added, images)).clamp(max=255)
-    return torch.where(levels < 128, grown, levels).to(torch.uint8)
+    return np.where(_LEVELS < 128, np.minimum(255, _LEVELS + added[:, None]), _LEVELS)
 
 
-def brightness(images: Tensor, factor: Tensor) -> Tensor:
+def brightness(factor: np.ndarray) -> np.ndarray:
     """A blend with black: factor 1 changes nothing, 0 is black."""
-    levels = _levels(images).float()
-    return blend(torch.zeros_like(levels), levels, _per_image(factor, images))
+    return np.clip(factor[:, None].astype(np.float32) * _LEVELS.astype(np.float32), 0, 255)
 
 
-def contrast(images: Tensor, factor: Tensor) -> Tensor:
+def contrast(images: Tensor, factor: np.ndarray) -> Tensor:
     """A blend with the image's mean grey: factor 1 changes nothing, 0 is plain grey."""
     greys = grey(images).flatten(1)
     mean = (greys.sum(1, dtype=torch.int64).double() / greys.shape[1] + 0.5).floor().float()
-    return blend(mean[:, None, None], _levels(images).float(), _per_image(factor, images))
+    return blend(mean[:, None, None], _levels(images).float()[None, None], factor)
 
 
-def autocontrast(images: Tensor, _: Tensor) -> Tensor:
+def autocontrast(images: Tensor, argument: np.ndarray) -> Tensor:
     """Each channel is stretched to reach from 0 to 255; a channel of one value stays."""
     pixels = images.flatten(2)
     low, high = (end(2, keepdim=True).double() for end in (pixels.amin, pixels.amax))
@@ -71,7 +69,7 @@ def autocontrast(images: Tensor, _: Tensor) -> Tensor:
     return torch.where(scale.isinf(), levels, stretched).to(torch.uint8)
 
 
-def equalize(images: Tensor, _: Tensor) -> Tensor:
+def equalize(images: Tensor, argument: np.ndarray) -> Tensor:
     """Each channel's values are spread until all are about equally frequent."""
     pixels = images.flatten(2).long()
     counts = torch.zeros(*pixels.shape[:2], 256, dtype=torch.int64, device=images.device)
@@ -84,21 +82,19 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
     return torch.where(step == 0, _levels(images).long(), spread).to(torch.uint8)
 
 
-TABLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": autocontrast,
-    "equalize": equalize,
+FIXED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "invert": invert,
     "posterize": posterize,
     "solarize": solarize,
     "solarize_add": solarize_add,
     "brightness": brightness,
+}
+MEASURED: dict[str, Callable[[Tensor, np.ndarray], Tensor]] = {
     "contrast": contrast,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
 }
 
 
 def _levels(images: Tensor) -> Tensor:
     return torch.arange(256, dtype=torch.float64, device=images.device)
-
-
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device)[:, None, None]

@@ -1,19 +1,21 @@
-"""One operation for each image of a micro-batch, the images grouped by kind of operation."""
+"""One operation for each image of a micro-batch, the images grouped by what one call can serve."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainer.ingredients.pixels.color import color
 from trainer.ingredients.pixels.filters import sharpness
-from trainer.ingredients.pixels.geometry import INTERPOLATIONS, MATRICES, affine
-from trainer.ingredients.pixels.lookup import TABLES, look_up
+from trainer.ingredients.pixels.geometry import affine
+from trainer.ingredients.pixels.lookup import FIXED, MEASURED, look_up
+from trainer.ingredients.pixels.matrices import MATRICES
 
 BLENDS = {"color": color, "sharpness": sharpness}
-# A drawn operation is a place in here. The first one, "identity", changes nothing.
-OPERATIONS = ("identity", *TABLES, *MATRICES, *BLENDS)
-_CACHED_PX = 1 << 17
+# A drawn operation is a place in here. The first one changes nothing.
+OPERATIONS = ("identity", *FIXED, *MEASURED, *MATRICES, *BLENDS)
+_CACHED_PX = 1 << 16
 
 
 def operate(
@@ -26,14 +28,17 @@ def operate(
     fill: one value in 0..255 per channel, where pixels are missing.
     These three tensors lie on the CPU, so that grouping never waits for the images' device.
     """
+    places, arguments, filters = operation.numpy(), argument.numpy(), interpolation.numpy()
     done, order = [], []
-    for kind, members in _groups(operation.tolist(), interpolation.tolist()).items():
-        for rows in torch.tensor(members).split(_images_at_once(images)):
-            chosen = images.index_select(0, rows.to(images.device))
-            done.append(_changed(chosen, kind, operation[rows], argument[rows], fill))
+    for kind, members in _groups(places).items():
+        for start in range(0, len(members), at_once := _images_at_once(images)):
+            rows = np.array(members[start : start + at_once])
+            chosen = images.index_select(0, torch.from_numpy(rows).to(images.device))
+            names = [OPERATIONS[place] for place in places[rows]]
+            done.append(_changed(chosen, kind, names, arguments[rows], filters[rows], fill))
         order += members
     # Joined and reordered: writing each group to its rows would be the slowest step of all on a CPU.
-    return torch.cat(done).index_select(0, torch.tensor(order).argsort().to(images.device))
+    return torch.cat(done).index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
 
 def _images_at_once(images: Tensor) -> int:
@@ -41,54 +46,56 @@ def _images_at_once(images: Tensor) -> int:
     return max(1, _CACHED_PX // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
 
 
-def _groups(operation: list[int], interpolation: list[int]) -> dict[tuple[str, ...], list[int]]:
-    """The images that one call can serve, by kind: ("identity",), ("look_up",), (a blend's name,) or (interpolation, axes)."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for image, (place, filter_place) in enumerate(zip(operation, interpolation, strict=True)):
+def _groups(places: np.ndarray) -> dict[str, list[int]]:
+    """The images by what has to be done: nothing, a look-up, a blend, or a movement along "x", "y" or "xy"."""
+    groups: dict[str, list[int]] = {}
+    for image, place in enumerate(places.tolist()):
         name = OPERATIONS[place]
-        if name in MATRICES:
-            kind = (INTERPOLATIONS[filter_place], MATRICES[name][1])
-        else:
-            kind = ("look_up",) if name in TABLES else (name,)
+        is_table = name in FIXED or name in MEASURED
+        kind = "look up" if is_table else MATRICES[name][1] if name in MATRICES else name
         groups.setdefault(kind, []).append(image)
     return groups
 
 
 def _changed(
-    images: Tensor, kind: tuple[str, ...], operation: Tensor, argument: Tensor, fill: tuple[int, ...]
+    images: Tensor, kind: str, names: list[str], arguments: np.ndarray, filters: np.ndarray, fill: tuple[int, ...]
 ) -> Tensor:
     """Images of one kind after their operations: [N, C, H, W] uint8 to the same."""
     match kind:
-        case (interpolation, axes):
-            return affine(images, _matrices(operation, argument, *images.shape[2:]), interpolation, axes, fill)
-        case ("identity",):
+        case "identity":
             return images
-        case ("look_up",):
-            return look_up(images, _tables(images, operation, argument))
-        case (blend,):
-            return BLENDS[blend](images, argument)
+        case "look up":
+            return look_up(images, _tables(images, names, arguments))
+        case "x" | "y" | "xy":
+            return affine(images, _matrices(names, arguments, *images.shape[2:]), filters, kind, fill)
+        case _:
+            return BLENDS[kind](images, arguments)
 
 
-def _tables(images: Tensor, operation: Tensor, argument: Tensor) -> Tensor:
+def _tables(images: Tensor, names: list[str], arguments: np.ndarray) -> Tensor:
     """The table of each image and channel: [N, C, 256] uint8."""
-    tables = images.new_empty(*images.shape[:2], 256)
-    for name, rows in _by_name(operation):
-        there = rows.to(images.device)
-        tables[there] = TABLES[name](images.index_select(0, there), argument[rows])
+    fixed = np.zeros((len(names), 256), dtype=np.uint8)
+    rows = _rows(names)
+    for name in rows.keys() & FIXED:
+        fixed[rows[name]] = FIXED[name](arguments[rows[name]])
+    tables = torch.from_numpy(fixed).to(images.device)[:, None].repeat(1, images.shape[1], 1)
+    for name in rows.keys() & MEASURED:
+        there = torch.from_numpy(rows[name]).to(images.device)
+        tables[there] = MEASURED[name](images.index_select(0, there), arguments[rows[name]])
     return tables
 
 
-def _matrices(operation: Tensor, argument: Tensor, height: int, width: int) -> Tensor:
+def _matrices(names: list[str], arguments: np.ndarray, height: int, width: int) -> np.ndarray:
     """The matrix of each image: [N, 6] float64."""
-    matrices = argument.new_empty(len(argument), 6)
-    for name, rows in _by_name(operation):
-        matrices[rows] = MATRICES[name][0](argument[rows], height, width)
+    matrices = np.empty((len(names), 6))
+    for name, rows in _rows(names).items():
+        matrices[rows] = MATRICES[name][0](arguments[rows], height, width)
     return matrices
 
 
-def _by_name(operation: Tensor) -> list[tuple[str, Tensor]]:
-    """Each operation's name and the rows [n] int64 that have it."""
-    rows: dict[int, list[int]] = {}
-    for row, place in enumerate(operation.tolist()):
-        rows.setdefault(place, []).append(row)
-    return [(OPERATIONS[place], torch.tensor(members)) for place, members in rows.items()]
+def _rows(names: list[str]) -> dict[str, np.ndarray]:
+    """Where each name stands: [n] int64 each."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: np.array(places) for name, places in rows.items()}

@@ -1,0 +1,121 @@
+"""Where values come from, how pages differ, and the committed tables."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from trainer import tree
+from trainer.explain import (
+    Difference,
+    assumed_table,
+    diff_rows,
+    diff_table,
+    explain_rows,
+    explain_table,
+    recipes_table,
+    scores_table,
+    shown,
+)
+from trainer.recipe import ABOUT, apply_overrides, find_recipe, load_recipe, open_recipe, pages_folder
+
+A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
+A1_LINES = find_recipe("A1.v1").read_text().split("\n")
+
+
+def printed(table) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def test_every_value_has_an_origin():
+    recipe, by_profile = apply_overrides(A1.for_model("efficientnet_b2"), {"image.train_px": 32}, "profile")
+    recipe, by_user = apply_overrides(recipe, "epochs=5 mix=null loss.name=ce")
+    rows = explain_rows(A1, A1_POSITIONS, recipe, "efficientnet_b2", by_profile + by_user)
+    found = {row.path: row for row in rows}
+    assert len(found) == len(rows)
+    assert found["lr.peak"][1:4] == (0.005, "page", 1 + A1_LINES.index(next(x for x in A1_LINES if "peak: " in x)))
+    assert found["lr.warmup_from"].origin == "assumed"
+    assert found["lr.warmup_from"].note == A1.assumed["lr.warmup_from"]
+    assert "warmup_from: 1.0e-4" in A1_LINES[found["lr.warmup_from"].line - 1]
+    assert found["image.test_px"].origin == "per_model"
+    assert "efficientnet_b2: {image" in A1_LINES[found["image.test_px"].line - 1]
+    assert found["image.train_px"][1:] == (32, "profile", None, "was 260")
+    assert found["epochs"][1:] == (5, "override", None, "was 600")
+    assert found["mix"][1:4] == (None, "override", None)
+    assert found["loss.name"].note == "was bce"
+    assert "loss.threshold" not in found  # ce has none
+
+
+def test_every_leaf_is_explained_and_nothing_that_is_off():
+    rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50")
+    leaves = {key: value for key, value in tree.leaves(tree.plain(A1)).items() if key.partition(".")[0] not in ABOUT}
+    off = {row.path for row in rows if row.value is None}
+    assert {row.path: row.value for row in rows if row.value is not None} == leaves
+    assert off == {"loss.threshold", "loss.sum_classes", "model.zero_init_last"}  # their being off is assumed
+    for row in rows:
+        assert row.line is not None and row.path.rpartition(".")[2].split("_")[0] in A1_LINES[row.line - 1]
+
+
+def test_what_is_off_is_shown_on_request():
+    rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50", with_off=True)
+    off = {row.path for row in rows if row.value is None}
+    assert {"average", "lr.warmup_ends_at_peak"} <= off
+    assert len({row.path for row in rows}) == len(rows)
+
+
+def test_two_pages_differ_in_what_they_do():
+    a2, a3 = (load_recipe(find_recipe(f"A{number}.v1")) for number in (2, 3))
+    assert set(diff_rows(a2, a3)) == {
+        Difference("epochs", 300, 100),
+        Difference("lr.peak", 0.005, 0.008),
+        Difference("augment.rand_augment.magnitude", 7.0, 6.0),
+        Difference("repeats", 3, None),
+        Difference("image.train_px", 224, 160),
+        Difference("drop_path", 0.05, None),
+    }
+    assert diff_rows(a2, a2) == []
+
+
+def test_a_part_that_only_one_page_has_is_one_line():
+    a1, v1 = load_recipe(find_recipe("A1.v1")), load_recipe(find_recipe("torchvision-v1.v1"))
+    rows = {row.path: row for row in diff_rows(a1, v1)}
+    assert rows["mix"].a["name"] == "mixup_or_cutmix" and rows["mix"].b is None
+    assert rows["augment.rand_augment"].b is None
+    assert rows["optimizer.momentum"] == ("optimizer.momentum", None, 0.9)
+
+
+def test_tables_show_brackets_and_off():
+    rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50")
+    text = printed(explain_table(rows, "A1"))
+    assert "[vectors, biases]" in text and "off" in text
+    rows = diff_rows(A1, load_recipe(find_recipe("torchvision-v2.v1")))
+    text = printed(diff_table(rows, "A1.v1", "torchvision-v2.v1"))
+    assert "[norms]" in text and "torchvision-v2.v1" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "off"),
+        (True, "true"),
+        (1e-6, "1e-06"),
+        (4 / 3, "1.33333"),
+        ((0.9, 1.0), "[0.9, 1]"),
+        ({"a": 1}, "{a: 1}"),
+    ],
+)
+def test_values_are_shown_as_pages_write_them(value, text):
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize("table", [recipes_table, scores_table, assumed_table])
+def test_the_committed_tables_are_current(table):
+    assert table() in (pages_folder() / "README.md").read_text()
+
+
+def test_tables_name_every_page_and_score():
+    assert recipes_table("recipes/").count("](recipes/") == 6
+    assert "| resnet50 | 80.4 | 79.8, 79.72 ± 0.1 (100 seeds) | 78.1 |  | 76.13 | 80.858 |" in scores_table()
+    assert len({line.count("|") for line in assumed_table().split("\n")}) == 1

@@ -1,0 +1,58 @@
+"""The README says what is: its commands, links, pages and tables are the project's own."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trainer.explain import recipes_table
+from trainer.load import parse_page
+from trainer.profiles import Profile
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(next(line for line in MAKEFILE.splitlines() if line.startswith(".PHONY:")).split()[1:])
+VARIABLES = set(re.findall(r"^(?:TRAIN_)?VARIABLES := (.*)$", MAKEFILE, re.M)[0].split()) | {"a", "b", "run", "pytest"}
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def make_commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("make")] + re.findall(r"`(make [^`]*)`", README)
+
+
+@pytest.mark.parametrize("command", make_commands())
+def test_every_make_command_names_targets_and_variables_that_exist(command):
+    for word in shlex.split(command.replace("<", "").replace(">", ""))[1:]:
+        name, equals, _ = word.partition("=")
+        assert name in (VARIABLES if equals else TARGETS), word
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_every_link_leads_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_table_of_recipes_is_current():
+    assert recipes_table("recipes/") in README
+
+
+def test_the_page_shown_is_the_page():
+    shown = next(block for block in code_blocks("yaml") if "optimizer" in block)
+    name = re.search(r"^name: (\w+)$", shown, re.M)[1]
+    page = (ROOT / "recipes" / f"{name}.v1.yaml").read_text()
+    assert page.startswith(shown.rstrip().removesuffix("# ...").rstrip())
+
+
+def test_the_profile_shown_loads():
+    shown = next(block for block in code_blocks("yaml") if "num_train" in block)
+    assert parse_page(shown, "README.md", Profile).value.adapt is not None
+
+
+def test_the_test_command_is_the_one_that_ci_calls():
+    assert "make test" in README and "make test" in (ROOT / ".ci" / "run").read_text()
