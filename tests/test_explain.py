@@ -53,7 +53,7 @@ def test_every_leaf_is_explained_and_nothing_that_is_off():
     leaves = {key: value for key, value in tree.leaves(tree.plain(A1)).items() if key.partition(".")[0] not in ABOUT}
     off = {row.path for row in rows if row.value is None}
     assert {row.path: row.value for row in rows if row.value is not None} == leaves
-    assert off == {"loss.threshold", "loss.sum_classes", "model.zero_init_last"}  # their being off is assumed
+    assert off == {"lr.scaling", "loss.threshold", "loss.sum_classes", "model.zero_init_last"}  # their being off is assumed
     for row in rows:
         assert row.line is not None and row.path.rpartition(".")[2].split("_")[0] in A1_LINES[row.line - 1]
 

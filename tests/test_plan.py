@@ -63,7 +63,7 @@ def test_a_seed_outside_its_range_is_refused(seed):
 
 
 def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothing_else():
-    base = small_plan().run_name("f")
+    base = small_plan().run_name("f")  # A2
     assert base.startswith("A2.v1-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
     others = [
         small_plan(seed=1).run_name("f"),
@@ -76,18 +76,18 @@ def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothin
     assert small_plan().run_name("f") == base
 
 
-def test_a_profile_adapts_by_the_pages_own_rule_and_records_it():
-    plan = plan_of(Job(recipe="A1", model="resnet50", data="digits"))
+@pytest.mark.parametrize(("recipe", "peak_of"), [
+    ("A1", lambda images: 5e-3),  # no rule
+    ("torchvision-v2", lambda images: 0.5 * images / 1024),
+    ("convnext", lambda images: 4e-3 * (images / 4096) ** 0.5),
+])  # fmt: skip
+def test_a_profile_adapts_by_the_pages_own_rule_and_records_it(recipe, peak_of):
+    plan = plan_of(Job(recipe=recipe, model="resnet50", data="digits"))
     changed = {change.path: change for change in plan.deviations}
     assert {change.origin for change in plan.deviations} == {"profile"}
-    assert changed["batch.images"].before == 2048
-    images = plan.recipe.batch.images
-    assert plan.recipe.lr.peak == pytest.approx(5e-3 * (images / 2048) ** 0.5)
-    again = make_plan(plan.recipe, "resnet50", plan.profile)
-    from trainer.adapt import adaptation
-    from trainer.recipe import apply_overrides
-
-    assert apply_overrides(again.recipe, adaptation(again.recipe, again.profile), "profile")[1] == ()
+    assert changed["batch.images"].after == plan.recipe.batch.images
+    assert plan.recipe.lr.peak == pytest.approx(peak_of(plan.recipe.batch.images))
+    assert ("lr.peak" in changed) is (recipe != "A1")
 
 
 def test_an_adapted_average_keeps_its_share_of_the_run():

@@ -80,14 +80,14 @@ def test_positions_are_those_of_the_page():
         ("images: 2048", "images: 2000", "images: 2000", "batch.images 2000 is no multiple .* write 1536 or 2048"),
         ("norm_images: 512", "norm_images: 1", "mix:", "mix needs two images"),
         ("{name: bce}", "{name: bce, threshold: 0.2}", "smoothing:", "smoothing 0.1 is erased by loss.threshold 0.2"),
-        ("- {name: flip}", "- {name: flip}\n  - {name: flip}", None, "flip is there twice"),
+        ("- {name: flip}", "- {name: flip}\n  - {name: flip}  # again", "# again", "flip is there twice"),
         (
             "  - {name: flip}\n",
             "  - {name: random_erasing, share: 0.1, area: [0.1, 0.2], aspect: [0.5, 2.0], fill: mean}\n",
             "- name: rand_augment",
             r"rand_augment \(pixels\) comes after random_erasing \(normalized\); move it before",
         ),
-        ("warmup_epochs: 5", "warmup_epochs: 601", "warmup_epochs", "lr.warmup_epochs 601 is more than .* 600"),
+        ("warmup_epochs: 5", "warmup_epochs: 601", "warmup_epochs", "lr.warmup_epochs 601 does not fit .* 600; write 600 at most"),
         ("warmup_epochs: 5", "warmup_epochs: -5", "warmup_epochs", "must be at least 1"),
         ("drop_path: 0.05", "drop_path: 0", "drop_path: 0", "above 0, or leave the key out to turn it off"),
         ("drop_path: 0.05", "drop_path: 1.5", "drop_path: 1.5", "must be below 1"),
@@ -112,7 +112,7 @@ def test_positions_are_those_of_the_page():
 def test_what_cannot_be_together_is_refused_at_its_line(tmp_path, old, new, at, sentence):
     assert A1_TEXT.count(old) >= 1
     text = A1_TEXT.replace(old, new, 1)
-    line = 1 + next(number for number, row in enumerate(text.split("\n")) if at is not None and at in row) if at else 38
+    line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
     with pytest.raises(PageError, match=rf":{line}: .*{sentence}"):
         load_recipe(written(tmp_path, text))
 

@@ -49,7 +49,10 @@ def resolve(job: Job, profile: Profile | None) -> tuple[Recipe, Positions, Recip
     """
     page, positions = open_recipe(find_recipe(job.recipe))
     recipe = page.for_model(job.model)
-    recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile) if profile else {}, "profile")
+    adapted: tuple[Deviation, ...] = ()
+    if profile and recipe.adapted_to != profile.name:
+        recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
+        recipe = recipe.model_copy(update={"adapted_to": profile.name})
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
     return page, positions, recipe, adapted + overridden
 

@@ -31,8 +31,8 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 # What a page says about itself; the rest is what it does.
-ABOUT = ("name", "version", "title", "source", "assumed", "per_model", "published")
-_NOT_IN_DIGEST = ("title", "source", "assumed", "published")
+ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_model", "published")
+_NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "published")
 _STAGES = ("decode", "pixels", "normalized")
 _FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9][0-9]*)")
 
@@ -85,6 +85,7 @@ class Score(Page):
 class Recipe(Page):
     """One page: what the source does, from data to score. An absent key means off.
 
+    adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile leaves it as it is.
     per_model: the lines that the source gives to single models, by timm's exact name. assumed: what the source does
     not state, by dotted path, each with what was chosen and why. published: the source's own scores.
     """
@@ -106,6 +107,7 @@ class Recipe(Page):
     drop_path: InnerShare | None = None
     average: WeightAverage | None = None
     model: Model | None = None
+    adapted_to: str | None = None
     assumed: dict[str, str] = {}
     per_model: dict[str, dict[str, Any]] = {}
     published: tuple[Score, ...] = ()
@@ -146,8 +148,10 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         warmup_epochs = self.lr.warmup_epochs or 0
-        if warmup_epochs > self.epochs:
-            sentence = f"lr.warmup_epochs {warmup_epochs} is more than the run's epochs {self.epochs}; write fewer"
+        # A cosine over what the warm-up leaves needs something left.
+        most = self.epochs - (getattr(self.lr.schedule, "period", None) == "after_warmup")
+        if warmup_epochs > most:
+            sentence = f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}; write {most} at most"
             raise refuse(("lr", "warmup_epochs"), sentence)
         return self
 

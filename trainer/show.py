@@ -103,16 +103,13 @@ def scaling_note(out: Console, plan: Plan) -> None:
     changed = {change.path: change for change in plan.deviations if change.origin == "set"}
     if "batch.images" not in changed or "lr.peak" in changed:
         return
-    before = int(changed["batch.images"].before)
-    peak = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
-    if peak != plan.recipe.lr.peak:
-        rule = plan.recipe.lr.scaling
-        out.print(
-            f'note: lr.peak stays {plan.recipe.lr.peak:g}; the page\'s {rule} rule would make it {peak:.4g}: '
-            f'set="lr.peak={peak:.4g}"',
-            style="yellow",
-            markup=False,
-        )
+    before, peak, rule = int(changed["batch.images"].before), plan.recipe.lr.peak, plan.recipe.lr.scaling
+    if rule is None:
+        out.print(f"note: lr.peak stays {peak:g}: the page has no rule for another batch", style="yellow", markup=False)
+        return
+    ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
+    line = f'note: lr.peak stays {peak:g}; the page\'s {rule} rule would make it {ruled:.4g}: set="lr.peak={ruled:.4g}"'
+    out.print(line, style="yellow", markup=False)
 
 
 def row(out: Console, row: Row, settings: Settings) -> None:

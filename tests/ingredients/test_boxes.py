@@ -25,7 +25,8 @@ def test_a_start_reaches_both_ends():
 
 
 @pytest.mark.parametrize(
-    ("kind", "pair"), [(AreaRange, (0.5, 0.1)), (AreaRange, (0.1, 1.1)), (AspectRange, (0.0, 1.0)), (AspectRange, (2.0, 1.0))]
+    ("kind", "pair"),
+    [(AreaRange, (0.5, 0.1)), (AreaRange, (0.1, 1.1)), (AspectRange, (0.0, 1.0)), (AspectRange, (2.0, 1.0))],
 )
 def test_absurd_ranges_are_refused(kind, pair):
     with pytest.raises(ValidationError):

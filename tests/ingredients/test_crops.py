@@ -81,7 +81,9 @@ def test_half_of_the_images_are_flipped():
     assert flipped.dtype == bool and abs(flipped.mean() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize(("test_px", "share", "resized_px"), [(224, 0.95, 235), (224, 0.875, 256), (224, 0.9655, 232), (32, 1.0, 32)])
+@pytest.mark.parametrize(
+    ("test_px", "share", "resized_px"), [(224, 0.95, 235), (224, 0.875, 256), (224, 0.9655, 232), (32, 1.0, 32)]
+)
 def test_evaluation_size_is_floored(test_px, share, resized_px):
     assert evaluation_size(test_px, share) == resized_px
 

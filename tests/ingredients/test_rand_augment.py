@@ -91,7 +91,7 @@ def our_choices(augment):
         ("rand-m7-mstd0.5-inc1", {}),
         ("rand-m9-mstd0.5-inc1", {"magnitude": 9}),
         ("rand-m9-mstd1.0", {"magnitude": 9, "magnitude_std": 1.0, "increasing": False}),
-        ("rand-m4-n3-p0.8", {"magnitude": 4, "num_ops": 3, "op_share": 0.8, "magnitude_std": None, "increasing": False}),
+        ("rand-m4-n3-p0.8-inc1", {"magnitude": 4, "num_ops": 3, "op_share": 0.8, "magnitude_std": None}),
     ],
 )
 def test_choices_are_distributed_as_timms(text, changes):

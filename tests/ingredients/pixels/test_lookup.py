@@ -52,10 +52,11 @@ def test_photos_equal_pil(name, photos, batch, to_batch):
 @pytest.mark.parametrize("size_px", [3, 16, 23])
 def test_few_pixels_and_few_levels_equal_pil(name, levels, size_px, to_batch):
     random = np.random.default_rng(levels * 100 + size_px)
-    pixels = random.integers(0, levels, (20, size_px, size_px, 3)) * (255 // levels) + random.integers(0, 20, (20, 1, 1, 3))
+    pixels = random.integers(0, levels, (20, size_px, size_px, 3)) * (255 // levels)
+    pixels = pixels + random.integers(0, 20, (20, 1, 1, 3))
     images = [Image.fromarray(image) for image in pixels.clip(0, 255).astype(np.uint8)]
     arguments = random.uniform(0, 2, 20)
-    expected = to_batch([ORIGINALS[name][0](image, argument) for image, argument in zip(images, arguments, strict=True)])
+    expected = to_batch([ORIGINALS[name][0](*pair) for pair in zip(images, arguments, strict=True)])
     assert torch.equal(looked_up(name, to_batch(images), arguments), expected)
 
 

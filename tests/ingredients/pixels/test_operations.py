@@ -17,9 +17,8 @@ def parameters(batch):
 def test_grouping_changes_nothing(batch):
     operation, argument, interpolation = parameters(batch)
     together = operate(batch, operation, argument, interpolation, FILL)
-    alone = [
-        operate(batch[[row]], operation[[row]], argument[[row]], interpolation[[row]], FILL) for row in range(len(batch))
-    ]
+    rows = [[row] for row in range(len(batch))]
+    alone = [operate(batch[row], operation[row], argument[row], interpolation[row], FILL) for row in rows]
     assert torch.equal(together, torch.cat(alone))
 
 
@@ -29,6 +28,12 @@ def test_order_in_the_batch_changes_nothing(batch):
     together = operate(batch, operation, argument, interpolation, FILL)
     moved = operate(batch[shuffled], operation[shuffled], argument[shuffled], interpolation[shuffled], FILL)
     assert torch.equal(together[shuffled], moved)
+
+
+def test_memory_format_changes_nothing(batch):
+    drawn = parameters(batch)
+    expected = operate(batch, *drawn, FILL)
+    assert torch.equal(operate(batch.contiguous(memory_format=torch.channels_last), *drawn, FILL), expected)
 
 
 def test_identity_is_first_and_input_is_kept(batch):

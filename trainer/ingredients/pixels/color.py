@@ -38,5 +38,8 @@ def to_bytes(values: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factor: np.ndarray) -> Tensor:
-    """A blend with the grey image: factor 1 changes nothing, 0 is grey. images [N, 3, H, W] uint8, factor [N] float64."""
+    """A blend with the grey image: factor 1 changes nothing, 0 is grey.
+
+    images: [N, 3, H, W] uint8. factor: [N] float64. Gives [N, 3, H, W] uint8.
+    """
     return blend(grey(images).float()[:, None], images.float(), factor)

@@ -25,6 +25,9 @@ def smooth(images: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factor: np.ndarray) -> Tensor:
-    """A blend with the smoothed image: factor 1 changes nothing, 2 sharpens. images uint8, factor [N] float64."""
+    """A blend with the smoothed image: factor 1 changes nothing, 2 sharpens.
+
+    images: [N, C, H, W] uint8. factor: [N] float64. Gives [N, C, H, W] uint8.
+    """
     images = images.float()
     return blend(smooth(images), images, factor)

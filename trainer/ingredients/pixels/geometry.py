@@ -99,8 +99,8 @@ def _walked(
 ) -> Tensor:
     """start + row * per_row + column * per_column, all three [N]: [N, H, W] in their dtype."""
     begin = start[:, None] + per_row[:, None] * np.arange(height)
-    column = torch.arange(width, device=device)
-    return torch.from_numpy(begin).to(device)[:, :, None] + torch.from_numpy(per_column).to(device)[:, None, None] * column
+    begin, step = (torch.from_numpy(array).to(device) for array in (begin, per_column))
+    return begin[:, :, None] + step[:, None, None] * torch.arange(width, device=device)
 
 
 def _weights(share: Tensor, filters: np.ndarray) -> list[Tensor]:

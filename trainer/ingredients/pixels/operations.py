@@ -15,7 +15,7 @@ from trainer.ingredients.pixels.matrices import MATRICES
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
 OPERATIONS = ("identity", *FIXED, *MEASURED, *MATRICES, *BLENDS)
-_CACHED_PX = 1 << 16
+_CACHED_PX = 1 << 17
 
 
 def operate(
@@ -28,6 +28,7 @@ def operate(
     fill: one value in 0..255 per channel, where pixels are missing.
     These three tensors lie on the CPU, so that grouping never waits for the images' device.
     """
+    images = images.contiguous()
     places, arguments, filters = operation.numpy(), argument.numpy(), interpolation.numpy()
     done, order = [], []
     for kind, members in _groups(places).items():
