@@ -63,8 +63,8 @@ def test_the_plan_says_steps_images_rates_batch_and_deviations():
     small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
     assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
     assert "lr.peak stays 0.005: the page has no rule" in small.output
-    ruled = rsb("plan", "--recipe", "convnext", "--set", "batch.images=256 batch.norm_images=64")
-    assert "sqrt rule would make it" in ruled.output  # the rate is not scaled behind the reader's back
+    ruled = rsb("plan", "--recipe", "torchvision-v1", "--set", "batch.images=256 batch.norm_images=64")
+    assert "linear rule would make it" in ruled.output  # the rate is not scaled behind the reader's back
 
 
 def test_explain_names_the_origin_of_every_value():

@@ -79,7 +79,7 @@ def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothin
 @pytest.mark.parametrize(("recipe", "peak_of"), [
     ("A1", lambda images: 5e-3),  # no rule
     ("torchvision-v2", lambda images: 0.5 * images / 1024),
-    ("convnext", lambda images: 4e-3 * (images / 4096) ** 0.5),
+    ("torchvision-v1", lambda images: 0.1 * images / 256),
 ])  # fmt: skip
 def test_a_profile_adapts_by_the_pages_own_rule_and_records_it(recipe, peak_of):
     plan = plan_of(Job(recipe=recipe, model="resnet50", data="digits"))

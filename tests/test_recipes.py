@@ -21,7 +21,7 @@ DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
     "A3.v1": "319f97206679",
-    "convnext.v1": "040db64b1977",
+    "convnext.v1": "50a35320dc25",
     "torchvision-v1.v1": "e735c9a97b12",
     "torchvision-v2.v1": "92002f57636d",
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from trainer.data.prepare import autocast, normalize, to_device
+from trainer.data.prepare import autocast, in_format, normalize
 from trainer.ingredients.mixing import one_hot_targets
 from trainer.plan import Plan
 from trainer.settings import Settings
@@ -53,8 +53,9 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
     num_images = 0
     for images, labels in batches:
-        images, labels = to_device(images, settings), labels.to(settings.device, non_blocking=True)
-        totals += _batch_totals(plan, settings, model, normalize(images, plan.profile), labels)
+        images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
+        images = in_format(normalize(images, plan.profile), settings)
+        totals += _batch_totals(plan, settings, model, images, labels)
         num_images += len(labels)
         each()
     model.train(was_training)

@@ -7,12 +7,6 @@ import torch
 from trainer.ingredients.mixing import one_hot_targets
 
 
-def to_device(images: torch.Tensor, settings) -> torch.Tensor:
-    """Move images [B, C, H, W] to the device, in the memory format of the run."""
-    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    return images.to(settings.device, non_blocking=True).contiguous(memory_format=memory_format)
-
-
 def autocast(settings) -> torch.autocast:
     """The forward pass's precision: float32 turns it off."""
     dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
@@ -31,13 +25,19 @@ def normalize(images: torch.Tensor, profile) -> torch.Tensor:
     return (images.float() - 255 * mean) / (255 * std)
 
 
+def in_format(images: torch.Tensor, settings) -> torch.Tensor:
+    """Images [B, C, H, W] in the memory format of the run's model: the last thing before the model sees them."""
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=memory_format)
+
+
 def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch as it enters the model: (images [B, C, H, W] float32, targets [B, K] float32).
 
     In the order of the sources: operations on grey levels, normalization, erasing, then mixing across the micro-batch.
     """
     recipe = plan.recipe
-    images = to_device(batch.images, settings)
+    images = batch.images.to(settings.device, non_blocking=True)
     fill = fill_of(plan.profile)
     drawn = iter(batch.drawn)
     for part in recipe.augment:
@@ -52,4 +52,4 @@ def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     if recipe.mix is not None:
         mix = recipe.mix.draw(plan.seed, batch.step, batch.micro_batch, images.shape[-1])
         images, targets = recipe.mix.apply(images, targets, mix)
-    return images, targets
+    return in_format(images, settings), targets
