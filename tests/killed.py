@@ -1,8 +1,8 @@
 """`python killed.py MOMENT STEP train ...`: the program, killed as `kill -9` does, at a moment of a step.
 
 MOMENT: step (in the middle of an optimizer step), rename (a checkpoint written under its temporary name only),
-evaluate (between two batches of an evaluation), export (before the exported weights are in place), row (before the row
-is). STEP: of the run, counted from 0; `-` for the moments that come once.
+evaluate (before an evaluation), export (the exported weights just in place), row (before the row is made), store (the
+row in the run folder only). STEP: of the run, counted from 0; `-` for the moments that come once.
 """
 
 import os
@@ -47,6 +47,8 @@ def kill_at(moment: str, step: int) -> None:
     if moment == "export":
         export.weights_digest = die
     if moment == "row":
+        job.make_row = die
+    if moment == "store":
         job.store_row = die
 
 

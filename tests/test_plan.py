@@ -1,5 +1,7 @@
 """Units are worked out once, exactly, or refused with the nearest that fit."""
 
+import dataclasses
+
 import pytest
 
 from plans import small_plan
@@ -23,6 +25,17 @@ def test_torchvision_keeps_the_last_smaller_step():
     assert plan.steps_per_epoch == 5005  # ceil(1281167 / 256)
     assert plan.window_images(5004) == 1_281_167 - 5004 * 256
     assert plan.draws_per_epoch == 1_281_167
+
+
+def test_torchvisions_sampler_of_repeats_leaves_whole_steps_only():
+    plan = imagenet("torchvision-v2")
+    assert plan.steps_per_epoch == 1_281_167 // 256 * 256 // 8 // 128 == 1251
+    assert plan.window_images(1250) == 1024
+
+
+def test_a_statistics_sample_of_one_image_is_taken_as_written():
+    plan = small_plan("convnext", "test_convnext", "batch.images=8 batch.norm_images=1 mix=null")
+    assert plan.micro_batches(0) == 8
 
 
 def test_repeats_show_a_third_of_the_images_three_times():
@@ -63,7 +76,8 @@ def test_a_seed_outside_its_range_is_refused(seed):
 
 
 def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothing_else():
-    base = small_plan().run_name("f")  # A2
+    plan = small_plan()
+    base = plan.run_name("f")
     assert base.startswith("A2.v1-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
     others = [
         small_plan(seed=1).run_name("f"),
@@ -71,8 +85,9 @@ def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothin
         small_plan(overrides="smoothing=null drop_path=0.3").run_name("f"),
         small_plan(bad_images="skip").run_name("f"),
         small_plan().run_name("g"),
+        dataclasses.replace(plan, profile=plan.profile.model_copy(update={"mean": (0.5, 0.5, 0.5)})).run_name("f"),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 7
     assert small_plan().run_name("f") == base
 
 

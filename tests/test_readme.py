@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.explain import recipes_table
+from trainer.job import Job, plan_of
 from trainer.load import parse_page
 from trainer.profiles import Profile
 
@@ -33,6 +34,13 @@ def test_every_make_command_names_targets_and_variables_that_exist(command):
         assert name in (VARIABLES if equals else TARGETS), word
 
 
+@pytest.mark.parametrize("command", [command for command in make_commands() if "set=" in command and "=…" not in command])
+def test_every_departure_shown_fits_its_page(command):
+    given = dict(word.split("=", 1) for word in shlex.split(command)[1:])
+    plan = plan_of(Job(given["recipe"], given["model"], "imagenet-1k", overrides=given["set"]))
+    assert plan.deviations
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
 def test_every_link_leads_somewhere(link):
     assert (ROOT / link).exists()
@@ -51,7 +59,7 @@ def test_the_page_shown_is_the_page():
 
 def test_the_profile_shown_loads():
     shown = next(block for block in code_blocks("yaml") if "num_train" in block)
-    assert parse_page(shown, "README.md", Profile).value.adapt is not None
+    assert parse_page(shown, "README.md", Profile)[0].adapt is not None
 
 
 def test_the_test_command_is_the_one_that_ci_calls():

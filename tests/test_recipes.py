@@ -23,7 +23,7 @@ DIGESTS = {
     "A3.v1": "319f97206679",
     "convnext.v1": "50a35320dc25",
     "torchvision-v1.v1": "e735c9a97b12",
-    "torchvision-v2.v1": "92002f57636d",
+    "torchvision-v2.v1": "d947166d597c",
 }
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 

@@ -54,11 +54,20 @@ def _fit_lengths(changes, recipe: Recipe, adapt) -> None:
     if adapt.epochs is None:
         return
     changes["epochs"] = adapt.epochs
-    if recipe.lr.warmup_epochs and adapt.warmup_epochs is not None:
-        changes["lr.warmup_epochs"] = adapt.warmup_epochs
+    if recipe.lr.warmup_epochs:
+        _fit_warmup(changes, recipe, adapt)
     every_epochs = getattr(recipe.lr.schedule, "every_epochs", None)
     if every_epochs is not None:
         changes["lr.schedule.every_epochs"] = max(1, round(every_epochs * adapt.epochs / recipe.epochs))
+
+
+def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
+    """The profile's own number, 0 for none; else the page's share of the run, at least one epoch."""
+    share = recipe.lr.warmup_epochs / recipe.epochs
+    warmup_epochs = max(1, round(share * adapt.epochs)) if adapt.warmup_epochs is None else adapt.warmup_epochs
+    changes["lr.warmup_epochs"] = warmup_epochs or None
+    if not warmup_epochs:
+        changes["lr.warmup_from"] = None
 
 
 def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
@@ -67,19 +76,18 @@ def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
     The page's own run is the one on ImageNet-1k. What an update takes in grows as updates become fewer, up to a half.
     """
     average, adapt = recipe.average, profile.adapt
-    if average is None or adapt.epochs is None or adapt.batch_images is None:
-        return
-    if (recipe.batch.images, recipe.epochs) == (adapt.batch_images, adapt.epochs):
+    epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
+    if average is None or (recipe.batch.images, recipe.epochs) == (batch_images, epochs):
         return
     page_steps = recipe.epochs * (_IMAGENET_IMAGES // recipe.batch.images)
-    run_steps = adapt.epochs * (profile.num_train // adapt.batch_images)
+    run_steps = epochs * max(1, profile.num_train // batch_images)
     every_steps = max(1, round(average.every_steps * run_steps / page_steps))
     taken = 1 - average.decay
     if average.adjusted:
         taken *= recipe.batch.images * average.every_steps / recipe.epochs
     taken = min(0.5, taken * (page_steps / average.every_steps) / (run_steps / every_steps))
     if average.adjusted:
-        taken /= adapt.batch_images * every_steps / adapt.epochs
+        taken /= batch_images * every_steps / epochs
     changes["average.decay"] = round(1 - taken, 6)
     if every_steps != average.every_steps:
         changes["average.every_steps"] = every_steps

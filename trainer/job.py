@@ -92,8 +92,9 @@ def run_job(job: Job, plan: Plan, settings: Settings, data, console: Console, st
         return EXIT_STOPPED, None
     digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
     row = make_row(name, plan, settings, data, outcome, digest)
+    # The folder's copy first: once the store has the row, the same command does nothing more.
+    write_atomically(folder / "row.json", row.as_json())
     store_row(settings.results, row)
-    write_atomically(folder / "row.json", (row.model_dump_json(indent=2) + "\n").encode())
     return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
 
 
@@ -157,7 +158,6 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
     scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
     other = progress.scores.get("model") if state.scored == "average" else progress.scores.get("average")
     commit, dirty = provenance.commit()
-    num_seen = progress.step * recipe.batch.images
     return Row(
         run=name,
         recipe=recipe.name,
@@ -183,7 +183,7 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         norm_images=recipe.batch.norm_images,
         num_params=num_parameters(state.model),
         gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
-        images_per_s=round(num_seen / progress.train_s, 2) if progress.train_s else 0.0,
+        images_per_s=round(progress.num_seen / progress.train_s, 2) if progress.train_s else 0.0,
         train_s=round(progress.train_s, 2),
         peak_mem_mib=round(peak_mem_mib(settings), 1),
         precision=settings.precision,
@@ -191,7 +191,8 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         num_workers=settings.num_workers,
         num_threads=settings.num_threads,
         world_size=plan.world_size,
-        bitwise=settings.is_bitwise,
+        bitwise=settings.is_bitwise and not progress.changes,
+        changes=tuple(progress.changes),
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from trainer.data.order import num_micro_batches_in
 from trainer.errors import UserError
 from trainer.profiles import Profile
 from trainer.recipe import Deviation, Recipe
@@ -63,8 +64,8 @@ class Plan:
         return min(self.recipe.batch.images, self.profile.num_train - done)
 
     def micro_batches(self, step: int) -> int:
-        """Micro-batches of one optimizer step: the last, smaller window keeps at least two images in each."""
-        return min(self.num_micro_batches, max(1, self.window_images(step) // 2))
+        """Micro-batches of one optimizer step: an epoch's last, smaller one may have fewer."""
+        return num_micro_batches_in(self.window_images(step), self.recipe.batch.images, self.num_micro_batches)
 
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
@@ -75,6 +76,7 @@ class Plan:
             "recipe": self.recipe.digest,
             "model": self.model,
             "data": data_fingerprint,
+            "profile": self.profile.model_dump(include={"num_classes", "mean", "std", "channels"}, mode="json"),
             "seed": self.seed,
             "bad_images": self.bad_images,
         }

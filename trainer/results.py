@@ -32,7 +32,8 @@ class Row(Page):
     or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is the recipe's
     loss against unsmoothed targets. scored: the weights that the scores belong to, the model's own or their average;
     other_top1_pct: of the ones not scored, where the run kept an average. bitwise: may a rerun on this machine be
-    compared bit for bit? weights_sha256: of the scored weights, see `weights_digest`.
+    compared bit for bit? changes: what a resumed run found otherwise than the process before it (device, precision,
+    threads, versions), each with its step; the row's own values are those of the last process. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: str
@@ -70,12 +71,17 @@ class Row(Page):
     num_threads: int
     world_size: int
     bitwise: bool
+    changes: tuple[str, ...] = ()
     weights_sha256: str | None
     device: str
     versions: dict[str, str]
     commit: str | None
     dirty: bool | None
     finished_utc: str
+
+    def as_json(self) -> bytes:
+        """The row as its file holds it."""
+        return (self.model_dump_json(indent=2) + "\n").encode()
 
 
 def row_path(results: Path, run: str) -> Path:
@@ -86,7 +92,7 @@ def store_row(results: Path, row: Row) -> Path:
     """Write a row under its run's name, atomically."""
     path = row_path(results, row.run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (row.model_dump_json(indent=2) + "\n").encode())
+    write_atomically(path, row.as_json())
     return path
 
 
@@ -96,10 +102,16 @@ def read_row(results: Path, run: str) -> Row | None:
     Raises RowError for a damaged file.
     """
     path = row_path(results, run)
+    return read_row_file(path) if path.exists() else None
+
+
+def read_row_file(path: Path) -> Row:
+    """The row in a file.
+
+    Raises RowError for a damaged file.
+    """
     try:
         return Row.model_validate_json(path.read_text())
-    except FileNotFoundError:
-        return None
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         first = str(error).splitlines()[0]
         raise RowError(f"{path}: not a row of this suite ({first}); move it away and run again") from None

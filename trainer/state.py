@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -10,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trainer import provenance
 from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.models import NormMomentum, build_model
 from trainer.ingredients.optimizers import param_groups
 from trainer.log import Log
+from trainer.models import NormMomentum, build_model
 from trainer.plan import Plan
 from trainer.settings import Settings
 
@@ -23,8 +25,9 @@ class Progress:
     """How far a run has come: all of it that is not weights. Saved with every checkpoint.
 
     step: optimizer steps done. evaluated_step: the step of the last evaluation. loss_sum, loss_steps: of the training
-    losses since the last line of metrics. metrics_bytes: the length of metrics.jsonl. train_s: seconds in the loop,
-    evaluations left out. scores: of the last evaluation, by weights ("model", "average").
+    losses since the last line of metrics. metrics_bytes: the length of metrics.jsonl. num_seen: images trained on.
+    train_s: seconds in the loop, evaluations left out. scores: of the last evaluation, by weights ("model", "average").
+    machine: what may move the last digits, as the last process found it. changes: where a later process found otherwise.
     """
 
     step: int = 0
@@ -32,9 +35,12 @@ class Progress:
     loss_sum: float = 0.0
     loss_steps: int = 0
     num_replaced: int = 0
+    num_seen: int = 0
     metrics_bytes: int = 0
     train_s: float = 0.0
     scores: dict[str, dict] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    changes: list[str] = field(default_factory=list)
 
 
 class State:
@@ -49,7 +55,7 @@ class State:
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
         self.norm_momentum = NormMomentum(self.model)
-        self.progress = Progress()
+        self.progress = Progress(machine=machine_of(settings))
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self._saved_s = time.monotonic()
@@ -71,19 +77,32 @@ class State:
             return notes
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.scaler.load_state_dict(saved["scaler"])
+        if saved["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved["scaler"])
         if self.average:
             self.average.load_state_dict(saved["average"])
         self.progress = Progress(**saved["progress"])
         self.loss_sum.fill_(self.progress.loss_sum)
         notes.append(f"going on after step {self.progress.step} of {self.plan.num_steps}")
-        return notes
+        return notes + self._note_changes()
 
-    def save(self, log: Log) -> None:
-        """Write a checkpoint, unless the weights are on their way to nowhere."""
+    def _note_changes(self) -> list[str]:
+        """Compare this machine with the one that saved: a run that went on elsewhere is not one to compare bit for bit."""
+        before, now = self.progress.machine, machine_of(self.settings)
+        changes = [
+            f"{name} {before[name]} -> {now[name]} after step {self.progress.step}"
+            for name in now
+            if before.get(name, now[name]) != now[name]
+        ]
+        self.progress.machine = now
+        self.progress.changes += changes
+        return [f"note: {change}; the row says so, and is not bitwise" for change in changes]
+
+    def save(self, log: Log) -> bool:
+        """Write a checkpoint, unless the weights are on their way to nowhere; was it written?"""
         self.progress.loss_sum = self.loss_sum.item()
-        if self.progress.loss_sum != self.progress.loss_sum:
-            return
+        if not math.isfinite(self.progress.loss_sum):
+            return False
         self.progress.metrics_bytes = log.metrics_bytes()
         state = {
             "model": self.model.state_dict(),
@@ -94,10 +113,21 @@ class State:
         }
         save_checkpoint(self.folder / "checkpoints", self.progress.step, state)
         self._saved_s = time.monotonic()
+        return True
 
     def save_if_due(self, log: Log) -> None:
         if time.monotonic() - self._saved_s >= self.settings.checkpoint_s:
             self.save(log)
+
+
+def machine_of(settings: Settings) -> dict[str, str]:
+    """What may move the last digits of a result."""
+    return {
+        "device": provenance.device_name(settings.device),
+        "precision": settings.precision,
+        "threads": str(settings.num_threads),
+        "torch": provenance.package_version("torch"),
+    }
 
 
 class Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,26 +49,31 @@ def run(plan: Plan, settings: Settings, data: OpenedData, folder: Path, console:
         watch = Watch(progress)
         window = watch.batches(data.train_stream(plan, settings, progress.step))
         try:
-            evaluate_epoch(state, data, log, stop)
+            if not evaluate_epoch(state, data, log, stop):
+                return Outcome("diverged", state)
+            if progress.step == 0:
+                window = show_first_batch(state, window, data.classes, log)
             for step in range(progress.step, plan.num_steps):
                 stop.check()
                 with watch:
-                    if step == 0:
-                        window = show_first_batch(state, window, data.classes, log)
                     state.loss_sum += optimizer_step(state, window, step)
                     progress.loss_steps += 1
+                    progress.num_seen += plan.window_images(step)
                     progress.step = step + 1
+                    if is_window_end(state):
+                        progress.loss_sum = state.loss_sum.item()  # waits for the device, inside the watch
                 if is_window_end(state):
                     check_replaced(state)
                     if not log_window(state, watch, log):
                         return Outcome("diverged", state)
-                evaluate_epoch(state, data, log, stop)
+                if not evaluate_epoch(state, data, log, stop):
+                    return Outcome("diverged", state)
                 state.save_if_due(log)
             state.save(log)
             return Outcome("finished", state)
         except Stopped as signal_name:
-            state.save(log)
-            log.say(f"stopped by {signal_name} after step {progress.step}: saved, the same command goes on")
+            saved = "saved" if state.save(log) else "not saved, as the loss is no number"
+            log.say(f"stopped by {signal_name} after step {progress.step}: {saved}; the same command goes on")
             return Outcome("stopped", state)
 
 
@@ -85,6 +91,7 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float64, device=settings.device)
     for micro_batch in range(num_micro_batches):
         batch = next(window)
+        assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
         state.norm_momentum.set(micro_batch, num_micro_batches)
         images, targets = prepare(plan, settings, batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
@@ -101,23 +108,32 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
     state.scaler.update()
     optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
-        state.average.update(model, step, plan.num_warmup_steps, recipe.batch.images, recipe.epochs)
+        lengths = plan.num_warmup_steps, recipe.batch.images, recipe.epochs, plan.steps_per_epoch
+        state.average.update(model, step, *lengths)
     return total
 
 
-def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) -> None:
-    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the next process."""
+def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) -> bool:
+    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the next process.
+
+    False where the scored weights' loss is NaN or infinite: their score would mean nothing.
+    """
     plan, progress = state.plan, state.progress
     if progress.step == 0 or progress.step % plan.steps_per_epoch or progress.evaluated_step == progress.step:
-        return
+        return True
     scores = {
         which: evaluate(plan, state.settings, model, data.val_batches(plan, state.settings), each=stop.check)
         for which, model in state.weights().items()
     }
+    loss_nats = scores[state.scored].loss_nats
+    if not math.isfinite(loss_nats):
+        log.say(f"diverged: the validation loss is {loss_nats} after step {progress.step}", style="bold red")
+        return False
     for which, of_weights in scores.items():
         log.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
     progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
     progress.evaluated_step = progress.step
+    return True
 
 
 def is_window_end(state: State) -> bool:
@@ -143,7 +159,7 @@ def check_replaced(state: State) -> None:
 def log_window(state: State, watch: Watch, log: Log) -> bool:
     """Write the line of the steps since the last one; False where their mean loss is NaN or infinite."""
     plan, progress = state.plan, state.progress
-    loss_nats = state.loss_sum.item() / progress.loss_steps
+    loss_nats = progress.loss_sum / progress.loss_steps
     if not math.isfinite(loss_nats):
         log.say(f"diverged: the training loss is {loss_nats} in the steps up to {progress.step}", style="bold red")
         return False
@@ -156,10 +172,9 @@ def log_window(state: State, watch: Watch, log: Log) -> bool:
 
 
 def show_first_batch(state: State, window: Iterator, classes: list[str], log: Log) -> Iterator:
-    """Draw the first micro-batch as the model will see it, and give the stream back with it in front."""
+    """Draw the first micro-batch as the model will see it; gives the stream back with it in front."""
     first = next(window)
     path = state.folder / "first_batch.png"
     draw_first_batch(path, *prepare(state.plan, state.settings, first), state.plan.profile, classes)
     log.picture("first_batch", path, 0)
-    yield first
-    yield from window
+    return itertools.chain([first], window)

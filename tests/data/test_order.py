@@ -15,7 +15,8 @@ def step_micro_batches(step, num_images, repeats, batch_images, num_micro_batche
     steps_per_epoch = num_images // batch_images if drop_last else -(-num_images // batch_images)
     _, _, num_draws = window(step, num_images, batch_images, steps_per_epoch)
     fixed = (num_images, repeats, batch_images, num_micro_batches, steps_per_epoch, drop_last)
-    return [micro_batch_ids(seed, step, j, *fixed) for j in range(num_micro_batches_in(num_draws, num_micro_batches))]
+    number = num_micro_batches_in(num_draws, batch_images, num_micro_batches)
+    return [micro_batch_ids(seed, step, j, *fixed) for j in range(number)]
 
 
 @pytest.mark.parametrize("repeats", [1, 3, 4])

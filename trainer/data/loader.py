@@ -80,7 +80,7 @@ class TrainStream:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
         for step in range(first_step, num_steps):
             _, _, num_draws = window(step, self.image_set.num_images, self.batch_images, self.steps_per_epoch)
-            for micro_batch in range(num_micro_batches_in(num_draws, self.num_micro_batches)):
+            for micro_batch in range(num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)):
                 yield step, micro_batch
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:

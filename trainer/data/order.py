@@ -20,9 +20,12 @@ def epoch_order(seed: int, epoch: int, num_images: int, repeats: int) -> np.ndar
     return _ids(seed, epoch, num_images, repeats, np.arange(num_images))
 
 
-def num_micro_batches_in(num_draws: int, num_micro_batches: int) -> int:
-    """Micro-batches of a step of so many draws: at least two draws in each, so that statistics have a variance."""
-    return min(num_micro_batches, max(1, num_draws // 2))
+def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:
+    """Micro-batches of a step of so many draws, num_micro_batches of a full one.
+
+    In an epoch's last, smaller step each has at least two draws, so that statistics have a variance.
+    """
+    return num_micro_batches if num_draws == batch_images else min(num_micro_batches, max(1, num_draws // 2))
 
 
 def window(step: int, num_images: int, batch_images: int, steps_per_epoch: int) -> tuple[int, int, int]:
@@ -46,7 +49,7 @@ def micro_batch_ids(
     """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
     epoch, first, num_draws = window(step, num_images, batch_images, steps_per_epoch)
     assert not drop_last or num_draws == batch_images, "steps_per_epoch counts a step that drop_last drops"
-    stride = num_micro_batches_in(num_draws, num_micro_batches)
+    stride = num_micro_batches_in(num_draws, batch_images, num_micro_batches)
     return _ids(seed, epoch, num_images, repeats, np.arange(first + micro_batch, first + num_draws, stride))
 
 
