@@ -1,5 +1,6 @@
 """One run from its plan to its row: what it leaves, what it says, how it ends."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,22 +19,25 @@ from trainer.data.index import DataError
 from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
 from trainer.export import weights_digest
-from trainer.job import EXIT_DIVERGED, EXIT_DONE, Job, plan_of, run_job
+from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, plan_of, run_job
 from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings
 from trainer.stop import StopRequest
 
 
-def go(folder: Path, plan=None, job=None, **named):
-    """Run a small plan in a folder: (exit code, row, what was printed, run folder)."""
+def go(folder: Path, plan=None, job=None, stopped=False):
+    """Run a small plan in a folder: (exit code, row, what was printed, run folder); None where it is to be stopped."""
     job = job or Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"))
     plan = plan or plan_of(job)
     data = open_data(plan.profile, job.data_dir)
     settings = make_settings("cpu", workers="0", runs=folder / "runs", results=folder / "results")
     out = Console(file=io.StringIO(), width=140)
     with StopRequest() as stop:
-        code, row = run_job(job, plan, settings, data, out, stop, **named)
+        code, row = run_job(job, plan, settings, data, out, stop)
+    if stopped:
+        assert (code, row) == (EXIT_STOPPED, None)
+        return None
     return code, row, out.file.getvalue(), settings.runs / row.run
 
 
@@ -106,7 +110,8 @@ def test_the_same_command_finds_the_row_and_again_makes_a_new_one(finished):
 def test_the_resolved_page_runs_again_as_the_same_science(finished):
     _, row, _, folder = finished
     again = plan_of(Job(str(folder / "recipe.yaml"), "test_resnet"))
-    assert again.run_name(row.data_fingerprint) == row.run and again.deviations == ()
+    assert again.run_name(row.data_fingerprint) == row.run and again.page_digest == row.digest
+    assert {change.path for change in again.deviations} == {change.path for change in row.deviations}
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
@@ -120,6 +125,40 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch
     assert "diverged" in printed
     code, found, _, _ = go(tmp_path)
     assert (code, found) == (EXIT_DIVERGED, row)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
+    evaluate = train.evaluate
+    spoilt = lambda *given, **named: dataclasses.replace(evaluate(*given, **named), loss_nats=loss)  # noqa: E731
+    monkeypatch.setattr(train, "evaluate", spoilt)
+    code, row, printed, folder = go(tmp_path)
+    assert code == EXIT_DIVERGED and row.status == "diverged" and row.top1_pct is None
+    assert "validation loss" in printed
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        assert all(value == value for value in json.loads(line).values())
+
+
+def test_a_run_that_goes_on_elsewhere_says_so_in_its_row(tmp_path, monkeypatch):
+    from trainer import state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
+        assert go(tmp_path, stopped=True) is None
+    monkeypatch.setattr(state, "machine_of", lambda settings: {"device": "another", "precision": "float32"})
+    _, row, printed, _ = go(tmp_path)
+    assert row.bitwise is False and len(row.changes) == 1
+    assert "-> another after step" in row.changes[0] and "-> another" in printed
+
+
+def stop_after_the_first(evaluate_epoch):
+    def evaluated(state, data, log, stop):
+        done = evaluate_epoch(state, data, log, stop)
+        if state.progress.evaluated_step:
+            stop._note(15, None)
+        return done
+
+    return evaluated
 
 
 def broken_folder(tmp_path, num_bad: int) -> Path:

@@ -15,10 +15,10 @@ from trainer import provenance
 from trainer.adapt import adaptation
 from trainer.checkpoint import write_atomically
 from trainer.load import Positions
-from trainer.overrides import Deviation
+from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile, find_profile
-from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe
+from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths
 from trainer.results import Row, RowDeviation, read_row, store_row
 from trainer.settings import Settings
 from trainer.stop import StopRequest
@@ -49,12 +49,23 @@ def resolve(job: Job, profile: Profile | None) -> tuple[Recipe, Positions, Recip
     """
     page, positions = open_recipe(find_recipe(job.recipe))
     recipe = page.for_model(job.model)
+    origin = published_page(page)
+    written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
         recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
         recipe = recipe.model_copy(update={"adapted_to": profile.name})
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
-    return page, positions, recipe, adapted + overridden
+    return page, positions, recipe, written + adapted + overridden
+
+
+def published_page(page: Recipe) -> Recipe | None:
+    """The page of this name and version that comes with the suite: what a file of the same name is measured against.
+
+    So a run folder's recipe.yaml, or an edited copy, is not taken for the page whose name it bears.
+    """
+    found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
+    return load_recipe(found[0]) if found else None
 
 
 def plan_of(job: Job) -> Plan:
@@ -69,7 +80,7 @@ def plan_of(job: Job) -> Plan:
         model=job.model,
         profile=profile,
         seed=job.seed,
-        page_digest=page.for_model(job.model).digest,
+        page_digest=(published_page(page) or page).for_model(job.model).digest,
         deviations=deviations,
         bad_images=job.bad_images,
     )

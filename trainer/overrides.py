@@ -104,15 +104,16 @@ def overridden(page: Kind, overrides: Mapping[str, Any], origin: str, locked: Co
         blamed = _blamed(after, refusal.path, overrides)
         items = " ".join(_item(origin, label, overrides[label]) for label in blamed)
         raise OverrideError(f"{items}: {refusal.sentence}") from None
-    return result, _deviations(page, result, origin)
+    return result, deviations_between(page, result, origin)
 
 
-def _deviations(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
+def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
+    """Where a page differs from another in what it does."""
     found = tree.differences(tree.plain(page), tree.plain(result))
     return tuple(
         Deviation(label, before, after, origin)
         for label, before, after in found
-        if label.partition(".")[0] not in ("published", "assumed")
+        if label.partition(".")[0] not in ("published", "assumed", "adapted_to")
     )
 
 
