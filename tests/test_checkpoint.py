@@ -1,6 +1,7 @@
 """A checkpoint is whole or it is not there."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,55 @@ def test_a_damaged_one_falls_back_with_a_line(tmp_path, damage):
     lines = []
     assert load_checkpoint(tmp_path, lines.append)["progress"]["step"] == 1
     assert len(lines) == 1 and "step_000000002.pt" in lines[0] and "damaged" in lines[0]
+    assert "falling back to the one before it" in lines[0]
+
+
+def test_where_none_is_left_the_line_says_that_the_run_starts_anew(tmp_path):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state(step)).write_bytes(b"")
+    lines = []
+    assert load_checkpoint(tmp_path, lines.append) is None
+    assert ["falling back" in line for line in lines] == [True, False]
+    assert ["starts anew" in line for line in lines] == [False, True]
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+@pytest.mark.parametrize("writes_done", [0, 1])
+def test_a_kill_while_a_step_is_saved_again_leaves_its_old_checkpoint(tmp_path, monkeypatch, writes_done, num_kills):
+    save_checkpoint(tmp_path, 1, state(5))
+    for kill in range(num_kills):
+        with monkeypatch.context() as patch:
+            die_after(patch, writes_done)
+            with pytest.raises(KeyboardInterrupt):
+                save_checkpoint(tmp_path, 1, state(6 + kill))
+        assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 5
+    save_checkpoint(tmp_path, 1, state(9))
+    assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 9
+
+
+def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path, monkeypatch):
+    others = tmp_path / ".row.json.7.part"
+    others.touch()
+    with monkeypatch.context() as patch:
+        die_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, 1, state(1))
+    assert len(list(tmp_path.glob(".step_*.part"))) == 1
+    save_checkpoint(tmp_path, 2, state(2))
+    assert not list(tmp_path.glob(".step_*.part")) and others.exists()
+
+
+def die_after(patch, writes_done: int) -> None:
+    """Die where the next file but `writes_done` would get its name."""
+    replace, done = os.replace, []
+
+    def replacing(source: Path, target: Path) -> None:
+        if len(done) == writes_done:
+            raise KeyboardInterrupt
+        done.append(target)
+        replace(source, target)
+
+    patch.setattr(os, "replace", replacing)
 
 
 def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):

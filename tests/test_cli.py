@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer.cli import app
+from trainer.settings import num_cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,6 +38,7 @@ def rsb(*words: str):
         (["train", "--set", "batch.images=96000"], "batch.images", "would do"),
         (["eval", "--run", "no-such-run"], "no-such-run", "run"),
         (["diff", "--a", "A1", "--b", "A"], "recipe=A", "A1"),
+        (["check-data", "--workers", "many"], "workers=many", "auto"),
         (["check-data", "--data", "/no/such/folder"], "/no/such/folder", "would do"),
     ],
 )
@@ -46,6 +48,64 @@ def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(words,
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert found in lines[0] and remedy in lines[0]
+
+
+def program(*words: str) -> subprocess.CompletedProcess:
+    """The whole program in its own process, as the Makefile calls it."""
+    command = [sys.executable, "-m", "trainer", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["train", "--seed", "abc"], "--seed"),
+        (["train", "--checkpoint-s", "-1"], "checkpoint"),
+        (["train", "--sed", "1"], "--sed"),
+        (["eval"], "--run"),
+        (["trian"], "'trian'"),
+        (["plan", "--recipe", "A1", "--data", "digit"], "data=digit"),
+    ],
+)
+def test_words_that_do_not_fit_are_one_line_too(words, found):
+    done = program(*words)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and found in line and "would do" in line
+
+
+def test_the_program_ends_with_its_commands_exit_code(tmp_path):
+    assert program("train", "--help").returncode == 0
+    for label in "ab":
+        image = tmp_path / "train" / label / "1.png"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"no image")
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    done = program("check-data", "--data", tmp_path)
+    assert done.returncode == 1 and "not sound" in done.stdout, done.stderr
+
+
+def test_without_a_command_the_help_is_shown_and_no_error_line():
+    done = program()
+    assert "check-data" in done.stdout + done.stderr and "error:" not in done.stderr
+
+
+@pytest.mark.parametrize("which", ["runs", "results"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, which):
+    (tmp_path / which).touch()
+    done = rsb("train", "--device", "cpu", "--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {which}: cannot write into {tmp_path / which}") and "would do" in line
+    assert which == "runs" or not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(("workers", "num_threads"), [("3", 3), ("0", 1), ("auto", num_cores())])
+def test_check_data_takes_as_many_threads_as_it_is_told(monkeypatch, workers, num_threads):
+    taken = []
+    monkeypatch.setattr("trainer.show.data_reports", lambda out, data, check, number: taken.append(number) or True)
+    assert rsb("check-data", "--workers", workers).exit_code == 0
+    assert taken == [num_threads]
 
 
 def test_what_a_name_could_do_to_a_terminal_is_shown_not_done():

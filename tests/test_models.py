@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from plans import small_plan
+from trainer import streams
 from trainer.models import NormMomentum, build_model, check_model_name, gmacs, num_parameters
 from trainer.plan import PlanError
 
@@ -38,6 +39,26 @@ def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
     plan = small_plan("convnext", model="test_resnet", overrides="model.layer_scale=1.0e-6")
     with pytest.raises(PlanError, match="model.layer_scale: test_resnet has no such option"):
         build_model(plan)
+
+
+@pytest.mark.parametrize(
+    ("train_px", "test_px", "place"),
+    [(24, 32, "image.train_px"), (32, 24, "image.test_px"), (24, 24, "image.train_px")],
+)
+def test_images_that_a_model_cannot_take_are_refused_with_a_size_that_it_can(train_px, test_px, place):
+    sizes = f"image.train_px={train_px} image.test_px={test_px}"
+    with pytest.raises(PlanError, match="cannot take such images") as caught:
+        build_model(small_plan("convnext", model="convnext_atto", overrides=sizes))
+    assert f"{place}=24: convnext_atto" in str(caught.value) and f'set="{place}=32" would do' in str(caught.value)
+    build_model(small_plan("convnext", model="convnext_atto", overrides="image.train_px=32 image.test_px=32"))
+
+
+def test_trying_the_sizes_changes_no_weight_and_leaves_the_model_in_training():
+    plan = small_plan("torchvision-v1", model="resnet18", seed=3)
+    model = build_model(plan)
+    torch.manual_seed(streams.torch_seed(3, "weights"))
+    assert torch.equal(weights(model), weights(timm.create_model("resnet18", num_classes=10, zero_init_last=False)))
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(("recipe", "is_zero"), [("torchvision-v1", False), ("A2", True)])

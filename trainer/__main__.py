@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from trainer.cli import app
+import sys
+
+import typer
+
+from trainer.cli import app, one_line
+
+_ClickError = typer.BadParameter.__mro__[2]  # click's ClickException, of whichever click this Typer brings
 
 
 def main() -> None:
-    app(prog_name="rsb")
+    """Run one command and end with its exit code; words that it does not take are one line and exit 2."""
+    try:
+        code = app(prog_name="rsb", standalone_mode=False)
+    except _ClickError as error:
+        message = error.format_message().rstrip(".")
+        if message:  # else no command was named, and the help stands there already
+            asked = error.ctx.command_path if getattr(error, "ctx", None) else "rsb"
+            typer.echo(f"error: {one_line(message)}; {asked} --help lists what would do", err=True)
+        code = error.exit_code
+    except typer.Abort:
+        code = 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":

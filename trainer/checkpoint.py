@@ -21,13 +21,19 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
     """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but the last two.
 
     The checksum is in place before the file appears under its own name, and both are synced, so a file that can be
-    seen can be checked.
+    seen can be checked. What a killed process left half written is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".step_*.part"):
+        unfinished.unlink()
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path = folder / f"step_{step:09d}.pt"
-    write_atomically(_checksum_path(path), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    checksums = [hashlib.sha256(buffer.getbuffer()).hexdigest().encode()]
+    if _checksum_path(path).exists():
+        # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
+        checksums += _checksum_path(path).read_bytes().split()
+    write_atomically(_checksum_path(path), b"\n".join(checksums))
     write_atomically(path, buffer.getbuffer())
     for old in _newest_first(folder)[NUM_KEPT:]:
         old.unlink()
@@ -37,11 +43,13 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
     """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line."""
-    for path in _newest_first(folder):
+    paths = _newest_first(folder)
+    for path in paths:
         damage = _damage(path)
         if damage is None:
             return torch.load(path, map_location=device, weights_only=True)
-        say(f"checkpoint {path.name} is damaged ({damage}): falling back to the one before it")
+        remedy = "none is left, the run starts anew" if path == paths[-1] else "falling back to the one before it"
+        say(f"checkpoint {path.name} is damaged ({damage}): {remedy}")
     return None
 
 
@@ -77,8 +85,8 @@ def _checksum_path(path: Path) -> Path:
 
 def _damage(path: Path) -> str | None:
     try:
-        expected = _checksum_path(path).read_text().strip()
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, UnicodeDecodeError) as error:
+        expected = _checksum_path(path).read_bytes().split()
+        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+    except OSError as error:
         return f"unreadable: {error}"
-    return None if found == expected else "its checksum differs"
+    return None if found in expected else "its checksum differs"

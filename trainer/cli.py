@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 import functools
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,10 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="
 Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
 Set = Annotated[str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option(help="auto (bf16 on a GPU, float32 on the CPU), float32, bf16 or fp16.")]
+Precision = Annotated[
+    str,
+    typer.Option(help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."),
+]
 Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
 Loader = Annotated[str, typer.Option(help="Who reads images: auto or torch.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
@@ -90,7 +92,8 @@ def train(
         from trainer.job import Job, plan_of, run_job
         from trainer.models import check_model_name
         from trainer.profiles import data_folder
-        from trainer.settings import check_loader, make_settings
+        from trainer.results import row_path
+        from trainer.settings import check_loader, check_writable, make_settings
 
         console = show.console()
         check_loader(loader)
@@ -100,6 +103,8 @@ def train(
         opened = open_data(plan.profile, data_folder(data, data_dir))
         in_memory = opened.train.is_in_memory
         settings = make_settings(device, precision, workers, runs, results, checkpoint_s, in_memory)
+        check_writable("runs", settings.runs)
+        check_writable("results", row_path(settings.results, "").parent)
         show.plan_in_brief(console, plan, settings)
         code, row = run_job(job, plan, settings, opened, console, stop)
     if row is not None:
@@ -176,9 +181,11 @@ def check_data(
     from trainer.data.check import check_data as check
     from trainer.data.opened import open_data
     from trainer.profiles import data_folder, find_profile
+    from trainer.settings import num_cores, worker_count
 
+    num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile = find_profile(data, data_dir)
-    is_good = show.data_reports(show.console(), open_data(profile, data_folder(data, data_dir)), check)
+    is_good = show.data_reports(show.console(), open_data(profile, data_folder(data, data_dir)), check, num_threads)
     raise typer.Exit(0 if is_good else 1)
 
 
@@ -210,7 +217,3 @@ def recipes() -> None:
     from trainer import show
 
     show.recipe_list(show.console())
-
-
-if __name__ == "__main__":
-    sys.exit(app())

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trainer.errors import UserError
 
 PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
 
@@ -22,6 +25,8 @@ class Log:
 
     first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl had then; what a
     killed process wrote after it is cut away.
+
+    Raises UserError where metrics.jsonl is shorter than that.
     """
 
     def __init__(self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console) -> None:
@@ -29,12 +34,14 @@ class Log:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.console = console
-        self.num_steps = num_steps
+        self.num_steps, self.first_step = num_steps, first_step
         self._metrics = _open_cut(folder / "metrics.jsonl", metrics_bytes)
         self._speed = open(folder / "speed.jsonl", "ab")
         self._text = open(folder / "log.txt", "a", encoding="utf-8")
-        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step)
-        self._last_line_s = time.monotonic()
+        # TensorBoard hides the points from purge_step on that stand there already. Points are written at steps done,
+        # so the one at first_step belongs to what was saved.
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=first_step + 1 if first_step else 0)
+        self._started_s = self._last_line_s = time.monotonic()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
@@ -83,7 +90,9 @@ class Log:
         now_s = time.monotonic()
         if not self.console.is_terminal and now_s - self._last_line_s >= PLAIN_LINE_S:
             self._last_line_s = now_s
-            self.say(f"step {step}/{self.num_steps}  epoch {epoch:.1f}  {facts}")
+            left_s = (now_s - self._started_s) / (step - self.first_step) * (self.num_steps - step)
+            left = timedelta(seconds=round(left_s))
+            self.say(f"step {step}/{self.num_steps}  epoch {epoch:.1f}  {facts}  time left {left}")
 
     def scores(self, step: int, epoch: int, which: str, scores) -> None:
         """One evaluation: `which` weights (model or average), counts and percentages."""
@@ -110,6 +119,12 @@ class Log:
 
 
 def _open_cut(path: Path, num_bytes: int):
+    found_bytes = path.stat().st_size if path.exists() else 0
+    if found_bytes < num_bytes:  # to lengthen it would fill it with zeros
+        raise UserError(
+            f"{path}: {found_bytes} bytes, but its checkpoint counts {num_bytes}: lines of the curves are lost; "
+            f"without {path.parent / 'checkpoints'} the run would start anew"
+        )
     file = open(path, "ab")
     file.truncate(num_bytes)
     file.seek(0, 2)

@@ -17,6 +17,7 @@ _OPTIONS = {
     "head_init_scale": "head_init_scale",
     "dropout": "drop_rate",
 }
+_TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to propose where a model refuses one
 
 
 def check_model_name(model: str) -> None:
@@ -42,7 +43,35 @@ def build_model(plan: Plan) -> nn.Module:
     options = _model_options(plan)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
-        return create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+        model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+        _check_sizes(plan, model)
+    return model
+
+
+def _check_sizes(plan: Plan, model: nn.Module) -> None:
+    """Refuse image sizes that the model cannot take, rather than at the first step or after the first epoch."""
+    image, channels = plan.recipe.image, plan.profile.channels
+    # where both sizes are one, it goes by the name of the first
+    for image_px, place in {image.test_px: "image.test_px", image.train_px: "image.train_px"}.items():
+        refusal = _refusal(model, channels, image_px)
+        if refusal is not None:
+            fitting_px = next((px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None), None)
+            remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
+            raise PlanError(f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); {remedy} would do")
+
+
+def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
+    """Why a model cannot take images of a size, or None: one grey image goes through it, and changes nothing."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, channels, image_px, image_px))
+    except (RuntimeError, AssertionError, ValueError) as error:  # each of them from some of timm's models
+        return str(error).partition("\n")[0] or error.__class__.__name__
+    finally:
+        model.train(was_training)
+    return None
 
 
 def create_model(model: str, num_classes: int, channels: int, options: dict[str, object]) -> nn.Module:

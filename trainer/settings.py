@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,12 +56,14 @@ def make_settings(
 
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
+    if ":" in device:
+        torch.cuda.set_device(device)  # what names no GPU of its own means this one, the question for bf16 included
     return Settings(
         device=device,
         precision=_resolve_precision(precision, on_gpu),
         # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there for small images.
         channels_last=on_gpu,
-        num_workers=_resolve_workers(workers, on_gpu, in_memory),
+        num_workers=worker_count(workers, auto=_auto_workers(on_gpu, in_memory)),
         num_threads=torch.get_num_threads(),
         runs=Path(runs),
         results=Path(results),
@@ -84,8 +87,13 @@ def _resolve_device(device: str) -> str:
 
 
 def _resolve_precision(precision: str, on_gpu: bool) -> str:
+    import torch
+
     if precision == "auto":
-        return "bf16" if on_gpu else "float32"
+        if not on_gpu:
+            return "float32"
+        # GPUs before Ampere only emulate bf16
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision not in PRECISIONS:
         raise UserError(
             f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; auto, {', '.join(PRECISIONS)} would do"
@@ -95,15 +103,42 @@ def _resolve_precision(precision: str, on_gpu: bool) -> str:
     return precision
 
 
-def _resolve_workers(workers: str, on_gpu: bool, in_memory: bool) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _auto_workers(on_gpu: bool, in_memory: bool) -> int:
+    if in_memory and not on_gpu:
+        return 0
+    return min(16, num_cores()) if on_gpu else max(1, num_cores() // 2)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(workers: str, auto: int) -> int:
+    """The number asked for, 0 .. 256, or `auto`.
+
+    Raises UserError for anything else.
+    """
     if workers == "auto":
-        if in_memory and not on_gpu:
-            return 0
-        return min(16, cores) if on_gpu else max(1, cores // 2)
+        return auto
     if not workers.isdigit() or int(workers) > 256:
         raise UserError(f"workers={workers}: not a number of processes; auto or 0 .. 256 would do")
     return int(workers)
+
+
+def check_writable(what: str, folder: Path) -> None:
+    """Make a folder and write into it, before hours of training depend on it.
+
+    Raises UserError where that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise UserError(
+            f"{what}: cannot write into {folder} ({error.strerror}); {what}=<another folder> would do"
+        ) from None
 
 
 def check_loader(loader: str) -> None:

@@ -135,15 +135,13 @@ def rescored(out: Console, row: Row, scores) -> bool:
     return is_same
 
 
-def data_reports(out: Console, data, check) -> bool:
+def data_reports(out: Console, data, check, num_threads: int) -> bool:
     """Both splits' reports; would a run meet no bad image?"""
-    import os
-
     from trainer.data.check import report_table
 
     is_sound = True
     for split, images in (("train", data.train), ("val", data.val)):
-        report = check(images, os.cpu_count() or 1)
+        report = check(images, num_threads)
         out.print(report_table(report, split))
         is_sound &= report.is_sound
     out.print("sound: training meets no bad image" if is_sound else 'not sound: training stops at a bad image, or bad_images=skip', style="bold")

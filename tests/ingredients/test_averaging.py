@@ -46,16 +46,17 @@ def test_equals_timms_average_buffers_included(model, foreach):
     for step in range(20):
         moved(model, step)
         timms.update(model)
-        ours.update(model, step, 5, 64, 10)
+        ours.update(model, step, 5, 64, 10, 10)
     assert_same_floats(ours.model, timms.module)
     assert ours.model[1].num_batches_tracked == timms.module[1].num_batches_tracked == 21
 
 
+@pytest.mark.parametrize("steps_per_epoch", [8, 10])  # with 10, counting the run's steps would be another rule
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
 @pytest.mark.parametrize(("decay", "batch_images"), [(0.999, 64), (0.99998, 1024), (0.9, 1024)])
-def test_equals_torchvisions_adjusted_average(model, warmup_epochs, decay, batch_images):
+def test_equals_torchvisions_adjusted_average(model, warmup_epochs, decay, batch_images, steps_per_epoch):
     """Its classification reference: the adjusted decay, an update every 4 steps, the count reset in the warm-up."""
-    epochs, steps_per_epoch, every_steps = 6, 8, 4
+    epochs, every_steps = 5, 4
     share = min(1.0, (1 - decay) * batch_images * every_steps / epochs)
     visions = AveragedModel(model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True)
     rule = WeightAverage(decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True)
@@ -68,19 +69,20 @@ def test_equals_torchvisions_adjusted_average(model, warmup_epochs, decay, batch
                 visions.update_parameters(model)
                 if epoch < warmup_epochs:
                     visions.n_averaged.fill_(0)
-            ours.update(model, step, warmup_epochs * steps_per_epoch, batch_images, epochs)
+            ours.update(model, step, warmup_epochs * steps_per_epoch, batch_images, epochs, steps_per_epoch)
             assert_same_floats(ours.model, visions.module)
 
 
 def test_torchvisions_numbers_are_the_published_ones():
     rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True, restarts_in_warmup=True)
-    assert 1 - rule.weight_at(320_000, 6255, 1024, 600) == pytest.approx(0.998908, abs=1e-6)
+    assert 1 - rule.weight_at(256 * 1251, 6255, 1024, 600, 1251) == pytest.approx(0.998908, abs=1e-6)
 
 
-def test_updates_come_every_so_many_steps():
+def test_updates_come_every_so_many_steps_of_an_epoch():
     rule = WeightAverage(decay=0.9, every_steps=3)
-    weights = [rule.weight_at(step, 0, 64, 10) for step in range(7)]
-    assert weights == [pytest.approx(0.1), None, None, pytest.approx(0.1), None, None, pytest.approx(0.1)]
+    weights = [rule.weight_at(step, 0, 64, 10, 5) for step in range(10)]
+    assert [step for step, weight in enumerate(weights) if weight is not None] == [0, 3, 5, 8]
+    assert weights[8] == pytest.approx(0.1)
 
 
 def test_the_average_is_a_copy_that_takes_no_gradients_and_is_in_eval_mode(model):
@@ -98,8 +100,8 @@ def test_a_saved_average_goes_on_bit_for_bit(model):
     straight, halted = rule.start(model), rule.start(model)
     for step in range(12):
         moved(model, step)
-        straight.update(model, step, 3, 64, 10)
-        halted.update(model, step, 3, 64, 10)
+        straight.update(model, step, 3, 64, 10, 5)
+        halted.update(model, step, 3, 64, 10, 5)
         saved = copy.deepcopy(halted.state_dict())
         halted = rule.start(small_model_like(model))
         halted.load_state_dict(saved)
@@ -121,7 +123,7 @@ def test_a_channels_last_resnet_is_averaged_like_any_other():
         with torch.no_grad():
             for weight in model.parameters():
                 weight.mul_(1.5)
-        average.update(model, 0, 0, 64, 10)
+        average.update(model, 0, 0, 64, 10, 5)
     assert_same_floats(averages[0].model, averages[1].model)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from trainer.ingredients.mixing import one_hot_targets
@@ -20,9 +22,14 @@ def fill_of(profile) -> tuple[int, ...]:
 
 def normalize(images: torch.Tensor, profile) -> torch.Tensor:
     """(images / 255 - mean) / std: [B, C, H, W] uint8 to float32."""
-    mean = torch.tensor(profile.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(profile.std, device=images.device).view(1, -1, 1, 1)
+    mean, std = (_per_channel(tuple(values), images.device) for values in (profile.mean, profile.std))
     return (images.float() - 255 * mean) / (255 * std)
+
+
+@functools.lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    # Kept: copying it anew would hold the process up until the GPU has come to it.
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def in_format(images: torch.Tensor, settings) -> torch.Tensor:

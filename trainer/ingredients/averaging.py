@@ -16,7 +16,7 @@ class WeightAverage(Ingredient):
     """An exponential moving average of all weights and floating-point buffers.
 
     decay: what an update keeps of the average, in (0, 1).
-    every_steps: an update at steps 0, every_steps, 2 * every_steps ...
+    every_steps: an update at steps 0, every_steps, 2 * every_steps ... of each epoch, as torchvision counts.
     adjusted: 1 - decay is multiplied by batch_images * every_steps / epochs, at most 1. torchvision's 0.99998 at
         1024 images, 32 steps, 600 epochs is 0.99891 per update: the raw number would average over the whole run.
     restarts_in_warmup: the average is the model itself until the first update after the warm-up has copied it
@@ -37,12 +37,18 @@ class WeightAverage(Ingredient):
         """An average that begins as a copy of `model`, on the same device."""
         return Average(self, model)
 
-    def weight_at(self, step: int, num_warmup_steps: int, batch_images: int, epochs: int) -> float | None:
-        """How much of the model enters the average after step `step`, in (0, 1]; None where there is no update."""
-        if step % self.every_steps:
+    def weight_at(
+        self, step: int, num_warmup_steps: int, batch_images: int, epochs: int, steps_per_epoch: int
+    ) -> float | None:
+        """How much of the model enters the average after step `step`, in (0, 1]; None where there is no update.
+
+        step: of the run, counted from 0. num_warmup_steps: those of whole epochs.
+        """
+        if step % steps_per_epoch % self.every_steps:
             return None
-        # The update after the warm-up's last one copies too: torchvision sets its count back after each of them.
-        if self.restarts_in_warmup and step - self.every_steps < num_warmup_steps:
+        # torchvision sets its count back after each update of the warm-up, so the first one after it copies too, and
+        # that is at the first step of an epoch.
+        if self.restarts_in_warmup and step <= num_warmup_steps:
             return 1.0
         scale = batch_images * self.every_steps / epochs if self.adjusted else 1.0
         return min((1 - self.decay) * scale, 1.0)
@@ -56,9 +62,17 @@ class Average:
         self.model = deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int, num_warmup_steps: int, batch_images: int, epochs: int) -> None:
+    def update(
+        self,
+        model: nn.Module,
+        step: int,
+        num_warmup_steps: int,
+        batch_images: int,
+        epochs: int,
+        steps_per_epoch: int,
+    ) -> None:
         """Takes in the weights as they are after optimizer step `step`, counted from 0, where the rule says so."""
-        weight = self.rule.weight_at(step, num_warmup_steps, batch_images, epochs)
+        weight = self.rule.weight_at(step, num_warmup_steps, batch_images, epochs, steps_per_epoch)
         if weight is None:
             return
         own, new = _tensors(self.model), _tensors(model)

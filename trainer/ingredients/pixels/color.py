@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.ingredients.pixels.transfer import on
+
 
 def grey(images: Tensor) -> Tensor:
     """The luma of RGB images [N, 3, H, W] uint8: [N, H, W] int32 in 0..255.
@@ -27,7 +29,7 @@ def blend(start: Tensor, end: Tensor, factor: np.ndarray) -> Tensor:
     outside [0, 1] the line goes on.
     """
     line = end - start
-    factors = torch.from_numpy(factor.astype(np.float32)).to(line.device)
+    factors = on(line.device, factor.astype(np.float32))
     return to_bytes((factors.view(-1, *[1] * (line.ndim - 1)) * line).add_(start))
 
 

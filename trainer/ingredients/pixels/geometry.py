@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trainer.ingredients.pixels.color import to_bytes
+from trainer.ingredients.pixels.transfer import colour_on, on
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _NEAREST, _BILINEAR, _BICUBIC = range(3)
@@ -62,7 +63,7 @@ def affine(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str,
     fill_place = (height + 2 * down.margin_px) * stride
     index = (down.first * stride + across.first).long()
     index = torch.where(down.is_inside & across.is_inside, index, fill_place).flatten(1)
-    colours = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(1, -1, 1, 1)
+    colours = colour_on(images.device, fill)
     parts = []
     for part, colour in zip(images.split(_CHANNELS_PER_WORD, 1), colours.split(_CHANNELS_PER_WORD, 1), strict=True):
         words = _with_margins(_packed(part), _packed(colour), across, down)
@@ -99,7 +100,7 @@ def _walked(
 ) -> Tensor:
     """start + row * per_row + column * per_column, all three [N]: [N, H, W] in their dtype."""
     begin = start[:, None] + per_row[:, None] * np.arange(height)
-    begin, step = (torch.from_numpy(array).to(device) for array in (begin, per_column))
+    begin, step = on(device, begin), on(device, per_column)
     return begin[:, :, None] + step[:, None, None] * torch.arange(width, device=device)
 
 
@@ -114,7 +115,7 @@ def _weights(share: Tensor, filters: np.ndarray) -> list[Tensor]:
     rest = 1 - share
     bend = share * rest
     if filters.min() == _BILINEAR:
-        bend *= torch.from_numpy((filters == _BICUBIC).astype(np.float32)).to(share.device)[:, None, None]
+        bend *= on(share.device, (filters == _BICUBIC).astype(np.float32))[:, None, None]
     outer_right = bend * share
     return [share + outer_right, bend * rest, outer_right]
 

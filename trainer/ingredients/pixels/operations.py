@@ -11,6 +11,7 @@ from trainer.ingredients.pixels.filters import sharpness
 from trainer.ingredients.pixels.geometry import affine
 from trainer.ingredients.pixels.lookup import FIXED, MEASURED, look_up
 from trainer.ingredients.pixels.matrices import MATRICES
+from trainer.ingredients.pixels.transfer import on
 
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
@@ -34,12 +35,12 @@ def operate(
     for kind, members in _groups(places).items():
         for start in range(0, len(members), at_once := _images_at_once(images)):
             rows = np.array(members[start : start + at_once])
-            chosen = images.index_select(0, torch.from_numpy(rows).to(images.device))
+            chosen = images.index_select(0, on(images.device, rows))
             names = [OPERATIONS[place] for place in places[rows]]
             done.append(_changed(chosen, kind, names, arguments[rows], filters[rows], fill))
         order += members
     # Joined and reordered: writing each group to its rows would be the slowest step of all on a CPU.
-    return torch.cat(done).index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
+    return torch.cat(done).index_select(0, on(images.device, np.argsort(order)))
 
 
 def _images_at_once(images: Tensor) -> int:
@@ -79,9 +80,9 @@ def _tables(images: Tensor, names: list[str], arguments: np.ndarray) -> Tensor:
     rows = _rows(names)
     for name in rows.keys() & FIXED:
         fixed[rows[name]] = FIXED[name](arguments[rows[name]])
-    tables = torch.from_numpy(fixed).to(images.device)[:, None].repeat(1, images.shape[1], 1)
+    tables = on(images.device, fixed)[:, None].repeat(1, images.shape[1], 1)
     for name in rows.keys() & MEASURED:
-        there = torch.from_numpy(rows[name]).to(images.device)
+        there = on(images.device, rows[name])
         tables[there] = MEASURED[name](images.index_select(0, there), arguments[rows[name]])
     return tables
 

@@ -1,0 +1,36 @@
+"""What is installed: the lock is complete and names no index, and the wheel carries the pages."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def names(requirements) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9_-]", one.strip())[0].lower() for one in requirements}
+
+
+def test_the_lock_holds_every_requirement_with_hashes_and_no_address():
+    locked = re.split(r"\n(?=[a-z])", LOCK.strip())
+    wanted = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["test"])
+    assert wanted <= names(locked)
+    assert all("==" in one and "--hash=sha256:" in one for one in locked)
+    assert "://" not in LOCK and "index-url" not in LOCK
+
+
+def test_the_wheel_carries_the_pages_and_the_command(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    pages = {f"trainer/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
+    assert pages <= inside and len(pages) >= 7
+    assert not [name for name in inside if name.startswith(("tests/", "results/"))]
+    entry = zipfile.ZipFile(wheel).read(next(name for name in inside if name.endswith("entry_points.txt"))).decode()
+    assert "rsb = trainer.__main__:main" in entry

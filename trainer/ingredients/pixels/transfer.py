@@ -1,0 +1,26 @@
+"""The way of small arrays to the images' device."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def on(device: torch.device, array: np.ndarray) -> Tensor:
+    """The array as a tensor on a device; a GPU copies it in its own time.
+
+    From ordinary memory such a copy would hold up this process until it is done, which shows where there are many.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=64)
+def colour_on(device: torch.device, colour: tuple[int, ...]) -> Tensor:
+    """One value in 0..255 per channel, [1, C, 1, 1] uint8, copied once per device: to be read only."""
+    return torch.tensor(colour, dtype=torch.uint8, device=device).view(1, -1, 1, 1)
