@@ -1,9 +1,11 @@
 """The store: written once, read back whole, damage named."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from trainer.recipe import find_recipe, load_recipe
 from trainer.results import Row, RowError, read_row, row_path, store_row
 
 ROW = Row(
@@ -42,3 +44,21 @@ def test_a_row_with_an_unknown_key_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(ROW.model_dump_json()) | {"best_top1_pct": 99.0}))
     with pytest.raises(RowError):
         read_row(tmp_path, ROW.run)
+
+
+STORED = sorted((Path(__file__).parent.parent / "results" / "rows").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
+def test_a_page_that_a_stored_row_cites_is_frozen(path):
+    """Its digest is still the page's: who wants other numbers writes the next version."""
+    row = read_row(path.parent.parent, path.stem)
+    page = load_recipe(find_recipe(f"{row.recipe}.v{row.version}")).for_model(row.model)
+    assert row.run == path.stem and row.digest == page.digest
+
+
+def test_the_store_holds_the_studies_that_the_readme_tells_of():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert len(STORED) >= 2
+    for path in STORED:
+        assert f"`{path.stem}`" in readme and f"{read_row(path.parent.parent, path.stem).top1_pct:.2f}" in readme

@@ -14,7 +14,6 @@ from trainer.results import Row, row_path
 from trainer.settings import Settings
 
 _BARS = "▁▂▃▄▅▆▇█"
-NUM_LR_ROWS = 12
 
 
 def console() -> Console:
@@ -68,7 +67,8 @@ def plan_in_full(out: Console, plan: Plan) -> None:
     }.items():
         table.add_row(name, value)
     out.print(table)
-    out.print(lr_table(plan))
+    out.print("learning rate at the first step of an epoch")
+    out.print(lr_table(plan, num_columns=10 if out.width >= 120 else 5))
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
     scaling_note(out, plan)
 
@@ -78,16 +78,12 @@ def lr_per_epoch(plan: Plan) -> list[float]:
     return [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in range(plan.recipe.epochs)]
 
 
-def lr_table(plan: Plan) -> Table:
-    """Learning rates at epochs of interest: all of a short run; of a long one the warm-up's and a dozen others."""
-    rates = lr_per_epoch(plan)
-    epochs = plan.recipe.epochs
-    warmup = range(min(epochs, (plan.recipe.lr.warmup_epochs or 0) + 1))
-    spread = {round(place * (epochs - 1) / (NUM_LR_ROWS - 1)) for place in range(NUM_LR_ROWS)}
-    chosen = range(epochs) if epochs <= 2 * NUM_LR_ROWS else sorted(set(warmup) | spread)
-    table = Table("epoch", "learning rate", title="at the first step of", title_justify="left")
-    for epoch in chosen:
-        table.add_row(str(epoch), f"{rates[epoch]:.4e}")
+def lr_table(plan: Plan, num_columns: int) -> Table:
+    """The learning rate at the first step of every epoch, a few epochs a line."""
+    rates = [f"{rate:.3e}" for rate in lr_per_epoch(plan)]
+    table = Table("epoch", *(f"+{place}" for place in range(num_columns)), box=None, pad_edge=False)
+    for first in range(0, len(rates), num_columns):
+        table.add_row(str(first), *rates[first : first + num_columns])
     return table
 
 
