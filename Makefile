@@ -94,6 +94,9 @@ help:  ## this list
 #: run a run's name, for make eval
 #: pytest flags for make test
 
+# uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything
+warm := import timm, matplotlib.figure, sklearn.datasets, torchvision, torch.utils.tensorboard, torch.utils.flop_counter, trainer.cli, trainer.job, trainer.show, trainer.train, trainer.export
+
 # ---- set-up: uv where it is (or installed into the venv first), else pip alone; the lock's hashes are required
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -105,8 +108,9 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	elif $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then uv=$(VENV)/bin/uv; \
 	else uv=; fi; \
 	if [ -n "$$uv" ]; then \
-		"$$uv" pip install --quiet --compile-bytecode --python $(VENV)/bin/python --require-hashes -r requirements.lock; \
+		"$$uv" pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock; \
 		"$$uv" pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation -e .; \
+		env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c '$(warm)'; \
 	else \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
