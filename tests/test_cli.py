@@ -119,7 +119,8 @@ def test_the_plan_says_steps_images_rates_batch_and_deviations():
     for fact in ("375,000 = 600 epochs x 625", "768,000,000", "426,667 of 1,281,167", "4 micro-batches x 512"):
         assert fact in done.output, fact
     assert "4.999e-03" in done.output  # epoch 5: 1e-6 + (5e-3 - 1e-6) / 2 * (1 + cos(pi * 5 / 600)), already below the peak
-    assert "deviation" not in done.output
+    assert "deviations  none" in done.output and "whole run is warm-up" not in done.output
+    assert "whole run is warm-up" in rsb("plan", "--recipe", "A1", "--set", "epochs=1").output
     small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
     assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
     assert "lr.peak stays 0.005: the page has no rule" in small.output

@@ -235,5 +235,6 @@ def recipe_of(folder: Path) -> tuple[Recipe, dict]:
     try:
         facts = json.loads((folder / "plan.json").read_text())
     except (OSError, ValueError) as error:
-        raise PlanError(f"{folder}: not a run folder ({error.__class__.__name__}: plan.json); run=runs/<run> would do") from None
+        what = "there is no plan.json" if isinstance(error, OSError) else "its plan.json is damaged"
+        raise PlanError(f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do") from None
     return load_recipe(folder / "recipe.yaml"), facts

@@ -132,7 +132,7 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
         if full == 0:
             raise PlanError(
                 f"batch.images {recipe.batch.images} with batch.drop_last is more than the {profile.num_train} training "
-                f"images of {profile.name}; batch.images={_largest_multiple(profile.num_train, recipe)} would do"
+                f"images of {profile.name}; {_largest_batch(profile.num_train, recipe)} would do"
             )
         return full
     if rest == 1:
@@ -143,6 +143,8 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
     return full + bool(rest)
 
 
-def _largest_multiple(num_images: int, recipe: Recipe) -> int:
-    norm_images = min(recipe.batch.norm_images, num_images)
-    return num_images // norm_images * norm_images
+def _largest_batch(num_images: int, recipe: Recipe) -> str:
+    norm_images = recipe.batch.norm_images
+    if norm_images > num_images:
+        return f'set="batch.images={num_images} batch.norm_images={num_images}"'
+    return f'set="batch.images={num_images // norm_images * norm_images}"'

@@ -27,6 +27,7 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings) -> None:
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    warmup_note(out, plan)
     out.print(batch_line(plan))
     out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
     workers = f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
@@ -35,8 +36,17 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings) -> None:
 
 def deviations(out: Console, plan: Plan) -> None:
     """One line for each departure from the page."""
+    if not plan.deviations:
+        out.print("deviations  none: the page as it stands")
     for change in plan.deviations:
         line = f"deviation  {change.path}: {shown(change.before)} -> {shown(change.after)}  ({change.origin})"
+        out.print(line, style="yellow", markup=False)
+
+
+def warmup_note(out: Console, plan: Plan) -> None:
+    """Where nothing is left of the run after its warm-up, the page's rate is never reached."""
+    if (plan.recipe.lr.warmup_epochs or 0) >= plan.recipe.epochs:
+        line = 'note: the whole run is warm-up; set="lr.warmup_epochs=null lr.warmup_from=null" leaves it out'
         out.print(line, style="yellow", markup=False)
 
 
@@ -71,6 +81,7 @@ def plan_in_full(out: Console, plan: Plan) -> None:
     out.print(lr_table(plan, num_columns=10 if out.width >= 120 else 5))
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
     scaling_note(out, plan)
+    warmup_note(out, plan)
 
 
 def lr_per_epoch(plan: Plan) -> list[float]:
