@@ -14,6 +14,7 @@ from rich.console import Console
 from trainer import provenance
 from trainer.adapt import adaptation
 from trainer.checkpoint import write_atomically
+from trainer.explain import shown
 from trainer.load import Positions
 from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, PlanError, make_plan
@@ -149,15 +150,6 @@ def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
         RowDeviation(path=change.path, before=shown(change.before), after=shown(change.after), origin=change.origin)
         for change in plan.deviations
     )
-
-
-def shown(value: object) -> str:
-    """A value as a page would write it, on one line."""
-    if value is None:
-        return "off"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None) -> Row:

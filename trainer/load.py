@@ -123,6 +123,7 @@ class _Composer(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent, index):
+        """One node, unless it is an anchor, an alias, tagged or too deep: called by PyYAML."""
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise _Misleading("an anchor or alias; write the value out where it is used", event)

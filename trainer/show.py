@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.job import shown
+from trainer.explain import shown
 from trainer.plan import Plan
 from trainer.results import Row, row_path
 from trainer.settings import Settings
