@@ -6,11 +6,12 @@ import subprocess
 import pytest
 
 from trainer import provenance
-from trainer.job import Job, plan_of, recipe_of, run_name, write_plan
+from trainer.job import Job, plan_of, run_name, write_plan
 from trainer.plan import PlanError
 from trainer.settings import make_settings
 from plans import small_plan, small_set
 from test_results import ROW
+from trainer.run_folder import recipe_of
 from trainer.results import store_row
 
 

@@ -1,4 +1,8 @@
-"""The trained model as other programs take it: `timm.create_model("local-dir:<run folder>", pretrained=True)`."""
+"""The trained model as other programs take it.
+
+`timm.create_model("local-dir:<run folder>", pretrained=True)` where timm alone builds the model, and in any case
+`trainer.run_folder.open_model("<run folder>")`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import write_atomically
+from trainer.models import takes_option
 from trainer.plan import Plan
 from trainer.state import State
 
@@ -31,9 +36,11 @@ def export_model(folder: Path, plan: Plan, state: State, classes: tuple[str, ...
 def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
     """What timm reads from config.json: the architecture and how to show it an image."""
     image, profile = plan.recipe.image, plan.profile
-    layer_scale = plan.recipe.model.layer_scale if plan.recipe.model else None
+    section = plan.recipe.model
+    layer_scale = section.layer_scale if section else None
     return {
-        "architecture": plan.model,
+        # timm would load the weights of a changed model into its own without a word where the names are the same
+        "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
         "num_classes": profile.num_classes,
         "model_args": {} if layer_scale is None else {"ls_init_value": layer_scale},
         "label_names": list(classes),
@@ -47,6 +54,14 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
             "num_classes": profile.num_classes,
         },
     }
+
+
+def is_timms(plan: Plan) -> bool:
+    """Does timm alone build this model, so that its local-dir: opens the run folder?"""
+    section = plan.recipe.model
+    if section is None:
+        return True
+    return section.is_plain and (section.layer_scale is None or takes_option(plan.model, ls_init_value=section.layer_scale))
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -217,16 +217,3 @@ def peak_mem_mib(settings: Settings) -> float:
         return torch.cuda.max_memory_allocated(settings.device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def recipe_of(folder: Path) -> tuple[Recipe, dict]:
-    """The resolved page and the facts of plan.json of a run folder.
-
-    Raises PlanError where it is not a run folder.
-    """
-    try:
-        facts = json.loads((folder / "plan.json").read_text())
-    except (OSError, ValueError) as error:
-        what = "there is no plan.json" if isinstance(error, OSError) else "its plan.json is damaged"
-        raise PlanError(f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do") from None
-    return load_recipe(folder / "recipe.yaml"), facts

@@ -8,6 +8,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from trainer import streams
 from trainer.errors import did_you_mean
+from trainer.ingredients.depth import LayerScale
+from trainer.ingredients.surgery import Swap
 from trainer.plan import Plan, PlanError
 
 # The page's word for an option -> timm's.
@@ -33,19 +35,48 @@ def check_model_name(model: str) -> None:
 
 
 def build_model(plan: Plan) -> nn.Module:
-    """The model of a plan, its first weights a function of the seed alone.
+    """The model of a plan, its first weights a function of the seed alone. See `assemble`."""
+    return assemble(plan)[0]
 
-    timm draws from torch's global generator, which is forked here and left as it was.
 
-    Raises PlanError for an unknown model, for one that cannot take the images, and for an option that it lacks.
+def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+    """The model of a plan, and what each part of its page's `model` section replaced in timm's.
+
+    timm and the parts draw from torch's global generator, which is forked here and left as it was.
+
+    Raises PlanError for an unknown model, for one that cannot take the images, and for an option that it lacks;
+    SurgeryError for a part that finds nothing to replace.
     """
     check_model_name(plan.model)
-    options = _model_options(plan)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
-        model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+        model, swaps = assembled(plan)
         _check_sizes(plan, model)
-    return model
+    return model, swaps
+
+
+def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+    """The model and the swaps of a plan, drawn from torch's generator as it stands."""
+    section, image_px = plan.recipe.model, plan.recipe.image.train_px
+    options = _model_options(plan)
+    parts = [] if section is None else [part for _, part in section.parts()]
+    layer_scale = options.get("ls_init_value")
+    if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
+        parts.append(LayerScale(start=options.pop("ls_init_value")))
+    model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+    return model, tuple(part.apply(model, image_px) for part in parts)
+
+
+def takes_option(model: str, **option: object) -> bool:
+    """Does the class of a timm model know an option? Nothing is drawn for the question."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(model, **option)
+    except TypeError:
+        return False
+    return True
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:

@@ -82,7 +82,7 @@ PROFILES = {
         _grey(
             "digits", 1437, 360, 0.3047, 0.3756, 8,
             Adapt(
-                train_px=32, test_px=32, test_crop_share=1.0, epochs=10, warmup_epochs=1, batch_images=24, crop_area=0.95
+                train_px=32, test_px=32, test_crop_share=1.0, epochs=9, warmup_epochs=1, batch_images=32, crop_area=0.95
             ),
         ),
         _grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),

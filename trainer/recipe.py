@@ -20,15 +20,13 @@ from trainer.ingredients.base import Page
 from trainer.ingredients.learning_rate import LearningRate
 from trainer.ingredients.losses import Loss
 from trainer.ingredients.mixing import Mixing
+from trainer.ingredients.model import Model
 from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
+from trainer.sections import Batch, Image, Score
 
-# The bounds only catch slips of the keyboard: no published run is near them.
-NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
-Side = Annotated[int, Field(ge=8, le=2048)]
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
-Percent = Annotated[float, Field(ge=0, le=100)]
 
 # What a page says about itself; the rest is what it does.
 ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_model", "published")
@@ -39,47 +37,6 @@ _FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9
 
 class RecipeError(UserError):
     """A recipe that is not there, or an override that does not fit it."""
-
-
-class Batch(Page):
-    """How many images there are per optimizer step, and per sample of the normalization statistics.
-
-    images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which BatchNorm sees; science
-    under BatchNorm, only memory under LayerNorm. drop_last: an epoch's last, smaller step is left out.
-    """
-
-    images: NumImages
-    norm_images: NumImages
-    drop_last: bool = False
-
-
-class Image(Page):
-    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops the centre."""
-
-    train_px: Side
-    test_px: Side
-    test_crop_share: Annotated[float, Field(gt=0, le=1)]
-    test_interpolation: Literal["bilinear", "bicubic"]
-
-
-class Model(Page):
-    """Options of the model's own building; an absent one is as timm builds it."""
-
-    zero_init_last: bool | None = None
-    layer_scale: InnerShare | None = None
-    head_init_scale: Annotated[float, Field(gt=0, le=100)] | None = None
-    dropout: InnerShare | None = None
-
-
-class Score(Page):
-    """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states them."""
-
-    model: str
-    top1_pct: Percent
-    train_px: Side | None = None
-    test_px: Side | None = None
-    std_pct: Percent | None = None
-    num_seeds: Annotated[int, Field(ge=2)] | None = None
 
 
 class Recipe(Page):

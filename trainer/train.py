@@ -18,6 +18,7 @@ from trainer.data.prepare import autocast, prepare
 from trainer.evaluate import evaluate
 from trainer.ingredients.optimizers import clip_gradients
 from trainer.log import Log
+from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
 from trainer.plan import Plan
 from trainer.settings import Settings
@@ -40,6 +41,7 @@ def run(plan: Plan, settings: Settings, data: OpenedData, folder: Path, console:
 
     The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint.
     """
+    keep_freed_memory()
     state = State(plan, settings, folder)
     notes = state.resume()
     progress = state.progress

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from trainer.ingredients import lamb
 from trainer.ingredients.base import Ingredient, Positive
+from trainer.ingredients.surgery import is_norm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Kind = Literal["norms", "biases", "vectors"]
-
-_TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# timm's own norms (RmsNorm, EvoNorm ...) have no base class in common, but only norms are defined in these files.
-_TIMM_NORM_FILES = {f"timm.layers.{name}" for name in ("norm", "norm_act", "evo_norm", "filter_response_norm")}
 
 
 class _Optimizer(Ingredient):
@@ -121,8 +118,7 @@ def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
 
 def _is_of_kind(kind: Kind, module: nn.Module, name: str, weight: Tensor) -> bool:
     if kind == "norms":
-        files = {base.__module__ for base in type(module).__mro__}
-        return isinstance(module, _TORCH_NORMS) or not files.isdisjoint(_TIMM_NORM_FILES)
+        return is_norm(module)
     return name == "bias" if kind == "biases" else weight.ndim <= 1
 
 

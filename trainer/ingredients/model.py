@@ -1,0 +1,89 @@
+"""The `model` section of a page: what it changes in the model as timm builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.ingredients.activations import Activation
+from trainer.ingredients.attention import Attention
+from trainer.ingredients.base import Page
+from trainer.ingredients.bodies import StagedBody
+from trainer.ingredients.convolutions import BlurPool, Convolution
+from trainer.ingredients.depth import DropBlock, LayerScale, StochasticDepth
+from trainer.ingredients.norms import Norm
+from trainer.ingredients.standardize import Standardization
+from trainer.ingredients.stems import Stem
+from trainer.ingredients.surgery import Part
+
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
+
+# The order in which parts are put in: what brings norms or activations of its own comes before those that change them.
+PARTS = (
+    "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation", "weight_standardization",
+    "stochastic_depth", "drop_block",
+)  # fmt: skip
+
+
+class Start(Page):
+    """First weights other than timm's; an absent one is as timm draws it.
+
+    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out. norm_gamma: "uniform"
+    draws every norm's gamma from [0, 1). head_bias: the value of every bias of the classifier.
+
+    Source: He et al. 2015, arXiv:1502.01852 (Kaiming); MosaicML's ResNet benchmark (gamma and bias).
+    """
+
+    convolutions: Literal["kaiming_fan_in", "kaiming_fan_out"] | None = None
+    norm_gamma: Literal["uniform"] | None = None
+    head_bias: Annotated[float, Field(ge=-100, le=100)] | None = None
+
+
+class Pretrained(Page):
+    """Weights to start from, in place of random ones.
+
+    file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are part of the page.
+    The classifier is taken where its shape is right, else drawn anew; a first convolution for another number of
+    channels is summed over its input channels and shared out evenly.
+    """
+
+    file: Annotated[str, Field(min_length=1)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Model(Page):
+    """What is changed in the model as timm builds it; absent: nothing.
+
+    zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs to.
+    """
+
+    zero_init_last: bool | None = None
+    layer_scale: InnerShare | None = None
+    head_init_scale: Annotated[float, Field(gt=0, le=100)] | None = None
+    dropout: InnerShare | None = None
+    body: StagedBody | None = None
+    stem: Stem | None = None
+    convolution: Convolution | None = None
+    blur_pool: BlurPool | None = None
+    attention: Attention | None = None
+    norm: Norm | None = None
+    activation: Activation | None = None
+    weight_standardization: Standardization | None = None
+    stochastic_depth: StochasticDepth | None = None
+    drop_block: DropBlock | None = None
+    start: Start | None = None
+    pretrained: Pretrained | None = None
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """The parts that are on, in the order in which they are put in."""
+        for key in PARTS:
+            part = getattr(self, key)
+            if part is not None:
+                yield key, part
+
+    @property
+    def is_plain(self) -> bool:
+        """Does timm alone build this model, from its own options?"""
+        return next(self.parts(), None) is None

@@ -1,0 +1,25 @@
+"""The C library's memory, kept for the next step."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Numbers of mallopt's options, from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER_BYTES = 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Keep what tensors free for the next ones, rather than hand it back: True where the C library can.
+
+    A training step on the CPU frees and takes hundreds of MiB. glibc gives large pieces back to the system at once and
+    pays for fresh, zeroed pages at every step: a fifth to a quarter of a ResNet-50 step at 32 px. No result changes.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        options = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl has none
+        return False
+    return bool(options(_MMAP_THRESHOLD, _NEVER_BYTES) and options(_TRIM_THRESHOLD, _NEVER_BYTES))
