@@ -23,6 +23,7 @@ PURPOSES = {
     "device": 9,
     "split": 10,
     "replacement": 11,
+    "lighting": 12,
 }
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
