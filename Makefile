@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again
-VARIABLES := $(TRAIN_VARIABLES) a b run pytest
+VARIABLES := $(TRAIN_VARIABLES) a b run models recipes pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -34,7 +34,12 @@ quoted = '$(subst $(newline),$(space),$(subst ','\'',$(value $(1))))'
 flags = $(foreach name,$(filter $(filter-out again,$(1)),$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan explain diff recipes check-data eval test bench help setup clean
+.PHONY: train plan explain diff recipes matrix check-data eval test bench help setup clean
+
+# a mistyped target is one line with the nearest name, as a mistyped variable is
+nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
+.DEFAULT:
+	$(error $@: no such target; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$@)' $$(sed -n 's/^.PHONY: //p' $(firstword $(MAKEFILE_LIST)))) (make help))
 
 train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again)
 	@$(RSB) train $(call flags,$(TRAIN_VARIABLES)) $(again_flag)
@@ -50,6 +55,9 @@ diff: $(VENV)/.ready  ## what two pages say differently (a b)
 
 recipes: $(VENV)/.ready  ## the pages there are
 	@$(RSB) recipes
+
+matrix: $(VENV)/.ready  ## one real step of every page on every family of models, or the reason why not (models recipes results)
+	@$(RSB) matrix $(call flags,models recipes results)
 
 check-data: $(VENV)/.ready  ## decode every image of a data set, list the bad and the odd (data data_dir workers)
 	@$(RSB) check-data $(call flags,data data_dir workers)
@@ -73,7 +81,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1 \2/p' Makefile | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'variables, as in: make recipe=A1 model=resnet50 set="epochs=5 loss.name=ce"'
-	@sed -n 's/^#: \([a-z_]*\) \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^#: \([a-z_,]*\) \(.*\)/\1 \2/p' Makefile | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 #: recipe a page: A1 (newest version), A1.v1, or a path to a .yaml; default A1
 #: model any timm ResNet or ConvNeXt; default resnet50
@@ -92,6 +100,7 @@ help:  ## this list
 #: again again=1 makes a new run where the row is there already
 #: a,b the two pages of make diff
 #: run a run's name, for make eval
+#: models,recipes some of make matrix's: models="resnet18 convnext_atto" recipes="A1 A2"
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

@@ -38,6 +38,11 @@ def rsb(*words: str):
         (["train", "--set", "batch.images=96000"], "batch.images", "would do"),
         (["eval", "--run", "no-such-run"], "no-such-run", "run"),
         (["diff", "--a", "A1", "--b", "A"], "recipe=A", "A1"),
+        (["diff", "--a", "A1"], "b= not given", "a=A1 b=A3"),
+        (["plan", "--set", "drop_path=off"], "off is written null", "drop_path=null"),
+        (["plan", "--set", "drop_path=0"], "drop_path is 0", "drop_path=null"),
+        (["matrix", "--models", "resnet5O"], "models=resnet5O", "resnet50"),
+        (["matrix", "--recipes", "A9"], "recipe=A9", "A1.v1"),
         (["check-data", "--workers", "many"], "workers=many", "auto"),
         (["check-data", "--data", "/no/such/folder"], "/no/such/folder", "would do"),
     ],
@@ -136,6 +141,47 @@ def test_explain_names_the_origin_of_every_value():
         assert origin in line, line
 
 
+SURGERY = "model.norm={name: group_norm, groups: 32, eps: 1e-5}"
+
+
+@pytest.mark.parametrize("command", ["explain", "plan"])
+def test_what_the_model_section_replaces_is_shown(command):
+    done = rsb(command, "--recipe", "A2", "--model", "resnet18", "--set", SURGERY)
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("model      ")]
+    assert "norm: bn1, layer1.0.bn1" in line and "20 BatchNormAct2d" not in line
+    assert "20 BatchNorm2d -> GroupNorm" in line
+    assert "BatchNorm2d" not in rsb(command, "--recipe", "A2", "--model", "resnet18").stdout
+
+
+@pytest.mark.parametrize("command", ["explain", "plan", "train"])
+def test_a_part_that_finds_nothing_is_refused_before_any_image_is_read(command, monkeypatch):
+    def opened(*_):
+        raise AssertionError("images were opened")
+
+    monkeypatch.setattr("trainer.data.opened.open_data", opened)
+    done = rsb(command, "--recipe", "A2", "--model", "convnext_atto", "--set", "model.convolution={name: self_calibrated, stages: 4, pooling: 4}")
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: model.convolution: ConvNeXt"), line
+
+
+def test_what_auto_chose_stands_out_with_its_reason():
+    done = rsb("plan", "--recipe", "A2", "--model", "resnet18", "--set", "model.stem={name: auto}")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("auto ")]
+    assert "stem" in line and "32 px" in line
+
+
+def test_the_plan_counts_the_model():
+    """25,557,032 weights and 4.089 G multiply-adds: the numbers of resnet50 in timm's and torchvision's own tables."""
+    done = rsb("plan", "--recipe", "A2", "--model", "resnet50", "--data", "imagenet-1k")
+    assert "25,557,032 parameters, 4.089 G multiply-adds an image of 224 px" in done.stdout
+
+
+def test_explain_says_how_off_is_written():
+    assert "key=null" in rsb("explain", "--recipe", "A1").stdout
+
+
 def test_diff_shows_what_two_pages_say_differently():
     done = rsb("diff", "--a", "A1", "--b", "A2")
     shown = {line.split("│")[1].strip() for line in done.output.splitlines() if line.count("│") >= 4}
@@ -190,6 +236,14 @@ def test_make_refuses_a_variable_that_it_does_not_know(door):
     assert done.returncode != 0 and "recpie" in done.stderr and "recipe" in done.stderr
 
 
+@pytest.mark.parametrize(("target", "remedy"), [("exlpain", "did you mean explain?"), ("qqq;touch pwned", "there are train plan")])
+def test_make_refuses_a_target_that_it_does_not_have_with_the_nearest(door, target, remedy):
+    done = make(door, target)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and f"{target}: no such target; {remedy}" in line
+    assert not (door / "pwned").exists()
+
+
 def test_make_does_not_take_the_environment_for_variables(door):
     done = subprocess.run(["make"], cwd=door, capture_output=True, text=True, env={**os.environ, "model": "oops"}, timeout=60)
     assert "oops" not in done.stdout
@@ -206,4 +260,4 @@ def test_make_help_lists_every_target_and_variable(door):
     listed = done.stdout.split()
     phony = next(line for line in text.splitlines() if line.startswith(".PHONY:")).split()[1:]
     variables = next(line for line in text.splitlines() if line.startswith("TRAIN_VARIABLES :=")).split()[2:]
-    assert set(phony) | set(variables) <= set(listed)
+    assert set(phony) | set(variables) | {"a,b", "run", "models,recipes", "pytest"} <= set(listed)

@@ -23,7 +23,7 @@ LAYERS = [
     {"state"},
     {"export", "train", "run_folder"},
     {"job"},
-    {"rescore", "show"},
+    {"rescore", "show", "matrix"},
     {"cli"},
     {"__main__"},
 ]

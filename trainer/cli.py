@@ -100,15 +100,16 @@ def train(
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again)
         plan = plan_of(job)
         check_model_name(model)
+        swaps = show.surgery(plan)
         opened = open_data(plan.profile, data_folder(data, data_dir))
         in_memory = opened.train.is_in_memory
         settings = make_settings(device, precision, workers, runs, results, checkpoint_s, in_memory)
         check_writable("runs", settings.runs)
         check_writable("results", row_path(settings.results, "").parent)
-        show.plan_in_brief(console, plan, settings)
+        show.plan_in_brief(console, plan, settings, swaps)
         code, row = run_job(job, plan, settings, opened, console, stop)
     if row is not None:
-        show.row(console, row, settings)
+        show.row(console, row, settings, plan)
     raise typer.Exit(code)
 
 
@@ -122,14 +123,13 @@ def plan(
     seed: Seed = 0,
     set_: Set = "",
 ) -> None:
-    """What a run would do: steps, images, learning rates, micro-batches, deviations. Needs no GPU and no images."""
+    """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images."""
     from trainer import show
     from trainer.job import Job, plan_of
-    from trainer.models import check_model_name
+    from trainer.models import assemble
 
     made = plan_of(Job(recipe, model, data, data_dir, seed, set_))
-    check_model_name(model)
-    show.plan_in_full(show.console(), made)
+    show.plan_in_full(show.console(), made, *assemble(made))
 
 
 @app.command()
@@ -142,29 +142,40 @@ def explain(
     set_: Set = "",
     off: Annotated[bool, typer.Option("--off", help="Also all that could be on and is not.")] = False,
 ) -> None:
-    """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override."""
+    """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
+    its model section replaces in the model."""
     from trainer import show
     from trainer.explain import explain_rows, explain_table
     from trainer.job import Job, resolve
-    from trainer.profiles import find_profile
+    from trainer.plan import make_plan
+    from trainer.profiles import PROFILES, find_profile
 
     profile = find_profile(data, data_dir) if data else None
     page, positions, made, deviations = resolve(Job(recipe, model, data, data_dir, 0, set_), profile)
+    # pages are written for ImageNet; the number of classes and of images matters to no part
+    swaps = show.surgery(make_plan(made, model=model, profile=profile or PROFILES["imagenet-1k"])) if made.model else ()
     rows = explain_rows(page, positions, made, model, deviations, with_off=off)
-    show.console().print(explain_table(rows, f"{page.name}.v{page.version} for {model}: {page.source}"))
+    out = show.console()
+    out.print(explain_table(rows, f"{page.name}.v{page.version} for {model}: {page.source}"))
+    show.off_note(out, rows)
+    show.replaced(out, made, swaps)
 
 
 @app.command()
 @user_errors
 def diff(
-    a: Annotated[str, typer.Option(help="A page.")],
-    b: Annotated[str, typer.Option(help="The page to compare it with.")],
+    a: Annotated[str, typer.Option(help="A page.")] = "",
+    b: Annotated[str, typer.Option(help="The page to compare it with.")] = "",
 ) -> None:
     """What two pages say differently."""
     from trainer import show
+    from trainer.errors import UserError
     from trainer.explain import diff_rows, diff_table
     from trainer.recipe import find_recipe, load_recipe
 
+    missing = [f"{name}=" for name, page in (("a", a), ("b", b)) if not page]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} not given: two pages are compared; a=A1 b=A3 would do")
     pages = [load_recipe(find_recipe(name)) for name in (a, b)]
     show.console().print(diff_table(diff_rows(*pages), *(f"{page.name}.v{page.version}" for page in pages)))
 
@@ -217,3 +228,24 @@ def recipes() -> None:
     from trainer import show
 
     show.recipe_list(show.console())
+
+
+@app.command()
+@user_errors
+def matrix(
+    models: Annotated[str, typer.Option(help="Only these models, names with spaces between; absent: all of the table.")] = "",
+    recipes: Annotated[str, typer.Option(help="Only these pages, names with spaces between; absent: all.")] = "",
+    results: Results = Path("results"),
+) -> None:
+    """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
+    from trainer import show
+    from trainer.checkpoint import write_atomically
+    from trainer.matrix import as_markdown, chosen_models, chosen_pages, fill
+
+    pages, columns = chosen_pages(recipes), chosen_models(models)
+    out = show.console()
+    with show.progress(out, "cells", len(pages) * len(columns)) as each:
+        table = as_markdown(list(fill(pages, columns, each)))
+    out.print(table, markup=False)
+    if not models and not recipes:
+        write_atomically(results / "matrix.md", table.encode())

@@ -55,6 +55,8 @@ def overrides_of(text: str) -> dict[str, Any]:
             raise OverrideError(f"set={item}: {label} is set twice; keep one")
         if not value.strip():
             raise OverrideError(f"set={item}: no value; write {label}=null to turn it off")
+        if value.strip().lower() == "off":
+            raise OverrideError(f"set={item}: off is written null; {label}=null would do")
         try:
             overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
         except PageError as error:
@@ -103,7 +105,8 @@ def overridden(page: Kind, overrides: Mapping[str, Any], origin: str, locked: Co
     except Refusal as refusal:
         blamed = _blamed(after, refusal.path, overrides)
         items = " ".join(_item(origin, label, overrides[label]) for label in blamed)
-        raise OverrideError(f"{items}: {refusal.sentence}") from None
+        remedy = refusal.sentence.replace("leave the key out to turn it off", f"write {blamed[0]}=null to turn it off")
+        raise OverrideError(f"{items}: {remedy}") from None
     return result, deviations_between(page, result, origin)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.explain import Row as Explained
 from trainer.explain import shown
+from trainer.ingredients.surgery import Swap
 from trainer.plan import Plan
+from trainer.recipe import Recipe
 from trainer.results import Row, row_path
 from trainer.settings import Settings
 
@@ -21,12 +26,13 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
-def plan_in_brief(out: Console, plan: Plan, settings: Settings) -> None:
-    """The lines that stand above a run: page, deviations, batch, length, machine."""
+def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[Swap] = ()) -> None:
+    """The lines that stand above a run: page, deviations, what is changed in the model, batch, length, machine."""
     recipe = plan.recipe
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    replaced(out, recipe, swaps)
     warmup_note(out, plan)
     out.print(batch_line(plan))
     out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
@@ -59,12 +65,41 @@ def batch_line(plan: Plan) -> str:
     )
 
 
-def plan_in_full(out: Console, plan: Plan) -> None:
-    """All of a plan that a reader would check before spending hours."""
+def surgery(plan: Plan) -> tuple[Swap, ...]:
+    """What the page changes in timm's model, tried out; nothing is built where timm alone does it.
+
+    Raises UserError where the page and the model do not fit.
+    """
+    from trainer.export import is_timms
+    from trainer.models import assemble, check_model_name
+
+    if plan.recipe.model is None or is_timms(plan):
+        return ()
+    check_model_name(plan.model)
+    return assemble(plan)[1]
+
+
+def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
+    """One line for each part of the model section; what `auto` chose stands out."""
+    for swap in swaps:
+        is_auto = getattr(getattr(recipe.model, swap.part, None), "name", None) == "auto"
+        line = str(swap) if swap.places else f"{swap.part}: nothing replaced: {swap.note or swap.after}"
+        out.print(f"{'auto' if is_auto else 'model':9}  {line}", style="yellow" if is_auto else None, markup=False)
+
+
+def off_note(out: Console, rows: Sequence[Explained]) -> None:
+    """How to write what a table shows as off."""
+    if any(row.value is None for row in rows):
+        out.print('off: not there; a page leaves the key out, and set="key=null" turns it off', markup=False)
+
+
+def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
+    """All of a plan that a reader would check before spending hours. model, swaps: as `assemble` gives them."""
     recipe = plan.recipe
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    replaced(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in {
         "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
@@ -74,6 +109,7 @@ def plan_in_full(out: Console, plan: Plan) -> None:
         + (f" (each up to {recipe.repeats} times)" if recipe.repeats else ""),
         "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
         "image": f"{recipe.image.train_px} px for training, {recipe.image.test_px} px for testing",
+        "model": model_facts(plan, model),
     }.items():
         table.add_row(name, value)
     out.print(table)
@@ -82,6 +118,15 @@ def plan_in_full(out: Console, plan: Plan) -> None:
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
     scaling_note(out, plan)
     warmup_note(out, plan)
+
+
+def model_facts(plan: Plan, model) -> str:
+    """How large a model is, and what one image costs."""
+    from trainer.models import gmacs, num_parameters
+
+    test_px = plan.recipe.image.test_px
+    cost = gmacs(model, plan.profile.channels, test_px)
+    return f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
 
 
 def lr_per_epoch(plan: Plan) -> list[float]:
@@ -119,7 +164,7 @@ def scaling_note(out: Console, plan: Plan) -> None:
     out.print(line, style="yellow", markup=False)
 
 
-def row(out: Console, row: Row, settings: Settings) -> None:
+def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     """The last lines of a run."""
     path = row_path(settings.results, row.run)
     if row.status == "diverged":
@@ -130,7 +175,27 @@ def row(out: Console, row: Row, settings: Settings) -> None:
     out.print(f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images", style="bold")
     out.print(f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False)
     out.print(f"row    {path}", markup=False)
-    out.print(f"model  {settings.runs / row.run}  (timm: create_model('local-dir:{settings.runs / row.run}', pretrained=True))", markup=False)
+    out.print(f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})", markup=False)
+
+
+def opening(folder, plan: Plan) -> str:
+    """The line of Python that opens a finished run's model."""
+    from trainer.export import is_timms
+
+    if is_timms(plan):
+        return f"timm: create_model('local-dir:{folder}', pretrained=True)"
+    return f"not timm's alone: trainer.run_folder.open_model('{folder}')"
+
+
+@contextlib.contextmanager
+def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error while work is done; the function that it gives is called after each piece."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
 
 
 def rescored(out: Console, row: Row, scores) -> bool:
@@ -163,6 +228,6 @@ def recipe_list(out: Console) -> None:
     table = Table("recipe", "what is special", "published top-1", "source")
     for path in recipe_paths():
         page = load_recipe(path)
-        best = next((score for score in page.published if score.model == "resnet50"), page.published[0])
-        table.add_row(path.stem, page.title, f"{best.model} {best.top1_pct} %", page.source)
+        best = next((score for score in page.published if score.model == "resnet50"), next(iter(page.published), None))
+        table.add_row(path.stem, page.title, f"{best.model} {best.top1_pct} %" if best else "none", page.source)
     out.print(table)
