@@ -52,11 +52,16 @@ class Plan:
 
     @property
     def num_warmup_steps(self) -> int:
-        return (self.recipe.lr.warmup_epochs or 0) * self.steps_per_epoch
+        return self.recipe.lr.num_warmup_steps(self.steps_per_epoch)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of an optimizer step."""
         return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs)
+
+    def train_px_at(self, step: int) -> int:
+        """The side of the training images of an optimizer step, in px."""
+        image = self.recipe.image
+        return image.growth.px_at(step, self.steps_per_epoch, image.train_px) if image.growth else image.train_px
 
     def window_images(self, step: int) -> int:
         """Images of one optimizer step: the batch, or what is left of the epoch."""

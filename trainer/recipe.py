@@ -24,7 +24,7 @@ from trainer.ingredients.model import Model
 from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
-from trainer.sections import Batch, Image, Score
+from trainer.sections import Batch, Image, PreciseNorm, Score
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -44,7 +44,9 @@ class Recipe(Page):
 
     adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile leaves it as it is.
     per_model: the lines that the source gives to single models, by timm's exact name. assumed: what the source does
-    not state, by dotted path, each with what was chosen and why. published: the source's own scores.
+    not state, by dotted path, each with what was chosen and why. published: the source's own scores. augment_splits:
+    every image is shown that many times in its micro-batch, cropped and flipped alike: the first time as it then is, the
+    others each with an augmentation of its own. A micro-batch is still norm_images different images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -60,9 +62,11 @@ class Recipe(Page):
     mix: Mixing | None = None
     augment: tuple[Augmentation, ...] = ()
     repeats: Annotated[int, Field(ge=2, le=100)] | None = None
+    augment_splits: Annotated[int, Field(ge=2, le=16)] | None = None
     image: Image
     drop_path: InnerShare | None = None
     average: WeightAverage | None = None
+    precise_norm: PreciseNorm | None = None
     model: Model | None = None
     adapted_to: str | None = None
     assumed: dict[str, str] = {}
@@ -83,10 +87,28 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:
         # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the smoothing.
-        threshold = getattr(self.loss, "threshold", None)
+        threshold = getattr(getattr(self.loss, "loss", self.loss), "threshold", None)
         if self.smoothing and threshold is not None:
             sentence = f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one of them out"
             raise refuse(("smoothing",), sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _splits_are_compared(self) -> Self:
+        is_compared = self.loss.name == "jensen_shannon"
+        if is_compared and self.augment_splits is None:
+            raise refuse(("loss",), "jensen_shannon compares splits, and there are none; add augment_splits: 3")
+        if self.augment_splits is None:
+            return self
+        if not is_compared:
+            sentence = f"augment_splits needs a loss that compares them; {self.loss.name} does not, jensen_shannon would"
+            raise refuse(("augment_splits",), sentence)
+        if self.mix:
+            sentence = f"{self.mix.name} blends the images that jensen_shannon compares; leave mix or augment_splits out"
+            raise refuse(("mix",), sentence)
+        if all(part.stage == "decode" for part in self.augment):
+            sentence = "augment_splits shows one image many times, and nothing in augment makes them differ; add rand_augment"
+            raise refuse(("augment_splits",), sentence)
         return self
 
     @model_validator(mode="after")
@@ -110,6 +132,24 @@ class Recipe(Page):
         if warmup_epochs > most:
             sentence = f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}; write {most} at most"
             raise refuse(("lr", "warmup_epochs"), sentence)
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        """What is counted in epochs lies within the run: a number that is never reached would do nothing."""
+        schedule, growth = self.lr.schedule, self.image.growth
+        points, at_epochs = getattr(schedule, "points", ()), getattr(schedule, "at_epochs", ())
+        decay_epochs = getattr(schedule, "decay_epochs", 0)
+        last = self.epochs - (self.lr.warmup_epochs or 0)
+        for path, found, most in (
+            (("lr", "schedule", "points"), points and points[-1][0], self.epochs),
+            (("lr", "schedule", "at_epochs"), at_epochs and at_epochs[-1], self.epochs - 1),
+            (("lr", "schedule", "decay_epochs"), decay_epochs, last),
+            (("image", "growth", "to_epoch"), growth and growth.to_epoch, self.epochs),
+        ):
+            if found and found > most:
+                sentence = f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs}; write {most:g} at most"
+                raise refuse(path, sentence)
         return self
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainer.ingredients.base import Page
+from trainer.ingredients.base import NonNegative, Page
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -26,13 +26,79 @@ class Batch(Page):
     drop_last: bool = False
 
 
+class Growth(Page):
+    """Training images that grow in the course of the run: from_px until from_epoch, train_px from to_epoch on.
+
+    Between the two the side is on the straight line, rounded to the nearest multiple of multiple_px (halves to an even
+    multiple, as NumPy). updated: "per_epoch" takes the epoch's number and keeps the size for all of it; "per_step"
+    takes the share of the epoch that is over as well.
+
+    Raises ValueError for a line that does not rise.
+    Sources: Tan and Le 2021, arXiv:2104.00298; the rounding is that of ffcv's ImageNet training script.
+    """
+
+    from_px: Side
+    from_epoch: NonNegative
+    to_epoch: NonNegative
+    multiple_px: Annotated[int, Field(ge=1, le=256)]
+    updated: Literal["per_epoch", "per_step"]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.from_epoch >= self.to_epoch:
+            raise ValueError(f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start earlier")
+        return self
+
+    def px_at(self, step: int, steps_per_epoch: int, train_px: int) -> int:
+        """The side of the training images of an optimizer step, in px."""
+        epoch = step // steps_per_epoch if self.updated == "per_epoch" else step / steps_per_epoch
+        if epoch <= self.from_epoch:
+            return self.from_px
+        if epoch >= self.to_epoch:
+            return train_px
+        grown_share = (epoch - self.from_epoch) / (self.to_epoch - self.from_epoch)
+        side = self.from_px + (train_px - self.from_px) * grown_share
+        return round(side / self.multiple_px) * self.multiple_px
+
+
+class PreciseNorm(Page):
+    """Before each evaluation the running statistics of all norms become the plain mean over training images.
+
+    images: how many, the first of the epoch just done, in micro-batches of batch.norm_images.
+
+    Source: Wu and Johnson 2021, arXiv:2105.07576; pycls recomputes them on 8192 images.
+    """
+
+    images: Annotated[int, Field(ge=2, le=1 << 20)]
+
+
 class Image(Page):
-    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops the centre."""
+    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops the centre.
+
+    growth: smaller training images in the beginning; None trains on train_px throughout. test_flip: an image is scored
+    by the sum of its logits and those of its mirror image.
+
+    Raises ValueError for a growth from no smaller size, or sizes that are no multiples of its multiple_px.
+    """
 
     train_px: Side
     test_px: Side
     test_crop_share: Annotated[float, Field(gt=0, le=1)]
     test_interpolation: Literal["bilinear", "bicubic"]
+    test_flip: bool = False
+    growth: Growth | None = None
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.growth is None:
+            return self
+        if self.growth.from_px >= self.train_px:
+            sentence = f"growth.from_px {self.growth.from_px} is not below train_px {self.train_px}"
+            raise ValueError(f"{sentence}: start smaller, or leave growth out")
+        for key, side in (("growth.from_px", self.growth.from_px), ("train_px", self.train_px)):
+            if side % self.growth.multiple_px:
+                raise ValueError(f"{key} {side} is no multiple of growth.multiple_px {self.growth.multiple_px}: make it one")
+        return self
 
 
 class Score(Page):

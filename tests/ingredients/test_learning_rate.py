@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from timm.scheduler import CosineLRScheduler
 from torch.optim import lr_scheduler
 
-from trainer.ingredients.learning_rate import Cosine, LearningRate, StepDecay
+from trainer.ingredients.learning_rate import LearningRate
+from trainer.ingredients.schedules import Cosine, StepDecay
 
 A1 = {
     "peak": 5e-3,

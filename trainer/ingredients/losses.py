@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.ingredients.base import Ingredient
+from trainer.ingredients.base import Ingredient, NonNegative, Positive
+
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-class BinaryCrossEntropy(Ingredient):
+class _PerClass(Ingredient):
+    """What the losses share that ask one independent yes/no question per class.
+
+    Called with the logits and the soft targets of one micro-batch:
+        logits   [B, K] float, unnormalized scores
+        targets  [B, K] float in [0, 1], after mixing and smoothing
+    gives a scalar in the targets' dtype, the mean over images of the mean over classes, in nats.
+
+    threshold: targets above it count as 1, the others as 0; None keeps them soft.
+    sum_classes: the sum over classes in place of their mean, K times as large.
+    """
+
+    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    sum_classes: bool = False
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
+        if self.threshold is not None:
+            targets = targets.gt(self.threshold).to(targets.dtype)
+        # Half-precision logits are widened first: the sum over thousands of classes would lose them.
+        loss = self._mean(logits.to(targets.dtype), targets)
+        return loss * targets.shape[1] if self.sum_classes else loss
+
+    @abstractmethod
+    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over images and classes, a scalar."""
+
+
+class BinaryCrossEntropy(_PerClass):
     """One independent yes/no question per class.
 
     Called with the logits and the soft targets of one micro-batch:
@@ -26,16 +58,69 @@ class BinaryCrossEntropy(Ingredient):
     """
 
     name: Literal["bce"] = "bce"
-    threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
-    sum_classes: bool = False
+    example: ClassVar[dict[str, Any]] = {}
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
-        if self.threshold is not None:
-            targets = targets.gt(self.threshold).to(targets.dtype)
-        # Half-precision logits are widened first: the sum over thousands of classes would lose them.
-        loss = functional.binary_cross_entropy_with_logits(logits.to(targets.dtype), targets)
-        return loss * targets.shape[1] if self.sum_classes else loss
+    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+class FocalLoss(_PerClass):
+    """Yes/no questions that count for less the surer the right answer is.
+
+    With p the sigmoid of a logit, "yes" costs alpha * (1 - p)**gamma * -log(p) and "no" costs
+    (1 - alpha) * p**gamma * -log(1 - p). A soft target t is t of a yes and 1 - t of a no, as in binary cross-entropy,
+    so that the loss is linear in it; at 0 and 1 it is the paper's, and with gamma 0 and no alpha it is `bce`.
+
+    gamma: how fast sure answers lose weight, at least 0.
+    alpha: the weight of a yes, in (0, 1), a no weighing 1 - alpha; None weighs both with 1.
+    threshold, sum_classes: as of `bce`. Summed over classes, one class an image, it is the paper's normalization by
+        the number of positives.
+
+    Source: Lin et al. 2017, arXiv:1708.02002.
+    """
+
+    name: Literal["focal"] = "focal"
+    gamma: NonNegative
+    alpha: InnerShare | None = None
+    example: ClassVar[dict[str, Any]] = {"gamma": 2.0, "alpha": 0.25}
+
+    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_yes, log_no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        of_yes, of_no = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+        # The power is taken of a logarithm: where the sigmoid is 0 the gradient then is a number for any gamma.
+        yes = of_yes * targets * (self.gamma * log_no).exp() * log_yes
+        no = of_no * (1 - targets) * (self.gamma * log_yes).exp() * log_no
+        return -(yes + no).mean()
+
+
+class AsymmetricLoss(_PerClass):
+    """Yes/no questions in which a sure "no" loses its weight faster than a sure "yes".
+
+    With p the sigmoid of a logit and q = max(p - clip, 0), "yes" costs (1 - p)**gamma_positive * -log(p) and "no" costs
+    q**gamma_negative * -log(1 - q). A soft target t is t of a yes and 1 - t of a no.
+
+    gamma_positive, gamma_negative: at least 0.
+    clip: a "no" that is surer than this, in probability, costs nothing; None shifts nothing.
+    threshold, sum_classes: as of `bce`; the paper sums over classes.
+
+    Source: Ridnik et al. 2020, arXiv:2009.14119.
+    """
+
+    name: Literal["asymmetric"] = "asymmetric"
+    gamma_negative: NonNegative
+    gamma_positive: NonNegative
+    clip: InnerShare | None = None
+    example: ClassVar[dict[str, Any]] = {"gamma_negative": 4.0, "gamma_positive": 1.0, "clip": 0.05}
+
+    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_yes, log_no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
+        yes = targets * (self.gamma_positive * log_no).exp() * log_yes
+        weight, log_rest = (self.gamma_negative * log_yes).exp(), log_no
+        if self.clip is not None:
+            # A power of exactly 0 would have no gradient where it is cut off.
+            shifted = (log_yes.exp() - self.clip).clamp(min=torch.finfo(logits.dtype).tiny)
+            weight, log_rest = shifted**self.gamma_negative, torch.log1p(-shifted)
+        return -(yes + (1 - targets) * weight * log_rest).mean()
 
 
 class CrossEntropy(Ingredient):
@@ -50,10 +135,46 @@ class CrossEntropy(Ingredient):
     """
 
     name: Literal["ce"] = "ce"
+    example: ClassVar[dict[str, Any]] = {}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
         return functional.cross_entropy(logits.to(targets.dtype), targets)
 
 
-Loss = Annotated[BinaryCrossEntropy | CrossEntropy, Field(discriminator="name")]
+class JensenShannon(Ingredient):
+    """A loss of the plain images, and how much the answers differ between splits that are augmented differently.
+
+    Called with the logits of all splits, the plain one first, and the soft targets of the images:
+        logits   [S * B, K] float: image b of split s stands at s * B + b
+        targets  [B, K] float in [0, 1], after smoothing
+    gives a scalar in the targets' dtype: `loss` of the first split, plus `weight` times the Jensen-Shannon divergence
+    between the S softmax distributions of an image, mean over images, in nats. Softmax it is whatever `loss` is. For
+    one split, as in an evaluation, the divergence is 0.
+
+    Source: Hendrycks et al. 2019, arXiv:1912.02781; the mixture is kept from 0 at 1e-7, as in its code and timm's.
+    """
+
+    name: Literal["jensen_shannon"] = "jensen_shannon"
+    weight: Positive
+    loss: Annotated[BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy, Field(discriminator="name")]
+    example: ClassVar[dict[str, Any]] = {"weight": 12.0, "loss": {"name": "ce"}}
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits [S * B, K] and targets [B, K] to a scalar, in nats."""
+        splits = logits.to(targets.dtype).unflatten(0, (-1, len(targets)))
+        loss = self.loss(splits[0], targets)
+        return loss if len(splits) == 1 else loss + self.weight * self._divergence(splits)
+
+    @staticmethod
+    def _divergence(splits: Tensor) -> Tensor:
+        """[S, B, K] logits to a scalar: the mean over images of the mean over splits of KL(split | mixture)."""
+        log_shares = splits.log_softmax(dim=2)
+        shares = log_shares.exp()
+        log_mixture = shares.mean(dim=0).clamp(1e-7, 1).log()
+        return (shares * (log_shares - log_mixture)).sum(dim=2).mean()
+
+
+Loss = Annotated[
+    BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy | JensenShannon, Field(discriminator="name")
+]

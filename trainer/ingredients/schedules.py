@@ -1,0 +1,179 @@
+"""What the learning rate does after its warm-up, as a function of the update."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from trainer.ingredients.base import Ingredient, NonNegative, Positive, Share
+
+NumEpochs = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(gt=0, lt=1)]
+Period = Literal["run", "after_warmup"]
+
+
+def _share_done(period: Period, update: int, num_warmup: int, num_updates: int) -> float:
+    """How much of the period is over, in [0, 1)."""
+    skipped = 0 if period == "run" else num_warmup
+    return (update - skipped) / (num_updates - skipped)
+
+
+class Cosine(Ingredient):
+    """Half a cosine from the peak down to `end`.
+
+    period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its beginning and the rate
+    after it starts a little under the peak (timm without prefix); "after_warmup" spans the epochs that are left
+    (torchvision, ConvNeXt).
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
+    """
+
+    name: Literal["cosine"] = "cosine"
+    end: NonNegative
+    period: Period
+    example: ClassVar[dict[str, Any]] = {"end": 0.0, "period": "run"}
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        skipped = 0 if self.period == "run" else num_warmup
+        angle = math.pi * (update - skipped) / (num_updates - skipped)
+        return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
+
+
+class Polynomial(Ingredient):
+    """From the peak down to `end` with the share of the period that is left, raised to `power`; 1 is a straight line.
+
+    period: what the fall spans, as of a cosine: "run" or "after_warmup".
+
+    Source: Liu et al. 2015, arXiv:1506.04579 ("poly"); the form is that of timm's PolyLRScheduler.
+    """
+
+    name: Literal["polynomial"] = "polynomial"
+    power: Positive
+    end: NonNegative
+    period: Period
+    example: ClassVar[dict[str, Any]] = {"power": 0.9, "end": 0.0, "period": "run"}
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        left_share = 1 - _share_done(self.period, update, num_warmup, num_updates)
+        return self.end + (peak - self.end) * left_share**self.power
+
+
+class Constant(Ingredient):
+    """The peak, to the end of the run."""
+
+    name: Literal["constant"] = "constant"
+    example: ClassVar[dict[str, Any]] = {}
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        return peak
+
+
+class StepDecay(Ingredient):
+    """The peak, multiplied by `factor` after every `every_epochs` epochs, counted from the start of the run."""
+
+    name: Literal["step"] = "step"
+    every_epochs: NumEpochs
+    factor: Factor
+    example: ClassVar[dict[str, Any]] = {"every_epochs": 30, "factor": 0.1}
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        return peak * self.factor ** (update // updates_per_epoch // self.every_epochs)
+
+
+class MultiStep(Ingredient):
+    """The peak, multiplied by `factor` at the start of each epoch in `at_epochs`, counted from the start of the run.
+
+    Raises ValueError for epochs that do not rise.
+    Source: He et al. 2015, arXiv:1512.03385.
+    """
+
+    name: Literal["multi_step"] = "multi_step"
+    at_epochs: Annotated[tuple[NumEpochs, ...], Field(min_length=1)]
+    factor: Factor
+    example: ClassVar[dict[str, Any]] = {"at_epochs": (30, 60, 90), "factor": 0.1}
+
+    @field_validator("at_epochs")
+    @classmethod
+    def _rising(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after <= before for before, after in pairwise(epochs)):
+            raise ValueError(f"{list(epochs)} does not rise; write each epoch once, the earlier first")
+        return epochs
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        return peak * self.factor ** bisect_right(self.at_epochs, update // updates_per_epoch)
+
+
+class PiecewiseLinear(Ingredient):
+    """Straight lines between points, each (epoch, share of the peak); the last share holds to the end of the run.
+
+    Its rise is its warm-up: a page gives it no other.
+
+    Raises ValueError for points that do not start at epoch 0 and rise, or of which none is the peak.
+    Source: ffcv's ImageNet training script, which interpolates the same lines.
+    """
+
+    name: Literal["piecewise_linear"] = "piecewise_linear"
+    points: Annotated[tuple[tuple[NonNegative, Share], ...], Field(min_length=2)]
+    example: ClassVar[dict[str, Any]] = {"points": ((0.0, 1e-4), (2.0, 1.0), (16.0, 0.0))}
+
+    @field_validator("points")
+    @classmethod
+    def _rising(cls, points: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        epochs = [epoch for epoch, _ in points]
+        if epochs[0] != 0 or any(after <= before for before, after in pairwise(epochs)):
+            shown = ", ".join(f"{epoch:g}" for epoch in epochs)
+            raise ValueError(f"the points' epochs {shown} do not rise from 0; start at 0, the earlier first")
+        highest = max(share for _, share in points)
+        if highest != 1:
+            raise ValueError(f"the highest share is {highest:g}; one point must be at the peak, share 1.0")
+        return points
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update, from the first on; all counts in updates."""
+        epoch = update / updates_per_epoch
+        for (start, share_before), (end, share_after) in pairwise(self.points):
+            if epoch < end:
+                return peak * (share_before + (share_after - share_before) * (epoch - start) / (end - start))
+        return peak * self.points[-1][1]
+
+
+class WarmupStableDecay(Ingredient):
+    """The peak until the run's last `decay_epochs`, then down to `end`.
+
+    shape: with t the share of the decay that is over, the excess over `end` is multiplied by 1 - t ("linear"),
+    (1 + cos(pi t)) / 2 ("cosine") or 1 - sqrt(t) ("one_minus_sqrt").
+
+    Sources: Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392 (shapes).
+    """
+
+    name: Literal["warmup_stable_decay"] = "warmup_stable_decay"
+    decay_epochs: NumEpochs
+    end: NonNegative
+    shape: Literal["linear", "cosine", "one_minus_sqrt"]
+    example: ClassVar[dict[str, Any]] = {"decay_epochs": 2, "end": 0.0, "shape": "one_minus_sqrt"}
+
+    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+        num_decay = self.decay_epochs * updates_per_epoch
+        done_share = max(0.0, (update - (num_updates - num_decay)) / num_decay)
+        left = {
+            "linear": 1 - done_share,
+            "cosine": 0.5 * (1 + math.cos(math.pi * done_share)),
+            "one_minus_sqrt": 1 - math.sqrt(done_share),
+        }[self.shape]
+        return self.end + (peak - self.end) * left
+
+
+Schedule = Annotated[
+    Cosine | Polynomial | Constant | StepDecay | MultiStep | PiecewiseLinear | WarmupStableDecay,
+    Field(discriminator="name"),
+]

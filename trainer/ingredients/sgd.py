@@ -1,0 +1,35 @@
+"""Gradient descent whose decay does not pass through the momentum."""
+
+from __future__ import annotations
+
+import torch
+
+
+class DecoupledSgd(torch.optim.SGD):
+    """torch's SGD on weights that first shrink by weight_decay * lr / initial_lr.
+
+    The decay follows the shape of the schedule but not its height: at the first rate, initial_lr, a weight loses
+    weight_decay of itself in a step, whatever that rate is.
+
+    groups: dictionaries of "params" and "weight_decay". lr: the rate that the decay counts as whole, the peak.
+
+    Sources: Loshchilov and Hutter 2017, arXiv:1711.05101; the form is that of MosaicML's composer 0.7.1, DecoupledSGDW.
+    """
+
+    def __init__(self, groups, lr: float, momentum: float, nesterov: bool):
+        groups = [{**group, "weight_decay": 0.0, "decoupled_decay": group["weight_decay"]} for group in groups]
+        groups = [{**group, "initial_lr": lr} for group in groups]
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+        # A step that the scaler finds infinite must leave out the decay too: the scaler decides, not the fused kernel.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One optimizer step from the gradients; weights without one are left as they are."""
+        assert closure is None, "DecoupledSgd evaluates no loss"
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            lost_share = group["decoupled_decay"] * group["lr"] / group["initial_lr"]
+            if weights and lost_share:
+                torch._foreach_mul_(weights, 1 - lost_share)
+        super().step()

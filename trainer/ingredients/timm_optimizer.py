@@ -1,0 +1,83 @@
+"""Any optimizer of timm by its name, its fields checked against its own signature."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from timm.optim import get_optimizer_info, list_optimizers
+
+from trainer.errors import did_you_mean
+
+# Which the page gives elsewhere, or the machine decides.
+_NOT_FIELDS = {"self", "params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
+
+
+def class_of(name: str) -> type[torch.optim.Optimizer]:
+    """The class that timm builds for a name.
+
+    Raises ValueError for a name that timm does not have, or one that cannot be built here.
+    """
+    if name not in list_optimizers():
+        near = did_you_mean(name, list_optimizers()) or f"; known: {', '.join(list_optimizers())}"
+        raise ValueError(f"timm has no optimizer {name!r}{near}")
+    info = get_optimizer_info(name)
+    if isinstance(info.opt_class, str):
+        raise ValueError(f"{name} is of the package {info.opt_class.partition('.')[0]}: take one of timm's own")
+    if info.second_order:
+        raise ValueError(f"{name} needs second derivatives, which no step here has: take another optimizer")
+    return info.opt_class
+
+
+def fixed_by_name(name: str) -> dict[str, Any]:
+    """The fields that make the class what the name says, such as Nesterov's momentum of `sgd`; numbers are not."""
+    defaults = get_optimizer_info(name).defaults or {}
+    return {key: value for key, value in defaults.items() if not _is_number(value) and key not in _NOT_FIELDS}
+
+
+def check_fields(name: str, fields: Mapping[str, Any]) -> None:
+    """Refuse fields that the optimizer does not have, that are of another type, or whose number nobody wrote.
+
+    Raises ValueError in one line with what there is.
+    """
+    cls = class_of(name)
+    known = _parameters(cls)
+    for key, value in fields.items():
+        if key not in known:
+            near = did_you_mean(key, known) or f"; there are {', '.join(known)}"
+            raise ValueError(f"timm's {name} has no field {key!r}{near}")
+        _check_type(name, cls, known[key], value)
+    missing = [key for key, one in known.items() if key not in fields and _is_number(one.default)]
+    if missing:
+        its_own = ", ".join(f"{key} (timm: {_shown(known[key].default)})" for key in missing)
+        raise ValueError(f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied")
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(cls.__init__).parameters
+    return {key: one for key, one in parameters.items() if key not in _NOT_FIELDS}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(_is_number(one) for one in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_type(name: str, cls: type, parameter: inspect.Parameter, value: Any) -> None:
+    annotation = typing.get_type_hints(cls.__init__).get(parameter.name, type(parameter.default))
+    try:
+        TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].lower()
+        default = _shown(parameter.default)
+        sentence = f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is {default}"
+        raise ValueError(sentence) from None
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
