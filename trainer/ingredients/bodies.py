@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import nn
 
@@ -24,8 +25,8 @@ class StagedBody(Part):
     in the middle; "inverted_moved_up" has the k x k first, on the channels that come in.
     kernel_px: k. activations: "all" is one behind the first two norms and one behind the sum; "one" is that before the
     block's last convolution alone, and none behind the stem.
-    norms: "all" is one behind each convolution; "one" is that behind the k x k alone, with a bias in each convolution;
-    a shortcut's convolution keeps its norm.
+    norms: "all" is one behind each convolution; "one" is that behind the k x k alone, with a bias in each convolution
+    of block and stem; a shortcut's convolution keeps its norm.
     downsampling: "in_block" is a stride in the first block of a stage; "separate" is a norm and a 2x2 convolution of
     stride 2 before its blocks, and a layer norm behind the pooling.
 
@@ -76,19 +77,23 @@ class StagedBody(Part):
         return Swap("body", counted(old), f"{len(new)} {self.block}", tuple(new), ", ".join(notes))
 
     def _fit_stem(self, model: nn.Module) -> list[str]:
-        """Give the stem the first stage's width, and take its last activation where blocks keep one; say so."""
+        """Give the stem the first stage's width, and what "one" takes from it or adds to it; say so."""
         from trainer.ingredients.body_layers import with_channels
 
-        width, before = self.widths[0], model.bn1.num_features
+        notes, width, before = [], self.widths[0], model.bn1.num_features
+        last = [name for name, module in model.conv1.named_modules(prefix="conv1") if isinstance(module, nn.Conv2d)][-1]
+        if before != width:
+            put(model, last, with_channels(model.get_submodule(last), width))
+            model.bn1 = type(model.bn1)(width)
+            model.feature_info[0]["num_chs"] = width
+            notes.append(f"stem {before} -> {width} channels")
         if self.activations == "one":
             model.act1 = nn.Identity()
-        if before == width:
-            return []
-        last = [name for name, module in model.conv1.named_modules(prefix="conv1") if isinstance(module, nn.Conv2d)][-1]
-        put(model, last, with_channels(model.get_submodule(last), width))
-        model.bn1 = type(model.bn1)(width)
-        model.feature_info[0]["num_chs"] = width
-        return [f"stem {before} -> {width} channels"]
+            notes.append("stem without activation")
+        if self.norms == "one":
+            model.get_submodule(last).bias = nn.Parameter(torch.zeros(width))
+            notes.append("stem with bias")
+        return notes
 
 
 def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
