@@ -39,7 +39,8 @@ def _series(model: nn.Module) -> list[str]:
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    weighted = [inner for inner in module.children() if any(True for _ in inner.parameters()) and not is_attention(inner)]
+    weighted = [inner for inner in module.children() if next(inner.parameters(), None) is not None]
+    weighted = [inner for inner in weighted if not is_attention(inner)]
     return bool(weighted) and not is_attention(module) and all(_is_block(inner) for inner in weighted)
 
 
