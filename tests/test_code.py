@@ -17,7 +17,7 @@ LAYERS = [
     {"check", "tree", "load", "settings", "data.index"},
     {"overrides", "profiles", "sections"},
     {"recipe"},
-    {"explain", "adapt", "plan"},
+    {"explain", "adapt", "plan", "start"},
     {"data", "models", "checkpoint", "pictures"},
     {"results", "evaluate", "log"},
     {"state"},

@@ -25,7 +25,17 @@ def folder(tmp_path, monkeypatch):
 
 def test_known_sets_are_found_by_name():
     assert [find_profile(name).name for name in PROFILES] == list(PROFILES)
-    assert set(PROFILES) == {"digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagenet-1k"}
+    in_three = {"digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagenet-1k"}
+    assert set(PROFILES) == in_three | {"digits-grey", "fashion-mnist-grey", "mnist-grey"}
+    assert {name for name, profile in PROFILES.items() if profile.channels == 3} == in_three
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "mnist"])
+def test_a_grey_set_differs_from_its_namesake_in_channels_alone(name):
+    colour, grey = PROFILES[name], PROFILES[f"{name}-grey"]
+    assert (grey.channels, grey.mean * 3, grey.std * 3) == (1, colour.mean, colour.std)
+    same = {"num_classes", "num_train", "num_val", "native_px", "adapt"}
+    assert grey.model_dump(include=same) == colour.model_dump(include=same)
 
 
 def test_the_digits_mean_and_deviation_are_those_of_the_training_images():
@@ -89,6 +99,33 @@ def test_absurd_facts_are_refused(tmp_path, wrong):
     page.write_text(OWN.replace(*wrong))
     with pytest.raises(UserError, match=r"birds.yaml:\d: "):
         find_profile(str(page))
+
+
+@pytest.mark.parametrize("channels", [1, 4, 64])
+def test_a_users_page_may_have_other_channels(tmp_path, channels):
+    page = tmp_path / "bands.yaml"
+    values = f"channels: {channels}\nmean: {[0.5] * channels}\nstd: {[0.25] * channels}"
+    page.write_text(OWN.replace("mean: [0.5, 0.5, 0.5]\nstd: [0.25, 0.25, 0.25]", values))
+    found = find_profile(str(page))
+    assert found.channels == channels and found.mean == (0.5,) * channels and found.std == (0.25,) * channels
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("num_classes: 2", "num_classes: 2\nchannels: 4"), "birds.yaml:6: .*3 numbers where channels is 4; one per channel"),
+        (("std: [0.25, 0.25, 0.25]", "std: [0.25]"), "birds.yaml:6: .*1 number where channels is 3 where it is not written"),
+        (("num_classes: 2", "num_classes: 2\nchannels: 65"), "birds.yaml:3: .*channels"),
+        (("num_classes: 2", "num_classes: 2\nchannels: 0"), "birds.yaml:3: .*channels"),
+        (("num_classes: 2", "num_classes: 2\nimages_of: birds"), "birds.yaml:3: .*images_of"),
+    ],
+)
+def test_channels_that_do_not_fit_are_refused_with_their_line(tmp_path, wrong, message):
+    page = tmp_path / "birds.yaml"
+    page.write_text(OWN.replace(*wrong))
+    with pytest.raises(UserError, match=message) as refused:
+        find_profile(str(page))
+    assert "\n" not in str(refused.value)
 
 
 def test_data_folder_is_what_the_user_said(folder):

@@ -11,6 +11,7 @@ from trainer.errors import did_you_mean
 from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.surgery import Swap
 from trainer.plan import Plan, PlanError
+from trainer.start import first_weights
 
 # The page's word for an option -> timm's.
 _OPTIONS = {
@@ -51,6 +52,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, swaps = assembled(plan)
+        swaps += first_weights(model, plan.recipe.model, plan.profile.num_classes)
         _check_sizes(plan, model)
     return model, swaps
 

@@ -12,13 +12,14 @@ NUM_SHOWN = 16
 def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, profile, classes: list[str]) -> None:
     """Draw the first augmented micro-batch as the model sees it, each image under its mixed targets.
 
-    images: [B, C, H, W] float, normalized. targets: [B, K] float in [0, 1].
+    images: [B, C, H, W] float, normalized; of more than three channels the first three are shown as red, green and
+    blue, of two the first in grey. targets: [B, K] float in [0, 1].
     """
     from matplotlib.figure import Figure
 
     shown = images[:NUM_SHOWN].detach().float().cpu()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (profile.mean, profile.std))
-    pictures = (shown * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    pictures = _as_rgb((shown * std + mean).clamp(0, 1)).permute(0, 2, 3, 1).numpy()
     columns = 8
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.85 * rows), dpi=110, layout="constrained")
@@ -28,6 +29,10 @@ def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, pr
         axes.set_title(_target_text(target, classes), fontsize=8)
         axes.axis("off")
     figure.savefig(path)
+
+
+def _as_rgb(images: torch.Tensor) -> torch.Tensor:
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
 
 
 def _target_text(target: torch.Tensor, classes: list[str]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from trainer.check import refuse
 from trainer.data.index import open_index
 from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.base import Page, Positive
@@ -16,9 +17,12 @@ from trainer.load import load_page
 Count = Annotated[int, Field(gt=0)]
 CropShare = Annotated[float, Field(gt=0, le=1)]
 ChannelMean = Annotated[float, Field(ge=0, le=1)]
+Channels = Annotated[int, Field(ge=1, le=64)]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+KnownSet = Literal["digits", "fashion-mnist", "mnist", "cifar10", "cifar100"]
 
 
 class Adapt(Page):
@@ -44,22 +48,38 @@ class Profile(Page):
 
     name: letters, digits and . + - _ only, since it becomes part of file names.
     mean, std: per channel of the training images, in units where black is 0 and white is 1.
+    channels: of the images as the model takes them. For 1, a colour image becomes its luma; for 3, a grey one stands
+        three times; for any other number the files themselves hold as many (.npy of [H, W, C] uint8, or what PIL opens).
     native_px: side of its images where all have the same.
+    images_of: the known set whose images these are, where `name` is another.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     num_classes: Annotated[int, Field(ge=2)]
     num_train: Count
     num_val: Count
-    mean: tuple[ChannelMean, ChannelMean, ChannelMean]
-    std: tuple[Positive, Positive, Positive]
-    channels: Literal[3] = 3
+    mean: tuple[ChannelMean, ...]
+    std: tuple[Positive, ...]
+    channels: Channels = 3
     native_px: Count | None = None
+    images_of: KnownSet | None = None
     adapt: Adapt | None = None
 
+    @model_validator(mode="after")
+    def _a_mean_and_a_deviation_per_channel(self) -> Self:
+        for key in ("mean", "std"):
+            found = len(getattr(self, key))
+            if found != self.channels:
+                known = f"channels is {self.channels}" + (" where it is not written" if self.channels == 3 else "")
+                raise refuse((key,), f"{found} number{'s' * (found != 1)} where {known}; one per channel would do")
+        return self
 
-def _grey(name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt) -> Profile:
-    return Profile(
+
+def _grey(
+    name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt
+) -> tuple[Profile, Profile]:
+    """A grey set as the models of colour images take it, and as it is: `<name>-grey`, in one channel."""
+    in_three = Profile(
         name=name,
         num_classes=10,
         num_train=num_train,
@@ -69,6 +89,8 @@ def _grey(name: str, num_train: int, num_val: int, mean: float, std: float, nati
         native_px=native_px,
         adapt=adapt,
     )
+    in_one = {"name": f"{name}-grey", "mean": (mean,), "std": (std,), "channels": 1, "images_of": name}
+    return in_three, Profile(**(dict(in_three) | in_one))
 
 
 _MNIST_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=6, warmup_epochs=1, batch_images=128)
@@ -79,14 +101,14 @@ _CIFAR_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=30, war
 PROFILES = {
     profile.name: profile
     for profile in (
-        _grey(
+        *_grey(
             "digits", 1437, 360, 0.3047, 0.3756, 8,
             Adapt(
                 train_px=32, test_px=32, test_crop_share=1.0, epochs=9, warmup_epochs=1, batch_images=32, crop_area=0.95
             ),
         ),
-        _grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),
-        _grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE),
+        *_grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),
+        *_grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE),
         Profile(
             name="cifar10", num_classes=10, num_train=50_000, num_val=10_000,
             mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), native_px=32, adapt=_CIFAR_LIKE,
@@ -113,7 +135,8 @@ def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     """The profile of what a user called `data`: a known name, a page of the user's own, or an image folder.
 
-    A folder's counts come from its index, mean and deviation are ImageNet's, and it adapts nothing.
+    A folder's counts come from its index, it is seen in three channels, mean and deviation are ImageNet's, and it
+    adapts nothing.
 
     Raises UserError if `data` is none of these, PageError for a mistake in a user's page.
     """

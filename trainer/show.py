@@ -12,6 +12,7 @@ from rich.table import Table
 
 from trainer.explain import Row as Explained
 from trainer.explain import shown
+from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.surgery import Swap
 from trainer.plan import Plan
 from trainer.recipe import Recipe
@@ -34,6 +35,7 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[
     deviations(out, plan)
     replaced(out, recipe, swaps)
     warmup_note(out, plan)
+    channel_note(out, plan)
     out.print(batch_line(plan))
     out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
     workers = f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
@@ -56,6 +58,12 @@ def warmup_note(out: Console, plan: Plan) -> None:
         out.print(line, style="yellow", markup=False)
 
 
+def channel_note(out: Console, plan: Plan) -> None:
+    """Which operations of the page make no sense for the data's channels, and are not drawn."""
+    for line in channel_notes(plan.recipe.augment, plan.profile.channels):
+        out.print(line, style="yellow", markup=False)
+
+
 def batch_line(plan: Plan) -> str:
     batch, world = plan.recipe.batch, plan.world_size
     accumulation = plan.num_micro_batches // world
@@ -66,14 +74,15 @@ def batch_line(plan: Plan) -> str:
 
 
 def surgery(plan: Plan) -> tuple[Swap, ...]:
-    """What the page changes in timm's model, tried out; nothing is built where timm alone does it.
+    """What the page changes in timm's model, tried out; nothing is built where timm alone does it, weights and all.
 
     Raises UserError where the page and the model do not fit.
     """
     from trainer.export import is_timms
     from trainer.models import assemble, check_model_name
 
-    if plan.recipe.model is None or is_timms(plan):
+    section = plan.recipe.model
+    if section is None or (is_timms(plan) and section.start is None and section.pretrained is None):
         return ()
     check_model_name(plan.model)
     return assemble(plan)[1]
@@ -118,6 +127,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
     scaling_note(out, plan)
     warmup_note(out, plan)
+    channel_note(out, plan)
 
 
 def model_facts(plan: Plan, model) -> str:

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 
@@ -54,3 +55,14 @@ def test_many_bad_files_are_named_in_part(make_folder):
         path.write_bytes(b"")
     text = rendered(check_data(FolderSet(open_index(root, "train"))))
     assert text.count("cannot be decoded") == 20 and "… and 5 more" in text
+
+
+def test_files_of_other_channels_are_bad_and_alpha_is_a_channel_among_four(make_folder):
+    root = make_folder(train={"cat": 2, "dog": 1}, val={"cat": 1, "dog": 1})
+    Image.new("RGBA", (9, 9)).save(root / "train/cat/a.png")
+    np.save(root / "train/dog/b.npy", np.zeros((9, 9, 4), np.uint8))
+    report = check_data(FolderSet(open_index(root, "train"), num_channels=4))
+    assert [line.split(": ")[0] for line in report.bad] == [
+        str(root / "train" / name) for name in ("cat/0.jpg", "cat/1.jpg", "dog/0.jpg")
+    ]
+    assert not report.odd

@@ -13,6 +13,7 @@ from torchvision.transforms import functional
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,
+    Planes,
     evaluation_square,
     oddities,
     read_image,
@@ -152,3 +153,119 @@ def test_grey_squares_keep_one_channel():
     assert pixels.shape == (2, 32, 32, 1) and pixels.flags.writeable
     colour = stack_squares([evaluation_square(grey.convert("RGB"), 32, 1.0, "bilinear")], 32)
     assert torch.equal(torch.from_numpy(pixels[0]).expand(-1, -1, 3), torch.from_numpy(colour[0]))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images")
+@pytest.mark.parametrize("kind", [*ODD_FILES, "plain"])
+def test_one_channel_is_the_luma_of_what_three_would_be(tmp_path, kind):
+    path = tmp_path / "odd"
+    path.write_bytes(ODD_FILES.get(kind) or encoded(SMALL, "JPEG"))
+    red, green, blue = np.asarray(Image.open(path).convert("RGB")).astype(float).transpose(2, 0, 1)
+    found = read_image(path, 1)
+    # ITU-R BT.601, which PIL rounds in 16-bit fixed point
+    assert found.mode == "L" and np.abs(np.asarray(found) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.51
+    assert oddities(path, 1) == (() if kind == "plain" else (kind,))
+
+
+def test_grey_files_are_seen_as_they_are_in_one_channel(tmp_path):
+    grey = np.asarray(SMALL.convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    np.save(tmp_path / "flat.npy", grey)
+    np.save(tmp_path / "one.npy", grey[:, :, None])
+    for name in ("8.png", "16.png", "flat.npy", "one.npy"):
+        assert np.array_equal(np.asarray(read_image(tmp_path / name, 1)), grey)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_of_three_channels_is_the_png_of_its_pixels(tmp_path, order):
+    SMALL.save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", np.asarray(SMALL, order=order))
+    array, png = (read_image(tmp_path / name) for name in ("a.npy", "a.png"))
+    assert (array.mode, array.size, array.tobytes()) == (png.mode, png.size, png.tobytes())
+    assert oddities(tmp_path / "a.npy") == ()
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+def test_planes_become_the_same_squares_as_an_rgb_image(interpolation):
+    rng = np.random.default_rng(2)
+    for photo in photo_crops(10):
+        planes = Planes(photo.split())
+        height, width = rng.integers(1, photo.height + 1), rng.integers(1, photo.width + 1)
+        box = rng.integers(0, photo.height - height + 1), rng.integers(0, photo.width - width + 1), height, width
+        assert planes.size == photo.size and planes.tobytes() == photo.tobytes()
+        squares = [train_square(image, box, RESAMPLING[interpolation], 48) for image in (planes, photo)]
+        assert squares[0] == squares[1]
+        squares = [evaluation_square(image, 48, 0.9, interpolation) for image in (planes, photo)]
+        assert squares[0] == squares[1]
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5, 64])
+def test_any_number_of_channels_is_cropped_and_resized_channel_by_channel(tmp_path, channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    square = train_square(read_image(tmp_path / "a.npy", channels), (3, 5, 20, 25), RESAMPLING["bicubic"], 16)
+    found = stack_squares([square], 16)[0]
+    assert found.shape == (16, 16, channels)
+    for channel in range(channels):
+        part = Image.fromarray(pixels[3:23, 5:30, channel]).resize((16, 16), Image.Resampling.BICUBIC)
+        assert np.array_equal(found[:, :, channel], np.asarray(part))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("RGBA", "a.png"), ("RGBA", "a.tif"), ("CMYK", "a.tif"), ("LA", "a.png")])
+def test_images_with_as_many_bands_are_taken_as_they_lie(tmp_path, mode, name):
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, bands), dtype=np.uint8)
+    Image.fromarray(pixels, mode).save(tmp_path / name)
+    found = read_image(tmp_path / name, bands)
+    assert np.array_equal(np.frombuffer(found.tobytes(), np.uint8).reshape(9, 7, bands), pixels)
+    assert oddities(tmp_path / name, bands) == ()  # alpha is no oddity where it is a channel
+
+
+class Explosive:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def npy(array, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(np.zeros((4, 5, 3), np.uint8)), "channels: 3, where the profile has 4; a profile of its own"),
+        (npy(np.zeros((4, 5), np.uint8)), "channels: 1, where the profile has 4; "),
+        (encoded(SMALL, "JPEG"), r"channels: 3 \(mode RGB\), where the profile has 4; "),
+        (palette_with_transparency(), r"channels: 1 \(mode P\), where the profile has 4; "),
+        (npy(np.zeros((4, 5, 4), np.float32)), r"an array \[4, 5, 4\] of float32; .* of uint8 would do"),
+        (npy(np.zeros((4, 4), np.int16)), "an array .* of int16"),
+        (npy(np.zeros((4, 5, 4, 4), np.uint8)), "an array "),
+        (npy(np.zeros((0, 5, 4), np.uint8)), "an array "),
+        (npy(np.zeros((4, 5, 4), np.uint8))[:-9], "cannot be decoded"),
+        (npy(np.zeros((4, 5, 4), np.uint8))[:30], "cannot be decoded"),
+    ],
+)
+@pytest.mark.parametrize("look", [read_image, oddities])
+def test_what_is_no_image_of_the_profiles_channels_is_named_in_one_line(tmp_path, look, content, message):
+    path = tmp_path / "a.npy"
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=message) as refused:
+        look(path, 4)
+    text = str(refused.value)
+    assert text.startswith(f"{path}: ") and "\n" not in text and text.endswith((" would do", "in training"))
+
+
+def test_a_pickle_in_an_array_file_is_not_opened(tmp_path):
+    path, made = tmp_path / "a.npy", tmp_path / "made"
+    path.write_bytes(npy(np.array([Explosive(made)], dtype=object), allow_pickle=True))
+    with pytest.raises(BadImage, match="allow_pickle"):
+        read_image(path, 4)
+    assert not made.exists()

@@ -193,3 +193,23 @@ def _resident_mib() -> float:
     if not statm.exists():
         pytest.skip("no /proc here")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_arrays_are_images_whose_names_labels_and_sizes_count(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    before = open_index(root, "train").fingerprint
+    np.save(root / "train/dog/9.npy", np.zeros((4, 5, 6), np.uint8))
+    found = open_index(root, "train")
+    assert found.path(5) == root / "train/dog/9.npy" and found.fingerprint != before
+    assert found.sizes[5] == (root / "train/dog/9.npy").stat().st_size
+
+
+def test_a_cache_from_before_arrays_were_listed_is_not_believed(make_folder, settle, monkeypatch):
+    root = make_folder(**TWO_CLASSES)
+    np.save(root / "train/dog/9.npy", np.zeros((4, 5, 6), np.uint8))
+    settle(root)
+    with monkeypatch.context() as before:
+        before.setattr(index, "EXTENSIONS", (".jpg",))
+        before.setattr(index, "_LAYOUT", 1)
+        assert open_index(root, "train").num_images == 5
+    assert open_index(root, "train").num_images == 6

@@ -152,3 +152,36 @@ def test_a_folder_called_like_a_known_set_is_still_the_folder(make_folder):
     root = make_folder(name="digits", train={"a": 2, "b": 1}, val={"a": 1, "b": 1})
     found = open_set(find_profile(str(root)), root, "train")
     assert (found.num_images, found.classes) == (3, ("a", "b"))
+
+
+def test_a_grey_set_is_its_namesake_in_one_channel():
+    for split in ("train", "val"):
+        colour, grey = (open_set(PROFILES[name], None, split) for name in ("digits", "digits-grey"))
+        assert np.array_equal(colour.images, grey.images) and np.array_equal(colour.labels, grey.labels)
+        assert (colour.num_channels, grey.num_channels) == (3, 1) and grey.read(3).mode == "L"
+        assert colour.fingerprint != grey.fingerprint
+
+
+def test_the_grey_idx_sets_read_their_namesakes_files(tmp_path):
+    written = write_idx(tmp_path, 5, 5, is_compressed=True)
+    found = open_set(small("mnist-grey", 5, 5), tmp_path, "train")
+    assert np.array_equal(np.asarray(found.read(2)), written["train"][0][2])
+
+
+def test_a_colour_set_in_one_channel_is_its_luma():
+    pixels = RNG.integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
+    found = np.asarray(ArraySet(pixels, np.arange(3), ("a",), num_channels=1).read(2))
+    assert np.abs(found - pixels[2] @ [0.299, 0.587, 0.114]).max() <= 0.51
+
+
+def test_a_bundled_set_has_no_other_channels():
+    bands = PROFILES["digits"].model_copy(update={"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4})
+    with pytest.raises(DataError, match="digits: channels: 4, where digits can be seen in 1 or in 3"):
+        open_set(bands, None, "train")
+
+
+def test_a_folder_is_seen_in_the_profiles_channels(make_folder):
+    root = make_folder(train=dict.fromkeys("abcdefghij", 2), val=dict.fromkeys("abcdefghij", 1))
+    colour, grey = (open_set(small(name, 20, 10), root, "train") for name in ("mnist", "mnist-grey"))
+    assert (colour.read(3).mode, grey.read(3).mode) == ("RGB", "L")
+    assert colour.fingerprint == colour.index.fingerprint != grey.fingerprint

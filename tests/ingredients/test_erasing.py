@@ -74,10 +74,11 @@ def test_the_share_is_erased_and_the_rest_is_left_alone():
     assert not images.any()
 
 
-def test_noise_is_standard_normal_in_every_channel():
+@pytest.mark.parametrize("num_channels", [1, 3, 6])
+def test_noise_is_standard_normal_in_every_channel(num_channels):
     erase = make(share=1.0)
-    images = torch.full((50, 3, IMAGE_PX, IMAGE_PX), 100.0)
-    erased = erase.apply(images, tensors(erase.draw(0, make_ids(50), IMAGE_PX)), (0, 0, 0))
+    images = torch.full((50, num_channels, IMAGE_PX, IMAGE_PX), 100.0)
+    erased = erase.apply(images, tensors(erase.draw(0, make_ids(50), IMAGE_PX)), (0,) * num_channels)
     for channel in erased.unbind(1):
         values = channel[channel != 100.0].numpy()
         assert kstest(values, "norm").pvalue > 1e-3

@@ -12,9 +12,12 @@ from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
+from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.rand_augment import RandAugment
+from trainer.ingredients.trivial_augment import TrivialAugment
+from trainer.streams import uniforms
 
 torch.set_num_threads(1)
 
@@ -181,3 +184,88 @@ def test_pictures_equal_timms(changes):
 def test_absurd_pages_are_refused(wrong):
     with pytest.raises(ValidationError):
         make(**wrong)
+
+
+@pytest.mark.parametrize("increasing", [True, False])
+def test_three_channels_draw_what_they_always_drew(increasing):
+    """The stream behind stored rows: five uniform numbers an operation; which = floor(15 u) in timm's order."""
+    augment, ids = make(increasing=increasing, magnitude_std=None), make_ids(500)
+    drawn, draws = augment.draw(7, ids, IMAGE_PX), uniforms(7, "rand_augment", ids, 10)
+    for op in range(2):
+        which, whether, _, side, filtering = draws[:, 5 * op : 5 * op + 5].T
+        names = [list(NAMES)[place] if is_on else "identity" for place, is_on in zip((which * 15).astype(int), whether < 0.5)]
+        assert [OPERATIONS[place] for place in drawn["operation"][:, op]] == names
+        turned = np.array(names) == "rotate"
+        assert np.array_equal(drawn["argument"][turned, op], np.where(side < 0.5, 21.0, -21.0)[turned])
+        assert np.array_equal(drawn["interpolation"][:, op] == INTERPOLATIONS.index("bicubic"), filtering < 0.5)
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 4])
+def test_color_is_not_drawn_for_other_channels_and_the_rest_is_equally_frequent(num_channels):
+    augment = make(op_share=1.0)
+    drawn = augment.draw(5, make_ids(NUM_DRAWS), IMAGE_PX, num_channels)
+    names, counts = np.unique(np.array(OPERATIONS)[drawn["operation"]], return_counts=True)
+    assert set(names) == NAMES.keys() - {"color"} and chisquare(counts).pvalue > 1e-3
+    contrast = drawn["argument"][drawn["operation"] == OPERATIONS.index("contrast")]
+    in_three = augment.draw(5, make_ids(NUM_DRAWS), IMAGE_PX)
+    three = in_three["argument"][in_three["operation"] == OPERATIONS.index("contrast")]
+    assert ks_2samp(contrast, three).pvalue > 1e-3
+    assert augment.left_out(num_channels) == ("color",) and augment.left_out(3) == ()
+
+
+def test_a_run_says_what_it_leaves_out():
+    augment = (make(), TrivialAugment(num_bins=31, interpolation="nearest"))
+    assert channel_notes(augment, 3) == ()
+    assert channel_notes(augment, 1) == (
+        "note: rand_augment leaves out color for 1-channel images",
+        "note: trivial_augment leaves out color for 1-channel images",
+    )
+
+
+def grey_pictures(augment, pixels, drawn):
+    """What timm makes of the pieces in PIL's "L"."""
+    pictures = []
+    for piece, *choices in zip(pixels, *drawn.values(), strict=True):
+        image = Image.fromarray(piece)
+        for name, argument, resample in zip(*choices, strict=True):
+            name = OPERATIONS[name]
+            if name != "identity":
+                whole = name in ("posterize", "solarize", "solarize_add")
+                moved = argument / IMAGE_PX if name.startswith("translate") else argument
+                values = () if name in ("autocontrast", "equalize", "invert") else (int(argument) if whole else moved,)
+                kinds = {"fillcolor": (FILL[0],), "resample": Image.Resampling[INTERPOLATIONS[resample].upper()]}
+                image = NAME_TO_OP[NAMES[name]](image, *values, **kinds)
+        pictures.append(np.asarray(image))
+    return np.stack(pictures)
+
+
+@pytest.mark.parametrize("changes", [{"op_share": 1.0}, {"increasing": False, "op_share": 1.0}])
+def test_grey_pictures_equal_timms(changes):
+    pixels, augment = [np.asarray(Image.fromarray(piece).convert("L")) for piece in pieces(60)], make(**changes)
+    drawn = augment.draw(2, make_ids(60), IMAGE_PX, 1)
+    ours = augment.apply(torch.from_numpy(np.stack(pixels))[:, None], tensors(drawn), FILL[:1])
+    differences = np.abs(ours[:, 0].numpy().astype(int) - grey_pictures(augment, pixels, drawn)).mean((1, 2))
+    assert differences.max() < 1 and differences.mean() < 0.02
+
+
+def tensors(drawn):
+    return {key: torch.from_numpy(value) for key, value in drawn.items()}
+
+
+def test_other_channels_are_changed_each_for_itself_but_for_contrasts_mean():
+    generator, augment = torch.Generator().manual_seed(0), make(op_share=1.0)
+    images = torch.randint(0, 256, (200, 4, 20, 20), dtype=torch.uint8, generator=generator)
+    fill = (1, 60, 120, 200)
+    drawn = augment.draw(4, make_ids(200), 20, 4)
+    together = augment.apply(images, tensors(drawn), fill)
+    alone = [augment.apply(images[:, c : c + 1], tensors(drawn), fill[c : c + 1]) for c in range(4)]
+    is_contrast = (drawn["operation"] == OPERATIONS.index("contrast")).any(1)
+    assert 5 < is_contrast.sum() < 100 and torch.equal(together[~is_contrast], torch.cat(alone, 1)[~is_contrast])
+
+
+def test_contrast_of_other_channels_is_about_the_mean_of_all_values():
+    images = torch.tensor([10, 20, 30, 101], dtype=torch.uint8).view(1, 4, 1, 1).expand(1, 4, 3, 3)
+    drawn = {"operation": [[OPERATIONS.index("contrast")]], "argument": [[0.5]], "interpolation": [[1]]}
+    drawn = {key: torch.tensor(value, dtype=torch.float64 if key == "argument" else torch.int64) for key, value in drawn.items()}
+    # the mean of 10, 20, 30 and 101 is 40.25, rounded 40; half way to it, truncated
+    assert make().apply(images, drawn, (0, 0, 0, 0))[0, :, 0, 0].tolist() == [25, 30, 35, 70]

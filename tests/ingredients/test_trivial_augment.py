@@ -11,6 +11,7 @@ from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.trivial_augment import TrivialAugment
+from trainer.streams import uniforms
 
 torch.set_num_threads(1)
 
@@ -81,3 +82,30 @@ def test_a_draw_depends_on_its_own_address_alone():
     drawn, some = augment.draw(3, ids, IMAGE_PX), [9, 2, 31]
     again = augment.draw(3, ids[some], IMAGE_PX)
     assert all(np.array_equal(drawn[key][some], again[key]) for key in drawn)
+
+
+def test_three_channels_draw_what_they_always_drew():
+    """The stream behind stored rows: three uniform numbers an image; which = floor(14 u) in torchvision's order."""
+    ids = make_ids(500)
+    drawn = TrivialAugment(num_bins=31, interpolation="nearest").draw(7, ids, IMAGE_PX)
+    which, strength, side = uniforms(7, "trivial_augment", ids, 3).T
+    names = [NAMES[list(SPACE)[place]] for place in (which * 14).astype(int)]
+    assert [OPERATIONS[place] for place in drawn["operation"]] == names
+    turned = np.array(names) == "rotate"
+    degrees = np.linspace(0, 135, 31)[(strength * 31).astype(int)] * np.where(side < 0.5, -1, 1)
+    assert np.allclose(drawn["argument"][turned], degrees[turned], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_channels", [1, 4])
+def test_color_is_not_drawn_for_other_channels_and_the_rest_is_equally_frequent(num_channels):
+    augment = TrivialAugment(num_bins=31, interpolation="nearest")
+    drawn = augment.draw(0, make_ids(40_000), IMAGE_PX, num_channels)
+    names, counts = np.unique(np.array(OPERATIONS)[drawn["operation"]], return_counts=True)
+    assert set(names) == set(NAMES.values()) - {"color"} and chisquare(counts).pvalue > 1e-3
+    # a signed operation keeps its sign, an unsigned one gets none
+    for name, is_signed in (("rotate", True), ("sharpness", True), ("solarize", False), ("posterize", False)):
+        arguments = drawn["argument"][drawn["operation"] == OPERATIONS.index(name)] - (name == "sharpness")
+        assert (arguments < 0).any() == is_signed and (arguments > 0).any()
+    images = torch.full((40, num_channels, 20, 20), 100, dtype=torch.uint8)
+    drawn = {key: torch.from_numpy(values[:40]) for key, values in drawn.items()}
+    assert augment.apply(images, drawn, (0,) * num_channels).shape == images.shape

@@ -49,7 +49,8 @@ def _check_files(image_set: FolderSet, num_threads: int) -> tuple[tuple[str, ...
         for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
             places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
             paths = [image_set.index.path(i) for i in places]
-            for path, found in zip(paths, pool.map(_look, paths)):
+            channels = [image_set.num_channels] * len(paths)
+            for path, found in zip(paths, pool.map(_look, paths, channels)):
                 if isinstance(found, BadImage):
                     bad.append(str(found))
                     continue
@@ -58,9 +59,9 @@ def _check_files(image_set: FolderSet, num_threads: int) -> tuple[tuple[str, ...
     return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}
 
 
-def _look(path) -> tuple[str, ...] | BadImage:
+def _look(path, channels: int) -> tuple[str, ...] | BadImage:
     try:
-        return oddities(path)
+        return oddities(path, channels)
     except BadImage as error:
         return error
 

@@ -3,13 +3,16 @@
 What timm's `Image.open(...).convert("RGB")` decides is decided here too: alpha is dropped, not composited; CMYK goes by
 PIL's plain formula; EXIF orientation is not applied (check-data lists such files). One thing differs: 16-bit grey is
 scaled to 8 bits, where PIL may clip it to white.
+
+A profile of one channel sees the luma (PIL's "L") of what three channels would see. Any other number of channels must
+be in the files themselves: LA, RGBA, RGBX and CMYK as they lie, and .npy arrays [H, W, C] uint8 for every number.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,39 +26,73 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # advice about files (palett
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ODD_MODES = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "1": "1-bit", "LA": "alpha", "RGBA": "alpha"}
+_PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
+_NPY_MAGIC = b"\x93NUMPY"
 
 
 class BadImage(DataError):
     """A file that does not decode to an image: one line with its path and the reason."""
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode one file to RGB, 8 bits per channel.
+class _Unfit(ValueError):
+    """A whole image, but not one of the profile's: what was found, and what would do."""
+
+
+class Planes:
+    """An image of any number of channels, each a grey image of PIL's: so much of PIL's surface as squares need.
+
+    PIL resizes the channels of an RGB image one by one, so three planes give the same bytes as that image.
+    """
+
+    def __init__(self, planes: Sequence[Image.Image]):
+        self.planes = tuple(planes)
+        self.size = self.width, self.height = self.planes[0].size
+
+    def crop(self, box: tuple[int, int, int, int]) -> Planes:
+        """The part within (left, top, right, bottom)."""
+        return Planes([plane.crop(box) for plane in self.planes])
+
+    def resize(self, size: tuple[int, int], resampling: int) -> Planes:
+        """Every channel at another (width, height)."""
+        return Planes([plane.resize(size, resampling) for plane in self.planes])
+
+    def tobytes(self) -> bytes:
+        """The pixels, [height, width, C] uint8."""
+        return np.stack([np.asarray(plane) for plane in self.planes], axis=-1).tobytes()
+
+
+def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
+    """Decode one file, 8 bits per channel: to RGB, to its luma ("L") for one channel, else to as many planes.
 
     Raises BadImage with the path and the reason.
     """
     with _named(path):
-        return _to_rgb(_open(path))
+        return _in_channels(_open(path), channels)
 
 
-def oddities(path: Path) -> tuple[str, ...]:
+def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
     """What is unusual about a file that decodes: CMYK, palette, 1-bit, 16-bit grey, alpha, EXIF-rotated.
 
     Raises BadImage as read_image does.
     """
     with _named(path):
         image = _open(path)
-        odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES else []
-        if _is_16_bit(image):
-            odd.append("16-bit grey")
-        if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-            odd.append("EXIF-rotated")
-        _to_rgb(image)
+        odd = [] if isinstance(image, np.ndarray) else _oddities(image, is_as_it_lies=channels not in (1, 3))
+        _in_channels(image, channels)
         return tuple(odd)
 
 
-def train_square(image: Image.Image, box: tuple[int, int, int, int], resampling: int, train_px: int) -> bytes:
+def _oddities(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+    odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
+    if _is_16_bit(image):
+        odd.append("16-bit grey")
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        odd.append("EXIF-rotated")
+    return odd
+
+
+def train_square(image: Image.Image | Planes, box: tuple[int, int, int, int], resampling: int, train_px: int) -> bytes:
     """Crop, then resize: the pixels of a [train_px, train_px, C] square, C = 1 for a grey image.
 
     box: (top, left, height, width) in the image's own pixels. Cropping comes first, so that the filter never sees what
@@ -66,7 +103,9 @@ def train_square(image: Image.Image, box: tuple[int, int, int, int], resampling:
     return part.resize((train_px, train_px), resampling).tobytes()
 
 
-def evaluation_square(image: Image.Image, test_px: int, test_crop_share: float, interpolation: str) -> bytes:
+def evaluation_square(
+    image: Image.Image | Planes, test_px: int, test_crop_share: float, interpolation: str
+) -> bytes:
     """Resize by the shorter side, then keep the centre: the pixels of a [test_px, test_px, C] square, as timm's."""
     (height, width), (top, left, *_) = evaluation_geometry(image.height, image.width, test_px, test_crop_share)
     if image.size != (width, height):
@@ -84,6 +123,8 @@ def _named(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises over anybody's bytes into one line about the file."""
     try:
         yield
+    except _Unfit as error:
+        raise BadImage(f"{path}: {error}") from None
     except Exception as error:
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
         reason = reason or type(error).__name__
@@ -91,11 +132,44 @@ def _named(path: Path) -> Iterator[None]:
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path) -> Image.Image | np.ndarray:
     content = path.read_bytes()
     if not content:
         raise ValueError("0 bytes")
+    if content.startswith(_NPY_MAGIC):
+        return np.load(io.BytesIO(content), allow_pickle=False)
     return Image.open(io.BytesIO(content))
+
+
+def _in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
+    if isinstance(image, np.ndarray):
+        return _of_array(image, channels)
+    if channels == 3:
+        return _to_rgb(image)
+    if channels == 1:
+        return (image if image.mode == "L" else _to_rgb(image)).convert("L")
+    found = len(image.getbands()) if image.mode in _PLAIN_MODES else 1
+    if found != channels:
+        raise _other_channels(f"{found} (mode {image.mode})", channels)
+    return Planes(image.split())
+
+
+def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
+    """An array as it lies: [H, W, C] uint8, or [H, W] for one channel."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
+        raise _Unfit(f"an array {list(array.shape)} of {array.dtype}; [height, width, channels] of uint8 would do")
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.shape[2] != channels:
+        raise _other_channels(str(array.shape[2]), channels)
+    if channels == 3:
+        return Image.fromarray(np.ascontiguousarray(array))
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(array, 2, 0)]
+    return planes[0] if channels == 1 else Planes(planes)
+
+
+def _other_channels(found: str, channels: int) -> _Unfit:
+    remedy = "a profile of its own with channels, mean and std (data=<its .yaml>), or bad_images=skip in training,"
+    return _Unfit(f"channels: {found}, where the profile has {channels}; {remedy} would do")
 
 
 def _is_16_bit(image: Image.Image) -> bool:

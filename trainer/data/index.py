@@ -21,9 +21,10 @@ import numpy as np
 from trainer.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+EXTENSIONS += (".npy",)  # images of any number of channels
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
-_LAYOUT = 1  # of the cached files: a cache of another layout is stale
+_LAYOUT = 2  # of the cached files, and what they list: a cache of another layout is stale
 _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 
 

@@ -23,6 +23,7 @@ from trainer.data.sets import ImageSet
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
 from trainer.ingredients.crops import Flip, RandomResizedCrop
+from trainer.ingredients.pixels.channels import draw_part
 
 _NUM_REPLACEMENTS = 10
 _IMAGES_AT_ONCE = 64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
@@ -111,7 +112,7 @@ class TrainStream:
         )
 
     def _images(self, ids: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """[b, 3, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
+        """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
         squares: list[bytes] = []
         shown: list[int] = []
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
@@ -125,7 +126,7 @@ class TrainStream:
             if isinstance(part, Flip):
                 flipped = part.draw(self.seed, ids)
                 pixels[flipped] = pixels[flipped, :, ::-1]
-        return _channels_first(pixels), np.array(shown)
+        return _channels_first(pixels, self.image_set.num_channels), np.array(shown)
 
     def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""
@@ -156,7 +157,7 @@ class TrainStream:
 
     def _drawn(self, ids: np.ndarray) -> tuple[dict[str, Tensor], ...]:
         later = [part for stage in ("pixels", "normalized") for part in self.augment if part.stage == stage]
-        drawn = (part.draw(self.seed, ids, self.train_px) for part in later)
+        drawn = (draw_part(part, self.seed, ids, self.train_px, self.image_set.num_channels) for part in later)
         return tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in drawn)
 
 
@@ -184,7 +185,8 @@ class EvaluationStream:
         except BadImage as error:
             return error
         labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
-        return _channels_first(stack_squares(squares, self.test_px)), torch.from_numpy(labels)
+        images = _channels_first(stack_squares(squares, self.test_px), self.image_set.num_channels)
+        return images, torch.from_numpy(labels)
 
     def _square(self, i: int) -> bytes:
         return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
@@ -248,7 +250,7 @@ def _start_worker(number: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _channels_first(pixels: np.ndarray) -> Tensor:
-    """[B, H, W, 1 or 3] to [B, 3, H, W]: grey stands three times."""
+def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:
+    """[B, H, W, 1 or num_channels] to [B, num_channels, H, W]: grey stands in all of them."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return images.expand(-1, 3, -1, -1).contiguous()
+    return images.expand(-1, num_channels, -1, -1).contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import streams
-from trainer.data.decode import read_image
+from trainer.data.decode import Planes, read_image
 from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
 from trainer.profiles import Profile
 
@@ -32,17 +32,19 @@ class ImageSet(Protocol):
     """One split of a data set.
 
     labels: [N] integers. classes: names; a label is a place in it. fingerprint: sha256 (hex) of what the set holds.
+    num_channels: of the images as a model takes them; a grey image stands for all of three.
     is_in_memory: is reading an image next to free?
     """
 
     num_images: int
+    num_channels: int
     labels: np.ndarray
     classes: tuple[str, ...]
     fingerprint: str
     is_in_memory: bool
 
-    def read(self, i: int) -> Image.Image:
-        """Image i, RGB, or grey ("L") in a set that is grey throughout. Raises BadImage."""
+    def read(self, i: int) -> Image.Image | Planes:
+        """Image i, in num_channels; or grey ("L") for three in a set that is grey throughout. Raises BadImage."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class ArraySet:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    num_channels: int = 3
     is_in_memory = True
 
     @property
@@ -61,17 +64,18 @@ class ArraySet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (hex) over shape, pixels and labels."""
+        """sha256 (hex) over shape, pixels and labels, and the channels where they are not three."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images))
         digest.update(self.labels.astype("<i8"))
-        return digest.hexdigest()
+        return _fingerprint_of(digest.hexdigest(), self.num_channels)
 
     def read(self, i: int) -> Image.Image:
-        """Image i, RGB or grey."""
+        """Image i, RGB or grey; for one channel always grey."""
         pixels = self.images[i]
         height, width = pixels.shape[:2]
-        return Image.frombytes("L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes())
+        image = Image.frombytes("L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes())
+        return image.convert("L") if self.num_channels == 1 else image
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class FolderSet:
     """A split of an image folder, decoded on reading."""
 
     index: Index
+    num_channels: int = 3
     is_in_memory = False
 
     @property
@@ -98,12 +103,17 @@ class FolderSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the files' relative paths, labels and sizes."""
-        return self.index.fingerprint
+        """sha256 (hex) over the files' relative paths, labels and sizes, and the channels where they are not three."""
+        return _fingerprint_of(self.index.fingerprint, self.num_channels)
 
-    def read(self, i: int) -> Image.Image:
-        """Image i, RGB. Raises BadImage."""
-        return read_image(self.index.path(i))
+    def read(self, i: int) -> Image.Image | Planes:
+        """Image i, in num_channels. Raises BadImage."""
+        return read_image(self.index.path(i), self.num_channels)
+
+
+def _fingerprint_of(files: str, num_channels: int) -> str:
+    """The fingerprint of files seen in so many channels: the same files in one channel are other images."""
+    return files if num_channels == 3 else hashlib.sha256(f"{files} {num_channels}".encode()).hexdigest()
 
 
 def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
@@ -111,7 +121,8 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
 
     Raises DataError where nothing is found, and where what is found is not what the profile says.
     """
-    images = _find_set(profile.name, data_dir, split)
+    images = replace(_find_set(profile.images_of or profile.name, data_dir, split), num_channels=profile.channels)
+    _check_channels(images, profile)
     expected = profile.num_train if split == "train" else profile.num_val
     found = (images.num_images, len(images.classes))
     if found != (expected, profile.num_classes):
@@ -121,6 +132,14 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
             f"{profile.name} has {expected} of {profile.num_classes}; {remedy} would do"
         )
     return images
+
+
+def _check_channels(images: ImageSet, profile: Profile) -> None:
+    if isinstance(images, ArraySet) and profile.channels not in (1, 3):
+        raise DataError(
+            f"{profile.name}: channels: {profile.channels}, where {profile.images_of or profile.name} can be seen in 1 "
+            "or in 3; either of them would do"
+        )
 
 
 def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:

@@ -10,7 +10,8 @@ from pydantic import Field
 from scipy.special import ndtri
 from torch import Tensor
 
-from trainer.ingredients.base import Ingredient, Positive, Share
+from trainer.ingredients.base import Positive, Share
+from trainer.ingredients.pixels.channels import FromOperations
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS, operate
 from trainer.streams import uniforms
@@ -46,7 +47,7 @@ _INCREASING = _ARGUMENTS | {
 }
 
 
-class RandAugment(Ingredient):
+class RandAugment(FromOperations):
     """Some operations in a row, drawn with replacement from fifteen, all at about the same magnitude.
 
     num_ops: operations drawn per image.
@@ -56,6 +57,8 @@ class RandAugment(Ingredient):
     increasing: every operation changes the image more at a higher magnitude (timm's "inc1"); otherwise posterize and
         solarize change it less, and color, contrast, brightness and sharpness run from 0.1 up to 1.9.
     interpolation: how moved pixels are read; "random" draws bilinear or bicubic for each operation.
+
+    Images that are not RGB go without color: the other fourteen are drawn.
 
     Source: Cubuk et al. 2019, arXiv:1909.13719, as in timm: op_share 0.5, a magnitude that varies, PIL operations, the
     fill colour of the training mean, translations by a share of the image.
@@ -70,15 +73,21 @@ class RandAugment(Ingredient):
     interpolation: Literal["bilinear", "bicubic", "random"]
     stage: ClassVar[str] = "pixels"
 
-    def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
-        """What is done to each image of image_px x image_px, for ids [B, 3] (epoch, sample, repeat).
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The fifteen."""
+        return tuple(_ARGUMENTS)
+
+    def draw(self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3) -> dict[str, np.ndarray]:
+        """What is done to each image [num_channels, image_px, image_px], for ids [B, 3] (epoch, sample, repeat).
 
         Gives operation [B, num_ops] int64 as places in OPERATIONS (0 where none), argument [B, num_ops] float64 and
         interpolation [B, num_ops] int64 as places in INTERPOLATIONS.
         """
         draws = uniforms(seed, "rand_augment", ids, _DRAWS_PER_OP * self.num_ops)
         which, whether, strength, side, filtering = draws.reshape(len(draws), self.num_ops, -1).transpose(2, 0, 1)
-        arguments = _INCREASING if self.increasing else _ARGUMENTS
+        rules, left_out = _INCREASING if self.increasing else _ARGUMENTS, self.left_out(num_channels)
+        arguments = {name: rule for name, rule in rules.items() if name not in left_out}
         choice = np.floor(which * len(arguments)).astype(np.int64)
         level, sign = self._levels(strength), np.where(side < 0.5, 1.0, -1.0)
         argument = np.choose(choice, [rule(level, sign, image_px) for rule in arguments.values()])

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.ingredients.base import Ingredient
+from trainer.ingredients.pixels.channels import FromOperations
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS, operate
 from trainer.streams import uniforms
@@ -17,13 +17,14 @@ from trainer.streams import uniforms
 _SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast", "sharpness")
 
 
-class TrivialAugment(Ingredient):
+class TrivialAugment(FromOperations):
     """One operation per image, drawn from fourteen with a strength drawn from its whole range (the "Wide" ranges).
 
     num_bins: how many strengths each range is divided into.
     interpolation: how moved pixels are read.
 
-    Pixels that come from outside the image are black, whatever the data's mean.
+    Pixels that come from outside the image are black, whatever the data's mean. Images that are not RGB go without
+    color: the other thirteen are drawn.
 
     Source: Mueller and Hutter 2021, arXiv:2103.10158, as torchvision's TrivialAugmentWide does it to PIL images.
     """
@@ -33,13 +34,19 @@ class TrivialAugment(Ingredient):
     interpolation: Literal["nearest", "bilinear", "bicubic"]
     stage: ClassVar[str] = "pixels"
 
-    def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
-        """What is done to each image, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The fourteen."""
+        return tuple(self._ranges())
+
+    def draw(self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3) -> dict[str, np.ndarray]:
+        """What is done to each image of num_channels, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
 
         Gives operation [B] int64 as places in OPERATIONS and argument [B] float64.
         """
         which, strength, side = uniforms(seed, "trivial_augment", ids, 3).T
-        ranges = self._ranges()
+        left_out = self.left_out(num_channels)
+        ranges = {name: levels for name, levels in self._ranges().items() if name not in left_out}
         choice = np.floor(which * len(ranges)).astype(np.int64)
         bins = np.floor(strength * self.num_bins).astype(np.int64)
         negative = (side < 0.5) & np.isin(choice, [place for place, name in enumerate(ranges) if name in _SIGNED])

@@ -52,8 +52,11 @@ def brightness(factor: np.ndarray) -> np.ndarray:
 
 
 def contrast(images: Tensor, factor: np.ndarray) -> Tensor:
-    """A blend with the image's mean grey: factor 1 changes nothing, 0 is plain grey."""
-    greys = grey(images).flatten(1)
+    """A blend with the image's mean grey: factor 1 changes nothing, 0 is plain grey.
+
+    The grey of RGB is its luma; of any other number of channels, as of PIL's "L", the values themselves.
+    """
+    greys = (grey(images) if images.shape[1] == 3 else images).flatten(1)
     mean = (greys.sum(1, dtype=torch.int64).double() / greys.shape[1] + 0.5).floor().float()
     return blend(mean[:, None, None], _levels(images).float()[None, None], factor)
 

@@ -1,0 +1,208 @@
+"""First weights other than those that timm draws: other distributions, or the weights of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from trainer.errors import UserError
+from trainer.ingredients.model import Model, Pretrained, Start
+from trainer.ingredients.surgery import SurgeryError, Swap, counted, is_norm, nothing
+
+_NUM_NAMED = 3
+_COUNTERS = "num_batches_tracked"  # counts steps of a BatchNorm; older files lack it
+
+
+class WeightsError(UserError):
+    """A file of weights that is not there, is not the one that the page means, or does not fit the model."""
+
+
+def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> tuple[Swap, ...]:
+    """Give an assembled model the first weights that its page's `model` section asks for: the file's, then `start`.
+
+    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would undo another.
+    """
+    if section is None:
+        return ()
+    start, pretrained = section.start, section.pretrained
+    if start and start.norm_gamma and section.zero_init_last:
+        raise SurgeryError("model.start.norm_gamma: draws what model.zero_init_last sets to zero; leave one of them out")
+    for key in ("convolutions", "norm_gamma"):
+        if start and pretrained and getattr(start, key) is not None:
+            raise SurgeryError(f"model.start.{key}: draws what model.pretrained brings; leave one of them out")
+    swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
+    return swaps + (apply_start(model, start) if start else ())
+
+
+def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
+    """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap for each key.
+
+    Convolutions: those of the body; one that starts at zero does so on purpose and is left alone. Norms: every gamma,
+    those that start at zero too. The classifier keeps its weight.
+
+    Raises SurgeryError where the model has nothing of the kind.
+    """
+    swaps = []
+    if start.convolutions is not None:
+        swaps.append(_draw_convolutions(model, start.convolutions))
+    if start.norm_gamma is not None:
+        swaps.append(_draw_gammas(model))
+    if start.head_bias is not None:
+        swaps.append(_set_head_bias(model, start.head_bias))
+    if not swaps:
+        raise SurgeryError("model.start: says nothing; convolutions, norm_gamma or head_bias in it would do")
+    return tuple(swaps)
+
+
+def _draw_convolutions(model: nn.Module, how: str) -> Swap:
+    """Source: He et al. 2015, arXiv:1502.01852; torch counts what goes out per group of a grouped convolution."""
+    classifier = _classifier_name(model)
+    found = {name: module for name, module in model.named_modules() if _is_convolution(module) and name != classifier}
+    drawn = {name: module for name, module in found.items() if module.weight.any()}
+    if not drawn:
+        raise nothing("start.convolutions", "convolution with a random start", model)
+    for module in drawn.values():
+        nn.init.kaiming_normal_(module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu")
+    at_zero = len(found) - len(drawn)
+    note = f"{at_zero} that start at zero left alone" if at_zero else ""
+    return Swap("start.convolutions", counted(drawn.values()), f"{how}, normal", tuple(drawn), note)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """With a kernel and the weights of one: also torchvision's deformable one, which is no Conv2d."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
+
+
+def _draw_gammas(model: nn.Module) -> Swap:
+    norms = {name: module for name, module in model.named_modules() if _has_gamma(module)}
+    if not norms:
+        raise nothing("start.norm_gamma", "norm with a gamma", model)
+    for module in norms.values():
+        nn.init.uniform_(module.weight)
+    return Swap("start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms))
+
+
+def _has_gamma(module: nn.Module) -> bool:
+    return is_norm(module) and module._parameters.get("weight") is not None
+
+
+def _set_head_bias(model: nn.Module, value: float) -> Swap:
+    name = _classifier_name(model)
+    module = model.get_submodule(name) if name else None
+    if module is None or getattr(module, "bias", None) is None:
+        raise SurgeryError(
+            f"model.start.head_bias: the classifier of {type(model).__name__} has no bias; leave model.start.head_bias out"
+        )
+    nn.init.constant_(module.bias, value)
+    return Swap("start.head_bias", counted([module]), f"bias {value:g}", (name,))
+
+
+def _classifier_name(model: nn.Module) -> str | None:
+    """The dotted name of what timm calls a model's classifier."""
+    classifier = model.get_classifier()
+    return next((name for name, module in model.named_modules() if module is classifier), None)
+
+
+def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Swap:
+    """Put the weights of a file into a model; what is left at its random start is said in the Swap's note.
+
+    The first convolution is fitted to the model's channels as timm does it: see `fitted_to_channels`. A classifier of
+    another shape, or none in the file, leaves the model's own at its random start.
+
+    Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this model's.
+    """
+    path, tensors = _read(pretrained)
+    own = model.state_dict()
+    heads = {key for key in own if key.startswith(f"{_classifier_name(model)}.")}
+    first = next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "") + ".weight"
+    notes = []
+    left = [key for key in sorted(heads) if key not in tensors or tensors[key].shape != own[key].shape]
+    if left:
+        found = f"{_shape(tensors[left[-1]])} in the file" if left[-1] in tensors else "not in the file"
+        notes.append(f"random: {', '.join(left)}: {found}, {num_classes} classes here")
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
+    if _differs_in_channels(tensors.get(first), own.get(first)):
+        before, now = tensors[first].shape[1], own[first].shape[1]
+        tensors[first] = fitted_to_channels(tensors[first], now)
+        notes.append(f"{first}: {before} input channels {'summed' if now == 1 else f'fitted to {now}'}")
+    _check_keys(path, tensors, own, heads if left else set())
+    model.load_state_dict(own | tensors)
+    taken = [key for key in own if key in tensors]
+    return Swap("pretrained", (("random tensor" + "s" * (len(taken) > 1), len(taken)),), path.name, tuple(taken), "; ".join(notes))
+
+
+def fitted_to_channels(weight: Tensor, num_channels: int) -> Tensor:
+    """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h, w].
+
+    One channel gets the sum over all, so that a grey image gives what it gave standing in each of them. More channels
+    repeat the C in turn, scaled by C / num_channels, so that an image of equal channels gives about the same.
+
+    Source: timm's adapt_input_conv.
+    """
+    before = weight.shape[1]
+    if num_channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, math.ceil(num_channels / before), 1, 1)[:, :num_channels]
+    return (repeated * (before / num_channels)).to(weight.dtype)
+
+
+def _differs_in_channels(weight: Tensor | None, own: Tensor | None) -> bool:
+    if weight is None or own is None or weight.ndim != 4 or own.ndim != 4:
+        return False
+    without_channels = (weight.shape[0], *weight.shape[2:]) == (own.shape[0], *own.shape[2:])
+    return without_channels and weight.shape[1] != own.shape[1]
+
+
+def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
+    """The file's path and its tensors; read once, so that what is checked is what is used."""
+    path = Path(pretrained.file)
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        remedy = "a .safetensors file, or the folder of a finished run, would do"
+        raise WeightsError(f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != pretrained.sha256:
+        raise WeightsError(
+            f"model.pretrained.sha256: {path} has {found}, the page says {pretrained.sha256}; the file that the page "
+            f'means, or set="model.pretrained.sha256={found}", would do'
+        )
+    try:
+        return path, safetensors.torch.load(content)
+    except Exception as error:  # whatever a reader raises over anybody's bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"model.pretrained.file: {path}: not safetensors ({reason}); a .safetensors file would do") from None
+
+
+def _check_keys(path: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]) -> None:
+    missing = [key for key in own if key not in tensors and key not in may_lack and not key.endswith(_COUNTERS)]
+    unexpected = sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{key} {_shape(tensors[key])} for {_shape(tensor)}"
+        for key, tensor in own.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    found = list(_listed({"lacks": missing, "has beyond the model": unexpected, "has other shapes": shapes}))
+    if found:
+        raise WeightsError(
+            f"model.pretrained.file: {path}: {'; '.join(found)}; weights of this timm model, with the same parts in "
+            "its `model` section, would do"
+        )
+
+
+def _listed(kinds: dict[str, list[str]]) -> Iterator[str]:
+    for kind, keys in kinds.items():
+        if keys:
+            rest = len(keys) - _NUM_NAMED
+            yield f"{kind} {', '.join(keys[:_NUM_NAMED])}" + (f" and {rest} more" if rest > 0 else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
