@@ -7,6 +7,7 @@ from trainer.profiles import Profile
 from trainer.recipe import Recipe
 
 _IMAGENET_IMAGES = 1_281_167
+_LEAST_GROWTH_PX = 32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller
 
 
 def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
@@ -20,8 +21,9 @@ def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
         return {}
     changes: dict[str, object] = {}
     _fit_images(changes, recipe, adapt)
+    _fit_growth(changes, recipe, adapt)
     _fit_batch(changes, recipe, adapt)
-    _fit_lengths(changes, recipe, adapt)
+    _fit_lengths(changes, recipe, profile)
     _fit_average(changes, recipe, profile)
     return changes
 
@@ -33,6 +35,28 @@ def _fit_images(changes, recipe: Recipe, adapt) -> None:
     crops = [part.name for part in recipe.augment if part.name == "random_resized_crop"]
     if adapt.crop_area is not None and crops:
         changes["augment.random_resized_crop.area"] = (adapt.crop_area, 1.0)
+
+
+def _fit_growth(changes, recipe: Recipe, adapt) -> None:
+    """Images grow over the same share of the run, from the same share of the final size, in about as many sizes.
+
+    Below 32 px many models have nothing left: where that leaves no smaller size to start from, nothing grows.
+    """
+    growth = recipe.image.growth
+    if growth is None:
+        return
+    if adapt.train_px not in (None, recipe.image.train_px):
+        ratio = adapt.train_px / recipe.image.train_px
+        most_px = max(1, int(growth.multiple_px * ratio))
+        multiple_px = next(px for px in range(most_px, 0, -1) if adapt.train_px % px == 0)
+        from_px = multiple_px * max(-(-_LEAST_GROWTH_PX // multiple_px), round(growth.from_px * ratio / multiple_px))
+        if from_px >= adapt.train_px:
+            changes["image.growth"] = None
+            return
+        changes |= {"image.growth.from_px": from_px, "image.growth.multiple_px": multiple_px}
+    if adapt.epochs is not None:
+        for key in ("from_epoch", "to_epoch"):
+            changes[f"image.growth.{key}"] = _shared(getattr(growth, key), recipe, adapt)
 
 
 def _fit_batch(changes, recipe: Recipe, adapt) -> None:
@@ -50,15 +74,55 @@ def _fit_batch(changes, recipe: Recipe, adapt) -> None:
         changes["lr.schedule.end"] = recipe.lr.schedule.end * ratio
 
 
-def _fit_lengths(changes, recipe: Recipe, adapt) -> None:
+def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
+    adapt, schedule = profile.adapt, recipe.lr.schedule
+    if recipe.lr.warmup_steps:
+        _fit_warmup_steps(changes, recipe, profile)
     if adapt.epochs is None:
         return
     changes["epochs"] = adapt.epochs
     if recipe.lr.warmup_epochs:
         _fit_warmup(changes, recipe, adapt)
-    every_epochs = getattr(recipe.lr.schedule, "every_epochs", None)
-    if every_epochs is not None:
-        changes["lr.schedule.every_epochs"] = max(1, round(every_epochs * adapt.epochs / recipe.epochs))
+    for key in ("every_epochs", "decay_epochs"):
+        if getattr(schedule, key, None) is not None:
+            changes[f"lr.schedule.{key}"] = max(1, round(_shared(getattr(schedule, key), recipe, adapt)))
+    if getattr(schedule, "points", None) is not None:
+        changes["lr.schedule.points"] = tuple((_shared(epoch, recipe, adapt), share) for epoch, share in schedule.points)
+    if getattr(schedule, "at_epochs", None) is not None:
+        _fit_milestones(changes, recipe, adapt)
+
+
+def _shared(epochs: float, recipe: Recipe, adapt) -> float:
+    """So many epochs of the page's run, as the same share of the adapted one."""
+    return round(epochs * adapt.epochs / recipe.epochs, 6)
+
+
+def _fit_milestones(changes, recipe: Recipe, adapt) -> None:
+    """Whole epochs, each once and inside the run: those that fall together in a short run become one."""
+    epochs = (round(_shared(epoch, recipe, adapt)) for epoch in recipe.lr.schedule.at_epochs)
+    kept = tuple(sorted({epoch for epoch in epochs if 1 <= epoch < adapt.epochs}))
+    if kept:
+        changes["lr.schedule.at_epochs"] = kept
+    else:
+        changes["lr.schedule"] = {"name": "constant"}
+
+
+def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
+    """The same share of the run's steps, at least one; none where the profile says so."""
+    if profile.adapt.warmup_epochs == 0:
+        changes["lr.warmup_steps"] = changes["lr.warmup_from"] = None
+        return
+    page_steps, run_steps = _num_steps(recipe, profile)
+    if page_steps != run_steps:
+        changes["lr.warmup_steps"] = max(1, round(recipe.lr.warmup_steps * run_steps / page_steps))
+
+
+def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
+    """Optimizer steps of the page's own run, which is the one on ImageNet-1k, and of the adapted one."""
+    adapt = profile.adapt
+    epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
+    page_steps = recipe.epochs * max(1, _IMAGENET_IMAGES // recipe.batch.images)
+    return page_steps, epochs * max(1, profile.num_train // batch_images)
 
 
 def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
@@ -73,14 +137,13 @@ def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
 def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
     """An average over the last tenth of a long run stays an average over the last tenth of a short one.
 
-    The page's own run is the one on ImageNet-1k. What an update takes in grows as updates become fewer, up to a half.
+    What an update takes in grows as updates become fewer, up to a half.
     """
     average, adapt = recipe.average, profile.adapt
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
     if average is None or (recipe.batch.images, recipe.epochs) == (batch_images, epochs):
         return
-    page_steps = recipe.epochs * (_IMAGENET_IMAGES // recipe.batch.images)
-    run_steps = epochs * max(1, profile.num_train // batch_images)
+    page_steps, run_steps = _num_steps(recipe, profile)
     every_steps = max(1, round(average.every_steps * run_steps / page_steps))
     taken = 1 - average.decay
     if average.adjusted:

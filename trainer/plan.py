@@ -116,6 +116,7 @@ def make_plan(
             f"cannot be shared by {world_size} ranks; {', '.join(map(str, near))} ranks would do"
         )
     steps_per_epoch = _steps_per_epoch(recipe, profile)
+    _check_warmup(recipe, steps_per_epoch)
     return Plan(
         recipe=recipe,
         page_digest=page_digest or recipe.digest,
@@ -146,6 +147,17 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
             "a batch statistic of one image is none; batch.drop_last=true would do"
         )
     return full + bool(rest)
+
+
+def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
+    """A warm-up in steps fits into the run, and leaves what its schedule needs, as one in epochs does."""
+    schedule, num_steps = recipe.lr.schedule, recipe.epochs * steps_per_epoch
+    needed = getattr(schedule, "decay_epochs", 0) * steps_per_epoch + (getattr(schedule, "period", None) == "after_warmup")
+    if (recipe.lr.warmup_steps or 0) > num_steps - needed:
+        raise PlanError(
+            f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps} steps; "
+            f'set="lr.warmup_steps={max(1, num_steps - needed)}" at most would do'
+        )
 
 
 def _largest_batch(num_images: int, recipe: Recipe) -> str:

@@ -165,6 +165,8 @@ def _item(items: tuple, path: Path, part: str) -> int:
 
 def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
     kinds, value = check.kinds_at(kind, data, path), check.value_at(data, path)
+    if not kinds and isinstance(value, Mapping):  # its keys are free, such as the fields of a timm optimizer
+        return part
     if not kinds:
         raise Refusal(path, f"{check.dotted(path)} is a single value; it has no {check.quoted(part)}")
     if value is None and check.tag_of(kinds[0]) is not None:

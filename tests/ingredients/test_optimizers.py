@@ -1,6 +1,7 @@
 """Groups, clipping and the optimizers that torch provides."""
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from trainer.ingredients import lamb
-from trainer.ingredients.optimizers import AdamW, Lamb, Optimizer, Sgd, clip_gradients, param_groups
+from trainer.ingredients.optimizers import AdamW, Lamb, Optimizer, RmspropTf, Sgd, clip_gradients, param_groups
 
 
 def sgd(*no_decay, **fields):
@@ -47,6 +48,15 @@ def test_norms_are_torchvisions_groups(model):
     groups = names_by_decay(model, param_groups(model, sgd("norms")))
     assert groups[0.0] == norms and len(norms) > 20
     assert any(name.endswith(".bias") for name in groups[0.02])  # of the head: still decayed
+
+
+def test_names_with_bn_are_ffcvs_groups():
+    """Its script: `"bn" in name`. So the norms of the shortcuts decay, and so does the bias of the head."""
+    model = timm.create_model("resnet50")
+    named = {name for name, _ in model.named_parameters() if "bn" in name}
+    groups = names_by_decay(model, param_groups(model, sgd("bn_in_name")))
+    assert groups[0.0] == named and len(named) == 98  # gamma and beta of bn1 and of three norms in each of 16 blocks
+    assert {"layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias", "fc.bias"} <= groups[0.02]
 
 
 def test_without_exclusions_there_is_one_group(model):
@@ -142,6 +152,54 @@ def test_sgd_equals_its_formula(momentum, nesterov):
     np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("decoupled_decay", [False, True])
+def test_rmsprop_equals_its_formula(centered, decoupled_decay):
+    """TensorFlow 1: the mean square starts at one, eps is inside the root, the rate enters the momentum."""
+    page = RmspropTf(
+        alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05, centered=centered, decoupled_decay=decoupled_decay
+    )
+    model = nn.Linear(5, 4)
+    optimizer = page.build(param_groups(model, page), 0.1)
+    expected = model.weight.detach().double().numpy().copy()
+    square, mean, speed = np.ones_like(expected), np.zeros_like(expected), np.zeros_like(expected)
+    for step in range(5):
+        rate = optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        model.weight.grad = torch.randn(4, 5, generator=torch.Generator().manual_seed(step))
+        gradient = model.weight.grad.double().numpy()
+        if decoupled_decay:
+            expected = expected * (1 - rate * 0.05)
+        else:
+            gradient = gradient + 0.05 * expected
+        square, mean = 0.9 * square + 0.1 * gradient**2, 0.9 * mean + 0.1 * gradient
+        speed = 0.8 * speed + rate * gradient / np.sqrt(square - (mean**2 if centered else 0) + 1e-3)
+        expected = expected - speed
+        optimizer.step()
+    np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Optimizer)[0]), ids=lambda kind: kind.__name__)
+def test_every_optimizers_example_moves_weights_downhill(kind):
+    page = TypeAdapter(Optimizer).validate_python({"name": kind.model_fields["name"].default, **kind.example})
+    model = nn.Linear(3, 1)
+    optimizer = page.build(param_groups(model, page), 1e-3)
+    before = float(model(torch.ones(1, 3)))
+    model(torch.ones(1, 3)).backward()
+    page.clip(model)
+    optimizer.step()
+    assert float(model(torch.ones(1, 3))) < before
+
+
+def test_a_page_clips_as_it_says():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    for page, is_cut in ((sgd(), False), (sgd(clip_global_norm=1e-3), True), (sgd(clip_adaptive=1e-3), True)):
+        model.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        before = model[0].weight.grad.norm()
+        page.clip(model)
+        assert (model[0].weight.grad.norm() < before) == is_cut
+
+
 def test_adamw_equals_its_formula():
     page = AdamW(betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05)
     model = nn.Linear(5, 4)
@@ -199,6 +257,11 @@ ADAM = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02}
         {"name": "sgd", "momentum": 0.0, "nesterov": True, "weight_decay": 0.0},
         {"name": "sgd", "weight_decay": 0.0},
         {"name": "rmsprop", "weight_decay": 0.0},
+        {"name": "rmsprop_tf", "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.0},
+        {"name": "rmsprop_tf", "alpha": 1.0, "eps": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
+        {"name": "decoupled_sgd", "momentum": 0.0, "nesterov": True, "weight_decay": 0.0},
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_adaptive": 0.0},
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_adaptive": 0.01, "clip_global_norm": 1.0},
     ],
 )
 def test_absurd_pages_are_refused(page):

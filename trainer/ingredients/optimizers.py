@@ -186,8 +186,7 @@ class TimmOptimizer(_Optimizer):
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made."""
-        fields = {**timm_optimizer.fixed_by_name(self.optimizer), **self.fields}
-        return _resumable(timm_optimizer.class_of(self.optimizer)(groups, lr=lr, **fields))
+        return _resumable(timm_optimizer.build(self.optimizer, groups, lr, self.fields))
 
 
 Optimizer = Annotated[Lamb | AdamW | Sgd | DecoupledSgd | RmspropTf | TimmOptimizer, Field(discriminator="name")]

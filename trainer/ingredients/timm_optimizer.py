@@ -28,6 +28,8 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
     info = get_optimizer_info(name)
     if isinstance(info.opt_class, str):
         raise ValueError(f"{name} is of the package {info.opt_class.partition('.')[0]}: take one of timm's own")
+    if "kron" in name:
+        raise ValueError(f"{name} draws random numbers of its own, which no seed of a run reaches: take another optimizer")
     if info.second_order:
         raise ValueError(f"{name} needs second derivatives, which no step here has: take another optimizer")
     return info.opt_class
@@ -55,6 +57,15 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     if missing:
         its_own = ", ".join(f"{key} (timm: {_shown(known[key].default)})" for key in missing)
         raise ValueError(f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied")
+    try:
+        build(name, [{"params": [torch.zeros(1, 1, requires_grad=True)]}], 1.0, fields)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"timm's {name} refuses its fields: {' '.join(str(error).split())}") from None
+
+
+def build(name: str, groups: list[dict], lr: float, fields: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of groups of weights, with what its name fixes."""
+    return class_of(name)(groups, lr=lr, **{**fixed_by_name(name), **fields})
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -69,13 +80,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_type(name: str, cls: type, parameter: inspect.Parameter, value: Any) -> None:
-    annotation = typing.get_type_hints(cls.__init__).get(parameter.name, type(parameter.default))
+    # Where timm says no type its default has one; a whole number may then stand for any number.
+    default = parameter.default
+    untold = tuple[(float,) * len(default)] if isinstance(default, tuple) else float if _is_number(default) else type(default)
+    annotation = typing.get_type_hints(cls.__init__).get(parameter.name, untold)
     try:
         TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
-        default = _shown(parameter.default)
-        sentence = f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is {default}"
+        sentence = f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is {_shown(default)}"
         raise ValueError(sentence) from None
 
 
