@@ -227,7 +227,8 @@ def _put_stem(model: nn.Module, present: _Present, body: nn.Module, pool: nn.Mod
         put(model, unkept[-1], pool)
     elif not isinstance(pool, nn.Identity):
         layers.append(("pool", pool))
-    put(model, first, nn.Sequential(OrderedDict(layers)) if len(layers) > 1 else body)
+    is_series = len(layers) > 1 or isinstance(model.get_submodule(first), nn.Sequential)
+    put(model, first, nn.Sequential(OrderedDict(layers)) if is_series else body)
 
 
 def _first_name(stem: nn.Module) -> str:
