@@ -19,7 +19,7 @@ LAYERS = [
     {"recipe"},
     {"explain", "adapt", "plan", "start"},
     {"data", "models", "checkpoint", "pictures"},
-    {"results", "evaluate", "log"},
+    {"results", "evaluate", "log", "statistics"},
     {"state"},
     {"export", "train", "run_folder"},
     {"job"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from trainer import streams
 from trainer.errors import did_you_mean
@@ -135,25 +134,6 @@ def _model_options(plan: Plan) -> dict[str, object]:
         if value is not None:
             options[theirs] = value
     return options
-
-
-class NormMomentum:
-    """Makes M accumulated micro-batches update running statistics as M ranks that each update once.
-
-    With micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b is the layer's own, the M
-    updates amount to R <- (1-b) R + b * mean of the M statistics.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-        # momentum None is torch's cumulative average: it has no b to spread
-        self.norms = [(module, module.momentum) for module in norms if module.momentum is not None]
-
-    def set(self, micro_batch: int, num_micro_batches: int) -> None:
-        """Prepare for micro-batch 0 .. num_micro_batches - 1 of a step."""
-        left = num_micro_batches - 1 - micro_batch
-        for module, momentum in self.norms:
-            module.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
 
 
 def num_parameters(model: nn.Module) -> int:

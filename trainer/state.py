@@ -15,9 +15,10 @@ from trainer import provenance
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.ingredients.optimizers import param_groups
 from trainer.log import Log
-from trainer.models import NormMomentum, build_model
+from trainer.models import build_model
 from trainer.plan import Plan
 from trainer.settings import Settings
+from trainer.statistics import StepStatistics, check_precise_norm
 
 
 @dataclass
@@ -51,10 +52,11 @@ class State:
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = build_model(plan).to(settings.device, memory_format=memory_format)
         groups = param_groups(self.model, plan.recipe.optimizer)
-        self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.lr_at(0))
+        self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
-        self.norm_momentum = NormMomentum(self.model)
+        check_precise_norm(plan, self.model)
+        self.step_statistics = StepStatistics(self.model)
         self.progress = Progress(machine=machine_of(settings))
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)

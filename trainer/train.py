@@ -16,13 +16,13 @@ from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
 from trainer.evaluate import evaluate
-from trainer.ingredients.optimizers import clip_gradients
 from trainer.log import Log
 from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
 from trainer.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State, Watch
+from trainer.statistics import make_norms_precise
 from trainer.stop import Stopped, StopRequest
 
 MOST_REPLACED_SHARE = 0.01
@@ -94,7 +94,7 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
     for micro_batch in range(num_micro_batches):
         batch = next(window)
         assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
-        state.norm_momentum.set(micro_batch, num_micro_batches)
+        state.step_statistics.set(micro_batch, num_micro_batches)
         images, targets = prepare(plan, settings, batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         with autocast(settings):
@@ -103,9 +103,9 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
         state.scaler.scale(loss).backward()
         total += loss.detach()
         state.progress.num_replaced += batch.num_replaced
+    state.step_statistics.finish()
     state.scaler.unscale_(optimizer)
-    if recipe.optimizer.clip_global_norm is not None:
-        clip_gradients(model.parameters(), recipe.optimizer.clip_global_norm)
+    recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
     state.scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -123,6 +123,9 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
     plan, progress = state.plan, state.progress
     if progress.step == 0 or progress.step % plan.steps_per_epoch or progress.evaluated_step == progress.step:
         return True
+    if plan.recipe.precise_norm is not None:
+        batches = data.train_stream(plan, state.settings, progress.step - plan.steps_per_epoch)
+        make_norms_precise(plan, state.settings, list(state.weights().values()), batches, each=stop.check)
     scores = {
         which: evaluate(plan, state.settings, model, data.val_batches(plan, state.settings), each=stop.check)
         for which, model in state.weights().items()

@@ -1,0 +1,144 @@
+"""Normalization layers that neither torch nor timm has."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelsLast(nn.Module):
+    """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization by the statistics of virtual batches.
+
+    images: per virtual batch, in the order in which they come. A micro-batch that is no multiple ends in a smaller
+    virtual batch; one image that would be alone joins the virtual batch before it. A micro-batch of fewer images is one
+    virtual batch. The running statistics move once by `momentum`, towards the plain mean over the virtual batches.
+    """
+
+    def __init__(self, num_channels: int, images: int, eps: float, momentum: float) -> None:
+        super().__init__(num_channels, eps=eps, momentum=momentum)
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        made, means, variances = [], [], []
+        for part in x.split(self._sizes(len(x))):
+            # With momentum 1 these become the statistics of the virtual batch itself.
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            made.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
+            means.append(mean)
+            variances.append(variance)
+        with torch.no_grad():
+            self.running_mean.lerp_(torch.stack(means).mean(0), self.momentum)
+            self.running_var.lerp_(torch.stack(variances).mean(0), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return torch.cat(made)
+
+    def _sizes(self, num_images: int) -> list[int]:
+        full, rest = divmod(num_images, self.images)
+        sizes = [self.images] * full
+        if rest == 1 and full:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, images={self.images}"
+
+
+class EstimatedBatchNorm2d(nn.Module):
+    """Batch normalization by running estimates, in training as in evaluation; the estimates are constants to a gradient.
+
+    All micro-batches of an optimizer step are normalized by the estimates as they stood before it. Each adds what it
+    saw, and `finish_step` moves both estimates once, by `momentum`, towards the mean over all values of the step and
+    towards their mean squared distance from the estimated mean as it has just been moved. How a step is cut into
+    micro-batches so makes no difference. What the micro-batches add is no part of the state: it is empty between steps.
+
+    The estimates start at mean 0 and variance 1: the first steps see the affine part alone.
+    """
+
+    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.start_step()
+
+    def start_step(self) -> None:
+        """Forget what has been added since the last step."""
+        self._sums: Tensor | None = None  # [2, C]: of distances from the estimated mean, and of their squares
+        self._num_values = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self._add(x.detach())
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    @torch.no_grad()
+    def _add(self, x: Tensor) -> None:
+        variance, mean = torch.var_mean(x.to(self.running_mean.dtype), (0, 2, 3), correction=0)
+        # Around the estimate, not around zero: squares of a large mean would swallow the variance.
+        shift = mean - self.running_mean
+        num_values = x.numel() // x.shape[1]
+        sums = num_values * torch.stack([shift, variance + shift.square()])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._num_values += num_values
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Move the estimates by what the micro-batches of a step have added; without any, leave them."""
+        if self._sums is None:
+            return
+        shift, square = self._sums / self._num_values
+        rate = self.momentum
+        # mean of (x - m - rate * shift)^2, with m the old estimate and shift the mean of x - m
+        variance = square - (2 * rate - rate**2) * shift.square()
+        self.running_mean.add_(shift, alpha=rate)
+        self.running_var.lerp_(variance, rate)
+        self.start_step()
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
+
+
+class BatchChannelNorm2d(nn.Module):
+    """Batch normalization, then normalization over groups of channels with one gamma and beta per group.
+
+    x [B, C, H, W]: first normalized per channel by `batch`, which has an affine part per channel; then, image by image,
+    over the channels and pixels of each of `groups` groups.
+
+    statistics: "batch", those of the micro-batch; "estimated", see EstimatedBatchNorm2d.
+    weight, bias: [groups], of the second normalization: the outermost.
+    """
+
+    def __init__(self, num_channels: int, groups: int, eps: float, momentum: float, statistics: str) -> None:
+        super().__init__()
+        assert num_channels % groups == 0, (num_channels, groups)
+        kind = {"batch": nn.BatchNorm2d, "estimated": EstimatedBatchNorm2d}[statistics]
+        self.batch = kind(num_channels, eps=eps, momentum=momentum)
+        self.groups, self.eps = groups, eps
+        self.weight = nn.Parameter(torch.ones(groups))
+        self.bias = nn.Parameter(torch.zeros(groups))
+
+    def forward(self, x: Tensor) -> Tensor:
+        num_each = x.shape[1] // self.groups
+        weight, bias = (each[:, None].expand(-1, num_each).reshape(-1) for each in (self.weight, self.bias))
+        return F.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}, eps={self.eps}"

@@ -1,0 +1,149 @@
+"""Statistics that norms take over images: moved once a step, recomputed before an evaluation, named in a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from trainer.data.prepare import autocast, prepare
+from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
+from trainer.ingredients.surgery import counted, is_norm
+from trainer.plan import Plan, PlanError
+from trainer.settings import Settings
+
+
+class StepStatistics:
+    """Makes M accumulated micro-batches move running statistics as M ranks that each see one.
+
+    Norms with batch statistics: with micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b
+    is the layer's own, the M updates amount to R <- (1-b) R + b * mean of the M statistics. Norms with estimated ones
+    (EstimatedBatchNorm2d) add up what the micro-batches saw and move once, when the step is finished.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # momentum None is torch's cumulative average: it has no b to spread
+        self.norms = [(norm, norm.momentum) for norm in _running(model) if norm.momentum is not None]
+        self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
+
+    def set(self, micro_batch: int, num_micro_batches: int) -> None:
+        """Prepare for micro-batch 0 .. num_micro_batches - 1 of a step."""
+        left = num_micro_batches - 1 - micro_batch
+        for norm, momentum in self.norms:
+            norm.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
+        if micro_batch == 0:
+            for norm in self.estimated:
+                norm.start_step()
+
+    def finish(self) -> None:
+        """Move estimated statistics, after the backward pass of the last micro-batch: no gradient sees them move."""
+        for norm in self.estimated:
+            norm.finish_step()
+
+
+def _running(model: nn.Module) -> list[_NormBase]:
+    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+
+
+def check_precise_norm(plan: Plan, model: nn.Module) -> None:
+    """Refuse a page's precise_norm where it cannot be followed.
+
+    Raises PlanError for a model whose norms keep no running statistics of batches, for images that make no whole
+    micro-batches, and for more images than the full steps of an epoch have.
+    """
+    section = plan.recipe.precise_norm
+    if section is None:
+        return
+    if not _running(model):
+        raise PlanError(f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out")
+    batch = plan.recipe.batch
+    whole, rest = divmod(section.images, batch.norm_images)
+    if rest:
+        near = " or ".join(str(n * batch.norm_images) for n in (whole, whole + 1) if n)
+        sentence = f"precise_norm.images {section.images} is no multiple of batch.norm_images {batch.norm_images}"
+        raise PlanError(f"{sentence}; {near} would do")
+    num_images = plan.profile.num_train // batch.images * batch.images
+    if section.images > num_images:
+        remedy = f'set="precise_norm.images={num_images}" would do' if num_images else "leave precise_norm out"
+        raise PlanError(
+            f"precise_norm.images {section.images} is more than the {num_images} images in full steps of an epoch; {remedy}"
+        )
+
+
+@torch.no_grad()
+def make_norms_precise(
+    plan: Plan,
+    settings: Settings,
+    models: Sequence[nn.Module],
+    batches: Iterable,
+    each: Callable[[], None] = lambda: None,
+) -> None:
+    """Set the running statistics of every norm to the plain mean over the page's precise_norm.images.
+
+    batches: training micro-batches as a step has them, augmented and mixed; each counts by its images, and its variance
+    is the unbiased one, as in training. The models are in evaluation mode but for the norms, which all normalize by the
+    micro-batch. The new statistics stay in the models, as in pycls: the scored weights are the exported ones. They depend
+    on weights and images alone, not on the statistics before: a pass that a stop has cut short is simply done again.
+
+    Estimated statistics (EstimatedBatchNorm2d) stay as they are: training normalizes by the same ones as evaluation.
+    each: called after every micro-batch.
+    """
+    norms = [norm for model in models for norm in _running(model)]
+    # The count of batches is a count of training's: else a pass done twice would show in the weights' digest.
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    were_training = [model.training for model in models]
+    for module in (*models, *norms):
+        module.train(module in norms)
+    try:
+        _pass(plan, settings, models, norms, batches, each)
+    finally:
+        for norm, momentum, num_batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(num_batches)
+        for model, was_training in zip(models, were_training, strict=True):
+            model.train(was_training)
+
+
+def _pass(plan: Plan, settings: Settings, models, norms: list[_NormBase], batches: Iterable, each) -> None:
+    num_images, seen = plan.recipe.precise_norm.images, 0
+    for batch in batches:
+        images, _ = prepare(plan, settings, batch)
+        seen += len(images)
+        for norm in norms:
+            norm.momentum = len(images) / seen  # a mean that grows: 1 for the first, which forgets what was before
+        with autocast(settings):
+            for model in models:
+                model(images)
+        each()
+        if seen >= num_images:
+            return
+    raise AssertionError(f"{seen} of {num_images} images")
+
+
+def statistics_note(model: nn.Module, plan: Plan) -> str:
+    """What batch.norm_images means for this model: part of the science, or memory only; one or two sentences."""
+    named = {name: module for name, module in model.named_modules() if is_norm(module) and _has_statistics(module)}
+    estimated = [module for module in named.values() if isinstance(module, EstimatedBatchNorm2d)]
+    ghost = [module for module in named.values() if isinstance(module, GhostBatchNorm2d)]
+    batch = {name: module for name, module in named.items() if module not in estimated}
+    images = plan.recipe.batch.norm_images
+    if batch:
+        kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
+        sample = f"virtual batches of {ghost[0].images} out of the {images}" if ghost else f"the {images}"
+        return (
+            f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample} images of a micro-batch: "
+            "batch.norm_images is part of the science, as another sample has other statistics and gives another result."
+        )
+    if estimated:
+        return (
+            f"{len(estimated)} norms normalize by running estimates over images, which move once in an optimizer step by all "
+            "its images: how a step is cut is memory only, and batch.norm_images moves the last digits alone."
+        )
+    return "No norm takes statistics over images: batch.norm_images is memory only, and moves the last digits alone."
+
+
+def _has_statistics(norm: nn.Module) -> bool:
+    """Are there running statistics that training moves? timm's frozen norms have them as constants."""
+    return getattr(norm, "running_var", None) is not None and not type(norm).__name__.startswith("Frozen")
