@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from trainer.data.opened import OpenedData
-from trainer.data.sets import ArraySet
 from trainer.errors import UserError, did_you_mean
 from trainer.job import Job, resolve
+from trainer.load import PageError
 from trainer.models import num_parameters
 from trainer.plan import Plan, make_plan
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
@@ -29,8 +30,8 @@ MODELS = ("resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "
 NOISE = Profile(
     name="noise",
     num_classes=1000,
-    num_train=64,
-    num_val=8,
+    num_train=1_281_167,
+    num_val=50_000,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     adapt=Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2),
@@ -76,25 +77,34 @@ def noise_plan(recipe: str, model: str) -> Plan:
     return make_plan(made, model=model, profile=NOISE, deviations=deviations)
 
 
-def noise_data() -> OpenedData:
-    """Random images of 80 px in both splits, the same in every call."""
-    draws = np.random.default_rng(0)
+class NoiseSet:
+    """As many images as ImageNet has, random and of 80 px; few are different. The same in every process."""
 
-    def split(num_images: int) -> ArraySet:
-        images = draws.integers(0, 256, (num_images, 80, 80, 3), dtype=np.uint8)
-        labels = draws.integers(0, NOISE.num_classes, num_images)
-        return ArraySet(images, labels, tuple(map(str, range(NOISE.num_classes))))
+    num_images = NOISE.num_train
+    classes = tuple(map(str, range(NOISE.num_classes)))
+    fingerprint = "noise"
+    num_channels = NOISE.channels
+    is_in_memory = True
 
-    return OpenedData(split(NOISE.num_train), split(NOISE.num_val))
+    def __init__(self) -> None:
+        draws = np.random.default_rng(0)
+        self.images = draws.integers(0, 256, (64, 80, 80, 3), dtype=np.uint8)
+        self.labels = draws.integers(0, NOISE.num_classes, self.num_images)
+
+    def read(self, i: int) -> Image.Image:
+        return Image.fromarray(self.images[i % len(self.images)])
 
 
 def try_cell(recipe: str, model: str) -> Cell:
     """Plan a page for a model and make the first step after its warm-up, as a run does; a refusal becomes the reason.
 
-    Raises AssertionError where the step leaves a weight that is no number, or moves none.
+    Raises PageError for a page that does not load, AssertionError where the step leaves a weight that is no number, or
+    moves none.
     """
     try:
         return Cell(recipe, model, num_parameters(stepped(noise_plan(recipe, model))))
+    except PageError:
+        raise  # a mistake in a page is no reason that a reader agrees with
     except UserError as error:
         return Cell(recipe, model, None, str(error))
     except Exception as error:
@@ -109,7 +119,7 @@ def stepped(plan: Plan) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))
         before = [weight.detach().clone() for weight in state.model.parameters()]
-        loss = optimizer_step(state, noise_data().train_stream(plan, settings, step), step)
+        loss = optimizer_step(state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step)
     after = list(state.model.parameters())
     assert loss.isfinite() and all(weight.isfinite().all() for weight in after), "the step ended in no number"
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), "the step moved nothing"

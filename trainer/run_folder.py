@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import nn
 
 from trainer.models import assembled
@@ -46,6 +47,7 @@ def open_model(folder: Path | str) -> nn.Module:
     plan = plan_of_run(folder)
     if not (folder / "config.json").exists():
         raise PlanError(f"{folder}: the run has not finished; the command that started it goes on with it")
-    model, _ = assembled(plan)
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
+        model, _ = assembled(plan)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     return model.eval()

@@ -19,6 +19,7 @@ from trainer.recipe import Recipe
 from trainer.results import Row, row_path
 from trainer.settings import Settings
 
+_MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -53,8 +54,9 @@ def deviations(out: Console, plan: Plan) -> None:
 
 def warmup_note(out: Console, plan: Plan) -> None:
     """Where nothing is left of the run after its warm-up, the page's rate is never reached."""
-    if (plan.recipe.lr.warmup_epochs or 0) >= plan.recipe.epochs:
-        line = 'note: the whole run is warm-up; set="lr.warmup_epochs=null lr.warmup_from=null" leaves it out'
+    if plan.num_warmup_steps >= plan.num_steps:
+        length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
+        line = f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves it out'
         out.print(line, style="yellow", markup=False)
 
 
@@ -70,6 +72,7 @@ def batch_line(plan: Plan) -> str:
     return (
         f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
         f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
+        + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
     )
 
 
@@ -104,6 +107,8 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
 
 def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble` gives them."""
+    from trainer.statistics import statistics_note
+
     recipe = plan.recipe
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
@@ -117,11 +122,13 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
         "unique images per epoch": f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
         + (f" (each up to {recipe.repeats} times)" if recipe.repeats else ""),
         "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
-        "image": f"{recipe.image.train_px} px for training, {recipe.image.test_px} px for testing",
+        "image": f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
+        + (" (with the mirror image)" if recipe.image.test_flip else ""),
         "model": model_facts(plan, model),
     }.items():
         table.add_row(name, value)
     out.print(table)
+    out.print(statistics_note(model, plan), markup=False)
     out.print("learning rate at the first step of an epoch")
     out.print(lr_table(plan, num_columns=10 if out.width >= 120 else 5))
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
@@ -137,6 +144,19 @@ def model_facts(plan: Plan, model) -> str:
     test_px = plan.recipe.image.test_px
     cost = gmacs(model, plan.profile.channels, test_px)
     return f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
+
+
+def growth_line(plan: Plan) -> str:
+    """The side of the training images and, where they grow, the first step of each side."""
+    sides = [plan.train_px_at(step) for step in range(plan.num_steps)] if plan.recipe.image.growth else []
+    changes = [step for step in range(1, len(sides)) if sides[step] != sides[step - 1]]
+    if not changes:
+        return f"{plan.recipe.image.train_px} px"
+    shown_steps = changes if len(changes) <= _MOST_SIDES else [*changes[:2], changes[-1]]
+    parts = [f"{sides[step]} px from step {step:,} (epoch {step / plan.steps_per_epoch:.4g})" for step in shown_steps]
+    if len(changes) > _MOST_SIDES:
+        parts.insert(2, f"… {len(changes) - 3} sizes …")
+    return f"{sides[0]} px from step 0, {', '.join(parts)}"
 
 
 def lr_per_epoch(plan: Plan) -> list[float]:
