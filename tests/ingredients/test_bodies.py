@@ -110,7 +110,8 @@ def test_one_activation_and_one_norm_a_block(kind):
     assert list(found.activations) == [f"{name}.act2" for name in swap.places]
     in_branches = [place.name for place in found.norms if "downsample" not in place.name]
     assert in_branches == ["bn1", *(f"{name}.bn{spatial}" for name in swap.places)]
-    assert all(block.downsample is None or isinstance(block.downsample[1], nn.BatchNorm2d) for block in blocks_of(model))
+    shortcuts = [block.downsample for block in blocks_of(model) if block.downsample is not None]
+    assert shortcuts and all(isinstance(norm, nn.BatchNorm2d) for _, norm in shortcuts)
     branches = [conv for block in blocks_of(model) for conv in (block.conv1, block.conv2, block.conv3)]
     assert all(conv.bias is not None and not conv.bias.any() for conv in [model.conv1, *branches])
 

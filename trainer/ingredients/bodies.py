@@ -53,7 +53,7 @@ class StagedBody(Part):
     @classmethod
     def _kernel_has_a_middle(cls, kernel_px: int) -> int:
         if kernel_px % 2 == 0:
-            raise ValueError(f"{kernel_px} is even: such a kernel has no middle; write {kernel_px - 1} or {kernel_px + 1}")
+            raise ValueError(f"{kernel_px} is even and has no middle; write {kernel_px - 1} or {kernel_px + 1}")
         return kernel_px
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:

@@ -133,7 +133,7 @@ def make_stages(
 
 
 def start(module: nn.Module) -> None:
-    """Draw the first weights of convolutions as timm's ResNet does: Kaiming's normal by what comes out; biases are 0."""
+    """Draw first weights as timm draws a ResNet's convolutions: Kaiming's normal by what comes out; biases are 0."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
