@@ -125,8 +125,8 @@ def _left(model: nn.Module, reasons: dict[str, str]) -> str:
     for reason in filter(None, reasons.values()):
         counts[reason] = counts.get(reason, 0) + 1
     in_attention, classifier = inside_attention(model), _classifier(model)
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not classifier]
-    num_linears = len([name for name in linears if name not in in_attention])
+    linears = [name for name, inner in model.named_modules() if isinstance(inner, nn.Linear)]
+    num_linears = sum(name not in in_attention and model.get_submodule(name) is not classifier for name in linears)
     parts = [f"{count} {reason}" for reason, count in counts.items()]
     parts += [f"{num_linears} Linear, no convolutions"] if num_linears else []
     return "left: " + ", ".join(parts) if parts else ""
