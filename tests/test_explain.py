@@ -1,11 +1,14 @@
 """Where values come from, how pages differ, and the committed tables."""
 
+import functools
 import io
+import re
+import textwrap
 
 import pytest
 from rich.console import Console
 
-from trainer import tree
+from trainer import explain, tree
 from trainer.explain import (
     Difference,
     assumed_table,
@@ -14,13 +17,23 @@ from trainer.explain import (
     explain_rows,
     explain_table,
     recipes_table,
+    roadmap_table,
     scores_table,
     shown,
 )
-from trainer.recipe import ABOUT, apply_overrides, find_recipe, load_recipe, open_recipe, pages_folder
+from trainer.ingredients.model import Model
+from trainer.load import parse_page
+from trainer.recipe import ABOUT, apply_overrides, find_recipe, load_recipe, open_recipe, pages_folder, recipe_paths
 
 A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
 A1_LINES = find_recipe("A1.v1").read_text().split("\n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_page_is_read_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "load_recipe", functools.cache(load_recipe))
+        yield
 
 
 def printed(table) -> str:
@@ -110,12 +123,58 @@ def test_values_are_shown_as_pages_write_them(value, text):
     assert shown(value) == text
 
 
-@pytest.mark.parametrize("table", [recipes_table, scores_table, assumed_table])
+@pytest.mark.parametrize("table", [recipes_table, roadmap_table, scores_table, assumed_table])
 def test_the_committed_tables_are_current(table):
     assert table() in (pages_folder() / "README.md").read_text()
 
 
-def test_tables_name_every_page_and_score():
-    assert recipes_table("recipes/").count("](recipes/") == 6
-    assert "| resnet50 | 80.4 | 79.8, 79.72 ± 0.1 (100 seeds) | 78.1 |  | 76.13 | 80.858 |" in scores_table()
+def rows_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.split("\n")]
+
+
+def test_every_page_has_a_row_and_every_score_a_place():
+    pages = rows_of(recipes_table("recipes/")) + rows_of(roadmap_table("recipes/"))
+    header, _, *models = rows_of(scores_table())
+    for path in recipe_paths():
+        page = load_recipe(path)
+        [row] = [row for row in pages if f"](recipes/{path.name})" in row[0]]
+        names = {score.model for score in page.published}
+        shown = row[2].partition(" ")[2]
+        if not names:
+            assert row[2] == "none stated" and f"({path.name})" not in " ".join(header)
+        if len(names) > 1:
+            column = next(place for place, cell in enumerate(header) if f"({path.name})" in cell)
+            cells = {row[0]: row[column] for row in models}
+            assert {name for name, cell in cells.items() if cell} == names
+            assert all(re.search(rf"(?<![\d.]){score.top1_pct}(?![\d.])", cells[score.model]) for score in page.published)
+        for score in page.published if len(names) == 1 else ():
+            assert row[2].startswith(f"{score.model} ")
+            assert re.search(rf"(?<![\d.]){score.top1_pct}(?![\d.])", shown)
+
+
+def test_pages_of_one_recipe_share_a_row_in_the_order_of_their_lengths():
+    [row] = [row for row in rows_of(recipes_table()) if "ffcv-rn50-16.v1.yaml" in row[0]]
+    assert re.findall(r"-(\d+)\.v1\.yaml", row[0]) == ["16", "24", "32", "40", "56", "88"]
+    assert "16, 24, 32, 40, 56 or 88 epochs" in row[1]
+    assert row[2] == "resnet50 73.8, 75.6, 76.6, 77.2, 78.0, 78.4"
+
+
+def test_the_roadmap_is_in_the_papers_order():
+    _, _, *rows = rows_of(roadmap_table())
+    steps = [row[1].partition(":")[0] for row in rows]
+    assert steps == ["1", "2", "3", "4", "5", "6", "7", "8a", "8b", "8c", "8d", "9", "10", "11", "12", "13"]
+    assert rows[-1][2] == "resnet50 81.97 ± 0.06 (3 seeds)"
+
+
+def test_assumptions_of_pages_in_a_row_are_told_by_the_first_and_the_last():
+    rows = [row for row in rows_of(assumed_table()) if row[0] == "`model.body.block`"]
+    assert [row[2] for row in rows] == ["roadmap-04-depthwise.v1 … roadmap-13-downsampling.v1"]
     assert len({line.count("|") for line in assumed_table().split("\n")}) == 1
+
+
+def test_the_readme_shows_a_line_of_every_part_of_a_model():
+    text = (pages_folder() / "README.md").read_text()
+    shown = textwrap.dedent(re.search(r"```yaml\nmodel:\n(.*?)```", text, re.S)[1])
+    section, positions = parse_page(shown, "README.md", Model)
+    assert {path[0] for path in positions.lines if path} == set(Model.model_fields)
+    assert section.zero_init_last is False

@@ -1,9 +1,12 @@
 """Every committed page: complete, sourced, and as strict as the loader."""
 
+import functools
 import math
 import random
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torchvision
@@ -11,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer import check, tree
+from trainer.explain import diff_rows
 from trainer.load import PageError, parse, parse_page
-from trainer.recipe import ABOUT, Recipe, find_recipe, load_recipe, recipe_paths
+from trainer.recipe import ABOUT, Recipe, find_recipe, recipe_paths
+from trainer.recipe import load_recipe as read_recipe
+
+load_recipe = functools.cache(read_recipe)
 
 PATHS = recipe_paths()
 NAMES = [path.stem for path in PATHS]
@@ -20,8 +27,45 @@ NAMES = [path.stem for path in PATHS]
 DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
+    "A2-mmpretrain.v1": "35419874aa80",
     "A3.v1": "319f97206679",
+    "bcn.v1": "16f2d81ee39b",
+    "bit-i1k.v1": "3bdead151dba",
     "convnext.v1": "50a35320dc25",
+    "ffcv-rn18-16.v1": "803c1dd224b0",
+    "ffcv-rn18-24.v1": "4b4f81268dc4",
+    "ffcv-rn18-32.v1": "66cff5460892",
+    "ffcv-rn18-40.v1": "1b59617059a9",
+    "ffcv-rn18-56.v1": "daf92505f8e4",
+    "ffcv-rn18-88.v1": "1184623a1f70",
+    "ffcv-rn50-16.v1": "0f716ff4c446",
+    "ffcv-rn50-24.v1": "d0f3886a03a5",
+    "ffcv-rn50-32.v1": "0ab7d2dfd814",
+    "ffcv-rn50-40.v1": "c821a6a0a941",
+    "ffcv-rn50-56.v1": "e910927485f1",
+    "ffcv-rn50-88.v1": "fd1f9af3eebe",
+    "gn-ws.v1": "9b2c62d82c63",
+    "mosaic-mild.v1": "e3c465b7c9b2",
+    "nvidia-v15-250.v1": "be42950b2250",
+    "nvidia-v15-50.v1": "8275ac075708",
+    "nvidia-v15-90.v1": "f82bba7196dc",
+    "pycls-dds.v1": "de8e04c068d4",
+    "roadmap-01-recipe.v1": "e9beac44bd86",
+    "roadmap-02-stage-ratio.v1": "68f383df5d40",
+    "roadmap-03-patchify.v1": "317647e5e2b8",
+    "roadmap-04-depthwise.v1": "a5dff93d7be1",
+    "roadmap-05-width.v1": "73eb446be1f6",
+    "roadmap-06-inverted.v1": "14f946ff27ef",
+    "roadmap-07-moved-up.v1": "3490923346c2",
+    "roadmap-08a-kernel-5.v1": "f5247ec9a6ff",
+    "roadmap-08b-kernel-7.v1": "9f30689e51e9",
+    "roadmap-08c-kernel-9.v1": "bd72c3bf95ac",
+    "roadmap-08d-kernel-11.v1": "5fd583170cb3",
+    "roadmap-09-gelu.v1": "a6fb37840299",
+    "roadmap-10-fewer-activations.v1": "8deefa55eb54",
+    "roadmap-11-fewer-norms.v1": "3eb721ac2cb1",
+    "roadmap-12-layer-norm.v1": "c61833a1724f",
+    "roadmap-13-downsampling.v1": "9324942124e0",
     "torchvision-v1.v1": "e735c9a97b12",
     "torchvision-v2.v1": "d947166d597c",
 }
@@ -44,9 +88,27 @@ def test_every_page_reads_back_and_folds(path):
 @EACH_PAGE
 def test_every_page_says_where_it_is_from(path):
     page = load_recipe(path)
-    assert page.source and page.title and page.assumed and page.published
+    assert page.source and page.title and page.assumed
     assert all(why for why in page.assumed.values())
     assert path.read_text().startswith(f"# {page.name}: ")
+
+
+@EACH_PAGE
+def test_the_score_is_told_in_the_first_lines_or_that_there_is_none(path):
+    page, head = load_recipe(path), path.read_text().partition("\nname: ")[0]
+    told = re.search(r"Published: (\w+) ([\d.]+)", head)
+    if told is None:
+        assert re.search(r"Published: .*but no accuracies", head) and not page.published
+    else:
+        assert float(told[2]) in [score.top1_pct for score in page.published if score.model == told[1]]
+
+
+@pytest.mark.parametrize("name", ["gn-ws", "pycls-dds"])
+def test_scores_are_a_hundred_minus_the_errors_of_the_source(name):
+    path = find_recipe(name)
+    errors = re.search(r"# Errors ([\d., and]+)\.", path.read_text())[1]
+    scores = [100 - float(error) for error in re.findall(r"\d+\.\d+", errors)]
+    assert [score.top1_pct for score in load_recipe(path).published] == pytest.approx(scores, abs=1e-9)
 
 
 @EACH_PAGE
@@ -98,8 +160,120 @@ def test_every_variant_of_convnext_has_its_depth_rate():
     assert rates == {"convnext_base": 0.5, "convnext_large": 0.5, "convnext_small": 0.4, "convnext_tiny": 0.1}
 
 
+FFCV = [
+    (network, epochs, *ramp)
+    for network in ("rn18", "rn50")
+    for epochs, ramp in {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}.items()
+]
+
+
+@pytest.mark.parametrize(("network", "epochs", "start", "end"), FFCV)
+def test_ffcvs_rates_and_sizes_are_those_of_its_script(network, epochs, start, end):
+    page = load_recipe(find_recipe(f"ffcv-{network}-{epochs}"))
+    peak, images, decay = {"rn18": (0.5, 1024, 5e-5), "rn50": (1.7, 4096, 1e-4)}[network]
+    assert (page.epochs, page.batch.images, page.optimizer.weight_decay) == (epochs, images, decay)
+    steps = 1_281_167 // images
+    for step in (0, 1, steps, 2 * steps - 1, 2 * steps, 2 * steps + 1, epochs * steps // 2, epochs * steps - 1):
+        rate = np.interp(step / steps, [0, 2, epochs], [1e-4 * peak, peak, 0])
+        assert page.lr.at(step, steps, epochs) == pytest.approx(rate, rel=1e-9, abs=1e-12)
+    for epoch in range(epochs):
+        side = 32 * int(np.round(np.interp(epoch, [start, end], [160, 192]) / 32))
+        for step in (epoch * steps, (epoch + 1) * steps - 1):
+            assert page.image.growth.px_at(step, steps, page.image.train_px) == side
+    assert math.floor(page.image.test_px / page.image.test_crop_share) == 292
+
+
+@pytest.mark.parametrize(("epochs", "num_warmup"), [(50, 16), (90, 8), (250, 8)])
+def test_nvidias_rates_are_those_of_its_code(epochs, num_warmup):
+    page = load_recipe(find_recipe(f"nvidia-v15-{epochs}"))
+    peak = 0.256 * page.batch.images / 256
+    assert page.lr.peak == pytest.approx(peak) and page.optimizer.weight_decay == 2**-15
+    assert (page.mix is not None) == (epochs == 250)
+    for epoch in range(epochs):
+        rise, fall = (epoch + 1) / num_warmup, (epoch - num_warmup) / (epochs - num_warmup)
+        rate = peak * rise if epoch < num_warmup else 0.5 * peak * (1 + math.cos(math.pi * fall))
+        assert page.lr.at(10 * epoch, 10, epochs) == page.lr.at(10 * epoch + 9, 10, epochs) == pytest.approx(rate)
+
+
+def test_pyclss_rates_are_those_of_its_code_up_to_the_warmups_bend():
+    page = load_recipe(find_recipe("pycls-dds"))
+    assert page.lr.peak == pytest.approx(0.1 * page.batch.images / 128)
+    for epoch in range(100):
+        rate = 0.5 * 0.2 * (1 + math.cos(math.pi * epoch / 100))
+        if epoch < 5:
+            rate *= 0.1 * (1 - epoch / 5) + epoch / 5
+        assert page.lr.at(epoch, 1, 100) == pytest.approx(rate, rel=5e-3 if epoch < 5 else 1e-9)
+
+
+@pytest.mark.parametrize(("model", "epochs", "drops"), [("resnet50", 90, (30, 60)), ("resnet101", 100, (30, 60, 90))])
+def test_gn_ws_drops_its_rate_where_the_commands_say(model, epochs, drops):
+    page = load_recipe(find_recipe("gn-ws")).for_model(model)
+    assert page.epochs == epochs
+    for epoch in range(epochs):
+        assert page.lr.at(epoch, 1, epochs) == pytest.approx(0.1 * 0.1 ** sum(epoch >= drop for drop in drops))
+
+
+def test_the_three_published_forms_of_weight_standardization_differ():
+    parts = [load_recipe(find_recipe(name)).model.weight_standardization for name in ("gn-ws", "bcn", "bit-i1k")]
+    forms = [(part.variance, part.eps, part.eps_place) for part in parts]
+    assert forms == [("unbiased", 1e-5, "outside"), ("unbiased", 1e-5, "inside"), ("biased", 1e-5, "outside")]
+
+
+def test_big_visions_rates_are_those_of_its_settings():
+    page = load_recipe(find_recipe("bit-i1k"))
+    assert page.lr.peak == pytest.approx(0.1 / 256 * page.batch.images)
+    assert page.optimizer.weight_decay == pytest.approx(1e-4 / 256 * page.batch.images)
+    steps = 1_281_167 // 4096
+    for step in (0, 1, 500, 999, 1000, 1001, 14_000, 90 * steps - 1):
+        share = (step - 1000) / (90 * steps - 1000)
+        rate = 1.6 * min(1, step / 1000) * 0.5 * (1 + math.cos(math.pi * max(0, share)))
+        assert page.lr.at(step, steps, 90) == pytest.approx(rate, rel=1e-9)
+
+
+def test_mosaics_numbers_follow_from_its_own():
+    page = load_recipe(find_recipe("mosaic-mild"))
+    assert page.epochs == int(0.32 * 90)
+    assert page.average.decay ** (100 / page.average.every_steps) == pytest.approx(0.5)
+    assert page.model.start.head_bias == pytest.approx(-math.log(1000))
+    assert math.floor(page.image.test_px / page.image.test_crop_share) == 232
+    steps, epochs = 1_281_167 // 2048, page.epochs
+    for step in range(0, epochs * steps, 97):
+        share = (step / (epochs * steps) - 0.4) / (1 - 0.2 - 0.4)
+        scale = 0.5 + 0.5 * min(1, max(0, share))
+        assert page.image.growth.px_at(step, steps, 176) == round(176 * scale / 4) * 4
+        fall = (step - 8 * steps) / (epochs * steps - 8 * steps)
+        rate = 2.048 * (step / (8 * steps) if fall < 0 else 0.5 * (1 + math.cos(math.pi * fall)))
+        assert page.lr.at(step, steps, epochs) == pytest.approx(rate, abs=1e-12)
+
+
+def test_mmpretrains_a2_differs_from_a2_where_its_page_says():
+    ours, theirs = (load_recipe(find_recipe(name)) for name in ("A2.v1", "A2-mmpretrain"))
+    rows = {row.path: (row.a, row.b) for row in diff_rows(ours, theirs)}
+    assert rows == {
+        "batch.norm_images": (512, 2048),
+        "batch.drop_last": (True, None),
+        "lr.warmup_from": (1e-4, 5e-7),
+        "lr.updated": ("per_epoch", "per_step"),
+        "lr.schedule.period": ("run", "after_warmup"),
+        "optimizer.no_decay": (("vectors", "biases"), ("norms", "biases")),
+        "loss.threshold": (0.2, None),
+        "loss.sum_classes": (None, True),
+        "augment.random_resized_crop.interpolation": ("random", "bicubic"),
+        "augment.rand_augment.interpolation": ("random", "bicubic"),
+        "image.test_crop_share": (0.95, 0.949),
+        "model": (None, {"zero_init_last": True}),
+    }
+    assert math.floor(224 / theirs.image.test_crop_share) == 236
+    assert find_recipe("A2-mmpretrain").read_text().lower().count("not as a2") >= 9
+
+
+@functools.cache
+def parsed(path: Path) -> tuple:
+    return parse(path.read_text(), path.name)
+
+
 def keys_of(path: Path) -> list[check.Path]:
-    _, positions = parse(path.read_text(), path.name)
+    _, positions = parsed(path)
     return [place for place in positions.lines if place and isinstance(place[-1], str)]
 
 
@@ -121,7 +295,7 @@ def renamed(data, place: check.Path, new: str):
 
 @EACH_PAGE
 def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
-    data, _ = parse(path.read_text(), path.name)
+    data, _ = parsed(path)
     draw = random.Random(path.stem)
     for place in keys_of(path):
         new = mutated(place[-1], draw)
@@ -140,12 +314,12 @@ SAMPLED = [(path, place) for path in PATHS for place in keys_of(path)]
 def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     path, place = sample
     text = path.read_text()
-    data, positions = parse(text, path.name)
+    data, positions = parsed(path)
     lines, line = text.split("\n"), positions.line(place)
     new = mutated(place[-1], draw)
     if new in check.value_at(data, place[:-1]):
         return
-    lines[line - 1] = lines[line - 1].replace(f"{place[-1]}:", f"{new}:", 1)
+    lines[line - 1] = re.sub(rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1)
     with pytest.raises(PageError) as error:
         parse_page("\n".join(lines), "page", Recipe)
     assert str(error.value).startswith(f"page:{line}: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -99,21 +100,38 @@ def shown(value: Any) -> str:
 
 
 def recipes_table(folder: str = "") -> str:
-    """All pages as a Markdown table: what is special, its best-known score, how many keys are assumed, its source.
+    """All pages but the roadmap's as a Markdown table: what is special, its best-known score, how many keys are assumed.
 
-    folder: what leads from the Markdown file to the pages, such as "recipes/".
+    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the Markdown file to the pages, such as
+    "recipes/".
     """
     lines = ["| recipe | what is special | published top-1 % | assumed keys | source |", "|---|---|---|---|---|"]
-    for recipe in _pages():
-        score = next((one for one in recipe.published if one.model == "resnet50"), recipe.published[0])
-        cells = (_link(recipe, folder), recipe.title, f"{score.model} {_score(score)}", f"{len(recipe.assumed)}")
-        lines.append(f"| {' | '.join(cells)} | {recipe.source} |")
+    for series in _series():
+        first, *others = series
+        links = ", ".join([_link(first, folder), *(_link(page, folder, short=True) for page in others)])
+        title = first.title
+        if others:
+            epochs = [f"{page.epochs}" for page in series]
+            title = title.replace(f"{first.epochs} epochs", f"{', '.join(epochs[:-1])} or {epochs[-1]} epochs")
+        lines.append(f"| {links} | {title} | {_best_known(series)} | {len(first.assumed)} | {first.source} |")
+    return "\n".join(lines)
+
+
+def roadmap_table(folder: str = "") -> str:
+    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table, step by step with the paper's scores."""
+    lines = ["| recipe | step | published top-1 % |", "|---|---|---|"]
+    for recipe in filter(_is_roadmap, _pages()):
+        step = recipe.title.partition(", step ")[2]
+        lines.append(f"| {_link(recipe, folder)} | {step} | {_best_known([recipe])} |")
     return "\n".join(lines)
 
 
 def scores_table() -> str:
-    """All published scores as a Markdown table, top-1 % on ImageNet-1k val: models down, pages across."""
-    pages = list(_pages())
+    """The scores of all pages that have several models as a Markdown table, top-1 %: models down, pages across.
+
+    A page of one model has its score in recipes_table or roadmap_table.
+    """
+    pages = [recipe for recipe in _pages() if len({score.model for score in recipe.published}) > 1]
     models = list(dict.fromkeys(score.model for recipe in pages for score in recipe.published))
     lines = [f"| model | {' | '.join(map(_link, pages))} |", "|---" * (len(pages) + 1) + "|"]
     for model in models:
@@ -124,12 +142,14 @@ def scores_table() -> str:
 
 def assumed_table() -> str:
     """All assumptions as a Markdown table: the key, what was chosen and why, and in which pages."""
-    pages: dict[tuple[str, str], list[str]] = {}
-    for recipe in _pages():
+    pages = list(_pages())
+    places: dict[tuple[str, str], list[int]] = {}
+    for place, recipe in enumerate(pages):
         for assumption in recipe.assumed.items():
-            pages.setdefault(assumption, []).append(_identity(recipe))
+            places.setdefault(assumption, []).append(place)
+    names = [_identity(recipe) for recipe in pages]
     lines = ["| key | what was chosen, and why | pages |", "|---|---|---|"]
-    lines += [f"| `{label}` | {why} | {', '.join(where)} |" for (label, why), where in pages.items()]
+    lines += [f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()]
     return "\n".join(lines)
 
 
@@ -175,18 +195,63 @@ def _off(part: Any, label: str = "") -> Iterator[str]:
                 yield inner
 
 
-def _pages() -> Iterator[Recipe]:
-    return (load_recipe(path) for path in recipe_paths())
+def _pages() -> list[Recipe]:
+    """All pages by name and version, the numbers in a name by their value."""
+    return sorted(map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version))
+
+
+def _words(name: str) -> list[str | int]:
+    """A name's letters and numbers, taking turns."""
+    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name.lower())]
+
+
+def _is_roadmap(recipe: Recipe) -> bool:
+    return recipe.name.startswith("roadmap-")
+
+
+def _series() -> list[list[Recipe]]:
+    """All pages but the roadmap's, those whose titles differ in the number of epochs alone together."""
+    series: dict[tuple, list[Recipe]] = {}
+    for recipe in _pages():
+        if not _is_roadmap(recipe):
+            title = recipe.title.replace(f"{recipe.epochs} epochs", "")
+            series.setdefault((title, recipe.source, *recipe.assumed), []).append(recipe)
+    return list(series.values())
+
+
+def _best_known(series: Sequence[Recipe]) -> str:
+    """The score of a ResNet-50, or of the first model, on each page that has one."""
+    scores = [_known(page.published) for page in series if page.published]
+    return f"{scores[0].model} {', '.join(map(_score, scores))}" if scores else "none stated"
+
+
+def _known(published: Sequence[Score]) -> Score:
+    return next((score for score in published if score.model == "resnet50"), published[0])
+
+
+def _listed(places: Sequence[int], names: Sequence[str]) -> str:
+    """Names by their places; three or more in a row as the first and the last."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return ", ".join(
+        f"{names[run[0]]} … {names[run[-1]]}" if len(run) > 2 else ", ".join(names[place] for place in run) for run in runs
+    )
 
 
 def _identity(recipe: Recipe) -> str:
     return f"{recipe.name}.v{recipe.version}"
 
 
-def _link(recipe: Recipe, folder: str = "") -> str:
-    return f"[{_identity(recipe)}]({folder}{_identity(recipe)}.yaml)"
+def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
+    """A Markdown link to a page; short: named by the last word of its name."""
+    name = _identity(recipe)
+    return f"[{name.rpartition('-')[2] if short else name}]({folder}{name}.yaml)"
 
 
 def _score(score: Score) -> str:
-    spread = f" ± {score.std_pct} ({score.num_seeds} seeds)" if score.std_pct is not None else ""
-    return f"{score.top1_pct}{spread}"
+    seeds = f" ({score.num_seeds} seeds)" if score.num_seeds is not None else ""
+    return f"{score.top1_pct}" + (f" ± {score.std_pct}{seeds}" if score.std_pct is not None else "")
