@@ -100,10 +100,10 @@ def shown(value: Any) -> str:
 
 
 def recipes_table(folder: str = "") -> str:
-    """All pages but the roadmap's as a Markdown table: what is special, its best-known score, how many keys are assumed.
+    """All pages but the roadmap's as a Markdown table: what is special, the best-known score, what is assumed.
 
-    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the Markdown file to the pages, such as
-    "recipes/".
+    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the Markdown file to
+    the pages, such as "recipes/".
     """
     lines = ["| recipe | what is special | published top-1 % | assumed keys | source |", "|---|---|---|---|---|"]
     for series in _series():
@@ -118,7 +118,7 @@ def recipes_table(folder: str = "") -> str:
 
 
 def roadmap_table(folder: str = "") -> str:
-    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table, step by step with the paper's scores."""
+    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table: steps with the paper's scores."""
     lines = ["| recipe | step | published top-1 % |", "|---|---|---|"]
     for recipe in filter(_is_roadmap, _pages()):
         step = recipe.title.partition(", step ")[2]
@@ -237,9 +237,11 @@ def _listed(places: Sequence[int], names: Sequence[str]) -> str:
             runs[-1].append(place)
         else:
             runs.append([place])
-    return ", ".join(
-        f"{names[run[0]]} … {names[run[-1]]}" if len(run) > 2 else ", ".join(names[place] for place in run) for run in runs
-    )
+    return ", ".join(_run(run[0], run[-1], names) for run in runs)
+
+
+def _run(first: int, last: int, names: Sequence[str]) -> str:
+    return f"{names[first]} … {names[last]}" if last - first > 1 else ", ".join(names[first : last + 1])
 
 
 def _identity(recipe: Recipe) -> str:

@@ -12,8 +12,8 @@ from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient, Positive
 from trainer.streams import uniforms
 
-# Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k: the
-# numbers that fb.resnet.torch published and pycls uses.
+# Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k:
+# the numbers that fb.resnet.torch published and pycls uses.
 _VALUES = np.array([0.2175, 0.0188, 0.0045])
 _VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 # The same images' deviations: what one unit of a normalized image is in a colour.
@@ -48,5 +48,6 @@ class Lighting(Ingredient):
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """Adds the drawn colours: images [B, 3, H, W] float, normalized, to the same. `fill` is not used."""
         if images.shape[1] != len(_VALUES):
-            raise UserError(f"augment.lighting: it is about red, green and blue; these images have {images.shape[1]} channels")
+            found = f"these images have {images.shape[1]} channels"
+            raise UserError(f"augment.lighting: it is about red, green and blue; {found}; leave it out")
         return images + drawn["color"].to(images.device, images.dtype)[:, :, None, None]
