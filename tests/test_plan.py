@@ -2,11 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from plans import small_plan
+from trainer import check, tree
+from trainer.adapt import adaptation
+from trainer.errors import UserError
 from trainer.job import Job, plan_of
 from trainer.plan import PlanError, make_plan
+from trainer.profiles import Adapt
+from trainer.recipe import Recipe, apply_overrides, load_recipe
 
 
 def imagenet(recipe, model="resnet50", overrides="", **job):
@@ -105,6 +111,123 @@ def test_a_profile_adapts_by_the_pages_own_rule_and_records_it(recipe, peak_of):
     assert changed["batch.images"].after == plan.recipe.batch.images
     assert plan.recipe.lr.peak == pytest.approx(peak_of(plan.recipe.batch.images))
     assert ("lr.peak" in changed) is (recipe != "A1")
+
+
+FFCV_RAMPS = {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}
+
+
+def growing(epochs, **growth):
+    text = ", ".join(f"{key}: {value}" for key, value in growth.items())
+    return f"epochs={epochs} image.train_px=192 'image.growth={{{text}}}'"
+
+
+@pytest.mark.parametrize("epochs", FFCV_RAMPS)
+def test_ffcvs_sizes_are_numpys(epochs):
+    start, end = FFCV_RAMPS[epochs]
+    ramp = growing(epochs, from_px=160, from_epoch=start, to_epoch=end, multiple_px=32, updated="per_epoch")
+    plan = imagenet("torchvision-v1", overrides=ramp)
+    sizes = [plan.train_px_at(epoch * plan.steps_per_epoch) for epoch in range(epochs)]
+    line = np.interp(np.arange(epochs), [start, end], [160, 192])
+    assert sizes == (np.round(line / 32).astype(int) * 32).tolist() and {160, 192} == set(sizes)
+    for epoch, side in enumerate(sizes):  # one size for all of an epoch
+        assert plan.train_px_at((epoch + 1) * plan.steps_per_epoch - 1) == side
+
+
+def test_sizes_may_grow_by_the_step():
+    ramp = growing(10, from_px=96, from_epoch=4, to_epoch=8, multiple_px=4, updated="per_step")
+    plan = imagenet("torchvision-v1", overrides=ramp)
+    steps = np.arange(0, plan.num_steps, 101)
+    line = np.interp(steps / plan.steps_per_epoch, [4, 8], [96, 192])
+    assert [plan.train_px_at(step) for step in steps.tolist()] == (np.round(line / 4) * 4).astype(int).tolist()
+    assert imagenet("A1").train_px_at(7) == 224
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (growing(90, from_px=192, from_epoch=1, to_epoch=2, multiple_px=32, updated="per_step"), "not below train_px 192"),
+        (growing(90, from_px=150, from_epoch=1, to_epoch=2, multiple_px=32, updated="per_step"), "150 is no multiple"),
+        (growing(90, from_px=128, from_epoch=2, to_epoch=2, multiple_px=32, updated="per_step"), "not before to_epoch 2"),
+        (growing(90, from_px=128, from_epoch=2, to_epoch=91, multiple_px=32, updated="per_step"), "to_epoch 91 does not fit"),
+        ("'lr.schedule={name: piecewise_linear, points: [[0, 1.0], [91, 0.0]]}'", "points 91 does not fit .* 90; write 90 at most"),
+        ("'lr.schedule={name: multi_step, at_epochs: [30, 90], factor: 0.1}'", "at_epochs 90 does not fit .* write 89 at most"),
+        ("'lr.schedule={name: warmup_stable_decay, decay_epochs: 91, end: 0.0, shape: linear}'", "decay_epochs 91 does not fit"),
+        ("loss={name: jensen_shannon, weight: 12, loss: {name: ce}}", "none; add augment_splits: 3"),
+        ("augment_splits=3", "ce does not, jensen_shannon would"),
+        ("augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'", "nothing in augment makes them differ"),
+        ("smoothing=0.1 'loss={name: focal, gamma: 2, threshold: 0.2}'", "erased by loss.threshold 0.2"),
+    ],
+)  # fmt: skip
+def test_numbers_that_would_do_nothing_are_refused_in_one_line(overrides, words):
+    with pytest.raises(UserError, match=words) as refusal:
+        imagenet("torchvision-v1", overrides=overrides)
+    assert "\n" not in str(refusal.value)
+
+
+def test_splits_are_not_mixed():
+    with pytest.raises(UserError, match="mixup_or_cutmix blends the images that jensen_shannon compares"):
+        imagenet("A2", overrides="augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: bce}}'")
+
+
+def test_a_warmup_in_steps_must_fit_into_the_run():
+    warmup = "lr.updated=per_step lr.warmup_from=0 lr.warmup_steps="
+    assert imagenet("torchvision-v1", overrides=f"{warmup}1000").num_warmup_steps == 1000
+    with pytest.raises(PlanError, match="does not fit into the run's 450450 steps"):
+        imagenet("torchvision-v1", overrides=f"{warmup}450451")
+
+
+def page_with(tmp_path, **sections):
+    """torchvision's first page with other sections, as a page of its own; the digits' profile then adapts it."""
+    page = imagenet("torchvision-v1").recipe
+    lines = {"name": "own", "published": (), "assumed": {}, **sections}
+    text = check.check(Recipe, {**tree.plain(page), **lines}).to_yaml()
+    path = tmp_path / "own.v1.yaml"
+    path.write_text(text)
+    return plan_of(Job(recipe=str(path), model="resnet18", data="digits")), path
+
+
+LR = {"peak": 0.5, "updated": "per_step"}
+
+
+def test_an_adapted_schedule_keeps_its_shares_of_the_run(tmp_path):
+    schedules = {
+        "points": {"name": "piecewise_linear", "points": ((0.0, 0.1), (10.0, 1.0), (90.0, 0.0))},
+        "at_epochs": {"name": "multi_step", "at_epochs": (30, 60, 62), "factor": 0.1},
+        "decay_epochs": {"name": "warmup_stable_decay", "decay_epochs": 18, "end": 0.0, "shape": "linear"},
+    }
+    expected = {"points": ((0.0, 0.1), (1.0, 1.0), (9.0, 0.0)), "at_epochs": (3, 6), "decay_epochs": 2}
+    for key, schedule in schedules.items():
+        plan, _ = page_with(tmp_path, lr={**LR, "schedule": schedule})
+        assert plan.recipe.epochs == 9 and getattr(plan.recipe.lr.schedule, key) == expected[key]
+        assert f"lr.schedule.{key}" in {change.path for change in plan.deviations}
+
+
+def test_an_adapted_warmup_in_steps_keeps_its_share_of_the_run(tmp_path):
+    lr = {**LR, "warmup_steps": 45_000, "warmup_from": 0.0, "schedule": {"name": "constant"}}
+    plan, _ = page_with(tmp_path, lr=lr)  # a tenth of 90 x 5004 steps
+    assert plan.num_warmup_steps == round(0.1 * 9 * 44) and plan.num_warmup_steps == plan.recipe.lr.warmup_steps
+
+
+@pytest.mark.parametrize(
+    ("train_px", "growth"),
+    [
+        (None, {"from_px": 160, "multiple_px": 32}),
+        (96, {"from_px": 80, "multiple_px": 16}),
+        (64, {"from_px": 56, "multiple_px": 8}),
+        (32, None),  # 27 px would leave ConvNeXt nothing
+    ],
+)
+def test_adapted_growth_keeps_its_ratio_and_its_share_or_is_off(tmp_path, train_px, growth):
+    image = {"train_px": 192, "test_px": 256, "test_crop_share": 0.875, "test_interpolation": "bilinear"}
+    whole = {"from_px": 160, "from_epoch": 45, "to_epoch": 60, "multiple_px": 32, "updated": "per_epoch"}
+    plan, path = page_with(tmp_path, image={**image, "growth": whole})
+    profile = plan.profile.model_copy(update={"adapt": Adapt(train_px=train_px, epochs=9)})
+    changes = adaptation(load_recipe(path), profile)
+    recipe, deviations = apply_overrides(load_recipe(path), changes, "profile")
+    if growth is None:
+        assert recipe.image.growth is None and "image.growth" in {change.path for change in deviations}
+        return
+    assert recipe.image.growth.model_dump() == {**whole, **growth, "from_epoch": 4.5, "to_epoch": 6.0}
 
 
 def test_an_adapted_average_keeps_its_share_of_the_run():

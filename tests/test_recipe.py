@@ -202,7 +202,7 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
         ("epochs=5 epochs=6", "set=epochs=6: epochs is set twice"),
         ("epochs.x=5", "set=epochs.x=5: epochs is a single value"),
         ("title='x", "set=title='x: a quotation mark is not closed"),
-        ("optimizer.nesterov=true", "set=optimizer.nesterov=true: nesterov is a key of sgd, not of lamb"),
+        ("optimizer.nesterov=true", "set=optimizer.nesterov=true: nesterov is a key of sgd and decoupled_sgd, not of lamb"),
         ("optimizer.name=lmab", "set=optimizer.name=lmab: 'lmab' is not known here (did you mean lamb?)"),
         ("lr.schedule.name=step", "set=lr.schedule.name=step: lr.schedule has no every_epochs, factor; add them"),
         ("average.decay=0.9", "set=average.decay=0.9: average is off; set it whole: average={name: ...}"),

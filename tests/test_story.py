@@ -18,11 +18,13 @@ from trainer import train
 from trainer.data.index import DataError
 from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
+from trainer.evaluate import evaluate
 from trainer.export import weights_digest
 from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, plan_of, run_job
 from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings
+from trainer.show import batch_line, growth_line
 from trainer.stop import StopRequest
 
 
@@ -246,3 +248,56 @@ def test_accumulated_gradients_equal_those_of_the_whole_step():
     scale = max(grad.abs().max() for grad in grads[100].values())
     for name, grad in grads[100].items():
         torch.testing.assert_close(grads[25][name], grad, rtol=0, atol=1e-5 * scale.item())
+
+
+JSD = "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"
+GROWTH = "'image.growth={from_px: 24, from_epoch: 0.5, to_epoch: 1.5, multiple_px: 4, updated: per_step}'"
+
+
+def test_splits_enter_the_model_one_after_another_the_plain_one_first():
+    plan = small_plan("A2", overrides=f"{JSD} smoothing=0.1")
+    settings = make_settings("cpu", workers="0")
+    batch = next(open_data(plan.profile, None).train_stream(plan, settings, 0))
+    images, targets = prepare(plan, settings, batch)
+    assert images.shape == (24, 3, 32, 32) and targets.shape == (8, 10)
+    assert torch.equal(images[:8], normalize(batch.images, plan.profile))
+    assert torch.equal(targets.argmax(1), batch.labels) and targets.max() == pytest.approx(0.91)
+    plain, first, second = images.split(8)
+    changed = [[not torch.equal(a, b) for a, b in zip(*pair)] for pair in ((plain, first), (plain, second), (first, second))]
+    assert all(sum(pair) >= 4 for pair in changed)
+
+
+def test_a_mirrored_evaluation_adds_the_logits():
+    plan = small_plan(overrides="image.test_flip=true loss.name=ce")
+    settings = make_settings("cpu", workers="0")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10).eval()
+    data = open_data(plan.profile, None)
+    logits, labels = [], []
+    with torch.no_grad():
+        for images, of_images in data.val_batches(plan, settings):
+            images = normalize(images, plan.profile)
+            logits.append(model(images) + model(images.flip(3)))
+            labels.append(of_images)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    scores = evaluate(plan, settings, model, data.val_batches(plan, settings))
+    assert scores.num_top1 == (logits.argmax(1) == labels).sum()
+    assert scores.loss_nats == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    plain = small_plan(overrides="loss.name=ce")
+    assert evaluate(plain, settings, model, data.val_batches(plan, settings)).loss_nats != scores.loss_nats
+
+
+def test_growing_images_of_splits_go_on_where_a_stop_left_them(tmp_path, monkeypatch):
+    sgd = "'optimizer={name: decoupled_sgd, momentum: 0.9, weight_decay: 0.0005, clip_adaptive: 0.1}'"
+    overrides = small_set(f"{JSD} {GROWTH} {sgd} batch.images=96 batch.norm_images=48 lr.warmup_epochs=1 epochs=2")
+    job = Job("A2", "test_resnet", overrides=overrides)
+    plan = plan_of(job)
+    assert [plan.train_px_at(step) for step in (0, plan.steps_per_epoch, plan.num_steps - 1)] == [24, 28, 32]
+    assert batch_line(plan).endswith("x 48 images x 3 splits")
+    assert growth_line(plan).startswith("24 px from step 0, 28 px from step 11 (epoch 0.7857), 32 px from step 18")
+    _, straight, _, _ = go(tmp_path / "straight", job=job)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
+        go(tmp_path / "halted", job=job, stopped=True)
+    _, resumed, _, _ = go(tmp_path / "halted", job=job)
+    assert resumed.weights_sha256 == straight.weights_sha256 and resumed.top1_pct == straight.top1_pct

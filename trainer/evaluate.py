@@ -19,7 +19,7 @@ class Scores:
     """Counts over one pass; the percentages follow from them.
 
     num_top1, num_top5: images whose class is the first, or among the first five scores (all, with fewer classes).
-    loss_nats: the recipe's loss against unsmoothed targets, mean over images.
+    loss_nats: the recipe's loss against unsmoothed targets, mean over images; with image.test_flip, of summed logits.
     """
 
     num_top1: int
@@ -66,7 +66,8 @@ def evaluate(
 def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:
     with autocast(settings):
         logits = model(images)
-    logits = logits.float()
+        mirrored = model(images.flip(3)) if plan.recipe.image.test_flip else None
+    logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
     first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = plan.recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
     return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()

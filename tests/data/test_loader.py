@@ -21,6 +21,7 @@ from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.erasing import RandomErasing
 from trainer.ingredients.rand_augment import RandAugment
 from trainer.profiles import PROFILES
+from trainer.sections import Growth
 
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 ERASING = RandomErasing(share=0.5, area=(0.02, 0.3), aspect=(0.3, 3.3), fill="noise")
@@ -105,6 +106,48 @@ def test_draws_come_pixels_first_and_only_for_what_the_loader_leaves_undone(digi
     ids = epoch_order(3, 0, 1437, 1)[0:32:2]
     assert torch.equal(erased_last["box"], torch.from_numpy(ERASING.draw(3, ids, 32)["box"]))
     assert torch.equal(augmented_first["argument"], torch.from_numpy(RAND_AUGMENT.draw(3, ids, 32)["argument"]))
+
+
+GROWTH = Growth(from_px=16, from_epoch=0.5, to_epoch=1.5, multiple_px=4, updated="per_step")
+
+
+def test_growing_images_are_the_same_crops_in_the_steps_own_size(digits):
+    augment = (CROP, Flip(), RAND_AUGMENT, ERASING)
+    stream, fixed = stream_of(digits, augment=augment, growth=GROWTH), stream_of(digits, augment=augment)
+    last = 2 * stream.steps_per_epoch
+    sizes = [stream[step, 0].images.shape[-1] for step in range(0, last, 3)]
+    line = np.interp(np.arange(0, last, 3) / stream.steps_per_epoch, [0.5, 1.5], [16, 32])
+    assert sizes == (np.round(line / 4) * 4).astype(int).tolist() and set(sizes) == {16, 20, 24, 28, 32}
+    for step in (0, 40, last - 1):
+        ours, theirs = stream[step, 1], fixed[step, 1]
+        small = stream_of(digits, augment=augment, train_px=ours.images.shape[-1])[step, 1]
+        assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.images, small.images)
+        for drawn, of_small in zip(ours.drawn, small.drawn, strict=True):
+            assert all(torch.equal(drawn[key], of_small[key]) for key in drawn)
+        assert torch.equal(ours.drawn[0]["operation"], theirs.drawn[0]["operation"])
+
+
+def test_growing_images_go_on_at_any_step_for_any_workers(digits):
+    stream = stream_of(digits, augment=(CROP, Flip(), RAND_AUGMENT), growth=GROWTH)
+    whole = list(stream.batches(0, 60, 0, "cpu"))
+    assert len({batch.images.shape[-1] for batch in whole}) > 3
+    for first_step, num_workers in ((1, 0), (30, 2), (59, 1)):
+        assert digest(stream.batches(first_step, 60, num_workers, "cpu")) == digest(whole[2 * first_step :])
+
+
+def test_splits_share_the_crop_and_draw_on_their_own(digits):
+    augment, repeats = (CROP, Flip(), RAND_AUGMENT, ERASING), 2
+    stream = stream_of(digits, augment=augment, num_splits=3, repeats=repeats)
+    batch, plain = stream[5, 1], stream_of(digits, augment=augment, repeats=repeats)[5, 1]
+    assert torch.equal(batch.images, plain.images) and torch.equal(batch.ids, plain.ids)
+    ids = batch.ids.numpy()
+    for split in (1, 2):
+        drawn = RAND_AUGMENT.draw(3, ids + [0, 0, repeats * split], 32)
+        own = {key: values[(split - 1) * len(ids) : split * len(ids)] for key, values in batch.drawn[0].items()}
+        assert all(torch.equal(own[key], torch.from_numpy(drawn[key])) for key in drawn)
+        assert not torch.equal(own["argument"], plain.drawn[0]["argument"])
+    assert [len(values["box"]) for values in batch.drawn[1:]] == [2 * len(ids)]
+    assert len(batch.drawn[1]["noise_key"].unique()) == 2 * len(ids)  # no two splits or repeats drew the same
 
 
 def test_torchs_own_generator_stays_where_it_is(digits):

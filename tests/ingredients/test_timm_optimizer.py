@@ -24,12 +24,8 @@ HERE = [name for name in list_optimizers() if is_here(name)]
 
 
 def numbers_of(name):
-    """All numbers of an optimizer's signature: timm's own, but with momentum, for Nesterov's needs one."""
-    found = {
-        key: one.default
-        for key, one in timm_optimizer._parameters(timm_optimizer.class_of(name)).items()
-        if timm_optimizer._is_number(one.default)
-    }
+    """timm's own numbers, but with momentum where there is one, for Nesterov's needs it."""
+    found = timm_optimizer.numbers_of(name)
     return {**found, **({"momentum": 0.9} if "momentum" in found else {})}
 
 

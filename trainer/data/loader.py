@@ -24,6 +24,7 @@ from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.pixels.channels import draw_part
+from trainer.sections import Growth
 
 _NUM_REPLACEMENTS = 10
 _IMAGES_AT_ONCE = 64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
@@ -33,7 +34,8 @@ class MicroBatch(NamedTuple):
     """One statistics sample of a step, as it comes from the loader.
 
     images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 = (epoch, image, repeat).
-    drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`.
+    drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`;
+        with S splits [(S - 1) * b, ...], one split after another, for the first is not augmented.
     num_replaced: bad images for which another one stands; ids still name the bad one, whose draws it takes over.
     """
 
@@ -51,6 +53,7 @@ class TrainStream:
     """The training micro-batches of a run by key: stream[step, micro_batch].
 
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images: "fail" or "skip".
+    growth: what makes the images of early steps smaller than train_px; the draws are the same. num_splits: 1 for none.
 
     A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
     """
@@ -65,6 +68,8 @@ class TrainStream:
     steps_per_epoch: int
     drop_last: bool
     bad_images: str
+    growth: Growth | None = None
+    num_splits: int = 1
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
@@ -84,8 +89,13 @@ class TrainStream:
             for micro_batch in range(num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)):
                 yield step, micro_batch
 
+    def px_at(self, step: int) -> int:
+        """The side of a step's images."""
+        return self.growth.px_at(step, self.steps_per_epoch, self.train_px) if self.growth else self.train_px
+
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         step, micro_batch = key
+        image_px = self.px_at(step)
         ids = micro_batch_ids(
             self.seed,
             step,
@@ -98,7 +108,7 @@ class TrainStream:
             self.drop_last,
         )
         try:
-            images, shown = self._images(ids)
+            images, shown = self._images(ids, image_px)
         except BadImage as error:
             return error
         return MicroBatch(
@@ -107,11 +117,11 @@ class TrainStream:
             images,
             torch.from_numpy(self.image_set.labels[shown].astype(np.int64)),
             torch.from_numpy(ids),
-            self._drawn(ids),
+            self._drawn(ids, image_px),
             int((shown != ids[:, 1]).sum()),
         )
 
-    def _images(self, ids: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray]:
         """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
         squares: list[bytes] = []
         shown: list[int] = []
@@ -119,9 +129,9 @@ class TrainStream:
             chunk = ids[start : start + _IMAGES_AT_ONCE]
             images, places = zip(*(self._read(draw) for draw in chunk))
             boxes, resampling = self._crops(chunk, images)
-            squares += map(train_square, images, boxes, resampling, [self.train_px] * len(chunk))
+            squares += map(train_square, images, boxes, resampling, [image_px] * len(chunk))
             shown += places
-        pixels = stack_squares(squares, self.train_px)
+        pixels = stack_squares(squares, image_px)
         for part in self.augment:
             if isinstance(part, Flip):
                 flipped = part.draw(self.seed, ids)
@@ -155,9 +165,11 @@ class TrainStream:
                 continue
         raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well")
 
-    def _drawn(self, ids: np.ndarray) -> tuple[dict[str, Tensor], ...]:
+    def _drawn(self, ids: np.ndarray, image_px: int) -> tuple[dict[str, Tensor], ...]:
+        if self.num_splits > 1:  # a split draws as a further repeat would
+            ids = np.concatenate([ids + [0, 0, self.repeats * split] for split in range(1, self.num_splits)])
         later = [part for stage in ("pixels", "normalized") for part in self.augment if part.stage == stage]
-        drawn = (draw_part(part, self.seed, ids, self.train_px, self.image_set.num_channels) for part in later)
+        drawn = (draw_part(part, self.seed, ids, image_px, self.image_set.num_channels) for part in later)
         return tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in drawn)
 
 

@@ -45,6 +45,8 @@ class OpenedData:
             steps_per_epoch=plan.steps_per_epoch,
             drop_last=plan.recipe.batch.drop_last,
             bad_images=plan.bad_images,
+            growth=plan.recipe.image.growth,
+            num_splits=plan.recipe.augment_splits or 1,
         )
         return iter(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device))
 

@@ -42,11 +42,15 @@ def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch as it enters the model: (images [B, C, H, W] float32, targets [B, K] float32).
 
     In the order of the sources: operations on grey levels, normalization, erasing, then mixing across the micro-batch.
+    With augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the others augmented.
     """
     recipe = plan.recipe
     images = batch.images.to(settings.device, non_blocking=True)
     fill = fill_of(plan.profile)
     drawn = iter(batch.drawn)
+    plain = images[:0]
+    if recipe.augment_splits is not None:
+        plain, images = images, images.repeat(recipe.augment_splits - 1, 1, 1, 1)
     for part in recipe.augment:
         if part.stage == "pixels":
             images = part.apply(images, next(drawn), fill)
@@ -54,6 +58,8 @@ def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     for part in recipe.augment:
         if part.stage == "normalized":
             images = part.apply(images, next(drawn), fill)
+    if len(plain):
+        images = torch.cat([normalize(plain, plan.profile), images])
     labels = batch.labels.to(settings.device, non_blocking=True)
     targets = one_hot_targets(labels, plan.profile.num_classes, recipe.smoothing or 0.0)
     if recipe.mix is not None:

@@ -41,6 +41,13 @@ def fixed_by_name(name: str) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if not _is_number(value) and key not in _NOT_FIELDS}
 
 
+def numbers_of(name: str) -> dict[str, Any]:
+    """The fields that have a number by default, each with timm's own: what a page must state."""
+    defaults = {key: one.default for key, one in _parameters(class_of(name)).items()}
+    defaults |= {key: value for key, value in (get_optimizer_info(name).defaults or {}).items() if key in defaults}
+    return {key: value for key, value in defaults.items() if _is_number(value)}
+
+
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Refuse fields that the optimizer does not have, that are of another type, or whose number nobody wrote.
 
@@ -53,9 +60,9 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
             near = did_you_mean(key, known) or f"; there are {', '.join(known)}"
             raise ValueError(f"timm's {name} has no field {key!r}{near}")
         _check_type(name, cls, known[key], value)
-    missing = [key for key, one in known.items() if key not in fields and _is_number(one.default)]
+    missing = {key: value for key, value in numbers_of(name).items() if key not in fields}
     if missing:
-        its_own = ", ".join(f"{key} (timm: {_shown(known[key].default)})" for key in missing)
+        its_own = ", ".join(f"{key} (timm: {_shown(value)})" for key, value in missing.items())
         raise ValueError(f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied")
     try:
         build(name, [{"params": [torch.zeros(1, 1, requires_grad=True)]}], 1.0, fields)
