@@ -35,8 +35,8 @@ def test_an_unknown_model_is_refused_with_the_nearest():
 
 
 def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
-    plan = small_plan("convnext", model="test_resnet", overrides="model.layer_scale=1.0e-6")
-    with pytest.raises(PlanError, match="model.layer_scale: test_resnet has no such option"):
+    plan = small_plan("convnext", model="test_resnet", overrides="model.head_init_scale=0.5")
+    with pytest.raises(PlanError, match="model.head_init_scale: test_resnet has no such option"):
         build_model(plan)
 
 
@@ -50,6 +50,13 @@ def test_images_that_a_model_cannot_take_are_refused_with_a_size_that_it_can(tra
         build_model(small_plan("convnext", model="convnext_atto", overrides=sizes))
     assert f"{place}=24: convnext_atto" in str(caught.value) and f'set="{place}=32" would do' in str(caught.value)
     build_model(small_plan("convnext", model="convnext_atto", overrides="image.train_px=32 image.test_px=32"))
+
+
+def test_the_size_that_images_grow_from_is_tried_too():
+    growth = "{from_px: 16, from_epoch: 0, to_epoch: 1, multiple_px: 8, updated: per_epoch}"
+    plan = small_plan("convnext", model="convnext_atto", overrides=f"'image.growth={growth}'")
+    with pytest.raises(PlanError, match="image.growth.from_px=16: convnext_atto cannot take such images"):
+        build_model(plan)
 
 
 def test_trying_the_sizes_changes_no_weight_and_leaves_the_model_in_training():

@@ -84,7 +84,10 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     """Refuse image sizes that the model cannot take, rather than at the first step or after the first epoch."""
     image, channels = plan.recipe.image, plan.profile.channels
     # where both sizes are one, it goes by the name of the first
-    for image_px, place in {image.test_px: "image.test_px", image.train_px: "image.train_px"}.items():
+    places = {image.test_px: "image.test_px", image.train_px: "image.train_px"}
+    if image.growth is not None:
+        places |= {image.growth.from_px: "image.growth.from_px"}
+    for image_px, place in places.items():
         refusal = _refusal(model, channels, image_px)
         if refusal is not None:
             fitting_px = next((px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None), None)

@@ -46,7 +46,11 @@ class NormPart(Part):
         activated = self._activated(model, places)
         self._check_values(model, places, image_px)
         lost = [place.name for place in places if not self._replace(model, place, place.name in activated)]
-        notes = [_vector_note(found.vector_norms), self._activation_note(places, activated), _lost_note(lost)]
+        notes = [
+            _stay_note(found.vector_norms, "sees one vector an image", "see one vector an image"),
+            _stay_note(found.attention_norms, "belongs to attention", "belong to attention"),
+        ]
+        notes += [self._activation_note(places, activated), _lost_note(lost)]
         before = counted(place.module for place in places)
         note = "; ".join(filter(None, notes))
         return Swap("norm", before, type(self).__name__, tuple(place.name for place in places), note)
@@ -194,12 +198,12 @@ def _no_division(key: str, number: int, place: NormPlace, places: Sequence[NormP
     )
 
 
-def _vector_note(names: Sequence[str]) -> str:
+def _stay_note(names: Sequence[str], why_one: str, why_all: str) -> str:
     if not names:
         return ""
-    shown = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
-    stay = "stays: it sees" if len(names) == 1 else f"({len(names)}) stay: they see"
-    return f"{shown} {stay} one vector an image"
+    if len(names) == 1:
+        return f"{names[0]} stays: it {why_one}"
+    return f"{names[0]} … {names[-1]} ({len(names)}) stay: they {why_all}"
 
 
 def _lost_note(names: Sequence[str]) -> str:

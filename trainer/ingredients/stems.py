@@ -22,12 +22,13 @@ _SMALL_PX = 96  # below it the last stage of a model that divides by 32 has less
 class _Present:
     """The stem that a model has: everything before its first stage.
 
-    children: direct children of the model, in the order of the forward pass. convolution: its first. norm: its last,
-    or None where the first block brings it (ResNetV2). inner_norm: whose kind norms inside a deep stem have.
+    children: direct children of the model, in the order of the forward pass. convolution: its first. has_bias: has its
+    last convolution, which feeds the norm that is kept, a bias? norm: its last, or None where the first block brings it (ResNetV2). inner_norm: whose kind norms inside a deep stem have.
     """
 
     children: tuple[str, ...]
     convolution: nn.Conv2d
+    has_bias: bool
     num_features: int
     norm: tuple[str, nn.Module] | None
     activation: tuple[str, nn.Module] | None
@@ -200,6 +201,7 @@ def _present(model: nn.Module) -> _Present:
     return _Present(
         children,
         convolutions[0],
+        convolutions[-1].bias is not None,
         convolutions[-1].out_channels,
         norm,
         activations[-1] if activations and norms else None,
@@ -247,7 +249,7 @@ def _leaves(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
 def _convolution(
     present: _Present, num_channels: int, kernel: int, stride: int, in_channels: int | None = None, padding: int | None = None
 ) -> nn.Conv2d:
-    """A convolution of the kind that the present stem starts with: its class, with a bias or without."""
+    """A convolution of the kind of the present stem's: the first one's class, with a bias where the last one has it."""
     like = present.convolution
     return type(like)(
         like.in_channels if in_channels is None else in_channels,
@@ -255,7 +257,7 @@ def _convolution(
         kernel,
         stride=stride,
         padding=kernel // 2 if padding is None else padding,
-        bias=like.bias is not None,
+        bias=present.has_bias,
     )
 
 

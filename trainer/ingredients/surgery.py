@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
 
-_TRIED_PX = 128  # large enough that a feature map of the last stage is no single pixel
+# Large enough that a feature map of the last stage is no single pixel; the second for a stem of very large patches.
+_TRIED_PX = (128, 1024)
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # timm's norms (RmsNorm, EvoNorm ...) have no base class in common, but only norms are defined in these files; ours too.
 _NORM_FILES = {f"timm.layers.{name}" for name in ("norm", "norm_act", "evo_norm", "filter_response_norm")}
 _NORM_FILES |= {"trainer.ingredients.norm_layers"}
-# Attention brings activations, gates and convolutions of its own, which its paper fixes.
+# Attention brings activations, gates and convolutions of its own, which its paper fixes. Selective kernels and split
+# attention are not here: they hold the 3x3 convolutions of the body.
 _ATTENTION_FILES = {"trainer.ingredients.attention_layers"} | {
     f"timm.layers.{name}"
-    for name in ("squeeze_excite", "eca", "cbam", "gather_excite", "global_context", "selective_kernel", "coord_attn")
+    for name in ("squeeze_excite", "eca", "cbam", "gather_excite", "global_context", "coord_attn")
 }
+_ATTENTION_CLASSES = {"timm.models.senet.SEModule"}  # in files that hold other things too
 _ACTIVATION_FILES = {"torch.nn.modules.activation", "timm.layers.activations", "trainer.ingredients.activation_layers"}
 _GATES = {"Sigmoid", "HardSigmoid", "Hardsigmoid", "Softmax", "MultiheadAttention", "Tanh"}  # no nonlinearity of a body
 
@@ -107,10 +110,13 @@ class ConvPlace:
 class Anatomy:
     """The parts of a model in the order of its forward pass.
 
-    vector_norms: over one vector an image, behind a pooling. Convolutions and activations inside attention modules are not among them: their paper fixes those."""
+    vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention modules. What lies in
+    those belongs to their paper, and the classifier to the classes: neither's parts are among the others.
+    """
 
     norms: tuple[NormPlace, ...]
     vector_norms: tuple[str, ...]
+    attention_norms: tuple[str, ...]
     convolutions: tuple[ConvPlace, ...]
     activations: tuple[str, ...]
 
@@ -122,7 +128,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_attention(module: nn.Module) -> bool:
     """Is this an attention module, of timm or ours?"""
-    return _is_from(module, _ATTENTION_FILES)
+    return _is_from(module, _ATTENTION_FILES) or f"{type(module).__module__}.{type(module).__name__}" in _ATTENTION_CLASSES
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -152,16 +158,23 @@ def input_channels(model: nn.Module) -> int:
 
 def anatomy(model: nn.Module) -> Anatomy:
     """Ask a model, on the CPU, what its parts are; nothing of it changes."""
+    try:
+        return _traced(model, _TRIED_PX[0]).found()
+    except RuntimeError:  # a kernel larger than what is left of the map
+        return _traced(model, _TRIED_PX[1]).found()
+
+
+def _traced(model: nn.Module, image_px: int) -> _Trace:
     trace = _Trace(model)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, input_channels(model), _TRIED_PX, _TRIED_PX))
+            model(torch.zeros(1, input_channels(model), image_px, image_px))
     finally:
         trace.close()
         model.train(was_training)
-    return trace.found()
+    return trace
 
 
 class _Trace:
@@ -177,6 +190,7 @@ class _Trace:
         self.calls: list[tuple[str, nn.Module, torch.Size, str | None]] = []  # name, module, input's shape and maker
         self.hooks = []
         self.in_attention = inside_attention(model)
+        self.classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
         for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module):
                 self.hooks.append(module.register_forward_pre_hook(self._before(name)))
@@ -202,23 +216,32 @@ class _Trace:
     def found(self) -> Anatomy:
         """What the calls say."""
         takers = {maker: (name, module) for name, module, _, maker in reversed(self.calls) if maker}
-        norms, vector_norms, convolutions, activations = [], [], [], []
+        norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
         for name, module, shape, _ in _once(self.calls):
             taker, taking = takers.get(name, ("", None))
-            if is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
+            if module is self.classifier or (name in self.in_attention and not is_norm(module)):
+                continue
+            if name in self.in_attention:
+                attention_norms.append(name)
+            elif is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
                 vector_norms.append(name)
             elif is_norm(module):
-                is_last = isinstance(module, nn.LayerNorm) and not type(module).__name__.endswith("2d")
+                is_last = _is_over_last(module)
                 follows = taker if taking is not None and is_activation(taking) else None
                 norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
-            elif name in self.in_attention:
-                continue
             elif isinstance(module, nn.Conv2d):
                 follows = taker if taking is not None and is_norm(taking) else None
                 convolutions.append(ConvPlace(name, module, follows))
             else:
                 activations.append(name)
-        return Anatomy(tuple(norms), tuple(vector_norms), tuple(convolutions), tuple(activations))
+        return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
+
+
+def _is_over_last(norm: nn.Module) -> bool:
+    """Is a norm given [B, H, W, C]?"""
+    if isinstance(norm, nn.LayerNorm):
+        return not type(norm).__name__.endswith("2d")
+    return type(norm).__name__ == "ChannelsLast"
 
 
 def _once(calls: Iterable[tuple]) -> list[tuple]:
