@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from trainer.cli import app
 from trainer.explain import recipes_table
 from trainer.job import Job, plan_of
 from trainer.load import parse_page
@@ -55,6 +57,17 @@ def test_the_page_shown_is_the_page():
     name = re.search(r"^name: (\w+)$", shown, re.M)[1]
     page = (ROOT / "recipes" / f"{name}.v1.yaml").read_text()
     assert page.startswith(shown.rstrip().removesuffix("# ...").rstrip())
+
+
+def test_the_plan_of_a_swapped_part_is_what_make_plan_prints():
+    """Every line of the excerpt, in its order."""
+    shown = next(block for block in code_blocks("text") if block.startswith("$ make plan"))
+    command, *lines = shown.splitlines()
+    words = [word.split("=", 1) for word in shlex.split(command)[3:]]
+    done = CliRunner().invoke(app, ["plan", *(part for name, value in words for part in (f"--{name}", value))])
+    assert done.exit_code == 0, done.output
+    printed = iter([line.rstrip() for line in done.stdout.splitlines()])
+    assert all(line in printed for line in lines if line != "...")
 
 
 def test_the_profile_shown_loads():

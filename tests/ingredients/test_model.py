@@ -3,6 +3,7 @@
 And every layer of our own, found by walking the files of layers, against numerical gradients.
 """
 
+import copy
 import functools
 import importlib
 import inspect
@@ -61,13 +62,17 @@ def test_the_walk_finds_every_part_that_there_is():
     assert keys == set(PARTS), "a part that is never put in"
 
 
+# The source's own body has 28 million weights.
+SMALLER = {"body": {"depths": (1, 1, 2, 1), "widths": (32, 32, 64, 64)}}
+
+
 def written(case) -> str:
     """A part as set= has it, with the fields that its source has."""
     key, kind = case
     if kind is LayerScale:
         return f"model.layer_scale={kind.example['start']}"
     tag = check.tag_of(kind)
-    given = plain(check.check(kind, plain(kind.example))) | ({"name": tag} if tag else {})
+    given = plain(check.check(kind, plain(kind.example))) | SMALLER.get(key, {}) | ({"name": tag} if tag else {})
     text = ", ".join(f"{name}: {_yaml(value)}" for name, value in given.items())
     return f"model.{key}={{{text}}}"
 
@@ -113,11 +118,12 @@ def check_swap(swap, key: str, model: nn.Module, plain_model: nn.Module) -> None
     assert swap.places and len(set(swap.places)) == len(swap.places)
     for place in swap.places:
         model.get_submodule(place)
-    assert sum(count for _, count in swap.before) <= len(swap.places), str(swap)
+    there = dict(counted(plain_model.modules()))
+    assert all(0 < count <= there[kind] for kind, count in swap.before), str(swap)
     if key in ("norm", "activation", "weight_standardization"):
         assert swap.before == counted(map(plain_model.get_submodule, swap.places))
         changed = counted(map(model.get_submodule, swap.places))
-        assert changed != swap.before or swap.after == swap.before[0][0]  # relu for relu is no change of class
+        assert changed != swap.before or changed[0][0].startswith(swap.after)  # a batch norm of other numbers
 
 
 def check_equal(model: nn.Module, other: nn.Module) -> None:
@@ -129,12 +135,14 @@ def check_equal(model: nn.Module, other: nn.Module) -> None:
 def check_gradients(model: nn.Module) -> None:
     """Every weight is reached in one of a few passes: in another it may be left out at random, or its ReLU be shut."""
     missed = dict(model.named_parameters())
-    for seed in range(8):
+    first = copy.deepcopy(model.state_dict())
+    for seed in range(40):
+        model.load_state_dict(first)  # widths estimated from widths estimated before would shrink to nothing
         jittered(model)
         made = outputs(model, seed)
         assert made.shape == (4, 10) and made.isfinite().all()
         (made * torch.randn(made.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-        assert all(weight.grad is not None or seed < 7 for weight in missed.values())
+        assert all(weight.grad is not None or seed < 39 for weight in missed.values())
         missed = {name: weight for name, weight in missed.items() if weight.grad is None or not weight.grad.any()}
         missed = {name: weight for name, weight in missed.items() if not is_taken_away(model, name)}
         if not missed:
@@ -232,8 +240,8 @@ LAYERS = {
     "EstimatedBatchNorm2d": (lambda kind: kind(4, 1e-5, 0.1), FEATURES),
     "BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
     "StandardizedConv2d": (lambda kind: kind(4, 2, 2, is_unbiased=True, eps=1e-5, is_inside=False), FEATURES),
-    "DeformableConv2d": (lambda kind: kind(2, 2, 3, padding=1), (1, 2, 4, 4)),
-    "SelfCalibratedConv2d": (lambda kind: kind(4, 4, 1, 1, 1, 2), (2, 4, 4, 4)),
+    "DeformableConv2d": (lambda kind: kind(1, 2, 3, padding=1), (1, 1, 3, 3)),
+    "SelfCalibratedConv2d": (lambda kind: kind(2, 2, 1, 1, 1, 2), (2, 2, 4, 4)),
     "Blur": (lambda kind: kind(3, 2, "reflect"), FEATURES),
     "BlurConv2d": (lambda kind: kind(nn.Conv2d(4, 2, 3, stride=2, padding=1), 3, "reflect", True), FEATURES),
     "ScaledStandardizedConv2d": (lambda kind: kind(4, 2, 2, gamma=1.7, eps=1e-6), FEATURES),

@@ -1,0 +1,98 @@
+"""The committed table of every page on every family is whole, and a sample of its cells is as computed now."""
+
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from trainer import matrix, show
+from trainer.errors import UserError
+from trainer.matrix import MODELS, Cell, as_markdown, chosen_models, chosen_pages, fill, noise_plan, try_cell
+from trainer.recipe import recipe_paths
+
+TABLE = (Path(__file__).parent.parent / "results" / "matrix.md").read_text()
+ROWS = {
+    cells[0]: dict(zip(MODELS, cells[1:], strict=True))
+    for line in TABLE.splitlines()
+    if line.startswith("| ") and not line.startswith("| recipe")
+    for cells in [[cell.strip() for cell in line.strip("| \n").split("|")]]
+}
+REASONS = dict(re.findall(r"^(\d+)\. (.*)$", TABLE, re.M))
+
+
+def test_the_table_has_every_page_and_every_model():
+    (head,) = [line for line in TABLE.splitlines() if line.startswith("| recipe")]
+    assert [cell.strip() for cell in head.strip("| ").split("|")] == ["recipe", *MODELS]
+    assert list(ROWS) == [path.stem for path in recipe_paths()]
+
+
+def test_every_cell_is_a_size_or_a_reason():
+    for row in ROWS.values():
+        for cell in row.values():
+            assert re.fullmatch(r"ok \d+\.\d{3}", cell) or cell.strip("[]") in REASONS, cell
+    assert all("would do" in reason or "leave" in reason for reason in REASONS.values())
+
+
+def sample() -> list[tuple[str, str]]:
+    """Small models, a page of each kind, and the first cell of each of the first reasons."""
+    steps = [("A3.v1", "resnet18"), ("convnext.v1", "convnext_atto"), ("gn-ws.v1", "resnet18"), ("ffcv-rn18-16.v1", "resnet18")]
+    cells = [(recipe, model, cell) for recipe, row in ROWS.items() for model, cell in row.items()]
+    refused = [next((recipe, model) for recipe, model, cell in cells if cell == f"[{number}]") for number in REASONS]
+    return steps + refused[:3]
+
+
+@pytest.mark.parametrize(("recipe", "model"), sample())
+def test_a_cell_is_as_computed_now(recipe, model):
+    cell = try_cell(recipe, model)
+    shown = ROWS[recipe][model]
+    if cell.num_params is None:
+        assert REASONS[shown.strip("[]")] == cell.reason
+    else:
+        assert shown == f"ok {cell.num_params / 1e6:.3f}"
+
+
+def test_a_cell_departs_from_its_page_in_sizes_alone():
+    for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v1"):
+        for change in noise_plan(recipe, "resnet18").deviations:
+            assert change.origin == "profile"
+            assert change.path.split(".")[0] in ("batch", "image", "lr", "average"), change.path
+
+
+def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
+    def refuses(plan):
+        raise UserError("model.norm: no such place; another would do")
+
+    monkeypatch.setattr(matrix, "stepped", refuses)
+    assert try_cell("A3", "resnet18") == Cell("A3", "resnet18", None, "model.norm: no such place; another would do")
+
+    def fails(plan):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(matrix, "stepped", fails)
+    with pytest.raises(RuntimeError) as caught:
+        try_cell("A3", "resnet18")
+    assert caught.value.__notes__ == ["in A3 on resnet18"]
+
+
+def test_equal_reasons_share_a_number():
+    cells = [Cell("a", "m", None, "one"), Cell("a", "n", 1_500_000), Cell("b", "m", None, "two"), Cell("b", "n", None, "one")]
+    lines = as_markdown(cells).splitlines()
+    assert "| a | [1] | ok 1.500 |" in lines and "| b | [2] | [1] |" in lines
+    assert lines[-2:] == ["1. one", "2. two"]
+
+
+def test_the_table_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
+    monkeypatch.setattr(matrix, "try_cell", lambda recipe, model: Cell(recipe, model, 1))
+    with show.progress(Console(), "cells", 4) as each:
+        counted = []
+        cells = list(fill(["a", "b"], ["m", "n"], lambda: (counted.append(1), each())))
+    assert [(cell.recipe, cell.model) for cell in cells] == [("a", "m"), ("a", "n"), ("b", "m"), ("b", "n")]
+    assert len(counted) == 4
+
+
+def test_pages_and_models_are_chosen_by_name():
+    assert chosen_pages("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(chosen_models("resnet18 resnet101")) == ["resnet18", "resnet101"]
+    assert chosen_pages("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
+    with pytest.raises(UserError, match="did you mean resnet101"):
+        chosen_models("resnet1O1")
