@@ -22,7 +22,10 @@ Recipe = Annotated[str, typer.Option(help="A page: A1 (its newest version), A1.v
 Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
 Data = Annotated[
     str,
-    typer.Option(help="digits, fashion-mnist, mnist, cifar10, cifar100, imagenet-1k, an image folder, a profile's .yaml."),
+    typer.Option(
+        help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, "
+        "a profile's .yaml."
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to.")]
 Seed = Annotated[int, typer.Option(help="Which repeat this is.")]

@@ -42,7 +42,8 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
         # timm would load the weights of a changed model into its own without a word where the names are the same
         "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
         "num_classes": profile.num_classes,
-        "model_args": {} if layer_scale is None else {"ls_init_value": layer_scale},
+        "model_args": ({} if layer_scale is None else {"ls_init_value": layer_scale})
+        | ({} if profile.channels == 3 else {"in_chans": profile.channels}),
         "label_names": list(classes),
         "pretrained_cfg": {
             "input_size": [profile.channels, image.test_px, image.test_px],

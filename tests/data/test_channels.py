@@ -83,7 +83,7 @@ def test_a_run_goes_from_arrays_to_a_row_and_its_model_scores_the_same(tmp_path,
     assert (tuple(facts["mean"]), tuple(facts["std"])) == (plan.profile.mean, plan.profile.std)
     assert pictures.imread(folder / "first_batch.png").std() > 0
     # from timm and the files alone
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, in_chans=channels).eval()
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     arrays = np.stack([np.load(path) for path in sorted((root / "val").glob("*/*.npy"))])
     mean, std = (torch.tensor(facts[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     short_px = int(32 / plan.recipe.image.test_crop_share)

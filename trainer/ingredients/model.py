@@ -45,8 +45,8 @@ class Pretrained(Page):
     """Weights to start from, in place of random ones.
 
     file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are part of the page.
-    The classifier is taken where its shape is right, else drawn anew; a first convolution for another number of
-    channels is summed over its input channels and shared out evenly.
+    The classifier is taken where its shape is right, else drawn anew. A first convolution is summed over its input
+    channels for images of one; for more they are repeated in turn and scaled, as timm does it.
     """
 
     file: Annotated[str, Field(min_length=1)]
