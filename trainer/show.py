@@ -96,7 +96,7 @@ def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
     for swap in swaps:
         is_auto = getattr(getattr(recipe.model, swap.part, None), "name", None) == "auto"
         line = str(swap) if swap.places else f"{swap.part}: nothing replaced: {swap.note or swap.after}"
-        out.print(f"{'auto' if is_auto else 'model':9}  {line}", style="yellow" if is_auto else None, markup=False)
+        out.print(f"{'auto' if is_auto else 'replaced':9}  {line}", style="yellow" if is_auto else None, markup=False)
 
 
 def off_note(out: Console, rows: Sequence[Explained]) -> None:
