@@ -151,7 +151,7 @@ def test_what_the_model_section_replaces_is_shown(command):
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("replaced ")]
     assert "norm: bn1, layer1.0.bn1" in line
     assert "20 BatchNorm2d -> GroupNorm" in line
-    assert "BatchNorm2d" not in rsb(command, "--recipe", "A2", "--model", "resnet18").stdout
+    assert "replaced " not in rsb(command, "--recipe", "A2", "--model", "resnet18").stdout
 
 
 @pytest.mark.parametrize("command", ["explain", "plan", "train"])
