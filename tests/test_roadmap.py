@@ -105,9 +105,10 @@ def test_the_first_body_changes_the_depths_of_a_resnet50_alone():
 def test_the_recipe_is_convnexts_without_the_average():
     rows = diff_rows(page("convnext").for_model("convnext_tiny"), page("roadmap-01-recipe").for_model("resnet50"))
     assert {row.path.partition(".")[0] for row in rows} == {"average", "model"}
-    # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer scale
+    # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer scale, and its weights
+    # as timm draws a ResNet's
     of_model = {row.path for row in rows if row.path.startswith("model")}
-    assert of_model == {"model.head_init_scale", "model.zero_init_last"}
+    assert of_model == {"model.head_init_scale", "model.zero_init_last", "model.start"}
 
 
 @pytest.fixture
@@ -178,6 +179,14 @@ def convnexts(key, tensor):
         rest = rest.replace(f".{ours}", f".{theirs}")
     is_product = ".mlp." in rest and rest.endswith("weight")
     return f"stages.{int(stage[5:]) - 1}.{rest}", tensor[:, :, 0, 0] if is_product else tensor
+
+
+@pytest.mark.parametrize("name", ["roadmap-01-recipe", "roadmap-13-downsampling"])
+def test_the_first_weights_are_convnexts(name):
+    ours = model_of(name)
+    assert all((parameter == 0).all() for key, parameter in ours.named_parameters() if key.endswith("bias"))
+    weights = [parameter for parameter in ours.parameters() if parameter.ndim > 1 and parameter.numel() > len(parameter)]
+    assert all(weight.std().item() == pytest.approx(0.02, rel=0.05) for weight in weights)
 
 
 def rates(model):

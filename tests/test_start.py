@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from pydantic import ValidationError
 from scipy.stats import kstest
 from timm.models import adapt_input_conv
 from torch import nn
@@ -55,6 +56,62 @@ def test_convolutions_are_drawn_from_kaimings_normal(name, mode):
     assert all(torch.equal(model.state_dict()[key], value) for key, value in linear.items())
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "convnext_atto", "seresnet50"])
+def test_a_truncated_normal_is_convnexts_for_every_matrix(name):
+    model = make(name)
+    nn.init.ones_(model.get_classifier().bias)
+    rest = {key: value.clone() for key, value in model.state_dict().items() if value.ndim < 2}
+    (swap,) = apply_start(model, Start(convolutions="truncated_normal"))
+    drawn = [model.get_submodule(place) for place in swap.places]
+    assert drawn == [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    weights = torch.cat([module.weight.detach().flatten() for module in drawn])
+    assert kstest(weights[::101].numpy() / 0.02, "norm").pvalue > 1e-3
+    # the sample's deviation is within five of its own standard errors
+    assert weights.double().std().item() == pytest.approx(0.02, abs=5 * 0.02 / math.sqrt(2 * len(weights)))
+    biases = {f"{place}.bias" for place in swap.places}
+    for key, value in model.state_dict().items():
+        if key in rest:
+            assert torch.equal(value, torch.zeros_like(value) if key in biases else rest[key])
+    assert model.get_classifier().bias.tolist() == [0] * 10
+
+
+def test_timm_draws_its_convnexts_from_the_same_truncated_normal():
+    """Another draw of the same distribution, as two samples of it are alike."""
+    theirs, ours = make("convnext_atto", seed=1), make("convnext_atto", seed=2)
+    apply_start(ours, Start(convolutions="truncated_normal"))
+    pairs = zip(theirs.named_parameters(), ours.parameters(), strict=True)
+    for (key, a), b in pairs:
+        assert a.std().item() == pytest.approx(b.std().item(), rel=0.2) if a.ndim > 1 else torch.equal(a, b), key
+
+
+def test_what_starts_at_zero_stays_there_under_a_truncated_normal_too():
+    model = make(seed=1)
+    model.layer1[0].conv1.weight.data.zero_()
+    (swap,) = apply_start(model, Start(convolutions="truncated_normal"))
+    assert not model.layer1[0].conv1.weight.any() and "1 that start at zero left alone" in str(swap)
+    assert "layer1.0.conv1" not in swap.places
+
+
+@pytest.mark.parametrize("std", [0.0, 0.01, 3.0])
+@pytest.mark.parametrize("name", ["resnet18", "resnetv2_50", "convnext_atto"])
+def test_the_classifiers_weight_has_the_deviation_of_the_page(name, std):
+    model = make(name, num_classes=100)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    (swap,) = apply_start(model, Start(head_std=std))
+    key = f"{swap.places[0]}.weight"
+    weight = model.state_dict()[key].flatten()
+    assert same(model, before, but={key})
+    assert not weight.any() if std == 0 else kstest(weight.numpy() / std, "norm").pvalue > 1e-3
+
+
+def test_the_classifiers_own_keys_have_the_last_word():
+    model = make()
+    swaps = apply_start(model, Start(head_bias=-2.0, head_std=0.0, convolutions="truncated_normal"))
+    assert [swap.part for swap in swaps] == ["start.convolutions", "start.head_std", "start.head_bias"]
+    assert not model.fc.weight.any() and model.fc.bias.tolist() == [-2.0] * 10
+    assert model.conv1.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_a_convolution_that_starts_at_zero_and_a_classifier_are_no_such_convolutions():
     model = make("resnetv2_50", seed=1)
     model.stages[0].blocks[0].conv1.weight.data.zero_()
@@ -90,9 +147,10 @@ def test_what_finds_nothing_is_refused():
         if isinstance(module, nn.LayerNorm):
             module.weight = None
     mlp.stem.proj.weight.data.zero_()
-    mlp.head.bias = None
+    mlp.head = nn.Identity()
     for start, message in (
         ({"convolutions": "kaiming_fan_in"}, "model.start.convolutions: MlpMixer has no convolution"),
+        ({"head_std": 0.1}, "model.start.head_std: the classifier of MlpMixer has no weight"),
         ({"norm_gamma": "uniform"}, "model.start.norm_gamma: MlpMixer has no norm with a gamma"),
         ({"head_bias": 1.0}, "model.start.head_bias: the classifier of MlpMixer has no bias"),
         ({}, "model.start: says nothing"),
@@ -209,6 +267,8 @@ def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, content, me
     ("section", "message"),
     [
         (Model(start=Start(norm_gamma="uniform"), zero_init_last=True), "model.start.norm_gamma: draws what model.zero_init"),
+        (Model(start=Start(convolutions="truncated_normal"), head_init_scale=0.5), "model.start.convolutions: .*head_init_scale"),
+        (Model(start=Start(head_std=0.0), head_init_scale=0.5), "model.start.head_std: draws what model.head_init_scale"),
         (Model(start=Start(norm_gamma="uniform"), pretrained=Pretrained(file="a", sha256="0" * 64)), "model.start.norm_gamma: "),
         (Model(start=Start(convolutions="kaiming_fan_in"), pretrained=Pretrained(file="a", sha256="0" * 64)), "model.start.conv"),
     ],
@@ -216,6 +276,21 @@ def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, content, me
 def test_keys_that_undo_one_another_are_refused(section, message):
     with pytest.raises(SurgeryError, match=message):
         first_weights(make(), section, 10)
+
+
+def test_a_deviation_serves_a_classifier_that_no_file_brings_and_no_other(tmp_path):
+    page = stored(tmp_path / "a.safetensors", make(seed=1, num_classes=12).state_dict())
+    section, model = Model(start=Start(head_std=0.0), pretrained=page), make()
+    first_weights(model, section, 10)
+    assert not model.fc.weight.any()
+    with pytest.raises(SurgeryError, match="model.start.head_std: draws the classifier that model.pretrained brings"):
+        first_weights(make(num_classes=12), section, 12)
+
+
+@pytest.mark.parametrize("std", [-0.1, float("nan"), float("inf")])
+def test_what_is_no_deviation_is_refused(std):
+    with pytest.raises(ValidationError):
+        Start(head_std=std)
 
 
 def test_a_page_gives_its_model_these_weights_and_the_same_ones_for_the_same_seed(tmp_path):
@@ -230,5 +305,8 @@ def test_a_page_gives_its_model_these_weights_and_the_same_ones_for_the_same_see
     drawn = "model.zero_init_last=null model.start.norm_gamma=uniform model.start.convolutions=kaiming_fan_in"
     twice = [assemble(small_plan(overrides=drawn, seed=3))[0].state_dict() for _ in range(2)]
     assert all(torch.equal(twice[0][key], twice[1][key]) for key in twice[0])
+    narrow = "model.start.convolutions=truncated_normal model.start.head_std=0.01"
+    again = [assemble(small_plan(overrides=narrow, seed=3))[0].state_dict() for _ in range(2)]
+    assert all(torch.equal(again[0][key], again[1][key]) for key in again[0])
     other = assemble(small_plan(overrides=drawn, seed=4))[0]
     assert not torch.equal(other.state_dict()["layer1.0.conv1.weight"], twice[0]["layer1.0.conv1.weight"])

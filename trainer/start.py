@@ -15,6 +15,8 @@ from trainer.ingredients.model import Model, Pretrained, Start
 from trainer.ingredients.surgery import SurgeryError, Swap, counted, is_norm, nothing
 
 _NUM_NAMED = 3
+_TRUNCATED = "truncated_normal"
+_TRUNCATED_STD = 0.02
 _COUNTERS = "num_batches_tracked"  # counts steps of a BatchNorm; older files lack it
 
 
@@ -30,20 +32,32 @@ def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> 
     if section is None:
         return ()
     start, pretrained = section.start, section.pretrained
-    if start and start.norm_gamma and section.zero_init_last:
-        raise SurgeryError("model.start.norm_gamma: draws what model.zero_init_last sets to zero; leave one of them out")
-    for key in ("convolutions", "norm_gamma"):
-        if start and pretrained and getattr(start, key) is not None:
-            raise SurgeryError(f"model.start.{key}: draws what model.pretrained brings; leave one of them out")
+    if start is not None:
+        _check_no_key_undoes_another(section, start)
     swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
+    if start and start.head_std is not None and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps):
+        raise SurgeryError("model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out")
     return swaps + (apply_start(model, start) if start else ())
+
+
+def _check_no_key_undoes_another(section: Model, start: Start) -> None:
+    undone = []
+    if section.zero_init_last and start.norm_gamma:
+        undone.append(("norm_gamma", "model.zero_init_last sets to zero"))
+    if section.pretrained:
+        undone += [(key, "model.pretrained brings") for key in ("convolutions", "norm_gamma") if getattr(start, key)]
+    if section.head_init_scale is not None:
+        undone += [("convolutions", "model.head_init_scale scales")] if start.convolutions == _TRUNCATED else []
+        undone += [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
+    for key, why in undone:
+        raise SurgeryError(f"model.start.{key}: draws what {why}; leave one of them out")
 
 
 def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
     """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap for each key.
 
-    Convolutions: those of the body; one that starts at zero does so on purpose and is left alone. Norms: every gamma,
-    those that start at zero too. The classifier keeps its weight.
+    Convolutions: those of the body, and for a truncated normal every matrix and the classifier; one that starts at zero
+    does so on purpose and is left alone. Norms: every gamma, those that start at zero too. The classifier last.
 
     Raises SurgeryError where the model has nothing of the kind.
     """
@@ -52,25 +66,44 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
         swaps.append(_draw_convolutions(model, start.convolutions))
     if start.norm_gamma is not None:
         swaps.append(_draw_gammas(model))
+    if start.head_std is not None:
+        swaps.append(_draw_head(model, start.head_std))
     if start.head_bias is not None:
         swaps.append(_set_head_bias(model, start.head_bias))
     if not swaps:
-        raise SurgeryError("model.start: says nothing; convolutions, norm_gamma or head_bias in it would do")
+        raise SurgeryError("model.start: says nothing; convolutions, norm_gamma, head_std or head_bias in it would do")
     return tuple(swaps)
 
 
 def _draw_convolutions(model: nn.Module, how: str) -> Swap:
-    """Source: He et al. 2015, arXiv:1502.01852; torch counts what goes out per group of a grouped convolution."""
+    """Draw those that do not start at zero.
+
+    Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into one group, and what
+    goes out of all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02, as in its code, cut at 2.
+    """
+    is_truncated = how == _TRUNCATED
     classifier = _classifier_name(model)
     found = {name: module for name, module in model.named_modules() if _is_convolution(module) and name != classifier}
+    if is_truncated:
+        found = {name: one for name, one in model.named_modules() if _is_convolution(one) or isinstance(one, nn.Linear)}
     drawn = {name: module for name, module in found.items() if module.weight.any()}
     if not drawn:
-        raise nothing("start.convolutions", "convolution with a random start", model)
+        raise nothing("start.convolutions", f"convolution{' or matrix' * is_truncated} with a random start", model)
     for module in drawn.values():
-        nn.init.kaiming_normal_(module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu")
+        if is_truncated:
+            _draw_truncated(module)
+        else:
+            nn.init.kaiming_normal_(module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu")
     at_zero = len(found) - len(drawn)
     note = f"{at_zero} that start at zero left alone" if at_zero else ""
-    return Swap("start.convolutions", counted(drawn.values()), f"{how}, normal", tuple(drawn), note)
+    after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
+    return Swap("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
+
+
+def _draw_truncated(module: nn.Module) -> None:
+    nn.init.trunc_normal_(module.weight, std=_TRUNCATED_STD)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -90,6 +123,17 @@ def _draw_gammas(model: nn.Module) -> Swap:
 
 def _has_gamma(module: nn.Module) -> bool:
     return is_norm(module) and module._parameters.get("weight") is not None
+
+
+def _draw_head(model: nn.Module, std: float) -> Swap:
+    name = _classifier_name(model)
+    module = model.get_submodule(name) if name else None
+    if module is None or getattr(module, "weight", None) is None:
+        raise SurgeryError(
+            f"model.start.head_std: the classifier of {type(model).__name__} has no weight; leave model.start.head_std out"
+        )
+    nn.init.normal_(module.weight, std=std)
+    return Swap("start.head_std", counted([module]), f"normal, deviation {std:g}" if std else "zero", (name,))
 
 
 def _set_head_bias(model: nn.Module, value: float) -> Swap:

@@ -30,14 +30,19 @@ PARTS = (
 class Start(Page):
     """First weights other than timm's; an absent one is as timm draws it.
 
-    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out. norm_gamma: "uniform"
-    draws every norm's gamma from [0, 1). head_bias: the value of every bias of the classifier.
+    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out; "truncated_normal" draws
+    the matrices too, the classifier's among them, all with a standard deviation of 0.02, and sets their biases to zero.
+    norm_gamma: "uniform" draws every norm's gamma from [0, 1). head_std: the standard deviation of the normal
+    distribution of the classifier's weight; 0 sets it to zero. head_bias: the value of every bias of the classifier.
+    Over the classifier head_std and head_bias have the last word.
 
-    Source: He et al. 2015, arXiv:1502.01852 (Kaiming); MosaicML's ResNet benchmark (gamma and bias).
+    Source: He et al. 2015, arXiv:1502.01852 (Kaiming); Liu et al. 2022, arXiv:2201.03545, with its code
+    (truncated_normal); MosaicML's ResNet benchmark (gamma and bias); pycls and big_vision (head_std).
     """
 
-    convolutions: Literal["kaiming_fan_in", "kaiming_fan_out"] | None = None
+    convolutions: Literal["kaiming_fan_in", "kaiming_fan_out", "truncated_normal"] | None = None
     norm_gamma: Literal["uniform"] | None = None
+    head_std: Annotated[float, Field(ge=0, le=100)] | None = None
     head_bias: Annotated[float, Field(ge=-100, le=100)] | None = None
 
 
