@@ -31,6 +31,7 @@ DIGESTS = {
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v1": "8b677f6ad609",
+    "convnext-isotropic.v1": "242d08efca2a",
     "convnext.v1": "50a35320dc25",
     "ffcv-rn18-16.v1": "803c1dd224b0",
     "ffcv-rn18-24.v1": "4b4f81268dc4",

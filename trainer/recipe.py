@@ -94,6 +94,17 @@ class Recipe(Page):
         return self
 
     @model_validator(mode="after")
+    def _isotropic_draws_its_own(self) -> Self:
+        model = self.model
+        if model is not None and model.isotropic and model.layer_scale is not None:
+            sentence = "lost under model.isotropic, which builds the blocks anew; write model.isotropic.layer_scale"
+            raise refuse(("model", "layer_scale"), sentence)
+        if model is not None and model.isotropic and model.head_init_scale is not None:
+            sentence = "lost under model.isotropic, which draws the head anew; leave it out"
+            raise refuse(("model", "head_init_scale"), sentence)
+        return self
+
+    @model_validator(mode="after")
     def _splits_are_compared(self) -> Self:
         is_compared = self.loss.name == "jensen_shannon"
         if is_compared and self.augment_splits is None:

@@ -13,6 +13,7 @@ from trainer.ingredients.base import Page
 from trainer.ingredients.bodies import StagedBody
 from trainer.ingredients.convolutions import BlurPool, Convolution
 from trainer.ingredients.depth import DropBlock, LayerScale, StochasticDepth
+from trainer.ingredients.isotropic import IsotropicBody
 from trainer.ingredients.norms import Norm
 from trainer.ingredients.standardize import Standardization
 from trainer.ingredients.stems import Stem
@@ -22,8 +23,8 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 # The order in which parts are put in: what brings norms or activations of its own comes before those that change them.
 PARTS = (
-    "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation", "weight_standardization",
-    "stochastic_depth", "drop_block",
+    "isotropic", "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation",
+    "weight_standardization", "stochastic_depth", "drop_block",
 )  # fmt: skip
 
 
@@ -68,6 +69,7 @@ class Model(Page):
     layer_scale: InnerShare | None = None
     head_init_scale: Annotated[float, Field(gt=0, le=100)] | None = None
     dropout: InnerShare | None = None
+    isotropic: IsotropicBody | None = None
     body: StagedBody | None = None
     stem: Stem | None = None
     convolution: Convolution | None = None
