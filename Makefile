@@ -66,7 +66,7 @@ eval: $(VENV)/.ready  ## score a run's exported model again (run device precisio
 	@$(RSB) eval $(call flags,run device precision workers data_dir runs results)
 
 test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
-	@$(VENV)/bin/python -m pytest $(if $(filter pytest,$(written)),$(value pytest))
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(if $(filter pytest,$(written)),$(value pytest))
 
 bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
