@@ -24,6 +24,7 @@ from trainer.checkpoint import write_atomically
 from trainer.data.prepare import autocast
 from trainer.ingredients.model import Model
 from trainer.ingredients.surgery import SurgeryError
+from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
 from trainer.tree import plain
 
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="parts whose name holds this text; writes nothing")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
+    keep_freed_memory()  # as a run does
     settings = make_settings(given.device, given.precision)
     on_gpu = settings.device.startswith("cuda")
     image_px = given.px or (224 if on_gpu else 64)
