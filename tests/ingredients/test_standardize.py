@@ -24,9 +24,9 @@ FOUND = {
     ("resnet50d", "followed_by_norm", False): (55, "conv1.0", "layer4.2.conv3", ""),
     ("resnetv2_50", "followed_by_norm", False): (
         32, "stages.0.blocks.0.conv1", "stages.3.blocks.2.conv2",
-        "left: 21 without a norm straight behind, 1 the classifier",
+        "left: 21 without a norm straight behind",
     ),
-    ("resnetv2_50", "all", False): (53, "stem.conv", "stages.3.blocks.2.conv3", "left: 1 the classifier"),
+    ("resnetv2_50", "all", False): (53, "stem.conv", "stages.3.blocks.2.conv3", ""),
     ("convnext_atto", "followed_by_norm", False): (
         1, "stem.0", "stem.0", "left: 12 depthwise, 27 without a norm straight behind",
     ),
@@ -53,6 +53,16 @@ def test_the_right_convolutions_are_replaced(name, of, depthwise):
     assert set(there) == set(swap.places)
     now = dict(model.named_parameters())
     assert now.keys() == parameters.keys() and all(now[key] is parameters[key] for key in now)
+
+
+def test_convolutions_that_start_at_zero_are_left_alone():
+    """ResNetV2 has no last gamma: zero_init_last makes the last convolution of a branch zero."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnetv2_18", zero_init_last=True)
+    at_zero = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and not module.weight.any()]
+    swap = standardization("all").apply(model, 64)
+    assert at_zero and not set(at_zero) & set(swap.places)
+    assert f"{len(at_zero)} starting at zero" in swap.note
 
 
 def test_the_model_uses_standardized_weights():

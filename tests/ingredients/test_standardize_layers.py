@@ -142,6 +142,18 @@ def test_a_filter_of_equal_weights_gives_zeros_and_finite_gradients(form):
     assert made.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("value", [0.3, 0.1, 1 / 3, -0.02])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (64, 64, 1), (64, 64, 3)])
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_weights_that_float32_rounds_give_finite_gradients_under_any_slope(form, shape, value):
+    conv = nn.Conv2d(*shape)
+    nn.init.constant_(conv.weight, value)
+    made = StandardizedConv2d.around(conv, **FORMS[form])
+    slope = torch.randn(made.weight.shape, generator=torch.Generator().manual_seed(0))
+    (made.standardized_weight() * slope).sum().backward()
+    assert made.standardized_weight().isfinite().all() and made.weight.grad.isfinite().all()
+
+
 def test_parameters_keep_their_names_and_are_the_same_tensors():
     conv = plain("grouped").eval()
     made = StandardizedConv2d.around(conv, **FORMS["outside"])

@@ -45,14 +45,14 @@ class _Standardization(Part):
 
     def _reason_to_leave(self, place: ConvPlace, model: nn.Module) -> str:
         conv = place.module
-        if conv is _classifier(model):
-            return "the classifier"
         if type(conv) is not nn.Conv2d or _is_inside_convolution(model, place.name):
             return "of another kind: " + (type(conv).__name__ if type(conv) is not nn.Conv2d else "for offsets")
         if place.is_depthwise and not self.depthwise:
             return "depthwise"
         if self.of == "followed_by_norm" and place.norm is None:
             return "without a norm straight behind"
+        if not conv.weight.any():
+            return "starting at zero"  # standardized, its first gradient would be 1 / eps times too large
         return "of one weight a filter" if conv.weight[0].numel() == 1 else ""
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Keeps a filter of equal weights from 0 / 0 where eps stands outside the root; float32 still holds it.
-_TINY = 1e-30
+# Keeps a filter of equal weights from 0 / 0 where eps stands outside the root. float32 still holds it and, which the
+# gradient needs, the third power of its inverse root; beside eps squared it is nothing.
+_TINY = 1e-24
 
 
 class StandardizedConv2d(nn.Conv2d):
