@@ -21,7 +21,7 @@ from trainer.ingredients.insertion import (
     put_in_tail,
 )
 from trainer.ingredients.stages import blocks
-from trainer.ingredients.surgery import Part, SurgeryError, Swap, counted, is_norm, put
+from trainer.ingredients.surgery import Part, SurgeryError, Swap, counted, is_norm, put, starts_at_zero
 
 
 class StochasticDepth(Part):
@@ -118,7 +118,11 @@ class DropBlock(Part):
         return f"{norm}.1"
 
     def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
-        sides = [min(shape[2:]) for shape in output_shapes(model, [name for _, name in places], image_px).values()]
+        try:
+            shapes = output_shapes(model, [name for _, name in places], image_px)
+        except SurgeryError:  # the size is refused with a better one once the model is whole
+            return ""
+        sides = [min(shape[2:]) for shape in shapes.values()]
         smaller = sorted({side for side in sides if side < self.block_px}, reverse=True)
         if not smaller:
             return ""
@@ -148,7 +152,8 @@ class LayerScale(Part):
         if any(isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter) for name in names):
             raise SurgeryError(f"model.layer_scale: {type(model).__name__} has its own (gamma); timm's option would do")
         before = counted(model.get_submodule(name) for name in names)
-        num_zero = sum(_starts_at_zero(calls) for calls in branch_calls(model, names).values())
+        norms = [[call[1] for call in calls if is_norm(call[1])] for calls in branch_calls(model, names).values()]
+        num_zero = sum(starts_at_zero(inner[-1]) for inner in norms if inner)
         places = ends(model, names, "layer_scale")
         for place in places:
             place.put(LayerScale2d(place.num_channels, init_values=self.start))
@@ -156,9 +161,3 @@ class LayerScale(Part):
         note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
         where = tuple(place.name for place in places)
         return Swap("layer_scale", before, "the same with LayerScale2d", where, note if num_zero else "")
-
-
-def _starts_at_zero(calls: list[tuple[str, nn.Module, int]]) -> bool:
-    norms = [module for _, module, _ in calls if is_norm(module)]
-    gamma = getattr(norms[-1], "weight", None) if norms else None
-    return gamma is not None and not gamma.any().item()

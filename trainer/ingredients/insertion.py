@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,13 @@ from trainer.ingredients.stages import blocks as blocks_of
 from trainer.ingredients.surgery import (
     SurgeryError,
     has_activation,
-    input_channels,
     inside_attention,
     is_activation,
     is_norm,
+    probe,
     put,
 )
 
-_TRIED_PX = 128
 _SHORTCUTS = ("downsample", "shortcut")  # timm's names for what a block's input passes beside the residual branch
 _TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end a residual branch
 
@@ -176,20 +174,17 @@ def branch_calls(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[tupl
 
 
 def _calls(model: nn.Module, blocks: list[str]) -> dict[str, list[tuple[str, nn.Module, int]]]:
-    calls: dict[str, list] = {name: [] for name in blocks}
     left_out = inside_attention(model)
-    watched = {}
+    block_of = {}
     for block in blocks:
         for inner, module in model.get_submodule(block).named_modules():
             name, is_wanted = f"{block}.{inner}", isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module)
             if is_wanted and inner.partition(".")[0] not in _SHORTCUTS and name not in left_out:
-                watched[name] = partial(_note_call, calls[block], name)
-    probe(model, watched)
+                block_of[name] = block
+    calls: dict[str, list] = {name: [] for name in blocks}
+    for name, module, num_channels in probe(model, block_of, lambda name, module, _, made: (name, module, made.shape[1])):
+        calls[block_of[name]].append((name, module, num_channels))
     return calls
-
-
-def _note_call(calls: list, name: str, module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-    calls.append((name, module, made.shape[1]))
 
 
 def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
@@ -197,29 +192,12 @@ def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
     return {name: shape[1] for name, shape in shapes.items()}
 
 
-def output_shapes(model: nn.Module, names: Iterable[str], image_px: int = _TRIED_PX) -> dict[str, torch.Size]:
-    """The shapes that modules give for one image, by their dotted names."""
-    shapes: dict[str, torch.Size] = {}
-    probe(model, {name: partial(_note_shape, shapes, name) for name in names}, image_px)
-    return shapes
+def output_shapes(model: nn.Module, names: Iterable[str], image_px: int | None = None) -> dict[str, torch.Size]:
+    """The shapes that modules give for one image, by their dotted names; image_px as in probe().
 
-
-def _note_shape(shapes: dict, name: str, module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-    shapes[name] = made.shape
-
-
-def probe(model: nn.Module, hooks: dict[str, Callable[..., Any]], image_px: int = _TRIED_PX) -> None:
-    """Send one grey image through a model, with a forward hook on the modules of these names; nothing changes."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, input_channels(model), image_px, image_px))
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    Raises SurgeryError where the model does not take such an image.
+    """
+    return dict(probe(model, set(names), lambda name, _, given, made: (name, made.shape), image_px))
 
 
 def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
@@ -231,22 +209,12 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
     """
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(_note_given, given[name])) for name in given
-    ]
-    try:
-        probe(model, {})
-    finally:
-        for handle in handles:
-            handle.remove()
+    for name, storage in probe(model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())):
+        given[name].append(storage)
     for block, name in places:
         if len(given[name]) != 1 or given[name] == given[block]:
             kind = type(model.get_submodule(block)).__name__
             raise SurgeryError(f"model.{part}: timm's {kind} ({block}) has its place off the residual branch; leave it out")
-
-
-def _note_given(storages: list[int], module: nn.Module, given: tuple[Tensor, ...]) -> None:
-    storages.append(given[0].untyped_storage().data_ptr())
 
 
 def draw_as_timm(model: nn.Module, module: nn.Module) -> None:

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from trainer.ingredients.norm_layers import ChannelsLast
 from trainer.ingredients.surgery import (
-    NormPlace, Part, SurgeryError, Swap, anatomy, counted, has_activation, input_channels, nothing, put,
+    NormPlace, Part, SurgeryError, Swap, anatomy, counted, has_activation, nothing, probe, put, starts_at_zero,
 )  # fmt: skip
 
 
@@ -45,7 +44,17 @@ class NormPart(Part):
             raise nothing("norm", "norm over feature maps", model)
         activated = self._activated(model, places)
         self._check_values(model, places, image_px)
-        lost = [place.name for place in places if not self._replace(model, place, place.name in activated)]
+        layers = [self._replace(model, place, place.name in activated) for place in places]
+        if all(_is_same(place.module, layer) for place, layer in zip(places, layers, strict=True)):
+            raise SurgeryError(
+                f"model.norm: all {len(places)} of {type(model).__name__} are that already: {_kinds(layers)}; "
+                "other numbers, another norm or no model.norm would do"
+            )
+        lost = [
+            place.name
+            for place, layer in zip(places, layers, strict=True)
+            if starts_at_zero(place.module) and getattr(_inner(layer), "weight", None) is None
+        ]
         notes = [
             _stay_note(found.vector_norms, "sees one vector an image", "see one vector an image"),
             _stay_note(found.attention_norms, "belongs to attention", "belong to attention"),
@@ -53,14 +62,14 @@ class NormPart(Part):
         notes += [self._activation_note(places, activated), _lost_note(lost)]
         before = counted(place.module for place in places)
         note = "; ".join(filter(None, notes))
-        return Swap("norm", before, type(self).__name__, tuple(place.name for place in places), note)
+        return Swap("norm", before, _kinds(layers), tuple(place.name for place in places), note)
 
-    def _replace(self, model: nn.Module, place: NormPlace, is_activated: bool) -> bool:
-        """Put the norm in one place; False where a gamma that started at zero is lost."""
+    def _replace(self, model: nn.Module, place: NormPlace, is_activated: bool) -> nn.Module:
+        """Put the norm in one place; gives the norm alone, without what stays behind it."""
         old = place.module
         new = self.layer(place.num_channels, is_activated)
-        gamma, starts_at_zero = getattr(new, "weight", None), _starts_at_zero(old)
-        if starts_at_zero and gamma is not None:
+        gamma = getattr(new, "weight", None)
+        if gamma is not None and starts_at_zero(old):
             nn.init.zeros_(gamma)
         if is_activated and place.activation is not None:
             put(model, place.activation, nn.Identity())
@@ -69,7 +78,7 @@ class NormPart(Part):
         kept = [getattr(old, "drop", None), None if self.brings_activation else getattr(old, "act", None)]
         rest = [module for module in kept if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)]
         put(model, place.name, nn.Sequential(new, *rest) if rest else new)
-        return gamma is not None or not starts_at_zero
+        return new
 
     def over_last(self, norm: nn.Module) -> nn.Module:
         """The same norm over [B, H, W, C]."""
@@ -132,20 +141,28 @@ def _is_activating(norm: nn.Module) -> bool:
     return has_activation(norm) or bool(getattr(norm, "apply_act", False))
 
 
-def _starts_at_zero(norm: nn.Module) -> bool:
-    gamma = getattr(norm, "weight", None)
-    return isinstance(gamma, nn.Parameter) and not gamma.detach().any().item()
+def _inner(layer: nn.Module) -> nn.Module:
+    return layer.norm if isinstance(layer, ChannelsLast) else layer
+
+
+def _kinds(layers: Sequence[nn.Module]) -> str:
+    return " and ".join(kind for kind, _ in counted(map(_inner, layers)))
+
+
+def _is_same(norm: nn.Module, other: nn.Module) -> bool:
+    """Are two norms of the same classes and numbers, apart from their weights?"""
+    return [_form(module) for module in norm.modules()] == [_form(module) for module in other.modules()]
+
+
+def _form(module: nn.Module) -> tuple:
+    fields = {name: value for name, value in vars(module).items() if isinstance(value, (int, float, str, tuple))}
+    return type(module), {**fields, "training": True}, [name for name, _ in module.named_parameters(recurse=False)]
 
 
 def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> None:
     """Refuse to take away an activation that a model also uses where no norm comes before it."""
     follows = Counter(place.activation for place in places if place.activation)
-    calls: Counter[str] = Counter()
-
-    def counting(activation: str):
-        return lambda *_: calls.update([activation])
-
-    _look(model, {activation: counting(activation) for activation in follows})
+    calls = Counter(probe(model, follows, lambda activation, *_: activation))
     for activation, num_norms in follows.items():
         if calls[activation] > num_norms:
             kind = type(model.get_submodule(activation)).__name__
@@ -157,33 +174,11 @@ def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> N
 
 def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) -> dict[str, int]:
     """Pixels of the map that each norm is given from images of image_px a side; nothing where they are too small."""
-    found: dict[str, int] = {}
-
-    def measuring(place: NormPlace):
-        def measure(module: nn.Module, given: tuple, made: torch.Tensor) -> None:
-            found[place.name] = made[0].numel() // place.num_channels
-
-        return measure
-
+    channels = {place.name: place.num_channels for place in places}
     try:
-        _look(model, {place.name: measuring(place) for place in places}, image_px)
-    except (RuntimeError, AssertionError, ValueError):  # the size is refused with a better one once the model is whole
+        return dict(probe(model, channels, lambda name, _, given, made: (name, made[0].numel() // channels[name]), image_px))
+    except SurgeryError:  # the size is refused with a better one once the model is whole
         return {}
-    return found
-
-
-def _look(model: nn.Module, hooks: dict, image_px: int = 128) -> None:
-    """One grey image through a model, with hooks on some of its modules."""
-    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            model(torch.zeros(1, input_channels(model), image_px, image_px))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
 
 
 def _no_division(key: str, number: int, place: NormPlace, places: Sequence[NormPlace], model: nn.Module) -> SurgeryError:

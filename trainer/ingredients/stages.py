@@ -6,6 +6,9 @@ from torch import nn
 
 from trainer.ingredients.surgery import SurgeryError, is_attention
 
+# Convolutions that are no Conv2d; ours hold convolutions and norms of their own.
+_CONVOLUTION_FILES = {"trainer.ingredients.convolution_layers", "torchvision.ops.deform_conv"}
+
 
 def stages(model: nn.Module) -> list[str]:
     """Dotted names of the stages, in order: `layer1 … layer4`, or `stages.0 … stages.3`.
@@ -46,9 +49,21 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 def _is_block(module: nn.Module) -> bool:
     """A class of its own around two layers with weights or more: no torch container, no convolution with its norm."""
-    if type(module).__module__.startswith("torch.") or is_attention(module):
+    if type(module).__module__.startswith("torch.") or is_attention(module) or _is_convolution(module):
         return False
-    return sum(isinstance(inner, (nn.Conv2d, nn.Linear)) for inner in module.modules()) > 1
+    return _num_layers(module) > 1
+
+
+def _num_layers(module: nn.Module) -> int:
+    """Convolutions and matrices; a convolution is one, whatever it holds."""
+    if isinstance(module, nn.Linear) or _is_convolution(module):
+        return 1
+    return sum(map(_num_layers, module.children()))
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    is_one = isinstance(module, nn.Conv2d) or type(module).__module__ in _CONVOLUTION_FILES
+    return is_one and next(module.parameters(), None) is not None
 
 
 def _with_downsampling(model: nn.Module, series: str, all_series: list[str]) -> str:

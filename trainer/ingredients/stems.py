@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from trainer.ingredients.insertion import draw_as_timm, probe
+from trainer.ingredients.insertion import draw_as_timm
 from trainer.ingredients.stages import stages
-from trainer.ingredients.surgery import Part, SurgeryError, Swap, counted, has_activation, is_activation, is_norm, put
+from trainer.ingredients.surgery import (
+    Part, SurgeryError, Swap, counted, has_activation, is_activation, is_norm, probe, put,
+)  # fmt: skip
 
 _SMALL_PX = 96  # below it the last stage of a model that divides by 32 has less than three places a side
 
@@ -23,7 +25,8 @@ class _Present:
     """The stem that a model has: everything before its first stage.
 
     children: direct children of the model, in the order of the forward pass. convolution: its first. has_bias: has its
-    last convolution, which feeds the norm that is kept, a bias? norm: its last, or None where the first block brings it (ResNetV2). inner_norm: whose kind norms inside a deep stem have.
+    last convolution a bias? norm, activation: those behind it, which are kept; None where the first block brings them
+    (ResNetV2). inner_norm, inner_activation: of the kind that a deep stem has inside; None for a model without any.
     """
 
     children: tuple[str, ...]
@@ -32,20 +35,31 @@ class _Present:
     num_features: int
     norm: tuple[str, nn.Module] | None
     activation: tuple[str, nn.Module] | None
-    inner_norm: nn.Module
+    inner_norm: nn.Module | None
     inner_activation: nn.Module | None
 
 
 class _Stem(Part):
     """The norm and the activation that end the present stem are kept; convolutions are drawn by timm's rule.
 
-    Raises SurgeryError where no convolution comes before the first stage.
+    Raises SurgeryError where no convolution comes before the first stage, and where the stem is that already.
     """
 
     has_pool: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Put another stem before the first stage."""
+        children = _children(model)
+        there = [str(model.get_submodule(name)) for name in children]
+        swap = self.exchanged(model)
+        if there == [str(model.get_submodule(name)) for name in children]:
+            raise SurgeryError(
+                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; another or no model.stem would do"
+            )
+        return swap
+
+    def exchanged(self, model: nn.Module) -> Swap:
+        """Put the stem in, whatever the present one is."""
         present = _present(model)
         before = counted(_leaves(model, present.children))
         body = self._body(present)
@@ -116,10 +130,9 @@ class DeepStem(_Stem):
         return nn.Sequential(first, *between[:half], second, *between[half:], third)
 
     def _norm_and_activation(self, present: _Present) -> list[nn.Module]:
-        norm = _norm_like(present.inner_norm, self.width)
-        if has_activation(norm) or present.inner_activation is None:
-            return [norm]
-        return [norm, deepcopy(present.inner_activation)]
+        norm = present.inner_norm and _norm_like(present.inner_norm, self.width)
+        is_activated = norm is not None and has_activation(norm)
+        return [each for each in (norm, None if is_activated else deepcopy(present.inner_activation)) if each is not None]
 
     def _after(self) -> str:
         return f"three 3x3 of width {self.width}, 3x3 max pooling of stride 2"
@@ -153,7 +166,7 @@ class AutoStem(_Stem):
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace the stem, or leave it, by the size of the images."""
         if image_px < _SMALL_PX:
-            swap = CifarStem().apply(model, image_px)
+            swap = CifarStem().exchanged(model)
             note = f"auto: cifar stem, as images of {image_px} px are under {_SMALL_PX} px"
             return Swap(swap.part, swap.before, swap.after, swap.places, note)
         children = _children(model)
@@ -169,17 +182,9 @@ class AutoStem(_Stem):
 
 def _children(model: nn.Module) -> tuple[str, ...]:
     """Direct children of the model that run before its first stage, in order."""
-    calls: list[str] = []
-
-    def note(name: str):
-        def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            calls.append(name)
-
-        return hook
-
     first = stages(model)[0]
-    names = [name for name, _ in model.named_children() if not f"{first}.".startswith(f"{name}.")]
-    probe(model, {name: note(name) for name in (*names, first)})
+    names = {name for name, _ in model.named_children() if not f"{first}.".startswith(f"{name}.")}
+    calls = probe(model, names | {first}, lambda name, *_: name)
     return tuple(calls[: calls.index(first)])
 
 
@@ -190,23 +195,22 @@ def _present(model: nn.Module) -> _Present:
         for child in children
         for name, module in model.get_submodule(child).named_modules()
     ]
-    convolutions = [module for _, module in inner if isinstance(module, nn.Conv2d)]
+    convolutions = [place for place, (_, module) in enumerate(inner) if isinstance(module, nn.Conv2d)]
     if not convolutions:
         raise SurgeryError(f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out")
+    first, last = inner[convolutions[0]][1], inner[convolutions[-1]][1]
     norms = [found for found in inner if is_norm(found[1])]
     activations = [found for found in inner if is_activation(found[1]) and not _is_inside(found[0], norms)]
-    norm = norms[-1] if norms else None
-    any_activation = next((module for module in model.modules() if is_activation(module)), None)
-    any_norm = next(module for module in model.modules() if is_norm(module))
+    behind = inner[convolutions[-1] :]
     return _Present(
         children,
-        convolutions[0],
-        convolutions[-1].bias is not None,
-        convolutions[-1].out_channels,
-        norm,
-        activations[-1] if activations and norms else None,
-        norm[1] if norm else any_norm,
-        activations[-1][1] if activations else any_activation,
+        first,
+        last.bias is not None,
+        last.out_channels,
+        next((found for found in reversed(norms) if found in behind), None),
+        next((found for found in reversed(activations) if found in behind), None),
+        norms[-1][1] if norms else next(filter(is_norm, model.modules()), None),
+        activations[-1][1] if activations else next(filter(is_activation, model.modules()), None),
     )
 
 

@@ -7,7 +7,7 @@ which convolution feeds which norm, which activation follows it, and what lies b
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -156,85 +156,104 @@ def input_channels(model: nn.Module) -> int:
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
-def anatomy(model: nn.Module) -> Anatomy:
-    """Ask a model, on the CPU, what its parts are; nothing of it changes."""
-    try:
-        return _traced(model, _TRIED_PX[0]).found()
-    except RuntimeError:  # a kernel larger than what is left of the map
-        return _traced(model, _TRIED_PX[1]).found()
+def starts_at_zero(norm: nn.Module) -> bool:
+    """Is every gamma of a norm zero?"""
+    gamma = getattr(norm, "weight", None)
+    return isinstance(gamma, nn.Parameter) and not gamma.detach().any().item()
 
 
-def _traced(model: nn.Module, image_px: int) -> _Trace:
-    trace = _Trace(model)
-    was_training = model.training
+def probe(
+    model: nn.Module, names: Container[str], after: Callable, image_px: int | None = None, before: Callable | None = None
+) -> list[Any]:
+    """Send one grey image through a model; nothing of it changes. Returns what `after` says of each call, in order.
+
+    names: of the modules asked about. after: takes a module's name, the module, the tensor it was given and the one it
+    made. before: takes the first three before the module runs; what it says is in the list too. image_px: the side of
+    the image; absent: the first of two that the model takes.
+
+    Raises SurgeryError where it takes none.
+    """
+    first = None
+    for side_px in (image_px,) if image_px else _TRIED_PX:
+        try:
+            return _heard(model, names, after, side_px, before)
+        except (RuntimeError, AssertionError, ValueError) as error:  # each of them from some of timm's models
+            first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
+    raise SurgeryError(
+        f"model: {type(model).__name__} cannot be asked for its parts: it refuses an image of {first[0]} px ({first[1]}); "
+        "a ResNet or a ConvNeXt would do"
+    )
+
+
+def _heard(model: nn.Module, names: Container[str], after: Callable, side_px: int, before: Callable | None) -> list[Any]:
+    heard, hooks, was_training = [], [], model.training
+
+    def watch(name: str, module: nn.Module) -> None:
+        if before is not None:
+            hooks.append(module.register_forward_pre_hook(lambda _, given: heard.append(before(name, module, given[0]))))
+        hooks.append(module.register_forward_hook(lambda _, given, made: heard.append(after(name, module, given[0], made))))
+
+    for name, module in [each for each in model.named_modules() if each[0] in names]:
+        watch(name, module)
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(1, input_channels(model), image_px, image_px))
+            model(torch.zeros(1, input_channels(model), side_px, side_px))
     finally:
-        trace.close()
         model.train(was_training)
-    return trace
+        for hook in hooks:
+            hook.remove()
+    return heard
 
 
-class _Trace:
-    """Whose output goes straight into whom, during one forward pass.
+def anatomy(model: nn.Module) -> Anatomy:
+    """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as probe() does."""
+    modules = dict(model.named_modules())
+    watched = {name for name, each in modules.items() if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)}
+    heard = probe(
+        model, watched, lambda name, _, given, made: ("end", name, made, made.shape, _identity(made)),
+        before=lambda name, module, given: ("start", name, module, given.shape, _identity(given)),
+    )  # fmt: skip
+    return _found(model, _calls(heard))
+
+
+def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
+    """In order: name, module, its input's shape and maker, whose output goes straight into it.
 
     Two tensors are one where they share storage and version: a permuted view, or what an identity hands on, but not
     what an addition in place has changed. All outputs are held until the end, so that no storage is used twice.
     """
+    calls, makers = [], {}
+    for moment, name, module, shape, identity in heard:
+        if moment == "end":
+            makers[identity] = name
+        else:
+            calls.append((name, module, shape, makers.get(identity)))
+    return calls
 
-    def __init__(self, model: nn.Module):
-        self.held: list[Tensor] = []
-        self.makers: dict[tuple[int, int], str] = {}
-        self.calls: list[tuple[str, nn.Module, torch.Size, str | None]] = []  # name, module, input's shape and maker
-        self.hooks = []
-        self.in_attention = inside_attention(model)
-        self.classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module):
-                self.hooks.append(module.register_forward_pre_hook(self._before(name)))
-                self.hooks.append(module.register_forward_hook(self._after(name)))
 
-    def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-    def _before(self, name: str):
-        def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            self.calls.append((name, module, given[0].shape, self.makers.get(_identity(given[0]))))
-
-        return note
-
-    def _after(self, name: str):
-        def note(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            self.held.append(made)
-            self.makers[_identity(made)] = name
-
-        return note
-
-    def found(self) -> Anatomy:
-        """What the calls say."""
-        takers = {maker: (name, module) for name, module, _, maker in reversed(self.calls) if maker}
-        norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
-        for name, module, shape, _ in _once(self.calls):
-            taker, taking = takers.get(name, ("", None))
-            if module is self.classifier or (name in self.in_attention and not is_norm(module)):
-                continue
-            if name in self.in_attention:
-                attention_norms.append(name)
-            elif is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
-                vector_norms.append(name)
-            elif is_norm(module):
-                is_last = _is_over_last(module)
-                follows = taker if taking is not None and is_activation(taking) else None
-                norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
-            elif isinstance(module, nn.Conv2d):
-                follows = taker if taking is not None and is_norm(taking) else None
-                convolutions.append(ConvPlace(name, module, follows))
-            else:
-                activations.append(name)
-        return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
+def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
+    in_attention = inside_attention(model)
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    takers = {maker: (name, module) for name, module, _, maker in reversed(calls) if maker}
+    norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
+    for name, module, shape, _ in _once(calls):
+        taker, taking = takers.get(name, ("", None))
+        if module is classifier or (name in in_attention and not is_norm(module)):
+            continue
+        if name in in_attention:
+            attention_norms.append(name)
+        elif is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
+            vector_norms.append(name)
+        elif is_norm(module):
+            is_last = _is_over_last(module)
+            follows = taker if taking is not None and is_activation(taking) else None
+            norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
+        elif isinstance(module, nn.Conv2d):
+            convolutions.append(ConvPlace(name, module, taker if taking is not None and is_norm(taking) else None))
+        else:
+            activations.append(name)
+    return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
 
 
 def _is_over_last(norm: nn.Module) -> bool:
