@@ -70,6 +70,29 @@ def test_group_norm_needs_one_of_its_two_fields(fields):
         norms.GroupNorm(eps=1e-5, **fields)
 
 
+@pytest.mark.parametrize(
+    ("model", "part", "shown"),
+    [
+        ("resnet18", norms.BatchNorm(momentum=0.1, eps=1e-5, affine=True), "all 20 of ResNet are that already: BatchNorm2d"),
+        ("convnext_atto", norms.LayerNorm2d(eps=1e-6), "all 16 of ConvNeXt are that already: LayerNorm2d"),
+        ("resnetv2_50d_frn", norms.FilterResponseNorm(eps=1e-5), "that already: FilterResponseNormTlu2d"),
+    ],
+)
+def test_norms_that_are_there_already_are_refused(model, part, shown):
+    assert shown in refused(model, part)
+
+
+def test_norms_of_other_numbers_are_no_such_norms():
+    _, swap = made("resnet18", norms.BatchNorm(momentum=0.2, eps=1e-5, affine=True))
+    assert swap.after == "BatchNorm2d"
+    made("resnet18", norms.BatchNorm(momentum=0.1, eps=1e-5, affine=False))
+    made("resnetv2_50d_frn", norms.FilterResponseNorm(eps=1e-6))
+
+
+def test_a_model_that_takes_no_image_of_the_sizes_tried_is_refused():
+    assert refused("vit_tiny_patch16_224", GROUPS).startswith("model: VisionTransformer cannot be asked for its parts: it refuses an image")
+
+
 def test_a_model_without_norms_is_refused():
     assert refused("nf_resnet26", GROUPS).startswith("model.norm: NormFreeNet has no norm over feature maps; it has")
 

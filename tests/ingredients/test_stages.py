@@ -6,6 +6,7 @@ import timm.layers.cbam
 import torch
 from torch import nn
 
+from trainer.ingredients.convolution_layers import BlurConv2d, DeformableConv2d, SelfCalibratedConv2d
 from trainer.ingredients.stages import blocks, stages
 from trainer.ingredients.surgery import SurgeryError, put
 
@@ -52,6 +53,34 @@ def test_attention_at_the_end_of_a_stage_is_no_block():
     put(model, "layer3", nn.Sequential(model.layer3[0], nn.Identity()))
     assert stages(model) == LAYERS
     assert blocks(model) == [[f"{layer}.0"] for layer in LAYERS]
+
+
+def blurred(conv, is_before=True):
+    return BlurConv2d(conv, 3, "zeros", is_before)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        DeformableConv2d.around,
+        blurred,
+        lambda conv: blurred(DeformableConv2d.around(conv)),
+        lambda conv: SelfCalibratedConv2d(conv.in_channels, conv.out_channels, conv.stride, conv.dilation, conv.groups, 2),
+        lambda conv: nn.Sequential(DeformableConv2d.around(conv), nn.BatchNorm2d(conv.out_channels)),
+    ],
+    ids=["deformable", "blurred", "blurred_deformable", "self_calibrated", "in_a_series"],
+)
+@pytest.mark.parametrize("name", ["resnet18", "resnet26d", "skresnet18", "res2net50_26w_4s"])
+def test_a_convolution_is_no_block_whatever_it_holds(name, changed):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+        before = stages(model), blocks(model)
+        found = [each for each, module in model.named_modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+        for each in found:
+            conv = model.get_submodule(each)
+            if conv.in_channels > 3 and each.startswith("layer"):
+                put(model, each, changed(conv))
+    assert (stages(model), blocks(model)) == before
 
 
 def test_a_model_without_blocks_is_refused():

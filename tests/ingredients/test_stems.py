@@ -10,10 +10,11 @@ from torch import nn
 from trainer.ingredients.insertion import output_shapes
 from trainer.ingredients.stages import stages
 from trainer.ingredients.stems import AutoStem, CifarStem, DeepStem, ImagenetStem, PatchifyStem
+from trainer.ingredients.surgery import SurgeryError
 
 STEMS = [ImagenetStem(), CifarStem(), DeepStem(width=16), PatchifyStem(patch_px=2)]
 STRIDES = {"imagenet": 4, "cifar": 1, "deep": 4, "patchify": 2}
-MODELS = ["test_resnet", "test_convnext", "convnext_atto", "resnetv2_18", "regnetx_002", "legacy_seresnet18"]
+MODELS = ["test_resnet", "test_convnext", "convnext_atto", "resnetv2_18", "resnetv2_18d", "regnetx_002", "legacy_seresnet18"]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -26,7 +27,7 @@ def plain(request):
 def test_the_first_stage_is_given_maps_of_the_stems_stride(plain, stem):
     model = copy.deepcopy(plain)
     seen = []
-    swap = stem.apply(model, 64)
+    swap = stem.exchanged(model)
     first = stages(model)[0]
     model.get_submodule(first).register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
@@ -74,9 +75,29 @@ def test_the_imagenet_stem_undoes_a_deep_one():
 
 def test_the_patchify_stem_of_four_is_convnexts_own():
     model, plain = (timm.create_model("convnext_atto", num_classes=2) for _ in range(2))
+    PatchifyStem(patch_px=2).apply(model, 64)
     PatchifyStem(patch_px=4).apply(model, 64)
     assert str(model) == str(plain)
     assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in plain.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("resnet18", ImagenetStem()), ("resnetv2_18", ImagenetStem()), ("convnext_atto", PatchifyStem(patch_px=4)),
+        ("resnet26d", DeepStem(width=32)),
+    ],
+)  # fmt: skip
+def test_the_stem_that_is_there_already_is_refused(name, stem):
+    with pytest.raises(SurgeryError, match="^model.stem: .* is that already: .* would do$"):
+        stem.apply(timm.create_model(name, num_classes=2), 64)
+
+
+def test_auto_takes_a_cifar_stem_that_is_there_already():
+    model = timm.create_model("test_resnet")
+    CifarStem().apply(model, 32)
+    before = str(model)
+    assert AutoStem().apply(model, 32).note.startswith("auto: cifar stem") and str(model) == before
 
 
 def test_norms_inside_a_deep_stem_are_of_the_models_kind():

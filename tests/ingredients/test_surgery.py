@@ -15,6 +15,7 @@ from trainer.ingredients.surgery import (
     is_attention,
     is_norm,
     nothing,
+    probe,
     put,
 )
 
@@ -127,3 +128,12 @@ def test_modules_are_put_and_counted():
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.ReLU())
     put(model, "0.1", nn.GELU())
     assert counted(module for module in model.modules() if is_activation(module)) == (("ReLU", 2), ("GELU", 1))
+
+
+def test_a_model_that_refuses_small_images_is_asked_again_with_a_large_one():
+    """What was heard of the first image is forgotten."""
+    model = timm.create_model("test_resnet", num_classes=2)
+    model.layer4.append(nn.AvgPool2d(8))
+    heard = probe(model, {"conv1.0", "layer1"}, lambda name, module, given, made: (name, made.shape[-1]))
+    assert heard == [("conv1.0", 512), ("layer1", 256)]
+    assert len(anatomy(model).norms) == len([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
