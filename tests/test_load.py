@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from trainer.ingredients.base import Ingredient, Page, Positive
+from trainer.ingredients.model import Pretrained
 from trainer.load import PageError, load_page, parse, parse_page
+from trainer.profiles import Profile
 from trainer.recipe import Recipe, find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
@@ -141,6 +143,19 @@ def test_values_that_mislead_are_refused_with_their_line(value, found, would_do)
 def test_slips_are_refused_at_their_line(old, new, line, sentence):
     assert old in BASKET
     assert refusal(BASKET.replace(old, new)).startswith(f"page:{line}: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "page", "words"),
+    [
+        (Pretrained, "file: a\nsha256: abc\n", "sha256 is 'abc'; write 64 hex digits in small letters, as sha256sum prints them"),
+        (Recipe, A3.replace("name: A3", "name: A 3", 1), "name is 'A 3'; write letters A to Z, digits, - and _, the first"),
+        (Profile, "name: a b\nnum_classes: 2\nnum_train: 5\nnum_val: 5\nmean: [0, 0, 0]\nstd: [1, 1, 1]\n", "write letters, digits and . +"),
+    ],
+)
+def test_a_text_of_other_letters_is_refused_by_what_would_do(kind, page, words):
+    found = refusal(page, kind)
+    assert words in found and "pattern" not in found and "matches" not in found
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- 1\n- 2\n", "text", "5", "[" * 5000, "a:\n" + " a:" * 3000])

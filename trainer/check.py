@@ -35,6 +35,12 @@ _BOUNDS = {
     "less_than": ("lt", "below"),
     "less_than_equal": ("le", "at most"),
 }
+# What a text is made of, by the pattern that its field has.
+_MADE_OF = {
+    r"^[0-9a-f]{64}$": "64 hex digits in small letters, as sha256sum prints them",
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "letters A to Z, digits, - and _, the first a letter or a digit",
+    r"^[\w.+-]+$": "letters, digits and . + - _ only",
+}
 _LONGEST_QUOTE = 60
 
 
@@ -220,6 +226,8 @@ def _remedy(reason: str, context: Mapping[str, Any], error: Mapping[str, Any]) -
         return f"it must be {word} {context[key]:g}{off}"
     if reason == "literal_error":
         return f"write {context['expected']}"
+    if reason == "string_pattern_mismatch":
+        return f"write {_MADE_OF.get(context['pattern'], 'text that matches ' + context['pattern'])}"
     message = error["msg"].removeprefix("Value error, ")
     return " ".join(message.split())
 
