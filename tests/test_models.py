@@ -3,10 +3,15 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from plans import small_plan
 from trainer import streams
-from trainer.models import build_model, check_model_name, gmacs, num_parameters
+from trainer.ingredients.surgery import is_norm
+from trainer.job import Job, plan_of
+from trainer.models import (
+    assemble, build_model, check_model_name, check_precise_norm, gmacs, num_parameters,
+)  # fmt: skip
 from trainer.plan import PlanError
 
 
@@ -86,3 +91,66 @@ def test_counts_are_timms_and_the_papers():
     # 4.089 G: convolutions and the last matrix product at 224 px, He et al.'s "3.8 billion" before v1.5 moved a stride
     assert gmacs(model, 3, 224) == pytest.approx(4.089, abs=0.001)
     assert model.training
+
+
+PRECISE = "precise_norm='{images: 24}' "
+
+
+def test_precise_norm_is_refused_where_it_cannot_be_followed():
+    plan = small_plan(overrides=PRECISE)
+    with pytest.raises(PlanError, match="no norm of test_resnet keeps running statistics of batches; leave precise_norm out"):
+        check_precise_norm(plan, nn.GroupNorm(1, 4))
+    norm = nn.BatchNorm2d(3)
+    with pytest.raises(PlanError, match="precise_norm.images 20 is no multiple of batch.norm_images 8; 16 or 24 would do"):
+        check_precise_norm(small_plan(overrides="precise_norm='{images: 20}'"), norm)
+    with pytest.raises(PlanError, match='more than the 1408 images in full steps of an epoch; set="precise_norm.images=1408"'):
+        check_precise_norm(small_plan(overrides="precise_norm='{images: 1416}'"), norm)
+    check_precise_norm(plan, norm)
+
+
+def test_a_model_is_refused_with_its_plan_where_precise_norm_cannot_be_followed():
+    plan = plan_of(Job("pycls-dds", "convnext_atto", data="imagenet-1k"))
+    with pytest.raises(PlanError, match="precise_norm: no norm of convnext_atto keeps running statistics of batches"):
+        assemble(plan)
+
+
+def test_a_start_at_zero_is_refused_where_no_norm_ends_a_branch_and_one_without_it_is_followed():
+    with pytest.raises(PlanError, match='no norm ends the residual branches of test_convnext; set="model.zero_init_last=null"'):
+        build_model(small_plan("torchvision-v1", model="test_convnext", overrides="model.zero_init_last=true"))
+    model = build_model(small_plan("torchvision-v1", model="test_convnext"))
+    assert all(module.weight.all() for module in model.modules() if is_norm(module))
+    with pytest.raises(PlanError, match="legacy_seresnet18 has no such option"):  # its branches do end in norms
+        build_model(small_plan("torchvision-v1", model="legacy_seresnet18", overrides="model.zero_init_last=true"))
+
+
+ONE = "batch.images=8 batch.norm_images=1 image.train_px={px} image.test_px=64 drop_path=null "
+GROUPED = "'model.norm={name: group_norm, groups: 8, eps: 1.0e-5}' "
+GATE = GROUPED + "'model.attention={name: bam, reduction: 16, dilation: 4, num_convolutions: 2}' "
+PAIRED = "{name: batch_channel_norm, groups: 8, eps: 1.0e-5, momentum: 0.1, statistics: batch}"
+
+
+@pytest.mark.parametrize(
+    ("px", "parts", "place", "is_cured_by_size"),
+    [
+        (32, "", r"layer4\.0\.bn1 ", True),
+        (32, f"'model.norm={PAIRED}' ", r"layer4\.0\.bn1\.batch ", True),
+        (64, GATE, r"layer\d\S* ", False),  # the gate's norm is behind a pooling
+        (64, "'image.growth={from_px: 32, from_epoch: 0, to_epoch: 1, multiple_px: 32, updated: per_epoch}' ", "growth.from_px", True),
+    ],
+)
+def test_statistics_of_one_value_are_refused_with_the_model_and_torch_agrees(px, parts, place, is_cured_by_size):
+    plan = small_plan("torchvision-v1", model="resnet18", overrides=ONE.format(px=px) + parts)
+    with pytest.raises(PlanError, match=f"batch.norm_images 1: .*{place}") as caught:
+        assemble(plan)
+    assert "batch.norm_images of 2 or more" in str(caught.value) and "\n" not in str(caught.value)
+    assert ("or larger images" in str(caught.value)) is is_cured_by_size
+    pair = assemble(small_plan("torchvision-v1", model="resnet18", overrides=ONE.format(px=px).replace("norm_images=1", "norm_images=2") + parts))[0]
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        pair(torch.zeros(1, 3, plan.train_px_at(0), plan.train_px_at(0)))
+    pair(torch.zeros(2, 3, plan.train_px_at(0), plan.train_px_at(0)))
+
+
+@pytest.mark.parametrize(("px", "parts"), [(64, ""), (32, GROUPED), (32, f"'model.norm={PAIRED.replace(': batch}', ': estimated}')}' ")])
+def test_one_image_is_a_sample_where_every_statistic_has_two_values(px, parts):
+    model, _ = assemble(small_plan("torchvision-v1", model="resnet18", overrides=ONE.format(px=px) + parts))
+    model(torch.zeros(1, 3, px, px))

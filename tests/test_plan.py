@@ -236,3 +236,69 @@ def test_an_adapted_average_keeps_its_share_of_the_run():
     share = 1 / (1 - page.recipe.average.decay) / page.num_steps
     kept = 1 / (1 - small.recipe.average.decay) * small.recipe.average.every_steps / small.num_steps
     assert kept == pytest.approx(share, rel=0.02)
+
+
+def changed_by_digits(recipe, model="resnet18"):
+    plan = plan_of(Job(recipe=recipe, model=model, data="digits"))
+    return plan, {change.path: (change.before, change.after) for change in plan.deviations}
+
+
+def test_precise_norm_is_cut_to_what_full_steps_have_or_is_off():
+    plan, changed = changed_by_digits("pycls-dds")
+    assert changed["precise_norm.images"] == (8192, 1437 // 32 * 32) and plan.recipe.precise_norm.images == 1408
+    page = imagenet("pycls-dds").recipe
+    for num_train, norm_images, found in [
+        (1_281_167, 32, {}),
+        (1_281_167, 48, {"precise_norm.images": 8192 // 48 * 48}),
+        (5000, 48, {"precise_norm.images": 5000 // 96 * 96}),
+        (90, 48, {"precise_norm": None}),
+    ]:
+        adapt = Adapt(batch_images=96, norm_images=norm_images)
+        profile = plan.profile.model_copy(update={"adapt": adapt, "num_train": num_train})
+        changes = adaptation(page, profile)
+        assert {path: value for path, value in changes.items() if path.startswith("precise_norm")} == found
+
+
+def test_a_decay_apart_from_the_rate_follows_the_batch_where_the_page_has_a_rule():
+    plan, changed = changed_by_digits("bit-i1k")
+    batch_images = plan.recipe.batch.images
+    assert plan.recipe.optimizer.weight_decay == pytest.approx(1e-4 * batch_images / 256)  # the source's own rule
+    assert plan.recipe.lr.peak == pytest.approx(0.1 * batch_images / 256) and "optimizer.weight_decay" in changed
+    for recipe in ("mosaic-mild", "torchvision-v1"):  # no rule for another batch; a decay that is multiplied by the rate
+        assert "optimizer.weight_decay" not in changed_by_digits(recipe)[1]
+
+
+def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
+    with pytest.raises(UserError, match='these images have 1 channel; set="augment.lighting=null" would do'):
+        plan_of(Job("pycls-dds", "resnet50", data="mnist-grey"))
+    plan_of(Job("pycls-dds", "resnet50", data="mnist-grey", overrides="augment.lighting=null"))
+
+
+@pytest.mark.parametrize(
+    ("norm_images", "images", "words"),
+    [
+        (16, 16, 'model.norm.images 16: the 16 images .* which is batch_norm; set="model.norm.images=8" would do'),
+        (16, 15, "one virtual batch"),  # the one image that is left joins it
+        (2, 2, "batch.norm_images of 4 or more would do"),
+        (16, 14, None),
+        (16, 8, None),
+    ],
+)
+def test_one_virtual_batch_in_a_micro_batch_is_refused(norm_images, images, words):
+    ghost = f"'model.norm={{name: ghost_batch_norm, images: {images}, momentum: 0.1, eps: 1.0e-5}}'"
+    text = f"batch.images=32 batch.norm_images={norm_images} {ghost}"
+    if words is None:
+        small_plan("torchvision-v1", overrides=text)
+        return
+    with pytest.raises(PlanError, match=words):
+        small_plan("torchvision-v1", overrides=text)
+
+
+@pytest.mark.parametrize("norm", ["{name: no_norm}", "{name: instance_norm, eps: 1.0e-5, affine: false}"])
+def test_a_start_at_zero_needs_a_gamma(norm):
+    with pytest.raises(UserError, match="model.norm has no gamma that could start at zero; write false"):
+        small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={norm}'")
+    small_plan("torchvision-v1", overrides=f"'model.norm={norm}'")
+    small_plan("A2", overrides=f"'model.norm={norm}'")  # timm's default is no word of the page
+    affine = "{name: instance_norm, eps: 1.0e-5, affine: true}"
+    small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={affine}'")

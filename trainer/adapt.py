@@ -23,6 +23,7 @@ def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
     _fit_images(changes, recipe, adapt)
     _fit_growth(changes, recipe, adapt)
     _fit_batch(changes, recipe, adapt)
+    _fit_precise_norm(changes, recipe, profile)
     _fit_lengths(changes, recipe, profile)
     _fit_average(changes, recipe, profile)
     return changes
@@ -60,6 +61,12 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_batch(changes, recipe: Recipe, adapt) -> None:
+    """The batch of the profile, at the rate that the page's own rule gives it.
+
+    The decay of decoupled_sgd is a share lost in a step, whatever the rate: where the rate is in proportion to the batch
+    the decay is so too, and an image takes as much of a weight as before. A page without a rule, such as mosaic-mild,
+    keeps both as they are. Every other optimizer multiplies its decay with the rate, which has changed already.
+    """
     if adapt.batch_images is None:
         return
     changes["batch.images"] = adapt.batch_images
@@ -72,6 +79,22 @@ def _fit_batch(changes, recipe: Recipe, adapt) -> None:
         changes["lr.warmup_from"] = recipe.lr.warmup_from * ratio
     if getattr(recipe.lr.schedule, "end", None):
         changes["lr.schedule.end"] = recipe.lr.schedule.end * ratio
+    if recipe.lr.scaling == "linear" and recipe.optimizer.name == "decoupled_sgd" and recipe.optimizer.weight_decay:
+        changes["optimizer.weight_decay"] = recipe.optimizer.weight_decay * ratio
+
+
+def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
+    """As many images as the page says, or the most in whole micro-batches of an epoch's full steps; off where none fit."""
+    if recipe.precise_norm is None:
+        return
+    batch_images = changes.get("batch.images", recipe.batch.images)
+    norm_images = changes.get("batch.norm_images", recipe.batch.norm_images)
+    most_images = min(recipe.precise_norm.images, profile.num_train // batch_images * batch_images)
+    num_images = most_images // norm_images * norm_images
+    if num_images < 2:
+        changes["precise_norm"] = None
+    elif num_images != recipe.precise_norm.images:
+        changes["precise_norm.images"] = num_images
 
 
 def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from trainer.data.order import num_micro_batches_in
 from trainer.errors import UserError
+from trainer.ingredients.lighting import Lighting
+from trainer.ingredients.norms import GhostBatchNorm
 from trainer.profiles import Profile
 from trainer.recipe import Deviation, Recipe
 
@@ -101,7 +103,8 @@ def make_plan(
 ) -> Plan:
     """Work out every unit of a resolved recipe, or refuse.
 
-    Raises PlanError where batch, micro-batch, world and data set do not multiply out.
+    Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError for an augmentation of
+    colours where the images have none.
     """
     batch = recipe.batch
     num_micro_batches = batch.images // batch.norm_images
@@ -115,6 +118,10 @@ def make_plan(
             f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} micro-batches "
             f"cannot be shared by {world_size} ranks; {', '.join(map(str, near))} ranks would do"
         )
+    for part in recipe.augment:
+        if isinstance(part, Lighting):
+            part.check_channels(profile.channels)
+    _check_virtual_batches(recipe)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
     return Plan(
@@ -147,6 +154,20 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
             "a batch statistic of one image is none; batch.drop_last=true would do"
         )
     return full + bool(rest)
+
+
+def _check_virtual_batches(recipe: Recipe) -> None:
+    """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another name."""
+    norm = recipe.model.norm if recipe.model else None
+    if not isinstance(norm, GhostBatchNorm):
+        return
+    num_images = recipe.batch.norm_images * (recipe.augment_splits or 1)
+    if num_images < norm.images + 2:  # one image alone joins the virtual batch before it
+        smaller = f'set="model.norm.images={num_images // 2}"' if num_images >= 4 else "batch.norm_images of 4 or more"
+        raise PlanError(
+            f"model.norm.images {norm.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
+            f"virtual batch, which is batch_norm; {smaller} would do"
+        )
 
 
 def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:

@@ -21,6 +21,7 @@ from trainer.ingredients.learning_rate import LearningRate
 from trainer.ingredients.losses import Loss
 from trainer.ingredients.mixing import Mixing
 from trainer.ingredients.model import Model
+from trainer.ingredients.norms import has_gamma
 from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
@@ -94,14 +95,16 @@ class Recipe(Page):
         return self
 
     @model_validator(mode="after")
-    def _isotropic_draws_its_own(self) -> Self:
-        model = self.model
-        if model is not None and model.isotropic and model.layer_scale is not None:
-            sentence = "lost under model.isotropic, which builds the blocks anew; write model.isotropic.layer_scale"
-            raise refuse(("model", "layer_scale"), sentence)
-        if model is not None and model.isotropic and model.head_init_scale is not None:
-            sentence = "lost under model.isotropic, which draws the head anew; leave it out"
-            raise refuse(("model", "head_init_scale"), sentence)
+    def _no_part_undoes_a_key(self) -> Self:
+        model = self.model or Model()
+        isotropic, norm = "lost under model.isotropic, which", model.norm
+        for key, is_undone, sentence in (
+            ("layer_scale", model.isotropic, f"{isotropic} builds the blocks anew; write model.isotropic.layer_scale"),
+            ("head_init_scale", model.isotropic, f"{isotropic} draws the head anew; leave it out"),
+            ("zero_init_last", norm and not has_gamma(norm), "model.norm has no gamma that could start at zero; write false"),
+        ):
+            if is_undone and getattr(model, key):
+                raise refuse(("model", key), sentence)
         return self
 
     @model_validator(mode="after")

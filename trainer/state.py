@@ -18,7 +18,7 @@ from trainer.log import Log
 from trainer.models import build_model
 from trainer.plan import Plan
 from trainer.settings import Settings
-from trainer.statistics import StepStatistics, check_precise_norm
+from trainer.statistics import StepStatistics
 
 
 @dataclass
@@ -55,7 +55,6 @@ class State:
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
-        check_precise_norm(plan, self.model)
         self.step_statistics = StepStatistics(self.model)
         self.progress = Progress(machine=machine_of(settings))
         # the device's running sum of losses: read only where a line is written, so that no step waits for it

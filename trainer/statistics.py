@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from trainer.data.prepare import autocast, prepare
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.ingredients.surgery import counted, is_norm
-from trainer.plan import Plan, PlanError
+from trainer.models import running_norms
+from trainer.plan import Plan
 from trainer.settings import Settings
 
 
@@ -25,7 +26,7 @@ class StepStatistics:
 
     def __init__(self, model: nn.Module) -> None:
         # momentum None is torch's cumulative average: it has no b to spread
-        self.norms = [(norm, norm.momentum) for norm in _running(model) if norm.momentum is not None]
+        self.norms = [(norm, norm.momentum) for norm in running_norms(model) if norm.momentum is not None]
         self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
@@ -41,35 +42,6 @@ class StepStatistics:
         """Move estimated statistics, after the backward pass of the last micro-batch: no gradient sees them move."""
         for norm in self.estimated:
             norm.finish_step()
-
-
-def _running(model: nn.Module) -> list[_NormBase]:
-    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
-
-
-def check_precise_norm(plan: Plan, model: nn.Module) -> None:
-    """Refuse a page's precise_norm where it cannot be followed.
-
-    Raises PlanError for a model whose norms keep no running statistics of batches, for images that make no whole
-    micro-batches, and for more images than the full steps of an epoch have.
-    """
-    section = plan.recipe.precise_norm
-    if section is None:
-        return
-    if not _running(model):
-        raise PlanError(f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out")
-    batch = plan.recipe.batch
-    whole, rest = divmod(section.images, batch.norm_images)
-    if rest:
-        near = " or ".join(str(n * batch.norm_images) for n in (whole, whole + 1) if n)
-        sentence = f"precise_norm.images {section.images} is no multiple of batch.norm_images {batch.norm_images}"
-        raise PlanError(f"{sentence}; {near} would do")
-    num_images = plan.profile.num_train // batch.images * batch.images
-    if section.images > num_images:
-        remedy = f'set="precise_norm.images={num_images}" would do' if num_images else "leave precise_norm out"
-        raise PlanError(
-            f"precise_norm.images {section.images} is more than the {num_images} images in full steps of an epoch; {remedy}"
-        )
 
 
 @torch.no_grad()
@@ -90,7 +62,7 @@ def make_norms_precise(
     Estimated statistics (EstimatedBatchNorm2d) stay as they are: training normalizes by the same ones as evaluation.
     each: called after every micro-batch.
     """
-    norms = [norm for model in models for norm in _running(model)]
+    norms = [norm for model in models for norm in running_norms(model)]
     # The count of batches is a count of training's: else a pass done twice would show in the weights' digest.
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     were_training = [model.training for model in models]

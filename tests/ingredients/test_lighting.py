@@ -64,5 +64,5 @@ def test_a_draw_depends_on_its_own_address_alone():
 def test_images_without_three_colors_are_refused():
     light = Lighting(std=0.1)
     drawn = {key: torch.from_numpy(value) for key, value in light.draw(1, make_ids(2), 5).items()}
-    with pytest.raises(UserError, match="augment.lighting.*have 1 channels"):
+    with pytest.raises(UserError, match="augment.lighting.*have 1 channel;"):
         light.apply(torch.zeros(2, 1, 5, 5), drawn, (0,))

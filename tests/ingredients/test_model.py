@@ -92,7 +92,7 @@ def plain_model(family: str) -> nn.Module:
 
 
 def plan_with(case, family):
-    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=8 batch.norm_images=8"
+    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
     text = f"{sizes} '{written(case)}'"
     return small_plan(PAGE, model=family, overrides=text), text
 

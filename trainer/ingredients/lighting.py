@@ -36,6 +36,12 @@ class Lighting(Ingredient):
     std: Positive
     stage: ClassVar[str] = "normalized"
 
+    def check_channels(self, num_channels: int) -> None:
+        """Refuse images that are not red, green and blue. Raises UserError."""
+        if num_channels != len(_VALUES):
+            found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
+            raise UserError(f'augment.lighting: it is about red, green and blue; {found}; set="augment.lighting=null" would do')
+
     def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
         """The colour of each image, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
 
@@ -47,7 +53,5 @@ class Lighting(Ingredient):
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """Adds the drawn colours: images [B, 3, H, W] float, normalized, to the same. `fill` is not used."""
-        if images.shape[1] != len(_VALUES):
-            found = f"these images have {images.shape[1]} channels"
-            raise UserError(f"augment.lighting: it is about red, green and blue; {found}; leave it out")
+        self.check_channels(images.shape[1])
         return images + drawn["color"].to(images.device, images.dtype)[:, :, None, None]

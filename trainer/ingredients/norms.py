@@ -245,3 +245,8 @@ Norm = Annotated[
     | BatchChannelNorm | NoNorm,
     Field(discriminator="name"),
 ]  # fmt: skip
+
+
+def has_gamma(norm: Norm) -> bool:
+    """Does a kind of norm multiply by a gamma that is learned?"""
+    return norm.name != "no_norm" and getattr(norm, "affine", True)
