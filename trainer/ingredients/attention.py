@@ -27,7 +27,8 @@ Stages = Annotated[int, Field(ge=1, le=4)]
 Kernel = Annotated[int, Field(ge=1, le=31)]
 
 _PLACES = {"after_last_norm": ends, "after_middle": middles, "after_block": wholes}
-_OTHER_ATTENTION = {"SplitAttn", "SEModule"}  # of ResNeSt and of timm's first SENet: not in timm's files of attention
+# Attention that surgery counts to the body, as it holds the body's 3x3 convolutions; and that of timm's first SENet.
+_OTHER_ATTENTION = {"SplitAttn", "SelectiveKernel", "SEModule"}
 
 
 class _Attention(Part):
