@@ -126,25 +126,25 @@ def _has_gamma(module: nn.Module) -> bool:
 
 
 def _draw_head(model: nn.Module, std: float) -> Swap:
-    name = _classifier_name(model)
-    module = model.get_submodule(name) if name else None
-    if module is None or getattr(module, "weight", None) is None:
-        raise SurgeryError(
-            f"model.start.head_std: the classifier of {type(model).__name__} has no weight; leave model.start.head_std out"
-        )
-    nn.init.normal_(module.weight, std=std)
-    return Swap("start.head_std", counted([module]), f"normal, deviation {std:g}" if std else "zero", (name,))
+    name, classifier = _classifier_with("weight", "head_std", model)
+    nn.init.normal_(classifier.weight, std=std)
+    return Swap("start.head_std", counted([classifier]), f"normal, deviation {std:g}" if std else "zero", (name,))
 
 
 def _set_head_bias(model: nn.Module, value: float) -> Swap:
+    name, classifier = _classifier_with("bias", "head_bias", model)
+    nn.init.constant_(classifier.bias, value)
+    return Swap("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
+
+
+def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the classifier. Raises SurgeryError where it has no such part, a weight or a bias."""
     name = _classifier_name(model)
-    module = model.get_submodule(name) if name else None
-    if module is None or getattr(module, "bias", None) is None:
-        raise SurgeryError(
-            f"model.start.head_bias: the classifier of {type(model).__name__} has no bias; leave model.start.head_bias out"
-        )
-    nn.init.constant_(module.bias, value)
-    return Swap("start.head_bias", counted([module]), f"bias {value:g}", (name,))
+    classifier = model.get_submodule(name) if name else None
+    if classifier is None or getattr(classifier, part, None) is None:
+        kind = type(model).__name__
+        raise SurgeryError(f"model.start.{key}: the classifier of {kind} has no {part}; leave model.start.{key} out")
+    return name, classifier
 
 
 def _classifier_name(model: nn.Module) -> str | None:

@@ -57,6 +57,7 @@ class StagedBody(Part):
         return kernel_px
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put new stages in the place of a ResNet's four, and norms where separate downsampling wants them."""
         from trainer.ingredients.body_layers import BlockForm, StagedBlock, make_stages, start
 
         old = _plain_bottlenecks(model)

@@ -118,6 +118,7 @@ class SelfCalibrated(_Exchanged):
     pooling: Annotated[int, Field(ge=2, le=16)]
 
     def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+        """Does it stand alone between two 1x1 convolutions of one block, with channels that can be halved?"""
         conv = convolutions[name].module
         block = next((each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None)
         inside = [each for each in convolutions if block and each.startswith(f"{block}.")]

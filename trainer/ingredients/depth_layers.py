@@ -51,6 +51,7 @@ class BlockDropout(nn.Module):
         self.block_px = block_px
 
     def forward(self, features: Tensor) -> Tensor:
+        """Maps [B, C, H, W] with squares left out in training; as they are in evaluation."""
         if not self.training:
             return features
         num_images, num_channels, height, width = features.shape

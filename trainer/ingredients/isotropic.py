@@ -38,6 +38,7 @@ class IsotropicBody(Part):
     layer_scale: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Rebuild a ConvNeXt as one stage behind one patchify convolution, with a head of its width."""
         old = _blocks(model)
         channels, kind = input_channels(model), old[0]
         has_bias = kind.conv_dw.bias is not None

@@ -16,16 +16,7 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _PerClass(Ingredient):
-    """What the losses share that ask one independent yes/no question per class.
-
-    Called with the logits and the soft targets of one micro-batch:
-        logits   [B, K] float, unnormalized scores
-        targets  [B, K] float in [0, 1], after mixing and smoothing
-    gives a scalar in the targets' dtype, the mean over images of the mean over classes, in nats.
-
-    threshold: targets above it count as 1, the others as 0; None keeps them soft.
-    sum_classes: the sum over classes in place of their mean, K times as large.
-    """
+    """What the losses share that ask one independent yes/no question per class: see BinaryCrossEntropy."""
 
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     sum_classes: bool = False

@@ -31,6 +31,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, H, W], virtual batch by virtual batch in training, by the running statistics in evaluation."""
         if not self.training:
             return super().forward(x)
         made, means, variances = [], [], []
