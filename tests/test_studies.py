@@ -38,8 +38,17 @@ def micro_batch_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_of_norms_is_that_of_its_rows():
-    assert micro_batch_table() in (ROOT / "results/norm-micro-batch.md").read_text()
+def micro_batch_list() -> str:
+    """Every row of norm-micro-batch: its run and its top-1 per cent."""
+    lines = ["| norm | images | seed | top-1 % | run |", "|---|---|---|---|---|"]
+    for (norm, images), rows in micro_batch_rows().items():
+        lines += [f"| {norm} | {images} | {row['seed']} | {row['top1_pct']:.2f} | `{row['run']}` |" for row in rows]
+    return "\n".join(lines)
+
+
+def test_the_tables_of_norms_are_those_of_their_rows():
+    page = (ROOT / "results/norm-micro-batch.md").read_text()
+    assert micro_batch_table() in page and micro_batch_list() in page
 
 
 def test_every_cell_has_the_same_seeds_and_nothing_else_differs():
@@ -52,4 +61,4 @@ def test_every_cell_has_the_same_seeds_and_nothing_else_differs():
 
 
 if __name__ == "__main__":
-    print(micro_batch_table())
+    print(micro_batch_table(), micro_batch_list(), sep="\n\n")
