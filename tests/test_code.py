@@ -12,7 +12,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # Each layer may import from those above it, never from those below. Modules of one line may import each other.
 LAYERS = [
     {"errors", "stop"},
-    {"streams", "provenance", "memory", "ingredients.base", "data.order"},
+    {"streams", "provenance", "memory", "ingredients.base", "data.order", "range_rules", "range_race"},
     {"ingredients"},
     {"check", "tree", "load", "settings", "data.index"},
     {"overrides", "profiles", "sections"},
