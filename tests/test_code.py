@@ -23,7 +23,9 @@ LAYERS = [
     {"state"},
     {"export", "train", "run_folder"},
     {"job"},
+    {"designs", "cells", "ablation"},
     {"rescore", "show", "matrix"},
+    {"ablation_cli"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,116 @@
+"""Cells of an ablation, their plans and their rows: a cell and a row meet where their keys are equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.job import Job, deviation_rows, plan_of
+from trainer.plan import Plan, PlanError
+from trainer.results import Row, RowDeviation
+
+if TYPE_CHECKING:
+    from trainer.ablation import Ablation
+
+_FIRST_OF_ITS_KEY = re.compile(r".*-s\d+-[0-9a-f]{6}")  # again=1 puts -2, -3 ... behind
+_SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of an ablation: what all its seeds have in common.
+
+    name: as the table's first column says it, unique in its ablation. overrides: the exact text of set= that makes this
+    cell, the budget included. levels: (factor, level) pairs, for grouping and plots. is_base: differences are taken
+    against it; one per group. group: cells are compared within it: "resnet18 on digits". published: the paper's top-1
+    for this cell in per cent, of the paper's model and data as published_source says them. plan: for the first seed;
+    None where a cell was made by hand.
+    """
+
+    name: str
+    recipe: str
+    model: str
+    data: str
+    overrides: str
+    levels: tuple[tuple[str, str], ...]
+    is_base: bool
+    group: str
+    published: float | None = None
+    published_source: str = ""
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+
+    def job(self, seed: int, data_dir: Path | None = None) -> Job:
+        """What a user would ask for to get this cell's run of one seed."""
+        return Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
+
+
+def plan_of_cell(cell: Cell, seed: int) -> Plan:
+    """The plan of one seed of a cell; no image is read, and for a cell of an ablation's page no file either.
+
+    Raises UserError as plan_of does.
+    """
+    if cell.plan is None:
+        return plan_of(cell.job(seed))
+    if not 0 <= seed < 2**32:
+        raise PlanError(f"seed={seed}: outside 0 .. 4294967295; seed=0 would do")
+    return replace(cell.plan, seed=seed)
+
+
+def plan_key(plan: Plan) -> str:
+    """16 hex digits over all that may change the score and that a row tells too: see row_key."""
+    recipe = plan.recipe
+    identity = plan.page_digest, recipe.name, recipe.version, plan.model, plan.profile.name, plan.seed
+    return _key(identity, deviation_rows(plan))
+
+
+def row_key(row: Row) -> str:
+    """16 hex digits over page digest, recipe, version, model, data, seed and deviations.
+
+    Not the data's fingerprint, so that a table can be rendered where the data is not; nor bad_images, which a row does
+    not tell. A path that was changed and changed back is no deviation.
+    """
+    identity = row.digest, row.recipe, row.version, row.model, row.data, row.seed
+    return _key(identity, row.deviations)
+
+
+def _key(identity: tuple, deviations: Sequence[RowDeviation]) -> str:
+    before: dict[str, str] = {}
+    for change in deviations:
+        before.setdefault(change.path, change.before)
+    after = {change.path: change.after for change in deviations}
+    changes = sorted((path, value) for path, value in after.items() if value != before[path])
+    return hashlib.sha256(json.dumps([*identity, changes]).encode()).hexdigest()[:16]
+
+
+def rows_of(ablation: Ablation, rows: Iterable[Row]) -> dict[tuple[str, int], Row | None]:
+    """The row of every cell and seed, by (cell name, seed); None where there is none yet.
+
+    Of several rows of one key the first run is taken, not what again=1 made later.
+    """
+    found: dict[str, Row] = {}
+    for row in sorted(rows, key=lambda row: (_FIRST_OF_ITS_KEY.fullmatch(row.run) is None, row.run)):
+        found.setdefault(row_key(row), row)
+    return {
+        (cell.name, seed): found.get(plan_key(plan_of_cell(cell, seed)))
+        for cell in ablation.cells
+        for seed in ablation.seeds
+    }
+
+
+def command(cell: Cell, seed: int) -> str:
+    """The line for a shell that makes one run of a cell."""
+    words = {"recipe": cell.recipe, "model": cell.model, "data": cell.data, "seed": str(seed), "set": cell.overrides}
+    return " ".join(["make", *(f"{name}={_quoted(value)}" for name, value in words.items() if value)])
+
+
+def _quoted(text: str) -> str:
+    """For a shell: double quotes where nothing in the text means something within them, as they are easy to read."""
+    if shlex.quote(text) == text:
+        return text
+    return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)
