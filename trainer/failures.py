@@ -1,0 +1,114 @@
+"""Failures: what is known of a cell that ended without a row, until it finishes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.checkpoint import write_atomically
+from trainer.errors import UserError
+from trainer.ingredients.base import Page
+
+NUM_TAIL_LINES = 40
+
+
+class FailureError(UserError):
+    """The record of a failure is damaged."""
+
+
+class Failure(Page):
+    """One seed of a cell that ended in an error, in its last attempt.
+
+    run: its run folder's name, None where it did not come so far. key: as `cells.plan_key`. error: one line.
+    exit_code: the process's; negative is the signal that ended it. log_tail: the last lines that it wrote.
+    num_attempts: that failed so far.
+    """
+
+    run: str | None
+    cell: str
+    seed: int
+    key: str
+    error: str
+    exit_code: int
+    log_tail: tuple[str, ...]
+    num_attempts: int
+    finished_utc: str
+
+
+def cell_folder(runs: Path, key: str) -> Path:
+    """Where claims, output and the failure of one seed of a cell lie."""
+    return Path(runs) / "cells" / key
+
+
+def failure_path(runs: Path, key: str) -> Path:
+    return cell_folder(runs, key) / "failure.json"
+
+
+def read_failure(runs: Path, key: str) -> Failure | None:
+    """The failure of one key, or None.
+
+    Raises FailureError for a damaged file.
+    """
+    path = failure_path(runs, key)
+    try:
+        return Failure.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise FailureError(f"{path}: not the record of a failure ({first}); remove it") from None
+
+
+def read_failures(runs: Path) -> dict[str, Failure]:
+    """All failures under a folder of runs, by key.
+
+    Raises FailureError for a damaged file.
+    """
+    keys = sorted(path.parent.name for path in (Path(runs) / "cells").glob("*/failure.json"))
+    found = {key: read_failure(runs, key) for key in keys}
+    return {key: failure for key, failure in found.items() if failure is not None}
+
+
+def store_failure(runs: Path, key: str, *, cell: str, seed: int, run: str | None, exit_code: int, output: list[str]) -> Failure:
+    """Record one more failed attempt. output: the lines that it wrote; the last one that says something is the error."""
+    before = read_failure(runs, key)
+    failure = Failure(
+        run=run,
+        cell=cell,
+        seed=seed,
+        key=key,
+        error=error_line(exit_code, output),
+        exit_code=exit_code,
+        log_tail=tuple(output[-NUM_TAIL_LINES:]),
+        num_attempts=(before.num_attempts if before else 0) + 1,
+        finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    path = failure_path(runs, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (failure.model_dump_json(indent=2) + "\n").encode())
+    return failure
+
+
+def drop_failure(runs: Path, key: str) -> None:
+    """Forget a failure: its cell has a row now."""
+    failure_path(runs, key).unlink(missing_ok=True)
+
+
+def error_line(exit_code: int, output: list[str]) -> str:
+    """What went wrong, in one line of at most 300 characters."""
+    if exit_code < 0:
+        return f"ended by {signal_name(-exit_code)}" + (" (out of memory, or by hand)" if exit_code == -9 else "")
+    said = [line.strip() for line in output if line.strip()]
+    return (said[-1].removeprefix("error: ") if said else f"exit code {exit_code}, nothing was written")[:300]
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; the number itself where it has no name."""
+    import signal
+
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
