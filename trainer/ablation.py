@@ -2,32 +2,98 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Self
 
-from trainer.cells import Cell
-from trainer.errors import UserError
+from pydantic import Field, model_validator
+
+from trainer import check
+from trainer.budget import Budget, budget_lines
+from trainer.cells import Cell, plan_key, text_of
+from trainer.check import refuse
+from trainer.designs import Design, Label, Variant, check_apart, put_over
+from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.base import Page
+from trainer.job import Job, plan_of
+from trainer.load import PageError, Positions, load_page
+from trainer.models import check_model_name
+from trainer.profiles import Profile, find_profile
+from trainer.recipe import find_recipe, load_recipe
+
+Text = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class AblationError(UserError):
     """An ablation that is not there."""
 
 
-class AblationPage(Page):
-    """The typed page."""
+class Published(Page):
+    """A paper's own top-1 of one cell, in per cent, with the model and the data that the source had.
 
-    name: str
-    title: str
-    question: str
-    seeds: tuple[int, ...]
+    model: the one of this page's models that it belongs to; absent: it stands beside the cell for each of them.
+    """
+
+    cell: str
+    model: str | None = None
+    top1_pct: Annotated[float, Field(ge=0, le=100)]
+    source: Text
+
+
+class AblationPage(Page):
+    """The page: a question, what all cells share, and the design that makes them.
+
+    recipe: which all cells start from, unless a change of the design names another. models, data: every combination is
+    a group of cells with a base of its own. set: overrides by path that all cells share. source: where the question is
+    from. published: scores of the sources, by cell.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    title: Text
+    question: Text
+    source: Text
+    recipe: Text
+    models: Names
+    data: Names
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    budget: Budget | None = None
+    set: dict[str, Any] = {}
+    design: Design
+    published: tuple[Published, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        for key in ("models", "data", "seeds"):
+            values = getattr(self, key)
+            for number, value in enumerate(values):
+                if value in values[:number]:
+                    raise refuse((key, number), f"{value} is there twice; keep one")
+        check_apart(self.set, ("set",))
+        return self
+
+    @model_validator(mode="after")
+    def _scores_have_cells(self) -> Self:
+        names = [variant.name for variant in self.design.variants()]
+        for number, score in enumerate(self.published):
+            for key, value, known in (("cell", score.cell, names), ("model", score.model, self.models)):
+                if value is not None and value not in known:
+                    sentence = f"{check.quoted(value)} is no {key} of this page{check.suggestion(value, known)}"
+                    raise refuse(("published", number, key), sentence)
+            if (score.cell, score.model) in [(other.cell, other.model) for other in self.published[:number]]:
+                raise refuse(("published", number), f"{score.cell} has a score already; keep one")
+        return self
 
 
 @dataclass(frozen=True)
 class Ablation:
     """A page with its cells worked out: planned, checked against each other, the base of each group first.
 
-    seeds: every cell is run with each. page: as written. path: of its file.
+    seeds: every cell is run with each. page: as written. path: of its file. positions: where the page's keys stand;
+    places: the keys that make a cell, by its name.
     """
 
     name: str
@@ -37,6 +103,24 @@ class Ablation:
     cells: tuple[Cell, ...]
     page: AblationPage
     path: Path
+    positions: Positions
+    places: Mapping[str, check.Path]
+
+    def error(self, cell: Cell, sentence: str) -> PageError:
+        """An error about one cell, at its line."""
+        return self.positions.error(self.places[cell.name], f"the cell {cell.name}, {cell.group}: {sentence}")
+
+
+def ablations_folder() -> Path:
+    """The folder of the pages that come with the package: beside it in a source tree, inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "ablations"
+    return inside if inside.is_dir() else package.parent / "ablations"
+
+
+def ablation_paths() -> list[Path]:
+    """All pages that come with the package, by name."""
+    return sorted(ablations_folder().glob("*.yaml"))
 
 
 def find_ablation(name: str) -> Path:
@@ -44,7 +128,15 @@ def find_ablation(name: str) -> Path:
 
     Raises AblationError for a name that no page has.
     """
-    raise NotImplementedError
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = {path.stem: path for path in ablation_paths()}
+    if name not in known:
+        there_are = ", ".join(known)
+        raise AblationError(
+            f"ablation={check.printable(name)}: there is no such page{did_you_mean(name, known)}; there are {there_are}"
+        )
+    return known[name]
 
 
 def load_ablation(source: Path | str) -> Ablation:
@@ -52,4 +144,107 @@ def load_ablation(source: Path | str) -> Ablation:
 
     Raises UserError, for a mistake in the page as `file:line: what was found; what would do`.
     """
-    raise NotImplementedError
+    path = find_ablation(source) if isinstance(source, str) else source
+    page, positions = load_page(path, AblationPage)
+    if page.name != path.stem:
+        raise positions.error(("name",), f"this page is {page.name}; name its file {page.name}.yaml")
+    placed = [found for group in _groups(page, positions) for found in group]
+    places = {cell.name: place for cell, place in placed}
+    cells = tuple(cell for cell, _ in placed)
+    return Ablation(page.name, page.question, page.title, page.seeds, cells, page, path, positions, places)
+
+
+def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, check.Path]]]:
+    """The cells of each model on each data set, with their places."""
+    _check_recipe(page.recipe, ("recipe",), positions)
+    for number, model in enumerate(page.models):
+        _located(check_model_name, ("models", number), positions, model)
+    for number, data in enumerate(page.data):
+        _check_file(data, ("data", number), positions)
+        profile = _located(find_profile, ("data", number), positions, data)
+        for model in page.models:
+            yield _cells(page, positions, model, data, profile)
+
+
+def _located(function, path: check.Path, positions: Positions, value: str):
+    """What a function makes of a value of the page; its refusal as one of the page's line."""
+    try:
+        return function(value)
+    except PageError:
+        raise
+    except UserError as error:
+        raise positions.error(path, str(error)) from None
+
+
+def _check_recipe(name: str, path: check.Path, positions: Positions) -> None:
+    _check_file(name, path, positions)
+    load_recipe(_located(find_recipe, path, positions, name))
+
+
+def _check_file(name: str, path: check.Path, positions: Positions) -> None:
+    if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
+        raise positions.error(path, f"{check.quoted(name)} is no file; give the path of one, or a name that is known")
+
+
+def _cells(
+    page: AblationPage, positions: Positions, model: str, data: str, profile: Profile
+) -> Iterator[tuple[Cell, check.Path]]:
+    """The cells of one group, the base first.
+
+    Raises PageError for a cell that its plan refuses, that changes nothing, or that is the same run as another.
+    """
+    group = f"{model} on {data}"
+    suffix = ", ".join([model] * (len(page.models) > 1) + [data] * (len(page.data) > 1))
+    known: dict[str, str] = {}
+    for variant in page.design.variants():
+        recipe, place = variant.recipe or (page.recipe, ("recipe",))
+        _check_recipe(recipe, place, positions)
+        _check_budget(page, positions, variant)
+        try:
+            text = text_of(variant.over(put_over(budget_lines(page.budget, recipe, model, profile), page.set)))
+            plan = plan_of(Job(recipe, model, data, None, page.seeds[0], text))
+        except PageError:
+            raise  # in the recipe, or the profile: it names its own line
+        except UserError as error:
+            raise _refused(str(error), page, positions, variant, group) from None
+        key = plan_key(plan)
+        if key in known:
+            raise positions.error(variant.place, f"the cell {variant.name} {_same_as(known, key)}, {group}; leave it out")
+        known[key] = variant.name
+        name = f"{variant.name} ({suffix})" if suffix else variant.name
+        score = _score(page, variant, model)
+        published = (score.top1_pct, score.source) if score else (None, "")
+        yield Cell(name, recipe, model, data, text, variant.levels, len(known) == 1, group, *published, plan), variant.place
+
+
+def _same_as(known: Mapping[str, str], key: str) -> str:
+    base = next(iter(known.values()))
+    return f"changes nothing against the base {base}" if known[key] == base else f"is the same run as {known[key]}"
+
+
+def _score(page: AblationPage, variant: Variant, model: str) -> Published | None:
+    """The published score of a cell: that of its model, else the one for all models."""
+    scores = {score.model: score for score in page.published if score.cell == variant.name}
+    return scores.get(model) or scores.get(None)
+
+
+def _check_budget(page: AblationPage, positions: Positions, variant: Variant) -> None:
+    if page.budget is None:
+        return
+    places = [(("set",), page.set)] + [((*place, "set"), change.set) for place, change in variant.changes]
+    for place, lines in places:
+        if "epochs" in lines:
+            raise positions.error((*place, "epochs"), "the budget says how many epochs already; leave one of them out")
+
+
+def _refused(sentence: str, page: AblationPage, positions: Positions, variant: Variant, group: str) -> PageError:
+    """A refusal of a cell, at the line of the override that it names, else of the cell."""
+    changes = [((*place, "set", label)) for place, change in variant.changes for label in change.set]
+    places = [*(("set", label) for label in page.set), *changes]
+    named = [place for place in places if f"set={place[-1]}=" in sentence]
+    named = named or [place for place in places if re.search(rf"(?<![\w.]){re.escape(place[-1])}(?!\w)", sentence)]
+    path = named[-1] if named else variant.place
+    for inner in positions.lines:  # a key within the value
+        if inner[: len(path)] == path and f"{check.quoted(inner[-1])} is no key" in sentence and len(inner) > len(path):
+            path = inner
+    return positions.error(path, f"the cell {variant.name}, {group}: {sentence}")

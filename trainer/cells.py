@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.job import Job, deviation_rows, plan_of
+from trainer.overrides import OverrideError, overrides_of
 from trainer.plan import Plan, PlanError
 from trainer.results import Row, RowDeviation
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from trainer.ablation import Ablation
 
 _FIRST_OF_ITS_KEY = re.compile(r".*-s\d+-[0-9a-f]{6}")  # again=1 puts -2, -3 ... behind
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 
@@ -101,6 +104,36 @@ def rows_of(ablation: Ablation, rows: Iterable[Row]) -> dict[tuple[str, int], Ro
         for cell in ablation.cells
         for seed in ablation.seeds
     }
+
+
+def text_of(overrides: Mapping[str, Any]) -> str:
+    """Overrides by path as the text of set= that gives them back.
+
+    Raises OverrideError for a path or a value that cannot be written so.
+    """
+    text = " ".join(_item(f"{label}={_written(value)}") for label, value in overrides.items())
+    if overrides_of(text) != dict(overrides):
+        raise OverrideError(f"set={text}: cannot be told apart from other overrides; write paths as lr.peak, and plain values")
+    return text
+
+
+def _item(text: str) -> str:
+    """Bare where the reader of set= takes it so, else in quotation marks."""
+    try:
+        return text if shlex.split(text) == text.split(" ") else shlex.quote(text)
+    except ValueError:  # an apostrophe
+        return shlex.quote(text)
+
+
+def _written(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_written(key)}: {_written(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _READ_AS_ANOTHER:
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def command(cell: Cell, seed: int) -> str:

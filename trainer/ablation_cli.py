@@ -1,0 +1,233 @@
+"""`plan --ablation`: what an ablation would run, what has its row already, and how long the rest would take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from trainer import show
+from trainer.ablation import Ablation, load_ablation
+from trainer.cells import Cell, plan_of_cell, rows_of
+from trainer.data.opened import open_data
+from trainer.errors import UserError
+from trainer.explain import diff_rows, shown
+from trainer.models import assemble
+from trainer.overrides import Deviation
+from trainer.pace import Pace, measure, shape_of
+from trainer.plan import Plan
+from trainer.profiles import data_folder
+from trainer.results import Row, read_row_file
+from trainer.settings import Settings, make_settings
+
+MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
+BOUND_S = 4.0  # of measuring one shape
+
+_OF_A_RUN = ("recipe", "model", "data", "seed", "set_")
+_OF_AN_ABLATION = ("measure", "device", "precision", "workers", "results")
+
+
+def check_words(context: typer.Context, ablation: str) -> None:
+    """Refuse words that would do nothing: those of one run beside ablation=, those of an ablation without it.
+
+    Raises UserError.
+    """
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    for name in given:
+        if ablation and name in _OF_A_RUN:
+            raise UserError(f"{name.rstrip('_')}=: the page of ablation={ablation} says it; leave one of the two out")
+        if not ablation and name in _OF_AN_ABLATION:
+            raise UserError(f"{name}=: is for the plan of an ablation; ablation=<a page> would do, or leave it out")
+
+
+def print_plan(
+    out: Console, name: str, data_dir: Path | None, machine: Mapping[str, str], results: Path, num_measured: int
+) -> None:
+    """All that a reader would check before an ablation takes hours. machine: device, precision and workers as written.
+
+    Raises UserError for a page, or a model of one of its cells, that cannot be.
+    """
+    ablation = load_ablation(name)
+    rows = rows_of(ablation, stored_rows(ablation, results))
+    head(out, ablation)
+    check_models(ablation)
+    for group in groups_of(ablation):
+        print_group(out, ablation, group, rows)
+    missing = [key for key, row in rows.items() if row is None]
+    out.print(f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run", markup=False)
+    if num_measured and missing:
+        print_hours(out, ablation, missing, data_dir, machine, num_measured)
+
+
+def head(out: Console, ablation: Ablation) -> None:
+    """Question, source, and what all cells share."""
+    page = ablation.page
+    budget = "the length that the recipe has on its data"
+    if page.budget:
+        budget = f"{page.budget.epochs} epochs" if page.budget.epochs else f"{page.budget.share:g} of the recipe's epochs"
+    facts = {
+        "question": page.question,
+        "source": page.source,
+        "design": page.design.name.replace("_", " "),
+        "base": f"{page.recipe} with {', '.join(page.models)} on {', '.join(page.data)}",
+        "budget": budget,
+        "seeds": ", ".join(map(str, page.seeds)),
+    }
+    out.print(f"[bold]{page.name}[/] {escape(page.title)}", soft_wrap=False)
+    grid = Table(show_header=False, box=None, pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        grid.add_row(name, Text(value))
+    out.print(grid, soft_wrap=False)
+
+
+def groups_of(ablation: Ablation) -> list[list[Cell]]:
+    """The cells by group, the base of each first."""
+    names = dict.fromkeys(cell.group for cell in ablation.cells)
+    return [[cell for cell in ablation.cells if cell.group == name] for name in names]
+
+
+def check_models(ablation: Ablation) -> None:
+    """Build every model that the cells have, once each: a part that does not fit is refused at its cell's line.
+
+    Raises PageError.
+    """
+    tried = set()
+    for cell in ablation.cells:
+        shape = shape_of(cell.plan)
+        if shape not in tried:
+            try:
+                assemble(cell.plan)
+            except UserError as error:
+                raise ablation.error(cell, str(error)) from None
+        tried.add(shape)
+
+
+def print_group(out: Console, ablation: Ablation, cells: Sequence[Cell], rows: Mapping[tuple[str, int], Row | None]) -> None:
+    """The table of one group: what each cell changes, its published score, its rows."""
+    base = cells[0]
+    out.print()
+    out.print(f"[bold]{escape(base.group)}[/]: {len(cells)} cells, {steps_line(cells)}", soft_wrap=False)
+    shared = shared_deviations(cells)
+    if shared:
+        lines = "; ".join(f"{change.path} {shown(change.after)}" for change in shared)
+        out.print(Padding(Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
+    has_scores = any(cell.published is not None for cell in cells)
+    table = Table("cell", "against the base", *(["published"] if has_scores else []), "rows", pad_edge=False)
+    table.columns[0].overflow = table.columns[1].overflow = "fold"
+    table.columns[1].ratio = 1
+    for cell in cells:
+        score = [f"{cell.published:g}" if cell.published is not None else ""] if has_scores else []
+        found = [rows[cell.name, seed] for seed in ablation.seeds]
+        table.add_row(Text(cell.name), Text(difference(base, cell)), *score, done(found))
+    out.print(table, soft_wrap=False)
+    for source in dict.fromkeys(cell.published_source for cell in cells if cell.published_source):
+        out.print(Text(f"published: {source}"), soft_wrap=False)
+
+
+def steps_line(cells: Sequence[Cell]) -> str:
+    """How long the cells are, in steps."""
+    steps = sorted({cell.plan.num_steps for cell in cells})
+    epochs = sorted({cell.plan.recipe.epochs for cell in cells})
+    return " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1]))) + " steps each, " + (
+        " to ".join(dict.fromkeys(f"{n}" for n in (epochs[0], epochs[-1]))) + " epochs"
+    )
+
+
+def shared_deviations(cells: Sequence[Cell]) -> list[Deviation]:
+    """What the runs of all cells do otherwise than their pages, in the same way."""
+    final = [{change.path: change for change in cell.plan.deviations} for cell in cells]
+    same = [
+        change
+        for path, change in final[0].items()
+        if all(path in other and shown(other[path].after) == shown(change.after) for other in final)
+    ]
+    return [change for change in same if shown(change.before) != shown(change.after)]
+
+
+def difference(base: Cell, cell: Cell) -> str:
+    """What a cell's runs do otherwise than the base's, in short."""
+    if cell.is_base:
+        return f"the base, {_page_name(cell.plan)}"
+    lines = [f"{row.path} {shown(row.b)}" for row in diff_rows(base.plan.recipe, cell.plan.recipe)]
+    page = "" if _page_name(base.plan) == _page_name(cell.plan) else f"page {_page_name(cell.plan)}: "
+    rest = len(lines) - MOST_DIFFERENCES
+    return page + "; ".join(lines[:MOST_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _page_name(plan: Plan) -> str:
+    return f"{plan.recipe.name}.v{plan.recipe.version}"
+
+
+def done(rows: Sequence[Row | None]) -> str:
+    """How many of a cell's seeds have a row, such as `2 of 3`."""
+    found = [row for row in rows if row is not None]
+    num_diverged = sum(row.status == "diverged" for row in found)
+    return f"{len(found)} of {len(rows)}" + (f", {num_diverged} diverged" if num_diverged else "")
+
+
+def stored_rows(ablation: Ablation, results: Path) -> Iterable[Row]:
+    """The rows that may be those of an ablation's cells: by the beginning of their names, as a store may be large."""
+    plans = [cell.plan for cell in ablation.cells]
+    starts = {f"{_page_name(plan)}-{plan.model}-{plan.profile.name}-s" for plan in plans}
+    paths = sorted(path for start in starts for path in (results / "rows").glob(f"{start}*.json"))
+    return [read_row_file(path) for path in paths]
+
+
+def print_hours(
+    out: Console, ablation: Ablation, missing: Sequence[tuple[str, int]], data_dir: Path | None,
+    machine: Mapping[str, str], num_measured: int,
+) -> None:  # fmt: skip
+    """How long the missing runs would take here, one after another, and what that rests on."""
+    wanted = {name for name, _ in missing}
+    cells = [cell for cell in ablation.cells if cell.name in wanted]
+    try:
+        opened = {cell.data: open_data(cell.plan.profile, data_folder(cell.data, data_dir)) for cell in cells}
+    except UserError as error:
+        out.print(f"no estimate of time: {error}", markup=False, soft_wrap=False)
+        return
+    in_memory = all(data.train.is_in_memory for data in opened.values())
+    settings = make_settings(**machine, in_memory=in_memory)
+    paces = measured(cells, settings, opened, num_measured)
+    seconds = {cell.name: paces[shape_of(cell.plan)].run_s(cell.plan) for cell in cells}
+    table = Table("to run", "seeds", "s a step", "minutes a run", pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for cell in cells:
+        seeds = ", ".join(str(seed) for name, seed in missing if name == cell.name)
+        step_s = paces[shape_of(cell.plan)].step_s
+        table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
+    out.print()
+    out.print(table, soft_wrap=False)
+    hours = sum(seconds[name] for name, _ in missing) / 3600
+    out.print(f"{len(missing)} runs to do, {hours:.2g} hours one after another", style="bold", soft_wrap=False)
+    out.print(basis(paces, settings), soft_wrap=False, markup=False)
+
+
+def measured(cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int) -> dict[str, Pace]:
+    """The pace of every shape among cells."""
+    plans = {shape_of(cell.plan): cell for cell in cells}
+    with show.progress(Console(stderr=True), "measuring", len(plans)) as each:
+        paces = {}
+        for shape, cell in plans.items():
+            plan = plan_of_cell(cell, cell.plan.seed)
+            paces[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
+            each()
+    return paces
+
+
+def basis(paces: Mapping[str, Pace], settings: Settings) -> str:
+    """What an estimate rests on."""
+    counts = sorted(pace.num_steps for pace in paces.values())
+    steps = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else f"{counts[0]}"
+    return (
+        f"estimated from {steps} steps and one batch of val for each of {len(paces)} shapes of cells, measured now on "
+        f"{settings.device}, {settings.precision}, {settings.num_threads} threads; starting processes, building models and "
+        "saving are not in it"
+    )

@@ -1,0 +1,61 @@
+"""How long the cells of an ablation are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from trainer import check, tree
+from trainer.adapt import adaptation
+from trainer.ingredients.base import Page
+from trainer.profiles import Adapt, Profile
+from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
+
+
+class Budget(Page):
+    """How long each cell is trained: a number of epochs, or a share of those that the recipe has on its data.
+
+    What a recipe says in epochs (warm-up, drops of the rate, growth of the images, average) keeps its share of the run,
+    as under a profile; what the ablation itself sets stays as it is written.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.epochs is None) == (self.share is None):
+            raise ValueError("write either epochs or share")
+        return self
+
+
+def budget_lines(budget: Budget | None, recipe: str, model: str, profile: Profile) -> dict[str, Any]:
+    """The overrides, by path, that give a recipe on a data set the length of a budget.
+
+    Raises UserError where a recipe cannot be that short.
+    """
+    if budget is None:
+        return {}
+    page = load_recipe(find_recipe(recipe)).for_model(model)
+    is_adapted = page.adapted_to == profile.name
+    whole = page if is_adapted else apply_overrides(page, adaptation(page, profile), "profile")[0]
+    epochs = budget.epochs or max(1, round(budget.share * whole.epochs))
+    if is_adapted:
+        return {"epochs": epochs} if epochs != whole.epochs else {}
+    adapt = (profile.adapt or Adapt()).model_copy(update={"epochs": epochs})
+    shorter = profile.model_copy(update={"adapt": adapt})
+    return lines_between(whole, apply_overrides(page, adaptation(page, shorter), "budget")[0])
+
+
+def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
+    """The overrides that make one recipe of another; an ingredient that becomes another one is written whole."""
+    pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
+    changed = [
+        (label, new) for label, _, new in tree.differences(*pages) if label.partition(".")[0] not in ("published", "assumed")
+    ]
+    renamed = [label.removesuffix(".name") for label, _ in changed if label.endswith(".name")]
+    lines = {label: new for label, new in changed if not any(label.startswith(f"{section}.") for section in renamed)}
+    sections = {label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed}
+    return lines | sections

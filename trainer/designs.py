@@ -1,0 +1,279 @@
+"""Designs: from the factors, parts, steps or cells of an ablation's page to named variants of its base.
+
+The first variant of every design is the base, which the others are compared with.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from trainer.check import Path, refuse
+from trainer.ingredients.base import Page
+
+MOST_CELLS = 1000
+LONGEST_LABEL = 60
+
+
+def _label(text: str) -> str:
+    """A name that a table, a file and a plot can show."""
+    if not text or text != text.strip() or "|" in text or "`" in text or len(text) > LONGEST_LABEL:
+        raise ValueError(f"write 1 to {LONGEST_LABEL} letters, without | and ` and without spaces at the ends")
+    return text
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
+class Change(Page):
+    """One named change: overrides of the base by dotted path, and another recipe to put them on.
+
+    recipe: in the place of the page's own. set: any value of YAML by path, null for off.
+
+    Raises ValueError for two paths of which one lies within the other.
+    """
+
+    name: Label
+    recipe: str | None = None
+    set: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _paths_are_apart(self) -> Self:
+        check_apart(self.set, ("set",))
+        return self
+
+
+Changes = Annotated[tuple[Change, ...], Field(min_length=1)]
+
+
+class Factor(Page):
+    """What is varied, and its levels in the order of the table."""
+
+    name: Label
+    levels: Changes
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_names(self.levels, ("levels",))
+        return self
+
+
+Factors = Annotated[tuple[Factor, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A cell before its model and its data: the changes to put over the base, in order, each with its place in the page.
+
+    place: where the page names the variant. levels: (factor, level) pairs. at_once: the changes are of different
+    factors, none on top of another.
+    """
+
+    name: str
+    changes: tuple[tuple[Path, Change], ...]
+    levels: tuple[tuple[str, str], ...]
+    place: Path
+    at_once: bool = False
+
+    @property
+    def recipe(self) -> tuple[str, Path] | None:
+        """The recipe in the place of the page's own, and where the page says so."""
+        named = [(change.recipe, (*place, "recipe")) for place, change in self.changes if change.recipe]
+        return named[-1] if named else None
+
+    def over(self, lines: Mapping[str, Any]) -> dict[str, Any]:
+        """The variant's changes over the overrides that all cells share."""
+        layers = [change.set for _, change in self.changes]
+        if self.at_once:
+            layers = [{label: value for layer in layers for label, value in layer.items()}]
+        for layer in layers:
+            lines = put_over(lines, layer)
+        return dict(lines)
+
+
+class OneAtATime(Page):
+    """The base, then each level of each factor by itself."""
+
+    name: Literal["one_at_a_time"]
+    base: Label
+    factors: Factors
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_names(self.factors, ("factors",))
+        for number, factor in enumerate(self.factors):
+            _check_against_base(factor.levels, ("factors", number, "levels"), self.base)
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """The base, then one variant for each level."""
+        at_base = {factor.name: self.base for factor in self.factors}
+        yield Variant(self.base, (), tuple(at_base.items()), ("design", "base"))
+        for number, factor in enumerate(self.factors):
+            for place, level in _placed(factor.levels, ("design", "factors", number, "levels")):
+                name = level.name if len(self.factors) == 1 else f"{factor.name}: {level.name}"
+                levels = tuple({**at_base, factor.name: level.name}.items())
+                yield Variant(name, ((place, level),), levels, place)
+
+
+class Full(Page):
+    """Every combination of the factors' levels; the base has the first level of each.
+
+    Raises ValueError for factors that change the same, and for too many combinations.
+    """
+
+    name: Literal["full"]
+    factors: Factors
+
+    @model_validator(mode="after")
+    def _factors_are_apart(self) -> Self:
+        _check_names(self.factors, ("factors",))
+        num_cells = 1
+        for number, factor in enumerate(self.factors):
+            num_cells *= len(factor.levels)
+            for earlier in self.factors[:number]:
+                _check_factors_apart(earlier, factor, number)
+        if num_cells > MOST_CELLS:
+            raise refuse(("factors",), f"{num_cells} combinations; {MOST_CELLS} at most, leave out factors or levels")
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """All combinations, the last factor's levels changing fastest."""
+        placed = [_placed(factor.levels, ("design", "factors", n, "levels")) for n, factor in enumerate(self.factors)]
+        for changes in itertools.product(*placed):
+            names = [change.name for _, change in changes]
+            levels = tuple(zip((factor.name for factor in self.factors), names, strict=True))
+            yield Variant(", ".join(names), changes, levels, changes[-1][0], at_once=True)
+
+
+class LeaveOneOut(Page):
+    """The base with all its parts, then the base without each of them: a part's changes take it out."""
+
+    name: Literal["leave_one_out"]
+    base: Label
+    parts: Changes
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_against_base(self.parts, ("parts",), self.base)
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """The base, then one variant for each part that is left out."""
+        yield Variant(self.base, (), (("left out", "nothing"),), ("design", "base"))
+        for place, part in _placed(self.parts, ("design", "parts")):
+            yield Variant(f"without {part.name}", ((place, part),), (("left out", part.name),), place)
+
+
+class Cumulative(Page):
+    """The base, then steps, each on top of the last; a step that names a recipe starts anew from that."""
+
+    name: Literal["cumulative"]
+    base: Label
+    steps: Changes
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_against_base(self.steps, ("steps",), self.base)
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """The base, then one variant after each step."""
+        yield Variant(self.base, (), (("step", self.base),), ("design", "base"))
+        taken: tuple[tuple[Path, Change], ...] = ()
+        for place, step in _placed(self.steps, ("design", "steps")):
+            taken = ((place, step),) if step.recipe else (*taken, (place, step))
+            yield Variant(step.name, taken, (("step", step.name),), place)
+
+
+class Listed(Page):
+    """Cells as they are listed; the first is the base."""
+
+    name: Literal["listed"]
+    cells: Changes
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        _check_names(self.cells, ("cells",))
+        return self
+
+    def variants(self) -> Iterator[Variant]:
+        """One variant for each cell."""
+        for place, cell in _placed(self.cells, ("design", "cells")):
+            yield Variant(cell.name, ((place, cell),), (("cell", cell.name),), place)
+
+
+Design = Annotated[OneAtATime | Full | LeaveOneOut | Cumulative | Listed, Field(discriminator="name")]
+
+
+def put_over(lines: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by path with others over them: what lies at or within a new path goes, and what lies within an older
+    section is written into that.
+
+    A new `name` of a section takes the place of the older paths within it, as they belong to the older ingredient.
+    """
+    sections = [label.removesuffix(".name") for label in layer]
+    result = {
+        old: value
+        for old, value in lines.items()
+        if old not in layer and not any(old.startswith(f"{section}.") for section in sections)
+    }
+    for label, value in layer.items():
+        around = [old for old in result if label.startswith(f"{old}.") and isinstance(result[old], Mapping)]
+        if around:
+            result[around[0]] = _within(result[around[0]], label.removeprefix(f"{around[0]}.").split("."), value)
+        else:
+            result[label] = value
+    return result
+
+
+def _within(section: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    section = section if isinstance(section, Mapping) else {}
+    first, *rest = keys
+    if not rest and value is None:
+        return {key: part for key, part in section.items() if key != first}
+    return {**section, first: _within(section.get(first), rest, value) if rest else value}
+
+
+def check_apart(labels: Mapping[str, Any], place: Path) -> None:
+    """Refuse two paths of which one lies within the other."""
+    for label in labels:
+        for around in labels:
+            if label.startswith(f"{around}."):
+                raise refuse((*place, label), f"{label} lies within {around}, which is set too; write it there")
+
+
+def _placed(changes: Sequence[Change], place: Path) -> list[tuple[Path, Change]]:
+    return [((*place, number), change) for number, change in enumerate(changes)]
+
+
+def _check_names(named: Sequence[Change | Factor], place: Path) -> None:
+    names = [one.name for one in named]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise refuse((*place, number, "name"), f"{name} is there twice; give each its own name")
+
+
+def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> None:
+    _check_names(changes, place)
+    for number, change in enumerate(changes):
+        if change.name == base:
+            raise refuse((*place, number, "name"), f"{base} is the base's name already; give each its own name")
+
+
+def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
+    """Two factors of a grid change different things, or one would undo the other."""
+    before = {label for level in earlier.levels for label in level.set}
+    names_recipe = any(level.recipe for level in earlier.levels)
+    for place, level in _placed(factor.levels, ("factors", number, "levels")):
+        if level.recipe and names_recipe:
+            raise refuse((*place, "recipe"), f"{earlier.name} chooses the recipe already; one factor can")
+        for label in level.set:
+            both = [old for old in before if old == label or old.startswith(f"{label}.") or label.startswith(f"{old}.")]
+            if both:
+                sentence = f"{label} is set by the factor {earlier.name} too ({both[0]}); one factor sets a path"
+                raise refuse((*place, "set", label), sentence)

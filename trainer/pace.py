@@ -1,0 +1,75 @@
+"""How fast a run would be on this machine: measured on a few of its steps, never guessed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer import tree
+from trainer.data.opened import EVALUATION_IMAGES, OpenedData
+from trainer.evaluate import evaluate
+from trainer.plan import Plan
+from trainer.recipe import ABOUT
+from trainer.settings import Settings
+from trainer.state import State
+from trainer.train import optimizer_step
+
+# What costs no time of its own, and what does so by its kind alone.
+_WITHOUT_COST = (*ABOUT, "epochs", "lr", "smoothing", "drop_path", "precise_norm")
+_BY_KIND = ("optimizer", "loss", "mix", "average")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """step_s: of one optimizer step, the median of num_steps. evaluation_s: of one evaluation, from one batch of it."""
+
+    step_s: float
+    evaluation_s: float
+    num_steps: int
+
+    def run_s(self, plan: Plan) -> float:
+        """Seconds of a whole run: training, and an evaluation after each epoch."""
+        return plan.num_steps * self.step_s + plan.recipe.epochs * self.evaluation_s
+
+
+def shape_of(plan: Plan) -> str:
+    """What makes a step of a plan cost what it costs, as a digest: plans of one shape are measured once."""
+    page = {key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST}
+    page |= {key: page[key].get("name", True) for key in _BY_KIND if key in page}
+    shape = [plan.model, plan.profile.name, page]
+    return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float) -> Pace:
+    """The pace of the last steps of a plan, where images that grow are largest; the first one is not counted.
+
+    Fewer than num_steps where they would take longer than bound_s; one at least.
+    """
+    first = max(0, plan.num_steps - num_steps - 1)
+    seconds: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        state = State(plan, settings, Path(folder))
+        window = data.train_stream(plan, settings, first)
+        for step in range(first, plan.num_steps):
+            began = time.perf_counter()
+            optimizer_step(state, window, step).item()  # waits for the device
+            seconds.append(time.perf_counter() - began)
+            if len(seconds) > 1 and sum(seconds) > bound_s:
+                break
+        evaluation_s = sum(_evaluation_s(plan, settings, model, data) for model in state.weights().values())
+    counted = seconds[1:] or seconds
+    return Pace(statistics.median(counted), evaluation_s, len(counted))
+
+
+def _evaluation_s(plan: Plan, settings: Settings, model, data: OpenedData) -> float:
+    """Seconds of one evaluation, from its first batch."""
+    began = time.perf_counter()
+    batches = data.val_batches(plan, settings)
+    num_images = evaluate(plan, settings, model, itertools.islice(batches, 1)).num_images
+    return (time.perf_counter() - began) * plan.profile.num_val / min(num_images, EVALUATION_IMAGES)
