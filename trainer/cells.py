@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FIRST_OF_ITS_KEY = re.compile(r".*-s\d+-[0-9a-f]{6}")  # again=1 puts -2, -3 ... behind
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+_BRACKETS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "[]{}"}
 _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 
@@ -133,7 +134,9 @@ def _written(value: Any) -> str:
         return "[" + ", ".join(map(_written, value)) + "]"
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _READ_AS_ANOTHER:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    written = json.dumps(value, ensure_ascii=False)
+    # the reader of set= counts brackets, those in texts too
+    return written.translate(_BRACKETS) if isinstance(value, str) else written
 
 
 def command(cell: Cell, seed: int) -> str:

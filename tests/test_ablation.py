@@ -1,0 +1,341 @@
+"""An ablation's page: what it makes, what is refused and where, and what `plan --ablation` prints of it."""
+
+import io
+import json
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from typer.testing import CliRunner
+
+from test_cells import row_of
+from trainer import ablation, tree
+from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
+from trainer.ablation_cli import print_plan
+from trainer.budget import Budget, budget_lines
+from trainer.cells import plan_key, plan_of_cell, rows_of
+from trainer.cli import app
+from trainer.errors import UserError
+from trainer.job import Job, plan_of
+from trainer.load import PageError, parse_page
+from trainer.pace import measure, shape_of
+from trainer.profiles import PROFILES
+from trainer.recipe import apply_overrides, find_recipe, load_recipe
+from trainer.results import store_row
+
+PAGE = """\
+name: loss
+title: "BCE or CE"
+question: "Which loss?"
+source: "nobody"
+recipe: A2
+models: [test_resnet]
+data: [digits]
+seeds: [0, 1]
+budget: {epochs: 2}
+set:
+  batch.images: 64
+design:
+  name: one_at_a_time
+  base: BCE
+  factors:
+    - name: loss
+      levels:
+        - {name: CE, set: {loss.name: ce}}
+        - {name: soft BCE, set: {loss.threshold: null}}
+published:
+  - {cell: BCE, top1_pct: 79.8, source: "Table 1"}
+"""
+
+
+def written(folder, text: str, name: str = "loss"):
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_page_becomes_planned_cells(tmp_path):
+    path = written(tmp_path, PAGE)
+    found = load_ablation(path)
+    assert (found.name, found.title, found.question, found.seeds) == ("loss", "BCE or CE", "Which loss?", (0, 1))
+    assert found.path == path and found.page.recipe == "A2"
+    base, ce, soft = found.cells
+    assert [cell.name for cell in found.cells] == ["BCE", "CE", "soft BCE"]
+    assert [cell.is_base for cell in found.cells] == [True, False, False]
+    assert {cell.group for cell in found.cells} == {"test_resnet on digits"}
+    assert (base.published, base.published_source, ce.published) == (79.8, "Table 1", None)
+    assert ce.overrides == "epochs=2 batch.images=64 loss.name=ce"
+    assert ce.levels == (("loss", "CE"),)
+    for cell in found.cells:  # the text alone makes the run
+        asked = plan_of(Job("A2", "test_resnet", "digits", overrides=cell.overrides, seed=1))
+        assert plan_of_cell(cell, 1) == asked
+
+
+def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
+    text = PAGE.replace("[test_resnet]", "[test_resnet, test_convnext]").replace("[digits]", "[digits, digits-grey]")
+    text = text.replace("{cell: BCE, ", "{cell: BCE, model: test_convnext, ").replace("batch.images: 64", "batch.drop_last: false")
+    cells = load_ablation(written(tmp_path, text)).cells
+    groups = ["test_resnet on digits", "test_convnext on digits", "test_resnet on digits-grey", "test_convnext on digits-grey"]
+    assert list(dict.fromkeys(cell.group for cell in cells)) == groups
+    assert [cell.is_base for cell in cells] == [True, False, False] * 4
+    assert len({cell.name for cell in cells}) == 12 and cells[4].name == "CE (test_convnext, digits)"
+    assert [cell.published for cell in cells] == [None] * 3 + [79.8] + [None] * 5 + [79.8] + [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "at", "sentence"),
+    [
+        ("question:", "qestion:", "qestion:", "'qestion' is no key of this page (did you mean question?)"),
+        ("source: \"nobody\"\n", "", "name: loss", "this page has no source"),
+        ("name: one_at_a_time", "name: one_at_a_tim", "name: one_at_a_tim", "(did you mean one_at_a_time?)"),
+        ("  base: BCE\n", "", "design:", "design has no base"),
+        ("name: loss\n", "name: other\n", "name: other", "this page is other; name its file other.yaml"),
+        ("recipe: A2", "recipe: A9", "recipe: A9", "recipe=A9: there is no such page"),
+        ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml' is no file"),
+        ("[test_resnet]", "[resnet5O]", "models:", "model=resnet5O: timm has no such model (did you mean resnet50?)"),
+        ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is there twice"),
+        ("[digits]", "[digit]", "data:", "data=digit: unknown (did you mean digits?)"),
+        ("[digits]", "[digit.yaml]", "data:", "'digit.yaml' is no file"),
+        ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is there twice; keep one"),
+        ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
+        ("[0, 1]", "[]", "seeds:", "at least 1 item"),
+        ("{epochs: 2}", "{epochs: 2, share: 0.5}", "budget:", "write either epochs or share"),
+        ("{epochs: 2}", "{share: 1.5}", "budget:", "it must be at most 1"),
+        ("batch.images: 64", "epochs: 3", "  epochs: 3", "the budget says how many epochs already"),
+        ("loss.name: ce", "epochs: 3", "{name: CE", "the budget says how many epochs already"),
+        ("batch.images: 64", "batch.imags: 64", "batch.imags", "'imags' is no key of batch (did you mean images?)"),
+        ("batch.images: 64", "batch.images: 63", "batch.images: 63", "no multiple of batch.norm_images"),
+        ("batch.images: 64", "batch.images: 2048", "batch.images: 2048", "is more than the 1437 training images"),
+        ("batch.images: 64", "name: B2", "  name: B2", "this is what the page says about itself"),
+        ("batch.images: 64", "mix: null\n  mix.alpha: 1.0", "  mix.alpha", "mix.alpha lies within mix"),
+        ("loss.name: ce", "loss.name: cee", "{name: CE", "'cee' is not known here (did you mean ce?)"),
+        ("loss.name: ce", "loss: {name: ce, eps: 1}", "{name: CE", "'eps' is no key of loss"),
+        ("loss.name: ce", "loss.name: bce", "{name: CE", "the cell CE changes nothing against the base BCE"),
+        ("loss.name: ce", "smoothing: 0.1", "{name: CE", "smoothing 0.1 is erased by loss.threshold 0.2"),
+        ("loss.threshold: null", "loss: {name: ce}", "{name: soft", "the cell soft BCE is the same run as CE"),
+        ("{name: soft BCE,", "{name: CE,", "{name: CE, set: {loss.threshold", "CE is there twice"),
+        ("{name: soft BCE,", "{name: soft BCE, recipe: A4,", "{name: soft", "recipe=A4: there is no such page"),
+        (", source: \"Table 1\"", "", "  - {cell", "published.0 has no source"),
+        ("{cell: BCE,", "{cell: BEC,", "  - {cell", "'BEC' is no cell of this page (did you mean BCE?)"),
+        ("{cell: BCE,", "{cell: BCE, model: x,", "  - {cell", "'x' is no model of this page"),
+        ("79.8", "180.0", "  - {cell", "it must be at most 100"),
+        ("published:", "published:\n  - {cell: BCE, top1_pct: 1.0, source: x}", "Table 1", "BCE has a score already"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
+    assert old in PAGE
+    text = PAGE.replace(old, new, 1)
+    line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
+    with pytest.raises(PageError) as error:
+        load_ablation(written(tmp_path, text))
+    assert re.search(rf"loss\.yaml:{line}: ", str(error.value)) and sentence in str(error.value), error.value
+    assert str(error.value).isprintable()
+
+
+def test_a_key_within_a_value_is_refused_at_its_own_line(tmp_path):
+    text = PAGE.replace("        - {name: CE, set: {loss.name: ce}}", "        - name: CE\n          set:\n            loss:\n              name: ce\n              epz: 1")
+    with pytest.raises(PageError, match=r":21: .*'epz' is no key of loss"):
+        load_ablation(written(tmp_path, text))
+
+
+def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
+    assert find_ablation("some/where.yaml").as_posix() == "some/where.yaml"
+    monkeypatch.setattr(ablation, "ablations_folder", lambda: tmp_path)
+    path = written(tmp_path, PAGE)
+    assert find_ablation("loss") == path
+    assert load_ablation("loss").path == path
+    for name in ("los", "../loss", "", "loss\n\x1b[2J"):
+        with pytest.raises(AblationError, match=r"^ablation=[^\n\x1b]*there is no such page.*there are loss$"):
+            find_ablation(name)
+
+
+@pytest.mark.parametrize("data", ["digits", "imagenet-1k"])
+@pytest.mark.parametrize("recipe", ["A2", "torchvision-v1", "torchvision-v2", "mosaic-mild", "bit-i1k", "ffcv-rn18-16"])
+def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
+    """Against the road that a profile with that many epochs takes, page by page."""
+    profile = PROFILES[data]
+    adapt = {**(profile.adapt.model_dump() if profile.adapt else {}), "epochs": 5}
+    shorter = type(profile).model_validate({**profile.model_dump(), "adapt": adapt})
+    page = load_recipe(find_recipe(recipe)).for_model("resnet18")
+    from trainer.adapt import adaptation
+
+    wanted, _ = apply_overrides(page, adaptation(page, shorter), "profile")
+    whole, _ = apply_overrides(page, adaptation(page, profile), "profile")
+    lines = budget_lines(Budget(epochs=5), recipe, "resnet18", profile)
+    assert lines["epochs"] == 5
+    assert apply_overrides(whole, lines)[0].digest == wanted.digest
+
+
+def test_a_share_is_of_the_epochs_that_the_recipe_has_on_its_data():
+    digits, imagenet = PROFILES["digits"], PROFILES["imagenet-1k"]
+    assert budget_lines(Budget(share=0.5), "A2", "resnet18", digits)["epochs"] == 4  # of 9
+    assert budget_lines(Budget(share=0.5), "A2", "resnet18", imagenet)["epochs"] == 150
+    assert budget_lines(Budget(share=1.0), "A2", "resnet18", digits) == {}
+    assert budget_lines(None, "A2", "resnet18", digits) == {}
+    assert budget_lines(Budget(share=0.01), "torchvision-v1", "resnet18", digits)["epochs"] == 1
+
+
+def test_what_the_ablation_sets_stays_under_its_budget(tmp_path):
+    text = PAGE.replace("recipe: A2", "recipe: torchvision-v1").replace("loss.name: ce", "loss: {name: bce}")
+    text = text.replace("loss.threshold: null", "smoothing: 0.1").replace("batch.images: 64", "lr.schedule: {name: step, every_epochs: 2, factor: 0.5}")
+    cell = load_ablation(written(tmp_path, text)).cells[0]
+    assert cell.plan.recipe.lr.schedule.every_epochs == 2 and cell.plan.recipe.epochs == 2
+    text = text.replace("lr.schedule: {name: step, every_epochs: 2, factor: 0.5}", "batch.drop_last: true")
+    assert load_ablation(written(tmp_path, text)).cells[0].plan.recipe.lr.schedule.every_epochs == 1  # 3 of 9
+
+
+WORDS = st.sampled_from(
+    ["name", "title", "question", "recipe", "models", "data", "seeds", "budget", "set", "design", "published", "factors",
+     "levels", "cells", "steps", "parts", "base", "epochs", "share", "cell", "source", "loss.name", "mix"]
+)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+    | st.sampled_from(["full", "listed", "cumulative", "leave_one_out", "one_at_a_time", "ce", "A2", "digits", "loss"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.dictionaries(WORDS, VALUES, max_size=12), st.booleans())
+def test_made_up_pages_never_end_in_a_traceback(data, over_a_sound_one):
+    sound = tree.plain(parse_page(PAGE, "page", AblationPage)[0]) if over_a_sound_one else {}
+    refused_or_sound(tree.to_yaml({**sound, **data}))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_page_with_a_part_of_it_changed_never_ends_in_a_traceback(tmp_path_factory, data):
+    start = data.draw(st.integers(0, len(PAGE) - 1))
+    end = min(len(PAGE), start + data.draw(st.integers(0, 12)))
+    put = data.draw(st.text(st.sampled_from("{}[]:,-'\"#&*!|> \n\tabc019.null"), max_size=5))
+    path = written(tmp_path_factory.mktemp("page"), PAGE[:start] + put + PAGE[end:])
+    try:
+        load_ablation(path)
+    except UserError as error:
+        assert str(error).isprintable()
+
+
+def refused_or_sound(text: str) -> None:
+    try:
+        parse_page(text, "page", AblationPage)
+    except UserError as error:
+        assert re.match(r"page:\d+: ", str(error)) and str(error).isprintable(), error
+
+
+# ---- plan --ablation
+
+
+def printed(path, results, width=120, **choices) -> str:
+    out = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True)
+    machine = {"device": "cpu", "precision": "auto", "workers": "0"}
+    print_plan(out, str(path), choices.get("data_dir"), machine, results, choices.get("num_measured", 0))
+    return out.file.getvalue()
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A store with a row of one cell and seed, and one of another cell that diverged."""
+    cells = load_ablation(written(tmp_path, PAGE)).cells
+    for cell, seed, status in ((cells[0], 0, "finished"), (cells[1], 0, "diverged"), (cells[1], 1, "finished")):
+        plan = plan_of_cell(cell, seed)
+        store_row(tmp_path / "results", row_of(plan, status=status))
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
+    text = printed(tmp_path / "loss.yaml", results, width)
+    assert max(map(len, text.splitlines())) <= width
+    flat = " ".join(text.split())
+    for said in (
+        "loss BCE or CE", "Which loss?", "one at a time", "A2 with test_resnet on digits", "2 epochs", "0, 1",
+        "test_resnet on digits: 3 cells, 44 steps each, 2 epochs", "batch.images 64", "79.8", "published: Table 1",
+        "6 runs, 3 with a row", "3 to run",
+    ):  # fmt: skip
+        assert said in flat, said
+    rows = {line.split("  ")[0].strip("│┃ ").split("│")[0].strip(): line for line in text.splitlines() if "of 2" in line}
+    assert "1 of 2" in rows["BCE"] and "the base, A2.v1" in rows["BCE"]
+    assert "2 of 2, 1 diverged" in rows["CE"] and "loss.name ce" in rows["CE"]
+    assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
+
+
+def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
+    text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
+    assert re.search(r"3 runs to do, [\d.e-]+ hours one after another", text)
+    assert "estimated from 2 steps and one batch of val for each of 1 shapes" in text
+    assert "cpu, float32, 1 threads" in text
+    table = text.partition("minutes a run")[2]
+    assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
+
+
+def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
+    path = written(tmp_path, PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"))
+    text = printed(path, tmp_path / "results", num_measured=2)
+    assert "no estimate of time: " in text and "hours" not in text
+
+
+def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
+    path = written(tmp_path, PAGE.replace("loss.name: ce", "model.body: {depths: [3, 3, 9, 3]}"))
+    with pytest.raises(PageError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: model\.body"):
+        printed(path, tmp_path / "results")
+
+
+def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, monkeypatch):
+    """With a clock that moves one second at each reading: a step is 1 s, one batch of val too."""
+    from trainer.data.opened import open_data
+    from trainer.settings import make_settings
+
+    plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
+    ticks = iter(range(1000))
+    monkeypatch.setattr("trainer.pace.time.perf_counter", lambda: float(next(ticks)))
+    pace = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0)
+    assert (pace.step_s, pace.num_steps) == (1.0, 3)
+    assert pace.evaluation_s == pytest.approx(360 / 128)
+    assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
+    bounded = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5)
+    assert bounded.num_steps == 1
+
+
+def test_a_shape_is_what_costs_time():
+    def shape(overrides="", recipe="A2"):
+        return shape_of(plan_of(Job(recipe, "test_resnet", overrides=overrides)))
+
+    for same in ("epochs=3", "lr.peak=0.1", "drop_path=0.2", "optimizer.weight_decay=0.1", "mix.mixup_alpha=0.9"):
+        assert shape(same) == shape(), same
+    for other in ("batch.norm_images=8", "image.train_px=40", "loss.name=ce", "mix=null", "model.dropout=0.1"):
+        assert shape(other) != shape(), other
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--ablation", "norm-micro-batch", "--recipe", "A1"], "recipe=: the page of ablation=norm-micro-batch says it"),
+        (["--ablation", "norm-micro-batch", "--set", "epochs=1"], "set=: the page of ablation=norm-micro-batch says it"),
+        (["--measure", "0"], "measure=: is for the plan of an ablation"),
+        (["--results", "here"], "results=: is for the plan of an ablation"),
+        (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
+    ],
+)
+def test_words_that_would_do_nothing_are_refused(words, sentence):
+    done = CliRunner().invoke(app, ["plan", *words], prog_name="rsb")
+    assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_command_prints_the_plan(results, tmp_path):
+    words = ["plan", "--ablation", str(tmp_path / "loss.yaml"), "--results", str(results), "--measure", "0"]
+    done = CliRunner().invoke(app, words, prog_name="rsb")
+    assert done.exit_code == 0 and "Which loss?" in done.output and "3 to run" in done.output
+
+
+def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
+    found = load_ablation(tmp_path / "loss.yaml")
+    stored = [json.loads(path.read_text())["seed"] for path in sorted((results / "rows").glob("*.json"))]
+    assert len(stored) == 3
+    from trainer.results import read_row_file
+
+    rows = rows_of(found, [read_row_file(path) for path in (results / "rows").glob("*.json")])
+    assert {key for key, row in rows.items() if row} == {("BCE", 0), ("CE", 0), ("CE", 1)}
+    assert len({plan_key(plan_of_cell(cell, seed)) for cell in found.cells for seed in found.seeds}) == 6

@@ -1,0 +1,151 @@
+"""Cells: the text that makes them, and the keys by which they meet their rows."""
+
+import dataclasses
+import shlex
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plans import small_plan
+from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, rows_of, text_of
+from trainer.job import deviation_rows
+from trainer.overrides import OverrideError, overrides_of
+from trainer.plan import PlanError
+from trainer.results import Row
+
+CELL = Cell("CE", "A2", "test_resnet", "digits", "epochs=2 loss.name=ce", (("loss", "CE"),), False, "test_resnet on digits")
+
+
+def row_of(plan, run="", **changes) -> Row:
+    """A row as a finished run of a plan stores it, its scores made up."""
+    facts = {
+        "run": run or plan.run_name("0" * 64), "recipe": plan.recipe.name, "version": plan.recipe.version,
+        "digest": plan.page_digest, "model": plan.model, "data": plan.profile.name, "data_fingerprint": "0" * 64,
+        "split": "val", "seed": plan.seed, "deviations": deviation_rows(plan), "status": "finished", "scored": "model",
+        "top1_pct": 90.0, "top5_pct": 99.0, "loss_nats": 0.1, "other_top1_pct": None, "num_val_images": 360,
+        "num_replaced_images": 0, "epochs": plan.recipe.epochs, "steps": plan.num_steps, "batch_images": 32,
+        "norm_images": 32, "num_params": 1, "gmacs": 1.0, "images_per_s": 1.0, "train_s": 1.0, "peak_mem_mib": 1.0,
+        "precision": "float32", "loader": "torch", "num_workers": 0, "num_threads": 1, "world_size": 1, "bitwise": True,
+        "weights_sha256": None, "device": "x", "versions": {}, "commit": None, "dirty": None, "finished_utc": "x",
+    }  # fmt: skip
+    return Row(**(facts | changes))
+
+
+def test_a_cell_is_asked_for_as_a_user_would():
+    job = CELL.job(3)
+    assert (job.recipe, job.model, job.data, job.seed, job.overrides) == ("A2", "test_resnet", "digits", 3, CELL.overrides)
+    plan = plan_of_cell(CELL, 3)
+    assert (plan.seed, plan.recipe.loss.name, plan.recipe.epochs) == (3, "ce", 2)
+
+
+def test_a_planned_cell_gives_the_plan_of_every_seed():
+    planned = dataclasses.replace(CELL, plan=plan_of_cell(CELL, 0))
+    assert plan_of_cell(planned, 5) == plan_of_cell(CELL, 5)
+    assert planned == CELL
+    with pytest.raises(PlanError, match="seed=-1"):
+        plan_of_cell(planned, -1)
+
+
+def test_a_plan_and_its_row_have_one_key():
+    for overrides in ("", "loss.name=ce", "epochs=9 augment.flip=null", "batch.images=1437 batch.norm_images=1437"):
+        plan = small_plan(overrides=overrides, seed=7)
+        assert plan_key(plan) == row_key(row_of(plan))
+        assert len(plan_key(plan)) == 16 and int(plan_key(plan), 16) >= 0
+
+
+def test_the_key_is_over_what_may_change_the_score_and_not_over_where_the_data_lies():
+    plan = small_plan()
+    row = row_of(plan)
+    others = [small_plan(recipe="A3"), small_plan(model="test_convnext"), small_plan(overrides="loss.name=ce"), small_plan(seed=1)]
+    assert len({plan_key(other) for other in [plan, *others]}) == 5
+    for change in ({"digest": "1" * 12}, {"version": 2}, {"data": "mnist"}, {"recipe": "A4"}):
+        assert row_key(row.model_copy(update=change)) != row_key(row)
+    for change in ({"data_fingerprint": "1" * 64}, {"run": "another"}, {"top1_pct": 1.0}, {"ablation": "x", "cell": "y"}):
+        assert row_key(row.model_copy(update=change)) == row_key(row)
+
+
+def test_two_spellings_of_one_run_have_one_key():
+    spellings = ["loss.name=ce", "loss={name: ce}", "repeats=3 loss.name=ce", "epochs=2 'loss={name: ce}'"]
+    assert len({plan_key(small_plan(overrides=text)) for text in spellings}) == 1
+    back = small_plan(overrides="image.train_px=224")  # the profile changed it, set= changed it back
+    assert "image.train_px" in {change.path for change in back.deviations}
+    assert plan_key(back) != plan_key(small_plan())
+
+
+@dataclasses.dataclass(frozen=True)
+class Two:
+    """What rows_of needs of an ablation."""
+
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+
+
+def test_rows_meet_their_cells_by_key_and_the_first_run_counts():
+    other = dataclasses.replace(CELL, name="BCE", overrides="epochs=2")
+    plan = plan_of_cell(CELL, 0)
+    first, again = row_of(plan), row_of(plan, run=f"{plan.run_name('0' * 64)}-2", top1_pct=1.0)
+    strange = row_of(small_plan(recipe="A3"))
+    for rows in ([again, strange, first], [first, again, strange]):
+        found = rows_of(Two((CELL, other), (0, 1)), rows)
+        assert found == {("CE", 0): first, ("CE", 1): None, ("BCE", 0): None, ("BCE", 1): None}
+    assert rows_of(Two((CELL,), (0,)), [again])["CE", 0] == again
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"epochs": 3, "lr.peak": 0.002, "mix": None}, "epochs=3 lr.peak=0.002 mix=null"),
+        ({"optimizer": {"name": "adamw", "betas": (0.9, 0.999)}}, "optimizer={name: adamw, betas: [0.9, 0.999]}"),
+        ({"optimizer.eps": 1e-8, "model.zero_init_last": False}, "optimizer.eps=1e-08 model.zero_init_last=false"),
+        ({"loss.name": "off"}, "'loss.name=\"off\"'"),
+        ({"model.pretrained.file": "a b/it's.safetensors"}, None),
+        ({"augment": ({"name": "flip"},), "repeats": 2}, "augment=[{name: flip}] repeats=2"),
+    ],
+)
+def test_overrides_become_the_text_that_gives_them_back(overrides, text):
+    made = text_of(overrides)
+    assert text in (None, made)
+    assert overrides_of(made) == overrides
+
+
+LABELS = st.sampled_from(["epochs", "lr.peak", "loss", "optimizer.betas"]) | st.text(max_size=6)
+LEAVES = st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    LEAVES | st.text(max_size=8) | st.sampled_from(["off", "no", "1e3", "2", "a b", "{", "]", "it's", '"', "1:30", "~", "#"]),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.dictionaries(LABELS, VALUES, max_size=4))
+def test_any_overrides_are_given_back_exactly_or_refused(overrides):
+    try:
+        text = text_of(overrides)
+    except OverrideError as error:
+        assert str(error).isprintable()
+    else:
+        assert overrides_of(text) == overrides
+
+
+@pytest.mark.parametrize("value", ["plain", "off", "1e3", "a b", "{", "it's", 'say "no"', "1:30", "$HOME `ls`", "~", "#1", "no"])
+def test_every_text_can_be_said(value):
+    assert overrides_of(text_of({"model.pretrained.file": value, "epochs": 5})) == {"model.pretrained.file": value, "epochs": 5}
+
+
+@pytest.mark.parametrize("value", ["ce", "a b", "it's", '$HOME "x" `ls`', "c:\\d!"])
+def test_the_command_says_to_a_shell_what_the_cell_is(value):
+    overrides = {"epochs": 2, "lr.schedule": {"name": "cosine", "end": 0.0}, "model.pretrained.file": value}
+    cell = dataclasses.replace(CELL, overrides=text_of(overrides))
+    make, *words = shlex.split(command(cell, 4))
+    given = dict(word.split("=", 1) for word in words)
+    assert make == "make"
+    assert given == {"recipe": "A2", "model": "test_resnet", "data": "digits", "seed": "4", "set": cell.overrides}
+    assert overrides_of(given["set"]) == overrides
+
+
+def test_a_command_is_easy_to_read():
+    cell = dataclasses.replace(CELL, overrides="epochs=3 lr.schedule={name: cosine, end: 0.0}")
+    assert command(cell, 0).endswith('seed=0 set="epochs=3 lr.schedule={name: cosine, end: 0.0}"')
+    assert command(dataclasses.replace(CELL, overrides=""), 0).endswith("data=digits seed=0")
