@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_parts.py [--device cuda] [--batch 64] [--px 64] [--rounds 9] [--only norm]
 
 All models take turns in one process, so that a machine that grows slower grows slower for all; the ratio is the median
-over rounds of a model's time over the plain model's in the same round. The whole table goes into results/bench unless --dry is given.
+over rounds of a model's time over the plain model's just before and just after. The whole table goes into results/bench unless --dry is given.
 """
 
 from __future__ import annotations
@@ -71,14 +71,18 @@ def seconds(model: nn.Module, images: torch.Tensor, settings) -> float:
     return taken_s
 
 
-def measure(models: dict[str, nn.Module], images: torch.Tensor, settings, num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of every model in every round, after one round that warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
+def measure(models: dict[str, nn.Module], images: torch.Tensor, settings, num_rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """(seconds, seconds of the plain model around it) of every model in every round, after one round that warms up."""
+    plain = models["plain"]
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for number in range(num_rounds + 1):
+        before = seconds(plain, images, settings)
         for name, model in models.items():
             one = seconds(model, images, settings)
+            after = seconds(plain, images, settings)
             if number:
-                taken[name].append(one)
+                taken[name].append((one, (before + after) / 2))
+            before = after
     return taken
 
 
@@ -87,7 +91,8 @@ def as_markdown(facts: dict) -> str:
     lines = [f"# Forward and backward of {MODEL} with one part swapped", ""]
     lines += [f"{facts['device']}, {facts['precision']}, {facts['num_threads']} threads, torch {facts['torch']}; "
               f"{facts['batch_images']} images of {facts['image_px']} px, {facts['num_rounds']} rounds in turns. Ratio: median "
-              "over rounds of the time over the plain model's in the same round, with its quartiles."]  # fmt: skip
+              "over rounds of the time over that of the plain model just before and just after, with its quartiles; the "
+              "plain model's own ratio shows what the machine's unrest makes of 1."]  # fmt: skip
     lines += ["", "| part | ratio | quartiles | median ms |", "|---|---|---|---|"]
     for row in sorted(facts["rows"], key=lambda row: row["ratio"]):
         low, high = row["quartiles"]
@@ -95,14 +100,13 @@ def as_markdown(facts: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def rows_of(taken: dict[str, list[float]]) -> list[dict]:
-    plain_s = taken["plain"]
+def rows_of(taken: dict[str, list[tuple[float, float]]]) -> list[dict]:
     rows = []
     for name, times in taken.items():
-        ratios = sorted(one / other for one, other in zip(times, plain_s, strict=True))
+        ratios = sorted(one / plain for one, plain in times)
         quartiles = statistics.quantiles(ratios, n=4)[::2] if len(ratios) > 1 else [ratios[0]] * 2
         rows.append({"name": name, "ratio": statistics.median(ratios), "quartiles": quartiles,
-                     "median_ms": 1e3 * statistics.median(times)})  # fmt: skip
+                     "median_ms": 1e3 * statistics.median(one for one, _ in times)})  # fmt: skip
     return rows
 
 
