@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,7 +16,7 @@ LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
 TURNED_UP_SHARE = 0.1  # of the fall lost again: the edge
-SPIKE_STEPS = 5  # a median over as many steps takes out what lasts two of them
+SPIKE_STEPS, SPIKE_SCATTERS = 5, 6.0  # a spike: so many median deviations above the median of so many steps
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,188 @@ class Suggestion:
     curves: tuple[Curve, ...]
     smoothing: Mapping[str, float]
     floors: Floors
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one seed's curve says. rules: a value by each of RULES, None where it finds nothing. edge: the last value
+    before the loss turned up for good, None where it never did. reason: why nothing can be read; empty where it can.
+    """
+
+    rules: Mapping[str, float | None]
+    edge: float | None
+    reason: str = ""
+
+
+def smoothing_for(num_points: int) -> float:
+    """The share of the past in each step of the moving average: it spans about a twentieth of the curve."""
+    return max(0.0, 1 - 20 / num_points) if num_points else 0.0
+
+
+def smoothed(losses: np.ndarray, strength: float) -> np.ndarray:
+    """A bias-corrected exponential moving average of losses [n], forwards and backwards, so that it does not lag.
+
+    strength: in [0, 1), the share of the past in each step; 0 averages nothing. Spikes of one or two steps are taken
+    out first, and what lies as far above the start as the lowest lies below it is cut there: the explosion at the end
+    would bend all that is near it.
+    """
+    calm = without_spikes(losses)
+    start = start_of(calm)
+    cut = np.minimum(calm, start + max(start - float(calm.min()), 0.0))
+    return (_average(cut, strength) + _average(cut[::-1], strength)[::-1]) / 2
+
+
+def start_of(losses: np.ndarray) -> float:
+    """The level of a ramp's beginning: the median of its first fifth."""
+    return float(np.median(losses[: max(SPIKE_STEPS, len(losses) // 5)]))
+
+
+def without_spikes(losses: np.ndarray) -> np.ndarray:
+    """Losses [n] with single high points, far above those around them, brought down to the median of SPIKE_STEPS."""
+    half = SPIKE_STEPS // 2
+    if len(losses) <= half:
+        return losses
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(losses, half, mode="reflect"), SPIKE_STEPS)
+    middle = np.median(windows, axis=1)
+    scatter = np.median(np.abs(windows - middle[:, None]), axis=1)
+    return np.where(losses - middle > SPIKE_SCATTERS * scatter, middle, losses)
+
+
+def _average(losses: np.ndarray, strength: float) -> np.ndarray:
+    total, weight, out = 0.0, 0.0, np.empty(len(losses))
+    for place, loss in enumerate(losses):
+        total, weight = strength * total + (1 - strength) * loss, strength * weight + (1 - strength)
+        out[place] = total / weight
+    return out
+
+
+def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values [m] and losses [m] of one of a trial's two curves, "train" or "heldout", as far as they are numbers."""
+    steps, losses = (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
+    is_number = np.isfinite(losses)
+    return curve.values[np.asarray(steps, dtype=int)[is_number]], np.asarray(losses, dtype=float)[is_number]
+
+
+def read(curve: Curve, floors: Floors, which: str) -> Reading:
+    """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of what each says.
+
+    No rule looks above the floor: a fall down to it is the bias being learned.
+    """
+    if which == "both":
+        return _both(read(curve, floors, "train"), read(curve, floors, "heldout"))
+    values, losses = series(curve, which)
+    nothing = dict.fromkeys(RULES)
+    if len(losses) < LEAST_POINTS:
+        return Reading(nothing, None, f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do")
+    strength = smoothing_for(len(losses))
+    loss = smoothed(losses, strength)
+    floor = floors.train if which == "train" else floors.held_out
+    start = start_of(loss)
+    level = start if floor is None else min(start, floor)
+    best = int(np.argmin(loss))
+    fall, error = level - float(loss[best]), _standard_error(losses, strength)
+    if fall < max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error):
+        floor_is_level = floor is not None and floor <= start
+        where = f"the floor of {floor:.4g} nats, where it knows the bias only" if floor_is_level else f"its start at {level:.4g} nats"
+        return Reading(nothing, None, f"the loss never falls clearly below {where}")
+    edge = _edge(loss, best, max(TURNED_UP_SHARE * fall, 3 * error), curve.ended)
+    if edge == 0:
+        return Reading(nothing, None, "the loss is past its edge from the first step; a smaller from= would do")
+    first = int(np.argmax(loss < level))
+    rules = {
+        "steepest": float(values[_steepest(loss, values, first, best)]),
+        "valley": float(values[_valley(loss, first, best)]),
+        "minimum / 10": float(values[best]) / 10,
+        "edge / 10": None if edge is None else float(values[edge]) / 10,
+    }
+    return Reading(rules, None if edge is None else float(values[edge]))
+
+
+def _both(train: Reading, held_out: Reading) -> Reading:
+    if train.reason or held_out.reason:
+        return train if held_out.reason else held_out
+    rules = {rule: _mean(train.rules[rule], held_out.rules[rule]) for rule in RULES}
+    return Reading(rules, _mean(train.edge, held_out.edge))
+
+
+def _mean(one: float | None, other: float | None) -> float | None:
+    found = [value for value in (one, other) if value is not None]
+    return float(np.sqrt(found[0] * found[-1])) if found else None
+
+
+def _standard_error(losses: np.ndarray, strength: float) -> float:
+    """Of a point of the smoothed curve. The noise is that of second differences, in which the curve itself hardly is."""
+    bends = np.diff(losses, 2) / np.sqrt(6)
+    scatter = 1.4826 * float(np.median(np.abs(bends)))
+    return scatter * float(np.sqrt(((1 - strength) / (1 + strength) + (1 - strength) ** 2) / 2))
+
+
+def _edge(loss: np.ndarray, best: int, least_rise: float, ended: str) -> int | None:
+    """The last step before the loss rose from its lowest and never came back; None where it never rose."""
+    above = loss > loss[best] + least_rise
+    if above[-1]:
+        return max(best, int(np.flatnonzero(~above)[-1]))
+    return None if ended == "ramp" else len(loss) - 1
+
+
+def _steepest(loss: np.ndarray, values: np.ndarray, first: int, best: int) -> int:
+    """Where the loss falls fastest with the logarithm of the value, from below the level to the lowest."""
+    if best - first < 2:
+        return best
+    place = np.log(values) if values[0] > 0 else values
+    slope = np.gradient(loss[first : best + 1], place[first : best + 1])
+    return first + int(np.argmin(slope))
+
+
+def _valley(loss: np.ndarray, first: int, best: int) -> int:
+    """Two thirds into the longest run of falling points, where those between that rise again are left out.
+
+    Source: fastai's documentation of its learning-rate finder ("valley").
+    """
+    points = loss[first : best + 1]
+    lengths, before = np.ones(len(points), dtype=int), np.full(len(points), -1)
+    for place in range(1, len(points)):
+        longer = np.flatnonzero(points[:place] > points[place])
+        if len(longer):
+            before[place] = longer[np.argmax(lengths[longer])]
+            lengths[place] = lengths[before[place]] + 1
+    run = [int(np.argmax(lengths))]
+    while before[run[-1]] >= 0:
+        run.append(int(before[run[-1]]))
+    # of its points, not of its length: the few that a flat beginning adds by chance hardly count
+    return first + run[round((len(run) - 1) / 3)]
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """The spread over seeds; None where half of them or more found nothing."""
+    found = [value for value in values if value is not None]
+    if 2 * len(found) <= len(values):
+        return None
+    return Spread(float(np.median(found)), min(found), max(found), len(found))
+
+
+def trouble(readings: Sequence[Reading]) -> str:
+    """Why these readings, one a seed, bear no suggestion; empty where they may."""
+    reasons = [reading.reason for reading in readings if reading.reason]
+    if 2 * len(reasons) >= len(readings):
+        return reasons[0]
+    edge = spread([reading.edge for reading in readings])
+    if edge is None:
+        return "the loss does not turn up before the end of the ramp; a larger to= would do"
+    if edge.highest > MOST_DISAGREEMENT * edge.lowest:
+        return f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g} to {edge.highest:.3g}"
+    medians = {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}
+    fall, rise = ([medians[rule].median for rule in of if medians[rule]] for of in (OF_THE_FALL, OF_THE_RISE))
+    apart = min(_ratio(one, other) for one in fall for other in rise)
+    if apart > MOST_DISAGREEMENT:
+        return f"the rules disagree {apart:.2g}-fold: {_listed(medians)}"
+    return ""
+
+
+def _ratio(one: float, other: float) -> float:
+    low, high = sorted((one, other))
+    return high / low if low > 0 else float("inf")
+
+
+def _listed(medians: Mapping[str, Spread | None]) -> str:
+    return ", ".join(f"{rule} {found.median:.3g}" for rule, found in medians.items() if found)
