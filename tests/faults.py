@@ -1,0 +1,66 @@
+"""What tests do to runs: faults in some cells, and a trace of what trained where.
+
+FAULTS: JSON, the smoothing of a cell -> "raise", "memory" (torch's error), "kill" (what the kernel does where memory is
+out), "hang"; it strikes at the run's second step. TRACE: a folder; every step leaves a line in <run>.steps, and a line in
+<run>.overlaps where another living process has trained the same run; a stored row leaves one in <run>.stored.
+"""
+
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+_locks = {}
+
+
+def strike(what: str) -> None:
+    import torch
+
+    if what == "raise":
+        raise ValueError("an injected error")
+    if what == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+    if what == "hang":
+        signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def note(path: Path, line: str) -> None:
+    with open(path, "a") as file:
+        file.write(line + "\n")
+
+
+def trace(folder: Path, run: str, step: int) -> None:
+    """One line for the step; the lock is held until this process ends, however it ends."""
+    if run not in _locks:
+        _locks[run] = open(folder / f"{run}.lock", "w")
+        try:
+            fcntl.flock(_locks[run], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            note(folder / f"{run}.overlaps", str(os.getpid()))
+    note(folder / f"{run}.steps", f"{os.getpid()} {step}")
+
+
+def install() -> None:
+    from trainer import job, train
+
+    wanted = json.loads(os.environ.get("FAULTS", "{}"))
+    folder = Path(os.environ["TRACE"]) if "TRACE" in os.environ else None
+    steps, store = train.optimizer_step, job.store_row
+
+    def stepping(state, window, step):
+        is_run = (state.folder / "plan.json").exists()  # else the one step before a sweep
+        if is_run and step == 1 and f"{state.plan.recipe.smoothing:g}" in wanted:
+            strike(wanted[f"{state.plan.recipe.smoothing:g}"])
+        if is_run and folder:
+            trace(folder, state.folder.name, step)
+        return steps(state, window, step)
+
+    def storing(results, row):
+        path = store(results, row)
+        if folder:
+            note(folder / f"{row.run}.stored", str(os.getpid()))
+        return path
+
+    train.optimizer_step, job.store_row = stepping, storing

@@ -1,0 +1,29 @@
+"""Repeats of made-up cells, and rows that belong to them."""
+
+import functools
+
+from trainer.cell_run import Repeat, Shared
+from trainer.cells import plan_key
+from trainer.job import Job, deviation_rows, plan_of
+from plans import small_set
+from test_results import ROW
+
+
+@functools.cache
+def repeat_of(smoothing: float, seed: int = 0, overrides: str = "", **job) -> Repeat:
+    asked = Job("A1", "test_resnet", seed=seed, overrides=small_set(f"smoothing={smoothing:g} {overrides}"), **job)
+    plan = plan_of(asked)
+    return Repeat(plan_key(plan), f"{smoothing:g}", seed, asked, plan)
+
+
+def row_of(repeat: Repeat, digits: str | None = None, **facts):
+    plan, digits = repeat.plan, digits or repeat.key[:6]
+    identity = {
+        "run": repeat.prefix + digits, "recipe": plan.recipe.name, "version": plan.recipe.version, "digest": plan.page_digest,
+        "model": plan.model, "data": plan.profile.name, "seed": plan.seed, "deviations": deviation_rows(plan),
+    }  # fmt: skip
+    return ROW.model_copy(update=identity | facts)
+
+
+def shared_in(folder, **settings) -> Shared:
+    return Shared(runs=folder / "runs", results=folder / "results", **{"device": "cpu", **settings})

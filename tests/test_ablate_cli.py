@@ -1,0 +1,85 @@
+"""The command `ablate`: contradictions are refused, threads are chosen once, all words arrive."""
+
+import os
+import re
+
+import pytest
+
+from trainer import ablate_cli
+from trainer.ablate_cli import check_models, shared_of, use_threads
+from trainer.errors import UserError
+from repeats import repeat_of
+from test_cli import ROOT, door, make, rsb  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "remedy"),
+    [
+        (["--on", "rays"], "on=rays", "ray"),
+        (["--per-cell", "cpus=2"], "per_cell=cpus=2", "jobs="),
+        (["--on", "ray", "--gpus", "2"], "gpus=2", "per_cell"),
+        (["--device", "cuda:1"], "device=cuda:1", "CUDA_VISIBLE_DEVICES=1"),
+        (["--device", "cpu", "--gpus", "1"], "gpus=1", "leave one"),
+        (["--gpus", "100", "--ablation", "smoothing"], "gpus=100", "GPUs here"),
+        (["--ablation", "smoothin"], "ablation=smoothin", "smoothing"),
+        (["--results", "nosuch://x", "--ablation", "smoothing"], "results=nosuch://x", "fsspec"),
+        (["--on", "ray", "--per-cell", "cpu=2", "--ablation", "smoothing"], "per_cell=cpu=2", "cpus=4"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(tmp_path, words, found, remedy, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = words if "--ablation" in words else [*words, "--ablation", "smoothing"]
+    if "--results" not in words:
+        given = [*given, "--results", str(tmp_path / "results")]
+    done = rsb("ablate", *given, "--runs", tmp_path / "runs")
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and found in line and remedy in line
+
+
+def test_the_threads_are_a_jobs_share_of_the_cores_chosen_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.settings.num_cores", lambda: 8)
+    for jobs, expected in ((2, "4"), (8, "4")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        use_threads(tmp_path, "losses", jobs)
+        assert os.environ["OMP_NUM_THREADS"] == expected
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # who sets it has chosen already
+    use_threads(tmp_path, "losses", 2)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_cell_that_does_not_fit_its_model_is_refused_before_anything_runs():
+    check_models([repeat_of(0.1)])
+    wrong = repeat_of(0.1, overrides="model.norm='{name: group_norm, groups: 7, eps: 1e-5}'")
+    with pytest.raises(UserError, match="cell 0.1: model.norm"):
+        check_models([wrong])
+
+
+def test_folders_are_absolute_and_a_url_has_a_mirror(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    here = shared_of(Path("runs"), "results", device="cpu")
+    assert here.runs == tmp_path / "runs" and here.results == tmp_path / "results" and here.url is None
+    far = shared_of(Path("runs"), "memory://rows-of-a-test", device="cpu")
+    assert far.url == "memory://rows-of-a-test" and far.results.is_relative_to(tmp_path / "runs" / "cells")
+
+
+def test_make_passes_every_variable(door):  # noqa: F811
+    named = {"ablation": "a b", "jobs": "2", "gpus": "4", "retries": "1", "on": "ray", "address": "auto", "per_cell": "cpus=4 gpus=1"}
+    done = make(door, "ablate", *(f"{name}={value}" for name, value in named.items()), "fail_fast=1", "runs=r", "results=s")
+    words = [eval(line) for line in done.stdout.splitlines()]
+    assert words[:3] == ["-m", "trainer", "ablate"] and words[-1] == "--fail-fast"
+    assert dict(zip(words[3:-1:2], words[4:-1:2], strict=True)) == {
+        **{f"--{name.replace('_', '-')}": value for name, value in named.items()}, "--runs": "r", "--results": "s",
+    }  # fmt: skip
+    assert "--fail-fast" not in make(door, "ablate", "fail_fast=0").stdout
+
+
+def test_every_option_is_a_variable_of_make():
+    text = (ROOT / "Makefile").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("ablate:")]
+    listed = set(re.search(r"\((.*)\)", line)[1].split())
+    import inspect
+
+    assert listed == set(inspect.signature(ablate_cli.ablate).parameters)

@@ -1,0 +1,155 @@
+"""Claims: never two in one folder, none left by what was killed, none stolen from the living."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trainer import claims
+from trainer.claims import ClaimedError, beat, claim, claimed, owner_of
+
+HOLD = """
+import sys, time
+from trainer.claims import claim
+own = claim(sys.argv[1])
+print(own is not None, flush=True)
+sys.stdin.readline()
+own.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+# reads a number, adds one, writes it: increments are lost unless one at a time does it
+COUNT = """
+import sys, time
+from pathlib import Path
+from trainer.claims import claim
+folder, number = Path(sys.argv[1]), Path(sys.argv[1]) / "number"
+for _ in range(40):
+    while (own := claim(folder)) is None:
+        time.sleep(0.0005)
+    with own:
+        value = int(number.read_text())
+        time.sleep(0.0002)
+        number.write_text(str(value + 1))
+"""
+
+
+def other(script: str, folder: Path) -> subprocess.Popen:
+    root = str(Path(__file__).parent.parent)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", script, str(folder)], cwd=root, **pipes)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    with other(HOLD, tmp_path) as process:
+        assert process.stdout.readline() == "True\n"
+        yield process
+        process.kill()
+
+
+def test_a_claim_is_one_processs_until_it_is_released(tmp_path, holder):
+    assert claim(tmp_path) is None
+    assert owner_of(tmp_path).pid == holder.pid
+    with pytest.raises(ClaimedError, match=rf"process {holder.pid} on .* wait for its end"):
+        claimed(tmp_path)
+    print(file=holder.stdin, flush=True)
+    assert holder.stdout.readline() == "released\n"
+    assert owner_of(tmp_path) is None
+    with claimed(tmp_path):
+        assert owner_of(tmp_path).pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_ends_with_its_process_however_that_ends(tmp_path, holder):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert owner_of(tmp_path) is None
+    with claim(tmp_path) as own:
+        assert [path.name for path in tmp_path.iterdir()] == [own.path.name]  # the dead one's file is gone
+
+
+def test_a_stopped_process_keeps_its_claim_however_old(tmp_path, holder):
+    holder.send_signal(signal.SIGSTOP)
+    (file,) = tmp_path.iterdir()
+    os.utime(file, (0, 0))
+    assert claim(tmp_path) is None and owner_of(tmp_path) is not None
+
+
+def test_the_same_process_is_refused_too(tmp_path):
+    with claim(tmp_path) as own:
+        assert claim(tmp_path) is None
+        assert owner_of(tmp_path).pid == os.getpid()
+        assert own.path.exists()
+        # to look around must not drop the lock: another process still sees it
+        with other("import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", tmp_path) as process:
+            assert process.stdout.read() == "None\n"
+
+
+def test_of_many_that_want_a_folder_one_at_a_time_has_it(tmp_path):
+    (tmp_path / "number").write_text("0")
+    processes = [other(COUNT, tmp_path) for _ in range(4)]
+    for process in processes:
+        process.communicate(timeout=100)
+        assert process.returncode == 0
+    assert (tmp_path / "number").read_text() == "160"
+    assert [path.name for path in tmp_path.iterdir()] == ["number"]
+
+
+@pytest.mark.parametrize(("age_s", "is_live"), [(5, True), (59, True), (61, False), (3600, False)])
+def test_another_machines_claim_lives_by_its_heartbeat(tmp_path, monkeypatch, age_s, is_live):
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "machine_id", lambda: "000000000000")
+        elsewhere = claim(tmp_path)
+    claims._held.clear()
+    then_s = time.time() - age_s
+    os.utime(elsewhere.path, (then_s, then_s))
+    assert (owner_of(tmp_path) is not None) == is_live
+    own = claim(tmp_path)
+    assert (own is None) == is_live
+    assert elsewhere.path.exists() == is_live
+    if own:
+        own.release()
+    os.close(elsewhere._descriptor)
+
+
+def test_where_files_cannot_be_locked_the_heartbeat_tells(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(37, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refused)
+    own = claim(tmp_path)
+    claims._held.clear()  # as another process of this machine sees it
+    assert claim(tmp_path) is None and own.path.exists()
+    os.utime(own.path, (0, 0))
+    with claim(tmp_path):
+        assert not own.path.exists()
+    os.close(own._descriptor)
+
+
+def test_the_heart_touches_what_is_held(tmp_path):
+    with claim(tmp_path) as own:
+        os.utime(own.path, (0, 0))
+        beat()
+        assert time.time() - own.path.stat().st_mtime < 60
+
+
+def test_a_process_whose_claim_was_taken_over_ends_at_once(tmp_path):
+    script = "import sys; from trainer.claims import beat, claim; claim(sys.argv[1]).path.unlink(); beat(); print('went on')"
+    with other(script, tmp_path) as process:
+        assert process.stdout.read() == ""
+        assert process.wait() == 1
+
+
+def test_a_fork_has_none_of_its_parents_claims(tmp_path):
+    with claim(tmp_path):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if claim(tmp_path) is None and not claims._held else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert owner_of(tmp_path).pid == os.getpid()

@@ -1,0 +1,218 @@
+"""One seed of a cell, run: the command `train` under a claim, its output kept, its failure recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from trainer.ablation import Ablation
+from trainer.cells import Cell, plan_key, plan_of_cell, row_key
+from trainer.claims import claim
+from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
+from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, deviation_rows
+from trainer.plan import Plan
+from trainer.results import Row, read_row_file, row_path
+from trainer.row_urls import pull_rows, push_row
+
+EXIT_CLAIMED = 76  # another process runs this cell
+_NUM_TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all runs of a sweep share: folders, and settings as text.
+
+    results: the store, of a store behind a `url` the folder that mirrors it.
+    """
+
+    runs: Path
+    results: Path
+    url: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    workers: str = "auto"
+    checkpoint_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One seed of a cell: what one process runs, on this machine or on another. key: as `cells.plan_key`."""
+
+    key: str
+    cell: str
+    seed: int
+    job: Job
+    plan: Plan = field(repr=False, compare=False)
+
+    @property
+    def prefix(self) -> str:
+        """The run's name but for its last six digits, which depend on the data's bytes."""
+        return self.plan.run_name("")[:-6]
+
+
+def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]:
+    """All that an ablation runs: the first seed of every cell first, so that a whole table is there early.
+
+    Raises UserError for a cell whose page, model and data do not fit together.
+    """
+    return [_repeat(ablation, cell, seed, data_dir) for seed in ablation.seeds for cell in ablation.cells]
+
+
+def _repeat(ablation: Ablation, cell: Cell, seed: int, data_dir: Path | None) -> Repeat:
+    plan = plan_of_cell(cell, seed)
+    job = replace(cell.job(seed, data_dir), ablation=ablation.name, cell=cell.name)
+    return Repeat(plan_key(plan), cell.name, seed, job, plan)
+
+
+def words_of(job: Job, shared: Shared) -> list[str]:
+    """The words behind `python -m trainer` that run a job."""
+    named = {
+        "recipe": job.recipe,
+        "model": job.model,
+        "data": job.data,
+        "data-dir": job.data_dir,
+        "seed": job.seed,
+        "set": job.overrides,
+        "bad-images": job.bad_images,
+        "ablation": job.ablation,
+        "cell": job.cell,
+        "device": shared.device,
+        "precision": shared.precision,
+        "workers": shared.workers,
+        "checkpoint-s": shared.checkpoint_s,
+        "runs": shared.runs,
+        "results": shared.results,
+    }
+    return ["train", *(f"--{name}={value}" for name, value in named.items() if value not in (None, ""))]
+
+
+def run_repeat(repeat: Repeat, shared: Shared) -> int:
+    """Run one seed of a cell to its row in this process; gives the exit code of `train`, or EXIT_CLAIMED.
+
+    Its output goes to output.txt in the cell's folder. A run that has its row already is not run; one that fails leaves
+    a failure, before its claim is given up, so that nobody takes it up in between.
+    """
+    folder = cell_folder(shared.runs, repeat.key)
+    own = claim(folder)
+    if own is None:
+        return EXIT_CLAIMED
+    with own:
+        row = find_row(shared, repeat)
+        if row is None:
+            code = _run_claimed(repeat, shared, folder / "output.txt")
+        else:
+            code = EXIT_DONE if row.status == "finished" else EXIT_DIVERGED
+        if code in (EXIT_DONE, EXIT_DIVERGED):
+            drop_failure(shared.runs, repeat.key)
+    return code
+
+
+def _run_claimed(repeat: Repeat, shared: Shared, output: Path) -> int:
+    start = output.stat().st_size if output.exists() else 0
+    with written_to(output):
+        code = _train(words_of(repeat.job, shared))
+        if code in (EXIT_DONE, EXIT_DIVERGED) and shared.url:
+            push_row(shared.url, find_row(shared, repeat))
+    if code not in (EXIT_DONE, EXIT_DIVERGED, EXIT_STOPPED):
+        record_failure(repeat, shared, code, start)
+    return code
+
+
+def _train(words: list[str]) -> int:
+    """What `python -m trainer` with these words does, in this process."""
+    words_before = sys.argv
+    sys.argv = ["rsb", *words]
+    try:
+        runpy.run_module("trainer", run_name="__main__")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
+    except BaseException:  # whatever it was, the others go on
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.argv = words_before
+    return EXIT_DONE
+
+
+@contextlib.contextmanager
+def written_to(path: Path) -> Iterator[None]:
+    """All output of this process, and of those that it starts, at the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush(), sys.stderr.flush()
+    before = [os.dup(number) for number in (1, 2)]
+    streams_before = sys.stdout, sys.stderr
+    with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        sys.stdout = sys.stderr = file
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = streams_before
+            for number, descriptor in zip((1, 2), before, strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def record_failure(repeat: Repeat, shared: Shared, code: int, start: int = 0):
+    """Store what a failed attempt left. start: where its output begins."""
+    run = run_folder_of(shared, repeat)
+    lines = _tail(cell_folder(shared.runs, repeat.key) / "output.txt", start)
+    facts = {"cell": repeat.cell, "seed": repeat.seed, "run": run.name if run else None}
+    return store_failure(shared.runs, repeat.key, exit_code=code, output=lines, **facts)
+
+
+def num_failed(repeat: Repeat, shared: Shared) -> int:
+    """How many attempts failed since the cell last had a row."""
+    failure = read_failure(shared.runs, repeat.key)
+    return failure.num_attempts if failure else 0
+
+
+def _tail(path: Path, start: int) -> list[str]:
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        file.seek(max(start, path.stat().st_size - _NUM_TAIL_BYTES))
+        return file.read().decode(errors="backslashreplace").splitlines()
+
+
+def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> Row | None:
+    """The row of one seed of a cell: of several the first run, not what again=1 made later.
+
+    names: of the store's files, where they were listed already.
+    """
+    folder = row_path(shared.results, "").parent
+    if names is None:
+        if shared.url:
+            pull_rows(shared.url, folder, repeat.prefix)
+        names = row_names(shared)
+    found = sorted((name for name in names if name.startswith(repeat.prefix)), key=lambda name: (len(name), name))
+    rows = (read_row_file(folder / name) for name in found)
+    return next((row for row in rows if row_key(row) == repeat.key), None)
+
+
+def row_names(shared: Shared) -> list[str]:
+    """The names of the store's files."""
+    folder = row_path(shared.results, "").parent
+    return [name for name in os.listdir(folder) if name.endswith(".json")] if folder.is_dir() else []
+
+
+def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
+    """The run folder of one seed of a cell, once it is there: the one whose plan says what the repeat's plan says."""
+    plan = repeat.plan
+    expected = {"page_digest": plan.page_digest, "deviations": [change.model_dump() for change in deviation_rows(plan)]}
+    for path in Path(shared.runs).glob(f"{repeat.prefix}{'[0-9a-f]' * 6}/plan.json"):
+        with contextlib.suppress(OSError, ValueError):
+            facts = json.loads(path.read_text())
+            if {name: facts.get(name) for name in expected} == expected:
+                return path.parent
+    return None

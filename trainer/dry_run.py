@@ -1,0 +1,105 @@
+"""One real step of every shape of cell, before hours are spent on any."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trainer import provenance, tree
+from trainer.cell_run import Repeat, Shared, written_to
+from trainer.errors import UserError
+from trainer.plan import Plan
+
+# What a page says of itself, and what only says for how long and how fast: no step fails by it.
+_NOT_OF_THE_SHAPE = ("name", "version", "title", "source", "assumed", "published", "per_model", "adapted_to", "epochs", "lr")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the one step of a shape went. error: one line, None where it went well. is_users: by what a user wrote."""
+
+    shape: str
+    error: str | None = None
+    is_users: bool = False
+    log_tail: tuple[str, ...] = ()
+
+
+def shape_of(plan: Plan) -> str:
+    """16 hex digits over all that decides whether a step works: the page without its real numbers, model, data, versions."""
+    page = {key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE}
+    facts = plan.profile.name, plan.profile.num_classes, plan.profile.channels, plan.model, plan.bad_images
+    text = json.dumps([_without_reals(page), facts, provenance.versions()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_reals(value: Any) -> Any:
+    if isinstance(value, float):
+        return 0.0
+    if isinstance(value, dict):
+        return {key: _without_reals(part) for key, part in value.items()}
+    return [_without_reals(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def untried(repeats: Iterable[Repeat], shared: Shared) -> dict[str, Repeat]:
+    """One repeat of each shape that has not made its step under these runs yet, by shape."""
+    found: dict[str, Repeat] = {}
+    for repeat in repeats:
+        found.setdefault(shape_of(repeat.plan), repeat)
+    return {shape: repeat for shape, repeat in found.items() if not _mark(shared, shape).exists()}
+
+
+def mark_tried(shared: Shared, shape: str) -> None:
+    """Remember that a shape works."""
+    path = _mark(shared, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def _mark(shared: Shared, shape: str) -> Path:
+    return Path(shared.runs) / "cells" / "tried" / shape
+
+
+def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
+    """Make one step of each shape in this process, and score one batch; the data is opened once for each set."""
+    opened: dict[tuple, Any] = {}
+    for shape, repeat in shapes.items():
+        try:
+            with written_to(Path(shared.runs) / "cells" / "dry_run.txt"):
+                _try(repeat, shared, opened)
+            yield Trial(shape)
+        except UserError as error:
+            yield Trial(shape, str(error), is_users=True)
+        except Exception as error:  # a model, an allocator, a driver: whatever stops a step
+            lines = traceback.format_exc().splitlines()
+            first = (str(error).strip() or "no message").splitlines()[0]
+            yield Trial(shape, f"{type(error).__name__}: {first}", log_tail=tuple(lines))
+
+
+def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
+    """The first step of the last epoch: a whole batch, of the largest images where they grow."""
+    from trainer.data.opened import open_data
+    from trainer.evaluate import evaluate
+    from trainer.models import check_model_name
+    from trainer.profiles import data_folder
+    from trainer.settings import make_settings
+    from trainer.state import State
+    from trainer.train import optimizer_step
+
+    job, plan = repeat.job, repeat.plan
+    check_model_name(job.model)
+    where = job.data, job.data_dir
+    if where not in opened:
+        opened[where] = open_data(plan.profile, data_folder(*where))
+    data = opened[where]
+    settings = make_settings(shared.device, shared.precision, "0", shared.runs, shared.results)
+    state = State(plan, settings, Path(shared.runs))
+    step = (plan.recipe.epochs - 1) * plan.steps_per_epoch
+    stream = data.train_stream(replace(plan, num_steps=step + 1), settings, step)
+    optimizer_step(state, stream, step).item()
+    evaluate(plan, settings, state.weights()[state.scored], islice(data.val_batches(plan, settings), 1))

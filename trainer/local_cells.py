@@ -1,0 +1,155 @@
+"""Cells on this machine: each in a fork of this process, which has imported everything and computed nothing.
+
+A process that starts anew spends seconds on imports, a fork milliseconds, and what it computes is the same bit for
+bit. Forking is sound as long as this process has started no threads of torch's and no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from pathlib import Path
+
+_PRELOADED = (
+    "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",
+    "trainer.cli", "trainer.show", "trainer.train", "trainer.export", "trainer.data.opened", "trainer.job",
+)  # fmt: skip
+_FORK = multiprocessing.get_context("fork")
+_PARENT_POLL_S = 0.5
+
+
+def preload() -> None:
+    """Import what a run imports, so that its forks need not."""
+    for name in _PRELOADED:
+        importlib.import_module(name)
+
+
+def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
+    """Threads of each process: its share of the cores, as the first call of this ablation chose it.
+
+    The number moves the last digits of a result, so that later calls keep it, whatever their `jobs`. Where two first
+    calls come at once, the one whose file is there first is right for both.
+    """
+    path = Path(runs) / "cells" / f"{Path(ablation).stem}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{os.getpid()}.part")
+    own.write_text(json.dumps({"num_threads": max(1, num_cores // jobs)}) + "\n")
+    try:
+        os.link(own, path)
+    except FileExistsError:
+        pass
+    finally:
+        own.unlink()
+    return int(json.loads(path.read_text())["num_threads"])
+
+
+def count_gpus() -> int:
+    """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can use it after that."""
+
+    def count() -> Iterator[int]:
+        import torch
+
+        yield torch.cuda.device_count()
+
+    return next(streamed(count), 0)
+
+
+class LocalCells:
+    """At most num_slots processes; slot i sees the i-th of `gpus` alone, in turn where there are fewer.
+
+    work: called in each process with what `start` was given; what it gives is the process's exit code.
+    """
+
+    def __init__(self, work: Callable[..., int], num_slots: int, gpus: tuple[str, ...] = ()) -> None:
+        self.num_slots, self._work, self._gpus = num_slots, work, gpus
+        self._running: dict[int, tuple[object, multiprocessing.process.BaseProcess]] = {}
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def start(self, what) -> None:
+        """Begin with one piece of work; there must be a free slot."""
+        slot = next(number for number in range(self.num_slots) if number not in self._running)
+        gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+        process = _FORK.Process(target=_in_fork, args=(self._work, what, gpu, os.getpid()))
+        process.start()
+        self._running[slot] = what, process
+
+    def ended(self, timeout_s: float) -> list[tuple[object, int]]:
+        """What has ended by now, with exit codes; a signal's number is negative. Waits for the first, at most so long."""
+        if not self._running:
+            time.sleep(timeout_s)
+            return []
+        ready = wait([process.sentinel for _, process in self._running.values()], timeout_s)
+        slots = [slot for slot, (_, process) in self._running.items() if process.sentinel in ready]
+        found = []
+        for slot in slots:
+            what, process = self._running.pop(slot)
+            process.join()
+            found.append((what, process.exitcode))
+        return found
+
+    def stop(self) -> None:
+        """Ask every process to save and end."""
+        for _, process in self._running.values():
+            process.terminate()
+
+    def streamed(self, function: Callable[..., Iterator], *given) -> Iterator:
+        """The results of a generator that runs in a process of its own, as they come; fewer where it dies."""
+        return streamed(function, *given, gpu=self._gpus[0] if self._gpus else None)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) -> Iterator:
+    """The results of a generator that runs in a fork, as they come; fewer where the fork dies."""
+    receiver, sender = _FORK.Pipe(duplex=False)
+
+    def work(_) -> int:
+        receiver.close()
+        for result in function(*given):
+            sender.send(result)
+        return 0
+
+    process = _FORK.Process(target=_in_fork, args=(work, None, gpu, os.getpid()))
+    process.start()
+    sender.close()
+    try:
+        while True:
+            yield receiver.recv()
+    except EOFError:
+        pass
+    finally:
+        receiver.close()
+        process.terminate()
+        process.join()
+
+
+def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # the sweep's own way with them is not this process's
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        sys.exit(work(what))
+    except KeyboardInterrupt:  # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
+        sys.exit(-signal.SIGINT)
+
+
+def _end_with(parent: int) -> None:
+    """Ask this process to save and end once its parent is gone, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,165 @@
+"""Cells on a Ray cluster: the same runs under the same claims, in a worker process each.
+
+A worker that dies is replaced by Ray, and the new one goes on from the run's checkpoint, as long as `runs` is a folder
+that all nodes share. Rows come back with the task's result too.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.cell_run import Shared, Repeat, find_row, run_repeat
+from trainer.errors import UserError
+from trainer.job import EXIT_STOPPED
+from trainer.results import Row, read_row, store_row
+
+NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it
+_KILLED = -9
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each cell has of the cluster. gpus: None for one where the cluster has any and the device is not cpu."""
+
+    cpus: float = 1.0
+    gpus: float | None = None
+    memory_gib: float | None = None
+
+
+def share_of(text: str) -> Share:
+    """Text such as `cpus=4 gpus=1 memory_gib=8`.
+
+    Raises UserError for anything else.
+    """
+    values: dict[str, float] = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if name not in Share.__dataclass_fields__ or not 0 <= number < math.inf:
+            raise UserError(f'per_cell={word}: not understood; per_cell="cpus=4 gpus=1 memory_gib=8" would do')
+        values[name] = number
+    return Share(**values)
+
+
+class RayCells:
+    """Cells as tasks of a cluster, as many at a time as it has room for now, or `jobs`.
+
+    address: "auto" for the cluster that this machine belongs to, a URL, "local" for one made here and for this call.
+
+    Raises UserError where Ray or the cluster is not there.
+    """
+
+    def __init__(self, shared: Shared, address: str, share: Share, jobs: int | None = None, retries: int = 0) -> None:
+        self._ray = _connected(address, jobs, share)
+        self._shared = shared
+        options = {"num_cpus": share.cpus, "num_gpus": self._gpus(share), "max_retries": max(NUM_RETRIES, retries)}
+        if share.memory_gib:
+            options["memory"] = int(share.memory_gib * 2**30)
+        # a new process for each cell: nothing is left of the one before, and its peak of memory is its own
+        self._run = self._ray.remote(max_calls=1, **options)(_run_there)
+        self._listed = self._ray.remote(max_calls=1, **options)(_listed_there)
+        self._num_threads = max(1, int(share.cpus))
+        self.num_slots = jobs or self._num_that_fit(options)
+        self._running: dict[object, Repeat] = {}
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def start(self, what: Repeat) -> None:
+        """Hand one seed of a cell to the cluster."""
+        self._running[self._run.remote(what, self._shared, self._num_threads, os.getcwd())] = what
+
+    def ended(self, timeout_s: float) -> list[tuple[Repeat, int]]:
+        """What has ended by now, with exit codes; its row is in the store. Waits for the first, at most so long."""
+        if not self._running:
+            time.sleep(timeout_s)
+            return []
+        ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout_s)
+        return [(self._running.pop(reference), self._code(reference)) for reference in ready]
+
+    def _code(self, reference) -> int:
+        try:
+            code, row = self._ray.get(reference)
+        except self._ray.exceptions.TaskCancelledError:
+            return EXIT_STOPPED
+        except self._ray.exceptions.RayError:  # the worker died, more often than it is tried again
+            return _KILLED
+        if row is not None and read_row(self._shared.results, row.run) is None:
+            store_row(self._shared.results, row)
+        return code
+
+    def stop(self) -> None:
+        """Ask every task to save and end."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=False)
+
+    def streamed(self, function: Callable[..., Iterator], parts: dict, *given) -> Iterator:
+        """The results of function({name: part}, *given) for each part, in order; fewer where a worker dies of one."""
+        references = [
+            self._listed.options(max_retries=0).remote(function, {name: part}, given, self._num_threads, os.getcwd())
+            for name, part in parts.items()
+        ]
+        for reference in references:
+            try:
+                yield from self._ray.get(reference)
+            except self._ray.exceptions.RayError:
+                return
+
+    def close(self) -> None:
+        """Leave the cluster; one that was made here ends."""
+        self._ray.shutdown()
+
+    def _gpus(self, share: Share) -> float:
+        if share.gpus is not None:
+            return share.gpus
+        return float(self._shared.device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0)
+
+    def _num_that_fit(self, options: dict) -> int:
+        there = self._ray.cluster_resources()
+        wanted = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
+        return max(1, min((int(there.get(name, 0) // number) for name, number in wanted.items() if number), default=1))
+
+
+def _connected(address: str, jobs: int | None, share: Share):
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
+    try:
+        import ray
+    except ImportError:
+        raise UserError('on=ray: Ray is not installed; .venv/bin/python -m pip install "rsb[ray]" would do') from None
+    here = {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)} if address == "local" else {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"address={address}: no cluster there ({first}); address=local makes one on this machine") from None
+    return ray
+
+
+def _run_there(repeat: Repeat, shared: Shared, num_threads: int, folder: str) -> tuple[int, Row | None]:
+    _settle_in(num_threads, folder)
+    code = run_repeat(repeat, shared)
+    return code, find_row(shared, repeat)
+
+
+def _listed_there(function: Callable[..., Iterator], part: dict, given: tuple, num_threads: int, folder: str) -> list:
+    _settle_in(num_threads, folder)
+    return list(function(part, *given))
+
+
+def _settle_in(num_threads: int, folder: str) -> None:
+    """As many threads, and paths that mean the same, as where the sweep was called."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    if Path(folder).is_dir():
+        os.chdir(folder)

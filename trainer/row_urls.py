@@ -1,0 +1,65 @@
+"""Rows in a store behind a URL (s3://, gs://, memory:// ... whatever fsspec knows), mirrored into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.checkpoint import write_atomically
+from trainer.errors import UserError
+from trainer.results import Row, read_row_file
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+def check_url(url: str) -> None:
+    """Open the store once, before hours of training depend on it.
+
+    Raises UserError where it cannot be listed.
+    """
+    try:
+        _names(url)
+    except Exception as error:  # each file system has errors of its own
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"results={url}: cannot be listed ({first}); a folder, or a URL that fsspec opens, would do") from None
+
+
+def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> None:
+    """Copy the rows whose names begin with one of the prefixes and that the folder lacks."""
+    system, root = _opened(url)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _names(url):
+        if name.startswith(prefixes) and not (folder / name).exists():
+            write_atomically(folder / name, system.cat_file(f"{root}/{name}"))
+
+
+def push_missing(url: str, folder: Path) -> None:
+    """Put the folder's rows into the store that lacks them: a process was killed between the two."""
+    there = set(_names(url))
+    for path in sorted(folder.glob("*.json")):
+        if path.name not in there:
+            push_row(url, read_row_file(path))
+
+
+def push_row(url: str, row: Row) -> None:
+    """Put a row into the store; object stores show it whole or not at all."""
+    system, root = _opened(url)
+    system.makedirs(root, exist_ok=True)
+    system.pipe_file(f"{root}/{row.run}.json", row.as_json())
+
+
+def _names(url: str) -> list[str]:
+    system, root = _opened(url)
+    system.invalidate_cache()
+    if not system.exists(root):
+        return []
+    names = [path.rstrip("/").rpartition("/")[2] for path in system.ls(root, detail=False)]
+    return sorted(name for name in names if name.endswith(".json"))
+
+
+def _opened(url: str):
+    import fsspec
+
+    system, root = fsspec.core.url_to_fs(url)
+    return system, f"{root.rstrip('/')}/rows"
