@@ -14,8 +14,9 @@ from test_cells import row_of
 from trainer import ablation, tree
 from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation_cli import print_plan
+from trainer.adapt import adaptation
 from trainer.budget import Budget, budget_lines
-from trainer.cells import plan_key, plan_of_cell, rows_of
+from trainer.cells import plan_key, plan_of_cell, rows_of, text_of
 from trainer.cli import app
 from trainer.errors import UserError
 from trainer.job import Job, plan_of
@@ -100,7 +101,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
         ("[digits]", "[digit.yaml]", "data:", "'digit.yaml' is no file"),
         ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is there twice; keep one"),
         ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
-        ("[0, 1]", "[]", "seeds:", "at least 1 item"),
+        ("[0, 1]", "[]", "seeds:", "write one at least"),
         ("{epochs: 2}", "{epochs: 2, share: 0.5}", "budget:", "write either epochs or share"),
         ("{epochs: 2}", "{share: 1.5}", "budget:", "it must be at most 1"),
         ("batch.images: 64", "epochs: 3", "  epochs: 3", "the budget says how many epochs already"),
@@ -136,7 +137,7 @@ def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
 
 def test_a_key_within_a_value_is_refused_at_its_own_line(tmp_path):
     text = PAGE.replace("        - {name: CE, set: {loss.name: ce}}", "        - name: CE\n          set:\n            loss:\n              name: ce\n              epz: 1")
-    with pytest.raises(PageError, match=r":21: .*'epz' is no key of loss"):
+    with pytest.raises(PageError, match=r":22: .*'epz' is no key of loss"):
         load_ablation(written(tmp_path, text))
 
 
@@ -159,22 +160,26 @@ def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
     adapt = {**(profile.adapt.model_dump() if profile.adapt else {}), "epochs": 5}
     shorter = type(profile).model_validate({**profile.model_dump(), "adapt": adapt})
     page = load_recipe(find_recipe(recipe)).for_model("resnet18")
-    from trainer.adapt import adaptation
-
     wanted, _ = apply_overrides(page, adaptation(page, shorter), "profile")
     whole, _ = apply_overrides(page, adaptation(page, profile), "profile")
-    lines = budget_lines(Budget(epochs=5), recipe, "resnet18", profile)
+    lines = budget_lines(Budget(epochs=5), page, whole, profile)
     assert lines["epochs"] == 5
     assert apply_overrides(whole, lines)[0].digest == wanted.digest
+    assert apply_overrides(whole, text_of(lines))[0].digest == wanted.digest
+
+
+def shortened(budget, recipe, data):
+    page = load_recipe(find_recipe(recipe)).for_model("resnet18")
+    adapted, _ = apply_overrides(page, adaptation(page, PROFILES[data]), "profile")
+    return budget_lines(budget, page, adapted, PROFILES[data])
 
 
 def test_a_share_is_of_the_epochs_that_the_recipe_has_on_its_data():
-    digits, imagenet = PROFILES["digits"], PROFILES["imagenet-1k"]
-    assert budget_lines(Budget(share=0.5), "A2", "resnet18", digits)["epochs"] == 4  # of 9
-    assert budget_lines(Budget(share=0.5), "A2", "resnet18", imagenet)["epochs"] == 150
-    assert budget_lines(Budget(share=1.0), "A2", "resnet18", digits) == {}
-    assert budget_lines(None, "A2", "resnet18", digits) == {}
-    assert budget_lines(Budget(share=0.01), "torchvision-v1", "resnet18", digits)["epochs"] == 1
+    assert shortened(Budget(share=0.5), "A2", "digits")["epochs"] == 4  # of 9
+    assert shortened(Budget(share=0.5), "A2", "imagenet-1k")["epochs"] == 150
+    assert shortened(Budget(share=1.0), "A2", "digits") == {}
+    assert shortened(None, "A2", "digits") == {}
+    assert shortened(Budget(share=0.01), "torchvision-v1", "digits")["epochs"] == 1
 
 
 def test_what_the_ablation_sets_stays_under_its_budget(tmp_path):
@@ -278,8 +283,8 @@ def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
 
 
 def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
-    path = written(tmp_path, PAGE.replace("loss.name: ce", "model.body: {depths: [3, 3, 9, 3]}"))
-    with pytest.raises(PageError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: model\.body"):
+    path = written(tmp_path, PAGE.replace("loss.name: ce", "model.stem: {name: patchify, patch_px: 64}"))
+    with pytest.raises(PageError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: "):
         printed(path, tmp_path / "results")
 
 

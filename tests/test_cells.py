@@ -66,7 +66,7 @@ def test_the_key_is_over_what_may_change_the_score_and_not_over_where_the_data_l
 
 
 def test_two_spellings_of_one_run_have_one_key():
-    spellings = ["loss.name=ce", "loss={name: ce}", "repeats=3 loss.name=ce", "epochs=2 'loss={name: ce}'"]
+    spellings = ["loss.name=ce", "'loss={name: ce}'", "repeats=3 loss.name=ce", "'loss={name: ce}' epochs=2"]
     assert len({plan_key(small_plan(overrides=text)) for text in spellings}) == 1
     back = small_plan(overrides="image.train_px=224")  # the profile changed it, set= changed it back
     assert "image.train_px" in {change.path for change in back.deviations}

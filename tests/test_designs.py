@@ -116,7 +116,7 @@ def level(name: str, **lines) -> dict:
         (OneAtATime, {"factors": (LOSS,)}, (), "has no base"),
         (OneAtATime, {"base": "CE", "factors": (LOSS,)}, ("factors", 0, "levels", 1, "name"), "the base's name already"),
         (OneAtATime, {"base": "A2", "factors": (LOSS, LOSS)}, ("factors", 1, "name"), "loss is there twice"),
-        (OneAtATime, {"base": "A2", "factors": ()}, ("factors",), "at least 1"),
+        (OneAtATime, {"base": "A2", "factors": ()}, ("factors",), "write one at least"),
         (OneAtATime, {"base": "a|b", "factors": (LOSS,)}, ("base",), "without | and `"),
         (OneAtATime, {"base": " A2", "factors": (LOSS,)}, ("base",), "without spaces at the ends"),
         (OneAtATime, {"bse": "A2", "factors": (LOSS,)}, ("bse",), "did you mean base"),

@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainer import check
 from trainer.budget import Budget, budget_lines
 from trainer.cells import Cell, plan_key, text_of
 from trainer.check import refuse
-from trainer.designs import Design, Label, Variant, check_apart, put_over
+from trainer.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.base import Page
-from trainer.job import Job, plan_of
+from trainer.job import Job, published_page, resolve
 from trainer.load import PageError, Positions, load_page
 from trainer.models import check_model_name
+from trainer.overrides import Deviation
+from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
-from trainer.recipe import find_recipe, load_recipe
+from trainer.recipe import Recipe, apply_overrides, find_recipe
 
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Names = Annotated[tuple[str, ...], AfterValidator(not_empty)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -59,7 +61,7 @@ class AblationPage(Page):
     recipe: Text
     models: Names
     data: Names
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(not_empty)]
     budget: Budget | None = None
     set: dict[str, Any] = {}
     design: Design
@@ -154,9 +156,35 @@ def load_ablation(source: Path | str) -> Ablation:
     return Ablation(page.name, page.question, page.title, page.seeds, cells, page, path, positions, places)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A recipe for a model, as a profile adapts it: what cells put their overrides on, read once for all of them."""
+
+    page: Recipe
+    adapted: Recipe
+    deviations: tuple[Deviation, ...]
+    digest: str
+    model: str
+    profile: Profile
+
+    def plan(self, overrides: str, seed: int) -> Plan:
+        """What plan_of makes of the same job."""
+        recipe, changes = apply_overrides(self.adapted, overrides, "set")
+        deviations = self.deviations + changes
+        return make_plan(recipe, self.model, self.profile, seed, page_digest=self.digest, deviations=deviations)
+
+
+def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
+    page, _, adapted, deviations = resolve(Job(recipe, model, data), profile)
+    digest = (published_page(page) or page).for_model(model).digest
+    return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
+
+
 def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, check.Path]]]:
     """The cells of each model on each data set, with their places."""
-    _check_recipe(page.recipe, ("recipe",), positions)
+    recipes = {page.recipe: ("recipe",)} | dict(variant.recipe for variant in page.design.variants() if variant.recipe)
+    for name, place in recipes.items():
+        _check_recipe(name, place, positions)
     for number, model in enumerate(page.models):
         _located(check_model_name, ("models", number), positions, model)
     for number, data in enumerate(page.data):
@@ -177,8 +205,9 @@ def _located(function, path: check.Path, positions: Positions, value: str):
 
 
 def _check_recipe(name: str, path: check.Path, positions: Positions) -> None:
+    """Refuse a recipe that is not there at the line that names it; what is wrong in it has a line of its own."""
     _check_file(name, path, positions)
-    load_recipe(_located(find_recipe, path, positions, name))
+    _located(find_recipe, path, positions, name)
 
 
 def _check_file(name: str, path: check.Path, positions: Positions) -> None:
@@ -196,13 +225,15 @@ def _cells(
     group = f"{model} on {data}"
     suffix = ", ".join([model] * (len(page.models) > 1) + [data] * (len(page.data) > 1))
     known: dict[str, str] = {}
+    starts: dict[str, _Start] = {}
     for variant in page.design.variants():
-        recipe, place = variant.recipe or (page.recipe, ("recipe",))
-        _check_recipe(recipe, place, positions)
+        recipe, _ = variant.recipe or (page.recipe, ())
         _check_budget(page, positions, variant)
         try:
-            text = text_of(variant.over(put_over(budget_lines(page.budget, recipe, model, profile), page.set)))
-            plan = plan_of(Job(recipe, model, data, None, page.seeds[0], text))
+            start = starts[recipe] = starts.get(recipe) or _start(recipe, model, data, profile)
+            shorter = budget_lines(page.budget, start.page, start.adapted, profile)
+            text = text_of(variant.over(put_over(shorter, page.set)))
+            plan = start.plan(text, page.seeds[0])
         except PageError:
             raise  # in the recipe, or the profile: it names its own line
         except UserError as error:

@@ -60,7 +60,8 @@ def print_plan(
     for group in groups_of(ablation):
         print_group(out, ablation, group, rows)
     missing = [key for key, row in rows.items() if row is None]
-    out.print(f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run", markup=False)
+    out.print()
+    out.print(Text(f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"), soft_wrap=False)
     if num_measured and missing:
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
@@ -121,8 +122,10 @@ def print_group(out: Console, ablation: Ablation, cells: Sequence[Cell], rows: M
         out.print(Padding(Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
     has_scores = any(cell.published is not None for cell in cells)
     table = Table("cell", "against the base", *(["published"] if has_scores else []), "rows", pad_edge=False)
-    table.columns[0].overflow = table.columns[1].overflow = "fold"
-    table.columns[1].ratio = 1
+    for column in table.columns[:2]:
+        column.overflow = "fold"
+    for column in table.columns[2:]:
+        column.no_wrap = True
     for cell in cells:
         score = [f"{cell.published:g}" if cell.published is not None else ""] if has_scores else []
         found = [rows[cell.name, seed] for seed in ablation.seeds]

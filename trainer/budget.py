@@ -11,7 +11,7 @@ from trainer import check, tree
 from trainer.adapt import adaptation
 from trainer.ingredients.base import Page
 from trainer.profiles import Adapt, Profile
-from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.recipe import ABOUT, Recipe, apply_overrides
 
 
 class Budget(Page):
@@ -31,30 +31,28 @@ class Budget(Page):
         return self
 
 
-def budget_lines(budget: Budget | None, recipe: str, model: str, profile: Profile) -> dict[str, Any]:
+def budget_lines(budget: Budget | None, page: Recipe, adapted: Recipe, profile: Profile) -> dict[str, Any]:
     """The overrides, by path, that give a recipe on a data set the length of a budget.
+
+    page: for one model. adapted: the same as the profile adapts it.
 
     Raises UserError where a recipe cannot be that short.
     """
     if budget is None:
         return {}
-    page = load_recipe(find_recipe(recipe)).for_model(model)
-    is_adapted = page.adapted_to == profile.name
-    whole = page if is_adapted else apply_overrides(page, adaptation(page, profile), "profile")[0]
-    epochs = budget.epochs or max(1, round(budget.share * whole.epochs))
-    if is_adapted:
-        return {"epochs": epochs} if epochs != whole.epochs else {}
+    epochs = budget.epochs or max(1, round(budget.share * adapted.epochs))
+    if page.adapted_to == profile.name:
+        return {"epochs": epochs} if epochs != adapted.epochs else {}
     adapt = (profile.adapt or Adapt()).model_copy(update={"epochs": epochs})
     shorter = profile.model_copy(update={"adapt": adapt})
-    return lines_between(whole, apply_overrides(page, adaptation(page, shorter), "budget")[0])
+    return lines_between(adapted, apply_overrides(page, adaptation(page, shorter), "budget")[0])
 
 
 def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
     """The overrides that make one recipe of another; an ingredient that becomes another one is written whole."""
     pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
-    changed = [
-        (label, new) for label, _, new in tree.differences(*pages) if label.partition(".")[0] not in ("published", "assumed")
-    ]
+    found = [(label, new) for label, _, new in tree.differences(*pages)]
+    changed = [(label, new) for label, new in found if label.partition(".")[0] not in ABOUT]
     renamed = [label.removesuffix(".name") for label, _ in changed if label.endswith(".name")]
     lines = {label: new for label, new in changed if not any(label.startswith(f"{section}.") for section in renamed)}
     sections = {label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed}

@@ -26,6 +26,13 @@ def _label(text: str) -> str:
     return text
 
 
+def not_empty(items: tuple) -> tuple:
+    """A list with something in it. (A bound on the length would count only the items that are sound.)"""
+    if not items:
+        raise ValueError("write one at least")
+    return items
+
+
 Label = Annotated[str, AfterValidator(_label)]
 
 
@@ -47,7 +54,7 @@ class Change(Page):
         return self
 
 
-Changes = Annotated[tuple[Change, ...], Field(min_length=1)]
+Changes = Annotated[tuple[Change, ...], AfterValidator(not_empty)]
 
 
 class Factor(Page):
@@ -62,7 +69,7 @@ class Factor(Page):
         return self
 
 
-Factors = Annotated[tuple[Factor, ...], Field(min_length=1)]
+Factors = Annotated[tuple[Factor, ...], AfterValidator(not_empty)]
 
 
 @dataclass(frozen=True)
