@@ -16,6 +16,7 @@ from trainer.range_rules import (
     Reading,
     Spread,
     Suggestion,
+    disagreement,
     read,
     series,
     smoothing_for,
@@ -100,16 +101,18 @@ def decide(
     readings = [read(ramp, floors, curve) for ramp in ramps]
     found = _Found({rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}, _edge(readings))
     why_not = trouble(readings)
-    if not why_not:
+    if found.edge:
         found.stable, found.unstable = probe(recorded, seeds[0], found.edge.median, lengths)
+    if not why_not:
         race = Race(recorded, seeds, Ladder(values), lengths, race_shape, found.unstable)
         race.run(_middle(found.rules))
-        found.value, found.reason = race.result(floors)
         found.candidates = race.candidates()
+        found.value, found.reason = race.result(floors)
+        why_not = disagreement(found.value, found.rules, found.edge.median) if found.value else found.reason
     strengths = {which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")}
     return Suggestion(
-        value=found.value,
-        reason=f"no reliable suggestion: {why_not or found.reason}" if found.value is None else found.reason,
+        value=None if why_not else found.value,
+        reason=f"no reliable suggestion: {why_not}" if why_not else found.reason,
         rules=found.rules,
         edge=found.edge,
         stable=found.stable,
@@ -224,6 +227,8 @@ class Race:
             start += 2
         for rung in (start, start - 2, start + 2):
             self._race(rung)
+        if not self.losses:
+            return
         while any(self._race(self._winner() + side) for side in (-2, 2)):
             pass
         beside = sorted((self._loss(self._winner() + side), side) for side in (-2, 2))
@@ -276,11 +281,14 @@ class Race:
         level = min(self.start_loss, self.start_loss if floors.held_out is None else floors.held_out)
         if not level - self._loss(best) > LEAST_WON_SHARE * abs(level):
             return None, f"no candidate of the race ends clearly below {level:.4g} nats after {len(self.shape)} steps"
-        for side, towards in ((-2, "larger"), (2, "smaller")):
-            if best + side not in self.losses and self._may(best + side):
-                return None, f"the race still improves towards {towards} values after {len(self.losses)} candidates"
-            if best + side not in self.losses and not self.ladder.has(best + side):
-                return None, f"the race still improves at the ramp's end; a {towards} range would do"
+        for towards, side in (("larger", -1), ("smaller", 1)):
+            if any(side * rung > side * best for rung in self.losses):
+                continue
+            if self._may(best + 2 * side):
+                return None, f"the race still improves towards {towards} values after {len(self.losses)} of them"
+            if not self.ladder.has(best + 2 * side):
+                end = "larger to=" if side < 0 else "smaller from="
+                return None, f"the race still improves at the end of the ramp; a {end} would do"
         winner = self._settled(best)
         value, count = self.ladder.at(winner), len(self.losses[winner])
         seeds = f", {count} seeds" if count > 1 else ""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 RULES = ("steepest", "valley", "minimum / 10", "edge / 10")
-OF_THE_FALL, OF_THE_RISE = RULES[:2], RULES[2:]
 CURVES = ("train", "heldout", "both")
 
-MOST_DISAGREEMENT = 3.0  # between seeds, and between the rules of the fall and of the rise: beyond it there is no suggestion
+MOST_DISAGREEMENT = 3.0  # between seeds, and between a race and the nearest rule: beyond it there is no suggestion
 LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
+LEAST_STEP_SHARE = 0.005  # of the fall: less is no step down a valley, a flat part has none
 TURNED_UP_SHARE = 0.1  # of the fall lost again: the edge
 SPIKE_STEPS, SPIKE_SCATTERS = 5, 6.0  # a spike: so many median deviations above the median of so many steps
 
@@ -106,16 +106,26 @@ def smoothing_for(num_points: int) -> float:
 
 
 def smoothed(losses: np.ndarray, strength: float) -> np.ndarray:
-    """A bias-corrected exponential moving average of losses [n], forwards and backwards, so that it does not lag.
+    """The exponential moving average of losses [n] over both sides of each point, so that it does not lag.
 
-    strength: in [0, 1), the share of the past in each step; 0 averages nothing. Spikes of one or two steps are taken
-    out first, and what lies as far above the start as the lowest lies below it is cut there: the explosion at the end
-    would bend all that is near it.
+    A point d steps away weighs strength ** d, and the weights of each point's neighbours are made to add up to 1 (the
+    correction of the bias). strength: in [0, 1); 0 averages nothing. Spikes of one or two steps are taken out first, and
+    the explosion at the end is cut at the start's level: it would bend all that is near it.
     """
     calm = without_spikes(losses)
-    start = start_of(calm)
-    cut = np.minimum(calm, start + max(start - float(calm.min()), 0.0))
-    return (_average(cut, strength) + _average(cut[::-1], strength)[::-1]) / 2
+    cut = np.minimum(calm, start_of(calm))
+    past, future = _decayed(cut, strength), _decayed(cut[::-1], strength)[::-1]
+    ones = np.ones(len(cut))
+    weights = _decayed(ones, strength) + _decayed(ones, strength)[::-1] - 1
+    return (past + future - cut) / weights
+
+
+def _decayed(losses: np.ndarray, strength: float) -> np.ndarray:
+    """The running sums in which what lies d steps back counts strength ** d."""
+    out, total = np.empty(len(losses)), 0.0
+    for place, loss in enumerate(losses):
+        out[place] = total = strength * total + loss
+    return out
 
 
 def start_of(losses: np.ndarray) -> float:
@@ -132,14 +142,6 @@ def without_spikes(losses: np.ndarray) -> np.ndarray:
     middle = np.median(windows, axis=1)
     scatter = np.median(np.abs(windows - middle[:, None]), axis=1)
     return np.where(losses - middle > SPIKE_SCATTERS * scatter, middle, losses)
-
-
-def _average(losses: np.ndarray, strength: float) -> np.ndarray:
-    total, weight, out = 0.0, 0.0, np.empty(len(losses))
-    for place, loss in enumerate(losses):
-        total, weight = strength * total + (1 - strength) * loss, strength * weight + (1 - strength)
-        out[place] = total / weight
-    return out
 
 
 def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
@@ -161,23 +163,22 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
     if len(losses) < LEAST_POINTS:
         return Reading(nothing, None, f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do")
     strength = smoothing_for(len(losses))
-    loss = smoothed(losses, strength)
-    floor = floors.train if which == "train" else floors.held_out
-    start = start_of(loss)
+    loss, error = smoothed(losses, strength), _standard_error(losses, strength)
+    start, floor = start_of(loss), floors.train if which == "train" else floors.held_out
     level = start if floor is None else min(start, floor)
     best = int(np.argmin(loss))
-    fall, error = level - float(loss[best]), _standard_error(losses, strength)
-    if fall < max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error):
-        floor_is_level = floor is not None and floor <= start
-        where = f"the floor of {floor:.4g} nats, where it knows the bias only" if floor_is_level else f"its start at {level:.4g} nats"
+    fall = level - float(loss[best])
+    if fall <= max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error):
+        is_floor = floor is not None and floor <= start
+        where = f"the floor of {floor:.4g} nats, where it knows the bias only" if is_floor else f"its start at {start:.4g} nats"
         return Reading(nothing, None, f"the loss never falls clearly below {where}")
-    edge = _edge(loss, best, max(TURNED_UP_SHARE * fall, 3 * error), curve.ended)
+    edge = _edge(losses, float(loss[best]) + max(TURNED_UP_SHARE * fall, 3 * error), best, curve.ended)
     if edge == 0:
         return Reading(nothing, None, "the loss is past its edge from the first step; a smaller from= would do")
     first = int(np.argmax(loss < level))
     rules = {
         "steepest": float(values[_steepest(loss, values, first, best)]),
-        "valley": float(values[_valley(loss, first, best)]),
+        "valley": float(values[_valley(loss / fall, first, best)]),
         "minimum / 10": float(values[best]) / 10,
         "edge / 10": None if edge is None else float(values[edge]) / 10,
     }
@@ -197,18 +198,24 @@ def _mean(one: float | None, other: float | None) -> float | None:
 
 
 def _standard_error(losses: np.ndarray, strength: float) -> float:
-    """Of a point of the smoothed curve. The noise is that of second differences, in which the curve itself hardly is."""
+    """Of a point at an end of the smoothed curve. The noise is that of second differences, which hold little of a curve."""
     bends = np.diff(losses, 2) / np.sqrt(6)
     scatter = 1.4826 * float(np.median(np.abs(bends)))
-    return scatter * float(np.sqrt(((1 - strength) / (1 + strength) + (1 - strength) ** 2) / 2))
+    return scatter * float(np.sqrt((1 - strength) / (1 + strength)))
 
 
-def _edge(loss: np.ndarray, best: int, least_rise: float, ended: str) -> int | None:
-    """The last step before the loss rose from its lowest and never came back; None where it never rose."""
-    above = loss > loss[best] + least_rise
+def _edge(losses: np.ndarray, most: float, best: int, ended: str) -> int | None:
+    """The last step before the loss rose above `most` and never came back; None where it never rose.
+
+    Judged on running medians, which leave a sharp rise where it is; an average would begin to rise before it.
+    """
+    half = max(2, len(losses) // 40)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(losses, half, mode="edge"), 2 * half + 1)
+    above = np.median(around, axis=1) > most
     if above[-1]:
-        return max(best, int(np.flatnonzero(~above)[-1]))
-    return None if ended == "ramp" else len(loss) - 1
+        calm = np.flatnonzero(~above)
+        return max(best, int(calm[-1])) if len(calm) else best
+    return None if ended == "ramp" else len(losses) - 1
 
 
 def _steepest(loss: np.ndarray, values: np.ndarray, first: int, best: int) -> int:
@@ -223,12 +230,14 @@ def _steepest(loss: np.ndarray, values: np.ndarray, first: int, best: int) -> in
 def _valley(loss: np.ndarray, first: int, best: int) -> int:
     """Two thirds into the longest run of falling points, where those between that rise again are left out.
 
+    loss: in units of its whole fall.
+
     Source: fastai's documentation of its learning-rate finder ("valley").
     """
     points = loss[first : best + 1]
     lengths, before = np.ones(len(points), dtype=int), np.full(len(points), -1)
     for place in range(1, len(points)):
-        longer = np.flatnonzero(points[:place] > points[place])
+        longer = np.flatnonzero(points[:place] > points[place] + LEAST_STEP_SHARE)
         if len(longer):
             before[place] = longer[np.argmax(lengths[longer])]
             lengths[place] = lengths[before[place]] + 1
@@ -257,18 +266,17 @@ def trouble(readings: Sequence[Reading]) -> str:
         return "the loss does not turn up before the end of the ramp; a larger to= would do"
     if edge.highest > MOST_DISAGREEMENT * edge.lowest:
         return f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g} to {edge.highest:.3g}"
-    medians = {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}
-    fall, rise = ([medians[rule].median for rule in of if medians[rule]] for of in (OF_THE_FALL, OF_THE_RISE))
-    apart = min(_ratio(one, other) for one in fall for other in rise)
-    if apart > MOST_DISAGREEMENT:
-        return f"the rules disagree {apart:.2g}-fold: {_listed(medians)}"
     return ""
 
 
-def _ratio(one: float, other: float) -> float:
-    low, high = sorted((one, other))
-    return high / low if low > 0 else float("inf")
+def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
+    """Why a value that a race measured is not to be trusted: it lies beside all that the rules span.
 
-
-def _listed(medians: Mapping[str, Spread | None]) -> str:
-    return ", ".join(f"{rule} {found.median:.3g}" for rule, found in medians.items() if found)
+    That is between a third of the lowest rule's value and three times the highest's, or half the edge where that is more.
+    """
+    found = {rule: one.median for rule, one in rules.items() if one}
+    low, high = min(found.values()) / MOST_DISAGREEMENT, max(MOST_DISAGREEMENT * max(found.values()), edge / 2)
+    if low <= value <= high:
+        return ""
+    said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
+    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the race, which finds {value:.3g}: {said}"

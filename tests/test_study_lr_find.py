@@ -1,0 +1,77 @@
+"""The study of the range test says what its rows say, and other finders' rules are what their descriptions say."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+
+
+def loaded(name):
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+foreign_rules = loaded("foreign_rules")
+study = loaded("study_lr_find")
+STORE = study.Store(ROOT / "results")
+VALUES = np.geomspace(1e-6, 10, 200)
+PLACE = np.log10(VALUES)
+
+
+@pytest.mark.parametrize("table", ["grid_table", "rules_table", "row_list"])
+def test_the_page_says_what_the_rows_say(table):
+    assert getattr(study, table)(STORE) in (ROOT / "results/lr-find.md").read_text()
+
+
+def test_the_rows_are_whole_and_of_a_clean_checkout():
+    for row in STORE.rows.values():
+        assert not row["dirty"] and row["epochs"] == 9 and row["device"], row["run"]
+
+
+def test_every_kept_range_test_says_a_value_or_why_there_is_none():
+    for path in (ROOT / "results/lr-find").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert (found["value"] is None) == found["reason"].startswith("no reliable suggestion: "), path.name
+        assert len(found["ramps"]) == 3
+
+
+def test_a_grid_of_factors_of_three_goes_on_in_both_directions():
+    assert study.on_ladder(0.01, 0.0301) == pytest.approx(0.03)
+    assert study.on_ladder(0.01, 1e-5) == pytest.approx(0.01 / 3**6)
+    assert study.on_ladder(0.01, 0.013) == 0.01
+
+
+def test_the_rules_of_other_finders_on_a_curve_whose_answer_is_known():
+    """Flat to 1e-4, a straight fall to 1e-1, flat to 1, then up: what each description says of it."""
+    losses = np.interp(PLACE, [-6, -4, -1, 0, 0.5], [2.3, 2.3, 0.5, 0.5, 9.0])
+    assert foreign_rules.valley(VALUES, losses) == pytest.approx(10**-2.0, rel=0.1)
+    assert foreign_rules.minimum(VALUES, losses) == pytest.approx(0.01, rel=0.1)
+    assert 1e-4 < foreign_rules.steep(VALUES, losses) < 0.1
+    assert foreign_rules.steep(VALUES, losses) == foreign_rules.steepest_gradient(VALUES, losses), "equal ratios"
+    left = foreign_rules.slide(VALUES[:160], losses[:160])
+    assert left == VALUES[160 - 1 - 15], "both ends of the first interval lie on the same straight line"
+
+
+def test_averages_are_those_of_the_descriptions():
+    losses = [2.0, 1.0, 4.0]
+    corrected = [2.0, (0.9 * 2 + 1) / 1.9, (0.81 * 2 + 0.9 * 1 + 4) / 2.71]
+    assert foreign_rules.averaged(losses, 0.9, True) == pytest.approx(corrected)
+    assert foreign_rules.averaged(losses, 0.5, False) == pytest.approx([2.0, 1.5, 2.75])
+
+
+def test_a_curve_ends_where_it_diverged_and_short_ones_have_no_answer():
+    values, losses = foreign_rules.until_diverged(np.arange(6.0), np.array([2.0, 1.0, 1.5, 3.9, 4.1, 1.0]), 4.0)
+    assert len(values) == len(losses) == 4
+    values, losses = foreign_rules.until_diverged(np.arange(3.0), np.array([2.0, np.nan, 1.0]), 4.0)
+    assert list(losses) == [2.0]
+    for rule in foreign_rules.RULES:
+        assert foreign_rules.suggestion(rule, [(VALUES[:6], np.full(6, 2.3))]) is None
