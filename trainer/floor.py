@@ -1,0 +1,88 @@
+"""The loss of knowing nothing but how often each class comes: falling down to it is no learning."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.order import micro_batch_ids
+from trainer.ingredients.losses import CrossEntropy, Loss
+from trainer.ingredients.mixing import one_hot_targets
+from trainer.plan import Plan
+
+_LEAST_IMAGES, _IMAGES_PER_CLASS = 8192, 20  # so that the mean target is that of the set, not of a sample
+_SMALLEST = 1e-9  # a class that never comes has no finite best logit
+
+
+def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> float:
+    """The loss of the best constant logits under a page's own loss, smoothing and mixing, in nats.
+
+    Binary cross-entropy over many classes starts at log 2 and falls steeply to this level by the classifier's bias alone.
+    labels: [N], of the images trained on. is_mixed: as in training; False is the level of an evaluation.
+    """
+    return lowest_loss(plan.recipe.loss, mean_targets(plan, labels, is_mixed))
+
+
+def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tensor:
+    """The mean over images of what the loss makes of their targets: [K] float64.
+
+    Every loss here is linear in its targets once they have passed its threshold, so that their mean tells all of them.
+    Smoothing and mixing keep the mean; a threshold on mixed targets does not, and is measured on the page's own draws.
+    """
+    num_classes, smoothing = plan.profile.num_classes, plan.recipe.smoothing
+    counts = torch.from_numpy(np.bincount(labels, minlength=num_classes)).double()
+    of_each = one_hot_targets(torch.arange(num_classes), num_classes, smoothing).double()
+    threshold = getattr(_classifying(plan.recipe.loss), "threshold", None)
+    if threshold is None:
+        return counts / counts.sum() @ of_each
+    if plan.recipe.mix is None or not is_mixed:
+        return counts / counts.sum() @ of_each.gt(threshold).double()
+    return _mean_above(plan, labels, threshold)
+
+
+def _mean_above(plan: Plan, labels: np.ndarray, threshold: float) -> Tensor:
+    recipe, num_classes = plan.recipe, plan.profile.num_classes
+    total, num_images = torch.zeros(num_classes, dtype=torch.float64), 0
+    for step in itertools.count():
+        for micro_batch in range(plan.micro_batches(step)):
+            ids = micro_batch_ids(
+                plan.seed, step, micro_batch, plan.profile.num_train, recipe.repeats or 1, recipe.batch.images,
+                plan.num_micro_batches, plan.steps_per_epoch, recipe.batch.drop_last,
+            )  # fmt: skip
+            targets = one_hot_targets(torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing)
+            mix = recipe.mix.draw(plan.seed, step, micro_batch, plan.train_px_at(step))
+            _, targets = recipe.mix.apply(torch.zeros(len(targets), 1, 1, 1), targets, mix)
+            total += targets.gt(threshold).sum(0)
+            num_images += len(targets)
+        if num_images >= max(_LEAST_IMAGES, _IMAGES_PER_CLASS * num_classes):
+            return total / num_images
+
+
+def lowest_loss(loss: Loss, mean: Tensor) -> float:
+    """The least that a loss can be over constant logits, for mean targets [K] float64 in [0, 1]: a few steps of L-BFGS.
+
+    They start where cross-entropies have their optimum, log t and log t - log(1 - t), and end there at once.
+    """
+    loss = _classifying(loss)
+    loss = loss.model_copy(update={"threshold": None}) if hasattr(loss, "threshold") else loss
+    shares = mean.clamp(_SMALLEST, 1 - _SMALLEST)
+    with torch.enable_grad():
+        logits = (shares.log() if isinstance(loss, CrossEntropy) else shares.logit()).requires_grad_()
+        search = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+
+        def value() -> Tensor:
+            search.zero_grad()
+            found = loss(logits[None], mean[None])
+            found.backward()
+            return found
+
+        search.step(value)
+    return float(loss(logits.detach()[None], mean[None]))
+
+
+def _classifying(loss: Loss) -> Loss:
+    """The part of a loss that answers can be wrong for: constant ones do not differ between splits."""
+    return getattr(loss, "loss", loss)

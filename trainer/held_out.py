@@ -1,0 +1,164 @@
+"""The held-out slice of train: choosing happens on it, and what it chooses is never trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import streams
+from trainer.data.index import DataError
+from trainer.data.opened import OpenedData
+from trainer.data.prepare import autocast, in_format, normalize
+from trainer.data.sets import ImageSet
+from trainer.ingredients.mixing import one_hot_targets
+from trainer.models import running_norms
+from trainer.plan import Plan
+from trainer.ranks import Ranks, alone
+from trainer.sections import Batch
+from trainer.settings import Settings
+
+SHARE = 0.1
+MOST_IMAGES, LEAST_IMAGES = 1024, 10
+_FORWARD_IMAGES = 128  # at once, where no norm asks for a sample of its own
+_LEAST_SAMPLE = 32  # where one does: statistics of fewer images would make the measure itself noisy
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some images of a set, as a set. places: [n] int64, ascending, of the whole."""
+
+    whole: ImageSet
+    places: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """Images of the slice."""
+        return len(self.places)
+
+    @property
+    def num_channels(self) -> int:
+        return self.whole.num_channels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.whole.classes
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.whole.is_in_memory
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[n] integers."""
+        return np.asarray(self.whole.labels)[self.places]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the whole set's and the places."""
+        return hashlib.sha256(self.whole.fingerprint.encode() + self.places.astype("<i8").tobytes()).hexdigest()
+
+    def read(self, i: int):
+        """Image i of the slice. Raises BadImage."""
+        return self.whole.read(int(self.places[i]))
+
+
+def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
+    """The training images cut in two: `train` is what is left, `val` the slice. The val split itself is not looked at.
+
+    The slice is the same for every seed and recipe of one batch size: a tenth, at most 1,024 images, every class with
+    its share of them, none its last image. At least one full step is left, and no step of a single image.
+
+    Raises DataError where that leaves fewer than ten.
+    """
+    images = data.train
+    num_held = _num_held(images.num_images, batch)
+    is_held = np.zeros(images.num_images, dtype=bool)
+    is_held[_stratified(np.asarray(images.labels), num_held)] = True
+    return OpenedData(Slice(images, np.flatnonzero(~is_held)), Slice(images, np.flatnonzero(is_held)))
+
+
+def _num_held(num_images: int, batch: Batch) -> int:
+    wanted = min(MOST_IMAGES, round(SHARE * num_images))
+    num_held = min(wanted, num_images - batch.images)
+    if num_held < LEAST_IMAGES:
+        most = (num_images - max(wanted, LEAST_IMAGES)) // batch.norm_images * batch.norm_images
+        remedy = f'set="batch.images={most}" would do' if most > 0 else "more images would do"
+        raise DataError(
+            f"batch.images {batch.images}: of {num_images} training images that leaves {max(0, num_held)} to hold out, and "
+            f"at least {LEAST_IMAGES} are needed; {remedy}"
+        )
+    is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
+    return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
+
+
+def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
+    """Places of num_held images, each class with its share to within one image."""
+    share = np.full(len(labels), np.inf)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        order = streams.permutation(0, "split", int(label), len(of_class))
+        # where in its class an image comes; the start differs from class to class, else all would round the same way
+        start = streams.uniforms(0, "split", np.array([[int(label), len(of_class)]]), 1)[0, 0]
+        share[of_class[order[:-1]]] = (np.arange(len(of_class) - 1) + start) / len(of_class)
+    chosen = np.argsort(share, kind="stable")[:num_held]
+    return chosen[np.isfinite(share[chosen])]
+
+
+class HeldOut:
+    """The slice as the device holds it, to be measured again and again, always by the loss of one plan.
+
+    Decoded once, in the evaluation's geometry; uint8 until it is measured.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings, data: OpenedData, ranks: Ranks = alone()) -> None:
+        self.plan, self.settings, self.ranks = plan, settings, ranks
+        images, labels = zip(*data.val_batches(plan, settings), strict=True)
+        self.images = torch.cat(images).to(settings.device)
+        self.labels = torch.cat(labels).to(settings.device)
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """The recipe's own loss and smoothing, mean over the slice, in nats; nothing of the model moves.
+
+        Nothing is dropped. Ranks share the samples, and all get the same number. Norms take the statistics of
+        these images, in samples of about batch.norm_images or 32: their running ones lag behind weights that move fast.
+        """
+        plan, settings = self.plan, self.settings
+        norms = running_norms(model)
+        sample = max(_LEAST_SAMPLE, plan.recipe.batch.norm_images) if norms else _FORWARD_IMAGES
+        num_parts = max(1, len(self.labels) // sample)
+        total = torch.zeros((), dtype=torch.float64, device=settings.device)
+        samples = zip(self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True)
+        with _measuring(model, norms):
+            for images, labels in self.ranks.share(samples):
+                targets = one_hot_targets(labels, plan.profile.num_classes, plan.recipe.smoothing)
+                with autocast(settings):
+                    logits = model(in_format(normalize(images, plan.profile), settings))
+                total += plan.recipe.loss(logits.float(), targets).double() * len(labels)
+        self.ranks.sum(total)
+        return float(total) / len(self.labels)
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
+    """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still let a NaN in."""
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)

@@ -1,0 +1,256 @@
+"""One number of a page, set anew before every step of a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainer import tree
+from trainer.check import Refusal, value_at
+from trainer.errors import UserError
+from trainer.ingredients.optimizers import param_groups
+from trainer.ingredients.schedules import Constant
+from trainer.models import assembled
+from trainer.overrides import OverrideError
+from trainer.plan import Plan
+from trainer.recipe import ABOUT, Recipe, apply_overrides
+from trainer.state import State
+from trainer.statistics import StepStatistics
+
+RATE = "lr.peak"
+SPACINGS = ("exponential", "linear")
+FROM, TO = 1e-6, 10.0  # of a learning rate
+_WIDE = 10.0  # a range this many times as high as it starts is walked in equal ratios
+
+# What stays as it is from the first step of a trial to its last, and so has no ramp.
+_FIXED = {
+    "batch": "how images are cut into steps",
+    "epochs": "the length of the run",
+    "repeats": "the order of the images",
+    "augment_splits": "the images of a micro-batch",
+    "image": "the size of the images",
+    "average": "the average, which a range test leaves out,",
+    "precise_norm": "the statistics of an evaluation, which a range test has none of,",
+    "lr": "the schedule, in whose place a ramp stands,",
+}
+
+
+class RampError(UserError):
+    """A number that has no ramp, or a range that it cannot take."""
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number of a page by its path. own: the page's value, None where it is off. is_whole: it takes no fractions."""
+
+    label: str
+    own: float | None
+    is_whole: bool = False
+
+    @property
+    def is_rate(self) -> bool:
+        return self.label == RATE
+
+    @property
+    def section(self) -> str:
+        """The page's key that it stands under, or itself."""
+        return self.label.partition(".")[0]
+
+    def used(self, value: float) -> float:
+        """What a step asked for `value` really uses."""
+        return float(round(value)) if self.is_whole else float(value)
+
+    def override(self, value: float) -> dict[str, float | int]:
+        """The page's own item for a value."""
+        return {self.label: round(value) if self.is_whole else float(value)}
+
+    def plan_at(self, plan: Plan, value: float, rate: float) -> Plan:
+        """A trial's plan with the scalar at a value and every step's learning rate at `rate`."""
+        recipe = plan.recipe if self.is_rate else apply_overrides(plan.recipe, self.override(value), "ramp")[0]
+        lr = recipe.lr.model_copy(update={"peak": rate})
+        return replace(plan, recipe=recipe.model_copy(update={"lr": lr}))
+
+
+def without_schedule(recipe: Recipe) -> Recipe:
+    """A page as a trial follows it: a constant learning rate, no warm-up, no average."""
+    off = dict.fromkeys(("warmup_epochs", "warmup_steps", "warmup_from"))
+    lr = recipe.lr.model_copy(update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()})
+    return recipe.model_copy(update={"lr": lr, "average": None, "precise_norm": None})
+
+
+def find_scalar(recipe: Recipe, text: str) -> Scalar:
+    """The number that ramp= means: a spacing means the learning rate, a last name that is there once its whole path.
+
+    Raises RampError for what is no number, and for what has no meaning when it changes from step to step.
+    """
+    page = tree.plain(recipe)
+    label = RATE if text in SPACINGS else _whole_path(page, text)
+    try:
+        path = tree.find(Recipe, page, label)
+    except Refusal as refusal:
+        raise RampError(f"ramp={text}: {refusal.sentence}") from None
+    label, own = tree.label_of(page, path), value_at(page, path)
+    why = _FIXED.get(path[0]) or ("what the page says about itself" if path[0] in ABOUT else None)
+    if why and label != RATE:
+        raise RampError(f"ramp={text}: {why} is one for a whole trial; {RATE} or optimizer.weight_decay would do")
+    inside = [f"{label}.{key}" for key in _parts(own)]
+    if inside:
+        raise RampError(f"ramp={text}: {label} is more than one number; {' or '.join(inside[:4])} would do")
+    if isinstance(own, (bool, str)):
+        raise RampError(f"ramp={text}: {label} is {own!r}, no number; {RATE} or optimizer.weight_decay would do")
+    return Scalar(label, None if own is None else float(own), is_whole=_is_whole(recipe, label))
+
+
+def _parts(value: object) -> list[str]:
+    """The keys within a value, those of its items that have names by name; none for a single one."""
+    if isinstance(value, Mapping):
+        return [key for key in value if key != "name"]
+    if isinstance(value, tuple):
+        return [str(item["name"]) if isinstance(item, Mapping) else str(place) for place, item in enumerate(value)]
+    return []
+
+
+def _whole_path(page: Mapping, text: str) -> str:
+    found = [label for label in tree.leaves({key: page[key] for key in page if key not in ABOUT}) if f".{label}".endswith(f".{text}")]
+    if len(found) > 1 and text not in found:
+        raise RampError(f"ramp={text}: there is more than one; {' or '.join(found)} would do")
+    return found[0] if len(found) == 1 else text
+
+
+def _is_whole(recipe: Recipe, label: str) -> bool:
+    try:
+        apply_overrides(recipe, {label: 1.5}, "ramp")
+    except OverrideError as error:
+        return "whole number" in str(error)
+    return False
+
+
+def ramp_values(recipe: Recipe, scalar: Scalar, text: str, low: float | None, high: float | None, num_steps: int) -> np.ndarray:
+    """The values of a ramp's steps [num_steps], ascending: in equal ratios, or with ramp=linear in equal steps.
+
+    Other numbers than the learning rate go in equal ratios too where their range starts above 0 and is tenfold or more.
+
+    Raises RampError for a range that does not rise, or that the page cannot take.
+    """
+    low, high = _range(recipe, scalar, low, high)
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise RampError(f"from={low:g} to={high:g}: the range does not rise; from={FROM:g} to={TO:g} would do for {RATE}")
+    if scalar.is_rate and low <= 0:
+        raise RampError(f"from={low:g}: a learning rate's ramp starts above 0; from={FROM:g} would do")
+    for value in (low, high):
+        apply_overrides(without_schedule(recipe), scalar.override(value), "ramp")
+    is_linear = text == "linear" if scalar.is_rate else low <= 0 or high < _WIDE * low
+    return np.linspace(low, high, num_steps) if is_linear else np.geomspace(low, high, num_steps)
+
+
+def _range(recipe: Recipe, scalar: Scalar, low: float | None, high: float | None) -> tuple[float, float]:
+    """The range as far as it was given, else a hundredth to a hundred times the page's value, as far as the page goes."""
+    if scalar.is_rate:
+        return FROM if low is None else low, TO if high is None else high
+    if low is not None and high is not None:
+        return low, high
+    if scalar.own:
+        highs = [scalar.own * factor for factor in (100, 30, 10)] + [1.0, 0.999]
+        high = next((one for one in highs if one > scalar.own and _is_taken(recipe, scalar, one)), None) if high is None else high
+        low = scalar.own / 100 if low is None else low
+        if high is not None:
+            return (0.0 if high < _WIDE * scalar.own and _is_taken(recipe, scalar, 0.0) else low), high
+    raise RampError(f"ramp={scalar.label}: its range is not given; from=<number> to=<number> would do")
+
+
+def _is_taken(recipe: Recipe, scalar: Scalar, value: float) -> bool:
+    try:
+        apply_overrides(recipe, scalar.override(value), "ramp")
+    except OverrideError:
+        return False
+    return True
+
+
+def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
+    """Refuse a number of the optimizer or the model that no step after the first would notice.
+
+    Raises RampError.
+    """
+    if scalar.section not in ("optimizer", "model", "drop_path") or scalar.label.startswith("optimizer.clip_"):
+        return
+    rate = plan.recipe.lr.peak
+    with torch.random.fork_rng(devices=[]):
+        one, other = (scalar.plan_at(plan, value, rate) for value in (low, high))
+        if scalar.section == "optimizer":
+            is_noticed = _hyperparameters(_optimizer_of(one, rate)) != _hyperparameters(_optimizer_of(other, rate))
+            why = f"{plan.recipe.optimizer.name} takes it in once, when it is built"
+        else:
+            models = [assembled(each)[0] for each in (one, other)]
+            shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
+            if shapes[0] != shapes[1]:
+                raise RampError(f"ramp={scalar.label}: the model has other weights at every value; a run for each value would do")
+            is_noticed = _settings_of(models[0]) != _settings_of(models[1])
+            why = "it makes the first weights, and no step after them"
+    if not is_noticed:
+        raise RampError(f'ramp={scalar.label}: {why}; a run for each value (set="{scalar.label}=...") would do')
+
+
+def _optimizer_of(plan: Plan, rate: float) -> torch.optim.Optimizer:
+    """An optimizer of the page, over one weight that decays."""
+    weight = nn.Parameter(torch.zeros(1, 1))
+    return plan.recipe.optimizer.build([{"params": [weight], "weight_decay": plan.recipe.optimizer.weight_decay}], lr=rate)
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """What an optimizer reads at a step, group by group, but for weights and rate; then what it was built with."""
+    groups = [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups]
+    return [*groups, dict(optimizer.defaults)]
+
+
+def _settings_of(model: nn.Module) -> list[tuple]:
+    """Every plain value that a model's modules hold beside their weights, and their kinds."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        (type(module).__name__, {key: value for key, value in vars(module).items() if isinstance(value, plain)})
+        for module in model.modules()
+    ]
+
+
+class Dial:
+    """The scalar of one running trial, turned to a value before each step.
+
+    What the step reads from its plan (loss, smoothing, mixing, clipping, learning rate) comes with the plan. What the
+    optimizer holds is taken from one that is built anew. What stands in the model's modules comes with a model that is
+    built anew around the same weights.
+    """
+
+    def __init__(self, scalar: Scalar, state: State) -> None:
+        self.scalar, self.state, self.plan = scalar, state, state.plan
+        self._held = _hyperparameters(state.optimizer)
+
+    def turn(self, value: float, rate: float, peak: float) -> None:
+        """Set the scalar. rate: the learning rate of the step; peak: of the run that the step stands for."""
+        self.state.plan = self.scalar.plan_at(self.plan, value, rate)
+        if self.scalar.section in ("model", "drop_path"):
+            self._rebuild()
+        if self.scalar.is_rate or self.scalar.section == "optimizer":
+            self._renew(peak)
+
+    def _renew(self, peak: float) -> None:
+        page, optimizer = self.state.plan.recipe.optimizer, self.state.optimizer
+        fresh = _hyperparameters(page.build(param_groups(self.state.model, page), lr=peak))
+        for kept, before, now in zip([*optimizer.param_groups, optimizer.defaults], self._held, fresh, strict=True):
+            # only what the value has changed: some optimizers count their steps in their groups
+            kept.update({key: now[key] for key in now if now[key] != before[key]})
+        self._held = fresh
+
+    def _rebuild(self) -> None:
+        state = self.state
+        before = dict(state.model.named_modules())
+        with torch.random.fork_rng(devices=[]):
+            model, _ = assembled(state.plan)
+        for name, module in model.named_modules():
+            if name in before:
+                module._parameters.update(before[name]._parameters)
+                module._buffers.update(before[name]._buffers)
+        state.model = model.train(state.model.training)
+        state.step_statistics = StepStatistics(model)

@@ -1,0 +1,38 @@
+"""The command that trains with what a range test has found."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+from trainer.job import Job
+from trainer.ramp import Scalar
+from trainer.recipe import Recipe
+
+
+def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:
+    """`make recipe=... set="... lr.peak=..."`: the user's own items stay as written, but for those that this replaces."""
+    given = {"recipe": job.recipe, "model": job.model, "data": job.data}
+    given |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
+    words = [f"{name}={shlex.quote(text)}" for name, text in given.items()]
+    items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
+    theirs = job.overrides
+    for label in items:
+        theirs = re.sub(rf"(?<!\S){re.escape(label)}=\S+", "", theirs)
+    ours = (f"{label}={each if isinstance(each, int) else format(each, '.3g')}" for label, each in items.items())
+    text = " ".join([*theirs.split(), *ours])
+    is_plain = not set(text) & set('"\\$`')
+    return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
+
+
+def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:
+    """The value and, where a warm-up would now start above it or a schedule end there, those in proportion."""
+    given = scalar.override(value)
+    if not scalar.is_rate:
+        return given
+    lr, ends = recipe.lr, {}
+    if (lr.warmup_from or 0) > value:
+        ends["lr.warmup_from"] = lr.warmup_from * value / lr.peak
+    if getattr(lr.schedule, "end", 0) > value:
+        ends["lr.schedule.end"] = lr.schedule.end * value / lr.peak
+    return given | ends

@@ -1,0 +1,160 @@
+"""The picture of a range test: curves, rules, the race, and what they recommend, over one axis of values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trainer.range_files import floor_of, median_curve
+from trainer.range_rules import Spread, series
+
+# Okabe and Ito 2008, "Color universal design": told apart by every kind of colour vision.
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6E6E6E"
+WIDTH_PX, DPI = 900, 100
+_WORDS = {"train": "training micro-batches", "heldout": "held-out slice"}
+_ROW = 0.075  # of the axes' height: between two rows of labels
+
+
+def draw(found):
+    """A RangeTest as a matplotlib Figure, 900 px wide: losses above, then the rules over seeds, then the race."""
+    from matplotlib.figure import Figure
+
+    suggestion = found.suggestion
+    ratios = [3.2, 1.05, 1.25] if suggestion.candidates else [3.2, 1.05]
+    figure = Figure(figsize=(WIDTH_PX / DPI, (5.0 if len(ratios) == 2 else 6.4)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(ratios), 1, sharex=True, gridspec_kw={"height_ratios": ratios})
+    _draw_losses(panels[0], found)
+    _draw_rules(panels[1], suggestion)
+    if suggestion.candidates:
+        _draw_race(panels[2], found)
+    for panel in panels:
+        panel.set_axisbelow(True)
+        panel.grid(visible=True, color="#E4E4E4", linewidth=0.7)
+        panel.spines[["top", "right"]].set_visible(False)
+        for value, colour, style, width, _ in marks(found):
+            panel.axvline(value, color=colour, linestyle=style, linewidth=width, zorder=1.5)
+    panels[-1].set_xlabel(axis_name(found))
+    figure.suptitle(title(found), fontsize=11, x=0.01, ha="left")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+    _label_marks(figure, panels[0], found)
+    return figure
+
+
+def title(found) -> str:
+    """What was tested and what came out, in two lines."""
+    plan, value = found.plan, found.suggestion.value
+    what = f"{plan.recipe.name}.v{plan.recipe.version} on {plan.model}, {plan.profile.name}, {plan.recipe.batch.images} images per step"
+    answer = "no reliable suggestion" if value is None else f"recommended {value:.3g}"
+    return f"{what}\n{found.scalar.label}: {answer}"
+
+
+def axis_name(found) -> str:
+    return "learning rate" if found.scalar.is_rate else found.scalar.label
+
+
+def is_even(values: np.ndarray) -> bool:
+    """Are the values of a ramp evenly spaced, rather than in equal ratios?"""
+    return bool(np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1)))
+
+
+def marks(found) -> list[tuple[float, str, str, float, str]]:
+    """The values that stand out: (value, colour, line style, line width, label), the most important first."""
+    suggestion, low, high = found.suggestion, found.values[0], found.values[-1]
+    named = [
+        (suggestion.value, GREEN, "-", 2.4, "recommended"),
+        (found.scalar.own, "black", (0, (5, 2, 1, 2)), 1.3, "the page"),
+        (suggestion.stable, PURPLE, "--", 1.5, "largest stable"),
+    ]
+    return [(value, *look, f"{name} {value:.3g}") for value, *look, name in named if value is not None and low <= value <= high]
+
+
+def _draw_losses(panel, found) -> None:
+    ramps = [curve for curve in found.suggestion.curves if curve.purpose == "ramp"]
+    shown = {"both": ("train", "heldout")}.get(found.asked["curve"], (found.asked["curve"],))
+    bottoms, tops = [], []
+    for which, colour in (("train", BLUE), ("heldout", VERMILLION)):
+        if which not in shown or not any(len(series(ramp, which)[1]) for ramp in ramps):
+            continue
+        for ramp in ramps:
+            panel.plot(*series(ramp, which), color=colour, linewidth=0.7, alpha=0.35)
+        values, losses = median_curve(ramps, which)
+        label = f"{_WORDS[which]}, median of {len(ramps)}" if len(ramps) > 1 else _WORDS[which]
+        panel.plot(values, losses, color=colour, linewidth=2.4, label=label)
+        floor = floor_of(found.suggestion.floors, which)
+        if floor is not None:
+            panel.axhline(floor, color=colour, linestyle=":", linewidth=1.3, label=f"knows the bias only: {floor:.3g} nats")
+        bottoms += [losses.min()] + [floor] * (floor is not None)
+        tops += [float(np.median(losses[: max(1, len(losses) // 5)]))] + [floor] * (floor is not None)
+    if bottoms:
+        height = (max(tops) - min(bottoms)) or abs(max(tops)) or 1.0
+        panel.set_ylim(min(bottoms) - 0.12 * height, max(tops) + 0.45 * height)
+    panel.set_ylabel("loss (nats)")
+    if not is_even(found.values):
+        panel.set_xscale("log")
+    panel.set_xlim(found.values[0], found.values[-1])
+
+
+def _draw_rules(panel, suggestion) -> None:
+    rows: dict[str, Spread | None] = {**suggestion.rules, "edge": suggestion.edge}
+    for place, spread in enumerate(rows.values()):
+        if spread:
+            panel.plot([spread.lowest, spread.highest], [place, place], color=GREY, linewidth=3.5, solid_capstyle="round", alpha=0.6)
+            panel.plot([spread.median], [place], marker="o", markersize=6, color=ORANGE, markeredgecolor="black", linestyle="none")
+        else:
+            panel.text(0.01, place, "finds nothing", transform=panel.get_yaxis_transform(), fontsize=8, color=GREY, va="center")
+    panel.set_yticks(range(len(rows)), list(rows), fontsize=8.5)
+    panel.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _draw_race(panel, found) -> None:
+    candidates = found.suggestion.candidates
+    top = _race_top(found)
+    for candidate in candidates:
+        for loss in candidate.losses.values():
+            is_in = loss <= top
+            panel.plot([candidate.value], [loss if is_in else top], color=GREEN if candidate.value == found.suggestion.value else GREY,
+                       marker="o" if is_in else "^", markersize=6, linestyle="none", markeredgecolor="black", markeredgewidth=0.6, clip_on=False)  # fmt: skip
+    means = [(one.value, min(float(np.mean(list(one.losses.values()))), top)) for one in candidates]
+    panel.plot(*zip(*means, strict=True), color=GREY, linewidth=1, zorder=1)
+    length = found.asked["lengths"]["num_race_steps"]
+    panel.set_ylabel(f"race: held-out\nloss after {length}\nsteps (nats)", fontsize=8.5)
+    panel.margins(y=0.18)
+
+
+def _race_top(found) -> float:
+    """The highest loss that the race's panel shows: what is above it, or broke off, stands there as a triangle."""
+    losses = [loss for one in found.suggestion.candidates for loss in one.losses.values() if math.isfinite(loss)]
+    starts = [curve.start_loss for curve in found.suggestion.curves if curve.purpose == "race" and curve.start_loss is not None]
+    if not losses:
+        return max(starts, default=1.0)
+    return max(min(max(losses), 1.2 * max(starts, default=max(losses))), min(losses))
+
+
+def _label_marks(figure, panel, found) -> None:
+    """A label above each marked line, in as many rows as it takes for no two to touch."""
+    figure.draw_without_rendering()  # settles the layout, without which no label has a place
+    placed = []
+    for value, colour, _, _, label in marks(found):
+        look = {"color": colour, "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+        text = panel.text(value, 1.02, label, transform=panel.get_xaxis_transform(), **look)
+        _keep_inside(figure, panel, text)
+        row = 0
+        while any(_touch(text.get_window_extent(), other.get_window_extent()) for other in placed):
+            row += 1
+            text.set_y(1.02 + row * _ROW)
+        placed.append(text)
+
+
+def _keep_inside(figure, panel, text) -> None:
+    """Shift a label that would stick out of the axes on one side."""
+    box, axes = text.get_window_extent(), panel.get_window_extent()
+    if box.x0 < axes.x0:
+        text.set_ha("left")
+    elif box.x1 > axes.x1:
+        text.set_ha("right")
+
+
+def _touch(one, other, gap_px: float = 6) -> bool:
+    """Do two boxes overlap, or stand nearer than a gap?"""
+    return one.x0 < other.x1 + gap_px and other.x0 < one.x1 + gap_px and one.y0 < other.y1 and other.y0 < one.y1

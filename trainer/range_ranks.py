@@ -1,0 +1,61 @@
+"""A range test on any number of ranks, from what was asked to what is printed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from typing import Any
+
+from trainer import range_show, show
+from trainer.job import EXIT_DONE, EXIT_STOPPED, Job, plan_of
+from trainer.launch import asked_ranks, check_gpus, launch
+from trainer.memory import keep_freed_memory
+from trainer.place import find_place
+from trainer.range_test import Question, run, set_up
+from trainer.ranks import Ranks, meet
+from trainer.ranks_cli import check_norms
+from trainer.settings import check_writable, rank_device
+from trainer.stop import Stopped, StopRequest
+
+
+def find(
+    job: Job, question: Question, device: str, machine: dict[str, Any], gpus: int | None, procs: int | None, stop: StopRequest
+) -> int:
+    """The range test of `lr-find` on as many ranks as were asked for, or have been started; gives the exit code.
+
+    machine: the rest of what make_settings takes.
+
+    Raises UserError.
+    """
+    place = find_place(os.environ)
+    num_ranks = asked_ranks(gpus, procs, device, place)
+    if place is None and num_ranks > 1:
+        check_gpus(gpus)
+        plan_of(dataclasses.replace(job, world_size=num_ranks))
+        return EXIT_STOPPED if stop.is_requested else launch(num_ranks, sys.argv[1:])
+    device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
+    with meet(place, device, lambda line: print(line, flush=True)) as ranks:
+        machine = {**machine, "device": device, "num_ranks_here": place.local_world_size if place else 1}
+        return _find(dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop)
+
+
+def _find(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, stop: StopRequest) -> int:
+    out = show.console()
+    out.quiet = not ranks.is_first
+    bench = set_up(job, question, machine, ranks)
+    check_norms(bench.plan, bench.settings.device)
+    if ranks.is_first:
+        check_writable("runs", bench.settings.runs)
+    range_show.head(out, bench)
+    if (bench.settings.runs / bench.name / "suggestion.json").exists() and not job.again:
+        out.print(f"{bench.name} is there already; again=1 would run it anew", markup=False)
+    keep_freed_memory()
+    with range_show.Lines(out, bench.lengths.most_steps) as lines:
+        try:
+            found = run(bench, watch=lines, check=lambda: ranks.check(stop), ranks=ranks)
+        except Stopped as signal_name:
+            out.print(f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; the same command goes on", markup=False)
+            return EXIT_STOPPED
+    range_show.result(out, found)
+    return EXIT_DONE

@@ -1,0 +1,283 @@
+"""A range test of one number of a page: which value to train with, measured on the recipe's own road.
+
+    question     what was asked           range_test.Question
+    bench        plan, data, lengths      range_test.set_up: nothing is trained
+    trials       from initial weights     trial.Trials, each along the road of a run
+    decision     ramps, probes, a race    range_race.decide, from curves alone
+    RangeTest    the result, with its picture and its files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer.claims import claimed
+from trainer.data.opened import OpenedData, open_data
+from trainer.errors import UserError, did_you_mean
+from trainer.floor import bias_only_loss
+from trainer.held_out import hold_out
+from trainer.job import Job, plan_of
+from trainer.models import check_model_name
+from trainer.plan import Plan, make_plan
+from trainer.profiles import data_folder
+from trainer.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
+from trainer.range_command import train_command
+from trainer.range_files import TrialFolder, range_name, write_results
+from trainer.range_race import Lengths, decide, lengths_for
+from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
+from trainer.ranks import Ranks, alone
+from trainer.settings import Settings, make_settings
+from trainer.trial import Trials, Watch, untouched
+
+_MOST_SEEDS, _MOST_STEPS = 100, 10_000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asked of a range test, as they wrote it.
+
+    ramp: "exponential" or "linear" for the learning rate, or the path of any other number. low, high, num_steps: None
+    for the defaults. curve: which losses the rules read, "train", "heldout" or "both"; None: both where they mean the
+    same at every value, else heldout, whose loss stays the page's own.
+    """
+
+    ramp: str = "exponential"
+    low: float | None = None
+    high: float | None = None
+    num_steps: int | None = None
+    num_seeds: int = 3
+    curve: str | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that a range test needs, nothing yet trained.
+
+    plan: of the run that the value is for. trial_plan: of a trial, over what the held-out slice leaves of train.
+    """
+
+    job: Job
+    question: Question
+    settings: Settings
+    plan: Plan
+    trial_plan: Plan
+    data: OpenedData
+    data_fingerprint: str
+    scalar: Scalar
+    values: np.ndarray
+    lengths: Lengths
+
+    @property
+    def curve(self) -> str:
+        """Which losses the rules read: a training loss means the same at every learning rate, not at every smoothing."""
+        is_the_same = self.scalar.is_rate or self.scalar.section == "optimizer"
+        return self.question.curve or ("both" if is_the_same else "heldout")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the curves depend on, beside the run's own science."""
+        return {
+            "ramp": self.scalar.label,
+            "from": float(self.values[0]),
+            "to": float(self.values[-1]),
+            "middle": float(self.values[len(self.values) // 2]),
+            "curve": self.curve,
+            "lengths": dataclasses.asdict(self.lengths),
+            "precision": self.settings.precision,
+            "device": self.settings.device.partition(":")[0],
+        }
+
+    @property
+    def name(self) -> str:
+        """Of the folder under runs/."""
+        return range_name(self.plan, self.data_fingerprint, self.asked)
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found. suggestion: the value and the reason, every curve, every rule with its spread.
+
+    plan: of the run that the value is for. num_held_out: images of the slice. folder: None where nothing was written.
+    """
+
+    suggestion: Suggestion
+    scalar: Scalar
+    values: np.ndarray
+    plan: Plan
+    job: Job
+    settings: Settings
+    data_fingerprint: str
+    num_held_out: int
+    asked: dict[str, Any]
+    folder: Path | None
+
+    @property
+    def command(self) -> str | None:
+        """What trains with the suggested value; None without one."""
+        value = self.suggestion.value
+        return None if value is None else train_command(self.job, self.plan.recipe, self.scalar, value)
+
+    def plot(self):
+        """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
+        from trainer.range_pictures import draw
+
+        return draw(self)
+
+
+def lr_find(
+    recipe: str = "A1",
+    model: str = "resnet50",
+    data: str = "digits",
+    data_dir: Path | str | None = None,
+    overrides: str = "",
+    *,
+    seeds: int = 3,
+    low: float | None = None,
+    high: float | None = None,
+    steps: int | None = None,
+    ramp: str = "exponential",
+    curve: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: str = "auto",
+    runs: Path | str | None = None,
+    again: bool = False,
+) -> RangeTest:
+    """Find the learning rate, or another number, for a recipe on a model and a data set.
+
+    overrides: as set= takes them. low, high: from= and to=. runs: write the files of `make lr-find` into a folder under
+    it; None writes nothing. The process, its generators and the page stay as they were.
+
+    Raises UserError for whatever does not fit.
+    """
+    job = Job(recipe, model, data, Path(data_dir) if data_dir else None, 0, overrides, again=again)
+    question = Question(ramp, low, high, steps, seeds, curve)
+    machine = {"device": device, "precision": precision, "workers": workers, "runs": Path(runs or "runs")}
+    with untouched(device):
+        bench = set_up(job, question, machine)
+        return run(bench, is_written=runs is not None)
+
+
+def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks = alone()) -> Bench:
+    """Everything but the training. machine: what make_settings takes.
+
+    Raises UserError for whatever does not fit: page, model, data set, range.
+    """
+    _check(question)
+    plan = plan_of(job)
+    scalar = find_scalar(plan.recipe, question.ramp)
+    lengths = lengths_for(plan.num_steps, question.num_seeds, question.num_steps)
+    values = ramp_values(plan.recipe, scalar, question.ramp, question.low, question.high, lengths.num_ramp_steps)
+    check_model_name(plan.model)
+    with ranks.first_here():
+        opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
+    settings = make_settings(**machine, in_memory=opened.train.is_in_memory)
+    cut = hold_out(opened, plan.recipe.batch)
+    made = trial_plan(plan, cut)
+    check_effect(made, scalar, float(values[0]), float(values[-1]))
+    return Bench(job, question, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths)
+
+
+def _check(question: Question) -> None:
+    if question.curve not in (None, *CURVES):
+        near = did_you_mean(question.curve, CURVES)
+        raise UserError(f"curve={question.curve}: unknown{near}; {', '.join(CURVES)} would do")
+    if not 1 <= question.num_seeds <= _MOST_SEEDS:
+        raise UserError(f"seeds={question.num_seeds}: 1 to {_MOST_SEEDS} repeats would do; seeds=3 is the default")
+    if question.num_steps is not None and not LEAST_POINTS <= question.num_steps <= _MOST_STEPS:
+        raise UserError(f"steps={question.num_steps}: {LEAST_POINTS} to {_MOST_STEPS} steps would do; steps=200 is one")
+
+
+def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
+    """The plan of trials: the page's own science on what the slice leaves of train, without schedule and average."""
+    numbers = {"num_train": cut.train.num_images, "num_val": cut.val.num_images}
+    return make_plan(
+        without_schedule(plan.recipe),
+        model=plan.model,
+        profile=plan.profile.model_copy(update=numbers),
+        seed=plan.seed,
+        page_digest=plan.page_digest,
+        deviations=plan.deviations,
+        world_size=plan.world_size,
+        bad_images=plan.bad_images,
+    )
+
+
+def run(
+    bench: Bench,
+    is_written: bool = True,
+    watch: Watch | None = None,
+    check: Callable[[], None] = lambda: None,
+    ranks: Ranks = alone(),
+) -> RangeTest:
+    """Run the trials that are not there yet, decide, and write the files. Every rank goes through this; rank 0 writes.
+
+    check: called before every step; what it raises ends the range test, and finished trials stay.
+
+    Raises ClaimedError where another process works in the folder.
+    """
+    folder = bench.settings.runs / bench.name if is_written else None
+    with claimed(folder) if folder and ranks.is_first else contextlib.nullcontext():
+        if folder and ranks.is_first and bench.job.again:
+            for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
+                path.unlink(missing_ok=True)
+        found = _decided(bench, folder, watch, check, ranks)
+        if folder and ranks.is_first:
+            write_results(found)
+    return found
+
+
+def _decided(bench: Bench, folder: Path | None, watch: Watch | None, check: Callable[[], None], ranks: Ranks) -> RangeTest:
+    shape = schedule_shape(bench.plan, bench.lengths.num_race_steps)
+    trials = Trials(
+        bench.trial_plan,
+        bench.settings,
+        bench.data,
+        bench.scalar,
+        rate_shape=shape,
+        kept=TrialFolder(folder / "trials" if folder else None),
+        watch=watch,
+        check=check,
+        ranks=ranks,
+    )
+    suggestion = decide(
+        trials,
+        seeds=range(bench.plan.seed, bench.plan.seed + bench.lengths.num_seeds),
+        values=bench.values,
+        floors=floors_of(bench),
+        lengths=bench.lengths,
+        race_shape=shape if bench.scalar.is_rate else np.ones_like(shape),
+        curve=bench.curve,
+    )
+    return RangeTest(
+        suggestion=suggestion,
+        scalar=bench.scalar,
+        values=bench.values,
+        plan=bench.plan,
+        job=bench.job,
+        settings=bench.settings,
+        data_fingerprint=bench.data_fingerprint,
+        num_held_out=bench.data.val.num_images,
+        asked=bench.asked,
+        folder=folder,
+    )
+
+
+def floors_of(bench: Bench) -> Floors:
+    """The bias-only levels of both curves; none for training where the scalar itself moves it."""
+    plan, labels = bench.trial_plan, bench.data.train.labels
+    train = None if bench.scalar.section in ("loss", "smoothing", "mix") else bias_only_loss(plan, labels)
+    return Floors(train, bias_only_loss(plan, bench.data.val.labels, is_mixed=False))
+
+
+def schedule_shape(plan: Plan, num_steps: int) -> np.ndarray:
+    """A run's learning rates as shares of the peak, at num_steps moments spread evenly over it: [num_steps]."""
+    moments = ((np.arange(num_steps) + 0.5) * plan.num_steps / num_steps).astype(int)
+    return np.array([plan.lr_at(int(step)) for step in moments]) / plan.recipe.lr.peak

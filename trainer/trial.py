@@ -1,0 +1,235 @@
+"""One trial: from a seed's initial weights along the recipe's own road, with a given value at every step."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from trainer.data.opened import OpenedData
+from trainer.held_out import HeldOut
+from trainer.plan import Plan
+from trainer.ramp import Dial, Scalar
+from trainer.range_rules import Curve
+from trainer.ranks import Ranks, alone
+from trainer.settings import Settings
+from trainer.state import State
+from trainer.train import optimizer_step
+
+NUM_MEASURES = 20  # of a ramp, on the held-out slice
+MOST_SKIPPED = 40  # steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
+_WINDOW = 5  # losses whose median is compared: a spike of one step or two is no divergence
+_FACTOR = 4.0  # pytorch-lr-finder and fastai stop at a multiple of the best; here it is one of the fall
+
+
+class Kept(Protocol):
+    """Where the curves of finished trials are kept, as plain data; rank 0 alone looks there."""
+
+    def read(self, seed: int, values: np.ndarray, purpose: str) -> dict[str, Any] | None:
+        """The curve of a trial that was finished before, or None."""
+
+    def write(self, facts: dict[str, Any], values: np.ndarray) -> None:
+        """Keep the curve of a trial that was asked for these values."""
+
+
+class Watch:
+    """What is told of trials while they run; this one tells nothing."""
+
+    def start(self, seed: int, purpose: str, num_steps: int) -> None:
+        """A trial begins."""
+
+    def step(self, value: float, loss_nats: float) -> None:
+        """A step of it was taken."""
+
+    def end(self, curve: Curve, was_kept: bool) -> None:
+        """It is over, or was found among those that were kept."""
+
+
+@dataclass
+class _Record:
+    """A trial as far as it has come."""
+
+    start_loss: float
+    values: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    ended: str = "ramp"
+    lowest: float = math.inf
+
+    def add(self, value: float, loss: float) -> None:
+        self.values.append(value)
+        self.losses.append(loss)
+
+    def has_diverged(self) -> bool:
+        """Does the median of the last losses lie further above the best than four times what was won until then?
+
+        At least the start's own height is allowed: where nothing was won yet, noise would end the trial.
+        """
+        if len(self.losses) < _WINDOW:
+            return False
+        start = min(self.losses[0], float(np.median(self.losses[:_WINDOW])))
+        now = float(np.median(self.losses[-_WINDOW:]))
+        self.lowest = min(self.lowest, now, start)
+        return now > self.lowest + max(_FACTOR * (start - self.lowest), abs(start))
+
+    def curve(self, seed: int, purpose: str) -> Curve:
+        return Curve(
+            values=np.array(self.values),
+            losses=np.array(self.losses),
+            held_out=(np.array(self.places, dtype=np.int64), np.array(self.held_out)),
+            start_loss=self.start_loss,
+            ended=self.ended,
+            seed=seed,
+            purpose=purpose,
+        )
+
+
+class Trials:
+    """Runs trials of one scalar; what a trial has found is kept, and it is never run twice.
+
+    plan: without a schedule, over what the slice leaves of train. peak: the page's learning rate. rate_shape: shares of
+    it in a race, where the scalar is another number; a ramp and a probe then stay at the peak. check: called before every
+    step, by all ranks; what it raises ends the trial. Ranks end together: what ends a trial is the same number on all.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        data: OpenedData,
+        scalar: Scalar,
+        rate_shape: np.ndarray,
+        kept: Kept,
+        watch: Watch | None = None,
+        check: Callable[[], None] = lambda: None,
+        ranks: Ranks = alone(),
+    ) -> None:
+        self.plan, self.settings, self.data, self.scalar = plan, settings, data, scalar
+        self.rate_shape, self.kept, self.watch, self.check, self.ranks = rate_shape, kept, watch or Watch(), check, ranks
+        self.held_out = HeldOut(plan, settings, data, ranks)
+
+    def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
+        """The curve of one trial: an optimizer step with each value [N], in order, as far as the loss is a number."""
+        facts = self.kept.read(seed, values, purpose) if self.ranks.is_first else None
+        facts = self.ranks.broadcast(facts)
+        was_kept = facts is not None
+        if was_kept:
+            curve = curve_of(facts)
+        else:
+            self.watch.start(seed, purpose, len(values))
+            curve = self._run(replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED), values, purpose)
+            if self.ranks.is_first:
+                self.kept.write(plain_curve(curve), values)
+        self.watch.end(curve, was_kept)
+        return curve
+
+    def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:
+        peaks, rates = self._rates(values, purpose)
+        first = self.scalar.plan_at(plan, self.scalar.used(values[0]), rates[0])
+        state = State(first, self.settings, Path("a trial writes no checkpoint"), self.ranks)
+        state.plan = plan
+        dial = Dial(self.scalar, state)
+        record = _Record(self._measured(state))
+        window = self.data.train_stream(plan, self.settings, 0, self.ranks)
+        every = max(1, len(values) // NUM_MEASURES) if purpose == "ramp" else len(values)
+        taken = 0
+        for step in range(plan.num_steps):
+            self.check()
+            dial.turn(values[taken], rates[taken], peaks[taken])
+            if self.scalar.section == "augment":
+                window = self.data.train_stream(state.plan, replace(self.settings, num_workers=0), step, self.ranks)
+            loss, is_taken = _step(state, window, step)
+            if not math.isfinite(loss):
+                record.ended = "not a number"
+                break
+            if not is_taken:
+                continue
+            record.add(self.scalar.used(values[taken]), loss)
+            self.watch.step(record.values[-1], loss)
+            if record.has_diverged():
+                record.ended = "diverged"
+                break
+            taken += 1
+            if (taken % every == 0 or taken == len(values)) and not self._measure(state, record):
+                break
+            if taken == len(values):
+                break
+        else:
+            record.ended = "not a number"  # fp16 found gradients beyond its range at every scale
+        return record.curve(plan.seed, purpose)
+
+    def _rates(self, values: np.ndarray, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+        """The peak that each step stands for, and its learning rate: [N] each."""
+        if self.scalar.is_rate:
+            return (np.full(len(values), values.max()) if purpose == "race" else values), values
+        peaks = np.full(len(values), self.plan.recipe.lr.peak)
+        return peaks, peaks * (self.rate_shape[: len(values)] if purpose == "race" else 1.0)
+
+    def _measured(self, state: State) -> float:
+        return self.held_out.loss(state.model)
+
+    def _measure(self, state: State, record: _Record) -> bool:
+        """Note the slice's loss after the step just taken, if it is one."""
+        loss = self._measured(state)
+        if not math.isfinite(loss):
+            record.ended = "not a number"
+            return False
+        record.places.append(len(record.losses) - 1)
+        record.held_out.append(loss)
+        return True
+
+
+def _step(state: State, window: Iterator, step: int) -> tuple[float, bool]:
+    """The loss of one optimizer step, and whether the weights were moved: fp16 skips what its scale makes infinite."""
+    before = state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
+    loss = optimizer_step(state, window, step).item()
+    return loss, not state.scaler.is_enabled() or state.scaler.get_scale() >= before
+
+
+def plain_curve(curve: Curve) -> dict[str, Any]:
+    """A curve as plain data; Python writes floats so that they read back bit for bit."""
+    steps, losses = (part.tolist() for part in curve.held_out)
+    facts = asdict(curve) | {"held_out": {"steps": steps, "losses": losses}}
+    return facts | {"values": curve.values.tolist(), "losses": curve.losses.tolist()}
+
+
+def curve_of(facts: dict[str, Any]) -> Curve:
+    """The curve that `plain_curve` wrote."""
+    held_out = facts["held_out"]
+    arrays = {key: np.array(facts[key], dtype=float) for key in ("values", "losses")}
+    measured = np.array(held_out["steps"], dtype=np.int64), np.array(held_out["losses"], dtype=float)
+    return Curve(**{**facts, **arrays, "held_out": measured})
+
+
+@contextmanager
+def untouched(device: str) -> Iterator[None]:
+    """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default type and GPU."""
+    gpus = _gpus_in_use(device)
+    kept = random.getstate(), np.random.get_state(), torch.get_num_threads(), torch.get_default_dtype()
+    current = torch.cuda.current_device() if gpus else None
+    try:
+        with torch.random.fork_rng(devices=gpus):
+            yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_num_threads(kept[2])
+        torch.set_default_dtype(kept[3])
+        if current is not None:
+            torch.cuda.set_device(current)
+        elif torch.cuda.is_available():
+            # not started yet: each seeding was put off for its start, the last of them counts
+            torch.cuda.manual_seed_all(torch.initial_seed())
+
+
+def _gpus_in_use(device: str) -> Sequence[int]:
+    is_wanted = device != "cpu" and torch.cuda.is_available()
+    return list(range(torch.cuda.device_count())) if is_wanted or torch.cuda.is_initialized() else []
