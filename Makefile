@@ -12,8 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
-TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again
-VARIABLES := $(TRAIN_VARIABLES) a b run models recipes pytest
+TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -32,20 +32,34 @@ define newline
 endef
 quoted = '$(subst $(newline),$(space),$(subst ','\'',$(value $(1))))'
 flags = $(foreach name,$(filter $(filter-out again,$(1)),$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
+fail_fast_flag = $(if $(filter fail_fast,$(written)),$(if $(filter-out 0 no false,$(value fail_fast)),--fail-fast))
+anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(value anyway)),--anyway))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan explain diff recipes matrix check-data eval test bench help setup clean
+.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval test bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
 nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
 .DEFAULT:
 	$(error $@: no such target; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$@)' $$(sed -n 's/^.PHONY: //p' $(firstword $(MAKEFILE_LIST)))) (make help))
 
-train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again)
+train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs)
 	@$(RSB) train $(call flags,$(TRAIN_VARIABLES)) $(again_flag)
 
-plan: $(VENV)/.ready  ## what a run would do, without doing it (recipe model data data_dir seed set)
-	@$(RSB) plan $(call flags,recipe model data data_dir seed set)
+plan: $(VENV)/.ready  ## what a run or an ablation would do, without doing it (recipe model data data_dir seed set, or ablation measure data_dir device precision workers results)
+	@$(RSB) plan $(call flags,recipe model data data_dir seed set ablation measure device precision workers results)
+
+ablate: $(VENV)/.ready  ## run the cells of an ablation that have no row yet (ablation jobs gpus retries fail_fast on address per_cell data_dir device precision workers checkpoint_s runs results)
+	@$(RSB) ablate $(call flags,ablation jobs gpus retries on address per_cell data_dir device precision workers checkpoint_s runs results) $(fail_fast_flag)
+
+table: $(VENV)/.ready  ## an ablation's table from its rows, in results/<ablation>.md .csv .tex too; without one: all, with what they have (ablation metric sort columns filter format runs results)
+	@$(RSB) table $(call flags,ablation metric sort columns filter format runs results)
+
+compare: $(VENV)/.ready  ## two runs side by side: where their rows differ, and both learning curves (a b runs results)
+	@$(RSB) compare $(call flags,a b runs results)
+
+reproduce: $(VENV)/.ready  ## run a row again from its own record: the same bits, within the seed spread, or different (row recipe data data_dir device precision workers runs results anyway)
+	@$(RSB) reproduce $(call flags,row recipe data data_dir device precision workers runs results) $(anyway_flag)
 
 explain: $(VENV)/.ready  ## every value of a page and where it came from (recipe model data data_dir set)
 	@$(RSB) explain $(call flags,recipe model data data_dir set)
@@ -58,6 +72,12 @@ recipes: $(VENV)/.ready  ## the pages there are
 
 matrix: $(VENV)/.ready  ## one real step of every page on every family of models, or the reason why not (models recipes results)
 	@$(RSB) matrix $(call flags,models recipes results)
+
+lr-find: $(VENV)/.ready  ## find the learning rate, or another number of the page, on the recipe's own road (recipe model data data_dir set seeds from to steps ramp curve device precision workers runs results again)
+	@$(RSB) lr-find $(call flags,recipe model data data_dir set seeds from to steps ramp curve device precision workers runs results) $(again_flag)
+
+launch-slurm: $(VENV)/.ready  ## write a job file for sbatch that trains by a recipe (nodes gpus cpus hours sbatch job, and what make train takes)
+	@$(RSB) launch-slurm $(call flags,nodes gpus cpus hours sbatch job $(filter-out gpus procs,$(TRAIN_VARIABLES))) $(again_flag)
 
 check-data: $(VENV)/.ready  ## decode every image of a data set, list the bad and the odd (data data_dir workers)
 	@$(RSB) check-data $(call flags,data data_dir workers)
@@ -98,9 +118,30 @@ help:  ## this list
 #: runs folder of the run folders; default runs
 #: results the store of rows; default results
 #: again again=1 makes a new run where the row is there already
-#: a,b the two pages of make diff
+#: nodes,cpus,hours of make launch-slurm: machines, cores of each rank, the job's time; default 1, 8, 24
+#: sbatch further words for sbatch: sbatch="--partition=big"; job is the file to write, default job.sh
+#: metric of make table: top1 (default), top5, loss, ema (top-1 of the average)
+#: sort,columns,filter of make table: sort="-mean cell" columns="cell n mean difference" filter="mean > 90 and n >= 3"
+#: format of make table: terminal (default), md, csv or tex, printed alone
+#: row a run's name, for make reproduce; anyway=1 runs it though page, data or versions are others now
+#: a,b the two pages of make diff, or the two runs of make compare
 #: run a run's name, for make eval
 #: models,recipes some of make matrix's: models="resnet18 convnext_atto" recipes="A1 A2"
+#: ablation a page of ablations/: norm-micro-batch, or a path to a .yaml; for make plan, make ablate and make table
+#: measure of make plan ablation=: steps to time for the estimate, at most; default 20, 0 for none
+#: seeds repeats of make lr-find, each with its own first weights; default 3
+#: from,to the range of make lr-find; default 1e-6 to 10 for the learning rate
+#: steps of a ramp of make lr-find; default 200, fewer where the run is short
+#: ramp of make lr-find: exponential (default) or linear for the learning rate, or any other number: weight_decay, optimizer.momentum
+#: curve what make lr-find reads: train, heldout or both
+#: jobs of make ablate: runs at a time; absent: one for each GPU, one without GPUs, what fits on a cluster
+#: gpus ranks, each on a GPU of its own: gpus=4; of make ablate: how many to use, one for each run; absent: all
+#: procs ranks on the CPU: procs=2
+#: retries of make ablate: how often this call tries again what failed; default 0: the next call does
+#: fail_fast fail_fast=1: make ablate stops at the first failure
+#: on here (default) or ray: where make ablate runs
+#: address of the Ray cluster: auto (default), a URL, or local for one made here
+#: per_cell each run's share of the cluster: per_cell="cpus=4 gpus=1 memory_gib=8"
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

@@ -10,6 +10,8 @@
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms
     state        what a run carries from step to step, saved and taken up again
     evaluate     exact counts over one pass
+    ranks        several processes that make one run; place: which this is, meeting: how they come and end together,
+                 gradients: their sum; launch: starts them, ranks_cli: trains on them; slurm_cli: a job file
     job          from what was asked to a plan, from a plan to a stored row
     results      the row and the store
     adapt        what a data set's profile changes in a page
@@ -22,6 +24,30 @@
     log          the only writer to the terminal and the curves during a run; pictures: what it shows
     explain      where each value comes from; show: what the commands print
     matrix       every page on a model of every family: one real step, or the reason why not
+    ablation     one question's page and the cells that answer it; designs: how they are made; budget: how long they train
+    cells        a cell's text, plan and key, by which it meets its row; pace: how fast a run would be here
+    ablation_cli what `plan --ablation` prints
+    comparisons  statistics of few repeats: spread, intervals, p, the seeds needed
+    tables       one ablation as one typed table; table_rows: what it is made from; table_notes: what stands under it
+    table_query  sort=, columns=, filter=; table_texts: its words; table_formats, table_latex: Markdown, CSV, LaTeX
+    compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli
     cli          commands
     stop, errors, provenance
+
+    range_test   the story of `make lr-find`: which learning rate, or other number, to train with; `lr_find` for notebooks
+    range_race   the decision, from curves alone; range_rules: what one curve says
+    ramp, trial  a number of the page set anew at every step; one trial along the road of a run
+    held_out     the slice of train that choosing looks at; floor: the loss of knowing nothing but the classes' shares
+    range_files, range_pictures, range_show, lr_find_cli   what it leaves, draws, prints; its command
 """
+
+from __future__ import annotations
+
+
+def __getattr__(name: str):
+    """`from trainer import lr_find` imports torch and timm when it is asked for, not when the package is."""
+    if name == "lr_find":
+        import importlib
+
+        return importlib.import_module("trainer.range_test").lr_find
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

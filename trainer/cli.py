@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.ablate_cli import ablate
+
 app = typer.Typer(
     help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
     no_args_is_help=True,
@@ -40,6 +42,9 @@ Loader = Annotated[str, typer.Option(help="Who reads images: auto or torch.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
 Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="Ranks, each on a GPU of its own.")]
+Procs = Annotated[int | None, typer.Option(min=1, help="Ranks on the CPU.")]
+PartOf = Annotated[str | None, typer.Option(hidden=True, help="For the row: what the run is a part of.")]
 CheckpointS = Annotated[
     float, typer.Option("--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints.")
 ]
@@ -85,54 +90,60 @@ def train(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     again: Again = False,
+    ablation: PartOf = None,
+    cell: PartOf = None,
+    gpus: Gpus = None,
+    procs: Procs = None,
 ) -> None:
     """Train a model by a recipe and store the run's row. The same command goes on where a run was stopped."""
     from trainer.stop import StopRequest
 
     with StopRequest() as stop:
-        from trainer import show
-        from trainer.data.opened import open_data
-        from trainer.job import Job, plan_of, run_job
-        from trainer.models import check_model_name
-        from trainer.profiles import data_folder
-        from trainer.results import row_path
-        from trainer.settings import check_loader, check_writable, make_settings
+        from trainer.job import Job
+        from trainer.ranks_cli import train_job
+        from trainer.settings import check_loader
 
-        console = show.console()
         check_loader(loader)
-        job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again)
-        plan = plan_of(job)
-        check_model_name(model)
-        swaps = show.surgery(plan)
-        opened = open_data(plan.profile, data_folder(data, data_dir))
-        in_memory = opened.train.is_in_memory
-        settings = make_settings(device, precision, workers, runs, results, checkpoint_s, in_memory)
-        check_writable("runs", settings.runs)
-        check_writable("results", row_path(settings.results, "").parent)
-        show.plan_in_brief(console, plan, settings, swaps)
-        code, row = run_job(job, plan, settings, opened, console, stop)
-    if row is not None:
-        show.row(console, row, settings, plan)
+        job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
+        machine = {"precision": precision, "workers": workers, "runs": runs, "results": results, "checkpoint_s": checkpoint_s}
+        code = train_job(job, device, machine, gpus, procs, stop)
     raise typer.Exit(code)
 
 
 @app.command()
 @user_errors
 def plan(
+    context: typer.Context,
     recipe: Recipe = "A1",
     model: Model = "resnet50",
     data: Data = "digits",
     data_dir: DataDir = None,
     seed: Seed = 0,
     set_: Set = "",
+    ablation: Annotated[str, typer.Option(help="An ablation: its cells, what has its row, how long the rest takes.")] = "",
+    measure: Annotated[int, typer.Option(min=0, help="Of an ablation: steps to time for the estimate, 0 for none.")] = 20,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    results: Results = Path("results"),
 ) -> None:
-    """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images."""
-    from trainer import show
+    """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images.
+
+    With --ablation what an ablation would do; its estimate of time needs the images."""
+    from trainer import ablation_cli, show
     from trainer.job import Job, plan_of
     from trainer.models import assemble
 
+    ablation_cli.check_words(context, ablation)
+    if ablation:
+        machine = {"device": device, "precision": precision, "workers": workers}
+        ablation_cli.print_plan(show.console(), ablation, data_dir, machine, results, measure)
+        return
     made = plan_of(Job(recipe, model, data, data_dir, seed, set_))
     show.plan_in_full(show.console(), made, *assemble(made))
+
+
+app.command()(user_errors(ablate))
 
 
 @app.command()
@@ -252,3 +263,6 @@ def matrix(
     out.print(table, markup=False)
     if not models and not recipes:
         write_atomically(results / "matrix.md", table.encode())
+
+
+from trainer import lr_find_cli, slurm_cli, table_cli  # noqa: E402, F401  put their commands beside these

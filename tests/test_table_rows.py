@@ -1,0 +1,91 @@
+"""The store as tables read it: only what is theirs, damage named, and a large one without a second look."""
+
+import pytest
+
+from tabled import cell, key_of, row, stored_row
+from trainer.errors import UserError
+from trainer.failures import store_failure
+from trainer.results import RowError, store_row
+from trainer.table_rows import errors_in, open_table, prefixes_of, read_rows
+from trainer.tables import METRICS
+
+PAGE = """
+name: two
+title: "Two"
+question: "Which of two?"
+source: "none"
+recipe: A2
+models: [test_resnet]
+data: [digits]
+seeds: [0, 1]
+budget: {epochs: 2}
+design: {name: listed, cells: [{name: BCE}, {name: CE, set: {loss: {name: ce}}}]}
+"""
+
+
+@pytest.fixture()
+def page(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(PAGE)
+    return path
+
+
+def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monkeypatch):
+    for name in ("A1.v1-x", "A2.v1-x", "A2.v1-y"):
+        store_row(tmp_path, row(name, 0, 90.0, run=name))
+    (tmp_path / "rows" / "A3.v1-damaged.json").write_text("{")
+    (tmp_path / "rows" / "A2.v1-x.json.part").write_text("{")
+    assert [found.run for found in read_rows(tmp_path, ["A2.v1-"])] == ["A2.v1-x", "A2.v1-y"]
+    assert read_rows(tmp_path / "nothing") == [] and read_rows(tmp_path, []) == []
+    with pytest.raises(RowError, match="A3.v1-damaged.json.*move it away"):
+        read_rows(tmp_path)
+
+
+def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp_path):
+    from trainer.ablation import load_ablation
+
+    ablation = load_ablation(page)
+    base, other = ablation.cells
+    assert prefixes_of(ablation) == {"A2.v1-test_resnet-digits-s"}
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    first = stored_row(base, 0, 90.0)
+    store_row(results, first)
+    store_row(results, first.model_copy(update={"run": f"{first.run}-2", "top1_pct": 50.0}))  # made by again=1
+    store_row(results, stored_row(base, 7, 10.0))  # a seed that the page does not ask for
+    store_row(results, stored_row(other, 1, 91.0, run="A2.v1-test_resnet-digits-s1-123456"))
+    store_row(results, row("a neighbour", 0, 1.0, run="A2.v1-test_resnet-digits-s0-abcdef", model="test_resnet"))
+    store_failure(runs, key_of(other, 0), cell=other.name, seed=0, run=None, exit_code=1, output=["a", "RuntimeError: boom", ""])
+    (results / "two.notes.md").write_text("\nWhat *it* says.\n\n")
+    (runs / first.run).mkdir()
+    table = open_table(page, results, runs, METRICS["top1"])
+    assert [(one.cell.name, one.values) for one in table.cells] == [("BCE", {0: 90.0}), ("CE", {1: 91.0})]
+    assert [result.state for one in table.cells for result in one.seeds] == ["finished", "missing", "failed", "finished"]
+    assert table.cells[1].seeds[0].error == "RuntimeError: boom" and table.notes == "What *it* says."
+    assert table.cells[0].seeds[0].folder == runs / first.run and table.cells[1].seeds[1].folder is None
+
+
+def test_notes_that_are_no_text_are_named(page, tmp_path):
+    (tmp_path / "two.notes.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="two.notes.md: cannot be read.*UTF-8"):
+        open_table(page, tmp_path, tmp_path / "runs", METRICS["top1"])
+
+
+def test_no_failures_ask_for_no_plan(tmp_path):
+    assert errors_in(tmp_path)(cell("made by hand", "no such model on no data"), 0) is None
+
+
+def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, monkeypatch):
+    """Counted work: 300 rows of others and 4 of its own are 4 files read, each once."""
+    from trainer import table_rows
+
+    store_row(tmp_path, row("x", 0, 90.0, run="A2.v1-test_resnet-digits-s0-000000"))
+    text = (tmp_path / "rows" / "A2.v1-test_resnet-digits-s0-000000.json").read_text()
+    for number in range(300):
+        (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text("never read")
+    for number in range(1, 4):
+        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text(text)
+    opened = []
+    read = table_rows.read_row_file
+    monkeypatch.setattr(table_rows, "read_row_file", lambda path: opened.append(path) or read(path))
+    read_rows(tmp_path, ["A2.v1-test_resnet-digits-s"])
+    assert len(opened) == len(set(opened)) == 4

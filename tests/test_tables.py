@@ -1,0 +1,195 @@
+"""What an ablation's table says: spread, differences, marks, notes, warnings; nothing averaged over in silence."""
+
+import math
+
+import pytest
+
+from tabled import SEEDS, cell, row, table_of
+from trainer.errors import UserError
+from trainer.table_notes import facts_of, remarks, warnings
+from trainer.tables import METRICS, find_metric, value_of
+
+BASE, SAME, BETTER = cell("base", is_base=True), cell("same"), cell("better")
+
+
+def only(table, name):
+    (found,) = [one for one in table.cells if one.cell.name == name]
+    return found
+
+
+def test_a_table_has_means_spreads_and_differences_to_the_base():
+    table = table_of({BASE: {0: 90.0, 1: 92.0, 2: 91.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.5}})
+    base, better = table.cells
+    assert (base.mean, base.std, base.difference, base.p_holm) == (91.0, 1.0, None, None)
+    assert better.difference.value == pytest.approx(3.5) and better.difference.kind == "paired"
+    assert better.p_holm == better.difference.p == pytest.approx(0.0067, abs=1e-4)
+    assert better.needed.origin == "measured" and better.needed.num_seeds == 3
+    assert not warnings(table) and not base.marks and not better.marks
+
+
+def test_holm_corrects_across_all_groups():
+    other = [cell("base b", "resnet50 on digits", is_base=True), cell("worse b", "resnet50 on digits")]
+    values = {0: 90.0, 1: 92.0, 2: 91.0}
+    table = table_of({
+        BASE: values, BETTER: {0: 93.0, 1: 96.0, 2: 94.5},
+        other[0]: values, other[1]: {0: 80.0, 1: 70.0, 2: 95.0},
+    })  # fmt: skip
+    assert only(table, "better").p_holm == pytest.approx(2 * only(table, "better").difference.p)
+    assert only(table, "worse b").difference.value == pytest.approx(-28 / 3)  # to its own group's base
+    assert table.num_compared == 2 and table.bases == ("base", "base b")
+    assert "corrected by Holm for the 2 differences" in " ".join(remarks(table))
+
+
+def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
+    values = {BASE: {0: 90.0, 1: 92.0, 2: 91.0}, BETTER: {0: 93.0, 1: None}, SAME: {}}
+    table = table_of(values, errors={("same", 0): "RuntimeError: boom"})
+    better, same = only(table, "better"), only(table, "same")
+    assert [result.state for result in better.seeds] == ["finished", "diverged", "missing"]
+    assert better.mean == 93.0 and better.std is None and better.costs is not None
+    assert better.marks == ("no row: seed 2", "diverged: seed 1", "n = 1")
+    assert [result.state for result in same.seeds] == ["failed", "missing", "missing"]
+    assert (same.mean, same.difference, same.costs) == (None, None, None)
+    assert same.marks == ("failed: seed 0", "no row: seed 1, 2")
+    text = " ".join(warnings(table))
+    assert "1 of 9 runs failed and in no mean: same seed 0." in text
+    assert "1 of 9 runs diverged and in no mean: better seed 1." in text
+    assert "3 of 9 runs without a row: better seed 2, same seed 1, same seed 2." in text
+
+
+def test_all_seeds_without_a_row_are_one_mark():
+    assert only(table_of({BASE: {0: 90.0}, SAME: {}}), "same").marks == ("no row: all",)
+
+
+def test_a_failure_counts_only_where_there_is_no_row():
+    table = table_of({BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), errors={("base", 0): "an old one"})
+    assert [result.state for result in table.cells[0].seeds] == ["finished", "finished"]
+
+
+def test_one_seed_has_no_interval_and_the_note_says_what_seeds_do():
+    table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,))
+    better = only(table, "better")
+    assert better.difference.kind == "single" and better.difference.low is None and better.p_holm is None
+    text = " ".join(remarks(table))
+    assert "One seed: no interval and no p." in text and "0.10 points" in text and "100 seeds" in text
+    assert "1.18 on 360 images" in text and "mean nothing" in text  # 0.10 * sqrt(50000 / 360)
+    assert better.needed.origin == "published" and better.needed.std == pytest.approx(0.1 * math.sqrt(50_000 / 360))
+    assert better.needed.num_seeds == 23 and "Seeds needed" in text and "RSB's spread" in text
+
+
+def test_on_imagenets_val_set_the_published_spread_is_not_scaled():
+    facts = {"num_val_images": 50_000}
+    table = table_of({BASE: {0: 79.0}, BETTER: {0: 79.3}}, seeds=(0,), base=facts, better=facts)
+    assert only(table, "better").needed.std == pytest.approx(0.10)
+    assert not [line for line in remarks(table) if "which would be" in line]
+
+
+def test_a_single_value_among_others_borrows_their_spread():
+    table = table_of({BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0}}, seeds=(0, 1))
+    assert only(table, "better").needed.origin == "pooled"
+    assert only(table, "better").needed.std == pytest.approx(math.sqrt(2))
+
+
+def test_a_loss_has_no_published_spread():
+    table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,), metric="loss", better={"loss_nats": 0.01})
+    assert only(table, "better").difference.value == pytest.approx(-0.04)
+    assert only(table, "better").needed is None
+    text = " ".join(remarks(table))
+    assert "0.10 points" not in text and "standard error" not in text and "Loss in nats" in text
+
+
+def test_values_that_are_all_equal_have_no_interval_and_are_marked():
+    table = table_of({BASE: dict.fromkeys(SEEDS, 90.0), SAME: dict.fromkeys(SEEDS, 90.0), BETTER: dict.fromkeys(SEEDS, 91.0)})
+    assert only(table, "same").difference.value == 0 and only(table, "same").needed is None
+    assert only(table, "better").difference.p is None and only(table, "better").p_holm is None
+    assert only(table, "better").marks == ("all values equal", "difference does not vary: no interval")
+    assert table.num_compared == 0
+
+
+def test_pairs_that_the_base_lacks_and_welch_are_marked():
+    table = table_of({BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}}, seeds=(0, 1, 2, 3))
+    assert "difference over the 2 seeds that the base has too" in only(table, "better").marks
+    assert "Welch: no two seeds in common with the base" in only(table, "same").marks
+    assert "else by Welch's test" in " ".join(remarks(table))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_no_value(value):
+    """No row can be stored with one; a table made of rows in memory does not average it either."""
+    table = table_of({BASE: {0: 90.0, 1: value}}, seeds=(0, 1))
+    assert table.cells[0].values == {0: 90.0}
+    assert table.cells[0].marks == ("no such score: seed 1", "n = 1")
+    assert "1 of 2 runs without top-1: base seed 1." in " ".join(warnings(table))
+
+
+def test_metrics_are_read_from_where_they_stand():
+    averaged = row("a", 0, 80.0, scored="average", other_top1_pct=70.0)
+    plain = row("a", 0, 80.0, other_top1_pct=81.0, loss_nats=0.5, top5_pct=99.0)
+    assert value_of(averaged, METRICS["ema"]) == 80.0 and value_of(plain, METRICS["ema"]) == 81.0
+    assert value_of(row("a", 0, 80.0), METRICS["ema"]) is None
+    assert [value_of(plain, METRICS[name]) for name in ("top1", "top5", "loss")] == [80.0, 99.0, 0.5]
+    assert value_of(row("a", 0, None), METRICS["loss"]) is None  # the loss of a run on its way to nowhere
+    with pytest.raises(UserError, match="metric=top2: unknown.*top1"):
+        find_metric("top2")
+
+
+def test_costs_are_means_over_the_finished_seeds():
+    table = table_of({BASE: {0: 90.0, 1: 91.0, 2: None}}, base={"train_s": 10.0})
+    assert table.cells[0].costs.train_s == 10.0 and table.cells[0].costs.num_params == 23_528_522
+    values = [row("base", seed, 90.0, train_s=train_s, peak_mem_mib=memory) for seed, train_s, memory in ((0, 10, 100), (1, 30, 300))]
+    costs = table_of({BASE: {}}).cells[0].costs
+    assert costs is None and len(values) == 2
+
+
+def test_a_note_says_data_epochs_machine_versions_and_commit():
+    table = table_of({BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), base={"commit": "abc" * 14, "dirty": False})
+    text = remarks(table)[-1]
+    for fact in ("digits (ffffffffffff)", "360 images of val", "10 epochs", "a processor", "float32", "2 threads", "torch 2.15.0", "commit abcabcabcabc"):
+        assert fact in text, fact
+    assert any("One of 360 val images is 0.278 points; the standard error of 90.50 %" in line and "is 1.5 points" in line for line in remarks(table))
+
+
+@pytest.mark.parametrize(
+    ("fact", "other", "told"),
+    [
+        ("data_fingerprint", "0" * 64, "rows differ in data: digits (ffffffffffff): base; digits (000000000000): better"),
+        ("num_val_images", 100, "rows differ in split"),
+        ("epochs", 3, "rows differ in epochs: 10 epochs: base; 3 epochs: better"),
+        ("device", "another", "rows differ in device: a processor: base; another: better"),
+        ("num_threads", 1, "rows differ in threads"),
+        ("precision", "bf16", "rows differ in precision"),
+        ("versions", {"torch": "2.14.0"}, "rows differ in versions: torch 2.15.0: base; torch 2.14.0: better"),
+        ("commit", "1" * 40, "rows differ in commit"),
+        ("dirty", True, "rows differ in uncommitted changes"),
+        ("num_replaced_images", 3, "bad images were replaced"),
+        ("changes", ("device a -> b after step 3",), "runs went on elsewhere"),
+    ],
+)
+def test_cells_that_are_unlike_in_more_than_the_cell_are_warned_of(fact, other, told):
+    table = table_of({BASE: {0: 90.0, 1: 91.0}, BETTER: {0: 93.0, 1: 94.5}}, seeds=(0, 1), better={fact: other})
+    (line,) = warnings(table)
+    assert told in line
+
+
+def test_groups_on_other_data_are_no_reason_to_warn():
+    other = [cell("base b", "resnet18 on mnist", is_base=True), cell("b", "resnet18 on mnist")]
+    facts = {"data": "mnist", "data_fingerprint": "0" * 64, "num_val_images": 10_000, "epochs": 6}
+    values = {0: 90.0, 1: 91.0}
+    table = table_of({BASE: values, other[0]: values, other[1]: values}, seeds=(0, 1), **{"base b": facts, "b": facts})
+    assert not warnings(table)
+    assert [line for line in remarks(table) if line.startswith("resnet18 on mnist: mnist (000000000000), 10,000 images of val")]
+    assert [fact.name for fact in facts_of(table.cells) if len(fact.values) > 1] == ["data", "split", "epochs"]
+
+
+def test_published_scores_are_told_with_their_source_and_never_compared():
+    known = cell("known", published=80.4, published_source="RSB, Table 1")
+    table = table_of({BASE: {0: 90.0, 1: 91.0}, known: {0: 89.0, 1: 91.5}}, seeds=(0, 1))
+    assert only(table, "known").difference.value == pytest.approx(-0.25)
+    assert [line for line in remarks(table) if line.startswith("Published:") and line.endswith("RSB, Table 1.")]
+
+
+def test_every_seed_has_its_commands():
+    name = cell("swish", overrides="model.activation={name: swish} epochs=3")
+    table = table_of({name: {0: 90.0}}, seeds=(0, 1))
+    first, second = table.cells[0].seeds
+    assert first.command == 'make recipe=A2 model=resnet18 data=digits seed=0 set="model.activation={name: swish} epochs=3"'
+    assert first.reproduce == f"make reproduce row={first.row.run}" and second.reproduce == ""

@@ -1,0 +1,100 @@
+"""The commands about stored rows: table, compare, reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.cli import DataDir, Device, Results, Runs, Workers, app, user_errors
+
+Anyway = Annotated[bool, typer.Option("--anyway/--no-anyway", help="Run although page, data or versions are others now.")]
+
+
+@app.command()
+@user_errors
+def table(
+    ablation: Annotated[str, typer.Option(help="An ablation, or a path to its .yaml; absent: all, with what they have.")] = "",
+    metric: Annotated[str, typer.Option(help="top1, top5, loss or ema (top-1 of the average).")] = "top1",
+    sort: Annotated[str, typer.Option(help='Columns, a minus for the largest first: "-mean cell".')] = "",
+    columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
+    filter_: Annotated[str, typer.Option("--filter", help='Which cells: "mean > 90 and n >= 3".')] = "",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or tex.")] = "terminal",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex} too."""
+    from trainer import show, table_show
+    from trainer.table_query import make_view
+    from trainer.table_rows import open_table
+    from trainer.tables import find_metric
+
+    out = show.console()
+    if not ablation:
+        table_show.refuse_alone(metric=metric != "top1", sort=sort, columns=columns, filter=filter_, format=format_ != "terminal")
+        out.print(table_show.list_of_ablations(results, runs))
+        return
+    writer = table_show.find_format(format_)
+    view = make_view(open_table(ablation, results, runs, find_metric(metric)), sort, columns, filter_)
+    if writer is not None:
+        typer.echo(writer(view), nl=False)
+        return
+    table_show.print_table(out, view)
+    if view.is_whole and metric == "top1":
+        table_show.print_stored(out, view.table, table_show.store_table(results, view))
+
+
+@app.command()
+@user_errors
+def compare(
+    a: Annotated[str, typer.Option(help="A run: its name, or its folder.")] = "",
+    b: Annotated[str, typer.Option(help="The run to compare it with.")] = "",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Two rows side by side where they differ, and both learning curves where the run folders are."""
+    from trainer import show, table_show
+    from trainer.compare import find_row
+    from trainer.errors import UserError
+
+    missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do")
+    table_show.print_comparison(show.console(), find_row(a, results, runs), find_row(b, results, runs), runs)
+
+
+@app.command()
+@user_errors
+def reproduce(
+    row: Annotated[str, typer.Option(help="A run's name, or its folder.")],
+    recipe: Annotated[str, typer.Option(help="The page, where it is not among the suite's own.")] = "",
+    data: Annotated[str, typer.Option(help="The data set, where it is not under the row's own name.")] = "",
+    data_dir: DataDir = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; absent: the row's.")] = "",
+    workers: Workers = "auto",
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+    anyway: Anyway = False,
+) -> None:
+    """Run a row again from its own record, into a run of its own; exit 1 where the result is not the row's."""
+    from trainer.stop import StopRequest
+
+    with StopRequest() as stop:
+        from trainer import show, table_show
+        from trainer.compare import find_row
+        from trainer.reproduce import plan_again, run_again, same_cell, verdict
+        from trainer.settings import make_settings
+        from trainer.table_rows import read_rows
+
+        out, found = show.console(), find_row(row, results, runs)
+        again = plan_again(found, runs, recipe, data, data_dir)
+        settings = make_settings(device, precision or found.precision, workers, runs, results, in_memory=True)
+        code, new = run_again(found, again, settings, out, stop, anyway)
+    if new is None:
+        raise typer.Exit(code)
+    prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
+    judged = verdict(found, new, same_cell(found, [found, *read_rows(results, [prefix])]))
+    table_show.print_verdict(out, found, new, judged)
+    raise typer.Exit(0 if judged.is_reproduced else 1)
