@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from range_trials import bowl, descend, drawn, network
-from trainer.range_race import Ladder, Lengths, decide, lengths_for, probe
+from trainer.race import Ladder, Lengths, probe
+from trainer.range_race import decide, lengths_for
 from trainer.range_rules import Floors
 
 SEEDS = (0, 1, 2)

@@ -84,6 +84,14 @@ def test_the_fall_to_the_floor_is_not_taken_for_learning():
     assert seeing.edge == pytest.approx(blind.edge, rel=0.2)
 
 
+def test_a_ramp_that_comes_no_further_than_the_floor_has_an_edge_and_nothing_else():
+    place = np.log10(VALUES)
+    losses = np.interp(place, [-6, -4, -2, -1, 0], [0.7, 0.7, 0.325, 0.325, 0.9])
+    reading = read(curve_of(losses), Floors(train=0.325), "train")
+    assert not reading.reason and reading.edge == pytest.approx(0.11, rel=0.3)
+    assert [rule for rule, value in reading.rules.items() if value] == ["edge / 10"]
+
+
 @pytest.mark.parametrize(
     "losses, floors, said",
     [

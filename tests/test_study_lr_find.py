@@ -56,7 +56,8 @@ def test_the_rules_of_other_finders_on_a_curve_whose_answer_is_known():
     assert foreign_rules.valley(VALUES, losses) == pytest.approx(10**-2.0, rel=0.1)
     assert foreign_rules.minimum(VALUES, losses) == pytest.approx(0.01, rel=0.1)
     assert 1e-4 < foreign_rules.steep(VALUES, losses) < 0.1
-    assert foreign_rules.steep(VALUES, losses) == foreign_rules.steepest_gradient(VALUES, losses), "equal ratios"
+    bent = losses - 0.3 * np.exp(-((PLACE + 2) ** 2))  # steepest in one place
+    assert foreign_rules.steep(VALUES, bent) == foreign_rules.steepest_gradient(VALUES, bent), "the ratios are equal"
     left = foreign_rules.slide(VALUES[:160], losses[:160])
     assert left == VALUES[160 - 1 - 15], "both ends of the first interval lie on the same straight line"
 

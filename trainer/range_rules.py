@@ -154,35 +154,45 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
 def read(curve: Curve, floors: Floors, which: str) -> Reading:
     """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of what each says.
 
-    No rule looks above the floor: a fall down to it is the bias being learned.
+    No rule looks above the floor: a fall down to it is the bias being learned. A curve that falls to the floor only and
+    then turns up has an edge, and says nothing else: a short ramp may come no further.
     """
     if which == "both":
         return _both(read(curve, floors, "train"), read(curve, floors, "heldout"))
     values, losses = series(curve, which)
-    nothing = dict.fromkeys(RULES)
     if len(losses) < LEAST_POINTS:
-        return Reading(nothing, None, f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do")
+        return _nothing(f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do")
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
     start, floor = start_of(loss), floors.train if which == "train" else floors.held_out
     level = start if floor is None else min(start, floor)
     best = int(np.argmin(loss))
-    fall = level - float(loss[best])
-    if fall <= max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error):
-        is_floor = floor is not None and floor <= start
-        where = f"the floor of {floor:.4g} nats, where it knows the bias only" if is_floor else f"its start at {start:.4g} nats"
-        return Reading(nothing, None, f"the loss never falls clearly below {where}")
-    edge = _edge(losses, float(loss[best]) + max(TURNED_UP_SHARE * fall, 3 * error), best, curve.ended)
+    falls = [above - float(loss[best]) for above in (start, level)]
+    from_start, from_level = (fall > max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error) for fall in falls)
+    if not from_start:
+        return _nothing(f"the loss never falls clearly below its start at {start:.4g} nats")
+    rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
+    edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
     if edge == 0:
-        return Reading(nothing, None, "the loss is past its edge from the first step; a smaller from= would do")
+        return _nothing("the loss is past its edge from the first step; a smaller from= would do")
+    if not from_level and edge is None:
+        return _nothing(f"the loss never falls clearly below the floor of {floor:.4g} nats, where it knows the bias only")
+    rules = _rules(loss, values, level, falls[1], best) if from_level else dict.fromkeys(RULES)
+    at_edge = None if edge is None else float(values[edge])
+    return Reading(rules | {"edge / 10": at_edge and at_edge / 10}, at_edge)
+
+
+def _nothing(reason: str) -> Reading:
+    return Reading(dict.fromkeys(RULES), None, reason)
+
+
+def _rules(loss: np.ndarray, values: np.ndarray, level: float, fall: float, best: int) -> dict[str, float | None]:
     first = int(np.argmax(loss < level))
-    rules = {
+    return {
         "steepest": float(values[_steepest(loss, values, first, best)]),
         "valley": float(values[_valley(loss / fall, first, best)]),
         "minimum / 10": float(values[best]) / 10,
-        "edge / 10": None if edge is None else float(values[edge]) / 10,
     }
-    return Reading(rules, None if edge is None else float(values[edge]))
 
 
 def _both(train: Reading, held_out: Reading) -> Reading:
