@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -14,12 +15,11 @@ from rich.text import Text
 
 from trainer import show
 from trainer.ablation import Ablation, load_ablation
-from trainer.cells import Cell, plan_of_cell, rows_of
+from trainer.cells import Cell, command, plan_of_cell, rows_of
 from trainer.data.opened import open_data
 from trainer.errors import UserError
 from trainer.explain import diff_rows, shown
 from trainer.models import assemble
-from trainer.overrides import Deviation
 from trainer.pace import Pace, measure, shape_of
 from trainer.plan import Plan
 from trainer.profiles import data_folder
@@ -62,6 +62,10 @@ def print_plan(
     missing = [key for key, row in rows.items() if row is None]
     out.print()
     out.print(Text(f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"), soft_wrap=False)
+    if missing:
+        cells = {cell.name: cell for cell in ablation.cells}
+        name, seed = missing[0]
+        out.print(Text(f"the first of them by hand: {command(cells[name], seed)}"), soft_wrap=False)
     if num_measured and missing:
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
@@ -113,23 +117,25 @@ def check_models(ablation: Ablation) -> None:
 
 def print_group(out: Console, ablation: Ablation, cells: Sequence[Cell], rows: Mapping[tuple[str, int], Row | None]) -> None:
     """The table of one group: what each cell changes, its published score, its rows."""
-    base = cells[0]
+    is_cumulative = ablation.page.design.name == "cumulative"
     out.print()
-    out.print(f"[bold]{escape(base.group)}[/]: {len(cells)} cells, {steps_line(cells)}", soft_wrap=False)
+    out.print(f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}", soft_wrap=False)
     shared = shared_deviations(cells)
     if shared:
-        lines = "; ".join(f"{change.path} {shown(change.after)}" for change in shared)
+        lines = "; ".join(in_short(shared))
         out.print(Padding(Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
     has_scores = any(cell.published is not None for cell in cells)
-    table = Table("cell", "against the base", *(["published"] if has_scores else []), "rows", pad_edge=False)
+    against = "on top of the last" if is_cumulative else "against the base"
+    table = Table("cell", against, *(["published"] if has_scores else []), "rows", pad_edge=False)
     for column in table.columns[:2]:
         column.overflow = "fold"
     for column in table.columns[2:]:
         column.no_wrap = True
-    for cell in cells:
+    for number, cell in enumerate(cells):
+        before = cells[number - 1] if is_cumulative else cells[0]
         score = [f"{cell.published:g}" if cell.published is not None else ""] if has_scores else []
         found = [rows[cell.name, seed] for seed in ablation.seeds]
-        table.add_row(Text(cell.name), Text(difference(base, cell)), *score, done(found))
+        table.add_row(Text(cell.name), Text(difference(before, cell)), *score, done(found))
     out.print(table, soft_wrap=False)
     for source in dict.fromkeys(cell.published_source for cell in cells if cell.published_source):
         out.print(Text(f"published: {source}"), soft_wrap=False)
@@ -144,23 +150,41 @@ def steps_line(cells: Sequence[Cell]) -> str:
     )
 
 
-def shared_deviations(cells: Sequence[Cell]) -> list[Deviation]:
-    """What the runs of all cells do otherwise than their pages, in the same way."""
+def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
+    """What the runs of all cells do otherwise than their pages, in the same way: (path, value)."""
     final = [{change.path: change for change in cell.plan.deviations} for cell in cells]
-    same = [
-        change
+    return [
+        (path, change.after)
         for path, change in final[0].items()
-        if all(path in other and shown(other[path].after) == shown(change.after) for other in final)
+        if shown(change.before) != shown(change.after)
+        and all(path in other and shown(other[path].after) == shown(change.after) for other in final)
     ]
-    return [change for change in same if shown(change.before) != shown(change.after)]
 
 
-def difference(base: Cell, cell: Cell) -> str:
-    """What a cell's runs do otherwise than the base's, in short."""
+def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
+    """Changes as `path value`; where an ingredient becomes another one, its name says it."""
+    changes = [change for path, value in changes for change in _apart(path, value)]
+    renamed = {path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")}
+    kept = [(path, value) for path, value in changes if path.rpartition(".")[0] not in renamed]
+    named = [(path, value["name"] if isinstance(value, dict) and "name" in value else value) for path, value in kept]
+    return [f"{path} {'on' if path.endswith(f'.{value}') else shown(value)}" for path, value in [*renamed.items(), *named]]
+
+
+def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A section that came as a whole by its parts; an ingredient stays one."""
+    if isinstance(value, dict) and "name" not in value:
+        for key, part in value.items():
+            yield from _apart(f"{path}.{key}", part)
+    else:
+        yield path, value
+
+
+def difference(before: Cell, cell: Cell) -> str:
+    """What a cell's runs do otherwise than another's, in short."""
     if cell.is_base:
         return f"the base, {_page_name(cell.plan)}"
-    lines = [f"{row.path} {shown(row.b)}" for row in diff_rows(base.plan.recipe, cell.plan.recipe)]
-    page = "" if _page_name(base.plan) == _page_name(cell.plan) else f"page {_page_name(cell.plan)}: "
+    lines = in_short((row.path, row.b) for row in diff_rows(before.plan.recipe, cell.plan.recipe))
+    page = "" if _page_name(before.plan) == _page_name(cell.plan) else f"page {_page_name(cell.plan)}: "
     rest = len(lines) - MOST_DIFFERENCES
     return page + "; ".join(lines[:MOST_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
 
