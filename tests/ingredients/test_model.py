@@ -4,7 +4,6 @@ And every layer of our own, found by walking the files of layers, against numeri
 """
 
 import copy
-import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -12,15 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from timm.models import build_model_with_cfg, register_model
-from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
+from parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, public_kinds, written
 from plans import small_plan
 from trainer import check
 from trainer.export import export_model, is_timms
 from trainer.ingredients import body_layers
-from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.model import PARTS, Model
 from trainer.ingredients.surgery import Part, SurgeryError, counted
 from trainer.job import Job, write_plan
@@ -28,67 +25,11 @@ from trainer.models import assemble
 from trainer.run_folder import open_model
 from trainer.tree import plain
 
-IMAGE_PX = 64
-PAGE = "torchvision-v1"  # the shortest page
-
-
-@register_model
-def bottlenecks(pretrained=False, **options):
-    """A whole ResNet of few channels, for tests: four stages of bottlenecks, one of them with a plain shortcut."""
-    shape = {"block": Bottleneck, "layers": (1, 2, 1, 1), "channels": (32, 32, 32, 64)}
-    return build_model_with_cfg(ResNet, "bottlenecks", pretrained, **shape, **options)
-
-
-FAMILIES = ("bottlenecks", "test_convnext2")
-
-
-def public_kinds(kind: type = Part) -> list[type[Part]]:
-    below = [found for one in kind.__subclasses__() for found in public_kinds(one)]
-    return below or [kind]
-
-
-FOUND = [(key, kind) for key in PARTS for kind in check.kinds_in(Model.model_fields[key].annotation)]
-CASES = [*FOUND, ("layer_scale", LayerScale)]
-
-
-def case_name(case) -> str:
-    key, kind = case
-    return check.tag_of(kind) or key
-
 
 def test_the_walk_finds_every_part_that_there_is():
     assert {kind for _, kind in CASES} == set(public_kinds())
     keys = {key for key, field in Model.model_fields.items() if any(issubclass(one, Part) for one in check.kinds_in(field.annotation))}
     assert keys == set(PARTS), "a part that is never put in"
-
-
-# The source's own bodies have 28 and 22 million weights.
-SMALLER = {
-    "body": {"depths": (1, 1, 2, 1), "widths": (32, 32, 64, 64)},
-    "isotropic": {"depth": 3, "width": 32},
-}
-
-
-def written(case) -> str:
-    """A part as set= has it, with the fields that its source has."""
-    key, kind = case
-    if kind is LayerScale:
-        return f"model.layer_scale={kind.example['start']}"
-    tag = check.tag_of(kind)
-    given = plain(check.check(kind, plain(kind.example))) | SMALLER.get(key, {}) | ({"name": tag} if tag else {})
-    text = ", ".join(f"{name}: {_yaml(value)}" for name, value in given.items())
-    return f"model.{key}={{{text}}}"
-
-
-def _yaml(value) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-@functools.cache
-def plain_model(family: str) -> nn.Module:
-    return assemble(small_plan(PAGE, model=family, overrides="drop_path=0.05"))[0]
 
 
 def plan_with(case, family):
