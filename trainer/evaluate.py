@@ -11,7 +11,9 @@ from torch import nn
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.ingredients.mixing import one_hot_targets
 from trainer.plan import Plan
+from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
+from trainer.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,40 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     each: Callable[[], None] = lambda: None,
+    ranks: Ranks = alone(),
 ) -> Scores:
     """Score a model on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once, none padded.
 
-    each: called after every batch, so that a stop need not wait for the end of the pass.
+    each: called after every batch, so that a stop need not wait for the end of the pass. ranks: those that share the
+    images; each is given its own batches, as many as there are, and all get the scores over all of them. Where `each`
+    raises Stopped on one, all raise it at the end of their batches.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
     num_images = 0
-    for images, labels in batches:
-        images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
-        images = in_format(normalize(images, plan.profile), settings)
-        totals += _batch_totals(plan, settings, model, images, labels)
-        num_images += len(labels)
-        each()
+    stopped = None
+    try:
+        for images, labels in batches:
+            images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
+            images = in_format(normalize(images, plan.profile), settings)
+            totals += _batch_totals(plan, settings, model, images, labels)
+            num_images += len(labels)
+            each()
+    except Stopped as signal_name:
+        stopped = signal_name
+    _agree(ranks, stopped)
+    ranks.sum(totals)
+    num_images = ranks.total(num_images)
     model.train(was_training)
     num_top1, num_top5, loss_sum = totals.tolist()
     return Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
+
+
+def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
+    """Ranks have unlike numbers of batches: none can leave the pass before all are at its end."""
+    if ranks.any(stopped is not None):
+        raise stopped or Stopped("a signal to another rank")
 
 
 def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -14,11 +15,14 @@ from rich.console import Console
 from trainer import provenance
 from trainer.adapt import adaptation
 from trainer.checkpoint import write_atomically
+from trainer.claims import claimed
+from trainer.data.index import DataError
 from trainer.explain import shown
 from trainer.load import Positions
 from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile, find_profile
+from trainer.ranks import Ranks, alone
 from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths
 from trainer.results import Row, RowDeviation, read_row, store_row
 from trainer.settings import Settings
@@ -29,7 +33,7 @@ EXIT_DONE, EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asked for, as they wrote it."""
+    """What a user asked for, as they wrote it. ablation, cell: what it is a part of, for the row."""
 
     recipe: str
     model: str
@@ -39,6 +43,9 @@ class Job:
     overrides: str = ""
     bad_images: str = "fail"
     again: bool = False
+    ablation: str | None = None
+    cell: str | None = None
+    world_size: int = 1
 
 
 def resolve(job: Job, profile: Profile | None) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
@@ -83,27 +90,53 @@ def plan_of(job: Job) -> Plan:
         seed=job.seed,
         page_digest=(published_page(page) or page).for_model(job.model).digest,
         deviations=deviations,
+        world_size=job.world_size,
         bad_images=job.bad_images,
     )
 
 
-def run_job(job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest) -> tuple[int, Row | None]:
-    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped)."""
+def run_job(
+    job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest, ranks: Ranks = alone()
+) -> tuple[int, Row | None]:
+    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped).
+
+    Of several ranks all train, and rank 0 alone reads and writes folders: the others get no row.
+
+    Raises ClaimedError where another process works in the run's folder, DataError where ranks see unlike images.
+    """
+    if not ranks.is_same(int(data.fingerprint[:15], 16)):
+        raise DataError(f"{plan.profile.name}: the ranks' machines hold unlike images; one folder that all see would do")
+    name = ranks.broadcast(run_name(job, plan, settings, data.fingerprint) if ranks.is_first else "")
+    row = _stored_row(settings, name, ranks)
+    if not ranks.any(row is not None):
+        with claimed(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
+            row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
+            if not ranks.any(row is not None):
+                return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
+    console.print(f"{name} has its row already; again=1 would run it anew", markup=False, highlight=False)
+    status = ranks.broadcast(row.status if row else "")
+    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
+    return read_row(settings.results, name) if ranks.is_first else None
+
+
+def _run_to_row(name: str, job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest, ranks: Ranks) -> tuple:
     from trainer.export import export_model
     from trainer.train import run
 
-    name = run_name(job, plan, settings, data.fingerprint)
-    row = read_row(settings.results, name)
-    if row is not None:
-        console.print(f"{name} has its row already; again=1 would run it anew", markup=False, highlight=False)
-        return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
     folder = settings.runs / name
-    write_plan(folder, job, plan)
-    outcome = run(plan, settings, data, folder, console, stop)
+    if ranks.is_first:
+        write_plan(folder, job, plan)
+    outcome = run(plan, settings, data, folder, console, stop, ranks)
     if outcome.status == "stopped":
         return EXIT_STOPPED, None
+    if not ranks.is_first:
+        return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
     digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
     row = make_row(name, plan, settings, data, outcome, digest)
+    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
     # The folder's copy first: once the store has the row, the same command does nothing more.
     write_atomically(folder / "row.json", row.as_json())
     store_row(settings.results, row)

@@ -118,6 +118,31 @@ class Log:
         file.flush()
 
 
+class SilentLog:
+    """The Log of a rank that is not the first: nothing is written, nothing is said."""
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def metrics_bytes(self) -> int:
+        return 0
+
+    def say(self, line: str, style: str | None = None) -> None:
+        pass
+
+    def window(self, *facts) -> None:
+        pass
+
+    def scores(self, *facts) -> None:
+        pass
+
+    def picture(self, *facts) -> None:
+        pass
+
+
 def _open_cut(path: Path, num_bytes: int):
     found_bytes = path.stat().st_size if path.exists() else 0
     if found_bytes < num_bytes:  # to lengthen it would fill it with zeros

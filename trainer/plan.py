@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainer.data.order import num_micro_batches_in
 from trainer.errors import UserError
 from trainer.ingredients.lighting import Lighting
-from trainer.ingredients.norms import GhostBatchNorm
+from trainer.ingredients.norms import GhostBatchNorm, SyncBatchNorm
 from trainer.profiles import Profile
 from trainer.recipe import Deviation, Recipe
 
@@ -113,17 +113,14 @@ def make_plan(
     if bad_images not in BAD_IMAGES:
         raise PlanError(f"bad_images={bad_images}: unknown; {' or '.join(BAD_IMAGES)} would do")
     if num_micro_batches % world_size:
-        near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
-        raise PlanError(
-            f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} micro-batches "
-            f"cannot be shared by {world_size} ranks; {', '.join(map(str, near))} ranks would do"
-        )
+        raise PlanError(_unshareable(recipe, num_micro_batches, world_size))
     for part in recipe.augment:
         if isinstance(part, Lighting):
             part.check_channels(profile.channels)
     _check_virtual_batches(recipe)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
+    _check_joined_statistics(recipe, profile, num_micro_batches, world_size)
     return Plan(
         recipe=recipe,
         page_digest=page_digest or recipe.digest,
@@ -154,6 +151,31 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
             "a batch statistic of one image is none; batch.drop_last=true would do"
         )
     return full + bool(rest)
+
+
+def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> str:
+    """The line that says which numbers of ranks, and which micro-batch, would share a step's micro-batches."""
+    batch = recipe.batch
+    near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
+    smaller = [n for n in range(1, batch.norm_images) if batch.images % n == 0 and batch.images // n % world_size == 0]
+    ranks = f"{', '.join(map(str, near))} rank{'s' * (num_micro_batches > 1)}"
+    other = f', or set="batch.norm_images={max(smaller)}" (a deviation where norms sample it)' if smaller else ""
+    return (
+        f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} "
+        f"micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks; {ranks} would do{other}"
+    )
+
+
+def _check_joined_statistics(recipe: Recipe, profile: Profile, num_micro_batches: int, world_size: int) -> None:
+    """SyncBatchNorm waits for all ranks in every micro-batch: none may have one fewer than another."""
+    norm = recipe.model.norm if recipe.model else None
+    rest = 0 if recipe.batch.drop_last else profile.num_train % recipe.batch.images
+    last = num_micro_batches_in(rest, recipe.batch.images, num_micro_batches) if rest else 0
+    if isinstance(norm, SyncBatchNorm) and last % world_size:
+        raise PlanError(
+            f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {world_size} ranks "
+            'cannot join; set="batch.drop_last=true" would do'
+        )
 
 
 def _check_virtual_batches(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import UserError, did_you_mean
+from trainer.place import Place
 
 PRECISIONS = ("float32", "bf16", "fp16")
 
@@ -45,10 +46,12 @@ def make_settings(
     results: Path = Path("results"),
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
+    num_ranks_here: int = 1,
 ) -> Settings:
     """Resolve what was asked against this machine.
 
     in_memory: the data set is held in memory and small, so that loader processes would cost more than they save.
+    num_ranks_here: processes of the run that share this machine's cores.
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
@@ -63,7 +66,7 @@ def make_settings(
         precision=_resolve_precision(precision, on_gpu),
         # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there for small images.
         channels_last=on_gpu,
-        num_workers=worker_count(workers, auto=_auto_workers(on_gpu, in_memory)),
+        num_workers=worker_count(workers, auto=_auto_workers(on_gpu, in_memory, num_ranks_here)),
         num_threads=torch.get_num_threads(),
         runs=Path(runs),
         results=Path(results),
@@ -103,10 +106,35 @@ def _resolve_precision(precision: str, on_gpu: bool) -> str:
     return precision
 
 
-def _auto_workers(on_gpu: bool, in_memory: bool) -> int:
+def _auto_workers(on_gpu: bool, in_memory: bool, num_ranks_here: int) -> int:
     if in_memory and not on_gpu:
         return 0
-    return min(16, num_cores()) if on_gpu else max(1, num_cores() // 2)
+    num_own = max(1, num_cores() // num_ranks_here)
+    return min(16, num_own) if on_gpu else max(1, num_own // 2)
+
+
+def rank_device(device: str, place: Place | None) -> str:
+    """The device asked for, as make_settings takes it: of several ranks on one machine each has a GPU of its own.
+
+    Raises UserError where there are fewer GPUs than ranks, and for one GPU asked for by its number.
+    """
+    if place is None or device not in ("auto", "cuda"):
+        if place is not None and device.startswith("cuda:"):
+            raise UserError(f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own")
+        return device
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        return device
+    if num_gpus == 1 and place.by == "srun":  # Slurm shows each task its own
+        return "cuda:0"
+    if num_gpus < place.local_world_size:
+        raise UserError(
+            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; gpus={num_gpus}, or "
+            f"procs={place.local_world_size} on the CPU, would do"
+        )
+    return f"cuda:{place.local_rank}"
 
 
 def num_cores() -> int:

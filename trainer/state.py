@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,17 @@ from torch import nn
 
 from trainer import provenance
 from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.gradients import Gradients
 from trainer.ingredients.optimizers import param_groups
-from trainer.log import Log
+from trainer.log import Log, SilentLog
 from trainer.models import build_model
 from trainer.plan import Plan
+from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
 from trainer.statistics import StepStatistics
+
+
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -45,10 +50,10 @@ class Progress:
 
 
 class State:
-    """Model, optimizer, average, scaler and progress of one run in one folder."""
+    """Model, optimizer, average, scaler and progress of one run in one folder: on every rank the same, bit for bit."""
 
-    def __init__(self, plan: Plan, settings: Settings, folder: Path) -> None:
-        self.plan, self.settings, self.folder = plan, settings, folder
+    def __init__(self, plan: Plan, settings: Settings, folder: Path, ranks: Ranks = alone()) -> None:
+        self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = build_model(plan).to(settings.device, memory_format=memory_format)
         groups = param_groups(self.model, plan.recipe.optimizer)
@@ -56,7 +61,8 @@ class State:
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
         self.step_statistics = StepStatistics(self.model)
-        self.progress = Progress(machine=machine_of(settings))
+        self.gradients = Gradients(self.model.parameters(), ranks)
+        self.progress = Progress(machine=self._machine())
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self._saved_s = time.monotonic()
@@ -71,10 +77,17 @@ class State:
         return "average" if self.average and self.plan.recipe.average.is_scored else "model"
 
     def resume(self) -> list[str]:
-        """Take up the newest whole checkpoint, if there is one; gives the lines to tell the reader."""
+        """Take up the newest whole checkpoint, if there is one; gives the lines to tell the reader.
+
+        Rank 0 alone reads the folder: the others get what it found, were it on a disk of its own.
+        """
         notes: list[str] = []
-        saved = load_checkpoint(self.folder / "checkpoints", notes.append, self.settings.device)
+        saved = None
+        if self.ranks.is_first:
+            saved = load_checkpoint(self.folder / "checkpoints", notes.append, self.settings.device)
+        saved = self.ranks.broadcast(saved)
         if saved is None:
+            self.check_equal()
             return notes
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -84,12 +97,13 @@ class State:
             self.average.load_state_dict(saved["average"])
         self.progress = Progress(**saved["progress"])
         self.loss_sum.fill_(self.progress.loss_sum)
+        self.check_equal()
         notes.append(f"going on after step {self.progress.step} of {self.plan.num_steps}")
         return notes + self._note_changes()
 
     def _note_changes(self) -> list[str]:
         """Compare this machine with the one that saved: a run that went on elsewhere is not one to compare bit for bit."""
-        before, now = self.progress.machine, machine_of(self.settings)
+        before, now = self.progress.machine, self._machine()
         changes = [
             f"{name} {before[name]} -> {now[name]} after step {self.progress.step}"
             for name in now
@@ -99,11 +113,25 @@ class State:
         self.progress.changes += changes
         return [f"note: {change}; the row says so, and is not bitwise" for change in changes]
 
-    def save(self, log: Log) -> bool:
-        """Write a checkpoint, unless the weights are on their way to nowhere; was it written?"""
+    def _machine(self) -> dict[str, str]:
+        return machine_of(self.settings) | {"ranks": str(self.ranks.world_size)}
+
+    def check_equal(self) -> None:
+        """Fail where another rank has other weights, statistics or averages: some sum was not one over all ranks."""
+        if self.ranks.is_alone:
+            return
+        tensors = [tensor for model in self.weights().values() for tensor in model.state_dict().values()]
+        if not self.ranks.is_same(_fingerprint(tensors)):
+            raise RuntimeError(f"the weights differ between ranks after step {self.progress.step}: ranks of unlike devices?")
+
+    def save(self, log: Log | SilentLog) -> bool:
+        """Write a checkpoint on rank 0, unless the weights are on their way to nowhere; was it written?"""
         self.progress.loss_sum = self.loss_sum.item()
         if not math.isfinite(self.progress.loss_sum):
             return False
+        self.check_equal()
+        if not self.ranks.is_first:
+            return True
         self.progress.metrics_bytes = log.metrics_bytes()
         state = {
             "model": self.model.state_dict(),
@@ -116,8 +144,9 @@ class State:
         self._saved_s = time.monotonic()
         return True
 
-    def save_if_due(self, log: Log) -> None:
-        if time.monotonic() - self._saved_s >= self.settings.checkpoint_s:
+    def save_if_due(self, log: Log | SilentLog) -> None:
+        """Write a checkpoint where rank 0's clock says that it is time for one."""
+        if self.ranks.any(self.ranks.is_first and time.monotonic() - self._saved_s >= self.settings.checkpoint_s):
             self.save(log)
 
 
@@ -131,12 +160,25 @@ def machine_of(settings: Settings) -> dict[str, str]:
     }
 
 
+def _fingerprint(tensors: Iterable[torch.Tensor]) -> int:
+    """A number that changes with any bit of one tensor: for each the sum of its words, and these in their order."""
+    flat = (tensor.detach().contiguous().view(-1) for tensor in tensors)
+    sums = [each.view(_WORDS[each.element_size()]).sum(dtype=torch.int64) for each in flat]
+    made = 0
+    for number in torch.stack(sums).tolist():
+        made = (made * 1_000_003 + number) % (2**61 - 1)
+    return made
+
+
 class Watch:
-    """Times the training of images and the waiting for them; evaluations and saving do not count."""
+    """Times the training of images and the waiting for them; evaluations and saving do not count.
+
+    Images are those of all ranks; the times are this rank's.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._images, self._wait_s, self._busy_s = 0, 0.0, 0.0
+        self._seen, self._wait_s, self._busy_s = progress.num_seen, 0.0, 0.0
         self._started_s: float | None = None
 
     def batches(self, stream: Iterator) -> Iterator:
@@ -148,7 +190,6 @@ class Watch:
             except StopIteration:
                 return
             self._wait_s += time.perf_counter() - before_s
-            self._images += len(batch.labels)
             yield batch
 
     def __enter__(self) -> Watch:
@@ -162,6 +203,7 @@ class Watch:
 
     def lap(self) -> tuple[float, float]:
         """(images per second, share of the time spent waiting for data) since the last lap."""
-        speed = self._images / max(self._busy_s, 1e-9), self._wait_s / max(self._busy_s, 1e-9)
-        self._images, self._wait_s, self._busy_s = 0, 0.0, 0.0
+        num_images, self._seen = self._progress.num_seen - self._seen, self._progress.num_seen
+        speed = num_images / max(self._busy_s, 1e-9), self._wait_s / max(self._busy_s, 1e-9)
+        self._wait_s, self._busy_s = 0.0, 0.0
         return speed

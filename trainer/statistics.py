@@ -13,6 +13,7 @@ from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm
 from trainer.ingredients.surgery import counted, is_norm
 from trainer.models import running_norms
 from trainer.plan import Plan
+from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
 
 
@@ -22,6 +23,9 @@ class StepStatistics:
     Norms with batch statistics: with micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b
     is the layer's own, the M updates amount to R <- (1-b) R + b * mean of the M statistics. Norms with estimated ones
     (EstimatedBatchNorm2d) add up what the micro-batches saw and move once, when the step is finished.
+
+    Ranks that share the micro-batches of a step each do so with their own; at its end the statistics of all ranks become
+    the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,7 +34,7 @@ class StepStatistics:
         self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
-        """Prepare for micro-batch 0 .. num_micro_batches - 1 of a step."""
+        """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a step."""
         left = num_micro_batches - 1 - micro_batch
         for norm, momentum in self.norms:
             norm.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
@@ -38,10 +42,35 @@ class StepStatistics:
             for norm in self.estimated:
                 norm.start_step()
 
-    def finish(self) -> None:
-        """Move estimated statistics, after the backward pass of the last micro-batch: no gradient sees them move."""
+    def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
+        """After the backward pass of the last micro-batch: no gradient sees estimated statistics move.
+
+        num_own: this rank's of the step's num_micro_batches.
+        """
+        if not ranks.is_alone:
+            self._average(ranks, num_own, num_micro_batches)
+            self._add_up(ranks, num_own)
         for norm in self.estimated:
             norm.finish_step()
+
+    @torch.no_grad()
+    def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int) -> None:
+        running = [tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)]
+        if running:
+            flat = torch.cat(running) * (num_own / num_micro_batches)
+            ranks.sum(flat)
+            torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
+            torch._foreach_add_([norm.num_batches_tracked for norm, _ in self.norms], num_micro_batches - num_own)
+
+    def _add_up(self, ranks: Ranks, num_own: int) -> None:
+        for norm in self.estimated:
+            if not num_own:  # what an unfinished step has left is no part of this one
+                norm.start_step()
+            held = norm.running_mean.new_zeros(2 * len(norm.running_mean) + 1, dtype=torch.float64)
+            if norm._sums is not None:
+                held[:-1], held[-1] = norm._sums.flatten(), norm._num_values
+            ranks.sum(held)
+            norm._sums, norm._num_values = held[:-1].view(2, -1).to(norm.running_mean.dtype), int(held[-1])
 
 
 @torch.no_grad()

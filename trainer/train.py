@@ -16,10 +16,11 @@ from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
 from trainer.evaluate import evaluate
-from trainer.log import Log
+from trainer.log import Log, SilentLog
 from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
 from trainer.plan import Plan
+from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
 from trainer.state import State, Watch
 from trainer.statistics import make_norms_precise
@@ -36,27 +37,36 @@ class Outcome:
     state: State
 
 
-def run(plan: Plan, settings: Settings, data: OpenedData, folder: Path, console: Console, stop: StopRequest) -> Outcome:
+def run(
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    folder: Path,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks = alone(),
+) -> Outcome:
     """Train one model to the end of its plan; the last evaluation is the result.
 
-    The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint.
+    The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint, with as many
+    ranks as there are now. Every rank goes through this story; rank 0 alone writes and speaks.
     """
     keep_freed_memory()
-    state = State(plan, settings, folder)
+    state = State(plan, settings, folder, ranks)
     notes = state.resume()
     progress = state.progress
-    with Log(folder, plan.num_steps, progress.step, progress.metrics_bytes, console) as log:
+    with open_log(state, console) as log:
         for note in notes:
             log.say(note)
         watch = Watch(progress)
-        window = watch.batches(data.train_stream(plan, settings, progress.step))
+        window = watch.batches(data.train_stream(plan, settings, progress.step, ranks))
         try:
             if not evaluate_epoch(state, data, log, stop):
                 return Outcome("diverged", state)
-            if progress.step == 0:
+            if progress.step == 0 and ranks.is_first:
                 window = show_first_batch(state, window, data.classes, log)
             for step in range(progress.step, plan.num_steps):
-                stop.check()
+                ranks.check(stop)
                 with watch:
                     state.loss_sum += optimizer_step(state, window, step)
                     progress.loss_steps += 1
@@ -84,26 +94,35 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
 
     Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over the step; clipping
     comes after unscaling. Dropout and stochastic depth draw from torch's generator, re-seeded for each micro-batch.
+    Of several ranks each takes its own micro-batches; loss and gradients are those of all.
     """
-    plan, settings, model, optimizer = state.plan, state.settings, state.model, state.optimizer
+    plan, settings, model, optimizer, ranks = state.plan, state.settings, state.model, state.optimizer, state.ranks
     recipe = plan.recipe
     for group in optimizer.param_groups:
         group["lr"] = plan.lr_at(step)
     num_micro_batches, num_images = plan.micro_batches(step), plan.window_images(step)
+    own = list(ranks.share(range(num_micro_batches)))
+    num_replaced = 0
     total = torch.zeros((), dtype=torch.float64, device=settings.device)
-    for micro_batch in range(num_micro_batches):
+    state.gradients.start()
+    for number, micro_batch in enumerate(own):
         batch = next(window)
         assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
-        state.step_statistics.set(micro_batch, num_micro_batches)
+        state.step_statistics.set(number, len(own))
         images, targets = prepare(plan, settings, batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         with autocast(settings):
             logits = model(images)
         loss = recipe.loss(logits.float(), targets) * (len(targets) / num_images)
+        if micro_batch == own[-1]:
+            state.gradients.expect_last()
         state.scaler.scale(loss).backward()
         total += loss.detach()
-        state.progress.num_replaced += batch.num_replaced
-    state.step_statistics.finish()
+        num_replaced += batch.num_replaced
+    state.gradients.finish()
+    ranks.sum(total)
+    state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
+    state.step_statistics.finish(ranks, len(own), num_micro_batches)
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
@@ -125,9 +144,13 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
         return True
     if plan.recipe.precise_norm is not None:
         batches = data.train_stream(plan, state.settings, progress.step - plan.steps_per_epoch)
-        make_norms_precise(plan, state.settings, list(state.weights().values()), batches, each=stop.check)
+        models = list(state.weights().values())
+        make_norms_precise(plan, state.settings, models, batches, each=lambda: state.ranks.check(stop))
+        state.ranks.copy(buffer for model in models for buffer in model.buffers())
     scores = {
-        which: evaluate(plan, state.settings, model, data.val_batches(plan, state.settings), each=stop.check)
+        which: evaluate(
+            plan, state.settings, model, data.val_batches(plan, state.settings, state.ranks), stop.check, state.ranks
+        )
         for which, model in state.weights().items()
     }
     loss_nats = scores[state.scored].loss_nats
@@ -139,6 +162,13 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
     progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
     progress.evaluated_step = progress.step
     return True
+
+
+def open_log(state: State, console: Console) -> Log | SilentLog:
+    """The run's log on rank 0, a silent one on the others."""
+    if not state.ranks.is_first:
+        return SilentLog()
+    return Log(state.folder, state.plan.num_steps, state.progress.step, state.progress.metrics_bytes, console)
 
 
 def is_window_end(state: State) -> bool:

@@ -54,6 +54,7 @@ class TrainStream:
 
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images: "fail" or "skip".
     growth: what makes the images of early steps smaller than train_px; the draws are the same. num_splits: 1 for none.
+    rank, num_ranks: of a step's micro-batches only the rank-th is made, and every num_ranks-th after it.
 
     A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
     """
@@ -70,6 +71,8 @@ class TrainStream:
     bad_images: str
     growth: Growth | None = None
     num_splits: int = 1
+    rank: int = 0
+    num_ranks: int = 1
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
@@ -86,7 +89,8 @@ class TrainStream:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
         for step in range(first_step, num_steps):
             _, _, num_draws = window(step, self.image_set.num_images, self.batch_images, self.steps_per_epoch)
-            for micro_batch in range(num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)):
+            num_micro_batches = num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)
+            for micro_batch in range(self.rank, num_micro_batches, self.num_ranks):
                 yield step, micro_batch
 
     def px_at(self, step: int) -> int:
@@ -212,13 +216,17 @@ def evaluation_batches(
     batch_images: int,
     num_workers: int,
     device: str,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images [b, C, px, px] uint8, labels [b] int64) of one pass; pinned where the device is a GPU.
+
+    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many ranks share them.
 
     Raises BadImage.
     """
     stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
-    return _whole(_loader(stream, range(len(stream)), num_workers, device))
+    return _whole(_loader(stream, range(rank, len(stream), num_ranks), num_workers, device))
 
 
 def _whole(items):

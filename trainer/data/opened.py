@@ -10,6 +10,7 @@ import torch
 
 from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
 from trainer.data.sets import ImageSet, open_set
+from trainer.ranks import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
 
@@ -32,8 +33,8 @@ class OpenedData:
 
         return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
-    def train_stream(self, plan, settings, first_step: int) -> Iterator[MicroBatch]:
-        """The micro-batches of a plan from one step to its end, in order."""
+    def train_stream(self, plan, settings, first_step: int, ranks: Ranks = alone()) -> Iterator[MicroBatch]:
+        """The micro-batches of a plan from one step to its end, in order: this rank's of each step."""
         stream = TrainStream(
             image_set=self.train,
             seed=plan.seed,
@@ -47,11 +48,13 @@ class OpenedData:
             bad_images=plan.bad_images,
             growth=plan.recipe.image.growth,
             num_splits=plan.recipe.augment_splits or 1,
+            rank=ranks.rank,
+            num_ranks=ranks.world_size,
         )
         return iter(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device))
 
-    def val_batches(self, plan, settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order."""
+    def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
         image = plan.recipe.image
         return iter(
             evaluation_batches(
@@ -62,6 +65,8 @@ class OpenedData:
                 batch_images=EVALUATION_IMAGES,
                 num_workers=settings.num_workers,
                 device=settings.device,
+                rank=ranks.rank,
+                num_ranks=ranks.world_size,
             )
         )
 

@@ -1,0 +1,255 @@
+"""Ranks for tests: processes forked from one that has imported all they need, and what they do there.
+
+Not torchrun, which takes seconds to start: each process is told its place.
+"""
+
+import dataclasses
+import io
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from plans import small_plan
+from trainer import meeting, train
+from trainer.data.opened import open_data
+from trainer.evaluate import evaluate
+from trainer.place import Place
+from trainer.plan import make_plan
+from trainer.ranks import alone, meet
+from trainer.settings import make_settings
+from trainer.state import State
+from trainer.stop import StopRequest
+
+HERE = Path(__file__).parent
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["ranked"])
+
+
+def places(num_ranks: int) -> list[Place]:
+    """The places of ranks on this machine, around a port that is free."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port = opened.getsockname()[1]
+    attempt = uuid.uuid4().hex
+    return [Place(rank, num_ranks, rank, num_ranks, "127.0.0.1", port, rank == 0, attempt, "srun") for rank in range(num_ranks)]
+
+
+@dataclasses.dataclass
+class Ended:
+    """How one rank ended: its exit code, what its function gave, what it wrote."""
+
+    code: int
+    value: object
+    text: str
+
+
+def end_of(function, num_ranks: int, *given, come=None, come_s: float = 20, timeout_s: float = 90) -> list[Ended]:
+    """function(ranks, *given) on each of the ranks at once. come: only these ranks come; come_s: how long they wait."""
+    path = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])  # of the process that they are forked from
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [place for place in places(num_ranks) if come is None or place.rank in come]
+        running = [_CONTEXT.Process(target=_rank, args=(function, place, given, folder, come_s)) for place in ranks]
+        for process in running:
+            process.start()
+        os.environ["PYTHONPATH"] = path
+        for process in running:
+            process.join(timeout_s)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        return [_ended(process, place.rank, Path(folder)) for process, place in zip(running, ranks, strict=True)]
+
+
+def on_ranks(function, num_ranks: int, *given) -> list:
+    """What function(ranks, *given) gives on each rank; with one, here, without any others."""
+    if num_ranks == 1:
+        return [function(alone(), *given)]
+    ended = end_of(function, num_ranks, *given)
+    assert all(rank.code == 0 for rank in ended), [(rank.code, rank.text) for rank in ended]
+    return [rank.value for rank in ended]
+
+
+def _rank(function, place: Place, given: tuple, folder: str, come_s: float) -> None:
+    torch.set_num_threads(1)
+    meeting.COME_S = come_s
+    with open(Path(folder) / f"{place.rank}.txt", "ab", buffering=0) as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    with meet(place, "cpu", lambda line: print(line, flush=True)) as ranks:
+        value = function(ranks, *given)
+        torch.save(value, Path(folder) / f"{place.rank}.pt")
+    sys.exit(0)
+
+
+def _ended(process, rank: int, folder: Path) -> Ended:
+    path = folder / f"{rank}.pt"
+    value = torch.load(path, weights_only=False) if path.exists() else None
+    return Ended(process.exitcode, value, (folder / f"{rank}.txt").read_text())
+
+
+def ranked_plan(ranks, recipe: str, model: str, overrides: str):
+    """A small plan for the number of ranks."""
+    plan = small_plan(recipe, model, overrides)
+    return make_plan(
+        plan.recipe, model=plan.model, profile=plan.profile, seed=plan.seed, world_size=ranks.world_size, bad_images=plan.bad_images
+    )
+
+
+def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: int) -> dict:
+    """Some optimizer steps from a place before the end of the first epoch (first < 0) or from its start; all there is to
+    compare."""
+    plan = ranked_plan(ranks, recipe, model, overrides)
+    settings = make_settings("cpu", workers="0")
+    first = first % plan.steps_per_epoch
+    state = State(plan, settings, Path("unused"), ranks)
+    seen = []
+    window = noting(open_data(plan.profile, None).train_stream(plan, settings, first, ranks), seen)
+    found = {"losses": [], "lrs": [], "gradients": {}}
+    step = state.optimizer.step
+
+    def stepping(*given, **named):
+        found["gradients"] = {name: weight.grad.clone() for name, weight in state.model.named_parameters()}
+        return step(*given, **named)
+
+    state.optimizer.step = stepping
+    for place in range(first, first + number):
+        found["losses"].append(train.optimizer_step(state, window, place).item())
+        found["lrs"].append(state.optimizer.param_groups[0]["lr"])
+    state.check_equal()
+    return found | {
+        "ids": seen,
+        "weights": {name: weight.detach() for name, weight in state.model.named_parameters()},
+        "buffers": dict(state.model.named_buffers()),
+        "average": state.average.state_dict() if state.average else {},
+    }
+
+
+def noting(stream, seen: list):
+    """The stream, whose micro-batches are noted: (step, micro-batch, ids)."""
+    for batch in stream:
+        seen.append((batch.step, batch.micro_batch, batch.ids.tolist()))
+        yield batch
+
+
+def scores(ranks, num_images: int) -> tuple:
+    """The scores of a freshly drawn model over the first validation images, in batches of 3."""
+    plan = ranked_plan(ranks, "A2", "test_resnet", "")
+    settings = make_settings("cpu", workers="0")
+    model = State(plan, settings, Path("unused")).model
+    batches = list(open_data(plan.profile, None).val_batches(plan, settings))
+    images, labels = (torch.cat(parts)[:num_images] for parts in zip(*batches, strict=True))
+    found = evaluate(plan, settings, model, ranks.share(zip(images.split(3), labels.split(3), strict=True)), ranks=ranks)
+    return dataclasses.astuple(found)
+
+
+class StopAt(StopRequest):
+    """A signal that comes to one rank at a step: the number of questions so far is that of steps."""
+
+    def __init__(self, step: int | None) -> None:
+        super().__init__()
+        self.left = step
+
+    @property
+    def is_requested(self) -> bool:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                self.signal_name = "SIGUSR1"
+        return self.signal_name is not None
+
+
+def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step: int = 0) -> dict:
+    """train.run in a folder, where a signal may come to one rank in the middle of a step."""
+    plan = ranked_plan(ranks, "A1", "test_resnet", overrides)
+    settings = make_settings("cpu", workers="0", checkpoint_s=0)
+    out = Console(file=io.StringIO(), width=200)
+    stop = StopAt(stop_step if ranks.rank == stop_rank else None)
+    outcome = train.run(plan, settings, open_data(plan.profile, None), Path(folder), out, stop, ranks)
+    progress = outcome.state.progress
+    return {
+        "status": outcome.status,
+        "step": progress.step,
+        "weights": {name: tensor.clone() for name, tensor in outcome.state.model.state_dict().items()},
+        "average": outcome.state.average.state_dict(),
+        "scores": progress.scores,
+        "changes": progress.changes,
+        "said": out.file.getvalue(),
+    }
+
+
+def diverging(ranks, folder: str, bad_rank: int) -> dict:
+    """A run in which one rank's loss is no number from step 7 on."""
+    step = train.optimizer_step
+    prepare = train.prepare
+    number = {"step": 0}
+
+    def preparing(plan, settings, batch):
+        images, targets = prepare(plan, settings, batch)
+        return images * (float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1), targets
+
+    def stepping(state, window, place):
+        number["step"] = place
+        return step(state, window, place)
+
+    train.prepare, train.optimizer_step = preparing, stepping
+    return whole_run(ranks, folder, "batch.images=32 batch.norm_images=8 epochs=2 average='{name: ema, decay: 0.9, every_steps: 1}'")
+
+
+def failing(ranks, how: str, bad_rank: int) -> str:
+    """Ranks that agree for ever, until one of them ends otherwise."""
+    for number in range(1000):
+        if number == 20 and ranks.rank == bad_rank:
+            if how == "raise":
+                raise ZeroDivisionError("a mistake of ours")
+            if how == "user":
+                from trainer.errors import UserError
+
+                raise UserError("set=x: a mistake of theirs; set=y would do")
+            if how == "interrupt":
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGKILL)
+        ranks.sum(torch.ones(1000))
+    return "all"
+
+
+def agreements(ranks) -> dict:
+    """One answer of each kind."""
+    tensor = torch.full((3,), float(ranks.rank + 1))
+    ranks.sum(tensor)
+    copied = torch.full((2,), float(ranks.rank))
+    ranks.copy([copied])
+    return {
+        "sum": tensor.tolist(),
+        "total": ranks.total(ranks.rank + 1),
+        "most": ranks.most(-ranks.rank),
+        "any": (ranks.any(False), ranks.any(ranks.rank == 1), ranks.any(True)),
+        "same": (ranks.is_same(7), ranks.is_same(ranks.rank)),
+        "broadcast": ranks.broadcast({"name": "run", "numbers": [1, 2.5, None], "tensor": torch.arange(3)} if ranks.is_first else None),
+        "copy": copied.tolist(),
+        "share": list(ranks.share(range(10))),
+    }
+
+
+def stopped_in_evaluation(ranks, stop_rank: int) -> str:
+    """A signal comes to one rank between two of its batches; which ranks raise Stopped?"""
+    from trainer.stop import Stopped
+
+    plan = ranked_plan(ranks, "A2", "test_resnet", "")
+    settings = make_settings("cpu", workers="0")
+    model = State(plan, settings, Path("unused")).model
+    stop = StopAt(0 if ranks.rank == stop_rank else None)
+    batches = open_data(plan.profile, None).val_batches(plan, settings, ranks)
+    try:
+        evaluate(plan, settings, model, batches, stop.check, ranks)
+    except Stopped:
+        return "stopped"
+    return "finished"

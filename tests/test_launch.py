@@ -1,0 +1,236 @@
+"""gpus= and procs= start ranks from inside the command; their end is the command's."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from plans import small_plan, small_set
+from trainer.errors import UserError
+from trainer.launch import asked_ranks, exit_code, slurm_job
+from trainer.place import Place, find_place, first_host
+from trainer.plan import PlanError, make_plan
+from trainer.ranks_cli import check_norms
+from trainer.settings import make_settings, rank_device
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = {
+    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "29500",
+    "TORCHELASTIC_RUN_ID": "r", "TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
+}  # fmt: skip
+SRUN = {
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "123",
+    "SLURM_STEP_ID": "0",
+}  # fmt: skip
+
+
+def test_torchrun_and_srun_say_which_rank_this_is():
+    place = find_place(TORCHRUN)
+    assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (3, 8, 1, 2)
+    assert (place.host, place.port, place.serves, place.by) == ("node7", 29500, False, "torchrun")
+    assert find_place(TORCHRUN | {"RANK": "0"}).serves is False  # torchrun keeps the port itself
+    assert find_place(TORCHRUN | {"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}).serves
+    place = find_place(SRUN)
+    assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (5, 6, 1, 2)
+    assert (place.host, place.serves, place.by) == ("gpu07", False, "srun")
+    assert find_place(SRUN | {"SLURM_PROCID": "0"}).serves
+    assert find_place(SRUN | {"SLURM_STEP_NUM_NODES": "1"}).host == "127.0.0.1"
+    assert find_place(SRUN | {"SLURM_JOB_ID": "124"}).port != place.port
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        # the script of sbatch, and the shell of salloc, are no tasks of a step
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"},
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+    ],
+)
+def test_a_process_by_itself_has_no_place(environment):
+    assert find_place(environment) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        (TORCHRUN | {"RANK": "8"}, "rank 8 of 8"),
+        (TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT=x"),
+    ],
+)
+def test_half_an_environment_is_refused(environment, found):
+    with pytest.raises(UserError, match=found):
+        find_place(environment)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"),
+    [("node1", "node1"), ("gpu[07-09,12],big1", "gpu07"), ("a-b[3],c", "a-b3"), ("n1.x.org,n2.x.org", "n1.x.org"), ("r[1-2]n[3-4]", "r1n3")],
+)
+def test_the_first_host_of_slurms_list(hosts, first):
+    assert first_host(hosts) == first
+
+
+def test_gpus_and_procs_must_fit_each_other_the_device_and_what_was_started():
+    place = find_place(TORCHRUN)
+    assert asked_ranks(None, None, "auto", None) == 1 and asked_ranks(4, None, "auto", None) == 4
+    assert asked_ranks(None, 2, "cpu", place) == asked_ranks(None, None, "auto", place) == 2
+    for asked in ((4, 4, "auto", None), (None, 2, "cuda:0", None), (2, None, "cpu", None), (4, None, "auto", place)):
+        with pytest.raises(UserError, match="would do"):
+            asked_ranks(*asked)
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    place = find_place(TORCHRUN)
+    assert rank_device("auto", place) == rank_device("cuda", place) == "cuda:1"
+    assert rank_device("auto", None) == "auto" and rank_device("cpu", place) == "cpu"
+    with pytest.raises(UserError, match="device=cuda would give each its own"):
+        rank_device("cuda:0", place)
+    with pytest.raises(UserError, match="gpus=2, or procs=4"):
+        rank_device("auto", find_place(TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert rank_device("auto", find_place(SRUN)) == "cuda:0"  # Slurm shows each task its own alone
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert rank_device("auto", place) == "auto"
+
+
+def test_ranks_share_the_cores_for_their_workers(monkeypatch):
+    monkeypatch.setattr("trainer.settings.num_cores", lambda: 16)
+    assert [make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)] == [8, 4, 1, 1]
+
+
+def test_a_world_that_does_not_divide_is_refused_with_what_would():
+    plan = small_plan(overrides="batch.images=32 batch.norm_images=32")
+    with pytest.raises(PlanError, match=r'= 1 micro-batch cannot be shared by 2 ranks; 1 rank would do, or set="batch.norm_images=16"'):
+        make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
+
+
+SYNC = "'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}' "
+
+
+def test_joined_statistics_need_gpus_and_equal_shares():
+    plan = small_plan(overrides=SYNC)
+    check_norms(plan, "cpu")
+    joined = make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
+    check_norms(joined, "cuda:0")
+    with pytest.raises(PlanError, match="GPUs alone; one rank"):
+        check_norms(joined, "cpu")
+    plan = small_plan(overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false")  # 1437 = 179 x 8 + 5
+    with pytest.raises(PlanError, match="2 micro-batches, which 4 ranks cannot join"):
+        make_plan(plan.recipe, plan.model, plan.profile, world_size=4)
+
+
+def ended(*codes: int) -> dict:
+    return {rank: SimpleNamespace(exitcode=code, pid=100 + rank, timestamp=rank) for rank, code in enumerate(codes) if code}
+
+
+def test_the_command_ends_as_the_first_rank_that_did(capsys):
+    assert exit_code({}, False) == 0
+    assert exit_code(ended(0, 3), False) == 3 and exit_code(ended(75, 75), True) == 75
+    assert exit_code(ended(2, -15), False) == 2
+    assert exit_code(ended(-15, -15), True) == 75  # before they could listen
+    assert capsys.readouterr().err == ""
+    assert exit_code(ended(0, -9, 1), False) == 1
+    assert "rank 1 (process 101) was ended by SIGKILL" in capsys.readouterr().err
+
+
+FLAGS = ["--recipe", "A1", "--model", "test_resnet", "--workers", "0", "--set", small_set("batch.images=128 batch.norm_images=32")]
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    places = ["--runs", str(folder / "runs"), "--results", str(folder / "results")]
+    return [sys.executable, "-m", "trainer", "train", *FLAGS, *places, *words]
+
+
+def run(folder: Path, *words: str, **named) -> subprocess.CompletedProcess:
+    return subprocess.run(command(folder, *words), cwd=ROOT, capture_output=True, text=True, timeout=120, **named)
+
+
+def test_two_processes_stop_together_and_go_on_by_the_same_command(tmp_path):
+    with subprocess.Popen(command(tmp_path, "--procs", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "val top-1" in line:  # the first evaluation: half of the run is done
+                process.send_signal(signal.SIGTERM)
+                break
+        rest, error = process.communicate(timeout=120)
+    assert process.returncode == 75, (said, rest, error)
+    assert "stopped by SIGTERM after step" in rest and error == ""
+    assert [line.split()[1] for line in said if line.startswith("rank ")] == ["0", "1"]
+    assert any("128 images per step = 2 ranks x 2 micro-batches x 32 images" in line for line in said)
+    done = run(tmp_path, "--procs", "2")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "going on after step" in done.stdout
+    (path,) = (tmp_path / "results" / "rows").glob("*.json")
+    row = json.loads(path.read_text())
+    assert (row["world_size"], row["steps"], row["status"], row["changes"]) == (2, 22, "finished", [])
+    assert done.stdout.count("top-1") == 3  # two evaluations of this process's or the other's last, one row: one rank speaks
+
+
+def test_a_killed_rank_ends_the_command(tmp_path):
+    with subprocess.Popen(command(tmp_path, "--procs", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("rank   1"):
+                number = int(line.split("process")[1].split()[0])
+            if "val top-1" in line:
+                os.kill(number, signal.SIGKILL)
+                break
+        _, error = process.communicate(timeout=40)
+    assert process.returncode == 1
+    assert "rank 1 (process" in error and "was ended by SIGKILL" in error and "Traceback" not in error
+
+
+def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
+    done = run(tmp_path, "--procs", "3")
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "cannot be shared by 3 ranks" in line and "1, 2, 4 ranks would do" in line
+
+
+def test_the_job_file_is_one_that_sbatch_takes():
+    words = ["train", "--recipe", "A1", "--set", "epochs=5 loss.name='ce'"]
+    text = slurm_job(words, "A1-resnet50", nodes=2, gpus=4, cpus=8, hours=24.5, extra="--partition=big")
+    lines = text.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for line in (
+        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--time=24:30:00", "--signal=USR1@120",
+        "--requeue", "--partition=big",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}" in lines
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
+    assert max(directives) < min(number for number, line in enumerate(lines[1:], 1) if line and not line.startswith("#"))
+    (srun,) = [line for line in lines if line.startswith("srun")]
+    assert shlex.split(srun)[2:] == [sys.executable, "-m", "trainer", *words]
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    with pytest.raises(UserError, match="line breaks"):
+        slurm_job(words, "A1\nrm -rf", nodes=1, gpus=1, cpus=1, hours=1)
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_a_job_that_was_stopped_puts_itself_into_the_queue_again(tmp_path, code):
+    for name, text in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > asked')):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    script = slurm_job(["train"], "A1", nodes=1, gpus=0, cpus=2, hours=1).replace(f"cd {shlex.quote(str(Path.cwd()))}", f"cd {tmp_path}")
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash"], input=script, text=True, env=environment)
+    assert done.returncode == code
+    assert (tmp_path / "asked").exists() == (code == 75)
+    if code == 75:
+        assert (tmp_path / "asked").read_text() == "requeue 7\n"

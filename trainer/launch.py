@@ -1,0 +1,216 @@
+"""Starting the ranks of a run: by torchrun's launcher from inside the command, or by a job file for Slurm."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trainer.errors import UserError
+from trainer.place import Place
+
+EXIT_FAILED, EXIT_STOPPED = 1, 75
+_POLL_S = 0.1
+# What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no SIGHUP.
+_SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {signal.SIGHUP: signal.SIGTERM}
+
+
+def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
+    """How many ranks this machine is to have, from gpus= and procs=; 1 where neither is given.
+
+    place: of this process, where something has started it as one of several: the two must then say what is.
+
+    Raises UserError where they contradict each other, or device=.
+    """
+    if gpus is not None and procs is not None:
+        raise UserError(f"gpus={gpus} procs={procs}: ranks are on GPUs or on the CPU; one of the two would do")
+    name, asked = ("procs", procs) if gpus is None else ("gpus", gpus)
+    if asked is None:
+        return place.local_world_size if place else 1
+    if name == "procs" and device.startswith("cuda"):
+        raise UserError(f"procs={asked} device={device}: procs are ranks on the CPU; gpus={asked} would do")
+    if name == "gpus" and device not in ("auto", "cuda"):
+        raise UserError(f"gpus={asked} device={device}: each rank has a GPU of its own; without device= it would do")
+    if place is not None and asked != place.local_world_size:
+        raise UserError(
+            f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine already; without "
+            f"{name}= it would do"
+        )
+    return asked
+
+
+def check_gpus(gpus: int | None) -> None:
+    """Refuse more ranks than there are GPUs. Raises UserError."""
+    if gpus is not None:
+        import torch
+
+        found = torch.cuda.device_count()
+        if found < gpus:
+            would = f"gpus={found}" if found else f"procs={gpus}, on the CPU,"
+            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; {would} would do")
+
+
+def launch(num_ranks: int, words: Sequence[str]) -> int:
+    """Start `python -m trainer` with these words once for each rank, and wait for all; gives the run's exit code.
+
+    A signal to this process is passed on to every rank: they save and end together, with 75. Where a rank fails, the
+    code is the first one's, and the others are ended.
+    """
+    logging.disable(logging.ERROR)  # the launcher's own account of a rank's end: the rank has told it better
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever the machine's name resolves to
+    with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
+        running = _Running(_agent(num_ranks, words, folder))
+        with _Forwarding(running) as forwarding:
+            running.start()
+            while running.is_alive():
+                running.join(_POLL_S)
+                forwarding.pass_on()
+    if running.error is not None:
+        raise running.error
+    return exit_code(running.result.failures, bool(forwarding.seen))
+
+
+def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
+    """The run's exit code, from how its ranks ended: by rank, with `exitcode`, `pid` and `timestamp`; none failed, none in it.
+
+    A rank that a signal has ended is named on standard error, unless the run was asked to stop before it could listen.
+    """
+    in_time = sorted(failures.items(), key=lambda item: item[1].timestamp)
+    codes = [failure.exitcode for _, failure in in_time]
+    if not codes:
+        return 0
+    if is_asked_to_stop and all(code in (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1) for code in codes):
+        return EXIT_STOPPED
+    rank, first = in_time[0]
+    if first.exitcode > 0:
+        return first.exitcode
+    name = signal.Signals(-first.exitcode).name
+    why = ": out of memory, or by hand" if name == "SIGKILL" else ""
+    line = f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes on from the last checkpoint"
+    print(line, file=sys.stderr, flush=True)
+    return EXIT_FAILED
+
+
+class _Running(threading.Thread):
+    """The launcher at work. Beside the main thread, as in that it would answer signals itself, and by killing."""
+
+    def __init__(self, agent) -> None:
+        super().__init__(daemon=True)
+        self.agent, self.result, self.error = agent, None, None
+
+    def run(self) -> None:
+        try:
+            self.result = self.agent.run()
+        except Exception as error:
+            self.error = error
+
+    def processes(self) -> list[int]:
+        """The ranks' process numbers, once all have been started."""
+        found = [worker.id for worker in self.agent.get_worker_group().workers]
+        return found if all(isinstance(number, int) for number in found) else []
+
+
+class _Forwarding:
+    """A context in which signals are kept for the ranks."""
+
+    def __init__(self, running: _Running) -> None:
+        self.running = running
+        self.seen: list[int] = []
+        self._num_sent = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _Forwarding:
+        for number in _SIGNALS:
+            self._before[number] = signal.signal(number, lambda number, frame: self.seen.append(number))
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, action in self._before.items():
+            signal.signal(number, action)
+
+    def pass_on(self) -> None:
+        """Send on what has come, as soon as there is somebody to send it to."""
+        processes = self.running.processes()
+        while processes and self._num_sent < len(self.seen):
+            for process in processes:
+                try:
+                    os.kill(process, _SIGNALS[self.seen[self._num_sent]])
+                except ProcessLookupError:
+                    pass  # it has ended by itself
+            self._num_sent += 1
+
+
+def _agent(num_ranks: int, words: Sequence[str], folder: str):
+    """torchrun's launcher for one machine: what `torchrun --standalone --max-restarts 0` makes."""
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
+
+    number = uuid.uuid4().hex
+    here = "localhost"
+    meeting = RendezvousParameters("c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here)
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=num_ranks,
+        rdzv_handler=registry.get_rendezvous_handler(meeting),
+        entrypoint=sys.executable,
+        args=("-m", "trainer", *(word.replace("$", "$$") for word in words)),  # it fills in $-names by itself
+        max_restarts=0,
+        monitor_interval=_POLL_S,
+        local_addr=here,
+    )
+    return LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
+
+
+def _num_cores() -> int:
+    from trainer.settings import num_cores
+
+    return num_cores()
+
+
+def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = "") -> str:
+    """The text of a job file for sbatch that runs `python -m trainer` with these words on nodes x gpus ranks.
+
+    Two minutes before its time is over Slurm sends SIGUSR1 to the ranks: they save, end with 75, and the job puts itself
+    into the queue again; so does a pre-emption. gpus: of each node; 0: one rank each on the CPU. extra: a further line
+    for sbatch, as "--partition=big --account=me".
+
+    Raises UserError for text that would be more than its line.
+    """
+    for what, text in (("name", name), ("sbatch", extra)):
+        if not text.isprintable():
+            raise UserError(f"{what}={text!r}: becomes a line of the job file; without line breaks it would do")
+    minutes = max(5, round(hours * 60))
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={name}",
+        f"#SBATCH --nodes={nodes}",
+        f"#SBATCH --ntasks-per-node={gpus or 1}",
+        *([f"#SBATCH --gpus-per-node={gpus}"] if gpus else []),
+        f"#SBATCH --cpus-per-task={cpus}",
+        f"#SBATCH --time={minutes // 60}:{minutes % 60:02}:00",
+        "#SBATCH --signal=USR1@120",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --output={name}.%j.log",
+        *(f"#SBATCH {word}" for word in shlex.split(extra)),
+        "",
+        f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}" if not gpus else "export OMP_NUM_THREADS=1",
+        f"srun --kill-on-bad-exit=1 {shlex.join([sys.executable, '-m', 'trainer', *words])}",
+        "code=$?",
+        "# 75: stopped and saved before its time was over; the same job goes on where it stopped",
+        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"

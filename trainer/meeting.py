@@ -1,0 +1,230 @@
+"""Where the ranks of a run meet, see that the others live, and hear who failed first."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from trainer.errors import UserError
+from trainer.place import Place
+
+COME_S = 20.0  # how long a rank that has come waits for the others
+BEAT_S = 1.0
+SILENT_S = 20.0  # a rank that has not been heard of for so long is lost
+GRACE_S = 5.0  # for a rank to end by itself once another one has failed
+_EXIT_FAILED, _EXIT_USER, _EXIT_INTERRUPTED = 1, 2, 130
+
+
+class MissingRank(Exception):
+    """A rank has not come: one line."""
+
+
+class Meeting:
+    """One rank's side of the meeting point, a store of words that all ranks see.
+
+    rank/R: host, process and device of rank R. beat/R: grows while R lives. failed: who failed first, and with what
+    exit code; never written twice. heard: how many have read it.
+
+    open_store: connects to the place's port, or keeps it: (place, does it keep it) -> store.
+    """
+
+    def __init__(self, place: Place, device: str, open_store: Callable[[Place, bool], object]) -> None:
+        self.place, self.device, self._open_store = place, device, open_store
+        self._server = None
+        self.store = None
+        self.table: list[list] = []
+        self._beats: _Beats | None = None
+
+    def check_in(self) -> None:
+        """Come, and wait for the others.
+
+        Raises MissingRank where one does not come in time, UserError where the meeting point cannot be opened.
+        """
+        self.store = self.connect(serves=self.place.serves)
+        self.store.set(f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device]))
+        names = [f"rank/{rank}" for rank in range(self.place.world_size)]
+        until_s = time.monotonic() + COME_S
+        while not self.store.check(names):
+            if self.failure() is not None:
+                raise MissingRank("another rank has named it")
+            if time.monotonic() > until_s:
+                missing = [name.partition("/")[2] for name in names if not self.store.check([name])]
+                raise MissingRank(
+                    f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.place.world_size} did not come "
+                    f"within {COME_S:g} s to {self.place.host}:{self.place.port}"
+                )
+            time.sleep(0.05)
+        self.table = [json.loads(self.store.get(name)) for name in names]
+        self._beats = _Beats(self)
+        self._beats.start()
+
+    def connect(self, serves: bool = False):
+        """A connection of its own to the meeting point. Raises MissingRank where nobody keeps it."""
+        place = self.place
+        if serves:
+            try:
+                self._server = self._open_store(place, True)
+            except RuntimeError:
+                raise UserError(
+                    f"MASTER_PORT={place.port}: cannot be opened on this machine, another program has it; another "
+                    "MASTER_PORT would do"
+                ) from None
+        else:
+            _await_port(place)
+        return self._open_store(place, False)
+
+    def say_table(self, say: Callable[[str], None]) -> None:
+        """One line for each rank."""
+        width = max(len(host) for host, _, _ in self.table)
+        for rank, (host, process, device) in enumerate(self.table):
+            say(f"rank {rank:>3}  {host:<{width}}  process {process:>7}  {device}")
+
+    def failure(self) -> dict | None:
+        """Who failed first, if anyone has."""
+        return json.loads(self.store.get("failed")) if self.store.check(["failed"]) else None
+
+    def post(self, rank: int, code: int) -> dict:
+        """Say that a rank has failed; gives who did first."""
+        mine = json.dumps({"rank": rank, "code": code, "by": self.place.rank})
+        return json.loads(self.store.compare_set("failed", "", mine))
+
+    def end_by(self, error: BaseException) -> int | None:
+        """Tell the others of an error here. None where it is the first, and to be raised; else the first one's code."""
+        code = _EXIT_USER if isinstance(error, UserError) else _EXIT_FAILED
+        if isinstance(error, KeyboardInterrupt):
+            code = _EXIT_INTERRUPTED
+        if self.store is None:
+            return self._told(error, code)
+        try:
+            first = self.post(self.place.rank, code)
+            if first["by"] != self.place.rank or first["rank"] != self.place.rank:
+                self.store.add("heard", 1)
+                return first["code"]
+            self._await_hearing()
+        except RuntimeError:
+            pass  # nobody keeps the meeting point any more: there is nobody to tell
+        return self._told(error, code)
+
+    def _told(self, error: BaseException, code: int) -> int | None:
+        if isinstance(error, MissingRank):
+            _say_error(str(error))
+            return code
+        if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
+            _say_error(f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it")
+        return None
+
+    def _await_hearing(self) -> None:
+        """Who keeps the meeting point must not leave before the others have read why."""
+        until_s = time.monotonic() + GRACE_S
+        while self.place.serves and time.monotonic() < until_s:
+            if self.store.add("heard", 0) >= self.place.world_size - 1:
+                return
+            time.sleep(0.05)
+
+    def end_by_loss(self, reason: str) -> int:
+        """The exit code once the others no longer answer: that of the first who failed, or of the one found silent."""
+        try:
+            first = self.failure()
+            before = self._pulse()
+            until_s = time.monotonic() + GRACE_S
+            while first is None and time.monotonic() < until_s:
+                time.sleep(0.1)
+                first = self.failure()
+            if first is not None:
+                self.store.add("heard", 1)
+                return first["code"]
+            silent = [rank for rank, beat in enumerate(self._pulse()) if beat == before[rank] and rank != self.place.rank]
+            return self.lost(silent[0] if silent else None, reason)
+        except RuntimeError:
+            return self.lost_point()
+
+    def lost(self, rank: int | None, reason: str = "") -> int:
+        """Name a rank that no longer answers, unless another has done so; gives the exit code."""
+        if self.post(-1 if rank is None else rank, _EXIT_FAILED)["by"] == self.place.rank:
+            if rank is None:
+                _say_error(f"rank {self.place.rank}: the others no longer answer ({reason})")
+            else:
+                host, process, _ = self.table[rank]
+                _say_error(
+                    f"rank {rank} (process {process} on {host}) no longer answers: it was killed, or its machine is gone; "
+                    "the same command goes on from the last checkpoint"
+                )
+            self._await_hearing()
+        return _EXIT_FAILED
+
+    def lost_point(self) -> int:
+        """Say that the meeting point itself is gone; gives the exit code."""
+        place = self.place
+        who = "rank 0" if place.by == "srun" else "the launcher"
+        _say_error(f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers; the same command goes on")
+        return _EXIT_FAILED
+
+    def _pulse(self) -> list[int]:
+        return [self.store.add(f"beat/{rank}", 0) for rank in range(self.place.world_size)]
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._beats is not None:
+            self._beats.done.set()
+
+
+class _Beats(threading.Thread):
+    """Says once a second that this rank lives, and ends it where it cannot end by itself: a rank that waits for one
+    that is gone may wait in the GPU's driver, where no exception reaches it.
+
+    Each rank watches the next one.
+    """
+
+    def __init__(self, meeting: Meeting) -> None:
+        super().__init__(daemon=True)
+        self.meeting = meeting
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        meeting, place = self.meeting, self.meeting.place
+        next_rank, beat, heard_s = (place.rank + 1) % place.world_size, -1, time.monotonic()
+        try:
+            store = meeting.connect()
+            while not self.done.wait(BEAT_S):
+                store.add(f"beat/{place.rank}", 1)
+                now = store.add(f"beat/{next_rank}", 0)
+                if now != beat:
+                    beat, heard_s = now, time.monotonic()
+                if store.check(["failed"]):
+                    self._end(json.loads(store.get("failed"))["code"])
+                elif time.monotonic() - heard_s > SILENT_S:
+                    self._end(meeting.lost(next_rank))
+        except (RuntimeError, MissingRank):
+            self._end()
+
+    def _end(self, code: int | None = None) -> None:
+        """End the process, unless it does so by itself in time. code: None where the meeting point is gone."""
+        if not self.done.wait(GRACE_S):
+            code = self.meeting.lost_point() if code is None else code
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+
+def _await_port(place: Place) -> None:
+    """Wait until somebody keeps the meeting point: torch's own client would print a warning for each try."""
+    until_s = time.monotonic() + COME_S
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until_s:
+                raise MissingRank(
+                    f"rank {place.rank}: nobody answers at {place.host}:{place.port} after {COME_S:g} s ({error}): rank 0 did not come"
+                ) from None
+            time.sleep(0.1)
+
+
+def _say_error(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""Training on any number of ranks, and the job file that takes it to a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from trainer.checkpoint import write_atomically
+from trainer.data.opened import open_data
+from trainer.ingredients.norms import SyncBatchNorm
+from trainer.job import Job, plan_of, run_job
+from trainer.launch import EXIT_STOPPED, asked_ranks, check_gpus, launch, slurm_job
+from trainer.models import check_model_name
+from trainer.place import Place, find_place
+from trainer.plan import Plan, PlanError
+from trainer.profiles import data_folder
+from trainer.ranks import Ranks, meet
+from trainer.results import row_path
+from trainer.settings import check_writable, make_settings, rank_device
+from trainer.stop import StopRequest
+
+
+def train_job(job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest) -> int:
+    """Train a job on as many ranks as were asked for, or as have been started; gives the exit code.
+
+    machine: the rest of what make_settings takes.
+
+    Raises UserError.
+    """
+    place = find_place(os.environ)
+    num_ranks = asked_ranks(gpus, procs, device, place)
+    if place is None and num_ranks > 1:
+        return _launched(job, num_ranks, gpus, stop)
+    device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
+    with meet(place, device, _say) as ranks:
+        return _train(job, device, machine, place, ranks, stop)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> int:
+    """Refuse once, here, what every rank would refuse; then start them with this process's own words."""
+    check_gpus(gpus)
+    plan_of(dataclasses.replace(job, world_size=num_ranks))
+    check_model_name(job.model)
+    return EXIT_STOPPED if stop.is_requested else launch(num_ranks, sys.argv[1:])
+
+
+def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest) -> int:
+    from trainer import show
+
+    console = show.console()
+    console.quiet = not ranks.is_first
+    job = dataclasses.replace(job, world_size=ranks.world_size)
+    plan = plan_of(job)
+    check_model_name(job.model)
+    swaps = show.surgery(plan)
+    with ranks.first_here():
+        opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
+    num_ranks_here = place.local_world_size if place else 1
+    settings = make_settings(device, **machine, in_memory=opened.train.is_in_memory, num_ranks_here=num_ranks_here)
+    check_norms(plan, settings.device)
+    if ranks.is_first:
+        check_writable("runs", settings.runs)
+        check_writable("results", row_path(settings.results, "").parent)
+    show.plan_in_brief(console, plan, settings, swaps)
+    code, row = run_job(job, plan, settings, opened, console, stop, ranks)
+    if row is not None:
+        show.row(console, row, settings, plan)
+    return code
+
+
+def check_norms(plan: Plan, device: str) -> None:
+    """Refuse SyncBatchNorm over ranks on the CPU, which torch does not have. Raises PlanError."""
+    norm = plan.recipe.model.norm if plan.recipe.model else None
+    if isinstance(norm, SyncBatchNorm) and plan.world_size > 1 and device == "cpu":
+        raise PlanError(
+            "model.norm sync_batch_norm: joins ranks on GPUs alone; one rank, or "
+            "set=\"model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}\" would do" % (norm.momentum, norm.eps)
+        )
+
+
+def write_job(words: list[str], job: Job, slurm: dict, path: Path) -> None:
+    """Write the job file of a training command, refused now where every rank would refuse it later.
+
+    words: of the command. slurm: nodes, gpus, cpus, hours and extra, as slurm_job takes them.
+
+    Raises UserError.
+    """
+    world_size = slurm["nodes"] * (slurm["gpus"] or 1)
+    plan = plan_of(dataclasses.replace(job, world_size=world_size))
+    check_model_name(job.model)
+    name = "-".join((plan.recipe.name, plan.model, plan.profile.name, f"s{plan.seed}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, slurm_job(words, name, **slurm).encode())
