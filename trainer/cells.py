@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.job import Job, deviation_rows, plan_of
 from trainer.overrides import OverrideError, overrides_of
-from trainer.plan import Plan, PlanError
 from trainer.results import Row, RowDeviation
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
     from trainer.ablation import Ablation
+    from trainer.job import Job
+    from trainer.plan import Plan
 
 _FIRST_OF_ITS_KEY = re.compile(r".*-s\d+-[0-9a-f]{6}")  # again=1 puts -2, -3 ... behind
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -51,6 +51,8 @@ class Cell:
 
     def job(self, seed: int, data_dir: Path | None = None) -> Job:
         """What a user would ask for to get this cell's run of one seed."""
+        from trainer.job import Job
+
         return Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
 
 
@@ -59,6 +61,9 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
     Raises UserError as plan_of does.
     """
+    from trainer.job import plan_of
+    from trainer.plan import PlanError
+
     if cell.plan is None:
         return plan_of(cell.job(seed))
     if not 0 <= seed < 2**32:
@@ -68,6 +73,8 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
 def plan_key(plan: Plan) -> str:
     """16 hex digits over all that may change the score and that a row tells too: see row_key."""
+    from trainer.job import deviation_rows
+
     recipe = plan.recipe
     identity = plan.page_digest, recipe.name, recipe.version, plan.model, plan.profile.name, plan.seed
     return _key(identity, deviation_rows(plan))

@@ -12,8 +12,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
 
 
@@ -23,6 +21,8 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
     The checksum is in place before the file appears under its own name, and both are synced, so a file that can be
     seen can be checked. What a killed process left half written is removed.
     """
+    import torch
+
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".step_*.part"):
         unfinished.unlink()
@@ -43,6 +43,8 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
     """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line."""
+    import torch
+
     paths = _newest_first(folder)
     for path in paths:
         damage = _damage(path)
