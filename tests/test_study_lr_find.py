@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.job import Job, deviation_rows, plan_of
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
@@ -42,6 +44,16 @@ def test_every_kept_range_test_says_a_value_or_why_there_is_none():
         found = json.loads(path.read_text())
         assert (found["value"] is None) == found["reason"].startswith("no reliable suggestion: "), path.name
         assert len(found["ramps"]) == 3
+
+
+@pytest.mark.parametrize("pair", study.PAIRS, ids=str)
+def test_every_peak_of_the_study_makes_a_plan_and_its_row_is_found_again(pair):
+    for peak in ("1e-07", "0.0123", "10"):
+        plan = plan_of(Job(pair.page, pair.model, overrides=pair.overrides(peak)))
+        assert plan.recipe.lr.peak == float(peak) and plan.recipe.average is None
+        row = {"recipe": pair.page, "model": pair.model, "data": "digits", "seed": 0}
+        row["deviations"] = [change.model_dump() for change in deviation_rows(plan)]
+        assert study.Store._place(row) == (pair.page, pair.model, float(peak))
 
 
 def test_a_grid_of_factors_of_three_goes_on_in_both_directions():

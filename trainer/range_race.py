@@ -79,7 +79,7 @@ def decide(
     strengths = {which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")}
     return Suggestion(
         value=None if why_not else found.value,
-        reason=f"no reliable suggestion: {why_not}" if why_not else found.reason,
+        reason=f"no reliable suggestion: {why_not}" if why_not else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}",
         rules=found.rules,
         edge=found.edge,
         stable=found.stable,

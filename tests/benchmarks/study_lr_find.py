@@ -1,7 +1,8 @@
 """Is the recommended learning rate a good one? Trains it, and a grid around it, on the digits; writes results/lr-find.md.
 
-    python tests/benchmarks/study_lr_find.py --runs runs --results results [--pairs "A1-resnet18 A3-resnet18"] [--no-others]
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results [--pairs "A1-resnet18"] [--no-others]
 
+To be started in a clean checkout, as every row says whether it was one; --results may name another one's store.
 Resumable: a pair's range test is done once (results/lr-find/<pair>.json), a run that has its row is skipped, and the
 page is written anew after every run. --again "A1-resnet18" forgets a pair's range test; --page only writes the page.
 """
@@ -44,8 +45,13 @@ class Pair:
         return ALSO_SET.get(self.page, "")
 
     def overrides(self, peak: str) -> str:
-        """The text of set= of a run at a peak."""
-        return " ".join(filter(None, (f"lr.peak={peak}", self.also)))
+        """The text of set= of a run at a peak. A warm-up or an end above the peak comes down in proportion, as the page wants."""
+        from trainer.recipe import find_recipe, load_recipe
+
+        lr = load_recipe(find_recipe(self.page)).lr
+        ends = {"lr.warmup_from": lr.warmup_from, "lr.schedule.end": getattr(lr.schedule, "end", None)}
+        lower = [f"{path}={peak_text(end * float(peak) / lr.peak)}" for path, end in ends.items() if (end or 0) > float(peak)]
+        return " ".join(filter(None, (f"lr.peak={peak}", *lower, self.also)))
 
 
 PAIRS = [Pair(page, model) for model in MODELS for page in PAGES if (page, model) not in NOT_ALLOWED]
@@ -71,8 +77,8 @@ class Store:
         changed = {change["path"]: change["after"] for change in row["deviations"] if change["origin"] == "set"}
         if pair not in PAIRS or row["data"] != "digits" or row["seed"] != 0 or "lr.peak" not in changed:
             return None
-        others = {path: after for path, after in changed.items() if path != "lr.peak"}
-        return (*(pair.page, pair.model), float(changed["lr.peak"])) if others == ({"average": "off"} if pair.also else {}) else None
+        others = {path: after for path, after in changed.items() if path not in ("lr.peak", "lr.warmup_from", "lr.schedule.end")}
+        return (pair.page, pair.model, float(changed["lr.peak"])) if others == ({"average": "off"} if pair.also else {}) else None
 
     def range_test(self, pair: Pair) -> dict | None:
         path = self.path(pair)
@@ -121,10 +127,11 @@ def foreign(found: dict) -> dict[str, float | None]:
 
 def find(pair: Pair, runs: Path) -> dict:
     """The range test of a pair with its defaults, as it is kept."""
-    from trainer import lr_find
+    from trainer import lr_find, provenance
 
-    made = lr_find(recipe=pair.page, model=pair.model, data="digits", overrides=pair.also, runs=runs)
-    return kept(made.suggestion)
+    made = lr_find(pair.page, pair.model, "digits", overrides=pair.also, device="cpu", runs=runs)
+    commit, is_dirty = provenance.commit()
+    return {"commit": commit, "dirty": is_dirty, **kept(made.suggestion)}
 
 
 def kept(suggestion) -> dict:
