@@ -2,9 +2,9 @@
 
 import hashlib
 
-from trainer.ablation import Ablation
 from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.job import deviation_rows
+from trainer.questions import Question
 from trainer.tables import METRICS, Table, summarize
 from test_results import ROW
 
@@ -17,8 +17,8 @@ def cell(name: str, group: str = "resnet18 on digits", overrides: str = "", **fa
     return Cell(name, "A2", model, data, overrides, levels=facts.pop("levels", ()), is_base=facts.pop("is_base", False), group=group, **facts)
 
 
-def ablation(cells, seeds=SEEDS, name="norms", title="Norms", question="Which norm?") -> Ablation:
-    return Ablation(name, question, title, tuple(seeds), tuple(cells), page=None, path=None, positions=None, places={})
+def asked(cells, seeds=SEEDS) -> Question:
+    return Question("norms", "Norms", "Which norm?", "a paper", tuple(seeds), tuple(cells), keys={}, prefixes=())
 
 
 def row(name: str, seed: int, top1_pct: float | None, **facts):
@@ -36,7 +36,7 @@ def table_of(values: dict[Cell, dict[int, float | None]], seeds=SEEDS, metric="t
         for seed, value in by_seed.items()
     }
     error_of = (lambda one, seed: (errors or {}).get((one.name, seed))) if errors else (lambda one, seed: None)
-    return summarize(ablation(values, seeds), rows, METRICS[metric], error_of)
+    return summarize(asked(values, seeds), rows, METRICS[metric], error_of)
 
 
 def stored_row(one: Cell, seed: int, top1_pct: float | None, **facts):

@@ -27,6 +27,7 @@ LAYERS = [
     {"cell_run", "dry_run", "local_cells", "ray_cells", "ablate", "sweep_table"},
     {"rescore", "show", "matrix", "ranks_cli", "range_command", "range_files", "range_pictures", "range_test", "range_show"},
     {"comparisons"},
+    {"questions"},
     {"tables", "table_notes", "table_query", "table_texts", "table_formats", "table_latex", "table_rows", "compare"},
     {"reproduce", "table_show"},
     {"range_ranks", "ablate_cli", "ablation_cli"},

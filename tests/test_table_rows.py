@@ -1,12 +1,16 @@
 """The store as tables read it: only what is theirs, damage named, and a large one without a second look."""
 
+from dataclasses import replace
+
 import pytest
 
-from tabled import cell, key_of, row, stored_row
+from tabled import asked, cell, key_of, row, stored_row
+from trainer.ablation import load_ablation
 from trainer.errors import UserError
 from trainer.failures import store_failure
 from trainer.results import RowError, store_row
-from trainer.table_rows import errors_in, open_table, prefixes_of, read_rows
+from trainer.questions import open_question
+from trainer.table_rows import errors_in, find_rows, open_table, stored_rows
 from trainer.tables import METRICS
 
 PAGE = """
@@ -35,18 +39,16 @@ def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monk
         store_row(tmp_path, row(name, 0, 90.0, run=name))
     (tmp_path / "rows" / "A3.v1-damaged.json").write_text("{")
     (tmp_path / "rows" / "A2.v1-x.json.part").write_text("{")
-    assert [found.run for found in read_rows(tmp_path, ["A2.v1-"])] == ["A2.v1-x", "A2.v1-y"]
-    assert read_rows(tmp_path / "nothing") == [] and read_rows(tmp_path, []) == []
+    assert [found.run for found in stored_rows(tmp_path, ["A2.v1-"])] == ["A2.v1-x", "A2.v1-y"]
+    assert list(stored_rows(tmp_path / "nothing")) == [] and list(stored_rows(tmp_path, [])) == []
     with pytest.raises(RowError, match="A3.v1-damaged.json.*move it away"):
-        read_rows(tmp_path)
+        list(stored_rows(tmp_path))
 
 
 def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp_path):
-    from trainer.ablation import load_ablation
-
     ablation = load_ablation(page)
     base, other = ablation.cells
-    assert prefixes_of(ablation) == {"A2.v1-test_resnet-digits-s"}
+    assert open_question(page).prefixes == ("A2.v1-test_resnet-digits-s",)
     results, runs = tmp_path / "results", tmp_path / "runs"
     first = stored_row(base, 0, 90.0)
     store_row(results, first)
@@ -70,22 +72,30 @@ def test_notes_that_are_no_text_are_named(page, tmp_path):
         open_table(page, tmp_path, tmp_path / "runs", METRICS["top1"])
 
 
-def test_no_failures_ask_for_no_plan(tmp_path):
-    assert errors_in(tmp_path)(cell("made by hand", "no such model on no data"), 0) is None
+def test_a_run_that_has_not_failed_has_no_error(tmp_path):
+    one = cell("a")
+    assert errors_in(tmp_path, replace(asked([one]), keys={("a", 0): "0" * 16}))(one, 0) is None
 
 
-def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, monkeypatch):
-    """Counted work: 300 rows of others and 4 of its own are 4 files read, each once."""
+def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, page, monkeypatch):
+    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 files are read, each once."""
     from trainer import table_rows
 
-    store_row(tmp_path, row("x", 0, 90.0, run="A2.v1-test_resnet-digits-s0-000000"))
-    text = (tmp_path / "rows" / "A2.v1-test_resnet-digits-s0-000000.json").read_text()
+    question = open_question(page)
+    own = [stored_row(one, seed, 90.0) for one in load_ablation(page).cells for seed in (0, 1)]
+    for made in own[:3]:
+        store_row(tmp_path, made)
+    for number in range(2):
+        store_row(tmp_path, row("x", number, 1.0, run=f"A2.v1-test_resnet-digits-s{number}-00000{number}"))
     for number in range(300):
         (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text("never read")
-    for number in range(1, 4):
-        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text(text)
-    opened = []
-    read = table_rows.read_row_file
-    monkeypatch.setattr(table_rows, "read_row_file", lambda path: opened.append(path) or read(path))
-    read_rows(tmp_path, ["A2.v1-test_resnet-digits-s"])
-    assert len(opened) == len(set(opened)) == 4
+    for number in range(10, 50):
+        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text("never read")
+    opened, read = [], table_rows.read_row_file
+    monkeypatch.setattr(table_rows, "read_row_file", lambda path: opened.append(path.stem) or read(path))
+    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {made.run for made in own[:3]}
+    assert len(opened) == len(set(opened)) == 5
+    store_row(tmp_path, own[3])
+    store_row(tmp_path, own[0].model_copy(update={"run": f"{own[0].run}-2"}))
+    opened.clear()
+    assert len(find_rows(tmp_path, [question])) == 4 and f"{own[0].run}-2" not in opened  # all there: no more is opened

@@ -28,7 +28,8 @@
     cells        a cell's text, plan and key, by which it meets its row; pace: how fast a run would be here
     ablation_cli what `plan --ablation` prints
     comparisons  statistics of few repeats: spread, intervals, p, the seeds needed
-    tables       one ablation as one typed table; table_rows: what it is made from; table_notes: what stands under it
+    questions    an ablation without its plans, cached; table_rows: its rows out of a large store
+    tables       one ablation as one typed table; table_notes: what stands under it
     table_query  sort=, columns=, filter=; table_texts: its words; table_formats, table_latex: Markdown, CSV, LaTeX
     compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli
     cli          commands

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,9 +24,9 @@ from trainer.results import Row, RowDeviation
 from trainer.run_folder import recipe_of
 from trainer.settings import Settings
 from trainer.stop import StopRequest
+from trainer.table_rows import AGAIN
 from trainer.tree import plain
 
-_AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")
 _MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where
 
 
@@ -82,7 +81,7 @@ def _facts(folder: Path) -> dict:
 
 def _is_of(plan: Plan, row: Row) -> bool:
     """Does the plan lead to the row's own name?"""
-    return plan.run_name(row.data_fingerprint) == _AGAIN.sub("", row.run)
+    return plan.run_name(row.data_fingerprint) == AGAIN.sub("", row.run)
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:
@@ -175,7 +174,7 @@ def same_cell(row: Row, rows: Iterable[Row]) -> dict[int, float]:
     return {
         other.seed: other.top1_pct
         for other in rows
-        if other.top1_pct is not None and not _AGAIN.search(other.run) and row_key(other.model_copy(update={"seed": row.seed})) == key
+        if other.top1_pct is not None and not AGAIN.search(other.run) and row_key(other.model_copy(update={"seed": row.seed})) == key
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -25,12 +26,12 @@ def table(
     results: Results = Path("results"),
 ) -> None:
     """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex} too."""
-    from trainer import show, table_show
+    from trainer import table_show
     from trainer.table_query import make_view
     from trainer.table_rows import open_table
     from trainer.tables import find_metric
 
-    out = show.console()
+    out = table_show.console()
     if not ablation:
         table_show.refuse_alone(metric=metric != "top1", sort=sort, columns=columns, filter=filter_, format=format_ != "terminal")
         out.print(table_show.list_of_ablations(results, runs))
@@ -54,14 +55,14 @@ def compare(
     results: Results = Path("results"),
 ) -> None:
     """Two rows side by side where they differ, and both learning curves where the run folders are."""
-    from trainer import show, table_show
+    from trainer import table_show
     from trainer.compare import find_row
     from trainer.errors import UserError
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
         raise UserError(f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do")
-    table_show.print_comparison(show.console(), find_row(a, results, runs), find_row(b, results, runs), runs)
+    table_show.print_comparison(table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs)
 
 
 @app.command()
@@ -82,19 +83,19 @@ def reproduce(
     from trainer.stop import StopRequest
 
     with StopRequest() as stop:
-        from trainer import show, table_show
+        from trainer import table_show
         from trainer.compare import find_row
         from trainer.reproduce import plan_again, run_again, same_cell, verdict
         from trainer.settings import make_settings
-        from trainer.table_rows import read_rows
+        from trainer.table_rows import stored_rows
 
-        out, found = show.console(), find_row(row, results, runs)
+        out, found = table_show.console(), find_row(row, results, runs)
         again = plan_again(found, runs, recipe, data, data_dir)
         settings = make_settings(device, precision or found.precision, workers, runs, results, in_memory=True)
         code, new = run_again(found, again, settings, out, stop, anyway)
     if new is None:
         raise typer.Exit(code)
     prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
-    judged = verdict(found, new, same_cell(found, [found, *read_rows(results, [prefix])]))
+    judged = verdict(found, new, same_cell(found, itertools.chain([found], stored_rows(results, [prefix]))))
     table_show.print_verdict(out, found, new, judged)
     raise typer.Exit(0 if judged.is_reproduced else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,23 +10,26 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trainer.ablation import ablation_paths, load_ablation
-from trainer.cells import rows_of
 from trainer.checkpoint import write_atomically
 from trainer.compare import differences, plot, read_curves
 from trainer.comparisons import published_spread_pct
 from trainer.errors import UserError, did_you_mean
-from trainer.reproduce import Verdict
+from trainer.questions import open_question, shipped_pages
 from trainer.results import Row
 from trainer.table_formats import as_csv, as_markdown
 from trainer.table_latex import as_latex
 from trainer.table_notes import remarks, warnings
 from trainer.table_query import View
-from trainer.table_rows import errors_in, prefixes_of, read_rows
+from trainer.table_rows import by_cell, errors_in, find_rows
 from trainer.table_texts import heading_of, is_text, shown_columns, text_of
 from trainer.tables import METRICS, Table, summarize
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
+
+
+def console() -> Console:
+    """The terminal, as show.console gives it, without all that show prints: a table needs no torch."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
 
 def find_format(name: str) -> Callable[[View], str] | None:
@@ -96,15 +100,15 @@ def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
     """One line for each ablation that comes with the suite: its question, and how far its runs are."""
-    ablations = [load_ablation(path) for path in ablation_paths()]
-    rows = read_rows(results, {prefix for ablation in ablations for prefix in prefixes_of(ablation)})
+    questions = [open_question(path) for path in shipped_pages()]
+    rows = find_rows(results, questions)
     shown = RichTable("ablation", "question", "cells x seeds", "finished", "diverged", "failed", "no row")
-    for ablation in ablations:
-        table = summarize(ablation, rows_of(ablation, rows), METRICS["top1"], errors_in(runs))
+    for question in questions:
+        table = summarize(question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question))
         states = [result.state for one in table.cells for result in one.seeds]
         counts = [states.count("finished") + states.count("no value"), *map(states.count, ("diverged", "failed", "missing"))]
         size = f"{len(table.cells)} x {len(table.seeds)}"
-        shown.add_row(Text(ablation.name), Text(ablation.question), size, *(str(count or "") for count in counts))
+        shown.add_row(Text(question.name), Text(question.question), size, *(str(count or "") for count in counts))
     return shown
 
 
@@ -152,8 +156,8 @@ def _print_plot(out: Console, title: str, curves: Mapping) -> None:
             out.print(line, markup=False)
 
 
-def print_verdict(out: Console, row: Row, again: Row, judged: Verdict) -> None:
-    """What a rerun says about a row."""
+def print_verdict(out: Console, row: Row, again: Row, judged) -> None:
+    """What a rerun says about a row. judged: a reproduce.Verdict."""
     out.print(f"row    {row.run}", markup=False)
     out.print(f"again  {again.run}", markup=False)
     for line in judged.lines:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from trainer import comparisons
-from trainer.ablation import Ablation
 from trainer.cells import Cell, command
 from trainer.comparisons import Difference
 from trainer.errors import UserError, did_you_mean
+from trainer.questions import Question
 from trainer.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
@@ -172,7 +172,7 @@ def value_of(row: Row, metric: Metric) -> float | None:
 
 
 def summarize(
-    ablation: Ablation,
+    question: Question,
     rows: Mapping[tuple[str, int], Row | None],
     metric: Metric,
     error_of: Callable[[Cell, int], str | None] = lambda cell, seed: None,
@@ -185,17 +185,16 @@ def summarize(
     runs: the folder of run folders, where there is one.
     """
     cells = []
-    for cell in ablation.cells:
+    for cell in question.cells:
         seeds = tuple(
-            _seed_result(cell, seed, rows.get((cell.name, seed)), metric, error_of, runs) for seed in ablation.seeds
+            _seed_result(cell, seed, rows.get((cell.name, seed)), metric, error_of, runs) for seed in question.seeds
         )
         cells.append(_alone(cell, seeds))
     compared = [_against_base(one, [other for other in cells if other.cell.group == one.cell.group], metric) for one in cells]
     ps = comparisons.holm([one.difference.p if one.difference else None for one in compared])
     marked = tuple(replace(one, p_holm=p, marks=_marks(one)) for one, p in zip(compared, ps, strict=True))
     bases = tuple(one.cell.name for one in marked if one.cell.is_base)
-    source = ablation.page.source if ablation.page else ""
-    head = ablation.name, ablation.title, ablation.question, source, notes, ablation.seeds
+    head = question.name, question.title, question.question, question.source, notes, question.seeds
     return Table(*head, metric, marked, bases, num_compared=sum(p is not None for p in ps))
 
 

@@ -1,0 +1,126 @@
+"""What a table needs of an ablation's page: its cells and their keys, without their plans.
+
+Working out a page takes torch and timm: seconds, and most of a gigabyte. So what came of it is kept in the user's cache
+folder under a digest of all that it follows from: the page, every recipe, and the program itself. A page that names files of
+its own is worked out each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.cells import Cell, plan_key, plan_of_cell
+from trainer.checkpoint import write_atomically
+from trainer.data.index import cache_folder
+from trainer.provenance import package_version
+
+if TYPE_CHECKING:
+    from trainer.ablation import Ablation
+
+_LAYOUT = 1  # of the cached files
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Question:
+    """An ablation without its plans.
+
+    keys: of every run that it asks for, by (cell's name, seed); a row with the key is that run's. prefixes: how the names of
+    its runs begin: `<recipe>.v<N>-<model>-<data>-s`.
+    """
+
+    name: str
+    title: str
+    question: str
+    source: str
+    seeds: tuple[int, ...]
+    cells: tuple[Cell, ...]
+    keys: Mapping[tuple[str, int], str]
+    prefixes: tuple[str, ...]
+
+
+def open_question(source: Path | str) -> Question:
+    """The question of an ablation, by name or path.
+
+    Raises UserError for a mistake in the page.
+    """
+    record = _record(source)
+    if record is not None and record.exists():
+        try:
+            return _read(record)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # a damaged cache is no cache
+    from trainer.ablation import load_ablation
+
+    ablation = load_ablation(source)
+    question = question_of(ablation)
+    if record is not None and not _names_files(ablation):
+        _write(record, question)
+    return question
+
+
+def shipped_pages() -> list[Path]:
+    """The pages of the ablations that come with the suite, by name."""
+    return sorted(path for folder in _inside_and_beside("ablations") for path in folder.glob("*.yaml"))
+
+
+def question_of(ablation: Ablation) -> Question:
+    """An ablation without its plans."""
+    keys = {(cell.name, seed): plan_key(plan_of_cell(cell, seed)) for cell in ablation.cells for seed in ablation.seeds}
+    plans = [plan_of_cell(cell, ablation.seeds[0]) for cell in ablation.cells]
+    prefixes = {f"{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-s" for plan in plans}
+    cells = tuple(replace(cell, plan=None) for cell in ablation.cells)
+    facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
+    return Question(*facts, cells, keys, tuple(sorted(prefixes)))
+
+
+def _record(source: Path | str) -> Path | None:
+    """Where the question of a page is kept; None where the page is not found without working it out."""
+    paths = [source] if isinstance(source, Path) or source.endswith((".yaml", ".yml")) else _inside_and_beside(f"ablations/{source}.yaml")
+    page = next((Path(path) for path in paths if Path(path).is_file()), None)
+    if page is None:
+        return None
+    digest = hashlib.sha256(f"{_LAYOUT} {package_version('timm')} {page.stem}".encode())
+    recipes = [path for folder in _inside_and_beside("recipes") for path in folder.glob("*.yaml")]
+    for path in [page, *sorted(recipes), *sorted(_PACKAGE.rglob("*.py"))]:
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)} ".encode() + content)
+    return cache_folder() / "questions" / f"{digest.hexdigest()[:32]}.json"
+
+
+def _inside_and_beside(name: str) -> list[Path]:
+    """In an installed wheel pages lie inside the package, in a source tree beside it."""
+    return [_PACKAGE / name, _PACKAGE.parent / name]
+
+
+def _names_files(ablation: Ablation) -> bool:
+    """Does the page depend on more than is in the digest: profiles, recipes or images of the user's own?"""
+    from trainer.profiles import PROFILES
+
+    return any(cell.data not in PROFILES or cell.recipe.endswith((".yaml", ".yml")) for cell in ablation.cells)
+
+
+def _write(record: Path, question: Question) -> None:
+    cells = [{key: value for key, value in asdict(cell).items() if key != "plan"} for cell in question.cells]
+    keys = [[name, seed, key] for (name, seed), key in question.keys.items()]
+    content = {**vars(question), "cells": cells, "keys": keys}
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps(content).encode())
+    except OSError:
+        pass  # without a cache it is only slower
+
+
+def _read(record: Path) -> Question:
+    content = json.loads(record.read_text())
+    cells = tuple(
+        Cell(**{**cell, "levels": tuple((factor, level) for factor, level in cell["levels"])}) for cell in content["cells"]
+    )
+    keys = {(name, seed): key for name, seed, key in content["keys"]}
+    tuples = {"seeds": tuple(content["seeds"]), "prefixes": tuple(content["prefixes"])}
+    return Question(**{**content, **tuples, "cells": cells, "keys": keys})
