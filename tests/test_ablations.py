@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from test_cells import row_of
 from test_recipes import mutated, renamed
 from trainer import check
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
@@ -46,10 +47,11 @@ def test_every_page_has_a_question_a_source_and_three_seeds(path):
 
 
 @EACH_PAGE
-def test_every_cells_text_makes_its_run(path):
-    for cell in loaded(path).cells[:3]:
-        assert plan_of(Job(cell.recipe, cell.model, cell.data, overrides=cell.overrides, seed=2)) == plan_of_cell(cell, 2)
-        assert cell.overrides == "" or f"{cell.overrides}" in command(cell, 0)
+def test_a_cells_text_makes_its_run(path):
+    """The road of a single run, with the text alone, ends in the plan that the page made."""
+    cell = loaded(path).cells[-1]
+    assert plan_of(Job(cell.recipe, cell.model, cell.data, overrides=cell.overrides, seed=2)) == plan_of_cell(cell, 2)
+    assert all(cell.overrides in command(cell, 0) for cell in loaded(path).cells)
 
 
 @EACH_PAGE
@@ -100,8 +102,6 @@ def test_no_run_is_in_one_ablation_twice_and_shared_ones_are_the_same_run():
 
 
 def row_key_of(cell):
-    from test_cells import row_of
-
     return row_key(row_of(plan_of_cell(cell, 0))), cell.model
 
 
@@ -147,7 +147,7 @@ def test_each_key_of_the_page_mutated_by_a_letter_is_refused_at_its_place(path):
 SAMPLED = [(path, place) for path in PATHS for overrides in (True, False) for place in keys_of(path, overrides)]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.sampled_from(SAMPLED), st.randoms(use_true_random=False))
 def test_a_mutated_key_is_refused_at_its_line(tmp_path_factory, sample, draw):
     path, place = sample
