@@ -29,7 +29,7 @@ def write_pictures(root: Path) -> Path:
     return root
 
 
-def write_page(path: Path, data: Path, smoothings, seeds=(0,), overrides: dict | None = None) -> Path:
+def write_page(path: Path, data: Path, smoothings, overrides: dict | None = None) -> Path:
     """A page whose cells differ in smoothing, each STEPS steps long. overrides: by smoothing, what a cell sets besides."""
     shared = {
         "epochs": STEPS // 2, "batch.images": 16, "batch.norm_images": 8, "lr.warmup_epochs": None, "lr.warmup_from": None,
@@ -40,7 +40,7 @@ def write_page(path: Path, data: Path, smoothings, seeds=(0,), overrides: dict |
     ]
     page = {
         "name": path.stem, "title": "smoothings", "question": "How much?", "source": "a test", "recipe": "A1",
-        "models": ["test_resnet"], "data": [str(data)], "seeds": list(seeds), "set": shared,
+        "models": ["test_resnet"], "data": [str(data)], "seeds": [0], "set": shared,
         "design": {"name": "full", "factors": [{"name": "smoothing", "levels": levels}]},
     }  # fmt: skip
     path.write_text(json.dumps(page, indent=1))  # JSON is YAML
@@ -102,7 +102,7 @@ class Sweep:
 
     def endings(self) -> dict[str, tuple]:
         """What must be equal however a sweep was disturbed: status, weights, scores and curves of every run."""
-        facts = ("status", "weights_sha256", "top1_pct", "loss_nats", "bitwise", "changes", "num_threads", "cell", "ablation")
+        facts = ("status", "weights_sha256", "top1_pct", "loss_nats", "bitwise", "changes", "num_threads", "cell")
         curves = {path.parent.name: path.read_bytes() for path in self.runs.glob("*/metrics.jsonl")}
         return {run: (*(row[fact] for fact in facts), curves.get(run)) for run, row in self.rows().items()}
 
@@ -132,7 +132,7 @@ def sweeping(folder: Path):
         sweeper.close()
 
 
-def wait_until(is_true, most_s: float = 60.0) -> None:
+def wait_until(is_true, most_s: float = 200.0) -> None:
     """Look every few milliseconds, so that nothing waits longer than it takes."""
     end_s = time.monotonic() + most_s
     while not is_true():

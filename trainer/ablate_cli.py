@@ -150,12 +150,12 @@ def _here(shared, jobs: int | None, gpus: int | None):
     from trainer.errors import UserError
     from trainer.local_cells import LocalCells, count_gpus, preload
 
-    preload()
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     num_there = 0 if shared.device == "cpu" or gpus == 0 else count_gpus()
     if gpus and gpus > num_there:
         raise UserError(f"gpus={gpus}: torch sees {num_there} GPUs here; gpus={num_there} would do")
     names = (named or [str(number) for number in range(num_there)])[: num_there if gpus is None else gpus]
+    preload()
     return LocalCells(partial(run_repeat, shared=shared), jobs or len(names) or 1, tuple(names))
 
 
