@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -20,11 +20,13 @@ from trainer.data.opened import open_data
 from trainer.errors import UserError
 from trainer.explain import diff_rows, shown
 from trainer.models import assemble
-from trainer.pace import Pace, measure, shape_of
 from trainer.plan import Plan
 from trainer.profiles import data_folder
 from trainer.results import Row, read_row_file
 from trainer.settings import Settings, make_settings
+
+if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
+    from trainer.pace import Pace
 
 MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
 BOUND_S = 4.0  # of measuring one shape
@@ -104,6 +106,8 @@ def check_models(ablation: Ablation) -> None:
 
     Raises PageError.
     """
+    from trainer.pace import shape_of
+
     tried = set()
     for cell in ablation.cells:
         shape = shape_of(cell.plan)
@@ -213,6 +217,8 @@ def print_hours(
     machine: Mapping[str, str], num_measured: int,
 ) -> None:  # fmt: skip
     """How long the missing runs would take here, one after another, and what that rests on."""
+    from trainer.pace import shape_of
+
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
@@ -239,6 +245,8 @@ def print_hours(
 
 def measured(cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int) -> dict[str, Pace]:
     """The pace of every shape among cells."""
+    from trainer.pace import measure, shape_of
+
     plans = {shape_of(cell.plan): cell for cell in cells}
     with show.progress(Console(stderr=True), "measuring", len(plans)) as each:
         paces = {}
