@@ -27,20 +27,17 @@ def row_of(job: Job, **facts):
 @pytest.mark.parametrize(
     "overrides",
     [
-        "", "epochs=3 lr.peak=1.234e-3", "loss.name=ce", "mix=null smoothing=0.1", "repeats=null drop_path=null",
+        "", "epochs=3 lr.peak=1.234e-3", "loss.name=ce", "mix=null loss.threshold=null smoothing=0.1", "repeats=null drop_path=null",
         "optimizer={name: adamw, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05}",
         "optimizer.name=sgd optimizer.momentum=0.9", "lr.schedule={name: step, every_epochs: 3, factor: 0.1}",
-        "model.norm={name: group_norm, groups: 32, eps: 1e-5} model.weight_standardization={eps: 1e-5}",
+        "model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: swish}",
         "augment.rand_augment=null", "augment.rand_augment.magnitude=9 augment.random_resized_crop.area=[0.5, 1]",
-        "batch.images=64 batch.norm_images=16 average={name: ema, decay: 0.99}",
+        "batch.images=64 batch.norm_images=16 average={name: ema, decay: 0.99, every_steps: 1}",
     ],
 )  # fmt: skip
 def test_the_row_of_any_departure_leads_back_to_its_plan(tmp_path, overrides):
-    try:
-        job = Job("A2", "resnet18", seed=3, overrides=overrides)
-        made = row_of(job)
-    except UserError as error:
-        pytest.fail(f"this test's own override does not fit: {error}")
+    job = Job("A2", "resnet18", seed=3, overrides=overrides)
+    made = row_of(job)
     again = plan_again(made, tmp_path)
     assert again.reasons == ()
     assert again.plan.recipe.digest == plan_of(job).recipe.digest

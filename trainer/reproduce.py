@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from trainer import comparisons, provenance
+from trainer import check, comparisons, provenance
 from trainer.adapt import adaptation
 from trainer.cells import row_key
 from trainer.errors import UserError
@@ -140,21 +140,32 @@ def _applied(recipe: Recipe, changes: Sequence[RowDeviation], origin: str) -> It
 
 
 def _overrides(recipe: Recipe, changes: Sequence[RowDeviation]) -> Iterator[dict[str, Any]]:
-    """The values that a row's texts mean, by path; for parts added to a list, with each order that they may have."""
-    renamed = tuple(change.path.removesuffix("name") for change in changes if change.path.endswith(".name"))
-    values, added = {}, {}
+    """The values that a row's texts mean, by path; for parts added to a list, with each order that they may have.
+
+    An ingredient with another name is set as a whole: its changes tell all of it, and a new name alone keeps keys.
+    """
+    page, values, added = plain(recipe), {}, {}
+    renamed = [change.path.removesuffix(".name") for change in changes if change.path.endswith(".name")]
     for change in changes:
-        if change.after == "off" and change.path.startswith(renamed):
-            continue  # it left with the ingredient that had it
-        value = None if change.after == "off" else parse(change.after, f"{change.path}", reads_bare_exponents=True)[0]
+        value = None if change.after == "off" else parse(change.after, change.path, reads_bare_exponents=True)[0]
+        whole = next((section for section in renamed if change.path.startswith(f"{section}.")), None)
         section, _, name = change.path.rpartition(".")
-        items = plain(recipe).get(section)
-        if isinstance(items, tuple) and name not in [item.get("name") for item in items]:
+        if whole is not None:
+            before = values.get(whole) or check.value_at(page, tuple(whole.split(".")))
+            values[whole] = _with(before, change.path.removeprefix(f"{whole}.").split("."), value)
+        elif isinstance(page.get(section), tuple) and name not in [item.get("name") for item in page[section]]:
             added.setdefault(section, []).append(value)
         else:
             values[change.path] = value
-    for lists in itertools.product(*(_orders(plain(recipe)[section], items) for section, items in added.items())):
+    for lists in itertools.product(*(_orders(page[section], items) for section, items in added.items())):
         yield dict(zip(added, lists, strict=True)) | values
+
+
+def _with(section: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A section with another value under some keys; None takes it out."""
+    first, *others = keys
+    inner = _with(section.get(first) or {}, others, value) if others else value
+    return {key: part for key, part in {**section, first: inner}.items() if part is not None}
 
 
 def _orders(items: tuple, added: Iterable) -> Iterator[tuple]:

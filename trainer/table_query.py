@@ -47,6 +47,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "marks": ("marks",),
     "set": ("set",),
 }
+COST_COLUMNS = ("train_s", "images_per_s", "peak_mem_mib", "num_params", "gmacs")
 DEFAULT_COLUMNS = tuple(name for name in COLUMNS if name not in ("group", "set"))
 _TEXT_FIELDS = ("group", "cell", "metric", "test", "marks", "set")
 _WHOLE_FIELDS = ("n", "num_params", "seeds_needed")

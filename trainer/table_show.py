@@ -19,7 +19,7 @@ from trainer.results import Row
 from trainer.table_formats import as_csv, as_markdown
 from trainer.table_latex import as_latex
 from trainer.table_notes import remarks, warnings
-from trainer.table_query import View
+from trainer.table_query import COST_COLUMNS, DEFAULT_COLUMNS, View
 from trainer.table_rows import by_cell, errors_in, find_rows
 from trainer.table_texts import heading_of, is_text, shown_columns, text_of
 from trainer.tables import METRICS, Table, summarize
@@ -55,7 +55,8 @@ def print_table(out: Console, view: View) -> None:
     out.print(table.title, style="bold", markup=False)
     out.print(table.question, markup=False)
     for group in table.groups:
-        out.print(_group_table(view, group))
+        for columns in _on_a_screen(view):
+            out.print(_group_table(view, group, columns))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
     for one in table.cells:
@@ -66,8 +67,17 @@ def print_table(out: Console, view: View) -> None:
         out.print(line, style="dim", markup=False)
 
 
-def _group_table(view: View, group: str) -> RichTable:
+def _on_a_screen(view: View) -> list[tuple[str, ...]]:
+    """The columns in tables that a screen is wide enough for: scores and costs, where nobody asked for columns."""
     columns = shown_columns(view)
+    if view.columns != DEFAULT_COLUMNS:
+        return [columns]
+    costs = tuple(name for name in columns if name in COST_COLUMNS)
+    scores = tuple(name for name in columns if name not in COST_COLUMNS)
+    return [scores, ("cell", *costs)] if costs else [scores]
+
+
+def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
     shown = RichTable(title=Text(group), title_justify="left")
     for column in columns:
         shown.add_column(Text(heading_of(view, column)), justify="left" if is_text(column) else "right")
