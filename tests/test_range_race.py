@@ -13,8 +13,8 @@ from trainer.range_race import decide, lengths_for
 from trainer.range_rules import Floors
 
 SEEDS = (0, 1, 2)
-LARGE = lengths_for(100_000)
-SMALL = lengths_for(396)
+LARGE = replace(lengths_for(100_000), num_run_steps=0)  # a run as long as the race
+SMALL = replace(lengths_for(396), num_run_steps=0)
 FLOORS = Floors()
 
 
@@ -64,6 +64,29 @@ def test_the_recommended_rate_trains_a_logistic_regression_as_fast_as_the_best_o
 
     grid = [after_200(rate) for rate in np.geomspace(1e-3, 1e3, 12)]
     assert after_200(found.value) <= 1.1 * min(grid)
+
+
+@pytest.mark.parametrize("data", range(5))
+def test_so_it_does_by_the_lengths_of_such_a_run(data):
+    """A run of 200 steps has races of 40: the recommended rate is a share of their best."""
+    loss_of, gradient_of = logistic(data)
+
+    def trial(seed, values, purpose):
+        return descend(np.zeros(8), loss_of, gradient_of, values, seed, purpose)
+
+    found = decided(trial, lengths_for(200), low=1e-4, high=1e4)
+    ends = [loss_of_end(trial(0, np.full(200, rate), "race")) for rate in (*np.geomspace(1e-3, 1e3, 12), found.value)]
+    assert ends[-1] <= 1.1 * min(ends)
+
+
+def test_a_long_run_takes_a_smaller_rate_than_a_short_race_and_other_numbers_stay():
+    shares = [lengths_for(steps).horizon_share for steps in (40, 80, 396, 100_000)]
+    assert shares == pytest.approx([1, np.sqrt(1 / 2), 1 / 3, 1 / 3])
+    trial, lengths = drawn(network(), noise=0.05), lengths_for(396)
+    one, other = decided(trial, lengths), decided(trial, lengths, is_rate=False)
+    assert one.value == pytest.approx(other.value / 3) and "suits a run of 396" in one.reason
+    assert other.value == decided(trial, SMALL).value
+    assert any(candidate.value == pytest.approx(one.value) for candidate in one.candidates), "it was measured too"
 
 
 def loss_of_end(curve):

@@ -39,6 +39,7 @@ def lengths_for(num_run_steps: int, num_seeds: int = 3, num_ramp_steps: int | No
         num_candidates=6 if steps >= 100 else 5,
         num_repeats=2 * min(num_seeds - 1, 2 if steps >= 100 else 1),
         num_race_steps=steps,
+        num_run_steps=num_run_steps,
     )
 
 
@@ -50,13 +51,14 @@ def decide(
     lengths: Lengths,
     race_shape: np.ndarray,
     curve: str = "both",
+    is_rate: bool = True,
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
     values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. race_shape: [num_race_steps] shares
     in [0, 1] of the candidate at each step of the race: the recipe's own schedule shrunk to so many steps; ones for a
     scalar that has no schedule. curve: which of CURVES the rules read; the race is judged on the held-out loss where
-    there is one.
+    there is one. is_rate: the values are learning rates, of which a long run takes smaller ones than a short race.
     """
     curves: list[Curve] = []
 
@@ -76,6 +78,7 @@ def decide(
         found.candidates = race.candidates()
         found.value, found.reason = race.result(floors)
         why_not = disagreement(found.value, found.rules, found.edge.median) if found.value else found.reason
+        found.fit_to_run(lengths.horizon_share if is_rate else 1.0, lengths)
     strengths = {which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")}
     return Suggestion(
         value=None if why_not else found.value,
@@ -100,6 +103,12 @@ class _Found:
     value: float | None = None
     reason: str = ""
     candidates: tuple[Candidate, ...] = ()
+
+    def fit_to_run(self, share: float, lengths: Lengths) -> None:
+        """Take a share of the race's best, for a run that is longer."""
+        if self.value and share < 1:
+            self.value *= share
+            self.reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
 
 
 def _edge(readings: Sequence[Reading]) -> Spread | None:
