@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from trainer import ablate_cli
-from trainer.ablate_cli import check_models, shared_of, use_threads
-from trainer.errors import UserError
-from repeats import repeat_of
+from trainer.ablate_cli import shared_of, use_threads
 from test_cli import ROOT, door, make, rsb  # noqa: F401
 
 
@@ -48,13 +46,6 @@ def test_the_threads_are_a_jobs_share_of_the_cores_chosen_once(tmp_path, monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # who sets it has chosen already
     use_threads(tmp_path, "losses", 2)
     assert os.environ["OMP_NUM_THREADS"] == "3"
-
-
-def test_a_cell_that_does_not_fit_its_model_is_refused_before_anything_runs():
-    check_models([repeat_of(0.1)])
-    wrong = repeat_of(0.1, overrides="model.norm='{name: group_norm, groups: 7, eps: 1e-5}'")
-    with pytest.raises(UserError, match="cell 0.1: model.norm"):
-        check_models([wrong])
 
 
 def test_folders_are_absolute_and_a_url_has_a_mirror(tmp_path, monkeypatch):

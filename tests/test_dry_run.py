@@ -59,12 +59,14 @@ def test_what_fails_is_told_in_one_line_and_the_others_are_tried(tmp_path, monke
     steps = train.optimizer_step
     monkeypatch.setattr(train, "optimizer_step", failing)
     wrong = repeat_of(0.1, data_dir=tmp_path / "nowhere", data="cifar10")
-    shapes = {"a": repeat_of(0.1, overrides="loss.name=ce"), "b": wrong, "c": repeat_of(0.2)}
-    first, second, third = try_shapes(shapes, shared_in(tmp_path))
+    misfit = repeat_of(0.1, overrides="model.norm='{name: group_norm, groups: 7, eps: 1e-5}'")
+    shapes = {"a": repeat_of(0.1, overrides="loss.name=ce"), "b": wrong, "c": repeat_of(0.2), "d": misfit}
+    first, second, third, fourth = try_shapes(shapes, shared_in(tmp_path))
     assert first.error == "MemoryError: 1 TiB" and not first.is_users
     assert first.log_tail[-2:] == ("MemoryError: 1 TiB", "more") and any("failing" in line for line in first.log_tail)
     assert second.is_users and "nowhere" in second.error and "Traceback" not in second.error
     assert third.error is None
+    assert fourth.is_users and "model.norm" in fourth.error
 
 
 def test_a_mark_holds_for_these_versions_alone(monkeypatch):

@@ -27,8 +27,12 @@
     ablation     one question's page and the cells that answer it; designs: how they are made; budget: how long they train
     cells        a cell's text, plan and key, by which it meets its row; pace: how fast a run would be here
     ablation_cli what `plan --ablation` prints
+    ablate       a sweep: every cell that has no row, run to it once; sweep_table: what it shows; ablate_cli: its command
+    cell_run     one seed of a cell, run; local_cells: in forks of one process; ray_cells: on a cluster
+    dry_run      one step of every shape of cell; failures: what a cell without a row left; row_urls: a store behind a URL
+    claims       at most one process in a folder, on any number of machines
     comparisons  statistics of few repeats: spread, intervals, p, the seeds needed
-    questions    an ablation without its plans, cached; table_rows: its rows out of a large store
+    questions    an ablation without its plans, cached; table_rows: its rows out of a large store, by a row_index
     tables       one ablation as one typed table; table_notes: what stands under it
     table_query  sort=, columns=, filter=; table_texts: its words; table_formats, table_latex: Markdown, CSV, LaTeX
     compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli

@@ -58,7 +58,6 @@ def ablate(
 
     page = load_ablation(ablation)
     repeats = repeats_of(page, data_dir)
-    check_models(repeats)
     shared = shared_of(runs, results, device=device, precision=precision, workers=workers, checkpoint_s=checkpoint_s)
     staff = _on_ray(shared, address, per_cell, jobs, retries) if on == "ray" else _here(shared, jobs, gpus)
     console = show.console()
@@ -104,22 +103,6 @@ def use_threads(runs: Path, ablation: str, jobs: int) -> None:
     check_writable("runs", runs)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(choose_threads(runs, ablation, jobs, num_cores()))
-
-
-def check_models(repeats) -> None:
-    """Refuse a cell whose page does not fit its model, before anything runs.
-
-    Raises UserError.
-    """
-    from trainer import show
-    from trainer.errors import UserError
-
-    first = {(repeat.plan.model, repeat.plan.recipe.model): repeat for repeat in reversed(repeats)}
-    for repeat in first.values():
-        try:
-            show.surgery(repeat.plan)
-        except UserError as error:
-            raise UserError(f"cell {repeat.cell}: {error}") from None
 
 
 def shared_of(runs: Path, results: str, **settings):
