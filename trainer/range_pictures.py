@@ -13,7 +13,9 @@ from trainer.range_rules import Spread, series
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6E6E6E"
 WIDTH_PX, DPI = 900, 100
 _WORDS = {"train": "training micro-batches", "heldout": "held-out slice"}
-_ROW = 0.075  # of the axes' height: between two rows of labels
+_LEAST_HEIGHT = 0.05  # of the axis of losses, as a share of where they start: less would make hills of noise
+_ROW_PX = 17  # between two rows of labels
+_AROUND_PX = 108, 100  # above the panels, for the title and three rows of labels; below them, for the axis and the legend
 
 
 def draw(found):
@@ -21,9 +23,11 @@ def draw(found):
     from matplotlib.figure import Figure
 
     suggestion = found.suggestion
-    ratios = [3.2, 1.05, 1.25] if suggestion.candidates else [3.2, 1.05]
-    figure = Figure(figsize=(WIDTH_PX / DPI, (5.0 if len(ratios) == 2 else 6.4)), dpi=DPI, layout="constrained")
-    panels = figure.subplots(len(ratios), 1, sharex=True, gridspec_kw={"height_ratios": ratios})
+    ratios = [3.0, 1.05, 1.25] if suggestion.candidates else [3.0, 1.05]
+    height_px = _AROUND_PX[0] + _AROUND_PX[1] + 95 * sum(ratios)
+    figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
+    place = {"left": 0.115, "right": 0.975, "top": 1 - _AROUND_PX[0] / height_px, "bottom": _AROUND_PX[1] / height_px}
+    panels = figure.subplots(len(ratios), 1, sharex=True, gridspec_kw={"height_ratios": ratios, "hspace": 0.14, **place})
     _draw_losses(panels[0], found)
     _draw_rules(panels[1], suggestion)
     if suggestion.candidates:
@@ -34,9 +38,10 @@ def draw(found):
         panel.spines[["top", "right"]].set_visible(False)
         for value, colour, style, width, _ in marks(found):
             panel.axvline(value, color=colour, linestyle=style, linewidth=width, zorder=1.5)
+        panel.yaxis.set_label_coords(-0.085, 0.5)
     panels[-1].set_xlabel(axis_name(found))
-    figure.suptitle(title(found), fontsize=11, x=0.01, ha="left")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+    figure.suptitle(title(found), fontsize=11, x=0.012, y=1 - 8 / height_px, ha="left", va="top")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=8.5, frameon=False)
     _label_marks(figure, panels[0], found)
     return figure
 
@@ -81,18 +86,28 @@ def _draw_losses(panel, found) -> None:
         values, losses = median_curve(ramps, which)
         label = f"{_WORDS[which]}, median of {len(ramps)}" if len(ramps) > 1 else _WORDS[which]
         panel.plot(values, losses, color=colour, linewidth=2.4, label=label)
-        floor = floor_of(found.suggestion.floors, which)
-        if floor is not None:
-            panel.axhline(floor, color=colour, linestyle=":", linewidth=1.3, label=f"knows the bias only: {floor:.3g} nats")
-        bottoms += [losses.min()] + [floor] * (floor is not None)
-        tops += [float(np.median(losses[: max(1, len(losses) // 5)]))] + [floor] * (floor is not None)
+        bottoms.append(losses.min())
+        tops.append(float(np.median(losses[: max(1, len(losses) // 5)])))
     if bottoms:
-        height = (max(tops) - min(bottoms)) or abs(max(tops)) or 1.0
+        floors = _draw_floors(panel, found.suggestion.floors, shown)
+        bottoms, tops = [*bottoms, *floors], [*tops, *floors]
+        height = max(max(tops) - min(bottoms), _LEAST_HEIGHT * abs(max(tops))) or 1.0
         panel.set_ylim(min(bottoms) - 0.12 * height, max(tops) + 0.45 * height)
     panel.set_ylabel("loss (nats)")
     if not is_even(found.values):
         panel.set_xscale("log")
     panel.set_xlim(found.values[0], found.values[-1])
+
+
+def _draw_floors(panel, floors, shown: tuple[str, ...]) -> list[float]:
+    """The levels of knowing nothing but the classes' shares: one line where both curves have the same."""
+    levels = {which: floor_of(floors, which) for which in shown if floor_of(floors, which) is not None}
+    if len(levels) == 2 and np.isclose(*levels.values(), rtol=0.01):
+        levels = {"both": levels["train"]}
+    for which, level in levels.items():
+        colour = {"train": BLUE, "heldout": VERMILLION}.get(which, "black")
+        panel.axhline(level, color=colour, linestyle=":", linewidth=1.4, label=f"knows the bias only: {level:.3g} nats")
+    return list(levels.values())
 
 
 def _draw_rules(panel, suggestion) -> None:
@@ -102,7 +117,8 @@ def _draw_rules(panel, suggestion) -> None:
             panel.plot([spread.lowest, spread.highest], [place, place], color=GREY, linewidth=3.5, solid_capstyle="round", alpha=0.6)
             panel.plot([spread.median], [place], marker="o", markersize=6, color=ORANGE, markeredgecolor="black", linestyle="none")
         else:
-            panel.text(0.01, place, "finds nothing", transform=panel.get_yaxis_transform(), fontsize=8, color=GREY, va="center")
+            look = {"fontsize": 8, "color": GREY, "va": "center", "backgroundcolor": "white"}
+            panel.text(0.01, place, "finds nothing", transform=panel.get_yaxis_transform(), **look)
     panel.set_yticks(range(len(rows)), list(rows), fontsize=8.5)
     panel.set_ylim(len(rows) - 0.4, -0.6)
 
@@ -118,7 +134,7 @@ def _draw_race(panel, found) -> None:
     means = [(one.value, min(float(np.mean(list(one.losses.values()))), top)) for one in candidates]
     panel.plot(*zip(*means, strict=True), color=GREY, linewidth=1, zorder=1)
     length = found.asked["lengths"]["num_race_steps"]
-    panel.set_ylabel(f"race: held-out\nloss after {length}\nsteps (nats)", fontsize=8.5)
+    panel.set_ylabel(f"race: held-out\nloss, {length} steps", fontsize=8.5)
     panel.margins(y=0.18)
 
 
@@ -133,7 +149,7 @@ def _race_top(found) -> float:
 
 def _label_marks(figure, panel, found) -> None:
     """A label above each marked line, in as many rows as it takes for no two to touch."""
-    figure.draw_without_rendering()  # settles the layout, without which no label has a place
+    row_height = _ROW_PX / panel.get_window_extent().height
     placed = []
     for value, colour, _, _, label in marks(found):
         look = {"color": colour, "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
@@ -142,7 +158,7 @@ def _label_marks(figure, panel, found) -> None:
         row = 0
         while any(_touch(text.get_window_extent(), other.get_window_extent()) for other in placed):
             row += 1
-            text.set_y(1.02 + row * _ROW)
+            text.set_y(1.02 + row * row_height)
         placed.append(text)
 
 

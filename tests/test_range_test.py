@@ -1,0 +1,225 @@
+"""The range test as a whole: pure, honest where there is nothing to find, for any number of the page."""
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import trainer.held_out
+import trainer.trial
+from plans import small_plan, small_set
+from trainer import lr_find
+from trainer.data.opened import open_data
+from trainer.errors import UserError
+from trainer.job import Job, run_job
+from trainer.overrides import overrides_of
+from trainer.ramp import RATE, Scalar
+from trainer.range_command import train_command
+from trainer.range_test import Question, RangeTest, floors_of, run, schedule_shape, set_up
+from trainer.recipe import apply_overrides, find_recipe, recipe_paths
+from trainer.settings import make_settings
+from trainer.stop import StopRequest
+
+SET = small_set("batch.images=8 epochs=1")
+TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"
+SMALL = {"recipe": "A2", "model": "test_resnet", "overrides": SET, "seeds": 2, "steps": 8, "device": "cpu", "workers": "0"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_slice():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.held_out, "MOST_IMAGES", 40)
+        yield
+
+
+
+def digest(folder: Path) -> str:
+    """Of every file below a folder, names and bytes; a range test's own folder does not count."""
+    made = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if "lr-find-" not in str(path):
+            made.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
+    return made.hexdigest()
+
+
+def trained(base: Path) -> str:
+    """The weights' digest of one small run."""
+    plan = small_plan("A2", overrides=TRAINED)
+    settings = make_settings("cpu", workers="0", runs=base / "runs", results=base / "results")
+    with StopRequest() as stop:
+        _, row = run_job(Job("A2", "test_resnet", overrides=small_set(TRAINED)), plan, settings, open_data(plan.profile, None), Console(quiet=True), stop)
+    return row.weights_sha256
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> RangeTest:
+    return lr_find(**SMALL, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_it_leaves_no_trace_and_training_after_it_is_training_without_it_bit_for_bit(tmp_path):
+    before = trained(tmp_path / "before")
+    pages, others = digest(find_recipe("A2").parent), digest(tmp_path / "before")
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+
+    lr_find(**SMALL, runs=tmp_path / "before" / "runs")
+
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, dtype)
+    assert digest(find_recipe("A2").parent) == pages
+    assert digest(tmp_path / "before") == others
+    assert trained(tmp_path / "after") == before
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = lr_find(**{**SMALL, "seeds": 1, "steps": 8})
+    assert made.folder is None and not list(tmp_path.iterdir())
+    assert made.plot().get_size_inches()[0] == 9
+
+
+def test_what_is_there_is_found_again_and_again_runs_it_anew(found, monkeypatch):
+    monkeypatch.setattr(trainer.trial, "optimizer_step", None)  # no trial may run
+    second = lr_find(**SMALL, runs=found.folder.parent)
+    assert second.folder == found.folder and second.suggestion.value == found.suggestion.value
+    assert [curve.losses.tolist() for curve in second.suggestion.curves] == [curve.losses.tolist() for curve in found.suggestion.curves]
+    with pytest.raises(TypeError):
+        lr_find(**SMALL, runs=found.folder.parent, again=True)
+
+
+def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(found, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    bench = set_up(Job("A2", "test_resnet", overrides=SET), Question(num_seeds=2, num_steps=8), {"device": "cpu", "workers": "0", "runs": tmp_path})
+    for num_steps in (3, 12):
+        left = iter(range(num_steps))
+
+        def check():
+            if next(left, None) is None:
+                raise Killed
+
+        before = len(list(tmp_path.rglob("trials/*.json")))
+        with pytest.raises(Killed):
+            run(bench, check=check)
+        assert len(list(tmp_path.rglob("trials/*.json"))) == before + num_steps // 8 and not list(tmp_path.rglob("suggestion.json"))
+    made = run(bench)
+    assert made.suggestion.value == found.suggestion.value
+    assert [curve.losses.tolist() for curve in made.suggestion.curves] == [curve.losses.tolist() for curve in found.suggestion.curves]
+    assert made.folder.name == found.folder.name
+
+
+def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
+    monkeypatch.setattr(trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5))
+    monkeypatch.setattr(trainer.held_out.HeldOut, "loss", lambda self, model: 0.5)
+    made = lr_find(**SMALL)
+    assert made.suggestion.value is None and made.command is None
+    assert made.suggestion.reason.startswith("no reliable suggestion: ")
+
+
+def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch):
+    monkeypatch.setattr(trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(float("nan")))
+    made = lr_find(**SMALL)
+    assert made.suggestion.value is None and made.suggestion.reason.startswith("no reliable suggestion: ")
+    assert made.plot() is not None
+
+
+@pytest.mark.parametrize("ramp", ["weight_decay", "drop_path"])
+def test_any_number_of_the_page_has_a_range_test_with_the_same_outputs(ramp, tmp_path):
+    made = lr_find(**{**SMALL, "seeds": 1, "steps": 8}, ramp=ramp, runs=tmp_path)
+    assert made.scalar.label.endswith(ramp) and made.scalar.own is not None
+    assert {path.name for path in made.folder.iterdir()} >= {"curve.csv", "curve.png", "curve.svg", "suggestion.json", "tensorboard"}
+    assert made.asked["curve"] == ("both" if ramp == "weight_decay" else "heldout")
+    ramps = [curve for curve in made.suggestion.curves if curve.purpose == "ramp"]
+    assert [curve.values.tolist() for curve in ramps] == [made.values.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        ({"ramp": "epochs"}, "lr.peak"),
+        ({"ramp": "weight_dcay"}, "weight_decay"),
+        ({"curve": "held"}, "heldout"),
+        ({"seeds": 0}, "seeds=3"),
+        ({"steps": 3}, "steps=200"),
+        ({"low": 5.0, "high": 1.0}, "from=1e-06"),
+        ({"high": 1e9}, "at most 100"),
+        ({"device": "tpu"}, "cuda"),
+        ({"model": "resnet5O"}, "resnet50"),
+        ({"overrides": "batch.images=1437 batch.norm_images=1437"}, "batch.images="),
+        ({"overrides": "lr.paek=1"}, "peak"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_that_says_what_would_do(change, remedy):
+    with pytest.raises(UserError) as error:
+        lr_find(**{**SMALL, **change})
+    assert remedy in str(error.value) and "\n" not in str(error.value)
+
+
+def test_floors_are_of_the_curve_that_they_are_drawn_for():
+    job, machine = Job("A2", "test_resnet", overrides=SET), {"device": "cpu", "workers": "0"}
+    bench = set_up(job, Question(num_steps=8), machine)
+    floors = floors_of(bench)
+    assert floors.held_out == pytest.approx(0.325, abs=0.005)  # ten even classes, each a yes for a tenth
+    assert floors.train > floors.held_out + 0.05  # two yeses an image, where it is mixed and the threshold is passed
+    assert floors_of(replace(bench, scalar=Scalar("smoothing", 0.1))).train is None
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in recipe_paths()][:12])
+def test_a_race_runs_through_the_pages_own_schedule(recipe):
+    plan = small_plan(recipe, "test_resnet" if "convnext" not in recipe else "test_convnext")
+    shape = schedule_shape(plan, 40)
+    assert len(shape) == 40 and 0 <= shape.min() and shape.max() <= 1
+    assert shape[-1] == pytest.approx(plan.lr_at(plan.num_steps - plan.num_steps // 80 - 1) / plan.recipe.lr.peak)
+    assert shape.max() > 0.45
+
+
+# ---- the command that trains with the value
+
+
+def command(overrides="", value=0.003123, job=None, label=RATE, own=5e-3):
+    plan = small_plan("A1", overrides=overrides)
+    return train_command(job or Job("A1", "resnet18", overrides=overrides), plan.recipe, Scalar(label, own), value)
+
+
+def test_the_command_keeps_the_users_items_and_puts_the_value_in():
+    assert command() == 'make recipe=A1 model=resnet18 data=digits set="lr.peak=0.00312"'
+    assert command("epochs=5 loss.name=ce") == 'make recipe=A1 model=resnet18 data=digits set="epochs=5 loss.name=ce lr.peak=0.00312"'
+    assert command("epochs=5 lr.peak=0.01 drop_path=null").endswith('set="epochs=5 drop_path=null lr.peak=0.00312"')
+    assert command(job=Job("A1", "resnet18", "mnist", Path("/data/my set"))).startswith("make recipe=A1 model=resnet18 data=mnist data_dir='/data/my set'")
+    assert command(label="optimizer.weight_decay", own=0.01, value=0.2).endswith('set="optimizer.weight_decay=0.2"')
+
+
+def test_a_warm_up_that_starts_above_the_value_comes_down_with_it():
+    """A1's starts at 1e-4, and its cosine ends at 1e-6: as they stand the page would refuse the value."""
+    made = command(value=5e-5)
+    assert made.endswith('set="lr.peak=5e-05 lr.warmup_from=1e-06"')
+    assert "lr.schedule.end=" in command(value=5e-7)
+    page = small_plan("A1").recipe
+    recipe, _ = apply_overrides(page, overrides_of(made.partition('set="')[2].rstrip('"')))
+    assert recipe.lr.peak == 5e-5
+
+
+def test_the_command_goes_through_the_shell_to_the_same_overrides():
+    import shlex
+
+    given = 'mix="{name: mixup, alpha: 0.2, partner: rolled}" epochs=3'
+    words = shlex.split(command(given))
+    text = next(word for word in words if word.startswith("set="))[4:]
+    assert overrides_of(text) == overrides_of(given + " lr.peak=0.00312")
+
+
+def test_the_package_gives_the_function_and_nothing_else_that_is_not_there():
+    import trainer as package
+    from trainer.range_test import lr_find as own
+
+    assert package.lr_find is own
+    with pytest.raises(AttributeError, match="lr_fnd"):
+        package.lr_fnd
