@@ -30,7 +30,7 @@ def row_of(job: Job, **facts):
         "", "epochs=3 lr.peak=1.234e-3", "loss.name=ce", "mix=null loss.threshold=null smoothing=0.1", "repeats=null drop_path=null",
         "optimizer={name: adamw, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05}",
         "optimizer.name=sgd optimizer.momentum=0.9", "lr.schedule={name: step, every_epochs: 3, factor: 0.1}",
-        "model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: swish}",
+        "model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: swish, beta: 1.0}",
         "augment.rand_augment=null", "augment.rand_augment.magnitude=9 augment.random_resized_crop.area=[0.5, 1]",
         "batch.images=64 batch.norm_images=16 average={name: ema, decay: 0.99, every_steps: 1}",
     ],
@@ -44,14 +44,12 @@ def test_the_row_of_any_departure_leads_back_to_its_plan(tmp_path, overrides):
     assert (again.plan.seed, again.plan.bad_images, again.job.again) == (3, "fail", True)
 
 
-@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-ingredients", "norm-micro-batch"])
+@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-ingredients"])
 def test_the_rows_of_shipped_ablations_lead_back_to_their_plans(tmp_path, name):
     for cell in load_ablation(name).cells:
-        made = stored_row(cell, 1, 90.0, versions=provenance.versions(), run=None)
-        plan = cell.job(1) and plan_of(cell.job(1))
-        again = plan_again(made.model_copy(update={"run": plan.run_name(FINGERPRINT)}), tmp_path)
+        again = plan_again(stored_row(cell, 1, 90.0, versions=provenance.versions()), tmp_path)
         assert again.reasons == (), cell.name
-        assert again.plan.recipe.digest == plan.recipe.digest, cell.name
+        assert again.plan.recipe.digest == cell.plan.recipe.digest, cell.name
 
 
 def test_added_augmentations_are_put_where_they_were(tmp_path):

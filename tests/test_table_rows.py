@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tabled import asked, cell, key_of, row, stored_row
+from trainer import row_index
 from trainer.ablation import load_ablation
+from trainer.data.index import cache_folder
 from trainer.errors import UserError
 from trainer.failures import store_failure
 from trainer.results import RowError, store_row
@@ -39,10 +41,10 @@ def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monk
         store_row(tmp_path, row(name, 0, 90.0, run=name))
     (tmp_path / "rows" / "A3.v1-damaged.json").write_text("{")
     (tmp_path / "rows" / "A2.v1-x.json.part").write_text("{")
-    assert [found.run for found in stored_rows(tmp_path, ["A2.v1-"])] == ["A2.v1-x", "A2.v1-y"]
-    assert list(stored_rows(tmp_path / "nothing")) == [] and list(stored_rows(tmp_path, [])) == []
+    assert [found.run for found in stored_rows(tmp_path, "A2.v1-")] == ["A2.v1-x", "A2.v1-y"]
+    assert list(stored_rows(tmp_path / "nothing", "")) == []
     with pytest.raises(RowError, match="A3.v1-damaged.json.*move it away"):
-        list(stored_rows(tmp_path))
+        list(stored_rows(tmp_path, ""))
 
 
 def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp_path):
@@ -78,9 +80,8 @@ def test_a_run_that_has_not_failed_has_no_error(tmp_path):
 
 
 def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, page, monkeypatch):
-    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 files are read, each once."""
-    from trainer import table_rows
-
+    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 files are read for their keys."""
+    monkeypatch.setattr(row_index, "_LEAST_NEW", 1)
     question = open_question(page)
     own = [stored_row(one, seed, 90.0) for one in load_ablation(page).cells for seed in (0, 1)]
     for made in own[:3]:
@@ -91,11 +92,34 @@ def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, p
         (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text("never read")
     for number in range(10, 50):
         (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text("never read")
-    opened, read = [], table_rows.read_row_file
-    monkeypatch.setattr(table_rows, "read_row_file", lambda path: opened.append(path.stem) or read(path))
+    opened, read = [], row_index.read_row_file
+    monkeypatch.setattr(row_index, "read_row_file", lambda path: opened.append(path.stem) or read(path))
     assert {made.run for made in find_rows(tmp_path, [question]).values()} == {made.run for made in own[:3]}
     assert len(opened) == len(set(opened)) == 5
     store_row(tmp_path, own[3])
-    store_row(tmp_path, own[0].model_copy(update={"run": f"{own[0].run}-2"}))
+    path = store_row(tmp_path, own[0].model_copy(update={"run": f"{own[0].run}-2"}))
     opened.clear()
-    assert len(find_rows(tmp_path, [question])) == 4 and f"{own[0].run}-2" not in opened  # all there: no more is opened
+    found = find_rows(tmp_path, [question])
+    assert {made.run for made in found.values()} == {made.run for made in own}
+    assert sorted(opened) == sorted([own[3].run, path.stem])  # the others are in the index
+    own[0] = own[0].model_copy(update={"digest": "0" * 12})  # another row under a name that is known
+    store_row(tmp_path, own[0])
+    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {path.stem, *(made.run for made in own[1:])}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"layout": 0, "rows": {}}', '{"layout": 1, "rows": {"a.json": 3}}'])
+def test_a_damaged_index_is_none(tmp_path, page, monkeypatch, content):
+    monkeypatch.setattr(row_index, "_LEAST_NEW", 1)
+    question, made = open_question(page), stored_row(load_ablation(page).cells[0], 0, 90.0)
+    store_row(tmp_path, made)
+    assert list(find_rows(tmp_path, [question]).values()) == [made]
+    (record,) = (cache_folder() / "rows").iterdir()
+    record.write_text(content)
+    assert list(find_rows(tmp_path, [question]).values()) == [made]
+
+
+def test_a_damaged_row_that_may_be_the_tables_is_named(tmp_path, page):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "A2.v1-test_resnet-digits-s1-000000.json").write_text("{")
+    with pytest.raises(RowError, match="s1-000000.json.*move it away"):
+        find_rows(tmp_path, [open_question(page)])

@@ -1,6 +1,6 @@
 """Statistics of a few repeats: their spread, differences with intervals, how many seeds would tell.
 
-SciPy does the arithmetic. What cannot be known from the numbers given is None, never a guess: one value has no spread,
+SciPy's distributions do the arithmetic. What cannot be known from the numbers given is None, never a guess: one value has no spread,
 and values that do not vary have no interval.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import stats
+from scipy import special  # scipy.stats has all this too, and takes a second to import
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -81,9 +81,8 @@ def _paired(cell: list[float], base: list[float]) -> Difference:
     std = statistics.stdev(gains)
     if std <= _ROUNDING * largest:
         return Difference(mean_of(gains), "paired", len(gains))
-    test = stats.ttest_rel(cell, base)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Difference(mean_of(gains), "paired", len(gains), float(low), float(high), float(test.pvalue), std)
+    inner = _interval_and_p(mean_of(gains), std / math.sqrt(len(gains)), len(gains) - 1)
+    return Difference(mean_of(gains), "paired", len(gains), *inner, std)
 
 
 def _welch(cell: list[float], base: list[float]) -> Difference:
@@ -91,9 +90,20 @@ def _welch(cell: list[float], base: list[float]) -> Difference:
     pooled = pooled_std([cell, base])
     if not pooled:
         return Difference(value, "welch", 0)
-    test = stats.ttest_ind(cell, base, equal_var=False)
-    low, high = test.confidence_interval(CONFIDENCE)
-    return Difference(value, "welch", 0, float(low), float(high), float(test.pvalue), pooled)
+    of_cell, of_base = (statistics.variance(values) / len(values) for values in (cell, base))
+    free = (of_cell + of_base) ** 2 / (of_cell**2 / (len(cell) - 1) + of_base**2 / (len(base) - 1))
+    return Difference(value, "welch", 0, *_interval_and_p(value, math.sqrt(of_cell + of_base), free), pooled)
+
+
+def _interval_and_p(value: float, error: float, free: float) -> tuple[float, float, float]:
+    """(low, high, p) of a value with its standard error, by Student's t with so many degrees of freedom."""
+    reach = _quantile(free) * error
+    return value - reach, value + reach, 2 * float(special.stdtr(free, -abs(value) / error))
+
+
+def _quantile(free: float) -> float:
+    """What Student's t exceeds on either side with 5 % in all."""
+    return float(special.stdtrit(free, (1 + CONFIDENCE) / 2))
 
 
 def pooled_std(cells: Sequence[Sequence[float]]) -> float | None:
@@ -126,10 +136,10 @@ def power_of(effect: float, num_seeds: int, is_paired: bool) -> float:
     effect = min(abs(effect), _LARGEST_EFFECT)
     free = num_seeds - 1 if is_paired else 2 * num_seeds - 2
     shift = effect * math.sqrt(num_seeds if is_paired else num_seeds / 2)
-    limit = stats.t.ppf((1 + CONFIDENCE) / 2, free)
-    power = float(stats.nct.sf(limit, free, shift))
+    limit = _quantile(free)
+    power = 1 - float(special.nctdtr(free, shift, limit))
     # on the wrong side nothing is left then, and SciPy's noncentral t gives NaN from about 10 on
-    return power if shift > _NO_WRONG_SIDE else power + float(stats.nct.cdf(-limit, free, shift))
+    return power if shift > _NO_WRONG_SIDE else power + float(special.nctdtr(free, shift, -limit))
 
 
 def seeds_needed(difference: float, std: float, is_paired: bool) -> int | None:
@@ -175,5 +185,5 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     std = std_of(values)
     if not std:
         return None
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
-    return mean_of(values) - float(reach), mean_of(values) + float(reach)
+    reach = _quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
+    return mean_of(values) - reach, mean_of(values) + reach

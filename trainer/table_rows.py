@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from trainer.cells import Cell, row_key
+from trainer.cells import Cell
 from trainer.errors import UserError
 from trainer.failures import read_failures
 from trainer.questions import Question, open_question
 from trainer.results import Row, read_row_file
+from trainer.row_index import keys_of
 from trainer.tables import Metric, Table, summarize
 
 AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 puts behind a run's name
@@ -29,20 +30,21 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
 def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
     """The rows of some ablations by key; of several of one key the first run, not what again=1 made later.
 
-    One row after the other is read and dropped again, so that a large store needs little memory.
+    Raises RowError for a damaged row that may be one of theirs.
     """
     questions = list(questions)
     wanted = {key for question in questions for key in question.keys.values()}
     prefixes = {prefix for question in questions for prefix in question.prefixes}
     seeds = {seed for question in questions for seed in question.seeds}
-    found: dict[str, Row] = {}
-    for row in stored_rows(results, prefixes, seeds):
-        key = row_key(row)
+    folder = results / "rows"
+    if not folder.is_dir():
+        return {}
+    begins = _begins(prefixes, seeds)
+    runs: dict[str, list[str]] = {}
+    for run, key in keys_of(folder, lambda run: begins.match(run) is not None):
         if key in wanted:
-            found.setdefault(key, row)
-        if len(found) == len(wanted):
-            break
-    return found
+            runs.setdefault(key, []).append(run)
+    return {key: read_row_file(folder / f"{min(of_key, key=_first_run)}.json") for key, of_key in runs.items()}
 
 
 def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int], Row | None]:
@@ -50,22 +52,23 @@ def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int]
     return {place: rows.get(key) for place, key in question.keys.items()}
 
 
-def stored_rows(results: Path, prefixes: Iterable[str] = ("",), seeds: Iterable[int] | None = None) -> Iterator[Row]:
-    """The rows of a store, first runs first, then by name; files of others are not opened.
+def _begins(prefixes: Iterable[str], seeds: Iterable[int]) -> re.Pattern:
+    """How the names of some runs begin, their seeds included."""
+    return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(prefixes)))})(?:{'|'.join(map(str, sorted(seeds)))})-")
 
-    prefixes: how the runs' names begin, up to the seed where `seeds` says which seeds are wanted.
+
+def _first_run(run: str) -> tuple[bool, str]:
+    return AGAIN.search(run) is not None, run
+
+
+def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
+    """The rows of a store whose runs' names begin so, first runs first, then by name; files of others are not opened.
 
     Raises RowError for a damaged one.
     """
-    folder, begin = results / "rows", tuple(prefixes)
-    if not folder.is_dir():
-        return
-    names = [path.stem for path in folder.iterdir() if path.suffix == ".json" and path.name.startswith(begin)]
-    if seeds is not None:
-        of_seed = re.compile(rf"(?:{'|'.join(map(re.escape, begin))})(?:{'|'.join(map(str, sorted(seeds)))})-")
-        names = [name for name in names if of_seed.match(name)]
-    for name in sorted(names, key=lambda name: (AGAIN.search(name) is not None, name)):
-        yield read_row_file(folder / f"{name}.json")
+    names = [path.stem for path in (results / "rows").glob("*.json") if path.name.startswith(prefix)]
+    for name in sorted(names, key=_first_run):
+        yield read_row_file(results / "rows" / f"{name}.json")
 
 
 def notes_path(results: Path, name: str) -> Path:

@@ -1,0 +1,60 @@
+"""Which row of a large store has which key, remembered, so that only the rows of a table are read.
+
+A row is written once and under its own name, so a file of the same size and time is the same row. The index lies in the user's
+cache folder; what it does not know, or knows of another file, is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from trainer import cells
+from trainer.cells import row_key
+from trainer.checkpoint import write_atomically
+from trainer.data.index import cache_folder
+from trainer.results import read_row_file
+
+_LAYOUT = 1  # of the cached file
+_LEAST_NEW = 100  # rows that are worth a new index
+
+
+def keys_of(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """(run, key) of each row of a folder whose name is wanted, in no order.
+
+    Raises RowError for a damaged row that has to be read.
+    """
+    what_a_key_is = Path(cells.__file__).read_bytes()
+    record = cache_folder() / "rows" / f"{hashlib.sha256(os.fsencode(folder.resolve()) + what_a_key_is).hexdigest()[:32]}.json"
+    known, new = _read(record), {}
+    with os.scandir(folder) as entries:
+        wanted = [entry for entry in entries if entry.name.endswith(".json") and is_wanted(entry.name[: -len(".json")])]
+    for entry in wanted:
+        stat = entry.stat()
+        size, time_ns, key = known.get(entry.name, (None, None, None))
+        if (size, time_ns) != (stat.st_size, stat.st_mtime_ns):
+            key = row_key(read_row_file(Path(entry.path)))
+            new[entry.name] = (stat.st_size, stat.st_mtime_ns, key)
+        yield entry.name[: -len(".json")], key
+    if len(new) >= _LEAST_NEW:
+        _write(record, known | new)
+
+
+def _read(record: Path) -> dict[str, tuple[int, int, str]]:
+    try:
+        content = json.loads(record.read_text())
+        rows = {name: (int(size), int(time_ns), str(key)) for name, (size, time_ns, key) in content["rows"].items()}
+        return rows if content["layout"] == _LAYOUT else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # no index, or a damaged one, is none
+
+
+def _write(record: Path, rows: dict) -> None:
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(record, json.dumps({"layout": _LAYOUT, "rows": rows}).encode())
+    except OSError:
+        pass  # without it, it is only slower
