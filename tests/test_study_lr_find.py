@@ -88,3 +88,68 @@ def test_a_curve_ends_where_it_diverged_and_short_ones_have_no_answer():
     assert list(losses) == [2.0]
     for rule in foreign_rules.RULES:
         assert foreign_rules.suggestion(rule, [(VALUES[:6], np.full(6, 2.3))]) is None
+
+
+def made_up_ramps():
+    losses = np.interp(PLACE, [-6, -4, -1, 0, 0.5], [2.3, 2.3, 0.5, 0.5, 9.0])
+    return [{"seed": seed, "values": list(VALUES), "losses": list(losses)} for seed in range(3)]
+
+
+def made_up_score(peak):
+    """Best at 0.01; above 0.5 it diverges."""
+    return None if peak > 0.5 else 98 - 10 * np.log10(peak / 0.01) ** 2
+
+
+@pytest.fixture
+def made_up(tmp_path, monkeypatch):
+    """A study whose range test finds 0.03 and whose runs score by made_up_score; the list of runs that were trained."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "lr-find.md").write_text((ROOT / "results/lr-find.md").read_text())
+    trained = []
+
+    def train(pair, peak, runs, results):
+        if len(trained) == 3:
+            trained.append("stopped")
+            return 75
+        text = study.peak_text(peak)
+        trained.append(text)
+        row = {"run": f"{pair}-{text}", "recipe": pair.page, "model": pair.model, "data": "digits", "seed": 0}
+        row["deviations"] = [{"path": "lr.peak", "before": "1", "after": text, "origin": "set"}]
+        (results / "rows" / f"{pair}-{text}.json").write_text(json.dumps(row | {"top1_pct": made_up_score(peak)}))
+        return 0
+
+    def find(pair, runs):
+        return {"value": 0.03, "reason": "made up", "rules": {}, "ramps": made_up_ramps()}
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "find", find)
+    return tmp_path, trained
+
+
+def test_the_study_goes_on_where_it_was_stopped_and_tables_what_it_found(made_up):
+    results, trained = made_up
+    pair = study.PAIRS[0]
+    assert study.study([pair], results / "runs", results, True) == 75
+    assert trained == ["0.00333", "0.01", "0.03", "stopped"]
+    assert study.study([pair], results / "runs", results, True) == 0
+    assert trained[4:6] == ["0.09", "0.27"] and len(set(trained)) == len(trained), "nothing is trained twice"
+    count = len(trained)
+    assert study.study([pair], results / "runs", results, True) == 0 and len(trained) == count
+    store = study.Store(results)
+    assert study.best_of_grid(store, pair) == 98
+    assert study.distance_of(store, pair, 0.03) == pytest.approx(10 * np.log10(3) ** 2)
+    assert study.distance_of(store, pair, 0.011) == 0
+    page = (results / "lr-find.md").read_text()
+    assert "| A1 | resnet18 | 0.03 | 95.72 | 98.00 | 95.72 |" in page and study.rules_table(store) in page
+    assert "| recommended | 0.03: 2.28 | 2.28 | 2.28 |" in page
+    assert "| fastai minimum | " in page and "not run" not in study.rules_table(store)
+
+
+def test_a_pair_without_a_reliable_suggestion_says_so_in_its_cell(made_up):
+    results, _ = made_up
+    pair = study.PAIRS[1]
+    store = study.Store(results)
+    store.path(pair).parent.mkdir(parents=True)
+    store.path(pair).write_text(json.dumps({"value": None, "reason": "no reliable suggestion: the seeds differ", "ramps": []}))
+    assert f"| {pair.page} | {pair.model} | none: the seeds differ |" in study.grid_table(store)
+    assert study.best_of_grid(store, pair) is None and not list(study.wanted(store, [pair], True))

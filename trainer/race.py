@@ -137,8 +137,7 @@ class Race:
         start = self.ladder.nearest(middle)
         while not self._may(start) and self.ladder.has(start + 2):
             start += 2
-        for rung in (start, start - 2, start + 2):
-            self._race(rung)
+        self._race(start)
         if not self.losses:
             return
         while any(self._race(self._winner() + side) for side in (-2, 2)):
