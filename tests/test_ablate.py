@@ -218,6 +218,19 @@ def test_a_process_that_dies_of_a_shape_is_that_shapes_failure(sweeps):
     assert sweep.code == 1 and "out of memory" in sweep.standings[0].failure.error
 
 
+def test_a_signal_in_the_one_step_is_no_failure(sweeps):
+    stop = StopRequest()
+
+    def died(shapes):
+        stop._note(2, None)
+        yield from ()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Pretended, "streamed", lambda self, function, shapes, shared: died(shapes))
+        assert sweeps(stop=stop).code == 75
+    assert read_failures(sweeps.shared.runs) == {} and sweeps().code == 0
+
+
 def test_what_the_user_wrote_wrong_ends_the_call_before_anything_runs(sweeps):
     with pytest.raises(UserError, match="cell 0.01: data: not found"):
         sweeps(trials={"0.01": Trial("", "data: not found", is_users=True)})

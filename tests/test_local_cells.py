@@ -63,6 +63,14 @@ def test_stop_reaches_every_process_whatever_this_one_does_with_the_signal(monke
         signal.signal(signal.SIGTERM, before)
 
 
+def test_close_leaves_no_process_behind():
+    cells = LocalCells(lambda _: time.sleep(60) or 0, num_slots=1)
+    cells.start("a")
+    ((_, process),) = cells._running.values()
+    cells.close()
+    assert process.exitcode == -signal.SIGTERM
+
+
 ORPHAN = """
 import os, signal, sys, time
 from pathlib import Path

@@ -127,7 +127,7 @@ class Sweep:
                 self._judge(trial, shapes.pop(trial.shape))
                 if self.stop.is_requested:
                     return
-            if shapes:  # the process died of the one that it had come to
+            if shapes and not self.stop.is_requested:  # the process died of the one that it had come to
                 shape, repeat = next(iter(shapes.items()))
                 self._judge(Trial(shape, "the process was ended from outside (out of memory?)"), repeat)
                 del shapes[shape]

@@ -108,7 +108,10 @@ class LocalCells:
         return streamed(function, *given, gpu=self._gpus[0] if self._gpus else None)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Leave no process behind: what still runs, as after an error of this process's own, saves and ends."""
+        self.stop()
+        for _, process in self._running.values():
+            process.join()
 
 
 def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) -> Iterator:

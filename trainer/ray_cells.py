@@ -20,6 +20,7 @@ from trainer.results import Row, read_row, store_row
 
 NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it
 _KILLED = -9
+_SAVING_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class RayCells:
         self._num_threads = max(1, int(share.cpus))
         self.num_slots = jobs or self._num_that_fit(options)
         self._running: dict[object, Repeat] = {}
+        self._asked: set[object] = set()
 
     @property
     def num_running(self) -> int:
@@ -98,9 +100,10 @@ class RayCells:
         return code
 
     def stop(self) -> None:
-        """Ask every task to save and end."""
-        for reference in self._running:
+        """Ask every task to save and end; once, for a second time would end it before it has saved."""
+        for reference in set(self._running) - self._asked:
             self._ray.cancel(reference, force=False)
+        self._asked |= set(self._running)
 
     def streamed(self, function: Callable[..., Iterator], parts: dict, *given) -> Iterator:
         """The results of function({name: part}, *given) for each part, in order; fewer where a worker dies of one."""
@@ -115,7 +118,10 @@ class RayCells:
                 return
 
     def close(self) -> None:
-        """Leave the cluster; one that was made here ends."""
+        """Leave the cluster; one that was made here ends. What still runs has a while to save."""
+        self.stop()
+        if self._running:
+            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_SAVING_S)
         self._ray.shutdown()
 
     def _gpus(self, share: Share) -> float:
