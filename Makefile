@@ -52,7 +52,7 @@ plan: $(VENV)/.ready  ## what a run or an ablation would do, without doing it (r
 ablate: $(VENV)/.ready  ## run the cells of an ablation that have no row yet (ablation jobs gpus retries fail_fast on address per_cell data_dir device precision workers checkpoint_s runs results)
 	@$(RSB) ablate $(call flags,ablation jobs gpus retries on address per_cell data_dir device precision workers checkpoint_s runs results) $(fail_fast_flag)
 
-table: $(VENV)/.ready  ## an ablation's table from its rows, in results/<ablation>.md .csv .tex too; without one: all, with what they have (ablation metric sort columns filter format runs results)
+table: $(VENV)/.ready  ## an ablation's table from its rows, in results/<ablation>.md .csv .tex .html too; without one: all, with what they have (ablation metric sort columns filter format runs results)
 	@$(RSB) table $(call flags,ablation metric sort columns filter format runs results)
 
 compare: $(VENV)/.ready  ## two runs side by side: where their rows differ, and both learning curves (a b runs results)
@@ -73,8 +73,8 @@ recipes: $(VENV)/.ready  ## the pages there are
 matrix: $(VENV)/.ready  ## one real step of every page on every family of models, or the reason why not (models recipes results)
 	@$(RSB) matrix $(call flags,models recipes results)
 
-lr-find: $(VENV)/.ready  ## find the learning rate, or another number of the page, on the recipe's own road (recipe model data data_dir set seeds from to steps ramp curve device precision workers runs results again)
-	@$(RSB) lr-find $(call flags,recipe model data data_dir set seeds from to steps ramp curve device precision workers runs results) $(again_flag)
+lr-find: $(VENV)/.ready  ## find the learning rate, or another number of the page, on the recipe's own road (recipe model data data_dir set seeds from to steps ramp curve device gpus procs precision workers runs results again)
+	@$(RSB) lr-find $(call flags,recipe model data data_dir set seeds from to steps ramp curve device gpus procs precision workers runs results) $(again_flag)
 
 launch-slurm: $(VENV)/.ready  ## write a job file for sbatch that trains by a recipe (nodes gpus cpus hours sbatch job, and what make train takes)
 	@$(RSB) launch-slurm $(call flags,nodes gpus cpus hours sbatch job $(filter-out gpus procs,$(TRAIN_VARIABLES))) $(again_flag)

@@ -29,6 +29,7 @@ LAYERS = [
     {"comparisons"},
     {"questions", "row_index"},
     {"tables", "table_notes", "table_query", "table_texts", "table_formats", "table_latex", "table_rows", "compare"},
+    {"report_curves", "report_figures", "report_page", "report", "report_hparams"},
     {"reproduce", "table_show"},
     {"range_ranks", "ablate_cli", "ablation_cli"},
     {"cli", "slurm_cli", "lr_find_cli", "table_cli"},

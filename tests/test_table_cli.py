@@ -43,7 +43,7 @@ def test_the_table_is_printed_and_stored_in_every_format(study):
     view = make_view(open_table(study[0], study[1], study[2], METRICS["top1"]))
     for suffix, writer in FORMATS.items():
         assert (study[1] / f"two.{suffix}").read_text() == writer(view)
-    assert sorted(path.name for path in study[1].iterdir()) == ["rows", "two.csv", "two.md", "two.tex"]
+    assert sorted(path.name for path in study[1].iterdir()) == ["rows", "two.csv", "two.html", "two.md", "two.tex"]
 
 
 def test_rendering_again_moves_no_byte(study):

@@ -25,7 +25,7 @@ def table(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex} too."""
+    """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex,html} too."""
     from trainer import table_show
     from trainer.table_query import make_view
     from trainer.table_rows import open_table
@@ -43,7 +43,13 @@ def table(
         return
     table_show.print_table(out, view)
     if view.is_whole and metric == "top1":
-        table_show.print_stored(out, view.table, table_show.store_table(results, view))
+        from trainer.report import store_report
+        from trainer.report_hparams import hparams_folder, write_hparams
+
+        paths = table_show.store_table(results, view)
+        table_show.print_stored(out, view.table, [*paths, *store_report(results, view.table)])
+        if paths and runs.is_dir():
+            write_hparams(view.table, hparams_folder(runs, view.table.name))
 
 
 @app.command()

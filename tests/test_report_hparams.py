@@ -1,0 +1,62 @@
+"""The rows in TensorBoard's HParams plugin, read back by TensorBoard itself."""
+
+import dataclasses
+
+import pytest
+
+from reported import study
+from trainer.report_hparams import hparams_folder, write_hparams
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    table = study()
+    folder = hparams_folder(tmp_path_factory.mktemp("runs"), table.name)
+    assert write_hparams(table, folder) == 18
+    return table, folder
+
+
+def answers(folder):
+    """The experiment and its sessions, as the plugin's own code answers its page's requests."""
+    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins import base_plugin
+    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(folder))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))
+    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    asked = dict(request_context=RequestContext(), backend_context=context, experiment_id="e")
+    experiment = get_experiment.Handler(**asked, request=api_pb2.GetExperimentRequest()).run()
+    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100, allowed_statuses=[0, 1, 2, 3])
+    request.col_params.extend([api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos])
+    return experiment, list_session_groups.Handler(**asked, request=request).run().session_groups
+
+
+def test_tensorboard_finds_every_row_with_its_cell_and_scores(written):
+    table, folder = written
+    experiment, groups = answers(folder)
+    assert [info.name for info in experiment.hparam_infos] == ["loss", "lr", "cell", "model", "data", "seed"]
+    rows = {row.run: (one, row) for one in table.cells for row in one.rows}
+    assert {group.name for group in groups} == set(rows)
+    for group in groups:
+        one, row = rows[group.name]
+        assert group.hparams["cell"].string_value == one.cell.name and group.hparams["seed"].number_value == row.seed
+        assert group.hparams["loss"].string_value == dict(one.cell.levels)["loss"]
+        (session,) = group.sessions
+        assert session.status == (1 if row.status == "finished" else 2)
+        values = {value.name.tag: value.value for value in session.metric_values}
+        assert values.get("row/top1_pct") == (pytest.approx(row.top1_pct) if row.top1_pct is not None else None)
+        assert session.end_time_secs - session.start_time_secs == pytest.approx(row.train_s)
+
+
+def test_the_same_rows_are_the_same_bytes_and_what_is_gone_is_removed(written):
+    table, folder = written
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert len(before) == 19 and write_hparams(table, folder) == 18
+    assert before == {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    fewer = dataclasses.replace(table, cells=table.cells[:1])
+    assert write_hparams(fewer, folder) == 3
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(row.run for row in table.cells[0].rows)

@@ -1,0 +1,86 @@
+
+"use strict";
+// Without this script the page says all the same; with it tables are sorted and searched, points speak, and the theme changes.
+(() => {
+  const byText = new Intl.Collator("en", {numeric: true, sensitivity: "base"}).compare;
+  const order = ["none", "ascending", "descending"];
+
+  function keyOf(row, column, kind) {
+    const cell = row.cells[column];
+    if (kind === "text") return cell.textContent.trim();
+    return cell.dataset.key === "" ? NaN : Number(cell.dataset.key);
+  }
+
+  function isAbsent(key) {
+    return key === "" || Number.isNaN(key);
+  }
+
+  function sortTable(table, header, say) {
+    const next = order[(order.indexOf(header.getAttribute("aria-sort") || "none") + 1) % order.length];
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    const body = table.tBodies[0];
+    const rows = table.originalRows.slice();
+    if (next !== "none") {
+      header.setAttribute("aria-sort", next);
+      const kind = header.dataset.sort, sign = next === "ascending" ? 1 : -1;
+      const compare = kind === "text" ? byText : (a, b) => a - b;
+      const keyed = rows.map((row) => [keyOf(row, header.cellIndex, kind), row]);
+      keyed.sort(([a], [b]) => isAbsent(a) - isAbsent(b) || (isAbsent(a) ? 0 : sign * compare(a, b)));
+      rows.splice(0, rows.length, ...keyed.map(([, row]) => row));
+    }
+    body.append(...rows);
+    say(next === "none" ? "in the order of the page" : `sorted by ${header.textContent.trim()}, ${next}`);
+  }
+
+  for (const table of document.querySelectorAll("table[data-table]")) {
+    table.originalRows = Array.from(table.tBodies[0].rows);
+    const status = document.querySelector(`[data-count="${table.dataset.table}"]`);
+    for (const header of table.tHead.querySelectorAll("th[data-sort]")) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...header.childNodes);
+      header.append(button);
+      button.addEventListener("click", () => sortTable(table, header, (words) => { status.textContent = words; }));
+    }
+  }
+
+  for (const search of document.querySelectorAll("input[data-search]")) {
+    const name = search.dataset.search;
+    const status = document.querySelector(`[data-count="${name}"]`);
+    let found = null;
+    search.closest(".controls").hidden = false;
+    search.addEventListener("input", () => {
+      found = found || Array.from(document.querySelectorAll(`table[data-table="${name}"] > tbody > tr`),
+        (row) => [row, Array.from(row.cells, (cell) => cell.textContent).join(" ").toLowerCase()]);
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      for (const [row, text] of found) {
+        row.hidden = !words.every((word) => text.includes(word));
+        shown += !row.hidden;
+      }
+      status.textContent = `${shown} of ${found.length} shown`;
+    });
+  }
+
+  const theme = document.getElementById("theme"), root = document.documentElement;
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
+  const nameTheme = () => { theme.textContent = isDark() ? "Light colours" : "Dark colours"; };
+  theme.hidden = false;
+  nameTheme();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", nameTheme);
+  theme.addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    nameTheme();
+  });
+
+  const tip = document.getElementById("tip");
+  document.addEventListener("pointerover", (event) => {
+    const point = event.target.closest?.("[data-tip]");
+    tip.hidden = !point;
+    if (!point) return;
+    tip.textContent = point.dataset.tip;
+    const box = point.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(box.right + 8, innerWidth - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 4)}px`;
+  });
+})();
