@@ -60,13 +60,13 @@ def test_so_is_one_whose_recipes_or_program_have_changed(page, loaded, tmp_path,
         record = questions._record(page)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"name": "two"}', "\xff"])
-def test_a_damaged_cache_is_none(page, loaded, content):
+def test_a_damaged_cache_is_none(page, loaded):
     expected = open_question(page)
     (record,) = (cache_folder() / "questions").iterdir()
-    record.write_text(content)
-    assert open_question(page) == expected and len(loaded) == 2
-    assert json.loads(record.read_text())["name"] == "two"
+    for number, content in enumerate(["{", "[]", '{"name": "two"}']):
+        record.write_text(content)
+        assert open_question(page) == expected and len(loaded) == 2 + number
+        assert json.loads(record.read_text())["name"] == "two"
 
 
 def test_a_cache_that_cannot_be_written_is_no_hindrance(page, tmp_path, monkeypatch):
