@@ -257,8 +257,24 @@ def test_the_race_repeats_near_candidates_on_other_seeds_and_takes_the_smaller_w
 
 
 def test_probes_find_nothing_unstable_where_nothing_is():
-    stable, unstable = probe(drawn(lambda value, seed: 1.0 if value else 2.0), 0, 1.0, LARGE)
-    assert stable and unstable is None
+    always_down = drawn(lambda value, seed: 1.0 if value else 2.0)
+    stable, unstable = probe(always_down, 0, Ladder(np.geomspace(1e-3, 10, 50)), 1.0, LARGE)
+    assert 1.4 < stable <= 1.5 and unstable is None
+
+
+@pytest.mark.parametrize("values", [np.linspace(0, 0.99, 40), np.geomspace(0.01, 0.99, 40)], ids=["even", "equal ratios"])
+def test_no_trial_leaves_the_ramps_own_range(values):
+    """A momentum of 1 or more would be refused by its page: here the edge lies just below."""
+    asked = []
+
+    def trial(seed, given, purpose):
+        asked.extend(given)
+        return drawn(network(best=0.5, width=0.3, edge=1.8), noise=0.02, rate=0.4)(seed, given, purpose)
+
+    lengths = replace(lengths_for(2000, 3, 40), num_run_steps=0)
+    found = decide(trial, SEEDS, values, FLOORS, lengths, np.ones(lengths.num_race_steps), is_rate=False)
+    assert min(asked) >= values[0] and max(asked) <= values[-1]
+    assert found.value == pytest.approx(0.5, rel=0.5), found.reason
 
 
 def test_lengths_count_every_trial():

@@ -55,15 +55,15 @@ class Lengths:
         return self.num_seeds * self.num_ramp_steps + probes + race
 
 
-def probe(trial: Trial, seed: int, edge: float, lengths: Lengths) -> tuple[float | None, float | None]:
+def probe(trial: Trial, seed: int, ladder: Ladder, edge: float, lengths: Lengths) -> tuple[float | None, float | None]:
     """The largest constant value found stable and the smallest found unstable, by bisection around the edge.
 
     None: no probe was so. On a quadratic bowl they close in on 2 / its largest curvature.
     """
-    low, high = edge * PROBED_FROM, edge * PROBED_TO
+    low, high = max(ladder.bottom, edge * PROBED_FROM), min(ladder.top, edge * PROBED_TO)
     stable = unstable = None
     for _ in range(lengths.num_probes):
-        middle = math.sqrt(low * high)
+        middle = ladder.between(low, high)
         if is_stable(trial(seed, np.full(lengths.num_probe_steps, middle), "probe")):
             low = stable = middle
         else:
@@ -98,22 +98,26 @@ class Ladder:
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        self._top, self._bottom = float(values[-1]), float(values[0])
+        self.top, self.bottom = float(values[-1]), float(values[0])
         self._is_even = bool(np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1)))
 
     def at(self, rung: int) -> float:
         if self._is_even:
-            return self._top - rung * (self._top - self._bottom) / 16
-        return self._top * APART ** (-rung / 2)
+            return self.top - rung * (self.top - self.bottom) / 16
+        return self.top * APART ** (-rung / 2)
 
     def has(self, rung: int) -> bool:
-        return rung >= 0 and self.at(rung) >= self._bottom * (1 - 1e-9)
+        return rung >= 0 and self.at(rung) >= self.bottom * (1 - 1e-9)
+
+    def between(self, low: float, high: float) -> float:
+        """The middle of two values, as the ramp is spaced."""
+        return (low + high) / 2 if self._is_even else math.sqrt(low * high)
 
     def nearest(self, value: float) -> int:
         """The even rung nearest to a value."""
         if self._is_even:
-            return 2 * round(8 * (self._top - value) / (self._top - self._bottom))
-        return 2 * round(math.log(self._top / value, APART))
+            return 2 * round(8 * (self.top - value) / (self.top - self.bottom))
+        return 2 * round(math.log(self.top / value, APART))
 
 
 @dataclass

@@ -69,11 +69,11 @@ def decide(
     ramps = [recorded(seed, values, "ramp") for seed in seeds]
     readings = [read(ramp, floors, curve) for ramp in ramps]
     found = _Found({rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}, _edge(readings))
-    why_not = trouble(readings)
+    why_not, ladder = trouble(readings), Ladder(values)
     if found.edge:
-        found.stable, found.unstable = probe(recorded, seeds[0], found.edge.median, lengths)
+        found.stable, found.unstable = probe(recorded, seeds[0], ladder, found.edge.median, lengths)
     if not why_not:
-        race = Race(recorded, seeds, Ladder(values), lengths, race_shape, found.unstable)
+        race = Race(recorded, seeds, ladder, lengths, race_shape, found.unstable)
         race.run(_middle(found.rules))
         found.candidates = race.candidates()
         found.value, found.reason = race.result(floors)
