@@ -83,7 +83,7 @@ def trial_line(curve: Curve, seconds: float | None) -> str:
     what = {
         "ramp": f"up to {curve.values[-1]:.3g}",
         "probe": f"at {curve.values[-1]:.3g}",
-        "race": f"peak {curve.values.max():.3g}",
+        "race": f"up to {curve.values.max():.3g}",
     }[curve.purpose]
     held_out = f"  held-out {curve.held_out[1][-1]:.4f}" if len(curve.held_out[1]) else ""
     return f"{name:34} {len(curve.losses):4} steps {what:14} loss {curve.losses[-1]:.4f}{held_out}{end}  ({took})"
@@ -206,12 +206,17 @@ def _column_of(values: np.ndarray, num_dots: int):
 def _trace(grid: np.ndarray, styles: list[list[str]], columns: list[int], losses: np.ndarray, low: float, high: float, style: str) -> None:
     """Put a line of dots into the grid; what is higher than it leaves at its top."""
     num_dots = 4 * len(grid)
+    before = None
     for dot in range(columns[0], columns[-1] + 1):
-        loss = float(np.interp(dot, columns, losses))
-        if loss <= high:
-            from_top = min(num_dots - 1, int((high - loss) / (high - low) * (num_dots - 1) + 0.5))
+        share = (high - float(np.interp(dot, columns, losses))) / (high - low)
+        now = min(num_dots - 1, int(share * (num_dots - 1) + 0.5)) if share >= 0 else -1
+        if now < 0 and before in (None, -1):
+            continue
+        start = now if before is None else before + (now > before) - (now < before)
+        for from_top in range(max(0, min(start, now)), max(start, now) + 1):  # a steep piece has no gaps
             grid[from_top // 4, dot // 2] |= _DOTS[dot % 2][from_top % 4]
             styles[from_top // 4][dot // 2] = style
+        before = now
 
 
 def _marks(found) -> list[tuple[float, tuple[str, str]]]:
