@@ -63,7 +63,7 @@ def test_the_same_command_says_that_it_is_there_and_prints_it_again(done):
     ("words", "found", "remedy"),
     [
         (["--ramp", "epochs"], "ramp=epochs", "lr.peak"),
-        (["--ramp", "wieght_decay"], "ramp=wieght_decay", "known: "),
+        (["--ramp", "wieght_decay"], "ramp=wieght_decay", "did you mean weight_decay?"),
         (["--curve", "hold"], "curve=hold", "heldout"),
         (["--from", "2", "--to", "1"], "from=2", "from=1e-06"),
         (["--seeds", "0"], "seeds=0", "seeds=3"),

@@ -65,7 +65,7 @@ def test_a_number_is_found_by_its_path_or_by_a_last_name_that_is_there_once(text
         ("optimizer.betas", "optimizer.betas.0"),
         ("loss.name", "lr.peak"),
         ("interpolation", "augment.rand_augment.interpolation"),
-        ("wieght_decay", "known:"),
+        ("wieght_decay", "did you mean weight_decay?"),
         ("optimizer.wieght_decay", "weight_decay"),
     ],
 )

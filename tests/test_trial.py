@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+import ranged
 import trainer.held_out
 import trainer.trial
 from plans import small_plan
+from ranked import on_ranks
 from trainer.data.opened import open_data
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, find_scalar, without_schedule
@@ -266,3 +268,20 @@ def test_the_process_is_left_as_it_was_also_by_an_error(fails):
     except KeyboardInterrupt:
         assert fails
     assert states() == before
+
+
+# ---- several ranks
+
+
+def test_two_ranks_find_the_curve_of_one_and_rank_0_alone_writes(tmp_path):
+    (alone,) = on_ranks(ranged.trial, 1, str(tmp_path / "one"))
+    both = on_ranks(ranged.trial, 2, str(tmp_path / "two"))
+    assert both[0] == both[1]
+    np.testing.assert_allclose(both[0]["losses"], alone["losses"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(both[0]["held_out"]["losses"], alone["held_out"]["losses"], rtol=0, atol=1e-6)
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["0"]
+
+
+def test_where_one_rank_meets_nan_all_end_at_that_step(tmp_path):
+    for found in on_ranks(ranged.trial, 2, str(tmp_path), 1, 3):
+        assert (found["ended"], len(found["losses"])) == ("not a number", 3)

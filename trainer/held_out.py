@@ -88,14 +88,19 @@ def _num_held(num_images: int, batch: Batch) -> int:
     wanted = min(MOST_IMAGES, round(SHARE * num_images))
     num_held = min(wanted, num_images - batch.images)
     if num_held < LEAST_IMAGES:
-        most = (num_images - max(wanted, LEAST_IMAGES)) // batch.norm_images * batch.norm_images
-        remedy = f'set="batch.images={most}" would do' if most > 0 else "more images would do"
         raise DataError(
             f"batch.images {batch.images}: of {num_images} training images that leaves {max(0, num_held)} to hold out, and "
-            f"at least {LEAST_IMAGES} are needed; {remedy}"
+            f"at least {LEAST_IMAGES} are needed; {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)} would do"
         )
     is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
     return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
+
+
+def _smaller_batch(most_images: int, batch: Batch) -> str:
+    whole = most_images // batch.norm_images * batch.norm_images
+    if whole > 0:
+        return f'set="batch.images={whole}"'
+    return f'set="batch.images={most_images} batch.norm_images={most_images}"' if most_images > 1 else "more images"
 
 
 def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer import tree
 from trainer.check import Refusal, value_at
-from trainer.errors import UserError
+from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.optimizers import param_groups
 from trainer.ingredients.schedules import Constant
 from trainer.models import assembled
@@ -115,7 +115,11 @@ def _parts(value: object) -> list[str]:
 
 
 def _whole_path(page: Mapping, text: str) -> str:
-    found = [label for label in tree.leaves({key: page[key] for key in page if key not in ABOUT}) if f".{label}".endswith(f".{text}")]
+    labels = list(tree.leaves({key: page[key] for key in page if key not in ABOUT}))
+    found = [label for label in labels if f".{label}".endswith(f".{text}")]
+    if not found and "." not in text and text not in Recipe.model_fields:
+        near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
+        raise RampError(f"ramp={text}: no number of this page is called so{near}; {RATE} or optimizer.weight_decay would do")
     if len(found) > 1 and text not in found:
         raise RampError(f"ramp={text}: there is more than one; {' or '.join(found)} would do")
     return found[0] if len(found) == 1 else text
