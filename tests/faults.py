@@ -54,11 +54,11 @@ def install() -> None:
 
     def stepping(state, window, step):
         is_run = (state.folder / "plan.json").exists()  # else the one step before a sweep
+        if is_run and folder:
+            trace(folder, state.folder.name, step)
         if is_run and step == 1 and f"{state.plan.recipe.smoothing:g}" in wanted:
             if strike(wanted[f"{state.plan.recipe.smoothing:g}"]) == "diverge":
                 return torch.full((), math.nan, dtype=torch.float64)
-        if is_run and folder:
-            trace(folder, state.folder.name, step)
         return steps(state, window, step)
 
     def storing(results, row):
