@@ -3,6 +3,7 @@
 Not torchrun, which takes seconds to start: each process is told its place.
 """
 
+import contextlib
 import dataclasses
 import io
 import multiprocessing
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from plans import small_plan
 from trainer import meeting, train
+from trainer.data import prepare
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
 from trainer.place import Place
@@ -104,6 +106,27 @@ def ranked_plan(ranks, recipe: str, model: str, overrides: str):
     )
 
 
+@contextlib.contextmanager
+def in_float64():
+    """All that a step computes in float64, where the program says float32."""
+    before = torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    prepare._per_channel.cache_clear()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.Tensor.float = before
+        prepare._per_channel.cache_clear()
+
+
+def steps64(*given) -> dict:
+    """`steps` in float64, where two orders of one sum stay close for longer."""
+    with in_float64():
+        return steps(*given)
+
+
 def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: int) -> dict:
     """Some optimizer steps from a place before the end of the first epoch (first < 0) or from its start; all there is to
     compare."""
@@ -142,7 +165,7 @@ def noting(stream, seen: list):
 
 def scores(ranks, num_images: int) -> tuple:
     """The scores of a freshly drawn model over the first validation images, in batches of 3."""
-    plan = ranked_plan(ranks, "A2", "test_resnet", "")
+    plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")
     model = State(plan, settings, Path("unused")).model
     batches = list(open_data(plan.profile, None).val_batches(plan, settings))
@@ -189,11 +212,11 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
 def diverging(ranks, folder: str, bad_rank: int) -> dict:
     """A run in which one rank's loss is no number from step 7 on."""
     step = train.optimizer_step
-    prepare = train.prepare
+    made = train.prepare
     number = {"step": 0}
 
     def preparing(plan, settings, batch):
-        images, targets = prepare(plan, settings, batch)
+        images, targets = made(plan, settings, batch)
         return images * (float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1), targets
 
     def stepping(state, window, place):
@@ -243,7 +266,7 @@ def stopped_in_evaluation(ranks, stop_rank: int) -> str:
     """A signal comes to one rank between two of its batches; which ranks raise Stopped?"""
     from trainer.stop import Stopped
 
-    plan = ranked_plan(ranks, "A2", "test_resnet", "")
+    plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")
     model = State(plan, settings, Path("unused")).model
     stop = StopAt(0 if ranks.rank == stop_rank else None)

@@ -156,7 +156,7 @@ def command(folder: Path, *words: str) -> list[str]:
 
 
 def run(folder: Path, *words: str, **named) -> subprocess.CompletedProcess:
-    return subprocess.run(command(folder, *words), cwd=ROOT, capture_output=True, text=True, timeout=120, **named)
+    return subprocess.run(command(folder, *words), cwd=ROOT, capture_output=True, text=True, timeout=300, **named)
 
 
 def test_two_processes_stop_together_and_go_on_by_the_same_command(tmp_path):
@@ -167,7 +167,7 @@ def test_two_processes_stop_together_and_go_on_by_the_same_command(tmp_path):
             if "val top-1" in line:  # the first evaluation: half of the run is done
                 process.send_signal(signal.SIGTERM)
                 break
-        rest, error = process.communicate(timeout=120)
+        rest, error = process.communicate(timeout=300)
     assert process.returncode == 75, (said, rest, error)
     assert "stopped by SIGTERM after step" in rest and error == ""
     assert [line.split()[1] for line in said if line.startswith("rank ")] == ["0", "1"]
@@ -189,7 +189,7 @@ def test_a_killed_rank_ends_the_command(tmp_path):
             if "val top-1" in line:
                 os.kill(number, signal.SIGKILL)
                 break
-        _, error = process.communicate(timeout=40)
+        _, error = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "rank 1 (process" in error and "was ended by SIGKILL" in error and "Traceback" not in error
 

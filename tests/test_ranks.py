@@ -12,7 +12,9 @@ from trainer.gradients import Gradients
 from trainer.ranks import alone
 
 # BatchNorm, mixing, repeats, LAMB, an average, a last step of 29 images
-EVERYTHING = "batch.images=32 batch.norm_images=8 batch.drop_last=false lr.peak=5e-4 average='{name: ema, decay: 0.9, every_steps: 1}'"
+# Smooth: where max pooling meets a tie, as on a plain background, the last bit decides where a gradient goes.
+SMOOTH = "'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}' lr.peak=5e-4 "
+EVERYTHING = SMOOTH + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9, every_steps: 1}'"
 # a last step of 5 images: 2 micro-batches, of 3 and of 2 images, so that two of four ranks have none
 SMALL_LAST = "batch.images=8 batch.norm_images=2 batch.drop_last=false"
 
@@ -73,8 +75,17 @@ def test_ranks_and_accumulated_micro_batches_are_interchangeable(one_rank, num_r
             assert all(torch.equal(tensor, found[0][kind][name]) for name, tensor in rank[kind].items())
 
 
+def test_in_float64_ranks_differ_in_the_last_digits_alone():
+    """What float32 shows as 1e-6 after many steps is rounding: nothing is weighted or counted otherwise."""
+    words = ("A1", "test_resnet", EVERYTHING, -3, 6)
+    expected = on_ranks(ranked.steps64, 1, *words)[0]
+    for rank in on_ranks(ranked.steps64, 4, *words):
+        for kind in ("weights", "average", "buffers", "gradients"):
+            assert relative(rank[kind], expected[kind]) < 1e-12
+
+
 def test_without_statistics_over_images_ranks_differ_by_rounding_alone():
-    words = ("A2", "test_resnet", EVERYTHING + " model='{norm: {name: group_norm, groups: 4, eps: 1e-5}}'", -6, 12)
+    words = ("A2", "test_resnet", EVERYTHING.replace("stem:", "norm: {name: group_norm, groups: 4, eps: 1e-5}, stem:"), -6, 12)
     expected = on_ranks(ranked.steps, 1, *words)[0]
     for rank in on_ranks(ranked.steps, 2, *words):
         assert relative(rank["weights"], expected["weights"]) < 1e-6
@@ -97,14 +108,11 @@ def test_the_gradient_is_that_of_the_whole_step_in_one_piece(num_ranks, norm_ima
 
 @pytest.mark.parametrize(
     "norm",
-    [
-        "{name: batch_norm, momentum: 0.1, eps: 1e-5, affine: true}",
-        "{name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}",
-    ],
+    ["", "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'"],
     ids=["batch_norm", "estimated"],
 )
 def test_running_statistics_count_every_micro_batch_once_where_a_rank_has_none(norm):
-    words = ("torchvision-v1", "test_resnet", f"{SMALL_LAST} lr.peak=1e-9 'model={{norm: {norm}}}'", -2, 3)
+    words = ("torchvision-v1", "test_resnet", f"{SMALL_LAST} lr.peak=1e-9 {norm}", -2, 3)
     expected = on_ranks(ranked.steps, 1, *words)[0]
     for rank in on_ranks(ranked.steps, 4, *words):
         assert largest(rank["buffers"], expected["buffers"]) < 1e-6
@@ -119,7 +127,7 @@ def test_any_number_of_ranks_counts_the_same_images():
             assert found[3] == pytest.approx(expected[3], abs=1e-12)
 
 
-RUN = "batch.images=128 batch.norm_images=32 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
+RUN = SMOOTH + "batch.images=128 batch.norm_images=32 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
 
 
 @pytest.fixture(scope="module")

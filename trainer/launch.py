@@ -65,6 +65,7 @@ def launch(num_ranks: int, words: Sequence[str]) -> int:
     """
     logging.disable(logging.ERROR)  # the launcher's own account of a rank's end: the rank has told it better
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank's end makes the others' sockets warn
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever the machine's name resolves to
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
