@@ -1,6 +1,7 @@
 """The store as tables read it: only what is theirs, damage named, and a large one without a second look."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -116,6 +117,11 @@ def test_a_damaged_index_is_none(tmp_path, page, monkeypatch):
     for content in ("", "{", "[]", '{"layout": 0, "rows": {}}', '{"layout": 1, "rows": {"a.json": 3}}'):
         record.write_text(content)
         assert list(find_rows(tmp_path, [question]).values()) == [made]
+
+
+def test_a_store_behind_a_url_is_refused_with_where_its_copy_is(page, tmp_path):
+    with pytest.raises(UserError, match="results=s3:/bucket/rows: a table is made from a folder.*runs/cells/stores"):
+        open_table(page, Path("s3://bucket/rows"), tmp_path, METRICS["top1"])
 
 
 def test_a_damaged_row_that_may_be_the_tables_is_named(tmp_path, page):

@@ -215,7 +215,7 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
 
 def _unlike(row: Row, again: Row) -> Iterator[str]:
     """What may have moved the bits."""
-    for name, of in (("device", "device"), ("precision", "precision"), ("threads", "num_threads"), ("commit", "commit")):
+    for name, of in (("device", "device"), ("precision", "precision"), ("threads", "num_threads"), ("ranks", "world_size"), ("commit", "commit")):
         then, now = getattr(row, of), getattr(again, of)
         if then != now:
             yield f"{name} {then} then, {now} now"

@@ -14,6 +14,7 @@ from trainer.results import Row, read_row_file
 from trainer.row_index import keys_of
 from trainer.tables import Metric, Table, summarize
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # a Path has one slash left of the two
 AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 puts behind a run's name
 
 
@@ -30,8 +31,13 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
 def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
     """The rows of some ablations by key; of several of one key the first run, not what again=1 made later.
 
-    Raises RowError for a damaged row that may be one of theirs.
+    Raises UserError for a store that is no folder, RowError for a damaged row that may be one of theirs.
     """
+    if _URL.match(str(results)):
+        raise UserError(
+            f"results={results}: a table is made from a folder; copy the rows into <folder>/rows, or take the copy that make "
+            "ablate keeps under runs/cells/stores"
+        )
     questions = list(questions)
     wanted = {key for question in questions for key in question.keys.values()}
     prefixes = {prefix for question in questions for prefix in question.prefixes}
