@@ -107,7 +107,9 @@ class _Found:
     def fit_to_run(self, share: float, lengths: Lengths) -> None:
         """Take a share of the race's best, for a run that is longer."""
         if self.value and share < 1:
-            self.value *= share
+            fitting = self.value * share
+            # where it was raced too it is that very number
+            self.value = next((one.value for one in self.candidates if np.isclose(one.value, fitting, rtol=1e-9)), fitting)
             self.reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
 
 
