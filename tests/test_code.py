@@ -29,7 +29,7 @@ LAYERS = [
     {"comparisons"},
     {"questions", "row_index"},
     {"tables", "table_notes", "table_query", "table_texts", "table_formats", "table_latex", "table_rows", "compare"},
-    {"report_curves", "report_figures", "report_page", "report", "report_hparams"},
+    {"report_curves", "report_scales", "report_figures", "report_page", "report", "report_hparams"},
     {"reproduce", "table_show"},
     {"range_ranks", "ablate_cli", "ablation_cli"},
     {"cli", "slurm_cli", "lr_find_cli", "table_cli"},
@@ -126,7 +126,7 @@ def test_every_module_has_its_tests():
         "data.prepare": "test_story", "evaluate": "test_story", "ingredients.base": "test_recipe",
         "ingredients.augment": "test_recipe", "sections": "test_recipe", "memory": "test_story",
         "place": "test_launch", "ranks_cli": "test_launch", "slurm_cli": "test_launch", "meeting": "test_ranks", "gradients": "test_ranks",
-        "run_folder": "test_job", "race": "test_range_race", "range_show": "test_lr_find_cli", "table_notes": "test_tables", "table_texts": "test_table_formats", "table_latex": "test_table_formats", "table_show": "test_table_cli", "row_index": "test_table_rows", "range_ranks": "test_lr_find_cli",
+        "run_folder": "test_job", "race": "test_range_race", "range_show": "test_lr_find_cli", "table_notes": "test_tables", "table_texts": "test_table_formats", "table_latex": "test_table_formats", "table_show": "test_table_cli", "report_scales": "test_report_figures", "row_index": "test_table_rows", "range_ranks": "test_lr_find_cli",
         "range_command": "test_range_test", "budget": "test_ablation", "pace": "test_ablation", "ablation_cli": "test_ablation",
     }  # fmt: skip
     tests = ROOT / "tests"

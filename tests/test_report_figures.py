@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from reported import curves_of, large, study
 from tabled import cell, table_of
 from trainer.compare import Curves
-from trainer.report_figures import MOST_DRAWN, PANEL_INNER_PX, Scale, cost_figures, curve_figures, forest, is_front, scale_over
+from trainer.report_figures import MOST_DRAWN, PANEL_INNER_PX, cost_figures, curve_figures, forest, is_front
+from trainer.report_scales import Scale, scale_over
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 

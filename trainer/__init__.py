@@ -35,7 +35,7 @@
     questions    an ablation without its plans, cached; table_rows: its rows out of a large store, by a row_index
     tables       one ablation as one typed table; table_notes: what stands under it
     table_query  sort=, columns=, filter=; table_texts: its words; table_formats, table_latex: Markdown, CSV, LaTeX
-    report       one ablation as a page that opens from disk; report_page: its words; report_figures: its figures;
+    report       one ablation as a page that opens from disk; report_page: its words; report_figures, report_scales: its figures;
                  report_curves: the curves kept for it; report_hparams: the rows for TensorBoard
     compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli
     cli          commands
