@@ -137,7 +137,7 @@ class Race:
     start_loss: float | None = None
 
     def run(self, middle: float) -> None:
-        """Climb from the middle to a candidate that both neighbours lose against, look half-way, repeat the best two."""
+        """Climb from the middle to a candidate that both neighbours lose against; look half-way; repeat the best two."""
         start = self.ladder.nearest(middle)
         while not self._may(start) and self.ladder.has(start + 2):
             start += 2
@@ -146,8 +146,9 @@ class Race:
             return
         while any(self._race(self._winner() + side) for side in (-2, 2)):
             pass
-        beside = sorted((self._loss(self._winner() + side), side) for side in (-2, 2))
-        self._race(self._winner() + beside[0][1] // 2)
+        if self.lengths.horizon_share == 1:  # a share of the winner is a guess of less precision than half a step
+            beside = sorted((self._loss(self._winner() + side), side) for side in (-2, 2))
+            self._race(self._winner() + beside[0][1] // 2)
         self._repeat_best()
 
     def _may(self, rung: int) -> bool:

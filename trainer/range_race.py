@@ -34,7 +34,7 @@ def lengths_for(num_run_steps: int, num_seeds: int = 3, num_ramp_steps: int | No
     return Lengths(
         num_seeds=num_seeds,
         num_ramp_steps=steps,
-        num_probes=6 if steps >= 100 else 3,
+        num_probes=6 if steps >= 100 else 2,
         num_probe_steps=min(30, max(12, steps // 4)),
         num_candidates=6 if steps >= 100 else 5,
         num_repeats=2 * min(num_seeds - 1, 2 if steps >= 100 else 1),
