@@ -31,6 +31,7 @@ def test_a_piece_of_set_is_a_cells_own_where_its_base_says_otherwise():
     assert [[piece.text for piece in line.overrides if piece.is_own] for line in lines[:3]] == [
         [], ["loss.name=ce"], ["'loss={name: bce, reduction: sum}'"],
     ]  # fmt: skip
+    assert [line.left_out for line in lines[:3]] == [(), (), ("loss.name=bce",)]
     assert lines[1].command == 'make recipe=A2 model=resnet18 data=digits seed=0 set="epochs=10 loss.name=ce"'
 
 

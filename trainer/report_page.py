@@ -92,22 +92,25 @@ class Override:
 
 @dataclass(frozen=True)
 class CellLine:
-    """A cell, its exact text of set= in pieces, and the command for its first seed."""
+    """A cell, its exact text of set= in pieces, and the command for its first seed. left_out: what only its base says."""
 
     number: int
     one: CellSummary
     overrides: tuple[Override, ...]
+    left_out: tuple[str, ...]
     command: str
 
 
 def cell_lines(table: Table) -> tuple[CellLine, ...]:
     """What makes each cell."""
-    bases = {one.cell.group: set(pieces_of(one.cell.overrides)) for one in table.cells if one.cell.is_base}
+    bases = {one.cell.group: pieces_of(one.cell.overrides) for one in table.cells if one.cell.is_base}
     lines = []
     for place, one in enumerate(table.cells, start=1):
-        alike = bases.get(one.cell.group, set())
-        pieces = tuple(Override(text, text not in alike) for text in pieces_of(one.cell.overrides))
-        lines.append(CellLine(place, one, pieces, command(one.cell, one.seeds[0].seed)))
+        of_base, own = bases.get(one.cell.group, ()), pieces_of(one.cell.overrides)
+        paths = {text.partition("=")[0] for text in own}
+        left_out = tuple(text for text in of_base if text.partition("=")[0] not in paths)
+        pieces = tuple(Override(text, text not in of_base) for text in own)
+        lines.append(CellLine(place, one, pieces, left_out, command(one.cell, one.seeds[0].seed)))
     return tuple(lines)
 
 
