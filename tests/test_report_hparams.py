@@ -5,7 +5,11 @@ import dataclasses
 import pytest
 
 from reported import study
+from test_table_cli import study as cli_study  # noqa: F401 (a fixture)
+from test_table_cli import table
+from test_table_rows import page  # noqa: F401 (a fixture of that one)
 from trainer.report_hparams import hparams_folder, write_hparams
+from trainer.results import read_row_file
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,20 @@ def test_the_same_rows_are_the_same_bytes_and_what_is_gone_is_removed(written):
     fewer = dataclasses.replace(table, cells=table.cells[:1])
     assert write_hparams(fewer, folder) == 3
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(row.run for row in table.cells[0].rows)
+
+
+def test_make_table_writes_report_curves_and_events(cli_study):
+    """Where run folders are: all three; a view of the table, or no folder of runs, leaves them alone."""
+    page, results, runs = cli_study
+    assert table(cli_study, "--sort", "mean").exit_code == 0 and not (results / "two.html").exists()
+    assert table(cli_study).exit_code == 0 and (results / "two.html").exists() and not runs.exists()
+    rows = [read_row_file(path) for path in (results / "rows").glob("*.json")]
+    for row in rows:
+        (runs / row.run).mkdir(parents=True)
+        (runs / row.run / "row.json").write_bytes(row.as_json())
+        (runs / row.run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "loss_nats": 0.5}\n')
+    done = table(cli_study)
+    assert done.exit_code == 0 and "two.html" in done.output and "two.curves.jsonl" in done.output
+    assert "Training loss, nats by epoch" in (results / "two.html").read_text()
+    events = sorted(path.parent.name for path in hparams_folder(runs, "two").glob("*/events.out.tfevents.row"))
+    assert events == sorted(row.run for row in rows)
