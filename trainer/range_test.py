@@ -255,6 +255,7 @@ def _decided(bench: Bench, folder: Path | None, watch: Watch | None, check: Call
         lengths=bench.lengths,
         race_shape=shape if bench.scalar.is_rate else np.ones_like(shape),
         curve=bench.curve,
+        is_rate=bench.scalar.is_rate,
     )
     return RangeTest(
         suggestion=suggestion,
