@@ -36,7 +36,7 @@ fail_fast_flag = $(if $(filter fail_fast,$(written)),$(if $(filter-out 0 no fals
 anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(value anyway)),--anyway))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval test bench help setup clean
+.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval test drill bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
 nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
@@ -87,6 +87,9 @@ eval: $(VENV)/.ready  ## score a run's exported model again (run device precisio
 
 test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
 	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(if $(filter pytest,$(written)),$(value pytest))
+
+drill: $(VENV)/.ready  ## the tests that kill, lose and take up processes for minutes (pytest="flags for pytest")
+	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m drill $(if $(filter pytest,$(written)),$(value pytest))
 
 bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done

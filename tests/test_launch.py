@@ -159,6 +159,7 @@ def run(folder: Path, *words: str, **named) -> subprocess.CompletedProcess:
     return subprocess.run(command(folder, *words), cwd=ROOT, capture_output=True, text=True, timeout=300, **named)
 
 
+@pytest.mark.drill
 def test_two_processes_stop_together_and_go_on_by_the_same_command(tmp_path):
     with subprocess.Popen(command(tmp_path, "--procs", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = []
@@ -182,6 +183,7 @@ def test_two_processes_stop_together_and_go_on_by_the_same_command(tmp_path):
     assert len(scores) == len(set(scores)) and sum(line.startswith("top-1") for line in scores) == 1  # one rank speaks
 
 
+@pytest.mark.drill
 def test_a_killed_rank_ends_the_command(tmp_path):
     with subprocess.Popen(command(tmp_path, "--procs", "2"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:

@@ -78,6 +78,7 @@ def test_a_mistake_is_one_line_and_exit_2(words, found, remedy):
     assert found in lines[0] and remedy in lines[0]
 
 
+@pytest.mark.drill
 def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(done, tmp_path):
     """The process is told to end once its first trial is over; what it kept is not run again."""
     command = [sys.executable, "-m", "trainer", *FLAGS, *SHORT, "--runs", str(tmp_path)]

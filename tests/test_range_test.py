@@ -94,6 +94,7 @@ def test_what_is_there_is_found_again_and_again_runs_it_anew(found, monkeypatch)
         lr_find(**SMALL, runs=found.folder.parent, again=True)
 
 
+@pytest.mark.drill
 def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(found, tmp_path):
     class Killed(BaseException):
         pass
@@ -131,6 +132,7 @@ def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch)
     assert made.plot() is not None
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("ramp", ["weight_decay", "drop_path"])
 def test_any_number_of_the_page_has_a_range_test_with_the_same_outputs(ramp, tmp_path):
     made = lr_find(**{**SMALL, "seeds": 1, "steps": 8}, ramp=ramp, runs=tmp_path)

@@ -30,6 +30,7 @@ def shared_in(folder, **settings) -> Shared:
     return Shared(folder / "runs", folder / "results", device="cpu", workers="0", checkpoint_s=0.0, **settings)
 
 
+@pytest.mark.drill
 def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturbed_runs(world, tmp_path):
     _, repeats = world
     shared = shared_in(tmp_path, url=(tmp_path / "far").as_uri())

@@ -14,6 +14,8 @@ from trainer.claims import ClaimedError, claimed, owner_of
 from trainer.failures import read_failures
 from sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 
+pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
+
 TWELVE = [round(0.01 * number, 2) for number in range(1, 13)]
 FOUR = TWELVE[:4]
 

@@ -273,6 +273,7 @@ def test_the_process_is_left_as_it_was_also_by_an_error(fails):
 # ---- several ranks
 
 
+@pytest.mark.drill
 def test_two_ranks_find_the_curve_of_one_and_rank_0_alone_writes(tmp_path):
     (alone,) = on_ranks(ranged.trial, 1, str(tmp_path / "one"))
     both = on_ranks(ranged.trial, 2, str(tmp_path / "two"))
@@ -282,6 +283,7 @@ def test_two_ranks_find_the_curve_of_one_and_rank_0_alone_writes(tmp_path):
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["0"]
 
 
+@pytest.mark.drill
 def test_where_one_rank_meets_nan_all_end_at_that_step(tmp_path):
     for found in on_ranks(ranged.trial, 2, str(tmp_path), 1, 3):
         assert (found["ended"], len(found["losses"])) == ("not a number", 3)
