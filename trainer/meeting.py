@@ -28,7 +28,7 @@ class Meeting:
     """One rank's side of the meeting point, a store of words that all ranks see.
 
     rank/R: host, process and device of rank R. beat/R: grows while R lives. failed: who failed first, and with what
-    exit code; never written twice. heard: how many have read it.
+    exit code; never written twice. heard/R: rank R has read it.
 
     open_store: connects to the place's port, or keeps it: (place, does it keep it) -> store.
     """
@@ -39,6 +39,7 @@ class Meeting:
         self.store = None
         self.table: list[list] = []
         self._beats: _Beats | None = None
+        self.heard: dict | None = None  # who failed first, once this rank has read it
 
     def check_in(self) -> None:
         """Come, and wait for the others.
@@ -100,11 +101,14 @@ class Meeting:
             code = _EXIT_INTERRUPTED
         if self.store is None:
             return self._told(error, code)
+        if self.heard is not None:
+            return self._leave()
         try:
             first = self.post(self.place.rank, code)
             if first["by"] != self.place.rank or first["rank"] != self.place.rank:
-                self.store.add("heard", 1)
-                return first["code"]
+                self.hear(first, self.store)
+                return self._leave()
+            self.store.set(f"heard/{self.place.rank}", "1")
             self._await_hearing()
         except RuntimeError:
             pass  # nobody keeps the meeting point any more: there is nobody to tell
@@ -118,16 +122,31 @@ class Meeting:
             _say_error(f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it")
         return None
 
+    def hear(self, first: dict, store) -> int:
+        """Keep who failed first, for the meeting point may be gone when it is asked for, and say so; gives the exit code."""
+        self.heard = first
+        store.set(f"heard/{self.place.rank}", "1")
+        return first["code"]
+
+    def _leave(self) -> int:
+        """The exit code of who failed first, once nobody needs this rank any more."""
+        try:
+            self._await_hearing()
+        except RuntimeError:
+            pass  # the meeting point is another process's, and gone
+        return self.heard["code"]
+
     def _await_hearing(self) -> None:
-        """Who keeps the meeting point must not leave before the others have read why."""
+        """Who keeps the meeting point must not leave before each of the others has read why."""
+        others = [f"heard/{rank}" for rank in range(self.place.world_size) if rank != self.place.rank]
         until_s = time.monotonic() + GRACE_S
-        while self.place.serves and time.monotonic() < until_s:
-            if self.store.add("heard", 0) >= self.place.world_size - 1:
-                return
+        while self.place.serves and time.monotonic() < until_s and not self.store.check(others):
             time.sleep(0.05)
 
     def end_by_loss(self, reason: str) -> int:
         """The exit code once the others no longer answer: that of the first who failed, or of the one found silent."""
+        if self.heard is not None:
+            return self._leave()
         try:
             first = self.failure()
             before = self._pulse()
@@ -136,8 +155,8 @@ class Meeting:
                 time.sleep(0.1)
                 first = self.failure()
             if first is not None:
-                self.store.add("heard", 1)
-                return first["code"]
+                self.hear(first, self.store)
+                return self._leave()
             silent = [rank for rank, beat in enumerate(self._pulse()) if beat == before[rank] and rank != self.place.rank]
             return self.lost(silent[0] if silent else None, reason)
         except RuntimeError:
@@ -196,7 +215,8 @@ class _Beats(threading.Thread):
                 if now != beat:
                     beat, heard_s = now, time.monotonic()
                 if store.check(["failed"]):
-                    self._end(json.loads(store.get("failed"))["code"])
+                    first = json.loads(store.get("failed"))
+                    self._end(first["code"] if first["by"] == place.rank else meeting.hear(first, store))
                 elif time.monotonic() - heard_s > SILENT_S:
                     self._end(meeting.lost(next_rank))
         except (RuntimeError, MissingRank):
