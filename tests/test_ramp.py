@@ -155,6 +155,7 @@ def trials(label, recipe, overrides):
     return Trials(trial_plan(plan, cut), settings, cut, find_scalar(plan.recipe, label), np.ones(NUM_STEPS), TrialFolder(None))
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(("label", "value", "recipe", "overrides"), KINDS, ids=[f"{kind[2]}-{kind[0]}" for kind in KINDS])
 def test_a_ramp_that_stays_at_a_value_is_the_page_with_that_value_bit_for_bit(label, value, recipe, overrides):
     """And not the page as it stands: the value is turned to."""

@@ -19,6 +19,9 @@ EVERYTHING = SMOOTH + "batch.images=32 batch.norm_images=8 batch.drop_last=false
 SMALL_LAST = "batch.images=8 batch.norm_images=2 batch.drop_last=false"
 
 
+pytestmark = pytest.mark.drill  # minutes in all: `make drill`
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forked_from():
     """The process that ranks are forked from has imported all of it: what is timed is the ranks."""
@@ -81,7 +84,6 @@ def test_ranks_and_accumulated_micro_batches_are_interchangeable(one_rank, num_r
             assert all(torch.equal(tensor, found[0][kind][name]) for name, tensor in rank[kind].items())
 
 
-@pytest.mark.drill
 def test_in_float64_ranks_differ_in_the_last_digits_alone():
     """What float32 shows as 1e-6 after many steps is rounding: nothing is weighted or counted otherwise."""
     words = ("A1", "test_resnet", EVERYTHING, -3, 6)
@@ -142,7 +144,6 @@ def undisturbed(tmp_path_factory):
     return on_ranks(ranked.whole_run, 1, str(tmp_path_factory.mktemp("undisturbed")), RUN)[0]
 
 
-@pytest.mark.drill
 @pytest.mark.parametrize("num_after", [1, 4])
 def test_stopped_on_two_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, num_after):
     stopped = on_ranks(ranked.whole_run, 2, str(tmp_path), RUN, 1, 9)  # the signal comes to rank 1 alone
@@ -160,20 +161,17 @@ def test_stopped_on_two_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, nu
     assert sum('"loss_nats"' in line and '"lr"' in line for line in lines) == 4  # one writer, nothing twice
 
 
-@pytest.mark.drill
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_as_diverged(tmp_path):
     found = on_ranks(ranked.diverging, 2, str(tmp_path), 1)
     assert [(rank["status"], rank["step"]) for rank in found] == [("diverged", 10)] * 2
     assert "diverged: the training loss is nan" in found[0]["said"]
 
 
-@pytest.mark.drill
 @pytest.mark.parametrize("stop_rank", [0, 2])
 def test_a_signal_during_evaluation_ends_it_on_all_ranks(stop_rank):
     assert on_ranks(ranked.stopped_in_evaluation, 3, stop_rank) == ["stopped"] * 3
 
 
-@pytest.mark.drill
 @pytest.mark.parametrize("bad_rank", [0, 1])
 @pytest.mark.parametrize(("how", "code"), [("raise", 1), ("user", 2), ("interrupt", 130)])
 def test_an_error_on_one_rank_ends_all_with_that_error_first(how, code, bad_rank):
@@ -188,7 +186,6 @@ def test_an_error_on_one_rank_ends_all_with_that_error_first(how, code, bad_rank
     assert ended[bad_rank].code == 1  # of the exception itself, which the command line turns into its code
 
 
-@pytest.mark.drill
 @pytest.mark.parametrize("bad_rank", [0, 1])
 def test_a_killed_rank_is_named_by_one_of_those_left(bad_rank):
     began_s = time.monotonic()
@@ -203,7 +200,6 @@ def test_a_killed_rank_is_named_by_one_of_those_left(bad_rank):
     assert "Traceback" not in said
 
 
-@pytest.mark.drill
 @pytest.mark.parametrize("missing", [0, 2])
 def test_a_rank_that_does_not_come_is_named(missing):
     assert meeting.COME_S == 20

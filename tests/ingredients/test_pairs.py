@@ -12,6 +12,8 @@ from trainer.ingredients.model import PARTS
 from trainer.job import Job, plan_of
 from trainer.models import assemble
 
+pytestmark = pytest.mark.drill  # minutes in all: `make drill`
+
 KEYS = (*PARTS, "layer_scale")
 BY_KEY = {key: [case for case in CASES if case[0] == key] for key in KEYS}
 RESNET, CONVNEXT = FAMILIES
