@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import check, recipe, tree
+from trainer import check, provenance, recipe, tree
 from trainer.errors import UserError
 from trainer.load import PageError, parse_page
 from trainer.overrides import OverrideError
@@ -53,7 +53,7 @@ def test_an_unknown_name_lists_what_there_is(pages):
 def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
     package = tmp_path / "site" / "trainer"
     shutil.copytree(recipe.pages_folder(), package / "recipes")
-    monkeypatch.setattr(recipe, "__file__", str(package / "recipe.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
     assert find_recipe("A1").is_relative_to(package / "recipes")
     (package.parent / "recipes").mkdir()  # another distribution's folder beside the package is not ours
     assert find_recipe("A1").is_relative_to(package / "recipes")

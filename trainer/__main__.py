@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from trainer.cli import app, one_line
+from trainer.cli import app
+from trainer.errors import printable
 
 _ClickError = typer.BadParameter.__mro__[2]  # click's ClickException, of whichever click this Typer brings
 
@@ -19,7 +20,7 @@ def main() -> None:
         message = error.format_message().rstrip(".")
         if message:  # else no command was named, and the help stands there already
             asked = error.ctx.command_path if getattr(error, "ctx", None) else "rsb"
-            typer.echo(f"error: {one_line(message)}; {asked} --help lists what would do", err=True)
+            typer.echo(f"error: {printable(message)}; {asked} --help lists what would do", err=True)
         code = error.exit_code
     except typer.Abort:
         code = 1

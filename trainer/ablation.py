@@ -15,7 +15,7 @@ from trainer.budget import Budget, budget_lines
 from trainer.cells import Cell, plan_key, text_of
 from trainer.check import refuse
 from trainer.designs import Design, Variant, check_apart, not_empty, put_over
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, did_you_mean, printable
 from trainer.ingredients.base import Page
 from trainer.job import Job, published_page, resolve
 from trainer.load import PageError, Positions, load_page
@@ -23,6 +23,7 @@ from trainer.models import check_model_name
 from trainer.overrides import Deviation
 from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
+from trainer.provenance import shipped_folder
 from trainer.recipe import Recipe, apply_overrides, find_recipe
 
 Text = Annotated[str, Field(min_length=1)]
@@ -114,10 +115,7 @@ class Ablation:
 
 
 def ablations_folder() -> Path:
-    """The folder of the pages that come with the package: beside it in a source tree, inside it in a wheel."""
-    package = Path(__file__).parent
-    inside = package / "ablations"
-    return inside if inside.is_dir() else package.parent / "ablations"
+    return shipped_folder("ablations")
 
 
 def ablation_paths() -> list[Path]:
@@ -136,7 +134,7 @@ def find_ablation(name: str) -> Path:
     if name not in known:
         there_are = ", ".join(known)
         raise AblationError(
-            f"ablation={check.printable(name)}: there is no such page{did_you_mean(name, known)}; there are {there_are}"
+            f"ablation={printable(name)}: there is no such page{did_you_mean(name, known)}; there are {there_are}"
         )
     return known[name]
 

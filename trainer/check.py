@@ -99,11 +99,6 @@ def quoted(value: Any) -> str:
     return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + "..."
 
 
-def printable(text: str) -> str:
-    """Text on one line, what a terminal would obey written out: \\x1b."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
-
-
 def kinds_in(annotation: Any) -> list[type[BaseModel]]:
     """The page classes that an annotation names, through unions, tuples and Annotated."""
     if get_origin(annotation) is Annotated:

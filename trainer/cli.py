@@ -56,20 +56,15 @@ def user_errors(command):
 
     @functools.wraps(command)
     def wrapped(*positional, **named):
-        from trainer.errors import UserError
+        from trainer.errors import UserError, printable
 
         try:
             return command(*positional, **named)
         except UserError as error:
-            typer.echo(f"error: {one_line(str(error))}", err=True)
+            typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
 
     return wrapped
-
-
-def one_line(text: str) -> str:
-    """A message as one printable line: what a file name could do to a terminal is shown, not done."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @app.command()

@@ -10,6 +10,11 @@ class UserError(ValueError):
     """What the user wrote is wrong: one line that says where, what was found and what would do."""
 
 
+def printable(text: str) -> str:
+    """Text on one line, what a terminal would obey written out: \\x1b."""
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the known word closest to `word`, or the empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

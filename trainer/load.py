@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from trainer import check
-from trainer.errors import UserError
+from trainer.errors import UserError, printable
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -114,7 +114,7 @@ def _shown(path: Path) -> str:
         path = path.resolve().relative_to(Path.cwd())
     except (ValueError, OSError, RuntimeError):
         pass
-    return check.printable(str(path))
+    return printable(str(path))
 
 
 class _Composer(yaml.SafeLoader):

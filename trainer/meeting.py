@@ -205,6 +205,7 @@ class _Beats(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
+        """Beat until done is set; end the process where a rank has failed, fallen silent, or the meeting point is gone."""
         meeting, place = self.meeting, self.meeting.place
         next_rank, beat, heard_s = (place.rank + 1) % place.world_size, -1, time.monotonic()
         try:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from trainer import check, tree
 from trainer.check import Refusal, suggestion
-from trainer.errors import UserError
+from trainer.errors import UserError, printable
 from trainer.load import PageError, parse
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -22,7 +22,7 @@ class OverrideError(UserError):
     """An override that does not fit its page: the item, what was found, what would do."""
 
     def __init__(self, message: str):
-        super().__init__(check.printable(message))
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

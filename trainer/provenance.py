@@ -10,6 +10,12 @@ from pathlib import Path
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
+def shipped_folder(name: str) -> Path:
+    """A folder of pages that comes with the package: beside it in a source tree, inside it in an installed wheel."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else PACKAGE_ROOT / name
+
+
 def package_version(name: str) -> str:
     """The installed version of a distribution, or "source" when it runs from a checkout that is not installed."""
     try:

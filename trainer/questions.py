@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
-from trainer.provenance import package_version
+from trainer.provenance import package_version, shipped_folder
 
 if TYPE_CHECKING:
     from trainer.ablation import Ablation
@@ -66,7 +66,7 @@ def open_question(source: Path | str) -> Question:
 
 def shipped_pages() -> list[Path]:
     """The pages of the ablations that come with the suite, by name."""
-    return sorted(path for folder in _inside_and_beside("ablations") for path in folder.glob("*.yaml"))
+    return sorted(shipped_folder("ablations").glob("*.yaml"))
 
 
 def question_of(ablation: Ablation) -> Question:
@@ -81,21 +81,16 @@ def question_of(ablation: Ablation) -> Question:
 
 def _record(source: Path | str) -> Path | None:
     """Where the question of a page is kept; None where the page is not found without working it out."""
-    paths = [source] if isinstance(source, Path) or source.endswith((".yaml", ".yml")) else _inside_and_beside(f"ablations/{source}.yaml")
-    page = next((Path(path) for path in paths if Path(path).is_file()), None)
-    if page is None:
+    is_path = isinstance(source, Path) or source.endswith((".yaml", ".yml"))
+    page = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
+    if not page.is_file():
         return None
     digest = hashlib.sha256(f"{_LAYOUT} {package_version('timm')} {page.stem}".encode())
-    recipes = [path for folder in _inside_and_beside("recipes") for path in folder.glob("*.yaml")]
+    recipes = shipped_folder("recipes").glob("*.yaml")
     for path in [page, *sorted(recipes), *sorted(_PACKAGE.rglob("*.py"))]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return cache_folder() / "questions" / f"{digest.hexdigest()[:32]}.json"
-
-
-def _inside_and_beside(name: str) -> list[Path]:
-    """In an installed wheel pages lie inside the package, in a source tree beside it."""
-    return [_PACKAGE / name, _PACKAGE.parent / name]
 
 
 def _names_files(ablation: Ablation) -> bool:

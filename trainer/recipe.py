@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from trainer import check, tree
 from trainer.check import Refusal, refuse
-from trainer.errors import UserError, did_you_mean
+from trainer.errors import UserError, did_you_mean, printable
 from trainer.ingredients.augment import Augmentation
 from trainer.ingredients.averaging import WeightAverage
 from trainer.ingredients.base import Page
@@ -25,6 +25,7 @@ from trainer.ingredients.norms import has_gamma
 from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
+from trainer.provenance import shipped_folder
 from trainer.sections import Batch, Image, PreciseNorm, Score
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
@@ -258,10 +259,7 @@ def recipe_paths(folder: Path | None = None) -> list[Path]:
 
 
 def pages_folder() -> Path:
-    """The recipes' folder: beside the package in a source tree, inside it in an installed wheel."""
-    package = Path(__file__).parent
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    return shipped_folder("recipes")
 
 
 def find_recipe(name: str) -> Path:
@@ -276,7 +274,7 @@ def find_recipe(name: str) -> Path:
     if name not in named:
         near = did_you_mean(name, named)
         there_are = ", ".join(path.stem for path in paths)
-        raise RecipeError(f"recipe={check.printable(name)}: there is no such page{near}; there are {there_are}")
+        raise RecipeError(f"recipe={printable(name)}: there is no such page{near}; there are {there_are}")
     return named[name]
 
 

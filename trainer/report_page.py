@@ -10,6 +10,7 @@ import pandas as pd
 
 from trainer.cells import command
 from trainer.results import Row
+from trainer.table_notes import versions_text
 from trainer.table_query import View, frame_of
 from trainer.table_texts import STATE_WORDS, heading_of, is_text, number, shown_columns, text_of
 from trainer.tables import CellSummary, SeedResult, Table
@@ -183,7 +184,7 @@ _FACTS: dict[str, Callable[[Row], str]] = {
     "bit for bit again here": lambda row: "yes" if row.bitwise else "no",
     "images replaced": lambda row: f"{row.num_replaced_images:,}",
     "changes while it ran": lambda row: "; ".join(row.changes) or "none",
-    "versions": lambda row: ", ".join(f"{name} {version}" for name, version in row.versions.items()),
+    "versions": versions_text,
     "commit": _commit,
     "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
     "finished UTC": lambda row: row.finished_utc,

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, STOPPED, WAITING, Standing
 from trainer.cell_run import Shared, Repeat, run_folder_of
+from trainer.errors import printable
 from trainer.failures import cell_folder
 
 PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the output is not a terminal
@@ -121,12 +122,12 @@ class SweepTable:
 
     def _cells(self, standing: Standing) -> tuple[str, ...]:
         repeat, row = standing.repeat, standing.row
-        name, seed = _plain(repeat.cell), str(repeat.seed)
+        name, seed = printable(repeat.cell), str(repeat.seed)
         if row is not None:
             loss, top1 = (_number(value, digits) for value, digits in ((row.loss_nats, 4), (row.top1_pct, 2)))
             return name, seed, f"{row.epochs}" if row.status == "finished" else "", loss, top1, standing.state, ""
         if standing.state not in (RUNNING, ELSEWHERE):
-            what = _plain(standing.failure.error) if standing.failure else ""
+            what = printable(standing.failure.error) if standing.failure else ""
             return name, seed, "", "", "", standing.state + (f": {what[:60]}" if what else ""), ""
         reading = read_progress(self._folder(repeat))
         epoch = f"{reading.step / repeat.plan.steps_per_epoch:.1f}/{repeat.plan.recipe.epochs}"
@@ -180,16 +181,11 @@ def closing_lines(standings: Sequence[Standing], shared: Shared, ablation: str) 
         if standing.failure is not None:
             failure, path = standing.failure, cell_folder(shared.runs, standing.repeat.key) / "output.txt"
             where = f"; output {path}" if path.exists() else ""
-            lines.append(f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: {_plain(failure.error)}{where}")
+            lines.append(f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: {printable(failure.error)}{where}")
     states = {standing.state for standing in standings}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
         lines.append(f"make ablate ablation={ablation}: the same command goes on, and tries again what failed")
     return lines
-
-
-def _plain(text: str) -> str:
-    """No letter that would do something to a terminal."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _number(value: float | None, digits: int) -> str:

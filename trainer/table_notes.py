@@ -21,7 +21,8 @@ class Fact:
     values: tuple[tuple[str, tuple[str, ...]], ...]
 
 
-def _versions(row: Row) -> str:
+def versions_text(row: Row) -> str:
+    """The versions a row names, in one line."""
     return ", ".join(f"{name} {version}" for name, version in row.versions.items())
 
 
@@ -35,7 +36,7 @@ _FACTS: dict[str, Callable[[Row], str]] = {
     "threads": lambda row: f"{row.num_threads} thread{'s' * (row.num_threads != 1)}",
     "ranks": lambda row: f"{row.world_size} rank{'s' * (row.world_size != 1)}",
     "loader": lambda row: f"{row.loader} loader",
-    "versions": _versions,
+    "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "no commit known",
     "uncommitted changes": lambda row: {True: "uncommitted changes", False: "none uncommitted", None: "not under git"}[row.dirty],
 }

@@ -81,6 +81,7 @@ class _Record:
         return now > self.lowest + max(_FACTOR * (start - self.lowest), abs(start))
 
     def curve(self, seed: int, purpose: str) -> Curve:
+        """What was measured until now, of the seed's trial of that purpose."""
         return Curve(
             values=np.array(self.values),
             losses=np.array(self.losses),
