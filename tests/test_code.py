@@ -12,7 +12,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # Each layer may import from those above it, never from those below. Modules of one line may import each other.
 LAYERS = [
     {"errors", "stop", "claims"},
-    {"streams", "provenance", "memory", "place", "meeting", "ranks", "gradients", "ingredients.base", "data.order", "range_rules", "race", "range_race"},
+    {"streams", "provenance", "memory", "place", "meeting", "ranks", "gradients", "inject", "ingredients.base", "data.order", "range_rules", "race", "range_race"},
     {"ingredients"},
     {"check", "tree", "load", "settings", "data.index"},
     {"overrides", "profiles", "sections"},

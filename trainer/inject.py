@@ -1,0 +1,203 @@
+"""Faults on purpose, `inject=kill@37,nan@50`: what a run promises can be tried on any machine.
+
+Each fault strikes once in a run folder: the file `injected` there names it before it strikes, so that the same command
+goes on past it.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import UserError, did_you_mean
+from trainer.ranks import Ranks
+
+# What a fault touches of a row: nothing that a later process does not mend, its speed, or its result.
+KINDS = {
+    "kill": "nothing",
+    "term": "nothing",
+    "enospc": "nothing",
+    "slow": "speed",
+    "nan": "result",
+    "oom": "result",
+    "bad_image": "result",
+}
+IN_LOADER = ("slow", "bad_image")
+_MARKS = "injected"
+_WRITTEN = re.compile(r"([a-z_]+)@([1-9][0-9]{0,14})(?::([0-9]{1,6}(?:\.[0-9]{1,6})?)s)?")
+_EXAMPLE = "inject=kill@37,slow@5:3s"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. number: of the step that it strikes in, for a bad_image of the image; the first of a run is 1.
+
+    seconds: how much longer the loader takes (slow), how long the disk is full (enospc; 0: for one write).
+    """
+
+    kind: str
+    number: int
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.number}" + (f":{self.seconds:g}s" if self.seconds else "")
+
+
+def parse_faults(text: str) -> tuple[Fault, ...]:
+    """The faults of `inject=`: kind@number, for some with :seconds, commas between.
+
+    Raises UserError for anything else.
+    """
+    faults = tuple(_parsed(word.strip()) for word in text.split(",")) if text.strip() else ()
+    for fault in faults:
+        if faults.count(fault) > 1:
+            raise UserError(f"inject={fault}: given twice, and strikes once in a run folder; another number would do")
+    return faults
+
+
+def _parsed(word: str) -> Fault:
+    kind = word.partition("@")[0]
+    if kind not in KINDS:
+        raise UserError(f"inject={word}: unknown{did_you_mean(kind, KINDS)}; {', '.join(KINDS)} would do, as in {_EXAMPLE}")
+    found = _WRITTEN.fullmatch(word)
+    what = "the number of an image" if kind == "bad_image" else "the number of a step"
+    if found is None:
+        raise UserError(f"inject={word}: needs {what}, counted from 1; {_EXAMPLE} would do")
+    if kind == "slow" and not float(found[3] or 0):
+        raise UserError(f"inject={word}: needs how many seconds; slow@{found[2]}:3s would do")
+    if found[3] is not None and kind not in ("slow", "enospc"):
+        raise UserError(f"inject={word}: {kind} lasts no time; {kind}@{found[2]} would do")
+    return Fault(kind, int(found[2]), float(found[3] or 0))
+
+
+def check_faults(faults: Iterable[Fault], plan) -> None:
+    """Refuse a fault that would never strike in a plan. Raises UserError."""
+    for fault in faults:
+        num, what = (plan.draws_per_epoch * plan.recipe.epochs, "images") if fault.kind == "bad_image" else (plan.num_steps, "steps")
+        if fault.number > num:
+            raise UserError(f"inject={fault}: the run has {num} {what}; {fault.kind}@{num} at most would do")
+
+
+def step_of(fault: Fault, plan) -> int:
+    """The step, from 0, that a fault strikes in."""
+    if fault.kind != "bad_image":
+        return fault.number - 1
+    epoch, place = divmod(fault.number - 1, plan.draws_per_epoch)
+    return epoch * plan.steps_per_epoch + place // plan.recipe.batch.images
+
+
+class Faults:
+    """The faults that are still to strike in one run folder, on every rank the same; without any it costs nothing.
+
+    A fault of one process strikes the last rank that has a micro-batch in the step; that of the disk, rank 0.
+    """
+
+    def __init__(self, faults: tuple[Fault, ...], plan, folder: Path, ranks: Ranks) -> None:
+        self.plan, self.ranks, self._path = plan, ranks, Path(folder) / _MARKS
+        self.left = faults
+        if faults:
+            marks = self._path.read_text().split() if ranks.is_first and self._path.exists() else []
+            marks = ranks.broadcast(marks)
+            self.left = tuple(fault for fault in faults if str(fault) not in marks)
+
+    def in_loader(self, progress, say: Callable[[str], None]) -> tuple[Fault, ...]:
+        """Those that a loader makes, for a loader that begins at progress.step.
+
+        A loader works ahead: those of its first step are marked now.
+        """
+        due = tuple(fault for fault in self.left if fault.kind in IN_LOADER)
+        self._mark([fault for fault in due if step_of(fault, self.plan) == progress.step], progress, say)
+        return due
+
+    def strike(self, step: int, model, progress, say: Callable[[str], None]) -> None:
+        """Before step 0, 1 ...: whatever is to happen in it. progress: notes what touches a row."""
+        due = [fault for fault in self.left if step_of(fault, self.plan) == step]
+        if not due:
+            return
+        self._mark(due, progress, say)
+        is_struck = self.ranks.rank == min(self.ranks.world_size, self.plan.micro_batches(step)) - 1
+        for fault in due:
+            if fault.kind == "enospc" and self.ranks.is_first:
+                fill_disk(fault.seconds)
+            elif is_struck and fault.kind in _IN_PROCESS:
+                _IN_PROCESS[fault.kind](model)
+
+    def _mark(self, due: list[Fault], progress, say: Callable[[str], None]) -> None:
+        if not due:
+            return
+        self.left = tuple(fault for fault in self.left if fault not in due)
+        if self.ranks.is_first:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a") as file:
+                file.writelines(f"{fault}\n" for fault in due)
+                file.flush()
+                os.fsync(file.fileno())
+        progress.injected += [str(fault) for fault in due if self._touches(fault) != "nothing"]
+        for fault in due:
+            say(f"injected: {fault}")
+        self.ranks.barrier()
+
+    def _touches(self, fault: Fault) -> str:
+        is_mended = fault.kind == "bad_image" and self.plan.bad_images == "fail"  # the next process reads it whole
+        return "nothing" if is_mended else KINDS[fault.kind]
+
+
+def touches_result(injected: Iterable[str]) -> bool:
+    """Has one of these faults, as a row names them, moved its result?"""
+    return any(KINDS[fault.partition("@")[0]] == "result" for fault in injected)
+
+
+def _kill(model) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _terminate(model) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _lose_number(model) -> None:
+    _in_next_forward(model, lambda logits: logits * math.nan)
+
+
+def _run_out_of_memory(model) -> None:
+    def act(logits):
+        import torch
+
+        raise torch.OutOfMemoryError("out of memory, as inject= has it")
+
+    _in_next_forward(model, act)
+
+
+_IN_PROCESS = {"kill": _kill, "term": _terminate, "nan": _lose_number, "oom": _run_out_of_memory}
+
+
+def _in_next_forward(model, act: Callable) -> None:
+    def hook(module, given, logits):
+        handle.remove()
+        return act(logits)
+
+    handle = model.register_forward_hook(hook)
+
+
+# ---- the disk, which is one for a process: whoever writes asks `disk` first
+_full = {"num_writes": 0, "until_s": -math.inf}
+
+
+def fill_disk(seconds: float = 0.0) -> None:
+    """Let writes meet a full disk: the next one, or all for so many seconds."""
+    _full["num_writes"] = 0 if seconds else 1
+    _full["until_s"] = time.monotonic() + seconds if seconds else -math.inf
+
+
+def disk(path: Path) -> None:
+    """Before a checkpoint or a line of metrics is written to a path. Raises OSError where the disk is full on purpose."""
+    if _full["num_writes"] or time.monotonic() < _full["until_s"]:
+        _full["num_writes"] = 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
