@@ -54,16 +54,20 @@ class Gradients:
 
     def finish(self) -> None:
         """After it, or on a rank that had none: every gradient is the sum over the ranks."""
-        while len(self._waits) < len(self._buckets):
-            self._send()
-        for wait in self._waits:
-            wait()
+        self.drain()
         if self.weights and self._never is None:
             has_come = torch.tensor([float(place in self._has_come) for place in range(len(self.weights))])
             self.ranks.sum(has_come)
             self._never = (has_come == 0).nonzero().flatten().tolist()
         for place in self._never or ():
             self.weights[place].grad = None  # as in one process: an optimizer then leaves the weight alone
+
+    def drain(self) -> None:
+        """Send what has not gone out yet, and wait: also where a pass was broken off, as the others wait for its buckets."""
+        while len(self._waits) < len(self._buckets):
+            self._send()
+        for wait in self._waits:
+            wait()
 
     def _lay_out(self, bundle: list[nn.Parameter]) -> None:
         sizes = [-(-weight.numel() // _ALIGNED) * _ALIGNED for weight in bundle]

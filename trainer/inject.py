@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainer.errors import UserError, did_you_mean
-from trainer.ranks import Ranks
+
+if TYPE_CHECKING:  # whoever only writes files has no need of torch
+    from trainer.ranks import Ranks
 
 # What a fault touches of a row: nothing that a later process does not mend, its speed, or its result.
 KINDS = {
@@ -107,29 +110,29 @@ class Faults:
             marks = ranks.broadcast(marks)
             self.left = tuple(fault for fault in faults if str(fault) not in marks)
 
-    def in_loader(self, progress, say: Callable[[str], None]) -> tuple[Fault, ...]:
-        """Those that a loader makes, for a loader that begins at progress.step.
+    def in_loader(self, state) -> tuple[Fault, ...]:
+        """Those that a loader makes, for a loader that begins at state.progress.step.
 
         A loader works ahead: those of its first step are marked now.
         """
         due = tuple(fault for fault in self.left if fault.kind in IN_LOADER)
-        self._mark([fault for fault in due if step_of(fault, self.plan) == progress.step], progress, say)
+        self._mark([fault for fault in due if step_of(fault, self.plan) == state.progress.step], state)
         return due
 
-    def strike(self, step: int, model, progress, say: Callable[[str], None]) -> None:
-        """Before step 0, 1 ...: whatever is to happen in it. progress: notes what touches a row."""
+    def strike(self, step: int, state) -> None:
+        """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the row."""
         due = [fault for fault in self.left if step_of(fault, self.plan) == step]
         if not due:
             return
-        self._mark(due, progress, say)
+        self._mark(due, state)
         is_struck = self.ranks.rank == min(self.ranks.world_size, self.plan.micro_batches(step)) - 1
         for fault in due:
             if fault.kind == "enospc" and self.ranks.is_first:
                 fill_disk(fault.seconds)
             elif is_struck and fault.kind in _IN_PROCESS:
-                _IN_PROCESS[fault.kind](model)
+                _IN_PROCESS[fault.kind](state.model)
 
-    def _mark(self, due: list[Fault], progress, say: Callable[[str], None]) -> None:
+    def _mark(self, due: list[Fault], state) -> None:
         if not due:
             return
         self.left = tuple(fault for fault in self.left if fault not in due)
@@ -139,9 +142,9 @@ class Faults:
                 file.writelines(f"{fault}\n" for fault in due)
                 file.flush()
                 os.fsync(file.fileno())
-        progress.injected += [str(fault) for fault in due if self._touches(fault) != "nothing"]
+        state.progress.injected += [str(fault) for fault in due if self._touches(fault) != "nothing"]
         for fault in due:
-            say(f"injected: {fault}")
+            state.say(f"injected: {fault}")
         self.ranks.barrier()
 
     def _touches(self, fault: Fault) -> str:

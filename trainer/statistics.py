@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -28,10 +29,15 @@ class StepStatistics:
     the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, is_made_again: bool = False) -> None:
+        """is_made_again: do backward passes make activations again, running norms a second time?"""
+        self._is_made_again = is_made_again
+        self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
-        self.norms = [(norm, norm.momentum) for norm in running_norms(model) if norm.momentum is not None]
+        self.running = running_norms(model)
+        self.norms = [(norm, norm.momentum) for norm in self.running if norm.momentum is not None]
         self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
+        self.is_sampled = bool(norms_of_micro_batch(model))
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
         """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a step."""
@@ -41,6 +47,26 @@ class StepStatistics:
         if micro_batch == 0:
             for norm in self.estimated:
                 norm.start_step()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """A backward pass: norms that it runs a second time normalize as they did, and move nothing."""
+        if not self._is_made_again:
+            yield
+            return
+        before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in self.running]
+        for norm, _, counter in before:
+            norm.momentum = 0.0  # 1 R + 0 x: the bits of R
+            norm.num_batches_tracked = self._scratch = self._scratch.to(counter.device)
+        for norm in self.estimated:
+            norm.is_adding = False
+        try:
+            yield
+        finally:
+            for norm, momentum, counter in before:
+                norm.momentum, norm.num_batches_tracked = momentum, counter
+            for norm in self.estimated:
+                norm.is_adding = True
 
     def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
         """After the backward pass of the last micro-batch: no gradient sees estimated statistics move.
@@ -125,10 +151,9 @@ def _pass(plan: Plan, settings: Settings, models, norms: list[_NormBase], batche
 
 def statistics_note(model: nn.Module, plan: Plan) -> str:
     """What batch.norm_images means for this model: part of the science, or memory only; one or two sentences."""
-    named = {name: module for name, module in model.named_modules() if is_norm(module) and _has_statistics(module)}
-    estimated = [module for module in named.values() if isinstance(module, EstimatedBatchNorm2d)]
-    ghost = [module for module in named.values() if isinstance(module, GhostBatchNorm2d)]
-    batch = {name: module for name, module in named.items() if module not in estimated}
+    batch = norms_of_micro_batch(model)
+    estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
+    ghost = [module for module in batch.values() if isinstance(module, GhostBatchNorm2d)]
     images = plan.recipe.batch.norm_images
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
@@ -143,6 +168,12 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
             "its images: how a step is cut is memory only, and batch.norm_images moves the last digits alone."
         )
     return "No norm takes statistics over images: batch.norm_images is memory only, and moves the last digits alone."
+
+
+def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
+    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is science."""
+    named = {name: module for name, module in model.named_modules() if is_norm(module) and _has_statistics(module)}
+    return {name: module for name, module in named.items() if not isinstance(module, EstimatedBatchNorm2d)}
 
 
 def _has_statistics(norm: nn.Module) -> bool:

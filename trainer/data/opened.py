@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.data.faulty import FaultyStream
 from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
 from trainer.data.sets import ImageSet, open_set
+from trainer.inject import Fault
 from trainer.ranks import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
@@ -33,8 +35,13 @@ class OpenedData:
 
         return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
-    def train_stream(self, plan, settings, first_step: int, ranks: Ranks = alone()) -> Iterator[MicroBatch]:
-        """The micro-batches of a plan from one step to its end, in order: this rank's of each step."""
+    def train_stream(
+        self, plan, settings, first_step: int, ranks: Ranks = alone(), faults: tuple[Fault, ...] = ()
+    ) -> Iterator[MicroBatch]:
+        """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
+
+        faults: on purpose, of those that a loader can have.
+        """
         stream = TrainStream(
             image_set=self.train,
             seed=plan.seed,
@@ -51,6 +58,8 @@ class OpenedData:
             rank=ranks.rank,
             num_ranks=ranks.world_size,
         )
+        if faults:
+            stream = FaultyStream(**vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch)
         return iter(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device))
 
     def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -78,6 +78,7 @@ class EstimatedBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
+        self.is_adding = True  # not where a pass is only made again
         self.start_step()
 
     def start_step(self) -> None:
@@ -86,7 +87,7 @@ class EstimatedBatchNorm2d(nn.Module):
         self._num_values = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training and self.is_adding:
             self._add(x.detach())
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 

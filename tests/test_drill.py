@@ -1,0 +1,114 @@
+"""`rsb drill`: every fault has its promise, and a promise that is not kept is exit 1."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from trainer import drill
+from trainer.cli import app
+from trainer.drill import DRILLS, Drill, chosen_drills, distance, run_drills
+from trainer.drill_cli import drill_table
+from trainer.errors import UserError
+from trainer.inject import KINDS, check_faults, parse_faults
+from trainer.job import Job, plan_of
+
+
+def test_every_kind_of_fault_is_drilled_and_strikes_in_its_run():
+    for one in DRILLS:
+        plan = plan_of(Job("A1", "test_resnet", overrides=drill._SETS[one.norm]))
+        check_faults(parse_faults(one.fault), plan)
+        assert plan.num_steps == 22
+    assert {one.fault.partition("@")[0] for one in DRILLS} == set(KINDS)
+
+
+def test_drills_are_chosen_by_kind():
+    assert chosen_drills("") == DRILLS
+    assert {one.fault for one in chosen_drills("kill, term")} == {"kill@7", "kill@12,kill@13,kill@20", "term@9"}
+    with pytest.raises(UserError, match="only=kil: no such fault .did you mean kill"):
+        chosen_drills("kil")
+
+
+def test_the_distance_of_weights_is_in_their_lengths(tmp_path):
+    one, other = {"a": torch.ones(4), "b": torch.ones(9)}, {"a": torch.ones(4), "b": torch.ones(9) + torch.eye(9)[0] * 0.3}
+    for name, weights in (("one", one), ("other", other)):
+        save_file(weights, tmp_path / name)
+    assert distance(tmp_path / "one", tmp_path / "other") == pytest.approx(0.1)
+
+
+def faked(monkeypatch, **otherwise):
+    """Commands that end at once; otherwise: what the one under a fault leaves that an undisturbed one does not."""
+
+    def running(command, **named):
+        words = dict(zip(command[2::1], command[3::1]))
+        folder, is_struck = words["--runs"], "--inject" in words
+        given = otherwise if is_struck else {}
+        from pathlib import Path
+
+        run = Path(folder) / "run"
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "plan.json").touch()
+        row = {"weights_sha256": "a" * 64, "top1_pct": 50.0, "train_s": 3.0, "deviations": []} | given.get("row", {})
+        (run / "row.json").write_text(json.dumps(row))
+        (run / "metrics.jsonl").write_text(given.get("metrics", "{}"))
+        save_file({"a": torch.ones(4) + given.get("off", 0.0)}, run / "model.safetensors")
+        rows = Path(words["--results"]) / "rows"
+        rows.mkdir(parents=True, exist_ok=True)
+        if given.get("stored", True):
+            (rows / "run.json").touch()
+        codes = given.get("codes", [0])
+        code = codes.pop(0) if len(codes) > 1 else codes[0]
+        return drill.subprocess.CompletedProcess(command, code, "said this", "")
+
+    monkeypatch.setattr(drill.subprocess, "run", running)
+
+
+SAME = Drill("slow@3:2s", "the same row", (0,))
+OTHER = Drill("bad_image@3", "another result", (0,), "other", is_stored=False)
+CLOSE = Drill("oom@3", "close", (0,), "close", is_stored=False)
+
+
+@pytest.mark.parametrize(
+    ("one", "otherwise", "wrong"),
+    [
+        (SAME, {}, ()),
+        (SAME, {"row": {"train_s": 9.0, "injected": ["slow@3:2s"]}}, ()),
+        (SAME, {"row": {"weights_sha256": "b" * 64}}, ("the row differs in weights_sha256",)),
+        (SAME, {"metrics": "{}{}"}, ("metrics.jsonl differs",)),
+        (SAME, {"stored": False}, ("the store has no row",)),
+        (SAME, {"row": {"deviations": [{"path": "epochs"}]}}, ("the row differs in deviations", "deviations: epochs")),
+        (SAME, {"codes": [2]}, ("exit 0 was promised",)),
+        (OTHER, {"stored": False, "row": {"weights_sha256": "b" * 64}}, ()),
+        (OTHER, {"stored": False}, ("the weights are those of the undisturbed run: the fault did not strike",)),
+        (CLOSE, {"stored": False, "off": 1e-6}, ()),
+        (CLOSE, {"stored": False, "off": 1e-3}, ("the weights are further off than 1e-05",)),
+        (CLOSE, {"stored": False, "off": float("nan")}, ("the weights are further off than 1e-05",)),
+    ],
+)
+def test_what_is_not_as_promised_is_named(monkeypatch, one, otherwise, wrong):
+    faked(monkeypatch, **otherwise)
+    (seen,) = run_drills((one,), 1)
+    assert seen.wrong == wrong
+    out = Console(width=200, record=True)
+    out.print(drill_table([seen]))
+    text = out.export_text()
+    assert f"inject={one.fault}" in text and ("no" if wrong else "yes") in text.split()
+
+
+def test_the_command_ends_with_1_where_a_promise_is_not_kept(monkeypatch):
+    faked(monkeypatch)
+    monkeypatch.setattr(drill, "DRILLS", (SAME,))
+    assert CliRunner().invoke(app, ["drill", "--jobs", "1"]).exit_code == 0
+    faked(monkeypatch, stored=False)
+    done = CliRunner().invoke(app, ["drill", "--jobs", "1"])
+    assert done.exit_code == 1 and "the store has no row; its last lines:" in done.output and "said this" in done.output
+
+
+def test_the_same_command_is_called_until_it_ends_as_promised(monkeypatch):
+    codes = [-9, 0]
+    faked(monkeypatch, codes=codes)
+    (seen,) = run_drills((Drill("kill@3", "the same row", (-9, 0)),), 1)
+    assert seen.wrong == () and seen.facts.startswith("exit -9, 0; weights aaaaaaaa, the same")

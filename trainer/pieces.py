@@ -1,0 +1,190 @@
+"""A micro-batch that memory does not hold, taken in pieces: the same step once more, with the same samples and draws.
+
+Loaded, augmented and mixed as a whole, a micro-batch then goes through the model piece by piece. Without norms over images
+that is rounding alone, but for dropout and stochastic depth, whose draws go on from piece to piece; norms over images
+normalize by a piece, which the row keeps as a deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from trainer.errors import UserError
+from trainer.ingredients.norms import SyncBatchNorm
+from trainer.plan import Plan
+from trainer.settings import Settings
+from trainer.state import State
+
+Found = TypeVar("Found")
+# torch has a type for the memory of a device alone: what the CPU's allocator says has to be read
+_CPU_SAYS = "can't allocate memory"
+
+
+class MemoryFull(UserError):
+    """A step of the run does not fit into memory."""
+
+
+def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
+    """Pieces of each micro-batch of a step, on every rank the same; none of fewer than least_images."""
+    smallest = plan.window_images(step) // plan.micro_batches(step)
+    return max(1, min(num_pieces, smallest // least_images))
+
+
+def num_pieces(state: State, step: int) -> int:
+    """Pieces that each micro-batch of a step is taken in: one, until memory has run out."""
+    return pieces_at(state.plan, state.progress.num_pieces, step, least_images(state))
+
+
+def least_images(state: State) -> int:
+    """Of a piece: one image alone may have no statistics."""
+    return 2 if state.step_statistics.is_sampled else 1
+
+
+def cut(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces of its B images, in order."""
+    if number == 1:
+        yield images, targets
+        return
+    splits = images.unflatten(0, (-1, len(targets)))
+    for some, theirs in zip(splits.tensor_split(number, 1), targets.tensor_split(number), strict=True):
+        yield some.flatten(0, 1), theirs
+
+
+def fitted(add_gradients: Callable[[State, Iterator, int], Found], state: State, window: Iterator, step: int) -> Found:
+    """add_gradients(state, window, step); where memory runs out on any rank, on all of them again in smaller pieces.
+
+    That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
+    """
+    if state.settings.micro_batch != "auto":
+        return add_gradients(state, window, step)
+    again = _Again(window)
+    before = [buffer.clone() for buffer in state.model.buffers()]
+    while True:
+        found, error = _tried(add_gradients, state, again, step)
+        state.gradients.drain()
+        if not state.ranks.any(error is not None):
+            return found
+        _halve(state, step, error)
+        del found
+        state.optimizer.zero_grad(set_to_none=True)
+        for buffer, old in zip(state.model.buffers(), before, strict=True):
+            buffer.copy_(old)
+        if state.settings.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        again.start()
+
+
+def _tried(add_gradients, state: State, window: Iterator, step: int) -> tuple:
+    """What add_gradients gives, and None; or None, and the error without the frames that hold on to the memory."""
+    try:
+        return add_gradients(state, window, step), None
+    except RuntimeError as error:
+        if not is_memory_full(error):
+            raise
+        return None, error.with_traceback(None)
+
+
+def _halve(state: State, step: int, error: RuntimeError | None) -> None:
+    """Twice as many pieces from this step on, said and noted. Raises OutOfMemoryError where they would be too small."""
+    plan, progress = state.plan, state.progress
+    before = num_pieces(state, step)
+    after = pieces_at(plan, 2 * before, step, least_images(state))
+    if after == before:
+        raise error or torch.OutOfMemoryError("out of memory on another rank")
+    progress.num_pieces = after
+    sizes = [-(-plan.recipe.batch.norm_images // number) for number in (before, after)]
+    note = f"micro_batch {sizes[0]} -> {sizes[1]} images after step {step}: out of memory"
+    progress.changes.append(note)
+    state.say(f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise")
+    if state.step_statistics.is_sampled:
+        state.say(
+            f"DEVIATION: norms now normalize by {sizes[1]} images where the page says batch.norm_images {sizes[0]}: "
+            "another result than the page's; the row keeps it as a deviation",
+            style="bold red",
+        )
+
+
+class _Again:
+    """A stream that can be gone through again from where a step began."""
+
+    def __init__(self, stream: Iterator) -> None:
+        self._stream, self._seen, self._place = stream, [], 0
+
+    def __iter__(self) -> _Again:
+        return self
+
+    def __next__(self):
+        if self._place == len(self._seen):
+            self._seen.append(next(self._stream))
+        self._place += 1
+        return self._seen[self._place - 1]
+
+    def start(self) -> None:
+        self._place = 0
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Is this what torch raises where a device, or the machine, has no memory left?"""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _CPU_SAYS in str(error))
+
+
+@contextmanager
+def told(state: State) -> Iterator[None]:
+    """A block of training in which memory that runs out becomes one line: what is too much, and what would fit.
+
+    Raises MemoryFull.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_memory_full(error):
+            raise
+        raise MemoryFull(_line(state)) from None
+
+
+def _line(state: State) -> str:
+    plan, step = state.plan, state.progress.step
+    images = -(-plan.recipe.batch.norm_images // num_pieces(state, step))
+    *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
+    return (
+        f"out of memory in step {step + 1}: a micro-batch of {images} images of {plan.train_px_at(step)} px does not fit on "
+        f"{state.settings.device} in {state.settings.precision}; {', '.join(most)}{', or ' if most else ''}{last} would do"
+    )
+
+
+def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
+    """What lowers the memory of a step, the least harm first. is_sampled: do norms take statistics over a micro-batch?"""
+    norm_images, found = plan.recipe.batch.norm_images, []
+    if not is_sampled and settings.micro_batch != "auto":
+        found.append("micro_batch=auto")
+    if not settings.activation_checkpointing:
+        found.append("activation_checkpointing=1")
+    if settings.precision == "float32":
+        found.append("precision=bf16")
+    if is_sampled and norm_images % 2 == 0 and norm_images > 2:
+        half = f'set="batch.norm_images={norm_images // 2}"'
+        found.append(f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps the sample (a new run)")
+        found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
+    return found or ["a device with more memory"]
+
+
+def norm_images_used(state: State) -> int:
+    """Images that norms took their statistics over in the end: batch.norm_images, or less where memory had run out."""
+    number = num_pieces(state, 0) if state.step_statistics.is_sampled else 1
+    return -(-state.plan.recipe.batch.norm_images // number)
+
+
+def check_pieces(plan: Plan, settings: Settings) -> None:
+    """Refuse micro_batch=auto where ranks join their statistics inside the forward pass: one alone cannot try again.
+
+    Raises UserError.
+    """
+    norm = plan.recipe.model.norm if plan.recipe.model else None
+    if settings.micro_batch == "auto" and isinstance(norm, SyncBatchNorm) and plan.world_size > 1:
+        raise UserError("micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do")
+

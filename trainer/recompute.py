@@ -1,0 +1,46 @@
+"""Activation checkpointing: what the backward pass needs is made again instead of kept. Less memory, the same bits."""
+
+from __future__ import annotations
+
+import functools
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from trainer.errors import UserError
+from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Let a model keep only what goes into its blocks, as timm does it; a model that timm has no way for, into its stages.
+
+    Norms move their statistics in the first pass alone: see StepStatistics.at_rest.
+
+    Raises UserError for a model without stages, and for norms whose statistics cannot be kept from moving twice.
+    """
+    _check_norms(model)
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # timm's word for "not supported"
+        _recompute_stages(model)
+
+
+def _recompute_stages(model: nn.Module) -> None:
+    stages = [child for child in model.children() if isinstance(child, nn.Sequential) and any(True for _ in child.parameters())]
+    if not stages:
+        raise UserError(
+            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; activation_checkpointing=0 would do"
+        )
+    for stage in stages:
+        stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False)
+
+
+def _check_norms(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_moving = getattr(module, "running_var", None) is not None and not type(module).__name__.startswith("Frozen")
+        if is_moving and not isinstance(module, (_NormBase, EstimatedBatchNorm2d)):
+            raise UserError(
+                f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "
+                "activation_checkpointing=0 would do"
+            )
