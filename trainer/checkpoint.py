@@ -6,39 +6,89 @@ nothing random is stored. Only tensors and plain types, so `torch.load(..., weig
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from trainer.claims import make_folder
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
 
 
-def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
+def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False) -> Path:
     """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but the last two.
 
-    The checksum is in place before the file appears under its own name, and both are synced, so a file that can be
-    seen can be checked. What a killed process left half written is removed.
-    """
-    import torch
+    Those of later steps are dropped too: a run goes on from the newest whole one, so they were damaged.
 
-    folder.mkdir(parents=True, exist_ok=True)
+    is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in place before the file
+    appears under its own name, and both are synced, so a file that can be seen can be checked. What a killed process left
+    half written is removed.
+
+    Raises OSError where the disk does not take it; those that were there stay, and nothing half written does.
+    """
+    make_folder(folder)
     for unfinished in folder.glob(".step_*.part"):
         unfinished.unlink()
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
     path = folder / f"step_{step:09d}.pt"
-    checksums = [hashlib.sha256(buffer.getbuffer()).hexdigest().encode()]
-    if _checksum_path(path).exists():
-        # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
-        checksums += _checksum_path(path).read_bytes().split()
-    write_atomically(_checksum_path(path), b"\n".join(checksums))
-    write_atomically(path, buffer.getbuffer())
-    for old in _newest_first(folder)[NUM_KEPT:]:
-        old.unlink()
-        _checksum_path(old).unlink(missing_ok=True)
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        checksums = [_write_state(temporary, state).encode()]
+        if _checksum_path(path).exists():
+            # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
+            checksums += _checksum_path(path).read_bytes().split()
+        write_atomically(_checksum_path(path), b"\n".join(checksums))
+        if is_kept:
+            _kept_path(path).touch()
+        os.replace(temporary, path)
+    _sync_folder(folder)
+    paths = _newest_first(folder)
+    place = paths.index(path)
+    later = paths[:place]  # passed over when the run was taken up: damaged
+    for old in later + [old for old in paths[place + NUM_KEPT :] if not _kept_path(old).exists()]:
+        for file in (old, _checksum_path(old), _kept_path(old)):
+            file.unlink(missing_ok=True)
     return path
+
+
+def _write_state(path: Path, state: dict) -> str:
+    """Write a state to the disk as it is serialized, without a copy of it in memory; gives its SHA-256."""
+    import torch
+
+    from trainer.inject import disk as ask_injected
+
+    ask_injected(path)
+    with open(path, "wb", buffering=0) as file:
+        hashed = _Hashed(file)
+        torch.save(state, hashed)
+        if hashed.error is not None:
+            raise hashed.error
+        os.fsync(file.fileno())
+    return hashed.digest.hexdigest()
+
+
+class _Hashed:
+    """A file whose checksum grows with it.
+
+    Torch's own writer, at an error in `write`, fails once more while it ends: so the error is kept, for later.
+    """
+
+    def __init__(self, file) -> None:
+        self._file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, content) -> int:
+        rest = memoryview(content)
+        self.digest.update(rest)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(content)
+
+    def flush(self) -> None:
+        pass
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
@@ -57,13 +107,29 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that its name shows the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """A block that leaves no half-written file on a full disk."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -85,10 +151,15 @@ def _checksum_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
+def _kept_path(path: Path) -> Path:
+    return path.with_suffix(".keep")
+
+
 def _damage(path: Path) -> str | None:
     try:
         expected = _checksum_path(path).read_bytes().split()
-        found = hashlib.sha256(path.read_bytes()).hexdigest().encode()
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest().encode()
     except OSError as error:
         return f"unreadable: {error}"
     return None if found in expected else "its checksum differs"

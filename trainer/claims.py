@@ -9,6 +9,7 @@ minute.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -23,7 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.errors import UserError, printable
+from trainer.json_text import json_of
 
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -56,12 +58,33 @@ class Claim:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
+        self._folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # while it is open, no other folder has its number
 
     def release(self) -> None:
         with _guard:
             _held.pop(self.path, None)
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that takes nothing any more: the lock ends all the same
+                self.path.unlink()
             os.close(self._descriptor)
+            os.close(self._folder)
+
+    def is_folder_gone(self) -> bool:
+        """Was the claimed folder removed, or is another one in its place?"""
+        try:
+            claimed_one = os.fstat(self._folder)
+            return claimed_one.st_nlink == 0 or not os.path.samestat(claimed_one, os.stat(self.path.parent))
+        except OSError:
+            return True
+
+    def raise_again(self) -> None:
+        """Raise the flag anew in the folder that stands in the place of the one that is gone."""
+        new = _raise_flag(self.path.parent)
+        with _guard:
+            for descriptor in (self._descriptor, self._folder):
+                os.close(descriptor)
+            del _held[self.path]
+            self.path, self._descriptor, self._folder = new.path, new._descriptor, new._folder
+            _held[self.path] = self
 
     def __enter__(self) -> Claim:
         return self
@@ -146,7 +169,7 @@ def _owner_if_live(path: Path, stale_s: float, now_s: float) -> Owner | None:
 
 def _read_owner(descriptor: int) -> Owner | None:
     try:
-        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
+        return Owner(**json_of(os.pread(descriptor, 4096, 0)))
     except (ValueError, TypeError, OSError):
         return None
 
@@ -202,17 +225,41 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def beat() -> None:
-    """Touch every claim of this process. Where one is gone another process works there by now: this one ends at once."""
+    """Touch every claim of this process, and raise it anew where its whole folder was removed.
+
+    Where the claim alone is gone another process works there by now: this one ends at once.
+    """
     with _guard:
-        held = list(_held)
-    for path in held:
+        held = list(_held.values())
+    for own in held:
         try:
-            os.utime(path)
+            os.utime(own.path)
         except FileNotFoundError:
-            with _guard:
-                is_lost = path in _held
-            if is_lost:
-                print(f"{path}: this claim was taken over by another process; ending", file=sys.stderr, flush=True)
+            if not _is_still_own(own):
+                print(f"{own.path}: this claim was taken over by another process; ending", file=sys.stderr, flush=True)
                 os._exit(1)
         except OSError:  # a network folder that does not answer for a moment
             continue
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may have been removed while this process works in it, and its claim with it."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        beat()
+
+
+def _is_still_own(own: Claim) -> bool:
+    """Of a claim whose file is gone: was only its folder removed? Then its flag is raised again, once there is a folder."""
+    with _guard:
+        if own.path not in _held:
+            return True  # released meanwhile
+        if not own.is_folder_gone():
+            return False
+    folder = own.path.parent
+    with contextlib.suppress(OSError):
+        if folder.is_dir():
+            if owner_of(folder) is not None:
+                return False
+            own.raise_again()
+    return True

@@ -1,0 +1,69 @@
+"""A disk that takes nothing: what to say of it, and how long to try."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainer.errors import UserError
+
+SAY_S = 60.0  # between two lines about a disk that takes nothing
+RETRY_S = 10.0  # between two checkpoints that are tried while it takes none
+END_S = 60.0  # how long a finished run tries to write its end
+STOP_S = 10.0  # how long one that was asked to stop does
+_END_RETRY_S = 2.0
+
+
+def why(error: OSError) -> str:
+    """The system's words for an error, without the path."""
+    return error.strerror or str(error)
+
+
+@contextlib.contextmanager
+def must_write(folder: Path) -> Iterator[None]:
+    """A block without which no run begins. Raises UserError where the disk does not take what it writes."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({why(error)}); room, the right to write, or runs=<another folder> would do") from None
+
+
+class Troubles:
+    """What the disk does not take: said at once, then once a minute, and when all of it is written."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
+        self._texts: dict[str, str] = {}
+        self._said_s = -math.inf
+
+    def note(self, what: str, error: OSError | None, more: str = "") -> None:
+        """How the last try to write something ended; more: to be said with its failure."""
+        if error is not None:
+            self._texts[what] = f"{what} ({why(error)}{more})"
+            self.tell()
+        elif self._texts.pop(what, None) and not self._texts:
+            self._said_s = -math.inf
+            self._say(f"{self._folder}: all is written again")
+
+    def tell(self) -> None:
+        """Say what is not written, where a minute is over."""
+        if self._texts and time.monotonic() - self._said_s >= SAY_S:
+            self._said_s = time.monotonic()  # first: what is said goes to a file on the same disk
+            self._say(f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on and tries again")
+
+
+def keep_trying(write: Callable[[], None], for_s: float, is_over: Callable[[], bool] = lambda: False) -> OSError | None:
+    """Call `write` until it raises no OSError, for so many seconds at most; gives the last one. is_over: stop trying?"""
+    until_s = time.monotonic() + for_s
+    while True:
+        try:
+            write()
+            return None
+        except OSError as error:
+            if time.monotonic() >= until_s or is_over():
+                return error
+        time.sleep(min(_END_RETRY_S, max(0.0, until_s - time.monotonic())))
+
