@@ -1,19 +1,19 @@
 """`python killed.py MOMENT STEP train ...`: the program, killed as `kill -9` does, at a moment of a step.
 
-MOMENT: step (in the middle of an optimizer step), rename (a checkpoint written under its temporary name only),
-evaluate (before an evaluation), export (the exported weights just in place), row (before the row is made), store (the
-row in the run folder only). STEP: of the run, counted from 0; `-` for the moments that come once.
+MOMENT: one of MOMENTS, named after what is about to happen. STEP: of the run, counted from 0: it strikes the first time
+from there on; `-` for the moments that come once.
 """
 
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 
 torch.set_num_threads(1)
 
-from trainer import checkpoint, export, job, train
+from trainer import checkpoint, export, job, kept_file, saver, train
 from trainer.__main__ import main
 
 
@@ -21,38 +21,112 @@ def die(*anything, **named):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at(moment: str, step: int) -> None:
-    steps = train.optimizer_step
-    position = {"step": -1}
+class Moments:
+    """Where to strike: each method patches the program so that `act` is called there once, from the step on."""
 
-    def noting(state, window, number):
-        position["step"] = number
-        if moment == "step" and number == step:
-            state.model.register_forward_hook(die)
-        return steps(state, window, number)
+    def __init__(self, step: int, act=die) -> None:
+        self.first, self.act, self.step, self.is_done = step, act, -1, False
+        steps = train.optimizer_step
 
-    train.optimizer_step = noting
-    if moment == "rename":
-        replace = os.replace
+        def noting(state, window, number):
+            self.step, self.state = number, state
+            return steps(state, window, number)
 
-        def replacing(source, target):
-            if position["step"] >= step and str(target).endswith(".pt"):
-                die()
-            replace(source, target)
+        train.optimizer_step = noting
 
-        checkpoint.os.replace = replacing
-    if moment == "evaluate":
-        evaluate = train.evaluate
-        train.evaluate = lambda *given, **named: die() if position["step"] >= step else evaluate(*given, **named)
-    if moment == "export":
-        export.weights_digest = die
-    if moment == "row":
-        job.make_row = die
-    if moment == "store":
-        job.store_row = die
+    def strike(self) -> None:
+        if self.step >= self.first and not self.is_done:
+            self.is_done = True
+            self.act()
+
+    def before(self, owner, name: str, when=lambda *given, **named: True) -> None:
+        """Strike before a function of a module is called with what `when` accepts."""
+        made = getattr(owner, name)
+
+        def calling(*given, **named):
+            if when(*given, **named):
+                self.strike()
+            return made(*given, **named)
+
+        setattr(owner, name, calling)
+
+    def after(self, owner, name: str) -> None:
+        """Strike once a function of a module has done its work."""
+        made = getattr(owner, name)
+
+        def calling(*given, **named):
+            result = made(*given, **named)
+            self.strike()
+            return result
+
+        setattr(owner, name, calling)
+
+    def in_model(self, is_training: bool) -> None:
+        made = train.State.__init__
+
+        def making(state, *given, **named):
+            made(state, *given, **named)
+            for model in state.weights().values():
+                model.register_forward_hook(lambda module, *_: self.strike() if module.training == is_training else None)
+
+        train.State.__init__ = making
+
+    def in_write(self) -> None:
+        """Strike with a part of a checkpoint written."""
+        num_bytes = {"left": 100_000}
+
+        def is_far(file, content):
+            num_bytes["left"] -= len(content)
+            return num_bytes["left"] < 0
+
+        self.before(checkpoint._Hashed, "write", is_far)
+
+    def in_line(self) -> None:
+        """Strike with half a line of metrics written."""
+        write = os.pwrite
+
+        def writing(descriptor, content, place):
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            if name.endswith("metrics.jsonl") and self.step >= self.first and not self.is_done:
+                write(descriptor, content[: len(content) // 2], place)
+                self.strike()
+                return 0
+            return write(descriptor, content, place)
+
+        kept_file.os.pwrite = writing
+
+
+def _is_checkpoint(source, target) -> bool:
+    return str(target).endswith(".pt")
+
+
+def _is_in_checkpoints(folder) -> bool:
+    return Path(folder).name == "checkpoints"
+
+
+MOMENTS = {
+    "step": lambda moments: moments.in_model(True),
+    "update": lambda moments: moments.before(torch.amp.GradScaler, "step"),
+    "line": lambda moments: moments.in_line(),
+    "evaluate": lambda moments: moments.before(train, "evaluate"),
+    "batch": lambda moments: moments.in_model(False),
+    "copy": lambda moments: moments.before(saver, "copied_state"),
+    "write": lambda moments: moments.in_write(),
+    "written": lambda moments: moments.after(checkpoint, "_write_state"),
+    "rename": lambda moments: moments.before(checkpoint.os, "replace", _is_checkpoint),
+    "renamed": lambda moments: moments.before(checkpoint, "_sync_folder", _is_in_checkpoints),
+    "drop": lambda moments: moments.before(checkpoint, "_newest_first"),
+    "export": lambda moments: moments.before(export, "weights_digest"),
+    "row": lambda moments: moments.before(job, "make_row"),
+    "store": lambda moments: moments.before(job, "store_row"),
+}
+
+
+def strike_at(moment: str, step: int, act=die) -> None:
+    MOMENTS[moment](Moments(step, act))
 
 
 if __name__ == "__main__":
-    kill_at(sys.argv[1], int(sys.argv[2]) if sys.argv[2] != "-" else 0)
+    strike_at(sys.argv[1], int(sys.argv[2]) if sys.argv[2] != "-" else -1)
     sys.argv = ["rsb", *sys.argv[3:]]
     main()

@@ -1,11 +1,16 @@
 """A checkpoint is whole or it is not there."""
 
+import errno
+import io
 import os
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
 
+from trainer import checkpoint
 from trainer.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 
@@ -48,6 +53,68 @@ def test_a_damaged_one_falls_back_with_a_line(tmp_path, damage):
     assert load_checkpoint(tmp_path, lines.append)["progress"]["step"] == 1
     assert len(lines) == 1 and "step_000000002.pt" in lines[0] and "damaged" in lines[0]
     assert "falling back to the one before it" in lines[0]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_cut_or_flipped_at_any_place_it_is_found_and_the_one_before_it_used(tmp_path, seed):
+    save_checkpoint(tmp_path, 1, state(1))
+    path = save_checkpoint(tmp_path, 2, state(2))
+    draw, content = random.Random(seed), bytearray(path.read_bytes())
+    place = draw.randrange(len(content))
+    if seed % 2:
+        del content[place:]
+    else:
+        content[place] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+    lines = []
+    assert load_checkpoint(tmp_path, lines.append)["progress"]["step"] == 1
+    assert len(lines) == 1 and "step_000000002.pt is damaged" in lines[0]
+    # the run goes on from step 1: what is damaged is no "last but one" of the checkpoints that come
+    save_checkpoint(tmp_path, 1, state(1))
+    assert [path.name for path in tmp_path.glob("*.pt")] == ["step_000000001.pt"]
+
+
+def test_what_is_to_stay_stays_beside_the_last_two(tmp_path):
+    for step in range(1, 11):
+        save_checkpoint(tmp_path, step, state(step), is_kept=step % 4 == 0)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"step_{step:09d}.pt" for step in (4, 8, 9, 10)]
+    for step in (9, 10):
+        (tmp_path / f"step_{step:09d}.pt").write_bytes(b"")
+    assert load_checkpoint(tmp_path, lambda line: None)["progress"]["step"] == 8
+    for step in (11, 12, 13):  # by a later call, which keeps others or none
+        save_checkpoint(tmp_path, step, state(step))
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"step_{step:09d}.pt" for step in (4, 8, 12, 13)]
+    assert len(list(tmp_path.glob("*.sha256"))) == 4
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 700, 1500])
+def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_nothing_half_written(tmp_path, monkeypatch, num_bytes):
+    save_checkpoint(tmp_path, 1, state(1))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    room = {"left": num_bytes}
+
+    class Full(io.FileIO):
+        def write(self, content):
+            if room["left"] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            taken = bytes(content)[: room["left"]]
+            room["left"] -= len(taken)
+            return super().write(taken)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "open", lambda path, mode, buffering=-1: Full(path, mode), raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, 2, state(2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 1
+
+
+def test_it_is_written_without_a_copy_of_it_in_memory(tmp_path):
+    tracemalloc.start()
+    save_checkpoint(tmp_path, 1, {"weights": torch.zeros(4_000_000)})  # tensors themselves are not counted
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (tmp_path / "step_000000001.pt").stat().st_size > 16_000_000 > 8 * most_bytes
 
 
 def test_where_none_is_left_the_line_says_that_the_run_starts_anew(tmp_path):

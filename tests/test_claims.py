@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer import claims
-from trainer.claims import ClaimedError, beat, claim, claimed, owner_of
+from trainer.claims import ClaimedError, beat, claim, claimed, make_folder, owner_of
 
 HOLD = """
 import sys, time
@@ -137,6 +138,45 @@ def test_the_heart_touches_what_is_held(tmp_path):
         os.utime(own.path, (0, 0))
         beat()
         assert time.time() - own.path.stat().st_mtime < 60
+
+
+def test_a_claim_is_raised_again_where_its_folder_was_removed(tmp_path):
+    folder = tmp_path / "run"
+    with claim(folder):
+        shutil.rmtree(folder)
+        beat()  # there is nothing to raise it in
+        make_folder(folder)
+        assert owner_of(folder).pid == os.getpid()
+        with other("import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", folder) as process:
+            assert process.stdout.read() == "None\n"
+        os.rename(folder, tmp_path / "away")
+        folder.mkdir()
+        beat()  # by the heart, before anything is written
+        assert owner_of(folder).pid == os.getpid()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_process_whose_removed_folder_is_anothers_by_now_ends_at_once(tmp_path):
+    script = "import shutil, sys; from trainer.claims import beat, claim; claim(sys.argv[1]); shutil.rmtree(sys.argv[1]); print('removed', flush=True); sys.stdin.readline(); beat(); print('went on')"
+    folder = tmp_path / "run"
+    with other(script, folder) as process:
+        assert process.stdout.readline() == "removed\n"
+        with claim(folder):
+            process.stdin.write("\n")
+            process.stdin.close()
+            assert process.wait(20) == 1 and process.stdout.read() == ""
+
+
+def test_a_claim_ends_on_a_disk_that_takes_nothing_any_more(tmp_path, monkeypatch):
+    own = claim(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def refused(*_, **__):
+            raise OSError(30, "Read-only file system")
+
+        patch.setattr(Path, "unlink", refused)
+        own.release()
+    assert own.path.exists() and owner_of(tmp_path) is None  # without the lock its file is no claim
 
 
 def test_a_process_whose_claim_was_taken_over_ends_at_once(tmp_path):

@@ -1,6 +1,7 @@
 """Curves go on where a run is taken up: nothing that was saved is hidden, nothing that was lost is made up."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -53,7 +54,7 @@ def test_curves_shorter_than_saved_are_refused_and_left_as_they_are(tmp_path, co
 
 def test_plain_lines_say_the_time_left(tmp_path, monkeypatch):
     seconds = iter([100.0, 130.0, 160.0])  # opened, then after 10 steps and after 20
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     log = opened(tmp_path)
     write(log, (10, 20))
     log.__exit__()

@@ -1,0 +1,145 @@
+"""kill -9 at random moments, and a second process in the middle: the run ends as the undisturbed one does, bit for bit."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import forked
+import ranked
+from killed import MOMENTS
+from test_resume import FLAGS, NUM_STEPS, ending
+
+pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
+ROOT = Path(__file__).parent.parent
+# as FLAGS, but the writer works beside the steps: a kill may find it anywhere
+BESIDE = [*FLAGS[: FLAGS.index("--checkpoint-s") + 1], "0.01", *FLAGS[FLAGS.index("--checkpoint-s") + 2 :]]
+LATE = ("export", "row", "store")
+
+
+def words(folder: Path, flags=FLAGS) -> list[str]:
+    return [*flags, "--runs", str(folder / "runs"), "--results", str(folder / "results")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, printed = forked.end_of(words(folder))
+    assert code == 0, printed
+    return ending(folder)
+
+
+def random_moments(seed: int, number: int) -> list[tuple[str, int]]:
+    """Moments over the whole of a run, in the order in which they come, so that each of them does."""
+    draw = random.Random(seed)
+    names = [name for name in MOMENTS if name not in LATE]
+    places = sorted(draw.randrange(NUM_STEPS) for _ in range(number - len(LATE)))
+    found = []
+    for place in places:
+        name = draw.choice(names)
+        is_between = name in ("evaluate", "batch")  # there is none but after each half
+        found.append((name, 10 if is_between and place <= 10 else 21 if is_between else place))
+    return sorted(found, key=lambda moment: moment[1]) + [(name, -1) for name in LATE]
+
+
+@pytest.mark.parametrize(("flags", "seed"), [(FLAGS, 1), (BESIDE, 2)], ids=["waiting", "beside"])
+def test_killed_at_twenty_random_moments_it_ends_the_same(undisturbed, tmp_path, flags, seed):
+    moments = random_moments(seed, 20)
+    for number, (moment, step) in enumerate(moments):
+        code, printed = forked.end_of(words(tmp_path, flags), moment, step)
+        assert code == -signal.SIGKILL, (moments[: number + 1], code, printed)
+    code, printed = forked.end_of(words(tmp_path, flags))
+    assert code == 0, (moments, printed)
+    assert ending(tmp_path) == undisturbed, moments
+
+
+@pytest.mark.parametrize("moment", [name for name in MOMENTS if name not in LATE])
+def test_killed_at_each_kind_of_moment_it_goes_on_from_the_step_before(undisturbed, tmp_path, moment):
+    code, _ = forked.end_of(words(tmp_path), moment, 10)
+    assert code == -signal.SIGKILL
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0 and "damaged" not in printed
+    found = [int(line.split()[3]) for line in printed.splitlines() if line.startswith("going on after step")]
+    assert found and 10 <= found[0] <= 12, printed
+    assert ending(tmp_path) == undisturbed
+
+
+def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_path):
+    """From the start of Python on: imports, data, model, training."""
+    draw = random.Random(3)
+    command = [sys.executable, "-m", "trainer", *words(tmp_path)]
+    for _ in range(5):
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                process.wait(draw.uniform(0, 8))
+            except subprocess.TimeoutExpired:
+                process.kill()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert ending(tmp_path) == undisturbed
+
+
+def test_one_of_two_ranks_killed_at_random_steps_ends_the_same(tmp_path):
+    flags = (str(tmp_path / "undisturbed"), "batch.images=128 batch.norm_images=32 epochs=1")
+    undisturbed, _ = ranked.on_ranks(ranked.whole_run, 2, *flags)
+    draw = random.Random(4)
+    folder = tmp_path / "killed"
+    for step in sorted(draw.sample(range(11), 3)):
+        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags[1], draw.randrange(2), step)
+        assert -signal.SIGKILL in [rank.code for rank in ended] and all(rank.code for rank in ended), ended
+    found, _ = ranked.on_ranks(ranked.whole_run, 2, str(folder), flags[1])
+    assert "going on after step" in found["said"]
+    for name, tensor in undisturbed["weights"].items():
+        assert tensor.equal(found["weights"][name]), name
+    assert found["scores"] == undisturbed["scores"]
+    assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "undisturbed" / "metrics.jsonl").read_bytes()
+
+
+def pause() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_second_process_refuses_and_says_who_works_there(undisturbed, tmp_path):
+    with forked.started(words(tmp_path), "step", 5, pause) as first:
+        until_s = time.monotonic() + 60
+        while time.monotonic() < until_s and not is_stopped(first.pid):
+            time.sleep(0.05)
+        code, printed = forked.end_of(words(tmp_path))
+        assert code == 2, printed
+        last = printed.splitlines()[-1]
+        assert last.startswith("error: ") and f"process {first.pid} on {os.uname().nodename}, since 20" in last
+    code, printed = forked.end_of(words(tmp_path))  # the first was killed: its claim is stale
+    assert code == 0 and "going on after step 5" in printed
+    assert ending(tmp_path) == undisturbed
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize("how", ["cut", "flip"])
+def test_a_checkpoint_damaged_at_random_places_is_found_and_the_one_before_it_used(undisturbed, tmp_path, how):
+    """What the whole run comes to; test_checkpoint tries more places."""
+    code, _ = forked.end_of(words(tmp_path / "made"), "step", 10)
+    assert code == -signal.SIGKILL
+    draw = random.Random(5)
+    for number in range(2):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "made", folder)
+        (last,) = [path for path in (folder / "runs").glob("*/checkpoints/step_000000010.pt")]
+        content = bytearray(last.read_bytes())
+        place = draw.randrange(len(content))
+        if how == "cut":
+            del content[place:]
+        else:
+            content[place] ^= 1 << draw.randrange(8)
+        last.write_bytes(content)
+        code, printed = forked.end_of(words(folder))
+        assert code == 0 and "step_000000010.pt is damaged" in printed and "going on after step 9" in printed, (place, printed)
+        assert ending(folder) == undisturbed

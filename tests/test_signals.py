@@ -1,0 +1,216 @@
+"""A signal at any time: what there is is saved, the exit code is 75, the same command ends as the undisturbed run does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import forked
+from test_kills import words
+from test_resume import ending
+from trainer import stop
+from trainer.stop import Stopped, StopRequest
+
+ROOT = Path(__file__).parent.parent
+# sends itself a signal at the first look for a module: as if it had come while the program was still importing
+AT_IMPORT = """
+import os, runpy, signal, sys
+module, name, how, *words = sys.argv[1:]
+class Watch:
+    def find_spec(self, found, *given):
+        if found == module:
+            sys.meta_path.remove(self)
+            for _ in range(2 if how == "twice" else 1):
+                os.kill(os.getpid(), signal.Signals[name])
+sys.meta_path.insert(0, Watch())
+sys.argv = ["rsb", *words]
+runpy.run_module("trainer", run_name="__main__")
+"""
+
+
+def send(name: str):
+    """A function that a process forked from here can be given."""
+    return {"SIGTERM": send_term, "SIGINT": send_int, "SIGUSR1": send_usr1}[name]
+
+
+def send_term() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def send_int() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def send_usr1() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def send_int_twice() -> None:
+    send_int()
+    send_int()
+    time.sleep(60)  # at once, not after this
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, printed = forked.end_of(words(folder))
+    assert code == 0, printed
+    return ending(folder)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize(("moment", "step"), [("step", 5), ("update", 5), ("evaluate", 10), ("batch", 10), ("copy", 7), ("write", 7), ("rename", 7), ("drop", 7)])
+def test_a_signal_while_it_trains_evaluates_or_saves(undisturbed, tmp_path, name, moment, step):
+    code, printed = forked.end_of(words(tmp_path), moment, step, send(name))
+    assert code == 75 and f"stopped by {name} after step" in printed and ": saved; the same command goes on" in printed, printed
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0 and "going on after step" in printed, printed
+    assert ending(tmp_path) == undisturbed
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("moment", ["export", "row", "store"])
+def test_a_signal_while_the_end_is_written_lets_it_be_written(undisturbed, tmp_path, moment):
+    code, printed = forked.end_of(words(tmp_path), moment, -1, send_term)
+    assert code == 0, printed
+    assert ending(tmp_path) == undisturbed
+
+
+def before(owner: str, name: str) -> None:
+    """Send SIGTERM before a function of the program's start is called."""
+    import importlib
+
+    module = importlib.import_module(owner)
+    made = getattr(module, name)
+
+    def calling(*given, **named):
+        send_term()
+        return made(*given, **named)
+
+    setattr(module, name, calling)
+
+
+def before_plan() -> None:
+    before("trainer.ranks_cli", "plan_of")
+
+
+def before_data() -> None:
+    before("trainer.ranks_cli", "open_data")
+
+
+def before_settings() -> None:
+    before("trainer.ranks_cli", "make_settings")
+
+
+def before_claim() -> None:
+    before("trainer.job", "claimed")
+
+
+def before_model() -> None:
+    before("trainer.state", "build_model")
+
+
+def before_resume() -> None:
+    before("trainer.state", "load_checkpoint")
+
+
+def before_log() -> None:
+    before("trainer.train", "open_log")
+
+
+def before_picture() -> None:
+    before("trainer.train", "draw_first_batch")
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("prepare", [before_plan, before_data, before_settings, before_claim, before_model, before_resume, before_log, before_picture])
+def test_a_signal_while_it_starts(undisturbed, tmp_path, prepare):
+    code, printed = forked.end_of(words(tmp_path), prepare=prepare)
+    assert code == 75, printed
+    assert "stopped by SIGTERM before the first step; the same" in printed or "stopped by SIGTERM after step 0: saved; the same" in printed
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0, printed
+    assert ending(tmp_path) == undisturbed
+
+
+@pytest.mark.drill
+def test_a_signal_while_it_starts_again_leaves_what_was_saved(undisturbed, tmp_path):
+    assert forked.end_of(words(tmp_path), "step", 15)[0] == -signal.SIGKILL
+    code, printed = forked.end_of(words(tmp_path), prepare=before_resume)
+    assert code == 75 and "stopped by SIGTERM after step 15: saved" in printed, printed
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0 and "going on after step 15" in printed
+    assert ending(tmp_path) == undisturbed
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(("module", "how", "code"), [("typer", "once", 75), ("torch", "once", 75), ("timm", "once", 75), ("torch", "twice", 130)])
+def test_a_signal_while_it_imports(tmp_path, module, how, code):
+    name = "SIGINT" if how == "twice" else "SIGUSR1"
+    command = [sys.executable, "-c", AT_IMPORT, module, name, how, *words(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr and not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(("moment", "step"), [("step", 5), ("batch", 10)])
+def test_a_second_interrupt_ends_it_at_once_and_the_same_command_goes_on(undisturbed, tmp_path, moment, step):
+    before_s = time.monotonic()
+    code, printed = forked.end_of(words(tmp_path), moment, step, send_int_twice)
+    assert code == 130 and "stopped by" not in printed and time.monotonic() - before_s < 50, printed
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0 and "going on after step" in printed
+    assert ending(tmp_path) == undisturbed
+
+
+def test_a_signal_is_noted_and_handed_back():
+    actions = [signal.getsignal(number) for number in stop.SIGNALS]
+    for number in stop.SIGNALS:
+        with StopRequest() as request:
+            request.check()
+            os.kill(os.getpid(), number)
+            with pytest.raises(Stopped, match=number.name):
+                request.check()
+    assert [signal.getsignal(number) for number in stop.SIGNALS] == actions
+
+
+def test_what_came_before_there_was_a_request_is_in_it():
+    actions = [signal.getsignal(number) for number in stop.SIGNALS]
+    try:
+        stop.listen_early()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with StopRequest() as request:
+            assert request.signal_name == "SIGTERM"
+        with StopRequest() as request:
+            assert not request.is_requested
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for number, action in zip(stop.SIGNALS, actions, strict=True):
+            signal.signal(number, action)
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_second_interrupt_ends_the_process_whatever_it_is_in(is_early):
+    begin = "stop.listen_early()" if is_early else "stop.StopRequest().__enter__()"
+    script = f"""
+import os, signal, time
+from trainer import stop
+{begin}
+os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGINT)
+print("first", flush=True)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except BaseException:
+    print("caught", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "")
