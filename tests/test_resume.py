@@ -63,6 +63,7 @@ def test_killed_at_five_random_steps_it_ends_the_same(undisturbed, tmp_path):
     assert ending(tmp_path) == undisturbed, steps
 
 
+@pytest.mark.drill  # seven processes, each of which imports torch and timm
 def test_killed_while_saving_evaluating_exporting_and_storing_it_ends_the_same(undisturbed, tmp_path):
     for moment, step in (("rename", "3"), ("evaluate", "10"), ("rename", "21"), ("export", "-"), ("row", "-"), ("store", "-")):
         killed = rsb(tmp_path, str(HERE / "killed.py"), moment, step)
@@ -71,7 +72,7 @@ def test_killed_while_saving_evaluating_exporting_and_storing_it_ends_the_same(u
     assert ending(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.drill) for name in ("SIGINT", "SIGUSR1"))])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(undisturbed, tmp_path, name):
     command = [sys.executable, "-m", "trainer", *FLAGS, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
