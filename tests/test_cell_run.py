@@ -11,7 +11,7 @@ from trainer.cell_run import EXIT_CLAIMED, find_row, num_failed, run_folder_of, 
 from trainer.claims import claim
 from trainer.failures import cell_folder, read_failure, read_failures
 from trainer.job import write_plan
-from trainer.results import row_path, store_row
+from trainer.results import rows_folder, store_row
 from repeats import repeat_of, row_of, shared_in
 
 
@@ -124,6 +124,6 @@ def test_the_store_is_listed_once_where_many_rows_are_looked_for(tmp_path):
     shared, repeat = shared_in(tmp_path), repeat_of(0.1)
     assert cell_run.row_names(shared) == []
     store_row(shared.results, row_of(repeat))
-    (row_path(shared.results, "").parent / "notes.txt").touch()
+    (rows_folder(shared.results) / "notes.txt").touch()
     names = cell_run.row_names(shared)
     assert len(names) == 1 and find_row(shared, repeat, names) == row_of(repeat)

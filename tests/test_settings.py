@@ -1,8 +1,11 @@
 """Settings are resolved against this machine, or refused."""
 
+import os
+
 import pytest
 import torch
 
+from trainer.cores import group_cores
 from trainer.errors import UserError
 from trainer.settings import check_loader, check_writable, make_settings, num_cores, worker_count
 
@@ -67,3 +70,35 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="results: cannot write into .*results=<another folder> would do"):
             check_writable("results", folder)
+
+
+def group(root, lines: str, files: dict) -> None:
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(lines)
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
+        ("0::/a/b\n", {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1.0),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("4:memory:/\n2:cpu,cpuacct:/x\n", {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "50000"}, 3.0),
+        ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_control_groups_share_is_counted_in_cores(tmp_path, lines, files, cores):
+    group(tmp_path, lines, files)
+    assert group_cores(tmp_path) == cores
+
+
+def test_cores_are_no_more_than_affinity_and_control_group_allow(monkeypatch):
+    own = len(os.sched_getaffinity(0))
+    for share, expected in ((None, own), (0.2, 1), (1e9, own)):
+        monkeypatch.setattr("trainer.cores.group_cores", lambda: share)
+        assert num_cores() == expected

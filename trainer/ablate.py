@@ -13,7 +13,7 @@ from trainer.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
 from trainer.errors import UserError
 from trainer.failures import Failure, cell_folder, drop_failure, read_failure, store_failure
 from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
-from trainer.results import Row, row_path
+from trainer.results import Row, rows_folder
 from trainer.row_urls import pull_rows, push_missing
 from trainer.stop import StopRequest
 
@@ -108,7 +108,7 @@ class Sweep:
     def _find_rows(self) -> None:
         if self.shared.url:
             prefixes = tuple({standing.repeat.prefix for standing in self.standings})
-            mirror = row_path(self.shared.results, "").parent
+            mirror = rows_folder(self.shared.results)
             push_missing(self.shared.url, mirror)
             pull_rows(self.shared.url, mirror, prefixes)
         names = row_names(self.shared)

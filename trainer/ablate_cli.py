@@ -111,7 +111,7 @@ def shared_of(runs: Path, results: str, **settings):
     Raises UserError for a folder that cannot be written or a URL that cannot be listed.
     """
     from trainer.cell_run import Shared
-    from trainer.results import row_path
+    from trainer.results import rows_folder
     from trainer.row_urls import check_url, is_url
     from trainer.settings import check_writable
 
@@ -122,7 +122,7 @@ def shared_of(runs: Path, results: str, **settings):
         check_url(url)
     mirror = runs / "cells" / "stores" / hashlib.sha256(results.encode()).hexdigest()[:12]
     folder = mirror if url else Path(results).resolve()
-    check_writable("results", row_path(folder, "").parent)
+    check_writable("results", rows_folder(folder))
     return Shared(runs=runs, results=folder, url=url, **settings)
 
 

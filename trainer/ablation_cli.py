@@ -248,7 +248,7 @@ def measured(cells: Sequence[Cell], settings: Settings, opened: Mapping, num_mea
     from trainer.pace import measure, shape_of
 
     plans = {shape_of(cell.plan): cell for cell in cells}
-    with show.progress(Console(stderr=True), "measuring", len(plans)) as each:
+    with show.progress(show.console(), "measuring", len(plans)) as each:
         paces = {}
         for shape, cell in plans.items():
             plan = plan_of_cell(cell, cell.plan.seed)

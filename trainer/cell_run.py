@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import runpy
 import sys
@@ -16,9 +15,10 @@ from trainer.ablation import Ablation
 from trainer.cells import Cell, plan_key, plan_of_cell, row_key
 from trainer.claims import claim
 from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
+from trainer.json_text import json_file
 from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, deviation_rows
 from trainer.plan import Plan
-from trainer.results import Row, read_row_file, row_path
+from trainer.results import Row, read_row_file, rows_folder
 from trainer.row_urls import pull_rows, push_row
 
 EXIT_CLAIMED = 76  # another process runs this cell
@@ -190,7 +190,7 @@ def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> 
 
     names: of the store's files, where they were listed already.
     """
-    folder = row_path(shared.results, "").parent
+    folder = rows_folder(shared.results)
     if names is None:
         if shared.url:
             pull_rows(shared.url, folder, repeat.prefix)
@@ -202,7 +202,7 @@ def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> 
 
 def row_names(shared: Shared) -> list[str]:
     """The names of the store's files."""
-    folder = row_path(shared.results, "").parent
+    folder = rows_folder(shared.results)
     return [name for name in os.listdir(folder) if name.endswith(".json")] if folder.is_dir() else []
 
 
@@ -211,8 +211,8 @@ def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
     plan = repeat.plan
     expected = {"page_digest": plan.page_digest, "deviations": [change.model_dump() for change in deviation_rows(plan)]}
     for path in Path(shared.runs).glob(f"{repeat.prefix}{'[0-9a-f]' * 6}/plan.json"):
-        with contextlib.suppress(OSError, ValueError):
-            facts = json.loads(path.read_text())
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            facts = json_file(path)
             if {name: facts.get(name) for name in expected} == expected:
                 return path.parent
     return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import did_you_mean
+from trainer.json_text import json_of
+from trainer.names import why_no_name
 from trainer.results import Row, RowError, read_row, read_row_file
 
 _MOST_NAMES = 2_000  # among which the nearest is looked for
@@ -41,9 +43,9 @@ def find_row(name: str, results: Path, runs: Path) -> Row:
     Raises RowError for a run that has none.
     """
     for folder in (Path(name), runs / name):
-        if name and (folder / "row.json").is_file():
+        if name and os.path.isfile(folder / "row.json"):
             return read_row_file(folder / "row.json")
-    row = read_row(results, name) if name and "/" not in name else None
+    row = read_row(results, name) if why_no_name(name) is None else None
     if row is None:
         known = sorted(path.stem for path in (results / "rows").glob("*.json"))
         near = did_you_mean(name, known[:_MOST_NAMES]) or f"; {len(known)} rows lie in {results / 'rows'}"
@@ -142,19 +144,30 @@ def _change(a: object, b: object) -> str:
 
 
 def read_curves(folder: Path, row: Row) -> Curves | None:
-    """The curves of a run's folder, None where it is not here."""
+    """The curves of a run's folder, None where it is not here.
+
+    Raises RowError for a line that is none; one that is just being written is left out.
+    """
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return Curves(
-        _points((line["epoch"], line["loss_nats"]) for line in lines if "loss_nats" in line),
-        _points((line["epoch"], line["top1_pct"]) for line in lines if line.get("weights") == row.scored),
-    )
+    losses, scores = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.endswith(b"}"):
+            continue
+        try:
+            found = json_of(line)
+            if "loss_nats" in found:
+                losses.append((float(found["epoch"]), float(found["loss_nats"])))
+            if found.get("weights") == row.scored:
+                scores.append((float(found["epoch"]), float(found["top1_pct"])))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            raise RowError(f"{path}:{number}: no line of a run's curves; the folder without this file would do") from None
+    return Curves(_points(losses), _points(scores))
 
 
 def _points(pairs) -> Points:
-    return tuple((float(x), float(y)) for x, y in pairs if math.isfinite(y))
+    return tuple((x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y))
 
 
 def plot(curves: Mapping[str, Sequence[tuple[float, float]]], width: int = 64, height: int = 12) -> list[str]:

@@ -68,7 +68,7 @@ def diff_rows(a: Recipe, b: Recipe) -> list[Difference]:
 
 def explain_table(rows: Sequence[Row], title: str) -> Table:
     """The rows of explain_rows for a terminal."""
-    table = Table("path", "value", "origin", "line", "note", title=title, title_justify="left")
+    table = Table("path", "value", "origin", "line", "note", title=Text(title), title_justify="left")
     for row in rows:
         line = "" if row.line is None else str(row.line)
         cells = (row.path, shown(row.value), row.origin, line, row.note)

@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
+from trainer.errors import UserError
+from trainer.json_text import json_file
+
 _PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",
     "trainer.cli", "trainer.show", "trainer.train", "trainer.export", "trainer.data.opened", "trainer.job",
@@ -38,7 +41,7 @@ def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
     The number moves the last digits of a result, so that later calls keep it, whatever their `jobs`. Where two first
     calls come at once, the one whose file is there first is right for both.
     """
-    path = Path(runs) / "cells" / f"{Path(ablation).stem}.json"
+    path = Path(runs) / "cells" / f"{Path(ablation).stem[:80]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f".{path.name}.{os.getpid()}.part")
     own.write_text(json.dumps({"num_threads": max(1, num_cores // jobs)}) + "\n")
@@ -48,7 +51,10 @@ def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
         pass
     finally:
         own.unlink()
-    return int(json.loads(path.read_text())["num_threads"])
+    try:
+        return int(json_file(path)["num_threads"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; without it the number of threads would be chosen anew") from None
 
 
 def count_gpus() -> int:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from trainer.errors import UserError
+from trainer.errors import UserError, printable
 from trainer.place import Place
 
 COME_S = 20.0  # how long a rank that has come waits for the others
@@ -248,4 +248,4 @@ def _await_port(place: Place) -> None:
 
 
 def _say_error(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    print(f"error: {printable(line)}", file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
@@ -30,7 +32,7 @@ def check_model_name(model: str) -> None:
     """
     import timm
 
-    if not timm.is_model(model):
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):  # which looks at what is left of a point
         known = timm.list_models()
         raise PlanError(f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do")
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from trainer.terminal import readable
+
 NUM_SHOWN = 16
 
 
@@ -26,7 +28,8 @@ def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, pr
     for place, (picture, target) in enumerate(zip(pictures, targets[:NUM_SHOWN].detach().float().cpu(), strict=False)):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(_target_text(target, classes), fontsize=8)
+        # the name of a class is a folder's: a $ in it is no formula
+        axes.set_title(readable(_target_text(target, classes)), fontsize=8, parse_math=False)
         axes.axis("off")
     figure.savefig(path)
 

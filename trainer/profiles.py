@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainer.check import refuse
 from trainer.data.index import open_index
 from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.base import Page, Positive
 from trainer.load import load_page
+from trainer.names import one_name
 
 Count = Annotated[int, Field(gt=0)]
 CropShare = Annotated[float, Field(gt=0, le=1)]
@@ -54,7 +56,7 @@ class Profile(Page):
     images_of: the known set whose images these are, where `name` is another.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(one_name)]
     num_classes: Annotated[int, Field(ge=2)]
     num_train: Count
     num_val: Count
@@ -129,7 +131,7 @@ def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
     """Where the images lie as far as the user said: data_dir, or `data` itself where that is an image folder."""
     if data_dir is not None:
         return Path(data_dir)
-    return Path(data) if data not in PROFILES and Path(data).is_dir() else None
+    return Path(data) if data not in PROFILES and os.path.isdir(data) else None
 
 
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
@@ -146,7 +148,7 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     if path.suffix in (".yaml", ".yml"):
         profile, _ = load_page(path, Profile)
         return profile
-    if path.is_dir():
+    if os.path.isdir(path):
         return _folder_profile(path)
     raise UserError(
         f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
@@ -159,7 +161,7 @@ def _folder_profile(root: Path) -> Profile:
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; at least two would do")
     return Profile(
-        name=re.sub(r"[^\w.+-]+", "-", root.resolve().name) or "root",
+        name=re.sub(r"[^\w.+-]+", "-", root.resolve().name)[:100] or "root",
         num_classes=len(train.classes),
         num_train=train.num_images,
         num_val=val.num_images,

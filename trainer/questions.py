@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
+from trainer.json_text import json_file
 from trainer.provenance import package_version, shipped_folder
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _write(record: Path, question: Question) -> None:
 
 
 def _read(record: Path) -> Question:
-    content = json.loads(record.read_text())
+    content = json_file(record)
     cells = tuple(
         Cell(**{**cell, "levels": tuple((factor, level) for factor, level in cell["levels"])}) for cell in content["cells"]
     )

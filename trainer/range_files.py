@@ -16,6 +16,7 @@ import numpy as np
 
 from trainer import provenance
 from trainer.checkpoint import write_atomically
+from trainer.json_text import json_file
 from trainer.plan import Plan
 from trainer.range_rules import Curve, Floors, series, smoothed, smoothing_for
 
@@ -40,7 +41,10 @@ class TrialFolder:
         """The curve of a trial that was finished before, as plain data; or None."""
         name = _trial_name(seed, values, purpose)
         path = self.folder / f"{name}.json" if self.folder else None
-        return json.loads(path.read_text()) if path and path.exists() else self._kept.get(name)
+        try:
+            return json_file(path) if path and path.exists() else self._kept.get(name)
+        except ValueError:
+            return None  # damaged: it is run again
 
     def write(self, facts: dict[str, Any], values: np.ndarray) -> None:
         """Keep the curve of a trial that was asked for these values."""

@@ -14,7 +14,7 @@ from trainer.memory import keep_freed_memory
 from trainer.place import find_place
 from trainer.range_test import Question, run, set_up
 from trainer.ranks import Ranks, meet
-from trainer.ranks_cli import check_norms
+from trainer.ranks_cli import check_norms, say
 from trainer.settings import check_writable, rank_device
 from trainer.stop import Stopped, StopRequest
 
@@ -35,7 +35,7 @@ def find(
         plan_of(dataclasses.replace(job, world_size=num_ranks))
         return EXIT_STOPPED if stop.is_requested else launch(num_ranks, sys.argv[1:])
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
-    with meet(place, device, lambda line: print(line, flush=True)) as ranks:
+    with meet(place, device, say) as ranks:
         machine = {**machine, "device": device, "num_ranks_here": place.local_world_size if place else 1}
         return _find(dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop)
 

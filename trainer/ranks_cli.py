@@ -9,17 +9,20 @@ from pathlib import Path
 
 from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
+from trainer.errors import printable
 from trainer.ingredients.norms import SyncBatchNorm
+from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
 from trainer.launch import EXIT_STOPPED, asked_ranks, check_gpus, launch, slurm_job
 from trainer.models import check_model_name
+from trainer.pieces import check_pieces
 from trainer.place import Place, find_place
 from trainer.plan import Plan, PlanError
 from trainer.profiles import data_folder
 from trainer.ranks import Ranks, meet
-from trainer.results import row_path
+from trainer.results import rows_folder
 from trainer.settings import check_writable, make_settings, rank_device
-from trainer.stop import StopRequest
+from trainer.stop import Stopped, StopRequest
 
 
 def train_job(job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest) -> int:
@@ -34,12 +37,18 @@ def train_job(job: Job, device: str, machine: dict, gpus: int | None, procs: int
     if place is None and num_ranks > 1:
         return _launched(job, num_ranks, gpus, stop)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
-    with meet(place, device, _say) as ranks:
-        return _train(job, device, machine, place, ranks, stop)
+    with meet(place, device, say) as ranks:
+        try:
+            return _train(job, device, machine, place, ranks, stop)
+        except Stopped as signal_name:
+            if ranks.is_first:
+                say(f"stopped by {signal_name} before the first step; the same command goes on")
+            return EXIT_STOPPED
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def say(line: str) -> None:
+    """One line on standard output, at once."""
+    print(printable(line), flush=True)
 
 
 def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> int:
@@ -55,19 +64,24 @@ def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ran
 
     console = show.console()
     console.quiet = not ranks.is_first
+    ranks.check(stop)
     job = dataclasses.replace(job, world_size=ranks.world_size)
     plan = plan_of(job)
     check_model_name(job.model)
     swaps = show.surgery(plan)
     with ranks.first_here():
         opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
+    ranks.check(stop)
     num_ranks_here = place.local_world_size if place else 1
     settings = make_settings(device, **machine, in_memory=opened.train.is_in_memory, num_ranks_here=num_ranks_here)
     check_norms(plan, settings.device)
+    check_pieces(plan, settings)
+    check_faults(settings.inject, plan)
     if ranks.is_first:
         check_writable("runs", settings.runs)
-        check_writable("results", row_path(settings.results, "").parent)
+        check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
+    ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks)
     if row is not None:
         show.row(console, row, settings, plan)

@@ -14,6 +14,7 @@ from pathlib import Path
 from trainer.checkpoint import write_atomically
 from trainer.compare import Curves, Points, read_curves
 from trainer.errors import UserError
+from trainer.json_text import json_file, json_of
 from trainer.results import Row
 from trainer.tables import Table
 
@@ -65,7 +66,7 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
     kept = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
-            found = json.loads(line)
+            found = json_of(line)
             points = (tuple((float(x), float(y)) for x, y in found[kind]) for kind in _KINDS)
             kept[found["run"]] = found["weights_sha256"], Curves(*points)
         except (ValueError, KeyError, TypeError) as error:
@@ -76,8 +77,8 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
 def _is_of(folder: Path, row: Row) -> bool:
     """Is it this row's own folder, not that of another run of the same name?"""
     try:
-        return json.loads((folder / "row.json").read_text())["weights_sha256"] == row.weights_sha256
-    except (OSError, ValueError, KeyError):
+        return json_file(folder / "row.json")["weights_sha256"] == row.weights_sha256
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -16,6 +16,7 @@ from trainer import cells
 from trainer.cells import row_key
 from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
+from trainer.json_text import json_file
 from trainer.results import read_row_file
 
 _LAYOUT = 1  # of the cached file
@@ -45,7 +46,7 @@ def keys_of(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
 
 def _read(record: Path) -> dict[str, tuple[int, int, str]]:
     try:
-        content = json.loads(record.read_text())
+        content = json_file(record)
         rows = {name: (int(size), int(time_ns), str(key)) for name, (size, time_ns, key) in content["rows"].items()}
         return rows if content["layout"] == _LAYOUT else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

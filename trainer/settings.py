@@ -7,10 +7,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.cores import num_cores
 from trainer.errors import UserError, did_you_mean
+from trainer.inject import Fault, parse_faults
 from trainer.place import Place
 
 PRECISIONS = ("float32", "bf16", "fp16")
+MICRO_BATCHES = ("page", "auto")
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,9 @@ class Settings:
 
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. num_workers: loader
     processes. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
-    log_steps: optimizer steps between two lines of metrics.
+    log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
+    runs out. activation_checkpointing: are activations made again in the backward pass? inject: faults on purpose.
+    keep_every_epochs: whose checkpoints stay, 0 for none but the last two.
     """
 
     device: str
@@ -31,6 +36,10 @@ class Settings:
     results: Path
     checkpoint_s: float
     log_steps: int = 10
+    micro_batch: str = "page"
+    activation_checkpointing: bool = False
+    inject: tuple[Fault, ...] = ()
+    keep_every_epochs: int = 0
 
     @property
     def is_bitwise(self) -> bool:
@@ -47,6 +56,10 @@ def make_settings(
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
     num_ranks_here: int = 1,
+    micro_batch: str = "page",
+    activation_checkpointing: bool = False,
+    inject: str = "",
+    keep_every: int = 0,
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -57,6 +70,8 @@ def make_settings(
     """
     import torch
 
+    if micro_batch not in MICRO_BATCHES:
+        raise UserError(f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do")
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
     if ":" in device:
@@ -71,6 +86,10 @@ def make_settings(
         runs=Path(runs),
         results=Path(results),
         checkpoint_s=checkpoint_s,
+        micro_batch=micro_batch,
+        activation_checkpointing=activation_checkpointing,
+        inject=parse_faults(inject),
+        keep_every_epochs=keep_every,
     )
 
 
@@ -135,11 +154,6 @@ def rank_device(device: str, place: Place | None) -> str:
             f"procs={place.local_world_size} on the CPU, would do"
         )
     return f"cuda:{place.local_rank}"
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_count(workers: str, auto: int) -> int:

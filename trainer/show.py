@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -14,18 +13,20 @@ from trainer.explain import Row as Explained
 from trainer.explain import shown
 from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.surgery import Swap
+from trainer.inject import touches_result
 from trainer.plan import Plan
 from trainer.recipe import Recipe
 from trainer.results import Row, row_path
 from trainer.settings import Settings
+from trainer.terminal import open_terminal
 
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
-    """The terminal; where the output goes into a file or a pipe, lines are wide enough for every table."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+    """The terminal, as every command but those of tables has it."""
+    return open_terminal()
 
 
 def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[Swap] = ()) -> None:
@@ -196,7 +197,8 @@ def scaling_note(out: Console, plan: Plan) -> None:
 
 def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     """The last lines of a run."""
-    path = row_path(settings.results, row.run)
+    is_stored = not touches_result(row.injected)
+    path = row_path(settings.results, row.run) if is_stored else settings.runs / row.run / "row.json"
     if row.status == "diverged":
         out.print(f"{row.run}: diverged after {row.steps} steps; row {path}", style="bold red", markup=False)
         return
@@ -223,7 +225,7 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
 
@@ -259,5 +261,5 @@ def recipe_list(out: Console) -> None:
     for path in recipe_paths():
         page = load_recipe(path)
         best = next((score for score in page.published if score.model == "resnet50"), next(iter(page.published), None))
-        table.add_row(path.stem, page.title, f"{best.model} {best.top1_pct} %" if best else "none", page.source)
+        table.add_row(*map(escape, (path.stem, page.title, f"{best.model} {best.top1_pct} %" if best else "none", page.source)))
     out.print(table)

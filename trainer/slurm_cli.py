@@ -24,6 +24,7 @@ def launch_slurm(
     """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into the queue again.
 
     All other words are those of `train`."""
+    from trainer.errors import printable
     from trainer.job import Job
     from trainer.ranks_cli import write_job
 
@@ -33,4 +34,4 @@ def launch_slurm(
     fields = ("recipe", "model", "data", "data_dir", "seed", "overrides", "bad_images", "again")
     slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
     write_job(["train", *words], Job(**{name: asked[name] for name in fields}), slurm, job)
-    typer.echo(f"{job}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {job}")
+    typer.echo(f"{printable(str(job))}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {printable(str(job))}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, STOPP
 from trainer.cell_run import Shared, Repeat, run_folder_of
 from trainer.errors import printable
 from trainer.failures import cell_folder
+from trainer.json_text import json_of
 
 PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the output is not a terminal
 _REFRESH_S = 0.5
@@ -49,15 +49,21 @@ def read_progress(folder: Path | None) -> Reading:
     if folder is None:
         return Reading()
     lines = _last_lines(folder / "metrics.jsonl")
-    losses = [line for line in lines if "loss_nats" in line]
-    scores = [line for line in lines if "top1_pct" in line]
-    speeds = [line["images_per_s"] for line in _last_lines(folder / "speed.jsonl") if "images_per_s" in line]
+    speeds = _last_lines(folder / "speed.jsonl")
     return Reading(
-        step=max((line["step"] for line in lines), default=0),
-        loss_nats=losses[-1]["loss_nats"] if losses else None,
-        top1_pct=scores[-1]["top1_pct"] if scores else None,
-        images_per_s=speeds[-1] if speeds else None,
+        step=max(_numbers(lines, "step"), default=0),
+        loss_nats=_last(lines, "loss_nats"),
+        top1_pct=_last(lines, "top1_pct"),
+        images_per_s=_last(speeds, "images_per_s"),
     )
+
+
+def _numbers(lines: Sequence[dict], name: str) -> list[float]:
+    return [line[name] for line in lines if isinstance(line.get(name), (int, float))]
+
+
+def _last(lines: Sequence[dict], name: str) -> float | None:
+    return (_numbers(lines, name) or [None])[-1]
 
 
 def _last_lines(path: Path) -> list[dict]:
@@ -70,7 +76,7 @@ def _last_lines(path: Path) -> list[dict]:
     lines = []
     for text in texts:
         try:
-            line = json.loads(text)
+            line = json_of(text)
         except ValueError:
             continue
         if isinstance(line, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -23,13 +22,14 @@ from trainer.table_query import COST_COLUMNS, DEFAULT_COLUMNS, View
 from trainer.table_rows import by_cell, errors_in, find_rows
 from trainer.table_texts import heading_of, is_text, shown_columns, text_of
 from trainer.tables import METRICS, Table, summarize
+from trainer.terminal import open_terminal
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
 def console() -> Console:
     """The terminal, as show.console gives it, without all that show prints: a table needs no torch."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+    return open_terminal(least_columns=160)
 
 
 def find_format(name: str) -> Callable[[View], str] | None:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from trainer.data.decode import BadImage, oddities
 from trainer.data.sets import FolderSet, ImageSet
+from trainer.terminal import readable
 
 _IMAGES_AT_ONCE = 4096  # a future each: bounds the memory
 _NUM_NAMED = 20
@@ -83,4 +84,4 @@ def _spread(report: DataReport) -> str:
 def _named(lines: tuple[str, ...]) -> Text:
     """As Text: a bracket in a path is no markup."""
     rest = len(lines) - _NUM_NAMED
-    return Text("\n".join(lines[:_NUM_NAMED]) + (f"\n… and {rest} more" if rest > 0 else ""), overflow="fold")
+    return Text(readable("\n".join(lines[:_NUM_NAMED])) + (f"\n… and {rest} more" if rest > 0 else ""), overflow="fold")

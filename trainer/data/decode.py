@@ -11,6 +11,8 @@ be in the files themselves: LA, RGBA, RGBX and CMYK as they lie, and .npy arrays
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ _ODD_MODES = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "1": "1-bit", "LA
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
 _NPY_MAGIC = b"\x93NUMPY"
+# Of all that PIL opens, what may lie under EXTENSIONS: others run programs (EPS runs Ghostscript) or are rarely looked at.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
+_LARGEST_FILE_MIB = 1024
 
 
 class BadImage(DataError):
@@ -133,12 +138,15 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> Image.Image | np.ndarray:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE_MIB * 2**20:
+        raise ValueError(f"no file, or one of more than {_LARGEST_FILE_MIB} MiB")
     content = path.read_bytes()
     if not content:
         raise ValueError("0 bytes")
     if content.startswith(_NPY_MAGIC):
         return np.load(io.BytesIO(content), allow_pickle=False)
-    return Image.open(io.BytesIO(content))
+    return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
 def _in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:

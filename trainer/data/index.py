@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import time
 from array import array
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.errors import UserError
+from trainer.json_text import json_file
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 EXTENSIONS += (".npy",)  # images of any number of channels
@@ -43,12 +45,20 @@ class Index:
         self.folder, self.classes, self.fingerprint = folder, classes, fingerprint
         self._stem = stem
         self._paths, self._offsets, self.labels, self.sizes = (
-            np.load(_array_file(stem, name), mmap_mode="r") for name in ARRAYS
+            np.load(_array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in ARRAYS
         )
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again: the arrays are not copied."""
         return Index, (self.folder, self._stem, self.classes, self.fingerprint)
+
+    def check(self) -> None:
+        """Read all of the arrays once. Raises ValueError where they are not those that the fingerprint is of."""
+        arrays = dict(zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True))
+        if any(values.dtype != ARRAYS[name] or values.ndim != 1 for name, values in arrays.items()):
+            raise ValueError("arrays of another kind")
+        if _fingerprint(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(self.classes):
+            raise ValueError("arrays of another split")
 
     @property
     def num_images(self) -> int:
@@ -86,7 +96,7 @@ def open_index(root: Path, split: str) -> Index:
     record = cache_folder() / "index" / name / f"{split}.json"
     try:
         return _open_cached(folder, record)
-    except (OSError, ValueError, EOFError, KeyError):  # none yet, stale, or damaged
+    except Exception:  # none yet, stale, or damaged in any way
         return build_index(folder, classes, record)
 
 
@@ -149,13 +159,15 @@ def _array_file(stem: Path, name: str) -> Path:
 
 
 def _open_cached(folder: Path, record: Path) -> Index:
-    facts = json.loads(record.read_bytes())
+    facts = json_file(record)
     if facts["layout"] != _LAYOUT or facts["folder"] != os.path.abspath(folder):
         raise ValueError("of another layout or folder")
     for name, stamp in facts["stamps"].items():
         if os.stat(folder / name).st_mtime_ns != stamp:
             raise ValueError("stale")
-    return Index(folder, _stem(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
+    found = Index(folder, _stem(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
+    found.check()
+    return found
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -227,9 +239,12 @@ def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
 
 def _size(entry: os.DirEntry) -> int:
     try:
-        return entry.stat().st_size
-    except FileNotFoundError:
+        about = entry.stat()
+    except OSError:  # a link that leads nowhere, or in a circle
         return 0
+    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+        raise DataError(f"{entry.path}: a pipe or a device; an image in its place, or nothing, would do")
+    return about.st_size
 
 
 def _fingerprint(arrays: dict[str, np.ndarray]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ _IDX_SETS = {  # torchvision's class (and folder), names of the classes
     "fashion-mnist": ("FashionMNIST", _GARMENTS),
 }
 _IDX_PREFIX = {"train": "train", "val": "t10k"}
+_LARGEST_IDX_MIB = 256  # unpacked: five times the largest there is, so that a few bytes do not become all of the memory
 _CIFAR_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
@@ -181,8 +183,17 @@ def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
     for place in places:
         images, labels = (_idx_file(place, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
         if images and labels:
-            return ArraySet(_read_idx(images), _read_idx(labels).astype(np.int64), classes)
+            return _checked_idx(images.parent, _read_idx(images), _read_idx(labels), classes)
     raise DataError(f"{root}: holds images of {name} but not their labels; all four idx files would do")
+
+
+def _checked_idx(folder: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ArraySet:
+    """Images with their labels. Raises DataError where the two do not belong together."""
+    fits = images.ndim == 3 and images.size > 0 and labels.shape == images.shape[:1]
+    if not fits or labels.max(initial=0) >= len(classes):
+        shapes = f"images {list(images.shape)}, labels {list(labels.shape)} up to {labels.max(initial=0)}"
+        raise DataError(f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; the files fetched anew would do")
+    return ArraySet(images, labels.astype(np.int64), classes)
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -192,17 +203,21 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 def _read_idx(path: Path) -> np.ndarray:
     """An idx file of bytes: two zeros, type 8, the number of dimensions, each as a big-endian 32-bit number, values."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read(_LARGEST_IDX_MIB * 2**20 + 1)
+        if len(content) > _LARGEST_IDX_MIB * 2**20:
+            raise ValueError(f"more than {_LARGEST_IDX_MIB} MiB")
         num_dimensions = content[3]
         shape = np.frombuffer(content, ">i4", num_dimensions, offset=4)
         if content[:3] != b"\0\0\x08":
             raise ValueError("not an idx file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataError(f"{path}: damaged ({error}); the file fetched anew would do") from None
 
 
 def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
+    """Its files are pickles, which may run anything: torchvision opens them only where they have the published MD5."""
     import torchvision
 
     root = data_dir or cache_folder() / "data"

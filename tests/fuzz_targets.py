@@ -1,0 +1,266 @@
+"""Every reader of what somebody else may have written, with endless damaged inputs for it."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fuzzed import Mutator
+from plans import small_plan
+from test_results import ROW
+from trainer import table_show
+from trainer.ablation import ablation_paths, load_ablation
+from trainer.cells import row_key
+from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.compare import differences, read_curves
+from trainer.data.decode import oddities, read_image, train_square
+from trainer.data.index import open_index
+from trainer.data.sets import open_set
+from trainer.job import Job, plan_of, write_plan
+from trainer.load import parse
+from trainer.names import inside
+from trainer.plan import make_plan
+from trainer.profiles import PROFILES, find_profile
+from trainer.recipe import apply_overrides, load_recipe, recipe_paths
+from trainer.results import read_row, row_path, rows_folder
+from trainer.run_folder import plan_of_run
+from trainer.settings import make_settings
+from trainer.state import State
+from trainer.sweep_table import read_progress
+from trainer.terminal import Terminal
+
+OVERRIDES = (
+    "epochs=5 loss.name=ce", "lr.peak=5e-3 lr.warmup_epochs=2", "mix={name: mixup, alpha: 0.2}", "smoothing=null drop_path=0.1",
+    "augment.rand_augment.magnitude=9", "optimizer.name=adamw optimizer.weight_decay=0.05", "batch.images=64 batch.norm_images=16",
+    "'model.norm={name: group_norm, groups: 8, eps: 1e-5}'", "average={name: ema, decay: 0.99, every_steps: 4}", "image.train_px=64",
+)  # fmt: skip
+
+
+def pages(mutate: Mutator, folder: Path):
+    """Recipes: whole pages, read, folded for a model, planned for the digits."""
+    texts = [path.read_text() for path in recipe_paths()]
+    path = folder / "recipe.yaml"
+    while True:
+        text = mutate.text(mutate.chosen(texts))
+        if mutate.below(20) == 0:
+            path.write_bytes(mutate.bytes(text.encode(errors="surrogatepass")))
+        else:
+            path.write_text(text, errors="surrogatepass")
+        yield lambda: plan_of(Job(str(path), "resnet50")).recipe.to_yaml()
+
+
+def profiles(mutate: Mutator, folder: Path):
+    """Profiles of a user's own, and words of data=."""
+    page = "name: mine\nnum_classes: 10\nnum_train: 1000\nnum_val: 100\nmean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\nadapt: {train_px: 32, epochs: 3}\n"
+    path = folder / "mine.yaml"
+    while True:
+        path.write_text(mutate.text(page), errors="surrogatepass")
+        name = mutate.chosen((str(path), mutate.text("digits").replace("\0", "")))
+        yield lambda: find_profile(name)
+
+
+def overrides(mutate: Mutator, folder: Path):
+    """set=, over pages that are whole."""
+    recipes = [load_recipe(path).for_model("resnet50") for path in recipe_paths()]
+    while True:
+        recipe, text = mutate.chosen(recipes), mutate.text(mutate.chosen(OVERRIDES))
+        yield lambda: make_plan(apply_overrides(recipe, text)[0], "resnet50", PROFILES["imagenet-1k"])
+
+
+def values(mutate: Mutator, folder: Path):
+    """YAML text as it is: no page that its values would have to fit."""
+    while True:
+        text = mutate.text(mutate.chosen(("{a: 1, b: [x, y]}", "a: 1\nb:\n  - x\n  - {c: 2.5}\n", "5e-3", "'x'")))
+        yield lambda: parse(text, "set", reads_bare_exponents=True)
+
+
+def rows(mutate: Mutator, folder: Path):
+    """Rows: read from the store, compared, printed, held against cells."""
+    rows_folder(folder).mkdir(exist_ok=True)
+    path, data = row_path(folder, ROW.run), json.loads(ROW.as_json())
+    data["deviations"] = [{"path": "epochs", "before": "600", "after": "10", "origin": "set"}]
+    out = Terminal(file=io.StringIO(), width=120)
+
+    def read():
+        row = read_row(folder, ROW.run)
+        row_key(row), row.as_json(), inside(folder, row.run, "run")
+        differences(row, ROW), table_show.print_comparison(out, row, ROW, folder)
+        out.file.seek(0), out.file.truncate()
+
+    while True:
+        path.write_bytes(mutate.json(data))
+        yield read
+
+
+def indexes(mutate: Mutator, folder: Path):
+    """The cached index of an image folder: whatever lies there, the folder's own files are found."""
+    root = folder / "photos"
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True, exist_ok=True)
+            for number in range(3):
+                (root / split / name / f"{number}.jpg").write_bytes(b"x" * number)
+    for place, _, _ in os.walk(root):
+        os.utime(place, (1e9, 1e9))
+    found = open_index(root, "train")
+    expected = [found.path(i) for i in range(found.num_images)]
+    files = {path: path.read_bytes() for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("train*") if path.is_file()}
+
+    def read():
+        again = open_index(root, "train")
+        assert [again.path(i) for i in range(again.num_images)] == expected and again.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+    while True:
+        damaged = mutate.chosen(sorted(files))
+        for path, content in files.items():
+            is_json = path.suffix == ".json"
+            path.write_bytes((mutate.json(json.loads(content)) if is_json else mutate.bytes(content)) if path == damaged else content)
+        yield read
+
+
+def checkpoints(mutate: Mutator, folder: Path):
+    """Checkpoints with a checksum that fits: somebody else's, not a disk's, damage."""
+    state = {"weights": torch.arange(6.0).reshape(2, 3), "progress": {"step": 3, "scores": {"model": {"num_top1": 3}}}, "none": None}
+    path = save_checkpoint(folder / "checkpoints", 3, state)
+    content = path.read_bytes()
+    while True:
+        damaged = mutate.bytes(content)
+        path.write_bytes(damaged)
+        path.with_suffix(".sha256").write_text(hashlib.sha256(damaged).hexdigest())
+        yield lambda: load_checkpoint(path.parent, lambda line: None)
+
+
+def states(mutate: Mutator, folder: Path):
+    """Checkpoints that open, but hold another state than the run's."""
+    state = State(small_plan(), make_settings("cpu", workers="0"), folder / "run")
+    saved = _lists(state.facts())
+
+    def resumed():
+        state.resume()
+        state.progress.step + state.progress.loss_steps
+
+    while True:
+        (folder / "run").mkdir(exist_ok=True)
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        save_checkpoint(folder / "run" / "checkpoints", 3, mutate.tree(saved))
+        yield resumed
+
+
+def _lists(data):
+    """Plain data that a mutator knows its way in; tensors stay."""
+    if isinstance(data, dict):
+        return {key: _lists(part) for key, part in data.items()}
+    return [_lists(part) for part in data] if isinstance(data, (list, tuple)) else data
+
+
+def images(mutate: Mutator, folder: Path):
+    """Image files of every kind, in every number of channels."""
+    written = [_image(*kind) for kind in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("PPM", "RGB"), ("EPS", "RGB"))]
+    array = io.BytesIO()
+    np.save(array, np.zeros((9, 8, 4), np.uint8))
+    written.append(array.getvalue())
+    path = folder / "image.jpg"
+    while True:
+        path.write_bytes(mutate.bytes(mutate.chosen(written)))
+        channels = mutate.chosen((1, 3, 4))
+
+        def read():
+            image = read_image(path, channels)
+            train_square(image, (0, 0, 2, 2), Image.Resampling.BILINEAR, 4), oddities(path, channels)
+
+        yield read
+
+
+def _image(kind: str, mode: str) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels[:, :, :3])
+    image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    content = io.BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+def ablations(mutate: Mutator, folder: Path):
+    """Pages of ablations."""
+    texts = [text for path in ablation_paths() if len(text := path.read_text()) < 5000]
+    path = folder / "mine.yaml"
+    while True:
+        path.write_text(mutate.text(mutate.chosen(texts)), errors="surrogatepass")
+        yield lambda: load_ablation(path)
+
+
+def run_folders(mutate: Mutator, folder: Path):
+    """What a run left: its plan, its page, its curves."""
+    job, run = Job("A2", "test_resnet"), folder / "run"
+    write_plan(run, job, plan_of(job))
+    lines = [{"step": 10, "epoch": 0.2, "loss_nats": 0.7, "lr": 0.01}, {"step": 45, "epoch": 1, "weights": "model", "top1_pct": 12.5}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = {path: path.read_bytes() for path in run.iterdir()}
+
+    def read():
+        read_progress(run)
+        plan_of_run(run)
+        read_curves(run, ROW)
+
+    while True:
+        damaged = mutate.chosen(sorted(files))
+        for path, content in files.items():
+            path.write_bytes(content if path != damaged else mutate.json(json.loads(content)) if path.suffix == ".json" else mutate.bytes(content))
+        yield read
+
+
+def idx_files(mutate: Mutator, folder: Path):
+    """The files that MNIST comes in, packed and not."""
+    import gzip
+
+    profile = PROFILES["mnist"].model_copy(update={"num_train": 3, "num_val": 3})
+    contents = {
+        "images-idx3": struct.pack(">4B3i", 0, 0, 8, 3, 3, 4, 4) + bytes(range(48)),
+        "labels-idx1": struct.pack(">4Bi", 0, 0, 8, 1, 3) + bytes([1, 2, 3]),
+    }
+    while True:
+        packed = mutate.below(2)
+        damaged = mutate.chosen(sorted(contents))
+        for old in folder.glob("train-*"):
+            old.unlink()
+        for name, content in contents.items():
+            content = gzip.compress(content) if packed else content
+            path = folder / f"train-{name}-ubyte{'.gz' * packed}"
+            path.write_bytes(mutate.bytes(content) if name == damaged else content)
+
+        def read():
+            found = open_set(profile, folder, "train")
+            assert found.labels.max() < 10 and found.read(2).size
+
+        yield read
+
+
+def names(mutate: Mutator, folder: Path):
+    """Names of runs, cells and pages, as paths and on a terminal."""
+    out = Terminal(file=io.StringIO(), width=100)
+
+    def read(name):
+        out.file.seek(0), out.file.truncate()
+        out.print(name, markup=False)
+        shown = out.file.getvalue()
+        assert all(mark.isprintable() or mark in "\n" or mark.isspace() for mark in shown) and "\x1b" not in shown, shown
+        path = inside(folder, name, "run")
+        assert path.parent == folder and path.resolve().parent == folder.resolve() and row_path(folder, name).parent == rows_folder(folder)
+
+    while True:
+        name = mutate.text(mutate.chosen(("A1.v1-resnet50-digits-s0-abcdef", "a", "norm-micro-batch", "..")))
+        yield lambda: read(name)
+
+
+# How many of 20,000: as many as each is worth, and cheap.
+TARGETS = {
+    pages: 2500, profiles: 1000, overrides: 3000, values: 2200, rows: 4000, indexes: 1000, checkpoints: 1500, states: 100,
+    images: 2500, ablations: 400, run_folders: 500, idx_files: 800, names: 500,
+}  # fmt: skip

@@ -1,0 +1,59 @@
+"""The cores that this process may use."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def num_cores() -> int:
+    """The cores of this process's affinity, and no more than its control group has time for: a container's --cpus=."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = group_cores()
+    return own if share is None else max(1, min(own, math.ceil(share)))
+
+
+def group_cores(root: Path = Path("/")) -> float | None:
+    """The processor time of this process's control group, in cores; None where none is set. root: of the file system.
+
+    Source: Linux's cgroup-v2 (cpu.max) and cgroup-v1 (cpu.cfs_quota_us) documentation; a group's limit is one of all
+    below it, and inside a container its own group may stand at the top.
+    """
+    shares = [share for folder in _groups(root) if (share := _share_of(folder)) is not None]
+    return min(shares, default=None)
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / controllers
+        names = [name for name in path.split("/") if name]
+        for depth in range(len(names) + 1):
+            yield top.joinpath(*names[:depth])
+
+
+def _share_of(folder: Path) -> float | None:
+    for read in (_of_version_2, _of_version_1):
+        try:
+            quota, period = read(folder)
+            return quota / period if quota > 0 and period > 0 else None
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
+
+
+def _of_version_2(folder: Path) -> tuple[int, int]:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return int(quota), int(period)
+
+
+def _of_version_1(folder: Path) -> tuple[int, int]:
+    return tuple(int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
