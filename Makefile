@@ -12,8 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
-TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway pytest
+TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -34,16 +34,17 @@ quoted = '$(subst $(newline),$(space),$(subst ','\'',$(value $(1))))'
 flags = $(foreach name,$(filter $(filter-out again,$(1)),$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
 fail_fast_flag = $(if $(filter fail_fast,$(written)),$(if $(filter-out 0 no false,$(value fail_fast)),--fail-fast))
 anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(value anyway)),--anyway))
+evaluate_flag = $(if $(filter evaluate,$(written)),$(if $(filter-out 0 no false,$(value evaluate)),--evaluate,--no-evaluate))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval test drill bench help setup clean
+.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval verify doctor test drill bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
 nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
 .DEFAULT:
 	$(error $@: no such target; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$@)' $$(sed -n 's/^.PHONY: //p' $(firstword $(MAKEFILE_LIST)))) (make help))
 
-train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs)
+train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every)
 	@$(RSB) train $(call flags,$(TRAIN_VARIABLES)) $(again_flag)
 
 plan: $(VENV)/.ready  ## what a run or an ablation would do, without doing it (recipe model data data_dir seed set, or ablation measure data_dir device precision workers results)
@@ -85,11 +86,18 @@ check-data: $(VENV)/.ready  ## decode every image of a data set, list the bad an
 eval: $(VENV)/.ready  ## score a run's exported model again (run device precision workers data_dir runs results)
 	@$(RSB) eval $(call flags,run device precision workers data_dir runs results)
 
-test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
-	@$(VENV)/bin/python -m pytest -n auto --dist worksteal $(if $(filter pytest,$(written)),$(value pytest))
+verify: $(VENV)/.ready  ## check a run folder: checksums, plan, row, store, curves, weights, and its score once more (run evaluate device precision workers data_dir runs results)
+	@$(RSB) verify $(call flags,run device precision workers data_dir runs results) $(evaluate_flag)
 
-drill: $(VENV)/.ready  ## the tests that kill, lose and take up processes for minutes (pytest="flags for pytest")
-	@$(VENV)/bin/python -m pytest -n auto --dist worksteal -m drill $(if $(filter pytest,$(written)),$(value pytest))
+doctor: $(VENV)/.ready  ## does this machine train? Packages, GPUs, disk, a step on each device, and what mends what is missing (runs results)
+	@$(RSB) doctor $(call flags,runs results)
+
+test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
+	@PYTEST_ADDOPTS="-n auto --dist worksteal "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
+
+drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then the tests that kill, lose and take up processes for minutes (pytest="flags for pytest")
+	@$(RSB) drill
+	@PYTEST_ADDOPTS="-n auto --dist worksteal -m drill "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
 
 bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
@@ -118,6 +126,7 @@ help:  ## this list
 #: loader who reads images: auto or torch
 #: bad_images fail (default) or skip: take another image by a fixed rule, counted, at most 1 %
 #: checkpoint_s least seconds between two checkpoints; default 60
+#: keep_every epochs between two checkpoints that stay: keep_every=50; default 0: only the last two do
 #: runs folder of the run folders; default runs
 #: results the store of rows; default results
 #: again again=1 makes a new run where the row is there already
@@ -128,7 +137,7 @@ help:  ## this list
 #: format of make table: terminal (default), md, csv or tex, printed alone
 #: row a run's name, for make reproduce; anyway=1 runs it though page, data or versions are others now
 #: a,b the two pages of make diff, or the two runs of make compare
-#: run a run's name, for make eval
+#: run a run's name, or its folder, for make eval and make verify; evaluate=0: without scoring it once more
 #: models,recipes some of make matrix's: models="resnet18 convnext_atto" recipes="A1 A2"
 #: ablation a page of ablations/: norm-micro-batch, or a path to a .yaml; for make plan, make ablate and make table
 #: measure of make plan ablation=: steps to time for the estimate, at most; default 20, 0 for none
@@ -140,6 +149,9 @@ help:  ## this list
 #: jobs of make ablate: runs at a time; absent: one for each GPU, one without GPUs, what fits on a cluster
 #: gpus ranks, each on a GPU of its own: gpus=4; of make ablate: how many to use, one for each run; absent: all
 #: procs ranks on the CPU: procs=2
+#: micro_batch page (default), or auto: where memory runs out, the same step again in smaller pieces
+#: activation_checkpointing 1: activations are made again in the backward pass; less memory, the same result; default 0
+#: inject faults on purpose: inject=kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20
 #: retries of make ablate: how often this call tries again what failed; default 0: the next call does
 #: fail_fast fail_fast=1: make ablate stops at the first failure
 #: on here (default) or ray: where make ablate runs

@@ -209,6 +209,15 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
     }
 
 
+def killed_run(ranks, folder: str, overrides: str, bad_rank: int, step: int) -> dict:
+    """A run in which one rank is killed in the middle of a step."""
+    from killed import strike_at
+
+    if ranks.rank == bad_rank:
+        strike_at("step", step)
+    return whole_run(ranks, folder, overrides)
+
+
 def diverging(ranks, folder: str, bad_rank: int) -> dict:
     """A run in which one rank's loss is no number from step 7 on."""
     step = train.optimizer_step

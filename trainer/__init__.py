@@ -8,6 +8,7 @@
     streams      all randomness, a pure function of (seed, purpose, indices)
     data         index, order, decoding, sets, loader, and the preparation of a micro-batch on the device
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms
+    pieces       a micro-batch that memory does not hold, in pieces; recompute: activations made again instead of kept
     state        what a run carries from step to step, saved and taken up again
     evaluate     exact counts over one pass
     ranks        several processes that make one run; place: which this is, meeting: how they come and end together,
@@ -19,9 +20,10 @@
     overrides    departures from a page, recorded
     load, check  YAML to typed values, or one line with file and line; tree: paths into pages
     settings     where and on what a run runs
-    checkpoint   files that a kill leaves whole
+    checkpoint   files that a kill leaves whole; saver: writes them beside the training; kept_file: what grows and loses
+                 nothing; disk: one that takes nothing; room: is there enough; ending: what a run leaves at its end, and where
     export       the trained model as timm takes it; run_folder: what a run left, read back; rescore: its score once more
-    log          the only writer to the terminal and the curves during a run; pictures: what it shows
+    log          the only writer to the terminal and the curves during a run; pictures: what it shows; board: for TensorBoard
     explain      where each value comes from; show: what the commands print
     matrix       every page on a model of every family: one real step, or the reason why not
     ablation     one question's page and the cells that answer it; designs: how they are made; budget: how long they train
@@ -39,7 +41,10 @@
                  report_curves: the curves kept for it; report_hparams: the rows for TensorBoard
     compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli
     cli          commands
-    stop, errors, provenance
+    doctor       does this machine train; doctor_finding: a line of it, doctor_probes, doctor_steps: what it asks and tries; doctor_show, doctor_cli
+    verify       is a run folder whole, and its row's; verify_curves: of metrics.jsonl; verify_show, verify_cli
+    inject       faults on purpose; drill: all of them on the digits, what was promised and seen; drill_cli: its command
+    stop, errors, provenance; names: what may become a file; terminal: what may be printed; json_text; cores
 
     range_test   the story of `make lr-find`: which learning rate, or other number, to train with; `lr_find` for notebooks
     range_race   the decision, from curves alone; range_rules: what one curve says

@@ -99,10 +99,24 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
     for path in paths:
         damage = _damage(path)
         if damage is None:
-            return torch.load(path, map_location=device, weights_only=True)
+            try:
+                return _opened(path, device)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:  # its checksum is right: whatever torch raises over somebody else's bytes
+                damage = f"it cannot be read: {type(error).__name__}"
         remedy = "none is left, the run starts anew" if path == paths[-1] else "falling back to the one before it"
         say(f"checkpoint {path.name} is damaged ({damage}): {remedy}")
     return None
+
+
+def _opened(path: Path, device: str) -> dict:
+    import torch
+
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise TypeError("no state")
+    return state
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -143,7 +157,7 @@ def _sync_folder(folder: Path) -> None:
 def _newest_first(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.glob("step_*.pt") if path.stem[5:].isdigit()]
+    paths = [path for path in folder.glob("step_*.pt") if path.stem[5:].isascii() and path.stem[5:].isdigit() and path.is_file()]
     return sorted(paths, key=lambda path: int(path.stem[5:]), reverse=True)
 
 

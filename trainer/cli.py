@@ -48,6 +48,18 @@ PartOf = Annotated[str | None, typer.Option(hidden=True, help="For the row: what
 CheckpointS = Annotated[
     float, typer.Option("--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints.")
 ]
+MicroBatch = Annotated[
+    str,
+    typer.Option("--micro-batch", "--micro_batch", help="page, or auto: where memory runs out, the same step in smaller pieces."),
+]
+Checkpointing = Annotated[
+    int,
+    typer.Option("--activation-checkpointing", "--activation_checkpointing", min=0, max=1, help="1: less memory, more time, the same result."),
+]
+Inject = Annotated[str, typer.Option(help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20.")]
+KeepEvery = Annotated[
+    int, typer.Option("--keep-every", "--keep_every", min=0, help="Epochs between two checkpoints that stay; 0: only the last two do.")
+]
 BadImages = Annotated[str, typer.Option("--bad-images", "--bad_images", help="fail, or skip: take another image instead, counted, at most 1 %.")]
 
 
@@ -89,6 +101,10 @@ def train(
     cell: PartOf = None,
     gpus: Gpus = None,
     procs: Procs = None,
+    micro_batch: MicroBatch = "page",
+    activation_checkpointing: Checkpointing = 0,
+    inject: Inject = "",
+    keep_every: KeepEvery = 0,
 ) -> None:
     """Train a model by a recipe and store the run's row. The same command goes on where a run was stopped."""
     from trainer.stop import StopRequest
@@ -101,6 +117,8 @@ def train(
         check_loader(loader)
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results, "checkpoint_s": checkpoint_s}
+        machine |= {"micro_batch": micro_batch, "activation_checkpointing": bool(activation_checkpointing), "inject": inject}
+        machine |= {"keep_every": keep_every}
         code = train_job(job, device, machine, gpus, procs, stop)
     raise typer.Exit(code)
 
@@ -223,9 +241,10 @@ def evaluate(
     """Score the exported model of a run again; exit 1 where it is not the row's score."""
     from trainer import show
     from trainer.rescore import rescore
+    from trainer.run_folder import find_run_folder
     from trainer.settings import make_settings
 
-    folder = Path(run) if (Path(run) / "plan.json").exists() else runs / run
+    folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
     raise typer.Exit(0 if show.rescored(show.console(), *rescore(folder, settings, data_dir)) else 1)
 
@@ -260,4 +279,4 @@ def matrix(
         write_atomically(results / "matrix.md", table.encode())
 
 
-from trainer import lr_find_cli, slurm_cli, table_cli  # noqa: E402, F401  put their commands beside these
+from trainer import doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +13,21 @@ from rich.console import Console
 from trainer import provenance
 from trainer.adapt import adaptation
 from trainer.checkpoint import write_atomically
-from trainer.claims import claimed
+from trainer.claims import Claim, claimed, make_folder
 from trainer.data.index import DataError
+from trainer.disk import must_write
+from trainer.ending import EXIT_UNWRITTEN, end_run, rescued, write_curves
 from trainer.explain import shown
+from trainer.inject import touches_result
 from trainer.load import Positions
+from trainer.names import check_links, inside
+from trainer.memory import peak_mem_mib
 from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile, find_profile
 from trainer.ranks import Ranks, alone
 from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths
-from trainer.results import Row, RowDeviation, read_row, store_row
+from trainer.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.settings import Settings
 from trainer.stop import StopRequest
 
@@ -109,7 +112,7 @@ def run_job(
     name = ranks.broadcast(run_name(job, plan, settings, data.fingerprint) if ranks.is_first else "")
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
-        with claimed(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
+        with _claimed(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
             row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
             if not ranks.any(row is not None):
                 return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
@@ -118,29 +121,71 @@ def run_job(
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
 
 
+def _claimed(folder: Path) -> Claim:
+    inside(folder.parent, folder.name, "run")
+    check_links(folder)
+    with must_write(folder):
+        return claimed(folder)
+
+
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
 
 def _run_to_row(name: str, job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest, ranks: Ranks) -> tuple:
-    from trainer.export import export_model
     from trainer.train import run
 
     folder = settings.runs / name
     if ranks.is_first:
-        write_plan(folder, job, plan)
+        with must_write(folder):
+            write_plan(folder, job, plan)
     outcome = run(plan, settings, data, folder, console, stop, ranks)
     if outcome.status == "stopped":
-        return EXIT_STOPPED, None
+        if not ranks.any(outcome.state.saver.error is not None):
+            return EXIT_STOPPED, None
+        if ranks.is_first:
+            missing = rescued(outcome, outcome.unsaved, lambda to: _write_stopped(to, job, plan, outcome))
+            console.print(f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return EXIT_UNWRITTEN, None
     if not ranks.is_first:
         return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
-    digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
-    row = make_row(name, plan, settings, data, outcome, digest)
-    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
-    # The folder's copy first: once the store has the row, the same command does nothing more.
-    write_atomically(folder / "row.json", row.as_json())
-    store_row(settings.results, row)
+    row, missing = end_run(
+        outcome,
+        lambda to: _write_end(to, job, plan, settings, data, outcome),
+        lambda row: _store(settings.results, row, folder, console),
+        row_path(settings.results, name),
+        lambda: stop.is_requested,
+    )
+    if missing:
+        console.print(f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        return EXIT_UNWRITTEN, row
     return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
+
+
+def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
+    """Write all that a run ends with into its folder, or into one that takes its place. Raises OSError."""
+    from trainer.export import export_model
+
+    _write_stopped(folder, job, plan, outcome)
+    digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
+    row = make_row(outcome.state.folder.name, plan, settings, data, outcome, digest)
+    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
+    write_atomically(folder / "row.json", row.as_json())
+    return row
+
+
+def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
+    make_folder(folder)
+    if not (folder / "plan.json").exists():
+        write_plan(folder, job, plan)
+    write_curves(outcome, folder)
+
+
+def _store(results: Path, row: Row, folder: Path, console: Console) -> None:
+    if not touches_result(row.injected):
+        store_row(results, row)
+        return
+    console.print(f"the row stays out of the store: inject={','.join(row.injected)}; it is {folder / 'row.json'}", style="yellow", markup=False)
 
 
 def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
@@ -185,6 +230,16 @@ def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
     )
 
 
+def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
+    """Of a row: norms sampled fewer images than the page says, as memory had run out under micro_batch=auto."""
+    from trainer.pieces import norm_images_used
+
+    asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
+    if used == asked:
+        return ()
+    return (RowDeviation(path="batch.norm_images", before=str(asked), after=str(used), origin="memory"),)
+
+
 def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None) -> Row:
     """The row of an outcome."""
     from trainer.models import gmacs, num_parameters
@@ -204,7 +259,7 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         data_fingerprint=data.fingerprint,
         split="val",
         seed=plan.seed,
-        deviations=deviation_rows(plan),
+        deviations=deviation_rows(plan) + deviation_of_memory(state),
         status=outcome.status,
         scored=state.scored,
         top1_pct=_percent(scores, "num_top1"),
@@ -229,6 +284,8 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         world_size=plan.world_size,
         bitwise=settings.is_bitwise and not progress.changes,
         changes=tuple(progress.changes),
+        injected=tuple(progress.injected),
+        activation_checkpointing=settings.activation_checkpointing,
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),
@@ -240,13 +297,3 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
 
 def _percent(scores: dict | None, count: str) -> float | None:
     return 100 * scores[count] / scores["num_images"] if scores else None
-
-
-def peak_mem_mib(settings: Settings) -> float:
-    """The most memory held: of the GPU where the run has one, else of this process."""
-    if settings.device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(settings.device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

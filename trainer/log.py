@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from trainer.board import Board
 from trainer.disk import Troubles
 from trainer.kept_file import KeptFile
+from trainer.terminal import readable
 
 PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
 
@@ -80,7 +81,7 @@ class Log:
     def say(self, line: str, style: str | None = None) -> None:
         """One line for the reader, on the terminal and in log.txt."""
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-        self._write("log.txt", self._text, line + "\n")
+        self._write("log.txt", self._text, readable(line) + "\n")
 
     def window(self, step: int, epoch: float, loss_nats: float, lr: float, images_per_s: float, wait_share: float) -> None:
         """The mean training loss since the last window, after `step` steps; how fast, and how long data was awaited."""

@@ -1,8 +1,9 @@
-"""The C library's memory, kept for the next step."""
+"""The memory of this process: kept for the next step, and counted."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 # Numbers of mallopt's options, from glibc's malloc.h.
@@ -23,3 +24,13 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # musl has none
         return False
     return bool(options(_MMAP_THRESHOLD, _NEVER_BYTES) and options(_TRIM_THRESHOLD, _NEVER_BYTES))
+
+
+def peak_mem_mib(settings) -> float:
+    """The most memory held: of the GPU where the run has one, else of this process."""
+    if settings.device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(settings.device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,13 +12,18 @@ import torch
 from torch import nn
 
 from trainer import provenance
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import load_checkpoint
+from trainer.disk import END_S, keep_trying, why
+from trainer.errors import UserError
 from trainer.gradients import Gradients
+from trainer.inject import Faults
 from trainer.ingredients.optimizers import param_groups
 from trainer.log import Log, SilentLog
 from trainer.models import build_model
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
+from trainer.recompute import recompute_activations
+from trainer.saver import Saver
 from trainer.settings import Settings
 from trainer.statistics import StepStatistics
 
@@ -33,7 +38,8 @@ class Progress:
     step: optimizer steps done. evaluated_step: the step of the last evaluation. loss_sum, loss_steps: of the training
     losses since the last line of metrics. metrics_bytes: the length of metrics.jsonl. num_seen: images trained on.
     train_s: seconds in the loop, evaluations left out. scores: of the last evaluation, by weights ("model", "average").
-    machine: what may move the last digits, as the last process found it. changes: where a later process found otherwise.
+    machine: what may move the last digits, as the last process found it. changes: where a later process found otherwise,
+    and where memory ran out. num_pieces: of each micro-batch, since then. injected: faults on purpose that touch the row.
     """
 
     step: int = 0
@@ -47,6 +53,18 @@ class Progress:
     scores: dict[str, dict] = field(default_factory=dict)
     machine: dict[str, str] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
+    num_pieces: int = 1
+    injected: list[str] = field(default_factory=list)
+
+
+def progress_of(facts: dict) -> Progress:
+    """The progress that a checkpoint tells. Raises ValueError for what is none."""
+    expected = Progress()
+    for name, value in facts.items():
+        kind = type(getattr(expected, name))
+        if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and value < 0):
+            raise ValueError(f"progress.{name} is {value!r}"[:100])
+    return Progress(**facts)
 
 
 class State:
@@ -56,16 +74,21 @@ class State:
         self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = build_model(plan).to(settings.device, memory_format=memory_format)
+        if settings.activation_checkpointing:
+            recompute_activations(self.model)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
-        self.step_statistics = StepStatistics(self.model)
+        self.step_statistics = StepStatistics(self.model, is_made_again=settings.activation_checkpointing)
         self.gradients = Gradients(self.model.parameters(), ranks)
+        self.faults = Faults(settings.inject, plan, folder, ranks)
+        self.say = _say_nothing
         self.progress = Progress(machine=self._machine())
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
-        self._saved_s = time.monotonic()
+        self.saver = Saver(folder / "checkpoints", settings.checkpoint_s)
+        self._begun: tuple[int, int] | None = None  # step and evaluated_step of the checkpoint begun last
 
     def weights(self) -> dict[str, nn.Module]:
         """The models that are evaluated: the trained one and, where the recipe keeps one, its average."""
@@ -89,17 +112,28 @@ class State:
         if saved is None:
             self.check_equal()
             return notes
+        try:
+            self._take(saved)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever torch raises over a state of another kind
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            where = self.folder / "checkpoints"
+            raise UserError(f"{where}: another run's state ({type(error).__name__}: {reason}); without it the run would start anew") from None
+        self.saver.last_step = self.progress.step
+        self.loss_sum.fill_(self.progress.loss_sum)
+        self.check_equal()
+        notes.append(f"going on after step {self.progress.step} of {self.plan.num_steps}")
+        return notes + self._note_changes()
+
+    def _take(self, saved: dict) -> None:
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved["scaler"])
         if self.average:
             self.average.load_state_dict(saved["average"])
-        self.progress = Progress(**saved["progress"])
-        self.loss_sum.fill_(self.progress.loss_sum)
-        self.check_equal()
-        notes.append(f"going on after step {self.progress.step} of {self.plan.num_steps}")
-        return notes + self._note_changes()
+        self.progress = progress_of(saved["progress"])
 
     def _note_changes(self) -> list[str]:
         """Compare this machine with the one that saved: a run that went on elsewhere is not one to compare bit for bit."""
@@ -124,30 +158,71 @@ class State:
         if not self.ranks.is_same(_fingerprint(tensors)):
             raise RuntimeError(f"the weights differ between ranks after step {self.progress.step}: ranks of unlike devices?")
 
-    def save(self, log: Log | SilentLog) -> bool:
-        """Write a checkpoint on rank 0, unless the weights are on their way to nowhere; was it written?"""
+    def save_if_due(self, log: Log | SilentLog) -> None:
+        """Begin a checkpoint where rank 0's clock says that it is time for one, or where keep_every= wants one."""
+        if self.ranks.is_first:
+            self._tell(log)
+        is_due = self._is_kept() or self.ranks.any(self.ranks.is_first and self.saver.is_due())
+        if is_due and self._can_save() and self.ranks.is_first:
+            self._begin(log)
+
+    def save(self, log: Log | SilentLog, for_s: float = END_S, is_over: Callable[[], bool] = lambda: False) -> str:
+        """Have the state on the disk before going on: "", or why it is not, though it was tried for so many seconds.
+
+        is_over: asked whether to give up sooner. Weights on their way to nowhere are not written.
+        """
+        if not self._can_save():
+            return "the loss is no number"
+        error = keep_trying(lambda: self._finish(log), for_s, is_over) if self.ranks.is_first else None
+        return self.ranks.broadcast(why(error) if error else "")
+
+    def _can_save(self) -> bool:
+        """Is the loss a number? All ranks ask together, and are found equal."""
         self.progress.loss_sum = self.loss_sum.item()
         if not math.isfinite(self.progress.loss_sum):
             return False
         self.check_equal()
-        if not self.ranks.is_first:
-            return True
+        return True
+
+    def _begin(self, log: Log) -> None:
         self.progress.metrics_bytes = log.metrics_bytes()
-        state = {
+        self._begun = (self.progress.step, self.progress.evaluated_step)
+        self.saver.start(self.progress.step, self.facts(), log.sync, self._is_kept())
+        self._tell(log)
+
+    def _finish(self, log: Log) -> None:
+        """Have this very moment's checkpoint on the disk, unless it is there. Raises OSError."""
+        self.saver.wait()
+        if self.saver.error is not None or self._begun != (self.progress.step, self.progress.evaluated_step):
+            self._begin(log)
+            self.saver.wait()
+        self._tell(log)
+        if self.saver.error is not None:
+            raise self.saver.error
+
+    def _tell(self, log: Log) -> None:
+        last = self.saver.last_step
+        more = "; none is there yet" if last is None else f"; the last one there is that of step {last}"
+        log.trouble("a checkpoint", self.saver.error, more)
+
+    def _is_kept(self) -> bool:
+        """Is this the end of an epoch whose checkpoint keep_every= wants to stay?"""
+        every = self.settings.keep_every_epochs * self.plan.steps_per_epoch
+        return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
+
+    def facts(self) -> dict:
+        """All that a checkpoint holds: the state's own tensors, not copies of them."""
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "progress": asdict(self.progress),
         }
-        save_checkpoint(self.folder / "checkpoints", self.progress.step, state)
-        self._saved_s = time.monotonic()
-        return True
 
-    def save_if_due(self, log: Log | SilentLog) -> None:
-        """Write a checkpoint where rank 0's clock says that it is time for one."""
-        if self.ranks.any(self.ranks.is_first and time.monotonic() - self._saved_s >= self.settings.checkpoint_s):
-            self.save(log)
+
+def _say_nothing(line: str, style: str | None = None) -> None:
+    """Until a run's log is open."""
 
 
 def machine_of(settings: Settings) -> dict[str, str]:

@@ -15,12 +15,15 @@ from trainer import streams
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
+from trainer.disk import END_S, STOP_S, must_write, why
 from trainer.evaluate import evaluate
 from trainer.log import Log, SilentLog
 from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
+from trainer.pieces import cut, fitted, num_pieces, told
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
+from trainer.room import check_room
 from trainer.settings import Settings
 from trainer.state import State, Watch
 from trainer.statistics import make_norms_precise
@@ -31,10 +34,15 @@ MOST_REPLACED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended as: "finished", "diverged" or "stopped", with the state it ended in."""
+    """What a run ended as: "finished", "diverged" or "stopped", with the state it ended in.
+
+    log: closed; it holds the curves where the disk did not take them. unsaved: why the state is in no checkpoint, or "".
+    """
 
     status: str
     state: State
+    log: Log | SilentLog
+    unsaved: str = ""
 
 
 def run(
@@ -53,21 +61,24 @@ def run(
     """
     keep_freed_memory()
     state = State(plan, settings, folder, ranks)
+    check_room(state)
     notes = state.resume()
     progress = state.progress
-    with open_log(state, console) as log:
+    with open_log(state, console) as log, state.saver:
         for note in notes:
             log.say(note)
+        state.say = log.say
         watch = Watch(progress)
-        window = watch.batches(data.train_stream(plan, settings, progress.step, ranks))
+        window = watch.batches(data.train_stream(plan, settings, progress.step, ranks, state.faults.in_loader(state)))
         try:
             if not evaluate_epoch(state, data, log, stop):
-                return Outcome("diverged", state)
+                return Outcome("diverged", state, log)
             if progress.step == 0 and ranks.is_first:
                 window = show_first_batch(state, window, data.classes, log)
             for step in range(progress.step, plan.num_steps):
                 ranks.check(stop)
-                with watch:
+                state.faults.strike(step, state)
+                with watch, told(state):
                     state.loss_sum += optimizer_step(state, window, step)
                     progress.loss_steps += 1
                     progress.num_seen += plan.window_images(step)
@@ -77,52 +88,33 @@ def run(
                 if is_window_end(state):
                     check_replaced(state)
                     if not log_window(state, watch, log):
-                        return Outcome("diverged", state)
+                        return Outcome("diverged", state, log)
                 if not evaluate_epoch(state, data, log, stop):
-                    return Outcome("diverged", state)
+                    return Outcome("diverged", state, log)
                 state.save_if_due(log)
-            state.save(log)
-            return Outcome("finished", state)
+            unsaved = state.save(log, END_S, lambda: stop.is_requested)
+            return Outcome("finished", state, log, unsaved)
         except Stopped as signal_name:
-            saved = "saved" if state.save(log) else "not saved, as the loss is no number"
+            unsaved = state.save(log, STOP_S)
+            saved = f"not saved ({unsaved})" if unsaved else "saved"
             log.say(f"stopped by {signal_name} after step {progress.step}: {saved}; the same command goes on")
-            return Outcome("stopped", state)
+            return Outcome("stopped", state, log, unsaved)
 
 
 def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
     """One optimizer step over its micro-batches: the mean loss over its images, a float64 scalar on the device.
 
-    Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over the step; clipping
-    comes after unscaling. Dropout and stochastic depth draw from torch's generator, re-seeded for each micro-batch.
-    Of several ranks each takes its own micro-batches; loss and gradients are those of all.
+    Clipping comes after unscaling. Of several ranks each takes its own micro-batches; loss and gradients are those of all.
     """
-    plan, settings, model, optimizer, ranks = state.plan, state.settings, state.model, state.optimizer, state.ranks
+    plan, model, optimizer, ranks = state.plan, state.model, state.optimizer, state.ranks
     recipe = plan.recipe
     for group in optimizer.param_groups:
         group["lr"] = plan.lr_at(step)
-    num_micro_batches, num_images = plan.micro_batches(step), plan.window_images(step)
-    own = list(ranks.share(range(num_micro_batches)))
-    num_replaced = 0
-    total = torch.zeros((), dtype=torch.float64, device=settings.device)
-    state.gradients.start()
-    for number, micro_batch in enumerate(own):
-        batch = next(window)
-        assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
-        state.step_statistics.set(number, len(own))
-        images, targets = prepare(plan, settings, batch)
-        torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
-        with autocast(settings):
-            logits = model(images)
-        loss = recipe.loss(logits.float(), targets) * (len(targets) / num_images)
-        if micro_batch == own[-1]:
-            state.gradients.expect_last()
-        state.scaler.scale(loss).backward()
-        total += loss.detach()
-        num_replaced += batch.num_replaced
+    total, num_replaced = fitted(add_gradients, state, window, step)
     state.gradients.finish()
     ranks.sum(total)
     state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
-    state.step_statistics.finish(ranks, len(own), num_micro_batches)
+    state.step_statistics.finish(ranks, len(own_micro_batches(state, step)), plan.micro_batches(step))
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
@@ -132,6 +124,42 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
         lengths = plan.num_warmup_steps, recipe.batch.images, recipe.epochs, plan.steps_per_epoch
         state.average.update(model, step, *lengths)
     return total
+
+
+def add_gradients(state: State, window: Iterator, step: int) -> tuple[torch.Tensor, int]:
+    """Add up the gradients of this rank's micro-batches: (its part of the step's mean loss, images replaced).
+
+    Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over the step. Dropout and
+    stochastic depth draw from torch's generator, re-seeded for each micro-batch.
+    """
+    plan, settings = state.plan, state.settings
+    own, number_each = own_micro_batches(state, step), num_pieces(state, step)
+    num_own, place, num_replaced = len(own) * number_each, 0, 0
+    total = torch.zeros((), dtype=torch.float64, device=settings.device)
+    state.gradients.start()
+    for micro_batch in own:
+        batch = next(window)
+        assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
+        whole = prepare(plan, settings, batch)
+        torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
+        for images, targets in cut(*whole, number_each):
+            state.step_statistics.set(place, num_own)
+            with autocast(settings):
+                logits = state.model(images)
+            loss = plan.recipe.loss(logits.float(), targets) * (len(targets) / plan.window_images(step))
+            place += 1
+            if place == num_own:
+                state.gradients.expect_last()
+            with state.step_statistics.at_rest():
+                state.scaler.scale(loss).backward()
+            total += loss.detach()
+        num_replaced += batch.num_replaced
+    return total, num_replaced
+
+
+def own_micro_batches(state: State, step: int) -> list[int]:
+    """Which of a step's micro-batches are this rank's."""
+    return list(state.ranks.share(range(state.plan.micro_batches(step))))
 
 
 def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) -> bool:
@@ -168,7 +196,8 @@ def open_log(state: State, console: Console) -> Log | SilentLog:
     """The run's log on rank 0, a silent one on the others."""
     if not state.ranks.is_first:
         return SilentLog()
-    return Log(state.folder, state.plan.num_steps, state.progress.step, state.progress.metrics_bytes, console)
+    with must_write(state.folder):
+        return Log(state.folder, state.plan.num_steps, state.progress.step, state.progress.metrics_bytes, console)
 
 
 def is_window_end(state: State) -> bool:
@@ -210,6 +239,9 @@ def show_first_batch(state: State, window: Iterator, classes: list[str], log: Lo
     """Draw the first micro-batch as the model will see it; gives the stream back with it in front."""
     first = next(window)
     path = state.folder / "first_batch.png"
-    draw_first_batch(path, *prepare(state.plan, state.settings, first), state.plan.profile, classes)
-    log.picture("first_batch", path, 0)
+    try:
+        draw_first_batch(path, *prepare(state.plan, state.settings, first), state.plan.profile, classes)
+        log.picture("first_batch", path, 0)
+    except OSError as error:
+        log.say(f"{path}: not drawn ({why(error)})")
     return itertools.chain([first], window)
