@@ -189,10 +189,11 @@ def _image(kind: str, mode: str) -> bytes:
 
 def ablations(mutate: Mutator, folder: Path):
     """Pages of ablations."""
-    texts = [text for path in ablation_paths() if len(text := path.read_text()) < 5000]
-    path = folder / "mine.yaml"
+    texts = {path.name: text for path in ablation_paths() if len(text := path.read_text()) < 5000}
     while True:
-        path.write_text(mutate.text(mutate.chosen(texts)), errors="surrogatepass")
+        name = mutate.chosen(sorted(texts))
+        path = folder / name
+        path.write_text(mutate.text(texts[name]), errors="surrogatepass")
         yield lambda: load_ablation(path)
 
 

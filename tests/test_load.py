@@ -1,6 +1,7 @@
 """Text to typed values: what misleads is one error with its line, and nothing ends in a traceback."""
 
 import re
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,6 +50,16 @@ first:
 others:
   - {name: pear, length: 2.0e-1, sides: [1, 2.5]}
 """
+
+
+@pytest.mark.parametrize("text", ["9" * 100_000 + "x", "1_" * 50_000 + "x", "." + "9" * 100_000 + "e", "9" * 100_000])
+def test_no_text_takes_long_to_be_told_from_a_number(text):
+    before_s = time.process_time()
+    try:
+        assert parse(f"a: {text}", "page")[0] == {"a": text}
+    except PageError as error:
+        assert ONE_LINE.fullmatch(str(error))
+    assert time.process_time() - before_s < 2.0
 
 
 def refusal(text: str, kind=Basket) -> str:

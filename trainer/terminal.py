@@ -17,7 +17,10 @@ _SPACES = ("Zs",)  # category of the spaces that str.isprintable takes for none
 
 
 class Terminal(Console):
-    """Rich's console on which no text can do more than be read."""
+    """Rich's console on which no text can do more than be read; nor is a long one searched for what to colour."""
+
+    def __init__(self, **facts) -> None:
+        super().__init__(**{"highlight": False, **facts})
 
     def render(self, renderable, options=None) -> Iterable[Segment]:
         """The segments of what is printed; Rich's own movements of the cursor are no text, and stay."""
@@ -43,4 +46,4 @@ def open_terminal(least_columns: int = 140, stderr: bool = False) -> Terminal:
     """The terminal; where the output goes into a file or a pipe, lines are wide enough for every table."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else least_columns
-    return Terminal(highlight=False, soft_wrap=True, width=width, stderr=stderr)
+    return Terminal(soft_wrap=True, width=width, stderr=stderr)

@@ -1,0 +1,177 @@
+"""The doctor answers whatever is broken, and says what mends it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer import doctor, doctor_probes, doctor_show, doctor_steps
+from trainer.doctor import PROBES, examine, is_fit
+from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
+from trainer.doctor_show import table_of
+from trainer.terminal import open_terminal
+
+ROOT = Path(__file__).parent.parent
+QUICK = tuple(name for name in PROBES if name not in ("step", "ffcv", "timm", "torchvision", "other packages", "CUDA", "OpenCV"))
+
+
+def by_name(findings) -> dict[str, Finding]:
+    return {one.what: one for one in findings}
+
+
+def test_this_machine_is_found_fit(tmp_path):
+    found = by_name(examine(Asked(str(tmp_path / "runs"), str(tmp_path / "results")), QUICK))
+    assert {"python", "torch", "cores", "shared memory", "disk (runs)", "disk (results)", "locale", "JPEG"} <= set(found)
+    assert is_fit(found.values()), found
+    assert found["python"].found.startswith(sys.version.split()[0])
+    assert not (tmp_path / "runs").exists()  # it looks, and leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("raise ImportError('libx.so: cannot open\\nmore')", "ImportError: libx.so: cannot open"),
+        ("import os; os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+        ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
+        ("print('noise'); import os; os.write(1, b'more noise'); raise KeyError", "KeyError"),
+    ],
+)
+def test_a_broken_package_costs_its_own_line(tmp_path, monkeypatch, content, says):
+    """A timm of our own in front of the real one: raises, or ends the process."""
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text(content)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = by_name(examine(Asked(), ("python", "timm", "cores", "locale")))
+    assert list(found) == ["python", "timm", "cores", "locale"]
+    assert says in found["timm"].found and found["timm"].state == BROKEN and found["timm"].remedy
+    assert found["cores"].state == GOOD and not is_fit(found.values())
+
+
+def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "cv2").mkdir()
+    (tmp_path / "cv2" / "__init__.py").write_text("import signal; signal.pause()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "PATIENCE_S", 2.0)
+    found = by_name(examine(Asked(), ("OpenCV", "cores")))
+    assert found["OpenCV"].found == "no answer within 2 s" and found["OpenCV"].state == ABSENT
+    assert is_fit(found.values()) and "cores" in found
+
+
+def test_a_python_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    (found,) = examine(Asked(), ("torch", "timm"))
+    assert "does not start" in found.found and found.state == BROKEN
+
+
+def test_the_command_ends_with_1_where_the_main_job_would_fail(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from trainer.cli import app
+
+    monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "disk")})
+    (tmp_path / "file").touch()
+    for runs, code in ((tmp_path / "runs", 0), (tmp_path / "file" / "runs", 1)):
+        done = CliRunner().invoke(app, ["doctor", "--runs", str(runs), "--results", str(tmp_path)])
+        assert done.exit_code == code, done.output
+        assert ("trains here" if code == 0 else "fails here: disk (runs)") in done.output
+        assert code == 0 or "runs=<another folder>" in done.output
+
+
+@pytest.mark.parametrize("missing", ["", "rich"])
+def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
+    """Not even those of the command line: it is asked because they may be broken."""
+    for name in filter(None, ("torch", "pydantic", "numpy", "timm", "yaml", "typer", missing)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
+    script = (
+        "import trainer.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
+        "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; import trainer.__main__"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "fails here: torch, timm, JPEG" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("broken on purpose") == 3 and "Traceback" not in done.stderr
+
+
+def test_words_of_another_command_are_left_to_it():
+    for words in (["--help"], ["--runs", "a", "--all"], ["x"]):
+        assert doctor_show.answer_words(words) is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchvision", "wanted", "fits"),
+    [
+        ("2.15.0", "0.29.2", "torch>=2.14", True),
+        ("2.11.0+cu128", "0.26.0", "torch==2.11.0", True),
+        ("2.11.0", "0.29.0", "torch==2.14.0", False),
+        ("2.13.0+cpu", "0.28.0", "torch==2.13.0", False),  # a local build without what timm needs of torchvision
+        ("2.14.0", "0.26.0", "torch==2.11.0", False),
+    ],
+)
+def test_pairs_known_not_to_fit_are_told(torch, torchvision, wanted, fits):
+    line = doctor_probes.unfit_pair(torch, torchvision, wanted)
+    assert (line is None) is fits
+    assert fits or (torch in line and "known not to fit" in line and "\n" not in line)
+
+
+def test_what_is_wanted_is_what_the_package_states():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(doctor_probes.requirements()) == {line.split(">")[0].split("=")[0].lower() for line in project["dependencies"]}
+    assert "2.13.0" in doctor_probes.requirements()["torch"]
+
+
+def test_a_container_with_little_shared_memory_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 64 * 2**20})())
+    (found,) = doctor_probes.shared_memory(Asked(), tmp_path)
+    assert found.state == ABSENT and "64 MiB" in found.found and "--shm-size" in found.remedy
+    (runs, _) = doctor_probes.disk(Asked(str(tmp_path), str(tmp_path)))
+    assert runs.state == BROKEN
+
+
+def test_an_ascii_machine_is_broken_and_told_what_to_export():
+    script = "from trainer.doctor_probes import locale; from trainer.doctor_finding import Asked; one, = locale(Asked()); print(one.state, one.remedy)"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "broken export LC_ALL=C.UTF-8", done.stderr
+
+
+def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
+    """On a small model here; what is asked for is the real one."""
+    assert (doctor_steps.MAIN_RECIPE, doctor_steps.MAIN_MODEL) == ("A1", "resnet50")
+    monkeypatch.setattr(doctor_steps, "MAIN_MODEL", "test_resnet")
+    monkeypatch.setattr(doctor_steps, "NUM_STEPS", 1)
+    findings = by_name(doctor_steps.steps(Asked()))
+    assert findings["step on cpu"].state == GOOD and "ms for 32 images" in findings["step on cpu"].found
+    told = findings["determinism on cpu"]
+    assert told.state == GOOD and "the same steps twice: the same bits" in told.found and "% time" in told.found
+
+
+def test_steps_that_differ_are_marked_not_fatal(monkeypatch):
+    numbers = iter(range(10))
+    monkeypatch.setattr(doctor_steps, "trained", lambda device: (str(next(numbers)), [0.01]))
+    findings = by_name(doctor_steps.steps(Asked()))
+    assert findings["determinism on cpu"].state == ABSENT and "other bits" in findings["determinism on cpu"].found
+    assert is_fit(findings.values())
+
+
+def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
+    def trained(device):
+        if device == "cuda:0":
+            raise RuntimeError("no kernel image is available\nfor execution")
+        return "same", [0.01]
+
+    monkeypatch.setattr(doctor_steps, "trained", trained)
+    monkeypatch.setattr(doctor_steps, "devices", lambda: ["cuda:0", "cpu"])
+    findings = by_name(doctor_steps.steps(Asked()))
+    assert findings["step on cuda:0"].state == BROKEN and findings["step on cuda:0"].found == "RuntimeError: no kernel image is available"
+    assert findings["step on cpu"].state == GOOD
+
+
+def test_the_table_shows_every_finding_as_text(capsys):
+    open_terminal(160).print(table_of([Finding("[x]", "a\x1bb", "w", BROKEN, "mend"), Finding("y", "f", "w", GOOD, "unused")]))
+    out = capsys.readouterr().out
+    assert "[x]" in out and "\\x1b" in out and "mend" in out and "unused" not in out

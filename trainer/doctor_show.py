@@ -1,0 +1,76 @@
+"""What `make doctor` prints: a table, or lines where Rich itself is broken."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from trainer.doctor import PROBES, examine, is_fit
+from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
+from trainer.doctor_probes import pair_warning
+from trainer.errors import printable
+
+_HEADINGS = ("what", "found", "wanted", "", "mended by")
+_STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}
+
+
+def answer_words(words: Sequence[str]) -> None:
+    """Answer `doctor` with these words behind it, and end the process; return where they are not all its own."""
+    given = dict(word.removeprefix("--").partition("=")[::2] for word in _joined(words))
+    if set(given) <= {"runs", "results"}:
+        sys.exit(answer(Asked(**given)))
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--runs x` as `--runs=x`; words that are something else stay as they are, and are nobody's."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--runs", "--results"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def answer(asked: Asked) -> int:
+    """Look, and print what was found; gives the exit code, 1 where the main job would fail."""
+    print("looking at this machine: about a minute", file=sys.stderr, flush=True)
+    findings = list(examine(asked, tuple(PROBES)))
+    warning = None
+    with contextlib.suppress(Exception):  # of packages too broken to be asked: the table tells of them
+        warning = pair_warning()
+    wrong = [one.what for one in findings if one.state == BROKEN]
+    verdict = f"make recipe=A1 model=resnet50 fails here: {', '.join(wrong)}" if wrong else "make recipe=A1 model=resnet50 trains here"
+    try:
+        _print_table(findings, warning, verdict, "bold red" if wrong else "bold green")
+    except ImportError:
+        for line in ([" | ".join(cells_of(one)) for one in findings] + ([f"warning: {warning}"] if warning else []) + [verdict]):
+            print(printable(line))
+    return 0 if is_fit(findings) else 1
+
+
+def cells_of(one: Finding) -> tuple[str, ...]:
+    """A finding in words; what is good needs no mending."""
+    return one.what, one.found, one.wanted, one.state, "" if one.state == GOOD else one.remedy
+
+
+def _print_table(findings: Sequence[Finding], warning: str | None, verdict: str, style: str) -> None:
+    from trainer.terminal import open_terminal
+
+    out = open_terminal(160)
+    out.print(table_of(findings), soft_wrap=False)
+    if warning:
+        out.print(f"warning: {warning}", style="yellow", markup=False)
+    out.print(verdict, style=style, markup=False)
+
+
+def table_of(findings: Sequence[Finding]):
+    """The findings as a Rich table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*_HEADINGS)
+    for one in findings:
+        table.add_row(*map(Text, cells_of(one)), style=_STYLES[one.state])
+    return table

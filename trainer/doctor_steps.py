@@ -1,0 +1,130 @@
+"""What `make doctor` tries out: an image decoded, the main job's first step on each device, the same step twice."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
+
+MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
+NUM_STEPS = 4  # of each of the two modes; the first step of a process also sets up what the others find
+# 16 x 16 px, red beside blue
+_JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
+    "GBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBT/wAARCAAQABAD"
+    "AREAAhEBAxEB/8QAFAABAAAAAAAAAAAAAAAAAAAAB//EABQQAQAAAAAAAAAAAAAAAAAAAAD/xAAVAQEBAAAAAAAAAAAAAAAAAAAJB//EABQRAQAA"
+    "AAAAAAAAAAAAAAAAAAD/2gAMAwEAAhEDEQA/ABpJCYCctwiiwJEuonLcIp//2Q=="
+)
+_COLOURS = {(3, 3): (250, 20, 30), (12, 12): (20, 40, 240)}
+_MOST_OFF = 12  # decoders round otherwise
+
+
+def jpeg(asked: Asked) -> list[Finding]:
+    """The suite's own reader gives a JPEG's colours."""
+    from trainer.data.decode import read_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        path.write_bytes(_JPEG)
+        image = read_image(path)
+    off = max(abs(found - wanted) for place, colour in _COLOURS.items() for found, wanted in zip(image.getpixel(place), colour, strict=True))
+    if image.size != (16, 16) or off > _MOST_OFF:
+        raise RuntimeError(f"its colours are {off} off")
+    return [Finding("JPEG", "decoded, its colours right", "decoded")]
+
+
+def devices() -> list[str]:
+    """All devices of this machine; what device=auto takes is the first."""
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)] + ["cpu"]
+
+
+def steps(asked: Asked) -> list[Finding]:
+    """The main job's first steps on each device, and whether the same step gives the same bits."""
+    findings = []
+    for number, device in enumerate(devices()):
+        try:
+            findings += _on(device)
+        except Exception as error:
+            state = ABSENT if number else BROKEN  # the main job takes the first
+            remedy = "device=cpu trains without it" if device != "cpu" else "make clean && make setup"
+            findings.append(Finding(f"step on {device}", first_line(error), "a step", state, remedy))
+    return findings
+
+
+def _on(device: str) -> list[Finding]:
+    what, wanted = f"step on {device}", f"a step of {MAIN_RECIPE} {MAIN_MODEL}"
+    digests, seconds = zip(*(trained(device) for _ in range(2)), strict=True)
+    median_s = statistics.median(seconds[1])
+    done = Finding(what, f"{1000 * median_s:.0f} ms for 32 images of 32 px", wanted)
+    return [done, determinism(device, digests[0] == digests[1], median_s)]
+
+
+def determinism(device: str, is_same: bool, median_s: float) -> Finding:
+    """The same steps in torch's determinism mode: are they the same bits there, and what does it cost?
+
+    is_same: were they without it? median_s: the time of a step without it.
+    """
+    wanted = "the same bits twice" if device == "cpu" else "the same bits in determinism mode"
+    plain = f"the same steps twice: {'the same' if is_same else 'other'} bits"
+    try:
+        with _deterministic():
+            digests, seconds = zip(*(trained(device) for _ in range(2)), strict=True)
+    except RuntimeError as error:  # torch refuses what it has no deterministic way for
+        return _judged(device, f"{plain}; determinism mode: {first_line(error)}", wanted, is_same)
+    cost = statistics.median(seconds[1]) / median_s - 1
+    in_mode = f"determinism mode: {'the same' if digests[0] == digests[1] else 'other'} bits, {100 * cost:+.0f} % time"
+    return _judged(device, f"{plain}; {in_mode}", wanted, is_same if device == "cpu" else digests[0] == digests[1])
+
+
+def _judged(device: str, found: str, wanted: str, is_good: bool) -> Finding:
+    remedy = "" if is_good else "export OMP_NUM_THREADS=1" if device == "cpu" else "device=cpu is the same bit for bit"
+    return Finding(f"determinism on {device}", found, wanted, GOOD if is_good else ABSENT, remedy)
+
+
+def trained(device: str) -> tuple[str, list[float]]:
+    """The digest of the main job's weights after its first steps, and the time of each but the first."""
+    from trainer.data.opened import open_data
+    from trainer.export import weights_digest
+    from trainer.job import Job, plan_of
+    from trainer.settings import make_settings
+    from trainer.state import State
+    from trainer.train import optimizer_step
+
+    plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
+    settings = make_settings(device, workers="0")
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        state = State(plan, settings, Path(folder))
+        window = open_data(plan.profile, None).train_stream(plan, settings, 0)
+        for step in range(1 + NUM_STEPS):
+            started_s = time.perf_counter()
+            loss = optimizer_step(state, window, step).item()  # waits for the device
+            seconds.append(time.perf_counter() - started_s)
+        if loss != loss:
+            raise RuntimeError(f"the loss after {NUM_STEPS + 1} steps is {loss}")
+    return weights_digest(state.model), seconds[1:]
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Torch's determinism mode. Source: torch's notes on reproducibility."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without effect once cuBLAS has begun: `doctor` sets it before
+    before = torch.backends.cudnn.deterministic
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.deterministic = before
