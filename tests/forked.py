@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from killed import strike_at
 from trainer import export, job, train  # noqa: F401  what a run imports
@@ -48,6 +49,7 @@ def started(words: list[str], moment: str = "", step: int = -1, act=None, prepar
 
 def _run(words, moment, step, act, prepare, printed: Path) -> None:
     torch.set_num_threads(1)
+    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(path)  # seconds of matplotlib's
     with open(printed, "ab", buffering=0) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

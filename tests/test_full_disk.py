@@ -112,7 +112,7 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_as_the_undisturbed_one(un
         last.append(load_checkpoint(state.folder / "checkpoints", pytest.fail)["progress"]["step"])
         disk.empty()
 
-    at_steps(monkeypatch, {6: disk.fill, 20: look})
+    at_steps(monkeypatch, {6: disk.fill, 12: look})
     code, _, printed = go(tmp_path / "here", checkpoint_s=checkpoint_s)
     assert code == EXIT_DONE, printed
     assert last[0] <= 6 and printed.count("cannot write") == 1 and printed.count("all is written again") == 1
@@ -124,7 +124,7 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(undisturbed
     (tmp_path / "here").mkdir()
     disk = Tmpfs(tmp_path / "here")
     if not disk.is_mounted:  # the limit on lengths would hold in the other place too
-        return test_the_same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch)
+        return same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch)
     try:
         for module in (train, ending):
             monkeypatch.setattr(module, "END_S", 0.0)
@@ -144,7 +144,7 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(undisturbed
         disk.close()
 
 
-def test_the_same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch):
+def same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch):
     for module in (train, ending):
         monkeypatch.setattr(module, "END_S", 0.0)
     (tmp_path / "other").mkdir()
@@ -185,7 +185,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_tried_until_it_can(undisturbed
         else:
             full.is_full = False
 
-    at_steps(monkeypatch, {6: forbid, 20: allow})
+    at_steps(monkeypatch, {6: forbid, 12: allow})
     try:
         code, _, printed = go(tmp_path)
     finally:

@@ -1,6 +1,7 @@
 """A signal at any time: what there is is saved, the exit code is 75, the same command ends as the undisturbed run does."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,22 +65,28 @@ def undisturbed(tmp_path_factory) -> dict:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-@pytest.mark.parametrize(("moment", "step"), [("step", 5), ("update", 5), ("evaluate", 10), ("batch", 10), ("copy", 7), ("write", 7), ("rename", 7), ("drop", 7)])
-def test_a_signal_while_it_trains_evaluates_or_saves(undisturbed, tmp_path, name, moment, step):
-    code, printed = forked.end_of(words(tmp_path), moment, step, send(name))
-    assert code == 75 and f"stopped by {name} after step" in printed and ": saved; the same command goes on" in printed, printed
+@pytest.mark.parametrize("turn", range(3))
+def test_signals_while_it_trains_evaluates_and_saves(undisturbed, tmp_path, turn):
+    """One after the other, each on what the one before it left."""
+    moments = [("step", 2), ("copy", 4), ("write", 6), ("rename", 8), ("evaluate", 10), ("batch", 11), ("drop", 13), ("update", 16)]
+    for number, (moment, step) in enumerate(moments):
+        name = ("SIGTERM", "SIGINT", "SIGUSR1")[(number + turn) % 3]
+        code, printed = forked.end_of(words(tmp_path), moment, step, send(name))
+        assert code == 75 and f"stopped by {name} after step" in printed and ": saved; the same command goes on" in printed, (moment, printed)
+        assert number == 0 or "going on after step" in printed
     code, printed = forked.end_of(words(tmp_path))
-    assert code == 0 and "going on after step" in printed, printed
+    assert code == 0 and "going on after step 17" in printed, printed
     assert ending(tmp_path) == undisturbed
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("moment", ["export", "row", "store"])
-def test_a_signal_while_the_end_is_written_lets_it_be_written(undisturbed, tmp_path, moment):
-    code, printed = forked.end_of(words(tmp_path), moment, -1, send_term)
-    assert code == 0, printed
-    assert ending(tmp_path) == undisturbed
+def test_a_signal_while_the_end_is_written_lets_it_be_written(undisturbed, tmp_path):
+    assert forked.end_of(words(tmp_path / "all"), "export")[0] == -signal.SIGKILL
+    for moment in ("export", "row", "store"):
+        shutil.copytree(tmp_path / "all", tmp_path / moment)
+        code, printed = forked.end_of(words(tmp_path / moment), moment, -1, send_term)
+        assert code == 0, printed
+        assert ending(tmp_path / moment) == undisturbed
 
 
 def before(owner: str, name: str) -> None:
@@ -128,15 +135,19 @@ def before_picture() -> None:
     before("trainer.train", "draw_first_batch")
 
 
+STARTS = (before_plan, before_data, before_settings, before_claim, before_model, before_resume, before_log, before_picture)
+
+
 @pytest.mark.drill
-@pytest.mark.parametrize("prepare", [before_plan, before_data, before_settings, before_claim, before_model, before_resume, before_log, before_picture])
-def test_a_signal_while_it_starts(undisturbed, tmp_path, prepare):
-    code, printed = forked.end_of(words(tmp_path), prepare=prepare)
-    assert code == 75, printed
-    assert "stopped by SIGTERM before the first step; the same" in printed or "stopped by SIGTERM after step 0: saved; the same" in printed
-    code, printed = forked.end_of(words(tmp_path))
+def test_a_signal_while_it_starts(undisturbed, tmp_path):
+    for prepare in STARTS:
+        folder = tmp_path / prepare.__name__
+        code, printed = forked.end_of(words(folder), prepare=prepare)
+        assert code == 75, (prepare, printed)
+        assert "stopped by SIGTERM before the first step; the same" in printed or "stopped by SIGTERM after step 0: saved; the same" in printed
+    code, printed = forked.end_of(words(folder))
     assert code == 0, printed
-    assert ending(tmp_path) == undisturbed
+    assert ending(folder) == undisturbed
 
 
 @pytest.mark.drill
