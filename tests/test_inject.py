@@ -1,6 +1,7 @@
 """Faults on purpose strike once in a run folder, where they say, and never pass for a clean run."""
 
 import errno
+import functools
 import io
 import re
 import signal
@@ -62,7 +63,7 @@ def test_what_is_no_fault_is_one_line(text, says):
 
 
 def test_a_fault_that_would_never_strike_is_refused():
-    plan = small_plan(overrides="batch.images=128 batch.norm_images=32")  # 2 epochs of 11 steps
+    plan = digits_plan("fail")  # 2 epochs of 11 steps
     check_faults(parse_faults("kill@22,bad_image@2816"), plan)
     with pytest.raises(UserError, match="inject=kill@23: the run has 22 steps; kill@22 at most would do"):
         check_faults(parse_faults("kill@23"), plan)
@@ -71,7 +72,7 @@ def test_a_fault_that_would_never_strike_is_refused():
 
 
 def test_an_image_is_counted_in_the_order_of_the_run():
-    plan = small_plan(overrides="batch.images=128 batch.norm_images=32")
+    plan = digits_plan("fail")  # 2 epochs of 11 steps
     assert [step_of(Fault("bad_image", number), plan) for number in (1, 128, 129, 1408, 1409)] == [0, 0, 1, 10, 11]
     assert step_of(Fault("kill", 1), plan) == 0
 
@@ -93,9 +94,14 @@ def test_a_full_disk_is_full_for_one_write_or_for_a_time(monkeypatch):
     disk(Path("x"))
 
 
+@functools.cache
+def digits_plan(bad_images: str):
+    return small_plan(overrides="batch.images=128 batch.norm_images=32", bad_images=bad_images)
+
+
 def struck(faults: str, folder: Path, ranks: Ranks = alone(), bad_images: str = "fail"):
     """The Faults of a folder, and a state for them."""
-    plan = small_plan(overrides="batch.images=128 batch.norm_images=32", bad_images=bad_images)
+    plan = digits_plan(bad_images)
     said: list[str] = []
     progress = SimpleNamespace(step=0, injected=[])
     state = SimpleNamespace(model=torch.nn.Identity(), progress=progress, say=said.append, said=said)
@@ -149,7 +155,7 @@ def test_a_bad_image_is_the_one_of_that_number_and_no_other():
     plan, data, batches = stream("bad_image@200", bad_images="skip")
     plain = data.train_stream(plan, make_settings("cpu", workers="0"), 0)
     replaced = []
-    for _, batch, other in zip(range(16), batches, plain):
+    for _, batch, other in zip(range(8), batches, plain):
         assert torch.equal(batch.ids, other.ids)
         for row in (batch.images != other.images).flatten(1).any(1).nonzero().flatten().tolist():
             replaced.append((batch.step, tuple(batch.ids[row].tolist()), batch.num_replaced))
@@ -190,11 +196,19 @@ def stored(folder: Path) -> int:
     return len(list((folder / "results" / "rows").glob("*.json")))
 
 
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch):
+    """A third of such a short run's time."""
+    monkeypatch.setattr("trainer.train.draw_first_batch", lambda *given: None)
+    monkeypatch.setattr("trainer.log.Log.picture", lambda *given: None)
+
+
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("clean"))[1]
 
 
+@pytest.mark.drill
 def test_a_signal_in_a_step_is_the_end_after_it(tmp_path, clean):
     code, row, said = trained(tmp_path, "term@4")
     assert (code, row) == (EXIT_STOPPED, None) and "stopped by SIGTERM after step 4: saved" in said
@@ -212,6 +226,7 @@ def test_a_loss_that_is_no_number_leaves_the_store_alone_and_the_next_call_goes_
     assert stored(tmp_path) == 1
 
 
+@pytest.mark.drill
 def test_memory_that_runs_out_and_a_damaged_image_end_a_call_in_one_line_and_the_next_goes_on(tmp_path, clean):
     with pytest.raises(MemoryFull, match="out of memory in step 3: .*activation_checkpointing=1"):
         trained(tmp_path, "oom@3,bad_image@1100")
@@ -221,12 +236,14 @@ def test_memory_that_runs_out_and_a_damaged_image_end_a_call_in_one_line_and_the
     assert code == EXIT_DONE and row.weights_sha256 == clean.weights_sha256 and row.injected == () and stored(tmp_path) == 1
 
 
+@pytest.mark.drill
 def test_a_damaged_image_in_the_very_first_batch_is_marked_too(tmp_path, clean):
     with pytest.raises(BadImage):
         trained(tmp_path, "bad_image@1")
     assert trained(tmp_path, "bad_image@1")[1].weights_sha256 == clean.weights_sha256
 
 
+@pytest.mark.drill
 def test_what_moves_the_result_stays_out_of_the_store_for_good(tmp_path, clean):
     code, row, _ = trained(tmp_path, "bad_image@300", bad_images="skip")
     assert code == EXIT_DONE and row.injected == ("bad_image@300",) and row.num_replaced_images == 1

@@ -21,7 +21,7 @@ from pathlib import Path
 from trainer.errors import UserError
 from trainer.json_text import json_file
 
-_PRELOADED = (
+PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",
     "trainer.cli", "trainer.show", "trainer.train", "trainer.export", "trainer.data.opened", "trainer.job",
 )  # fmt: skip
@@ -31,7 +31,7 @@ _PARENT_POLL_S = 0.5
 
 def preload() -> None:
     """Import what a run imports, so that its forks need not."""
-    for name in _PRELOADED:
+    for name in PRELOADED:
         importlib.import_module(name)
 
 
