@@ -36,7 +36,10 @@ def _joined(words: Sequence[str]) -> list[str]:
 def answer(asked: Asked) -> int:
     """Look, and print what was found; gives the exit code, 1 where the main job would fail."""
     print("looking at this machine: about a minute", file=sys.stderr, flush=True)
-    findings = list(examine(asked, tuple(PROBES)))
+    findings = []
+    for one in examine(asked, tuple(PROBES)):
+        findings.append(one)
+        print(f"{one.state:6}  {printable(one.what)}", file=sys.stderr, flush=True)
     warning = None
     with contextlib.suppress(Exception):  # of packages too broken to be asked: the table tells of them
         warning = pair_warning()

@@ -14,7 +14,7 @@ from pathlib import Path
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
-NUM_STEPS = 4  # of each of the two modes; the first step of a process also sets up what the others find
+NUM_STEPS = 3  # of each of the two modes; the first step of a process also sets up what the others find
 # 16 x 16 px, red beside blue
 _JPEG = base64.b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
