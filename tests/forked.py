@@ -1,12 +1,16 @@
 """The program in processes forked from one that has imported all of it: a run starts in no time, and can be killed."""
 
+import atexit
 import contextlib
+import functools
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -15,11 +19,40 @@ from trainer import export, job, train  # noqa: F401  what a run imports
 from trainer.__main__ import main
 
 HERE = Path(__file__).parent
+NUM_STEPS = 22  # 2 epochs of 180 // 16
+# mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once, on few and small images
+SET = (
+    "epochs=2 batch.images=16 batch.norm_images=4 lr.warmup_epochs=1 image.train_px=32 image.test_px=32 "
+    "average='{name: ema, decay: 0.9, every_steps: 2}'"
+)
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["forked"])
 
 
-def end_of(words: list[str], moment: str = "", step: int = -1, act=None, prepare=None, timeout_s: float = 120) -> tuple[int, str]:
+@functools.cache
+def images() -> Path:
+    """A folder of 180 and 24 images of 4 classes, gone with this process."""
+    root = Path(tempfile.mkdtemp(prefix="rsb-images-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    draw = np.random.default_rng(0)
+    for split, number in (("train", 180), ("val", 24)):
+        for place in range(number):
+            path = root / split / f"class{place % 4}" / f"{place:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+def words(folder: Path, checkpoint_s: float = 0) -> list[str]:
+    """Those of a run of NUM_STEPS steps in a folder."""
+    named = {
+        "recipe": "A1", "model": "test_resnet", "data": images(), "device": "cpu", "workers": 0, "set": SET,
+        "checkpoint-s": checkpoint_s, "runs": folder / "runs", "results": folder / "results",
+    }  # fmt: skip
+    return ["train", *(f"--{name}={value}" for name, value in named.items())]
+
+
+def end_of(words: list[str], moment: str = "", step: int = -1, act=None, prepare=None, timeout_s: float = 600) -> tuple[int, str]:
     """(exit code, all that was printed) of the program with these words.
 
     moment, step: where `act` is called, else the process is killed there. prepare: called first.
@@ -61,9 +94,3 @@ def _run(words, moment, step, act, prepare, printed: Path) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         main()
     sys.exit(1)
-
-
-def metrics_of(folder: Path) -> bytes:
-    """metrics.jsonl of the only run under a folder."""
-    (path,) = (folder / "runs").glob("*/metrics.jsonl")
-    return path.read_bytes()

@@ -13,18 +13,13 @@ import pytest
 
 import forked
 import ranked
+from forked import NUM_STEPS, words
 from killed import MOMENTS
-from test_resume import FLAGS, NUM_STEPS, ending
+from test_resume import ending
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
 ROOT = Path(__file__).parent.parent
-# as FLAGS, but the writer works beside the steps: a kill may find it anywhere
-BESIDE = [*FLAGS[: FLAGS.index("--checkpoint-s") + 1], "0.01", *FLAGS[FLAGS.index("--checkpoint-s") + 2 :]]
 LATE = ("export", "row", "store")
-
-
-def words(folder: Path, flags=FLAGS) -> list[str]:
-    return [*flags, "--runs", str(folder / "runs"), "--results", str(folder / "results")]
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +44,13 @@ def random_moments(seed: int) -> list[tuple[str, int]]:
     return sorted(found, key=lambda moment: moment[1]) + [(name, -1) for name in LATE]
 
 
-@pytest.mark.parametrize(("flags", "seed"), [(FLAGS, 1), (BESIDE, 2)], ids=["waiting", "beside"])
-def test_killed_at_twenty_random_moments_it_ends_the_same(undisturbed, tmp_path, flags, seed):
+@pytest.mark.parametrize(("checkpoint_s", "seed"), [(0, 1), (0.01, 2)], ids=["waiting", "beside"])
+def test_killed_at_twenty_random_moments_it_ends_the_same(undisturbed, tmp_path, checkpoint_s, seed):
     moments = random_moments(seed)
     for number, (moment, step) in enumerate(moments):
-        code, printed = forked.end_of(words(tmp_path, flags), moment, step)
+        code, printed = forked.end_of(words(tmp_path, checkpoint_s), moment, step)
         assert code == -signal.SIGKILL, (moments[: number + 1], code, printed)
-    code, printed = forked.end_of(words(tmp_path, flags))
+    code, printed = forked.end_of(words(tmp_path, checkpoint_s))
     assert code == 0, (moments, printed)
     assert ending(tmp_path) == undisturbed, moments
 
@@ -76,19 +71,19 @@ def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_pa
 
 
 def test_one_of_two_ranks_killed_at_random_steps_ends_the_same(tmp_path):
-    flags = (str(tmp_path / "undisturbed"), "batch.images=128 batch.norm_images=32 epochs=1")
-    undisturbed, _ = ranked.on_ranks(ranked.whole_run, 2, *flags)
+    flags = "batch.images=128 batch.norm_images=32 epochs=1"
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    expected = ranked.end_of(ranked.whole_run, 2, str(undisturbed), flags, timeout_s=400)[0].value
     draw = random.Random(4)
-    folder = tmp_path / "killed"
     for step in sorted(draw.sample(range(11), 3)):
-        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags[1], draw.randrange(2), step)
+        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags, draw.randrange(2), step, timeout_s=400)
         assert -signal.SIGKILL in [rank.code for rank in ended] and all(rank.code for rank in ended), ended
-    found, _ = ranked.on_ranks(ranked.whole_run, 2, str(folder), flags[1])
+    found = ranked.end_of(ranked.whole_run, 2, str(folder), flags, timeout_s=400)[0].value
     assert "going on after step" in found["said"]
-    for name, tensor in undisturbed["weights"].items():
+    for name, tensor in expected["weights"].items():
         assert tensor.equal(found["weights"][name]), name
-    assert found["scores"] == undisturbed["scores"]
-    assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "undisturbed" / "metrics.jsonl").read_bytes()
+    assert found["scores"] == expected["scores"]
+    assert (folder / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
 def pause() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import forked
-from test_kills import words
+from forked import words
 from test_resume import ending
 from trainer import stop
 from trainer.stop import Stopped, StopRequest
