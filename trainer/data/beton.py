@@ -1,0 +1,225 @@
+"""A .beton file, one split in ffcv's format, and what stands beside it in a .json; read here without ffcv.
+
+Four fields: the image, its label, its size in the source (height << 32 | width) and the CRC-32 of its bytes. Images lie
+in the order of the source, as JPEG or as plain RGB; one of a single channel as RGB of three equal ones.
+Source of the layout: ffcv 1.0.2, ffcv/types.py; tests read the files with ffcv.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.decode import BadImage
+from trainer.data.index import DataError
+from trainer.json_text import json_file
+
+VERSION = 2  # of ffcv's format
+LAYOUT = 1  # of our fields and of the .json
+PAGE_BYTES = 1 << 24  # no sample lies across two pages, so that ffcv's own cache could read the file too
+JPEG, RAW = 0, 1  # ffcv's modes
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
+    align=True,
+)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+FIELDS = {"image": 2, "label": 1, "size": 1, "crc": 1}  # name: ffcv's type, of which 1 is a 64-bit number
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+# with the bytes that ffcv leaves between the first two as a field of their own: else they would be whatever was in memory
+SAMPLE = np.dtype([("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")])
+PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+_LARGEST_FACTS_MIB = 64
+
+
+@dataclass(frozen=True)
+class Beton:
+    """What the .json beside a .beton says.
+
+    source: fingerprint of the images it was written from. fingerprint: of what it holds, which is `source` where every
+    image is there pixel by pixel. max_side_px: longer sides were shrunk to it; 0: none. jpeg_share: share of the images
+    stored as JPEG of `quality`; None: JPEG files keep their own bytes, all others are stored plainly. mean, std: the
+    profile's. samples_sha256: of the metadata, which ties the two files together.
+    """
+
+    layout: int
+    split: str
+    profile: str
+    num_images: int
+    num_bytes: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_side_px: int
+    jpeg_share: float | None
+    quality: int
+    is_lossless: bool
+    source: str
+    fingerprint: str
+    samples_sha256: str
+    classes: tuple[str, ...]
+
+    def as_json(self) -> bytes:
+        """The bytes of the .json."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+
+def beton_file(folder: Path, split: str) -> Path:
+    """Where a split's .beton lies in a folder; its .json lies beside it."""
+    return Path(folder) / f"{split}.beton"
+
+
+def has_betons(folder: Path | None) -> bool:
+    """Does a folder hold train.beton and val.beton?"""
+    return folder is not None and all(beton_file(folder, split).is_file() for split in ("train", "val"))
+
+
+def fingerprint_of(source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int) -> str:
+    """The fingerprint of what a .beton holds: other pixels than the source's are other data."""
+    if is_lossless:
+        return source
+    return hashlib.sha256(f"{source} {max_side_px} {jpeg_share} {quality}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class BetonSet:
+    """A split that lies in a .beton, as any other set: PIL decodes it."""
+
+    path: Path
+    facts: Beton
+    num_channels: int = 3
+    is_in_memory = False
+
+    def __getstate__(self):
+        return {"path": self.path, "facts": self.facts, "num_channels": self.num_channels}  # another process maps anew
+
+    @property
+    def num_images(self) -> int:
+        """Images of the split."""
+        return self.facts.num_images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names; a label is a place in them."""
+        return self.facts.classes
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the file holds."""
+        return self.facts.fingerprint
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[N] int64."""
+        return np.ascontiguousarray(self.samples["label"])
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """The metadata, mapped: [N] of SAMPLE."""
+        return np.memmap(self.path, SAMPLE, "r", SAMPLES_START, (self.num_images,))
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Where each image's bytes lie, mapped: [N] of PLACE."""
+        start = int(np.fromfile(self.path, HEADER, 1)[0]["alloc_table_ptr"])
+        return np.memmap(self.path, PLACE, "r", start, (self.num_images,))
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.path, np.uint8, "r")
+
+    def source_sides(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(heights, widths) of images as they were in the source, [B] int64 each."""
+        size = self.samples["size"][images]
+        return size >> 32, size & 0xFFFFFFFF
+
+    def sides(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(heights, widths) of images as they lie here, [B] int64 each."""
+        stored = self.samples["image"][images]
+        return stored["height"].astype(np.int64), stored["width"].astype(np.int64)
+
+    def content(self, i: int) -> bytes:
+        """The stored bytes of image i. Raises BadImage where they are not those that were written."""
+        first = int(self.samples["image"]["data_ptr"][i])
+        found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
+        if zlib.crc32(found) != int(self.samples["crc"][i]):
+            raise BadImage(f"{self.path}: image {i} is damaged (another CRC-32); `make data` anew would do")
+        return found
+
+    def read(self, i: int) -> Image.Image:
+        """Image i, RGB, or its luma for one channel. Raises BadImage."""
+        image = decoded(self.content(i), self.samples["image"][i], f"{self.path}: image {i}")
+        return image.convert("L") if self.num_channels == 1 else image
+
+
+def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
+    """Stored bytes as an RGB image. Raises BadImage."""
+    height, width = int(stored["height"]), int(stored["width"])
+    if stored["mode"] == RAW:
+        return Image.frombytes("RGB", (width, height), content)
+    try:
+        image = Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB")
+    except Exception as error:  # whatever a decoder raises over damaged bytes
+        raise BadImage(f"{where} does not decode ({' '.join(str(error).split())}); `make data` anew would do") from None
+    if image.size != (width, height):
+        raise BadImage(f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; `make data` anew would do")
+    return image
+
+
+def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
+    """Open a split's .beton, after a look at all of its metadata: nothing in it points outside the file.
+
+    Raises DataError where it or its .json is missing or damaged, or the two are not a pair, or it has other channels.
+    """
+    path = beton_file(folder, split)
+    try:
+        facts = _facts(path.with_suffix(".json"))
+        found = BetonSet(path, facts, channels)
+        _check(found)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not a .beton with its .json ({reason}); `make data` anew, or loader=torch on an image folder, would do") from None
+    if facts.channels != channels:
+        raise DataError(f"{path}: {facts.channels} channels, where the profile has {channels}; `make data` with that profile would do")
+    return found
+
+
+def _facts(path: Path) -> Beton:
+    read = json_file(path, _LARGEST_FACTS_MIB)
+    facts = Beton(**read | {key: tuple(read[key]) for key in ("mean", "std", "classes")})
+    if facts.layout != LAYOUT:
+        raise ValueError(f"layout {facts.layout}, where {LAYOUT} is known")
+    return facts
+
+
+def _check(found: BetonSet) -> None:
+    """Raises ValueError."""
+    num_bytes = found.path.stat().st_size
+    header = np.fromfile(found.path, HEADER, 1)[0]
+    if (num_bytes, header["version"], header["num_samples"]) != (found.facts.num_bytes, VERSION, found.num_images):
+        raise ValueError("of another size, version or number of images than the .json says")
+    samples, places = found.samples, found.places
+    if samples_digest(samples) != found.facts.samples_sha256:
+        raise ValueError("of other images than the .json says")
+    image = samples["image"]
+    first, size = image["data_ptr"], places["size"]
+    is_inside = (first == places["ptr"]) & (first < num_bytes) & (size <= num_bytes - first) & (size > 0)
+    pixels = image["height"].astype(np.uint64) * image["width"]
+    if not (is_inside.all() and pixels.all() and (pixels[image["mode"] == RAW] * 3 == size[image["mode"] == RAW]).all()):
+        raise ValueError("it points outside itself")
+    labels = found.labels
+    if labels.min() < 0 or labels.max() >= len(found.classes):
+        raise ValueError("a label without a class")
+
+
+def samples_digest(samples: np.ndarray) -> str:
+    """sha256 (hex) of the metadata."""
+    return hashlib.sha256(np.ascontiguousarray(samples).view(np.uint8)).hexdigest()

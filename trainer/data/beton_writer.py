@@ -1,0 +1,283 @@
+"""Writing a .beton: in the order of the source, the same bytes every time, taken up where it was stopped.
+
+Every image is decoded as the torch loader decodes it, stored, and what was stored is decoded again; at the end the file
+is read back and every image's CRC-32 compared. It takes its name when all of that is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from trainer.data import beton
+from trainer.data.beton import Beton, BetonSet
+from trainer.data.decode import Planes
+from trainer.data.index import DataError
+from trainer.data.sets import FolderSet, ImageSet
+from trainer.errors import UserError
+from trainer.profiles import Profile
+
+_IMAGES_AT_ONCE = 256  # encoded but not yet written: bounds the memory, and what a stop loses
+_LARGEST_SIDE_PX = 65_535
+_NOTE = np.dtype([("sample", beton.SAMPLE), ("place", beton.PLACE), ("is_exact", "?")])
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How images are stored: see Beton's fields of these names.
+
+    Raises UserError for values outside their ranges.
+    """
+
+    max_side_px: int = 0
+    jpeg_share: float | None = None
+    quality: int = 90
+
+    def __post_init__(self):
+        if not (self.max_side_px == 0 or 8 <= self.max_side_px <= _LARGEST_SIDE_PX):
+            raise UserError(f"max_side={self.max_side_px}: 0 (as they are) or 8 .. {_LARGEST_SIDE_PX} px would do")
+        if self.jpeg_share is not None and not 0 <= self.jpeg_share <= 1:
+            raise UserError(f"jpeg_share={self.jpeg_share}: a share, 0 .. 1, would do")
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"quality={self.quality}: 1 .. 100 would do; 90 is usual")
+
+    def is_jpeg(self, i: int, was_jpeg: bool) -> bool:
+        """Is image i stored as JPEG? A share is spread evenly over the order, so that every class has it."""
+        if self.jpeg_share is None:
+            return was_jpeg
+        return int((i + 1) * self.jpeg_share) > int(i * self.jpeg_share)
+
+
+class _Stored(NamedTuple):
+    """One image as it goes into the file. is_exact: pixel by pixel the source's?"""
+
+    mode: int
+    size: tuple[int, int]
+    source_size: tuple[int, int]
+    content: bytes
+    is_exact: bool
+
+
+class _Part:
+    """The unfinished file: images so far, each noted in a second file, so that the next call goes on there."""
+
+    def __init__(self, path: Path, key: str, labels: np.ndarray):
+        self.path, self.key = path, key.encode()
+        self.notes = path.with_name(path.name + ".notes")
+        self.images = np.zeros(len(labels), _NOTE)
+        self.images["sample"]["label"] = labels
+        self.images["place"]["sample_id"] = np.arange(len(labels))
+        first_page = beton.SAMPLES_START + len(labels) * beton.SAMPLE.itemsize
+        self.num_done, self.end = 0, -(-first_page // beton.PAGE_BYTES) * beton.PAGE_BYTES
+
+    def resume(self) -> None:
+        """Take up what an earlier call with the same images and the same storage has left; else begin."""
+        try:
+            noted = self.notes.read_bytes()
+            noted = noted[: len(noted) - (len(noted) - len(self.key)) % _NOTE.itemsize]  # a last one may be half there
+            num_bytes = self.path.stat().st_size
+        except OSError:
+            noted, num_bytes = b"", 0
+        done = np.frombuffer(noted[len(self.key) :], _NOTE)[: len(self.images)]
+        ends = done["place"]["ptr"] + done["place"]["size"]
+        if noted.startswith(self.key) and len(done) and ends[-1] <= num_bytes:
+            self.images[: len(done)], self.num_done, self.end = done, len(done), int(ends[-1])
+        else:
+            self.path.unlink(missing_ok=True)
+            self.notes.write_bytes(self.key)
+
+    def add(self, file: BinaryIO, stored: _Stored) -> None:
+        """Write one image's bytes behind the others."""
+        i, size = self.num_done, len(stored.content)
+        left = -self.end % beton.PAGE_BYTES or beton.PAGE_BYTES
+        first = self.end if size <= left else self.end + left
+        file.seek(first)
+        file.write(stored.content)
+        note, (width, height) = self.images[i], stored.source_size
+        note["sample"]["image"] = (stored.mode, *stored.size, first)
+        note["sample"]["size"], note["sample"]["crc"] = height << 32 | width, zlib.crc32(stored.content)
+        note["place"]["ptr"], note["place"]["size"], note["is_exact"] = first, size, stored.is_exact
+        self.num_done, self.end = i + 1, first + size
+
+    def settle(self, file: BinaryIO, num_settled: int) -> None:
+        """Bring the images after the first num_settled to the disk, then the notes of them."""
+        _sync(file)
+        with open(self.notes, "ab") as notes:
+            notes.write(self.images[num_settled : self.num_done].tobytes())
+            _sync(notes)
+
+    def finish(self, file: BinaryIO) -> int:
+        """Write what stands before and behind the images; gives the size of the file."""
+        header = np.zeros(1, beton.HEADER)
+        header[0] = (beton.VERSION, len(beton.FIELDS), beton.PAGE_BYTES, len(self.images), self.end)
+        fields = np.zeros(len(beton.FIELDS), beton.FIELD)
+        for field, (name, type_id) in zip(fields, beton.FIELDS.items()):
+            field["type_id"], field["name"][: len(name)] = type_id, np.frombuffer(name.encode(), np.uint8)
+        file.seek(0)
+        file.write(header.tobytes() + fields.tobytes() + self.images["sample"].tobytes())
+        file.seek(self.end)
+        file.write(self.images["place"].tobytes())
+        file.truncate()
+        _sync(file)
+        return file.tell()
+
+
+def write_beton(
+    image_set: ImageSet,
+    folder: Path,
+    split: str,
+    profile: Profile,
+    storage: Storage = Storage(),
+    num_threads: int = 1,
+    each: Callable[[], None] = lambda: None,
+) -> Beton:
+    """Write one split into a folder, or go on where a call with the same images was stopped; nothing where it is there.
+
+    each: called after every image. Decoders and encoders let go of Python's lock, so threads share the work.
+
+    Raises BadImage for the first image that does not decode, UserError for what the format does not hold, and where the
+    disk does not take it.
+    """
+    if profile.channels not in (1, 3):
+        raise UserError(f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; loader=torch would do")
+    path = beton.beton_file(folder, split)
+    words = (beton.LAYOUT, image_set.fingerprint, storage, profile.name, profile.mean, profile.std, image_set.classes)
+    key = hashlib.sha256(repr(words).encode()).hexdigest()
+    there = _finished(path, image_set, storage, profile)
+    if there is not None:
+        return there
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = _Part(path.with_name(f".{path.name}.part"), key, image_set.labels)
+        num_bytes = _write_images(part, image_set, storage, num_threads, each)
+        facts = _facts_of(part, num_bytes, image_set, split, profile, storage)
+        _read_back(BetonSet(part.path, facts, profile.channels))
+        path.with_suffix(".json").unlink(missing_ok=True)  # whoever looks between the two finds no pair
+        os.replace(part.path, path)
+        _replace(path.with_suffix(".json"), facts.as_json())
+        part.notes.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write there ({error.strerror or error}); room, or out=<another folder>, would do") from None
+    return facts
+
+
+def _write_images(part: _Part, image_set: ImageSet, storage: Storage, num_threads: int, each: Callable[[], None]) -> int:
+    part.resume()
+    for _ in range(part.num_done):
+        each()
+    with open(part.path, "r+b" if part.num_done else "w+b") as file, ThreadPoolExecutor(num_threads) as pool:
+        while part.num_done < image_set.num_images:
+            first = part.num_done
+            places = range(first, min(first + _IMAGES_AT_ONCE, image_set.num_images))
+            try:
+                for stored in pool.map(lambda i: _stored(image_set, i, storage), places):
+                    part.add(file, stored)
+                    each()
+            finally:
+                part.settle(file, first)
+        return part.finish(file)
+
+
+def _facts_of(part: _Part, num_bytes: int, image_set: ImageSet, split: str, profile: Profile, storage: Storage) -> Beton:
+    is_lossless = bool(part.images["is_exact"].all())
+    return Beton(
+        layout=beton.LAYOUT,
+        split=split,
+        profile=profile.name,
+        num_images=image_set.num_images,
+        num_bytes=num_bytes,
+        channels=profile.channels,
+        mean=profile.mean,
+        std=profile.std,
+        max_side_px=storage.max_side_px,
+        jpeg_share=storage.jpeg_share,
+        quality=storage.quality,
+        is_lossless=is_lossless,
+        source=image_set.fingerprint,
+        fingerprint=beton.fingerprint_of(image_set.fingerprint, is_lossless, *vars(storage).values()),
+        samples_sha256=beton.samples_digest(part.images["sample"]),
+        classes=tuple(image_set.classes),
+    )
+
+
+def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profile) -> Beton | None:
+    """The facts of a .beton that is there already, where they are what this call would write."""
+    try:
+        facts = beton.open_beton(path.parent, path.stem, profile.channels).facts
+    except DataError:
+        return None
+    asked = (image_set.fingerprint, *vars(storage).values(), profile.name, profile.mean, profile.std)
+    found = (facts.source, facts.max_side_px, facts.jpeg_share, facts.quality, facts.profile, facts.mean, facts.std)
+    return facts if found == asked else None
+
+
+def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
+    """Image i as it goes into the file, decoded again to see that it can be."""
+    image = image_set.read(i)
+    if isinstance(image, Planes):
+        raise UserError(f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; loader=torch would do")
+    source_size = image.size
+    if max(source_size) > _LARGEST_SIDE_PX:
+        raise UserError(f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; max_side=500 would do")
+    own = _own_bytes(image_set, i, image.mode)
+    if storage.max_side_px and max(source_size) > storage.max_side_px:
+        shrink = storage.max_side_px / max(source_size)
+        image = image.resize([max(1, round(side * shrink)) for side in source_size], Image.Resampling.BICUBIC)
+    is_whole = image.size == source_size
+    if not storage.is_jpeg(i, own is not None):
+        stored = _Stored(beton.RAW, image.size, source_size, image.convert("RGB").tobytes(), is_whole)
+    elif own is not None and is_whole:
+        stored = _Stored(beton.JPEG, image.size, source_size, own, True)
+    else:
+        stored = _Stored(beton.JPEG, image.size, source_size, _as_jpeg(image, storage.quality), False)
+    if len(stored.content) > beton.PAGE_BYTES:
+        raise UserError(f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; max_side=2000 would do")
+    about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
+    beton.decoded(stored.content, about, f"image {i}, as it is stored,")
+    return stored
+
+
+def _own_bytes(image_set: ImageSet, i: int, mode: str) -> bytes | None:
+    """The file of image i where it is a JPEG that any decoder turns into the pixels that PIL does."""
+    if not isinstance(image_set, FolderSet):
+        return None
+    content = image_set.index.path(i).read_bytes()
+    if not content.startswith(b"\xff\xd8"):
+        return None
+    own_mode = Image.open(io.BytesIO(content)).mode
+    return content if own_mode == "L" or (own_mode == mode == "RGB") else None
+
+
+def _as_jpeg(image: Image.Image, quality: int) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _read_back(found: BetonSet) -> None:
+    """Raises DataError where the disk does not give back what was written."""
+    for i in range(found.num_images):
+        found.content(i)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        _sync(file)
+    os.replace(part, path)

@@ -1,0 +1,125 @@
+"""The training micro-batches of a run as ffcv makes them: the torch loader's, draw for draw.
+
+Order, boxes, filters, flips and all later draws come from the same functions; boxes are drawn on the source's pixels, and
+where a .beton holds smaller images they are scaled to those, their sides rounded to whole pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trainer import streams
+from trainer.data import ffcv_loader, ffcv_resize
+from trainer.data.beton import BetonSet
+from trainer.data.decode import BadImage
+from trainer.data.loader import MicroBatch, TrainStream
+from trainer.data.order import micro_batch_ids
+from trainer.ingredients.crops import Flip, RandomResizedCrop
+
+_NUM_REPLACEMENTS = 10  # as the torch loader's
+
+
+@dataclass(frozen=True)
+class FfcvStream(TrainStream):
+    """A TrainStream over a BetonSet that ffcv's threads read; num_workers counts them."""
+
+    image_set: BetonSet
+
+    def batches(self, first_step: int, num_steps: int, num_workers: int, device: str) -> Iterator[MicroBatch]:
+        """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
+
+        Raises BadImage.
+        """
+        return ffcv_loader.batches(
+            self.image_set.path,
+            self.image_set.num_channels,
+            self.train_px,
+            -(-self.batch_images // self.num_micro_batches),
+            num_workers,
+            self.keys(first_step, num_steps),
+            lambda key: self.rows(self.ids_of(key), self.ids_of(key)[:, 1], self.px_at(key[0])),
+            lambda key, squares, codes: self._micro_batch(key, squares, codes, device),
+            device,
+        )
+
+    def ids_of(self, key: tuple[int, int]) -> np.ndarray:
+        """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
+        return micro_batch_ids(
+            self.seed,
+            *key,
+            self.image_set.num_images,
+            self.repeats,
+            self.batch_images,
+            self.num_micro_batches,
+            self.steps_per_epoch,
+            self.drop_last,
+        )
+
+    def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
+        """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it is made of, [b]."""
+        boxes, is_bicubic = self.boxes(ids, shown)
+        height, width = boxes[:, 2], boxes[:, 3]
+        is_flipped = np.zeros(len(ids), bool)
+        for part in self.augment:
+            if isinstance(part, Flip):
+                is_flipped ^= part.draw(self.seed, ids)
+        is_down_first = ffcv_resize.goes_down_first(height, width, side)
+        num_bytes = self.image_set.places["size"][shown]
+        columns = (shown, num_bytes, *boxes.T, is_bicubic, is_down_first, is_flipped, np.full(len(ids), side))
+        return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
+
+    def boxes(self, ids: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b] bool."""
+        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
+        source, stored = (np.stack(sides) for sides in (self.image_set.source_sides(shown), self.image_set.sides(shown)))
+        drawn, is_bicubic = crop.draw(self.seed, ids, *source)
+        first = drawn[:, :2].T
+        last = first + drawn[:, 2:].T
+        first, last = (np.rint(edge * stored / source).astype(np.int64) for edge in (first, last))
+        first = np.minimum(first, stored - 1)
+        return np.concatenate([first, np.maximum(last - first, 1)]).T, is_bicubic
+
+    def _micro_batch(self, key: tuple[int, int], squares: np.ndarray, codes: np.ndarray, device: str) -> MicroBatch:
+        ids = self.ids_of(key)
+        shown = ids[:, 1].copy()
+        images = torch.empty(squares.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
+        images.copy_(torch.from_numpy(squares))
+        for place in np.flatnonzero(codes):  # ffcv's decoder is stricter than PIL: what PIL reads is no bad image
+            square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
+            images[place] = torch.from_numpy(square)
+        labels = torch.from_numpy(self.image_set.labels[shown])
+        drawn = self._drawn(ids, squares.shape[-1])
+        return MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, int((shown != ids[:, 1]).sum()))
+
+    def _by_pil(self, draw: np.ndarray, side: int) -> tuple[np.ndarray, int]:
+        """The square [C, side, side] of one draw, [1, 3], and which image it shows: another one for a bad one, if asked.
+
+        Raises BadImage.
+        """
+        try:
+            return self._square(draw, draw[:, 1], side), int(draw[0, 1])
+        except BadImage as error:
+            if self.bad_images == "fail":
+                raise
+            first_error = error
+        for uniform in streams.uniforms(self.seed, "replacement", draw, _NUM_REPLACEMENTS)[0]:
+            shown = np.array([int(uniform * self.image_set.num_images)])
+            try:
+                return self._square(draw, shown, side), int(shown[0])
+            except BadImage:
+                continue
+        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well")
+
+    def _square(self, draw: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
+        row = dict(zip(ffcv_loader.COLUMNS, self.rows(draw, shown, side)[0].tolist(), strict=True))
+        right, low = row["left"] + row["width"], row["top"] + row["height"]
+        image = self.image_set.read(row["image"]).crop((row["left"], row["top"], right, low))
+        filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+        pixels = np.asarray(image.resize((side, side), filters[row["is_bicubic"]]))
+        pixels = pixels[:, ::-1] if row["is_flipped"] else pixels
+        return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
