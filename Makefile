@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate pytest
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate ffcv pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -102,7 +102,10 @@ drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then
 bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
 
-setup: $(VENV)/.ready  ## make or renew .venv (every other target does so by itself)
+setup: $(VENV)/.ready  ## make or renew .venv (every other target does so by itself); ffcv=1: with the loader that is built here (ffcv)
+ifneq ($(filter-out 0 no false,$(value ffcv)),)
+	@./setup-ffcv.sh $(VENV)/bin/python
+endif
 
 clean:  ## remove .venv; runs and results stay
 	rm -rf $(VENV)
@@ -123,7 +126,7 @@ help:  ## this list
 #: device auto (default), cpu, cuda, cuda:N
 #: precision auto (bf16 on a GPU, float32 on the CPU), float32, bf16, fp16
 #: workers loader processes, auto or a number; never changes a result
-#: loader who reads images: auto or torch
+#: loader who reads images: auto, torch, or pil (torch with every JPEG file decoded whole by PIL)
 #: bad_images fail (default) or skip: take another image by a fixed rule, counted, at most 1 %
 #: checkpoint_s least seconds between two checkpoints; default 60
 #: keep_every epochs between two checkpoints that stay: keep_every=50; default 0: only the last two do
@@ -157,6 +160,7 @@ help:  ## this list
 #: on here (default) or ray: where make ablate runs
 #: address of the Ray cluster: auto (default), a URL, or local for one made here
 #: per_cell each run's share of the cluster: per_cell="cpus=4 gpus=1 memory_gib=8"
+#: ffcv of make setup: ffcv=1 builds ffcv into .venv, or says what its build lacks
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

@@ -38,7 +38,7 @@ Precision = Annotated[
     typer.Option(help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."),
 ]
 Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
-Loader = Annotated[str, typer.Option(help="Who reads images: auto or torch.")]
+Loader = Annotated[str, typer.Option(help="Who reads images: auto, torch, or pil: torch with every JPEG file decoded whole by PIL.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
 Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
@@ -118,7 +118,7 @@ def train(
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results, "checkpoint_s": checkpoint_s}
         machine |= {"micro_batch": micro_batch, "activation_checkpointing": bool(activation_checkpointing), "inject": inject}
-        machine |= {"keep_every": keep_every}
+        machine |= {"keep_every": keep_every, "loader": loader}
         code = train_job(job, device, machine, gpus, procs, stop)
     raise typer.Exit(code)
 

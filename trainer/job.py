@@ -278,7 +278,7 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         train_s=round(progress.train_s, 2),
         peak_mem_mib=round(peak_mem_mib(settings), 1),
         precision=settings.precision,
-        loader="torch",
+        loader=data.loader_name(settings),
         num_workers=settings.num_workers,
         num_threads=settings.num_threads,
         world_size=plan.world_size,

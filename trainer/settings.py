@@ -13,6 +13,7 @@ from trainer.inject import Fault, parse_faults
 from trainer.place import Place
 
 PRECISIONS = ("float32", "bf16", "fp16")
+LOADERS = ("auto", "torch", "pil")
 MICRO_BATCHES = ("page", "auto")
 
 
@@ -24,7 +25,8 @@ class Settings:
     processes. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
     log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
     runs out. activation_checkpointing: are activations made again in the backward pass? inject: faults on purpose.
-    keep_every_epochs: whose checkpoints stay, 0 for none but the last two.
+    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", or "pil" for the same with every
+    JPEG file decoded whole by PIL.
     """
 
     device: str
@@ -40,6 +42,7 @@ class Settings:
     activation_checkpointing: bool = False
     inject: tuple[Fault, ...] = ()
     keep_every_epochs: int = 0
+    loader: str = "torch"
 
     @property
     def is_bitwise(self) -> bool:
@@ -60,6 +63,7 @@ def make_settings(
     activation_checkpointing: bool = False,
     inject: str = "",
     keep_every: int = 0,
+    loader: str = "auto",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -72,6 +76,7 @@ def make_settings(
 
     if micro_batch not in MICRO_BATCHES:
         raise UserError(f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do")
+    check_loader(loader)
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
     if ":" in device:
@@ -90,6 +95,7 @@ def make_settings(
         activation_checkpointing=activation_checkpointing,
         inject=parse_faults(inject),
         keep_every_epochs=keep_every,
+        loader="torch" if loader == "auto" else loader,
     )
 
 
@@ -188,5 +194,5 @@ def check_loader(loader: str) -> None:
 
     Raises UserError.
     """
-    if loader not in ("auto", "torch"):
-        raise UserError(f"loader={loader}: unknown{did_you_mean(loader, ('auto', 'torch'))}; auto or torch would do")
+    if loader not in LOADERS:
+        raise UserError(f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; {', '.join(LOADERS[:-1])} or {LOADERS[-1]} would do")

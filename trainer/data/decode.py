@@ -72,8 +72,22 @@ def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
 
     Raises BadImage with the path and the reason.
     """
+    return decoded(path, content_of(path), channels)
+
+
+def decoded(path: Path, content: bytes, channels: int) -> Image.Image | Planes:
+    """What read_image makes of a file whose bytes are read already. Raises BadImage."""
     with _named(path):
-        return _in_channels(_open(path), channels)
+        return _in_channels(_opened(content), channels)
+
+
+def content_of(path: Path) -> bytes:
+    """The bytes of a file that may be an image. Raises BadImage."""
+    with _named(path):
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE_MIB * 2**20:
+            raise ValueError(f"no file, or one of more than {_LARGEST_FILE_MIB} MiB")
+        return path.read_bytes()
 
 
 def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
@@ -81,8 +95,9 @@ def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
 
     Raises BadImage as read_image does.
     """
+    content = content_of(path)
     with _named(path):
-        image = _open(path)
+        image = _opened(content)
         odd = [] if isinstance(image, np.ndarray) else _oddities(image, is_as_it_lies=channels not in (1, 3))
         _in_channels(image, channels)
         return tuple(odd)
@@ -97,15 +112,18 @@ def _oddities(image: Image.Image, is_as_it_lies: bool) -> list[str]:
     return odd
 
 
-def train_square(image: Image.Image | Planes, box: tuple[int, int, int, int], resampling: int, train_px: int) -> bytes:
-    """Crop, then resize: the pixels of a [train_px, train_px, C] square, C = 1 for a grey image.
+def train_square(
+    image: Image.Image | Planes, box: tuple[int, int, int, int], resampling: int, train_px: int
+) -> np.ndarray:
+    """Crop, then resize: the pixels [C, train_px, train_px] uint8, C = 1 for a grey image.
 
     box: (top, left, height, width) in the image's own pixels. Cropping comes first, so that the filter never sees what
     lies outside the box, as in torchvision's resized_crop.
     """
     top, left, height, width = box
     part = image.crop((left, top, left + width, top + height))
-    return part.resize((train_px, train_px), resampling).tobytes()
+    square = np.frombuffer(part.resize((train_px, train_px), resampling).tobytes(), np.uint8)
+    return square.reshape(train_px, train_px, -1).transpose(2, 0, 1)
 
 
 def evaluation_square(
@@ -137,11 +155,7 @@ def _named(path: Path) -> Iterator[None]:
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
 
 
-def _open(path: Path) -> Image.Image | np.ndarray:
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE_MIB * 2**20:
-        raise ValueError(f"no file, or one of more than {_LARGEST_FILE_MIB} MiB")
-    content = path.read_bytes()
+def _opened(content: bytes) -> Image.Image | np.ndarray:
     if not content:
         raise ValueError("0 bytes")
     if content.startswith(_NPY_MAGIC):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from trainer import streams
 from trainer.data.decode import RESAMPLING, BadImage, evaluation_square, stack_squares, train_square
+from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
-from trainer.data.sets import ImageSet
+from trainer.data.sets import ImageSet, decoding_whole
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
 from trainer.ingredients.crops import Flip, RandomResizedCrop
@@ -127,20 +128,28 @@ class TrainStream:
 
     def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray]:
         """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
-        squares: list[bytes] = []
-        shown: list[int] = []
+        canvas = np.empty((len(ids), self.image_set.num_channels, image_px, image_px), np.uint8)
+        shown = np.empty(len(ids), np.int64)
+        flips = [part.draw(self.seed, ids) for part in self.augment if isinstance(part, Flip)]
+        is_flipped = np.logical_xor.reduce(flips).tolist() if flips else [False] * len(ids)
+        for i, (square, place) in enumerate(self._squares(ids, image_px)):
+            canvas[i] = square[:, :, ::-1] if is_flipped[i] else square  # a grey one stands in all channels
+            shown[i] = place
+        return torch.from_numpy(canvas), shown
+
+    def _squares(self, ids: np.ndarray, image_px: int) -> Iterator[tuple[np.ndarray, int]]:
+        """The cropped image [C or 1, px, px] of each draw and its place in the set."""
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
             chunk = ids[start : start + _IMAGES_AT_ONCE]
-            images, places = zip(*(self._read(draw) for draw in chunk))
-            boxes, resampling = self._crops(chunk, images)
-            squares += map(train_square, images, boxes, resampling, [image_px] * len(chunk))
-            shown += places
-        pixels = stack_squares(squares, image_px)
-        for part in self.augment:
-            if isinstance(part, Flip):
-                flipped = part.draw(self.seed, ids)
-                pixels[flipped] = pixels[flipped, :, ::-1]
-        return _channels_first(pixels, self.image_set.num_channels), np.array(shown)
+            images, places = zip(*map(self._read, chunk))
+            for draw, image, place, *crop in zip(chunk, images, places, *self._crops(chunk, images)):
+                if not isinstance(image, Jpeg):
+                    yield train_square(image, *crop, image_px), place
+                    continue
+                try:
+                    yield image.square(*crop, image_px), place
+                except BadImage:  # its header is good, the rest is not: as if the file had been decoded at once
+                    yield from replace(self, image_set=decoding_whole(self.image_set))._squares(draw[None], image_px)
 
     def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""

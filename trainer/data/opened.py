@@ -10,7 +10,8 @@ import torch
 
 from trainer.data.faulty import FaultyStream
 from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
-from trainer.data.sets import ImageSet, open_set
+from trainer.data.jpeg import decoder_name
+from trainer.data.sets import ImageSet, for_training, open_set
 from trainer.inject import Fault
 from trainer.ranks import Ranks, alone
 
@@ -35,6 +36,11 @@ class OpenedData:
 
         return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
 
+    def loader_name(self, settings) -> str:
+        """Who reads the training images, for the row: with the decoder of JPEG files where there may be such."""
+        is_plain = self.train.is_in_memory or settings.loader != "torch"
+        return settings.loader if is_plain else f"{settings.loader}, {decoder_name()}"
+
     def train_stream(
         self, plan, settings, first_step: int, ranks: Ranks = alone(), faults: tuple[Fault, ...] = ()
     ) -> Iterator[MicroBatch]:
@@ -43,7 +49,7 @@ class OpenedData:
         faults: on purpose, of those that a loader can have.
         """
         stream = TrainStream(
-            image_set=self.train,
+            image_set=self.train if settings.loader == "pil" else for_training(self.train),
             seed=plan.seed,
             augment=plan.recipe.augment,
             train_px=plan.recipe.image.train_px,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from trainer import streams
 from trainer.data.decode import Planes, read_image
 from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
+from trainer.data.jpeg import read_for_training
 from trainer.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36
@@ -82,10 +84,14 @@ class ArraySet:
 
 @dataclass(frozen=True)
 class FolderSet:
-    """A split of an image folder, decoded on reading."""
+    """A split of an image folder, decoded on reading.
+
+    reader: of one file in so many channels: read_image, or one that leaves to later what training may not need.
+    """
 
     index: Index
     num_channels: int = 3
+    reader: Callable[[Path, int], Image.Image | Planes] = read_image
     is_in_memory = False
 
     @property
@@ -110,7 +116,17 @@ class FolderSet:
 
     def read(self, i: int) -> Image.Image | Planes:
         """Image i, in num_channels. Raises BadImage."""
-        return read_image(self.index.path(i), self.num_channels)
+        return self.reader(self.index.path(i), self.num_channels)
+
+
+def for_training(images: ImageSet) -> ImageSet:
+    """The same set, whose JPEG files are decoded only as far as a crop needs."""
+    return replace(images, reader=read_for_training) if isinstance(images, FolderSet) else images
+
+
+def decoding_whole(images: ImageSet) -> ImageSet:
+    """The same set, whose files are decoded on reading, by PIL."""
+    return replace(images, reader=read_image) if isinstance(images, FolderSet) else images
 
 
 def _fingerprint_of(files: str, num_channels: int) -> str:
