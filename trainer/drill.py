@@ -22,7 +22,7 @@ LONGEST_S = 240  # of one process
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(list(PRELOADED))
 CLOSE = 1e-5  # the distance of weights that only the order of sums tells apart, in lengths of the weights
-_FACTS_OF_TIME = ("images_per_s", "train_s", "peak_mem_mib", "finished_utc", "injected")
+_FACTS_OF_TIME = ("images_per_s", "train_s", "peak_mem_mib", "finished_utc", "injected", "commit", "dirty")
 _SET = (
     "epochs=1 batch.images=128 batch.norm_images=16 lr.warmup_epochs=null lr.warmup_from=null lr.peak=5e-4 "
     "average='{name: ema, decay: 0.9, every_steps: 2}' drop_path=null"
