@@ -145,7 +145,7 @@ def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     monkeypatch.setattr(doctor_steps, "MAIN_MODEL", "test_resnet")
     monkeypatch.setattr(doctor_steps, "NUM_STEPS", 1)
     findings = by_name(doctor_steps.steps(Asked()))
-    assert findings["step on cpu"].state == GOOD and "ms for 32 images" in findings["step on cpu"].found
+    assert findings["step on cpu"].state == GOOD and "ms of processor time for 32 images" in findings["step on cpu"].found
     told = findings["determinism on cpu"]
     assert told.state == GOOD and "the same steps twice: the same bits" in told.found and "% time" in told.found
 
