@@ -37,13 +37,14 @@ def python(asked: Asked) -> list[Finding]:
 
 
 def requirements() -> dict[str, str]:
-    """What this suite needs, by distribution: `>=2.9,!=2.13.0`. As it is installed, else as its checkout says."""
-    try:
-        lines = importlib.metadata.requires("rsb") or []
-    except importlib.metadata.PackageNotFoundError:
+    """What this suite needs, by distribution: `>=2.9,!=2.13.0`. As its checkout says now, else as it is installed."""
+    project = PACKAGE_ROOT / "pyproject.toml"
+    if project.exists():
         import tomllib
 
-        lines = tomllib.loads((PACKAGE_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+        lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
+    else:
+        lines = importlib.metadata.requires("rsb") or []
     from packaging.requirements import Requirement
 
     needed = [Requirement(line) for line in lines]
@@ -164,7 +165,8 @@ def ffcv(asked: Asked) -> list[Finding]:
     wanted = "optional"
     if importlib.util.find_spec("ffcv") is None:
         libraries = "pkg-config libturbojpeg0-dev libopencv-dev"
-        remedy = f"sudo apt-get install -y {libraries} && {sys.executable} -m pip install setuptools ffcv"
+        by_hand = f"sudo apt-get install -y {libraries} && {sys.executable} -m pip install setuptools ffcv"
+        remedy = "make setup ffcv=1" if (PACKAGE_ROOT / "Makefile").exists() else by_hand
         return [Finding("ffcv", "not here", wanted, ABSENT, remedy)]
     import ffcv  # noqa: F401  it is what is asked
 
