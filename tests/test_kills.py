@@ -71,7 +71,7 @@ def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_pa
 
 
 def test_one_of_two_ranks_killed_at_random_steps_ends_the_same(tmp_path):
-    flags = "batch.images=128 batch.norm_images=32 epochs=1"
+    flags = "batch.images=128 batch.norm_images=32 epochs=1 average='{name: ema, decay: 0.9, every_steps: 2}'"
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     expected = ranked.end_of(ranked.whole_run, 2, str(undisturbed), flags, timeout_s=400)[0].value
     draw = random.Random(4)

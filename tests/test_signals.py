@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("turn", range(3))
 def test_signals_while_it_trains_evaluates_and_saves(undisturbed, tmp_path, turn):
     """One after the other, each on what the one before it left."""
-    moments = [("step", 2), ("copy", 4), ("write", 6), ("rename", 8), ("evaluate", 10), ("batch", 11), ("drop", 13), ("update", 16)]
+    moments = [("step", 2), ("copy", 4), ("write", 6), ("rename", 8), ("evaluate", 10), ("batch", -1), ("drop", 13), ("update", 16)]
     for number, (moment, step) in enumerate(moments):
         name = ("SIGTERM", "SIGINT", "SIGUSR1")[(number + turn) % 3]
         code, printed = forked.end_of(words(tmp_path), moment, step, send(name))

@@ -2,8 +2,8 @@
 
 Steps of the suite in blocks, in turns: without a checkpoint, with one begun before the block's first step and written
 beside it, and with one that is waited for. A block lasts longer than the writing. Reports how much longer a block with
-one took, as a share of the time between two checkpoints; the time for which the step stood still; and the processor time
-of copy and writer together, which is what it costs at most where every core is busy.
+one took, as a share of the time between two checkpoints; and what a noisy machine does not blur: the time for which the
+step stood still and the writer's processor time, which it takes from the steps where every core is busy.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.cores import num_cores
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.profiles import data_folder
@@ -103,9 +104,9 @@ def report(given, taken: dict, saver: Timed, mib: float) -> None:
         print(f"{kind:7} {statistics.median(extra):+.3f} s a checkpoint, {100 * shares[kind]:+.2f} % at one every {given.every_s:g} s "
               f"(of {len(extra)} rounds from {min(extra):+.3f} to {max(extra):+.3f} s; a block lasts {plain_s:.1f} s)")  # fmt: skip
     still_s, writer_s, took_s = (statistics.median(found) for found in (saver.still_s, saver.writer_s, saver.took_s))
-    most = (still_s + writer_s) / given.every_s
+    most = (still_s + writer_s / num_cores()) / given.every_s
     print(f"a checkpoint of {mib:.0f} MiB: the step stands still for {still_s:.3f} s, the writer takes {took_s:.2f} s beside it and "
-          f"{writer_s:.2f} s of one core: {100 * most:.2f} % at most of one core")  # fmt: skip
+          f"{writer_s:.2f} s of one of {num_cores()} cores: {100 * most:.2f} % where all of them are busy")  # fmt: skip
     print(json.dumps({"benchmark": "checkpoints", "model": given.model, "mib": round(mib), "share": shares, "still_s": still_s, "writer_s": writer_s, "most_share": most}))
 
 
