@@ -59,3 +59,17 @@ def test_channels_are_moved_alike(num_channels):
 def test_one_colour_stays_exactly(batch):
     plain = torch.full_like(batch, 201)
     assert (affine(plain, random_matrices(20, 71, 53, 5), np.full(20, 2), "xy", (201, 201, 201)) == 201).all()
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+@pytest.mark.parametrize("px", [8, 31, 64])
+def test_moves_along_one_axis_are_those_of_the_general_road_bit_for_bit(axis, px):
+    rng = np.random.default_rng(px)
+    images = torch.from_numpy(rng.integers(0, 256, (12, 5, px, px + 3), dtype=np.uint8))
+    matrices = np.tile([1.0, 0, 0, 0, 1.0, 0], (12, 1))
+    columns = (1, 2) if axis == "x" else (3, 5)
+    matrices[:, columns] = np.stack([rng.uniform(-1, 1, 12), rng.uniform(-px, px, 12)], 1)
+    matrices[:3, columns] = [(0, 0.5), (0, -2), (0.25, 0.125)]
+    for filters in (np.full(12, 1), np.full(12, 2), np.arange(12) % 2 + 1):
+        moved = affine(images, matrices, filters, axis, (7, 100, 200, 3, 255))
+        assert torch.equal(moved, affine(images, matrices, filters, "xy", (7, 100, 200, 3, 255)))

@@ -57,6 +57,8 @@ def affine(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str,
     fill: one value in 0..255 per channel.
     Gives [N, C, H, W] uint8.
     """
+    if len(axes) == 1 and filters.min() != _NEAREST:
+        return _moved_along(images, matrices, filters, axes, fill)
     across, down = (_reach(images, matrices, filters, axis, axis in axes) for axis in "xy")
     height, width = images.shape[2:]
     stride = width + 2 * across.margin_px
@@ -68,7 +70,34 @@ def affine(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str,
     for part, colour in zip(images.split(_CHANNELS_PER_WORD, 1), colours.split(_CHANNELS_PER_WORD, 1), strict=True):
         words = _with_margins(_packed(part), _packed(colour), across, down)
         parts.append(_sampled(words, index, stride, across.weights, down.weights, part.shape[1]))
-    return to_bytes(torch.cat(parts, 1)).view(images.shape)
+    return to_bytes(torch.cat(parts, 1) if len(parts) > 1 else parts[0]).view(images.shape)
+
+
+def _moved_along(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]) -> Tensor:
+    """affine along one axis: all pixels of a line are read at one distance, so places and weights are told per line."""
+    dim, across = (3, 2) if axis == "x" else (2, 3)
+    length_px, width_px = images.shape[dim], images.shape[across]
+    per_line, start = matrices[:, 1 if axis == "x" else 3], matrices[:, 2 if axis == "x" else 5]
+    # Where each line's first pixel is read, counted from the centre of the source's first pixel: [N, lines].
+    begin = start[:, None] + per_line[:, None] * 0.5 + per_line[:, None] * np.arange(width_px)
+    first = np.floor(begin)
+    edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(np.int64)  # of what is inside
+    share = on(images.device, (begin - first).astype(np.float32))[:, None]
+    weights = [_along(weight, dim) for weight in _weights(share, filters)]
+    num_taps = len(weights) + 1
+    first, from_, to = (_along(on(images.device, each)[:, None], dim) for each in (first.astype(np.int64), *edges))
+    places = torch.arange(length_px + num_taps - 1, device=images.device).view(-1, *[1] * (3 - dim))
+    index = (places + (first - (num_taps // 2 - 1))).clamp_(0, length_px - 1)
+    read = images.gather(dim, index.expand(-1, images.shape[1], -1, -1)).float()
+    taps = [read.narrow(dim, tap, length_px) for tap in range(num_taps)]
+    places = places.narrow(0, 0, length_px)
+    is_inside = (places >= from_) & (places < to)
+    return torch.where(is_inside, to_bytes(_interpolated(taps, weights)), colour_on(images.device, fill))
+
+
+def _along(lines: Tensor, dim: int) -> Tensor:
+    """One value for each line [N, 1, lines], to broadcast along dimension dim of [N, C, H, W]."""
+    return lines.unsqueeze(dim)
 
 
 def _reach(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, moves: bool) -> _Reach:

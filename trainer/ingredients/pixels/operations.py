@@ -16,7 +16,7 @@ from trainer.ingredients.pixels.transfer import on
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
 OPERATIONS = ("identity", *FIXED, *MEASURED, *MATRICES, *BLENDS)
-_CACHED_PX = 1 << 17
+_CACHED_PX = 1 << 15
 
 
 def operate(
@@ -31,16 +31,34 @@ def operate(
     """
     images = images.contiguous()
     places, arguments, filters = operation.numpy(), argument.numpy(), interpolation.numpy()
-    done, order = [], []
-    for kind, members in _groups(places).items():
+    groups = _groups(places)
+    done = []
+    for kind, members in groups.items():
         for start in range(0, len(members), at_once := _images_at_once(images)):
             rows = np.array(members[start : start + at_once])
-            chosen = images.index_select(0, on(images.device, rows))
             names = [OPERATIONS[place] for place in places[rows]]
-            done.append(_changed(chosen, kind, names, arguments[rows], filters[rows], fill))
-        order += members
-    # Joined and reordered: writing each group to its rows would be the slowest step of all on a CPU.
-    return torch.cat(done).index_select(0, on(images.device, np.argsort(order)))
+            done.append(_changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill))
+    order = [row for members in groups.values() for row in members]
+    return _ordered(done, order)
+
+
+def _taken(images: Tensor, rows: np.ndarray) -> Tensor:
+    if images.device.type == "cpu":  # by NumPy, which copies whole images where torch goes value by value
+        return images[rows[0], None] if len(rows) == 1 else torch.from_numpy(images.numpy()[rows])
+    return images.index_select(0, on(images.device, rows))
+
+
+def _ordered(parts: list[Tensor], order: list[int]) -> Tensor:
+    """The images of all parts together, the i-th of them at place order[i]."""
+    if parts[0].device.type != "cpu":
+        return torch.cat(parts).index_select(0, on(parts[0].device, np.argsort(order)))
+    images = np.empty((len(order), *parts[0].shape[1:]), np.uint8)
+    start = 0
+    for part in parts:
+        places = order[start : start + len(part)]
+        images[places[0] if len(places) == 1 else places] = part.numpy()
+        start += len(part)
+    return torch.from_numpy(images)
 
 
 def _images_at_once(images: Tensor) -> int:
