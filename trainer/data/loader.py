@@ -20,6 +20,7 @@ from trainer import streams
 from trainer.data.decode import RESAMPLING, BadImage, evaluation_square, stack_squares, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
+from trainer.data.prepare import augmented
 from trainer.data.sets import ImageSet, decoding_whole
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
@@ -38,6 +39,7 @@ class MicroBatch(NamedTuple):
     drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`;
         with S splits [(S - 1) * b, ...], one split after another, for the first is not augmented.
     num_replaced: bad images for which another one stands; ids still name the bad one, whose draws it takes over.
+    is_augmented: stage `pixels` is done, its parameters are gone; with splits the images are [S * b, ...], see `augmented`.
     """
 
     step: int
@@ -47,6 +49,7 @@ class MicroBatch(NamedTuple):
     ids: Tensor
     drawn: tuple[dict[str, Tensor], ...]
     num_replaced: int
+    is_augmented: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class TrainStream:
 
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images: "fail" or "skip".
     growth: what makes the images of early steps smaller than train_px; the draws are the same. num_splits: 1 for none.
+    fill: the grey levels for uncovered pixels, where stage `pixels` is done here; None leaves it to `prepare`.
     rank, num_ranks: of a step's micro-batches only the rank-th is made, and every num_ranks-th after it.
 
     A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
@@ -72,6 +76,7 @@ class TrainStream:
     bad_images: str
     growth: Growth | None = None
     num_splits: int = 1
+    fill: tuple[int, ...] | None = None
     rank: int = 0
     num_ranks: int = 1
 
@@ -116,7 +121,7 @@ class TrainStream:
             images, shown = self._images(ids, image_px)
         except BadImage as error:
             return error
-        return MicroBatch(
+        batch = MicroBatch(
             step,
             micro_batch,
             images,
@@ -125,6 +130,9 @@ class TrainStream:
             self._drawn(ids, image_px),
             int((shown != ids[:, 1]).sum()),
         )
+        if self.fill is None:
+            return batch
+        return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)
 
     def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray]:
         """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""

@@ -46,6 +46,21 @@ def in_format(images: torch.Tensor, settings) -> torch.Tensor:
     return images.contiguous(memory_format=memory_format)
 
 
+def _of_stage(augment, stage: str) -> list:
+    return [part for part in augment if part.stage == stage]
+
+
+def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
+    """A micro-batch after its operations on grey levels; with splits its images [S * b, C, H, W], the first b as they came."""
+    parts = _of_stage(augment, "pixels")
+    images = batch.images if num_splits is None else batch.images.repeat(num_splits - 1, 1, 1, 1)
+    for part, drawn in zip(parts, batch.drawn):
+        images = part.apply(images, drawn, fill)
+    if num_splits is not None:
+        images = torch.cat([batch.images, images])
+    return batch._replace(images=images, drawn=batch.drawn[len(parts) :], is_augmented=True)
+
+
 def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     """One micro-batch as it enters the model: (images [B, C, H, W] float32, targets [B, K] float32).
 
@@ -53,21 +68,17 @@ def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     With augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the others augmented.
     """
     recipe = plan.recipe
-    images = batch.images.to(settings.device, non_blocking=True)
     fill = fill_of(plan.profile)
-    drawn = iter(batch.drawn)
-    plain = images[:0]
-    if recipe.augment_splits is not None:
-        plain, images = images, images.repeat(recipe.augment_splits - 1, 1, 1, 1)
-    for part in recipe.augment:
-        if part.stage == "pixels":
-            images = part.apply(images, next(drawn), fill)
-    images = normalize(images, plan.profile)
-    for part in recipe.augment:
-        if part.stage == "normalized":
-            images = part.apply(images, next(drawn), fill)
-    if len(plain):
-        images = torch.cat([normalize(plain, plan.profile), images])
+    batch = batch._replace(images=batch.images.to(settings.device, non_blocking=True))
+    if not batch.is_augmented:
+        batch = augmented(batch, recipe.augment, recipe.augment_splits, fill)
+    images = normalize(batch.images, plan.profile)
+    num_plain = len(batch.labels) if recipe.augment_splits is not None else 0
+    plain, images = images[:num_plain], images[num_plain:]
+    for part, drawn in zip(_of_stage(recipe.augment, "normalized"), batch.drawn, strict=True):
+        images = part.apply(images, drawn, fill)
+    if num_plain:
+        images = torch.cat([plain, images])
     labels = batch.labels.to(settings.device, non_blocking=True)
     targets = one_hot_targets(labels, plan.profile.num_classes, recipe.smoothing or 0.0)
     if recipe.mix is not None:

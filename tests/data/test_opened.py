@@ -1,0 +1,49 @@
+"""Both splits as a run opens them: who augments and who decodes moves no value that the model sees."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.data.index import open_index
+from trainer.data.opened import OpenedData
+from trainer.data.prepare import prepare
+from trainer.data.sets import FolderSet, open_set
+from trainer.job import Job, plan_of
+from trainer.profiles import PROFILES
+from trainer.settings import make_settings
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return OpenedData(*(open_set(PROFILES["digits"], None, split) for split in ("train", "val")))
+
+
+@pytest.mark.parametrize(
+    ("page", "departures"),
+    [
+        ("A2", ""),
+        ("A2", "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"),
+        ("torchvision-v2", ""),
+    ],
+    ids=["rand_augment", "splits", "trivial_augment and erasing"],
+)
+def test_workers_that_augment_give_the_model_the_same_bits(digits, page, departures):
+    plan = plan_of(Job(page, "resnet18", "digits", None, 0, departures))
+    settings = make_settings("cpu", workers="0")
+    ahead = digits.train_stream(plan, replace(settings, num_workers=2), 3)
+    for own in (batch for batch, _ in zip(digits.train_stream(plan, settings, 3), range(3))):
+        other = next(ahead)
+        assert not own.is_augmented and other.is_augmented and not torch.equal(own.images, other.images)
+        for mine, theirs in zip(prepare(plan, settings, own), prepare(plan, settings, other), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_the_row_names_the_loader_and_its_decoder(digits, make_folder, monkeypatch):
+    settings = make_settings("cpu", workers="0")
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    files = OpenedData(*(FolderSet(open_index(Path(root), split)) for split in ("train", "val")))
+    assert digits.loader_name(settings) == "torch"
+    assert files.loader_name(settings).startswith("torch, simplejpeg ")
+    assert files.loader_name(replace(settings, loader="pil")) == "pil"
