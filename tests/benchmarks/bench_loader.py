@@ -1,0 +1,169 @@
+"""Images/s and core of the training loader, against timm's and torchvision's own parts, on the same JPEG files.
+
+    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--dry]
+
+Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model (augmented, normalized, mixed,
+all on the CPU) by the page A2. All take turns in one process with one thread, by the processor time of that process.
+Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tarfile
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data import Mixup, create_transform
+from torchvision.transforms import v2
+
+from trainer import provenance
+from trainer.bench import Rate, in_turns, median_ratio
+from trainer.bench_data import photos
+from trainer.checkpoint import write_atomically
+from trainer.data.decode import read_image
+from trainer.data.jpeg import decoder_name, read_for_training
+from trainer.data.loader import TrainStream
+from trainer.data.prepare import prepare
+from trainer.job import Job, plan_of
+from trainer.memory import keep_freed_memory
+from trainer.settings import make_settings
+
+NUM_CLASSES = 1000
+TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
+TIMM_MIX = {"mixup_alpha": 0.1, "cutmix_alpha": 1.0, "label_smoothing": 0.0, "num_classes": NUM_CLASSES}
+
+
+class Photos:
+    """Files as a set of images."""
+
+    num_channels, is_in_memory = 3, False
+
+    def __init__(self, files: list[Path], reader):
+        self.files, self.reader = files, reader
+        self.num_images, self.labels = len(files), np.arange(len(files)) % NUM_CLASSES
+
+    def read(self, i: int):
+        return self.reader(self.files[i], 3)
+
+
+def ours(plan, files: list[Path], reader, batch_images: int) -> TrainStream:
+    """The suite's stream of one page, over these files."""
+    recipe = plan.recipe
+    return TrainStream(Photos(files, reader), 0, recipe.augment, recipe.image.train_px, 1, batch_images, 1,
+                       len(files) // batch_images, True, "fail")  # fmt: skip
+
+
+def candidates(files: list[Path], train_px: int, batch_images: int) -> dict:
+    """By stage and name, calls that take the number of a round and give the images done."""
+    plan = plan_of(Job("A2", "resnet50", "imagenet-1k", None, 0, f"image.train_px={train_px}"))
+    settings = make_settings("cpu", workers="0")
+    streams = {"torch": ours(plan, files, read_for_training, batch_images), "pil": ours(plan, files, read_image, batch_images)}
+    one = replace(plan, num_steps=10**6)
+    of_timm = create_transform(train_px, **TIMM_A2)
+    mixup = Mixup(**TIMM_MIX)
+    crop = v2.Compose([v2.RandomResizedCrop(train_px, antialias=True), v2.RandomHorizontalFlip()])
+    after = v2.Compose([v2.RandAugment(2, 7), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.1, num_classes=NUM_CLASSES), v2.CutMix(alpha=1.0, num_classes=NUM_CLASSES)])
+
+    def chosen(number: int) -> list[Path]:
+        first = number % (len(files) // batch_images) * batch_images
+        return files[first : first + batch_images]
+
+    def labels() -> torch.Tensor:
+        return torch.arange(batch_images) % NUM_CLASSES
+
+    def tv(path: Path) -> torch.Tensor:
+        return torchvision.io.decode_image(str(path), mode="RGB")
+
+    return {
+        "decoded": {
+            "timm": lambda n: len([Image.open(path).convert("RGB") for path in chosen(n)]),
+            "torchvision v2": lambda n: len([tv(path) for path in chosen(n)]),
+            "ours, loader=pil": lambda n: len([read_image(path) for path in chosen(n)]),
+        },
+        "ready for the device": {
+            "torchvision v2": lambda n: len(torch.stack([crop(tv(path)) for path in chosen(n)])),
+            "ours, loader=pil": lambda n: len(streams["pil"][n % streams["pil"].steps_per_epoch, 0].images),
+            "ours, loader=torch": lambda n: len(streams["torch"][n % streams["torch"].steps_per_epoch, 0].images),
+        },
+        "ready for the model": {
+            "timm": lambda n: len(mixup(torch.stack([of_timm(Image.open(path).convert("RGB")) for path in chosen(n)]), labels())[0]),
+            "torchvision v2": lambda n: len(mix(torch.stack([after(crop(tv(path))) for path in chosen(n)]), labels())[0]),
+            "ours, loader=pil": lambda n: len(prepare(one, settings, streams["pil"][n % streams["pil"].steps_per_epoch, 0])[0]),
+            "ours, loader=torch": lambda n: len(prepare(one, settings, streams["torch"][n % streams["torch"].steps_per_epoch, 0])[0]),
+        },
+    }
+
+
+def rows_of(rates: dict[tuple[str, str], Rate]) -> list[dict]:
+    """One row for each candidate, with its ratio to timm's whole work."""
+    timm_whole = rates["ready for the model", "timm"]
+    return [
+        {"stage": stage, "who": who, "image_ms": round(rate.image_ms, 3), "x_timm": round(median_ratio(rate, timm_whole), 3)} | rate.as_facts()
+        for (stage, who), rate in rates.items()
+    ]
+
+
+def as_markdown(facts: dict) -> str:
+    """The table."""
+    lines = ["# Training images a second and core", ""]
+    lines += [f"{facts['device']}, one thread; {facts['num_files']} JPEG files ({facts['source']}), {facts['train_px']} px, page A2, "
+              f"micro-batches of {facts['batch_images']}; {facts['decoder']}, timm {facts['timm']}, torch {facts['torch']}, torchvision "
+              f"{facts['torchvision']}, pillow {facts['pillow']}. Medians of {facts['num_rounds']} rounds in turns, by processor time, with quartiles; "
+              "the last column is against all of timm's work for the model."]  # fmt: skip
+    lines += ["", "| stage | who | images/s | quartiles | ms an image | x timm |", "|---|---|---|---|---|---|"]
+    for row in facts["rows"]:
+        spread = f"{row['low_images_per_s']:.0f} to {row['high_images_per_s']:.0f}"
+        lines.append(f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |")
+    return "\n".join([*lines, ""])
+
+
+def jpegs(src: Path | None, folder: Path) -> tuple[list[Path], str]:
+    """The files and where they come from."""
+    if src is None:
+        return photos(folder, 64), "cut from two sample photos"
+    if src.is_file():
+        with tarfile.open(src) as tar:
+            tar.extractall(folder, filter="data")
+    found = sorted(path for path in (folder if src.is_file() else src).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    return found, src.stem
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--src", type=Path, help="a folder or a tar of JPEG files")
+    parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
+    with tempfile.TemporaryDirectory() as folder:
+        files, source = jpegs(given.src, Path(folder))
+        found = candidates(files, given.px, given.batch)
+        flat = {(stage, who): call for stage, calls in found.items() for who, call in calls.items()}
+        rates = in_turns(flat, given.rounds, time.process_time)
+    versions = {"timm": timm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": provenance.package_version("pillow")}
+    facts = {"benchmark": "loader", "device": provenance.device_name("cpu"), "source": source, "num_files": len(files), "train_px": given.px,
+             "batch_images": given.batch, "num_rounds": given.rounds, "decoder": decoder_name(), **versions, "rows": rows_of(rates)}  # fmt: skip
+    table = as_markdown(facts)
+    print(table)
+    if not given.dry:
+        path = Path(__file__).parents[2] / "results" / "bench" / f"loader-{given.px}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path.with_suffix(".md"), table.encode())
+        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

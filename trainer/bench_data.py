@@ -1,0 +1,38 @@
+"""JPEG files to measure on, where no data set is given: photos of an ImageNet image's size, cut from two sample photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_SIZE = (500, 375)  # the commonest size of ImageNet's photos, in px
+_QUALITY = 92
+
+
+def photos(folder: Path, num_files: int) -> list[Path]:
+    """So many JPEG files in a folder, no two alike."""
+    from sklearn.datasets import load_sample_image
+
+    sources = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number in range(num_files):
+        source = sources[number % 2]
+        left, top = random.integers(0, source.width - _SIZE[0]), random.integers(0, source.height - _SIZE[1])
+        path = folder / f"{number:05}.jpg"
+        source.crop((left, top, left + _SIZE[0], top + _SIZE[1])).save(path, quality=_QUALITY)
+        files.append(path)
+    return files
+
+
+def image_folder(root: Path, files: list[Path], num_train: int, num_val: int) -> Path:
+    """An image folder of two classes whose files are links to these, over and over."""
+    for split, num_images in (("train", num_train), ("val", num_val)):
+        for number in range(num_images):
+            link = root / split / "ab"[number % 2] / f"{number:06}.jpg"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(files[number % len(files)].resolve())
+    return root
