@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate ffcv pytest
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -37,7 +37,7 @@ anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(va
 evaluate_flag = $(if $(filter evaluate,$(written)),$(if $(filter-out 0 no false,$(value evaluate)),--evaluate,--no-evaluate))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data eval verify doctor test drill bench help setup clean
+.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data data parity eval verify doctor test drill bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
 nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
@@ -83,6 +83,12 @@ launch-slurm: $(VENV)/.ready  ## write a job file for sbatch that trains by a re
 check-data: $(VENV)/.ready  ## decode every image of a data set, list the bad and the odd (data data_dir workers)
 	@$(RSB) check-data $(call flags,data data_dir workers)
 
+data: $(VENV)/.ready  ## write the .beton files that loader=ffcv reads, from a data set or an image folder (data src out max_side jpeg_share quality workers)
+	@$(RSB) data $(call flags,data src out max_side jpeg_share quality workers)
+
+parity: $(VENV)/.ready  ## the torch loader against ffcv on the same images: order, boxes, pixels, top-1; a certificate (data data_dir src recipe seed set images run workers runs results)
+	@$(RSB) parity $(call flags,data data_dir src recipe seed set images run workers runs results)
+
 eval: $(VENV)/.ready  ## score a run's exported model again (run device precision workers data_dir runs results)
 	@$(RSB) eval $(call flags,run device precision workers data_dir runs results)
 
@@ -126,7 +132,7 @@ help:  ## this list
 #: device auto (default), cpu, cuda, cuda:N
 #: precision auto (bf16 on a GPU, float32 on the CPU), float32, bf16, fp16
 #: workers loader processes, auto or a number; never changes a result
-#: loader who reads images: auto, torch, or pil (torch with every JPEG file decoded whole by PIL)
+#: loader who reads images: auto, torch, pil (torch with every JPEG file decoded whole by PIL), ffcv (see make data)
 #: bad_images fail (default) or skip: take another image by a fixed rule, counted, at most 1 %
 #: checkpoint_s least seconds between two checkpoints; default 60
 #: keep_every epochs between two checkpoints that stay: keep_every=50; default 0: only the last two do
@@ -160,6 +166,9 @@ help:  ## this list
 #: on here (default) or ray: where make ablate runs
 #: address of the Ray cluster: auto (default), a URL, or local for one made here
 #: per_cell each run's share of the cluster: per_cell="cpus=4 gpus=1 memory_gib=8"
+#: src,out of make data: where the images lie, and the folder of the .beton files
+#: max_side,jpeg_share,quality of make data: shrink longer sides to so many px; the share stored as JPEG, of that quality
+#: images of make parity: how many to compare, at least; default 2048
 #: ffcv of make setup: ffcv=1 builds ffcv into .venv, or says what its build lacks
 #: pytest flags for make test
 

@@ -5,7 +5,7 @@
 # OpenCV's own opencv4.pc, one is written, and an opencv2/opencv.hpp that includes the two.
 set -eu
 python=$1  # of the venv
-uv=$2      # uv, or "" for pip alone
+if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then uv=uv; else uv=$(dirname "$python")/uv; fi
 shim=$(dirname "$(dirname "$python")")/opencv-of-two-modules
 
 lacking() {
@@ -31,7 +31,7 @@ fi
 
 # --no-deps: what ffcv asks for is in the lock, with OpenCV's wheel that needs no screen in place of the one that does
 words="--quiet --no-deps --no-build-isolation --require-hashes -r requirements-ffcv.lock"
-if [ -n "$uv" ]; then
+if command -v "$uv" >/dev/null 2>&1; then
     "$uv" pip install --python "$python" $words
 else
     "$python" -m pip install --disable-pip-version-check $words

@@ -26,7 +26,7 @@ LAYERS = [
     {"job", "launch"},
     {"designs", "budget", "cells", "ablation", "pace"},
     {"cell_run", "dry_run", "local_cells", "ray_cells", "ablate", "sweep_table"},
-    {"drill", "rescore", "show", "matrix", "ranks_cli", "range_command", "range_files", "range_pictures", "range_test", "range_show"},
+    {"drill", "rescore", "parity", "show", "matrix", "ranks_cli", "range_command", "range_files", "range_pictures", "range_test", "range_show"},
     {"comparisons"},
     {"questions", "row_index"},
     {"tables", "table_notes", "table_query", "table_texts", "table_formats", "table_latex", "table_rows", "compare"},
@@ -34,7 +34,7 @@ LAYERS = [
     {"reproduce", "table_show"},
     {"range_ranks", "ablate_cli", "ablation_cli"},
     {"verify_curves", "verify", "verify_show", "doctor_probes", "doctor_steps", "doctor", "doctor_show"},
-    {"cli", "drill_cli", "slurm_cli", "lr_find_cli", "table_cli", "doctor_cli", "verify_cli"},
+    {"cli", "data_cli", "drill_cli", "slurm_cli", "lr_find_cli", "table_cli", "doctor_cli", "verify_cli"},
     {"__main__"},
 ]
 FORBIDDEN_WORDS = ("config", "args", "iteration", "utils", "manager", "handler", "helper")
@@ -124,7 +124,7 @@ def test_every_module_has_its_tests():
         "__main__": "test_cli", "cli": "test_cli", "show": "test_cli", "job": "test_job", "stop": "test_resume",
         "state": "test_resume", "train": "test_story", "errors": "test_load", "check": "test_load", "tree": "test_recipe",
         "overrides": "test_recipe", "adapt": "test_plan", "log": "test_story", "pictures": "test_story",
-        "export": "test_story", "rescore": "test_story", "provenance": "test_job", "data.opened": "test_story",
+        "export": "test_story", "rescore": "test_story", "provenance": "test_job", "data.opened": "test_story", "data.ffcv_loader": "data/test_ffcv_stream", "data_cli": "test_parity",
         "data.prepare": "test_story", "evaluate": "test_story", "ingredients.base": "test_recipe",
         "ingredients.augment": "test_recipe", "sections": "test_recipe", "memory": "test_story",
         "names": "test_security", "terminal": "test_security", "json_text": "test_security", "cores": "test_settings",

@@ -7,21 +7,24 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def names(requirements) -> set[str]:
     return {re.split(r"[^A-Za-z0-9_-]", one.strip())[0].lower() for one in requirements}
 
 
-def test_the_lock_holds_every_requirement_with_hashes_and_no_address():
-    locked = re.split(r"\n(?=[a-z])", LOCK.strip())
-    wanted = names(PROJECT["dependencies"]) | names(PROJECT["optional-dependencies"]["test"])
-    assert wanted <= names(locked)
+@pytest.mark.parametrize(("file", "extra"), [("requirements.lock", "test"), ("requirements-ffcv.lock", "ffcv")])
+def test_the_lock_holds_every_requirement_with_hashes_and_no_address(file, extra):
+    lock = (ROOT / file).read_text()
+    locked = re.split(r"\n(?=[a-z])", lock.strip())
+    wanted = names(PROJECT["optional-dependencies"][extra])
+    assert wanted | (names(PROJECT["dependencies"]) if extra == "test" else set()) <= names(locked)
     assert all("==" in one and "--hash=sha256:" in one for one in locked)
-    assert "://" not in LOCK and "index-url" not in LOCK
+    assert "://" not in lock and "index-url" not in lock
 
 
 def test_the_wheel_carries_the_pages_and_the_command(tmp_path):

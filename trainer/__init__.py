@@ -6,7 +6,9 @@
     ingredients  losses, optimizers, learning rates, mixing, augmentation, averaging, parts of a
                  model: one small frozen class each
     streams      all randomness, a pure function of (seed, purpose, indices)
-    data         index, order, decoding, sets, loader, and the preparation of a micro-batch on the device
+    data         index, order, decoding, sets, loader, and the preparation of a micro-batch on the device; beton: the file
+                 that ffcv reads, beton_writer: writes it; ffcv_stream: the loader's micro-batches as ffcv makes them
+    parity       what ffcv reads against what the torch loader reads; data_cli: its command, and that of the writer
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms
     pieces       a micro-batch that memory does not hold, in pieces; recompute: activations made again instead of kept
     state        what a run carries from step to step, saved and taken up again

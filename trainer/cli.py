@@ -38,7 +38,7 @@ Precision = Annotated[
     typer.Option(help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."),
 ]
 Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
-Loader = Annotated[str, typer.Option(help="Who reads images: auto, torch, or pil: torch with every JPEG file decoded whole by PIL.")]
+Loader = Annotated[str, typer.Option(help="Who reads images: auto, torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
 Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
@@ -279,4 +279,4 @@ def matrix(
         write_atomically(results / "matrix.md", table.encode())
 
 
-from trainer import doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these
+from trainer import data_cli, doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from trainer.checkpoint import write_atomically
+from trainer.data.beton import chosen_loader
 from trainer.data.opened import open_data
 from trainer.errors import printable
 from trainer.ingredients.norms import SyncBatchNorm
@@ -70,10 +71,12 @@ def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ran
     check_model_name(job.model)
     swaps = show.surgery(plan)
     with ranks.first_here():
-        opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
+        folder = data_folder(job.data, job.data_dir)
+        loader = chosen_loader(machine.get("loader", "torch"), folder)
+        opened = open_data(plan.profile, folder, in_beton=loader == "ffcv")
     ranks.check(stop)
     num_ranks_here = place.local_world_size if place else 1
-    settings = make_settings(device, **machine, in_memory=opened.train.is_in_memory, num_ranks_here=num_ranks_here)
+    settings = make_settings(device, **machine | {"loader": loader}, in_memory=opened.train.is_in_memory, num_ranks_here=num_ranks_here)
     check_norms(plan, settings.device)
     check_pieces(plan, settings)
     check_faults(settings.inject, plan)

@@ -237,7 +237,9 @@ def run_again(
 
     if again.reasons and not anyway:
         raise _refusal(row, again.reasons)
-    data = open_data(again.plan.profile, data_folder(again.job.data, again.job.data_dir))
+    in_beton = row.loader == "ffcv"
+    data = open_data(again.plan.profile, data_folder(again.job.data, again.job.data_dir), in_beton)
+    settings = replace(settings, loader="ffcv") if in_beton else settings
     reasons = again.reasons + data_reasons(row, data.fingerprint)
     if reasons and not anyway:
         raise _refusal(row, reasons)

@@ -28,5 +28,5 @@ def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Ro
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = open_model(folder).to(settings.device, memory_format=memory_format)
     where = data_dir or facts["data_dir"]
-    data = open_data(plan.profile, data_folder(facts["data"], Path(where) if where else None))
+    data = open_data(plan.profile, data_folder(facts["data"], Path(where) if where else None), in_beton=row.loader == "ffcv")
     return row, evaluate(plan, settings, model, data.val_batches(plan, settings))

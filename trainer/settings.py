@@ -13,7 +13,7 @@ from trainer.inject import Fault, parse_faults
 from trainer.place import Place
 
 PRECISIONS = ("float32", "bf16", "fp16")
-LOADERS = ("auto", "torch", "pil")
+LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("page", "auto")
 
 
@@ -25,8 +25,8 @@ class Settings:
     processes. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
     log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
     runs out. activation_checkpointing: are activations made again in the backward pass? inject: faults on purpose.
-    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", or "pil" for the same with every
-    JPEG file decoded whole by PIL.
+    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with every
+    JPEG file decoded whole by PIL, or "ffcv".
     """
 
     device: str

@@ -8,6 +8,7 @@ Source of the layout: ffcv 1.0.2, ffcv/types.py; tests read the files with ffcv.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
 import zlib
@@ -20,6 +21,7 @@ from PIL import Image
 
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError
+from trainer.errors import UserError
 from trainer.json_text import json_file
 
 VERSION = 2  # of ffcv's format
@@ -80,6 +82,23 @@ def beton_file(folder: Path, split: str) -> Path:
 def has_betons(folder: Path | None) -> bool:
     """Does a folder hold train.beton and val.beton?"""
     return folder is not None and all(beton_file(folder, split).is_file() for split in ("train", "val"))
+
+
+def chosen_loader(asked: str, folder: Path | None) -> str:
+    """The loader of loader=: "auto" is ffcv where it is installed and the folder holds .beton files, else torch.
+
+    Raises UserError where ffcv is asked for and one of the two is missing.
+    """
+    if asked not in ("auto", "ffcv"):
+        return asked
+    is_installed, is_written = importlib.util.find_spec("ffcv") is not None, has_betons(folder)
+    if asked == "auto":
+        return "ffcv" if is_installed and is_written else "torch"
+    if not is_installed:
+        raise UserError("loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do")
+    if not is_written:
+        raise UserError(f"loader=ffcv: {folder or 'no data_dir, which'} holds no train.beton and val.beton; `make data` and then data_dir=<its out> would do")
+    return asked
 
 
 def fingerprint_of(source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int) -> str:

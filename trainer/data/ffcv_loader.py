@@ -136,17 +136,29 @@ class _LeanReader(Reader):
         self.alloc_table = np.empty(0, ALLOC_TABLE_TYPE)
 
 
-@lru_cache(maxsize=2)  # compiling takes seconds: a second stream over the same file, as for precise norms, shares it
+@lru_cache(maxsize=2)
+def _compiled(is_parallel: bool) -> Callable:
+    """The decoder's loop, compiled once for a process: ffcv would compile it for every loader, which takes seconds."""
+    Compiler.num_threads = 2 if is_parallel else 1
+    return Compiler.compile(DrawnCropDecoder(3, 1).generate_code())
+
+
 def _engine(path: Path, num_channels: int, side: int, num_threads: int) -> SimpleNamespace:
     """What ffcv's iterator wants of a loader; its graph holds the one field that we read."""
+    decode = _compiled(num_threads > 1)
     Compiler.set_num_threads(num_threads)
     reader = _LeanReader(str(path))
-    manager = OSCacheManager(reader)
     spec = PipelineSpec("image", decoder=DrawnCropDecoder(num_channels, side), transforms=[])
-    place = list(reader.handlers).index("image")
-    graph = Graph({"image": spec}, reader.handlers, {"image": place}, reader.metadata, None)
-    _, code = graph.collect_requirements()
-    return SimpleNamespace(reader=reader, memory_manager=manager, graph=graph, code=graph.codegen_all(code), num_workers=num_threads)
+    field = list(reader.handlers).index("image")
+    graph = Graph({"image": spec}, reader.handlers, {"image": field}, reader.metadata, None)
+    node = graph.nodes[0].id
+
+    def stage(batch_indices, metadata, storage_state, **memory):
+        return (decode(batch_indices, memory[f"memory_{node}"], metadata[f"f{field}"], storage_state),)
+
+    code = [(stage, [node])], [node]
+    cache = OSCacheManager(reader)
+    return SimpleNamespace(reader=reader, memory_manager=cache, graph=graph, code=code, num_workers=num_threads)
 
 
 class _Batches(epoch_iterator.EpochIterator):
@@ -180,6 +192,7 @@ class _Batches(epoch_iterator.EpochIterator):
 
     def decoded(self, rows: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
         """Squares and return codes of rows; both lie in the slot."""
+        assert len(rows) <= self.loader.batch_size, "more rows than a slot has room for"
         ((squares, codes),) = super().run_pipeline(0, rows, slot, None)
         side = int(rows[0, _SIDE])
         return squares[:, :, :side, :side], codes

@@ -81,10 +81,9 @@ def _along_rows(image, top, left, height, width, side, is_bicubic):
 
 
 @njit(nogil=True, cache=True)
-def _along_columns(lines, side, is_bicubic):
-    """Lines [height, length] uint8, columns `side` long: [side, length] uint8."""
+def _along_columns(lines, length, side, is_bicubic):
+    """The first `length` of lines [height, ...] uint8, columns `side` long: [side, length] uint8."""
     firsts, counts, weights = _weights(len(lines), side, is_bicubic)
-    length = lines.shape[1]
     total, out = np.empty(length, np.int32), np.empty((side, length), np.uint8)
     for y in range(side):
         total[:] = _HALF
@@ -117,14 +116,14 @@ def crop_and_resize(image, top, left, height, width, side, is_bicubic, is_down_f
     """
     if is_down_first:
         part = np.ascontiguousarray(image[top : top + height, left : left + width]).reshape(height, 3 * width)
-        image = _along_columns(part, side, is_bicubic).reshape(side, width, 3)
+        image = _along_columns(part, 3 * width, side, is_bicubic).reshape(side, width, 3)
         top, left, height = 0, 0, side
     if width == side:
         lines = _as_it_lies(image, top, left, height, width)
     else:
         lines = _along_rows(image, top, left, height, width, side, is_bicubic)
     if height != side:
-        lines = _along_columns(lines[:, : out.shape[0] * side], side, is_bicubic)
+        lines = _along_columns(lines, out.shape[0] * side, side, is_bicubic)
     for channel in range(out.shape[0]):
         for y in range(side):
             part, to = lines[y, channel * side : (channel + 1) * side], out[channel, y]

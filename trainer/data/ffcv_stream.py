@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from trainer.data import ffcv_loader, ffcv_resize
 from trainer.data.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
-from trainer.data.order import micro_batch_ids
+from trainer.data.order import micro_batch_ids, num_micro_batches_in
+from trainer.data.prepare import augmented
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
@@ -39,13 +41,19 @@ class FfcvStream(TrainStream):
             self.image_set.path,
             self.image_set.num_channels,
             self.train_px,
-            -(-self.batch_images // self.num_micro_batches),
+            self._largest_batch(),
             num_workers,
             self.keys(first_step, num_steps),
             lambda key: self.rows(self.ids_of(key), self.ids_of(key)[:, 1], self.px_at(key[0])),
             lambda key, squares, codes: self._micro_batch(key, squares, codes, device),
             device,
         )
+
+    def _largest_batch(self) -> int:
+        """Images of the largest micro-batch: of an epoch's last step they may be larger than of a full one."""
+        rest = self.image_set.num_images % self.batch_images
+        last = -(-rest // num_micro_batches_in(rest, self.batch_images, self.num_micro_batches)) if rest else 0
+        return max(-(-self.batch_images // self.num_micro_batches), last)
 
     def ids_of(self, key: tuple[int, int]) -> np.ndarray:
         """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
@@ -62,7 +70,8 @@ class FfcvStream(TrainStream):
 
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
         """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it is made of, [b]."""
-        boxes, is_bicubic = self.boxes(ids, shown)
+        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
+        boxes, is_bicubic = boxes_in(self.image_set, crop, self.seed, ids, shown)
         height, width = boxes[:, 2], boxes[:, 3]
         is_flipped = np.zeros(len(ids), bool)
         for part in self.augment:
@@ -73,28 +82,36 @@ class FfcvStream(TrainStream):
         columns = (shown, num_bytes, *boxes.T, is_bicubic, is_down_first, is_flipped, np.full(len(ids), side))
         return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
 
-    def boxes(self, ids: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b] bool."""
-        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
-        source, stored = (np.stack(sides) for sides in (self.image_set.source_sides(shown), self.image_set.sides(shown)))
-        drawn, is_bicubic = crop.draw(self.seed, ids, *source)
-        first = drawn[:, :2].T
-        last = first + drawn[:, 2:].T
-        first, last = (np.rint(edge * stored / source).astype(np.int64) for edge in (first, last))
-        first = np.minimum(first, stored - 1)
-        return np.concatenate([first, np.maximum(last - first, 1)]).T, is_bicubic
-
     def _micro_batch(self, key: tuple[int, int], squares: np.ndarray, codes: np.ndarray, device: str) -> MicroBatch:
         ids = self.ids_of(key)
         shown = ids[:, 1].copy()
         images = torch.empty(squares.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
         images.copy_(torch.from_numpy(squares))
-        for place in np.flatnonzero(codes):  # ffcv's decoder is stricter than PIL: what PIL reads is no bad image
+        is_suspect = (codes != 0) | self._is_damaged(shown)
+        for place in np.flatnonzero(is_suspect):  # TurboJPEG is stricter than PIL: what PIL reads is no bad image
             square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
             images[place] = torch.from_numpy(square)
         labels = torch.from_numpy(self.image_set.labels[shown])
         drawn = self._drawn(ids, squares.shape[-1])
-        return MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, int((shown != ids[:, 1]).sum()))
+        batch = MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, int((shown != ids[:, 1]).sum()))
+        if self.fill is None:
+            return batch
+        return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)
+
+    @cached_property
+    def _is_seen(self) -> np.ndarray:
+        return np.zeros(self.image_set.num_images, bool)
+
+    def _is_damaged(self, shown: np.ndarray) -> np.ndarray:
+        """Which images' bytes are not those that were written, [b] bool; each is looked at until it was whole once."""
+        is_damaged = np.zeros(len(shown), bool)
+        for place in np.flatnonzero(~self._is_seen[shown]):
+            try:
+                self.image_set.content(int(shown[place]))
+                self._is_seen[shown[place]] = True
+            except BadImage:
+                is_damaged[place] = True
+        return is_damaged
 
     def _by_pil(self, draw: np.ndarray, side: int) -> tuple[np.ndarray, int]:
         """The square [C, side, side] of one draw, [1, 3], and which image it shows: another one for a bad one, if asked.
@@ -123,3 +140,19 @@ class FfcvStream(TrainStream):
         pixels = np.asarray(image.resize((side, side), filters[row["is_bicubic"]]))
         pixels = pixels[:, ::-1] if row["is_flipped"] else pixels
         return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+
+
+def boxes_in(
+    images: BetonSet, crop: RandomResizedCrop, seed: int, ids: np.ndarray, shown: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b] bool.
+
+    ids: [b, 3]. shown: the images that they are drawn for, [b].
+    """
+    source, stored = (np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown)))
+    drawn, is_bicubic = crop.draw(seed, ids, *source)
+    first = drawn[:, :2].T
+    last = first + drawn[:, 2:].T
+    first, last = (np.rint(edge * stored / source).astype(np.int64) for edge in (first, last))
+    first = np.minimum(first, stored - 1)
+    return np.concatenate([first, np.maximum(last - first, 1)]).T, is_bicubic

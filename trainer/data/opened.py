@@ -8,10 +8,15 @@ from pathlib import Path
 
 import torch
 
+from trainer.data.arriving import arriving
+from trainer.data.beton import has_betons
 from trainer.data.faulty import FaultyStream
+from trainer.data.index import is_image_folder
 from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
 from trainer.data.jpeg import decoder_name
-from trainer.data.sets import ImageSet, for_training, open_set
+from trainer.data.prepare import fill_of
+from trainer.data.sets import ImageSet, for_training, open_beton_set, open_set
+from trainer.errors import UserError
 from trainer.inject import Fault
 from trainer.ranks import Ranks, alone
 
@@ -48,7 +53,7 @@ class OpenedData:
 
         faults: on purpose, of those that a loader can have.
         """
-        stream = TrainStream(
+        stream = _stream_of(settings.loader)(
             image_set=self.train if settings.loader == "pil" else for_training(self.train),
             seed=plan.seed,
             augment=plan.recipe.augment,
@@ -61,12 +66,15 @@ class OpenedData:
             bad_images=plan.bad_images,
             growth=plan.recipe.image.growth,
             num_splits=plan.recipe.augment_splits or 1,
+            fill=fill_of(plan.profile) if settings.device == "cpu" and settings.num_workers else None,
             rank=ranks.rank,
             num_ranks=ranks.world_size,
         )
+        if faults and settings.loader == "ffcv":
+            raise UserError("inject=: a loader's faults are made by the torch loader; loader=torch would do")
         if faults:
             stream = FaultyStream(**vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch)
-        return iter(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device))
+        return arriving(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device), settings.device)
 
     def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
@@ -86,9 +94,21 @@ class OpenedData:
         )
 
 
-def open_data(profile, data_dir: Path | None) -> OpenedData:
+def _stream_of(loader: str) -> type[TrainStream]:
+    if loader != "ffcv":
+        return TrainStream
+    from trainer.data.ffcv_stream import FfcvStream  # it takes seconds to import
+
+    return FfcvStream
+
+
+def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedData:
     """Open both splits.
+
+    in_beton: from the folder's .beton files, whatever else lies there; without it, where nothing else does.
 
     Raises DataError where they are not found or do not fit the profile.
     """
+    if in_beton or (has_betons(data_dir) and not is_image_folder(data_dir)):
+        return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))
     return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from trainer import streams
+from trainer.data.beton import BetonSet, open_beton
 from trainer.data.decode import Planes, read_image
 from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
 from trainer.data.jpeg import read_for_training
@@ -141,6 +142,25 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
     """
     images = replace(_find_set(profile.images_of or profile.name, data_dir, split), num_channels=profile.channels)
     _check_channels(images, profile)
+    return _of_profile(images, profile, data_dir, split)
+
+
+def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
+    """Open one split that lies in a folder's .beton.
+
+    Raises DataError where it is damaged, is not what the profile says, or was written from other images than the folder
+    holds beside it.
+    """
+    images = open_beton(folder, split, profile.channels)
+    if is_image_folder(folder):
+        beside = FolderSet(open_index(folder, split), profile.channels).fingerprint
+        if beside != images.facts.source:
+            raise DataError(f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do")
+    return _of_profile(images, profile, folder, split)
+
+
+def _of_profile(images: ImageSet, profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
+    """The same set. Raises DataError where its counts are not the profile's."""
     expected = profile.num_train if split == "train" else profile.num_val
     found = (images.num_images, len(images.classes))
     if found != (expected, profile.num_classes):
