@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu src rounds
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -105,8 +105,9 @@ drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then
 	@$(RSB) drill
 	@PYTEST_ADDOPTS="-n auto --dist worksteal -m drill "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
 
-bench: $(VENV)/.ready  ## the benchmarks of tests/benchmarks, one after the other
-	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+bench: $(VENV)/.ready  ## what each part of a run could do alone and what holds it up; then the loader beside timm's (recipe model data data_dir src set device gpu precision workers loader rounds results)
+	@$(RSB) bench $(call flags,recipe model data data_dir src set device gpu precision workers loader rounds results)
+	@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --dry $(if $(filter src,$(written)),--src $(call quoted,src))
 
 setup: $(VENV)/.ready  ## make or renew .venv (every other target does so by itself); ffcv=1: with the loader that is built here (ffcv)
 ifneq ($(filter-out 0 no false,$(value ffcv)),)
@@ -170,6 +171,8 @@ help:  ## this list
 #: max_side,jpeg_share,quality of make data: shrink longer sides to so many px; the share stored as JPEG, of that quality
 #: images of make parity: how many to compare, at least; default 2048
 #: ffcv of make setup: ffcv=1 builds ffcv into .venv, or says what its build lacks
+#: gpu,rounds of make bench: gpu=1 measures on a GPU; rounds of each part, default 8
+#: src of make bench: a folder of JPEG files to measure on
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

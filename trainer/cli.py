@@ -279,4 +279,4 @@ def matrix(
         write_atomically(results / "matrix.md", table.encode())
 
 
-from trainer import data_cli, doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these
+from trainer import bench_cli, data_cli, doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these

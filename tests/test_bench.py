@@ -1,0 +1,82 @@
+"""`bench`: turns, medians, the verdict, and the whole command on a small run."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from trainer.bench import Rate, in_turns, median_ratio
+from trainer.bench_data import image_folder, photos
+from trainer.bench_run import verdict
+from trainer.cli import app
+from trainer.profiles import find_profile
+from trainer.settings import make_settings
+
+torch.set_num_threads(1)
+
+
+def test_parts_take_turns_and_are_timed_by_the_clock_given():
+    calls, now = [], [0.0]
+
+    def part(name, seconds, num_images):
+        def run(number):
+            calls.append((name, number))
+            now[0] += seconds * (1 + max(number, 0))
+            return num_images
+
+        return run
+
+    rates = in_turns({"a": part("a", 1, 10), "b": part("b", 4, 20)}, 3, lambda: now[0])
+    assert calls == [(name, number) for number in (-1, 0, 1, 2) for name in "ab"]
+    assert rates["a"].seconds == (1, 2, 3) and rates["b"].seconds == (4, 8, 12)
+    assert rates["a"].images_per_s == 5 and rates["a"].image_ms == 200 and rates["b"].images_per_s == 2.5
+    assert rates["a"].quartiles == (10 / 2.5, 10 / 1.5)
+    assert median_ratio(rates["a"], rates["b"]) == 2
+
+
+def rates(decode, augment, step, whole):
+    """Images/s of each."""
+    return {name: Rate((1 / rate,) * 3, 1) for name, rate in {"decode": decode, "augment": augment, "step": step, "end to end": whole}.items()}
+
+
+@pytest.mark.parametrize(
+    ("found", "workers", "text"),
+    [
+        ((500, 1000, 900, 890), 4, "compute-bound: 890 of 900 images/s (99 %); workers=4 could deliver 1,333"),
+        ((500, 1000, 5400, 3100), 9, "data-bound: 3,100 of 5,400 images/s; decoding 67 % of a worker's time; workers=18 would do"),
+        ((500, 1000, 9999, 3100), 9, "it would take 33 workers, and here are 24 cores"),
+        ((500, 1000, 900, 700), 4, "neither data-bound nor compute-bound"),
+        ((500, 1000, 900, 240), 0, "no workers: 240 of 900 images/s (27 %)"),
+    ],
+)
+def test_the_verdict_says_what_holds_the_run_up(found, workers, text):
+    made = verdict(rates(*found), make_settings("cpu", workers=str(workers)), available_cores=24)
+    assert text in made.text
+    assert made.data == pytest.approx(max(1, workers) * 1000 / 3)  # a worker needs 2 ms + 1 ms for an image
+
+
+def test_photos_are_jpegs_of_one_size_and_a_folder_of_links_is_a_data_set(tmp_path):
+    files = photos(tmp_path / "photos", 5)
+    assert {Image.open(path).format for path in files} == {"JPEG"} and {Image.open(path).size for path in files} == {(500, 375)}
+    assert len({path.read_bytes() for path in files}) == 5
+    profile = find_profile(str(image_folder(tmp_path / "data", files, 12, 4)))
+    assert (profile.num_train, profile.num_val, profile.num_classes) == (12, 4, 2)
+
+
+def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
+    words = ["bench", "--data", "digits", "--model", "test_resnet", "--recipe", "A3", "--device", "cpu", "--workers", "1", "--rounds", "2"]
+    done = CliRunner().invoke(app, [*words, "--set", "batch.images=32 batch.norm_images=16", "--results", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "bench" / "run-cpu.json").read_text())
+    assert set(facts["parts"]) == {"decode", "augment", "model", "optimizer", "step", "evaluation", "end to end"}
+    assert all(part["low_images_per_s"] <= part["images_per_s"] <= part["high_images_per_s"] for part in facts["parts"].values())
+    assert facts["verdict"].split(":")[0] in " ".join(done.output.split()) and facts["recipe"] == "A3.v1"
+
+
+def test_a_gpu_that_is_not_there_is_one_line():
+    if torch.cuda.is_available():
+        return
+    done = CliRunner().invoke(app, ["bench", "--gpu", "1"])
+    assert done.exit_code == 2 and "device=cuda" in done.output

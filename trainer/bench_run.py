@@ -1,0 +1,154 @@
+"""What each part of a run could do alone, and what the whole does: where the time goes, and what would help."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from trainer.bench import Rate, in_turns
+from trainer.cores import num_cores
+from trainer.data.opened import OpenedData
+from trainer.data.prepare import augmented, autocast, fill_of, prepare
+from trainer.evaluate import evaluate
+from trainer.plan import Plan
+from trainer.settings import Settings
+from trainer.state import State
+from trainer.train import optimizer_step
+
+BOUND_SHARE = 0.95  # of the step on data that lies on the device: at least that much is no waiting for data
+_SPARE = 1.1  # workers' rate over the step's, so that a slow image holds nothing up
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What holds the run up, in words, and the numbers behind it.
+
+    kind: "compute-bound", "data-bound", "shared" (neither), or "serial" (no workers).
+    limit: of the step alone, on data that lies on the device, in images/s. data: what the loader could deliver.
+    num_workers: that would keep up.
+    """
+
+    kind: str
+    text: str
+    limit: float
+    data: float
+    num_workers: int
+
+
+def measure(plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, num_steps: int) -> dict[str, Rate]:
+    """The rates of all parts, taking turns, then of so many whole steps in a row, which must not share the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = State(plan, settings, Path(folder))
+        rates = in_turns(_parts(state, data), num_rounds, _clock(settings))
+        return rates | {"end to end": _end_to_end(state, data, num_steps)}
+
+
+def verdict(rates: dict[str, Rate], settings: Settings, available_cores: int | None = None) -> Verdict:
+    """Who waits for whom."""
+    limit, whole = rates["step"].images_per_s, rates["end to end"].images_per_s
+    decode_ms, augment_ms = rates["decode"].image_ms, rates["augment"].image_ms if settings.device == "cpu" else 0.0
+    each = 1e3 / (decode_ms + augment_ms)
+    delivered = max(1, settings.num_workers) * each
+    enough = math.ceil(_SPARE * limit / each)
+    share = whole / limit
+    if settings.num_workers == 0:
+        return Verdict("serial", _serial_text(whole, limit, share), limit, delivered, enough)
+    if share >= BOUND_SHARE or delivered >= _SPARE * limit:
+        kind = "compute-bound" if share >= BOUND_SHARE else "shared"
+        named = kind if kind == "compute-bound" else "neither data-bound nor compute-bound (workers and model share the cores?)"
+        text = f"{named}: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %); workers={settings.num_workers} could deliver {delivered:,.0f}"
+        return Verdict(kind, text, limit, delivered, enough)
+    text = f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
+    cores = num_cores() if available_cores is None else available_cores
+    text += f"workers={enough} would do" if enough <= cores else f"it would take {enough} workers, and here are {cores} cores"
+    return Verdict("data-bound", text, limit, delivered, enough)
+
+
+def _serial_text(whole: float, limit: float, share: float) -> str:
+    return f"no workers: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %), the rest goes to decoding and augmenting in turn"
+
+
+def _clock(settings: Settings) -> Callable[[], float]:
+    """Wall-clock time, once the device is done."""
+
+    def now() -> float:
+        if settings.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def _parts(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
+    """By name, calls that do one part for one micro-batch, or for one step, and give its images."""
+    plan, settings, recipe = state.plan, state.settings, state.plan.recipe
+    decoding = data.train_stream(replace(plan, num_steps=10**9), replace(settings, num_workers=0, device="cpu"), 0)
+    batch = next(decoding)
+    there = batch._replace(images=batch.images.to(settings.device))
+    images, targets = prepare(plan, settings, batch)
+    pixels = batch.images.pin_memory() if settings.device.startswith("cuda") else batch.images
+    shown = list(itertools.islice(data.val_batches(plan, replace(settings, num_workers=0)), 1))
+    steps = itertools.count()
+    fed = _repeated(state, _ready(there, plan, settings))
+
+    def model(_: int) -> int:
+        with autocast(settings):
+            logits = state.model(images)
+        recipe.loss(logits.float(), targets).backward()
+        return len(targets)
+
+    def optimizer(_: int) -> int:
+        recipe.optimizer.clip(state.model)
+        state.optimizer.step()
+        return recipe.batch.images
+
+    def step(_: int) -> int:
+        state.optimizer.zero_grad(set_to_none=True)
+        number = next(steps) % plan.steps_per_epoch
+        optimizer_step(state, fed(number), number)
+        return plan.window_images(number)
+
+    parts = {
+        "decode": lambda _: len(next(decoding).labels),
+        "augment": lambda _: len(augmented(there, recipe.augment, recipe.augment_splits, fill_of(plan.profile)).labels),
+        "transfer": lambda _: len(pixels.to(settings.device, non_blocking=True)),
+        "model": model,
+        "optimizer": optimizer,
+        "step": step,
+        "evaluation": lambda _: evaluate(plan, settings, state.model, shown).num_images,
+    }
+    return parts if settings.device.startswith("cuda") else {name: part for name, part in parts.items() if name != "transfer"}
+
+
+def _ready(batch, plan: Plan, settings: Settings):
+    """The micro-batch as workers would hand it over: on the CPU they augment."""
+    if settings.device != "cpu" or settings.num_workers == 0:
+        return batch
+    return augmented(batch, plan.recipe.augment, plan.recipe.augment_splits, fill_of(plan.profile))
+
+
+def _repeated(state: State, batch) -> Callable[[int], Iterator]:
+    """For each step, its micro-batches: the same images each time."""
+    return lambda step: (batch._replace(step=step, micro_batch=place) for place in range(state.plan.micro_batches(step)))
+
+
+def _end_to_end(state: State, data: OpenedData, num_steps: int) -> Rate:
+    """Whole steps, each timed, once what the workers had made ahead is used up."""
+    plan, clock = state.plan, _clock(state.settings)
+    first = 1 + math.ceil(2 * state.settings.num_workers / plan.num_micro_batches)
+    num_all = first + num_steps
+    window = data.train_stream(replace(plan, num_steps=max(num_all, plan.num_steps)), state.settings, 0)
+    seconds = []
+    for step in range(num_all):
+        began = clock()
+        optimizer_step(state, window, step)
+        if step >= first:
+            seconds.append(clock() - began)
+    return Rate(tuple(seconds), plan.recipe.batch.images)
