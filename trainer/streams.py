@@ -50,14 +50,17 @@ def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 def _philox_chunk(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     c0, c1, c2, c3 = (counters[:, word].copy() for word in range(4))
+    p0, p1 = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        p0 = c0 * _MULTIPLIERS[0]
-        p1 = c2 * _MULTIPLIERS[1]
-        c0 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0)
-        c2 = (p0 >> _HALF) ^ c3 ^ np.uint64(k1)
-        c1 = p1 & _LOW
-        c3 = p0 & _LOW
+        np.multiply(c0, _MULTIPLIERS[0], out=p0)
+        np.multiply(c2, _MULTIPLIERS[1], out=p1)
+        for product, other, word, into in ((p1, c1, k0, c0), (p0, c3, k1, c2)):
+            np.right_shift(product, _HALF, out=into)
+            into ^= other
+            into ^= np.uint64(word)
+        np.bitwise_and(p1, _LOW, out=c1)
+        np.bitwise_and(p0, _LOW, out=c3)
         k0 = (k0 + _WEYL[0]) & 0xFFFFFFFF
         k1 = (k1 + _WEYL[1]) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
@@ -98,11 +101,39 @@ def uniforms(seed: int, purpose: str, indices: np.ndarray, num_draws: int) -> np
 def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
     """A uniformly drawn order of `size` things for one epoch: [size] int64.
 
-    Sorting 64-bit keys: two equal keys among ten million have a chance of 3e-6, and the sort is stable.
+    By rising 64-bit keys, equal ones by place. Sorted are the keys' upper bits with the places in the lower ones, in one
+    array: several times as fast as an argsort, in half of its memory. The few whose upper bits are equal follow singly.
     """
-    indices = np.stack([np.arange(size), np.full(size, epoch)], axis=1)
-    high, low = words(seed, purpose, indices, 2).astype(np.uint64).T
-    return np.argsort((high << _HALF) | low, kind="stable")
+    place_bits = np.uint64(max(1, (size - 1).bit_length()))
+    places = (np.uint64(1) << place_bits) - np.uint64(1)
+    order = np.empty(size, dtype=np.uint64)
+    for part in _parts(size):
+        index = np.arange(part.start, part.stop)
+        order[part] = (_sort_keys(seed, purpose, epoch, index) & ~places) | index.astype(np.uint64)
+    order.sort()
+    tied = [part.start + np.flatnonzero((order[part] ^ order[1:][part]) <= places) for part in _parts(size - 1)]
+    order &= places
+    order = order.view(np.int64)
+    for run in _runs(np.concatenate(tied) if tied else np.empty(0, np.int64)):
+        among = np.sort(order[run])
+        order[run] = among[np.argsort(_sort_keys(seed, purpose, epoch, among), kind="stable")]
+    return order
+
+
+def _parts(size: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCKS_PER_CHUNK, size)) for start in range(0, size, _BLOCKS_PER_CHUNK)]
+
+
+def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.ndarray:
+    """The 64-bit key of each thing: [n] uint64."""
+    high, low = words(seed, purpose, np.stack([index, np.full_like(index, epoch)], axis=1), 2).astype(np.uint64).T
+    return (high << _HALF) | low
+
+
+def _runs(tied: np.ndarray) -> list[slice]:
+    """Stretches in which each is tied with the next, told by the places of the former ones, in rising order."""
+    breaks = np.flatnonzero(np.diff(tied) > 1) + 1
+    return [slice(run[0], run[-1] + 2) for run in np.split(tied, breaks) if len(run)]
 
 
 def torch_seed(seed: int, purpose: str, *indices: int) -> int:
