@@ -15,7 +15,7 @@ from trainer.data.decode import BadImage
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream, evaluation_batches
 from trainer.data.order import epoch_order
-from trainer.data.sets import ArraySet, FolderSet, open_set
+from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
 from trainer.errors import UserError
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.erasing import RandomErasing
@@ -99,6 +99,16 @@ def test_images_are_cropped_resized_and_flipped_as_drawn(grey):
         expected = functional.resized_crop(Image.fromarray(pixels[i]).convert("RGB"), *box.tolist(), [32, 32], mode)
         expected = functional.pil_to_tensor(expected.transpose(Image.FLIP_LEFT_RIGHT) if is_flipped else expected)
         assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_a_set_in_memory_opened_for_training_gives_the_same_bytes(grey, num_channels):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 30) if grey else (40, 28, 30, 3), dtype=np.uint8)
+    images = ArraySet(pixels, np.arange(40) % 2, ("a", "b"), num_channels)
+    opened = for_training(images)
+    assert digest(stream_of(opened).batches(0, 4, 0, "cpu")) == digest(stream_of(images).batches(0, 4, 0, "cpu"))
+    assert opened.fingerprint == images.fingerprint
 
 
 def test_draws_come_pixels_first_and_only_for_what_the_loader_leaves_undone(digits):

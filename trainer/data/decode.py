@@ -67,6 +67,22 @@ class Planes:
         return np.stack([np.asarray(plane) for plane in self.planes], axis=-1).tobytes()
 
 
+class Pixels:
+    """An image that lies in memory: [H, W] grey or [H, W, 3] uint8. Only the part within a box ever becomes PIL's."""
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+        self.size = pixels.shape[1], pixels.shape[0]
+
+    def square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
+        """train_square of this image."""
+        top, left, height, width = box
+        part = np.ascontiguousarray(self.pixels[top : top + height, left : left + width])
+        mode = "L" if part.ndim == 2 else "RGB"
+        image = Image.frombuffer(mode, (width, height), part, "raw", mode, 0, 1)
+        return _square_of(image, resampling, train_px)
+
+
 def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
     """Decode one file, 8 bits per channel: to RGB, to its luma ("L") for one channel, else to as many planes.
 
@@ -121,7 +137,10 @@ def train_square(
     lies outside the box, as in torchvision's resized_crop.
     """
     top, left, height, width = box
-    part = image.crop((left, top, left + width, top + height))
+    return _square_of(image.crop((left, top, left + width, top + height)), resampling, train_px)
+
+
+def _square_of(part: Image.Image | Planes, resampling: int, train_px: int) -> np.ndarray:
     square = np.frombuffer(part.resize((train_px, train_px), resampling).tobytes(), np.uint8)
     return square.reshape(train_px, train_px, -1).transpose(2, 0, 1)
 

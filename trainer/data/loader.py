@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainer import streams
-from trainer.data.decode import RESAMPLING, BadImage, evaluation_square, stack_squares, train_square
+from trainer.data.decode import RESAMPLING, BadImage, Pixels, evaluation_square, stack_squares, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
 from trainer.data.prepare import augmented
@@ -151,7 +151,7 @@ class TrainStream:
             chunk = ids[start : start + _IMAGES_AT_ONCE]
             images, places = zip(*map(self._read, chunk))
             for draw, image, place, *crop in zip(chunk, images, places, *self._crops(chunk, images)):
-                if not isinstance(image, Jpeg):
+                if not isinstance(image, Jpeg | Pixels):
                     yield train_square(image, *crop, image_px), place
                     continue
                 try:

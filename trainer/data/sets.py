@@ -16,7 +16,7 @@ from PIL import Image
 
 from trainer import streams
 from trainer.data.beton import BetonSet, open_beton
-from trainer.data.decode import Planes, read_image
+from trainer.data.decode import Pixels, Planes, read_image
 from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
 from trainer.data.jpeg import read_for_training
 from trainer.profiles import Profile
@@ -54,12 +54,16 @@ class ImageSet(Protocol):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """A set held in memory. images: [N, H, W] grey or [N, H, W, 3] uint8. labels: [N] int64."""
+    """A set held in memory. images: [N, H, W] grey or [N, H, W, 3] uint8. labels: [N] int64.
+
+    is_for_training: reading gives the array itself, where its channels are the set's.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
     num_channels: int = 3
+    is_for_training: bool = False
     is_in_memory = True
 
     @property
@@ -75,9 +79,11 @@ class ArraySet:
         digest.update(self.labels.astype("<i8"))
         return _fingerprint_of(digest.hexdigest(), self.num_channels)
 
-    def read(self, i: int) -> Image.Image:
+    def read(self, i: int) -> Image.Image | Pixels:
         """Image i, RGB or grey; for one channel always grey."""
         pixels = self.images[i]
+        if self.is_for_training and (pixels.ndim == 2 or self.num_channels == 3):
+            return Pixels(pixels)
         height, width = pixels.shape[:2]
         image = Image.frombytes("L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes())
         return image.convert("L") if self.num_channels == 1 else image
@@ -121,7 +127,9 @@ class FolderSet:
 
 
 def for_training(images: ImageSet) -> ImageSet:
-    """The same set, whose JPEG files are decoded only as far as a crop needs."""
+    """The same set, whose images are decoded, or copied, only as far as a crop needs."""
+    if isinstance(images, ArraySet):
+        return replace(images, is_for_training=True)
     return replace(images, reader=read_for_training) if isinstance(images, FolderSet) else images
 
 
