@@ -86,8 +86,8 @@ check-data: $(VENV)/.ready  ## decode every image of a data set, list the bad an
 data: $(VENV)/.ready  ## write the .beton files that loader=ffcv reads, from a data set or an image folder (data src out max_side jpeg_share quality workers)
 	@$(RSB) data $(call flags,data src out max_side jpeg_share quality workers)
 
-parity: $(VENV)/.ready  ## the torch loader against ffcv on the same images: order, boxes, pixels, top-1; a certificate (data data_dir src recipe seed set images run workers runs results)
-	@$(RSB) parity $(call flags,data data_dir src recipe seed set images run workers runs results)
+parity: $(VENV)/.ready  ## the torch loader against ffcv on the same images: order, boxes, pixels, top-1; a certificate (data data_dir src recipe seed set images run runs results)
+	@$(RSB) parity $(call flags,data data_dir src recipe seed set images run runs results)
 
 eval: $(VENV)/.ready  ## score a run's exported model again (run device precision workers data_dir runs results)
 	@$(RSB) eval $(call flags,run device precision workers data_dir runs results)

@@ -1,6 +1,7 @@
 """What is installed: the lock is complete and names no index, and the wheel carries the pages."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -37,3 +38,13 @@ def test_the_wheel_carries_the_pages_and_the_command(tmp_path):
     assert not [name for name in inside if name.startswith(("tests/", "results/"))]
     entry = zipfile.ZipFile(wheel).read(next(name for name in inside if name.endswith("entry_points.txt"))).decode()
     assert "rsb = trainer.__main__:main" in entry
+
+
+def test_ffcv_that_cannot_be_built_says_the_one_command(tmp_path):
+    """Without pkg-config nothing is built, and the line names what would do."""
+    for name in ("sh", "dirname", "cat"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = subprocess.run([str(ROOT / "setup-ffcv.sh"), sys.executable], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ffcv=1: no pkg-config here")
+    assert "sudo apt-get install -y" in done.stderr and done.stderr.endswith("would do\n")

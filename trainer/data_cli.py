@@ -62,7 +62,6 @@ def parity(
     set_: Set = "",
     images: Annotated[int, typer.Option(min=1, help="Images to compare, at least.")] = 2048,
     run: Annotated[str, typer.Option(help="A run whose exported model scores both; absent: the nearest class mean.")] = "",
-    workers: Workers = "auto",
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
@@ -72,7 +71,7 @@ def parity(
     from trainer.job import Job
     from trainer.parity import certify, parity_table, write_certificate
 
-    found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs, workers)
+    found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs)
     out = show.console()
     out.print(parity_table(found))
     out.print(f"certificate: {write_certificate(found, results)}", markup=False, highlight=False)

@@ -34,7 +34,7 @@ LOSSY_TOP1_SHARE = 0.02  # of the images
 _MEAN_PX = 16  # side of the class means
 
 
-def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path, workers: str) -> dict:
+def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -> dict:
     """Compare both on the training images of whole steps until num_images are seen, and on all validation images.
 
     Raises UserError where one of the two is not there.
@@ -45,7 +45,8 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path, w
     ours = open_data(plan.profile, data_folder(job.data, src or job.data_dir))
     if ours.train.fingerprint != theirs.train.facts.source:
         raise UserError(f"{folder}: its .beton files were written from other images than {src or job.data_dir or job.data}; `make data` anew would do")
-    settings = {"pil": make_settings("cpu", workers="0", loader="pil"), "ffcv": make_settings("cpu", workers=workers, loader="ffcv")}
+    # without workers neither augments: what is compared is cropped, resized and flipped
+    settings = {name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "ffcv")}
     is_lossless = theirs.train.facts.is_lossless and theirs.val.facts.is_lossless
     facts = {
         "data": plan.profile.name,

@@ -165,15 +165,16 @@ class _Batches(epoch_iterator.EpochIterator):
     """ffcv's thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
 
     def __init__(self, engine: SimpleNamespace, largest_batch: int, keys: Iterable, rows_of: Callable, finish: Callable, device: str):
-        self.keys, self.rows_of, self.finish, self.device = keys, rows_of, finish, device
+        self.keys, self.rows_of, self.finish = keys, rows_of, finish
+        self.gpu = torch.cuda.current_device() if device.startswith("cuda") else None
         loader = SimpleNamespace(**vars(engine), batch_size=largest_batch, batches_ahead=_AHEAD, traversal_order=None)
         super().__init__(loader, ())
 
     def run(self) -> None:
         """As ffcv's, over keys; an exception goes to whoever waits for a batch."""
         try:
-            if self.device.startswith("cuda"):
-                torch.cuda.set_device(self.device)  # a thread begins with the first
+            if self.gpu is not None:
+                torch.cuda.set_device(self.gpu)  # a thread begins with the first
             self.iter_ixes = iter(self.keys)
             super().run()
         except BaseException as error:

@@ -63,19 +63,27 @@ def _pixel(total):
 
 @njit(nogil=True, cache=True)
 def _along_rows(image, top, left, height, width, side, is_bicubic):
-    """The box of an image [H, W, 3], its rows `side` long: [height, 3 * side] uint8, channel after channel."""
+    """The box of an image [H, W, 3], its rows `side` long: [height, 3 * side] uint8, channel after channel.
+
+    Unsigned places: numba looks at every signed one whether it counts from the end.
+    """
     firsts, counts, weights = _weights(width, side, is_bicubic)
     out = np.empty((height, 3 * side), np.uint8)
+    pixels, each, most = image.reshape(-1), weights.reshape(-1), weights.shape[1]
+    three, one = np.uint64(3), np.uint64(1)
     for y in range(height):
-        line, row = image[top + y], out[y]
+        row = out[y]
         for x in range(side):
             red = green = blue = np.int32(_HALF)
-            at = left + firsts[x]
-            for k in range(counts[x]):
-                weight = weights[x, k]
-                red += weight * np.int32(line[at + k, 0])
-                green += weight * np.int32(line[at + k, 1])
-                blue += weight * np.int32(line[at + k, 2])
+            at = np.uint64(3 * ((top + y) * image.shape[1] + left + firsts[x]))
+            weigh = np.uint64(x * most)
+            for _ in range(counts[x]):
+                weight = each[weigh]
+                red += weight * np.int32(pixels[at])
+                green += weight * np.int32(pixels[at + one])
+                blue += weight * np.int32(pixels[at + one + one])
+                at += three
+                weigh += one
             row[x], row[side + x], row[2 * side + x] = _pixel(red), _pixel(green), _pixel(blue)
     return out
 
