@@ -48,3 +48,15 @@ def test_ffcv_that_cannot_be_built_says_the_one_command(tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ffcv=1: no pkg-config here")
     assert "sudo apt-get install -y" in done.stderr and done.stderr.endswith("would do\n")
+
+
+def test_tests_of_ffcv_fail_in_ci_where_it_is_missing(monkeypatch):
+    import built
+
+    monkeypatch.setattr(built.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("RSB_CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="make setup ffcv=1"):
+        built.needs_ffcv()
+    monkeypatch.setenv("RSB_CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="make setup ffcv=1"):
+        built.needs_ffcv()
