@@ -22,6 +22,7 @@ from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compare import differences, read_curves
 from trainer.data.decode import oddities, read_image, train_square
 from trainer.data.index import open_index
+from trainer.data.jpeg import Jpeg, read_for_training
 from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, write_plan
 from trainer.load import parse
@@ -174,6 +175,9 @@ def images(mutate: Mutator, folder: Path):
         def read():
             image = read_image(path, channels)
             train_square(image, (0, 0, 2, 2), Image.Resampling.BILINEAR, 4), oddities(path, channels)
+            lazy = read_for_training(path, channels)
+            if isinstance(lazy, Jpeg) and lazy.width * lazy.height < 10**6:
+                lazy.square((0, 0, lazy.height // 2 + 1, lazy.width), Image.Resampling.BILINEAR, 4)
 
         yield read
 

@@ -6,7 +6,8 @@
     ingredients  losses, optimizers, learning rates, mixing, augmentation, averaging, parts of a
                  model: one small frozen class each
     streams      all randomness, a pure function of (seed, purpose, indices)
-    data         index, order, decoding, sets, loader, and the preparation of a micro-batch on the device; beton: the file
+    data         index, order, decoding, jpeg (only what a crop needs of a file), sets, loader, arriving (on a GPU), and the
+                 preparation of a micro-batch on the device; beton: the file
                  that ffcv reads, beton_writer: writes it; ffcv_stream: the loader's micro-batches as ffcv makes them
     parity       what ffcv reads against what the torch loader reads; data_cli: its command, and that of the writer
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms
@@ -44,6 +45,7 @@
     compare      two runs side by side; reproduce: a row run again from its own record; table_show, table_cli
     cli          commands
     doctor       does this machine train; doctor_finding: a line of it, doctor_probes, doctor_steps: what it asks and tries; doctor_show, doctor_cli
+    bench_run    what each part of a run could do alone, and what holds it up; bench: turns and medians; bench_data; bench_cli
     verify       is a run folder whole, and its row's; verify_curves: of metrics.jsonl; verify_show, verify_cli
     inject       faults on purpose; drill: all of them on the digits, what was promised and seen; drill_cli: its command
     stop, errors, provenance; names: what may become a file; terminal: what may be printed; json_text; cores
