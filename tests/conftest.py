@@ -14,3 +14,12 @@ torch.set_num_threads(1)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Indexes of image folders are cached per user: tests get a user of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+# Begun first, so that at the end no worker is left alone with them.
+_LONG = ("test_resume", "test_story", "test_cli", "test_range_test", "test_statistics", "test_verify", "test_inject")
+
+
+def pytest_collection_modifyitems(items):
+    """The files whose tests start processes and train come first; the order is otherwise kept."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)

@@ -28,7 +28,7 @@ def row_of(plan, run="", **changes) -> Row:
         "num_replaced_images": 0, "epochs": plan.recipe.epochs, "steps": plan.num_steps, "batch_images": 32,
         "norm_images": 32, "num_params": 1, "gmacs": 1.0, "images_per_s": 1.0, "train_s": 1.0, "peak_mem_mib": 1.0,
         "precision": "float32", "loader": "torch", "num_workers": 0, "num_threads": 1, "world_size": 1, "bitwise": True,
-        "weights_sha256": None, "device": "x", "versions": {}, "commit": None, "dirty": None, "finished_utc": "x",
+        "weights_sha256": None, "device": "x", "versions": {}, "commit": None, "dirty": None, "finished_utc": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
     return Row(**(facts | changes))
 

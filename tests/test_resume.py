@@ -72,7 +72,8 @@ def test_killed_while_saving_evaluating_exporting_and_storing_it_ends_the_same(u
     assert ending(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", *(pytest.param(name, marks=pytest.mark.drill) for name in ("SIGINT", "SIGUSR1"))])
+@pytest.mark.drill
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(undisturbed, tmp_path, name):
     command = [sys.executable, "-m", "trainer", *FLAGS, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -87,6 +88,7 @@ def test_a_signal_saves_and_exits_75_and_the_same_command_goes_on(undisturbed, t
     assert ending(tmp_path) == undisturbed
 
 
+@pytest.mark.drill
 def test_the_number_of_workers_changes_nothing(undisturbed, tmp_path):
     flags = [*FLAGS[: FLAGS.index("--workers") + 1], "2", *FLAGS[FLAGS.index("--workers") + 2 :]]
     command = [sys.executable, "-m", "trainer", *flags, "--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]

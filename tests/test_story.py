@@ -287,6 +287,7 @@ def test_a_mirrored_evaluation_adds_the_logits():
     assert evaluate(plain, settings, model, data.val_batches(plan, settings)).loss_nats != scores.loss_nats
 
 
+@pytest.mark.drill
 def test_growing_images_of_splits_go_on_where_a_stop_left_them(tmp_path, monkeypatch):
     sgd = "'optimizer={name: decoupled_sgd, momentum: 0.9, weight_decay: 0.0005, clip_adaptive: 0.1}'"
     overrides = small_set(f"{JSD} {GROWTH} {sgd} batch.images=96 batch.norm_images=48 lr.warmup_epochs=1 epochs=2")
