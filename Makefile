@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu src rounds
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -167,12 +167,12 @@ help:  ## this list
 #: on here (default) or ray: where make ablate runs
 #: address of the Ray cluster: auto (default), a URL, or local for one made here
 #: per_cell each run's share of the cluster: per_cell="cpus=4 gpus=1 memory_gib=8"
-#: src,out of make data: where the images lie, and the folder of the .beton files
+#: src where the images lie (make data, make parity); a folder of JPEG files to measure on (make bench)
+#: out of make data: the folder of the .beton files
 #: max_side,jpeg_share,quality of make data: shrink longer sides to so many px; the share stored as JPEG, of that quality
 #: images of make parity: how many to compare, at least; default 2048
 #: ffcv of make setup: ffcv=1 builds ffcv into .venv, or says what its build lacks
 #: gpu,rounds of make bench: gpu=1 measures on a GPU; rounds of each part, default 8
-#: src of make bench: a folder of JPEG files to measure on
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

@@ -154,7 +154,7 @@ class Faults:
 
 def touches_result(injected: Iterable[str]) -> bool:
     """Has one of these faults, as a row names them, moved its result?"""
-    return any(KINDS[fault.partition("@")[0]] == "result" for fault in injected)
+    return any(KINDS.get(fault.partition("@")[0], "result") == "result" for fault in injected)
 
 
 def _kill(model) -> None:
