@@ -1,6 +1,7 @@
 """Where memory runs out, a step is made again in smaller pieces; activations made again change no bit."""
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,14 +12,18 @@ import pieced
 from pieced import relative, steps
 from plans import small_plan
 from ranked import on_ranks
+from trainer.data.opened import open_data
 from trainer.errors import UserError
+from trainer.evaluate import evaluate
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.job import deviation_of_memory
-from trainer.pieces import MemoryFull, check_pieces, cut, is_memory_full, pieces_at, remedies, told
+from trainer.memory import MemoryFull, is_memory_full
+from trainer.pieces import check_pieces, cut, pieces_at, remedies, told
 from trainer.plan import make_plan
 from trainer.ranks import alone
 from trainer.recompute import recompute_activations
 from trainer.settings import make_settings
+from trainer.state import State
 from trainer.statistics import StepStatistics
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
@@ -144,6 +149,38 @@ def test_what_the_cpu_says_when_memory_is_out_is_known():
         torch.empty(2**52, dtype=torch.uint8)
     assert is_memory_full(caught.value) and is_memory_full(torch.OutOfMemoryError("any"))
     assert not is_memory_full(RuntimeError("shapes cannot be multiplied")) and not is_memory_full(MemoryError())
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(8, [8, 8, 4]), (3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2])], ids=["fits", "does not"])
+def test_an_evaluation_that_memory_does_not_hold_goes_on_in_halves(most, sizes):
+    plan, settings = small_plan(), make_settings("cpu", workers="0")
+    model = State(plan, settings, Path("unused")).model
+    images, labels = next(iter(open_data(plan.profile, None).val_batches(plan, settings)))
+    batches = list(zip(images[:20].split(8), labels[:20].split(8), strict=True))
+    expected, seen = evaluate(plan, settings, model, batches), []
+
+    def limit(module, given):
+        seen.append(len(given[0]))
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+    model.register_forward_pre_hook(limit)
+    found = evaluate(plan, settings, model, batches)
+    assert seen == sizes
+    assert (found.num_top1, found.num_top5, found.num_images) == (expected.num_top1, expected.num_top5, 20)
+    assert found.loss_nats == pytest.approx(expected.loss_nats, rel=1e-6)
+
+
+def test_one_image_that_does_not_fit_ends_an_evaluation_in_a_line():
+    plan, settings = small_plan(), make_settings("cpu", workers="0")
+    model = State(plan, settings, Path("unused")).model
+
+    def full(module, given):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+    model.register_forward_pre_hook(full)
+    with pytest.raises(MemoryFull, match="one image of 32x32 px does not fit on cpu; a device with more memory would do"):
+        evaluate(plan, settings, model, [(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))])
 
 
 def test_ranks_that_join_statistics_cannot_try_again():

@@ -11,7 +11,8 @@
                  that ffcv reads, beton_writer: writes it; ffcv_stream: the loader's micro-batches as ffcv makes them
     parity       what ffcv reads against what the torch loader reads; data_cli: its command, and that of the writer
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms
-    pieces       a micro-batch that memory does not hold, in pieces; recompute: activations made again instead of kept
+    pieces       a micro-batch that memory does not hold, in pieces; recompute: activations made again instead of kept;
+                 small_maps: what a convolution on a CPU can leave out
     state        what a run carries from step to step, saved and taken up again
     evaluate     exact counts over one pass
     ranks        several processes that make one run; place: which this is, meeting: how they come and end together,

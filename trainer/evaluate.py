@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.ingredients.mixing import one_hot_targets
+from trainer.memory import MemoryFull, is_memory_full
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
@@ -51,18 +53,21 @@ def evaluate(
 
     each: called after every batch, so that a stop need not wait for the end of the pass. ranks: those that share the
     images; each is given its own batches, as many as there are, and all get the scores over all of them. Where `each`
-    raises Stopped on one, all raise it at the end of their batches.
+    raises Stopped on one, all raise it at the end of their batches. A batch that memory does not hold is scored in halves.
+
+    Raises MemoryFull where it does not hold one image.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
+    in_pieces = _InPieces(partial(_batch_totals, plan, settings, model))
     try:
         for images, labels in batches:
             images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
             images = in_format(normalize(images, plan.profile), settings)
-            totals += _batch_totals(plan, settings, model, images, labels)
+            totals += in_pieces(images, labels)
             num_images += len(labels)
             each()
     except Stopped as signal_name:
@@ -79,6 +84,29 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
     """Ranks have unlike numbers of batches: none can leave the pass before all are at its end."""
     if ranks.any(stopped is not None):
         raise stopped or Stopped("a signal to another rank")
+
+
+class _InPieces:
+    """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then on."""
+
+    def __init__(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self._score, self._most = score, 2**30
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                return sum(self._score(*piece) for piece in zip(images.split(self._most), labels.split(self._most), strict=True))
+            except RuntimeError as error:
+                if not is_memory_full(error):
+                    raise
+                self._halve(images)
+
+    def _halve(self, images: torch.Tensor) -> None:
+        num_images = min(self._most, len(images))
+        if num_images == 1:
+            px = "x".join(map(str, images.shape[2:]))
+            raise MemoryFull(f"out of memory in evaluation: one image of {px} px does not fit on {images.device}; a device with more memory would do")
+        self._most = -(-num_images // 2)
 
 
 def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:

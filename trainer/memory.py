@@ -1,4 +1,4 @@
-"""The memory of this process: kept for the next step, and counted."""
+"""The memory of this process: kept for the next step, counted, and recognized as full."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import ctypes
 import resource
 import sys
 
+from trainer.errors import UserError
+
 # Numbers of mallopt's options, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER_BYTES = 2**30
+# torch has a type for the memory of a device alone: what the CPU's allocator says has to be read
+_CPU_SAYS = "can't allocate memory"
+
+
+class MemoryFull(UserError):
+    """A step of the run, or one image of an evaluation, does not fit into memory."""
+
+
+def is_memory_full(error: BaseException) -> bool:
+    """Is this what torch raises where a device, or the machine, has no memory left?"""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _CPU_SAYS in str(error))
 
 
 def keep_freed_memory() -> bool:

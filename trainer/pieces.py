@@ -16,17 +16,12 @@ from torch import Tensor
 
 from trainer.errors import UserError
 from trainer.ingredients.norms import SyncBatchNorm
+from trainer.memory import MemoryFull, is_memory_full
 from trainer.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
 
 Found = TypeVar("Found")
-# torch has a type for the memory of a device alone: what the CPU's allocator says has to be read
-_CPU_SAYS = "can't allocate memory"
-
-
-class MemoryFull(UserError):
-    """A step of the run does not fit into memory."""
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
@@ -126,11 +121,6 @@ class _Again:
 
     def start(self) -> None:
         self._place = 0
-
-
-def is_memory_full(error: BaseException) -> bool:
-    """Is this what torch raises where a device, or the machine, has no memory left?"""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _CPU_SAYS in str(error))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from trainer.ranks import Ranks, alone
 from trainer.recompute import recompute_activations
 from trainer.saver import Saver
 from trainer.settings import Settings
+from trainer.small_maps import leave_out_padding_taps
 from trainer.statistics import StepStatistics
 
 
@@ -74,6 +75,8 @@ class State:
         self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = build_model(plan).to(settings.device, memory_format=memory_format)
+        if settings.device == "cpu":
+            leave_out_padding_taps(self.model)
         if settings.activation_checkpointing:
             recompute_activations(self.model)
         groups = param_groups(self.model, plan.recipe.optimizer)

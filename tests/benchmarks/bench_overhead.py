@@ -20,6 +20,7 @@ from trainer.data.opened import open_data
 from trainer.data.prepare import autocast, prepare
 from trainer.ingredients.optimizers import clip_gradients
 from trainer.job import Job, plan_of
+from trainer.memory import keep_freed_memory
 from trainer.profiles import data_folder
 from trainer.settings import make_settings
 from trainer.state import State
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
 
+    keep_freed_memory()  # as a run does
     plan = plan_of(Job(given.recipe, given.model, given.data, given.data_dir))
     data = open_data(plan.profile, data_folder(given.data, given.data_dir))
     settings = make_settings(given.device, workers=given.workers, in_memory=data.train.is_in_memory)
