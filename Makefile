@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
-TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every
+TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing compile inject keep_every
 VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
@@ -44,7 +44,7 @@ nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys
 .DEFAULT:
 	$(error $@: no such target; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$@)' $$(sed -n 's/^.PHONY: //p' $(firstword $(MAKEFILE_LIST)))) (make help))
 
-train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing inject keep_every)
+train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing compile inject keep_every)
 	@$(RSB) train $(call flags,$(TRAIN_VARIABLES)) $(again_flag)
 
 plan: $(VENV)/.ready  ## what a run or an ablation would do, without doing it (recipe model data data_dir seed set, or ablation measure data_dir device precision workers results)
@@ -160,6 +160,7 @@ help:  ## this list
 #: gpus ranks, each on a GPU of its own: gpus=4; of make ablate: how many to use, one for each run; absent: all
 #: procs ranks on the CPU: procs=2
 #: micro_batch page (default), or auto: where memory runs out, the same step again in smaller pieces
+#: compile 1: the model's passes as compiled code (torch.compile), the same result to rounding; default 0
 #: activation_checkpointing 1: activations are made again in the backward pass; less memory, the same result; default 0
 #: inject faults on purpose: inject=kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20
 #: retries of make ablate: how often this call tries again what failed; default 0: the next call does

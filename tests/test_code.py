@@ -19,7 +19,7 @@ LAYERS = [
     {"overrides", "profiles", "sections"},
     {"recipe"},
     {"explain", "adapt", "plan", "start"},
-    {"data", "models", "recompute", "small_maps", "checkpoint", "kept_file", "board", "disk", "saver", "pictures"},
+    {"data", "models", "recompute", "small_maps", "compiled", "checkpoint", "kept_file", "board", "disk", "saver", "pictures"},
     {"results", "failures", "row_urls", "evaluate", "log", "statistics", "held_out", "floor"},
     {"state", "room", "pieces", "ramp"},
     {"export", "train", "run_folder", "trial", "ending"},

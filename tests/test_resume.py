@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 from plans import small_set
 
 HERE = Path(__file__).parent
@@ -43,6 +44,7 @@ def undisturbed(tmp_path_factory) -> dict:
     return ending(folder)
 
 
+@pytest.mark.drill
 def test_the_undisturbed_run_is_whole(undisturbed):
     lines = [json.loads(line) for line in undisturbed["metrics"].splitlines()]
     assert [line["step"] for line in lines if "loss_nats" in line] == [10, 11, 20, 22]
@@ -52,7 +54,21 @@ def test_the_undisturbed_run_is_whole(undisturbed):
     assert undisturbed["row"]["status"] == "finished" and len(undisturbed["row"]["weights_sha256"]) == 64
 
 
-def test_killed_at_five_random_steps_it_ends_the_same(undisturbed, tmp_path):
+def test_killed_at_five_random_steps_it_ends_the_same(tmp_path):
+    """In processes forked from one that has imported all there is to import; the drills start the program itself."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forked.end_of(forked.words(whole))[0] == 0
+    steps = sorted(random.Random(2110_00476).sample(range(forked.NUM_STEPS), 5))
+    for step in steps:
+        code, printed = forked.end_of(forked.words(killed), "step", step)
+        assert code == -signal.SIGKILL, (steps, printed)
+    code, printed = forked.end_of(forked.words(killed))
+    assert code == 0 and f"going on after step {steps[-1]} of {forked.NUM_STEPS}" in printed, (steps, printed)
+    assert ending(killed) == ending(whole), steps
+
+
+@pytest.mark.drill
+def test_the_program_killed_at_five_random_steps_ends_the_same(undisturbed, tmp_path):
     steps = sorted(random.Random(2110_00476).sample(range(NUM_STEPS), 5))
     for step in steps:
         killed = rsb(tmp_path, str(HERE / "killed.py"), "step", str(step))

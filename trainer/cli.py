@@ -56,6 +56,7 @@ Checkpointing = Annotated[
     int,
     typer.Option("--activation-checkpointing", "--activation_checkpointing", min=0, max=1, help="1: less memory, more time, the same result."),
 ]
+Compile = Annotated[int, typer.Option(min=0, max=1, help="1: the model's passes as compiled code (torch.compile); the same result to rounding.")]
 Inject = Annotated[str, typer.Option(help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20.")]
 KeepEvery = Annotated[
     int, typer.Option("--keep-every", "--keep_every", min=0, help="Epochs between two checkpoints that stay; 0: only the last two do.")
@@ -103,6 +104,7 @@ def train(
     procs: Procs = None,
     micro_batch: MicroBatch = "page",
     activation_checkpointing: Checkpointing = 0,
+    compile: Compile = 0,
     inject: Inject = "",
     keep_every: KeepEvery = 0,
 ) -> None:
@@ -118,7 +120,7 @@ def train(
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results, "checkpoint_s": checkpoint_s}
         machine |= {"micro_batch": micro_batch, "activation_checkpointing": bool(activation_checkpointing), "inject": inject}
-        machine |= {"keep_every": keep_every, "loader": loader}
+        machine |= {"keep_every": keep_every, "loader": loader, "compile": bool(compile)}
         code = train_job(job, device, machine, gpus, procs, stop)
     raise typer.Exit(code)
 

@@ -286,6 +286,7 @@ def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_s
         changes=tuple(progress.changes),
         injected=tuple(progress.injected),
         activation_checkpointing=settings.activation_checkpointing,
+        compiled=settings.compile,
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),

@@ -208,7 +208,9 @@ def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int,
         "",
         f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}" if not gpus else "export OMP_NUM_THREADS=1",
-        f"srun --kill-on-bad-exit=1 {shlex.join([sys.executable, '-m', 'trainer', *words])}",
+        # a rank that has saved and left with 75 must not have the others killed, which are about to; where one fails they
+        # end by themselves
+        f"srun --kill-on-bad-exit=0 {shlex.join([sys.executable, '-m', 'trainer', *words])}",
         "code=$?",
         "# 75: stopped and saved before its time was over; the same job goes on where it stopped",
         'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',

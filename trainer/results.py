@@ -95,6 +95,7 @@ class Row(Page):
     changes: tuple[Text, ...] = ()
     injected: tuple[Text, ...] = ()
     activation_checkpointing: bool = False
+    compiled: bool = False
     weights_sha256: Text | None
     device: Text
     versions: dict[Text, Text]

@@ -24,7 +24,7 @@ class Settings:
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. num_workers: loader
     processes. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
     log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
-    runs out. activation_checkpointing: are activations made again in the backward pass? inject: faults on purpose.
+    runs out. activation_checkpointing: are activations made again in the backward pass? compile: are the model's passes compiled? inject: faults on purpose.
     keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with every
     JPEG file decoded whole by PIL, or "ffcv".
     """
@@ -40,6 +40,7 @@ class Settings:
     log_steps: int = 10
     micro_batch: str = "page"
     activation_checkpointing: bool = False
+    compile: bool = False
     inject: tuple[Fault, ...] = ()
     keep_every_epochs: int = 0
     loader: str = "torch"
@@ -61,6 +62,7 @@ def make_settings(
     num_ranks_here: int = 1,
     micro_batch: str = "page",
     activation_checkpointing: bool = False,
+    compile: bool = False,
     inject: str = "",
     keep_every: int = 0,
     loader: str = "auto",
@@ -77,6 +79,8 @@ def make_settings(
     if micro_batch not in MICRO_BATCHES:
         raise UserError(f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do")
     check_loader(loader)
+    if compile and activation_checkpointing:
+        raise UserError("compile=1 activation_checkpointing=1: each changes how a pass runs; one of the two would do")
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
     if ":" in device:
@@ -93,6 +97,7 @@ def make_settings(
         checkpoint_s=checkpoint_s,
         micro_batch=micro_batch,
         activation_checkpointing=activation_checkpointing,
+        compile=compile,
         inject=parse_faults(inject),
         keep_every_epochs=keep_every,
         loader="torch" if loader == "auto" else loader,

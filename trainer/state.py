@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer import provenance
 from trainer.checkpoint import load_checkpoint
+from trainer.compiled import Compiled
 from trainer.disk import END_S, keep_trying, why
 from trainer.errors import UserError
 from trainer.gradients import Gradients
@@ -83,7 +84,8 @@ class State:
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
-        self.step_statistics = StepStatistics(self.model, is_made_again=settings.activation_checkpointing)
+        self.step_statistics = StepStatistics(self.model, settings.activation_checkpointing, settings.compile)
+        self.compiled = Compiled(self.model) if settings.compile else None  # after the average has copied it
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.faults = Faults(settings.inject, plan, folder, ranks)
         self.say = _say_nothing
@@ -234,6 +236,8 @@ def machine_of(settings: Settings) -> dict[str, str]:
         "device": provenance.device_name(settings.device),
         "precision": settings.precision,
         "threads": str(settings.num_threads),
+        "loader": settings.loader,
+        "compile": str(int(settings.compile)),
         "torch": provenance.package_version("torch"),
     }
 

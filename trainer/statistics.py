@@ -29,20 +29,27 @@ class StepStatistics:
     the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
     """
 
-    def __init__(self, model: nn.Module, is_made_again: bool = False) -> None:
-        """is_made_again: do backward passes make activations again, running norms a second time?"""
-        self._is_made_again = is_made_again
+    def __init__(self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False) -> None:
+        """is_made_again: do backward passes make activations again, running norms a second time? is_compiled: is the model,
+        so that a momentum of its own for every micro-batch would be code of its own?"""
+        self._is_made_again, self._is_compiled = is_made_again, is_compiled
         self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
         self.norms = [(norm, norm.momentum) for norm in self.running if norm.momentum is not None]
         self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
+        if is_compiled:
+            for norm, _ in self.norms:
+                norm.momentum = 1.0  # what runs becomes the micro-batch's own statistics, which `finish` takes the mean of
+        self._seen: list[list[torch.Tensor]] = []  # of compiled norms: as the step found them, then after each micro-batch
         self.is_sampled = bool(norms_of_micro_batch(model))
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
         """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a step."""
+        if self._is_compiled:
+            self._seen = [*(self._seen if micro_batch else ()), self._copies()]
         left = num_micro_batches - 1 - micro_batch
-        for norm, momentum in self.norms:
+        for norm, momentum in () if self._is_compiled else self.norms:
             norm.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
         if micro_batch == 0:
             for norm in self.estimated:
@@ -73,15 +80,32 @@ class StepStatistics:
 
         num_own: this rank's of the step's num_micro_batches.
         """
+        if self._seen:
+            self._move_once()
         if not ranks.is_alone:
             self._average(ranks, num_own, num_micro_batches)
             self._add_up(ranks, num_own)
         for norm in self.estimated:
             norm.finish_step()
 
+    def _running(self) -> list[torch.Tensor]:
+        return [tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)]
+
+    def _copies(self) -> list[torch.Tensor]:
+        return [tensor.clone() for tensor in self._running()]
+
+    @torch.no_grad()
+    def _move_once(self) -> None:
+        """R <- (1 - b) R + b * mean over the micro-batches of their statistics, from copies of R and of each of them."""
+        before, *each = [*self._seen, self._copies()]
+        momenta = [momentum for _, momentum in self.norms for _ in range(2)]
+        for running, old, momentum, *seen in zip(self._running(), before, momenta, *each, strict=True):
+            running.copy_(old.lerp(torch.stack(seen).mean(0), momentum))
+        self._seen = []
+
     @torch.no_grad()
     def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int) -> None:
-        running = [tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)]
+        running = self._running()
         if running:
             flat = torch.cat(running) * (num_own / num_micro_batches)
             ranks.sum(flat)

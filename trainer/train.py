@@ -87,6 +87,7 @@ def run(
                         progress.loss_sum = state.loss_sum.item()  # waits for the device, inside the watch
                 if is_window_end(state):
                     check_replaced(state)
+                    say_compiled(state, log)
                     if not log_window(state, watch, log):
                         return Outcome("diverged", state, log)
                 if not evaluate_epoch(state, data, log, stop):
@@ -204,6 +205,13 @@ def is_window_end(state: State) -> bool:
     """Is a line of metrics due after the step just done?"""
     step = state.progress.step
     return step % state.settings.log_steps == 0 or step % state.plan.steps_per_epoch == 0
+
+
+def say_compiled(state: State, log: Log | SilentLog) -> None:
+    """Tell what has been compiled since the last line, where anything has."""
+    news = state.compiled.news() if state.compiled else None
+    if news:
+        log.say(news)
 
 
 def check_replaced(state: State) -> None:

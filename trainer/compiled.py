@@ -1,0 +1,47 @@
+"""compile=1: the passes of a model as code made for its shapes (torch.compile), with what the making takes."""
+
+from __future__ import annotations
+
+import time
+
+from torch import nn
+
+from trainer.errors import UserError
+from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+
+_MOST_SHAPES = 64  # of one model: sizes of images and micro-batches, in training and in evaluation; torch gives up after 8
+
+
+class Compiled:
+    """A model whose passes are compiled as they are first called, under the same names of weights.
+
+    Draws (dropout, stochastic depth) are those of the uncompiled model. Every shape is compiled once, when it first comes.
+    num_graphs, seconds: what has been compiled so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Raises UserError for a model that would be compiled anew at every step."""
+        import torch._dynamo
+
+        if any(isinstance(module, EstimatedBatchNorm2d) for module in model.modules()):
+            raise UserError("compile=1: norms with estimated statistics count what every micro-batch adds; compile=0 would do")
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+        self.num_graphs, self.seconds = 0, 0.0
+        self._begun_s, self._num_told = 0.0, 0
+        torch._dynamo.on_compile_start(self._begin)
+        torch._dynamo.on_compile_end(self._end)
+        model.compile(dynamic=False, options={"fallback_random": True})
+
+    def news(self) -> str | None:
+        """What has been compiled since the last call, in a line."""
+        if self.num_graphs == self._num_told:
+            return None
+        new, self._num_told = self.num_graphs - self._num_told, self.num_graphs
+        return f"compiled {new} part{'s' * (new != 1)} of the model; {self.seconds:.0f} s of compiling so far"
+
+    def _begin(self, *_) -> None:
+        self._begun_s = time.perf_counter()
+
+    def _end(self, *_) -> None:
+        self.num_graphs += 1
+        self.seconds += time.perf_counter() - self._begun_s
