@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 import forked
 from slurm import Slurm, wait_for
 from test_resume import ending
@@ -19,6 +21,7 @@ def job_file(folder, *more: str):
     return path
 
 
+@pytest.mark.drill  # CI runs it by itself
 def test_a_job_that_slurm_signals_is_saved_queued_again_and_ends_as_one_run(tmp_path):
     alone = tmp_path / "alone"
     done = subprocess.run(
