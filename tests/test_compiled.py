@@ -1,0 +1,89 @@
+"""What a run runs on moves its result by rounding alone: the same samples, the same weights after 20 steps."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import forked
+from pieced import relative
+from plans import small_plan
+from ranked import noting
+from test_resume import ending
+from trainer import train
+from trainer.compiled import Compiled
+from trainer.data.opened import open_data
+from trainer.errors import UserError
+from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+from trainer.settings import make_settings
+from trainer.state import State
+
+# smooth, so that a last digit stays one; with batch norm, stochastic depth, mixing and four micro-batches in a step
+SET = "drop_path=0.2 lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}'"
+NUM_STEPS = 20
+
+
+def after_steps(num_steps: int = NUM_STEPS, **changes) -> dict:
+    """Samples, weights and statistics after some steps of a run with some of its settings changed."""
+    plan = small_plan("A2", "test_resnet", SET)
+    settings = dataclasses.replace(make_settings("cpu", workers="0"), **changes)
+    state, seen = State(plan, settings, Path("unused")), []
+    window = noting(open_data(plan.profile, None).train_stream(plan, settings, 0), seen)
+    losses = [train.optimizer_step(state, window, step).item() for step in range(num_steps)]
+    return {
+        "ids": seen,
+        "losses": losses,
+        "weights": dict(state.model.named_parameters()),
+        "statistics": {name: buffer for name, buffer in state.model.named_buffers()},
+        "compiled": state.compiled,
+    }
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict:
+    return after_steps()
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({"num_workers": 1}, 0.0),
+        ({"num_workers": 3}, 0.0),
+        ({"loader": "pil"}, 0.0),  # arrays in memory: nothing to decode
+        ({"channels_last": True}, 1e-5),
+        pytest.param({"compile": True}, 1e-5, marks=pytest.mark.drill),  # a minute of compiling
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_after_20_steps_samples_are_the_same_and_weights_within_rounding(plain, changes, most):
+    found = after_steps(**changes)
+    assert found["ids"] == plain["ids"]
+    assert found["losses"] == (plain["losses"] if most == 0 else pytest.approx(plain["losses"], rel=1e-5))
+    for what in ("weights", "statistics"):
+        assert relative(found[what], plain[what]) <= most
+    assert found["weights"].keys() == plain["weights"].keys()  # compiled or not, a checkpoint has the same names
+
+
+@pytest.mark.drill
+def test_the_second_epoch_compiles_nothing_and_a_killed_run_ends_the_same(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-m", "trainer", *forked.words(whole), "--compile=1"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    compiled = [place for place, line in enumerate(lines) if line.startswith("compiled ")]
+    evaluated = [place for place, line in enumerate(lines) if "val top-1" in line]
+    # the evaluation's own passes are compiled at the end of the first epoch, and told with the first line after it
+    assert compiled and sum(place > evaluated[0] for place in compiled) <= 1
+    assert forked.end_of([*forked.words(killed), "--compile=1"], "step", 14)[0] < 0
+    assert forked.end_of([*forked.words(killed), "--compile=1"])[0] == 0
+    assert ending(killed) == ending(whole)
+
+
+def test_what_cannot_be_compiled_once_and_for_all_is_refused():
+    with pytest.raises(UserError, match="compile=1: norms with estimated statistics .* compile=0 would do"):
+        Compiled(torch.nn.Sequential(EstimatedBatchNorm2d(4, 1e-5, 0.1)))
+    with pytest.raises(UserError, match="compile=1 activation_checkpointing=1: .* one of the two would do"):
+        make_settings("cpu", compile=True, activation_checkpointing=True)
