@@ -36,11 +36,12 @@ _FACTS: dict[str, Callable[[Row], str]] = {
     "threads": lambda row: f"{row.num_threads} thread{'s' * (row.num_threads != 1)}",
     "ranks": lambda row: f"{row.world_size} rank{'s' * (row.world_size != 1)}",
     "loader": lambda row: f"{row.loader} loader",
+    "compiling": lambda row: "compiled" if row.compiled else "not compiled",
     "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "no commit known",
     "uncommitted changes": lambda row: {True: "uncommitted changes", False: "none uncommitted", None: "not under git"}[row.dirty],
 }
-_NOT_TOLD = ("1 rank", "torch loader", "none uncommitted", "not under git")  # where all rows say so
+_NOT_TOLD = ("1 rank", "torch loader", "not compiled", "none uncommitted", "not under git")  # where all rows say so
 
 
 def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:

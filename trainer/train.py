@@ -60,6 +60,8 @@ def run(
     ranks as there are now. Every rank goes through this story; rank 0 alone writes and speaks.
     """
     keep_freed_memory()
+    if settings.device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True  # algorithms found by trying: not the same bits twice, which is promised on a CPU alone
     state = State(plan, settings, folder, ranks)
     check_room(state)
     notes = state.resume()
