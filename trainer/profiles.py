@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.check import refuse
-from trainer.data.index import open_index
+from trainer.data.packed import open_files
 from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.base import Page, Positive
 from trainer.load import load_page
@@ -128,14 +128,15 @@ PROFILES = {
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
-    """Where the images lie as far as the user said: data_dir, or `data` itself where that is an image folder."""
+    """Where the images lie as far as the user said: data_dir, or `data` itself where that is a folder."""
     if data_dir is not None:
         return Path(data_dir)
     return Path(data) if data not in PROFILES and os.path.isdir(data) else None
 
 
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
-    """The profile of what a user called `data`: a known name, a page of the user's own, or an image folder.
+    """The profile of what a user called `data`: a known name, a page of the user's own, an image folder, or a
+    folder of files that hold many images.
 
     A folder's counts come from its index, it is seen in three channels, mean and deviation are ImageNet's, and it
     adapts nothing.
@@ -152,12 +153,12 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return _folder_profile(path)
     raise UserError(
         f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
-        "(train/<class>/…, val/<class>/…) or a profile's .yaml would do"
+        "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, or a profile's .yaml would do"
     )
 
 
 def _folder_profile(root: Path) -> Profile:
-    train, val = open_index(root, "train"), open_index(root, "val")
+    train, val = open_files(root, "train"), open_files(root, "val")
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; at least two would do")
     return Profile(

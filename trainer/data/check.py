@@ -9,7 +9,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from trainer.data.decode import BadImage, oddities
+from trainer.data.decode import BadImage
+from trainer.data.members import oddities
 from trainer.data.sets import FolderSet, ImageSet
 from trainer.terminal import readable
 

@@ -67,8 +67,11 @@ class Index:
 
     def path(self, i: int) -> Path:
         """Where image i lies."""
-        name = self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()
-        return self.folder / os.fsdecode(name)
+        return self.folder / os.fsdecode(self.name(i))
+
+    def name(self, i: int) -> bytes:
+        """Image i's path below the folder."""
+        return self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()
 
 
 def cache_folder() -> Path:

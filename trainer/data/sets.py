@@ -16,9 +16,10 @@ from PIL import Image
 
 from trainer import streams
 from trainer.data.beton import BetonSet, open_beton
-from trainer.data.decode import Pixels, Planes, read_image
-from trainer.data.index import DataError, Index, cache_folder, is_image_folder, open_index
-from trainer.data.jpeg import read_for_training
+from trainer.data.decode import Pixels, Planes
+from trainer.data.index import DataError, Index, cache_folder, is_image_folder
+from trainer.data.members import read_for_training, read_image
+from trainer.data.packed import open_files, packed_kind
 from trainer.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36
@@ -91,7 +92,7 @@ class ArraySet:
 
 @dataclass(frozen=True)
 class FolderSet:
-    """A split of an image folder, decoded on reading.
+    """A split of an image folder, or of files that hold many images; decoded on reading.
 
     reader: of one file in so many channels: read_image, or one that leaves to later what training may not need.
     """
@@ -144,7 +145,8 @@ def _fingerprint_of(files: str, num_channels: int) -> str:
 
 
 def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
-    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever the profile.
+    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever the profile; so are files
+    of many images (see packed).
 
     Raises DataError where nothing is found, and where what is found is not what the profile says.
     """
@@ -160,8 +162,8 @@ def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
     holds beside it.
     """
     images = open_beton(folder, split, profile.channels)
-    if is_image_folder(folder):
-        beside = FolderSet(open_index(folder, split), profile.channels).fingerprint
+    if _holds_files(folder):
+        beside = FolderSet(open_files(folder, split), profile.channels).fingerprint
         if beside != images.facts.source:
             raise DataError(f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do")
     return _of_profile(images, profile, folder, split)
@@ -188,9 +190,13 @@ def _check_channels(images: ImageSet, profile: Profile) -> None:
         )
 
 
+def _holds_files(folder: Path) -> bool:
+    return packed_kind(folder) is not None or is_image_folder(folder)
+
+
 def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
-    if data_dir is not None and is_image_folder(data_dir):
-        return FolderSet(open_index(data_dir, split))
+    if data_dir is not None and _holds_files(data_dir):
+        return FolderSet(open_files(data_dir, split))
     if name == "digits":
         return _digits(split)
     if name in _IDX_SETS:
@@ -199,7 +205,7 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
         return _cifar(name, data_dir, split)
     if data_dir is None:
         raise DataError(f"data={name}: is not downloaded; data_dir=<folder with train/<class>/… and val/…> would do")
-    return FolderSet(open_index(data_dir, split))  # which says what the folder lacks
+    return FolderSet(open_files(data_dir, split))  # which says what the folder lacks
 
 
 def _digits(split: str) -> ArraySet:

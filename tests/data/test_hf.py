@@ -1,0 +1,110 @@
+"""Folders that `datasets` wrote: which splits, how they are read, and what is refused."""
+
+import sys
+
+import datasets
+import packing
+import pytest
+
+from trainer.data import hf
+from trainer.data.index import DataError
+from trainer.data.packed import open_files
+from trainer.profiles import find_profile
+
+ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]
+FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
+
+
+def dataset_of(rows=ROWS, features=FEATURES):
+    return datasets.Dataset.from_list([{"image": {"bytes": row[2], "path": row[1]}, "label": row[0]} for row in rows], features=features)
+
+
+def write(root, train=None, val=None, name="validation"):
+    train = dataset_of() if train is None else train
+    datasets.DatasetDict({"train": train, name: train if val is None else val, "test": dataset_of(ROWS[:1])}).save_to_disk(str(root))
+    return root
+
+
+def contents(index):
+    return [(index.classes[index.labels[i]], index.name(i).decode(), index.content(i)) for i in range(index.num_images)]
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_rows_are_read_in_the_order_of_the_class_labels(tmp_path, name):
+    root = write(tmp_path / "set", val=dataset_of(ROWS[:2]), name=name)
+    assert contents(open_files(root, "train")) == [("dog", "dog/b.jpg", b"22"), ("cat", "cat/a.jpg", b"1"), ("cat", "cat/c.jpg", b"333")]
+    assert open_files(root, "val").num_images == 2
+
+
+def test_a_shuffled_selection_is_read_as_it_was_saved(tmp_path):
+    train = dataset_of(ROWS * 5).shuffle(seed=1).select(range(9))
+    found = open_files(write(tmp_path / "set", train, dataset_of()), "train")
+    expected = [{"dog": "dog", "cat": "cat"}[FEATURES["label"].int2str(label)] for label in train["label"]]
+    assert sorted(row[0] for row in contents(found)) == sorted(expected)
+    assert all((row[0], row[1].partition("/")[2], row[2]) in ROWS for row in contents(found))
+
+
+def test_many_record_batches_are_mapped_not_read(tmp_path):
+    import pyarrow
+
+    rows = [("cat" if i % 3 else "dog", f"{i:04d}", bytes([i % 256]) * 5000) for i in range(2500)]
+    index = open_files(write(tmp_path / "set", dataset_of(rows), dataset_of()), "train")
+    assert len(index._reader._chunks) > 1
+    before = pyarrow.total_allocated_bytes()
+    for i in range(0, 2500, 7):
+        number = int(index.name(i).decode().partition("/")[2])
+        assert index.content(i) == bytes([number % 256]) * 5000
+    assert pyarrow.total_allocated_bytes() - before < 2**20  # of 12 MB
+
+
+def _without(feature):
+    return dataset_of().remove_columns(feature)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (lambda: _without("label"), "0 labels among image; a column called label would do"),
+        (lambda: _without("image"), "0 columns of images among label; "),
+        (lambda: dataset_of(ROWS, datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})).add_column("extra", [1.5] * 3).rename_column("label", "name").rename_column("extra", "label"), "label is of double; "),
+    ],
+    ids=["no label", "no image", "no classes"],
+)
+def test_sets_without_images_or_labels_are_refused_in_one_line(tmp_path, train, message):
+    write(tmp_path / "set", train())
+    with pytest.raises(DataError) as refused:
+        find_profile(str(tmp_path / "set"))
+    text = str(refused.value)
+    assert text.startswith(str(tmp_path)) and message in text and text.endswith("would do") and "\n" not in text
+
+
+def test_one_split_alone_is_refused(tmp_path):
+    dataset_of().save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError, match="one split alone; a DatasetDict with train and val or validation would do"):
+        find_profile(str(tmp_path / "set"))
+
+
+def test_a_set_without_validation_is_refused(tmp_path):
+    datasets.DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(str(tmp_path / "set"))
+    with pytest.raises(DataError, match="a datasets folder without val; a val/ that save_to_disk wrote would do"):
+        find_profile(str(tmp_path / "set"))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 20])
+@pytest.mark.parametrize("pattern", ["train/*.arrow", "train/state.json", "train/dataset_info.json"])
+def test_a_damaged_folder_is_named(tmp_path, pattern, damage):
+    root = write(tmp_path / "set")
+    (path,) = root.glob(pattern)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError) as refused:
+        open_files(root, "train")
+    text = str(refused.value)
+    assert text.startswith(str(root)) and text.endswith("would do") and "\n" not in text
+
+
+def test_without_datasets_one_line_says_what_to_install(tmp_path, monkeypatch):
+    write(tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r'which is not installed; .venv/bin/python -m pip install "rsb\[hf\]" would do'):
+        find_profile(str(tmp_path / "set"))
+    assert hf._FACTS  # the module itself needs no library

@@ -1,0 +1,92 @@
+"""A table of images: which column holds them, which their labels, and what its rows say. For parquet and arrow alike.
+
+An image is its file's bytes: a binary column, or a struct {bytes, path} as Hugging Face's Image feature stores it. Of the
+path only the text counts, as the image's name; no file of that name is opened.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trainer.data.index import DataError
+from trainer.data.listing import Listing
+
+_IMAGES = ("image", "img")
+_LABELS = ("label", "labels", "class", "cls")
+
+
+class Columns(NamedTuple):
+    """Names of the two columns, is an image a struct, and the classes' names where the table has them."""
+
+    image: str
+    label: str
+    is_struct: bool
+    class_names: tuple[str, ...] | None
+
+
+def columns_of(where, schema, features: dict) -> Columns:
+    """What of a table is used. schema: pyarrow's. features: what Hugging Face's datasets say of its columns, if any.
+
+    Raises DataError where image or label are missing, or not the only ones.
+    """
+    names, kinds = schema.names, dict(zip(schema.names, schema.types))
+    images = [name for name in names if _is_image(kinds[name])]
+    named = [name for name in _IMAGES if name in images] or images
+    if len(named) != 1:
+        raise DataError(f"{where}: {len(named)} columns of images among {', '.join(names)}; one called image, of the files' bytes, would do")
+    feature_of = {name: features.get(name) for name in names if isinstance(features.get(name), dict)}
+    classes = [name for name, feature in feature_of.items() if feature.get("_type") == "ClassLabel"]
+    labels = [name for name in _LABELS if name in names][:1] or classes
+    if len(labels) != 1:
+        raise DataError(f"{where}: {len(labels)} labels among {', '.join(names)}; a column called label would do")
+    if not _is_label(kinds[labels[0]]):
+        raise DataError(f"{where}: {labels[0]} is of {kinds[labels[0]]}; whole numbers or names would do")
+    said = (feature_of.get(labels[0]) or {}).get("names")
+    class_names = tuple(map(str, said)) if isinstance(said, list) and said else None
+    return Columns(named[0], labels[0], _is_struct(kinds[named[0]]), class_names)
+
+
+def _is_struct(kind) -> bool:
+    import pyarrow
+
+    return pyarrow.types.is_struct(kind)
+
+
+def _is_image(kind) -> bool:
+    import pyarrow
+
+    if not pyarrow.types.is_struct(kind):
+        return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+    inner = {field.name: field.type for field in kind}
+    return "bytes" in inner and _is_image(inner["bytes"]) and not pyarrow.types.is_struct(inner["bytes"])
+
+
+def _is_label(kind) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
+
+
+def bytes_of(images):
+    """The images' bytes of one chunk of their column, as pyarrow's array."""
+    return images.field("bytes") if hasattr(images, "field") else images
+
+
+def add_rows(listing: Listing, where, images, labels, file: int, first: int) -> None:
+    """List a stretch of rows, the first of which is row `first` of the file.
+
+    Raises DataError for a row without label or bytes.
+    """
+    import pyarrow.compute as pc
+
+    contents, is_struct = bytes_of(images), hasattr(images, "field")
+    sizes = pc.if_else(images.is_valid(), pc.binary_length(contents), None).to_pylist()
+    has_paths = is_struct and images.type.get_field_index("path") >= 0
+    paths = images.field("path").to_pylist() if has_paths else [None] * len(sizes)
+    for place, (label, size, path) in enumerate(zip(labels.to_pylist(), sizes, paths)):
+        if label is None or label == "":
+            raise DataError(f"{where}: row {first + place} has no label; one for every image would do")
+        if size is None:
+            raise DataError(f"{where}: row {first + place} has no bytes of an image ({path}); the files' own bytes in the table would do")
+        listing.add(path if isinstance(path, str) and path else f"{listing.num_images:09d}", label, size, file, first + place)

@@ -1,0 +1,74 @@
+"""Folders that Hugging Face's `datasets` wrote (save_to_disk), opened by it: arrow files, memory-mapped, read row by row."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+
+from trainer.data.columns import add_rows, bytes_of, columns_of
+from trainer.data.index import FOLDERS, DataError
+from trainer.data.listing import Listing
+
+_FACTS = ("state.json", "dataset_info.json")
+
+
+def files(root: Path, split: str) -> list[Path]:
+    """The files of a split's folder: two that describe it, then the arrow files.
+
+    Raises DataError for a folder of one split alone.
+    """
+    root = Path(root)
+    if (root / "state.json").is_file() and not (root / "dataset_dict.json").is_file():
+        raise DataError(f"{root}: one split alone; a DatasetDict with train and val or validation would do")
+    if not (root / "dataset_dict.json").is_file():
+        return []
+    folder = next((root / name for name in FOLDERS[split] if (root / name / _FACTS[0]).is_file()), None)
+    return [] if folder is None else [*(folder / name for name in _FACTS), *sorted(folder.glob("*.arrow"))]
+
+
+def scan(paths: list[Path]) -> Listing:
+    """Every image of the split with its label. Raises DataError for what is damaged, or has no images or labels."""
+    folder = paths[0].parent
+    dataset, columns = _open(folder)
+    table, listing, first = dataset.data, Listing(columns.class_names), 0
+    images, labels = table.column(columns.image), table.column(columns.label)
+    for chunk in images.chunks:
+        add_rows(listing, folder, chunk, labels.slice(first, len(chunk)), 0, first)
+        first += len(chunk)
+    return listing
+
+
+def _open(folder: Path):
+    """The split as `datasets` opens it, and its columns."""
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f'{folder.parent}: is read by datasets, which is not installed; .venv/bin/python -m pip install "rsb[hf]" would do') from None
+    try:
+        dataset = datasets.load_from_disk(str(folder))
+        schema, features = dataset.data.schema, dataset.features.to_dict()
+    except Exception as error:  # whatever it says of anybody's files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{folder}: damaged ({reason}); the folder written or fetched anew would do") from None
+    if len(dataset) != dataset.data.num_rows:
+        raise DataError(f"{folder}: a selection of its rows; flatten_indices() before save_to_disk would do")
+    return dataset, columns_of(folder, schema, features)
+
+
+class Reader:
+    """The bytes of images in the arrow files, which are mapped: processes share what the system holds of them."""
+
+    def __init__(self, paths: list[Path]):
+        dataset, columns = _open(paths[0].parent)
+        self._chunks = [bytes_of(chunk) for chunk in dataset.data.column(columns.image).chunks]
+        self._ends = list(accumulate(map(len, self._chunks)))
+
+    def content(self, file: int, start: int, size: int) -> bytes:
+        """Those of one image, in row `start`. Raises ValueError."""
+        chunk = bisect_right(self._ends, start)
+        place = start - (self._ends[chunk - 1] if chunk else 0)
+        content = self._chunks[chunk][place].as_buffer().to_pybytes()
+        if len(content) != size:
+            raise ValueError("the file has changed since it was listed")
+        return content

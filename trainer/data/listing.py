@@ -1,0 +1,180 @@
+"""The images of files that hold many: which files a split has, what a scan of them found, and the classes of both splits.
+
+Numbered as an image folder of the same images would be: class by class, within a class in the order of the names' bytes.
+So the same images have the same numbers, draws and fingerprint however they are packed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.index import ARRAYS, FOLDERS, DataError
+
+PLACES = {"files": np.int32, "starts": np.int64}  # of each image: which file, and where in it
+_SPLITS = {name: split for split, names in FOLDERS.items() for name in names}
+_WORD = "|".join(sorted(_SPLITS, key=len, reverse=True))
+_NAMED = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
+_NUMBERED = re.compile(rf"(?<![a-z])({_WORD})[-_.]?\d")
+_OF = re.compile(r"-\d+-of-(\d+)")
+
+
+class Listing:
+    """The images of one split as they lie. class_names: of the labels 0, 1, ... where the files themselves say so."""
+
+    def __init__(self, class_names: tuple[str, ...] | None = None):
+        self.class_names = class_names
+        self.labels_found: dict[int | str, int] = {}
+        self._names, self._ends = bytearray(), array("q", [0])
+        self._labels, self._sizes, self._files, self._starts = array("i"), array("q"), array("i"), array("q")
+
+    @property
+    def num_images(self) -> int:
+        """Images listed so far."""
+        return len(self._labels)
+
+    def add(self, name: str, label: int | str, size: int, file: int, start: int) -> None:
+        """One image more. name: what it is called within its class. label: a number, or the class's name."""
+        self._names += os.fsencode(name)
+        self._ends.append(len(self._names))
+        self._labels.append(self.labels_found.setdefault(label, len(self.labels_found)))
+        self._sizes.append(size)
+        self._files.append(file)
+        self._starts.append(start)
+
+    def arrays(self, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The arrays of an index in its order, with the places of the images."""
+        numbers = [label if isinstance(label, int) else classes.index(label) for label in self.labels_found]
+        labels = np.array(numbers, np.int32)[np.frombuffer(self._labels, np.int32)]
+        order = np.fromiter(chain.from_iterable(self._by_name(labels)), np.int64, len(labels))
+        labels, paths, ends = labels[order], bytearray(), np.zeros(len(order) + 1, np.int64)
+        prefixes = [os.fsencode(f"{name}/") for name in classes]
+        for place, (i, label) in enumerate(zip(order.tolist(), labels.tolist())):
+            paths += prefixes[label] + self._name(i)
+            ends[place + 1] = len(paths)
+        sizes, files, starts = (np.array(values)[order] for values in (self._sizes, self._files, self._starts))
+        columns = (np.frombuffer(paths, np.uint8), ends, labels, sizes, files, starts)
+        return {name: column.astype(kind, copy=False) for (name, kind), column in zip((ARRAYS | PLACES).items(), columns)}
+
+    def _by_name(self, labels: np.ndarray) -> Iterable[list[int]]:
+        """The places of each class's images by name; those of one name stay as they lie."""
+        by_class = np.argsort(labels, kind="stable")
+        ends = np.flatnonzero(np.diff(labels[by_class])) + 1
+        for places in np.split(by_class, ends):
+            yield sorted(places.tolist(), key=self._name)
+
+    def _name(self, i: int) -> bytes:
+        return bytes(self._names[self._ends[i] : self._ends[i + 1]])
+
+
+def files_of(root: Path, split: str, suffix: str) -> list[Path]:
+    """The files of a split, sorted: all of root/<split>/, or those in root or root/data that are called after it.
+
+    An archive beside a folder of its name is what that was unpacked from, and does not count.
+
+    Raises DataError where they lie in two places, are of two splits by their names, or where parts are missing.
+    """
+    root, found = Path(root), {}
+    for name in FOLDERS[split]:
+        found[root / name] = _within(root / name, suffix)
+    for folder in (root, root / "data"):
+        for path in _within(folder, suffix):
+            name = _split_name(path)
+            if _SPLITS.get(name) == split:
+                found.setdefault(folder / f"{name}…{suffix}", []).append(path)
+    places = [place for place, paths in found.items() if paths]
+    if len(places) > 1:
+        raise DataError(f"{root}: images of {split} in {places[0]} and in {places[1]}; in one of the two would do")
+    files = found[places[0]] if places else []
+    _check_parts(files)
+    return files
+
+
+def _within(folder: Path, suffix: str) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    names = sorted(name for name in os.listdir(folder) if name.endswith(suffix) and not name.startswith("."))
+    return [folder / name for name in names if not (folder / name.removesuffix(suffix)).is_dir()]
+
+
+def _split_name(path: Path) -> str | None:
+    """What a file's name calls its split: train-0000, set-validation-07, or the split's name alone."""
+    stem = path.stem.lower()
+    if stem in _SPLITS:
+        return stem
+    numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))
+    if numbered and len(named | set(numbered)) > 1:
+        raise DataError(f"{path}: of {' or of '.join(sorted(named))}? A name with one of them would do")
+    return numbered[0] if numbered else None
+
+
+def _check_parts(files: list[Path]) -> None:
+    said = {int(found[1]) for path in files if (found := _OF.search(path.stem))}
+    if said and said != {len(files)}:
+        wanted = " or ".join(map(str, sorted(said)))
+        raise DataError(f"{files[0]}: {len(files)} files where the names say {wanted} belong together; all of them would do")
+
+
+def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
+    """The classes of both splits: as the files or classes.txt name them, else the labels themselves.
+
+    Raises DataError where labels have no class, classes no image to learn from, or the splits differ.
+    """
+    train, val = listings["train"], listings["val"]
+    labels = set(train.labels_found) | set(val.labels_found)
+    kinds = {type(label) for label in labels}
+    if len(kinds) > 1:
+        raise DataError(f"{root}: some labels are numbers, some names; one of the two throughout would do")
+    declared = _declared(root, train.class_names, val.class_names)
+    if declared is None:
+        _check_shared(root, set(train.labels_found), set(val.labels_found))
+    is_numbers = kinds == {int}
+    classes = declared or (_numbered(root, labels) if is_numbers else tuple(sorted(labels)))
+    known = range(len(classes)) if is_numbers else classes
+    unknown = sorted(label for label in labels if label not in known)
+    if unknown:
+        raise DataError(f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; one of them would do")
+    for number, label in enumerate(known):
+        if label not in train.labels_found:
+            raise DataError(f"{root}: class {classes[number]!r} has no image in train; at least one would do")
+    return classes
+
+
+def _check_shared(root: Path, train: set, val: set) -> None:
+    for label in sorted(train ^ val):
+        where = "train" if label in train else "val"
+        raise DataError(f"{root}: class {str(label)!r} is in {where} only; the same classes in both, or a classes.txt, would do")
+
+
+def _numbered(root: Path, labels: set[int]) -> tuple[str, ...]:
+    if labels != set(range(len(labels))):
+        odd = min(labels) if min(labels) < 0 else next(i for i in range(len(labels)) if i not in labels)
+        problem = f"label {odd}" if odd < 0 else f"no label {odd} though there is {max(labels)}"
+        raise DataError(f"{root}: {problem}; every number from 0 on, or a classes.txt, would do")
+    return tuple(map(str, range(len(labels))))
+
+
+def _declared(root: Path, *named: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    path = Path(root) / "classes.txt"
+    written = _lines(path) if path.is_file() else None
+    said = {names for names in (*named, written) if names is not None}
+    if len(said) > 1:
+        raise DataError(f"{root}: classes are named in two ways (train, val, classes.txt); the same names in all would do")
+    return said.pop() if said else None
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The names in a classes.txt, one a line."""
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); one class name a line would do") from None
+    if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: an empty line, or a name twice; one class name a line would do")
+    return tuple(names)

@@ -1,0 +1,184 @@
+"""Images packed many to a file, as tar shards, parquet files or a `datasets` folder: found, indexed, cached.
+
+The index is an image folder's with two arrays more: in which file an image lies, and where. It is cached as the folder's is,
+and stale where a file of either split has another time or size. Images are read on demand; nothing is unpacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.index import DataError, Index, _array_file, _fingerprint, _stem, cache_folder, is_image_folder, open_index, store_index
+from trainer.data.listing import PLACES, classes_of
+from trainer.json_text import json_file
+
+KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}  # module: in words
+_EXAMPLES = {"shards": "{}-000000.tar or {}/*.tar", "parquet": "data/{}-00000-of-00001.parquet or {}/*.parquet", "hf": "a {}/ that save_to_disk wrote"}
+_LAYOUT = "packed 1"  # of the cached files
+_SETTLED_NS = 2_000_000_000  # as for folders
+
+
+class Member:
+    """An image in a file of many: so much of a path's surface as readers of image files need."""
+
+    def __init__(self, index: PackedIndex, i: int):
+        self.index, self.i = index, i
+
+    def __str__(self) -> str:
+        file, name = self.index.place(self.i)
+        return f"{file} ({name})"
+
+    def read_bytes(self) -> bytes:
+        """The image's file. Raises OSError or ValueError."""
+        return self.index.content(self.i)
+
+
+class PackedIndex(Index):
+    """One split of packed images: class by class, in the order of the names' bytes.
+
+    kind: see KINDS. files: of the split, below the root. fingerprint: as the image folder <class>/<name> of the same files would have it.
+    """
+
+    def __init__(self, root: Path, kind: str, files: tuple[str, ...], stem: Path, classes: tuple[str, ...], fingerprint: str):
+        super().__init__(root, stem, classes, fingerprint)
+        self.kind, self.files = kind, files
+        self._files, self._starts = (np.load(_array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES)
+        self._reader = _module(kind).Reader([Path(root) / file for file in files])
+
+    def __reduce__(self):
+        """Sent to another process, it maps the same files again."""
+        return PackedIndex, (self.folder, self.kind, self.files, self._stem, self.classes, self.fingerprint)
+
+    @property
+    def places_sha256(self) -> str:
+        """sha256 (hex) over where the images lie."""
+        return _places_sha256(self._files, self._starts)
+
+    def path(self, i: int) -> Member:
+        """Image i, to be named and read."""
+        return Member(self, i)
+
+    def place(self, i: int) -> tuple[Path, str]:
+        """The file that holds image i, and the image's name with its class."""
+        return self.folder / self.files[self._files[i]], os.fsdecode(self.name(i))
+
+    def content(self, i: int) -> bytes:
+        """The bytes of image i's file. Raises OSError or ValueError."""
+        return self._reader.content(int(self._files[i]), int(self._starts[i]), int(self.sizes[i]))
+
+
+def packed_kind(root: Path) -> str | None:
+    """Which of KINDS a folder holds; None for an image folder, and for a folder of neither.
+
+    Raises DataError where it holds two kinds.
+    """
+    found = [kind for kind in KINDS if any(_module(kind).files(root, split) for split in ("train", "val"))]
+    words = ["an image folder"] * is_image_folder(root) + [KINDS[kind] for kind in found]
+    if len(words) > 1:
+        raise DataError(f"{root}: holds {' and '.join(words)}; one of them, in a folder of its own, would do")
+    return found[0] if found else None
+
+
+def open_files(root: Path, split: str) -> Index:
+    """The index of one split, "train" or "val", of an image folder or of packed images.
+
+    Raises DataError where neither is there, as open_index and open_packed do.
+    """
+    kind = packed_kind(root)
+    return open_packed(root, kind, split) if kind else open_index(root, split)
+
+
+def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
+    """The index of one split, from the cache where no file has moved; else both splits are listed.
+
+    Raises DataError for a missing split, what cannot be read, images without labels, and classes that do not fit.
+    """
+    files = {name: _module(kind).files(root, name) for name in ("train", "val")}
+    for name, paths in files.items():
+        if not paths:
+            raise DataError(f"{root}: {KINDS[kind]} without {name}; {_EXAMPLES[kind].format(name, name)} would do")
+    record = cache_folder() / "index" / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16] / f"{split}.json"
+    stamps = _stamps(Path(root), files)
+    settled = _settled(stamps)
+    try:
+        return _open_cached(Path(root), kind, record, stamps)
+    except DataError:  # a library is missing
+        raise
+    except Exception:  # none yet, stale, or damaged in any way
+        _build(Path(root), kind, files, record.parent, settled)
+        return _open_cached(Path(root), kind, record, None)
+
+
+def _open_cached(root: Path, kind: str, record: Path, stamps: dict | None) -> PackedIndex:
+    """stamps: of the files now; None: those of a moment ago, when the record was written."""
+    facts = json_file(record)
+    if (facts["layout"], facts["kind"], facts["folder"]) != (_LAYOUT, kind, os.path.abspath(root)):
+        raise ValueError("of another layout or folder")
+    if stamps is not None and facts["stamps"] != stamps:
+        raise ValueError("stale")
+    stem = _stem(record, facts["fingerprint"])
+    found = PackedIndex(root, kind, tuple(facts["files"]), stem, tuple(facts["classes"]), facts["fingerprint"])
+    found.check()
+    if found.places_sha256 != facts["places_sha256"]:
+        raise ValueError("places of another split")
+    return found
+
+
+def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps: dict) -> None:
+    """List both splits, since they share their classes, and store an index of each."""
+    listings = {}
+    for split, paths in files.items():
+        listings[split] = _module(kind).scan(paths)
+        if not listings[split].num_images:
+            raise DataError(f"{paths[0]}: holds no image of {split}; at least one would do")
+    classes = classes_of(root, listings)
+    for split, listing in listings.items():
+        arrays = listing.arrays(classes)
+        facts = {
+            "layout": _LAYOUT,
+            "kind": kind,
+            "folder": os.path.abspath(root),
+            "files": [str(path.relative_to(root)) for path in files[split]],
+            "classes": classes,
+            "stamps": stamps,
+            "fingerprint": _fingerprint(arrays),
+            "places_sha256": _places_sha256(*(arrays[name] for name in PLACES)),
+        }
+        _store(root, arrays, facts, to / f"{split}.json")
+
+
+def _store(root: Path, arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
+    try:
+        store_index(arrays, facts, record)
+    except OSError as error:
+        raise DataError(
+            f"{record.parent}: the index of {root} cannot be written there ({error.strerror}); "
+            "XDG_CACHE_HOME=<a folder you may write to> would do"
+        ) from None
+
+
+def _stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
+    """Time (ns) and size of every file that the index depends on, by path below the root."""
+    names = [root / "classes.txt", *(path for paths in files.values() for path in paths)]
+    abouts = {path: os.stat(path) for path in names if path.exists()}
+    return {str(path.relative_to(root)): [about.st_mtime_ns, about.st_size] for path, about in abouts.items()}
+
+
+def _settled(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Stamps to store: a file so young that it may change unseen gets a time that never fits."""
+    now = time.time_ns()
+    return {name: [time_ns if now - time_ns > _SETTLED_NS else -1, size] for name, (time_ns, size) in stamps.items()}
+
+
+def _places_sha256(files: np.ndarray, starts: np.ndarray) -> str:
+    return hashlib.sha256(files.astype("<i4").tobytes() + starts.astype("<i8").tobytes()).hexdigest()
+
+
+def _module(kind: str):
+    return importlib.import_module(f"trainer.data.{kind}")
