@@ -126,7 +126,7 @@ help:  ## this list
 
 #: recipe a page: A1 (newest version), A1.v1, or a path to a .yaml; default A1
 #: model any timm ResNet or ConvNeXt; default resnet50
-#: data digits (default), fashion-mnist, mnist (each also as <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, a profile's .yaml
+#: data digits (default), fashion-mnist, mnist (each also as <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, a profile's .yaml
 #: data_dir where the data set lies, or is downloaded to
 #: seed which repeat this is; default 0
 #: set departures from the page, each recorded: set="epochs=5 loss.name=ce"

@@ -7,7 +7,8 @@
                  model: one small frozen class each
     streams      all randomness, a pure function of (seed, purpose, indices)
     data         index, order, decoding, jpeg (only what a crop needs of a file), sets, loader, arriving (on a GPU), and the
-                 preparation of a micro-batch on the device; beton: the file
+                 preparation of a micro-batch on the device; packed: files of many images, as shards (tar), parquet (with
+                 columns) or hf (`datasets`), their listing and their members; beton: the file
                  that ffcv reads, beton_writer: writes it; ffcv_stream: the loader's micro-batches as ffcv makes them
     parity       what ffcv reads against what the torch loader reads; data_cli: its command, and that of the writer
     models       timm models with a page's options and parts; start: their first weights; statistics: of their norms

@@ -26,7 +26,7 @@ Data = Annotated[
     str,
     typer.Option(
         help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, "
-        "a profile's .yaml."
+        "a folder of tar shards, parquet or `datasets`, a profile's .yaml."
     ),
 ]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to.")]

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import packing
@@ -110,8 +111,6 @@ def test_what_is_open_is_sent_as_names_and_read_by_threads_and_forks_at_once(pho
     there = pickle.loads(sent)
     contents = [folder.path(i).read_bytes() for i in range(21)]
     assert len(sent) < 2000 and isinstance(there.labels, np.memmap)
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(4) as pool:
         for index in (found, there):
             assert list(pool.map(index.content, list(range(21)) * 4)) == contents * 4

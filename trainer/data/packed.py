@@ -85,6 +85,11 @@ def packed_kind(root: Path) -> str | None:
     return found[0] if found else None
 
 
+def holds_files(root: Path) -> bool:
+    """Is it an image folder, or one of packed images? Raises DataError where it is both."""
+    return packed_kind(root) is not None or is_image_folder(root)
+
+
 def open_files(root: Path, split: str) -> Index:
     """The index of one split, "train" or "val", of an image folder or of packed images.
 
@@ -177,7 +182,9 @@ def _settled(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _places_sha256(files: np.ndarray, starts: np.ndarray) -> str:
-    return hashlib.sha256(files.astype("<i4").tobytes() + starts.astype("<i8").tobytes()).hexdigest()
+    digest = hashlib.sha256(files.astype("<i4", copy=False))
+    digest.update(starts.astype("<i8", copy=False))
+    return digest.hexdigest()
 
 
 def _module(kind: str):

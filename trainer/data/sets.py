@@ -17,9 +17,9 @@ from PIL import Image
 from trainer import streams
 from trainer.data.beton import BetonSet, open_beton
 from trainer.data.decode import Pixels, Planes
-from trainer.data.index import DataError, Index, cache_folder, is_image_folder
+from trainer.data.index import DataError, Index, cache_folder
 from trainer.data.members import read_for_training, read_image
-from trainer.data.packed import open_files, packed_kind
+from trainer.data.packed import holds_files, open_files
 from trainer.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36
@@ -162,7 +162,7 @@ def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
     holds beside it.
     """
     images = open_beton(folder, split, profile.channels)
-    if _holds_files(folder):
+    if holds_files(folder):
         beside = FolderSet(open_files(folder, split), profile.channels).fingerprint
         if beside != images.facts.source:
             raise DataError(f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do")
@@ -190,12 +190,8 @@ def _check_channels(images: ImageSet, profile: Profile) -> None:
         )
 
 
-def _holds_files(folder: Path) -> bool:
-    return packed_kind(folder) is not None or is_image_folder(folder)
-
-
 def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
-    if data_dir is not None and _holds_files(data_dir):
+    if data_dir is not None and holds_files(data_dir):
         return FolderSet(open_files(data_dir, split))
     if name == "digits":
         return _digits(split)
