@@ -1,5 +1,6 @@
 """Folders that `datasets` wrote: which splits, how they are read, and what is refused."""
 
+import json
 import sys
 
 import datasets
@@ -112,6 +113,15 @@ def test_a_damaged_folder_is_named(tmp_path, pattern, damage):
         open_files(root, "train")
     text = str(refused.value)
     assert text.startswith(str(root)) and text.endswith("would do") and "\n" not in text
+
+
+def test_a_folder_that_names_files_elsewhere_is_refused(tmp_path):
+    root, other = write(tmp_path / "set"), write(tmp_path / "other")
+    (arrow,) = (other / "train").glob("*.arrow")
+    for name in (str(arrow), f"../../other/train/{arrow.name}"):
+        (root / "train/state.json").write_text(json.dumps(json.loads((other / "train/state.json").read_text()) | {"_data_files": [{"filename": name}]}))
+        with pytest.raises(DataError, match="damaged .*which lies elsewhere"):
+            open_files(root, "train")
 
 
 def test_without_datasets_one_line_says_what_to_install(tmp_path, monkeypatch):

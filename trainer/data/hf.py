@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.data.columns import add_rows, bytes_of, columns_of
 from trainer.data.index import FOLDERS, DataError
 from trainer.data.listing import Listing
+from trainer.json_text import json_file
 
 _FACTS = ("state.json", "dataset_info.json")
 
@@ -46,6 +47,9 @@ def _open(folder: Path):
     except ImportError:
         raise DataError(f'{folder.parent}: is read by datasets, which is not installed; .venv/bin/python -m pip install "rsb[hf]" would do') from None
     try:
+        for part in json_file(folder / _FACTS[0])["_data_files"]:
+            if not (folder / part["filename"]).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"names {part['filename']}, which lies elsewhere")
         dataset = datasets.load_from_disk(str(folder))
         schema, features = dataset.data.schema, dataset.features.to_dict()
     except Exception as error:  # whatever it says of anybody's files

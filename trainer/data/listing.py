@@ -23,6 +23,7 @@ _WORD = "|".join(sorted(_SPLITS, key=len, reverse=True))
 _NAMED = re.compile(rf"(?<![a-z])({_WORD})(?![a-z])")
 _NUMBERED = re.compile(rf"(?<![a-z])({_WORD})[-_.]?\d")
 _OF = re.compile(r"-\d+-of-(\d+)")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Listing:
@@ -78,20 +79,24 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
 
     An archive beside a folder of its name is what that was unpacked from, and does not count.
 
-    Raises DataError where they lie in two places, are of two splits by their names, or where parts are missing.
+    Raises DataError where they lie in two places, are of two splits by their names, where parts are missing, and for a
+    compressed file without the plain one.
     """
     root, found = Path(root), {}
     for name in FOLDERS[split]:
         found[root / name] = _within(root / name, suffix)
     for folder in (root, root / "data"):
         for path in _within(folder, suffix):
-            name = _split_name(path)
+            name = _split_name(path.name.partition(suffix)[0].lower(), path)
             if _SPLITS.get(name) == split:
                 found.setdefault(folder / f"{name}…{suffix}", []).append(path)
     places = [place for place, paths in found.items() if paths]
     if len(places) > 1:
         raise DataError(f"{root}: images of {split} in {places[0]} and in {places[1]}; in one of the two would do")
     files = found[places[0]] if places else []
+    for path in files:
+        if path.suffix in _COMPRESSED:
+            raise DataError(f"{path}: compressed, so that no image in it can be read by itself; {path.stem} would do")
     _check_parts(files)
     return files
 
@@ -99,13 +104,15 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
 def _within(folder: Path, suffix: str) -> list[Path]:
     if not folder.is_dir():
         return []
-    names = sorted(name for name in os.listdir(folder) if name.endswith(suffix) and not name.startswith("."))
-    return [folder / name for name in names if not (folder / name.removesuffix(suffix)).is_dir()]
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    plain = {name for name in names if name.endswith(suffix)}
+    for ending in _COMPRESSED:
+        plain |= {name for name in names if name.endswith(suffix + ending) and name.removesuffix(ending) not in plain}
+    return [folder / name for name in sorted(plain) if not (folder / name.partition(suffix)[0]).is_dir()]
 
 
-def _split_name(path: Path) -> str | None:
+def _split_name(stem: str, path: Path) -> str | None:
     """What a file's name calls its split: train-0000, set-validation-07, or the split's name alone."""
-    stem = path.stem.lower()
     if stem in _SPLITS:
         return stem
     numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))

@@ -7,18 +7,19 @@ and stale where a file of either split has another time or size. Images are read
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import time
 from pathlib import Path
 
 import numpy as np
 
+from trainer.data import hf, parquet, shards
 from trainer.data.index import DataError, Index, _array_file, _fingerprint, _stem, cache_folder, is_image_folder, open_index, store_index
 from trainer.data.listing import PLACES, classes_of
 from trainer.json_text import json_file
 
-KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}  # module: in words
+KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}
+_MODULES = {"shards": shards, "parquet": parquet, "hf": hf}  # each with files, scan and Reader
 _EXAMPLES = {"shards": "{}-000000.tar or {}/*.tar", "parquet": "data/{}-00000-of-00001.parquet or {}/*.parquet", "hf": "a {}/ that save_to_disk wrote"}
 _LAYOUT = "packed 1"  # of the cached files
 _SETTLED_NS = 2_000_000_000  # as for folders
@@ -49,7 +50,7 @@ class PackedIndex(Index):
         super().__init__(root, stem, classes, fingerprint)
         self.kind, self.files = kind, files
         self._files, self._starts = (np.load(_array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES)
-        self._reader = _module(kind).Reader([Path(root) / file for file in files])
+        self._reader = _MODULES[kind].Reader([Path(root) / file for file in files])
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again."""
@@ -78,7 +79,7 @@ def packed_kind(root: Path) -> str | None:
 
     Raises DataError where it holds two kinds.
     """
-    found = [kind for kind in KINDS if any(_module(kind).files(root, split) for split in ("train", "val"))]
+    found = [kind for kind in KINDS if any(_MODULES[kind].files(root, split) for split in ("train", "val"))]
     words = ["an image folder"] * is_image_folder(root) + [KINDS[kind] for kind in found]
     if len(words) > 1:
         raise DataError(f"{root}: holds {' and '.join(words)}; one of them, in a folder of its own, would do")
@@ -96,7 +97,18 @@ def open_files(root: Path, split: str) -> Index:
     Raises DataError where neither is there, as open_index and open_packed do.
     """
     kind = packed_kind(root)
+    if kind is None and not is_image_folder(root):
+        _refuse_unsplit(Path(root))
     return open_packed(root, kind, split) if kind else open_index(root, split)
+
+
+def _refuse_unsplit(root: Path) -> None:
+    for path in sorted(root.glob("*")) + sorted(root.glob("*/*")):
+        if path.suffix in (".tar", ".parquet", ".arrow"):
+            raise DataError(
+                f"{path}: of no split by name or place; train-000000{path.suffix} or train/*{path.suffix} in {root}, and as "
+                "much for val, would do (for .arrow a DatasetDict that save_to_disk wrote)"
+            )
 
 
 def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
@@ -104,7 +116,7 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
 
     Raises DataError for a missing split, what cannot be read, images without labels, and classes that do not fit.
     """
-    files = {name: _module(kind).files(root, name) for name in ("train", "val")}
+    files = {name: _MODULES[kind].files(root, name) for name in ("train", "val")}
     for name, paths in files.items():
         if not paths:
             raise DataError(f"{root}: {KINDS[kind]} without {name}; {_EXAMPLES[kind].format(name, name)} would do")
@@ -139,7 +151,7 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
     """List both splits, since they share their classes, and store an index of each."""
     listings = {}
     for split, paths in files.items():
-        listings[split] = _module(kind).scan(paths)
+        listings[split] = _MODULES[kind].scan(paths)
         if not listings[split].num_images:
             raise DataError(f"{paths[0]}: holds no image of {split}; at least one would do")
     classes = classes_of(root, listings)
@@ -185,7 +197,3 @@ def _places_sha256(files: np.ndarray, starts: np.ndarray) -> str:
     digest = hashlib.sha256(files.astype("<i4", copy=False))
     digest.update(starts.astype("<i8", copy=False))
     return digest.hexdigest()
-
-
-def _module(kind: str):
-    return importlib.import_module(f"trainer.data.{kind}")
