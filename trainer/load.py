@@ -7,6 +7,7 @@ something elsewhere than where it is read: anchors, aliases, merge keys, tags.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from dataclasses import dataclass, field
@@ -67,7 +68,13 @@ def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
     Raises PageError for the first thing that is wrong with the file, its YAML, or its values.
     """
     place = _shown(Path(path))
-    return parse_page(_text(Path(path), place), place, kind)
+    return _parsed(_text(Path(path), place), place, kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
+    """A command reads the same page several times, and a page is frozen: it is parsed once."""
+    return parse_page(text, place, kind)
 
 
 def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
