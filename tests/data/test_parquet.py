@@ -41,9 +41,10 @@ def test_classes_are_in_the_order_of_the_class_labels(tmp_path):
 
 def test_numbers_and_categories_are_labels_too(tmp_path):
     images = pyarrow.array([row[2] for row in ROWS], pyarrow.large_binary())
-    for labels, classes in (([1, 0, 1], ("0", "1")), (pyarrow.array(["b", "a", "b"]).dictionary_encode(), ("a", "b"))):
-        table = pyarrow.table({"img": images, "id": [5, 6, 7], "labels": labels})
-        assert open_files(write(tmp_path / str(len(classes[0] + str(labels))), table), "train").classes == classes
+    categories = pyarrow.array(["b", "a", "b"]).dictionary_encode()
+    for name, labels, classes in (("labels", [1, 0, 1], ("0", "1")), ("label", categories, ("a", "b")), ("fine_label", [0, 1, 2], ("0", "1", "2"))):
+        table = pyarrow.table({"img": images, "id": [5, 6, 7], name: labels, "coarse_label": [0, 0, 0]})
+        assert open_files(write(tmp_path / name, table), "train").classes == classes
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])

@@ -12,7 +12,7 @@ from trainer.data.index import DataError
 from trainer.data.listing import Listing
 
 _IMAGES = ("image", "img")
-_LABELS = ("label", "labels", "class", "cls")
+_LABELS = ("label", "labels", "class", "cls", "fine_label")  # the last: CIFAR-100's, beside coarse_label
 
 
 class Columns(NamedTuple):
