@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from trainer import streams
-from trainer.data.index import ARRAYS, Index, _fingerprint, _stem, store_index
+from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
 from trainer.data.order import _permutation, micro_batch_ids
 
 
@@ -54,12 +54,12 @@ def test_an_index_of_many_files_is_mapped_not_read(tmp_path):
     offsets, labels = np.arange(num_images + 1) * len(name), np.zeros(num_images, np.int32)
     columns = (np.tile(np.frombuffer(name, np.uint8), num_images), offsets, labels, np.full(num_images, 9))
     arrays = dict(zip(ARRAYS, columns, strict=True))
-    record, fingerprint = tmp_path / "train.json", _fingerprint(arrays)
+    record, fingerprint = tmp_path / "train.json", fingerprint_of(arrays)
     store_index(arrays, {"fingerprint": fingerprint}, record)
     del arrays, columns
     tracemalloc.start()
     try:
-        index = Index(tmp_path, _stem(record, fingerprint), ("a",), fingerprint)
+        index = Index(tmp_path, stem_of(record, fingerprint), ("a",), fingerprint)
         index.check()
         copy = pickle.loads(pickle.dumps(index))
         assert copy.path(num_images - 1) == tmp_path / name.decode() and copy.num_images == num_images

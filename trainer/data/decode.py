@@ -93,13 +93,13 @@ def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
 
 def decoded(path: Path, content: bytes, channels: int) -> Image.Image | Planes:
     """What read_image makes of a file whose bytes are read already. Raises BadImage."""
-    with _named(path):
-        return _in_channels(_opened(content), channels)
+    with named(path):
+        return in_channels(open_content(content), channels)
 
 
 def content_of(path: Path) -> bytes:
     """The bytes of a file that may be an image. Raises BadImage."""
-    with _named(path):
+    with named(path):
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE_MIB * 2**20:
             raise ValueError(f"no file, or one of more than {_LARGEST_FILE_MIB} MiB")
@@ -112,14 +112,15 @@ def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
     Raises BadImage as read_image does.
     """
     content = content_of(path)
-    with _named(path):
-        image = _opened(content)
-        odd = [] if isinstance(image, np.ndarray) else _oddities(image, is_as_it_lies=channels not in (1, 3))
-        _in_channels(image, channels)
+    with named(path):
+        image = open_content(content)
+        odd = [] if isinstance(image, np.ndarray) else oddities_in(image, is_as_it_lies=channels not in (1, 3))
+        in_channels(image, channels)
         return tuple(odd)
 
 
-def _oddities(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+def oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+    """What is unusual about an open image. is_as_it_lies: any mode is usual, as its channels are taken as they are."""
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
     if _is_16_bit(image):
         odd.append("16-bit grey")
@@ -161,7 +162,7 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises over anybody's bytes into one line about the file."""
     try:
         yield
@@ -174,7 +175,8 @@ def _named(path: Path) -> Iterator[None]:
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
 
 
-def _opened(content: bytes) -> Image.Image | np.ndarray:
+def open_content(content: bytes) -> Image.Image | np.ndarray:
+    """An image file's bytes: an image not yet decoded, or the array of an .npy file. Raises whatever a decoder does."""
     if not content:
         raise ValueError("0 bytes")
     if content.startswith(_NPY_MAGIC):
@@ -182,7 +184,8 @@ def _opened(content: bytes) -> Image.Image | np.ndarray:
     return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
-def _in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
+def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
+    """Decode it into so many channels: 3 is RGB, 1 is luma, any other number the file must hold itself."""
     if isinstance(image, np.ndarray):
         return _of_array(image, channels)
     if channels == 3:

@@ -43,21 +43,21 @@ class Index:
 
     def __init__(self, folder: Path, stem: Path, classes: tuple[str, ...], fingerprint: str):
         self.folder, self.classes, self.fingerprint = folder, classes, fingerprint
-        self._stem = stem
+        self.stem_of = stem
         self._paths, self._offsets, self.labels, self.sizes = (
-            np.load(_array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in ARRAYS
+            np.load(array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in ARRAYS
         )
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again: the arrays are not copied."""
-        return Index, (self.folder, self._stem, self.classes, self.fingerprint)
+        return Index, (self.folder, self.stem_of, self.classes, self.fingerprint)
 
     def check(self) -> None:
         """Read all of the arrays once. Raises ValueError where they are not those that the fingerprint is of."""
         arrays = dict(zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True))
         if any(values.dtype != ARRAYS[name] or values.ndim != 1 for name, values in arrays.items()):
             raise ValueError("arrays of another kind")
-        if _fingerprint(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(self.classes):
+        if fingerprint_of(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(self.classes):
             raise ValueError("arrays of another split")
 
     @property
@@ -106,7 +106,7 @@ def open_index(root: Path, split: str) -> Index:
 def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
     """List the files of the class folders, store the arrays beside the record, the record last, and open it."""
     arrays, stamps = _scan(folder, classes)
-    fingerprint = _fingerprint(arrays)
+    fingerprint = fingerprint_of(arrays)
     facts = {"layout": _LAYOUT, "folder": os.path.abspath(folder), "classes": classes, "stamps": stamps}
     try:
         store_index(arrays, facts | {"fingerprint": fingerprint}, record)
@@ -115,7 +115,7 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
             f"{record.parent}: the index of {folder} cannot be written there ({error.strerror}); "
             "XDG_CACHE_HOME=<a folder you may write to> would do"
         ) from None
-    return Index(folder, _stem(record, fingerprint), classes, fingerprint)
+    return Index(folder, stem_of(record, fingerprint), classes, fingerprint)
 
 
 def store_index(arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
@@ -124,9 +124,9 @@ def store_index(arrays: dict[str, np.ndarray], facts: dict, record: Path) -> Non
     Each file appears whole or not at all; two processes that build the same index write the same bytes.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
-    stem = _stem(record, facts["fingerprint"])
+    stem = stem_of(record, facts["fingerprint"])
     for name, values in arrays.items():
-        with _appearing(_array_file(stem, name)) as file:
+        with _appearing(array_file(stem, name)) as file:
             np.save(file, values)
     with _appearing(record) as file:
         file.write(json.dumps(facts).encode())
@@ -153,11 +153,13 @@ class _appearing:
             self.part.unlink()
 
 
-def _stem(record: Path, fingerprint: str) -> Path:
+def stem_of(record: Path, fingerprint: str) -> Path:
+    """What the names of the arrays of an index begin with; record: the file that names them."""
     return record.with_name(f"{record.stem}-{fingerprint[:16]}")
 
 
-def _array_file(stem: Path, name: str) -> Path:
+def array_file(stem: Path, name: str) -> Path:
+    """The file of one array of an index."""
     return stem.with_name(f"{stem.name}.{name}.npy")
 
 
@@ -168,7 +170,7 @@ def _open_cached(folder: Path, record: Path) -> Index:
     for name, stamp in facts["stamps"].items():
         if os.stat(folder / name).st_mtime_ns != stamp:
             raise ValueError("stale")
-    found = Index(folder, _stem(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
+    found = Index(folder, stem_of(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
     found.check()
     return found
 
@@ -250,7 +252,8 @@ def _size(entry: os.DirEntry) -> int:
     return about.st_size
 
 
-def _fingerprint(arrays: dict[str, np.ndarray]) -> str:
+def fingerprint_of(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the arrays of ARRAYS, whatever the machine's byte order."""
     digest = hashlib.sha256()
     for name, dtype in ARRAYS.items():
         digest.update(arrays[name].astype(np.dtype(dtype).newbyteorder("<"), copy=False))

@@ -79,7 +79,7 @@ def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | J
     Raises BadImage.
     """
     content = content_of(path)
-    size = _plain_size(content) if simplejpeg is not None and channels == 3 else None
+    size = plain_size(content) if simplejpeg is not None and channels == 3 else None
     return decoded(path, content, channels) if size is None else Jpeg(path, content, size)
 
 
@@ -117,7 +117,7 @@ def _frame(content: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _plain_size(content: bytes) -> tuple[int, int] | None:
+def plain_size(content: bytes) -> tuple[int, int] | None:
     """(width, height) of a JPEG in colour or grey that has its end; None for anything else, the giants included."""
     if not (content.startswith(_START) and content.endswith(_END)):
         return None

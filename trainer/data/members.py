@@ -22,7 +22,7 @@ def read_for_training(path: Path | Member, channels: int = 3) -> Image.Image | P
     if isinstance(path, Path):
         return jpeg.read_for_training(path, channels)
     content = _content(path)
-    size = jpeg._plain_size(content) if jpeg.simplejpeg is not None and channels == 3 else None
+    size = jpeg.plain_size(content) if jpeg.simplejpeg is not None and channels == 3 else None
     return decode.decoded(path, content, channels) if size is None else Jpeg(path, content, size)
 
 
@@ -31,15 +31,15 @@ def oddities(path: Path | Member, channels: int = 3) -> tuple[str, ...]:
     if isinstance(path, Path):
         return decode.oddities(path, channels)
     content = _content(path)
-    with decode._named(path):
-        image = decode._opened(content)
-        odd = [] if not isinstance(image, Image.Image) else decode._oddities(image, is_as_it_lies=channels not in (1, 3))
-        decode._in_channels(image, channels)
+    with decode.named(path):
+        image = decode.open_content(content)
+        odd = [] if not isinstance(image, Image.Image) else decode.oddities_in(image, is_as_it_lies=channels not in (1, 3))
+        decode.in_channels(image, channels)
         return tuple(odd)
 
 
 def _content(path: Path | Member) -> bytes:
     if isinstance(path, Path):
         return decode.content_of(path)
-    with decode._named(path):
+    with decode.named(path):
         return path.read_bytes()

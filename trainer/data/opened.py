@@ -11,9 +11,9 @@ import torch
 from trainer.data.arriving import arriving
 from trainer.data.beton import has_betons
 from trainer.data.faulty import FaultyStream
-from trainer.data.index import is_image_folder
 from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
 from trainer.data.jpeg import decoder_name
+from trainer.data.packed import holds_files
 from trainer.data.prepare import fill_of
 from trainer.data.sets import ImageSet, for_training, open_beton_set, open_set
 from trainer.errors import UserError
@@ -109,6 +109,6 @@ def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedD
 
     Raises DataError where they are not found or do not fit the profile.
     """
-    if in_beton or (has_betons(data_dir) and not is_image_folder(data_dir)):
+    if in_beton or (has_betons(data_dir) and not holds_files(data_dir)):
         return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))
     return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))

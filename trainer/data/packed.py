@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import hf, parquet, shards
-from trainer.data.index import DataError, Index, _array_file, _fingerprint, _stem, cache_folder, is_image_folder, open_index, store_index
+from trainer.data.index import DataError, Index, array_file, fingerprint_of, stem_of, cache_folder, is_image_folder, open_index, store_index
 from trainer.data.listing import PLACES, classes_of
 from trainer.json_text import json_file
 
@@ -49,12 +49,12 @@ class PackedIndex(Index):
     def __init__(self, root: Path, kind: str, files: tuple[str, ...], stem: Path, classes: tuple[str, ...], fingerprint: str):
         super().__init__(root, stem, classes, fingerprint)
         self.kind, self.files = kind, files
-        self._files, self._starts = (np.load(_array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES)
+        self._files, self._starts = (np.load(array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES)
         self._reader = _MODULES[kind].Reader([Path(root) / file for file in files])
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again."""
-        return PackedIndex, (self.folder, self.kind, self.files, self._stem, self.classes, self.fingerprint)
+        return PackedIndex, (self.folder, self.kind, self.files, self.stem_of, self.classes, self.fingerprint)
 
     @property
     def places_sha256(self) -> str:
@@ -139,7 +139,7 @@ def _open_cached(root: Path, kind: str, record: Path, stamps: dict | None) -> Pa
         raise ValueError("of another layout or folder")
     if stamps is not None and facts["stamps"] != stamps:
         raise ValueError("stale")
-    stem = _stem(record, facts["fingerprint"])
+    stem = stem_of(record, facts["fingerprint"])
     found = PackedIndex(root, kind, tuple(facts["files"]), stem, tuple(facts["classes"]), facts["fingerprint"])
     found.check()
     if found.places_sha256 != facts["places_sha256"]:
@@ -164,7 +164,7 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
             "files": [str(path.relative_to(root)) for path in files[split]],
             "classes": classes,
             "stamps": stamps,
-            "fingerprint": _fingerprint(arrays),
+            "fingerprint": fingerprint_of(arrays),
             "places_sha256": _places_sha256(*(arrays[name] for name in PLACES)),
         }
         _store(root, arrays, facts, to / f"{split}.json")
