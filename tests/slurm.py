@@ -4,6 +4,7 @@ Where Slurm is not installed or this is not root (its daemon starts jobs as thei
 RSB_CI=1, as in .ci/run, it fails instead. Settings: https://slurm.schedmd.com/slurm.conf.html
 """
 
+import contextlib
 import os
 import shutil
 import socket
@@ -90,10 +91,15 @@ class Slurm:
 
     def __exit__(self, *exception) -> None:
         if len(self._daemons) > 1:
-            self.ask("scancel", "--full", "--signal=KILL", "--state=RUNNING", "--user=root", check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.ask("scancel", "--full", "--signal=KILL", "--state=RUNNING", "--user=root", check=False)
         for daemon in reversed(self._daemons):
             daemon.terminate()
-            daemon.wait(20)
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(self, name: str, *words: str, check: bool = True) -> str:

@@ -206,18 +206,19 @@ def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
 
 def test_the_job_file_is_one_that_sbatch_takes():
     words = ["train", "--recipe", "A1", "--set", "epochs=5 loss.name='ce'"]
-    text = slurm_job(words, "A1-resnet50", nodes=2, gpus=4, cpus=8, hours=24.5, extra="--partition=big")
+    text = slurm_job(words, "A1-resnet50", nodes=2, gpus=4, cpus=8, hours=24.5, extra='--partition big --comment="a b"')
     lines = text.splitlines()
     assert lines[0] == "#!/bin/bash"
     for line in (
         "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--time=24:30:00", "--signal=USR1@120",
-        "--requeue", "--partition=big",
+        "--requeue", '--partition big --comment="a b"',
     ):  # fmt: skip
         assert f"#SBATCH {line}" in lines
     directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert max(directives) < min(number for number, line in enumerate(lines[1:], 1) if line and not line.startswith("#"))
     (srun,) = [line for line in lines if line.startswith("srun")]
-    assert shlex.split(srun)[2:] == [sys.executable, "-m", "trainer", *words]
+    assert shlex.split(srun)[:3] == ["srun", "--cpus-per-task=8", "--kill-on-bad-exit=0"]  # which srun no longer takes from sbatch
+    assert shlex.split(srun)[3:] == [sys.executable, "-m", "trainer", *words]
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     with pytest.raises(UserError, match="line breaks"):
         slurm_job(words, "A1\nrm -rf", nodes=1, gpus=1, cpus=1, hours=1)

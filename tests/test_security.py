@@ -388,7 +388,7 @@ WORDS = ("a'; touch pwned #", "$(touch pwned)", "`touch pwned`", "a\n#SBATCH --w
 
 def test_a_job_file_runs_no_word_of_a_user(tmp_path):
     """bash runs the file, with an srun that tells what it was given."""
-    (tmp_path / "srun").write_text('#!/bin/sh\nshift\nfor word in "$@"; do printf "%s\\0" "$word"; done\n')
+    (tmp_path / "srun").write_text('#!/bin/sh\nshift 2\nfor word in "$@"; do printf "%s\\0" "$word"; done\n')
     (tmp_path / "srun").chmod(0o755)
     job = tmp_path / "job.sh"
     job.write_text(slurm_job(["train", *WORDS], "name", 1, 0, 1, 1.0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 
 from torch import nn
@@ -19,15 +21,20 @@ class Compiled:
     num_graphs, seconds: what has been compiled so far.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Raises UserError for a model that would be compiled anew at every step."""
+    def __init__(self, model: nn.Module, has_precise_norm: bool = False) -> None:
+        """Raises UserError for what would be compiled anew at every step, and where there is no compiler."""
         import torch._dynamo
 
         if any(isinstance(module, EstimatedBatchNorm2d) for module in model.modules()):
             raise UserError("compile=1: norms with estimated statistics count what every micro-batch adds; compile=0 would do")
+        if has_precise_norm:
+            raise UserError("compile=1: the page's precise_norm weighs every micro-batch by another number; compile=0 would do")
+        _check_compiler()
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
         self.num_graphs, self.seconds = 0, 0.0
         self._begun_s, self._num_told = 0.0, 0
+        # else a hook that is added later, as inject= does, would not be seen
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.on_compile_start(self._begin)
         torch._dynamo.on_compile_end(self._end)
         model.compile(dynamic=False, options={"fallback_random": True})
@@ -45,3 +52,10 @@ class Compiled:
     def _end(self, *_) -> None:
         self.num_graphs += 1
         self.seconds += time.perf_counter() - self._begun_s
+
+
+def _check_compiler() -> None:
+    """torch writes C++ for a CPU and, for a GPU, C: one line where nothing here translates it. Raises UserError."""
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ([named] if named else ("g++", "clang++"))):
+        raise UserError(f"compile=1: no C++ compiler here ({named or 'g++'}); apt-get install -y g++, or compile=0, would do")

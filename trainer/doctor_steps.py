@@ -100,10 +100,11 @@ def trained(device: str) -> tuple[str, list[float]]:
     from trainer.job import Job, plan_of
     from trainer.settings import make_settings
     from trainer.state import State
-    from trainer.train import optimizer_step
+    from trainer.train import fast_algorithms, optimizer_step
 
     plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
     settings = make_settings(device, workers="0")
+    fast_algorithms(settings.device)
     clock, seconds = (time.process_time if device == "cpu" else time.perf_counter), []
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))

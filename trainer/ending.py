@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
 
     def write_all(to: Path) -> None:
         write(to)
-        if outcome.status != "diverged":
+        if outcome.status != "diverged" and math.isfinite(state.progress.loss_sum):
             save_checkpoint(to / "checkpoints", state.progress.step, state.facts())
 
     place, last = _in_another_place(state.folder.name, write_all), state.saver.last_step

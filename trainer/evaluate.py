@@ -62,20 +62,19 @@ def evaluate(
     totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
-    in_pieces = _InPieces(partial(_batch_totals, plan, settings, model))
+    in_pieces = _InPieces(partial(_batch_totals, plan, settings, model), settings.device)
     try:
         for images, labels in batches:
-            images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
-            images = in_format(normalize(images, plan.profile), settings)
             totals += in_pieces(images, labels)
             num_images += len(labels)
             each()
     except Stopped as signal_name:
         stopped = signal_name
+    finally:
+        model.train(was_training)
     _agree(ranks, stopped)
     ranks.sum(totals)
     num_images = ranks.total(num_images)
-    model.train(was_training)
     num_top1, num_top5, loss_sum = totals.tolist()
     return Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
 
@@ -89,8 +88,8 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
 class _InPieces:
     """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then on."""
 
-    def __init__(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self._score, self._most = score, 2**30
+    def __init__(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device: str) -> None:
+        self._score, self._device, self._most = score, device, 2**30
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         while True:
@@ -105,11 +104,13 @@ class _InPieces:
         num_images = min(self._most, len(images))
         if num_images == 1:
             px = "x".join(map(str, images.shape[2:]))
-            raise MemoryFull(f"out of memory in evaluation: one image of {px} px does not fit on {images.device}; a device with more memory would do")
+            raise MemoryFull(f"out of memory in evaluation: one image of {px} px does not fit on {self._device}; a device with more memory would do")
         self._most = -(-num_images // 2)
 
 
 def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:
+    images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
+    images = in_format(normalize(images, plan.profile), settings)
     with autocast(settings):
         logits = model(images)
         mirrored = model(images.flip(3)) if plan.recipe.image.test_flip else None

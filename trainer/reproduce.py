@@ -215,7 +215,7 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
 
 def _unlike(row: Row, again: Row) -> Iterator[str]:
     """What may have moved the bits."""
-    for name, of in (("device", "device"), ("precision", "precision"), ("threads", "num_threads"), ("ranks", "world_size"), ("commit", "commit")):
+    for name, of in (("device", "device"), ("precision", "precision"), ("threads", "num_threads"), ("ranks", "world_size"), ("loader", "loader"), ("compiled", "compiled"), ("commit", "commit")):
         then, now = getattr(row, of), getattr(again, of)
         if then != now:
             yield f"{name} {then} then, {now} now"
@@ -239,7 +239,8 @@ def run_again(
         raise _refusal(row, again.reasons)
     in_beton = row.loader == "ffcv"
     data = open_data(again.plan.profile, data_folder(again.job.data, again.job.data_dir), in_beton)
-    settings = replace(settings, loader="ffcv") if in_beton else settings
+    loader = row.loader if row.loader in ("ffcv", "pil") else settings.loader
+    settings = replace(settings, loader=loader, compile=row.compiled)
     reasons = again.reasons + data_reasons(row, data.fingerprint)
     if reasons and not anyway:
         raise _refusal(row, reasons)

@@ -106,7 +106,11 @@ def _copied(value, devices: set[torch.device]):
         if value.device.type != "cuda":
             return value.clone()
         devices.add(value.device)
-        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+        try:
+            made = torch.empty_like(value, device="cpu", pin_memory=True)
+        except RuntimeError:  # memory that may not be paged out is scarce here: the step waits for this one
+            return value.cpu()
+        return made.copy_(value, non_blocking=True)
     if isinstance(value, dict):
         made = copy.copy(value)  # an OrderedDict of torch's carries the versions of its modules
         for key, item in value.items():

@@ -14,6 +14,7 @@ from torch import nn
 from trainer import provenance
 from trainer.checkpoint import load_checkpoint
 from trainer.compiled import Compiled
+from trainer.data.jpeg import decoder_name
 from trainer.disk import END_S, keep_trying, why
 from trainer.errors import UserError
 from trainer.gradients import Gradients
@@ -85,7 +86,7 @@ class State:
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
         self.step_statistics = StepStatistics(self.model, settings.activation_checkpointing, settings.compile)
-        self.compiled = Compiled(self.model) if settings.compile else None  # after the average has copied it
+        self.compiled = Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None  # after the average has copied it
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.faults = Faults(settings.inject, plan, folder, ranks)
         self.say = _say_nothing
@@ -236,9 +237,9 @@ def machine_of(settings: Settings) -> dict[str, str]:
         "device": provenance.device_name(settings.device),
         "precision": settings.precision,
         "threads": str(settings.num_threads),
-        "loader": settings.loader,
+        "loader": f"{settings.loader}, {decoder_name()}" if settings.loader == "torch" else settings.loader,
         "compile": str(int(settings.compile)),
-        "torch": provenance.package_version("torch"),
+        **provenance.versions(),
     }
 
 

@@ -60,8 +60,7 @@ def run(
     ranks as there are now. Every rank goes through this story; rank 0 alone writes and speaks.
     """
     keep_freed_memory()
-    if settings.device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = True  # algorithms found by trying: not the same bits twice, which is promised on a CPU alone
+    fast_algorithms(settings.device)
     state = State(plan, settings, folder, ranks)
     check_room(state)
     notes = state.resume()
@@ -102,6 +101,12 @@ def run(
             saved = f"not saved ({unsaved})" if unsaved else "saved"
             log.say(f"stopped by {signal_name} after step {progress.step}: {saved}; the same command goes on")
             return Outcome("stopped", state, log, unsaved)
+
+
+def fast_algorithms(device: str) -> None:
+    """Have cuDNN find its algorithms by trying: not the same bits twice, which is promised on a CPU alone."""
+    if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = True
 
 
 def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:

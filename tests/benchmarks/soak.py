@@ -40,6 +40,7 @@ SET = (
 )
 IMAGES = {"train": 192, "val": 48}  # of the digits
 STOPPED = 75
+HANGS = 20  # times the usual seconds of a run
 MOST_KILLS = 12  # of one run; after them it is left alone
 RSS_GROWTH_KIB = 256  # of a run, beyond which memory counts as growing
 FREE = 10  # runs of a process before anything is counted: caches fill
@@ -175,9 +176,13 @@ def killed_run(context, soak: Soak, place: Path, seed: int, usual_s: float, draw
         process.start()
         after = draw.uniform(0, 1.2 * usual_s) if kills < MOST_KILLS else None
         number = signal.SIGKILL if draw.random() < 0.7 else signal.SIGTERM
-        process.join(after)
+        process.join(after or HANGS * usual_s)
         if process.is_alive():
-            os.kill(process.pid, number)
+            os.kill(process.pid, number if after else signal.SIGKILL)
+            process.join(HANGS * usual_s)
+        if process.is_alive() or (after is None and process.exitcode == -signal.SIGKILL):
+            soak.faults.append(f"seed {seed}: a process hung")
+            process.kill()
             process.join()
         code = process.exitcode
         soak.ends[named(code)] += 1
@@ -204,8 +209,11 @@ class Counted:
         self.process = context.Process(target=counted, args=(theirs, str(place / "counted.txt")), daemon=True)
         self.process.start()
 
-    def run(self, soak: Soak, place: Path, seed: int) -> None:
+    def run(self, soak: Soak, place: Path, seed: int, usual_s: float) -> None:
         self.pipe.send(words(place / "run", seed))
+        if not self.pipe.poll(HANGS * usual_s):
+            self.process.kill()
+            raise SystemExit(f"error: the process that lives to the end hangs, or is gone, in a run of seed {seed}")
         code, found = self.pipe.recv()
         soak.held.append(found)
         if code:
@@ -287,7 +295,7 @@ def main() -> int:
             if kind == "killed":
                 killed_run(context, soak, place, seed, usual_s, draw)
             else:
-                lives.run(soak, place, seed)
+                lives.run(soak, place, seed, usual_s)
             soak.runs[kind] += 1
             shutil.rmtree(place / "run")
             if number % 10 == 9:
