@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing compile inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs gpus retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
+VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))

@@ -248,7 +248,7 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
         report = check(images, num_threads)
         out.print(report_table(report, split))
         is_sound &= report.is_sound
-    out.print("sound: training meets no bad image" if is_sound else 'not sound: training stops at a bad image, or bad_images=skip', style="bold")
+    out.print("sound: training meets no bad image" if is_sound else 'not sound: training would stop at a bad image; mended files, or up to 1 % of them bad with bad_images=skip, would do', style="bold")
     return is_sound
 
 
