@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from trainer.errors import UserError
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+
+if TYPE_CHECKING:  # two seconds of importing
+    from torch._dynamo.callback import CallbackArgs
 
 _MOST_SHAPES = 64  # of one model: sizes of images and micro-batches, in training and in evaluation; torch gives up after 8
 
@@ -49,8 +53,9 @@ class Compiled:
     def _begin(self, *_) -> None:
         self._begun_s = time.perf_counter()
 
-    def _end(self, *_) -> None:
-        self.num_graphs += 1
+    def _end(self, call: CallbackArgs) -> None:
+        # a backward pass that torch's cache on disk does not hold is compiled later, as a part of the same graph
+        self.num_graphs += call.callback_trigger.name == "DYNAMO"
         self.seconds += time.perf_counter() - self._begun_s
 
 
