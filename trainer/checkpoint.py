@@ -78,6 +78,7 @@ class _Hashed:
         self._file, self.digest, self.error = file, hashlib.sha256(), None
 
     def write(self, content) -> int:
+        """All of content, counted into the checksum; an error is kept."""
         rest = memoryview(content)
         self.digest.update(rest)
         try:
@@ -88,7 +89,7 @@ class _Hashed:
         return len(content)
 
     def flush(self) -> None:
-        pass
+        """Nothing: the file is flushed once, when it is whole."""
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:

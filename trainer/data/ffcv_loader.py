@@ -94,6 +94,7 @@ class DrawnCropDecoder(SimpleRGBImageDecoder):
         crop_and_resize = ffcv_resize.crop_and_resize
 
         def decode(rows, memory, metadata, storage_state):
+            """The squares of a batch's rows and the decoder's answer for each, 0 where it is whole."""
             squares, codes = memory
             for place in images(len(rows)):
                 row = rows[place]
