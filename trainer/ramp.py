@@ -18,7 +18,7 @@ from trainer.models import assembled
 from trainer.overrides import OverrideError
 from trainer.plan import Plan
 from trainer.recipe import ABOUT, Recipe, apply_overrides
-from trainer.state import State
+from trainer.state import State, as_it_runs
 from trainer.statistics import StepStatistics
 
 RATE = "lr.peak"
@@ -256,5 +256,5 @@ class Dial:
             if name in before:
                 module._parameters.update(before[name]._parameters)
                 module._buffers.update(before[name]._buffers)
-        state.model = model.train(state.model.training)
-        state.step_statistics = StepStatistics(model)
+        state.model = as_it_runs(model, state.settings).train(state.model.training)
+        state.step_statistics = StepStatistics(model, state.settings.activation_checkpointing)

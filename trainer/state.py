@@ -70,17 +70,22 @@ def progress_of(facts: dict) -> Progress:
     return Progress(**facts)
 
 
+def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
+    """A model, changed in place to how a run with these settings computes it."""
+    model.to(settings.device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+    if settings.device == "cpu":
+        leave_out_padding_taps(model)
+    if settings.activation_checkpointing:
+        recompute_activations(model)
+    return model
+
+
 class State:
     """Model, optimizer, average, scaler and progress of one run in one folder: on every rank the same, bit for bit."""
 
     def __init__(self, plan: Plan, settings: Settings, folder: Path, ranks: Ranks = alone()) -> None:
         self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model = build_model(plan).to(settings.device, memory_format=memory_format)
-        if settings.device == "cpu":
-            leave_out_padding_taps(self.model)
-        if settings.activation_checkpointing:
-            recompute_activations(self.model)
+        self.model = as_it_runs(build_model(plan), settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
