@@ -10,7 +10,7 @@ import numpy as np
 RULES = ("steepest", "valley", "minimum / 10", "edge / 10")
 CURVES = ("train", "heldout", "both")
 
-MOST_DISAGREEMENT = 3.0  # between seeds, and between a race and the nearest rule: beyond it there is no suggestion
+MOST_DISAGREEMENT = 3.0  # between seeds, and between the value and the nearest rule: beyond it there is no suggestion
 LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
@@ -170,7 +170,7 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
     falls = [above - float(loss[best]) for above in (start, level)]
     from_start, from_level = (fall > max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error) for fall in falls)
     if not from_start:
-        return _nothing(f"the loss never falls clearly below its start at {start:.4g} nats")
+        return _nothing(f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may show a fall")
     rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
     edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
     if edge == 0:
@@ -280,7 +280,7 @@ def trouble(readings: Sequence[Reading]) -> str:
 
 
 def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
-    """Why a value that a race measured is not to be trusted: it lies beside all that the rules span.
+    """Why a value that follows from a race is not to be trusted: it lies beside all that the rules span.
 
     That is between a third of the lowest rule's value and three times the highest's, or half the edge where that is more.
     """
@@ -289,4 +289,4 @@ def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) 
     if low <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
-    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the race, which finds {value:.3g}: {said}"
+    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the race, from which {value:.3g} follows: {said}"
