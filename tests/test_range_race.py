@@ -280,3 +280,16 @@ def test_no_trial_leaves_the_ramps_own_range(values):
 def test_lengths_count_every_trial():
     lengths = Lengths(3, 50, 4, 20, 5, 2, 60)
     assert lengths.most_steps == 3 * 50 + 4 * 20 + 7 * 60
+
+
+@pytest.mark.parametrize(("num_run_steps", "is_believed"), [(0, False), (100_000, True)], ids=["a run as long as the race", "a long run"])
+def test_the_rules_judge_what_is_recommended_not_what_won_the_race(num_run_steps, is_believed):
+    """The race is won at 0.04, above all that the rules allow; a third of it, for a long run, is not."""
+
+    def trial(seed, values, purpose):
+        return drawn(network(0.1, width=0.5, edge=1.0) if purpose == "race" else network(0.02), noise=0.02, rate=0.3)(seed, values, purpose)
+
+    found = decided(trial, replace(LARGE, num_candidates=12, num_run_steps=num_run_steps))
+    won = min(found.candidates, key=lambda one: one.losses[0]).value
+    assert won > max(found.edge.median / 2, 3 * max(rule.median for rule in found.rules.values()))
+    assert found.value == (pytest.approx(won / 3) if is_believed else None), found.reason
