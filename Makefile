@@ -101,9 +101,10 @@ doctor: $(VENV)/.ready  ## does this machine train? Packages, GPUs, disk, a step
 test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
 	@PYTEST_ADDOPTS="-n auto --dist worksteal "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
 
+# one process more than there are cores: a drill waits for half of its time
 drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then the tests that kill, lose and take up processes for minutes (pytest="flags for pytest")
 	@$(RSB) drill
-	@PYTEST_ADDOPTS="-n auto --dist worksteal -m drill "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
+	@PYTEST_ADDOPTS="-n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal -m drill "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
 
 bench: $(VENV)/.ready  ## what each part of a run could do alone and what holds it up; then the loader beside timm's (recipe model data data_dir src set device gpu precision workers loader rounds results)
 	@$(RSB) bench $(call flags,recipe model data data_dir src set device gpu precision workers loader rounds results)
