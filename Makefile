@@ -18,8 +18,10 @@ VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recip
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(VARIABLES) PYTHON VENV,$(written))
+nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
 ifneq ($(unknown),)
-$(error $(firstword $(unknown))=: no such variable; there are $(VARIABLES) (make help))
+first := $(firstword $(unknown))
+$(error $(first)=: no such variable; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$(first))' $(VARIABLES)) (make help))
 endif
 # make would expand a $(...) in a value when it exports the variable to a command's environment: plain text forestalls it
 $(foreach name,$(written),$(eval override $(name) := $$(value $(name))))
@@ -40,7 +42,6 @@ again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(valu
 .PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data data parity eval verify doctor test drill bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
-nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
 .DEFAULT:
 	$(error $@: no such target; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$@)' $$(sed -n 's/^.PHONY: //p' $(firstword $(MAKEFILE_LIST)))) (make help))
 

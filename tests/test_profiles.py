@@ -51,6 +51,11 @@ def test_a_misspelt_name_gets_one_line_with_the_nearest():
     assert "data=fashion_mnist: unknown (did you mean fashion-mnist?); digits, " in text and "\n" not in text
 
 
+def test_a_folder_that_is_not_there_is_called_one(tmp_path):
+    with pytest.raises(UserError, match="data=.*photos: there is no such folder"):
+        find_profile(str(tmp_path / "photos"))
+
+
 def test_an_image_folder_is_a_profile_of_its_own(folder):
     found = find_profile(str(folder))
     assert (found.name, found.num_classes, found.num_train, found.num_val) == ("birds", 2, 3, 2)

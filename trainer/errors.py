@@ -17,5 +17,6 @@ def printable(text: str) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the known word closest to `word`, or the empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    cutoff = 0.6 if len(word) > 2 else 0.5  # one letter of two
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""

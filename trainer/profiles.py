@@ -151,6 +151,8 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return profile
     if os.path.isdir(path):
         return _folder_profile(path)
+    if os.sep in data:
+        raise UserError(f"data={data}: there is no such folder; one with train/<class>/… and val/<class>/…, or a profile's .yaml, would do")
     raise UserError(
         f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
         "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, or a profile's .yaml would do"
