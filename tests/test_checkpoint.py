@@ -12,6 +12,7 @@ import torch
 
 from trainer import checkpoint
 from trainer.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from trainer.errors import UserError
 
 
 def state(step: int) -> dict:
@@ -53,6 +54,22 @@ def test_a_damaged_one_falls_back_with_a_line(tmp_path, damage):
     assert load_checkpoint(tmp_path, lines.append)["progress"]["step"] == 1
     assert len(lines) == 1 and "step_000000002.pt" in lines[0] and "damaged" in lines[0]
     assert "falling back to the one before it" in lines[0]
+
+
+@pytest.mark.parametrize("reader", ["hashlib.file_digest", "torch.load"])
+def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatch, reader):
+    """A network's disk may give it a minute later: whoever went on from the one before, or anew, would delete it."""
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state(step))
+
+    def failing(*given, **named):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, failing)
+        with pytest.raises(UserError, match=r"step_000000002.pt: cannot be read \(Input/output error\); the same command goes on"):
+            load_checkpoint(tmp_path, silent)
+    assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 2
 
 
 @pytest.mark.parametrize("seed", range(50))

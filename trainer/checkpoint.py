@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.claims import make_folder
+from trainer.errors import UserError
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
 
@@ -93,7 +94,10 @@ class _Hashed:
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
-    """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line."""
+    """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line.
+
+    Raises UserError where a disk does not give one that is there: that may pass, and nothing is given up for it.
+    """
     import torch
 
     paths = _newest_first(folder)
@@ -104,6 +108,8 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
                 return _opened(path, device)
             except (torch.OutOfMemoryError, MemoryError):
                 raise
+            except OSError as error:
+                raise _not_given(path, error) from None
             except Exception as error:  # its checksum is right: whatever torch raises over somebody else's bytes
                 damage = f"it cannot be read: {type(error).__name__}"
         remedy = "none is left, the run starts anew" if path == paths[-1] else "falling back to the one before it"
@@ -175,6 +181,12 @@ def _damage(path: Path) -> str | None:
         expected = _checksum_path(path).read_bytes().split()
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest().encode()
+    except FileNotFoundError as error:
+        return f"without {Path(error.filename).name}"
     except OSError as error:
-        return f"unreadable: {error}"
+        raise _not_given(path, error) from None
     return None if found in expected else "its checksum differs"
+
+
+def _not_given(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or without this file")
