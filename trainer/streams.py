@@ -31,7 +31,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ROUNDS = 10
-_BLOCKS_PER_CHUNK = 1 << 14  # the temporaries of one chunk stay inside the cache
+_BLOCKS_PER_CHUNK = 1 << 13  # the temporaries of one chunk stay inside the cache
 
 
 def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -40,16 +40,14 @@ def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     counters: [N, 4] unsigned integers below 2**32. key: two integers below 2**32.
     Gives [N, 4] uint32.
     """
-    counters = np.ascontiguousarray(counters, dtype=np.uint64)
     out = np.empty(counters.shape, dtype=np.uint32)
-    for start in range(0, len(counters), _BLOCKS_PER_CHUNK):
-        chunk = slice(start, start + _BLOCKS_PER_CHUNK)
-        out[chunk] = _philox_chunk(counters[chunk], key)
+    for part in _parts(len(counters)):
+        out[part].T[...] = _philox(*np.array(counters[part].T, dtype=np.uint64, order="C"), key)
     return out
 
 
-def _philox_chunk(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    c0, c1, c2, c3 = (counters[:, word].copy() for word in range(4))
+def _philox(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """The same of words that lie apart, each [N] uint64 and changed in place: several times as fast as across rows of four."""
     p0, p1 = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -63,7 +61,7 @@ def _philox_chunk(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
         np.bitwise_and(p0, _LOW, out=c3)
         k0 = (k0 + _WEYL[0]) & 0xFFFFFFFF
         k1 = (k1 + _WEYL[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+    return c0, c1, c2, c3
 
 
 def words(seed: int, purpose: str, indices: np.ndarray, num_words: int) -> np.ndarray:
@@ -76,10 +74,7 @@ def words(seed: int, purpose: str, indices: np.ndarray, num_words: int) -> np.nd
     indices = np.asarray(indices)
     if indices.ndim == 1:
         indices = indices[:, None]
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed} is outside 0 .. 4294967295")
-    if indices.size and (indices.min() < 0 or indices.max() >= 2**32):
-        raise ValueError("a stream's index is outside 0 .. 4294967295")
+    _check_address(seed, indices)
     num_rows, depth = indices.shape
     assert depth <= 3, "a stream has at most three indices"
     num_blocks = -(-num_words // 4)
@@ -88,6 +83,13 @@ def words(seed: int, purpose: str, indices: np.ndarray, num_words: int) -> np.nd
     counters[:, :, 1 : 1 + depth] = indices.astype(np.uint64)[:, None, :]
     drawn = philox(counters.reshape(-1, 4), (seed, PURPOSES[purpose]))
     return drawn.reshape(num_rows, num_blocks * 4)[:, :num_words]
+
+
+def _check_address(seed: int, indices: np.ndarray) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed} is outside 0 .. 4294967295")
+    if indices.size and (indices.min() < 0 or indices.max() >= 2**32):
+        raise ValueError("a stream's index is outside 0 .. 4294967295")
 
 
 def uniforms(seed: int, purpose: str, indices: np.ndarray, num_draws: int) -> np.ndarray:
@@ -104,6 +106,7 @@ def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
     By rising 64-bit keys, equal ones by place. Sorted are the keys' upper bits with the places in the lower ones, in one
     array: several times as fast as an argsort, in half of its memory. The few whose upper bits are equal follow singly.
     """
+    _check_address(seed, np.array([epoch, max(0, size - 1)]))
     place_bits = np.uint64(max(1, (size - 1).bit_length()))
     places = (np.uint64(1) << place_bits) - np.uint64(1)
     order = np.empty(size, dtype=np.uint64)
@@ -125,8 +128,10 @@ def _parts(size: int) -> list[slice]:
 
 
 def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.ndarray:
-    """The 64-bit key of each thing: [n] uint64."""
-    high, low = words(seed, purpose, np.stack([index, np.full_like(index, epoch)], axis=1), 2).astype(np.uint64).T
+    """The 64-bit key of each thing: [n] uint64, the two first words at (thing, epoch)."""
+    first, second, third, fourth = (np.full(len(index), word, np.uint64) for word in (0, 0, epoch, 0))
+    second[:] = index
+    high, low, *_ = _philox(first, second, third, fourth, (seed, PURPOSES[purpose]))
     return (high << _HALF) | low
 
 

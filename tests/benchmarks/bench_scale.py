@@ -19,7 +19,7 @@ import numpy as np
 
 from trainer import provenance
 from trainer.checkpoint import write_atomically
-from trainer.data.index import ARRAYS, _LAYOUT, _fingerprint, open_index, store_index, cache_folder
+from trainer.data.index import ARRAYS, _LAYOUT, cache_folder, fingerprint_of, open_index, store_index
 from trainer.data.order import _permutation, micro_batch_ids
 
 NAME = b"n00000000/n00000000_000000.JPEG"
@@ -47,7 +47,7 @@ def stored(root: Path, num_images: int, num_classes: int) -> None:
     stamps = {name: 10**18 for name in (".", *classes)}
     facts = {"layout": _LAYOUT, "folder": os.path.abspath(root / "train"), "classes": classes, "stamps": stamps}
     name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-    store_index(arrays, facts | {"fingerprint": _fingerprint(arrays)}, cache_folder() / "index" / name / "train.json")
+    store_index(arrays, facts | {"fingerprint": fingerprint_of(arrays)}, cache_folder() / "index" / name / "train.json")
 
 
 def peak_mib() -> float:
@@ -55,12 +55,12 @@ def peak_mib() -> float:
 
 
 def seconds(call: Callable[[int], object], num_rounds: int) -> list[float]:
-    """Processor seconds of each call."""
+    """Seconds of each call."""
     taken = []
     for number in range(num_rounds):
-        before = time.process_time()
+        before = time.perf_counter()
         call(number)
-        taken.append(time.process_time() - before)
+        taken.append(time.perf_counter() - before)
     return taken
 
 

@@ -15,6 +15,7 @@ import stat
 import time
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +168,12 @@ def _open_cached(folder: Path, record: Path) -> Index:
     facts = json_file(record)
     if facts["layout"] != _LAYOUT or facts["folder"] != os.path.abspath(folder):
         raise ValueError("of another layout or folder")
-    for name, stamp in facts["stamps"].items():
-        if os.stat(folder / name).st_mtime_ns != stamp:
-            raise ValueError("stale")
     found = Index(folder, stem_of(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
-    found.check()
+    with ThreadPoolExecutor(1) as pool:  # arrays are hashed while the folders' times are asked for
+        checked = pool.submit(found.check)
+        if any(os.stat(os.path.join(folder, name)).st_mtime_ns != stamp for name, stamp in facts["stamps"].items()):
+            raise ValueError("stale")
+        checked.result()
     return found
 
 
