@@ -51,12 +51,12 @@ def bench(
 
 
 def _folder(made: Path, src: Path | None, num_train: int) -> Path:
-    from trainer.bench_data import image_folder, photos
+    from trainer.bench_data import image_folder, jpegs, photos
     from trainer.errors import UserError
 
-    files = photos(made / "photos", 128) if src is None else sorted(path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    files = photos(made / "photos", 128) if src is None else jpegs(src, made / "unpacked")
     if not files:
-        raise UserError(f"src={src}: holds no .jpg; a folder of JPEG files would do")
+        raise UserError(f"src={src}: holds no .jpg; a folder or a tar of JPEG files would do")
     return image_folder(made / "data", files, num_train, 256)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ def photos(folder: Path, num_files: int) -> list[Path]:
         source.crop((left, top, left + _SIZE[0], top + _SIZE[1])).save(path, quality=_QUALITY)
         files.append(path)
     return files
+
+
+def jpegs(src: Path, unpacked: Path) -> list[Path]:
+    """The JPEG files of a folder or of a tar, which is unpacked into a folder; in the order of their paths."""
+    if src.is_file():
+        with tarfile.open(src) as tar:
+            tar.extractall(unpacked, filter="data")
+        src = unpacked
+    return sorted(path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
 
 
 def image_folder(root: Path, files: list[Path], num_train: int, num_val: int) -> Path:

@@ -22,9 +22,8 @@ from timm.data import ImageDataset, Mixup, create_loader
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 
-from bench_loader import jpegs
 from trainer import provenance
-from trainer.bench_data import image_folder
+from trainer.bench_data import image_folder, jpegs, photos
 from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
@@ -130,7 +129,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()  # for both
     with tempfile.TemporaryDirectory() as name:
-        files, source = jpegs(given.src, Path(name) / "files")
+        files = photos(Path(name) / "files", 64) if given.src is None else jpegs(given.src, Path(name) / "files")
         folder = image_folder(Path(name) / "set", files, NUM_TRAIN, NUM_VAL)
         loops = {who: make(folder, given.px, given.batch, given.workers) for who, make in (("timm's parts", of_timm), ("ours", ours))}
         took, waited = in_turns(loops, given.rounds, given.steps)
@@ -141,7 +140,7 @@ def main() -> None:
          "wait_pct": 100 * sum(waited[who]) / sum(times)} for who, times in took.items()
     ]  # fmt: skip
     facts = {"benchmark": "end to end", "device": provenance.device_name("cpu"), "num_threads": torch.get_num_threads(), "num_workers": given.workers,
-             "px": given.px, "batch": given.batch, "num_files": len(files), "source": source, "timm": timm.__version__, "torch": torch.__version__,
+             "px": given.px, "batch": given.batch, "num_files": len(files), "source": given.src.stem if given.src else "cut from two sample photos", "timm": timm.__version__, "torch": torch.__version__,
              "num_rounds": given.rounds, "num_steps": given.steps, "ratio": statistics.median(ratios), "ratio_low": ratios[0], "ratio_high": ratios[-1],
              "rows": rows}  # fmt: skip
     table = as_markdown(facts)

@@ -4,6 +4,8 @@
 
 Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model (augmented, normalized, mixed,
 all on the CPU) by the page A2. All take turns in one process with one thread, by the processor time of that process.
+Where ffcv is built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes and over
+pixels of at most 256 px.
 Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
 """
 
@@ -11,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tarfile
 import tempfile
 import time
 from dataclasses import replace
@@ -25,9 +26,10 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from torchvision.transforms import v2
 
+from bench_ffcv import ffcv_parts
 from trainer import provenance
 from trainer.bench import Rate, in_turns, median_ratio
-from trainer.bench_data import photos
+from trainer.bench_data import jpegs, photos
 from trainer.checkpoint import write_atomically
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
@@ -62,8 +64,8 @@ def ours(plan, files: list[Path], reader, batch_images: int) -> TrainStream:
                        len(files) // batch_images, True, "fail")  # fmt: skip
 
 
-def candidates(files: list[Path], train_px: int, batch_images: int) -> dict:
-    """By stage and name, calls that take the number of a round and give the images done."""
+def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path) -> dict:
+    """By stage and name, calls that take the number of a round and give the images done. folder: for ffcv's files."""
     plan = plan_of(Job("A2", "resnet50", "imagenet-1k", None, 0, f"image.train_px={train_px}"))
     settings = make_settings("cpu", workers="0")
     streams = {"torch": ours(plan, files, read_for_training, batch_images), "pil": ours(plan, files, read_image, batch_images)}
@@ -84,7 +86,7 @@ def candidates(files: list[Path], train_px: int, batch_images: int) -> dict:
     def tv(path: Path) -> torch.Tensor:
         return torchvision.io.decode_image(str(path), mode="RGB")
 
-    return {
+    stages = {
         "decoded": {
             "timm": lambda n: len([Image.open(path).convert("RGB") for path in chosen(n)]),
             "torchvision v2": lambda n: len([tv(path) for path in chosen(n)]),
@@ -102,6 +104,9 @@ def candidates(files: list[Path], train_px: int, batch_images: int) -> dict:
             "ours, loader=torch": lambda n: len(prepare(one, settings, streams["torch"][n % streams["torch"].steps_per_epoch, 0])[0]),
         },
     }
+    for stage, calls in ffcv_parts(plan, settings, files, batch_images, folder).items():
+        stages[stage] |= calls
+    return stages
 
 
 def rows_of(rates: dict[tuple[str, str], Rate]) -> list[dict]:
@@ -127,17 +132,6 @@ def as_markdown(facts: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def jpegs(src: Path | None, folder: Path) -> tuple[list[Path], str]:
-    """The files and where they come from."""
-    if src is None:
-        return photos(folder, 64), "cut from two sample photos"
-    if src.is_file():
-        with tarfile.open(src) as tar:
-            tar.extractall(folder, filter="data")
-    found = sorted(path for path in (folder if src.is_file() else src).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    return found, src.stem
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", type=Path, help="a folder or a tar of JPEG files")
@@ -149,12 +143,14 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
-        files, source = jpegs(given.src, Path(folder))
-        found = candidates(files, given.px, given.batch)
+        files = photos(Path(folder), 64) if given.src is None else jpegs(given.src, Path(folder) / "unpacked")
+        if not files:
+            parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
+        found = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
         flat = {(stage, who): call for stage, calls in found.items() for who, call in calls.items()}
         rates = in_turns(flat, given.rounds, time.process_time)
     versions = {"timm": timm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": provenance.package_version("pillow")}
-    facts = {"benchmark": "loader", "device": provenance.device_name("cpu"), "source": source, "num_files": len(files), "train_px": given.px,
+    facts = {"benchmark": "loader", "device": provenance.device_name("cpu"), "source": given.src.stem if given.src else "cut from two sample photos", "num_files": len(files), "train_px": given.px,
              "batch_images": given.batch, "num_rounds": given.rounds, "decoder": decoder_name(), **versions, "rows": rows_of(rates)}  # fmt: skip
     table = as_markdown(facts)
     print(table)
