@@ -2,19 +2,30 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start, and whatever a cluster has set
 
+import hypothesis
 import pytest
 import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+# the same examples each time, as long as they take on a busy machine
+hypothesis.settings.register_profile("rsb", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("rsb")
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Indexes of image folders are cached per user: tests get a user of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_words(monkeypatch):
+    """Neither colours for a terminal nor a cluster come from whoever starts the tests."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
 
 
 # Where the picture of a run's first batch is itself looked at; elsewhere it is most of a second of a run of two.

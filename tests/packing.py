@@ -8,6 +8,13 @@ from pathlib import Path
 NUM_SHARDS = 3
 
 
+def encoded(image, kind: str = "JPEG", **options) -> bytes:
+    """The bytes of a PIL image's file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def files_of(folder: Path) -> list[tuple[str, str, bytes]]:
     """(class, name, content) of a split's files, in an order of no meaning."""
     paths = sorted(folder.glob("*/*"), key=lambda path: (path.stem[::-1], path.parent.name))

@@ -40,7 +40,8 @@ def steps(ranks, folder: str, recipe: str, model: str, overrides: str, num_steps
 def relative(found: dict, expected: dict) -> float:
     """The largest distance of a tensor from its other, in lengths of the other."""
     assert found.keys() == expected.keys()
-    return max((torch.dist(found[name].double(), other.double()) / other.double().norm().clamp_min(1e-12)).item() for name, other in expected.items())
+    lengths = [(torch.dist(found[name].double(), other.double()), other.double().norm()) for name, other in expected.items()]
+    return max(((distance / length.clamp_min(1e-12)).item() for distance, length in lengths if length or distance), default=0.0)
 
 
 def auto_steps(ranks, *given) -> dict:

@@ -205,14 +205,14 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120)
 @given(st.dictionaries(WORDS, VALUES, max_size=12), st.booleans())
 def test_made_up_pages_never_end_in_a_traceback(data, over_a_sound_one):
     sound = tree.plain(parse_page(PAGE, "page", AblationPage)[0]) if over_a_sound_one else {}
     refused_or_sound(tree.to_yaml({**sound, **data}))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_page_with_a_part_of_it_changed_never_ends_in_a_traceback(tmp_path_factory, data):
     start = data.draw(st.integers(0, len(PAGE) - 1))

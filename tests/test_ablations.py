@@ -147,7 +147,7 @@ def test_each_key_of_the_page_mutated_by_a_letter_is_refused_at_its_place(path):
 SAMPLED = [(path, place) for path in PATHS for overrides in (True, False) for place in keys_of(path, overrides)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.sampled_from(SAMPLED), st.randoms(use_true_random=False))
 def test_a_mutated_key_is_refused_at_its_line(tmp_path_factory, sample, draw):
     path, place = sample

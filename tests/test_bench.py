@@ -14,8 +14,6 @@ from trainer.cli import app
 from trainer.profiles import find_profile
 from trainer.settings import make_settings
 
-torch.set_num_threads(1)
-
 
 def test_parts_take_turns_and_are_timed_by_the_clock_given():
     calls, now = [], [0.0]
@@ -75,8 +73,7 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
     assert facts["verdict"].split(":")[0] in " ".join(done.output.split()) and facts["recipe"] == "A3.v1"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_gpu_that_is_not_there_is_one_line():
-    if torch.cuda.is_available():
-        return
     done = CliRunner().invoke(app, ["bench", "--gpu", "1"])
     assert done.exit_code == 2 and "device=cuda" in done.output

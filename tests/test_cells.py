@@ -125,7 +125,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.dictionaries(LABELS, VALUES, max_size=4))
 def test_any_overrides_are_given_back_exactly_or_refused(overrides):
     try:

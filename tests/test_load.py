@@ -225,13 +225,13 @@ MARKS = "abc:- {}[]#&*!|>%@`'\"\\,?=<~.0159eE+_\n\n\t\r\x00\x85\u2028\ufeff\u00e
 WORDS = "name version epochs batch images lr peak loss bce threshold augment flip mix null on 5e-3 1:30".split()
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(st.lists(st.text(MARKS, max_size=8) | st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map("".join))
 def test_made_up_text_never_ends_in_a_traceback(text):
     one_error_or_none(text)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.integers(0, len(A3)), st.integers(0, 40), st.text(MARKS, max_size=6))
 def test_a_damaged_page_never_ends_in_a_traceback(start, num_lost, inserted):
     one_error_or_none(A3[:start] + inserted + A3[start + num_lost :])
@@ -246,20 +246,20 @@ STRUCTURES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.dictionaries(NAMES, STRUCTURES, max_size=6))
 def test_made_up_structures_never_end_in_a_traceback(structure):
     one_error_or_none(yaml.safe_dump(structure, allow_unicode=True))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(set(Recipe.model_fields) - {"assumed", "published", "per_model"})), STRUCTURES)
 def test_a_page_with_a_made_up_part_never_ends_in_a_traceback(key, structure):
     page = {**yaml.safe_load(A3), "published": [], "per_model": {}, key: structure}
     one_error_or_none(yaml.safe_dump(page))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(raw=st.binary(max_size=60))
 def test_noise_never_ends_in_a_traceback(raw, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "noise.yaml"

@@ -214,7 +214,7 @@ def test_large_data_take_200_steps_a_ramp_and_small_ones_no_more_than_a_run_or_s
     assert lengths_for(396, 3, 100).num_ramp_steps == 100
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(factor=st.floats(1e-2, 1e2), best=st.floats(0.01, 0.3))
 def test_other_units_move_the_suggestion_alike(factor, best):
     plain = drawn(network(best), noise=0.05)

@@ -153,7 +153,7 @@ def test_the_held_out_curve_has_the_values_of_its_steps():
     assert list(values) == [VALUES[3]] and list(losses) == [1.0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(factor=st.floats(1e-3, 1e3), edge=st.floats(0.2, 5.0), noise=st.floats(0, 0.05))
 def test_values_in_other_units_move_every_rule_alike(factor, edge, noise):
     losses = valley_curve(edge=edge) + noise * np.random.default_rng(0).standard_normal(200)
@@ -163,7 +163,7 @@ def test_values_in_other_units_move_every_rule_alike(factor, edge, noise):
     assert dict(other.rules) == pytest.approx({rule: factor * value for rule, value in one.rules.items()})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shift=st.floats(0, 5), edge=st.floats(0.2, 5.0), noise=st.floats(0, 0.05))
 def test_a_constant_above_the_loss_changes_nothing(shift, edge, noise):
     losses = valley_curve(edge=edge) + noise * np.random.default_rng(0).standard_normal(200)
@@ -172,7 +172,7 @@ def test_a_constant_above_the_loss_changes_nothing(shift, edge, noise):
     assert other.edge == pytest.approx(one.edge) and dict(other.rules) == pytest.approx(dict(one.rules))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0.1, 10), min_size=0, max_size=5), st.integers(0, 5))
 def test_a_spread_is_of_the_seeds_that_found_a_value(found, num_nothing):
     made = spread([*found, *[None] * num_nothing])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ranked
+from pieced import relative
 from ranked import end_of, on_ranks
 from trainer import meeting
 from trainer.gradients import Gradients
@@ -47,13 +48,6 @@ def test_ranks_agree():
         assert answers["any"] == (False, True, True) and answers["same"] == (True, False)
         assert answers["broadcast"]["numbers"] == [1, 2.5, None] and answers["broadcast"]["tensor"].tolist() == [0, 1, 2]
         assert answers["copy"] == [0, 0] and answers["share"] == list(range(rank, 10, 3))
-
-
-def relative(found: dict, expected: dict) -> float:
-    """The largest distance of a tensor from its other, in lengths of the other."""
-    assert found.keys() == expected.keys()
-    lengths = [(torch.dist(found[name].double(), other.double()), other.double().norm()) for name, other in expected.items()]
-    return max((distance / length.clamp_min(1e-12)).item() for distance, length in lengths if length or distance)
 
 
 def largest(found: dict, expected: dict) -> float:

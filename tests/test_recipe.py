@@ -228,7 +228,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.sampled_from(LABELS) | st.text(max_size=8), VALUES)
 def test_made_up_overrides_never_end_in_a_traceback(label, value):
     for overrides in ({label: value}, f"{label}={value}"):
@@ -247,7 +247,7 @@ def test_a_written_recipe_reads_back(tmp_path):
         assert again == one and again.digest == one.digest
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20))
 def test_any_text_is_written_so_that_it_reads_back(text):
     page = check.check(Recipe, {**tree.plain(A2), "title": text})

@@ -309,7 +309,7 @@ def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
 SAMPLED = [(path, place) for path in PATHS for place in keys_of(path)]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(st.sampled_from(SAMPLED), st.randoms(use_true_random=False))
 def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     path, place = sample

@@ -78,7 +78,7 @@ def test_a_name_that_leads_elsewhere_is_none(tmp_path, name):
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_path_made_of_a_name_lies_in_its_folder(name):
     folder = Path("/nonexistent/runs")
     try:

@@ -38,7 +38,7 @@ def test_philox_gives_the_published_answers(counter, key, answer):
     assert [f"{word:08x}" for word in streams.philox(np.array([counter]), key)[0]] == answer.split()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(WORD, WORD, WORD, WORD), min_size=1, max_size=5), st.tuples(WORD, WORD))
 def test_philox_equals_the_paper_for_any_counters(counters, key):
     assert streams.philox(np.array(counters), key).tolist() == [philox_by_hand(counter, key) for counter in counters]
@@ -52,7 +52,7 @@ def test_chunks_leave_no_seam():
     assert whole[picked].tolist() == [philox_by_hand([row, 2 * row, 3 * row, 4 * row], (5, 6)) for row in picked]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(WORD, st.lists(st.tuples(WORD, WORD, WORD), min_size=1, max_size=20), st.integers(1, 9), st.randoms())
 def test_a_row_depends_on_its_own_address_only(seed, ids, num_draws, random):
     whole = streams.uniforms(seed, "crop", np.array(ids), num_draws)
@@ -100,7 +100,7 @@ def test_addresses_outside_32_bits_are_refused(seed, index):
         streams.uniforms(seed, "crop", np.array([index]), 1)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(WORD, st.integers(0, 1000), st.integers(0, 300))
 def test_a_permutation_holds_each_thing_once(seed, epoch, size):
     assert sorted(streams.permutation(seed, "order", epoch, size)) == list(range(size))

@@ -100,7 +100,7 @@ def test_markdown_shows_every_word_as_it_is():
         assert all(line.count("<td") in (0, heads) for line in table.split("<tr>"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30))
 def test_any_name_survives_a_markdown_table(text):
     words = " ".join(text.split())
@@ -170,7 +170,7 @@ READ_BACK = {
 }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text(st.characters(max_codepoint=126), max_size=40))
 def test_any_name_survives_latex(text):
     """Read back sign by sign; and as one cell of a table it compiles."""

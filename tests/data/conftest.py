@@ -7,8 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
+from packing import encoded
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,
@@ -23,12 +24,6 @@ from trainer.data.decode import (
 
 PHOTOS = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 SMALL = PHOTOS[1].resize((64, 48))
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def palette_with_transparency():

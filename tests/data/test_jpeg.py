@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from packing import encoded
 from trainer.data import jpeg
 from trainer.data.decode import RESAMPLING, BadImage, read_image
 from trainer.data.index import open_index
@@ -26,12 +27,6 @@ KINDS = {
     "progressive": {"quality": 85, "progressive": True},
 }
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
-
-
-def encoded(image, kind="JPEG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def pils_square(image, box, is_bicubic, train_px):

@@ -39,7 +39,7 @@ def test_ranks_of_timms_sampler_are_our_micro_batches(monkeypatch, repeats):
     num_micro_batches=st.integers(1, 5),
     epoch=st.integers(0, 3),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_micro_batches_of_an_epoch_are_its_draws(num_images, repeats, norm_images, num_micro_batches, epoch):
     batch_images = norm_images * num_micro_batches
     order = epoch_order(0, epoch, num_images, repeats)

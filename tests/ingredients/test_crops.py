@@ -9,15 +9,11 @@ from sklearn.datasets import load_sample_image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import RandomResizedCrop as Reference
 
+from draws import make_ids
 from trainer.ingredients.crops import Flip, RandomResizedCrop, evaluation_geometry, evaluation_size
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 NUM_DRAWS = 3000
-
-
-def make_ids(num_images, epoch=0):
-    """The draws of `num_images` samples in one epoch."""
-    return np.stack([np.full(num_images, epoch), np.arange(num_images), np.zeros(num_images, int)], axis=1)
 
 
 def drawn_boxes(height, width, interpolation="random", num_images=NUM_DRAWS):

@@ -9,17 +9,12 @@ from scipy.stats import binomtest, kstest, ks_2samp
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import RandomErasing as TorchvisionErasing
 
+from draws import make_ids
 from trainer.ingredients.erasing import RandomErasing
 
-torch.set_num_threads(1)
 
 IMAGE_PX = 40
 NUM_DRAWS = 3000
-
-
-def make_ids(num_images):
-    """The draws of `num_images` samples in one epoch."""
-    return np.stack([np.zeros(num_images, int), np.arange(num_images), np.zeros(num_images, int)], axis=1)
 
 
 def make(**changes):

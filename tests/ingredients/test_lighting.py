@@ -5,20 +5,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from draws import make_ids
 from trainer.errors import UserError
 from trainer.ingredients.lighting import Lighting
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD
 
-torch.set_num_threads(1)
 
 # Written down again from the source, blue first as OpenCV reads images there.
 EIG_VALS = np.array([[0.2175, 0.0188, 0.0045]])
 EIG_VECS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-
-
-def make_ids(num_images):
-    """The draws of `num_images` samples in one epoch."""
-    return np.stack([np.zeros(num_images, int), np.arange(num_images), np.zeros(num_images, int)], axis=1)
 
 
 def source_colors(alpha):

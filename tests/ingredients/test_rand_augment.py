@@ -12,6 +12,7 @@ from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
+from draws import make_ids
 from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS
@@ -19,7 +20,6 @@ from trainer.ingredients.rand_augment import RandAugment
 from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.streams import uniforms
 
-torch.set_num_threads(1)
 
 FILL = (124, 116, 104)
 IMAGE_PX = 100
@@ -42,11 +42,6 @@ TIMM_NAMES = {
     "TranslateYRel": "translate_y",
 }
 NAMES = {ours: theirs for theirs, ours in TIMM_NAMES.items()}
-
-
-def make_ids(num_images):
-    """The draws of `num_images` samples in one epoch."""
-    return np.stack([np.zeros(num_images, int), np.arange(num_images), np.zeros(num_images, int)], axis=1)
 
 
 def make(**changes):

@@ -9,11 +9,11 @@ from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
+from draws import make_ids
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.streams import uniforms
 
-torch.set_num_threads(1)
 
 IMAGE_PX = 64
 SPACE = TrivialAugmentWide()._augmentation_space(31)
@@ -23,11 +23,6 @@ NAMES = {name: name.lower() for name in SPACE} | {
     "TranslateX": "translate_x",
     "TranslateY": "translate_y",
 }
-
-
-def make_ids(num_images):
-    """The draws of `num_images` samples in one epoch."""
-    return np.stack([np.zeros(num_images, int), np.arange(num_images), np.zeros(num_images, int)], axis=1)
 
 
 def our_argument(name, magnitude):

@@ -6,8 +6,6 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-torch.set_num_threads(1)
-
 
 def _cut(photo, random):
     height, width = random.integers(60, 300, 2)
