@@ -6,7 +6,8 @@ import pytest
 
 from trainer import ablate
 from trainer.ablate import Sweep
-from trainer.cell_run import EXIT_CLAIMED, record_failure
+from trainer.exits import EXIT_CLAIMED
+from trainer.cell_run import record_failure
 from trainer.claims import claim
 from trainer.dry_run import Trial
 from trainer.errors import UserError

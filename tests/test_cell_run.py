@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from trainer import cell_run
-from trainer.cell_run import EXIT_CLAIMED, find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
+from trainer.exits import EXIT_CLAIMED
+from trainer.cell_run import find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
 from trainer.claims import claim
 from trainer.failures import cell_folder, read_failure, read_failures
 from trainer.job import write_plan

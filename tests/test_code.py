@@ -11,7 +11,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 # Each layer may import from those above it, never from those below. Modules of one line may import each other.
 LAYERS = [
-    {"errors", "json_text", "names", "terminal", "cores", "doctor_finding"},
+    {"errors", "exits", "json_text", "names", "terminal", "cores", "doctor_finding"},
     {"stop", "claims", "bench", "bench_data"},
     {"streams", "provenance", "memory", "place", "meeting", "ranks", "gradients", "inject", "ingredients.base", "data.order", "range_rules", "race", "range_race"},
     {"ingredients"},
@@ -127,7 +127,7 @@ def test_every_module_has_its_tests():
         "export": "test_story", "rescore": "test_story", "provenance": "test_job", "data.opened": "test_story", "data.ffcv_loader": "data/test_ffcv_stream", "data_cli": "test_parity",
         "data.prepare": "test_story", "data.columns": "data/test_parquet", "data.members": "data/test_packed", "data.listing": "data/test_packed", "evaluate": "test_story", "ingredients.base": "test_recipe",
         "ingredients.augment": "test_recipe", "sections": "test_recipe", "memory": "test_story",
-        "names": "test_security", "terminal": "test_security", "json_text": "test_security", "cores": "test_settings",
+        "names": "test_security", "exits": "test_ending", "terminal": "test_security", "json_text": "test_security", "cores": "test_settings",
         "doctor_finding": "test_doctor", "doctor_probes": "test_doctor", "doctor_steps": "test_doctor", "doctor_show": "test_doctor", "doctor_cli": "test_doctor",
         "verify_curves": "test_verify", "verify_show": "test_verify", "verify_cli": "test_verify",
         "drill_cli": "test_drill", "bench_cli": "test_bench", "bench_run": "test_bench", "bench_data": "test_bench", "data.faulty": "test_inject", "recompute": "test_pieces", "place": "test_launch", "ranks_cli": "test_launch", "slurm_cli": "test_launch", "meeting": "test_ranks", "gradients": "test_ranks",

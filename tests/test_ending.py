@@ -12,9 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer import disk, ending, train
 from trainer.checkpoint import load_checkpoint
 from trainer.claims import owner_of
-from trainer.ending import EXIT_UNWRITTEN
 from trainer.export import weights_digest
-from trainer.job import EXIT_DONE
+from trainer.exits import EXIT_DONE, EXIT_UNWRITTEN
 from trainer.results import read_row_file
 from trainer.run_folder import open_model
 from unwritable import NUM_STEPS, FullDisk, at_steps, go, left_by, run_folder

@@ -18,8 +18,7 @@ import pytest
 import unwritable
 from trainer import ending, train
 from trainer.checkpoint import load_checkpoint
-from trainer.ending import EXIT_UNWRITTEN
-from trainer.job import EXIT_DONE
+from trainer.exits import EXIT_DONE, EXIT_UNWRITTEN
 from trainer.kept_file import KeptFile
 from unwritable import at_steps, go, left_by, run_folder
 

@@ -20,7 +20,8 @@ from trainer.data.opened import open_data
 from trainer.data.order import epoch_order
 from trainer.errors import UserError
 from trainer.inject import Fault, Faults, check_faults, disk, fill_disk, parse_faults, step_of, touches_result
-from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, plan_of, run_job
+from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.job import Job, plan_of, run_job
 from trainer.pieces import MemoryFull
 from trainer.ranks import Ranks, alone
 from trainer.settings import make_settings

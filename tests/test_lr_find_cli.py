@@ -18,7 +18,7 @@ from plans import small_set
 from range_trials import drawn, network
 from trainer import range_show
 from trainer.cli import app
-from trainer.job import EXIT_STOPPED
+from trainer.exits import EXIT_STOPPED
 from trainer.range_rules import Curve
 
 SET = small_set("batch.images=8 epochs=1")

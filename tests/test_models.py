@@ -39,6 +39,12 @@ def test_an_unknown_model_is_refused_with_the_nearest():
         check_model_name("resnet5O")
 
 
+def test_weights_that_timm_does_not_have_are_refused_in_one_line():
+    with pytest.raises(PlanError, match="model=resnet50.typo: timm has no weights 'typo' of resnet50; model=resnet50 would do"):
+        check_model_name("resnet50.typo")
+    check_model_name("resnet50.a1_in1k")
+
+
 def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
     plan = small_plan("convnext", model="test_resnet", overrides="model.head_init_scale=0.5")
     with pytest.raises(PlanError, match="model.head_init_scale: test_resnet has no such option"):

@@ -3,6 +3,7 @@
 import fsspec
 import pytest
 
+from trainer import row_urls
 from trainer.errors import UserError
 from trainer.results import read_row, store_row
 from trainer.row_urls import check_url, is_url, pull_rows, push_missing, push_row
@@ -45,6 +46,28 @@ def test_a_store_that_cannot_be_opened_is_refused(url):
     check_url(url)
     with pytest.raises(UserError, match="results=nosuch://x: cannot be listed .*would do"):
         check_url("nosuch://x")
+
+
+@pytest.mark.parametrize("num_errors", [2, 3])
+def test_a_store_that_does_not_answer_is_asked_again(url, tmp_path, monkeypatch, num_errors):
+    """Twice a network's error passes; the third time it is one line, and nothing is lost."""
+    monkeypatch.setattr(row_urls, "WAITS_S", (0.0, 0.0))
+    store_row(tmp_path, named("a"))
+    left, listed = [num_errors], row_urls._names
+
+    def names(asked):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise ConnectionError("reset by peer")
+        return listed(asked)
+
+    monkeypatch.setattr(row_urls, "_names", names)
+    if num_errors == 3:
+        with pytest.raises(UserError, match=r"results=memory://.*: does not answer \(reset by peer\); the same command goes on"):
+            push_missing(url, tmp_path / "rows")
+    push_missing(url, tmp_path / "rows")
+    pull_rows(url, tmp_path / "other" / "rows")
+    assert read_row(tmp_path / "other", "a") == named("a")
 
 
 def test_a_folder_is_no_url():

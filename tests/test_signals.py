@@ -207,15 +207,19 @@ def test_what_came_before_there_was_a_request_is_in_it():
             signal.signal(number, action)
 
 
-@pytest.mark.parametrize("is_early", [True, False])
-def test_a_second_interrupt_ends_the_process_whatever_it_is_in(is_early):
-    begin = "stop.listen_early()" if is_early else "stop.StopRequest().__enter__()"
+@pytest.mark.parametrize(
+    ("begin", "between"),
+    [("stop.listen_early()", ""), ("stop.StopRequest().__enter__()", ""), ("stop.listen_early()", "stop.StopRequest().__enter__()")],
+    ids=["early", "late", "one early and one late"],
+)
+def test_a_second_interrupt_ends_the_process_whatever_it_is_in(begin, between):
     script = f"""
 import os, signal, time
 from trainer import stop
 {begin}
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGINT)
+{between}
 print("first", flush=True)
 try:
     os.kill(os.getpid(), signal.SIGINT)

@@ -20,7 +20,8 @@ from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
 from trainer.evaluate import evaluate
 from trainer.export import weights_digest
-from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, Job, plan_of, run_job
+from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.job import Job, plan_of, run_job
 from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from plans import small_set
 from trainer.cli import app
 from trainer.data.opened import open_data
-from trainer.job import EXIT_DONE, Job, plan_of, run_job
+from trainer.exits import EXIT_DONE
+from trainer.job import Job, plan_of, run_job
 from trainer.results import row_path
 from trainer.settings import make_settings
 from trainer.stop import StopRequest

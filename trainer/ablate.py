@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trainer.cell_run import EXIT_CLAIMED, Shared, Repeat, find_row, num_failed, record_failure, row_names
+from trainer.cell_run import Shared, Repeat, find_row, num_failed, record_failure, row_names
 from trainer.claims import owner_of
 from trainer.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
 from trainer.errors import UserError
+from trainer.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from trainer.failures import Failure, cell_folder, drop_failure, read_failure, store_failure
-from trainer.job import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.results import Row, rows_folder
 from trainer.row_urls import pull_rows, push_missing
 from trainer.stop import StopRequest
 
-EXIT_FAILED = 1
 POLL_S = 0.5
 _ELSEWHERE_POLL_S = 2.0
 _ASK_AGAIN_S = 5.0
@@ -94,6 +94,8 @@ class Sweep:
                 self._start_what_fits()
             self.watch(self.standings)
             if not self.workers.num_running and (self._is_ending() or not self._in(WAITING, ELSEWHERE)):
+                if self.shared.url:  # what a network's error has kept from it
+                    push_missing(self.shared.url, rows_folder(self.shared.results))
                 return self._exit_code()
             for repeat, code in self.workers.ended(POLL_S):
                 self._settle(self._by_key[repeat.key], code)
@@ -146,11 +148,21 @@ class Sweep:
                 standing.failure = store_failure(self.shared.runs, repeat.key, exit_code=EXIT_FAILED, output=lines, **facts)
                 standing.state = FAILED
 
+    def _row_names(self) -> list[str]:
+        """The names of the store's rows; of one behind a URL that does not answer, those that are known."""
+        if self.shared.url:
+            prefixes = tuple({standing.repeat.prefix for standing in self.standings})
+            with contextlib.suppress(UserError):
+                pull_rows(self.shared.url, rows_folder(self.shared.results), prefixes)
+        return row_names(self.shared)
+
     def _start_what_fits(self) -> None:
+        names = None
         for standing in self._in(WAITING):
             if self.workers.num_running >= self.workers.num_slots:
                 return
-            if self._is_settled_elsewhere(standing):
+            names = self._row_names() if names is None else names
+            if self._is_settled_elsewhere(standing, names):
                 continue
             if owner_of(cell_folder(self.shared.runs, standing.repeat.key)) is not None:
                 standing.state = ELSEWHERE
@@ -164,13 +176,14 @@ class Sweep:
         if time.monotonic() - self._looked_s < _ELSEWHERE_POLL_S:
             return
         self._looked_s = time.monotonic()
+        names = self._row_names() if self._in(ELSEWHERE) else []
         for standing in self._in(ELSEWHERE):
             is_free = owner_of(cell_folder(self.shared.runs, standing.repeat.key)) is None
-            if not self._is_settled_elsewhere(standing) and is_free:
+            if not self._is_settled_elsewhere(standing, names) and is_free:
                 standing.state = WAITING
 
-    def _is_settled_elsewhere(self, standing: Standing) -> bool:
-        row = find_row(self.shared, standing.repeat)
+    def _is_settled_elsewhere(self, standing: Standing, names: list[str]) -> bool:
+        row = find_row(self.shared, standing.repeat, names)
         if row is not None:
             self._take(standing, row)
             return True
@@ -190,7 +203,7 @@ class Sweep:
 
     def _settle(self, standing: Standing, code: int) -> None:
         """What a process's end means for its cell."""
-        row = find_row(self.shared, standing.repeat)
+        row = find_row(self.shared, standing.repeat, self._row_names())
         if row is not None:
             self._take(standing, row)
         elif code == EXIT_CLAIMED:

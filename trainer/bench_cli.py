@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def bench(
     model: Annotated[str, typer.Option(help="A model; absent: resnet50 on a GPU, resnet18 on the CPU.")] = "",
     data: Annotated[str, typer.Option(help="As train takes it; absent: JPEG photos of an ImageNet image's size.")] = "",
     data_dir: DataDir = None,
-    src: Annotated[Path | None, typer.Option(help="A folder of JPEG files to use in place of those photos.")] = None,
+    src: Annotated[Path | None, typer.Option(help="A folder or a tar of JPEG files to use in place of those photos.")] = None,
     set_: Set = "",
     device: Device = "auto",
     gpu: Annotated[int, typer.Option(min=0, max=1, help="1: measure on a GPU, or say that there is none.")] = 0,
@@ -43,11 +44,13 @@ def bench(
     recipe, model = recipe or ("A2" if on_gpu else "A3"), model or ("resnet50" if on_gpu else "resnet18")
     set_ = set_ or ("" if on_gpu or data else _SMALL)
     with tempfile.TemporaryDirectory() as made:
+        from trainer.data.beton import chosen_loader
         from trainer.data.opened import open_data
 
         data = data or str(_folder(Path(made), src, 8192 if on_gpu else 1024))
-        plan = plan_of(Job(recipe, model, data, data_dir, 0, set_))
-        _measure(plan, settings, open_data(plan.profile, data_folder(data, data_dir)), rounds, results)
+        plan, folder = plan_of(Job(recipe, model, data, data_dir, 0, set_)), data_folder(data, data_dir)
+        settings = replace(settings, loader=chosen_loader(loader, folder))
+        _measure(plan, settings, open_data(plan.profile, folder, settings.loader == "ffcv"), rounds, results)
 
 
 def _folder(made: Path, src: Path | None, num_train: int) -> Path:

@@ -76,6 +76,14 @@ def user_errors(command):
         except UserError as error:
             typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
+        except RuntimeError as error:
+            from trainer.memory import is_memory_full
+
+            if not is_memory_full(error):
+                raise
+            said = printable(str(error).partition("\n")[0])
+            typer.echo(f"error: out of memory: {said}; fewer images at once (batch.norm_images), or a device with more memory, would do", err=True)
+            raise typer.Exit(2) from None
 
     return wrapped
 
@@ -271,13 +279,16 @@ def matrix(
     from trainer import show
     from trainer.checkpoint import write_atomically
     from trainer.matrix import as_markdown, chosen_models, chosen_pages, fill
+    from trainer.settings import check_writable
 
     pages, columns = chosen_pages(recipes), chosen_models(models)
-    out = show.console()
+    is_whole, out = not models and not recipes, show.console()
+    if is_whole:
+        check_writable("results", results)
     with show.progress(out, "cells", len(pages) * len(columns)) as each:
         table = as_markdown(list(fill(pages, columns, each)))
     out.print(table, markup=False)
-    if not models and not recipes:
+    if is_whole:
         write_atomically(results / "matrix.md", table.encode())
 
 

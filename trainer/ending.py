@@ -13,8 +13,6 @@ from trainer.checkpoint import save_checkpoint, write_atomically
 from trainer.disk import END_S, keep_trying, why
 from trainer.results import Row
 
-EXIT_UNWRITTEN = 74  # EX_IOERR of sysexits.h
-
 
 def end_run(
     outcome, write: Callable[[Path], Row], store: Callable[[Row], None], stored: Path, is_over: Callable[[], bool]

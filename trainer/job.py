@@ -16,7 +16,8 @@ from trainer.checkpoint import write_atomically
 from trainer.claims import Claim, claimed, make_folder
 from trainer.data.index import DataError
 from trainer.disk import must_write
-from trainer.ending import EXIT_UNWRITTEN, end_run, rescued, write_curves
+from trainer.ending import end_run, rescued, write_curves
+from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.explain import shown
 from trainer.inject import touches_result
 from trainer.load import Positions
@@ -30,8 +31,6 @@ from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, op
 from trainer.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.settings import Settings
 from trainer.stop import StopRequest
-
-EXIT_DONE, EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 0, 2, 3, 75
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.place import Place
 
-EXIT_FAILED, EXIT_STOPPED = 1, 75
 _POLL_S = 0.1
 # What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no SIGHUP.
 _SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {signal.SIGHUP: signal.SIGTERM}

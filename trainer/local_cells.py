@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.exits import EXIT_STOPPED
 from trainer.json_text import json_file
 
 PRELOADED = (
@@ -154,7 +155,7 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
     try:
         sys.exit(work(what))
     except KeyboardInterrupt:  # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
-        sys.exit(-signal.SIGINT)
+        sys.exit(EXIT_STOPPED)
 
 
 def _end_with(parent: int) -> None:

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 
 from trainer.errors import UserError, printable
+from trainer.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
 from trainer.place import Place
 
 COME_S = 20.0  # how long a rank that has come waits for the others
 BEAT_S = 1.0
 SILENT_S = 20.0  # a rank that has not been heard of for so long is lost
 GRACE_S = 5.0  # for a rank to end by itself once another one has failed
-_EXIT_FAILED, _EXIT_USER, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 class MissingRank(Exception):
@@ -96,9 +96,9 @@ class Meeting:
 
     def end_by(self, error: BaseException) -> int | None:
         """Tell the others of an error here. None where it is the first, and to be raised; else the first one's code."""
-        code = _EXIT_USER if isinstance(error, UserError) else _EXIT_FAILED
+        code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
         if isinstance(error, KeyboardInterrupt):
-            code = _EXIT_INTERRUPTED
+            code = EXIT_INTERRUPTED
         if self.store is None:
             return self._told(error, code)
         if self.heard is not None:
@@ -164,7 +164,7 @@ class Meeting:
 
     def lost(self, rank: int | None, reason: str = "") -> int:
         """Name a rank that no longer answers, unless another has done so; gives the exit code."""
-        if self.post(-1 if rank is None else rank, _EXIT_FAILED)["by"] == self.place.rank:
+        if self.post(-1 if rank is None else rank, EXIT_FAILED)["by"] == self.place.rank:
             if rank is None:
                 _say_error(f"rank {self.place.rank}: the others no longer answer ({reason})")
             else:
@@ -174,14 +174,14 @@ class Meeting:
                     "the same command goes on from the last checkpoint"
                 )
             self._await_hearing()
-        return _EXIT_FAILED
+        return EXIT_FAILED
 
     def lost_point(self) -> int:
         """Say that the meeting point itself is gone; gives the exit code."""
         place = self.place
         who = "rank 0" if place.by == "srun" else "the launcher"
         _say_error(f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers; the same command goes on")
-        return _EXIT_FAILED
+        return EXIT_FAILED
 
     def _pulse(self) -> list[int]:
         return [self.store.add(f"beat/{rank}", 0) for rank in range(self.place.world_size)]

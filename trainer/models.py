@@ -35,6 +35,11 @@ def check_model_name(model: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):  # which looks at what is left of a point
         known = timm.list_models()
         raise PlanError(f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do")
+    try:
+        timm.models.get_pretrained_cfg(model)
+    except RuntimeError:
+        name, _, tag = model.partition(".")
+        raise PlanError(f"model={model}: timm has no weights {tag!r} of {name}; model={name} would do, whose first weights are drawn") from None
 
 
 def build_model(plan: Plan) -> nn.Module:

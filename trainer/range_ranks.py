@@ -8,7 +8,8 @@ import sys
 from typing import Any
 
 from trainer import range_show, show
-from trainer.job import EXIT_DONE, EXIT_STOPPED, Job, plan_of
+from trainer.exits import EXIT_DONE, EXIT_STOPPED
+from trainer.job import Job, plan_of
 from trainer.launch import asked_ranks, check_gpus, launch
 from trainer.memory import keep_freed_memory
 from trainer.place import find_place

@@ -11,10 +11,11 @@ from trainer.checkpoint import write_atomically
 from trainer.data.beton import chosen_loader
 from trainer.data.opened import open_data
 from trainer.errors import printable
+from trainer.exits import EXIT_STOPPED
 from trainer.ingredients.norms import SyncBatchNorm
 from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
-from trainer.launch import EXIT_STOPPED, asked_ranks, check_gpus, launch, slurm_job
+from trainer.launch import asked_ranks, check_gpus, launch, slurm_job
 from trainer.models import check_model_name
 from trainer.pieces import check_pieces
 from trainer.place import Place, find_place

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.cell_run import Shared, Repeat, find_row, run_repeat
 from trainer.errors import UserError
-from trainer.job import EXIT_STOPPED
+from trainer.exits import EXIT_STOPPED
 from trainer.results import Row, read_row, store_row
 
 NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it

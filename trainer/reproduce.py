@@ -233,13 +233,14 @@ def run_again(
     import torch
 
     from trainer import show
+    from trainer.data.beton import chosen_loader
     from trainer.data.opened import open_data
 
     if again.reasons and not anyway:
         raise _refusal(row, again.reasons)
-    in_beton = row.loader == "ffcv"
-    data = open_data(again.plan.profile, data_folder(again.job.data, again.job.data_dir), in_beton)
-    loader = row.loader if row.loader in ("ffcv", "pil") else settings.loader
+    folder = data_folder(again.job.data, again.job.data_dir)
+    loader = chosen_loader(row.loader, folder) if row.loader in ("ffcv", "pil") else settings.loader
+    data = open_data(again.plan.profile, folder, in_beton=loader == "ffcv")
     settings = replace(settings, loader=loader, compile=row.compiled)
     reasons = again.reasons + data_reasons(row, data.fingerprint)
     if reasons and not anyway:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.checkpoint import write_atomically
 from trainer.errors import UserError
 from trainer.names import inside
 from trainer.results import LARGEST_ROW_KIB, Row, read_row_file
+
+
+WAITS_S = (1.0, 4.0)  # before a store that did not answer is asked again
 
 
 def is_url(text: str) -> bool:
@@ -22,12 +28,30 @@ def check_url(url: str) -> None:
     try:
         _names(url)
     except Exception as error:  # each file system has errors of its own
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"results={url}: cannot be listed ({first}); a folder, or a URL that fsspec opens, would do") from None
+        raise UserError(f"results={url}: cannot be listed ({_said(error)}); a folder, or a URL that fsspec opens, would do") from None
 
 
+def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of (url, ...) that a network's error does not end at once: UserError where it fails time and again."""
+
+    @functools.wraps(function)
+    def wrapped(url: str, *given) -> None:
+        for wait_s in (*WAITS_S, None):
+            try:
+                return function(url, *given)
+            except UserError:
+                raise
+            except Exception as error:
+                if wait_s is None:
+                    raise UserError(f"results={url}: does not answer ({_said(error)}); the same command goes on once it does") from None
+                time.sleep(wait_s)
+
+    return wrapped
+
+
+@_tried_again
 def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> None:
-    """Copy the rows whose names begin with one of the prefixes and that the folder lacks."""
+    """Copy the rows whose names begin with one of the prefixes and that the folder lacks. Raises UserError."""
     system, root = _opened(url)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _names(url):
@@ -36,19 +60,25 @@ def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> N
             write_atomically(path, system.cat_file(f"{root}/{name}", start=0, end=LARGEST_ROW_KIB * 1024 + 1))
 
 
+@_tried_again
 def push_missing(url: str, folder: Path) -> None:
-    """Put the folder's rows into the store that lacks them: a process was killed between the two."""
+    """Put the folder's rows into the store that lacks them: a process was killed between the two. Raises UserError."""
     there = set(_names(url))
     for path in sorted(folder.glob("*.json")):
         if path.name not in there:
             push_row(url, read_row_file(path))
 
 
+@_tried_again
 def push_row(url: str, row: Row) -> None:
-    """Put a row into the store; object stores show it whole or not at all."""
+    """Put a row into the store; object stores show it whole or not at all. Raises UserError."""
     system, root = _opened(url)
     system.makedirs(root, exist_ok=True)
     system.pipe_file(f"{root}/{row.run}.json", row.as_json())
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _names(url: str) -> list[str]:

@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 
+from trainer.exits import EXIT_INTERRUPTED
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-EXIT_INTERRUPTED = 130  # as a shell calls an end by SIGINT
 
 _early: list[str] = []  # what came before there was a StopRequest
 
@@ -30,6 +31,7 @@ class StopRequest:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             self._before[number] = usual if before is _note_early else before
         if _early:
+            self._is_interrupted = signal.SIGINT.name in _early
             self.signal_name = _early.pop()
             _early.clear()
         return self

@@ -167,7 +167,7 @@ def train(pair: Pair, peak: float, runs: Path, results: Path) -> int:
 
 
 def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> int:
-    from trainer.job import EXIT_STOPPED
+    from trainer.exits import EXIT_STOPPED
 
     for pair in pairs:
         store = Store(results)

@@ -17,7 +17,8 @@ from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.errors import UserError
 from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.job import EXIT_DONE, Job, plan_of, run_job
+from trainer.exits import EXIT_DONE
+from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
 from trainer.profiles import find_profile
 from trainer.rescore import rescore

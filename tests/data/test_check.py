@@ -6,10 +6,12 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from trainer.data.beton_writer import write_beton
 from trainer.data.check import check_data, report_table
 from trainer.data.index import open_index
+from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
-from trainer.profiles import PROFILES
+from trainer.profiles import PROFILES, find_profile
 
 
 def rendered(report):
@@ -47,6 +49,21 @@ def test_a_sound_folder_is_called_sound(make_folder):
 def test_a_set_in_memory_is_counted():
     report = check_data(open_set(PROFILES["digits"], None, "val"))
     assert report.is_sound and report.class_counts == dict.fromkeys("0123456789", 36)
+
+
+def test_every_image_of_a_beton_is_read(make_folder, tmp_path):
+    root = make_folder(train={"cat": 2, "dog": 3}, val={"cat": 1, "dog": 1})
+    profile, out = find_profile(str(root)), tmp_path / "out"
+    for split in ("train", "val"):
+        write_beton(open_set(profile, root, split), out, split, profile)
+    images = open_data(profile, out, in_beton=True).train
+    assert check_data(images).is_sound
+    content = bytearray(images.path.read_bytes())
+    place = content.find(next((root / "train/dog").glob("*.jpg")).read_bytes())
+    content[place + 200] ^= 255
+    images.path.write_bytes(content)
+    report = check_data(open_data(profile, out, in_beton=True).train)
+    assert len(report.bad) == 1 and "train.beton" in report.bad[0]
 
 
 def test_many_bad_files_are_named_in_part(make_folder):

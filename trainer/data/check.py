@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from rich.table import Table
@@ -40,30 +41,32 @@ class DataReport:
 def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
     """Decode every image of one split. Decoders let go of Python's lock, so threads share the work."""
     counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
-    bad, odd = _check_files(image_set, num_threads) if isinstance(image_set, FolderSet) else ((), {})
+    bad, odd = ((), {}) if image_set.is_in_memory else _check_images(image_set, num_threads)
     return DataReport(image_set.num_images, bad, odd, dict(zip(image_set.classes, counts.tolist())))
 
 
-def _check_files(image_set: FolderSet, num_threads: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _check_images(image_set: ImageSet, num_threads: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     bad: list[str] = []
     odd: dict[str, list[str]] = {}
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
             places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
-            paths = [image_set.index.path(i) for i in places]
-            channels = [image_set.num_channels] * len(paths)
-            for path, found in zip(paths, pool.map(_look, paths, channels)):
+            for i, found in zip(places, pool.map(partial(_look, image_set), places)):
                 if isinstance(found, BadImage):
                     bad.append(str(found))
                     continue
                 for kind in found:
-                    odd.setdefault(kind, []).append(str(path))
+                    odd.setdefault(kind, []).append(str(image_set.index.path(i)))
     return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}
 
 
-def _look(path, channels: int) -> tuple[str, ...] | BadImage:
+def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
+    """The oddities of an image's file; of a .beton, which has its own bytes, none."""
     try:
-        return oddities(path, channels)
+        if isinstance(image_set, FolderSet):
+            return oddities(image_set.index.path(i), image_set.num_channels)
+        image_set.read(i)
+        return ()
     except BadImage as error:
         return error
 
