@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,8 @@ def photos(folder: Path, num_files: int) -> list[Path]:
     return files
 
 
-def jpegs(src: Path, unpacked: Path) -> list[Path]:
-    """The JPEG files of a folder or of a tar, which is unpacked into a folder; in the order of their paths."""
-    if src.is_file():
-        with tarfile.open(src) as tar:
-            tar.extractall(unpacked, filter="data")
-        src = unpacked
+def jpegs(src: Path) -> list[Path]:
+    """The JPEG files of a folder, in the order of their paths."""
     return sorted(path for path in src.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
 
 

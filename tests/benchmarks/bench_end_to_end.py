@@ -22,8 +22,9 @@ from timm.data import ImageDataset, Mixup, create_loader
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 
+from bench_loader import files_of
 from trainer import provenance
-from trainer.bench_data import image_folder, jpegs, photos
+from trainer.bench_data import image_folder
 from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
@@ -129,7 +130,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()  # for both
     with tempfile.TemporaryDirectory() as name:
-        files = photos(Path(name) / "files", 64) if given.src is None else jpegs(given.src, Path(name) / "files")
+        files = files_of(given.src, Path(name) / "files")
         folder = image_folder(Path(name) / "set", files, NUM_TRAIN, NUM_VAL)
         loops = {who: make(folder, given.px, given.batch, given.workers) for who, make in (("timm's parts", of_timm), ("ours", ours))}
         took, waited = in_turns(loops, given.rounds, given.steps)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tarfile
 import tempfile
 import time
 from dataclasses import replace
@@ -132,6 +133,16 @@ def as_markdown(facts: dict) -> str:
     return "\n".join([*lines, ""])
 
 
+def files_of(src: Path | None, folder: Path) -> list[Path]:
+    """The JPEG files of a folder, or of a tar, unpacked; without either, photos made here."""
+    if src is None:
+        return photos(folder, 64)
+    if src.is_file():
+        with tarfile.open(src) as tar:
+            tar.extractall(folder, filter="data")
+    return jpegs(folder if src.is_file() else src)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--src", type=Path, help="a folder or a tar of JPEG files")
@@ -143,7 +154,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
-        files = photos(Path(folder), 64) if given.src is None else jpegs(given.src, Path(folder) / "unpacked")
+        files = files_of(given.src, Path(folder) / "files")
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
         found = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
