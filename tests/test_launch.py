@@ -14,7 +14,7 @@ import pytest
 from plans import small_plan, small_set
 from trainer.errors import UserError
 from trainer.launch import asked_ranks, exit_code, slurm_job
-from trainer.place import Place, find_place, first_host
+from trainer.place import find_place, first_host
 from trainer.plan import PlanError, make_plan
 from trainer.ranks_cli import check_norms
 from trainer.settings import make_settings, rank_device

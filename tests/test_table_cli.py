@@ -1,7 +1,6 @@
 """make table, make compare: what they print and store; a mistake is one line and exit 2."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.errors import UserError, printable
+from trainer.errors import UserError
 from trainer.json_text import json_of
 
 BEAT_S = 10.0

@@ -24,7 +24,7 @@ from trainer.load import Positions
 from trainer.names import check_links, inside
 from trainer.memory import peak_mem_mib
 from trainer.overrides import Deviation, deviations_between
-from trainer.plan import Plan, PlanError, make_plan
+from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
 from trainer.ranks import Ranks, alone
 from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths

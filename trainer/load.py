@@ -162,7 +162,7 @@ def _compose(text: str, place: str) -> yaml.Node:
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # as for "\UFFFFFFFF" and long versions through
         raise PageError(place, 1, f"this is not YAML ({' '.join(str(error).split())[:80]}); mend it") from None
     if node is None:
-        raise PageError(place, 1, f"nothing is written here; write key: value lines")
+        raise PageError(place, 1, "nothing is written here; write key: value lines")
     return node
 
 

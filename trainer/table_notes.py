@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer import comparisons
 from trainer.comparisons import MOST_SEEDS, RSB_SPREAD_PCT, RSB_VAL_IMAGES, binomial_error_pct, published_spread_pct
 from trainer.results import Row
 from trainer.tables import CellSummary, Table

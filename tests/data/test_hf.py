@@ -4,7 +4,6 @@ import json
 import sys
 
 import datasets
-import packing
 import pytest
 
 from trainer.data import hf

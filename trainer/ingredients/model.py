@@ -12,7 +12,7 @@ from trainer.ingredients.attention import Attention
 from trainer.ingredients.base import Page
 from trainer.ingredients.bodies import StagedBody
 from trainer.ingredients.convolutions import BlurPool, Convolution
-from trainer.ingredients.depth import DropBlock, LayerScale, StochasticDepth
+from trainer.ingredients.depth import DropBlock, StochasticDepth
 from trainer.ingredients.isotropic import IsotropicBody
 from trainer.ingredients.norms import Norm
 from trainer.ingredients.standardize import Standardization
