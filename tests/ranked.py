@@ -209,12 +209,12 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
     }
 
 
-def killed_run(ranks, folder: str, overrides: str, bad_rank: int, step: int) -> dict:
-    """A run in which one rank is killed in the middle of a step."""
+def killed_run(ranks, folder: str, overrides: str, bad_rank: int, moment: str, step: int) -> dict:
+    """A run in which one rank is killed at a moment (see killed.py) of a step."""
     from killed import strike_at
 
     if ranks.rank == bad_rank:
-        strike_at("step", step)
+        strike_at(moment, step)
     return whole_run(ranks, folder, overrides)
 
 

@@ -70,13 +70,16 @@ def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_pa
     assert ending(tmp_path) == undisturbed
 
 
-def test_one_of_two_ranks_killed_at_random_steps_ends_the_same(tmp_path):
+def test_one_of_two_ranks_killed_at_random_moments_ends_the_same(tmp_path):
+    """In a step either of them, while it writes the first, which alone writes; in the evaluation the second."""
     flags = "batch.images=128 batch.norm_images=32 epochs=1 average='{name: ema, decay: 0.9, every_steps: 2}'"
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     expected = ranked.end_of(ranked.whole_run, 2, str(undisturbed), flags, timeout_s=400)[0].value
     draw = random.Random(4)
-    for step in sorted(draw.sample(range(11), 3)):
-        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags, draw.randrange(2), step, timeout_s=400)
+    steps = sorted(draw.sample(range(10), 5))
+    ranks = (draw.randrange(2), 0, draw.randrange(2), 0, draw.randrange(2), 1)
+    for rank, moment, step in zip(ranks, ("step", "write", "update", "rename", "step", "evaluate"), (*steps, 10), strict=True):
+        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags, rank, moment, step, timeout_s=400)
         assert -signal.SIGKILL in [rank.code for rank in ended] and all(rank.code for rank in ended), ended
     found = ranked.end_of(ranked.whole_run, 2, str(folder), flags, timeout_s=400)[0].value
     assert "going on after step" in found["said"]

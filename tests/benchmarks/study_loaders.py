@@ -24,7 +24,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 LOADERS = ("torch", "ffcv")
-NUM_TRAIN_PER_CLASS, NUM_VAL_PER_CLASS = 500, 1000
+NUM_TRAIN_PER_CLASS, NUM_VAL_PER_CLASS = 500, 500
 PROFILE = """\
 name: cifar10-tenth
 num_classes: 10
