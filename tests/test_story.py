@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings
 from trainer.show import batch_line, growth_line
+from trainer.state import Progress, Watch
 from trainer.stop import StopRequest
 
 
@@ -303,3 +305,18 @@ def test_growing_images_of_splits_go_on_where_a_stop_left_them(tmp_path, monkeyp
         go(tmp_path / "halted", job=job, stopped=True)
     _, resumed, _, _ = go(tmp_path / "halted", job=job)
     assert resumed.weights_sha256 == straight.weights_sha256 and resumed.top1_pct == straight.top1_pct
+
+
+def test_the_share_of_waiting_is_of_the_time_of_training(monkeypatch):
+    """Each look at the clock is a second later; the first micro-batch is taken to be looked at."""
+    seconds = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    progress = Progress()
+    watch = Watch(progress)
+    stream = watch.batches(iter("abc"))
+    next(stream)
+    for _ in range(2):
+        with watch:  # four looks at the clock, two of them around a wait
+            next(stream)
+        progress.num_seen += 30
+    assert watch.lap() == (60 / 6, 2 / 6)

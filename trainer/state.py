@@ -277,7 +277,8 @@ class Watch:
                 batch = next(stream)
             except StopIteration:
                 return
-            self._wait_s += time.perf_counter() - before_s
+            if self._started_s is not None:  # else it is looked at, not trained on
+                self._wait_s += time.perf_counter() - before_s
             yield batch
 
     def __enter__(self) -> Watch:
@@ -288,6 +289,7 @@ class Watch:
         seconds = time.perf_counter() - self._started_s
         self._busy_s += seconds
         self._progress.train_s += seconds
+        self._started_s = None
 
     def lap(self) -> tuple[float, float]:
         """(images per second, share of the time spent waiting for data) since the last lap."""
