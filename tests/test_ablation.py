@@ -16,7 +16,7 @@ from trainer.ablation import AblationError, AblationPage, find_ablation, load_ab
 from trainer.ablation_cli import print_plan
 from trainer.adapt import adaptation
 from trainer.budget import Budget, budget_lines
-from trainer.cells import plan_key, plan_of_cell, rows_of, text_of
+from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
 from trainer.data.opened import open_data
 from trainer.errors import UserError
@@ -24,9 +24,11 @@ from trainer.job import Job, plan_of
 from trainer.load import PageError, parse_page
 from trainer.pace import measure, shape_of
 from trainer.profiles import PROFILES
+from trainer.questions import question_of
 from trainer.recipe import apply_overrides, find_recipe, load_recipe
-from trainer.results import read_row_file, store_row
+from trainer.results import store_row
 from trainer.settings import make_settings
+from trainer.table_rows import by_cell, find_rows
 
 PAGE = """\
 name: loss
@@ -349,8 +351,7 @@ def test_the_command_prints_the_plan(results, tmp_path):
 
 def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
     found = load_ablation(tmp_path / "loss.yaml")
-    stored = [read_row_file(path) for path in sorted((results / "rows").glob("*.json"))]
-    assert len(stored) == 3
-    rows = rows_of(found, stored)
+    question = question_of(found)
+    rows = by_cell(question, find_rows(results, [question]))
     assert {key for key, row in rows.items() if row} == {("BCE", 0), ("CE", 0), ("CE", 1)}
     assert len({plan_key(plan_of_cell(cell, seed)) for cell in found.cells for seed in found.seeds}) == 6

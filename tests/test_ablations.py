@@ -13,11 +13,13 @@ from test_cells import row_of
 from test_recipes import mutated, renamed
 from trainer import check
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
-from trainer.cells import command, plan_of_cell, row_key, rows_of
+from trainer.cells import command, plan_of_cell, row_key
 from trainer.job import Job, plan_of
 from trainer.load import PageError, parse
+from trainer.questions import question_of
 from trainer.recipe import find_recipe, load_recipe
 from trainer.results import read_row_file
+from trainer.table_rows import by_cell
 
 ROOT = Path(__file__).parent.parent
 PATHS = ablation_paths()
@@ -79,20 +81,20 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
     older = ("41e225", "8efb59", "ec5ecb", "ce4f4e", "aa03c0", "a8e4b7", "da0256", "1cefc1", "efe11c", "5f9d1b", "153f30", "4c09a0")
     rows = [read_row_file(path) for path in paths if path.stem.endswith(older)]
     assert len(rows) == 12
-    by_cell = rows_of(found, rows)
-    assert {row.run for row in by_cell.values() if row} == {row.run for row in rows}
+    cells = by_cell(question_of(found), {row_key(row): row for row in rows})
+    assert {row.run for row in cells.values() if row} == {row.run for row in rows}
     sizes = {"64 images": 64, "8 images": 8, "2 images": 2}
-    for (name, seed), row in by_cell.items():
+    for (name, seed), row in cells.items():
         if row is not None:
             norm, _, images = name.partition(", ")
             changes = {change.path: change.after for change in row.deviations}
             assert (row.seed, row.norm_images) == (seed, sizes[images])
             assert (changes.get("model.weight_standardization") != "off") == norm.endswith("WS")
             assert (changes.get("model.norm") == "off") == (norm == "batch_norm")
-    there = {(name, seed) for (name, seed), row in by_cell.items() if row}
-    cells = ["batch_norm, 64 images", "batch_norm, 2 images", "group_norm, 64 images", "group_norm + WS, 64 images",
+    there = {(name, seed) for (name, seed), row in cells.items() if row}
+    names = ["batch_norm, 64 images", "batch_norm, 2 images", "group_norm, 64 images", "group_norm + WS, 64 images",
              "group_norm + WS, 2 images", "batch_channel_norm + WS, 64 images"]  # fmt: skip
-    assert there == {(name, seed) for name in cells for seed in (0, 1)}
+    assert there == {(name, seed) for name in names for seed in (0, 1)}
 
 
 def test_no_run_is_in_one_ablation_twice_and_shared_ones_are_the_same_run():

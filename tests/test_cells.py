@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans import small_plan
-from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, rows_of, text_of
+from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
 from trainer.job import deviation_rows
 from trainer.overrides import OverrideError, overrides_of
 from trainer.plan import PlanError
@@ -77,26 +77,6 @@ def test_what_was_changed_and_changed_back_is_no_deviation():
     row = row_of(small_plan(V1))
     keys = {row_key(row.model_copy(update={"deviations": changes})) for changes in ((other,), (profile, other, back))}
     assert len(keys) == 1 and row_key(row.model_copy(update={"deviations": (profile, other)})) not in keys
-
-
-@dataclasses.dataclass(frozen=True)
-class Two:
-    """What rows_of needs of an ablation."""
-
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
-
-
-def test_rows_meet_their_cells_by_key_and_the_first_run_counts():
-    plan = plan_of_cell(CELL, 0)
-    cell = dataclasses.replace(CELL, plan=plan)
-    other = dataclasses.replace(CELL, name="CE", overrides="epochs=2")
-    first, again = row_of(plan), row_of(plan, run=f"{plan.run_name('0' * 64)}-2", top1_pct=1.0)
-    strange = row_of(small_plan("pycls-dds"))
-    for rows in ([again, strange, first], [first, again, strange]):
-        found = rows_of(Two((cell, other), (0, 1)), rows)
-        assert found == {("BCE", 0): first, ("BCE", 1): None, ("CE", 0): None, ("CE", 1): None}
-    assert rows_of(Two((cell,), (0,)), [again])["BCE", 0] == again
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,17 @@ from rich.text import Text
 
 from trainer import show
 from trainer.ablation import Ablation, load_ablation
-from trainer.cells import Cell, command, plan_of_cell, rows_of
+from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.opened import open_data
 from trainer.errors import UserError
 from trainer.explain import diff_rows, shown
 from trainer.models import assemble
 from trainer.plan import Plan
 from trainer.profiles import data_folder
-from trainer.results import Row, read_row_file
+from trainer.questions import question_of
+from trainer.results import Row
 from trainer.settings import Settings, make_settings
+from trainer.table_rows import by_cell, find_rows
 
 if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
     from trainer.pace import Pace
@@ -56,7 +58,8 @@ def print_plan(
     Raises UserError for a page, or a model of one of its cells, that cannot be.
     """
     ablation = load_ablation(name)
-    rows = rows_of(ablation, stored_rows(ablation, results))
+    question = question_of(ablation)
+    rows = by_cell(question, find_rows(results, [question]))
     head(out, ablation)
     check_models(ablation)
     for group in groups_of(ablation):
@@ -202,14 +205,6 @@ def done(rows: Sequence[Row | None]) -> str:
     found = [row for row in rows if row is not None]
     num_diverged = sum(row.status == "diverged" for row in found)
     return f"{len(found)} of {len(rows)}" + (f", {num_diverged} diverged" if num_diverged else "")
-
-
-def stored_rows(ablation: Ablation, results: Path) -> Iterable[Row]:
-    """The rows that may be those of an ablation's cells: by the beginning of their names, as a store may be large."""
-    plans = [cell.plan for cell in ablation.cells]
-    starts = {f"{_page_name(plan)}-{plan.model}-{plan.profile.name}-s" for plan in plans}
-    paths = sorted(path for start in starts for path in (results / "rows").glob(f"{start}*.json"))
-    return [read_row_file(path) for path in paths]
 
 
 def print_hours(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,9 @@ from trainer.overrides import OverrideError, overrides_of
 from trainer.results import Row, RowDeviation
 
 if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
-    from trainer.ablation import Ablation
     from trainer.job import Job
     from trainer.plan import Plan
 
-_FIRST_OF_ITS_KEY = re.compile(r".*-s\d+-[0-9a-f]{6}")  # again=1 puts -2, -3 ... behind
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 _BRACKETS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "[]{}"}
@@ -97,21 +95,6 @@ def _key(identity: tuple, deviations: Sequence[RowDeviation]) -> str:
     after = {change.path: change.after for change in deviations}
     changes = sorted((path, value) for path, value in after.items() if value != before[path])
     return hashlib.sha256(json.dumps([*identity, changes]).encode()).hexdigest()[:16]
-
-
-def rows_of(ablation: Ablation, rows: Iterable[Row]) -> dict[tuple[str, int], Row | None]:
-    """The row of every cell and seed, by (cell name, seed); None where there is none yet.
-
-    Of several rows of one key the first run is taken, not what again=1 made later.
-    """
-    found: dict[str, Row] = {}
-    for row in sorted(rows, key=lambda row: (_FIRST_OF_ITS_KEY.fullmatch(row.run) is None, row.run)):
-        found.setdefault(row_key(row), row)
-    return {
-        (cell.name, seed): found.get(plan_key(plan_of_cell(cell, seed)))
-        for cell in ablation.cells
-        for seed in ablation.seeds
-    }
 
 
 def text_of(overrides: Mapping[str, Any]) -> str:
