@@ -29,7 +29,7 @@ VALUES = np.geomspace(1e-6, 10, 200)
 PLACE = np.log10(VALUES)
 
 
-@pytest.mark.parametrize("table", ["grid_table", "rules_table", "row_list"])
+@pytest.mark.parametrize("table", ["grid_table", "seeds_table", "rules_table", "row_list"])
 def test_the_page_says_what_the_rows_say(table):
     assert getattr(study, table)(STORE) in (ROOT / "results/lr-find.md").read_text()
 
@@ -53,7 +53,7 @@ def test_every_peak_of_the_study_makes_a_plan_and_its_row_is_found_again(pair):
         assert plan.recipe.lr.peak == float(peak) and plan.recipe.average is None
         row = {"recipe": pair.page, "model": pair.model, "data": "digits", "seed": 0}
         row["deviations"] = [change.model_dump() for change in deviation_rows(plan)]
-        assert study.Store._place(row) == (pair.page, pair.model, float(peak))
+        assert study.Store._place(row) == (pair.page, pair.model, float(peak), 0)
 
 
 def test_a_grid_of_factors_of_three_goes_on_in_both_directions():
@@ -107,15 +107,15 @@ def made_up(tmp_path, monkeypatch):
     (tmp_path / "lr-find.md").write_text((ROOT / "results/lr-find.md").read_text())
     trained = []
 
-    def train(pair, peak, runs, results):
+    def train(pair, peak, runs, results, seed=0):
         if len(trained) == 3:
             trained.append("stopped")
             return 75
         text = study.peak_text(peak)
-        trained.append(text)
-        row = {"run": f"{pair}-{text}", "recipe": pair.page, "model": pair.model, "data": "digits", "seed": 0}
+        trained.append(text if seed == 0 else f"{text} seed {seed}")
+        row = {"run": f"{pair}-{text}-s{seed}", "recipe": pair.page, "model": pair.model, "data": "digits", "seed": seed}
         row["deviations"] = [{"path": "lr.peak", "before": "1", "after": text, "origin": "set"}]
-        (results / "rows" / f"{pair}-{text}.json").write_text(json.dumps(row | {"top1_pct": made_up_score(peak)}))
+        (results / "rows" / f"{row['run']}.json").write_text(json.dumps(row | {"top1_pct": seed and 90 + seed or made_up_score(peak)}))
         return 0
 
     def find(pair, runs):
@@ -143,6 +143,20 @@ def test_the_study_goes_on_where_it_was_stopped_and_tables_what_it_found(made_up
     assert "| A1 | resnet18 | 0.03 | 95.72 | 98.00 | 95.72 |" in page and study.rules_table(store) in page
     assert "| recommended | 0.03: 2.28 | 2.28 | 2.28 |" in page
     assert "| fastai minimum | " in page and "not run" not in study.rules_table(store)
+
+
+def test_a_rate_that_beats_the_recommended_one_and_that_one_are_trained_on_more_seeds(made_up):
+    results, trained = made_up
+    pair = study.PAIRS[0]
+    while study.study([pair], results / "runs", results, False) == 75:
+        pass
+    del trained[:]
+    trained.extend(["another call"] * 4)  # this one is not stopped
+    assert study.more_seeds(study.PAIRS, results / "runs", results) == 0
+    assert trained[4:] == ["0.03 seed 1", "0.03 seed 2", "0.01 seed 1", "0.01 seed 2"]
+    page = (results / "lr-find.md").read_text()
+    assert "| A1 | resnet18 | 0.03 | 95.72 | 91.00 | 92.00 | 92.91 | recommended |" in page
+    assert "| A1 | resnet18 | 0.01 | 98.00 | 91.00 | 92.00 | 93.67 |  |" in page
 
 
 def test_a_pair_without_a_reliable_suggestion_says_so_in_its_cell(made_up):

@@ -1,10 +1,11 @@
 """Is the recommended learning rate a good one? Trains it, and a grid around it, on the digits; writes results/lr-find.md.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results [--pairs "A1-resnet18"] [--no-others]
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results [--pairs "A1-resnet18"] [--no-others] [--seeds]
 
 To be started in a clean checkout, as every row says whether it was one; --results may name another one's store.
 Resumable: a pair's range test is done once (results/lr-find/<pair>.json), a run that has its row is skipped, and the
-page is written anew after every run. --again "A1-resnet18" forgets a pair's range test; --page only writes the page.
+page is written anew after every run. --seeds: where a rate of the grid beats the recommended one by more than a point, both
+on two more seeds. --again "A1-resnet18" forgets a pair's range test; --page only writes the page.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ NOT_ALLOWED = {("gn-ws", "convnext_atto"): "32 groups do not divide its 40 chann
 # 0.9999 over a few hundred steps is the first weights: its score would say nothing of the rate
 ALSO_SET = {"convnext": "average=null"}
 STEPS = (-2, -1, 0, 1, 2)  # of the grid: powers of three
+SEEDS = (0, 1, 2)  # the grid is of the first
+NEAR_PCT = 1.0  # points below the grid's best
 OURS = "recommended"
 
 
@@ -71,14 +74,14 @@ class Store:
         self.rows = {place: row for row in rows for place in [self._place(row)] if place}
 
     @staticmethod
-    def _place(row: dict) -> tuple[str, str, float] | None:
-        """(page, model, peak) of a row of this study; None for any other."""
+    def _place(row: dict) -> tuple[str, str, float, int] | None:
+        """(page, model, peak, seed) of a row of this study; None for any other."""
         pair = Pair(row["recipe"], row["model"])
         changed = {change["path"]: change["after"] for change in row["deviations"] if change["origin"] == "set"}
-        if pair not in PAIRS or row["data"] != "digits" or row["seed"] != 0 or "lr.peak" not in changed:
+        if pair not in PAIRS or row["data"] != "digits" or row["seed"] not in SEEDS or "lr.peak" not in changed:
             return None
         others = {path: after for path, after in changed.items() if path not in ("lr.peak", "lr.warmup_from", "lr.schedule.end")}
-        return (pair.page, pair.model, float(changed["lr.peak"])) if others == ({"average": "off"} if pair.also else {}) else None
+        return (pair.page, pair.model, float(changed["lr.peak"]), row["seed"]) if others == ({"average": "off"} if pair.also else {}) else None
 
     def range_test(self, pair: Pair) -> dict | None:
         path = self.path(pair)
@@ -87,12 +90,12 @@ class Store:
     def path(self, pair: Pair) -> Path:
         return self.results / "lr-find" / f"{pair}.json"
 
-    def row(self, pair: Pair, peak: float) -> dict | None:
-        return self.rows.get((pair.page, pair.model, float(peak_text(peak))))
+    def row(self, pair: Pair, peak: float, seed: int = 0) -> dict | None:
+        return self.rows.get((pair.page, pair.model, float(peak_text(peak)), seed))
 
-    def score(self, pair: Pair, peak: float) -> float | None:
+    def score(self, pair: Pair, peak: float, seed: int = 0) -> float | None:
         """Top-1 per cent at a peak: 0 where the run diverged, None where it was not run."""
-        row = self.row(pair, peak)
+        row = self.row(pair, peak, seed)
         return None if row is None else row["top1_pct"] or 0.0
 
 
@@ -149,7 +152,7 @@ def kept(suggestion) -> dict:
     }
 
 
-def train(pair: Pair, peak: float, runs: Path, results: Path) -> int:
+def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> int:
     """One run on the road of `make recipe=... set=...`; its exit code."""
     from rich.console import Console
 
@@ -158,7 +161,7 @@ def train(pair: Pair, peak: float, runs: Path, results: Path) -> int:
     from trainer.settings import make_settings
     from trainer.stop import StopRequest
 
-    job = Job(pair.page, pair.model, overrides=pair.overrides(peak_text(peak)))
+    job = Job(pair.page, pair.model, seed=seed, overrides=pair.overrides(peak_text(peak)))
     plan = plan_of(job)
     data = open_data(plan.profile, None)
     settings = make_settings("cpu", runs=runs, results=results, in_memory=True)
@@ -185,6 +188,28 @@ def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> in
                 return EXIT_STOPPED
             told(pair, peak, results)
     return 0
+
+
+def beaten(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, list[float]]]:
+    """The pairs whose recommended rate is not near the grid's best: that rate, and all that beat it."""
+    for pair in pairs:
+        value = (store.range_test(pair) or {}).get("value")
+        if (distance_of(store, pair, value) or 0) > NEAR_PCT:
+            grid = [value * 3.0**step for step in STEPS]
+            yield pair, [value, *(peak for peak in grid if store.score(pair, peak) > store.score(pair, value))]
+
+
+def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
+    from trainer.exits import EXIT_DONE, EXIT_STOPPED
+
+    for pair, peaks in beaten(Store(results), pairs):
+        for peak, seed in ((peak, seed) for peak in peaks for seed in SEEDS[1:]):
+            if Store(results).row(pair, peak, seed) is None:
+                if train(pair, peak, runs, results, seed) == EXIT_STOPPED:
+                    return EXIT_STOPPED
+                write_page(Store(results))
+                print(f"{pair} lr.peak={peak_text(peak)} seed {seed}: {Store(results).score(pair, peak, seed)}", flush=True)
+    return EXIT_DONE
 
 
 def told(pair: Pair, peak: float, results: Path) -> None:
@@ -251,12 +276,24 @@ def shown(points: float | None) -> str:
     return "not run" if points is None else f"{points:.2f}"
 
 
+def seeds_table(store: Store) -> str:
+    """Of the pairs whose recommended rate was beaten: every seed, and the mean."""
+    lines = [f"| recipe | model | lr.peak | {' | '.join(f'seed {seed}' for seed in SEEDS)} | mean | |", "|---" * (5 + len(SEEDS)) + "|"]
+    for pair, (value, *others) in beaten(store, PAIRS):
+        for peak in (value, *others):
+            scores = [store.score(pair, peak, seed) for seed in SEEDS]
+            mean = None if None in scores else sum(scores) / len(scores)
+            cells = [shown(score) for score in (*scores, mean)]
+            lines.append(f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} | {OURS if peak == value else ''} |")
+    return "\n".join(lines)
+
+
 def row_list(store: Store) -> str:
     """Every row of the study: its run and its score."""
-    lines = ["| recipe | model | lr.peak | top-1 % | run |", "|---|---|---|---|---|"]
-    for (page, model, peak), row in sorted(store.rows.items()):
+    lines = ["| recipe | model | lr.peak | seed | top-1 % | run |", "|---|---|---|---|---|---|"]
+    for (page, model, peak, seed), row in sorted(store.rows.items()):
         score = "diverged" if row["top1_pct"] is None else f"{row['top1_pct']:.2f}"
-        lines.append(f"| {page} | {model} | {peak_text(peak)} | {score} | `{row['run']}` |")
+        lines.append(f"| {page} | {model} | {peak_text(peak)} | {seed} | {score} | `{row['run']}` |")
     return "\n".join(lines)
 
 
@@ -264,7 +301,7 @@ def write_page(store: Store) -> None:
     """Put the tables between the marks of results/lr-find.md; the words around them stay."""
     page = store.results / "lr-find.md"
     text = page.read_text()
-    for name, table in (("grid", grid_table(store)), ("rules", rules_table(store)), ("rows", row_list(store))):
+    for name, table in (("grid", grid_table(store)), ("seeds", seeds_table(store)), ("rules", rules_table(store)), ("rows", row_list(store))):
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"\n<!-- end of {name} -->")
         assert start and end, f"{page}: no place for the table of {name}"
@@ -279,13 +316,18 @@ def main() -> int:
     parser.add_argument("--pairs", default=" ".join(map(str, PAIRS)), help="only these")
     parser.add_argument("--again", default="", help="pairs whose range test is done anew")
     parser.add_argument("--no-others", action="store_true", help="no runs at what other rules suggest")
+    parser.add_argument("--seeds", action="store_true", help="two more seeds where the grid beats the recommended rate by over a point")
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args()
     store, pairs = Store(given.results), [pair for pair in PAIRS if str(pair) in given.pairs.split()]
     for pair in PAIRS:
         if str(pair) in given.again.split():
             store.path(pair).unlink(missing_ok=True)
-    code = 0 if given.page else study(pairs, given.runs, given.results, not given.no_others)
+    code = 0
+    if given.seeds:
+        code = more_seeds(pairs, given.runs, given.results)
+    elif not given.page:
+        code = study(pairs, given.runs, given.results, not given.no_others)
     write_page(Store(given.results))
     return code
 
