@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import packing
 from fuzzed import Mutator
 from plans import small_plan
 from test_results import ROW
@@ -20,9 +22,11 @@ from trainer.ablation import ablation_paths, load_ablation
 from trainer.cells import row_key
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compare import differences, read_curves
+from trainer.data.beton_writer import write_beton
 from trainer.data.decode import oddities, read_image, train_square
 from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
+from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, write_plan
 from trainer.load import parse
@@ -247,6 +251,54 @@ def idx_files(mutate: Mutator, folder: Path):
         yield read
 
 
+def _photos(root: Path) -> Path:
+    """An image folder of two classes: six and two small images."""
+    for split, number in (("train", 3), ("val", 1)):
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            for place in range(number):
+                (root / split / name / f"{name}{place}.png").write_bytes(_image("PNG", "RGB"))
+    return root
+
+
+def _read_damaged(mutate: Mutator, out: Path, read):
+    """One file of a folder damaged at a time, never the same time of change, so that nothing is found in the cache."""
+    files = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    for number in itertools.count():
+        damaged = mutate.chosen(sorted(files))
+        for path, content in files.items():
+            path.write_bytes(mutate.bytes(content) if path == damaged else content)
+            os.utime(path, (1e9 + number, 1e9 + number))
+        yield read
+
+
+def _all_read(profile, root: Path, in_beton: bool = False) -> None:
+    for images in (opened := open_data(profile, root, in_beton)).train, opened.val:
+        for place in range(min(images.num_images, 3)):
+            images.read(place)
+
+
+def tars(mutate: Mutator, folder: Path):
+    """Shards of a WebDataset."""
+    root = packing.into_tars(_photos(folder / "photos"), folder / "shards")
+    yield from _read_damaged(mutate, root, lambda: _all_read(find_profile(str(root)), root))
+
+
+def parquets(mutate: Mutator, folder: Path):
+    """Parquet files as the Hub lays them out."""
+    root = packing.into_parquet(_photos(folder / "photos"), folder / "tables", ["a", "b"])
+    yield from _read_damaged(mutate, root, lambda: _all_read(find_profile(str(root)), root))
+
+
+def betons(mutate: Mutator, folder: Path):
+    """The .beton files of ffcv with the facts beside them."""
+    root, out = _photos(folder / "photos"), folder / "betons"
+    profile = find_profile(str(root))
+    for split in ("train", "val"):
+        write_beton(open_set(profile, root, split), out, split, profile)
+    yield from _read_damaged(mutate, out, lambda: _all_read(profile, out, in_beton=True))
+
+
 def names(mutate: Mutator, folder: Path):
     """Names of runs, cells and pages, as paths and on a terminal."""
     out = Terminal(file=io.StringIO(), width=100)
@@ -266,6 +318,6 @@ def names(mutate: Mutator, folder: Path):
 
 # How many of 20,000: as many as each is worth, and cheap.
 TARGETS = {
-    pages: 2500, profiles: 1000, overrides: 3000, values: 2200, rows: 4000, indexes: 1000, checkpoints: 1500, states: 100,
-    images: 2500, ablations: 400, run_folders: 500, idx_files: 800, names: 500,
+    pages: 2500, profiles: 1000, overrides: 3000, values: 2000, rows: 3300, indexes: 1000, checkpoints: 1500, states: 100,
+    images: 2500, ablations: 400, run_folders: 500, idx_files: 800, names: 500, tars: 550, parquets: 250, betons: 100,
 }  # fmt: skip
