@@ -207,10 +207,10 @@ def test_what_the_seeds_must_agree_on(readings, said):
 def test_a_measured_value_lies_within_what_the_rules_span():
     rules = {"steepest": spread([0.01]), "valley": spread([0.02]), "minimum / 10": None, "edge / 10": spread([0.2])}
     for value in (0.0034, 0.03, 0.59):
-        assert not disagreement(value, value, rules, 1.0)
+        assert not disagreement(value, rules, 1.0)
     for value in (0.0033, 0.61):
-        assert "the rules disagree more than 3-fold" in disagreement(value, value, rules, 1.0)
-    assert not disagreement(0.61, 0.61, rules, 2.0), "below half the edge"
+        assert "the rules disagree more than 3-fold" in disagreement(value, rules, 1.0)
+    assert not disagreement(0.61, rules, 2.0), "below half the edge"
 
 
 def test_the_strength_of_the_smoothing_grows_with_the_curve():

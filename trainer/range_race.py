@@ -77,9 +77,8 @@ def decide(
         race.run(_middle(found.rules))
         found.candidates = race.candidates()
         found.value, found.reason = race.result(floors)
-        won = found.value
         found.fit_to_run(lengths.horizon_share if is_rate else 1.0, lengths)
-        why_not = disagreement(found.value, won, found.rules, found.edge.median) if won else found.reason
+        why_not = disagreement(found.value, found.rules, found.edge.median) if found.value else found.reason
     strengths = {which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")}
     return Suggestion(
         value=None if why_not else found.value,

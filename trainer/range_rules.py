@@ -10,7 +10,7 @@ import numpy as np
 RULES = ("steepest", "valley", "minimum / 10", "edge / 10")
 CURVES = ("train", "heldout", "both")
 
-MOST_DISAGREEMENT = 3.0  # between seeds, and between a race and the nearest rule: beyond it there is no suggestion
+MOST_DISAGREEMENT = 3.0  # between seeds, and between the value and the nearest rule: beyond it there is no suggestion
 LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
@@ -279,14 +279,14 @@ def trouble(readings: Sequence[Reading]) -> str:
     return ""
 
 
-def disagreement(value: float, won: float, rules: Mapping[str, Spread | None], edge: float) -> str:
-    """Why a value that follows from a race is not to be trusted: all from it up to what won the race lies beside the rules.
+def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
+    """Why a value that follows from a race is not to be trusted: it lies beside all that the rules span.
 
-    They span a third of the lowest one's value to three times the highest's, or to half the edge where that is more.
+    That is between a third of the lowest rule's value and three times the highest's, or half the edge where that is more.
     """
     found = {rule: one.median for rule, one in rules.items() if one}
     low, high = min(found.values()) / MOST_DISAGREEMENT, max(MOST_DISAGREEMENT * max(found.values()), edge / 2)
-    if value <= high and won >= low:
+    if low <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
     return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the race, from which {value:.3g} follows: {said}"
