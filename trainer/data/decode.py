@@ -111,15 +111,19 @@ def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
 
     Raises BadImage as read_image does.
     """
-    content = content_of(path)
+    return oddities_of(path, content_of(path), channels)
+
+
+def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
+    """The same of a file whose bytes are read already. Raises BadImage."""
     with named(path):
         image = open_content(content)
-        odd = [] if isinstance(image, np.ndarray) else oddities_in(image, is_as_it_lies=channels not in (1, 3))
+        odd = [] if isinstance(image, np.ndarray) else _oddities_in(image, is_as_it_lies=channels not in (1, 3))
         in_channels(image, channels)
         return tuple(odd)
 
 
-def oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
     """What is unusual about an open image. is_as_it_lies: any mode is usual, as its channels are taken as they are."""
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
     if _is_16_bit(image):

@@ -78,7 +78,11 @@ def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | J
 
     Raises BadImage.
     """
-    content = content_of(path)
+    return taken_for_training(path, content_of(path), channels)
+
+
+def taken_for_training(path: Path, content: bytes, channels: int) -> Image.Image | Planes | Jpeg:
+    """The same of a file whose bytes are read already. Raises BadImage."""
     size = plain_size(content) if simplejpeg is not None and channels == 3 else None
     return decoded(path, content, channels) if size is None else Jpeg(path, content, size)
 

@@ -19,23 +19,12 @@ def read_image(path: Path | Member, channels: int = 3) -> Image.Image | Planes:
 
 def read_for_training(path: Path | Member, channels: int = 3) -> Image.Image | Planes | Jpeg:
     """jpeg.read_for_training. Raises BadImage."""
-    if isinstance(path, Path):
-        return jpeg.read_for_training(path, channels)
-    content = _content(path)
-    size = jpeg.plain_size(content) if jpeg.simplejpeg is not None and channels == 3 else None
-    return decode.decoded(path, content, channels) if size is None else Jpeg(path, content, size)
+    return jpeg.taken_for_training(path, _content(path), channels)
 
 
 def oddities(path: Path | Member, channels: int = 3) -> tuple[str, ...]:
     """decode.oddities. Raises BadImage."""
-    if isinstance(path, Path):
-        return decode.oddities(path, channels)
-    content = _content(path)
-    with decode.named(path):
-        image = decode.open_content(content)
-        odd = [] if not isinstance(image, Image.Image) else decode.oddities_in(image, is_as_it_lies=channels not in (1, 3))
-        decode.in_channels(image, channels)
-        return tuple(odd)
+    return decode.oddities_of(path, _content(path), channels)
 
 
 def _content(path: Path | Member) -> bytes:
