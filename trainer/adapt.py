@@ -3,10 +3,9 @@ as it stands. Every change is a deviation of the run: recorded, printed, stored 
 
 from __future__ import annotations
 
-from trainer.profiles import Profile
+from trainer.profiles import PROFILES, Profile
 from trainer.recipe import Recipe
 
-_IMAGENET_IMAGES = 1_281_167
 _LEAST_GROWTH_PX = 32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller
 
 
@@ -144,7 +143,7 @@ def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
     """Optimizer steps of the page's own run, which is the one on ImageNet-1k, and of the adapted one."""
     adapt = profile.adapt
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
-    page_steps = recipe.epochs * max(1, _IMAGENET_IMAGES // recipe.batch.images)
+    page_steps = recipe.epochs * max(1, PROFILES["imagenet-1k"].num_train // recipe.batch.images)
     return page_steps, epochs * max(1, profile.num_train // batch_images)
 
 

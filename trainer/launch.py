@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from trainer.cores import num_cores
 from trainer.errors import UserError
 from trainer.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.place import Place
@@ -64,7 +65,7 @@ def launch(num_ranks: int, words: Sequence[str]) -> int:
     code is the first one's, and the others are ended.
     """
     logging.disable(logging.ERROR)  # the launcher's own account of a rank's end: the rank has told it better
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _num_cores() // num_ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank's end makes the others' sockets warn
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever the machine's name resolves to
@@ -171,12 +172,6 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
         local_addr=here,
     )
     return LocalElasticAgent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
-
-
-def _num_cores() -> int:
-    from trainer.settings import num_cores
-
-    return num_cores()
 
 
 def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = "") -> str:

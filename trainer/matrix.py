@@ -18,7 +18,7 @@ from trainer.job import Job, resolve
 from trainer.load import PageError
 from trainer.models import num_parameters
 from trainer.plan import Plan, make_plan
-from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
+from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
 from trainer.recipe import find_recipe, recipe_paths
 from trainer.settings import make_settings
 from trainer.state import State
@@ -30,7 +30,7 @@ MODELS = ("resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "
 NOISE = Profile(
     name="noise",
     num_classes=1000,
-    num_train=1_281_167,
+    num_train=PROFILES["imagenet-1k"].num_train,
     num_val=50_000,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from trainer.names import links_out
 from trainer.plan import Plan
 from trainer.results import Row, read_row, read_row_file, row_path
 from trainer.run_folder import open_model, plan_of_run, recipe_of
+from trainer.table_rows import AGAIN
 from trainer.verify_curves import curve_checks
 
-_AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 puts behind a run's name
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _store(row: Row, results: Path) -> Iterator[Check]:
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that may change the score."""
     _, facts = recipe_of(folder)
-    yield same("the run's name from recipe.yaml", _AGAIN.sub("", row.run), plan.run_name(row.data_fingerprint))
+    yield same("the run's name from recipe.yaml", AGAIN.sub("", row.run), plan.run_name(row.data_fingerprint))
     yield same("plan.json's page digest", row.digest, facts.get("page_digest"))
     yield same("plan.json's steps", plan.num_steps, facts.get("num_steps"))
     told = [tuple(change.model_dump().values()) for change in row.deviations if change.origin != "memory"]  # found while it ran

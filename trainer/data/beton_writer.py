@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from trainer.checkpoint import write_atomically
 from trainer.data import beton
 from trainer.data.beton import Beton, BetonSet
 from trainer.data.decode import Planes
@@ -164,7 +165,7 @@ def write_beton(
         _read_back(BetonSet(part.path, facts, profile.channels))
         path.with_suffix(".json").unlink(missing_ok=True)  # whoever looks between the two finds no pair
         os.replace(part.path, path)
-        _replace(path.with_suffix(".json"), facts.as_json())
+        write_atomically(path.with_suffix(".json"), facts.as_json())
         part.notes.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot write there ({error.strerror or error}); room, or out=<another folder>, would do") from None
@@ -273,11 +274,3 @@ def _read_back(found: BetonSet) -> None:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        _sync(file)
-    os.replace(part, path)

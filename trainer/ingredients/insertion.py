@@ -70,7 +70,7 @@ def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
     Raises SurgeryError for a block in which no single module makes what the last convolution is given.
     """
     blocks = list(blocks)
-    channels, calls = _output_channels(model, blocks), _calls(model, blocks)
+    channels, calls = _output_channels(model, blocks), branch_calls(model, blocks)
     return [_middle(model, name, channels[name], calls[name], key) for name in blocks]
 
 
@@ -170,10 +170,7 @@ def branch_calls(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[tupl
 
     Convolutions, norms and activations; none that lie in attention or in the shortcut.
     """
-    return _calls(model, list(blocks))
-
-
-def _calls(model: nn.Module, blocks: list[str]) -> dict[str, list[tuple[str, nn.Module, int]]]:
+    blocks = list(blocks)
     left_out = inside_attention(model)
     block_of = {}
     for block in blocks:
