@@ -18,9 +18,9 @@ VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recip
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 unknown := $(filter-out $(VARIABLES) PYTHON VENV,$(written))
-nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
+override nearest = import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1); print(f"did you mean {near[0]}?" if near else "there are " + " ".join(sys.argv[2:]))
 ifneq ($(unknown),)
-first := $(firstword $(unknown))
+override first := $(firstword $(unknown))
 $(error $(first)=: no such variable; $(shell $(PYTHON) -c '$(nearest)' '$(subst ','\'',$(first))' $(VARIABLES)) (make help))
 endif
 # make would expand a $(...) in a value when it exports the variable to a command's environment: plain text forestalls it

@@ -236,6 +236,13 @@ def test_make_refuses_a_variable_that_it_does_not_know(door):
     assert done.returncode == 2 and "recpie=: no such variable; did you mean recipe?" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["nearest", "first"])
+def test_make_takes_no_word_of_its_own_from_the_command_line(door, name):
+    done = make(door, f"{name}=import os; os.mkdir('pwned')")
+    assert done.returncode == 2 and f"{name}=: no such variable; there are recipe" in done.stderr
+    assert not (door / "pwned").exists()
+
+
 @pytest.mark.parametrize(("target", "remedy"), [("exlpain", "did you mean explain?"), ("qqq;touch pwned", "there are train plan")])
 def test_make_refuses_a_target_that_it_does_not_have_with_the_nearest(door, target, remedy):
     done = make(door, target)

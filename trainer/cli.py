@@ -69,6 +69,7 @@ def user_errors(command):
 
     @functools.wraps(command)
     def wrapped(*positional, **named):
+        """The command, whose refusals are one line."""
         from trainer.errors import UserError, printable
 
         try:

@@ -36,6 +36,7 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def wrapped(url: str, *given) -> None:
+        """The function, tried once more after each of WAITS_S."""
         for wait_s in (*WAITS_S, None):
             try:
                 return function(url, *given)
