@@ -1,5 +1,6 @@
 """A checkpoint is whole or it is not there."""
 
+import contextlib
 import errno
 import io
 import os
@@ -167,6 +168,27 @@ def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path, monkeyp
     assert len(list(tmp_path.glob(".step_*.part"))) == 1
     save_checkpoint(tmp_path, 2, state(2))
     assert not list(tmp_path.glob(".step_*.part")) and others.exists()
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000000002.pt", "step_000000002.sha256"]
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_a_kill_while_an_old_one_is_removed_leaves_nothing_of_it_behind(tmp_path, monkeypatch, removed):
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, state(step))
+    unlink, done = Path.unlink, []
+
+    def unlinking(path: Path, missing_ok: bool = False) -> None:
+        if len(done) == removed:
+            raise KeyboardInterrupt
+        done.append(path)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", unlinking)
+        save_checkpoint(tmp_path, 3, state(3))
+    assert len(done) == removed and load_checkpoint(tmp_path, silent)["progress"]["step"] == 3
+    save_checkpoint(tmp_path, 4, state(4))
+    assert sorted(path.stem for path in tmp_path.glob("step_*")) == ["step_000000003"] * 2 + ["step_000000004"] * 2
 
 
 def die_after(patch, writes_done: int) -> None:

@@ -25,7 +25,7 @@ def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False)
 
     is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in place before the file
     appears under its own name, and both are synced, so a file that can be seen can be checked. What a killed process left
-    half written is removed.
+    half written or half removed goes.
 
     Raises OSError where the disk does not take it; those that were there stay, and nothing half written does.
     """
@@ -48,9 +48,16 @@ def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False)
     place = paths.index(path)
     later = paths[:place]  # passed over when the run was taken up: damaged
     for old in later + [old for old in paths[place + NUM_KEPT :] if not _kept_path(old).exists()]:
-        for file in (old, _checksum_path(old), _kept_path(old)):
-            file.unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+    _drop_orphans(folder)
     return path
+
+
+def _drop_orphans(folder: Path) -> None:
+    """Remove the checksums and marks of checkpoints that are gone, or that a kill kept from appearing."""
+    for file in folder.glob("step_*"):
+        if file.suffix in (".sha256", ".keep") and not file.with_suffix(".pt").exists():
+            file.unlink(missing_ok=True)
 
 
 def _write_state(path: Path, state: dict) -> str:

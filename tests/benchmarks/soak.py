@@ -127,7 +127,12 @@ class Soak:
             self.expected[seed] = found
         for what, value in self.expected[seed].items():
             if found.get(what) != value:
-                self.faults.append(f"seed {seed}: {what} differs: {shorten(found.get(what))}; printed {shorten(printed.read_text()[-300:])}")
+                self.fault(f"seed {seed}: {what} differs: {differing(found.get(what), value)}; printed {shorten(printed.read_text()[-300:])}")
+
+    def fault(self, text: str) -> None:
+        """Keep it, and say it at once."""
+        self.faults.append(text)
+        print(text, flush=True)
 
 
 def ending(folder: Path) -> dict:
@@ -143,6 +148,15 @@ def ending(folder: Path) -> dict:
         "metrics": curves[0].read_bytes(),
         "files": sorted({name for name in left if "tensorboard" not in name and "events" not in name}),
     }
+
+
+def differing(found: object, expected: object) -> str:
+    """What one has and the other has not."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        return shorten({name: (found.get(name), expected.get(name)) for name in found | expected if found.get(name) != expected.get(name)})
+    if isinstance(found, list) and isinstance(expected, list):
+        return shorten({"more": sorted(set(found) - set(expected)), "missing": sorted(set(expected) - set(found))})
+    return shorten(found)
 
 
 def shorten(value: object) -> str:
@@ -181,7 +195,7 @@ def killed_run(context, soak: Soak, place: Path, seed: int, usual_s: float, draw
             os.kill(process.pid, number if after else signal.SIGKILL)
             process.join(HANGS * usual_s)
         if process.is_alive() or (after is None and process.exitcode == -signal.SIGKILL):
-            soak.faults.append(f"seed {seed}: a process hung")
+            soak.fault(f"seed {seed}: a process hung")
             process.kill()
             process.join()
         code = process.exitcode
@@ -189,7 +203,7 @@ def killed_run(context, soak: Soak, place: Path, seed: int, usual_s: float, draw
         if code == 0:
             break
         if code not in (STOPPED, -signal.SIGKILL, -signal.SIGTERM):
-            soak.faults.append(f"seed {seed}: a process ended with {code}: {shorten(printed.read_text()[-300:])}")
+            soak.fault(f"seed {seed}: a process ended with {code}: {shorten(printed.read_text()[-300:])}")
             break
     soak.kills_of_a_run.append(kills)
     soak.check(folder, seed, printed)
@@ -217,7 +231,7 @@ class Counted:
         code, found = self.pipe.recv()
         soak.held.append(found)
         if code:
-            soak.faults.append(f"seed {seed}: the process that lives to the end: a run ended with {code}")
+            soak.fault(f"seed {seed}: the process that lives to the end: a run ended with {code}")
         soak.check(place / "run", seed, place / "counted.txt")
 
 
