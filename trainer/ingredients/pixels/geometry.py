@@ -88,11 +88,22 @@ def _moved_along(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis
     first, from_, to = (_along(on(images.device, each)[:, None], dim) for each in (first.astype(np.int64), *edges))
     places = torch.arange(length_px + num_taps - 1, device=images.device).view(-1, *[1] * (3 - dim))
     index = (places + (first - (num_taps // 2 - 1))).clamp_(0, length_px - 1)
-    read = images.gather(dim, index.expand(-1, images.shape[1], -1, -1)).float()
+    read = _read_along(images, index, dim).float()
     taps = [read.narrow(dim, tap, length_px) for tap in range(num_taps)]
     places = places.narrow(0, 0, length_px)
-    is_inside = (places >= from_) & (places < to)
-    return torch.where(is_inside, to_bytes(_interpolated(taps, weights)), colour_on(images.device, fill))
+    inside = ((places >= from_) & (places < to)).to(torch.uint8).neg_()  # 255 there, 0 elsewhere
+    # By bits: torch on a CPU chooses between uint8 values one at a time.
+    return (to_bytes(_interpolated(taps, weights)) & inside) | (colour_on(images.device, fill) & ~inside)
+
+
+def _read_along(images: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Each line [N, C, H, W] at the places [N, 1, ...] along dimension dim, 2 or 3: as long as index is."""
+    if dim == 3:
+        return images.gather(3, index.expand(-1, images.shape[1], -1, -1))
+    # Torch gathers along the last dimension several times as fast.
+    width = images.shape[3]
+    flat = (index * width).add_(torch.arange(width, device=images.device)).flatten(1)
+    return images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1)).unflatten(2, (-1, width))
 
 
 def _along(lines: Tensor, dim: int) -> Tensor:

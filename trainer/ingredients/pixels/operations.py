@@ -16,7 +16,7 @@ from trainer.ingredients.pixels.transfer import on
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
 OPERATIONS = ("identity", *FIXED, *MEASURED, *MATRICES, *BLENDS)
-_CACHED_PX = 1 << 15
+_CACHED_PX = 1 << 17
 
 
 def operate(
@@ -34,7 +34,7 @@ def operate(
     groups = _groups(places)
     done = []
     for kind, members in groups.items():
-        for start in range(0, len(members), at_once := _images_at_once(images)):
+        for start in range(0, len(members), at_once := _images_at_once(images, kind)):
             rows = np.array(members[start : start + at_once])
             names = [OPERATIONS[place] for place in places[rows]]
             done.append(_changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill))
@@ -61,9 +61,11 @@ def _ordered(parts: list[Tensor], order: list[int]) -> Tensor:
     return torch.from_numpy(images)
 
 
-def _images_at_once(images: Tensor) -> int:
+def _images_at_once(images: Tensor, kind: str) -> int:
     """How many images one call takes: on a CPU few enough for the intermediate results to stay in its cache."""
-    return max(1, _CACHED_PX // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+    if images.device.type != "cpu" or kind == "look up":  # which has none
+        return len(images)
+    return max(1, _CACHED_PX // images[0, 0].numel())
 
 
 def _groups(places: np.ndarray) -> dict[str, list[int]]:
@@ -101,7 +103,7 @@ def _tables(images: Tensor, names: list[str], arguments: np.ndarray) -> Tensor:
     tables = on(images.device, fixed)[:, None].repeat(1, images.shape[1], 1)
     for name in rows.keys() & MEASURED:
         there = on(images.device, rows[name])
-        tables[there] = MEASURED[name](images.index_select(0, there), arguments[rows[name]])
+        tables[there] = MEASURED[name](_taken(images, rows[name]), arguments[rows[name]])
     return tables
 
 
