@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.ingredients.pixels.by_pil import affine_by_pil
 from trainer.ingredients.pixels.color import color
 from trainer.ingredients.pixels.filters import sharpness
 from trainer.ingredients.pixels.geometry import affine
@@ -16,6 +17,7 @@ from trainer.ingredients.pixels.transfer import on
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
 OPERATIONS = ("identity", *FIXED, *MEASURED, *MATRICES, *BLENDS)
+_PIL_FROM_PX = 1 << 14  # of an image: of fewer, many at once are moved faster by tensor operations
 _CACHED_PX = 1 << 17
 
 
@@ -31,15 +33,13 @@ def operate(
     """
     images = images.contiguous()
     places, arguments, filters = operation.numpy(), argument.numpy(), interpolation.numpy()
-    groups = _groups(places)
-    done = []
-    for kind, members in groups.items():
+    done = images.clone()
+    for kind, members in _groups(places).items():
         for start in range(0, len(members), at_once := _images_at_once(images, kind)):
             rows = np.array(members[start : start + at_once])
             names = [OPERATIONS[place] for place in places[rows]]
-            done.append(_changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill))
-    order = [row for members in groups.values() for row in members]
-    return _ordered(done, order)
+            _put(done, rows, _changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill))
+    return done
 
 
 def _taken(images: Tensor, rows: np.ndarray) -> Tensor:
@@ -48,17 +48,12 @@ def _taken(images: Tensor, rows: np.ndarray) -> Tensor:
     return images.index_select(0, on(images.device, rows))
 
 
-def _ordered(parts: list[Tensor], order: list[int]) -> Tensor:
-    """The images of all parts together, the i-th of them at place order[i]."""
-    if parts[0].device.type != "cpu":
-        return torch.cat(parts).index_select(0, on(parts[0].device, np.argsort(order)))
-    images = np.empty((len(order), *parts[0].shape[1:]), np.uint8)
-    start = 0
-    for part in parts:
-        places = order[start : start + len(part)]
-        images[places[0] if len(places) == 1 else places] = part.numpy()
-        start += len(part)
-    return torch.from_numpy(images)
+def _put(images: Tensor, rows: np.ndarray, changed: Tensor) -> None:
+    """Write the changed ones [N, C, H, W] into their rows."""
+    if images.device.type == "cpu":
+        images.numpy()[rows[0] if len(rows) == 1 else rows] = changed.numpy()
+    else:
+        images.index_copy_(0, on(images.device, rows), changed)
 
 
 def _images_at_once(images: Tensor, kind: str) -> int:
@@ -69,10 +64,12 @@ def _images_at_once(images: Tensor, kind: str) -> int:
 
 
 def _groups(places: np.ndarray) -> dict[str, list[int]]:
-    """The images by what has to be done: nothing, a look-up, a blend, or a movement along "x", "y" or "xy"."""
+    """The images to be changed by what has to be done: a look-up, a blend, or a movement along "x", "y" or "xy"."""
     groups: dict[str, list[int]] = {}
     for image, place in enumerate(places.tolist()):
         name = OPERATIONS[place]
+        if name == "identity":
+            continue
         is_table = name in FIXED or name in MEASURED
         kind = "look up" if is_table else MATRICES[name][1] if name in MATRICES else name
         groups.setdefault(kind, []).append(image)
@@ -84,10 +81,10 @@ def _changed(
 ) -> Tensor:
     """Images of one kind after their operations: [N, C, H, W] uint8 to the same."""
     match kind:
-        case "identity":
-            return images
         case "look up":
             return look_up(images, _tables(images, names, arguments))
+        case "xy" if images.device.type == "cpu" and images[0, 0].numel() >= _PIL_FROM_PX:
+            return affine_by_pil(images, _matrices(names, arguments, *images.shape[2:]), filters, fill)
         case "x" | "y" | "xy":
             return affine(images, _matrices(names, arguments, *images.shape[2:]), filters, kind, fill)
         case _:
