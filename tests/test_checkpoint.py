@@ -73,6 +73,22 @@ def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatc
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 2
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_the_disk_does_not_show_is_no_empty_one(tmp_path, monkeypatch, number):
+    save_checkpoint(tmp_path, 1, state(1))
+
+    def failing(*given):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir", "stat"):
+            patch.setattr(os, name, failing)
+        with pytest.raises(UserError, match=rf"cannot be read \({os.strerror(number)}\); the same command goes on"):
+            load_checkpoint(tmp_path, silent)
+    assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 1
+    assert load_checkpoint(tmp_path / "none", silent) is None
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_cut_or_flipped_at_any_place_it_is_found_and_the_one_before_it_used(tmp_path, seed):
     save_checkpoint(tmp_path, 1, state(1))

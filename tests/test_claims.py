@@ -119,6 +119,25 @@ def test_another_machines_claim_lives_by_its_heartbeat(tmp_path, monkeypatch, ag
     os.close(elsewhere._descriptor)
 
 
+@pytest.mark.parametrize("is_touched", [False, True])
+def test_what_another_machine_held_is_had_once_it_shows_no_life(tmp_path, monkeypatch, capsys, is_touched):
+    """A machine that is gone leaves a claim that is fresh for a minute: the same command elsewhere waits for it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "machine_id", lambda: "000000000000")
+        elsewhere = claim(tmp_path)
+    claims._held.clear()
+    if is_touched:
+        monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(elsewhere.path, (time.time() + 1, time.time() + 1)))
+        with pytest.raises(ClaimedError, match="works here"):
+            claimed(tmp_path)
+        assert elsewhere.path.exists()
+    else:
+        with claimed(tmp_path, stale_s=0.3, look_s=0.02):
+            assert not elsewhere.path.exists()
+    assert "worked here; waiting up to" in capsys.readouterr().err
+    os.close(elsewhere._descriptor)
+
+
 def test_where_files_cannot_be_locked_the_heartbeat_tells(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(37, "no locks available")

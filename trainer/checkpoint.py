@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainer.claims import make_folder
 from trainer.errors import UserError
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
+_NAME = re.compile(r"step_([0-9]+)\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False) -> Path:
@@ -107,7 +109,10 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
     """
     import torch
 
-    paths = _newest_first(folder)
+    try:
+        paths = _newest_first(folder)
+    except OSError as error:
+        raise _not_given(folder, error) from None
     for path in paths:
         damage = _damage(path)
         if damage is None:
@@ -169,10 +174,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    """The checkpoints of a folder, which need not be there. Raises OSError where the disk does not show it."""
+    # Not by glob, which takes a folder that may not be read for an empty one: the run would start anew, over all of them.
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    paths = [path for path in folder.glob("step_*.pt") if path.stem[5:].isascii() and path.stem[5:].isdigit() and path.is_file()]
-    return sorted(paths, key=lambda path: int(path.stem[5:]), reverse=True)
+    steps = {int(found[1]): folder / name for name in names if (found := _NAME.fullmatch(name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
 
 
 def _checksum_path(path: Path) -> Path:

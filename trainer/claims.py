@@ -29,6 +29,7 @@ from trainer.json_text import json_of
 
 BEAT_S = 10.0
 STALE_S = 60.0
+_LOOK_S = 1.0
 
 _held: dict[Path, Claim] = {}  # by this process; to open and close one of these files would drop its lock
 _guard = threading.Lock()
@@ -108,15 +109,46 @@ def claim(folder: Path, stale_s: float = STALE_S) -> Claim | None:
     return own
 
 
-def claimed(folder: Path) -> Claim:
+def claimed(folder: Path, stale_s: float = STALE_S, look_s: float = _LOOK_S) -> Claim:
     """Claim a folder or refuse.
+
+    A claim of another machine may be that of a process that is gone: it is waited for, until it is touched again or is
+    stale, with a line to stderr.
 
     Raises ClaimedError where another claim is live.
     """
-    own = claim(folder)
+    own = claim(folder, stale_s) or _after_the_gone(Path(folder).resolve(), stale_s, look_s)
     if own is None:
         raise ClaimedError(f"{folder}: {owner_of(folder) or 'another process'} works here; wait for its end, or stop it")
     return own
+
+
+def _after_the_gone(folder: Path, stale_s: float, look_s: float) -> Claim | None:
+    touched = _touched_elsewhere(folder, stale_s)
+    if touched:
+        print(f"{folder}: {owner_of(folder) or 'another process'} worked here; waiting up to {stale_s:g} s for a sign of its life", file=sys.stderr, flush=True)
+    while touched:
+        time.sleep(look_s)
+        own = claim(folder, stale_s)
+        if own is not None:
+            return own
+        if _touched_elsewhere(folder, stale_s) != touched:
+            return claim(folder, stale_s)
+    return None
+
+
+def _touched_elsewhere(folder: Path, stale_s: float) -> dict[Path, int]:
+    """When each live claim was touched, where all of them are other machines'; none where one is of this machine."""
+    touched = {}
+    for path in folder.glob("claim.*"):
+        owner = _owner_if_live(path, stale_s, datetime.now(UTC).timestamp())
+        if owner is None:
+            continue
+        if owner.has_lock and owner.machine == machine_id():
+            return {}
+        with contextlib.suppress(FileNotFoundError):
+            touched[path] = os.stat(path).st_mtime_ns
+    return touched
 
 
 def owner_of(folder: Path, stale_s: float = STALE_S) -> Owner | None:
