@@ -167,7 +167,7 @@ def _lists(data):
 
 def images(mutate: Mutator, folder: Path):
     """Image files of every kind, in every number of channels."""
-    written = [_image(*kind) for kind in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("PPM", "RGB"), ("EPS", "RGB"))]
+    written = [image_file(*kind) for kind in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("PPM", "RGB"), ("EPS", "RGB"))]
     array = io.BytesIO()
     np.save(array, np.zeros((9, 8, 4), np.uint8))
     written.append(array.getvalue())
@@ -186,7 +186,7 @@ def images(mutate: Mutator, folder: Path):
         yield read
 
 
-def _image(kind: str, mode: str) -> bytes:
+def image_file(kind: str, mode: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
     image = Image.fromarray(pixels[:, :, :3])
     image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
@@ -257,7 +257,7 @@ def _photos(root: Path) -> Path:
         for name in ("a", "b"):
             (root / split / name).mkdir(parents=True)
             for place in range(number):
-                (root / split / name / f"{name}{place}.png").write_bytes(_image("PNG", "RGB"))
+                (root / split / name / f"{name}{place}.png").write_bytes(image_file("PNG", "RGB"))
     return root
 
 

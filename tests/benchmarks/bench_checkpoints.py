@@ -3,7 +3,8 @@
 Steps of the suite in blocks, in turns: without a checkpoint, with one begun before the block's first step and written
 beside it, and with one that is waited for. A block lasts longer than the writing. Reports how much longer a block with
 one took, as a share of the time between two checkpoints; and what a noisy machine does not blur: the time for which the
-step stood still and the writer's processor time, which it takes from the steps where every core is busy.
+step stood still and the writer's processor time, which it takes from the steps where every core is busy. Writes
+results/bench/checkpoints-cpu.json and .md (-cuda on a GPU); --dry prints alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from trainer import provenance
+from trainer.checkpoint import write_atomically
 from trainer.cores import num_cores
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
@@ -58,7 +61,8 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="where checkpoints are written; absent: the temporary folder")
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
 
     plan = plan_of(Job(given.recipe, given.model, given.data, overrides=given.set))
@@ -91,23 +95,42 @@ def main() -> None:
             for kind in BLOCKS:
                 taken[kind].append(block(kind))
         mib = sum(path.stat().st_size for path in saver.folder.glob("*.pt")) / 2 / 2**20
-    report(given, taken, saver, mib)
+    facts = facts_of(given, settings.device, taken, saver, mib)
+    table = as_markdown(facts)
+    print(table)
+    if not given.dry:
+        path = Path(__file__).parents[2] / "results" / "bench" / f"checkpoints-{settings.device.split(':')[0]}"
+        write_atomically(path.with_suffix(".md"), table.encode())
+        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def report(given, taken: dict, saver: Timed, mib: float) -> None:
-    """Print what was measured, and one line of JSON."""
-    plain_s = statistics.median(taken["none"])
-    shares = {}
-    for kind in BLOCKS[1:]:
-        extra = [with_one - none for with_one, none in zip(taken[kind], taken["none"], strict=True)]
-        shares[kind] = statistics.median(extra) / given.every_s
-        print(f"{kind:7} {statistics.median(extra):+.3f} s a checkpoint, {100 * shares[kind]:+.2f} % at one every {given.every_s:g} s "
-              f"(of {len(extra)} rounds from {min(extra):+.3f} to {max(extra):+.3f} s; a block lasts {plain_s:.1f} s)")  # fmt: skip
+def facts_of(given, device: str, taken: dict, saver: Timed, mib: float) -> dict:
+    """What was measured, for a JSON file."""
     still_s, writer_s, took_s = (statistics.median(found) for found in (saver.still_s, saver.writer_s, saver.took_s))
-    most = (still_s + writer_s / num_cores()) / given.every_s
-    print(f"a checkpoint of {mib:.0f} MiB: the step stands still for {still_s:.3f} s, the writer takes {took_s:.2f} s beside it and "
-          f"{writer_s:.2f} s of one of {num_cores()} cores: {100 * most:.2f} % where all of them are busy")  # fmt: skip
-    print(json.dumps({"benchmark": "checkpoints", "model": given.model, "mib": round(mib), "share": shares, "still_s": still_s, "writer_s": writer_s, "most_share": most}))
+    extra = {kind: [one - none for one, none in zip(taken[kind], taken["none"], strict=True)] for kind in BLOCKS[1:]}
+    words = {"recipe": given.recipe, "model": given.model, "data": given.data, "set": given.set, "every_s": given.every_s}
+    return words | {
+        "benchmark": "checkpoints", "device": provenance.device_name(device), "torch": torch.__version__, "num_cores": num_cores(), "num_rounds": given.rounds,
+        "mib": round(mib), "block_s": round(statistics.median(taken["none"]), 3), "still_s": round(still_s, 4), "took_s": round(took_s, 3), "writer_s": round(writer_s, 3),
+        "most_pct": round(100 * (still_s + writer_s / num_cores()) / given.every_s, 3),
+        "extra_s": {kind: [round(statistics.median(found), 3), round(min(found), 3), round(max(found), 3)] for kind, found in extra.items()},
+        "extra_pct": {kind: round(100 * statistics.median(found) / given.every_s, 3) for kind, found in extra.items()},
+    }  # fmt: skip
+
+
+def as_markdown(facts: dict) -> str:
+    """The table."""
+    lines = ["# What checkpoints cost a run", ""]
+    lines += [f"{facts['device']}, {facts['num_cores']} cores, torch {facts['torch']}; {facts['model']}, page {facts['recipe']}, {facts['set']}; a checkpoint of {facts['mib']} MiB "
+              f"every {facts['every_s']:g} s. {facts['num_rounds']} rounds of blocks of {facts['block_s']:.1f} s, in turns.", ""]  # fmt: skip
+    lines += ["| a block with a checkpoint takes longer by | median | shortest to longest | of the time between two |", "|---|---|---|---|"]
+    names = {"beside": "written beside the steps", "waited": "waited for"}
+    for kind, name in names.items():
+        median, low, high = facts["extra_s"][kind]
+        lines.append(f"| {name} | {median:+.3f} s | {low:+.3f} to {high:+.3f} s | {facts['extra_pct'][kind]:+.2f} % |")
+    lines += ["", f"The step stands still for {facts['still_s']:.3f} s; the writer takes {facts['took_s']:.2f} s beside it and {facts['writer_s']:.2f} s of one of "
+              f"{facts['num_cores']} cores: **{facts['most_pct']:.2f} %** where all of them are busy.", ""]  # fmt: skip
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
