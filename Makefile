@@ -170,7 +170,7 @@ help:  ## this list
 #: on here (default) or ray: where make ablate runs
 #: address of the Ray cluster: auto (default), a URL, or local for one made here
 #: per_cell each run's share of the cluster: per_cell="cpus=4 gpus=1 memory_gib=8"
-#: src where the images lie (make data, make parity); a folder of JPEG files to measure on (make bench)
+#: src where the images lie (make data, make parity); a folder or a tar of JPEG files to measure on (make bench)
 #: out of make data: the folder of the .beton files
 #: max_side,jpeg_share,quality of make data: shrink longer sides to so many px; the share stored as JPEG, of that quality
 #: images of make parity: how many to compare, at least; default 2048

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from packing import write_tar
 from trainer.bench import Rate, in_turns, median_ratio
-from trainer.bench_data import image_folder, photos
+from trainer.bench_data import files_of, image_folder, photos
 from trainer.bench_run import verdict
 from trainer.cli import app
+from trainer.data.index import DataError
 from trainer.profiles import find_profile
 from trainer.settings import make_settings
 
@@ -61,6 +63,27 @@ def test_photos_are_jpegs_of_one_size_and_a_folder_of_links_is_a_data_set(tmp_pa
     assert len({path.read_bytes() for path in files}) == 5
     profile = find_profile(str(image_folder(tmp_path / "data", files, 12, 4)))
     assert (profile.num_train, profile.num_val, profile.num_classes) == (12, 4, 2)
+
+
+def test_a_tar_of_jpegs_is_as_good_as_a_folder_of_them_and_its_names_open_no_file(tmp_path):
+    made = photos(tmp_path / "photos", 3)
+    tar = write_tar(tmp_path / "photos.tar", {"b/2.JPEG": made[1].read_bytes(), "a/1.jpg": made[0].read_bytes(), "a/list.txt": b"1"})
+    found = files_of(tar, tmp_path / "out")
+    assert [path.read_bytes() for path in found] == [made[1].read_bytes(), made[0].read_bytes()]
+    assert found == sorted((tmp_path / "out").iterdir())
+    assert files_of(tmp_path / "photos", tmp_path / "unused") == made and not (tmp_path / "unused").exists()
+    tar.write_bytes(tar.read_bytes()[:-9000])
+    with pytest.raises(DataError, match="damaged"):
+        files_of(tar, tmp_path / "again")
+    assert len(files_of(None, tmp_path / "drawn", 2)) == 2
+
+
+@pytest.mark.parametrize("name", ["empty", "no.tar", "nowhere"])
+def test_a_src_without_jpegs_is_one_line(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    write_tar(tmp_path / "no.tar", {"a.txt": b"1"})
+    done = CliRunner().invoke(app, ["bench", "--device", "cpu", "--src", str(tmp_path / name)])
+    assert done.exit_code == 2 and "a folder or a tar of JPEG files would do" in done.output
 
 
 def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):

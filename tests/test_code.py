@@ -12,10 +12,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 # Each layer may import from those above it, never from those below. Modules of one line may import each other.
 LAYERS = [
     {"errors", "exits", "json_text", "names", "terminal", "cores", "doctor_finding"},
-    {"stop", "claims", "bench", "bench_data"},
+    {"stop", "claims", "bench"},
     {"streams", "provenance", "memory", "place", "meeting", "ranks", "gradients", "inject", "ingredients.base", "data.order", "range_rules", "race", "range_race"},
     {"ingredients"},
-    {"check", "tree", "load", "settings", "data.index", "data.listing", "data.columns", "data.shards", "data.parquet", "data.hf", "data.packed"},
+    {"check", "tree", "load", "settings", "data.index", "data.listing", "data.columns", "data.shards", "data.parquet", "data.hf", "data.packed", "bench_data"},
     {"overrides", "profiles", "sections"},
     {"recipe"},
     {"explain", "adapt", "plan", "start"},

@@ -22,7 +22,7 @@ def bench(
     model: Annotated[str, typer.Option(help="A model; absent: resnet50 on a GPU, resnet18 on the CPU.")] = "",
     data: Annotated[str, typer.Option(help="As train takes it; absent: JPEG photos of an ImageNet image's size.")] = "",
     data_dir: DataDir = None,
-    src: Annotated[Path | None, typer.Option(help="A folder of JPEG files to use in place of those photos.")] = None,
+    src: Annotated[Path | None, typer.Option(help="A folder or a tar of JPEG files to use in place of those photos.")] = None,
     set_: Set = "",
     device: Device = "auto",
     gpu: Annotated[int, typer.Option(min=0, max=1, help="1: measure on a GPU, or say that there is none.")] = 0,
@@ -54,12 +54,12 @@ def bench(
 
 
 def _folder(made: Path, src: Path | None, num_train: int) -> Path:
-    from trainer.bench_data import image_folder, jpegs, photos
+    from trainer.bench_data import files_of, image_folder
     from trainer.errors import UserError
 
-    files = photos(made / "photos", 128) if src is None else jpegs(src)
+    files = files_of(src, made / "files", 128)
     if not files:
-        raise UserError(f"src={src}: holds no .jpg; a folder of JPEG files would do")
+        raise UserError(f"src={src}: holds no .jpg; a folder or a tar of JPEG files would do")
     return image_folder(made / "data", files, num_train, 256)
 
 

@@ -22,9 +22,8 @@ from timm.data import ImageDataset, Mixup, create_loader
 from timm.loss import BinaryCrossEntropy
 from timm.optim import create_optimizer_v2
 
-from bench_loader import files_of
 from trainer import provenance
-from trainer.bench_data import image_folder
+from trainer.bench_data import files_of, image_folder
 from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tarfile
 import tempfile
 import time
 from dataclasses import replace
@@ -30,7 +29,7 @@ from torchvision.transforms import v2
 from bench_ffcv import ffcv_parts
 from trainer import provenance
 from trainer.bench import Rate, in_turns, median_ratio
-from trainer.bench_data import jpegs, photos
+from trainer.bench_data import files_of
 from trainer.checkpoint import write_atomically
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
@@ -131,16 +130,6 @@ def as_markdown(facts: dict) -> str:
         spread = f"{row['low_images_per_s']:.0f} to {row['high_images_per_s']:.0f}"
         lines.append(f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |")
     return "\n".join([*lines, ""])
-
-
-def files_of(src: Path | None, folder: Path) -> list[Path]:
-    """The JPEG files of a folder, or of a tar, unpacked; without either, photos made here."""
-    if src is None:
-        return photos(folder, 64)
-    if src.is_file():
-        with tarfile.open(src) as tar:
-            tar.extractall(folder, filter="data")
-    return jpegs(folder if src.is_file() else src)
 
 
 def main() -> None:

@@ -59,6 +59,13 @@ def scan(shards: list[Path]) -> Listing:
     return listing
 
 
+def contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every file in a tar, in order. Raises DataError for what is damaged or leads out of the tar."""
+    reader = Reader([path])
+    for member in _members(path):
+        yield member.name, reader.content(0, member.start, member.size)
+
+
 def _members(path: Path) -> Iterator[_Member]:
     """The files in a tar, in order; all of their bytes are there."""
     try:
