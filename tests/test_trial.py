@@ -48,8 +48,11 @@ def one():
     return trials()
 
 
-def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(one, tmp_path):
+def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(one, tmp_path, monkeypatch):
+    made_fast = []
+    monkeypatch.setattr("trainer.trial.fast_algorithms", made_fast.append)
     curve = one(3, VALUES, "ramp")
+    assert made_fast == ["cpu"]
     plan = replace(one.plan, seed=3, num_steps=len(VALUES))
     state = State(plan, one.settings, tmp_path)
     window = one.data.train_stream(plan, one.settings, 0)
@@ -252,7 +255,8 @@ def test_decay_that_counts_in_shares_of_the_peak_follows_each_value():
 
 
 def states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), torch.get_num_threads(), torch.get_default_dtype()
+    generators = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return *generators, torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -263,6 +267,7 @@ def test_the_process_is_left_as_it_was_also_by_an_error(fails):
             random.random(), np.random.rand(), torch.rand(1), torch.manual_seed(5)
             torch.set_num_threads(2)
             torch.set_default_dtype(torch.float64)
+            torch.backends.cudnn.benchmark = True
             if fails:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:

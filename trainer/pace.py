@@ -18,7 +18,7 @@ from trainer.plan import Plan
 from trainer.recipe import ABOUT
 from trainer.settings import Settings
 from trainer.state import State
-from trainer.train import optimizer_step
+from trainer.train import fast_algorithms, optimizer_step
 
 # What costs no time of its own, and what does so by its kind alone.
 _WITHOUT_COST = (*ABOUT, "epochs", "lr", "smoothing", "drop_path", "precise_norm")
@@ -53,6 +53,7 @@ def measure(plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bo
     """
     first = max(0, plan.num_steps - num_steps - 1)
     seconds: list[float] = []
+    fast_algorithms(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))
         window = data.train_stream(plan, settings, first)

@@ -21,7 +21,7 @@ from trainer.range_rules import Curve
 from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
 from trainer.state import State
-from trainer.train import optimizer_step
+from trainer.train import fast_algorithms, optimizer_step
 
 NUM_MEASURES = 20  # of a ramp, on the held-out slice
 MOST_SKIPPED = 40  # steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
@@ -133,6 +133,7 @@ class Trials:
         return curve
 
     def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:
+        fast_algorithms(self.settings.device)
         peaks, rates = self._rates(values, purpose)
         first = self.scalar.plan_at(plan, self.scalar.used(values[0]), rates[0])
         state = State(first, self.settings, Path("a trial writes no checkpoint"), self.ranks)
@@ -212,9 +213,9 @@ def curve_of(facts: dict[str, Any]) -> Curve:
 
 @contextmanager
 def untouched(device: str) -> Iterator[None]:
-    """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default type and GPU."""
+    """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default type, GPU and cuDNN's choice."""
     gpus = _gpus_in_use(device)
-    kept = random.getstate(), np.random.get_state(), torch.get_num_threads(), torch.get_default_dtype()
+    kept = random.getstate(), np.random.get_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cudnn.benchmark
     current = torch.cuda.current_device() if gpus else None
     try:
         with torch.random.fork_rng(devices=gpus):
@@ -224,6 +225,7 @@ def untouched(device: str) -> Iterator[None]:
         np.random.set_state(kept[1])
         torch.set_num_threads(kept[2])
         torch.set_default_dtype(kept[3])
+        torch.backends.cudnn.benchmark = kept[4]
         if current is not None:
             torch.cuda.set_device(current)
         elif torch.cuda.is_available():
