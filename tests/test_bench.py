@@ -1,6 +1,8 @@
 """`bench`: turns, medians, the verdict, and the whole command on a small run."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from packing import write_tar
+from plans import small_plan
 from trainer.bench import Rate, in_turns, median_ratio
 from trainer.bench_data import files_of, image_folder, photos
-from trainer.bench_run import verdict
+from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
 from trainer.data.index import DataError
+from trainer.data.opened import open_data
 from trainer.profiles import find_profile
 from trainer.settings import make_settings
 
@@ -94,6 +98,47 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
     assert set(facts["parts"]) == {"decode", "augment", "model", "optimizer", "step", "evaluation", "end to end"}
     assert all(part["low_images_per_s"] <= part["images_per_s"] <= part["high_images_per_s"] for part in facts["parts"].values())
     assert facts["verdict"].split(":")[0] in " ".join(done.output.split()) and facts["recipe"] == "A3.v1"
+
+
+def test_what_is_measured_runs_as_a_run_does(monkeypatch):
+    made_fast, plan = [], small_plan("A3")
+    monkeypatch.setattr("trainer.bench_run.fast_algorithms", made_fast.append)
+    rates = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 2, 1)
+    assert made_fast == ["cpu"] and rates["end to end"].num_images == 32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_workers_part_has_one_thread_and_gives_the_others_back(fails):
+    seen = []
+
+    def part(number):
+        seen.append((number, torch.get_num_threads()))
+        assert not fails
+        return 7
+
+    torch.set_num_threads(2)
+    try:
+        assert _on_one_thread(part)(3) == 7
+    except AssertionError:
+        assert fails
+    finally:
+        after = torch.get_num_threads()
+        torch.set_num_threads(1)
+    assert (seen, after) == ([(3, 1)], 2)
+
+
+def test_ffcv_decodes_within_its_own_turns():
+    """Its thread is begun and ended by each call, over the same whole steps; the stream knows what it has checked."""
+    plan, asked = small_plan("A3"), []
+
+    def batches(*given):
+        asked.append(given)
+        yield from [SimpleNamespace(labels=range(8))] * 4
+        asked.append("ended")
+
+    data = SimpleNamespace(stream=lambda *_: SimpleNamespace(batches=batches))
+    decode = _decoding(plan, replace(make_settings("cpu", workers="1"), loader="ffcv"), data)
+    assert decode(0) == decode(1) == 32 and asked == [(0, 16, 1, "cpu"), "ended"] * 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -14,16 +14,18 @@ import torch
 
 from trainer.bench import Rate, in_turns
 from trainer.cores import num_cores
+from trainer.data.loader import MicroBatch
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import augmented, autocast, fill_of, prepare
 from trainer.evaluate import evaluate
 from trainer.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
-from trainer.train import optimizer_step
+from trainer.train import fast_algorithms, optimizer_step
 
 BOUND_SHARE = 0.95  # of the step on data that lies on the device: at least that much is no waiting for data
 _SPARE = 1.1  # workers' rate over the step's, so that a slow image holds nothing up
+_PASS_IMAGES = 512  # that ffcv decodes at a time, at least: what starting its thread takes is lost in them
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Verdict:
 
 def measure(plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, num_steps: int) -> dict[str, Rate]:
     """The rates of all parts, taking turns, then of so many whole steps in a row, which must not share the machine."""
+    fast_algorithms(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))
         rates = in_turns(_parts(state, data), num_rounds, _clock(settings))
@@ -89,14 +92,11 @@ def _clock(settings: Settings) -> Callable[[], float]:
 def _parts(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
     """By name, calls that do one part for one micro-batch, or for one step, and give its images."""
     plan, settings, recipe = state.plan, state.settings, state.plan.recipe
-    decoding = data.train_stream(replace(plan, num_steps=10**9), replace(settings, num_workers=0, device="cpu"), 0)
-    batch = next(decoding)
+    batch = first_batch(plan, settings, data)
     there = batch._replace(images=batch.images.to(settings.device))
     images, targets = prepare(plan, settings, batch)
     pixels = batch.images.pin_memory() if settings.device.startswith("cuda") else batch.images
     shown = list(itertools.islice(data.val_batches(plan, replace(settings, num_workers=0)), 1))
-    steps = itertools.count()
-    fed = _repeated(state, _ready(there, plan, settings))
 
     def model(_: int) -> int:
         with autocast(settings):
@@ -109,22 +109,63 @@ def _parts(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
         state.optimizer.step()
         return recipe.batch.images
 
+    parts = {
+        "decode": _on_one_thread(_decoding(plan, settings, data)),
+        "augment": _on_one_thread(lambda _: len(augmented(there, recipe.augment, recipe.augment_splits, fill_of(plan.profile)).labels)),
+        "transfer": lambda _: len(pixels.to(settings.device, non_blocking=True)),
+        "model": model,
+        "optimizer": optimizer,
+        "step": step_alone(state, there),
+        "evaluation": lambda _: evaluate(plan, settings, state.model, shown).num_images,
+    }
+    return parts if settings.device.startswith("cuda") else {name: part for name, part in parts.items() if name != "transfer"}
+
+
+def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
+    """The first micro-batch of a plan, decoded and not augmented, in this machine's memory."""
+    return next(data.train_stream(plan, replace(settings, num_workers=0, device="cpu"), 0))
+
+
+def step_alone(state: State, batch: MicroBatch) -> Callable[[int], int]:
+    """A call that does one whole step on a micro-batch, over and over, and gives its images: nothing to wait for."""
+    plan, steps = state.plan, itertools.count()
+    there = batch._replace(images=batch.images.to(state.settings.device))
+    fed = _repeated(state, _ready(there, plan, state.settings))
+
     def step(_: int) -> int:
         state.optimizer.zero_grad(set_to_none=True)
         number = next(steps) % plan.steps_per_epoch
         optimizer_step(state, fed(number), number)
         return plan.window_images(number)
 
-    parts = {
-        "decode": lambda _: len(next(decoding).labels),
-        "augment": lambda _: len(augmented(there, recipe.augment, recipe.augment_splits, fill_of(plan.profile)).labels),
-        "transfer": lambda _: len(pixels.to(settings.device, non_blocking=True)),
-        "model": model,
-        "optimizer": optimizer,
-        "step": step,
-        "evaluation": lambda _: evaluate(plan, settings, state.model, shown).num_images,
-    }
-    return parts if settings.device.startswith("cuda") else {name: part for name, part in parts.items() if name != "transfer"}
+    return step
+
+
+def _decoding(plan: Plan, settings: Settings, data: OpenedData) -> Callable[[int], int]:
+    """A call that decodes a few images, in this process or in one thread of ffcv's, and gives their number.
+
+    ffcv's thread reads ahead: it is started and ended within the call, or it would work in the other parts' turns.
+    """
+    here = replace(settings, num_workers=0, device="cpu")
+    if settings.loader != "ffcv":
+        decoded = data.train_stream(replace(plan, num_steps=10**9), here, 0)
+        return lambda _: len(next(decoded).labels)
+    stream, num_steps = data.stream(plan, here), math.ceil(_PASS_IMAGES / plan.recipe.batch.images)
+    return lambda _: sum(len(batch.labels) for batch in stream.batches(0, num_steps, 1, "cpu"))
+
+
+def _on_one_thread(part: Callable[[int], int]) -> Callable[[int], int]:
+    """The part as a worker does it: torch with one thread, and with as many as before after it."""
+
+    def alone(number: int) -> int:
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return part(number)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    return alone
 
 
 def _ready(batch, plan: Plan, settings: Settings):

@@ -53,7 +53,16 @@ class OpenedData:
 
         faults: on purpose, of those that a loader can have.
         """
-        stream = _stream_of(settings.loader)(
+        stream = self.stream(plan, settings, ranks)
+        if faults and settings.loader == "ffcv":
+            raise UserError("inject=: a loader's faults are made by the torch loader; loader=torch would do")
+        if faults:
+            stream = FaultyStream(**vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch)
+        return arriving(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device), settings.device)
+
+    def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
+        """The training micro-batches of a plan by key, this rank's."""
+        return _stream_of(settings.loader)(
             image_set=self.train if settings.loader == "pil" else for_training(self.train),
             seed=plan.seed,
             augment=plan.recipe.augment,
@@ -70,11 +79,6 @@ class OpenedData:
             rank=ranks.rank,
             num_ranks=ranks.world_size,
         )
-        if faults and settings.loader == "ffcv":
-            raise UserError("inject=: a loader's faults are made by the torch loader; loader=torch would do")
-        if faults:
-            stream = FaultyStream(**vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch)
-        return arriving(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device), settings.device)
 
     def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
