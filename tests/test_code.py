@@ -23,7 +23,7 @@ LAYERS = [
     {"results", "failures", "row_urls", "evaluate", "log", "statistics", "held_out", "floor"},
     {"state", "room", "pieces", "ramp"},
     {"export", "train", "run_folder", "trial", "ending"},
-    {"job", "launch", "bench_run"},
+    {"job", "launch", "bench_run", "bench_timm"},
     {"designs", "budget", "cells", "ablation", "pace"},
     {"cell_run", "dry_run", "local_cells", "ray_cells", "ablate", "sweep_table"},
     {"drill", "rescore", "parity", "show", "matrix", "ranks_cli", "range_command", "range_files", "range_pictures", "range_test", "range_show"},

@@ -18,17 +18,16 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.data import ImageDataset, Mixup, create_loader
-from timm.loss import BinaryCrossEntropy
-from timm.optim import create_optimizer_v2
 
 from trainer import provenance
 from trainer.bench_data import files_of, image_folder
+from trainer.bench_timm import TimmLoop
 from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.memory import keep_freed_memory
-from trainer.settings import make_settings
+from trainer.plan import Plan
+from trainer.settings import Settings, make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
 
@@ -51,39 +50,25 @@ class Timed:
         return item
 
 
-def ours(folder: Path, px: int, batch: int, workers: int):
-    """(a call that makes one step, the stream that it waits for) of the suite."""
+def plan_over(folder: Path, px: int, batch: int) -> Plan:
+    """A3 on a resnet18, long enough for any number of steps."""
     overrides = f"image.train_px={px} image.test_px={px} batch.images={batch} batch.norm_images={batch} epochs=1000 lr.peak=1e-3 lr.warmup_epochs=null lr.warmup_from=null"
-    plan = plan_of(Job("A3", "resnet18", str(folder), None, 0, overrides))
-    settings = make_settings("cpu", workers=str(workers))
+    return plan_of(Job("A3", "resnet18", str(folder), None, 0, overrides))
+
+
+def ours(plan: Plan, settings: Settings, folder: Path):
+    """(a call that makes one step, the stream that it waits for) of the suite."""
     data = open_data(plan.profile, folder)
-    state, stream, number = State(plan, settings, Path("unused")), None, iter(range(10**9))
+    state, number = State(plan, settings, Path("unused")), iter(range(10**9))
     stream = Timed(data.train_stream(plan, settings, 0))
     return lambda: optimizer_step(state, stream, next(number)), stream
 
 
-def of_timm(folder: Path, px: int, batch: int, workers: int):
-    """The same of timm's parts, as its train.py joins them without a prefetcher (which wants a GPU)."""
-    dataset = ImageDataset(str(folder / "train"))
-    loader = create_loader(dataset, (3, px, px), batch, is_training=True, auto_augment="rand-m6-mstd0.5-inc1", hflip=0.5, use_prefetcher=False,
-                           interpolation="random", num_workers=workers, persistent_workers=workers > 0, device=torch.device("cpu"))  # fmt: skip
-    mixup = Mixup(mixup_alpha=0.1, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=2)
-    model = timm.create_model("resnet18", num_classes=2).train()
-    loss, optimizer = BinaryCrossEntropy(target_threshold=0.2, smoothing=0.0), create_optimizer_v2(model, opt="lamb", lr=1e-3, weight_decay=0.02)
-
-    def endless():
-        while True:
-            yield from loader
-
-    stream = Timed(endless())
-
-    def step() -> None:
-        images, targets = mixup(*next(stream))
-        loss(model(images), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, stream
+def of_timm(plan: Plan, settings: Settings, folder: Path):
+    """The same of timm's parts."""
+    loop = TimmLoop(plan, settings, folder)
+    loop.stream = Timed(loop.stream)
+    return loop.step, loop.stream
 
 
 def in_turns(loops: dict, num_rounds: int, num_steps: int) -> tuple[dict, dict]:
@@ -131,7 +116,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         files = files_of(given.src, Path(name) / "files")
         folder = image_folder(Path(name) / "set", files, NUM_TRAIN, NUM_VAL)
-        loops = {who: make(folder, given.px, given.batch, given.workers) for who, make in (("timm's parts", of_timm), ("ours", ours))}
+        plan, settings = plan_over(folder, given.px, given.batch), make_settings("cpu", workers=str(given.workers))
+        loops = {who: make(plan, settings, folder) for who, make in (("timm's parts", of_timm), ("ours", ours))}
         took, waited = in_turns(loops, given.rounds, given.steps)
     images = given.batch * given.steps
     ratios = sorted(theirs / own for theirs, own in zip(took["timm's parts"], took["ours"], strict=True))
