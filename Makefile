@@ -107,9 +107,9 @@ drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then
 	@$(RSB) drill
 	@PYTEST_ADDOPTS="-n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal -m drill "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
 
-bench: $(VENV)/.ready  ## what each part of a run could do alone and what holds it up; then the loader beside timm's (recipe model data data_dir src set device gpu precision workers loader rounds results)
+bench: $(VENV)/.ready  ## what each part of a run could do alone and what holds it up; then the loader, or on a GPU the whole loop, beside timm's (recipe model data data_dir src set device gpu precision workers loader rounds results)
 	@$(RSB) bench $(call flags,recipe model data data_dir src set device gpu precision workers loader rounds results)
-	@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --dry $(if $(filter src,$(written)),--src $(call quoted,src))
+	$(if $(filter 1,$(if $(filter gpu,$(written)),$(value gpu))),,@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --dry $(if $(filter src,$(written)),--src $(call quoted,src)))
 
 setup: $(VENV)/.ready  ## make or renew .venv (every other target does so by itself); ffcv=1: with the loader that is built here (ffcv)
 ifneq ($(filter-out 0 no false,$(value ffcv)),)
@@ -175,7 +175,7 @@ help:  ## this list
 #: max_side,jpeg_share,quality of make data: shrink longer sides to so many px; the share stored as JPEG, of that quality
 #: images of make parity: how many to compare, at least; default 2048
 #: ffcv of make setup: ffcv=1 builds ffcv into .venv, or says what its build lacks
-#: gpu,rounds of make bench: gpu=1 measures on a GPU; rounds of each part, default 8
+#: gpu,rounds of make bench: gpu=1 measures on a GPU, beside timm's parts; rounds of each part, at most, default 8
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything

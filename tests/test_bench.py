@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from packing import write_tar
 from plans import small_plan
-from trainer.bench import Rate, in_turns, median_ratio
+from trainer.bench import Rate, in_turns, median_ratio, seconds_a_step
 from trainer.bench_data import files_of, image_folder, photos
 from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
@@ -38,6 +38,32 @@ def test_parts_take_turns_and_are_timed_by_the_clock_given():
     assert rates["a"].images_per_s == 5 and rates["a"].image_ms == 200 and rates["b"].images_per_s == 2.5
     assert rates["a"].quartiles == (10 / 2.5, 10 / 1.5)
     assert median_ratio(rates["a"], rates["b"]) == 2
+
+
+def test_no_round_begins_when_the_time_is_over_and_one_is_there_at_least():
+    now = [0.0]
+
+    def part(number):
+        now[0] += 2
+        return 1
+
+    assert len(in_turns({"a": part}, 9, lambda: now[0], bound_s=7)["a"].seconds) == 3  # and one that warms up
+    assert len(in_turns({"a": part}, 9, lambda: now[0], bound_s=-1)["a"].seconds) == 1
+
+
+@pytest.mark.parametrize(
+    ("bound_s", "num_first", "num_counted"),
+    [(1000.0, 5, 8), (40.0, 5, 8), (16.0, 5, 2), (6.0, 2, 1), (0.0, 1, 1)],
+)
+def test_a_turn_has_as_many_steps_as_its_time_allows(bound_s, num_first, num_counted):
+    now, taken, marks = [0.0], [], []
+
+    def step():
+        now[0] += 2 if taken else 3  # the first one starts processes
+        taken.append(now[0])
+
+    found = seconds_a_step(step, 5, 8, bound_s, lambda: now[0], lambda: marks.append(len(taken)))
+    assert (found, marks, len(taken)) == (2.0, [num_first], num_first + num_counted)
 
 
 def rates(decode, augment, step, whole):

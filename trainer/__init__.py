@@ -48,6 +48,7 @@
     cli          commands
     doctor       does this machine train; doctor_finding: a line of it, doctor_probes, doctor_steps: what it asks and tries; doctor_show, doctor_cli
     bench_run    what each part of a run could do alone, and what holds it up; bench: turns and medians; bench_data; bench_cli
+    bench_gpu    the same on a GPU beside bench_timm, a loop of timm's parts; bench_targets: the floor, and what was to be reached
     verify       is a run folder whole, and its row's; verify_curves: of metrics.jsonl; verify_show, verify_cli
     inject       faults on purpose; drill: all of them on the digits, what was promised and seen; drill_cli: its command
     stop, errors, provenance; names: what may become a file; terminal: what may be printed; json_text; cores

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from trainer import provenance
 from trainer.bench import Rate, in_turns
 from trainer.cores import num_cores
 from trainer.data.loader import MicroBatch
@@ -49,7 +50,7 @@ def measure(plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, n
     fast_algorithms(settings.device)
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))
-        rates = in_turns(_parts(state, data), num_rounds, _clock(settings))
+        rates = in_turns(parts_of(state, data), num_rounds, clock_of(settings))
         return rates | {"end to end": _end_to_end(state, data, num_steps)}
 
 
@@ -78,7 +79,7 @@ def _serial_text(whole: float, limit: float, share: float) -> str:
     return f"no workers: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %), the rest goes to decoding and augmenting in turn"
 
 
-def _clock(settings: Settings) -> Callable[[], float]:
+def clock_of(settings: Settings) -> Callable[[], float]:
     """Wall-clock time, once the device is done."""
 
     def now() -> float:
@@ -89,7 +90,7 @@ def _clock(settings: Settings) -> Callable[[], float]:
     return now
 
 
-def _parts(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
+def parts_of(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
     """By name, calls that do one part for one micro-batch, or for one step, and give its images."""
     plan, settings, recipe = state.plan, state.settings, state.plan.recipe
     batch = first_batch(plan, settings, data)
@@ -129,7 +130,8 @@ def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
 def step_alone(state: State, batch: MicroBatch) -> Callable[[int], int]:
     """A call that does one whole step on a micro-batch, over and over, and gives its images: nothing to wait for."""
     plan, steps = state.plan, itertools.count()
-    there = batch._replace(images=batch.images.to(state.settings.device))
+    device = state.settings.device
+    there = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
     fed = _repeated(state, _ready(there, plan, state.settings))
 
     def step(_: int) -> int:
@@ -180,10 +182,34 @@ def _repeated(state: State, batch) -> Callable[[int], Iterator]:
     return lambda step: (batch._replace(step=step, micro_batch=place) for place in range(state.plan.micro_batches(step)))
 
 
+def num_first_steps(plan: Plan, settings: Settings) -> int:
+    """Steps until what the workers make ahead, two micro-batches each, is used up."""
+    return 1 + math.ceil(2 * settings.num_workers / plan.num_micro_batches)
+
+
+def facts_of(plan: Plan, rates: dict[str, Rate], found: Verdict) -> dict:
+    """What was measured of a plan, for a JSON file."""
+    recipe = plan.recipe
+    return {
+        "recipe": f"{recipe.name}.v{recipe.version}", "model": plan.model, "train_px": recipe.image.train_px,
+        "batch_images": recipe.batch.images, "norm_images": recipe.batch.norm_images,
+        "verdict": found.text, "limit_images_per_s": round(found.limit, 2), "loader_images_per_s": round(found.data, 2),
+        "parts": {name: rate.as_facts() for name, rate in rates.items()},
+    }  # fmt: skip
+
+
+def machine_facts(settings: Settings, data: OpenedData) -> dict:
+    """Where and with what it was measured, for a JSON file."""
+    return {
+        "device": provenance.device_name(settings.device), "precision": settings.precision, "num_workers": settings.num_workers,
+        "num_threads": settings.num_threads, "loader": data.loader_name(settings), "versions": provenance.versions(),
+    }  # fmt: skip
+
+
 def _end_to_end(state: State, data: OpenedData, num_steps: int) -> Rate:
     """Whole steps, each timed, once what the workers had made ahead is used up."""
-    plan, clock = state.plan, _clock(state.settings)
-    first = 1 + math.ceil(2 * state.settings.num_workers / plan.num_micro_batches)
+    plan, clock = state.plan, clock_of(state.settings)
+    first = num_first_steps(plan, state.settings)
     num_all = first + num_steps
     window = data.train_stream(replace(plan, num_steps=max(num_all, plan.num_steps)), state.settings, 0)
     seconds = []
