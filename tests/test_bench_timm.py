@@ -7,6 +7,7 @@ import timm.loss
 import timm.optim
 import torch
 from timm.data import auto_augment
+from timm.data.loader import PrefetchLoader
 
 from trainer.bench_data import image_folder, photos
 from trainer.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against
@@ -23,9 +24,9 @@ def folder(tmp_path_factory):
     return image_folder(root / "data", photos(root / "photos", 4), 16, 4, num_classes=4)
 
 
-def loop_of(folder, recipe, overrides="", model="test_resnet"):
+def loop_of(folder, recipe, overrides="", model="test_resnet", has_prefetcher=None, **changed):
     plan = plan_of(Job(recipe, model, str(folder), None, 0, f"{SMALL} {BATCH} {overrides}"))
-    return TimmLoop(plan, make_settings("cpu", workers="0"), folder)
+    return TimmLoop(plan, replace(make_settings("cpu", workers="0"), **changed), folder, has_prefetcher)
 
 
 def test_a_step_takes_the_micro_batches_of_a_runs_step_and_moves_the_weights_once(folder):
@@ -43,6 +44,17 @@ def test_a_step_takes_the_micro_batches_of_a_runs_step_and_moves_the_weights_onc
     assert all(group["step"] == 1 for group in loop.optimizer.param_groups)
     assert any(not torch.equal(*pair) for pair in zip(before, loop.model.parameters(), strict=True))
     assert all(weight.grad is None for weight in loop.model.parameters())
+
+
+@pytest.mark.parametrize(("recipe", "model"), [("A2", "test_resnet"), ("convnext", "test_convnext")])
+def test_a_step_as_on_a_gpu(folder, recipe, model):
+    """Images normalized and erased by its prefetcher, channels_last, bf16."""
+    loop, seen = loop_of(folder, recipe, model=model, has_prefetcher=True, precision="bf16", channels_last=True), []
+    loop.model.register_forward_hook(lambda _, given, out: seen.append((given[0].is_contiguous(memory_format=torch.channels_last), given[0].dtype, out.dtype)))
+    loop.step()
+    assert seen == [(True, torch.float32, torch.bfloat16)] * 2
+    loader = loop.stream.gi_frame.f_locals["loader"]
+    assert isinstance(loader, PrefetchLoader) and (loader.random_erasing is not None) == (recipe == "convnext")
 
 
 def test_the_numbers_of_a_resnets_page_arrive_in_timms_parts(folder):

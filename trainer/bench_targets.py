@@ -136,8 +136,9 @@ def targets_of(found: Measured) -> list[Target]:
 
 
 def _of_step(found: Measured) -> Target:
-    share = spread(ratios(found.rates["end to end"], found.rates["step"]))
-    text = f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f})"
+    each = ratios(found.rates["end to end"], found.rates["step"])
+    share = spread(each)
+    text = f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f}, {_turns(each)})"
     return Target("end to end, of the step on data on the device", f">= {100 * BOUND_SHARE:.0f} %", text, share["median"] >= BOUND_SHARE)
 
 
@@ -145,8 +146,13 @@ def _of_timm(found: Measured) -> Target:
     what, wanted = "images/s, times a loop of timm's parts", f">= {TIMM_RATIO}"
     if found.against:
         return Target(what, wanted, f"no such loop: {found.against}", None)
-    ratio = spread(ratios(found.rates["end to end"], found.rates["timm's parts"]))
-    return Target(what, wanted, f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", ratio["median"] >= TIMM_RATIO)
+    each = ratios(found.rates["end to end"], found.rates["timm's parts"])
+    ratio = spread(each)
+    return Target(what, wanted, f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}, {_turns(each)})", ratio["median"] >= TIMM_RATIO)
+
+
+def _turns(each: list[float]) -> str:
+    return f"{len(each)} turn{'s' * (len(each) > 1)}"
 
 
 def _of_optimizer(found: Measured) -> Target:

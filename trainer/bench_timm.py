@@ -43,13 +43,13 @@ class TimmLoop:
     """One training loop of timm's ImageDataset, create_loader, Mixup, loss, optimizer and ModelEmaV3, as its train.py joins them.
 
     Images, batch, micro-batch, workers, precision and memory format are those of a run with the same plan and settings,
-    and so is the model. Images are prefetched and normalized on a GPU; on the CPU its prefetcher is left out. An image
-    that is repeated is decoded anew by either loop, so repeats are left out.
+    and so is the model. An image that is repeated is decoded anew by either loop, so repeats are left out.
 
+    has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a GPU.
     stream: endless (images, labels) of micro-batches; whoever wants to watch it may put another in its place.
     """
 
-    def __init__(self, plan: Plan, settings: Settings, folder: Path) -> None:
+    def __init__(self, plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool | None = None) -> None:
         from timm.data import Mixup
         from timm.utils import ModelEmaV3
 
@@ -63,7 +63,8 @@ class TimmLoop:
         self.loss = _loss(recipe)
         self.mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, label_smoothing=recipe.smoothing or 0.0,
                            num_classes=plan.profile.num_classes)  # fmt: skip
-        self.stream = _endless(_loader(plan, settings, folder))
+        on_gpu = settings.device.startswith("cuda")
+        self.stream = _endless(_loader(plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher))
 
     def step(self) -> None:
         """One optimizer step over its micro-batches."""
@@ -92,10 +93,10 @@ class TimmLoop:
         return images.to(self.settings.device), labels.to(self.settings.device)
 
 
-def _loader(plan: Plan, settings: Settings, folder: Path):
+def _loader(plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool):
     from timm.data import ImageDataset, create_loader
 
-    recipe, px, on_gpu = plan.recipe, plan.recipe.image.train_px, settings.device.startswith("cuda")
+    recipe, px = plan.recipe, plan.recipe.image.train_px
     parts = {type(part): part for part in recipe.augment}
     crop, drawn, erasing = parts[RandomResizedCrop], parts.get(RandAugment), parts.get(RandomErasing)
     images = ImageDataset(str(folder / "train"))
@@ -104,8 +105,8 @@ def _loader(plan: Plan, settings: Settings, folder: Path):
         images, (3, px, px), recipe.batch.norm_images, is_training=True, hflip=0.5 if Flip in parts else 0.0, scale=crop.area,
         ratio=crop.aspect, interpolation=crop.interpolation, auto_augment=_policy(drawn) if drawn else None, color_jitter=0.0,
         re_prob=erasing.share if erasing else 0.0, re_mode="pixel" if erasing and erasing.fill == "noise" else "const",
-        mean=plan.profile.mean, std=plan.profile.std, num_workers=settings.num_workers, pin_memory=on_gpu, use_prefetcher=on_gpu,
-        device=torch.device(settings.device), persistent_workers=settings.num_workers > 0,
+        mean=plan.profile.mean, std=plan.profile.std, num_workers=settings.num_workers, pin_memory=settings.device.startswith("cuda"),
+        use_prefetcher=has_prefetcher, device=torch.device(settings.device), persistent_workers=settings.num_workers > 0,
     )  # fmt: skip
 
 
