@@ -108,7 +108,7 @@ MOMENTS = {
     "step": lambda moments: moments.in_model(True),
     "update": lambda moments: moments.before(torch.amp.GradScaler, "step"),
     "line": lambda moments: moments.in_line(),
-    "evaluate": lambda moments: moments.before(train, "evaluate"),
+    "evaluate": lambda moments: moments.before(train, "evaluate_all"),
     "batch": lambda moments: moments.in_model(False),
     "copy": lambda moments: moments.before(saver, "copied_state"),
     "write": lambda moments: moments.in_write(),

@@ -19,10 +19,11 @@ from trainer import train
 from trainer.data.index import DataError
 from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate, evaluate_all
 from trainer.export import weights_digest
 from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.job import Job, plan_of, run_job
+from trainer.models import build_model
 from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings
@@ -64,6 +65,19 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
     assert read_row(folder.parent.parent / "results", row.run) == row
     assert (row.steps, row.epochs, row.num_val_images) == (2 * (1437 // 96), 2, 360)
     assert {change.path for change in row.deviations} >= {"epochs", "batch.images", "image.train_px"}
+
+
+def test_the_images_of_an_evaluation_are_decoded_once_for_all_weights():
+    job = Job("A3", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"))
+    plan, settings = plan_of(job), make_settings("cpu", workers="0")
+    models = {name: build_model(plan).train(name == "model") for name in ("model", "average")}
+    with torch.no_grad():
+        next(models["average"].parameters()).mul_(-1)
+    batches = [(torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 10) for size in (7, 5)]
+    together = evaluate_all(plan, settings, models, iter(batches))
+    assert together == {name: evaluate(plan, settings, model, iter(batches)) for name, model in models.items()}
+    assert together["model"] != together["average"] and {scores.num_images for scores in together.values()} == {12}
+    assert models["model"].training and not models["average"].training
 
 
 def test_the_rows_score_is_the_last_evaluation_in_the_curves(finished):
@@ -134,9 +148,9 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
-    evaluate = train.evaluate
-    spoilt = lambda *given, **named: dataclasses.replace(evaluate(*given, **named), loss_nats=loss)  # noqa: E731
-    monkeypatch.setattr(train, "evaluate", spoilt)
+    evaluate_all = train.evaluate_all
+    spoilt = lambda *given: {which: dataclasses.replace(scores, loss_nats=loss) for which, scores in evaluate_all(*given).items()}  # noqa: E731
+    monkeypatch.setattr(train, "evaluate_all", spoilt)
     code, row, printed, folder = go(tmp_path)
     assert code == EXIT_DIVERGED and row.status == "diverged" and row.top1_pct is None
     assert "validation loss" in printed

@@ -1,4 +1,4 @@
-"""Exact scores of one model over one pass."""
+"""Exact scores of models over one pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Scores:
         return 100 * self.num_top5 / self.num_images
 
 
-@torch.no_grad()
 def evaluate(
     plan: Plan,
     settings: Settings,
@@ -49,34 +48,49 @@ def evaluate(
     each: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
 ) -> Scores:
-    """Score a model on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once, none padded.
+    """evaluate_all of one model."""
+    return evaluate_all(plan, settings, {"model": model}, batches, each, ranks)["model"]
 
-    each: called after every batch, so that a stop need not wait for the end of the pass. ranks: those that share the
-    images; each is given its own batches, as many as there are, and all get the scores over all of them. Where `each`
-    raises Stopped on one, all raise it at the end of their batches. A batch that memory does not hold is scored in halves.
+
+@torch.no_grad()
+def evaluate_all(
+    plan: Plan,
+    settings: Settings,
+    models: dict[str, nn.Module],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    each: Callable[[], None] = lambda: None,
+    ranks: Ranks = alone(),
+) -> dict[str, Scores]:
+    """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once, none padded.
+
+    The images are decoded once for all models. each: called after every batch, so that a stop need not wait for the end of
+    the pass. ranks: those that share the images; each is given its own batches, as many as there are, and all get the scores
+    over all of them. Where `each` raises Stopped on one, all raise it at the end of their batches. A batch that memory does
+    not hold is scored in halves.
 
     Raises MemoryFull where it does not hold one image.
     """
-    was_training = model.training
-    model.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=settings.device)
+    was_training = {name: model.training for name, model in models.items()}
+    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
-    in_pieces = _InPieces(partial(_batch_totals, plan, settings, model), settings.device)
+    in_pieces = [_InPieces(partial(_batch_totals, plan, settings, model.eval()), settings.device) for model in models.values()]
     try:
         for images, labels in batches:
-            totals += in_pieces(images, labels)
+            for total, score in zip(totals, in_pieces, strict=True):
+                total += score(images, labels)
             num_images += len(labels)
             each()
     except Stopped as signal_name:
         stopped = signal_name
     finally:
-        model.train(was_training)
+        for name, model in models.items():
+            model.train(was_training[name])
     _agree(ranks, stopped)
     ranks.sum(totals)
     num_images = ranks.total(num_images)
-    num_top1, num_top5, loss_sum = totals.tolist()
-    return Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
+    counted = zip(models, totals.tolist(), strict=True)
+    return {name: Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images) for name, (num_top1, num_top5, loss_sum) in counted}
 
 
 def _agree(ranks: Ranks, stopped: Stopped | None) -> None:

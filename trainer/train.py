@@ -16,7 +16,7 @@ from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
 from trainer.disk import END_S, STOP_S, must_write, why
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate_all
 from trainer.log import Log, SilentLog
 from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
@@ -183,12 +183,8 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
         models = list(state.weights().values())
         make_norms_precise(plan, state.settings, models, batches, each=lambda: state.ranks.check(stop))
         state.ranks.copy(buffer for model in models for buffer in model.buffers())
-    scores = {
-        which: evaluate(
-            plan, state.settings, model, data.val_batches(plan, state.settings, state.ranks), stop.check, state.ranks
-        )
-        for which, model in state.weights().items()
-    }
+    batches = data.val_batches(plan, state.settings, state.ranks)
+    scores = evaluate_all(plan, state.settings, state.weights(), batches, stop.check, state.ranks)
     loss_nats = scores[state.scored].loss_nats
     if not math.isfinite(loss_nats):
         log.say(f"diverged: the validation loss is {loss_nats} after step {progress.step}", style="bold red")
