@@ -164,7 +164,7 @@ help:  ## this list
 #: micro_batch page (default), or auto: where memory runs out, the same step again in smaller pieces
 #: compile 1: the model's passes as compiled code (torch.compile), the same result to rounding; default 0
 #: activation_checkpointing 1: activations are made again in the backward pass; less memory, the same result; default 0
-#: inject faults on purpose: inject=kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20
+#: inject faults on purpose: inject=kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9
 #: retries of make ablate: how often this call tries again what failed; default 0: the next call does
 #: fail_fast fail_fast=1: make ablate stops at the first failure
 #: on here (default) or ray: where make ablate runs

@@ -29,7 +29,7 @@ from trainer.stop import StopRequest
 
 
 def test_faults_are_read_strictly():
-    text = "kill@37, nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,enospc@9:1.5s"
+    text = "kill@37, nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9,enospc@9:1.5s"
     faults = parse_faults(text)
     assert [str(fault) for fault in faults] == [word.strip() for word in text.split(",")]
     assert faults[4] == Fault("slow", 5, 3.0) and faults[0] == Fault("kill", 37)

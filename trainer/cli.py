@@ -57,7 +57,7 @@ Checkpointing = Annotated[
     typer.Option("--activation-checkpointing", "--activation_checkpointing", min=0, max=1, help="1: less memory, more time, the same result."),
 ]
 Compile = Annotated[int, typer.Option(min=0, max=1, help="1: the model's passes as compiled code (torch.compile); the same result to rounding.")]
-Inject = Annotated[str, typer.Option(help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20.")]
+Inject = Annotated[str, typer.Option(help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9.")]
 KeepEvery = Annotated[
     int, typer.Option("--keep-every", "--keep_every", min=0, help="Epochs between two checkpoints that stay; 0: only the last two do.")
 ]

@@ -70,6 +70,8 @@ DRILLS = (
     Drill("slow@3:2s", "a slow loader: the same row", (0,)),
     Drill("bad_image@300", "a damaged image: one line, exit 2; mended, the same row", (2, 0)),
     Drill("bad_image@300", "another image in its place, counted in the row", (0,), "other", ("--bad-images", "skip"), is_stored=False),
+    Drill("raise@7", "a fault of the program's own: exit 1; the same command ends in the same row", (1, 0)),
+    Drill("raise@7", "one of two ranks raises: named, exit 1; the same command ends close to one rank", (1, 0), "close", _TWO),
     Drill("kill@7", "one of two ranks killed: named, exit 1; the same command ends close to one rank", (1, 0), "close", _TWO),
     Drill("oom@5", "one of two ranks out of memory: both go on in smaller pieces, close to one rank", (0,), "close", (*_TWO, *_AUTO), "group_norm", is_stored=False),
 )  # fmt: skip

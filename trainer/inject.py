@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # whoever only writes files has no need of torch
 KINDS = {
     "kill": "nothing",
     "term": "nothing",
+    "raise": "nothing",
     "enospc": "nothing",
     "slow": "speed",
     "nan": "result",
@@ -165,6 +166,10 @@ def _terminate(model) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _raise(model) -> None:
+    raise RuntimeError("a fault of the program's own, as inject= has it")
+
+
 def _lose_number(model) -> None:
     _in_next_forward(model, lambda logits: logits * math.nan)
 
@@ -178,7 +183,7 @@ def _run_out_of_memory(model) -> None:
     _in_next_forward(model, act)
 
 
-_IN_PROCESS = {"kill": _kill, "term": _terminate, "nan": _lose_number, "oom": _run_out_of_memory}
+_IN_PROCESS = {"kill": _kill, "term": _terminate, "raise": _raise, "nan": _lose_number, "oom": _run_out_of_memory}
 
 
 def _in_next_forward(model, act: Callable) -> None:
