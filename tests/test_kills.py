@@ -1,5 +1,6 @@
 """kill -9 at random moments, and a second process in the middle: the run ends as the undisturbed one does, bit for bit."""
 
+import functools
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import forked
 import ranked
 from forked import NUM_STEPS, words
-from killed import MOMENTS
+from killed import MOMENTS, STARTS, strike_at_start
 from test_resume import ending
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
@@ -53,6 +54,18 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(undisturbed, tmp_path,
     code, printed = forked.end_of(words(tmp_path, checkpoint_s))
     assert code == 0, (moments, printed)
     assert ending(tmp_path) == undisturbed, moments
+
+
+@pytest.mark.parametrize("place", STARTS)
+def test_killed_as_it_starts_and_as_it_starts_again_it_ends_the_same(undisturbed, tmp_path, place):
+    kill = functools.partial(strike_at_start, place)
+    assert forked.end_of(words(tmp_path), prepare=kill)[0] == -signal.SIGKILL
+    code, printed = forked.end_of(words(tmp_path), "step", 13)  # begins on what that left
+    assert code == -signal.SIGKILL and "going on" not in printed, printed
+    assert place == "picture" or forked.end_of(words(tmp_path), prepare=kill)[0] == -signal.SIGKILL
+    code, printed = forked.end_of(words(tmp_path))
+    assert code == 0 and "going on after step 13" in printed, printed
+    assert ending(tmp_path) == undisturbed
 
 
 def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_path):

@@ -1,5 +1,6 @@
 """A run that is killed or stopped, at whatever moment, ends as the undisturbed run does: bit for bit."""
 
+import functools
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import forked
+from killed import strike_at_start
 from plans import small_set
 
 HERE = Path(__file__).parent
@@ -54,14 +56,16 @@ def test_the_undisturbed_run_is_whole(undisturbed):
     assert undisturbed["row"]["status"] == "finished" and len(undisturbed["row"]["weights_sha256"]) == 64
 
 
-def test_killed_at_five_random_steps_it_ends_the_same(tmp_path):
+def test_killed_as_it_starts_at_five_random_steps_and_as_it_goes_on_it_ends_the_same(tmp_path):
     """In processes forked from one that has imported all there is to import; the drills start the program itself."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert forked.end_of(forked.words(whole, checkpoint_s=3600))[0] == 0  # how often it is saved changes nothing either
+    assert forked.end_of(forked.words(killed), prepare=functools.partial(strike_at_start, "facts"))[0] == -signal.SIGKILL
     steps = sorted(random.Random(2110_00476).sample(range(forked.NUM_STEPS), 5))
     for step in steps:
         code, printed = forked.end_of(forked.words(killed), "step", step)
         assert code == -signal.SIGKILL, (steps, printed)
+    assert forked.end_of(forked.words(killed), prepare=functools.partial(strike_at_start, "cut"))[0] == -signal.SIGKILL
     code, printed = forked.end_of(forked.words(killed))
     assert code == 0 and f"going on after step {steps[-1]} of {forked.NUM_STEPS}" in printed, (steps, printed)
     assert ending(killed) == ending(whole), steps

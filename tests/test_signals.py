@@ -1,5 +1,6 @@
 """A signal at any time: what there is is saved, the exit code is 75, the same command ends as the undisturbed run does."""
 
+import functools
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 import forked
 from forked import words
+from killed import STARTS, strike_at_start
 from test_resume import ending
 from trainer import stop
 from trainer.stop import Stopped, StopRequest
@@ -89,61 +91,12 @@ def test_a_signal_while_the_end_is_written_lets_it_be_written(undisturbed, tmp_p
         assert ending(tmp_path / moment) == undisturbed
 
 
-def before(owner: str, name: str) -> None:
-    """Send SIGTERM before a function of the program's start is called."""
-    import importlib
-
-    module = importlib.import_module(owner)
-    made = getattr(module, name)
-
-    def calling(*given, **named):
-        send_term()
-        return made(*given, **named)
-
-    setattr(module, name, calling)
-
-
-def before_plan() -> None:
-    before("trainer.ranks_cli", "plan_of")
-
-
-def before_data() -> None:
-    before("trainer.ranks_cli", "open_data")
-
-
-def before_settings() -> None:
-    before("trainer.ranks_cli", "make_settings")
-
-
-def before_claim() -> None:
-    before("trainer.job", "claimed")
-
-
-def before_model() -> None:
-    before("trainer.state", "build_model")
-
-
-def before_resume() -> None:
-    before("trainer.state", "load_checkpoint")
-
-
-def before_log() -> None:
-    before("trainer.train", "open_log")
-
-
-def before_picture() -> None:
-    before("trainer.train", "draw_first_batch")
-
-
-STARTS = (before_plan, before_data, before_settings, before_claim, before_model, before_resume, before_log, before_picture)
-
-
 @pytest.mark.drill
 def test_a_signal_while_it_starts(undisturbed, tmp_path):
-    for prepare in STARTS:
-        folder = tmp_path / prepare.__name__
-        code, printed = forked.end_of(words(folder), prepare=prepare)
-        assert code == 75, (prepare, printed)
+    for place in STARTS:
+        folder = tmp_path / place
+        code, printed = forked.end_of(words(folder), prepare=functools.partial(strike_at_start, place, send_term))
+        assert code == 75, (place, printed)
         assert "stopped by SIGTERM before the first step; the same" in printed or "stopped by SIGTERM after step 0: saved; the same" in printed
     code, printed = forked.end_of(words(folder))
     assert code == 0, printed
@@ -153,7 +106,7 @@ def test_a_signal_while_it_starts(undisturbed, tmp_path):
 @pytest.mark.drill
 def test_a_signal_while_it_starts_again_leaves_what_was_saved(undisturbed, tmp_path):
     assert forked.end_of(words(tmp_path), "step", 15)[0] == -signal.SIGKILL
-    code, printed = forked.end_of(words(tmp_path), prepare=before_resume)
+    code, printed = forked.end_of(words(tmp_path), prepare=functools.partial(strike_at_start, "resume", send_term))
     assert code == 75 and "stopped by SIGTERM after step 15: saved" in printed, printed
     code, printed = forked.end_of(words(tmp_path))
     assert code == 0 and "going on after step 15" in printed
