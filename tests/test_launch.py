@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from plans import small_plan, small_set
+from trainer import launch
 from trainer.errors import UserError
 from trainer.launch import asked_ranks, exit_code, slurm_job
 from trainer.place import find_place, first_host
 from trainer.plan import PlanError, make_plan
 from trainer.ranks_cli import check_norms
 from trainer.settings import make_settings, rank_device
+from trainer.stop import StopRequest
 
 ROOT = Path(__file__).parent.parent
 TORCHRUN = {
@@ -139,10 +142,22 @@ def test_the_command_ends_as_the_first_rank_that_did(capsys):
     assert exit_code({}, False) == 0
     assert exit_code(ended(0, 3), False) == 3 and exit_code(ended(75, 75), True) == 75
     assert exit_code(ended(2, -15), False) == 2
-    assert exit_code(ended(-15, -15), True) == 75  # before they could listen
+    for codes in ((-15, -15), (-15, 1), (-10, 75), (75, -9)):  # a signal before a rank could listen, or while it left
+        assert exit_code(ended(*codes), True) == 75
+    assert exit_code(ended(2, -15), True) == 2
     assert capsys.readouterr().err == ""
     assert exit_code(ended(0, -9, 1), False) == 1
     assert "rank 1 (process 101) was ended by SIGKILL" in capsys.readouterr().err
+
+
+def test_a_signal_before_there_are_ranks_starts_none(monkeypatch, capsys):
+    """It comes while the launcher's own libraries are imported."""
+    monkeypatch.setattr(launch, "_agent", lambda *given: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(launch.os, "environ", dict(os.environ))
+    monkeypatch.setattr(launch.logging, "disable", lambda level: None)
+    with StopRequest() as stop:
+        assert launch.launch(2, ["train"], stop) == 75
+    assert capsys.readouterr().out == "stopped by SIGTERM before any rank was started; the same command goes on\n"
 
 
 def test_what_every_rank_would_refuse_is_refused_once(tmp_path):

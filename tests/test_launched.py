@@ -119,6 +119,30 @@ def test_two_processes_stop_together_and_go_on_by_the_same_command(undisturbed, 
     assert len(scores) == len(set(scores)) and sum(line.startswith("top-1") for line in scores) == 1  # one rank speaks
 
 
+def listens(process: int, is_so: str, number: int = signal.SIGTERM) -> bool:
+    """Is a signal caught (SigCgt) by a process, or does it wait for it (ShdPnd)?"""
+    mask = Path(f"/proc/{process}/status").read_text().partition(f"{is_so}:\t")[2].split()[0]
+    return bool(int(mask, 16) >> number - 1 & 1)
+
+
+def test_a_signal_that_a_rank_cannot_hear_yet_is_a_stop_all_the_same(tmp_path):
+    """It ends that rank, and the other waits for one that never comes."""
+    with started(*words(tmp_path, "--procs", "2")) as process:
+        deaf = rank_of(process, 0)
+        os.kill(deaf, signal.SIGSTOP)
+        other, until_s = rank_of(process, 1), time.monotonic() + 100
+        while not listens(other, "SigCgt") and time.monotonic() < until_s:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        while not listens(deaf, "ShdPnd") and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert listens(other, "SigCgt") and not listens(deaf, "SigCgt")
+        os.kill(deaf, signal.SIGCONT)
+        said, error = process.communicate(timeout=40)
+    assert process.returncode == 75 and error == "", (said, error)
+    assert "before all ranks had come; the same command goes on" in said and not list(tmp_path.rglob("*.pt"))
+
+
 def as_rank(rank: int, port: int, come_s: float) -> None:
     """This process is one of two, started as torchrun of an older day does: rank 0 keeps the meeting point."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}

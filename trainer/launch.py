@@ -17,6 +17,7 @@ from trainer.cores import num_cores
 from trainer.errors import UserError
 from trainer.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.place import Place
+from trainer.stop import StopRequest
 
 _POLL_S = 0.1
 END_S = 10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
@@ -59,11 +60,11 @@ def check_gpus(gpus: int | None) -> None:
             raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; {would} would do")
 
 
-def launch(num_ranks: int, words: Sequence[str]) -> int:
+def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
     """Start `python -m trainer` with these words once for each rank, and wait for all; gives the run's exit code.
 
-    A signal to this process is passed on to every rank: they save and end together, with 75. Where a rank fails, the
-    code is the first one's, and the others are ended.
+    A signal to this process is passed on to every rank: they save and end together, with 75; where one has come before
+    there are any, none is started. Where a rank fails, the code is the first one's, and the others are ended.
     """
     logging.disable(logging.ERROR)  # the launcher's own account of a rank's end: the rank has told it better
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
@@ -73,6 +74,9 @@ def launch(num_ranks: int, words: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
         running = _Running(_agent(num_ranks, words, folder))
         with _Forwarding(running) as forwarding:
+            if stop.is_requested:  # what comes from here on is kept for the ranks
+                print(f"stopped by {stop.signal_name} before any rank was started; the same command goes on", flush=True)
+                return EXIT_STOPPED
             running.start()
             while running.is_alive():
                 running.join(_POLL_S)
@@ -85,14 +89,14 @@ def launch(num_ranks: int, words: Sequence[str]) -> int:
 def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     """The run's exit code, from how its ranks ended: by rank, with `exitcode`, `pid` and `timestamp`; none failed, none in it.
 
-    A rank that a signal has ended is named on standard error, unless the run was asked to stop before it could listen.
+    A rank that a signal has ended is named on standard error, unless the run was asked to stop: before it could listen.
     """
     in_time = sorted(failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in in_time]
     if not codes:
         return 0
-    if is_asked_to_stop and all(code in (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1) for code in codes):
-        return EXIT_STOPPED
+    if is_asked_to_stop and codes[0] in (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1):
+        return EXIT_STOPPED  # the others may have missed it since, and said so by 1, or were too slow and killed
     rank, first = in_time[0]
     if first.exitcode > 0:
         return first.exitcode

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable
 
 from trainer.errors import UserError, printable
-from trainer.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER
+from trainer.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER
 from trainer.place import Place
+from trainer.stop import Stopped
 
 COME_S = 20.0  # how long a rank that has come waits for the others
 BEAT_S = 1.0
@@ -41,18 +42,28 @@ class Meeting:
         self._beats: _Beats | None = None
         self.heard: dict | None = None  # who failed first, once this rank has read it
 
-    def check_in(self) -> None:
-        """Come, and wait for the others.
+    def check_in(self, check: Callable[[], None] = lambda: None) -> None:
+        """Come, and wait for the others. check: called while it waits, raises Stopped once a signal has come.
 
-        Raises MissingRank where one does not come in time, UserError where the meeting point cannot be opened.
+        Raises MissingRank where one does not come in time, UserError where the meeting point cannot be opened, SystemExit
+        where it is gone.
         """
-        self.store = self.connect(serves=self.place.serves)
+        try:
+            self._await_others(check)
+        except RuntimeError:
+            raise SystemExit(self.lost_point()) from None
+        self._beats = _Beats(self)
+        self._beats.start()
+
+    def _await_others(self, check: Callable[[], None]) -> None:
+        self.store = self.connect(self.place.serves, check)
         self.store.set(f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device]))
         names = [f"rank/{rank}" for rank in range(self.place.world_size)]
         until_s = time.monotonic() + COME_S
         while not self.store.check(names):
             if self.failure() is not None:
                 raise MissingRank("another rank has named it")
+            check()
             if time.monotonic() > until_s:
                 missing = [name.partition("/")[2] for name in names if not self.store.check([name])]
                 raise MissingRank(
@@ -61,10 +72,8 @@ class Meeting:
                 )
             time.sleep(0.05)
         self.table = [json.loads(self.store.get(name)) for name in names]
-        self._beats = _Beats(self)
-        self._beats.start()
 
-    def connect(self, serves: bool = False):
+    def connect(self, serves: bool = False, check: Callable[[], None] = lambda: None):
         """A connection of its own to the meeting point. Raises MissingRank where nobody keeps it."""
         place = self.place
         if serves:
@@ -76,7 +85,7 @@ class Meeting:
                     "MASTER_PORT would do"
                 ) from None
         else:
-            _await_port(place)
+            _await_port(place, check)
         return self._open_store(place, False)
 
     def say_table(self, say: Callable[[str], None]) -> None:
@@ -99,6 +108,8 @@ class Meeting:
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
         if isinstance(error, KeyboardInterrupt):
             code = EXIT_INTERRUPTED
+        if isinstance(error, Stopped):
+            code = EXIT_STOPPED
         if self.store is None:
             return self._told(error, code)
         if self.heard is not None:
@@ -117,6 +128,9 @@ class Meeting:
     def _told(self, error: BaseException, code: int) -> int | None:
         if isinstance(error, MissingRank):
             _say_error(str(error))
+            return code
+        if isinstance(error, Stopped):
+            print(f"stopped by {error} before all ranks had come; the same command goes on", flush=True)
             return code
         if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
             _say_error(f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it")
@@ -232,7 +246,7 @@ class _Beats(threading.Thread):
             os._exit(code)
 
 
-def _await_port(place: Place) -> None:
+def _await_port(place: Place, check: Callable[[], None]) -> None:
     """Wait until somebody keeps the meeting point: torch's own client would print a warning for each try."""
     until_s = time.monotonic() + COME_S
     while True:
@@ -244,6 +258,7 @@ def _await_port(place: Place) -> None:
                 raise MissingRank(
                     f"rank {place.rank}: nobody answers at {place.host}:{place.port} after {COME_S:g} s ({error}): rank 0 did not come"
                 ) from None
+            check()
             time.sleep(0.1)
 
 

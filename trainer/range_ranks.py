@@ -34,9 +34,9 @@ def find(
     if place is None and num_ranks > 1:
         check_gpus(gpus)
         plan_of(dataclasses.replace(job, world_size=num_ranks))
-        return EXIT_STOPPED if stop.is_requested else launch(num_ranks, sys.argv[1:])
+        return launch(num_ranks, sys.argv[1:], stop)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
-    with meet(place, device, say) as ranks:
+    with meet(place, device, say, stop.check) as ranks:
         machine = {**machine, "device": device, "num_ranks_here": place.local_world_size if place else 1}
         return _find(dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop)
 

@@ -145,8 +145,12 @@ def alone() -> Ranks:
 
 
 @contextlib.contextmanager
-def meet(place: Place | None, device: str, say: Callable[[str], None] = print) -> Iterator[Ranks]:
+def meet(
+    place: Place | None, device: str, say: Callable[[str], None] = print, check: Callable[[], None] = lambda: None
+) -> Iterator[Ranks]:
     """The ranks of a run for as long as the block lasts; `alone()` where there is no place.
+
+    check: called while this rank waits for the others to come; where it raises Stopped, all end with 75.
 
     Rank 0 says who came. A rank that does not come is named after 20 s. An error on one rank ends all of them, with the
     exit code that it has there; only that rank tells its error. A rank that is killed is named by one that is left.
@@ -158,7 +162,7 @@ def meet(place: Place | None, device: str, say: Callable[[str], None] = print) -
         return
     meeting = Meeting(place, device, _open_store)
     try:
-        meeting.check_in()
+        meeting.check_in(check)
         if place.rank == 0:
             meeting.say_table(say)
         _join(place, device, meeting)

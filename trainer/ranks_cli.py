@@ -39,7 +39,7 @@ def train_job(job: Job, device: str, machine: dict, gpus: int | None, procs: int
     if place is None and num_ranks > 1:
         return _launched(job, num_ranks, gpus, stop)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
-    with meet(place, device, say) as ranks:
+    with meet(place, device, say, stop.check) as ranks:
         try:
             return _train(job, device, machine, place, ranks, stop)
         except Stopped as signal_name:
@@ -58,7 +58,7 @@ def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> 
     check_gpus(gpus)
     plan_of(dataclasses.replace(job, world_size=num_ranks))
     check_model_name(job.model)
-    return EXIT_STOPPED if stop.is_requested else launch(num_ranks, sys.argv[1:])
+    return launch(num_ranks, sys.argv[1:], stop)
 
 
 def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest) -> int:
