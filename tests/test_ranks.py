@@ -131,7 +131,7 @@ def test_any_number_of_ranks_counts_the_same_images():
             assert found[3] == pytest.approx(expected[3], abs=1e-12)
 
 
-RUN = SMOOTH + "batch.images=128 batch.norm_images=32 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
+RUN = SMOOTH + "batch.images=128 batch.norm_images=16 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +139,10 @@ def undisturbed(tmp_path_factory):
     return on_ranks(ranked.whole_run, 1, str(tmp_path_factory.mktemp("undisturbed")), RUN)[0]
 
 
-@pytest.mark.parametrize("num_after", [1, 4])
-def test_stopped_on_two_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, num_after):
-    stopped = on_ranks(ranked.whole_run, 2, str(tmp_path), RUN, 1, 9)  # the signal comes to rank 1 alone
-    assert [(rank["status"], rank["step"]) for rank in stopped] == [("stopped", 9)] * 2
+@pytest.mark.parametrize(("num_before", "num_after"), [(2, 1), (2, 4), (4, 2), (4, 8)])
+def test_stopped_on_two_or_four_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, num_before, num_after):
+    stopped = on_ranks(ranked.whole_run, num_before, str(tmp_path), RUN, 1, 9)  # the signal comes to rank 1 alone
+    assert [(rank["status"], rank["step"]) for rank in stopped] == [("stopped", 9)] * num_before
     assert "stopped by SIGUSR1 after step 9: saved" in stopped[0]["said"] and stopped[1]["said"] == ""
     ended = on_ranks(ranked.whole_run, num_after, str(tmp_path), RUN)
     for rank in ended:
@@ -151,7 +151,7 @@ def test_stopped_on_two_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, nu
         assert relative(rank["average"], undisturbed["average"]) < 1e-5
         for which, expected in undisturbed["scores"].items():
             assert rank["scores"][which]["num_top1"] == expected["num_top1"]
-    assert ended[0]["changes"] == [f"ranks 2 -> {num_after} after step 9"]
+    assert ended[0]["changes"] == [f"ranks {num_before} -> {num_after} after step 9"]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert sum('"loss_nats"' in line and '"lr"' in line for line in lines) == 4  # one writer, nothing twice
 
