@@ -1,5 +1,7 @@
 """The streams against Random123's published answers and against what uniform and independent mean."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -127,8 +129,15 @@ def test_torch_seeds_fit_and_differ():
     torch.Generator().manual_seed(max(seeds))
 
 
+def device_noise(keys, *shape):
+    """Noise of one shape for each key: [N, *shape]."""
+    size = math.prod(shape)
+    which = torch.arange(len(keys)).repeat_interleave(size)
+    return streams.device_normals(keys, which, torch.arange(size).repeat(len(keys))).view(-1, *shape)
+
+
 def test_device_noise_is_standard_normal():
-    noise = streams.device_normals(torch.arange(64), (3, 32, 32))
+    noise = device_noise(torch.arange(64), 3, 32, 32)
     assert noise.shape == (64, 3, 32, 32) and noise.dtype == torch.float32
     flat = noise.double().flatten().numpy()  # 196,608 numbers: the bounds are four standard errors
     assert abs(flat.mean()) < 0.009 and abs(flat.var() - 1) < 0.013
@@ -140,7 +149,7 @@ def test_device_noise_is_standard_normal():
 @pytest.mark.parametrize("between", ["pixels", "images"])
 def test_device_noise_is_unrelated(between):
     num_images, num_pixels = (40, 4000) if between == "images" else (4000, 40)
-    noise = streams.device_normals(torch.arange(num_images), (num_pixels,))
+    noise = device_noise(torch.arange(num_images), num_pixels)
     related = np.corrcoef(noise.double().numpy(), rowvar=between == "images")
     assert related.shape == (40, 40)
     assert np.abs(related[np.triu_indices(40, 1)]).max() < 4.5 / np.sqrt(4000)
@@ -148,13 +157,13 @@ def test_device_noise_is_unrelated(between):
 
 def test_device_noise_of_an_image_depends_on_its_own_key_only():
     keys = torch.tensor([5, 2**32 - 1, 77])
-    noise = streams.device_normals(keys, (3, 8, 8))
-    assert torch.equal(streams.device_normals(keys[1:2], (3, 8, 8))[0], noise[1])
+    noise = device_noise(keys, 3, 8, 8)
+    assert torch.equal(device_noise(keys[1:2], 3, 8, 8)[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
 
 
 def test_no_image_has_another_images_noise_in_another_order():
     """Sums of whole numbers do not depend on the order: among 33 million pairs none may agree."""
-    noise = streams.device_normals(torch.arange(8192), (256,))
+    noise = device_noise(torch.arange(8192), 256)
     sums = (noise.double() * 2**30).long().sum(dim=1)
     assert len(sums.unique()) == len(sums)

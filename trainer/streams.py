@@ -149,21 +149,19 @@ def torch_seed(seed: int, purpose: str, *indices: int) -> int:
     return (high << 31) ^ low
 
 
-def device_normals(keys, shape: tuple[int, ...]):
-    """Standard normal noise made on the device of `keys`, the same numbers on every device up to rounding.
+def device_normals(keys, which, positions):
+    """Standard normal noise made on the device of its arguments, the same numbers on every device up to rounding.
 
-    keys: [N] int64 tensor, values below 2**32, one per image. Gives [N, *shape] float32, by Box and Muller's transform
-    of two hashes of (key, position).
+    keys: [N] int64 tensor, values below 2**32, one per image. which: [M] int64, places in `keys`. positions: [M] int64.
+    Gives [M] float32, number positions[i] of key keys[which[i]], by Box and Muller's transform of two hashes of the two.
     """
     import torch
 
-    positions = torch.arange(int(np.prod(shape)), dtype=torch.int64, device=keys.device)
     # The key enters twice: two keys whose first hashes differ in low bits only visit the same words, in another order.
-    state = _mix32(_mix32(keys[:, None]) ^ positions) + _mix32(keys[:, None] + 0x85EBCA6B)
+    state = _mix32(_mix32(keys)[which] ^ positions) + _mix32(keys + 0x85EBCA6B)[which]
     first = (_mix32(state + 0x9E3779B9) + 1).to(torch.float32) * 2.0**-32  # in (0, 1]: the logarithm stays finite
     second = _mix32(state + 0x3C6EF372).to(torch.float32) * 2.0**-32
-    noise = torch.sqrt(-2.0 * torch.log(first.clamp_max(1.0))) * torch.cos(2.0 * torch.pi * second)
-    return noise.view(len(keys), *shape)
+    return torch.sqrt(-2.0 * torch.log(first.clamp_max(1.0))) * torch.cos(2.0 * torch.pi * second)
 
 
 def _mix32(value):

@@ -11,6 +11,7 @@ from torchvision.transforms import RandomErasing as TorchvisionErasing
 
 from draws import make_ids
 from trainer.ingredients.erasing import RandomErasing
+from trainer.streams import device_normals
 
 
 IMAGE_PX = 40
@@ -78,6 +79,19 @@ def test_noise_is_standard_normal_in_every_channel(num_channels):
         values = channel[channel != 100.0].numpy()
         assert kstest(values, "norm").pvalue > 1e-3
         assert len(np.unique(values)) > 0.99 * len(values)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_box_holds_the_first_numbers_of_its_key(layout):
+    erase = make(share=0.5)
+    images = torch.randn(40, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    drawn = tensors(erase.draw(0, make_ids(40), IMAGE_PX))
+    expected = images.clone()
+    for image, (top, left, height, width), key in zip(expected, drawn["box"].tolist(), drawn["noise_key"], strict=True):
+        size = 3 * height * width
+        noise = device_normals(key[None], torch.zeros(size, dtype=torch.int64), torch.arange(size))
+        image[:, top : top + height, left : left + width] = noise.view(3, height, width)
+    assert torch.equal(erase.apply(images, drawn, (0, 0, 0)), expected)
 
 
 def test_mean_is_zero_after_normalization():

@@ -76,15 +76,11 @@ class Average:
         if weight is None:
             return
         own, new = _tensors(self.model), _tensors(model)
-        is_float = [tensor.is_floating_point() for tensor in own]
-        torch._foreach_lerp_(
-            [tensor for tensor, averaged in zip(own, is_float, strict=True) if averaged],
-            [tensor for tensor, averaged in zip(new, is_float, strict=True) if averaged],
-            weight,
-        )
-        for old, tensor, averaged in zip(own, new, is_float, strict=True):
-            if not averaged:  # counters such as BatchNorm's num_batches_tracked have no mean
-                old.copy_(tensor)
+        counters = [(old, tensor) for old, tensor in zip(own, new, strict=True) if not old.is_floating_point()]
+        floats = [(old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*floats)), weight)
+        if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
+            torch._foreach_copy_(*map(list, zip(*counters)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights and buffers by name: all that a resumed run needs."""

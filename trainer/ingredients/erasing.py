@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainer.ingredients.base import Ingredient, Share
 from trainer.ingredients.boxes import NUM_ATTEMPTS, AreaRange, AspectRange, drawn_sides, drawn_start, first_fitting
+from trainer.ingredients.pixels.transfer import on
 from trainer.streams import device_normals, uniforms
 
 
@@ -49,17 +51,40 @@ class RandomErasing(Ingredient):
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """Erases the drawn boxes: images [B, C, H, W] float, normalized, to the same. `fill` is not used."""
-        sizes = drawn["box"][:, 2] * drawn["box"][:, 3]
-        erased = sizes.nonzero()[:, 0]
+        boxes = drawn["box"].numpy()
+        erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
         if not len(erased):
             return images
-        images = images.clone()
-        num_values = images.shape[1] * int(sizes.max())
-        keys = drawn["noise_key"][erased].to(images.device)
-        # A value depends on its key and place alone, so how long the longest noise is changes none of them.
-        noise = device_normals(keys, (num_values,)) if self.fill == "noise" else None
-        for position, (image, box) in enumerate(zip(erased.tolist(), drawn["box"][erased].tolist(), strict=True)):
-            top, left, height, width = box
-            part = images[image, :, top : top + height, left : left + width]
-            part.copy_(noise[position, : part.numel()].view(part.shape)) if noise is not None else part.zero_()
+        which, position, place = _values(images, erased, boxes[erased])
+        values = torch.zeros(place.shape, dtype=images.dtype, device=images.device)
+        if self.fill == "noise":
+            keys = on(images.device, drawn["noise_key"].numpy()[erased])
+            values = device_normals(keys, which, position).to(images.dtype)
+        images = images.clone(memory_format=torch.contiguous_format)
+        images.view(-1).scatter_(0, place, values)
         return images
+
+
+def _values(images: Tensor, rows: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """All values in one box of each of some images [B, C, H, W], one after another on their device.
+
+    rows: [N] the images. boxes: [N, 4] as drawn, none empty. Gives three of [M] int64: which box a value is in, its place
+    in it, and its place in all images. By one copy to the device and a few calls, whatever N is.
+    """
+    num_channels, image_height, image_width = images.shape[1:]
+    top, left, height, width = boxes.T
+    first = (rows * num_channels * image_height + top) * image_width + left
+    num_values = num_channels * height * width
+    each = np.stack([first, num_values.cumsum() - num_values, num_values, height * width, width])
+    first, before, counts, box_px, width = on(images.device, each)
+    which = torch.repeat_interleave(counts, output_size=int(num_values.sum()))
+    position = torch.arange(len(which), device=images.device) - before[which]
+    channel, inside = _divided(position, box_px[which])
+    row, column = _divided(inside, width[which])
+    return which, position, first[which] + (channel * image_height + row) * image_width + column
+
+
+def _divided(numbers: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+    """Quotients and rests, by one division: of whole numbers it is slow."""
+    quotients = numbers // by
+    return quotients, numbers - quotients * by

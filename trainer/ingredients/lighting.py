@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient, Positive
+from trainer.ingredients.pixels.transfer import on
 from trainer.streams import uniforms
 
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k:
@@ -54,4 +55,4 @@ class Lighting(Ingredient):
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """Adds the drawn colours: images [B, 3, H, W] float, normalized, to the same. `fill` is not used."""
         self.check_channels(images.shape[1])
-        return images + drawn["color"].to(images.device, images.dtype)[:, :, None, None]
+        return images + on(images.device, drawn["color"].numpy()).to(images.dtype)[:, :, None, None]
