@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer import doctor, doctor_probes, doctor_show, doctor_steps
 from trainer.doctor import PROBES, examine, is_fit
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
 from trainer.doctor_show import table_of
 from trainer.terminal import open_terminal
+from trainer.train import fast_algorithms
 
 ROOT = Path(__file__).parent.parent
 QUICK = tuple(name for name in PROBES if name not in ("step", "ffcv", "timm", "torchvision", "other packages", "CUDA", "OpenCV"))
@@ -148,6 +150,26 @@ def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     assert findings["step on cpu"].state == GOOD and "ms of processor time for 32 images" in findings["step on cpu"].found
     told = findings["determinism on cpu"]
     assert told.state == GOOD and "the same steps twice: the same bits" in told.found and "% time" in told.found
+
+
+def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
+    """Which one is the fastest differs from time to time; the step itself asks for the trying."""
+    cudnn, seen = torch.backends.cudnn, []
+
+    def trained(device):
+        fast_algorithms(device)
+        seen.append((torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark))
+        return "same", [0.01]
+
+    monkeypatch.setattr(doctor_steps, "trained", trained)
+    for before in ((False, True), (True, False)):
+        monkeypatch.setattr(cudnn, "deterministic", before[0])
+        monkeypatch.setattr(cudnn, "benchmark", before[1])
+        doctor_steps.determinism("cuda:0", is_same=False, median_s=0.01)
+        assert (cudnn.deterministic, cudnn.benchmark) == before
+    assert seen == [(True, True, False)] * 4
+    fast_algorithms("cuda:0")
+    assert cudnn.benchmark
 
 
 def test_steps_that_differ_are_marked_not_fatal(monkeypatch):

@@ -124,11 +124,12 @@ def _deterministic() -> Iterator[None]:
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without effect once cuBLAS has begun: `doctor` sets it before
-    before = torch.backends.cudnn.deterministic
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic = True
+    cudnn.deterministic, cudnn.benchmark = True, False  # which algorithm was the fastest is not the same twice
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.deterministic = before
+        cudnn.deterministic, cudnn.benchmark = before

@@ -104,9 +104,9 @@ def run(
 
 
 def fast_algorithms(device: str) -> None:
-    """Have cuDNN find its algorithms by trying: not the same bits twice, which is promised on a CPU alone."""
+    """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice, promised on a CPU alone."""
     if device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
