@@ -135,7 +135,7 @@ help:  ## this list
 #: device auto (default), cpu, cuda, cuda:N
 #: precision auto (bf16 on a GPU, float32 on the CPU), float32, bf16, fp16
 #: workers loader processes, auto or a number; never changes a result
-#: loader who reads images: auto, torch, pil (torch with every JPEG file decoded whole by PIL), ffcv (see make data)
+#: loader who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL), ffcv (see make data)
 #: bad_images fail (default) or skip: take another image by a fixed rule, counted, at most 1 %
 #: checkpoint_s least seconds between two checkpoints; default 60
 #: keep_every epochs between two checkpoints that stay: keep_every=50; default 0: only the last two do

@@ -38,7 +38,7 @@ Precision = Annotated[
     typer.Option(help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."),
 ]
 Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
-Loader = Annotated[str, typer.Option(help="Who reads images: auto, torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv.")]
+Loader = Annotated[str, typer.Option(help="Who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
 Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]

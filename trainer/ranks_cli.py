@@ -73,7 +73,7 @@ def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ran
     swaps = show.surgery(plan)
     with ranks.first_here():
         folder = data_folder(job.data, job.data_dir)
-        loader = chosen_loader(machine.get("loader", "torch"), folder)
+        loader = chosen_loader(machine.get("loader", "torch"), folder, lambda line: console.print(line, markup=False))
         opened = open_data(plan.profile, folder, in_beton=loader == "ffcv")
     ranks.check(stop)
     num_ranks_here = place.local_world_size if place else 1

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.data import beton
 from trainer.data.beton import beton_file, chosen_loader, has_betons, open_beton
-from trainer.data.beton_writer import write_beton
+from trainer.data.beton_writer import Storage, write_beton
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError, open_index
 from trainer.data.opened import open_data
@@ -104,3 +104,32 @@ def test_who_reads(photos, tmp_path, monkeypatch):
     assert chosen_loader("auto", photos) == "torch"
     with pytest.raises(UserError, match="make setup ffcv=1"):
         chosen_loader("ffcv", photos)
+
+
+@pytest.mark.parametrize(
+    ("storage", "how"),
+    [
+        (Storage(max_side_px=24), "(max_side=24)"),
+        (Storage(24, 1.0, 80), "(max_side=24 jpeg_share=1 quality=80)"),
+        (None, "cannot be read from its .json"),
+    ],
+)
+def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(make_folder, monkeypatch, storage, how):
+    """Files of another kind beside their source: only who asks for them gets them."""
+    root = make_folder(train={"cat": 3, "dog": 3}, val={"cat": 1, "dog": 1})
+    profile = find_profile(str(root))
+    for split in ("train", "val"):
+        write_beton(FolderSet(open_index(root, split)), root, split, profile, storage or Storage())
+    if storage is None:
+        beton_file(root, "val").with_suffix(".json").write_text("{")
+    said, opened = [], []
+    for is_installed in (True, False):
+        monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name, found=is_installed: object() if found else None)
+        loader = chosen_loader("auto", root, said.append)
+        opened.append(open_data(profile, root, in_beton=loader == "ffcv"))
+        assert loader == "torch"
+    assert opened[0].fingerprint == opened[1].fingerprint
+    (line,) = said
+    assert how in line and line.endswith("so the torch loader reads; loader=ffcv takes it")
+    monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name: object())
+    assert chosen_loader("ffcv", root, said.append) == "ffcv" and len(said) == 1

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,8 +85,11 @@ def has_betons(folder: Path | None) -> bool:
     return folder is not None and all(beton_file(folder, split).is_file() for split in ("train", "val"))
 
 
-def chosen_loader(asked: str, folder: Path | None) -> str:
-    """The loader of loader=: "auto" is ffcv where it is installed and the folder holds .beton files, else torch.
+def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = print) -> str:
+    """The loader of loader=: "auto" is ffcv where it is installed and the folder holds lossless .beton files, else torch.
+
+    Shrunk images, or images stored anew, are other data: what a run learns would hang on what is installed. `say` is told
+    where such files are left alone.
 
     Raises UserError where ffcv is asked for and one of the two is missing.
     """
@@ -93,12 +97,29 @@ def chosen_loader(asked: str, folder: Path | None) -> str:
         return asked
     is_installed, is_written = importlib.util.find_spec("ffcv") is not None, has_betons(folder)
     if asked == "auto":
-        return "ffcv" if is_installed and is_written else "torch"
+        changed = _changed(folder) if is_written else ""
+        if changed and is_installed:
+            say(f"loader=auto: {changed}, so the torch loader reads; loader=ffcv takes it")
+        return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
         raise UserError("loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do")
     if not is_written:
         raise UserError(f"loader=ffcv: {folder or 'no data_dir, which'} holds no train.beton and val.beton; `make data` and then data_dir=<its out> would do")
     return asked
+
+
+def _changed(folder: Path) -> str:
+    """Which of a folder's two .beton files holds other pixels than its source, and how: "" where neither does."""
+    for path in (beton_file(folder, split) for split in ("train", "val")):
+        try:
+            facts = _facts(path.with_suffix(".json"))
+        except (OSError, ValueError, TypeError, KeyError):
+            return f"what {path} holds cannot be read from its .json"
+        if not facts.is_lossless:
+            share = "" if facts.jpeg_share is None else f"jpeg_share={facts.jpeg_share:g} quality={facts.quality}"
+            how = " ".join(filter(None, (f"max_side={facts.max_side_px}" if facts.max_side_px else "", share)))
+            return f"{path} holds changed images ({how or 'stored anew'})"
+    return ""
 
 
 def fingerprint_of(source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int) -> str:
