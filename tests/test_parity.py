@@ -46,11 +46,16 @@ def test_parity_on_whole_and_on_shrunk_images(photos, tmp_path):
     assert done.exit_code == 0, done.output
     assert whole["allowed"]["train_levels"] == 0 and whole["found"]["train_levels"] == whole["found"]["val_levels"] == 0
     assert whole["found"]["train_images"] >= 20 and whole["found"]["val_images"] == 8 and whole["source"] == whole["beton"]
+    # the default torch loader decodes otherwise: close, and not the same; another filter is further away
+    assert 0 < whole["found"]["torch_levels"] < whole["found"]["inter_area_levels"] and whole["allowed"]["torch_levels"] == 3.0
+    assert "INTER_AREA" in whole["resize"] and "INTER_AREA" in done.output and "antialiased bicubic" in done.output
+    assert f"data_fingerprint {whole['beton'][:12]}" in done.output
     assert rsb("data", "--data", photos, "--out", tmp_path / "small", "--max-side", 48, "--jpeg-share", 0.5).exit_code == 0
     done, small = parity(photos, tmp_path / "small", tmp_path / "b")
     assert done.exit_code == 0, done.output
     assert 0 < small["found"]["train_levels"] < small["allowed"]["train_levels"] and small["source"] != small["beton"]
     assert 0 < small["found"]["edge_px"] <= 0.5
+    assert 0 < small["found"]["torch_levels"] <= small["allowed"]["torch_levels"] == small["allowed"]["train_levels"] + 3.0
 
 
 def test_parity_fails_where_one_box_or_one_flip_is_another(photos, tmp_path, monkeypatch):

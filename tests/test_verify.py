@@ -12,6 +12,7 @@ from trainer.cli import app
 from trainer.data.opened import open_data
 from trainer.exits import EXIT_DONE
 from trainer.job import Job, plan_of, run_job
+from trainer.parity import certificates_of
 from trainer.results import row_path
 from trainer.settings import make_settings
 from trainer.stop import StopRequest
@@ -55,6 +56,24 @@ def test_a_whole_run_is_found_whole(run):
     assert "wrong" not in done.output
     by_path = CliRunner().invoke(app, ["verify", "--run", str(run), "--no-evaluate", "--results", str(run.parent.parent / "results")])
     assert by_path.exit_code == 0 and "top-1 % now" not in by_path.output
+
+
+def test_the_parity_certificate_of_the_rows_own_files_is_named(run, finished):
+    folder, _ = run
+    results, fingerprint = folder.parent.parent / "results", finished[2].data_fingerprint
+    (results / "parity").mkdir()
+    for name, source, is_within in (("other", "0" * 64, True), ("own", fingerprint, True)):
+        (results / "parity" / f"{name}.json").write_text(json.dumps({"source": source, "beton": "1" * 64, "is_within": is_within}))
+    (results / "parity" / "cut.json").write_text("{")
+    done = verified(folder, "--no-evaluate")
+    assert done.exit_code == 0 and "own.json" in done.output and "other.json" not in done.output, done.output
+    changed_json(results / "parity" / "own.json", is_within=False)
+    done = verified(folder, "--no-evaluate")
+    assert done.exit_code == 1 and "wrong: parity certificate: expected one that is within" in done.output
+    changed_json(results / "parity" / "own.json", beton=fingerprint, is_within=True)
+    for loader, named in (("ffcv", "own.json"), ("pil", "own.json")):
+        assert [path.name for path, _ in certificates_of(fingerprint, loader, results)] == [named]
+    assert not list(certificates_of("0" * 64, "ffcv", results))
 
 
 def changed_json(path, **changes):

@@ -69,10 +69,12 @@ def parity(
     results/parity/<data>-<6 hex>.json; exit 1 where they differ by more than it allows."""
     from trainer import show
     from trainer.job import Job
-    from trainer.parity import certify, parity_table, write_certificate
+    from trainer.parity import certify, notes, parity_table, write_certificate
 
     found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs)
     out = show.console()
     out.print(parity_table(found))
+    for line in notes(found):
+        out.print(line, markup=False)
     out.print(f"certificate: {write_certificate(found, results)}", markup=False, highlight=False)
     raise typer.Exit(0 if found["is_within"] else 1)

@@ -2,7 +2,9 @@
 
 ffcv's own decoders resize by OpenCV's INTER_AREA, which is another filter than the antialiased bicubic and bilinear of
 the recipes. Ours are Pillow's filters compiled, on the exact JPEG transform: where the .beton holds every image pixel by
-pixel, the tolerance is zero. Where it holds shrunk or newly compressed images, it is LOSSY_LEVELS.
+pixel, the tolerance against loader=pil, which decodes every JPEG file whole, is zero. Where it holds shrunk or newly
+compressed images, it is LOSSY_LEVELS. Against the default torch loader, which decodes at a half or less where the crop
+allows, its own SCALED_LEVELS come on top.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from rich.table import Table
 
 from trainer.checkpoint import write_atomically
 from trainer.data.beton import chosen_loader
+from trainer.data.jpeg import SCALED_LEVELS, decoder_name
 from trainer.data.opened import OpenedData, open_data
 from trainer.data.prepare import normalize
 from trainer.errors import UserError
+from trainer.ingredients.crops import Flip
 from trainer.job import Job, plan_of
+from trainer.json_text import json_file
 from trainer.plan import Plan
 from trainer.profiles import data_folder
 from trainer.run_folder import find_run_folder, open_model
@@ -31,6 +36,10 @@ from trainer.settings import Settings, make_settings
 LOSSY_LEVELS = 8.0  # mean difference of a pixel, of 255; photos shrunk to 256 px gave 5.8 in squares of 224 px, 2.4 in 64
 LOSSY_EDGE_PX = 1.0  # of a box, in stored pixels: its sides are rounded to whole ones
 LOSSY_TOP1_SHARE = 0.02  # of the images
+RESIZE = (
+    "antialiased bicubic and bilinear, Pillow's, in the torch loader and in ours of ffcv; ffcv's own decoders take OpenCV's "
+    "INTER_AREA, another filter: the same boxes by it lie inter_area_levels away"
+)
 _MEAN_PX = 16  # side of the class means
 
 
@@ -46,7 +55,7 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     if ours.train.fingerprint != theirs.train.facts.source:
         raise UserError(f"{folder}: its .beton files were written from other images than {src or job.data_dir or job.data}; `make data` anew would do")
     # without workers neither augments: what is compared is cropped, resized and flipped
-    settings = {name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "ffcv")}
+    settings = {name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "torch", "ffcv")}
     is_lossless = theirs.train.facts.is_lossless and theirs.val.facts.is_lossless
     facts = {
         "data": plan.profile.name,
@@ -55,6 +64,8 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
         "recipe": f"{plan.recipe.name}.v{plan.recipe.version}",
         "train_px": plan.recipe.image.train_px,
         "storage": {key: getattr(theirs.train.facts, key) for key in ("max_side_px", "jpeg_share", "quality", "is_lossless")},
+        "resize": RESIZE,
+        "torch_loader": f"loader=pil for train_levels and val_levels; the default one, {decoder_name()}, for torch_levels",
         "versions": {name: importlib.metadata.version(name) for name in ("ffcv", "numba", "pillow", "torch")},
         "allowed": _allowed(is_lossless, ours.val.num_images),
     }
@@ -65,7 +76,8 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
 def _allowed(is_lossless: bool, num_val: int) -> dict:
     levels, edges = (0.0, 0.0) if is_lossless else (LOSSY_LEVELS, LOSSY_EDGE_PX)
     images = 0 if is_lossless else max(1, round(LOSSY_TOP1_SHARE * num_val))
-    return {"order_differs": 0, "edge_px": edges, "train_levels": levels, "val_levels": levels, "top1_images": images}
+    pixels = {"train_levels": levels, "torch_levels": levels + SCALED_LEVELS, "val_levels": levels}
+    return {"order_differs": 0, "edge_px": edges, **pixels, "top1_images": images}
 
 
 def _is_within(found: dict, allowed: dict) -> bool:
@@ -75,16 +87,18 @@ def _is_within(found: dict, allowed: dict) -> bool:
 def _training(plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[str, Settings], num_images: int) -> dict:
     """Order, boxes and pixels of the training micro-batches from step 0, and of the last step once more from there."""
     num_steps = min(plan.num_steps, -(-num_images // plan.recipe.batch.images))
-    streams = (ours.train_stream(plan, settings["pil"], 0), theirs.train_stream(plan, settings["ffcv"], 0))
-    differs, levels, edges, seen, last = 0, [], 0.0, 0, None
-    for first, second in zip(*streams):
+    streams = [(theirs if name == "ffcv" else ours).train_stream(plan, settings[name], 0) for name in ("pil", "torch", "ffcv")]
+    differs, levels, default, area, edges, seen, last = 0, [], [], [], 0.0, 0, None
+    for first, usual, second in zip(*streams):
         if first.step >= num_steps:
             break
-        differs += _labelled_otherwise(first, second)
+        differs += _labelled_otherwise(first, second) + _labelled_otherwise(usual, second)
         levels += _levels(first.images, second.images)
+        default += _levels(usual.images, second.images)
+        area += _levels(_by_inter_area(plan, theirs, second), second.images)
         edges = max(edges, _edge_px(plan, theirs, first.ids.numpy()))
         seen, last = seen + len(first.ids), second
-    streams[1].close()  # its thread works ahead
+    streams[-1].close()  # its thread works ahead
     with contextlib.closing(theirs.train_stream(plan, settings["ffcv"], last.step)) as resumed:
         again = next(batch for batch in resumed if batch.micro_batch == last.micro_batch)
     differs += _labelled_otherwise(last, again) + int(not torch.equal(last.images, again.images))
@@ -94,6 +108,9 @@ def _training(plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[s
         "edge_px": round(edges, 4),
         "train_levels": round(float(np.mean(levels)), 4),
         "train_levels_worst_image": round(float(np.max(levels)), 4),
+        "torch_levels": round(float(np.mean(default)), 4),
+        "torch_levels_worst_image": round(float(np.max(default)), 4),
+        "inter_area_levels": round(float(np.mean(area)), 4),
     }
 
 
@@ -107,6 +124,25 @@ def _labelled_otherwise(first, second) -> int:
 def _levels(first: torch.Tensor, second: torch.Tensor) -> list[float]:
     """The mean difference of each image's pixels, in levels of 255."""
     return [(one.float() - other.float()).abs().mean().item() for one, other in zip(first, second)]
+
+
+def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
+    """The images of a micro-batch as ffcv's own filter would make them, from the same boxes."""
+    import cv2
+
+    from trainer.data.ffcv_stream import boxes_in
+
+    ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
+    crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
+    boxes, _ = boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
+    is_flipped = np.zeros(len(ids), bool)
+    for part in plan.recipe.augment:
+        is_flipped ^= part.draw(plan.seed, ids) if isinstance(part, Flip) else False
+    for i, (top, left, height, width) in enumerate(boxes.tolist()):
+        part = np.asarray(theirs.train.read(int(ids[i, 1])))[top : top + height, left : left + width]
+        square = np.atleast_3d(cv2.resize(part, images.shape[2:], interpolation=cv2.INTER_AREA)).transpose(2, 0, 1)
+        images[i] = square[:, :, ::-1] if is_flipped[i] else square
+    return torch.from_numpy(images)
 
 
 def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
@@ -166,14 +202,34 @@ def _nearest_mean(batches: list):
 def parity_table(certificate: dict) -> Table:
     """What was found, and what is allowed."""
     table = Table("what", "found", "allowed", title=f"{certificate['data']}: ffcv against the torch loader")
-    for key, value in _rows(certificate):
+    for key, value in certificate["found"].items():
         table.add_row(key, str(value), str(certificate["allowed"].get(key, "")))
     table.add_row("verdict", "within" if certificate["is_within"] else "NOT within", "")
     return table
 
 
-def _rows(certificate: dict) -> Iterator[tuple[str, object]]:
-    yield from certificate["found"].items()
+def notes(certificate: dict) -> tuple[str, ...]:
+    """What the table's words mean, and whose certificate it is."""
+    return (
+        f"levels, of 255: ffcv against {certificate['torch_loader']}",
+        f"resize: {certificate['resize']}",
+        f"rows trained by loader=ffcv on these files have data_fingerprint {certificate['beton'][:12]}...: make verify run=<one> names this certificate",
+    )
+
+
+def certificates_of(fingerprint: str, loader: str, results: Path) -> Iterator[tuple[Path, bool]]:
+    """The certificates in results/parity about the files of a row, and whether each is within what it allows.
+
+    fingerprint, loader: the row's. By ffcv it is that of the .beton files, by any other of the files that these were
+    written from.
+    """
+    for path in sorted((results / "parity").glob("*.json")):
+        try:
+            found = json_file(path, largest_mib=1)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("beton" if loader == "ffcv" else "source") == fingerprint:
+            yield path, found.get("is_within") is True
 
 
 def write_certificate(certificate: dict, results: Path) -> Path:

@@ -14,6 +14,7 @@ from trainer.inject import touches_result
 from trainer.job import published_page
 from trainer.json_text import json_file, json_of
 from trainer.names import links_out
+from trainer.parity import certificates_of
 from trainer.plan import Plan
 from trainer.results import Row, read_row, read_row_file, row_path
 from trainer.run_folder import open_model, plan_of_run, recipe_of
@@ -39,6 +40,7 @@ def verify(folder: Path, results: Path) -> Iterator[Check]:
     row = yield from _opened("row.json", lambda: read_row_file(folder / "row.json"))
     if row is not None:
         yield from _guarded("the store's row", lambda: _store(row, results))
+        yield from _guarded("parity certificate", lambda: _parity(row, results))
     if row is not None and plan is not None:
         yield from _guarded("plan and row", lambda: _plan(folder, plan, row))
     yield from _guarded("checkpoints", lambda: _checkpoints(folder, row))
@@ -98,6 +100,15 @@ def _store(row: Row, results: Path) -> Iterator[Check]:
         yield same(f"the store's {name}", getattr(row, name), getattr(stored, name))
     if not other:
         yield Check("the store's row", True, "as the folder's", "as the folder's")
+
+
+def _parity(row: Row, results: Path) -> Iterator[Check]:
+    """The certificates of `make parity` about the very files of the row; none is no fault."""
+    found = list(certificates_of(row.data_fingerprint, row.loader, results))
+    for path, is_within in found:
+        yield Check("parity certificate", is_within, "one that is within what it allows", f"parity/{path.name}{'' if is_within else ', which is not'}")
+    if not found and row.loader == "ffcv":
+        yield Check("parity certificate", True, "one of these files, or none", "none; `make parity` writes one")
 
 
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
