@@ -1,12 +1,15 @@
 """Curves go on where a run is taken up: nothing that was saved is hidden, nothing that was lost is made up."""
 
 import io
+import os
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from trainer import kept_file
 from trainer import log as module
 from trainer.errors import UserError
 from trainer.log import Log
@@ -50,6 +53,42 @@ def test_curves_shorter_than_saved_are_refused_and_left_as_they_are(tmp_path, co
         opened(tmp_path, 10, 100)
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.exists() else None) == content
+
+
+class Counted:
+    """The os module, its calls on files counted and the bytes that they write."""
+
+    def __init__(self):
+        self.calls, self.written = Counter(), 0
+
+    def __getattr__(self, name):
+        found = getattr(os, name)
+        if name not in ("stat", "fstat", "open", "close", "dup", "fsync", "pread", "pwrite", "ftruncate"):
+            return found
+
+        def call(*words):
+            self.calls[name] += 1
+            self.written += len(words[1]) if name == "pwrite" else 0
+            return found(*words)
+
+        return call
+
+
+def test_a_line_costs_as_much_after_10000_steps_as_after_100(tmp_path, monkeypatch):
+    """Bytes and calls on files, of steps whose numbers are as long; saved from time to time, as a run is."""
+    counted, costs, first = Counted(), {}, 1_000_000
+    monkeypatch.setattr(kept_file, "os", counted)
+    with opened(tmp_path) as log:
+        for step in range(10, 10_001, 10):
+            counted.calls, counted.written = Counter(), 0
+            log.window(first + step, 1.5, 2.0, 0.1, 100.0, 0.25)
+            costs[step] = counted.written, dict(counted.calls)
+            if step % 1000 == 0:
+                log.sync()
+    assert costs[100] == costs[1010] == costs[10_000]
+    num_bytes, calls = costs[100]
+    assert 300 < num_bytes < 1000 and calls["pwrite"] == 6 and sum(calls.values()) <= 3 * 6  # two lines, four points
+    assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 1000
 
 
 def test_plain_lines_say_the_time_left(tmp_path, monkeypatch):

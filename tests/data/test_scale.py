@@ -1,14 +1,31 @@
-"""Orders and indexes of millions of images: what they take in memory, and that they are the orders they always were."""
+"""Orders and indexes of millions of images: what they take in memory, and that they are the orders they always were; and
+what a long run leaves, which is as long as a short one's."""
 
+import io
+import json
 import pickle
 import tracemalloc
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from plans import small_plan
 from trainer import streams
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
+from trainer.data.loader import TrainStream, _loader
+from trainer.data.opened import open_data
 from trainer.data.order import _permutation, micro_batch_ids
+from trainer.data.sets import FolderSet
+from trainer.ingredients.crops import RandomResizedCrop
+from trainer.job import make_row
+from trainer.settings import make_settings
+from trainer.state import State
+from trainer.train import optimizer_step
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 70_001])
@@ -49,21 +66,88 @@ def test_an_epoch_of_millions_takes_15_bytes_an_image_and_no_more_as_it_goes_on(
         _permutation.cache_clear()
 
 
-def test_an_index_of_many_files_is_mapped_not_read(tmp_path):
-    num_images, name = 300_000, b"a/00000000.JPEG"
+def stored_index(folder: Path, num_images: int) -> Index:
+    """An index of so many files, which are not there, of one class."""
+    name = b"a/00000000.JPEG"
     offsets, labels = np.arange(num_images + 1) * len(name), np.zeros(num_images, np.int32)
     columns = (np.tile(np.frombuffer(name, np.uint8), num_images), offsets, labels, np.full(num_images, 9))
     arrays = dict(zip(ARRAYS, columns, strict=True))
-    record, fingerprint = tmp_path / "train.json", fingerprint_of(arrays)
+    record, fingerprint = folder / "train.json", fingerprint_of(arrays)
     store_index(arrays, {"fingerprint": fingerprint}, record)
-    del arrays, columns
+    return Index(folder, stem_of(record, fingerprint), ("a",), fingerprint)
+
+
+def test_an_index_of_many_files_is_mapped_not_read(tmp_path):
+    num_images = 300_000
+    made = stored_index(tmp_path, num_images)
     tracemalloc.start()
     try:
-        index = Index(tmp_path, stem_of(record, fingerprint), ("a",), fingerprint)
+        index = Index(tmp_path, made.stem_of, ("a",), made.fingerprint)
         index.check()
         copy = pickle.loads(pickle.dumps(index))
-        assert copy.path(num_images - 1) == tmp_path / name.decode() and copy.num_images == num_images
+        assert copy.path(num_images - 1) == tmp_path / "a/00000000.JPEG" and copy.num_images == num_images
         assert tracemalloc.get_traced_memory()[1] < 2**21  # the files are 10 MB
     finally:
         tracemalloc.stop()
     assert len(pickle.dumps(index)) < 2000
+
+
+MOST_GROWN_MIB = 4.0  # of a worker from the first tenth of an epoch to the last; a million objects touched are 60 and more
+
+
+@dataclass(frozen=True)
+class Unread(FolderSet):
+    """The files of an index, each looked up as if it were read, all of them the same small image."""
+
+    def read(self, i: int) -> Image.Image:
+        assert self.index.path(i).suffix == ".JPEG"
+        return Image.new("RGB", (8, 8), (int(self.labels[i]), 1, 2))
+
+
+def own_mib(pid: int) -> dict[str, float]:
+    """Memory of a process's own: all that is resident and no file's, and the pages that it has written, copies of those
+    that it shared with its parent included."""
+    found = {}
+    for name, word in (("status", "RssAnon:"), ("smaps_rollup", "Private_Dirty:")):
+        lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
+        found[word] = next(int(line.split()[1]) for line in lines if line.startswith(word)) / 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("every", [50, pytest.param(4, marks=pytest.mark.drill)])
+def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
+    """A worker of its own process over every so-manieth step of an epoch, from its first to its last."""
+    crop = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 4 / 3), interpolation="bilinear")
+    images, steps = Unread(stored_index(tmp_path, 1_000_000)), 1000
+    stream = TrainStream(images, 0, (crop,), 8, 1, images.num_images // steps, 1, steps, True, "fail")
+    keys = [key for key in stream.keys(0, steps) if key[0] % every == 0 or key[0] == steps - 1]
+    _permutation.cache_clear()
+    batches = iter(_loader(stream, keys, 1, "cpu"))
+    (worker,) = batches._workers
+    sizes = []
+    for number, batch in enumerate(batches):
+        assert (batch.step, len(batch.ids)) == (keys[number][0], 1000)
+        if worker.is_alive():  # it ends after the last one
+            sizes.append(own_mib(worker.pid))
+    tenth = len(keys) // 10
+    for kind in sizes[0]:
+        early, late = (max(size[kind] for size in part) for part in (sizes[1 : 2 + tenth], sizes[-1 - tenth :]))
+        assert late - early < MOST_GROWN_MIB, (kind, early, late)
+
+
+def test_a_row_and_a_checkpoint_are_as_long_after_more_steps(tmp_path):
+    """To the digits of their numbers: a byte for each step would be 20 more."""
+    plan, settings = small_plan(overrides="batch.images=8"), make_settings("cpu", workers="0", runs=tmp_path)
+    data = open_data(plan.profile, None)
+    state, lengths = State(plan, settings, tmp_path), []
+    window = data.train_stream(plan, settings, 0)
+    for step in range(22):
+        state.loss_sum += optimizer_step(state, window, step)
+        state.progress.step, state.progress.loss_steps = step + 1, step + 1
+        if step in (1, 21):
+            saved, outcome = io.BytesIO(), SimpleNamespace(state=state, status="diverged")
+            torch.save(state.facts(), saved)
+            row = make_row("name", plan, settings, data, outcome, None)
+            lengths.append((len(row.as_json()), len(json.dumps(asdict(state.progress))), len(saved.getbuffer())))
+    assert all(abs(late - early) < 20 for early, late in zip(*lengths, strict=True)), lengths
