@@ -81,6 +81,27 @@ def test_the_command_ends_with_1_where_the_main_job_would_fail(tmp_path, monkeyp
         assert code == 0 or "runs=<another folder>" in done.output
 
 
+@pytest.mark.parametrize("is_checkout", [True, False])
+def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(tmp_path, monkeypatch, is_checkout):
+    """Nothing of the main job asks for it: exit 0."""
+    from typer.testing import CliRunner
+
+    from trainer.cli import app
+
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ffcv'] = None  # as if it were not installed\n")
+    if not is_checkout:  # as a wheel is installed: no Makefile beside the package
+        content = "\nfrom pathlib import Path; import trainer.doctor_probes as probes; probes.PACKAGE_ROOT = Path('/nowhere')\n"
+        (tmp_path / "sitecustomize.py").write_text((tmp_path / "sitecustomize.py").read_text() + f"sys.path.insert(0, {str(ROOT)!r})" + content)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "ffcv")})
+    (found,) = examine(Asked(), ("ffcv",))
+    by_hand = f"sudo apt-get install -y pkg-config libturbojpeg0-dev libopencv-dev && {sys.executable} -m pip install setuptools ffcv"
+    assert (found.found, found.state, found.remedy) == ("not here", ABSENT, "make setup ffcv=1" if is_checkout else by_hand)
+    done = CliRunner().invoke(app, ["doctor", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)])
+    assert done.exit_code == 0 and "make recipe=A1 model=resnet50 trains here" in done.output
+    assert "ffcv" in done.output and (not is_checkout or "make setup ffcv=1" in done.output)
+
+
 @pytest.mark.parametrize("missing", ["", "rich"])
 def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
     """Not even those of the command line: it is asked because they may be broken."""
