@@ -1,5 +1,6 @@
 """A run folder that is whole is found whole; each thing that is wrong with one is named, with what was expected."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from plans import small_set
+from trainer import rescore
 from trainer.cli import app
 from trainer.data.opened import open_data
 from trainer.exits import EXIT_DONE
@@ -147,6 +149,48 @@ def test_weights_that_are_others_score_otherwise(run, finished):
     assert verified(folder, "--no-evaluate").exit_code == 0
     done = verified(folder)
     assert done.exit_code == 1 and "wrong: top-1 % now" in done.output, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "off", "code"),
+    [
+        (["--device", "cpu"], 0, 0),
+        (["--device", "cpu"], 1, 1),  # as the row was scored: the same sums
+        (["--device", "cpu", "--precision", "bf16"], 1, 0),
+        (["--device", "cpu", "--precision", "bf16"], 2, 1),  # of 360 images one may move
+    ],
+)
+def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(run, monkeypatch, words, off, code):
+    def scored(folder, settings, data_dir, real=rescore.rescore):
+        row, scores = real(folder, dataclasses.replace(settings, precision="float32"), data_dir)
+        return row, dataclasses.replace(scores, num_top1=scores.num_top1 - off)
+
+    monkeypatch.setattr(rescore, "rescore", scored)
+    folders = ["--runs", str(run[0].parent), "--results", str(run[0].parent.parent / "results")]
+    for command in ("verify", "eval"):
+        done = CliRunner().invoke(app, [command, "--run", run[0].name, *folders, *words], prog_name="rsb")
+        assert done.exit_code == code, done.output
+        if command == "verify":
+            assert ("0.28" in done.output) is ("bf16" in words)  # points that one image is
+        else:
+            assert ("not the same" in done.output) is bool(code) and (f"({off} image" in done.output) is bool(off)
+
+
+@pytest.mark.parametrize(
+    ("of_row", "of_settings", "most"),
+    [
+        ({}, {}, 0),
+        ({}, {"device": "cuda"}, 50),
+        ({}, {"precision": "bf16"}, 50),
+        ({"precision": "bf16"}, {"precision": "bf16"}, 50),
+        ({"bitwise": False}, {}, 50),
+        ({"compiled": True}, {}, 50),
+        ({"num_val_images": 360}, {"device": "cuda"}, 1),
+    ],
+)
+def test_only_what_a_cpu_repeats_in_float32_must_be_exact(finished, of_row, of_settings, most):
+    row = finished[2].model_copy(update={"num_val_images": 50_000} | of_row)
+    assert rescore.most_moved(row, dataclasses.replace(make_settings("cpu", workers="0"), **of_settings)) == most
 
 
 def test_a_stopped_run_has_the_lines_that_it_came_to(finished):

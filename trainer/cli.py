@@ -249,7 +249,8 @@ def evaluate(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Score the exported model of a run again; exit 1 where it is not the row's score."""
+    """Score the exported model of a run again; exit 1 where it is not the row's score, which on a GPU or in another
+    precision may be one image in a thousand off."""
     from trainer import show
     from trainer.rescore import rescore
     from trainer.run_folder import find_run_folder
@@ -257,7 +258,7 @@ def evaluate(
 
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
-    raise typer.Exit(0 if show.rescored(show.console(), *rescore(folder, settings, data_dir)) else 1)
+    raise typer.Exit(0 if show.rescored(show.console(), *rescore(folder, settings, data_dir), settings) else 1)
 
 
 @app.command()

@@ -13,6 +13,16 @@ from trainer.run_folder import open_model, plan_of_run, recipe_of
 from trainer.settings import Settings
 
 
+def most_moved(row: Row, settings: Settings) -> int:
+    """Images by which a score found with these settings may differ from the row's.
+
+    None where a CPU adds up in float32 what a CPU has added up so. Elsewhere, on a GPU, in another precision, or of a run
+    that was compiled or went on elsewhere, sums come in another order: one in a thousand, at least one.
+    """
+    is_repeated = row.bitwise and not row.compiled and settings.device == "cpu" and row.precision == settings.precision == "float32"
+    return 0 if is_repeated else max(1, row.num_val_images // 1000)
+
+
 def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Row, Scores]:
     """The row of a run folder, and the scores of its exported weights on the validation images of now.
 

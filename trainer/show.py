@@ -16,6 +16,7 @@ from trainer.ingredients.surgery import Swap
 from trainer.inject import touches_result
 from trainer.plan import Plan
 from trainer.recipe import Recipe
+from trainer.rescore import most_moved
 from trainer.results import Row, row_path
 from trainer.settings import Settings
 from trainer.terminal import open_terminal
@@ -230,12 +231,16 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
         yield lambda: bar.advance(task)
 
 
-def rescored(out: Console, row: Row, scores) -> bool:
-    """The row's score beside the one found now; are they the same?"""
-    is_same = (100 * scores.num_top1 / scores.num_images, scores.num_images) == (row.top1_pct, row.num_val_images)
+def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
+    """The row's score beside the one found now; are they the same, to what may have moved where it was found?"""
+    most = most_moved(row, settings)
+    off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
+    is_same = scores.num_images == row.num_val_images and off <= most
     out.print(f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images")
     out.print(f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images")
-    out.print("the same" if is_same else "not the same", style="bold green" if is_same else "bold red")
+    allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
+    told = f"{'' if is_same else 'not '}the same" + (f" ({off} image{'s' * (off != 1)} off{allowed})" if off else "")
+    out.print(told, style="bold green" if is_same else "bold red", markup=False)
     return is_same
 
 
