@@ -145,6 +145,38 @@ def test_the_loaders_faults_of_its_first_step_are_marked_before_it_works(tmp_pat
     assert [str(fault) for fault in faults.left] == ["slow@2:1s", "kill@3"]
 
 
+@pytest.mark.parametrize("content", [b"kill@2\n\xff\xfe\n", None])
+def test_marks_that_cannot_be_read_are_one_line(tmp_path, content):
+    if content is None:
+        (tmp_path / "injected").mkdir()
+    else:
+        (tmp_path / "injected").write_bytes(content)
+    with pytest.raises(UserError, match="injected: which faults have struck cannot be read") as caught:
+        struck("kill@2", tmp_path)
+    assert "\n" not in str(caught.value)
+    struck("", tmp_path)  # who injects nothing does not look
+
+
+def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the_run_goes_on(tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    signals, sync = [], inject.os.fsync
+    monkeypatch.setattr(inject.os, "kill", lambda process, number: signals.append(number))
+    monkeypatch.setattr(inject.os, "fsync", fsync)
+    faults, state = struck("bad_image@7,kill@2,slow@3:1s,term@4", tmp_path)
+    assert [str(fault) for fault in faults.in_loader(state)] == ["slow@3:1s"]  # not the image of the first step
+    for step in range(3):
+        faults.strike(step, state)
+    assert not signals and state.progress.injected == ["slow@3:1s"]  # the loader was at it already
+    assert [line.partition(":")[0] for line in state.said] == ["not injected", "not injected", "injected"]
+    assert all("injected (No space left on device)" in line and "\n" not in line for line in state.said)
+    monkeypatch.setattr(inject.os, "fsync", sync)
+    faults.strike(3, state)
+    assert signals == [signal.SIGTERM] and state.said[-1] == "injected: term@4"
+    assert (tmp_path / "injected").read_text() == "term@4\n"
+
+
 def stream(inject: str, **job):
     plan = small_plan("A1", overrides="batch.images=128 batch.norm_images=32", **job)  # with repeats
     settings = make_settings("cpu", workers="0")

@@ -6,13 +6,14 @@ goes on past it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,14 +102,15 @@ class Faults:
     """The faults that are still to strike in one run folder, on every rank the same; without any it costs nothing.
 
     A fault of one process strikes the last rank that has a micro-batch in the step; that of the disk, rank 0.
+
+    Raises UserError where the folder's marks cannot be read.
     """
 
     def __init__(self, faults: tuple[Fault, ...], plan, folder: Path, ranks: Ranks) -> None:
         self.plan, self.ranks, self._path = plan, ranks, Path(folder) / _MARKS
         self.left = faults
         if faults:
-            marks = self._path.read_text().split() if ranks.is_first and self._path.exists() else []
-            marks = ranks.broadcast(marks)
+            marks = ranks.broadcast(_marks_in(self._path) if ranks.is_first else [])
             self.left = tuple(fault for fault in faults if str(fault) not in marks)
 
     def in_loader(self, state) -> tuple[Fault, ...]:
@@ -117,15 +119,16 @@ class Faults:
         A loader works ahead: those of its first step are marked now.
         """
         due = tuple(fault for fault in self.left if fault.kind in IN_LOADER)
-        self._mark([fault for fault in due if step_of(fault, self.plan) == state.progress.step], state)
-        return due
+        first = [fault for fault in due if step_of(fault, self.plan) == state.progress.step]
+        struck = self._mark(first, state)
+        return tuple(fault for fault in due if fault not in first or fault in struck)
 
     def strike(self, step: int, state) -> None:
         """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the row."""
         due = [fault for fault in self.left if step_of(fault, self.plan) == step]
         if not due:
             return
-        self._mark(due, state)
+        due = self._mark(due, state, [fault for fault in due if fault.kind in IN_LOADER])
         is_struck = self.ranks.rank == min(self.ranks.world_size, self.plan.micro_batches(step)) - 1
         for fault in due:
             if fault.kind == "enospc" and self.ranks.is_first:
@@ -133,24 +136,51 @@ class Faults:
             elif is_struck and fault.kind in _IN_PROCESS:
                 _IN_PROCESS[fault.kind](state.model)
 
-    def _mark(self, due: list[Fault], state) -> None:
+    def _mark(self, due: list[Fault], state, made: Sequence[Fault] = ()) -> list[Fault]:
+        """Name faults in the folder; gives those that strike. made: by a loader already.
+
+        Where the disk does not take the names the run goes on, as ever, and a fault that would then strike at every call
+        does not strike at all.
+        """
         if not due:
-            return
+            return []
         self.left = tuple(fault for fault in self.left if fault not in due)
-        if self.ranks.is_first:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a") as file:
-                file.writelines(f"{fault}\n" for fault in due)
-                file.flush()
-                os.fsync(file.fileno())
-        state.progress.injected += [str(fault) for fault in due if self._touches(fault) != "nothing"]
+        error = self.ranks.broadcast(_marked(self._path, due) if self.ranks.is_first else "")  # nobody goes on before
+        struck = [fault for fault in due if not error or fault in made]
+        state.progress.injected += [str(fault) for fault in struck if self._touches(fault) != "nothing"]
         for fault in due:
-            state.say(f"injected: {fault}")
-        self.ranks.barrier()
+            not_marked = f": its name cannot be written to {self._path} ({error}), and it would strike at every call" if error else ""
+            state.say(f"{'' if fault in struck else 'not '}injected: {fault}{not_marked}")
+        return struck
 
     def _touches(self, fault: Fault) -> str:
         is_mended = fault.kind == "bad_image" and self.plan.bad_images == "fail"  # the next process reads it whole
         return "nothing" if is_mended else KINDS[fault.kind]
+
+
+def _marks_in(path: Path) -> list[str]:
+    """The faults named in a folder. Raises UserError."""
+    try:
+        return path.read_text(encoding="ascii").split() if path.exists() else []
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not its text"
+        raise UserError(f"{path}: which faults have struck cannot be read ({reason}); without it all of inject= strike anew") from None
+
+
+def _marked(path: Path, due: list[Fault]) -> str:
+    """Name faults in a folder, on the disk for sure: "", or why the disk did not take it."""
+    num_bytes = path.stat().st_size if path.exists() else 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="ascii") as file:
+            file.writelines(f"{fault}\n" for fault in due)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):  # half a name may be there, or a name that has not struck
+            os.truncate(path, num_bytes)
+        return error.strerror or str(error)
+    return ""
 
 
 def touches_result(injected: Iterable[str]) -> bool:
