@@ -35,7 +35,7 @@ def photos(tmp_path):
 
 
 def parity(photos, folder, results, *more):
-    done = rsb("parity", "--data", photos, "--data-dir", folder, "--src", photos, "--set", SET, "--images", 20, "--results", results, *more)
+    done = rsb("parity", "--data", photos, "--data-dir", folder, "--set", SET, "--images", 20, "--results", results, *more)
     found = [json.loads(path.read_text()) for path in (results / "parity").glob("*.json")] if results.exists() else []
     return done, found[0] if found else None
 

@@ -51,9 +51,10 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     plan, folder = plan_of(job), data_folder(job.data, job.data_dir)
     chosen_loader("ffcv", folder)
     theirs = open_data(plan.profile, folder, in_beton=True)
-    ours = open_data(plan.profile, data_folder(job.data, src or job.data_dir))
+    source = src or data_folder(job.data) or job.data_dir
+    ours = open_data(plan.profile, source)
     if ours.train.fingerprint != theirs.train.facts.source:
-        raise UserError(f"{folder}: its .beton files were written from other images than {src or job.data_dir or job.data}; `make data` anew would do")
+        raise UserError(f"{folder}: its .beton files were written from other images than {source or job.data}; `make data` anew would do")
     # without workers neither augments: what is compared is cropped, resized and flipped
     settings = {name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "torch", "ffcv")}
     is_lossless = theirs.train.facts.is_lossless and theirs.val.facts.is_lossless
