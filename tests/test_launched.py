@@ -16,6 +16,7 @@ import pytest
 
 import forked
 from plans import small_set
+from test_kills import is_stopped
 from test_resume import ending
 from trainer import meeting
 
@@ -32,9 +33,10 @@ def words(folder: Path, *more: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(*command: str):
+def started(*command: str, **environment: str):
     """Python at work with these words; killed where it still runs at the end of the block."""
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | environment, **pipes) as process:
         try:
             yield process
         finally:
@@ -50,15 +52,6 @@ def left_by(folder: Path) -> dict:
     return {name: row[name] for name in kept} | {"metrics": metrics.read_bytes()}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with started(*words(folder, "--procs", "2")) as process:
-        said, error = process.communicate(timeout=300)
-    assert process.returncode == 0, (said, error)
-    return left_by(folder)
-
-
 def free_port() -> int:
     """For a moment."""
     with socket.socket() as opened:
@@ -66,8 +59,35 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
+def as_rank(rank: int, port: int, come_s: float) -> None:
+    """This process is one of two, started without a launcher: rank 0 keeps the meeting point."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting.COME_S = come_s
+
+
+def ends_of(words: list[str], come=(0, 1), come_s: float = 20, timeout_s: float = 40) -> list[tuple[int, str]]:
+    """(exit code, all that was printed) of the program on two ranks, in processes that are forked; come: only these come."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        prepare = [functools.partial(as_rank, rank, port, come_s) for rank in come]
+        running = [stack.enter_context(forked.started(words, prepare=one)) for one in prepare]
+        for process in running:
+            process.join(timeout_s)
+        return [(process.exitcode, process.printed.read_text()) for process in running]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = ends_of(words(folder)[2:], timeout_s=300)
+    assert [code for code, _ in ended] == [0, 0], ended
+    return left_by(folder)
+
+
 def test_two_agents_of_torchrun_make_the_run_of_two_processes(undisturbed, tmp_path):
-    """As on two machines: each agent starts one rank, and they find each other at one address."""
+    """As on two machines: each agent starts one rank, and they find each other at one address. The run of procs=2, bit
+    for bit, as is the one that test_two_processes_stop_together makes."""
     address = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=one"]
     agent = ("-m", "torch.distributed.run", *address, *words(tmp_path))
     with started(*agent) as one, started(*agent) as other:
@@ -89,8 +109,29 @@ def until(process: subprocess.Popen, found: str) -> list[str]:
     raise AssertionError((said, process.stderr.read()))
 
 
+def pausing(folder: Path, rank: int) -> dict[str, str]:
+    """The environment of a launcher whose rank stops (SIGSTOP) before it has imported anything."""
+    text = f"import os, signal\nif os.environ.get('RANK') == '{rank}':\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    (folder / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+@contextlib.contextmanager
+def paused(process: int):
+    """A process that stops by itself; killed at the end of the block, where it is still there."""
+    try:
+        until_s = time.monotonic() + 100
+        while not is_stopped(process) and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert is_stopped(process)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
 def rank_of(launcher: subprocess.Popen, rank: int) -> int:
-    """The process of a rank, as soon as its launcher has started it: before it has imported anything."""
+    """The process of a rank, once its launcher has started it."""
     until_s = time.monotonic() + 100
     while time.monotonic() < until_s:
         for folder in Path("/proc").glob("[0-9]*"):
@@ -127,9 +168,8 @@ def listens(process: int, is_so: str, number: int = signal.SIGTERM) -> bool:
 
 def test_a_signal_that_a_rank_cannot_hear_yet_is_a_stop_all_the_same(tmp_path):
     """It ends that rank, and the other waits for one that never comes."""
-    with started(*words(tmp_path, "--procs", "2")) as process:
-        deaf = rank_of(process, 0)
-        os.kill(deaf, signal.SIGSTOP)
+    command = words(tmp_path, "--procs", "2")
+    with started(*command, **pausing(tmp_path, 0)) as process, paused(rank_of(process, 0)) as deaf:
         other, until_s = rank_of(process, 1), time.monotonic() + 100
         while not listens(other, "SigCgt") and time.monotonic() < until_s:
             time.sleep(0.02)
@@ -140,50 +180,31 @@ def test_a_signal_that_a_rank_cannot_hear_yet_is_a_stop_all_the_same(tmp_path):
         os.kill(deaf, signal.SIGCONT)
         said, error = process.communicate(timeout=40)
     assert process.returncode == 75 and error == "", (said, error)
-    assert "before all ranks had come; the same command goes on" in said and not list(tmp_path.rglob("*.pt"))
-
-
-def as_rank(rank: int, port: int, come_s: float) -> None:
-    """This process is one of two, started as torchrun of an older day does: rank 0 keeps the meeting point."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    meeting.COME_S = come_s
-
-
-def ends_of(folder: Path, *more: str, come=(0, 1), come_s: float = 20) -> list[tuple[int, str]]:
-    """(exit code, all that was printed) of the program on two ranks, in processes that are forked; come: only these come."""
-    port = free_port()
-    prepare = {rank: functools.partial(as_rank, rank, port, come_s) for rank in come}
-    with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(forked.started([*forked.words(folder), *more], prepare=prepare[rank])) for rank in come]
-        for process in running:
-            process.join(40)
-        return [(process.exitcode, process.printed.read_text()) for process in running]
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_the_next_call_goes_on(tmp_path):
-    undisturbed = tmp_path / "undisturbed"
-    assert [code for code, _ in ends_of(undisturbed)] == [0, 0]
-    here = tmp_path / "here"
-    faults = "--inject=raise@5,oom@10,bad_image@200"  # the image is in step 13, in a micro-batch of rank 1
+    undisturbed, here = tmp_path / "undisturbed", tmp_path / "here"
+    assert [code for code, _ in ends_of(forked.words(undisturbed))] == [0, 0]
+    faults = [*forked.words(here), "--inject=raise@5,oom@10,bad_image@200"]  # the image is in step 13, on rank 1
 
-    (code, others), (own, text) = ends_of(here, faults)
+    (code, others), (own, text) = ends_of(faults)
     assert (code, own) == (1, 1) and "injected: raise@5" in others and "Traceback" not in others
     assert f"error: rank 1 of 2 on {os.uname().nodename} failed; the others end with it" in text and "as inject= has it" in text
 
-    (code, others), (own, text) = ends_of(here, faults)  # all of them: they agree on it
+    (code, others), (own, text) = ends_of(faults)  # all of them: they agree on it
     assert (code, own) == (2, 2) and "going on after step 4" in others and (others + text).count("error: ") == 1, (others, text)
 
     for come, named in (((0,), "error: rank 1 of 2 did not come within 2 s"), ((1,), "after 2 s")):
-        ((code, text),) = ends_of(here, faults, come=come, come_s=2)
+        ((code, text),) = ends_of(faults, come=come, come_s=2)
         assert code == 1 and named in text and "Traceback" not in text
 
-    (code, others), (own, text) = ends_of(here, faults)
+    (code, others), (own, text) = ends_of(faults)
     assert (code, own) == (2, 2) and "going on after step 9" in others and "error: " not in others
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     assert "damaged, as inject=bad_image@200 has it" in line
 
-    ended = ends_of(here, faults)
+    ended = ends_of(faults)
     assert [code for code, _ in ended] == [0, 0] and "going on after step" in ended[0][1], ended
     assert ending(here) == ending(undisturbed)
 
@@ -201,8 +222,7 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
     assert f"rank 1 (process {rank}) was ended by SIGKILL" in error and "the same command goes on" in error and "Traceback" not in error
     assert f"rank   1  {os.uname().nodename}  process {rank:>7}  cpu" in map(str.rstrip, said)
 
-    with started(*two) as process:
-        os.kill(rank_of(process, 1), signal.SIGSTOP)
+    with started(*two, **pausing(tmp_path, 1)) as process, paused(rank_of(process, 1)):
         line = process.stderr.readline()
         assert line.startswith("error: rank 1 of 2 did not come within 20 s to localhost:")
         _, error = process.communicate(timeout=20)  # which is 40 in all
