@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from trainer import checkpoint
-from trainer.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint, write_atomically
 from trainer.errors import UserError
 
 
@@ -185,6 +185,13 @@ def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path, monkeyp
     save_checkpoint(tmp_path, 2, state(2))
     assert not list(tmp_path.glob(".step_*.part")) and others.exists()
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000000002.pt", "step_000000002.sha256"]
+
+
+def test_what_a_kill_left_half_written_in_a_run_folder_goes(tmp_path):
+    for name in (".model.safetensors.7.part", ".plan.json.8.part", ".claim.a.9.b.part", "row.json", "notes.part"):
+        (tmp_path / name).write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".claim.a.9.b.part", "row.json", "notes.part"}  # another may be about to claim
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2])

@@ -15,7 +15,7 @@ from fuzz_targets import image_file
 from trainer.recipe import recipe_paths
 
 HERE = Path(__file__).parent
-NUM_IN_DRILL = 10_000
+NUM_IN_DRILL = 5_000
 FIRST = {
     "images": lambda: [image_file("JPEG", "RGB"), image_file("JPEG", "CMYK"), image_file("PNG", "RGBA"), image_file("GIF", "P"), image_file("TIFF", "RGB"), image_file("PPM", "RGB")],
     "tars": lambda: [_shard()],

@@ -1,5 +1,6 @@
 """The README says what is: its commands, links, pages and tables are the project's own."""
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_every_link_leads_somewhere(link):
 
 def test_the_table_of_recipes_is_current():
     assert recipes_table("recipes/") in README
+
+
+def test_the_table_of_what_was_measured_is_that_of_the_files():
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tests" / "benchmarks" / "readme_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.BEGIN + module.table() + module.END in README
 
 
 def test_the_page_shown_is_the_page():

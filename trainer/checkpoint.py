@@ -154,6 +154,14 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that this process alone writes in."""
+    for path in folder.glob(".*.part"):
+        if not path.name.startswith(".claim."):  # which others may be about to raise
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 @contextlib.contextmanager
 def _removed_on_error(temporary: Path) -> Iterator[None]:
     """A block that leaves no half-written file on a full disk."""

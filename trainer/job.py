@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trainer import provenance
 from trainer.adapt import adaptation
-from trainer.checkpoint import write_atomically
+from trainer.checkpoint import remove_unfinished, write_atomically
 from trainer.claims import Claim, claimed, make_folder
 from trainer.data.index import DataError
 from trainer.disk import must_write
@@ -124,7 +124,9 @@ def _claimed(folder: Path) -> Claim:
     inside(folder.parent, folder.name, "run")
     check_links(folder)
     with must_write(folder):
-        return claimed(folder)
+        own = claimed(folder)
+        remove_unfinished(folder)
+        return own
 
 
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:

@@ -2,12 +2,14 @@
 
     python tests/benchmarks/bench_optimizer.py [--device cuda] [--num-threads 2] [--num-rounds 30]
 
-The candidates take turns in one process, so that a machine that others use too slows all of them alike.
+The candidates take turns in one process, so that a machine that others use too slows all of them alike. Writes
+results/bench/optimizer-cpu.json (-cuda on a GPU); --dry prints alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -20,6 +22,8 @@ from timm.optim import Lamb as TimmLamb
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from trainer import provenance  # noqa: E402
+from trainer.checkpoint import write_atomically  # noqa: E402
 from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups  # noqa: E402
 
 SHARED = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02, "no_decay": ("vectors", "biases")}
@@ -70,6 +74,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--num-rounds", type=int, default=30)
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.num_threads)
     medians_ms = measure(candidates(options.device), options.num_rounds, options.device)
@@ -78,6 +83,13 @@ def main() -> None:
     print(f"{'one step over 161 tensors':28}{'ms':>8}{'x timm':>8}")
     for name, median_ms in medians_ms.items():
         print(f"{name:28}{median_ms:8.1f}{yardstick_ms / median_ms:8.2f}")
+    if not options.dry:
+        facts = {
+            "benchmark": "optimizer", "device": provenance.device_name(options.device), "num_threads": options.num_threads, "num_rounds": options.num_rounds,
+            "torch": torch.__version__, "timm": timm.__version__, "step_ms": {name: round(median_ms, 2) for name, median_ms in medians_ms.items()},
+        }  # fmt: skip
+        path = Path(__file__).parents[2] / "results" / "bench" / f"optimizer-{options.device}.json"
+        write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

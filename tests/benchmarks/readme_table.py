@@ -1,0 +1,64 @@
+"""The README's table of what was measured, from the files in results/bench: python tests/benchmarks/readme_table.py writes it anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BENCH = ROOT / "results" / "bench"
+BEGIN, END = "<!-- what was measured -->\n", "<!-- end of it -->\n"
+
+
+def table(bench: Path = BENCH) -> str:
+    """Markdown."""
+    head = ["| what | measured | beside | by |", "|---|---|---|---|"]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in _rows(bench)), ""])
+
+
+def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
+    yield from _loader_rows(*_facts(bench, "loader-224"))
+    found, link = _facts(bench, "end-to-end")
+    ours, theirs = ({row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts"))
+    measured = f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; waits for data {ours['wait_pct']:.1f} % of the time"
+    yield f"a whole A3 loop, resnet18, {found['px']} px from JPEG files", measured, f"{theirs['images_per_s']:.0f} images/s, a loop of timm's parts", link
+    found, link = _facts(bench, "optimizer-cpu")
+    theirs, ours = found["step_ms"]["timm Lamb"], found["step_ms"]["our Lamb, clipping included"]
+    yield "a step of LAMB, resnet50's 161 tensors", f"{ours:.1f} ms, {theirs / ours:.2f} x", f"{theirs:.1f} ms, timm's Lamb", link
+    found, link = _facts(bench, "ranks-cpu")
+    yield f"the means of several ranks, for one, {found['model']}", f"{found['cost_pct']:+.2f} % time", "a process by itself", link
+    found, link = _facts(bench, "checkpoints-cpu")
+    measured = f"{found['most_pct']:.2f} % time, all cores busy ({found['extra_pct']['beside']:+.2f} % seen)"
+    yield f"a checkpoint every {found['every_s']:g} s, {found['model']}, {found['mib']} MiB", measured, "none", link
+    found, link = _facts(bench, "scale")
+    measured = f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; opening {found['opening_s']:.2f} s"
+    yield f"{found['num_images'] / 1e6:g} million images", measured, "", link
+    found, link = _facts(bench, "run-cpu")
+    yield f"`make bench`: {found['model']}, {found['recipe']}, {found['train_px']} px", found["verdict"], "the step alone", link
+
+
+def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
+    rates = {(row["stage"], row["who"]): row for row in found["rows"]}
+    timm = rates["ready for the model", "timm"]
+    for stage in ("ready for the device", "ready for the model"):
+        for who, name in (("ours, loader=torch", "torch loader"), ("ours, loader=ffcv (256 px, pixels)", "ffcv from a .beton of 256 px pixels")):
+            row = rates[stage, who]
+            measured = f"{row['images_per_s']:.0f} images/s a core, {row['x_timm']:.2f} x"
+            yield f"JPEG photos at {found['train_px']} px, A2, {stage}: {name}", measured, f"{timm['images_per_s']:.0f} images/s, all of timm's work for the model", link
+
+
+def _facts(bench: Path, name: str) -> tuple[dict, str]:
+    shown = bench / f"{name}.md"
+    path = shown if shown.exists() else bench / f"{name}.json"
+    return json.loads((bench / f"{name}.json").read_text()), f"[{name}](results/bench/{path.name})"
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text().partition(BEGIN)
+    path.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+
+
+if __name__ == "__main__":
+    main()
