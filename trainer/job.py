@@ -124,8 +124,7 @@ def _claimed(folder: Path) -> Claim:
     inside(folder.parent, folder.name, "run")
     check_links(folder)
     with must_write(folder):
-        own = claimed(folder)
-        remove_unfinished(folder)
+        own, _ = claimed(folder), remove_unfinished(folder)
         return own
 
 
