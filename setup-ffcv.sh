@@ -37,3 +37,4 @@ else
     "$python" -m pip install --disable-pip-version-check $words
 fi
 "$python" -c 'import ffcv' || { echo 'error: ffcv=1: it is built, and does not load (see above)' >&2; exit 2; }
+echo 'ffcv is here: loader=ffcv reads what make data writes'

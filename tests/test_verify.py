@@ -107,7 +107,7 @@ DAMAGES = {
     "row's weights": (lambda run, stored: changed_json(run / "row.json", weights_sha256="0" * 64), "model.safetensors: expected 0000"),
     "store": (lambda run, stored: changed_json(stored, seed=7), "the store's seed: expected 0, found 7"),
     "no store": (lambda run, stored: stored.unlink(), "the store's row"),
-    "no row": (without_row, "row.json: expected one of a finished run"),
+    "no row": (without_row, "row.json: expected one of a finished run, found none yet: the run has not ended, and the same command goes on"),
     "line lost": (lambda run, stored: lines_of(run / "metrics.jsonl", lambda lines: lines[:1] + lines[2:]), "metrics.jsonl:2: expected loss at step 14"),
     "line twice": (lambda run, stored: lines_of(run / "metrics.jsonl", lambda lines: lines[:2] + lines[1:]), "found loss at step 14 once more"),
     "line cut": (lambda run, stored: lines_of(run / "metrics.jsonl", lambda lines: [*lines[:-1], lines[-1][:20]]), "a line of JSON"),

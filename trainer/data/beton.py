@@ -104,7 +104,8 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
     if not is_installed:
         raise UserError("loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do")
     if not is_written:
-        raise UserError(f"loader=ffcv: {folder or 'no data_dir, which'} holds no train.beton and val.beton; `make data` and then data_dir=<its out> would do")
+        place = f"{folder} holds no train.beton and val.beton" if folder else "no data_dir= says where train.beton and val.beton lie"
+        raise UserError(f"loader=ffcv: {place}; `make data` and then data_dir=<its out> would do")
     return asked
 
 
