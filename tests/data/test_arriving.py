@@ -9,7 +9,7 @@ from trainer.data.loader import MicroBatch
 
 def batch_of(step):
     images = torch.full((2, 3, 4, 4), step, dtype=torch.uint8)
-    return MicroBatch(step, 0, images, torch.tensor([step, step]), torch.zeros(2, 3), ({"operation": torch.ones(2)},), 0)
+    return MicroBatch(step, 0, images, torch.tensor([step, step]), torch.zeros(2, 3), ({"operation": torch.ones(2)},), torch.zeros(2))
 
 
 class Recorded:

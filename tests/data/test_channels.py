@@ -12,7 +12,8 @@ from PIL import Image
 from rich.console import Console
 
 from trainer import show
-from trainer.data.loader import TrainStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
+from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.errors import UserError

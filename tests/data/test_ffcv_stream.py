@@ -15,7 +15,8 @@ from trainer.data.beton_writer import Storage, write_beton
 from trainer.data.decode import BadImage
 from trainer.data.ffcv_stream import FfcvStream, boxes_in
 from trainer.data.index import open_index
-from trainer.data.loader import EvaluationStream, TrainStream
+from trainer.data.evaluation import EvaluationStream
+from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
 from trainer.errors import UserError

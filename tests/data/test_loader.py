@@ -13,7 +13,8 @@ from torchvision.transforms import functional
 
 from trainer.data.decode import BadImage
 from trainer.data.index import open_index
-from trainer.data.loader import TrainStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
+from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
 from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
 from trainer.errors import UserError

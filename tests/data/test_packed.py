@@ -20,7 +20,8 @@ from trainer.data.check import check_data
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError, open_index
 from trainer.data.jpeg import Jpeg
-from trainer.data.loader import TrainStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
+from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.packed import PackedIndex, open_files, packed_kind
 from trainer.data.sets import FolderSet, for_training

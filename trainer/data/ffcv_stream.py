@@ -19,7 +19,7 @@ from trainer.data import ffcv_loader, ffcv_resize
 from trainer.data.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
-from trainer.data.order import micro_batch_ids, num_micro_batches_in
+from trainer.data.order import num_micro_batches_in
 from trainer.data.prepare import augmented
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 
@@ -55,19 +55,6 @@ class FfcvStream(TrainStream):
         last = -(-rest // num_micro_batches_in(rest, self.batch_images, self.num_micro_batches)) if rest else 0
         return max(-(-self.batch_images // self.num_micro_batches), last)
 
-    def ids_of(self, key: tuple[int, int]) -> np.ndarray:
-        """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
-        return micro_batch_ids(
-            self.seed,
-            *key,
-            self.image_set.num_images,
-            self.repeats,
-            self.batch_images,
-            self.num_micro_batches,
-            self.steps_per_epoch,
-            self.drop_last,
-        )
-
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
         """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it is made of, [b]."""
         crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
@@ -93,7 +80,7 @@ class FfcvStream(TrainStream):
             images[place] = torch.from_numpy(square)
         labels = torch.from_numpy(self.image_set.labels[shown])
         drawn = self._drawn(ids, squares.shape[-1])
-        batch = MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, int((shown != ids[:, 1]).sum()))
+        batch = MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown))
         if self.fill is None:
             return batch
         return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)

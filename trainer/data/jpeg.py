@@ -45,9 +45,24 @@ class Jpeg:
     size: (width, height) of the whole image in px.
     """
 
-    def __init__(self, path: Path, content: bytes, size: tuple[int, int]):
-        self.path, self.content, self.size = path, content, size
+    def __init__(self, path: Path, content: bytes, size: tuple[int, int], pixels: np.ndarray | None = None):
+        self.path, self.content, self.size, self._pixels = path, content, size, pixels
         self.width, self.height = size
+
+    def decoded_for(self, boxes: list[tuple[int, int, int, int]], train_px: int) -> Jpeg:
+        """The same file, decoded already as far as its squares need it, where more than one does at full scale.
+
+        Each square is what it would be by itself, bit for bit; at a smaller scale the filter looks across the box's edge,
+        where it may see how far the file was decoded.
+        """
+        lowest = [top + height for top, _, height, width in boxes if _scale(min(height, width), train_px) == 1]
+        if len(lowest) < 2:
+            return self
+        try:
+            content, _ = first_rows(self.content, max(lowest), self.height)
+            return Jpeg(self.path, self.content, self.size, simplejpeg.decode_jpeg(content, "RGB", strict=False))
+        except Exception:  # each is then looked at by itself
+            return self
 
     def square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
         """The pixels [3, train_px, train_px] uint8 within a box (top, left, height, width).
@@ -62,6 +77,8 @@ class Jpeg:
     def _square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
         top, left, height, width = box
         scale = _scale(min(height, width), train_px)
+        if scale == 1 and self._pixels is not None:
+            return _resized(self._pixels, box, resampling, train_px)
         content, num_rows = first_rows(self.content, top + height, self.height)
         smallest = {} if scale == 1 else {"min_height": -(-num_rows // scale), "min_width": -(-self.width // scale)}
         pixels = simplejpeg.decode_jpeg(content, "RGB", min_factor=scale, strict=False, **smallest)
@@ -69,8 +86,13 @@ class Jpeg:
             edges = [edge / scale for edge in (left, top, left + width, top + height)]
             square = Image.fromarray(pixels).resize((train_px, train_px), resampling, box=edges)
             return np.asarray(square).transpose(2, 0, 1)
-        part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
-        return interpolate(part, (train_px, train_px), mode=_MODES[resampling], antialias=True)[0].numpy()
+        return _resized(pixels, box, resampling, train_px)
+
+
+def _resized(pixels: np.ndarray, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
+    top, left, height, width = box
+    part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
+    return interpolate(part, (train_px, train_px), mode=_MODES[resampling], antialias=True)[0].numpy()
 
 
 def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | Jpeg:

@@ -1,27 +1,29 @@
 """Micro-batches in order, from any step on: the same bytes however many processes make them.
 
-One DataLoader serves the whole run: its keys are (step, micro-batch), and a micro-batch is a pure function of its key.
+One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step, micro-batch), and each image in it
+one of its draw: so images that stand in unlike micro-batches may be made together (see `parts`).
 """
 
 from __future__ import annotations
 
-import signal
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from trainer import streams
-from trainer.data.decode import RESAMPLING, BadImage, Pixels, evaluation_square, stack_squares, train_square
+from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
+from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.prepare import augmented
 from trainer.data.sets import ImageSet, decoding_whole
+from trainer.data.workers import items_of, whole
 from trainer.errors import UserError
 from trainer.ingredients.base import Ingredient
 from trainer.ingredients.crops import Flip, RandomResizedCrop
@@ -38,7 +40,8 @@ class MicroBatch(NamedTuple):
     images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 = (epoch, image, repeat).
     drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`;
         with S splits [(S - 1) * b, ...], one split after another, for the first is not augmented.
-    num_replaced: bad images for which another one stands; ids still name the bad one, whose draws it takes over.
+    shown: [b] int64, the images of the set that are shown: others than ids name where one stands for a bad one, whose
+        draws it takes over.
     is_augmented: stage `pixels` is done, its parameters are gone; with splits the images are [S * b, ...], see `augmented`.
     """
 
@@ -48,8 +51,13 @@ class MicroBatch(NamedTuple):
     labels: Tensor
     ids: Tensor
     drawn: tuple[dict[str, Tensor], ...]
-    num_replaced: int
+    shown: Tensor
     is_augmented: bool = False
+
+    @property
+    def num_replaced(self) -> int:
+        """Bad images for which another one stands."""
+        return int((self.shown != self.ids[:, 1]).sum())
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class TrainStream:
     fill: tuple[int, ...] | None = None
     rank: int = 0
     num_ranks: int = 1
+    shares_repeats: ClassVar[bool] = True  # are repeats of an image decoded once?
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
@@ -89,7 +98,10 @@ class TrainStream:
 
         Raises BadImage.
         """
-        return map(_unpacked, _whole(_loader(self, self.keys(first_step, num_steps), num_workers, device)))
+        if has_parts(self):
+            parts = items_of(Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed)
+            return in_micro_batches(self, map(_unpacked, parts), first_step, num_steps, device)
+        return map(_unpacked, whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)))
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
@@ -104,12 +116,13 @@ class TrainStream:
         return self.growth.px_at(step, self.steps_per_epoch, self.train_px) if self.growth else self.train_px
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
-        step, micro_batch = key
-        image_px = self.px_at(step)
-        ids = micro_batch_ids(
+        return self.made(*key, self.ids_of(key))
+
+    def ids_of(self, key: tuple[int, int]) -> np.ndarray:
+        """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
+        return micro_batch_ids(
             self.seed,
-            step,
-            micro_batch,
+            *key,
             self.image_set.num_images,
             self.repeats,
             self.batch_images,
@@ -117,19 +130,17 @@ class TrainStream:
             self.steps_per_epoch,
             self.drop_last,
         )
+
+    def made(self, step: int, number: int, ids: np.ndarray) -> MicroBatch | BadImage:
+        """What the draws ids [b, 3] of a step are, as the micro-batch of that number."""
+        image_px = self.px_at(step)
         try:
             images, shown = self._images(ids, image_px)
         except BadImage as error:
             return error
-        batch = MicroBatch(
-            step,
-            micro_batch,
-            images,
-            torch.from_numpy(self.image_set.labels[shown].astype(np.int64)),
-            torch.from_numpy(ids),
-            self._drawn(ids, image_px),
-            int((shown != ids[:, 1]).sum()),
-        )
+        labels = torch.from_numpy(self.image_set.labels[shown].astype(np.int64))
+        drawn, shown = self._drawn(ids, image_px), torch.from_numpy(shown)
+        batch = MicroBatch(step, number, images, labels, torch.from_numpy(ids), drawn, shown)
         if self.fill is None:
             return batch
         return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)
@@ -149,15 +160,24 @@ class TrainStream:
         """The cropped image [C or 1, px, px] of each draw and its place in the set."""
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
             chunk = ids[start : start + _IMAGES_AT_ONCE]
-            images, places = zip(*map(self._read, chunk))
-            for draw, image, place, *crop in zip(chunk, images, places, *self._crops(chunk, images)):
-                if not isinstance(image, Jpeg | Pixels):
-                    yield train_square(image, *crop, image_px), place
-                    continue
-                try:
-                    yield image.square(*crop, image_px), place
-                except BadImage:  # its header is good, the rest is not: as if the file had been decoded at once
-                    yield from replace(self, image_set=decoding_whole(self.image_set))._squares(draw[None], image_px)
+            images, places = zip(*self._reads(chunk))
+            draws = zip(chunk, images, places, *self._crops(chunk, images))
+            for _, repeats in itertools.groupby(draws, key=lambda draw: id(draw[1])):
+                yield from self._squares_of(list(repeats), image_px)
+
+    def _squares_of(self, repeats: list[tuple], image_px: int) -> Iterator[tuple[np.ndarray, int]]:
+        """The same of one image's repeats: (draw, image, place, box, filter) each. Decoded once where that can be."""
+        image = repeats[0][1]
+        if isinstance(image, Jpeg):
+            image = image.decoded_for([box for *_, box, _ in repeats], image_px)
+        for draw, _, place, *crop in repeats:
+            if not isinstance(image, Jpeg | Pixels):
+                yield train_square(image, *crop, image_px), place
+                continue
+            try:
+                yield image.square(*crop, image_px), place
+            except BadImage:  # its header is good, the rest is not: as if the file had been decoded at once
+                yield from replace(self, image_set=decoding_whole(self.image_set))._squares(draw[None], image_px)
 
     def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""
@@ -165,6 +185,14 @@ class TrainStream:
         widths, heights = np.array([image.size for image in images]).T
         boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
         return boxes.tolist(), [RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic]
+
+    def _reads(self, ids: np.ndarray) -> Iterator[tuple[Image.Image, int]]:
+        """_read of each draw; one that repeats the draw before it reads nothing anew."""
+        found, place = None, -1
+        for draw in ids:
+            if draw[1] != place or not self.shares_repeats:
+                found, place = self._read(draw)
+            yield found, place
 
     def _read(self, draw: np.ndarray) -> tuple[Image.Image, int]:
         """The image of one draw and its place in the set; under "skip" a bad one's place is taken by another.
@@ -194,100 +222,19 @@ class TrainStream:
         return tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in drawn)
 
 
-@dataclass(frozen=True)
-class EvaluationStream:
-    """The evaluation batches of a pass by number: every image once, in order, none padded.
-
-    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another score.
-    """
-
-    image_set: ImageSet
-    test_px: int
-    test_crop_share: float
-    interpolation: str
-    batch_images: int
-
-    def __len__(self) -> int:
-        return -(-self.image_set.num_images // self.batch_images)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | BadImage:
-        first = number * self.batch_images
-        places = range(first, min(first + self.batch_images, self.image_set.num_images))
-        try:
-            squares = [self._square(i) for i in places]
-        except BadImage as error:
-            return error
-        labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
-        images = _channels_first(stack_squares(squares, self.test_px), self.image_set.num_channels)
-        return images, torch.from_numpy(labels)
-
-    def _square(self, i: int) -> bytes:
-        return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
-
-
-def evaluation_batches(
-    image_set: ImageSet,
-    test_px: int,
-    test_crop_share: float,
-    interpolation: str,
-    batch_images: int,
-    num_workers: int,
-    device: str,
-    rank: int = 0,
-    num_ranks: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [b, C, px, px] uint8, labels [b] int64) of one pass; pinned where the device is a GPU.
-
-    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many ranks share them.
-
-    Raises BadImage.
-    """
-    stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
-    return _whole(_loader(stream, range(rank, len(stream), num_ranks), num_workers, device))
-
-
-def _whole(items):
-    for item in items:
-        if isinstance(item, BadImage):
-            raise item
-        yield item
-
-
-def _loader(stream, keys, num_workers: int, device: str) -> DataLoader:
-    return DataLoader(
-        stream,
-        sampler=keys,
-        batch_size=None,
-        collate_fn=_packed,
-        num_workers=num_workers,
-        worker_init_fn=_start_worker,
-        pin_memory=device.startswith("cuda"),
-        generator=torch.Generator(),  # else the loader's base seed would move torch's own generator
-    )
-
-
 def _packed(item):
     """A micro-batch whose small tensors are arrays: torch opens a socket for every tensor that it sends, which takes
     the main process longer than a copy of all these. Anything else stays as it is."""
     if not isinstance(item, MicroBatch):
         return item
     drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)
-    return item._replace(labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn)
+    return item._replace(labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn, shown=item.shown.numpy())
 
 
-def _unpacked(batch: MicroBatch) -> MicroBatch:
-    drawn = tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in batch.drawn)
-    return batch._replace(labels=torch.from_numpy(batch.labels), ids=torch.from_numpy(batch.ids), drawn=drawn)
-
-
-def _start_worker(number: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it saves, and its end ends the workers."""
-    torch.set_num_threads(1)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:
-    """[B, H, W, 1 or num_channels] to [B, num_channels, H, W]: grey stands in all of them."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return images.expand(-1, num_channels, -1, -1).contiguous()
+def _unpacked(item):
+    """A micro-batch as it was packed."""
+    if not isinstance(item, MicroBatch):
+        return item
+    drawn = tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in item.drawn)
+    labels, ids, shown = map(torch.from_numpy, (item.labels, item.ids, item.shown))
+    return item._replace(labels=labels, ids=ids, drawn=drawn, shown=shown)

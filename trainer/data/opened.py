@@ -11,7 +11,8 @@ import torch
 from trainer.data.arriving import arriving
 from trainer.data.beton import has_betons
 from trainer.data.faulty import FaultyStream
-from trainer.data.loader import MicroBatch, TrainStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
+from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.jpeg import decoder_name
 from trainer.data.packed import holds_files
 from trainer.data.prepare import fill_of

@@ -53,6 +53,12 @@ def micro_batch_ids(
     return _ids(seed, epoch, num_images, repeats, np.arange(first + micro_batch, first + num_draws, stride))
 
 
+def step_ids(seed: int, step: int, num_images: int, repeats: int, batch_images: int, steps_per_epoch: int) -> np.ndarray:
+    """All draws of one step in order: ids [b, 3] int64 = (epoch, image, repeat)."""
+    epoch, first, num_draws = window(step, num_images, batch_images, steps_per_epoch)
+    return _ids(seed, epoch, num_images, repeats, np.arange(first, first + num_draws))
+
+
 def _ids(seed: int, epoch: int, num_images: int, repeats: int, positions: np.ndarray) -> np.ndarray:
     images = _permutation(seed, epoch, num_images)[positions // repeats]
     return np.stack([np.full_like(positions, epoch), images, positions % repeats], axis=1)

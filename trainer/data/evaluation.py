@@ -1,0 +1,72 @@
+"""The batches of an evaluation: every image once, in order, as timm shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.decode import BadImage, evaluation_square, stack_squares
+from trainer.data.sets import ImageSet
+from trainer.data.workers import items_of, whole
+
+
+@dataclass(frozen=True)
+class EvaluationStream:
+    """The evaluation batches of a pass by number: every image once, in order, none padded.
+
+    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another score.
+    """
+
+    image_set: ImageSet
+    test_px: int
+    test_crop_share: float
+    interpolation: str
+    batch_images: int
+
+    def __len__(self) -> int:
+        return -(-self.image_set.num_images // self.batch_images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | BadImage:
+        first = number * self.batch_images
+        places = range(first, min(first + self.batch_images, self.image_set.num_images))
+        try:
+            squares = [self._square(i) for i in places]
+        except BadImage as error:
+            return error
+        labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
+        images = _channels_first(stack_squares(squares, self.test_px), self.image_set.num_channels)
+        return images, torch.from_numpy(labels)
+
+    def _square(self, i: int) -> bytes:
+        return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
+
+
+def evaluation_batches(
+    image_set: ImageSet,
+    test_px: int,
+    test_crop_share: float,
+    interpolation: str,
+    batch_images: int,
+    num_workers: int,
+    device: str,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images [b, C, px, px] uint8, labels [b] int64) of one pass; pinned where the device is a GPU.
+
+    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many ranks share them.
+
+    Raises BadImage.
+    """
+    stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
+    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device))
+
+
+def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:
+    """[B, H, W, 1 or num_channels] to [B, num_channels, H, W]: grey stands in all of them."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return images.expand(-1, num_channels, -1, -1).contiguous()
