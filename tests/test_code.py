@@ -130,7 +130,7 @@ def test_every_module_has_its_tests():
         "names": "test_security", "exits": "test_ending", "terminal": "test_security", "json_text": "test_security", "cores": "test_settings",
         "doctor_finding": "test_doctor", "doctor_probes": "test_doctor", "doctor_steps": "test_doctor", "doctor_show": "test_doctor", "doctor_cli": "test_doctor",
         "verify_curves": "test_verify", "verify_show": "test_verify", "verify_cli": "test_verify",
-        "drill_cli": "test_drill", "bench_cli": "test_bench", "bench_run": "test_bench", "bench_data": "test_bench", "bench_targets": "test_bench_gpu", "data.faulty": "test_inject", "recompute": "test_pieces", "place": "test_launch", "ranks_cli": "test_launch", "slurm_cli": "test_launch", "meeting": "test_ranks", "gradients": "test_ranks",
+        "drill_cli": "test_drill", "bench_cli": "test_bench", "bench_run": "test_bench", "bench_data": "test_bench", "bench_targets": "test_bench_gpu", "data.faulty": "test_inject", "data.evaluation": "data/test_loader", "data.workers": "data/test_loader", "recompute": "test_pieces", "place": "test_launch", "ranks_cli": "test_launch", "slurm_cli": "test_launch", "meeting": "test_ranks", "gradients": "test_ranks",
         "run_folder": "test_job", "race": "test_range_race", "range_show": "test_lr_find_cli", "table_notes": "test_tables", "table_texts": "test_table_formats", "table_latex": "test_table_formats", "table_show": "test_table_cli", "report_scales": "test_report_figures", "row_index": "test_table_rows", "range_ranks": "test_lr_find_cli",
         "range_command": "test_range_test", "budget": "test_ablation", "pace": "test_ablation", "ablation_cli": "test_ablation",
     }  # fmt: skip

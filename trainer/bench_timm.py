@@ -43,7 +43,7 @@ class TimmLoop:
     """One training loop of timm's ImageDataset, create_loader, Mixup, loss, optimizer and ModelEmaV3, as its train.py joins them.
 
     Images, batch, micro-batch, workers, precision and memory format are those of a run with the same plan and settings,
-    and so is the model. An image that is repeated is decoded anew by either loop, so repeats are left out.
+    and so is the model. Repeats are left out: its processes decode each repeat anew, which is the work of another image.
 
     has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a GPU.
     stream: endless (images, labels) of micro-batches; whoever wants to watch it may put another in its place.
@@ -64,7 +64,7 @@ class TimmLoop:
         self.mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, label_smoothing=recipe.smoothing or 0.0,
                            num_classes=plan.profile.num_classes)  # fmt: skip
         on_gpu = settings.device.startswith("cuda")
-        self.stream = _endless(_loader(plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher))
+        self.stream = _endless(timm_loader(plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher))
 
     def step(self) -> None:
         """One optimizer step over its micro-batches."""
@@ -93,14 +93,15 @@ class TimmLoop:
         return images.to(self.settings.device), labels.to(self.settings.device)
 
 
-def _loader(plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool):
+def timm_loader(plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool, num_images: int = _EPOCH_IMAGES):
+    """timm's loader of a page's training images, in passes of at least so many, each of the folder's as often as any other."""
     from timm.data import ImageDataset, create_loader
 
     recipe, px = plan.recipe, plan.recipe.image.train_px
     parts = {type(part): part for part in recipe.augment}
     crop, drawn, erasing = parts[RandomResizedCrop], parts.get(RandAugment), parts.get(RandomErasing)
     images = ImageDataset(str(folder / "train"))
-    images.reader.samples *= -(-_EPOCH_IMAGES // len(images))
+    images.reader.samples *= -(-num_images // len(images))
     return create_loader(
         images, (3, px, px), recipe.batch.norm_images, is_training=True, hflip=0.5 if Flip in parts else 0.0, scale=crop.area,
         ratio=crop.aspect, interpolation=crop.interpolation, auto_augment=_policy(drawn) if drawn else None, color_jitter=0.0,

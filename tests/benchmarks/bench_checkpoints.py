@@ -10,7 +10,6 @@ results/bench/checkpoints-cpu.json and .md (-cuda on a GPU); --dry prints alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -19,7 +18,6 @@ from pathlib import Path
 import torch
 
 from trainer import provenance
-from trainer.checkpoint import write_atomically
 from trainer.cores import num_cores
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
@@ -28,6 +26,7 @@ from trainer.saver import Saver
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
+from written import write
 
 BLOCKS = ("none", "beside", "waited")
 
@@ -99,9 +98,7 @@ def main() -> None:
     table = as_markdown(facts)
     print(table)
     if not given.dry:
-        path = Path(__file__).parents[2] / "results" / "bench" / f"checkpoints-{settings.device.split(':')[0]}"
-        write_atomically(path.with_suffix(".md"), table.encode())
-        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+        write(f"checkpoints-{settings.device.split(':')[0]}", facts, table)
 
 
 def facts_of(given, device: str, taken: dict, saver: Timed, mib: float) -> dict:

@@ -10,7 +10,6 @@ results/bench/end-to-end.json and .md; --dry prints alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,7 +21,6 @@ import torch
 from trainer import provenance
 from trainer.bench_data import files_of, image_folder
 from trainer.bench_timm import TimmLoop
-from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.memory import keep_freed_memory
@@ -30,6 +28,7 @@ from trainer.plan import Plan
 from trainer.settings import Settings, make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
+from written import write
 
 NUM_TRAIN, NUM_VAL = 1024, 64
 
@@ -132,9 +131,7 @@ def main() -> None:
     table = as_markdown(facts)
     print(table)
     if not given.dry:
-        path = Path(__file__).parents[2] / "results" / "bench" / "end-to-end"
-        write_atomically(path.with_suffix(".md"), table.encode())
-        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+        write("end-to-end", facts, table)
 
 
 if __name__ == "__main__":

@@ -24,20 +24,30 @@ def ffcv_parts(plan, settings, files: list[Path], batch_images: int, folder: Pat
 
     A whole pass at a time: ffcv reads ahead, and would do so in the others' turns.
     """
-    if importlib.util.find_spec("ffcv") is None:
+    if not has_ffcv():
         return {}
     num_images = len(files) // batch_images * batch_images
     root = image_folder(folder / "images", files, num_images, 2)
     profile = find_profile(str(root))
     stages: dict[str, dict[str, Callable[[int], int]]] = {"ready for the device": {}, "ready for the model": {}}
     for name, storage in STORAGES.items():
-        for split in ("train", "val"):
-            write_beton(open_set(profile, root, split), folder / name, split, profile, storage)
+        write_betons(profile, root, folder / name, storage)
         stream, one = _stream(plan, profile, folder / name, batch_images), replace(plan, num_steps=10**6)
         stages["ready for the device"][f"ours, loader=ffcv ({name})"] = _pass_of(stream)
         stages["ready for the model"][f"ours, loader=ffcv ({name})"] = _pass_of(stream, lambda batch: prepare(one, settings, batch)[0])
         stages["ready for the device"][f"ffcv's stock pipeline ({name})"] = _stock(folder / name / "train.beton", plan.recipe.image.train_px, batch_images)
     return stages
+
+
+def has_ffcv() -> bool:
+    """Is it built here?"""
+    return importlib.util.find_spec("ffcv") is not None
+
+
+def write_betons(profile, root: Path, folder: Path, storage: Storage) -> None:
+    """Both splits of an image folder."""
+    for split in ("train", "val"):
+        write_beton(open_set(profile, root, split), folder, split, profile, storage)
 
 
 def _stream(plan, profile, folder: Path, batch_images: int):

@@ -1,9 +1,10 @@
-"""Images/s and core of the training loader, against timm's and torchvision's own parts, on the same JPEG files.
+"""Images/s of the training loader, against timm's and torchvision's own, on the same JPEG files.
 
-    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--dry]
+    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--workers 2] [--dry]
 
 Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model (augmented, normalized, mixed,
-all on the CPU) by the page A2. All take turns in one process with one thread, by the processor time of that process.
+all on the CPU) by the page A2. First whole loaders with so many processes, by the wall's clock (see bench_whole_loaders).
+Then their parts, which take turns in one process with one thread, by the processor time of that process, no image repeated.
 Where ffcv is built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes and over
 pixels of at most 256 px.
 Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
@@ -12,9 +13,9 @@ Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from timm.data import Mixup, create_transform
 from torchvision.transforms import v2
 
 from bench_ffcv import ffcv_parts
+from bench_whole_loaders import NUM_MICRO_BATCHES, whole_loaders
 from trainer import provenance
-from trainer.bench import Rate, in_turns, median_ratio
+from trainer.bench import in_turns, median_ratio
 from trainer.bench_data import files_of
-from trainer.checkpoint import write_atomically
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
@@ -38,6 +39,7 @@ from trainer.data.prepare import prepare
 from trainer.job import Job, plan_of
 from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
+from written import write
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
@@ -109,8 +111,9 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
     return stages
 
 
-def rows_of(rates: dict[tuple[str, str], Rate]) -> list[dict]:
-    """One row for each candidate, with its ratio to timm's whole work."""
+def measured(stages: dict, num_rounds: int, clock: Callable[[], float]) -> list[dict]:
+    """One row for each call of each stage, with its ratio to timm's whole work."""
+    rates = in_turns({(stage, who): call for stage, calls in stages.items() for who, call in calls.items()}, num_rounds, clock)
     timm_whole = rates["ready for the model", "timm"]
     return [
         {"stage": stage, "who": who, "image_ms": round(rate.image_ms, 3), "x_timm": round(median_ratio(rate, timm_whole), 3)} | rate.as_facts()
@@ -119,17 +122,26 @@ def rows_of(rates: dict[tuple[str, str], Rate]) -> list[dict]:
 
 
 def as_markdown(facts: dict) -> str:
-    """The table."""
-    lines = ["# Training images a second and core", ""]
-    lines += [f"{facts['device']}, one thread; {facts['num_files']} JPEG files ({facts['source']}), {facts['train_px']} px, page A2, "
+    """The tables."""
+    lines = ["# Training images a second", ""]
+    lines += [f"{facts['device']}; {facts['num_files']} JPEG files ({facts['source']}), {facts['train_px']} px, page A2, "
               f"micro-batches of {facts['batch_images']}; {facts['decoder']}, timm {facts['timm']}, torch {facts['torch']}, torchvision "
-              f"{facts['torchvision']}, pillow {facts['pillow']}. Medians of {facts['num_rounds']} rounds in turns, by processor time, with quartiles; "
+              f"{facts['torchvision']}, pillow {facts['pillow']}. Medians of {facts['num_rounds']} rounds in turns, with quartiles; "
               "the last column is against all of timm's work for the model."]  # fmt: skip
-    lines += ["", "| stage | who | images/s | quartiles | ms an image | x timm |", "|---|---|---|---|---|---|"]
-    for row in facts["rows"]:
+    lines += ["", f"## Whole loaders with {facts['num_workers']} processes", ""]
+    lines += [f"By the wall's clock, the start of the processes included; steps of {NUM_MICRO_BATCHES} micro-batches. timm: create_loader, then Mixup. "
+              "The page repeats an image three times in a step; timm decodes each repeat, here it is decoded once.", ""]  # fmt: skip
+    lines += _table(facts["whole"])
+    lines += ["", "## One thread, no process beside it", "", "By processor time, no image repeated.", ""]
+    return "\n".join([*lines, *_table(facts["rows"]), ""])
+
+
+def _table(rows: list[dict]) -> list[str]:
+    lines = ["| stage | who | images/s | quartiles | ms an image | x timm |", "|---|---|---|---|---|---|"]
+    for row in rows:
         spread = f"{row['low_images_per_s']:.0f} to {row['high_images_per_s']:.0f}"
         lines.append(f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |")
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def main() -> None:
@@ -138,6 +150,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2, help="processes of a whole loader")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -146,19 +159,16 @@ def main() -> None:
         files = files_of(given.src, Path(folder) / "files")
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
-        found = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
-        flat = {(stage, who): call for stage, calls in found.items() for who, call in calls.items()}
-        rates = in_turns(flat, given.rounds, time.process_time)
+        whole = measured(whole_loaders(files, given.px, given.batch, given.workers, Path(folder)), given.rounds, time.perf_counter)
+        parts = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
+        rows = measured(parts, given.rounds, time.process_time)
     versions = {"timm": timm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": provenance.package_version("pillow")}
     facts = {"benchmark": "loader", "device": provenance.device_name("cpu"), "source": given.src.stem if given.src else "cut from two sample photos", "num_files": len(files), "train_px": given.px,
-             "batch_images": given.batch, "num_rounds": given.rounds, "decoder": decoder_name(), **versions, "rows": rows_of(rates)}  # fmt: skip
+             "batch_images": given.batch, "num_workers": given.workers, "num_rounds": given.rounds, "decoder": decoder_name(), **versions, "whole": whole, "rows": rows}  # fmt: skip
     table = as_markdown(facts)
     print(table)
     if not given.dry:
-        path = Path(__file__).parents[2] / "results" / "bench" / f"loader-{given.px}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path.with_suffix(".md"), table.encode())
-        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+        write(f"loader-{given.px}", facts, table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ results/bench/optimizer-cpu.json (-cuda on a GPU); --dry prints alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -23,8 +22,8 @@ from timm.optim import Lamb as TimmLamb
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer import provenance  # noqa: E402
-from trainer.checkpoint import write_atomically  # noqa: E402
 from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups  # noqa: E402
+from written import write  # noqa: E402
 
 SHARED = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02, "no_decay": ("vectors", "biases")}
 
@@ -88,8 +87,7 @@ def main() -> None:
             "benchmark": "optimizer", "device": provenance.device_name(options.device), "num_threads": options.num_threads, "num_rounds": options.num_rounds,
             "torch": torch.__version__, "timm": timm.__version__, "step_ms": {name: round(median_ms, 2) for name, median_ms in medians_ms.items()},
         }  # fmt: skip
-        path = Path(__file__).parents[2] / "results" / "bench" / f"optimizer-{options.device}.json"
-        write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
+        write(f"optimizer-{options.device}", facts)
 
 
 if __name__ == "__main__":

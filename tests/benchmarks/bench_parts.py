@@ -9,10 +9,8 @@ over rounds of a model's time over the plain model's just before and just after.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 
 import timm
 import torch
@@ -20,13 +18,13 @@ from torch import nn
 
 from trainer import provenance
 from trainer.check import check, kinds_in, tag_of
-from trainer.checkpoint import write_atomically
 from trainer.data.prepare import autocast
 from trainer.ingredients.model import Model
 from trainer.ingredients.surgery import SurgeryError
 from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
 from trainer.tree import plain
+from written import write
 
 MODEL = "resnet50"
 KEYS = ("norm", "activation", "weight_standardization")
@@ -142,10 +140,7 @@ def main() -> None:
     table = as_markdown(facts)
     print(table)
     if not given.dry and not given.only:
-        path = Path(__file__).parents[2] / "results" / "bench" / f"parts-{'cuda' if on_gpu else 'cpu'}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path.with_suffix(".md"), table.encode())
-        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+        write(f"parts-{'cuda' if on_gpu else 'cpu'}", facts, table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ images. Writes results/bench/ranks-cpu.json and .md; --dry prints alone.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,7 +19,6 @@ import torch.distributed as dist
 
 from trainer import provenance
 from trainer.bench import Rate, median_ratio
-from trainer.checkpoint import write_atomically
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.memory import keep_freed_memory
@@ -30,6 +28,7 @@ from trainer.settings import make_settings
 from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.train import optimizer_step
+from written import write
 
 KINDS = ("none", "one rank")
 
@@ -112,9 +111,7 @@ def main() -> None:
     table = as_markdown(facts)
     print(table)
     if not given.dry:
-        path = Path(__file__).parents[2] / "results" / "bench" / "ranks-cpu"
-        write_atomically(path.with_suffix(".md"), table.encode())
-        write_atomically(path.with_suffix(".json"), (json.dumps(facts, indent=2) + "\n").encode())
+        write("ranks-cpu", facts, table)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer import provenance
-from trainer.checkpoint import write_atomically
 from trainer.data.index import ARRAYS, _LAYOUT, cache_folder, fingerprint_of, open_index, store_index
 from trainer.data.order import _permutation, micro_batch_ids
+from written import write
 
 NAME = b"n00000000/n00000000_000000.JPEG"
 
@@ -88,8 +88,7 @@ def main() -> None:
              "opening_s": round(statistics.median(opening_s), 3)}  # fmt: skip
     print(json.dumps(facts, indent=2))
     if not given.dry:
-        path = Path(__file__).parents[2] / "results" / "bench" / "scale.json"
-        write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
+        write("scale", facts)
 
 
 if __name__ == "__main__":

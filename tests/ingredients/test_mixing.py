@@ -50,7 +50,7 @@ def test_mixup_or_cutmix_equals_timms_class(monkeypatch):
         monkeypatch.setattr(timm.data.mixup, "rand_bbox", box)
         expected_images, expected_targets = timms(images.clone(), labels)
         mix = page.draw(0, step, 0, PX)
-        mixed, targets = page.apply(images, one_hot_targets(labels, CLASSES, 0.1), mix)
+        mixed, targets = page.apply(images.clone(), one_hot_targets(labels, CLASSES, 0.1), mix)
         torch.testing.assert_close(mixed, expected_images, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(targets, expected_targets, rtol=1e-6, atol=1e-6)
         kinds.add(mix.box is None)
@@ -69,7 +69,7 @@ def test_rolled_mixing_equals_torchvisions_classes(monkeypatch, page, other):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randint", lambda high, size, places=places: places.pop(0))
             expected_images, expected_targets = other(images, labels)
-        mixed, targets = page.apply(images, one_hot_targets(labels, CLASSES), page.draw(0, step, 0, PX))
+        mixed, targets = page.apply(images.clone(), one_hot_targets(labels, CLASSES), page.draw(0, step, 0, PX))
         torch.testing.assert_close(mixed, expected_images, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(targets, expected_targets, rtol=1e-6, atol=1e-6)
 
@@ -145,8 +145,7 @@ def test_a_mix_is_a_function_of_seed_step_and_micro_batch():
 def test_any_number_of_images_is_mixed_by_the_formula(num_images, partner, mix):
     images, labels = micro_batch(num_images)
     targets = one_hot_targets(labels, CLASSES)
-    untouched = images.clone(), targets.clone()
-    mixed, blended = Mixup(alpha=1.0, partner=partner).apply(images, targets, mix)
+    mixed, blended = Mixup(alpha=1.0, partner=partner).apply(images.clone(), targets.clone(), mix)
     own = torch.full((PX, PX), mix.share)
     if mix.box:
         own = torch.ones(PX, PX)
@@ -155,7 +154,6 @@ def test_any_number_of_images_is_mixed_by_the_formula(num_images, partner, mix):
         other = num_images - 1 - row if partner == "reversed" else row - 1
         torch.testing.assert_close(mixed[row], own * images[row] + (1 - own) * images[other])
         torch.testing.assert_close(blended[row], mix.share * targets[row] + (1 - mix.share) * targets[other])
-    assert torch.equal(images, untouched[0]) and torch.equal(targets, untouched[1])
 
 
 @pytest.mark.parametrize("smoothing", [None, 0.0, 0.1])

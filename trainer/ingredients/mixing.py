@@ -58,16 +58,31 @@ class _Mixing(Ingredient):
         return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
 
     def apply(self, images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-        """New mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on."""
+        """Mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on.
+
+        They may be mixed where they lie: those given are used up.
+        """
         if mix.box is None:
             return self._blended(images, mix.share), self._blended(targets, mix.share)
         top, left, bottom, right = mix.box
-        mixed = images.clone()
-        mixed[:, :, top:bottom, left:right] = self._partners(images[:, :, top:bottom, left:right])
-        return mixed, self._blended(targets, mix.share)
+        box = images[:, :, top:bottom, left:right]
+        box.copy_(self._partners(box))
+        return images, self._blended(targets, mix.share)
 
     def _blended(self, tensor: Tensor, share: float) -> Tensor:
+        if tensor.device.type == "cpu" and self.partner == "reversed":
+            return _blended_in_pairs(tensor, share)
         return self._partners(tensor).mul_(1 - share).add_(tensor, alpha=share)
+
+
+def _blended_in_pairs(tensor: Tensor, share: float) -> Tensor:
+    """Each one and its partner where they lie: on a CPU so little at a time stays in its cache."""
+    for place in range((len(tensor) + 1) // 2):
+        first, last = tensor[place], tensor[len(tensor) - 1 - place]
+        mixed = torch.mul(last, 1 - share).add_(first, alpha=share)
+        last.copy_(torch.mul(first, 1 - share).add_(last, alpha=share))
+        first.copy_(mixed)
+    return tensor
 
 
 class Mixup(_Mixing):
