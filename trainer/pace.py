@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer import tree
 from trainer.data.opened import EVALUATION_IMAGES, OpenedData
-from trainer.evaluate import evaluate
+from trainer.evaluate import evaluate_all
 from trainer.plan import Plan
 from trainer.recipe import ABOUT
 from trainer.settings import Settings
@@ -63,14 +63,15 @@ def measure(plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bo
             seconds.append(time.perf_counter() - began)
             if len(seconds) > 1 and sum(seconds) > bound_s:
                 break
-        evaluation_s = sum(_evaluation_s(plan, settings, model, data) for model in state.weights().values())
+        evaluation_s = _evaluation_s(plan, settings, state.weights(), data)
     counted = seconds[1:] or seconds
     return Pace(statistics.median(counted), evaluation_s, len(counted))
 
 
-def _evaluation_s(plan: Plan, settings: Settings, model, data: OpenedData) -> float:
+def _evaluation_s(plan: Plan, settings: Settings, models: dict, data: OpenedData) -> float:
     """Seconds of one evaluation, from its first batch."""
     began = time.perf_counter()
     batches = data.val_batches(plan, settings)
-    num_images = evaluate(plan, settings, model, itertools.islice(batches, 1)).num_images
+    scores = evaluate_all(plan, settings, models, itertools.islice(batches, 1))
+    num_images = next(iter(scores.values())).num_images
     return (time.perf_counter() - began) * plan.profile.num_val / min(num_images, EVALUATION_IMAGES)

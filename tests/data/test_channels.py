@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from trainer import show
-from trainer.data.evaluation import evaluation_batches
+from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
@@ -111,7 +111,8 @@ def test_arrays_of_three_channels_are_the_same_bytes_as_pngs(bands):
         profile = find_profile(str(page))
         stream = TrainStream(open_set(profile, root, "train"), 1, (CROP, Flip()), 24, 1, 8, 1, 3, False, "fail")
         shown = [batch.images for batch in stream.batches(0, 3, 0, "cpu")]
-        shown += [images for images, _ in evaluation_batches(open_set(profile, root, "val"), 24, 0.9, "bicubic", 4, 0, "cpu")]
+        stream = EvaluationStream(open_set(profile, root, "val"), 24, 0.9, "bicubic", 4)
+        shown += [stream[number][0] for number in range(len(stream))]
         batches.append(shown)
     assert len(batches[0]) == 5 and all(map(torch.equal, *batches))
 
@@ -123,7 +124,7 @@ def test_the_loader_gives_the_profiles_channels_in_their_order(bands, channels):
     whole = CROP.model_copy(update={"area": (1.0, 1.0), "aspect": (1.1, 1.1)})  # all of 44 x 40
     stream = TrainStream(images, 1, (whole,), 20, 1, 6, 1, 1, False, "fail")
     (batch,) = stream.batches(0, 1, 0, "cpu")
-    (evaluated, _), = evaluation_batches(images, 20, 1.0, "bilinear", 6, 0, "cpu")  # fmt: skip
+    evaluated, _ = EvaluationStream(images, 20, 1.0, "bilinear", 6)[0]
     assert batch.images.shape == evaluated.shape == (6, channels, 20, 20)
     _, is_bicubic = whole.draw(1, batch.ids.numpy(), np.full(6, 40), np.full(6, 44))
     for image, (_, i, _), bicubic in zip(batch.images, batch.ids.tolist(), is_bicubic):

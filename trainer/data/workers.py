@@ -15,10 +15,13 @@ def _as_it_is(item):
     return item
 
 
-def items_of(stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is) -> DataLoader:
+def items_of(
+    stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is, stays: bool = False
+) -> DataLoader:
     """stream[key] for every key, in order, made by so many processes, or by this one with none; pinned where the device is a GPU.
 
-    packed: what a process makes of an item before it is sent.
+    packed: what a process makes of an item before it is sent. stays: do the processes wait for the keys to be gone through
+    again?
     """
     return DataLoader(
         stream,
@@ -27,6 +30,7 @@ def items_of(stream, keys: Iterable, num_workers: int, device: str, packed: Call
         collate_fn=packed,
         num_workers=num_workers,
         worker_init_fn=_start_worker,
+        persistent_workers=stays and num_workers > 0,
         pin_memory=device.startswith("cuda"),
         generator=torch.Generator(),  # else the loader's base seed would move torch's own generator
     )
