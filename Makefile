@@ -109,7 +109,7 @@ drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then
 
 bench: $(VENV)/.ready  ## what each part of a run could do alone and what holds it up; then the loader, or on a GPU the whole loop, beside timm's (recipe model data data_dir src set device gpu precision workers loader rounds results)
 	@$(RSB) bench $(call flags,recipe model data data_dir src set device gpu precision workers loader rounds results)
-	$(if $(filter 1,$(if $(filter gpu,$(written)),$(value gpu))),,@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --dry $(if $(filter src,$(written)),--src $(call quoted,src)))
+	$(if $(filter 1,$(if $(filter gpu,$(written)),$(value gpu))),,@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --images 640 --dry $(if $(filter src,$(written)),--src $(call quoted,src)))
 
 setup: $(VENV)/.ready  ## make or renew .venv (every other target does so by itself); ffcv=1: with the loader that is built here (ffcv)
 ifneq ($(filter-out 0 no false,$(value ffcv)),)

@@ -17,7 +17,9 @@ from trainer.bench import Rate, in_turns
 from trainer.cores import num_cores
 from trainer.data.loader import MicroBatch
 from trainer.data.opened import OpenedData
+from trainer.data.parts import Parts, has_parts, part_keys
 from trainer.data.prepare import augmented, autocast, fill_of, prepare
+from trainer.data.workers import whole
 from trainer.evaluate import evaluate
 from trainer.plan import Plan
 from trainer.settings import Settings
@@ -124,7 +126,7 @@ def parts_of(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
 
 def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
     """The first micro-batch of a plan, decoded and not augmented, in this machine's memory."""
-    return next(data.train_stream(plan, replace(settings, num_workers=0, device="cpu"), 0))
+    return next(whole([data.stream(plan, replace(settings, num_workers=0, device="cpu"))[0, 0]]))
 
 
 def step_alone(state: State, batch: MicroBatch) -> Callable[[int], int]:
@@ -149,10 +151,12 @@ def _decoding(plan: Plan, settings: Settings, data: OpenedData) -> Callable[[int
     ffcv's thread reads ahead: it is started and ended within the call, or it would work in the other parts' turns.
     """
     here = replace(settings, num_workers=0, device="cpu")
+    stream = data.stream(plan, here)
     if settings.loader != "ffcv":
-        decoded = data.train_stream(replace(plan, num_steps=10**9), here, 0)
+        makes, keys = (Parts(stream), part_keys(stream, 0, 10**9)) if has_parts(stream) else (stream, stream.keys(0, 10**9))
+        decoded = whole(makes[key] for key in keys)
         return lambda _: len(next(decoded).labels)
-    stream, num_steps = data.stream(plan, here), math.ceil(_PASS_IMAGES / plan.recipe.batch.images)
+    num_steps = math.ceil(_PASS_IMAGES / plan.recipe.batch.images)
     return lambda _: sum(len(batch.labels) for batch in stream.batches(0, num_steps, 1, "cpu"))
 
 

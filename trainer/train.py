@@ -61,7 +61,6 @@ def run(
     """
     keep_freed_memory()
     fast_algorithms(settings.device)
-    data = data.staying()
     state = State(plan, settings, folder, ranks)
     check_room(state)
     notes = state.resume()

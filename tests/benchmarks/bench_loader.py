@@ -1,6 +1,6 @@
 """Images/s of the training loader, against timm's and torchvision's own, on the same JPEG files.
 
-    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--workers 2] [--dry]
+    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--workers 2] [--images 1920] [--dry]
 
 Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model (augmented, normalized, mixed,
 all on the CPU) by the page A2. First whole loaders with so many processes, by the wall's clock (see bench_whole_loaders).
@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="processes of a whole loader")
+    parser.add_argument("--images", type=int, default=1920, help="of a whole loader's pass")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,7 +160,7 @@ def main() -> None:
         files = files_of(given.src, Path(folder) / "files")
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
-        whole = measured(whole_loaders(files, given.px, given.batch, given.workers, Path(folder)), given.rounds, time.perf_counter)
+        whole = measured(whole_loaders(files, given.px, given.batch, given.workers, given.images, Path(folder)), given.rounds, time.perf_counter)
         parts = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
         rows = measured(parts, given.rounds, time.process_time)
     versions = {"timm": timm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": provenance.package_version("pillow")}

@@ -22,13 +22,13 @@ from trainer.plan import Plan
 from trainer.settings import Settings, make_settings
 
 NUM_MICRO_BATCHES = 4  # of a step of the page A2
-NUM_IMAGES = 1920  # of a pass
 DEVICE, MODEL = "ready for the device", "ready for the model"
 
 
-def whole_loaders(files: list[Path], train_px: int, batch_images: int, num_workers: int, folder: Path) -> dict[str, dict[str, Callable[[int], int]]]:
-    """By stage and name, calls that make one pass and give its images; ffcv's where it is built."""
-    root = image_folder(folder / "whole", files, NUM_IMAGES, 2)
+def whole_loaders(files: list[Path], train_px: int, batch_images: int, num_workers: int, num_images: int, folder: Path) -> dict[str, dict[str, Callable[[int], int]]]:
+    """By stage and name, calls that make one pass over so many images, in whole steps; ffcv's where it is built."""
+    num_images -= num_images % (NUM_MICRO_BATCHES * batch_images)
+    root = image_folder(folder / "whole", files, num_images, 2)
     plan, settings = _plan(root, train_px, batch_images), make_settings("cpu", workers=str(num_workers))
     once, data = replace(plan, recipe=plan.recipe.model_copy(update={"repeats": None})), open_data(plan.profile, root)
     stages = {DEVICE: {}, MODEL: {"timm": lambda _: sum(_timms(plan, settings, root))}}
@@ -51,7 +51,7 @@ def _plan(root: Path, train_px: int, batch_images: int) -> Plan:
 def _timms(plan: Plan, settings: Settings, root: Path) -> Iterator[int]:
     mix = plan.recipe.mix
     mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, num_classes=plan.profile.num_classes)
-    for images, labels in timm_loader(plan, settings, root, has_prefetcher=True, num_images=NUM_IMAGES):
+    for images, labels in timm_loader(plan, settings, root, has_prefetcher=True, num_images=plan.profile.num_train):
         yield len(mixup(images, labels)[0])
 
 

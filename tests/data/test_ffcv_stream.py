@@ -76,6 +76,9 @@ def assert_same(ours, theirs):
         ({"repeats": 3, "num_micro_batches": 4}, 2, 2),
         ({"growth": GROWTH}, 1, 2),
         ({"rank": 1, "num_ranks": 2}, 0, 1),
+        ({"repeats": 3, "num_micro_batches": 4, "rank": 1, "num_ranks": 2}, 1, 2),
+        ({"repeats": 3, "num_micro_batches": 4, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 1, 2),
+        ({"repeats": 5, "num_micro_batches": 1, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 0, 3),
         ({"num_splits": 3, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 3, 1),
     ],
 )  # fmt: skip
@@ -122,14 +125,23 @@ def damage(photos, i: int) -> None:
         file.write(bytes(size - size // 2))
 
 
-def test_a_damaged_image_ends_the_run_or_is_replaced_as_the_torch_loader_does(photos):
+def taken_until_refused(batches) -> list[tuple[int, int]]:
+    """(step, micro-batch) of those that come before a bad image."""
+    seen = []
+    with pytest.raises(BadImage, match="image 5 is damaged"):
+        seen.extend((batch.step, batch.micro_batch) for batch in batches)
+    return seen
+
+
+@pytest.mark.parametrize("changes", [{}, {"repeats": 3, "num_micro_batches": 4}, {"augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}])
+def test_a_damaged_image_ends_the_run_or_is_replaced_as_the_torch_loader_does(photos, changes):
     damage(photos, 5)
     found = open_beton(photos, "train", 3)
-    with pytest.raises(BadImage, match="image 5 is damaged"):
-        list(stream_of(FfcvStream, found).batches(0, 3, 1, "cpu"))
-    theirs = list(stream_of(FfcvStream, found, bad_images="skip").batches(0, 6, 1, "cpu"))
-    assert sum(batch.num_replaced for batch in theirs) == 2
-    assert_same(stream_of(TrainStream, found, bad_images="skip").batches(0, 6, 0, "cpu"), theirs)
+    ours, theirs = (stream_of(kind, found, **changes).batches(0, 30, 1, "cpu") for kind in (TrainStream, FfcvStream))
+    assert taken_until_refused(ours) == taken_until_refused(theirs)
+    ours, theirs = (list(stream_of(kind, found, bad_images="skip", **changes).batches(0, 30, 1, "cpu")) for kind in (TrainStream, FfcvStream))
+    assert sum(batch.num_replaced for batch in theirs) > 0
+    assert_same(ours, theirs)
 
 
 def test_turbojpegs_own_word_is_heard(photos, monkeypatch):

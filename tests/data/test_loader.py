@@ -1,6 +1,5 @@
 """The loader: the same bytes by any road, bad images, evaluation, signals."""
 
-import gc
 import hashlib
 import multiprocessing
 import os
@@ -14,7 +13,7 @@ from torchvision.transforms import functional
 
 from trainer.data.decode import BadImage
 from trainer.data.index import open_index
-from trainer.data.evaluation import EvaluationPasses, EvaluationStream
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
 from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
@@ -236,32 +235,16 @@ def test_skipping_ends_where_all_images_are_bad(make_folder):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_shows_each_image_once_in_order(num_workers):
     val = open_set(PROFILES["digits"], None, "val")
-    batches = list(EvaluationPasses(EvaluationStream(val, 32, 1.0, "bicubic", 100), num_workers, "cpu"))
+    batches = list(evaluation_batches(val, 32, 1.0, "bicubic", 100, num_workers, "cpu"))
     assert [len(images) for images, _ in batches] == [100, 100, 100, 60]
     assert torch.cat([labels for _, labels in batches]).tolist() == val.labels.tolist()
     expected = Image.fromarray(val.images[359]).convert("RGB").resize((32, 32), Image.BICUBIC)
     assert torch.equal(batches[-1][0][-1], functional.pil_to_tensor(expected))
 
 
-def test_passes_of_a_run_are_made_by_processes_that_stay():
-    val = open_set(PROFILES["digits"], None, "val")
-    passes = EvaluationPasses(EvaluationStream(val, 16, 1.0, "bicubic", 100), 2, "cpu", stays=True)
-    seen, before = [], multiprocessing.active_children()
-    for _ in range(3):
-        found = list(passes)
-        seen.append((sum(images.long().sum() for images, _ in found), {worker.pid for worker in multiprocessing.active_children()}))
-    assert len({int(total) for total, _ in seen}) == 1 and seen[0][1] == seen[1][1] == seen[2][1]
-    assert len(seen[0][1]) == len(before) + 2
-    next(iter(passes))  # a pass that a stop ends, and one after it
-    assert torch.equal(torch.cat([labels for _, labels in passes]), torch.from_numpy(val.labels))
-    del passes
-    gc.collect()
-    assert len(multiprocessing.active_children()) == len(before)
-
-
 def test_a_bad_image_ends_an_evaluation(photos):
     with pytest.raises(BadImage, match="0 bytes"):
-        list(EvaluationPasses(EvaluationStream(photos, 32, 1.0, "bicubic", 5), 1, "cpu"))
+        list(evaluation_batches(photos, 32, 1.0, "bicubic", 5, 1, "cpu"))
 
 
 def test_workers_leave_signals_to_the_main_process(digits):

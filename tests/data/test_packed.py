@@ -20,7 +20,7 @@ from trainer.data.check import check_data
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError, open_index
 from trainer.data.jpeg import Jpeg
-from trainer.data.evaluation import EvaluationPasses, EvaluationStream
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.packed import PackedIndex, open_files, packed_kind
@@ -92,7 +92,7 @@ def test_the_same_images_are_the_same_run_however_they_are_packed(photos, packed
     assert digest(mine.batches(4, 8, 2, "cpu")) == digest(theirs.batches(4, 8, 0, "cpu"))  # taken up again, by two workers
     rank = [stream_of(each.train, rank=1, num_ranks=2).batches(0, 3, 0, "cpu") for each in (ours, folder)]
     assert digest(rank[0]) == digest(rank[1])
-    shown = [list(EvaluationPasses(EvaluationStream(each.val, 32, 0.9, "bicubic", 4), 0, "cpu")) for each in (ours, folder)]
+    shown = [list(evaluation_batches(each.val, 32, 0.9, "bicubic", 4, 0, "cpu")) for each in (ours, folder)]
     assert len(shown[0]) == 3
     for mine, theirs in zip(*shown, strict=True):
         assert mine[0].equal(theirs[0]) and mine[1].equal(theirs[1])

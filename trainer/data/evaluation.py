@@ -45,21 +45,26 @@ class EvaluationStream:
         return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
 
 
-class EvaluationPasses:
-    """Passes over the validation images, one after another: each gives (images [B, C, px, px] uint8, labels [B] int64).
+def evaluation_batches(
+    image_set: ImageSet,
+    test_px: int,
+    test_crop_share: float,
+    interpolation: str,
+    batch_images: int,
+    num_workers: int,
+    device: str,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a GPU.
 
-    Images are pinned where the device is a GPU. stays: do the loader's processes wait for the next pass?
     Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many ranks share them.
-    A pass raises BadImage.
+    The processes end with the pass: ones that stayed would hold copies of all memory that training writes anew.
+
+    Raises BadImage.
     """
-
-    def __init__(
-        self, stream: EvaluationStream, num_workers: int, device: str, rank: int = 0, num_ranks: int = 1, stays: bool = False
-    ) -> None:
-        self._items = items_of(stream, range(rank, len(stream), num_ranks), num_workers, device, stays=stays)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return whole(self._items)
+    stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
+    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device))
 
 
 def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:

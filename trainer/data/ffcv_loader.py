@@ -10,6 +10,7 @@ decoder that reserves squares); its batches lie in slots that are written over (
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import queue
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -94,32 +96,42 @@ class DrawnCropDecoder(SimpleRGBImageDecoder):
         crop_and_resize = ffcv_resize.crop_and_resize
 
         def decode(rows, memory, metadata, storage_state):
-            """The squares of a batch's rows and the decoder's answer for each, 0 where it is whole."""
+            """The squares of a batch's rows and the decoder's answer for each, 0 where it is whole.
+
+            Rows of one image in a row share its decoding.
+            """
             squares, codes = memory
             for place in images(len(rows)):
                 row = rows[place]
+                if place > 0 and rows[place - 1][_IMAGE] == row[_IMAGE]:
+                    continue
                 stored = metadata[row[_IMAGE]]
                 first = np.int64(stored["data_ptr"])
                 content = storage_state[0][first : first + row[_BYTES]]
                 height, width = np.int64(stored["height"]), np.int64(stored["width"])
                 if stored["mode"] == 0:
                     image = np.empty((height, width, 3), np.uint8)
-                    codes[place] = decode_jpeg(content, image)
+                    code = decode_jpeg(content, image)
                 else:
                     image = content.reshape(height, width, 3)
-                    codes[place] = 0
-                crop_and_resize(
-                    image,
-                    row[_TOP],
-                    row[_LEFT],
-                    row[_HEIGHT],
-                    row[_WIDTH],
-                    row[_SIDE],
-                    row[_BICUBIC] != 0,
-                    row[_DOWN] != 0,
-                    row[_FLIPPED] != 0,
-                    squares[place],
-                )
+                    code = 0
+                for repeat in range(place, len(rows)):
+                    row = rows[repeat]
+                    if row[_IMAGE] != rows[place][_IMAGE]:
+                        break
+                    codes[repeat] = code
+                    crop_and_resize(
+                        image,
+                        row[_TOP],
+                        row[_LEFT],
+                        row[_HEIGHT],
+                        row[_WIDTH],
+                        row[_SIDE],
+                        row[_BICUBIC] != 0,
+                        row[_DOWN] != 0,
+                        row[_FLIPPED] != 0,
+                        squares[repeat],
+                    )
             return squares, codes
 
         decode.is_parallel = True
@@ -162,6 +174,12 @@ def _engine(path: Path, num_channels: int, side: int, num_threads: int) -> Simpl
     return SimpleNamespace(reader=reader, memory_manager=cache, graph=graph, code=code, num_workers=num_threads)
 
 
+class _Raised(NamedTuple):
+    """What its thread raised, not an item."""
+
+    error: BaseException
+
+
 class _Batches(epoch_iterator.EpochIterator):
     """ffcv's thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
 
@@ -184,9 +202,16 @@ class _Batches(epoch_iterator.EpochIterator):
     def _put(self, error: BaseException) -> None:
         while not self.terminate_event.is_set():
             try:
-                return self.output_queue.put((None, error), timeout=_WAIT_S)
+                return self.output_queue.put((None, _Raised(error)), timeout=_WAIT_S)
             except queue.Full:
                 continue
+
+    def end(self) -> None:
+        """Have its thread end, which may wait for room to say that it is done."""
+        self.close()
+        while self.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self.output_queue.get(timeout=0.05)
 
     def run_pipeline(self, number, key, slot, event):
         """One batch, copied out of its slot."""
@@ -209,8 +234,8 @@ class _Batches(epoch_iterator.EpochIterator):
                     raise RuntimeError("ffcv's thread has ended without a word") from None
         if found is None:
             raise StopIteration
-        if isinstance(found[1], BaseException):
-            raise found[1]
+        if isinstance(found[1], _Raised):
+            raise found[1].error
         return found[1]
 
 
@@ -235,5 +260,4 @@ def batches(
     try:
         yield from made
     finally:
-        made.close()
-        made.join(timeout=60)  # it may be in the middle of a batch
+        made.end()

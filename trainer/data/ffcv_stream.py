@@ -20,8 +20,10 @@ from trainer.data.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.order import num_micro_batches_in
+from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.prepare import augmented
 from trainer.data.threads import in_threads
+from trainer.data.workers import whole
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
@@ -30,26 +32,37 @@ _DECODING = 3  # of so many threads that augment one more decodes, which takes a
 
 @dataclass(frozen=True)
 class FfcvStream(TrainStream):
-    """A TrainStream over a BetonSet that ffcv's threads read; num_workers counts them."""
+    """A TrainStream over a BetonSet that ffcv's threads read; num_workers counts them.
+
+    Where the images are augmented here, so many threads do that, and a third as many decode.
+    """
 
     image_set: BetonSet
+
+    @property
+    def shares_repeats(self) -> bool:
+        """Where some images are JPEG files; pixels need no decoding."""
+        return self.image_set.facts.jpeg_share != 0
 
     def batches(self, first_step: int, num_steps: int, num_workers: int, device: str) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
 
         Raises BadImage.
         """
-        batches = ffcv_loader.batches(
+        in_parts = has_parts(self)
+        ids_of = Parts(self).ids_of if in_parts else self.ids_of
+        items = ffcv_loader.batches(
             self.image_set.path,
             self.image_set.num_channels,
             self.train_px,
             self._largest_batch(),
             num_workers if self.fill is None else -(-num_workers // _DECODING),
-            self.keys(first_step, num_steps),
-            lambda key: self.rows(self.ids_of(key), self.ids_of(key)[:, 1], self.px_at(key[0])),
-            lambda key, squares, codes: self._micro_batch(key, squares, codes, device),
+            (part_keys if in_parts else type(self).keys)(self, first_step, num_steps),
+            lambda key: self.rows(ids_of(key), ids_of(key)[:, 1], self.px_at(key[0])),
+            lambda key, squares, codes: self._made(key, ids_of(key), squares, codes, "cpu" if in_parts else device),
             device,
         )
+        batches = in_micro_batches(self, items, first_step, num_steps, device, True) if in_parts else whole(items)
         return batches if self.fill is None else in_threads(self._augmented, batches, num_workers)
 
     def _largest_batch(self) -> int:
@@ -72,14 +85,16 @@ class FfcvStream(TrainStream):
         columns = (shown, num_bytes, *boxes.T, is_bicubic, is_down_first, is_flipped, np.full(len(ids), side))
         return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
 
-    def _micro_batch(self, key: tuple[int, int], squares: np.ndarray, codes: np.ndarray, device: str) -> MicroBatch:
-        ids = self.ids_of(key)
+    def _made(self, key: tuple, ids: np.ndarray, squares: np.ndarray, codes: np.ndarray, device: str) -> MicroBatch | BadImage:
         shown = ids[:, 1].copy()
         images = torch.empty(squares.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
         images.copy_(torch.from_numpy(squares))
         is_suspect = (codes != 0) | self._is_damaged(shown)
         for place in np.flatnonzero(is_suspect):  # TurboJPEG is stricter than PIL: what PIL reads is no bad image
-            square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
+            try:
+                square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
+            except BadImage as error:
+                return error
             images[place] = torch.from_numpy(square)
         labels = torch.from_numpy(self.image_set.labels[shown])
         drawn = self._drawn(ids, squares.shape[-1])

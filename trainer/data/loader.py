@@ -68,6 +68,7 @@ class TrainStream:
     growth: what makes the images of early steps smaller than train_px; the draws are the same. num_splits: 1 for none.
     fill: the grey levels for uncovered pixels, where stage `pixels` is done here; None leaves it to `prepare`.
     rank, num_ranks: of a step's micro-batches only the rank-th is made, and every num_ranks-th after it.
+    shares_repeats: is an image that a step repeats read and decoded once, as far as that can be?
 
     A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
     """
@@ -87,7 +88,7 @@ class TrainStream:
     fill: tuple[int, ...] | None = None
     rank: int = 0
     num_ranks: int = 1
-    shares_repeats: ClassVar[bool] = True  # are repeats of an image decoded once?
+    shares_repeats: ClassVar[bool] = True
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
@@ -100,7 +101,7 @@ class TrainStream:
         """
         if has_parts(self):
             parts = items_of(Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed)
-            return in_micro_batches(self, map(_unpacked, parts), first_step, num_steps, device)
+            return in_micro_batches(self, map(_unpacked, parts), first_step, num_steps, device, num_workers > 0)
         return map(_unpacked, whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)))
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:

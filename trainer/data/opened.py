@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from trainer.data.arriving import arriving
 from trainer.data.beton import has_betons
 from trainer.data.faulty import FaultyStream
-from trainer.data.evaluation import EvaluationPasses, EvaluationStream
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.jpeg import decoder_name
 from trainer.data.packed import holds_files
@@ -26,18 +26,10 @@ EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """Training and validation images of one data set.
-
-    passes: of one run, whose evaluations' processes stay from epoch to epoch; None where they end with each pass.
-    """
+    """Training and validation images of one data set."""
 
     train: ImageSet
     val: ImageSet
-    passes: dict[tuple, EvaluationPasses] | None = None
-
-    def staying(self) -> OpenedData:
-        """The same for a run that evaluates again and again."""
-        return replace(self, passes={})
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,14 +84,19 @@ class OpenedData:
     def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
         image = plan.recipe.image
-        stream = EvaluationStream(self.val, image.test_px, image.test_crop_share, image.test_interpolation, EVALUATION_IMAGES)
-        how = (settings.num_workers, settings.device, ranks.rank, ranks.world_size)
-        if self.passes is None:
-            return iter(EvaluationPasses(stream, *how))
-        key = (image.test_px, image.test_crop_share, image.test_interpolation, *how)
-        if key not in self.passes:
-            self.passes[key] = EvaluationPasses(stream, *how, stays=True)
-        return iter(self.passes[key])
+        return iter(
+            evaluation_batches(
+                self.val,
+                test_px=image.test_px,
+                test_crop_share=image.test_crop_share,
+                interpolation=image.test_interpolation,
+                batch_images=EVALUATION_IMAGES,
+                num_workers=settings.num_workers,
+                device=settings.device,
+                rank=ranks.rank,
+                num_ranks=ranks.world_size,
+            )
+        )
 
 
 def _stream_of(loader: str) -> type[TrainStream]:

@@ -8,7 +8,8 @@ micro-batches, the processes make those, and the micro-batches are put together 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.decode import BadImage
-from trainer.data.order import num_micro_batches_in, step_ids
+from trainer.data.order import num_micro_batches_in, step_ids, window
+from trainer.data.threads import pool_of
+from trainer.data.workers import ended
 
 if TYPE_CHECKING:
     from trainer.data.loader import MicroBatch, TrainStream
@@ -40,70 +43,114 @@ class Parts:
     stream: TrainStream
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
-        step, part = key
-        ids, places, _ = _parts(self.stream, step)
-        return self.stream.made(step, part, ids[places[part]])
+        return self.stream.made(*key, self.ids_of(key))
+
+    def ids_of(self, key: tuple[int, int]) -> np.ndarray:
+        """The draws of one part: ids [b, 3] int64 = (epoch, image, repeat)."""
+        stream, (step, part) = self.stream, key
+        ids = step_ids(stream.seed, step, stream.image_set.num_images, stream.repeats, stream.batch_images, stream.steps_per_epoch)
+        return ids[_parts(stream, step)[0][part]]
 
 
 def part_keys(stream: TrainStream, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
     """(step, part) from first_step up to the end of step num_steps - 1: as many as there are micro-batches."""
     for step in range(first_step, num_steps):
-        yield from ((step, part) for part in range(len(list(stream.keys(step, step + 1)))))
+        yield from ((step, part) for part, _ in enumerate(stream.keys(step, step + 1)))
 
 
 def in_micro_batches(
-    stream: TrainStream, parts: Iterable[MicroBatch | BadImage], first_step: int, num_steps: int, device: str
+    stream: TrainStream, parts: Iterable[MicroBatch | BadImage], first_step: int, num_steps: int, device: str, is_ahead: bool
 ) -> Iterator[MicroBatch]:
     """The micro-batches of a stream from the parts of its steps, in order; images pinned where the device is a GPU.
 
-    While a step's micro-batches are taken the parts of the step after it are, one for each: no process has to wait.
+    is_ahead: while a step's micro-batches are taken the parts of the step after it are, one for each, so that no process
+    waits. A thread puts them together as they come.
 
     Raises BadImage, where the step of the image begins.
     """
-    parts, ready = iter(parts), deque()
-    for step in range(first_step, num_steps):
-        keys = list(stream.keys(step, step + 1))
-        ready.extend(next(parts) for _ in range(len(keys) - len(ready)))
-        made = [ready.popleft() for _ in keys]
-        for part in made:
-            if isinstance(part, BadImage):
-                raise part
-        _, places, owners = _parts(stream, step)
-        for _, micro_batch in keys:
-            ready.extend(_next(parts))
-            rows = [torch.from_numpy(np.flatnonzero(owners[place] == micro_batch)) for place in places]
-            yield _joined(made, rows, micro_batch, device)
+    parts = iter(parts)
+    with pool_of(1) as pool, ended(parts):
+        steps = deque([_Step(stream, first_step, device)])
+        for step in range(first_step, num_steps):
+            now = steps.popleft() if steps else _Step(stream, step, device)
+            while now.num_missing:
+                now.take(next(parts), pool)
+            later = _Step(stream, step + 1, device)
+            if is_ahead and step + 1 < num_steps:
+                steps.append(later)
+            now.check()
+            for _, micro_batch in stream.keys(step, step + 1):
+                if steps and later.num_missing:
+                    later.take(next(parts), pool)
+                yield now.given(micro_batch)
 
 
-def _next(parts: Iterator) -> list:
-    return [part for part in [next(parts, None)] if part is not None]
+class _Step:
+    """The micro-batches of one step, while its parts come in: one after another in one piece of memory."""
+
+    def __init__(self, stream: TrainStream, step: int, device: str) -> None:
+        places, owners = _parts(stream, step)
+        own = [micro_batch for _, micro_batch in stream.keys(step, step + 1)]
+        by_micro_batch = np.argsort(owners[np.concatenate(places)], kind="stable")
+        self._rows = np.array_split(np.argsort(by_micro_batch), len(places))
+        sizes = [int((owners == micro_batch).sum()) for micro_batch in own]
+        ends = np.cumsum(sizes).tolist()
+        self._slices = {micro_batch: slice(end - size, end) for micro_batch, size, end in zip(own, sizes, ends)}
+        self._device, self._taken, self._bad, self._whole = device, [], None, None
+
+    @property
+    def num_missing(self) -> int:
+        """Parts that are still to come."""
+        return len(self._slices) - len(self._taken)
+
+    def take(self, part: MicroBatch | BadImage, pool: Executor) -> None:
+        """Have the next part's rows copied to where they belong."""
+        if isinstance(part, BadImage):
+            self._bad = self._bad or part
+            self._taken.append(None)
+        else:
+            self._taken.append(pool.submit(self._put, part, self._rows[len(self._taken)]))
+
+    def check(self) -> None:
+        """Wait for all that was taken. Raises BadImage."""
+        for begun in filter(None, self._taken):
+            begun.result()
+        if self._bad is not None:
+            raise self._bad
+
+    def given(self, micro_batch: int) -> MicroBatch:
+        """One of its micro-batches."""
+        rows = self._slices[micro_batch]
+        return _each(self._whole, lambda values: values[rows])._replace(micro_batch=micro_batch)
+
+    def _put(self, part: MicroBatch, rows: np.ndarray) -> None:
+        if self._whole is None:
+            self._whole = _each(part, lambda values: torch.empty(self._num_images, *values.shape[1:], dtype=values.dtype))
+            if self._device.startswith("cuda"):
+                self._whole = self._whole._replace(images=torch.empty_like(self._whole.images, pin_memory=True))
+        for there, values in zip(_tensors(self._whole), _tensors(part), strict=True):
+            there.numpy()[rows] = values.numpy()  # whole images at a time, where torch goes value by value
+
+    @property
+    def _num_images(self) -> int:
+        return sum(map(len, self._rows))
 
 
-def _parts(stream: TrainStream, step: int) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
-    """The draws of a step in order [n, 3], where among them this rank's parts lie, and the micro-batch of each draw [n]."""
-    ids = step_ids(stream.seed, step, stream.image_set.num_images, stream.repeats, stream.batch_images, stream.steps_per_epoch)
-    num_micro_batches = num_micro_batches_in(len(ids), stream.batch_images, stream.num_micro_batches)
-    owners = np.arange(len(ids)) % num_micro_batches
+def _tensors(batch: MicroBatch) -> list[Tensor]:
+    return [batch.images, batch.labels, batch.ids, batch.shown, *(values for each in batch.drawn for values in each.values())]
+
+
+def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
+    """A micro-batch of what is made of each tensor."""
+    drawn = tuple({name: made(values) for name, values in each.items()} for each in batch.drawn)
+    images, labels, ids, shown = map(made, (batch.images, batch.labels, batch.ids, batch.shown))
+    return batch._replace(images=images, labels=labels, ids=ids, drawn=drawn, shown=shown)
+
+
+def _parts(stream: TrainStream, step: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Where among the draws of a step this rank's parts lie, and the micro-batch of each draw [n]."""
+    _, _, num_draws = window(step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch)
+    num_micro_batches = num_micro_batches_in(num_draws, stream.batch_images, stream.num_micro_batches)
+    owners = np.arange(num_draws) % num_micro_batches
     own = range(stream.rank, num_micro_batches, stream.num_ranks)
-    return ids, np.array_split(np.flatnonzero(np.isin(owners, own)), max(1, len(own))), owners
-
-
-def _joined(parts: list[MicroBatch], rows: list[Tensor], micro_batch: int, device: str) -> MicroBatch:
-    """One micro-batch from those rows of each part."""
-
-    def joined(tensors: Iterable[Tensor]) -> Tensor:
-        return torch.cat([tensor.index_select(0, those) for tensor, those in zip(tensors, rows, strict=True)])
-
-    drawn = tuple({name: joined(part.drawn[place][name] for part in parts) for name in each} for place, each in enumerate(parts[0].drawn))
-    labels, ids, shown = (joined(getattr(part, name) for part in parts) for name in ("labels", "ids", "shown"))
-    images = _images([part.images for part in parts], rows, device)
-    return parts[0]._replace(micro_batch=micro_batch, images=images, labels=labels, ids=ids, drawn=drawn, shown=shown)
-
-
-def _images(images: list[Tensor], rows: list[Tensor], device: str) -> Tensor:
-    """Those rows of each, copied once, into pinned memory where the device is a GPU."""
-    num_images = sum(map(len, rows))
-    there = torch.empty(num_images, *images[0].shape[1:], dtype=torch.uint8, pin_memory=device.startswith("cuda"))
-    for part, those, place in zip(images, rows, there.split([len(those) for those in rows]), strict=True):
-        torch.index_select(part, 0, those, out=place)
-    return there
+    return np.array_split(np.flatnonzero(np.isin(owners, own)), max(1, len(own))), owners

@@ -9,6 +9,8 @@ from threading import Barrier
 
 import torch
 
+from trainer.data.workers import ended
+
 _AHEAD = 1  # items that wait for a thread, beside those that have one
 
 
@@ -18,7 +20,7 @@ def in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
     What an item raises, or the work on it, is raised where it is due. Ending early ends the items too.
     """
     items, due = iter(items), deque()
-    with _pool(num_threads) as pool:
+    with pool_of(num_threads) as pool, ended(items):
         try:
             while True:
                 while len(due) < num_threads + _AHEAD and (begun := _begun(pool, work, items)):
@@ -29,8 +31,6 @@ def in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
         finally:
             for later in due:
                 later.cancel()
-            if hasattr(items, "close"):
-                items.close()
 
 
 def _begun(pool: ThreadPoolExecutor, work: Callable, items: Iterator) -> Future | None:
@@ -45,7 +45,7 @@ def _begun(pool: ThreadPoolExecutor, work: Callable, items: Iterator) -> Future 
         return failed
 
 
-def _pool(num_threads: int) -> ThreadPoolExecutor:
+def pool_of(num_threads: int) -> ThreadPoolExecutor:
     """So many threads, for each of which torch has one; the thread that asks keeps its number."""
     own, together = torch.get_num_threads(), Barrier(num_threads)
 
@@ -55,7 +55,12 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
         together.wait()
 
     pool = ThreadPoolExecutor(num_threads, "augment", begin)
-    for begun in [pool.submit(int) for _ in range(num_threads)]:
-        begun.result()
+    try:
+        for begun in [pool.submit(int) for _ in range(num_threads)]:
+            begun.result()
+    except BaseException:  # the machine gives no further thread: those that wait for it must not wait for ever
+        together.abort()
+        pool.shutdown()
+        raise
     torch.set_num_threads(own)  # also the number of threads to come, which begin with the last one set
     return pool
