@@ -12,8 +12,8 @@ from rich.console import Console
 
 from trainer import provenance
 from trainer.adapt import adaptation
-from trainer.checkpoint import remove_unfinished, write_atomically
-from trainer.claims import Claim, claimed, make_folder
+from trainer.checkpoint import write_atomically
+from trainer.claims import make_folder
 from trainer.data.index import DataError
 from trainer.disk import must_write
 from trainer.ending import end_run, rescued, write_curves
@@ -21,7 +21,6 @@ from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.explain import shown
 from trainer.inject import touches_result
 from trainer.load import Positions
-from trainer.names import check_links, inside
 from trainer.memory import peak_mem_mib
 from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, make_plan
@@ -29,6 +28,7 @@ from trainer.profiles import Profile, find_profile
 from trainer.ranks import Ranks, alone
 from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths
 from trainer.results import Row, RowDeviation, read_row, row_path, store_row
+from trainer.run_folder import own_folder
 from trainer.settings import Settings
 from trainer.stop import StopRequest
 
@@ -111,21 +111,13 @@ def run_job(
     name = ranks.broadcast(run_name(job, plan, settings, data.fingerprint) if ranks.is_first else "")
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
-        with _claimed(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
+        with own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
             row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
             if not ranks.any(row is not None):
                 return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
     console.print(f"{name} has its row already; again=1 would run it anew", markup=False, highlight=False)
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
-
-
-def _claimed(folder: Path) -> Claim:
-    inside(folder.parent, folder.name, "run")
-    check_links(folder)
-    with must_write(folder):
-        own, _ = claimed(folder), remove_unfinished(folder)
-        return own
 
 
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:

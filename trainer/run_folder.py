@@ -11,16 +11,32 @@ import torch
 from torch import nn
 
 from trainer import check
+from trainer.checkpoint import remove_unfinished
+from trainer.claims import Claim, claimed
+from trainer.disk import must_write
 from trainer.errors import did_you_mean
 from trainer.json_text import json_file
 from trainer.models import assembled, check_model_name
-from trainer.names import inside
+from trainer.names import check_links, inside
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile
 from trainer.recipe import Recipe, load_recipe
 
 
 _FACTS = {"model": str, "data": str, "data_dir": (str, type(None)), "profile": dict, "seed": int, "bad_images": str}
+
+
+def own_folder(folder: Path) -> Claim:
+    """This process's claim on a run's folder, free of what a killed one left half written.
+
+    Raises what claimed, inside, check_links and must_write do.
+    """
+    inside(folder.parent, folder.name, "run")
+    check_links(folder)
+    with must_write(folder):
+        own = claimed(folder)
+        remove_unfinished(folder)
+        return own
 
 
 def find_run_folder(run: str, runs: Path) -> Path:
