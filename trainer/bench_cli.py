@@ -85,9 +85,10 @@ def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
     from trainer.bench_run import facts_of, machine_facts, measure, verdict
     from trainer.terminal import open_terminal
 
+    out = open_terminal(120)
+    out.print(f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many whole steps ...", markup=False)
     rates = measure(plan, settings, data, num_rounds, num_steps=num_rounds)
     found = verdict(rates, settings)
-    out = open_terminal(120)
     out.print(table_of(rates, found.limit))
     out.print(found.text, markup=False)
     _write(results, settings, {"benchmark": "run"} | machine_facts(settings, data) | facts_of(plan, rates, found))

@@ -46,7 +46,7 @@ def write_data(
         images = open_set(profile, folder, split)
         with show.progress(console, split, images.num_images) as each:
             facts = write_beton(images, to, split, profile, storage, num_threads, each)
-        kind = "every image pixel by pixel" if facts.is_lossless else "images changed in storing: a data set of its own"
+        kind = "JPEG files byte for byte, other images pixel by pixel" if facts.is_lossless else "images changed in storing: a data set of its own"
         console.print(f"{to / split}.beton: {facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB, {kind}", markup=False, highlight=False)
     console.print(f"train from it: data={data} data_dir={to} loader=ffcv", markup=False, highlight=False)
 
@@ -71,8 +71,9 @@ def parity(
     from trainer.job import Job
     from trainer.parity import certify, notes, parity_table, write_certificate
 
-    found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs)
     out = show.console()
+    out.print(f"{data}: at least {images} training images and all of val, each read by both loaders ...", markup=False, highlight=False)
+    found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs)
     out.print(parity_table(found))
     for line in notes(found):
         out.print(line, markup=False)

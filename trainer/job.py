@@ -115,7 +115,9 @@ def run_job(
             row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
             if not ranks.any(row is not None):
                 return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
-    console.print(f"{name} has its row already; again=1 would run it anew", markup=False, highlight=False)
+    by = row.loader.split(",")[0] if row else settings.loader
+    made = "" if by == settings.loader else f", made with loader={by}"
+    console.print(f"{name} has its row already{made}; again=1 would run it anew", markup=False, highlight=False)
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
 

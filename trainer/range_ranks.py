@@ -49,6 +49,7 @@ def _find(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, s
     if ranks.is_first:
         check_writable("runs", bench.settings.runs)
     range_show.head(out, bench)
+    show.warmup_note(out, bench.plan)
     if (bench.settings.runs / bench.name / "suggestion.json").exists() and not job.again:
         out.print(f"{bench.name} is there already; again=1 would run it anew", markup=False)
     keep_freed_memory()

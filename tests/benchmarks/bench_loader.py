@@ -160,6 +160,7 @@ def main() -> None:
         files = files_of(given.src, Path(folder) / "files")
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
+        print(f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single parts, {given.rounds} times each in turns ...", flush=True)
         whole = measured(whole_loaders(files, given.px, given.batch, given.workers, given.images, Path(folder)), given.rounds, time.perf_counter)
         parts = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
         rows = measured(parts, given.rounds, time.process_time)

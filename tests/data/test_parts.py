@@ -107,6 +107,21 @@ def test_each_image_of_a_step_is_read_and_decoded_once(photos, monkeypatch):
     assert sum(read.values()) == len(decoded) == 48
 
 
+def test_without_processes_nothing_is_made_for_later_steps(photos):
+    made = []
+
+    class Noted(TrainStream):
+        def made(self, step, number, ids):
+            made.append((step, number))
+            return super().made(step, number, ids)
+
+    batches = stream_of(photos, make=Noted).batches(0, NUM_STEPS, 0, "cpu")
+    taken = [next(batches) for _ in range(4)]
+    assert made == [(0, part) for part in range(4)] == [(batch.step, batch.micro_batch) for batch in taken]
+    next(batches)
+    assert made[4:] == [(1, part) for part in range(4)]
+
+
 def test_where_nothing_could_be_shared_micro_batches_are_made_as_they_are(photos):
     digits = open_set(PROFILES["digits"], None, "train")
     for images, changes in ((photos, {"repeats": 1}), (photos, {"num_micro_batches": 1}), (photos, {"num_splits": 3}), (digits, {})):

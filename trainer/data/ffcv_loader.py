@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import queue
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -209,7 +210,7 @@ class _Batches(epoch_iterator.EpochIterator):
     def end(self) -> None:
         """Have its thread end, which may wait for room to say that it is done."""
         self.close()
-        while self.is_alive():
+        while self.is_alive() and not sys.is_finalizing():  # where a thread stands still and counts as alive
             with contextlib.suppress(queue.Empty):
                 self.output_queue.get(timeout=0.05)
 
