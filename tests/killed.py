@@ -132,7 +132,7 @@ STARTS = {
     "plan": ("trainer.ranks_cli", "plan_of", 1),
     "data": ("trainer.ranks_cli", "open_data", 1),
     "settings": ("trainer.ranks_cli", "make_settings", 1),
-    "claim": ("trainer.job", "claimed", 1),
+    "claim": ("trainer.run_folder", "claimed", 1),
     "flag": ("trainer.claims.os", "rename", 1),
     "page": ("trainer.job", "write_atomically", 1),
     "facts": ("trainer.job", "write_atomically", 2),

@@ -17,7 +17,7 @@ from PIL import Image
 from plans import small_plan
 from trainer import streams
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
-from trainer.data.loader import TrainStream
+from trainer.data.loader import TrainStream, _packed
 from trainer.data.opened import open_data
 from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.sets import FolderSet
@@ -124,7 +124,7 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
     stream = TrainStream(images, 0, (crop,), 8, 1, images.num_images // steps, 1, steps, True, "fail")
     keys = [key for key in stream.keys(0, steps) if key[0] % every == 0 or key[0] == steps - 1]
     _permutation.cache_clear()
-    batches = iter(items_of(stream, keys, 1, "cpu"))
+    batches = iter(items_of(stream, keys, 1, "cpu", _packed))
     (worker,) = batches._workers
     sizes = []
     for number, batch in enumerate(batches):
