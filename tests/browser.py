@@ -24,7 +24,11 @@ _MOST_S = 60  # until an answer is given up
 
 def chromium() -> str:
     """The program; skips the test where there is none, or fails it with RSB_CI=1."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if found is None:
         sentence = "no Chromium here: apt-get install -y --no-install-recommends chromium, and the report is tested in it"
         pytest.fail(sentence) if os.environ.get("RSB_CI") == "1" else pytest.skip(sentence)
@@ -46,7 +50,9 @@ class Browser:
 
         words = [program, *FLAGS.split(), f"--user-data-dir={self.folder}"]
         out = subprocess.DEVNULL
-        self._process = subprocess.Popen(words, preexec_fn=at_3_and_4, pass_fds=(3, 4), stdin=out, stdout=out, stderr=out)
+        self._process = subprocess.Popen(
+            words, preexec_fn=at_3_and_4, pass_fds=(3, 4), stdin=out, stdout=out, stderr=out
+        )
         os.close(theirs), os.close(back)
         self._read, self._id = b"", 0
         self.events = []
@@ -70,7 +76,9 @@ class Browser:
     def call(self, method: str, session: str | None = None, **params):
         """One command's result; events that come meanwhile are kept."""
         self._id += 1
-        message = {"id": self._id, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        message = {"id": self._id, "method": method, "params": params} | (
+            {"sessionId": session} if session else {}
+        )
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._to, data) :]
@@ -92,14 +100,18 @@ class Browser:
     def _next(self) -> dict:
         until_s = time.monotonic() + _MOST_S
         while b"\0" not in self._read:
-            assert select.select([self._from], [], [], max(0, until_s - time.monotonic()))[0], "Chromium does not answer"
+            assert select.select([self._from], [], [], max(0, until_s - time.monotonic()))[0], (
+                "Chromium does not answer"
+            )
             data = os.read(self._from, 1 << 20)
             assert data, "Chromium is gone"
             self._read += data
         message, _, self._read = self._read.partition(b"\0")
         return json.loads(message)
 
-    def open(self, path: Path, width_px=1280, height_px=900, dark=False, script=True, print_media=False) -> "Tab":
+    def open(
+        self, path: Path, width_px=1280, height_px=900, dark=False, script=True, print_media=False
+    ) -> "Tab":
         """A page from disk in a new tab, once it has loaded."""
         return Tab(self, path, width_px, height_px, dark, script, print_media)
 
@@ -110,10 +122,18 @@ class Tab:
     def __init__(self, browser, path, width_px, height_px, dark, script, print_media) -> None:
         self.browser = browser
         self.target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        self.session = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self(f"{domain}.enable")
-        self("Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=width_px < 600)
+        self(
+            "Emulation.setDeviceMetricsOverride",
+            width=width_px,
+            height=height_px,
+            deviceScaleFactor=1,
+            mobile=width_px < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self("Emulation.setEmulatedMedia", media="print" if print_media else "", features=[scheme])
         self("Emulation.setScriptExecutionDisabled", value=not script)
@@ -131,22 +151,40 @@ class Tab:
 
     def js(self, expression: str):
         """The value of an expression in the page."""
-        found = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        found = self(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
     def click(self, selector: str) -> None:
         """A real click on the middle of an element."""
-        self.js(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})")
+        self.js(
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})"
+        )
         box = f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
         x, y = self.js(box)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="none" if kind == "mouseMoved" else "left", clickCount=1)
+            self(
+                "Input.dispatchMouseEvent",
+                type=kind,
+                x=x,
+                y=y,
+                button="none" if kind == "mouseMoved" else "left",
+                clickCount=1,
+            )
 
     def press(self, name: str) -> None:
         """A real key."""
         key, code, text = KEYS[name]
-        self("Input.dispatchKeyEvent", type="keyDown", key=key, code=name, windowsVirtualKeyCode=code, text=text)
+        self(
+            "Input.dispatchKeyEvent",
+            type="keyDown",
+            key=key,
+            code=name,
+            windowsVirtualKeyCode=code,
+            text=text,
+        )
         self("Input.dispatchKeyEvent", type="keyUp", key=key, code=name, windowsVirtualKeyCode=code)
 
     def write(self, text: str) -> None:
@@ -155,7 +193,9 @@ class Tab:
 
     @property
     def requests(self) -> list[str]:
-        return [event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")]
+        return [
+            event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")
+        ]
 
     @property
     def errors(self) -> list[str]:
@@ -164,13 +204,27 @@ class Tab:
 
     def _events(self, method):
         self.js("0")  # so that what was on its way is here
-        return [event for event in self.browser.events if event.get("method") == method and event.get("sessionId") == self.session]
+        return [
+            event
+            for event in self.browser.events
+            if event.get("method") == method and event.get("sessionId") == self.session
+        ]
 
     def picture(self, path: Path) -> None:
         """The whole page as a PNG."""
         size = self("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 12000), "scale": 1}
-        path.write_bytes(base64.b64decode(self("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]))
+        clip = {
+            "x": 0,
+            "y": 0,
+            "width": size["width"],
+            "height": min(size["height"], 12000),
+            "scale": 1,
+        }
+        path.write_bytes(
+            base64.b64decode(
+                self("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
+            )
+        )
 
 
 def _high(ends):

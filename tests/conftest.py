@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start, and whatever a cluster has set
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # also for the processes that tests start, and whatever a cluster has set
+)
 
 import hypothesis
 import pytest
@@ -37,12 +39,23 @@ def _small_picture(request):
     """A run's first batch is drawn as two pixels."""
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__.rpartition(".")[2] not in _DRAWING:
-            patch.setattr("trainer.train.draw_first_batch", lambda path, *_: Image.new("RGB", (2, 2)).save(path))
+            patch.setattr(
+                "trainer.train.draw_first_batch",
+                lambda path, *_: Image.new("RGB", (2, 2)).save(path),
+            )
         yield
 
 
 # Begun first, so that at the end no worker is left alone with them.
-_LONG = ("test_resume", "test_story", "test_cli", "test_range_test", "test_statistics", "test_verify", "test_inject")
+_LONG = (
+    "test_resume",
+    "test_story",
+    "test_cli",
+    "test_range_test",
+    "test_statistics",
+    "test_verify",
+    "test_inject",
+)
 
 
 def pytest_collection_modifyitems(items):

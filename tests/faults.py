@@ -68,4 +68,6 @@ def install() -> None:
         return path
 
     train.optimizer_step, job.store_row = stepping, storing
-    train.show_first_batch = lambda state, window, classes, log: window  # a third of such a short run's time
+    train.show_first_batch = lambda state, window, classes, log: (
+        window
+    )  # a third of such a short run's time

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from killed import strike_at
 from PIL import Image
 
-from killed import strike_at
 from trainer import export, job, train  # noqa: F401  what a run imports
 from trainer.__main__ import main
 
@@ -52,7 +52,14 @@ def words(folder: Path, checkpoint_s: float = 0) -> list[str]:
     return ["train", *(f"--{name}={value}" for name, value in named.items())]
 
 
-def end_of(words: list[str], moment: str = "", step: int = -1, act=None, prepare=None, timeout_s: float = 600) -> tuple[int, str]:
+def end_of(
+    words: list[str],
+    moment: str = "",
+    step: int = -1,
+    act=None,
+    prepare=None,
+    timeout_s: float = 600,
+) -> tuple[int, str]:
     """(exit code, all that was printed) of the program with these words.
 
     moment, step: where `act` is called, else the process is killed there. prepare: called first.
@@ -66,9 +73,13 @@ def end_of(words: list[str], moment: str = "", step: int = -1, act=None, prepare
 def started(words: list[str], moment: str = "", step: int = -1, act=None, prepare=None):
     """The same at work; killed where it still runs at the end of the block. printed: the file of what it says."""
     before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])  # of the process that they are forked from
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE), str(HERE.parent)]
+    )  # of the process that they are forked from
     with tempfile.TemporaryDirectory() as folder:
-        process = _CONTEXT.Process(target=_run, args=(words, moment, step, act, prepare, Path(folder) / "printed.txt"))
+        process = _CONTEXT.Process(
+            target=_run, args=(words, moment, step, act, prepare, Path(folder) / "printed.txt")
+        )
         process.printed = Path(folder) / "printed.txt"
         process.start()
         os.environ["PYTHONPATH"] = before
@@ -82,7 +93,9 @@ def started(words: list[str], moment: str = "", step: int = -1, act=None, prepar
 
 def _run(words, moment, step, act, prepare, printed: Path) -> None:
     torch.set_num_threads(1)
-    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(path)  # seconds of matplotlib's
+    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
+        path
+    )  # seconds of matplotlib's
     with open(printed, "ab", buffering=0) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 import numpy as np
-
 from plans import small_plan
+
 from trainer.job import Job
 from trainer.ramp import RATE, Scalar
 from trainer.range_race import decide, lengths_for
@@ -13,7 +13,18 @@ from trainer.range_test import RangeTest
 from trainer.settings import make_settings
 
 
-def found_of(trial, values=None, own=5e-3, label=RATE, curve="both", floors=Floors(), folder=None, overrides="", job=None, num_seeds=3):
+def found_of(
+    trial,
+    values=None,
+    own=5e-3,
+    label=RATE,
+    curve="both",
+    floors=Floors(),
+    folder=None,
+    overrides="",
+    job=None,
+    num_seeds=3,
+):
     """A RangeTest whose trials come from a function in place of a model."""
     values = np.geomspace(1e-6, 10, 100) if values is None else values
     lengths = lengths_for(2000, num_seeds, len(values))

@@ -10,13 +10,13 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-
 import packing
+import torch
 from fuzzed import Mutator
+from PIL import Image
 from plans import small_plan
 from test_results import ROW
+
 from trainer import table_show
 from trainer.ablation import ablation_paths, load_ablation
 from trainer.cells import row_key
@@ -76,13 +76,17 @@ def overrides(mutate: Mutator, folder: Path):
     recipes = [load_recipe(path).for_model("resnet50") for path in recipe_paths()]
     while True:
         recipe, text = mutate.chosen(recipes), mutate.text(mutate.chosen(OVERRIDES))
-        yield lambda: make_plan(apply_overrides(recipe, text)[0], "resnet50", PROFILES["imagenet-1k"])
+        yield lambda: make_plan(
+            apply_overrides(recipe, text)[0], "resnet50", PROFILES["imagenet-1k"]
+        )
 
 
 def values(mutate: Mutator, folder: Path):
     """YAML text as it is: no page that its values would have to fit."""
     while True:
-        text = mutate.text(mutate.chosen(("{a: 1, b: [x, y]}", "a: 1\nb:\n  - x\n  - {c: 2.5}\n", "5e-3", "'x'")))
+        text = mutate.text(
+            mutate.chosen(("{a: 1, b: [x, y]}", "a: 1\nb:\n  - x\n  - {c: 2.5}\n", "5e-3", "'x'"))
+        )
         yield lambda: parse(text, "set", reads_bare_exponents=True)
 
 
@@ -116,23 +120,37 @@ def indexes(mutate: Mutator, folder: Path):
         os.utime(place, (1e9, 1e9))
     found = open_index(root, "train")
     expected = [found.path(i) for i in range(found.num_images)]
-    files = {path: path.read_bytes() for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("train*") if path.is_file()}
+    files = {
+        path: path.read_bytes()
+        for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("train*")
+        if path.is_file()
+    }
 
     def read():
         again = open_index(root, "train")
-        assert [again.path(i) for i in range(again.num_images)] == expected and again.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert [
+            again.path(i) for i in range(again.num_images)
+        ] == expected and again.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
     while True:
         damaged = mutate.chosen(sorted(files))
         for path, content in files.items():
             is_json = path.suffix == ".json"
-            path.write_bytes((mutate.json(json.loads(content)) if is_json else mutate.bytes(content)) if path == damaged else content)
+            path.write_bytes(
+                (mutate.json(json.loads(content)) if is_json else mutate.bytes(content))
+                if path == damaged
+                else content
+            )
         yield read
 
 
 def checkpoints(mutate: Mutator, folder: Path):
     """Checkpoints with a checksum that fits: somebody else's, not a disk's, damage."""
-    state = {"weights": torch.arange(6.0).reshape(2, 3), "progress": {"step": 3, "scores": {"model": {"num_top1": 3}}}, "none": None}
+    state = {
+        "weights": torch.arange(6.0).reshape(2, 3),
+        "progress": {"step": 3, "scores": {"model": {"num_top1": 3}}},
+        "none": None,
+    }
     path = save_checkpoint(folder / "checkpoints", 3, state)
     content = path.read_bytes()
     while True:
@@ -167,7 +185,21 @@ def _lists(data):
 
 def images(mutate: Mutator, folder: Path):
     """Image files of every kind, in every number of channels."""
-    written = [image_file(*kind) for kind in (("JPEG", "RGB"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "I;16"), ("WEBP", "RGB"), ("BMP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("PPM", "RGB"), ("EPS", "RGB"))]
+    written = [
+        image_file(*kind)
+        for kind in (
+            ("JPEG", "RGB"),
+            ("JPEG", "CMYK"),
+            ("PNG", "RGBA"),
+            ("PNG", "I;16"),
+            ("WEBP", "RGB"),
+            ("BMP", "RGB"),
+            ("GIF", "P"),
+            ("TIFF", "RGB"),
+            ("PPM", "RGB"),
+            ("EPS", "RGB"),
+        )
+    ]
     array = io.BytesIO()
     np.save(array, np.zeros((9, 8, 4), np.uint8))
     written.append(array.getvalue())
@@ -178,7 +210,10 @@ def images(mutate: Mutator, folder: Path):
 
         def read():
             image = read_image(path, channels)
-            train_square(image, (0, 0, 2, 2), Image.Resampling.BILINEAR, 4), oddities(path, channels)
+            (
+                train_square(image, (0, 0, 2, 2), Image.Resampling.BILINEAR, 4),
+                oddities(path, channels),
+            )
             lazy = read_for_training(path, channels)
             if isinstance(lazy, Jpeg) and lazy.width * lazy.height < 10**6:
                 lazy.square((0, 0, lazy.height // 2 + 1, lazy.width), Image.Resampling.BILINEAR, 4)
@@ -189,7 +224,11 @@ def images(mutate: Mutator, folder: Path):
 def image_file(kind: str, mode: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 4), dtype=np.uint8)
     image = Image.fromarray(pixels[:, :, :3])
-    image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    image = (
+        Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
     content = io.BytesIO()
     image.save(content, kind)
     return content.getvalue()
@@ -209,7 +248,10 @@ def run_folders(mutate: Mutator, folder: Path):
     """What a run left: its plan, its page, its curves."""
     job, run = Job("A2", "test_resnet"), folder / "run"
     write_plan(run, job, plan_of(job))
-    lines = [{"step": 10, "epoch": 0.2, "loss_nats": 0.7, "lr": 0.01}, {"step": 45, "epoch": 1, "weights": "model", "top1_pct": 12.5}]
+    lines = [
+        {"step": 10, "epoch": 0.2, "loss_nats": 0.7, "lr": 0.01},
+        {"step": 45, "epoch": 1, "weights": "model", "top1_pct": 12.5},
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     files = {path: path.read_bytes() for path in run.iterdir()}
 
@@ -221,7 +263,13 @@ def run_folders(mutate: Mutator, folder: Path):
     while True:
         damaged = mutate.chosen(sorted(files))
         for path, content in files.items():
-            path.write_bytes(content if path != damaged else mutate.json(json.loads(content)) if path.suffix == ".json" else mutate.bytes(content))
+            path.write_bytes(
+                content
+                if path != damaged
+                else mutate.json(json.loads(content))
+                if path.suffix == ".json"
+                else mutate.bytes(content)
+            )
         yield read
 
 
@@ -307,12 +355,21 @@ def names(mutate: Mutator, folder: Path):
         out.file.seek(0), out.file.truncate()
         out.print(name, markup=False)
         shown = out.file.getvalue()
-        assert all(mark.isprintable() or mark in "\n" or mark.isspace() for mark in shown) and "\x1b" not in shown, shown
+        assert (
+            all(mark.isprintable() or mark in "\n" or mark.isspace() for mark in shown)
+            and "\x1b" not in shown
+        ), shown
         path = inside(folder, name, "run")
-        assert path.parent == folder and path.resolve().parent == folder.resolve() and row_path(folder, name).parent == rows_folder(folder)
+        assert (
+            path.parent == folder
+            and path.resolve().parent == folder.resolve()
+            and row_path(folder, name).parent == rows_folder(folder)
+        )
 
     while True:
-        name = mutate.text(mutate.chosen(("A1.v1-resnet50-digits-s0-abcdef", "a", "norm-micro-batch", "..")))
+        name = mutate.text(
+            mutate.chosen(("A1.v1-resnet50-digits-s0-abcdef", "a", "norm-micro-batch", ".."))
+        )
         yield lambda: read(name)
 
 

@@ -62,7 +62,9 @@ class Mutator:
             elif kind == 5 and self.below(4) == 0:
                 del found[place:]
             elif kind == 6:
-                found[place : place + 4] = self.chosen((b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
+                found[place : place + 4] = self.chosen(
+                    (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f")
+                )
             else:
                 found[place:place] = self.chosen(TOKENS).encode(errors="surrogatepass")
         return bytes(found)
@@ -79,7 +81,11 @@ class Mutator:
                 other = self.below(len(found) + 1)
                 found = found[:other] + piece + found[other:]
             elif kind == 2:
-                found = found[:place] + chr(self.chosen((self.below(128), self.below(0x3000)))) + found[place + 1 :]
+                found = (
+                    found[:place]
+                    + chr(self.chosen((self.below(128), self.below(0x3000))))
+                    + found[place + 1 :]
+                )
             elif kind == 3:
                 lines = found.split("\n")
                 line, other = self.below(len(lines)), self.below(len(lines))
@@ -102,8 +108,20 @@ class Mutator:
                 del section[key]
             elif kind == 1 and isinstance(section, dict):
                 section[self.chosen((*TOKENS[:12], "unknown", ""))] = self.chosen(VALUES)
-            elif kind == 2 and isinstance(section[key], (int, float)) and not isinstance(section[key], bool):
-                section[key] = self.chosen((-section[key], section[key] * 1000, section[key] + 1, float(section[key]), str(section[key])))
+            elif (
+                kind == 2
+                and isinstance(section[key], (int, float))
+                and not isinstance(section[key], bool)
+            ):
+                section[key] = self.chosen(
+                    (
+                        -section[key],
+                        section[key] * 1000,
+                        section[key] + 1,
+                        float(section[key]),
+                        str(section[key]),
+                    )
+                )
             else:
                 section[key] = self.chosen(VALUES)
         return found
@@ -116,7 +134,13 @@ class Mutator:
 
 
 def _places(data):
-    parts = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    parts = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
     for key, part in list(parts):
         yield data, key
         yield from _places(part)
@@ -126,8 +150,27 @@ class Elsewhere:
     """What is done outside some folders, told by Python's own audit events. There is one for a process: hooks stay."""
 
     _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    _PATHS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree")
-    _NEVER = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class", "ctypes.dlopen")
+    _PATHS = (
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.symlink",
+        "os.link",
+        "os.truncate",
+        "os.chmod",
+        "shutil.rmtree",
+    )
+    _NEVER = (
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+        "socket.connect",
+        "pickle.find_class",
+        "ctypes.dlopen",
+    )
 
     def __init__(self) -> None:
         self.allowed: tuple[str, ...] | None = None
@@ -139,7 +182,12 @@ class Elsewhere:
             return
         if event in self._NEVER:
             self.seen.append(f"{event} {values[0]!r}")
-        elif event == "open" and isinstance(values[0], (str, bytes)) and isinstance(values[2], int) and values[2] & self._WRITES:
+        elif (
+            event == "open"
+            and isinstance(values[0], (str, bytes))
+            and isinstance(values[2], int)
+            and values[2] & self._WRITES
+        ):
             self._check(event, values[0])
         elif event in self._PATHS:
             for value in values[:2]:
@@ -180,7 +228,10 @@ def _late(number, frame):
 @contextlib.contextmanager
 def in_time(seconds: float = LONGEST_S):
     """A block of so many seconds of this process's own time, however busy the machine; one that waits has a minute."""
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 60.0)}
+    timers = {
+        signal.SIGPROF: (signal.ITIMER_PROF, seconds),
+        signal.SIGALRM: (signal.ITIMER_REAL, 60.0),
+    }
     before = {number: signal.signal(number, _late) for number in timers}
     for timer, limit_s in timers.values():
         signal.setitimer(timer, limit_s)
@@ -204,11 +255,15 @@ def survived(tries, folder) -> tuple[int, int, dict[str, str]]:
             except UserError as error:
                 num_refused += 1
                 if len(str(error)) > 100_000:
-                    wrong.setdefault("length", f"try {number}: {len(str(error))} letters of refusal")
+                    wrong.setdefault(
+                        "length", f"try {number}: {len(str(error))} letters of refusal"
+                    )
             except (Exception, Hang) as error:
                 place = traceback.extract_tb(error.__traceback__)[-1]
                 name = f"{type(error).__name__} {os.path.basename(place.filename)}:{place.lineno}"
-                wrong.setdefault(name, f"try {number}: {''.join(traceback.format_exception(error))[-3000:]}")
+                wrong.setdefault(
+                    name, f"try {number}: {''.join(traceback.format_exception(error))[-3000:]}"
+                )
             if elsewhere:
                 wrong.setdefault(elsewhere[0][:200], f"try {number}")
                 elsewhere.clear()

@@ -15,16 +15,25 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import atheris
 
-with atheris.instrument_imports(include=["trainer.data", "trainer.load", "trainer.json_text", "tarfile", "PIL.JpegImagePlugin", "PIL.PngImagePlugin"]):
+with atheris.instrument_imports(
+    include=[
+        "trainer.data",
+        "trainer.load",
+        "trainer.json_text",
+        "tarfile",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
+    ]
+):
     from trainer.data import shards
     from trainer.data.decode import decoded, oddities_of, train_square
     from trainer.data.jpeg import Jpeg, taken_for_training
     from trainer.data.listing import classes_of
     from trainer.load import parse
 
+from fuzzed import in_time, watched
 from PIL import Image
 
-from fuzzed import in_time, watched
 from trainer.errors import UserError
 
 IMAGE = Path("image.jpg")
@@ -38,7 +47,10 @@ def images(content: bytes, folder: Path) -> None:
             lazy.square((0, 0, lazy.height // 2 + 1, lazy.width), Image.Resampling.BICUBIC, 8)
         whole = decoded(IMAGE, content, channels)
         if whole.width * whole.height < 10**6:
-            train_square(whole, (0, 0, 1, 1), Image.Resampling.BILINEAR, 4), oddities_of(IMAGE, content, channels)
+            (
+                train_square(whole, (0, 0, 1, 1), Image.Resampling.BILINEAR, 4),
+                oddities_of(IMAGE, content, channels),
+            )
 
 
 def tars(content: bytes, folder: Path) -> None:
@@ -49,7 +61,9 @@ def tars(content: bytes, folder: Path) -> None:
     if not found.num_images:
         return
     arrays = found.arrays(classes_of(folder, {"train": found, "val": found}))
-    for start, size in zip(arrays["starts"][:2].tolist(), arrays["sizes"][:2].tolist(), strict=True):
+    for start, size in zip(
+        arrays["starts"][:2].tolist(), arrays["sizes"][:2].tolist(), strict=True
+    ):
         assert len(reader.content(0, start, size)) == size
 
 
@@ -66,7 +80,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
 
     def attempt(content: bytes) -> None:
-        with watched(folder) as elsewhere, in_time(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
+        with (
+            watched(folder) as elsewhere,
+            in_time(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.suppress(UserError),
+        ):
             reader(content, folder)
         if elsewhere:
             raise AssertionError(f"done elsewhere: {elsewhere}")

@@ -68,7 +68,9 @@ class Moments:
         def making(state, *given, **named):
             made(state, *given, **named)
             for model in state.weights().values():
-                model.register_forward_hook(lambda module, *_: self.strike() if module.training == is_training else None)
+                model.register_forward_hook(
+                    lambda module, *_: self.strike() if module.training == is_training else None
+                )
 
         train.State.__init__ = making
 

@@ -40,11 +40,17 @@ def members_of(kind: str, class_name: str, name: str, content: bytes) -> dict[st
     if kind == "folders":
         return {f"./{class_name}/{name}": content}
     key = name.partition(".")[0]
-    label = class_name.encode() if kind == "cls" else json.dumps({"label": class_name, "size": [1, 2]}).encode()
+    label = (
+        class_name.encode()
+        if kind == "cls"
+        else json.dumps({"label": class_name, "size": [1, 2]}).encode()
+    )
     return {name: content, f"{key}.{kind}": label + b"\n", f"{key}.txt": b"a caption"}
 
 
-def into_tars(root: Path, out: Path, kind: str = "cls", name: str = "{split}-{shard:06d}.tar") -> Path:
+def into_tars(
+    root: Path, out: Path, kind: str = "cls", name: str = "{split}-{shard:06d}.tar"
+) -> Path:
     for split in ("train", "val"):
         rows = files_of(root / split)
         for shard in range(NUM_SHARDS):
@@ -65,16 +71,32 @@ def table_of(rows, classes: list[str] | None, is_struct: bool = True):
     """A table as the Hub has it: labels are numbers with the classes' names in the metadata, or the names themselves."""
     import pyarrow
 
-    labels = [row[0] for row in rows] if classes is None else [classes.index(row[0]) for row in rows]
+    labels = (
+        [row[0] for row in rows] if classes is None else [classes.index(row[0]) for row in rows]
+    )
     images = [{"bytes": row[2], "path": row[1]} if is_struct else row[2] for row in rows]
-    table = pyarrow.table({"image": pyarrow.array(images, image_type() if is_struct else pyarrow.binary()), "label": labels})
+    table = pyarrow.table(
+        {
+            "image": pyarrow.array(images, image_type() if is_struct else pyarrow.binary()),
+            "label": labels,
+        }
+    )
     if classes is None:
         return table
     features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}
-    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    return table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
 
 
-def into_parquet(root: Path, out: Path, classes: list[str] | None = None, val: str = "validation", group_rows: int = 4, **changes) -> Path:
+def into_parquet(
+    root: Path,
+    out: Path,
+    classes: list[str] | None = None,
+    val: str = "validation",
+    group_rows: int = 4,
+    **changes,
+) -> Path:
     import pyarrow.parquet
 
     (out / "data").mkdir(parents=True, exist_ok=True)
@@ -82,17 +104,30 @@ def into_parquet(root: Path, out: Path, classes: list[str] | None = None, val: s
         rows = files_of(root / split)
         for shard in range(NUM_SHARDS):
             path = out / "data" / f"{word}-{shard:05d}-of-{NUM_SHARDS:05d}.parquet"
-            pyarrow.parquet.write_table(table_of(rows[shard::NUM_SHARDS], classes, **changes), path, row_group_size=group_rows)
+            pyarrow.parquet.write_table(
+                table_of(rows[shard::NUM_SHARDS], classes, **changes),
+                path,
+                row_group_size=group_rows,
+            )
     return out
 
 
-def into_datasets(root: Path, out: Path, classes: list[str], val: str = "validation", num_shards: int = 2) -> Path:
+def into_datasets(
+    root: Path, out: Path, classes: list[str], val: str = "validation", num_shards: int = 2
+) -> Path:
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+    )
     splits = {}
     for split, word in (("train", "train"), ("val", val)):
-        rows = [{"image": {"bytes": row[2], "path": row[1]}, "label": row[0]} for row in files_of(root / split)]
+        rows = [
+            {"image": {"bytes": row[2], "path": row[1]}, "label": row[0]}
+            for row in files_of(root / split)
+        ]
         splits[word] = datasets.Dataset.from_list(rows, features=features)
-    datasets.DatasetDict(splits).save_to_disk(str(out), num_shards=dict.fromkeys(splits, num_shards))
+    datasets.DatasetDict(splits).save_to_disk(
+        str(out), num_shards=dict.fromkeys(splits, num_shards)
+    )
     return out

@@ -2,11 +2,11 @@
 
 import functools
 
+from plans import small_plan
 from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from plans import small_plan
 from trainer import check
 from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.model import PARTS, Model
@@ -33,7 +33,9 @@ def public_kinds(kind: type = Part) -> list[type[Part]]:
     return below or [kind]
 
 
-FOUND = [(key, kind) for key in PARTS for kind in check.kinds_in(Model.model_fields[key].annotation)]
+FOUND = [
+    (key, kind) for key in PARTS for kind in check.kinds_in(Model.model_fields[key].annotation)
+]
 CASES = [*FOUND, ("layer_scale", LayerScale)]
 
 
@@ -55,7 +57,11 @@ def written(case) -> str:
     if kind is LayerScale:
         return f"model.layer_scale={kind.example['start']}"
     tag = check.tag_of(kind)
-    given = plain(check.check(kind, plain(kind.example))) | SMALLER.get(key, {}) | ({"name": tag} if tag else {})
+    given = (
+        plain(check.check(kind, plain(kind.example)))
+        | SMALLER.get(key, {})
+        | ({"name": tag} if tag else {})
+    )
     text = ", ".join(f"{name}: {_yaml(value)}" for name, value in given.items())
     return f"model.{key}={{{text}}}"
 

@@ -3,29 +3,45 @@
 from pathlib import Path
 
 import torch
-
 from ranked import noting, ranked_plan
+
 from trainer import train
 from trainer.data.opened import open_data
 from trainer.settings import make_settings
 from trainer.state import State
 
 
-def steps(ranks, folder: str, recipe: str, model: str, overrides: str, num_steps: int, inject: str = "", **machine) -> dict:
+def steps(
+    ranks,
+    folder: str,
+    recipe: str,
+    model: str,
+    overrides: str,
+    num_steps: int,
+    inject: str = "",
+    **machine,
+) -> dict:
     """The first optimizer steps of a run under inject=; all there is to compare."""
     plan = ranked_plan(ranks, recipe, model, overrides)
     settings = make_settings("cpu", workers="0", inject=inject, **machine)
     state = State(plan, settings, Path(folder), ranks)
     seen, said, losses = [], [], []
     state.say = lambda line, style=None: said.append(line)
-    window = noting(open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, state.faults.in_loader(state)), seen)
+    window = noting(
+        open_data(plan.profile, None).train_stream(
+            plan, settings, 0, ranks, state.faults.in_loader(state)
+        ),
+        seen,
+    )
     for step in range(num_steps):
         state.faults.strike(step, state)
         losses.append(train.optimizer_step(state, window, step).item())
         state.progress.step = step + 1
     state.check_equal()
     return {
-        "weights": {name: weight.detach().clone() for name, weight in state.model.named_parameters()},
+        "weights": {
+            name: weight.detach().clone() for name, weight in state.model.named_parameters()
+        },
         "buffers": {name: buffer.clone() for name, buffer in state.model.named_buffers()},
         "ids": seen,
         "said": said,
@@ -40,8 +56,18 @@ def steps(ranks, folder: str, recipe: str, model: str, overrides: str, num_steps
 def relative(found: dict, expected: dict) -> float:
     """The largest distance of a tensor from its other, in lengths of the other."""
     assert found.keys() == expected.keys()
-    lengths = [(torch.dist(found[name].double(), other.double()), other.double().norm()) for name, other in expected.items()]
-    return max(((distance / length.clamp_min(1e-12)).item() for distance, length in lengths if length or distance), default=0.0)
+    lengths = [
+        (torch.dist(found[name].double(), other.double()), other.double().norm())
+        for name, other in expected.items()
+    ]
+    return max(
+        (
+            (distance / length.clamp_min(1e-12)).item()
+            for distance, length in lengths
+            if length or distance
+        ),
+        default=0.0,
+    )
 
 
 def auto_steps(ranks, *given) -> dict:

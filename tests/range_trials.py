@@ -20,7 +20,9 @@ def descend(start, loss_of, gradient_of, values, seed, purpose, noise=0.0):
         if not np.isfinite(loss) or loss > lowest + 4 * (start_loss - lowest) + start_loss:
             ended = "diverged" if np.isfinite(loss) else "not a number"
             break
-        weights = weights - value * (gradient_of(weights) + noise * draws.standard_normal(weights.shape))
+        weights = weights - value * (
+            gradient_of(weights) + noise * draws.standard_normal(weights.shape)
+        )
         if (step + 1) % every == 0 or step + 1 == len(values):
             steps.append(step)
             held_out.append(loss_of(weights))
@@ -44,7 +46,13 @@ def bowl(curvatures, noise=0.0):
         start = np.random.default_rng([seed, 1]).choice([-10.0, 10.0], len(curvatures))
         with np.errstate(over="ignore", invalid="ignore"):
             return descend(
-                start, lambda w: 0.5 * float(curvatures @ w**2), lambda w: curvatures * w, values, seed, purpose, noise
+                start,
+                lambda w: 0.5 * float(curvatures @ w**2),
+                lambda w: curvatures * w,
+                values,
+                seed,
+                purpose,
+                noise,
             )
 
     return trial
@@ -54,7 +62,9 @@ def drawn(loss_at, noise=0.0, rate=0.15, floor=0.0):
     """A made-up model: at each step the loss moves by `rate` towards loss_at(value); steps are noisy, the slice hardly."""
 
     def trial(seed, values, purpose):
-        draws = np.random.default_rng([seed, len(values), {"ramp": 0, "probe": 1, "race": 2}[purpose]])
+        draws = np.random.default_rng(
+            [seed, len(values), {"ramp": 0, "probe": 1, "race": 2}[purpose]]
+        )
         level = start_loss = loss_at(0.0, seed)
         levels = []
         for value in values:
@@ -64,9 +74,21 @@ def drawn(loss_at, noise=0.0, rate=0.15, floor=0.0):
         losses = np.array(levels[:-1]) + noise * draws.standard_normal(len(values))
         every = max(1, len(values) // 20)
         steps = np.arange(every - 1, len(values), every)
-        steps = steps if len(steps) and steps[-1] == len(values) - 1 else np.append(steps, len(values) - 1)
+        steps = (
+            steps
+            if len(steps) and steps[-1] == len(values) - 1
+            else np.append(steps, len(values) - 1)
+        )
         held_out = np.array(levels)[steps + 1] + 0.1 * noise * draws.standard_normal(len(steps))
-        return Curve(np.asarray(values, dtype=float), losses, (steps, held_out), start_loss, "ramp", seed, purpose)
+        return Curve(
+            np.asarray(values, dtype=float),
+            losses,
+            (steps, held_out),
+            start_loss,
+            "ramp",
+            seed,
+            purpose,
+        )
 
     return trial
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-
 import ranked
+
 from trainer import held_out, train
 from trainer.data.opened import open_data
 from trainer.ramp import find_scalar
@@ -25,7 +25,9 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
 
     def preparing(plan, settings, batch):
         images, targets = prepare(plan, settings, batch)
-        return images * (float("nan") if (ranks.rank, batch.step) == (bad_rank, bad_step) else 1), targets
+        return images * (
+            float("nan") if (ranks.rank, batch.step) == (bad_rank, bad_step) else 1
+        ), targets
 
     train.prepare, before = preparing, held_out.MOST_IMAGES
     held_out.MOST_IMAGES = 40
@@ -34,10 +36,20 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
         cut = held_out.hold_out(open_data(plan.profile, None), plan.recipe.batch)
         settings = make_settings("cpu", workers="0")
         kept = TrialFolder(Path(folder) / str(ranks.rank))
-        trials = Trials(trial_plan(plan, cut), settings, cut, find_scalar(plan.recipe, "lr.peak"), np.ones(6), kept, ranks=ranks)
+        trials = Trials(
+            trial_plan(plan, cut),
+            settings,
+            cut,
+            find_scalar(plan.recipe, "lr.peak"),
+            np.ones(6),
+            kept,
+            ranks=ranks,
+        )
         values = np.geomspace(1e-4, 1e-2, 6)
         first = plain_curve(trials(0, values, "ramp"))
-        assert plain_curve(trials(0, values, "ramp")) == first  # rank 0 has kept it, the others get it from there
+        assert (
+            plain_curve(trials(0, values, "ramp")) == first
+        )  # rank 0 has kept it, the others get it from there
         return first
     finally:
         train.prepare, held_out.MOST_IMAGES = prepare, before

@@ -16,9 +16,9 @@ import uuid
 from pathlib import Path
 
 import torch
+from plans import small_plan
 from rich.console import Console
 
-from plans import small_plan
 from trainer import meeting, train
 from trainer.data import prepare
 from trainer.data.opened import open_data
@@ -41,7 +41,10 @@ def places(num_ranks: int) -> list[Place]:
         opened.bind(("127.0.0.1", 0))
         port = opened.getsockname()[1]
     attempt = uuid.uuid4().hex
-    return [Place(rank, num_ranks, rank, num_ranks, "127.0.0.1", port, rank == 0, attempt, "srun") for rank in range(num_ranks)]
+    return [
+        Place(rank, num_ranks, rank, num_ranks, "127.0.0.1", port, rank == 0, attempt, "srun")
+        for rank in range(num_ranks)
+    ]
 
 
 @dataclasses.dataclass
@@ -53,13 +56,20 @@ class Ended:
     text: str
 
 
-def end_of(function, num_ranks: int, *given, come=None, come_s: float = 20, timeout_s: float = 90) -> list[Ended]:
+def end_of(
+    function, num_ranks: int, *given, come=None, come_s: float = 20, timeout_s: float = 90
+) -> list[Ended]:
     """function(ranks, *given) on each of the ranks at once. come: only these ranks come; come_s: how long they wait."""
     path = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])  # of the process that they are forked from
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE), str(HERE.parent)]
+    )  # of the process that they are forked from
     with tempfile.TemporaryDirectory() as folder:
         ranks = [place for place in places(num_ranks) if come is None or place.rank in come]
-        running = [_CONTEXT.Process(target=_rank, args=(function, place, given, folder, come_s)) for place in ranks]
+        running = [
+            _CONTEXT.Process(target=_rank, args=(function, place, given, folder, come_s))
+            for place in ranks
+        ]
         for process in running:
             process.start()
         os.environ["PYTHONPATH"] = path
@@ -68,7 +78,10 @@ def end_of(function, num_ranks: int, *given, come=None, come_s: float = 20, time
             if process.is_alive():
                 process.kill()
                 process.join()
-        return [_ended(process, place.rank, Path(folder)) for process, place in zip(running, ranks, strict=True)]
+        return [
+            _ended(process, place.rank, Path(folder))
+            for process, place in zip(running, ranks, strict=True)
+        ]
 
 
 def on_ranks(function, num_ranks: int, *given) -> list:
@@ -102,7 +115,12 @@ def ranked_plan(ranks, recipe: str, model: str, overrides: str):
     """A small plan for the number of ranks."""
     plan = small_plan(recipe, model, overrides)
     return make_plan(
-        plan.recipe, model=plan.model, profile=plan.profile, seed=plan.seed, world_size=ranks.world_size, bad_images=plan.bad_images
+        plan.recipe,
+        model=plan.model,
+        profile=plan.profile,
+        seed=plan.seed,
+        world_size=ranks.world_size,
+        bad_images=plan.bad_images,
     )
 
 
@@ -140,7 +158,9 @@ def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: in
     step = state.optimizer.step
 
     def stepping(*given, **named):
-        found["gradients"] = {name: weight.grad.clone() for name, weight in state.model.named_parameters()}
+        found["gradients"] = {
+            name: weight.grad.clone() for name, weight in state.model.named_parameters()
+        }
         return step(*given, **named)
 
     state.optimizer.step = stepping
@@ -170,7 +190,13 @@ def scores(ranks, num_images: int) -> tuple:
     model = State(plan, settings, Path("unused")).model
     batches = list(open_data(plan.profile, None).val_batches(plan, settings))
     images, labels = (torch.cat(parts)[:num_images] for parts in zip(*batches, strict=True))
-    found = evaluate(plan, settings, model, ranks.share(zip(images.split(3), labels.split(3), strict=True)), ranks=ranks)
+    found = evaluate(
+        plan,
+        settings,
+        model,
+        ranks.share(zip(images.split(3), labels.split(3), strict=True)),
+        ranks=ranks,
+    )
     return dataclasses.astuple(found)
 
 
@@ -196,12 +222,16 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
     settings = make_settings("cpu", workers="0", checkpoint_s=0)
     out = Console(file=io.StringIO(), width=200)
     stop = StopAt(stop_step if ranks.rank == stop_rank else None)
-    outcome = train.run(plan, settings, open_data(plan.profile, None), Path(folder), out, stop, ranks)
+    outcome = train.run(
+        plan, settings, open_data(plan.profile, None), Path(folder), out, stop, ranks
+    )
     progress = outcome.state.progress
     return {
         "status": outcome.status,
         "step": progress.step,
-        "weights": {name: tensor.clone() for name, tensor in outcome.state.model.state_dict().items()},
+        "weights": {
+            name: tensor.clone() for name, tensor in outcome.state.model.state_dict().items()
+        },
         "average": outcome.state.average.state_dict(),
         "scores": progress.scores,
         "changes": progress.changes,
@@ -226,14 +256,20 @@ def diverging(ranks, folder: str, bad_rank: int) -> dict:
 
     def preparing(plan, settings, batch):
         images, targets = made(plan, settings, batch)
-        return images * (float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1), targets
+        return images * (
+            float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1
+        ), targets
 
     def stepping(state, window, place):
         number["step"] = place
         return step(state, window, place)
 
     train.prepare, train.optimizer_step = preparing, stepping
-    return whole_run(ranks, folder, "batch.images=32 batch.norm_images=8 epochs=2 average='{name: ema, decay: 0.9, every_steps: 1}'")
+    return whole_run(
+        ranks,
+        folder,
+        "batch.images=32 batch.norm_images=8 epochs=2 average='{name: ema, decay: 0.9, every_steps: 1}'",
+    )
 
 
 def failing(ranks, how: str, bad_rank: int) -> str:
@@ -265,7 +301,11 @@ def agreements(ranks) -> dict:
         "most": ranks.most(-ranks.rank),
         "any": (ranks.any(False), ranks.any(ranks.rank == 1), ranks.any(True)),
         "same": (ranks.is_same(7), ranks.is_same(ranks.rank)),
-        "broadcast": ranks.broadcast({"name": "run", "numbers": [1, 2.5, None], "tensor": torch.arange(3)} if ranks.is_first else None),
+        "broadcast": ranks.broadcast(
+            {"name": "run", "numbers": [1, 2.5, None], "tensor": torch.arange(3)}
+            if ranks.is_first
+            else None
+        ),
         "copy": copied.tolist(),
         "share": list(ranks.share(range(10))),
     }

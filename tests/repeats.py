@@ -2,16 +2,23 @@
 
 import functools
 
+from plans import small_set
+from test_results import ROW
+
 from trainer.cell_run import Repeat, Shared
 from trainer.cells import plan_key
 from trainer.job import Job, deviation_rows, plan_of
-from plans import small_set
-from test_results import ROW
 
 
 @functools.cache
 def repeat_of(smoothing: float, seed: int = 0, overrides: str = "", **job) -> Repeat:
-    asked = Job("A1", "test_resnet", seed=seed, overrides=small_set(f"smoothing={smoothing:g} {overrides}"), **job)
+    asked = Job(
+        "A1",
+        "test_resnet",
+        seed=seed,
+        overrides=small_set(f"smoothing={smoothing:g} {overrides}"),
+        **job,
+    )
     plan = plan_of(asked)
     return Repeat(plan_key(plan), f"{smoothing:g}", seed, asked, plan)
 

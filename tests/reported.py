@@ -5,6 +5,7 @@ import math
 from html.parser import HTMLParser
 
 from tabled import cell, table_of
+
 from trainer.compare import Curves
 
 NOTES = "## What it says\n\nBCE **wins**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
@@ -31,7 +32,13 @@ def study(notes=NOTES):
     for group in ("resnet18 on digits", "convnext_atto on digits"):
         model = group.split()[0]
         base, better, alone, torn, absent = (
-            cell(f"{name} ({model})", group, overrides=text, is_base=name == "BCE", levels=(("loss", name), ("lr", "low")))
+            cell(
+                f"{name} ({model})",
+                group,
+                overrides=text,
+                is_base=name == "BCE",
+                levels=(("loss", name), ("lr", "low")),
+            )
             for name, text in (
                 ("BCE", "epochs=10 loss.name=bce"),
                 ("CE", "epochs=10 loss.name=ce"),
@@ -40,29 +47,61 @@ def study(notes=NOTES):
                 ("none", "epochs=10 loss.name=none"),
             )
         )
-        values |= {base: {0: 90.0, 1: 92.0, 2: 91.0}, better: {0: 93.0, 1: 95.1, 2: 94.1}, alone: {0: 93.5}}
+        values |= {
+            base: {0: 90.0, 1: 92.0, 2: 91.0},
+            better: {0: 93.0, 1: 95.1, 2: 94.1},
+            alone: {0: 93.5},
+        }
         values |= {torn: {0: 80.0, 1: None}, absent: {}}
-        facts |= {one.name: {"train_s": 50.0 + 7 * place, "model": model} for place, one in enumerate((base, better, alone, torn))}
-    table = table_of(values, errors={("focal (resnet18)", 2): "RuntimeError: out of memory"}, **facts)
+        facts |= {
+            one.name: {"train_s": 50.0 + 7 * place, "model": model}
+            for place, one in enumerate((base, better, alone, torn))
+        }
+    table = table_of(
+        values, errors={("focal (resnet18)", 2): "RuntimeError: out of memory"}, **facts
+    )
     return dataclasses.replace(table, notes=notes)
 
 
 def hostile():
     """Everything that a page, a row or a note may say, said by somebody who means harm."""
-    cells = {cell(text, f"g {text}", overrides=text, is_base=True, published=1.0, published_source=text): {0: 90.0, 1: None} for text in HOSTILE}
-    facts = {text: {"device": text, "versions": {text: text}, "run": f"run {text}", "changes": (text,)} for text in HOSTILE}
+    cells = {
+        cell(
+            text, f"g {text}", overrides=text, is_base=True, published=1.0, published_source=text
+        ): {0: 90.0, 1: None}
+        for text in HOSTILE
+    }
+    facts = {
+        text: {"device": text, "versions": {text: text}, "run": f"run {text}", "changes": (text,)}
+        for text in HOSTILE
+    }
     table = table_of(cells, errors={(text, 2): text for text in HOSTILE}, **facts)
-    words = {"title": HOSTILE[0], "question": HOSTILE[1], "source": HOSTILE[2], "notes": HOSTILE_NOTES}
+    words = {
+        "title": HOSTILE[0],
+        "question": HOSTILE[1],
+        "source": HOSTILE[2],
+        "notes": HOSTILE_NOTES,
+    }
     return dataclasses.replace(table, **words)
 
 
 def large(num_cells=400):
     """400 cells of 5 seeds."""
-    values = {cell(f"cell {place}", is_base=place == 0): {seed: 80 + (7 * place + seed**2) % 13 for seed in range(5)} for place in range(10)}
+    values = {
+        cell(f"cell {place}", is_base=place == 0): {
+            seed: 80 + (7 * place + seed**2) % 13 for seed in range(5)
+        }
+        for place in range(10)
+    }
     table = table_of(values, seeds=range(5))
     cells = [
-        dataclasses.replace(one, cell=dataclasses.replace(one.cell, name=f"cell {place}", is_base=place == 0))
-        for place, one in ((place, table.cells[place if place == 0 else 1 + place % 9]) for place in range(num_cells))
+        dataclasses.replace(
+            one, cell=dataclasses.replace(one.cell, name=f"cell {place}", is_base=place == 0)
+        )
+        for place, one in (
+            (place, table.cells[place if place == 0 else 1 + place % 9])
+            for place in range(num_cells)
+        )
     ]
     return dataclasses.replace(table, cells=tuple(cells))
 
@@ -73,7 +112,10 @@ def curves_of(table) -> dict[str, Curves]:
     return {
         row.run: Curves(
             tuple((step / 4, 2 * math.exp(-step / 20) + 0.01 * row.seed) for step in range(1, 41)),
-            tuple((epoch, (row.top1_pct or 40) * (1 - 0.5**epoch) - row.seed) for epoch in range(1, 11)),
+            tuple(
+                (epoch, (row.top1_pct or 40) * (1 - 0.5**epoch) - row.seed)
+                for epoch in range(1, 11)
+            ),
         )
         for row in rows
     }

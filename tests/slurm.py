@@ -59,7 +59,9 @@ def refuse_without() -> None:
     elif os.geteuid():
         sentence = "Slurm's daemons want root: as root, job files are tested on a real Slurm"
     if sentence:
-        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(sentence)
+        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(
+            sentence
+        )
 
 
 def _program(name: str) -> str | None:
@@ -72,7 +74,9 @@ class Slurm:
     def __init__(self) -> None:
         refuse_without()
         self.folder = Path(tempfile.mkdtemp(prefix="rsb-slurm-"))
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("SLURM")
+        }
         self.environment["SLURM_CONF"] = str(self.folder / "slurm.conf")
         self._daemons: list[subprocess.Popen] = []
 
@@ -83,7 +87,11 @@ class Slurm:
             _wait(lambda: (self.folder / "munge.socket").exists(), "munge's socket", self)
             self._start("slurmctld", "-D", "-c")
             self._start("slurmd", "-D", "-c")
-            _wait(lambda: self.ask("sinfo", "-h", "-o", "%T", check=False).strip() == "idle", "an idle node", self)
+            _wait(
+                lambda: self.ask("sinfo", "-h", "-o", "%T", check=False).strip() == "idle",
+                "an idle node",
+                self,
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -92,7 +100,14 @@ class Slurm:
     def __exit__(self, *exception) -> None:
         if len(self._daemons) > 1:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.ask("scancel", "--full", "--signal=KILL", "--state=RUNNING", "--user=root", check=False)
+                self.ask(
+                    "scancel",
+                    "--full",
+                    "--signal=KILL",
+                    "--state=RUNNING",
+                    "--user=root",
+                    check=False,
+                )
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:
@@ -104,17 +119,29 @@ class Slurm:
 
     def ask(self, name: str, *words: str, check: bool = True) -> str:
         """What one of Slurm's commands prints."""
-        done = subprocess.run([_program(name), *words], env=self.environment, capture_output=True, text=True, timeout=_JOB_S)
+        done = subprocess.run(
+            [_program(name), *words],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=_JOB_S,
+        )
         assert not check or done.returncode == 0, (name, words, done.stdout, done.stderr)
         return done.stdout
 
     def state(self, job: str) -> tuple[str, int]:
         """A job's state in Slurm's words, and how often it has been put into the queue again."""
-        found = dict(word.split("=", 1) for word in self.ask("scontrol", "--oneliner", "show", "job", job).split() if "=" in word)
+        found = dict(
+            word.split("=", 1)
+            for word in self.ask("scontrol", "--oneliner", "show", "job", job).split()
+            if "=" in word
+        )
         return found["JobState"], int(found["Restarts"])
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(
+            f"{path.name}: {path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log"))
+        )
 
     def _configure(self) -> None:
         for name in ("state", "spool"):
@@ -122,18 +149,35 @@ class Slurm:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        self.folder.chmod(0o755)  # munge wants every folder above its socket to be closed to others' writing, and open to their reading
+        self.folder.chmod(
+            0o755
+        )  # munge wants every folder above its socket to be closed to others' writing, and open to their reading
         host = socket.gethostname().partition(".")[0]
-        text = _CONFIG.format(host=host, folder=self.folder, ports=_free_ports(2), num_cores=os.cpu_count())
+        text = _CONFIG.format(
+            host=host, folder=self.folder, ports=_free_ports(2), num_cores=os.cpu_count()
+        )
         (self.folder / "slurm.conf").write_text(text)
 
     def _munge_files(self) -> list[str]:
-        names = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
+        names = {
+            "socket": "munge.socket",
+            "key-file": "munge.key",
+            "pid-file": "munge.pid",
+            "log-file": "munge.log",
+            "seed-file": "munge.seed",
+        }
         return [f"--{option}={self.folder / name}" for option, name in names.items()]
 
     def _start(self, name: str, *words: str) -> None:
         with open(self.folder / f"{name}.out.log", "wb") as file:
-            self._daemons.append(subprocess.Popen([_program(name), *words], env=self.environment, stdout=file, stderr=subprocess.STDOUT))
+            self._daemons.append(
+                subprocess.Popen(
+                    [_program(name), *words],
+                    env=self.environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            )
 
 
 def _free_ports(number: int) -> list[int]:
@@ -158,5 +202,7 @@ def wait_for(slurm: Slurm, is_there, what: str, log: Path) -> None:
     until = time.monotonic() + _JOB_S
     while not is_there():
         said = log.read_text()[-3000:] if log.exists() else "nothing"
-        assert time.monotonic() < until, f"no {what} after {_JOB_S} s; the job said:\n{said}\n{slurm.logs()}"
+        assert time.monotonic() < until, (
+            f"no {what} after {_JOB_S} s; the job said:\n{said}\n{slurm.logs()}"
+        )
         time.sleep(0.1)

@@ -36,7 +36,8 @@ def write_page(path: Path, data: Path, smoothings, overrides: dict | None = None
         "image.train_px": 32, "image.test_px": 32, "repeats": None,
     }  # fmt: skip
     levels = [
-        {"name": f"{value:g}", "set": {"smoothing": value, **(overrides or {}).get(value, {})}} for value in smoothings
+        {"name": f"{value:g}", "set": {"smoothing": value, **(overrides or {}).get(value, {})}}
+        for value in smoothings
     ]
     page = {
         "name": path.stem, "title": "smoothings", "question": "How much?", "source": "a test", "recipe": "A1",
@@ -52,9 +53,17 @@ class Sweeper:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
+            "OMP_NUM_THREADS": "1",
+        }
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "sweeper.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, str(HERE / "sweeper.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
 
     def _ask(self, what: dict) -> int:
@@ -63,7 +72,13 @@ class Sweeper:
 
     def begin(self, words, output: Path, **environment: str) -> int:
         """Start one; gives its process id, which is its group's too."""
-        return self._ask({"words": [str(word) for word in words], "environment": environment, "output": str(output)})
+        return self._ask(
+            {
+                "words": [str(word) for word in words],
+                "environment": environment,
+                "output": str(output),
+            }
+        )
 
     def wait(self, pid: int) -> int:
         return self._ask({"wait": pid})
@@ -83,8 +98,17 @@ class Sweep:
         self.trace.mkdir(exist_ok=True)
         self.output = folder / "output.txt"
 
-    def begin(self, *words: str, faults: dict | None = None, page: Path | None = None, device: str = "cpu") -> int:
-        named = {"ablation": page or self.page, "device": device, "runs": self.runs, "results": self.results, "checkpoint-s": 0, "workers": 0}
+    def begin(
+        self, *words: str, faults: dict | None = None, page: Path | None = None, device: str = "cpu"
+    ) -> int:
+        named = {
+            "ablation": page or self.page,
+            "device": device,
+            "runs": self.runs,
+            "results": self.results,
+            "checkpoint-s": 0,
+            "workers": 0,
+        }
         flags = [f"--{name}={value}" for name, value in named.items()]
         environment = {"TRACE": str(self.trace), "FAULTS": json.dumps(faults or {})}
         return self.sweeper.begin(["ablate", *flags, *words], self.output, **environment)
@@ -98,18 +122,36 @@ class Sweep:
         return self.sweeper.wait(pid)
 
     def rows(self) -> dict[str, dict]:
-        return {path.stem: json.loads(path.read_text()) for path in self.results.glob("rows/*.json")}
+        return {
+            path.stem: json.loads(path.read_text()) for path in self.results.glob("rows/*.json")
+        }
 
     def endings(self) -> dict[str, tuple]:
         """What must be equal however a sweep was disturbed: status, weights, scores and curves of every run."""
-        facts = ("status", "weights_sha256", "top1_pct", "loss_nats", "bitwise", "changes", "num_threads", "cell")
+        facts = (
+            "status",
+            "weights_sha256",
+            "top1_pct",
+            "loss_nats",
+            "bitwise",
+            "changes",
+            "num_threads",
+            "cell",
+        )
         curves = {path.parent.name: path.read_bytes() for path in self.runs.glob("*/metrics.jsonl")}
-        return {run: (*(row[fact] for fact in facts), curves.get(run)) for run, row in self.rows().items()}
+        return {
+            run: (*(row[fact] for fact in facts), curves.get(run))
+            for run, row in self.rows().items()
+        }
 
     def steps(self, run: str) -> list[tuple[int, int]]:
         """(process, step) of every step that was trained, in order."""
         path = self.trace / f"{run}.steps"
-        return [tuple(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+        return (
+            [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+            if path.exists()
+            else []
+        )
 
     def check_each_ran_once(self) -> None:
         """No run had two processes at once; each had its last step done and its row stored once."""

@@ -3,25 +3,29 @@
 from itertools import count
 
 import pytest
+from repeats import repeat_of, row_of, shared_in
 
 from trainer import ablate
 from trainer.ablate import Sweep
-from trainer.exits import EXIT_CLAIMED
 from trainer.cell_run import record_failure
 from trainer.claims import claim
 from trainer.dry_run import Trial
 from trainer.errors import UserError
+from trainer.exits import EXIT_CLAIMED
 from trainer.failures import cell_folder, read_failures
 from trainer.results import store_row
 from trainer.stop import StopRequest
-from repeats import repeat_of, row_of, shared_in
 
 
 class Pretended:
     """Workers whose processes end as told: by cell, the exit codes of one attempt after another; 0 where none is told."""
 
     def __init__(self, shared, told=None, num_slots=2, trials=None) -> None:
-        self.shared, self.told, self.num_slots = shared, {cell: iter(codes) for cell, codes in (told or {}).items()}, num_slots
+        self.shared, self.told, self.num_slots = (
+            shared,
+            {cell: iter(codes) for cell, codes in (told or {}).items()},
+            num_slots,
+        )
         self.trials, self.tried = trials or {}, []
         self.running, self.started, self.most = [], [], 0
         self.is_stopped = False
@@ -74,7 +78,16 @@ def sweeps(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate, "_ELSEWHERE_POLL_S", 0.0)
     shared = shared_in(tmp_path)
 
-    def sweep(told=None, cells=CELLS, seeds=(0,), stop=None, num_slots=2, trials=None, meanwhile=None, **named):
+    def sweep(
+        told=None,
+        cells=CELLS,
+        seeds=(0,),
+        stop=None,
+        num_slots=2,
+        trials=None,
+        meanwhile=None,
+        **named,
+    ):
         workers = Pretended(shared, told, num_slots, trials)
         workers.meanwhile = meanwhile or {}
         repeats = [repeat_of(cell, seed) for seed in seeds for cell in cells]
@@ -89,9 +102,15 @@ def sweeps(tmp_path, monkeypatch):
 
 def test_all_cells_run_once_and_the_next_call_runs_none(sweeps):
     first = sweeps(seeds=(0, 1))
-    assert first.code == 0 and len(first.workers.started) == 8 and set(first.states.values()) == {"finished"}
+    assert (
+        first.code == 0
+        and len(first.workers.started) == 8
+        and set(first.states.values()) == {"finished"}
+    )
     assert first.workers.most == 2
-    assert [seed for _, seed in first.workers.started] == [0] * 4 + [1] * 4  # a whole table is there early
+    assert [seed for _, seed in first.workers.started] == [0] * 4 + [
+        1
+    ] * 4  # a whole table is there early
     again = sweeps(seeds=(0, 1, 2))
     assert again.code == 0 and [seed for _, seed in again.workers.started] == [2] * 4
     assert sum(each.is_done_before for each in again.standings) == 8
@@ -109,7 +128,10 @@ def test_one_that_raises_one_that_diverges_one_out_of_memory(sweeps):
     assert again.code == 3  # one has diverged, which is its result
 
 
-@pytest.mark.parametrize(("codes", "retries", "num_attempts", "code"), [([1], 0, 1, 1), ([1], 1, 2, 0), ([-9, 1, 1], 2, 3, 1), ([-9, 1], 2, 3, 0)])
+@pytest.mark.parametrize(
+    ("codes", "retries", "num_attempts", "code"),
+    [([1], 0, 1, 1), ([1], 1, 2, 0), ([-9, 1, 1], 2, 3, 1), ([-9, 1], 2, 3, 0)],
+)
 def test_retries_within_one_call(sweeps, codes, retries, num_attempts, code):
     sweep = sweeps({"0.01": codes}, cells=CELLS[:2], retries=retries)
     assert sweep.code == code
@@ -140,12 +162,21 @@ def test_a_signal_stops_what_runs_and_ends_with_75(sweeps):
 
 def test_a_signal_after_the_last_cell_changes_nothing(sweeps):
     stop = StopRequest()
-    assert sweeps({}, cells=CELLS[:1], stop=stop, meanwhile={"0.01": lambda: stop._note(15, None)}).code == 0
+    assert (
+        sweeps(
+            {}, cells=CELLS[:1], stop=stop, meanwhile={"0.01": lambda: stop._note(15, None)}
+        ).code
+        == 0
+    )
 
 
 def test_a_child_that_a_signal_stopped_is_left_to_the_next_call(sweeps):
     sweep = sweeps({"0.02": [75]})
-    assert sweep.code == 75 and sweep.states["0.02", 0] == "stopped" and len(sweep.workers.started) == 4
+    assert (
+        sweep.code == 75
+        and sweep.states["0.02", 0] == "stopped"
+        and len(sweep.workers.started) == 4
+    )
 
 
 def test_a_process_that_says_done_and_stored_no_row_has_failed(sweeps, monkeypatch):
@@ -207,11 +238,19 @@ def test_every_new_shape_makes_one_step_first(sweeps):
 def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
     bad = {"0.01": Trial("", "MemoryError: 1 TiB", log_tail=("Traceback", "MemoryError: 1 TiB"))}
     sweep = sweeps(trials=bad)
-    assert sweep.code == 1 and sweep.workers.started == [] and set(sweep.states.values()) == {"failed"}
+    assert (
+        sweep.code == 1 and sweep.workers.started == [] and set(sweep.states.values()) == {"failed"}
+    )
     failures = read_failures(sweeps.shared.runs)
-    assert len(failures) == 4 and all("MemoryError: 1 TiB" in failure.error for failure in failures.values())
+    assert len(failures) == 4 and all(
+        "MemoryError: 1 TiB" in failure.error for failure in failures.values()
+    )
     again = sweeps()
-    assert again.workers.tried == ["0.01"] and again.code == 0 and read_failures(sweeps.shared.runs) == {}
+    assert (
+        again.workers.tried == ["0.01"]
+        and again.code == 0
+        and read_failures(sweeps.shared.runs) == {}
+    )
 
 
 def test_a_process_that_dies_of_a_shape_is_that_shapes_failure(sweeps):

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from test_cli import ROOT, door, make, rsb  # noqa: F401
 
 from trainer import ablate_cli
 from trainer.ablate_cli import shared_of, use_threads
-from test_cli import ROOT, door, make, rsb  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,16 @@ from test_cli import ROOT, door, make, rsb  # noqa: F401
         (["--gpus", "100", "--ablation", "smoothing"], "gpus=100", "GPUs here"),
         (["--ablation", "smoothin"], "ablation=smoothin", "smoothing"),
         (["--results", "nosuch://x", "--ablation", "smoothing"], "results=nosuch://x", "fsspec"),
-        (["--on", "ray", "--per-cell", "cpu=2", "--ablation", "smoothing"], "per_cell=cpu=2", "cpus=4"),
+        (
+            ["--on", "ray", "--per-cell", "cpu=2", "--ablation", "smoothing"],
+            "per_cell=cpu=2",
+            "cpus=4",
+        ),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(tmp_path, words, found, remedy, monkeypatch):
+def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(
+    tmp_path, words, found, remedy, monkeypatch
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     given = words if "--ablation" in words else [*words, "--ablation", "smoothing"]
     if "--results" not in words:
@@ -51,14 +57,33 @@ def test_the_threads_are_a_jobs_share_of_the_cores_chosen_once(tmp_path, monkeyp
 def test_folders_are_absolute_and_a_url_has_a_mirror(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = shared_of(Path("runs"), "results", device="cpu")
-    assert here.runs == tmp_path / "runs" and here.results == tmp_path / "results" and here.url is None
+    assert (
+        here.runs == tmp_path / "runs" and here.results == tmp_path / "results" and here.url is None
+    )
     far = shared_of(Path("runs"), "memory://rows-of-a-test", device="cpu")
-    assert far.url == "memory://rows-of-a-test" and far.results.is_relative_to(tmp_path / "runs" / "cells")
+    assert far.url == "memory://rows-of-a-test" and far.results.is_relative_to(
+        tmp_path / "runs" / "cells"
+    )
 
 
 def test_make_passes_every_variable(door):  # noqa: F811
-    named = {"ablation": "a b", "jobs": "2", "gpus": "4", "retries": "1", "on": "ray", "address": "auto", "per_cell": "cpus=4 gpus=1"}
-    done = make(door, "ablate", *(f"{name}={value}" for name, value in named.items()), "fail_fast=1", "runs=r", "results=s")
+    named = {
+        "ablation": "a b",
+        "jobs": "2",
+        "gpus": "4",
+        "retries": "1",
+        "on": "ray",
+        "address": "auto",
+        "per_cell": "cpus=4 gpus=1",
+    }
+    done = make(
+        door,
+        "ablate",
+        *(f"{name}={value}" for name, value in named.items()),
+        "fail_fast=1",
+        "runs=r",
+        "results=s",
+    )
     words = [eval(line) for line in done.stdout.splitlines()]
     assert words[:3] == ["-m", "trainer", "ablate"] and words[-1] == "--fail-fast"
     assert dict(zip(words[3:-1:2], words[4:-1:2], strict=True)) == {

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from test_cells import row_of
 from typer.testing import CliRunner
 
-from test_cells import row_of
 from trainer import ablation, tree
 from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation_cli import print_plan
@@ -64,7 +64,12 @@ def written(folder, text: str, name: str = "loss"):
 def test_a_page_becomes_planned_cells(tmp_path):
     path = written(tmp_path, PAGE)
     found = load_ablation(path)
-    assert (found.name, found.title, found.question, found.seeds) == ("loss", "BCE or CE", "Which loss?", (0, 1))
+    assert (found.name, found.title, found.question, found.seeds) == (
+        "loss",
+        "BCE or CE",
+        "Which loss?",
+        (0, 1),
+    )
     assert found.path == path and found.page.recipe == "A2"
     base, ce, soft = found.cells
     assert [cell.name for cell in found.cells] == ["BCE", "CE", "soft BCE"]
@@ -79,14 +84,27 @@ def test_a_page_becomes_planned_cells(tmp_path):
 
 
 def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
-    text = PAGE.replace("[test_resnet]", "[test_resnet, test_convnext]").replace("[digits]", "[digits, digits-grey]")
-    text = text.replace("{cell: BCE, ", "{cell: BCE, model: test_convnext, ").replace("batch.images: 64", "batch.drop_last: false")
+    text = PAGE.replace("[test_resnet]", "[test_resnet, test_convnext]").replace(
+        "[digits]", "[digits, digits-grey]"
+    )
+    text = text.replace("{cell: BCE, ", "{cell: BCE, model: test_convnext, ").replace(
+        "batch.images: 64", "batch.drop_last: false"
+    )
     cells = load_ablation(written(tmp_path, text)).cells
-    groups = ["test_resnet on digits", "test_convnext on digits", "test_resnet on digits-grey", "test_convnext on digits-grey"]
+    groups = [
+        "test_resnet on digits",
+        "test_convnext on digits",
+        "test_resnet on digits-grey",
+        "test_convnext on digits-grey",
+    ]
     assert list(dict.fromkeys(cell.group for cell in cells)) == groups
     assert [cell.is_base for cell in cells] == [True, False, False] * 4
-    assert len({cell.name for cell in cells}) == 12 and cells[4].name == "CE (test_convnext, digits)"
-    assert [cell.published for cell in cells] == [None] * 3 + [79.8] + [None] * 5 + [79.8] + [None] * 2
+    assert (
+        len({cell.name for cell in cells}) == 12 and cells[4].name == "CE (test_convnext, digits)"
+    )
+    assert [cell.published for cell in cells] == [None] * 3 + [79.8] + [None] * 5 + [79.8] + [
+        None
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -135,12 +153,17 @@ def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
     line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
     with pytest.raises(PageError) as error:
         load_ablation(written(tmp_path, text))
-    assert re.search(rf"loss\.yaml:{line}: ", str(error.value)) and sentence in str(error.value), error.value
+    assert re.search(rf"loss\.yaml:{line}: ", str(error.value)) and sentence in str(error.value), (
+        error.value
+    )
     assert str(error.value).isprintable()
 
 
 def test_a_key_within_a_value_is_refused_at_its_own_line(tmp_path):
-    text = PAGE.replace("        - {name: CE, set: {loss.name: ce}}", "        - name: CE\n          set:\n            loss:\n              name: ce\n              epz: 1")
+    text = PAGE.replace(
+        "        - {name: CE, set: {loss.name: ce}}",
+        "        - name: CE\n          set:\n            loss:\n              name: ce\n              epz: 1",
+    )
     with pytest.raises(PageError, match=r":22: .*'epz' is no key of loss"):
         load_ablation(written(tmp_path, text))
 
@@ -152,12 +175,16 @@ def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
     assert find_ablation("loss") == path
     assert load_ablation("loss").path == path
     for name in ("los", "../loss", "", "loss\n\x1b[2J"):
-        with pytest.raises(AblationError, match=r"^ablation=[^\n\x1b]*there is no such page.*there are loss$"):
+        with pytest.raises(
+            AblationError, match=r"^ablation=[^\n\x1b]*there is no such page.*there are loss$"
+        ):
             find_ablation(name)
 
 
 @pytest.mark.parametrize("data", ["digits", "imagenet-1k"])
-@pytest.mark.parametrize("recipe", ["A2", "torchvision-v1", "torchvision-v2", "mosaic-mild", "bit-i1k", "ffcv-rn18-16"])
+@pytest.mark.parametrize(
+    "recipe", ["A2", "torchvision-v1", "torchvision-v2", "mosaic-mild", "bit-i1k", "ffcv-rn18-16"]
+)
 def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
     """Against the road that a profile with that many epochs takes, page by page."""
     profile = PROFILES[data]
@@ -187,12 +214,20 @@ def test_a_share_is_of_the_epochs_that_the_recipe_has_on_its_data():
 
 
 def test_what_the_ablation_sets_stays_under_its_budget(tmp_path):
-    text = PAGE.replace("recipe: A2", "recipe: torchvision-v1").replace("loss.name: ce", "loss: {name: bce}")
-    text = text.replace("loss.threshold: null", "smoothing: 0.1").replace("batch.images: 64", "lr.schedule: {name: step, every_epochs: 2, factor: 0.5}")
+    text = PAGE.replace("recipe: A2", "recipe: torchvision-v1").replace(
+        "loss.name: ce", "loss: {name: bce}"
+    )
+    text = text.replace("loss.threshold: null", "smoothing: 0.1").replace(
+        "batch.images: 64", "lr.schedule: {name: step, every_epochs: 2, factor: 0.5}"
+    )
     cell = load_ablation(written(tmp_path, text)).cells[0]
     assert cell.plan.recipe.lr.schedule.every_epochs == 2 and cell.plan.recipe.epochs == 2
-    text = text.replace("lr.schedule: {name: step, every_epochs: 2, factor: 0.5}", "batch.drop_last: true")
-    assert load_ablation(written(tmp_path, text)).cells[0].plan.recipe.lr.schedule.every_epochs == 1  # 3 of 9
+    text = text.replace(
+        "lr.schedule: {name: step, every_epochs: 2, factor: 0.5}", "batch.drop_last: true"
+    )
+    assert (
+        load_ablation(written(tmp_path, text)).cells[0].plan.recipe.lr.schedule.every_epochs == 1
+    )  # 3 of 9
 
 
 WORDS = st.sampled_from(
@@ -240,7 +275,9 @@ def refused_or_sound(text: str) -> None:
 def printed(path, results, width=120, **choices) -> str:
     out = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True)
     machine = {"device": "cpu", "precision": "auto", "workers": "0"}
-    print_plan(out, str(path), choices.get("data_dir"), machine, results, choices.get("num_measured", 0))
+    print_plan(
+        out, str(path), choices.get("data_dir"), machine, results, choices.get("num_measured", 0)
+    )
     return out.file.getvalue()
 
 
@@ -248,7 +285,11 @@ def printed(path, results, width=120, **choices) -> str:
 def results(tmp_path):
     """A store with a row of one cell and seed, and one of another cell that diverged."""
     cells = load_ablation(written(tmp_path, PAGE)).cells
-    for cell, seed, status in ((cells[0], 0, "finished"), (cells[1], 0, "diverged"), (cells[1], 1, "finished")):
+    for cell, seed, status in (
+        (cells[0], 0, "finished"),
+        (cells[1], 0, "diverged"),
+        (cells[1], 1, "finished"),
+    ):
         plan = plan_of_cell(cell, seed)
         store_row(tmp_path / "results", row_of(plan, status=status))
     return tmp_path / "results"
@@ -265,18 +306,28 @@ def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
         "6 runs, 3 with a row", "3 to run", "by hand: make recipe=A2 model=test_resnet data=digits seed=1",
     ):  # fmt: skip
         assert said in flat, said
-    rows = {line.split("  ")[0].strip("│┃ ").split("│")[0].strip(): line for line in text.splitlines() if "of 2" in line}
+    rows = {
+        line.split("  ")[0].strip("│┃ ").split("│")[0].strip(): line
+        for line in text.splitlines()
+        if "of 2" in line
+    }
     assert "1 of 2" in rows["BCE"] and "the base, A2.v1" in rows["BCE"]
     assert "2 of 2, 1 diverged" in rows["CE"] and "loss ce" in rows["CE"]
     assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
 
 
 def test_steps_are_told_by_what_they_put_on_top_of_the_last(tmp_path):
-    text = PAGE.replace("name: one_at_a_time", "name: cumulative").replace("  factors:\n    - name: loss\n      levels:", "  steps:")
+    text = PAGE.replace("name: one_at_a_time", "name: cumulative").replace(
+        "  factors:\n    - name: loss\n      levels:", "  steps:"
+    )
     text = text.replace("        - {name: CE", "    - {name: CE").replace("        - {name: soft BCE, set: {loss.threshold: null}}",
         "    - {name: + GELU, set: {model.activation: {name: gelu}}}\n    - {name: A3, recipe: A3}")  # fmt: skip
     lines = printed(written(tmp_path, text), tmp_path / "results").splitlines()
-    told = {cells[0].strip(): cells[1].strip() for cells in (line.strip("│┃").split("│") for line in lines) if len(cells) > 3}
+    told = {
+        cells[0].strip(): cells[1].strip()
+        for cells in (line.strip("│┃").split("│") for line in lines)
+        if len(cells) > 3
+    }
     assert told["CE"] == "loss ce" and told["+ GELU"] == "model.activation gelu"
     assert told["A3"].startswith("page A3.v1: ") and "repeats off" in told["A3"]
 
@@ -291,13 +342,18 @@ def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, t
 
 
 def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
-    path = written(tmp_path, PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"))
+    path = written(
+        tmp_path,
+        PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"),
+    )
     text = printed(path, tmp_path / "results", num_measured=2)
     assert "no estimate of time: " in text and "hours" not in text
 
 
 def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
-    path = written(tmp_path, PAGE.replace("loss.name: ce", "model.stem: {name: patchify, patch_px: 64}"))
+    path = written(
+        tmp_path, PAGE.replace("loss.name: ce", "model.stem: {name: patchify, patch_px: 64}")
+    )
     with pytest.raises(PageError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: "):
         printed(path, tmp_path / "results")
 
@@ -309,11 +365,15 @@ def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, mo
     monkeypatch.setattr("trainer.pace.time.perf_counter", lambda: float(next(ticks)))
     made_fast = []
     monkeypatch.setattr("trainer.pace.fast_algorithms", made_fast.append)
-    pace = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0)
+    pace = measure(
+        plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0
+    )
     assert (pace.step_s, pace.num_steps) == (1.0, 3) and made_fast == ["cpu"]  # as a run is
     assert pace.evaluation_s == pytest.approx(360 / 128)
     assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
-    bounded = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5)
+    bounded = measure(
+        plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5
+    )
     assert bounded.num_steps == 1
 
 
@@ -321,20 +381,40 @@ def test_a_shape_is_what_costs_time(tmp_path):
     plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
 
     def shape(overrides):
-        return shape_of(dataclasses.replace(plan, recipe=apply_overrides(plan.recipe, overrides)[0]))
+        return shape_of(
+            dataclasses.replace(plan, recipe=apply_overrides(plan.recipe, overrides)[0])
+        )
 
     assert shape_of(dataclasses.replace(plan, seed=1)) == shape("")
-    for same in ("epochs=3", "lr.peak=0.1", "drop_path=0.2", "optimizer.weight_decay=0.1", "mix.mixup_alpha=0.9"):
+    for same in (
+        "epochs=3",
+        "lr.peak=0.1",
+        "drop_path=0.2",
+        "optimizer.weight_decay=0.1",
+        "mix.mixup_alpha=0.9",
+    ):
         assert shape(same) == shape(""), same
-    for other in ("batch.norm_images=8", "image.train_px=40", "loss.name=ce", "mix=null", "model.dropout=0.1"):
+    for other in (
+        "batch.norm_images=8",
+        "image.train_px=40",
+        "loss.name=ce",
+        "mix=null",
+        "model.dropout=0.1",
+    ):
         assert shape(other) != shape(""), other
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--ablation", "norm-micro-batch", "--recipe", "A1"], "recipe=: the page of ablation=norm-micro-batch says it"),
-        (["--ablation", "norm-micro-batch", "--set", "epochs=1"], "set=: the page of ablation=norm-micro-batch says it"),
+        (
+            ["--ablation", "norm-micro-batch", "--recipe", "A1"],
+            "recipe=: the page of ablation=norm-micro-batch says it",
+        ),
+        (
+            ["--ablation", "norm-micro-batch", "--set", "epochs=1"],
+            "set=: the page of ablation=norm-micro-batch says it",
+        ),
         (["--measure", "0"], "measure=: is for the plan of an ablation"),
         (["--results", "here"], "results=: is for the plan of an ablation"),
         (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
@@ -346,7 +426,15 @@ def test_words_that_would_do_nothing_are_refused(words, sentence):
 
 
 def test_the_command_prints_the_plan(results, tmp_path):
-    words = ["plan", "--ablation", str(tmp_path / "loss.yaml"), "--results", str(results), "--measure", "0"]
+    words = [
+        "plan",
+        "--ablation",
+        str(tmp_path / "loss.yaml"),
+        "--results",
+        str(results),
+        "--measure",
+        "0",
+    ]
     done = CliRunner().invoke(app, words, prog_name="rsb")
     assert done.exit_code == 0 and "Which loss?" in done.output and "3 to run" in done.output
 
@@ -356,4 +444,7 @@ def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
     question = question_of(found)
     rows = by_cell(question, find_rows(results, [question]))
     assert {key for key, row in rows.items() if row} == {("BCE", 0), ("CE", 0), ("CE", 1)}
-    assert len({plan_key(plan_of_cell(cell, seed)) for cell in found.cells for seed in found.seeds}) == 6
+    assert (
+        len({plan_key(plan_of_cell(cell, seed)) for cell in found.cells for seed in found.seeds})
+        == 6
+    )

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from test_cells import row_of
 from test_recipes import mutated, renamed
+
 from trainer import check
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
 from trainer.cells import command, plan_of_cell, row_key
@@ -45,14 +45,18 @@ def test_every_page_has_a_question_a_source_and_three_seeds(path):
     assert path.read_text().startswith(f"# {page.name}: ")
     groups = {cell.group for cell in loaded(path).cells}
     assert len(groups) == len(page.models) * len(page.data)
-    assert [cell.group for cell in loaded(path).cells if cell.is_base] == list(dict.fromkeys(c.group for c in loaded(path).cells))
+    assert [cell.group for cell in loaded(path).cells if cell.is_base] == list(
+        dict.fromkeys(c.group for c in loaded(path).cells)
+    )
 
 
 @EACH_PAGE
 def test_a_cells_text_makes_its_run(path):
     """The road of a single run, with the text alone, ends in the plan that the page made."""
     cell = loaded(path).cells[-1]
-    assert plan_of(Job(cell.recipe, cell.model, cell.data, overrides=cell.overrides, seed=2)) == plan_of_cell(cell, 2)
+    assert plan_of(
+        Job(cell.recipe, cell.model, cell.data, overrides=cell.overrides, seed=2)
+    ) == plan_of_cell(cell, 2)
     assert all(cell.overrides in command(cell, 0) for cell in loaded(path).cells)
 
 
@@ -67,8 +71,14 @@ def test_published_scores_of_whole_recipes_are_those_of_the_recipes_pages(path):
 
 
 def test_the_blogs_steps_are_in_its_order():
-    scores = [cell.published for cell in loaded(next(path for path in PATHS if path.stem == "tv2-cumulative")).cells]
-    first, last = load_recipe(find_recipe("torchvision-v1")), load_recipe(find_recipe("torchvision-v2"))
+    scores = [
+        cell.published
+        for cell in loaded(next(path for path in PATHS if path.stem == "tv2-cumulative")).cells
+    ]
+    first, last = (
+        load_recipe(find_recipe("torchvision-v1")),
+        load_recipe(find_recipe("torchvision-v2")),
+    )
     assert scores == sorted(scores) and None not in scores
     assert scores[0] in [score.top1_pct for score in first.published if score.model == "resnet50"]
     assert scores[-1] in [score.top1_pct for score in last.published if score.model == "resnet50"]
@@ -78,7 +88,20 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
     """The study's rows are older than its page: the page's cells must be exactly these runs."""
     found = loaded(next(path for path in PATHS if path.stem == "norm-micro-batch"))
     paths = sorted((ROOT / "results/rows").glob("gn-ws.v1-resnet18-digits-s[01]-*.json"))
-    older = ("41e225", "8efb59", "ec5ecb", "ce4f4e", "aa03c0", "a8e4b7", "da0256", "1cefc1", "efe11c", "5f9d1b", "153f30", "4c09a0")
+    older = (
+        "41e225",
+        "8efb59",
+        "ec5ecb",
+        "ce4f4e",
+        "aa03c0",
+        "a8e4b7",
+        "da0256",
+        "1cefc1",
+        "efe11c",
+        "5f9d1b",
+        "153f30",
+        "4c09a0",
+    )
     rows = [read_row_file(path) for path in paths if path.stem.endswith(older)]
     assert len(rows) == 12
     cells = by_cell(question_of(found), {row_key(row): row for row in rows})
@@ -99,7 +122,12 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
 
 def test_no_run_is_in_one_ablation_twice_and_shared_ones_are_the_same_run():
     """A2 on resnet18 is the base of many: one key, so it is run once."""
-    keys = [row_key_of(cell) for path in PATHS for cell in loaded(path).cells if (cell.recipe, cell.overrides) == ("A2", "")]
+    keys = [
+        row_key_of(cell)
+        for path in PATHS
+        for cell in loaded(path).cells
+        if (cell.recipe, cell.overrides) == ("A2", "")
+    ]
     assert len(keys) >= 5 and len({key for key in keys if key[1] == "resnet18"}) == 1
 
 
@@ -111,7 +139,9 @@ def test_the_readme_lists_every_page():
     text = (ROOT / "ablations/README.md").read_text()
     for path in PATHS:
         found = loaded(path)
-        line = next(line for line in text.splitlines() if line.startswith(f"| [{path.stem}]({path.name})"))
+        line = next(
+            line for line in text.splitlines() if line.startswith(f"| [{path.stem}]({path.name})")
+        )
         assert found.page.question in line and f"| {len(found.cells)} |" in line
 
 
@@ -130,7 +160,11 @@ def is_override(place: check.Path) -> bool:
 
 def keys_of(path: Path, overrides: bool) -> list[check.Path]:
     _, positions = parsed(path)
-    return [place for place in positions.lines if place and isinstance(place[-1], str) and is_override(place) == overrides]
+    return [
+        place
+        for place in positions.lines
+        if place and isinstance(place[-1], str) and is_override(place) == overrides
+    ]
 
 
 @EACH_PAGE
@@ -146,7 +180,12 @@ def test_each_key_of_the_page_mutated_by_a_letter_is_refused_at_its_place(path):
         assert refusal.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
 
 
-SAMPLED = [(path, place) for path in PATHS for overrides in (True, False) for place in keys_of(path, overrides)]
+SAMPLED = [
+    (path, place)
+    for path in PATHS
+    for overrides in (True, False)
+    for place in keys_of(path, overrides)
+]
 
 
 @settings(max_examples=60)
@@ -158,7 +197,9 @@ def test_a_mutated_key_is_refused_at_its_line(tmp_path_factory, sample, draw):
     new = mutated(place[-1], draw)
     if new in check.value_at(data, place[:-1]):
         return
-    lines[line - 1] = re.sub(rf"(?<![\w.]){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1)
+    lines[line - 1] = re.sub(
+        rf"(?<![\w.]){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1
+    )
     copy = tmp_path_factory.mktemp("page") / path.name
     copy.write_text("\n".join(lines))
     with pytest.raises(PageError) as error:

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from packing import write_tar
 from PIL import Image
+from plans import small_plan
 from typer.testing import CliRunner
 
-from packing import write_tar
-from plans import small_plan
 from trainer.bench import Rate, in_turns, median_ratio, seconds_a_step
 from trainer.bench_data import files_of, image_folder, photos
 from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
@@ -35,7 +35,11 @@ def test_parts_take_turns_and_are_timed_by_the_clock_given():
     rates = in_turns({"a": part("a", 1, 10), "b": part("b", 4, 20)}, 3, lambda: now[0])
     assert calls == [(name, number) for number in (-1, 0, 1, 2) for name in "ab"]
     assert rates["a"].seconds == (1, 2, 3) and rates["b"].seconds == (4, 8, 12)
-    assert rates["a"].images_per_s == 5 and rates["a"].image_ms == 200 and rates["b"].images_per_s == 2.5
+    assert (
+        rates["a"].images_per_s == 5
+        and rates["a"].image_ms == 200
+        and rates["b"].images_per_s == 2.5
+    )
     assert rates["a"].quartiles == (10 / 2.5, 10 / 1.5)
     assert median_ratio(rates["a"], rates["b"]) == 2
 
@@ -47,7 +51,9 @@ def test_no_round_begins_when_the_time_is_over_and_one_is_there_at_least():
         now[0] += 2
         return 1
 
-    assert len(in_turns({"a": part}, 9, lambda: now[0], bound_s=7)["a"].seconds) == 3  # and one that warms up
+    assert (
+        len(in_turns({"a": part}, 9, lambda: now[0], bound_s=7)["a"].seconds) == 3
+    )  # and one that warms up
     assert len(in_turns({"a": part}, 9, lambda: now[0], bound_s=-1)["a"].seconds) == 1
 
 
@@ -68,14 +74,30 @@ def test_a_turn_has_as_many_steps_as_its_time_allows(bound_s, num_first, num_cou
 
 def rates(decode, augment, step, whole):
     """Images/s of each."""
-    return {name: Rate((1 / rate,) * 3, 1) for name, rate in {"decode": decode, "augment": augment, "step": step, "end to end": whole}.items()}
+    return {
+        name: Rate((1 / rate,) * 3, 1)
+        for name, rate in {
+            "decode": decode,
+            "augment": augment,
+            "step": step,
+            "end to end": whole,
+        }.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("found", "workers", "text"),
     [
-        ((500, 1000, 900, 890), 4, "compute-bound: 890 of 900 images/s (99 %); workers=4 could deliver 1,333"),
-        ((500, 1000, 5400, 3100), 9, "data-bound: 3,100 of 5,400 images/s; decoding 67 % of a worker's time; workers=18 would do"),
+        (
+            (500, 1000, 900, 890),
+            4,
+            "compute-bound: 890 of 900 images/s (99 %); workers=4 could deliver 1,333",
+        ),
+        (
+            (500, 1000, 5400, 3100),
+            9,
+            "data-bound: 3,100 of 5,400 images/s; decoding 67 % of a worker's time; workers=18 would do",
+        ),
         ((500, 1000, 9999, 3100), 9, "it would take 33 workers, and here are 24 cores"),
         ((500, 1000, 900, 700), 4, "neither data-bound nor compute-bound"),
         ((500, 1000, 900, 240), 0, "no workers: 240 of 900 images/s (27 %)"),
@@ -84,12 +106,16 @@ def rates(decode, augment, step, whole):
 def test_the_verdict_says_what_holds_the_run_up(found, workers, text):
     made = verdict(rates(*found), make_settings("cpu", workers=str(workers)), available_cores=24)
     assert text in made.text
-    assert made.data == pytest.approx(max(1, workers) * 1000 / 3)  # a worker needs 2 ms + 1 ms for an image
+    assert made.data == pytest.approx(
+        max(1, workers) * 1000 / 3
+    )  # a worker needs 2 ms + 1 ms for an image
 
 
 def test_photos_are_jpegs_of_one_size_and_a_folder_of_links_is_a_data_set(tmp_path):
     files = photos(tmp_path / "photos", 5)
-    assert {Image.open(path).format for path in files} == {"JPEG"} and {Image.open(path).size for path in files} == {(500, 375)}
+    assert {Image.open(path).format for path in files} == {"JPEG"} and {
+        Image.open(path).size for path in files
+    } == {(500, 375)}
     assert len({path.read_bytes() for path in files}) == 5
     profile = find_profile(str(image_folder(tmp_path / "data", files, 12, 4)))
     assert (profile.num_train, profile.num_val, profile.num_classes) == (12, 4, 2)
@@ -97,11 +123,17 @@ def test_photos_are_jpegs_of_one_size_and_a_folder_of_links_is_a_data_set(tmp_pa
 
 def test_a_tar_of_jpegs_is_as_good_as_a_folder_of_them_and_its_names_open_no_file(tmp_path):
     made = photos(tmp_path / "photos", 3)
-    tar = write_tar(tmp_path / "photos.tar", {"b/2.JPEG": made[1].read_bytes(), "a/1.jpg": made[0].read_bytes(), "a/list.txt": b"1"})
+    tar = write_tar(
+        tmp_path / "photos.tar",
+        {"b/2.JPEG": made[1].read_bytes(), "a/1.jpg": made[0].read_bytes(), "a/list.txt": b"1"},
+    )
     found = files_of(tar, tmp_path / "out")
     assert [path.read_bytes() for path in found] == [made[1].read_bytes(), made[0].read_bytes()]
     assert found == sorted((tmp_path / "out").iterdir())
-    assert files_of(tmp_path / "photos", tmp_path / "unused") == made and not (tmp_path / "unused").exists()
+    assert (
+        files_of(tmp_path / "photos", tmp_path / "unused") == made
+        and not (tmp_path / "unused").exists()
+    )
     tar.write_bytes(tar.read_bytes()[:-9000])
     with pytest.raises(DataError, match="damaged"):
         files_of(tar, tmp_path / "again")
@@ -117,13 +149,43 @@ def test_a_src_without_jpegs_is_one_line(tmp_path, name):
 
 
 def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
-    words = ["bench", "--data", "digits", "--model", "test_resnet", "--recipe", "A3", "--device", "cpu", "--workers", "1", "--rounds", "2"]
-    done = CliRunner().invoke(app, [*words, "--set", "batch.images=32 batch.norm_images=16", "--results", str(tmp_path)])
+    words = [
+        "bench",
+        "--data",
+        "digits",
+        "--model",
+        "test_resnet",
+        "--recipe",
+        "A3",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--rounds",
+        "2",
+    ]
+    done = CliRunner().invoke(
+        app, [*words, "--set", "batch.images=32 batch.norm_images=16", "--results", str(tmp_path)]
+    )
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "bench" / "run-cpu.json").read_text())
-    assert set(facts["parts"]) == {"decode", "augment", "model", "optimizer", "step", "evaluation", "end to end"}
-    assert all(part["low_images_per_s"] <= part["images_per_s"] <= part["high_images_per_s"] for part in facts["parts"].values())
-    assert facts["verdict"].split(":")[0] in " ".join(done.output.split()) and facts["recipe"] == "A3.v1"
+    assert set(facts["parts"]) == {
+        "decode",
+        "augment",
+        "model",
+        "optimizer",
+        "step",
+        "evaluation",
+        "end to end",
+    }
+    assert all(
+        part["low_images_per_s"] <= part["images_per_s"] <= part["high_images_per_s"]
+        for part in facts["parts"].values()
+    )
+    assert (
+        facts["verdict"].split(":")[0] in " ".join(done.output.split())
+        and facts["recipe"] == "A3.v1"
+    )
 
 
 def test_what_is_measured_runs_as_a_run_does(monkeypatch):

@@ -11,7 +11,10 @@ from trainer.board import Board
 
 
 def points(folder) -> list:
-    return [(point.step, point.value) for point in EventAccumulator(str(folder)).Reload().Scalars("loss")]
+    return [
+        (point.step, point.value)
+        for point in EventAccumulator(str(folder)).Reload().Scalars("loss")
+    ]
 
 
 def test_tensorboard_reads_points_and_pictures(tmp_path):

@@ -5,15 +5,15 @@ import subprocess
 import sys
 
 import pytest
+from repeats import repeat_of, row_of, shared_in
 
 from trainer import cell_run
-from trainer.exits import EXIT_CLAIMED
 from trainer.cell_run import find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
 from trainer.claims import claim
+from trainer.exits import EXIT_CLAIMED
 from trainer.failures import cell_folder, read_failure, read_failures
 from trainer.job import write_plan
 from trainer.results import rows_folder, store_row
-from repeats import repeat_of, row_of, shared_in
 
 
 def ran_as(monkeypatch, code: int, says: str = "", then=lambda: None) -> list[list[str]]:
@@ -31,17 +31,31 @@ def ran_as(monkeypatch, code: int, says: str = "", then=lambda: None) -> list[li
 
 
 def test_the_words_are_those_that_a_user_would_write(tmp_path):
-    words = words_of(repeat_of(0.1, seed=3, ablation="losses", cell="a b").job, shared_in(tmp_path, checkpoint_s=5.0))
+    words = words_of(
+        repeat_of(0.1, seed=3, ablation="losses", cell="a b").job,
+        shared_in(tmp_path, checkpoint_s=5.0),
+    )
     assert words[0] == "train"
     named = dict(word.removeprefix("--").split("=", 1) for word in words[1:])
-    assert named["seed"] == "3" and named["cell"] == "a b" and named["ablation"] == "losses" and named["checkpoint-s"] == "5.0"
-    assert "smoothing=0.1" in named["set"] and named["runs"] == str(tmp_path / "runs") and "data-dir" not in named
+    assert (
+        named["seed"] == "3"
+        and named["cell"] == "a b"
+        and named["ablation"] == "losses"
+        and named["checkpoint-s"] == "5.0"
+    )
+    assert (
+        "smoothing=0.1" in named["set"]
+        and named["runs"] == str(tmp_path / "runs")
+        and "data-dir" not in named
+    )
 
 
 def test_the_row_of_a_cell_is_the_first_run_with_its_key(tmp_path):
     shared, repeat, other = shared_in(tmp_path), repeat_of(0.1), repeat_of(0.2)
     assert find_row(shared, repeat) is None
-    store_row(shared.results, row_of(other, "000000"))  # the same recipe, model, data and seed: not the same run
+    store_row(
+        shared.results, row_of(other, "000000")
+    )  # the same recipe, model, data and seed: not the same run
     assert find_row(shared, repeat) is None
     store_row(shared.results, row_of(repeat, "abcdef-2", top1_pct=1.0))
     store_row(shared.results, row_of(repeat, "abcdef", top1_pct=2.0))
@@ -73,11 +87,18 @@ def test_a_failure_is_counted_told_and_forgotten_when_the_cell_finishes(tmp_path
         ran_as(monkeypatch, code, says=f"starting\nerror: attempt {number}")
         assert run_repeat(repeat, shared) == code
         failure = read_failure(shared.runs, repeat.key)
-        assert (failure.cell, failure.seed, failure.exit_code, failure.error) == ("0.1", 4, code, f"attempt {number}")
+        assert (failure.cell, failure.seed, failure.exit_code, failure.error) == (
+            "0.1",
+            4,
+            code,
+            f"attempt {number}",
+        )
         assert failure.log_tail == ("starting", f"error: attempt {number}")  # of this attempt alone
         assert num_failed(repeat, shared) == failure.num_attempts == number
     ran_as(monkeypatch, 75)
-    assert run_repeat(repeat, shared) == 75 and num_failed(repeat, shared) == 2  # to be stopped is no failure
+    assert (
+        run_repeat(repeat, shared) == 75 and num_failed(repeat, shared) == 2
+    )  # to be stopped is no failure
     ran_as(monkeypatch, 0, then=lambda: store_row(shared.results, row_of(repeat)))
     assert run_repeat(repeat, shared) == 0 and read_failures(shared.runs) == {}
 
@@ -100,11 +121,25 @@ def test_all_output_goes_to_the_file_also_that_of_other_processes(tmp_path, capf
             subprocess.run([sys.executable, "-c", f"print('process {number}')"], check=True)
     print("afterwards")
     lines = path.read_text().splitlines()
-    assert sorted(lines) == ["descriptor 1", "descriptor 2", "print 1", "print 2", "process 1", "process 2"]
+    assert sorted(lines) == [
+        "descriptor 1",
+        "descriptor 2",
+        "print 1",
+        "print 2",
+        "process 1",
+        "process 2",
+    ]
     assert capfd.readouterr().out == "afterwards\n"
 
 
-@pytest.mark.parametrize(("words", "code", "says"), [(["recipes"], 0, "A1.v1"), (["plan", "--recipe=A9"], 2, "recipe=A9"), (["--help"], 0, "train")])
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["recipes"], 0, "A1.v1"),
+        (["plan", "--recipe=A9"], 2, "recipe=A9"),
+        (["--help"], 0, "train"),
+    ],
+)
 def test_the_program_runs_in_this_process(words, code, says, capsys):
     before = sys.argv
     assert cell_run._train(words) == code

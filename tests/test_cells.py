@@ -6,8 +6,8 @@ import shlex
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from plans import small_plan
+
 from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
 from trainer.job import deviation_rows
 from trainer.overrides import OverrideError, overrides_of
@@ -15,7 +15,16 @@ from trainer.plan import PlanError
 from trainer.results import Row, RowDeviation
 
 V1 = "torchvision-v1"
-CELL = Cell("BCE", "torchvision-v1", "test_resnet", "digits", "epochs=2 loss.name=bce", (("loss", "BCE"),), False, "test_resnet on digits")
+CELL = Cell(
+    "BCE",
+    "torchvision-v1",
+    "test_resnet",
+    "digits",
+    "epochs=2 loss.name=bce",
+    (("loss", "BCE"),),
+    False,
+    "test_resnet on digits",
+)
 
 
 def row_of(plan, run="", **changes) -> Row:
@@ -35,7 +44,13 @@ def row_of(plan, run="", **changes) -> Row:
 
 def test_a_cell_is_asked_for_as_a_user_would():
     job = CELL.job(3)
-    assert (job.recipe, job.model, job.data, job.seed, job.overrides) == ("torchvision-v1", "test_resnet", "digits", 3, CELL.overrides)
+    assert (job.recipe, job.model, job.data, job.seed, job.overrides) == (
+        "torchvision-v1",
+        "test_resnet",
+        "digits",
+        3,
+        CELL.overrides,
+    )
     plan = plan_of_cell(CELL, 3)
     assert (plan.seed, plan.recipe.loss.name, plan.recipe.epochs) == (3, "bce", 2)
 
@@ -49,7 +64,12 @@ def test_a_planned_cell_gives_the_plan_of_every_seed():
 
 
 def test_a_plan_and_its_row_have_one_key():
-    for overrides in ("", "loss.name=bce", "epochs=9 augment.flip=null", "batch.images=1437 batch.norm_images=1437"):
+    for overrides in (
+        "",
+        "loss.name=bce",
+        "epochs=9 augment.flip=null",
+        "batch.images=1437 batch.norm_images=1437",
+    ):
         plan = small_plan(V1, overrides=overrides, seed=7)
         assert plan_key(plan) == row_key(row_of(plan))
         assert len(plan_key(plan)) == 16 and int(plan_key(plan), 16) >= 0
@@ -58,33 +78,63 @@ def test_a_plan_and_its_row_have_one_key():
 def test_the_key_is_over_what_may_change_the_score_and_not_over_where_the_data_lies():
     plan = small_plan(V1)
     row = row_of(plan)
-    others = [small_plan("pycls-dds"), small_plan(V1, "test_convnext"), small_plan(V1, overrides="loss.name=bce"), small_plan(V1, seed=1)]
+    others = [
+        small_plan("pycls-dds"),
+        small_plan(V1, "test_convnext"),
+        small_plan(V1, overrides="loss.name=bce"),
+        small_plan(V1, seed=1),
+    ]
     assert len({plan_key(other) for other in [plan, *others]}) == 5
     for change in ({"digest": "1" * 12}, {"version": 2}, {"data": "mnist"}, {"recipe": "A4"}):
         assert row_key(row.model_copy(update=change)) != row_key(row)
-    for change in ({"data_fingerprint": "1" * 64}, {"run": "another"}, {"top1_pct": 1.0}, {"ablation": "x", "cell": "y"}):
+    for change in (
+        {"data_fingerprint": "1" * 64},
+        {"run": "another"},
+        {"top1_pct": 1.0},
+        {"ablation": "x", "cell": "y"},
+    ):
         assert row_key(row.model_copy(update=change)) == row_key(row)
 
 
 def test_two_spellings_of_one_run_have_one_key():
-    spellings = ["loss.name=bce", "'loss={name: bce}'", "smoothing=null loss.name=bce", "'loss={name: bce}' epochs=2"]
+    spellings = [
+        "loss.name=bce",
+        "'loss={name: bce}'",
+        "smoothing=null loss.name=bce",
+        "'loss={name: bce}' epochs=2",
+    ]
     assert len({plan_key(small_plan(V1, overrides=text)) for text in spellings}) == 1
 
 
 def test_what_was_changed_and_changed_back_is_no_deviation():
-    profile, back = (RowDeviation(path="image.train_px", before=a, after=b, origin="set") for a, b in (("224", "32"), ("32", "224")))
+    profile, back = (
+        RowDeviation(path="image.train_px", before=a, after=b, origin="set")
+        for a, b in (("224", "32"), ("32", "224"))
+    )
     other = RowDeviation(path="epochs", before="90", after="9", origin="profile")
     row = row_of(small_plan(V1))
-    keys = {row_key(row.model_copy(update={"deviations": changes})) for changes in ((other,), (profile, other, back))}
-    assert len(keys) == 1 and row_key(row.model_copy(update={"deviations": (profile, other)})) not in keys
+    keys = {
+        row_key(row.model_copy(update={"deviations": changes}))
+        for changes in ((other,), (profile, other, back))
+    }
+    assert (
+        len(keys) == 1
+        and row_key(row.model_copy(update={"deviations": (profile, other)})) not in keys
+    )
 
 
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
         ({"epochs": 3, "lr.peak": 0.002, "mix": None}, "epochs=3 lr.peak=0.002 mix=null"),
-        ({"optimizer": {"name": "adamw", "betas": (0.9, 0.999)}}, "optimizer={name: adamw, betas: [0.9, 0.999]}"),
-        ({"optimizer.eps": 1e-8, "model.zero_init_last": False}, "optimizer.eps=1e-08 model.zero_init_last=false"),
+        (
+            {"optimizer": {"name": "adamw", "betas": (0.9, 0.999)}},
+            "optimizer={name: adamw, betas: [0.9, 0.999]}",
+        ),
+        (
+            {"optimizer.eps": 1e-8, "model.zero_init_last": False},
+            "optimizer.eps=1e-08 model.zero_init_last=false",
+        ),
         ({"loss.name": "off"}, "'loss.name=\"off\"'"),
         ({"model.pretrained.file": "a b/it's.safetensors"}, None),
         ({"augment": ({"name": "flip"},), "repeats": 2}, "augment=[{name: flip}] repeats=2"),
@@ -97,10 +147,20 @@ def test_overrides_become_the_text_that_gives_them_back(overrides, text):
 
 
 LABELS = st.sampled_from(["epochs", "lr.peak", "loss", "optimizer.betas"]) | st.text(max_size=6)
-LEAVES = st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.floats(allow_nan=False, allow_infinity=False)
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**17), 10**17)
+    | st.floats(allow_nan=False, allow_infinity=False)
+)
 VALUES = st.recursive(
-    LEAVES | st.text(max_size=8) | st.sampled_from(["off", "no", "1e3", "2", "a b", "{", "]", "it's", '"', "1:30", "~", "#"]),
-    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    LEAVES
+    | st.text(max_size=8)
+    | st.sampled_from(["off", "no", "1e3", "2", "a b", "{", "]", "it's", '"', "1:30", "~", "#"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -116,19 +176,35 @@ def test_any_overrides_are_given_back_exactly_or_refused(overrides):
         assert overrides_of(text) == overrides
 
 
-@pytest.mark.parametrize("value", ["plain", "off", "1e3", "a b", "{", "it's", 'say "no"', "1:30", "$HOME `ls`", "~", "#1", "no"])
+@pytest.mark.parametrize(
+    "value",
+    ["plain", "off", "1e3", "a b", "{", "it's", 'say "no"', "1:30", "$HOME `ls`", "~", "#1", "no"],
+)
 def test_every_text_can_be_said(value):
-    assert overrides_of(text_of({"model.pretrained.file": value, "epochs": 5})) == {"model.pretrained.file": value, "epochs": 5}
+    assert overrides_of(text_of({"model.pretrained.file": value, "epochs": 5})) == {
+        "model.pretrained.file": value,
+        "epochs": 5,
+    }
 
 
 @pytest.mark.parametrize("value", ["ce", "a b", "it's", '$HOME "x" `ls`', "c:\\d!"])
 def test_the_command_says_to_a_shell_what_the_cell_is(value):
-    overrides = {"epochs": 2, "lr.schedule": {"name": "cosine", "end": 0.0}, "model.pretrained.file": value}
+    overrides = {
+        "epochs": 2,
+        "lr.schedule": {"name": "cosine", "end": 0.0},
+        "model.pretrained.file": value,
+    }
     cell = dataclasses.replace(CELL, overrides=text_of(overrides))
     make, *words = shlex.split(command(cell, 4))
     given = dict(word.split("=", 1) for word in words)
     assert make == "make"
-    assert given == {"recipe": V1, "model": "test_resnet", "data": "digits", "seed": "4", "set": cell.overrides}
+    assert given == {
+        "recipe": V1,
+        "model": "test_resnet",
+        "data": "digits",
+        "seed": "4",
+        "set": cell.overrides,
+    }
     assert overrides_of(given["set"]) == overrides
 
 

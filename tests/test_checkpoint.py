@@ -17,7 +17,10 @@ from trainer.errors import UserError
 
 
 def state(step: int) -> dict:
-    return {"weights": torch.arange(5) + step, "progress": {"step": step, "scores": {"model": {"num_top1": 3}}}}
+    return {
+        "weights": torch.arange(5) + step,
+        "progress": {"step": step, "scores": {"model": {"num_top1": 3}}},
+    }
 
 
 def silent(line: str) -> None:
@@ -28,7 +31,10 @@ def test_the_newest_is_loaded_and_two_are_kept(tmp_path):
     for step in (9, 10, 100):  # as text, 9 comes after 100
         save_checkpoint(tmp_path, step, state(step))
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 100
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step_000000010.pt", "step_000000100.pt"]
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
+        "step_000000010.pt",
+        "step_000000100.pt",
+    ]
 
 
 def test_an_empty_folder_has_none(tmp_path):
@@ -68,7 +74,10 @@ def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(reader, failing)
-        with pytest.raises(UserError, match=r"step_000000002.pt: cannot be read \(Input/output error\); the same command goes on"):
+        with pytest.raises(
+            UserError,
+            match=r"step_000000002.pt: cannot be read \(Input/output error\); the same command goes on",
+        ):
             load_checkpoint(tmp_path, silent)
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 2
 
@@ -83,7 +92,9 @@ def test_a_folder_that_the_disk_does_not_show_is_no_empty_one(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         for name in ("listdir", "scandir", "stat"):
             patch.setattr(os, name, failing)
-        with pytest.raises(UserError, match=rf"cannot be read \({os.strerror(number)}\); the same command goes on"):
+        with pytest.raises(
+            UserError, match=rf"cannot be read \({os.strerror(number)}\); the same command goes on"
+        ):
             load_checkpoint(tmp_path, silent)
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 1
     assert load_checkpoint(tmp_path / "none", silent) is None
@@ -111,18 +122,24 @@ def test_cut_or_flipped_at_any_place_it_is_found_and_the_one_before_it_used(tmp_
 def test_what_is_to_stay_stays_beside_the_last_two(tmp_path):
     for step in range(1, 11):
         save_checkpoint(tmp_path, step, state(step), is_kept=step % 4 == 0)
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"step_{step:09d}.pt" for step in (4, 8, 9, 10)]
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
+        f"step_{step:09d}.pt" for step in (4, 8, 9, 10)
+    ]
     for step in (9, 10):
         (tmp_path / f"step_{step:09d}.pt").write_bytes(b"")
     assert load_checkpoint(tmp_path, lambda line: None)["progress"]["step"] == 8
     for step in (11, 12, 13):  # by a later call, which keeps others or none
         save_checkpoint(tmp_path, step, state(step))
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [f"step_{step:09d}.pt" for step in (4, 8, 12, 13)]
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == [
+        f"step_{step:09d}.pt" for step in (4, 8, 12, 13)
+    ]
     assert len(list(tmp_path.glob("*.sha256"))) == 4
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 700, 1500])
-def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_nothing_half_written(tmp_path, monkeypatch, num_bytes):
+def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_nothing_half_written(
+    tmp_path, monkeypatch, num_bytes
+):
     save_checkpoint(tmp_path, 1, state(1))
     before = sorted(path.name for path in tmp_path.iterdir())
     room = {"left": num_bytes}
@@ -136,7 +153,9 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_nothing_half
             return super().write(taken)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open", lambda path, mode, buffering=-1: Full(path, mode), raising=False)
+        patch.setattr(
+            checkpoint, "open", lambda path, mode, buffering=-1: Full(path, mode), raising=False
+        )
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path, 2, state(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -145,7 +164,9 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_nothing_half
 
 def test_it_is_written_without_a_copy_of_it_in_memory(tmp_path):
     tracemalloc.start()
-    save_checkpoint(tmp_path, 1, {"weights": torch.zeros(4_000_000)})  # tensors themselves are not counted
+    save_checkpoint(
+        tmp_path, 1, {"weights": torch.zeros(4_000_000)}
+    )  # tensors themselves are not counted
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (tmp_path / "step_000000001.pt").stat().st_size > 16_000_000 > 8 * most_bytes
@@ -162,7 +183,9 @@ def test_where_none_is_left_the_line_says_that_the_run_starts_anew(tmp_path):
 
 @pytest.mark.parametrize("num_kills", [1, 2])
 @pytest.mark.parametrize("writes_done", [0, 1])
-def test_a_kill_while_a_step_is_saved_again_leaves_its_old_checkpoint(tmp_path, monkeypatch, writes_done, num_kills):
+def test_a_kill_while_a_step_is_saved_again_leaves_its_old_checkpoint(
+    tmp_path, monkeypatch, writes_done, num_kills
+):
     save_checkpoint(tmp_path, 1, state(5))
     for kill in range(num_kills):
         with monkeypatch.context() as patch:
@@ -184,18 +207,33 @@ def test_what_a_kill_left_half_written_goes_with_the_next_save(tmp_path, monkeyp
     assert len(list(tmp_path.glob(".step_*.part"))) == 1
     save_checkpoint(tmp_path, 2, state(2))
     assert not list(tmp_path.glob(".step_*.part")) and others.exists()
-    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000000002.pt", "step_000000002.sha256"]
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == [
+        "step_000000002.pt",
+        "step_000000002.sha256",
+    ]
 
 
 def test_what_a_kill_left_half_written_in_a_run_folder_goes(tmp_path):
-    for name in (".model.safetensors.7.part", ".plan.json.8.part", ".claim.a.9.b.part", "row.json", "notes.part"):
+    for name in (
+        ".model.safetensors.7.part",
+        ".plan.json.8.part",
+        ".claim.a.9.b.part",
+        "row.json",
+        "notes.part",
+    ):
         (tmp_path / name).write_bytes(b"half")
     remove_unfinished(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {".claim.a.9.b.part", "row.json", "notes.part"}  # another may be about to claim
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".claim.a.9.b.part",
+        "row.json",
+        "notes.part",
+    }  # another may be about to claim
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2])
-def test_a_kill_while_an_old_one_is_removed_leaves_nothing_of_it_behind(tmp_path, monkeypatch, removed):
+def test_a_kill_while_an_old_one_is_removed_leaves_nothing_of_it_behind(
+    tmp_path, monkeypatch, removed
+):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state(step))
     unlink, done = Path.unlink, []
@@ -211,7 +249,10 @@ def test_a_kill_while_an_old_one_is_removed_leaves_nothing_of_it_behind(tmp_path
         save_checkpoint(tmp_path, 3, state(3))
     assert len(done) == removed and load_checkpoint(tmp_path, silent)["progress"]["step"] == 3
     save_checkpoint(tmp_path, 4, state(4))
-    assert sorted(path.stem for path in tmp_path.glob("step_*")) == ["step_000000003"] * 2 + ["step_000000004"] * 2
+    assert (
+        sorted(path.stem for path in tmp_path.glob("step_*"))
+        == ["step_000000003"] * 2 + ["step_000000004"] * 2
+    )
 
 
 def die_after(patch, writes_done: int) -> None:

@@ -72,7 +72,9 @@ def test_a_claim_ends_with_its_process_however_that_ends(tmp_path, holder):
     holder.wait()
     assert owner_of(tmp_path) is None
     with claim(tmp_path) as own:
-        assert [path.name for path in tmp_path.iterdir()] == [own.path.name]  # the dead one's file is gone
+        assert [path.name for path in tmp_path.iterdir()] == [
+            own.path.name
+        ]  # the dead one's file is gone
 
 
 def test_a_stopped_process_keeps_its_claim_however_old(tmp_path, holder):
@@ -88,7 +90,9 @@ def test_the_same_process_is_refused_too(tmp_path):
         assert owner_of(tmp_path).pid == os.getpid()
         assert own.path.exists()
         # to look around must not drop the lock: another process still sees it
-        with other("import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", tmp_path) as process:
+        with other(
+            "import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", tmp_path
+        ) as process:
             assert process.stdout.read() == "None\n"
 
 
@@ -120,14 +124,20 @@ def test_another_machines_claim_lives_by_its_heartbeat(tmp_path, monkeypatch, ag
 
 
 @pytest.mark.parametrize("is_touched", [False, True])
-def test_what_another_machine_held_is_had_once_it_shows_no_life(tmp_path, monkeypatch, capsys, is_touched):
+def test_what_another_machine_held_is_had_once_it_shows_no_life(
+    tmp_path, monkeypatch, capsys, is_touched
+):
     """A machine that is gone leaves a claim that is fresh for a minute: the same command elsewhere waits for it."""
     with monkeypatch.context() as patched:
         patched.setattr(claims, "machine_id", lambda: "000000000000")
         elsewhere = claim(tmp_path)
     claims._held.clear()
     if is_touched:
-        monkeypatch.setattr(time, "sleep", lambda seconds: os.utime(elsewhere.path, (time.time() + 1, time.time() + 1)))
+        monkeypatch.setattr(
+            time,
+            "sleep",
+            lambda seconds: os.utime(elsewhere.path, (time.time() + 1, time.time() + 1)),
+        )
         with pytest.raises(ClaimedError, match="works here"):
             claimed(tmp_path)
         assert elsewhere.path.exists()
@@ -166,7 +176,9 @@ def test_a_claim_is_raised_again_where_its_folder_was_removed(tmp_path):
         beat()  # there is nothing to raise it in
         make_folder(folder)
         assert owner_of(folder).pid == os.getpid()
-        with other("import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", folder) as process:
+        with other(
+            "import sys; from trainer.claims import claim; print(claim(sys.argv[1]))", folder
+        ) as process:
             assert process.stdout.read() == "None\n"
         os.rename(folder, tmp_path / "away")
         folder.mkdir()

@@ -98,17 +98,24 @@ def test_without_a_command_the_help_is_shown_and_no_error_line():
 @pytest.mark.parametrize("which", ["runs", "results"])
 def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, which):
     (tmp_path / which).touch()
-    done = rsb("train", "--device", "cpu", "--runs", tmp_path / "runs", "--results", tmp_path / "results")
+    done = rsb(
+        "train", "--device", "cpu", "--runs", tmp_path / "runs", "--results", tmp_path / "results"
+    )
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {which}: cannot write into {tmp_path / which}") and "would do" in line
+    assert (
+        line.startswith(f"error: {which}: cannot write into {tmp_path / which}")
+        and "would do" in line
+    )
     assert which == "runs" or not list((tmp_path / "runs").iterdir())
 
 
 @pytest.mark.parametrize(("workers", "num_threads"), [("3", 3), ("0", 1), ("auto", num_cores())])
 def test_check_data_takes_as_many_threads_as_it_is_told(monkeypatch, workers, num_threads):
     taken = []
-    monkeypatch.setattr("trainer.show.data_reports", lambda out, data, check, number: taken.append(number) or True)
+    monkeypatch.setattr(
+        "trainer.show.data_reports", lambda out, data, check, number: taken.append(number) or True
+    )
     assert rsb("check-data", "--workers", workers).exit_code == 0
     assert taken == [num_threads]
 
@@ -121,22 +128,38 @@ def test_what_a_name_could_do_to_a_terminal_is_shown_not_done():
 def test_the_plan_says_steps_images_rates_batch_and_deviations():
     done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k")
     assert done.exit_code == 0
-    for fact in ("375,000 = 600 epochs x 625", "768,000,000", "426,667 of 1,281,167", "4 micro-batches x 512"):
+    for fact in (
+        "375,000 = 600 epochs x 625",
+        "768,000,000",
+        "426,667 of 1,281,167",
+        "4 micro-batches x 512",
+    ):
         assert fact in done.output, fact
-    assert "4.999e-03" in done.output  # epoch 5: 1e-6 + (5e-3 - 1e-6) / 2 * (1 + cos(pi * 5 / 600)), already below the peak
+    assert (
+        "4.999e-03" in done.output
+    )  # epoch 5: 1e-6 + (5e-3 - 1e-6) / 2 * (1 + cos(pi * 5 / 600)), already below the peak
     assert "deviations  none" in done.output and "whole run is warm-up" not in done.output
     assert "whole run is warm-up" in rsb("plan", "--recipe", "A1", "--set", "epochs=1").output
     small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
     assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
     assert "lr.peak stays 0.005: the page has no rule" in small.output
-    ruled = rsb("plan", "--recipe", "torchvision-v1", "--set", "batch.images=256 batch.norm_images=64")
-    assert "linear rule would make it" in ruled.output  # the rate is not scaled behind the reader's back
+    ruled = rsb(
+        "plan", "--recipe", "torchvision-v1", "--set", "batch.images=256 batch.norm_images=64"
+    )
+    assert (
+        "linear rule would make it" in ruled.output
+    )  # the rate is not scaled behind the reader's back
 
 
 def test_explain_names_the_origin_of_every_value():
     done = rsb("explain", "--recipe", "A3", "--data", "digits", "--set", "lr.peak=3e-3")
     assert done.exit_code == 0
-    for path, origin in (("optimizer.weight_decay", "page"), ("optimizer.eps", "assumed"), ("image.train_px", "profile"), ("lr.peak", "override")):
+    for path, origin in (
+        ("optimizer.weight_decay", "page"),
+        ("optimizer.eps", "assumed"),
+        ("image.train_px", "profile"),
+        ("lr.peak", "override"),
+    ):
         (line,) = [line for line in done.output.splitlines() if f" {path} " in line]
         assert origin in line, line
 
@@ -160,7 +183,15 @@ def test_a_part_that_finds_nothing_is_refused_before_any_image_is_read(command, 
         raise AssertionError("images were opened")
 
     monkeypatch.setattr("trainer.data.opened.open_data", opened)
-    done = rsb(command, "--recipe", "A2", "--model", "convnext_atto", "--set", "model.convolution={name: self_calibrated, stages: 4, pooling: 4}")
+    done = rsb(
+        command,
+        "--recipe",
+        "A2",
+        "--model",
+        "convnext_atto",
+        "--set",
+        "model.convolution={name: self_calibrated, stages: 4, pooling: 4}",
+    )
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: model.convolution: ConvNeXt"), line
@@ -184,15 +215,30 @@ def test_explain_says_how_off_is_written():
 
 def test_diff_shows_what_two_pages_say_differently():
     done = rsb("diff", "--a", "A1", "--b", "A2")
-    shown = {line.split("│")[1].strip() for line in done.output.splitlines() if line.count("│") >= 4}
-    assert {"epochs", "smoothing", "loss.threshold", "optimizer.weight_decay", "mix.mixup_alpha"} <= shown
+    shown = {
+        line.split("│")[1].strip() for line in done.output.splitlines() if line.count("│") >= 4
+    }
+    assert {
+        "epochs",
+        "smoothing",
+        "loss.threshold",
+        "optimizer.weight_decay",
+        "mix.mixup_alpha",
+    } <= shown
     assert "lr.peak" not in shown  # the same in both
 
 
 def test_the_recipes_are_listed():
     done = rsb("recipes")
     assert done.exit_code == 0
-    assert {"A1.v1", "A2.v1", "A3.v1", "convnext.v1", "torchvision-v1.v1", "torchvision-v2.v1"} <= set(done.output.split())
+    assert {
+        "A1.v1",
+        "A2.v1",
+        "A3.v1",
+        "convnext.v1",
+        "torchvision-v1.v1",
+        "torchvision-v2.v1",
+    } <= set(done.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -204,15 +250,21 @@ def door(tmp_path_factory) -> Path:
         (folder / name).touch()
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f"#!{sys.executable}\nimport sys\nfor word in sys.argv[1:]: print(repr(word))\n")
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\nfor word in sys.argv[1:]: print(repr(word))\n"
+    )
     python.chmod(0o755)
     (folder / ".venv" / ".ready").touch()
     return folder
 
 
 def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")} | environment
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, env=clean, timeout=60)
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
+    } | environment
+    return subprocess.run(
+        ["make", *words], cwd=folder, capture_output=True, text=True, env=clean, timeout=60
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +295,10 @@ def test_make_takes_no_word_of_its_own_from_the_command_line(door, name):
     assert not (door / "pwned").exists()
 
 
-@pytest.mark.parametrize(("target", "remedy"), [("exlpain", "did you mean explain?"), ("qqq;touch pwned", "there are train plan")])
+@pytest.mark.parametrize(
+    ("target", "remedy"),
+    [("exlpain", "did you mean explain?"), ("qqq;touch pwned", "there are train plan")],
+)
 def test_make_refuses_a_target_that_it_does_not_have_with_the_nearest(door, target, remedy):
     done = make(door, target)
     (line,) = done.stderr.splitlines()
@@ -266,5 +321,7 @@ def test_make_help_lists_every_target_and_variable(door):
     done = make(door, "help")
     listed = done.stdout.split()
     phony = next(line for line in text.splitlines() if line.startswith(".PHONY:")).split()[1:]
-    variables = next(line for line in text.splitlines() if line.startswith("TRAIN_VARIABLES :=")).split()[2:]
+    variables = next(
+        line for line in text.splitlines() if line.startswith("TRAIN_VARIABLES :=")
+    ).split()[2:]
     assert set(phony) | set(variables) | {"a,b", "run", "models,recipes", "pytest"} <= set(listed)

@@ -13,28 +13,106 @@ NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 LAYERS = [
     {"errors", "exits", "json_text", "names", "terminal", "cores", "doctor_finding"},
     {"stop", "claims", "bench"},
-    {"streams", "provenance", "memory", "place", "meeting", "ranks", "gradients", "inject", "ingredients.base", "data.order", "range_rules", "race", "range_race"},
+    {
+        "streams",
+        "provenance",
+        "memory",
+        "place",
+        "meeting",
+        "ranks",
+        "gradients",
+        "inject",
+        "ingredients.base",
+        "data.order",
+        "range_rules",
+        "race",
+        "range_race",
+    },
     {"ingredients"},
-    {"check", "tree", "load", "settings", "data.index", "data.listing", "data.columns", "data.shards", "data.parquet", "data.hf", "data.packed", "bench_data"},
+    {
+        "check",
+        "tree",
+        "load",
+        "settings",
+        "data.index",
+        "data.listing",
+        "data.columns",
+        "data.shards",
+        "data.parquet",
+        "data.hf",
+        "data.packed",
+        "bench_data",
+    },
     {"overrides", "profiles", "sections"},
     {"recipe"},
     {"explain", "adapt", "plan", "start"},
-    {"data", "models", "recompute", "small_maps", "compiled", "checkpoint", "kept_file", "board", "disk", "saver", "pictures"},
+    {
+        "data",
+        "models",
+        "recompute",
+        "small_maps",
+        "compiled",
+        "checkpoint",
+        "kept_file",
+        "board",
+        "disk",
+        "saver",
+        "pictures",
+    },
     {"results", "failures", "row_urls", "evaluate", "log", "statistics", "held_out", "floor"},
     {"state", "room", "pieces", "ramp"},
     {"export", "train", "run_folder", "trial", "ending"},
     {"job", "launch", "bench_run", "bench_timm", "bench_targets", "bench_gpu"},
     {"designs", "budget", "cells", "ablation", "pace"},
     {"cell_run", "dry_run", "local_cells", "ray_cells", "ablate", "sweep_table"},
-    {"drill", "rescore", "parity", "show", "matrix", "ranks_cli", "range_command", "range_files", "range_pictures", "range_test", "range_show"},
+    {
+        "drill",
+        "rescore",
+        "parity",
+        "show",
+        "matrix",
+        "ranks_cli",
+        "range_command",
+        "range_files",
+        "range_pictures",
+        "range_test",
+        "range_show",
+    },
     {"comparisons"},
     {"questions", "row_index"},
-    {"tables", "table_notes", "table_query", "table_texts", "table_formats", "table_latex", "table_rows", "compare"},
+    {
+        "tables",
+        "table_notes",
+        "table_query",
+        "table_texts",
+        "table_formats",
+        "table_latex",
+        "table_rows",
+        "compare",
+    },
     {"report_curves", "report_scales", "report_figures", "report_page", "report", "report_hparams"},
     {"reproduce", "table_show"},
     {"range_ranks", "ablate_cli", "ablation_cli"},
-    {"verify_curves", "verify", "verify_show", "doctor_probes", "doctor_steps", "doctor", "doctor_show"},
-    {"cli", "bench_cli", "data_cli", "drill_cli", "slurm_cli", "lr_find_cli", "table_cli", "doctor_cli", "verify_cli"},
+    {
+        "verify_curves",
+        "verify",
+        "verify_show",
+        "doctor_probes",
+        "doctor_steps",
+        "doctor",
+        "doctor_show",
+    },
+    {
+        "cli",
+        "bench_cli",
+        "data_cli",
+        "drill_cli",
+        "slurm_cli",
+        "lr_find_cli",
+        "table_cli",
+        "doctor_cli",
+        "verify_cli",
+    },
     {"__main__"},
 ]
 FORBIDDEN_WORDS = ("config", "args", "iteration", "utils", "manager", "handler", "helper")
@@ -105,7 +183,9 @@ def test_one_word_per_idea(path):
             names.append(node.id)
         for name in names:
             words = name.lower().split("_")
-            assert name == "model_config" or not set(words) & set(FORBIDDEN_WORDS), f"{path.name}: {name}"
+            assert name == "model_config" or not set(words) & set(FORBIDDEN_WORDS), (
+                f"{path.name}: {name}"
+            )
 
 
 def test_nothing_heavy_is_imported_for_the_help():
@@ -114,7 +194,9 @@ def test_nothing_heavy_is_imported_for_the_help():
     import sys
 
     script = "import sys; from trainer.cli import app; bad = {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stdout
 
 

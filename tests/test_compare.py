@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from tabled import row
+
 from trainer.compare import differences, find_row, plot, read_curves
 from trainer.results import RowDeviation, RowError, store_row
 
@@ -20,11 +20,21 @@ def found(a, b):
 
 
 def test_a_run_does_not_differ_from_itself():
-    assert differences(A, A) == () and differences(A, A.model_copy(update={"run": "b", "finished_utc": "later"})) == ()
+    assert (
+        differences(A, A) == ()
+        and differences(A, A.model_copy(update={"run": "b", "finished_utc": "later"})) == ()
+    )
 
 
 def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_change():
-    other = {"seed": 1, "top1_pct": 96.25, "num_params": 100, "device": "another", "versions": {"torch": "2.14.0", "timm": "1"}, "dirty": True}
+    other = {
+        "seed": 1,
+        "top1_pct": 96.25,
+        "num_params": 100,
+        "device": "another",
+        "versions": {"torch": "2.14.0", "timm": "1"},
+        "dirty": True,
+    }
     assert found(A, A.model_copy(update=other)) == {
         ("run", "seed"): ("0", "1", ""),
         ("score", "top-1 %"): ("95.00", "96.25", "+1.25"),
@@ -38,15 +48,32 @@ def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_chang
 
 def test_deviations_are_compared_by_what_they_lead_to():
     """Twice changed is what it is at last; what one run leaves alone is what its page says."""
-    a = A.model_copy(update={"deviations": (change("epochs", "300", "9", "profile"), change("epochs", "9", "3"), change("mix", "on", "off"))})
-    b = A.model_copy(update={"deviations": (change("epochs", "300", "3"), change("loss.name", "bce", "ce"))})
-    assert found(a, b) == {("deviation", "loss.name"): ("bce", "ce", ""), ("deviation", "mix"): ("off", "on", "")}
+    a = A.model_copy(
+        update={
+            "deviations": (
+                change("epochs", "300", "9", "profile"),
+                change("epochs", "9", "3"),
+                change("mix", "on", "off"),
+            )
+        }
+    )
+    b = A.model_copy(
+        update={"deviations": (change("epochs", "300", "3"), change("loss.name", "bce", "ce"))}
+    )
+    assert found(a, b) == {
+        ("deviation", "loss.name"): ("bce", "ce", ""),
+        ("deviation", "mix"): ("off", "on", ""),
+    }
     elsewhere = b.model_copy(update={"recipe": "A1", "digest": "1" * 12})
     assert found(a, elsewhere)["deviation", "mix"] == ("off", "as its page", "")
 
 
 def test_a_diverged_run_has_no_score_to_subtract():
-    assert found(A, row("a", 0, None, images_per_s=100.0))["score", "top-1 %"] == ("95.00", "none", "")
+    assert found(A, row("a", 0, None, images_per_s=100.0))["score", "top-1 %"] == (
+        "95.00",
+        "none",
+        "",
+    )
 
 
 def test_a_row_is_found_by_name_and_by_folder(tmp_path):
@@ -55,7 +82,11 @@ def test_a_row_is_found_by_name_and_by_folder(tmp_path):
     folder.mkdir(parents=True)
     (folder / "row.json").write_bytes(A.model_copy(update={"seed": 7}).as_json())
     assert find_row(A.run, tmp_path, tmp_path / "runs") == A
-    assert find_row("elsewhere", tmp_path, tmp_path / "runs").seed == find_row(str(folder), tmp_path, tmp_path).seed == 7
+    assert (
+        find_row("elsewhere", tmp_path, tmp_path / "runs").seed
+        == find_row(str(folder), tmp_path, tmp_path).seed
+        == 7
+    )
     with pytest.raises(RowError, match=f"did you mean {A.run}"):
         find_row(A.run[:-1], tmp_path, tmp_path / "runs")
     for nothing in ("", "../../etc/passwd", "no such run at all"):
@@ -69,7 +100,9 @@ def test_curves_are_those_of_the_weights_that_were_scored(tmp_path):
         {"step": 20, "epoch": 1, "weights": "model", "top1_pct": 50.0},
         {"step": 20, "epoch": 1, "weights": "average", "top1_pct": 60.0},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "epo')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 30, "epo'
+    )
     assert read_curves(tmp_path, A).val_top1 == ((1.0, 50.0),)
     curves = read_curves(tmp_path, A.model_copy(update={"scored": "average"}))
     assert (curves.train_loss, curves.val_top1) == (((0.5, 2.0),), ((1.0, 60.0),))
@@ -77,11 +110,21 @@ def test_curves_are_those_of_the_weights_that_were_scored(tmp_path):
 
 
 def test_the_plot_has_both_curves_where_they_are():
-    lines = plot({"a": [(0.0, 0.0), (10.0, 10.0)], "b": [(0.0, 10.0), (10.0, 0.0)]}, width=21, height=11)
+    lines = plot(
+        {"a": [(0.0, 0.0), (10.0, 10.0)], "b": [(0.0, 10.0), (10.0, 0.0)]}, width=21, height=11
+    )
     drawn = [line.partition("│")[2] for line in lines[:11]]
-    assert lines[0].startswith("10 ") and lines[10].strip().startswith("0") and lines[-1].endswith("epoch")
-    for place, line in enumerate(drawn):  # a rises and b falls, both straight: they meet in the middle
-        assert line[20 - 2 * place] == ("a" if place != 5 else "*") and line[2 * place] == ("b" if place != 5 else "*")
+    assert (
+        lines[0].startswith("10 ")
+        and lines[10].strip().startswith("0")
+        and lines[-1].endswith("epoch")
+    )
+    for place, line in enumerate(
+        drawn
+    ):  # a rises and b falls, both straight: they meet in the middle
+        assert line[20 - 2 * place] == ("a" if place != 5 else "*") and line[2 * place] == (
+            "b" if place != 5 else "*"
+        )
     assert "".join(drawn).count("*") == 1
 
 

@@ -11,8 +11,17 @@ from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from trainer.comparisons import (
-    MOST_SEEDS, binomial_error_pct, compare, holm, mean_of, next_value_range, pooled_std, power_of,
-    published_spread_pct, seeds_needed, std_of,
+    MOST_SEEDS,
+    binomial_error_pct,
+    compare,
+    holm,
+    mean_of,
+    next_value_range,
+    pooled_std,
+    power_of,
+    published_spread_pct,
+    seeds_needed,
+    std_of,
 )  # fmt: skip
 
 # Recorded top-1 of two studies on the digits: BatchNorm and GroupNorm with weight standardization, six seeds each.
@@ -35,7 +44,9 @@ def test_a_difference_without_common_seeds_is_welchs_of_statsmodels():
     both = CompareMeans(DescrStatsW(list(CELL.values())[:4]), DescrStatsW(list(BASE.values())))
     low, high = both.tconfint_diff(0.05, usevar="unequal")
     assert (found.kind, found.num_pairs) == ("welch", 0)
-    assert [found.low, found.high, found.p] == pytest.approx([low, high, both.ttest_ind(usevar="unequal")[1]], rel=1e-9)
+    assert [found.low, found.high, found.p] == pytest.approx(
+        [low, high, both.ttest_ind(usevar="unequal")[1]], rel=1e-9
+    )
 
 
 def test_the_interval_of_two_seeds_is_the_closed_form():
@@ -61,7 +72,9 @@ def test_p_is_near_that_of_an_exact_permutation_test():
     means = all_values[picks].mean(1)
     gaps = means - (all_values.sum() - 5 * means) / 6
     exact = np.mean(np.abs(gaps) >= abs(others.mean() - base[:6].mean()) - 1e-9)
-    found = compare({seed + 100: value for seed, value in enumerate(others)}, dict(enumerate(base[:6])))
+    found = compare(
+        {seed + 100: value for seed, value in enumerate(others)}, dict(enumerate(base[:6]))
+    )
     assert found.p == pytest.approx(exact, abs=0.02)
 
 
@@ -72,7 +85,11 @@ def test_seeds_that_only_one_of_them_has_are_left_out_of_the_pairs():
 
 @pytest.mark.parametrize(
     ("cell", "base", "value", "num_pairs"),
-    [({0: 3.0}, {0: 1.0, 1: 7.0}, 2.0, 1), ({5: 3.0}, {0: 1.0, 1: 7.0}, -1.0, 0), ({0: 3.0, 1: 4.0}, {0: 1.0}, 2.0, 1)],
+    [
+        ({0: 3.0}, {0: 1.0, 1: 7.0}, 2.0, 1),
+        ({5: 3.0}, {0: 1.0, 1: 7.0}, -1.0, 0),
+        ({0: 3.0, 1: 4.0}, {0: 1.0}, 2.0, 1),
+    ],
 )
 def test_one_value_has_a_difference_and_nothing_more(cell, base, value, num_pairs):
     found = compare(cell, base)
@@ -90,7 +107,11 @@ def test_differences_that_do_not_vary_have_no_interval(gain):
     """Not p = 0 of a spread of 1e-14: shares of 360 images differ in their last bits."""
     base = {seed: 100 * count / 360 for seed, count in enumerate([346, 349, 341, 355])}
     found = compare({seed: value + gain for seed, value in base.items()}, base)
-    assert found.value == pytest.approx(gain) and (found.low, found.p, found.std) == (None, None, None)
+    assert found.value == pytest.approx(gain) and (found.low, found.p, found.std) == (
+        None,
+        None,
+        None,
+    )
     equal = compare({4: 96.1, 5: 96.1}, {0: 95.0, 1: 95.0})
     assert (equal.kind, equal.p) == ("welch", None)
     assert std_of([100 * 347 / 360, 100 * 0.9638888888888889]) == 0.0
@@ -112,7 +133,9 @@ def test_holm_is_that_of_statsmodels(num_ps):
     expected = [None if p is None else next(corrected) for p in ps]
     found = holm(ps)
     assert [p is None for p in found] == [p is None for p in expected]
-    assert [p for p in found if p is not None] == pytest.approx([p for p in expected if p is not None])
+    assert [p for p in found if p is not None] == pytest.approx(
+        [p for p in expected if p is not None]
+    )
 
 
 def test_holm_by_hand():
@@ -122,8 +145,12 @@ def test_holm_by_hand():
 @pytest.mark.parametrize("effect", [0.3, 0.9, 1.6])
 @pytest.mark.parametrize("num_seeds", [2, 3, 5, 20])
 def test_power_is_that_of_statsmodels(effect, num_seeds):
-    assert power_of(effect, num_seeds, True) == pytest.approx(TTestPower().power(effect, num_seeds, 0.05), abs=1e-6)
-    assert power_of(-effect, num_seeds, False) == pytest.approx(TTestIndPower().power(effect, num_seeds, 0.05), abs=1e-6)
+    assert power_of(effect, num_seeds, True) == pytest.approx(
+        TTestPower().power(effect, num_seeds, 0.05), abs=1e-6
+    )
+    assert power_of(-effect, num_seeds, False) == pytest.approx(
+        TTestIndPower().power(effect, num_seeds, 0.05), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("effect", [0.05, 0.2, 0.5, 1.0, 3.0])
@@ -135,7 +162,9 @@ def test_the_seeds_needed_are_the_fewest_that_statsmodels_finds(effect):
 
 
 def test_an_effect_without_end_needs_few_seeds_and_none_needs_no_number():
-    assert seeds_needed(60.0, 1e-6, is_paired=True) == seeds_needed(60.0, 1e-6, is_paired=False) == 2
+    assert (
+        seeds_needed(60.0, 1e-6, is_paired=True) == seeds_needed(60.0, 1e-6, is_paired=False) == 2
+    )
     assert seeds_needed(0.0, 1.0, True) is None and seeds_needed(1.0, 0.0, True) is None
     assert seeds_needed(0.001, 1.0, True) is None  # 7.8 million: more than MOST_SEEDS
     assert power_of(0.001, MOST_SEEDS, True) < 0.8
@@ -153,8 +182,12 @@ def test_one_more_value_lies_where_its_prediction_interval_says():
     """Of normal values, 95 % lie in the interval that those before them give."""
     rng = np.random.default_rng(0)
     draws = rng.normal(70, 3, (2_000, 5))
-    inside = [low <= last <= high for *before, last in draws for low, high in [next_value_range(before)]]
+    inside = [
+        low <= last <= high for *before, last in draws for low, high in [next_value_range(before)]
+    ]
     assert np.mean(inside) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 2_000))
     assert next_value_range([1.0]) is None and next_value_range([2.0, 2.0]) is None
     low, high = next_value_range([1.0, 2.0])
-    assert (low + high) / 2 == 1.5 and high - low == pytest.approx(2 * stats.t.ppf(0.975, 1) * math.sqrt(0.5 * 1.5))
+    assert (low + high) / 2 == 1.5 and high - low == pytest.approx(
+        2 * stats.t.ppf(0.975, 1) * math.sqrt(0.5 * 1.5)
+    )

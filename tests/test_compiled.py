@@ -5,17 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
-import forked
 from built import needs_ffcv
 from pieced import relative
+from PIL import Image
 from plans import small_plan
 from ranked import noting
 from test_resume import ending
+
 from trainer import train
 from trainer.compiled import Compiled
 from trainer.data.beton_writer import write_beton
@@ -38,7 +38,9 @@ MOST_BY_DECODER = 0.02  # of the loss: 0.006 was measured; another seed moves it
 def after_steps(num_steps: int = NUM_STEPS, folder: Path | None = None, **changes) -> dict:
     """Samples, weights and statistics after some steps of a run with some of its settings changed; without a folder of
     the digits."""
-    plan = small_plan("A2", "test_resnet", f"{SET} {OF_FOLDER if folder else ''}", data=str(folder or "digits"))
+    plan = small_plan(
+        "A2", "test_resnet", f"{SET} {OF_FOLDER if folder else ''}", data=str(folder or "digits")
+    )
     settings = dataclasses.replace(make_settings("cpu", workers="0"), **changes)
     state, seen = State(plan, settings, Path("unused")), []
     opened = open_data(plan.profile, folder, in_beton=settings.loader == "ffcv")
@@ -66,7 +68,10 @@ def plain() -> dict:
     [
         ({"num_workers": 1}, 0.0),
         ({"num_workers": 3}, 0.0),
-        ({"channels_last": True}, 1e-4),  # of a bias that began at zero and is 1e-3 long; the losses are closer
+        (
+            {"channels_last": True},
+            1e-4,
+        ),  # of a bias that began at zero and is 1e-3 long; the losses are closer
         pytest.param({"compile": True}, 1e-4, marks=pytest.mark.drill),  # a minute of compiling
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
@@ -74,10 +79,14 @@ def plain() -> dict:
 def test_after_20_steps_samples_are_the_same_and_weights_within_rounding(plain, changes, most):
     found = after_steps(**changes)
     assert found["ids"] == plain["ids"]
-    assert found["losses"] == (plain["losses"] if most == 0 else pytest.approx(plain["losses"], rel=1e-5))
+    assert found["losses"] == (
+        plain["losses"] if most == 0 else pytest.approx(plain["losses"], rel=1e-5)
+    )
     for what in ("weights", "statistics"):
         assert relative(found[what], plain[what]) <= most
-    assert found["weights"].keys() == plain["weights"].keys()  # compiled or not, a checkpoint has the same names
+    assert (
+        found["weights"].keys() == plain["weights"].keys()
+    )  # compiled or not, a checkpoint has the same names
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +98,12 @@ def photos(tmp_path_factory) -> Path:
         for number, name in enumerate(("cat", "dog")):
             (root / split / name).mkdir(parents=True)
             for i in range(num_images):
-                small = Image.fromarray(rng.integers(0, 128 * (number + 1), (6, 6, 3), dtype=np.uint8))
-                small.resize(tuple(rng.integers(80, 160, 2).tolist()), Image.Resampling.BICUBIC).save(root / split / name / f"{i}.jpg")
+                small = Image.fromarray(
+                    rng.integers(0, 128 * (number + 1), (6, 6, 3), dtype=np.uint8)
+                )
+                small.resize(
+                    tuple(rng.integers(80, 160, 2).tolist()), Image.Resampling.BICUBIC
+                ).save(root / split / name / f"{i}.jpg")
         profile = find_profile(str(root)) if split == "val" else None
     for split in ("train", "val"):
         write_beton(open_set(profile, root, split), root, split, profile)
@@ -102,27 +115,47 @@ def by_pil(photos) -> dict:
     return after_steps(folder=photos, loader="pil")
 
 
-@pytest.mark.parametrize(("loader", "workers"), [("pil", 2), *(pytest.param("ffcv", number, marks=pytest.mark.drill) for number in (1, 3))])
-def test_jpeg_files_train_the_same_bits_whole_whoever_reads_and_however_many_threads(photos, by_pil, loader, workers):
+@pytest.mark.parametrize(
+    ("loader", "workers"),
+    [("pil", 2), *(pytest.param("ffcv", number, marks=pytest.mark.drill) for number in (1, 3))],
+)
+def test_jpeg_files_train_the_same_bits_whole_whoever_reads_and_however_many_threads(
+    photos, by_pil, loader, workers
+):
     """Of loader=ffcv the workers are threads."""
     if loader == "ffcv":
         needs_ffcv()
     found = after_steps(folder=photos, loader=loader, num_workers=workers)
     assert found["ids"] == by_pil["ids"] and found["losses"] == by_pil["losses"]
-    assert relative(found["weights"], by_pil["weights"]) == relative(found["statistics"], by_pil["statistics"]) == 0.0
+    assert (
+        relative(found["weights"], by_pil["weights"])
+        == relative(found["statistics"], by_pil["statistics"])
+        == 0.0
+    )
 
 
-def test_jpeg_files_decoded_at_a_half_are_the_same_samples_and_a_little_other_pixels(photos, by_pil):
+def test_jpeg_files_decoded_at_a_half_are_the_same_samples_and_a_little_other_pixels(
+    photos, by_pil
+):
     found, again = (after_steps(folder=photos, num_workers=workers) for workers in (0, 2))
     assert found["ids"] == by_pil["ids"] == again["ids"] and found["losses"] == again["losses"]
-    assert relative(found["weights"], again["weights"]) == 0.0 < relative(found["weights"], by_pil["weights"])
+    assert (
+        relative(found["weights"], again["weights"])
+        == 0.0
+        < relative(found["weights"], by_pil["weights"])
+    )
     assert found["losses"] == pytest.approx(by_pil["losses"], rel=MOST_BY_DECODER)
 
 
 @pytest.mark.drill
 def test_the_second_epoch_compiles_nothing_and_a_killed_run_ends_the_same(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-m", "trainer", *forked.words(whole), "--compile=1"], capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", *forked.words(whole), "--compile=1"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     compiled = [place for place, line in enumerate(lines) if line.startswith("compiled ")]
@@ -144,11 +177,20 @@ def test_each_shape_is_compiled_once_and_its_statistics_move_once_a_step(tmp_pat
 
 def compile_and_compare() -> None:
     torch.manual_seed(0)
-    plain, compiled = (torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4)) for _ in range(2))
+    plain, compiled = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4))
+        for _ in range(2)
+    )
     compiled.load_state_dict(plain.state_dict())
-    images, weights = torch.randn(3, 2, 2, 3, 4, 4), torch.randn(2, 4, 4, 4)  # three steps of two micro-batches
+    images, weights = (
+        torch.randn(3, 2, 2, 3, 4, 4),
+        torch.randn(2, 4, 4, 4),
+    )  # three steps of two micro-batches
     made, counts = Compiled(compiled), []
-    for model, statistics in ((plain, StepStatistics(plain)), (compiled, StepStatistics(compiled, is_compiled=True))):
+    for model, statistics in (
+        (plain, StepStatistics(plain)),
+        (compiled, StepStatistics(compiled, is_compiled=True)),
+    ):
         for step in images:
             for place, batch in enumerate(step):
                 statistics.set(place, len(step))
@@ -157,14 +199,26 @@ def compile_and_compare() -> None:
             counts.append(made.num_graphs)
     assert counts == [0, 0, 0, 1, 1, 1]
     assert relative(dict(compiled.named_buffers()), dict(plain.named_buffers())) < 1e-5
-    assert relative(*({name: weight.grad for name, weight in model.named_parameters()} for model in (compiled, plain))) < 1e-4
+    assert (
+        relative(
+            *(
+                {name: weight.grad for name, weight in model.named_parameters()}
+                for model in (compiled, plain)
+            )
+        )
+        < 1e-4
+    )
     assert made.news().startswith("compiled 1 part of the model; ") and made.news() is None
 
 
 def test_what_cannot_be_compiled_once_and_for_all_is_refused(monkeypatch):
-    with pytest.raises(UserError, match="compile=1: norms with estimated statistics .* compile=0 would do"):
+    with pytest.raises(
+        UserError, match="compile=1: norms with estimated statistics .* compile=0 would do"
+    ):
         Compiled(torch.nn.Sequential(EstimatedBatchNorm2d(4, 1e-5, 0.1)))
-    with pytest.raises(UserError, match="compile=1 activation_checkpointing=1: .* one of the two would do"):
+    with pytest.raises(
+        UserError, match="compile=1 activation_checkpointing=1: .* one of the two would do"
+    ):
         make_settings("cpu", compile=True, activation_checkpointing=True)
     with pytest.raises(UserError, match="compile=1: the page's precise_norm .* compile=0 would do"):
         Compiled(torch.nn.Conv2d(3, 4, 1), has_precise_norm=True)

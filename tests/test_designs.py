@@ -28,7 +28,11 @@ def test_one_at_a_time_is_the_base_and_each_level_by_itself():
 
 
 def test_one_factor_needs_no_name_before_its_levels():
-    assert [one.name for one in variants(OneAtATime, base="A2", factors=(LOSS,))] == ["A2", "BCE", "CE"]
+    assert [one.name for one in variants(OneAtATime, base="A2", factors=(LOSS,))] == [
+        "A2",
+        "BCE",
+        "CE",
+    ]
 
 
 def test_full_is_every_combination_and_its_base_has_the_first_levels():
@@ -42,16 +46,28 @@ def test_full_is_every_combination_and_its_base_has_the_first_levels():
 def test_factors_of_a_grid_do_not_undo_each_other():
     """A new optimizer drops what was set of the old one, but not what another factor sets of it."""
     decay = {"name": "decay", "levels": ({"name": "0.1", "set": {"optimizer.weight_decay": 0.1}},)}
-    kind = {"name": "kind", "levels": ({"name": "SGD", "set": {"optimizer.name": "sgd", "optimizer.momentum": 0.9}},)}
+    kind = {
+        "name": "kind",
+        "levels": ({"name": "SGD", "set": {"optimizer.name": "sgd", "optimizer.momentum": 0.9}},),
+    }
     for factors in ((decay, kind), (kind, decay)):
         (found,) = variants(Full, factors=factors)
         made, _ = apply_overrides(A2, found.over({"optimizer.eps": 1e-3}))
-        assert (made.optimizer.name, made.optimizer.momentum, made.optimizer.weight_decay) == ("sgd", 0.9, 0.1)
+        assert (made.optimizer.name, made.optimizer.momentum, made.optimizer.weight_decay) == (
+            "sgd",
+            0.9,
+            0.1,
+        )
 
 
 def test_leave_one_out_is_the_base_without_each_part():
-    found = variants(LeaveOneOut, base="all", parts=({"name": "repeats", "set": {"repeats": None}},))
-    assert [(one.name, one.over({})) for one in found] == [("all", {}), ("without repeats", {"repeats": None})]
+    found = variants(
+        LeaveOneOut, base="all", parts=({"name": "repeats", "set": {"repeats": None}},)
+    )
+    assert [(one.name, one.over({})) for one in found] == [
+        ("all", {}),
+        ("without repeats", {"repeats": None}),
+    ]
 
 
 def test_cumulative_puts_each_step_on_top_of_the_last_and_a_recipe_starts_anew():
@@ -64,13 +80,18 @@ def test_cumulative_puts_each_step_on_top_of_the_last_and_a_recipe_starts_anew()
     )
     found = variants(Cumulative, base="A2", steps=steps)
     assert [one.recipe and one.recipe[0] for one in found] == [None, None, None, None, "A3", "A3"]
-    assert found[3].over({}) == {"epochs": 9, "average": {"name": "ema", "decay": 0.99, "every_steps": 1}}
+    assert found[3].over({}) == {
+        "epochs": 9,
+        "average": {"name": "ema", "decay": 0.99, "every_steps": 1},
+    }
     assert found[5].over({"epochs": 2}) == {"epochs": 2, "smoothing": 0.1, "repeats": 3}
     assert found[5].recipe == ("A3", ("design", "steps", 3, "recipe"))
 
 
 def test_listed_cells_stand_as_they_are():
-    found = variants(Listed, cells=({"name": "A2"}, {"name": "A3", "recipe": "A3", "set": {"epochs": 3}}))
+    found = variants(
+        Listed, cells=({"name": "A2"}, {"name": "A3", "recipe": "A3", "set": {"epochs": 3}})
+    )
     assert [(one.name, one.recipe and one.recipe[0], one.over({})) for one in found] == [
         ("A2", None, {}),
         ("A3", "A3", {"epochs": 3}),
@@ -78,15 +99,36 @@ def test_listed_cells_stand_as_they_are():
 
 
 LAYERS = [
-    ({"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}}, {"optimizer.momentum": 0.5}),
-    ({"optimizer.weight_decay": 0.5, "optimizer.eps": 1e-3}, {"optimizer.name": "sgd", "optimizer.momentum": 0.5}),
-    ({"optimizer.weight_decay": 0.5}, {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}}),
-    ({"lr.schedule.end": 1e-4}, {"lr.schedule": {"name": "step", "every_epochs": 30, "factor": 0.1}}),
+    (
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}},
+        {"optimizer.momentum": 0.5},
+    ),
+    (
+        {"optimizer.weight_decay": 0.5, "optimizer.eps": 1e-3},
+        {"optimizer.name": "sgd", "optimizer.momentum": 0.5},
+    ),
+    (
+        {"optimizer.weight_decay": 0.5},
+        {"optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}},
+    ),
+    (
+        {"lr.schedule.end": 1e-4},
+        {"lr.schedule": {"name": "step", "every_epochs": 30, "factor": 0.1}},
+    ),
     ({"mix.mixup_alpha": 0.5, "epochs": 5}, {"mix": None, "epochs": 6}),
-    ({"augment.rand_augment.magnitude": 3}, {"augment.rand_augment.magnitude": 5, "augment.flip": None}),
-    ({"average": {"name": "ema", "decay": 0.9, "every_steps": 1, "adjusted": True}}, {"average.adjusted": False}),
+    (
+        {"augment.rand_augment.magnitude": 3},
+        {"augment.rand_augment.magnitude": 5, "augment.flip": None},
+    ),
+    (
+        {"average": {"name": "ema", "decay": 0.9, "every_steps": 1, "adjusted": True}},
+        {"average.adjusted": False},
+    ),
     ({"loss": {"name": "bce", "threshold": 0.5}}, {"loss.threshold": None}),
-    ({"model.norm": {"name": "group_norm", "groups": 8, "eps": 1e-5}}, {"model.norm.groups": 16, "repeats": None}),
+    (
+        {"model.norm": {"name": "group_norm", "groups": 8, "eps": 1e-5}},
+        {"model.norm.groups": 16, "repeats": None},
+    ),
 ]
 
 

@@ -35,8 +35,14 @@ def test_one_line_a_minute_says_all_that_is_not_written_and_one_that_it_is_over(
         troubles.note("metrics.jsonl", FULL)
         troubles.note("a checkpoint", FULL, "; the last one there is that of step 30")
     assert len(lines) == 3  # at once, after 60 s, after 120 s
-    assert lines[0] == "runs/x: cannot write metrics.jsonl (No space left on device); training goes on and tries again"
-    assert "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last one there is that of step 30)" in lines[1]
+    assert (
+        lines[0]
+        == "runs/x: cannot write metrics.jsonl (No space left on device); training goes on and tries again"
+    )
+    assert (
+        "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last one there is that of step 30)"
+        in lines[1]
+    )
     troubles.note("metrics.jsonl", None)
     assert len(lines) == 3
     troubles.note("a checkpoint", None)
@@ -59,7 +65,9 @@ def test_where_the_line_itself_cannot_be_written_it_is_told_once(clock):
     assert len(lines) == 1
 
 
-@pytest.mark.parametrize(("num_failures", "is_written", "slept"), [(0, True, 0), (3, True, 6), (100, False, 10)])
+@pytest.mark.parametrize(
+    ("num_failures", "is_written", "slept"), [(0, True, 0), (3, True, 6), (100, False, 10)]
+)
 def test_the_end_is_tried_for_a_while(clock, num_failures, is_written, slept):
     calls = []
 
@@ -81,6 +89,11 @@ def test_a_signal_ends_the_trying(clock):
 
 
 def test_a_run_that_cannot_begin_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"runs/x: cannot write there \(No space left on device\); room.*runs=") as caught, must_write(Path("runs/x")):
+    with (
+        pytest.raises(
+            UserError, match=r"runs/x: cannot write there \(No space left on device\); room.*runs="
+        ) as caught,
+        must_write(Path("runs/x")),
+    ):
         raise FULL
     assert "\n" not in str(caught.value)

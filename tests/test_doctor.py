@@ -16,7 +16,11 @@ from trainer.terminal import open_terminal
 from trainer.train import fast_algorithms
 
 ROOT = Path(__file__).parent.parent
-QUICK = tuple(name for name in PROBES if name not in ("step", "ffcv", "timm", "torchvision", "other packages", "CUDA", "OpenCV"))
+QUICK = tuple(
+    name
+    for name in PROBES
+    if name not in ("step", "ffcv", "timm", "torchvision", "other packages", "CUDA", "OpenCV")
+)
 
 
 def by_name(findings) -> dict[str, Finding]:
@@ -25,7 +29,16 @@ def by_name(findings) -> dict[str, Finding]:
 
 def test_this_machine_is_found_fit(tmp_path):
     found = by_name(examine(Asked(str(tmp_path / "runs"), str(tmp_path / "results")), QUICK))
-    assert {"python", "torch", "cores", "shared memory", "disk (runs)", "disk (results)", "locale", "JPEG"} <= set(found)
+    assert {
+        "python",
+        "torch",
+        "cores",
+        "shared memory",
+        "disk (runs)",
+        "disk (results)",
+        "locale",
+        "JPEG",
+    } <= set(found)
     assert is_fit(found.values()), found
     assert found["python"].found.startswith(sys.version.split()[0])
     assert not (tmp_path / "runs").exists()  # it looks, and leaves nothing
@@ -82,22 +95,36 @@ def test_the_command_ends_with_1_where_the_main_job_would_fail(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("is_checkout", [True, False])
-def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(tmp_path, monkeypatch, is_checkout):
+def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(
+    tmp_path, monkeypatch, is_checkout
+):
     """Nothing of the main job asks for it: exit 0."""
     from typer.testing import CliRunner
 
     from trainer.cli import app
 
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ffcv'] = None  # as if it were not installed\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.modules['ffcv'] = None  # as if it were not installed\n"
+    )
     if not is_checkout:  # as a wheel is installed: no Makefile beside the package
         content = "\nfrom pathlib import Path; import trainer.doctor_probes as probes; probes.PACKAGE_ROOT = Path('/nowhere')\n"
-        (tmp_path / "sitecustomize.py").write_text((tmp_path / "sitecustomize.py").read_text() + f"sys.path.insert(0, {str(ROOT)!r})" + content)
+        (tmp_path / "sitecustomize.py").write_text(
+            (tmp_path / "sitecustomize.py").read_text()
+            + f"sys.path.insert(0, {str(ROOT)!r})"
+            + content
+        )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "ffcv")})
     (found,) = examine(Asked(), ("ffcv",))
     by_hand = f"sudo apt-get install -y pkg-config libturbojpeg0-dev libopencv-dev && {sys.executable} -m pip install setuptools ffcv"
-    assert (found.found, found.state, found.remedy) == ("not here", ABSENT, "make setup ffcv=1" if is_checkout else by_hand)
-    done = CliRunner().invoke(app, ["doctor", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)])
+    assert (found.found, found.state, found.remedy) == (
+        "not here",
+        ABSENT,
+        "make setup ffcv=1" if is_checkout else by_hand,
+    )
+    done = CliRunner().invoke(
+        app, ["doctor", "--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    )
     assert done.exit_code == 0 and "make recipe=A1 model=resnet50 trains here" in done.output
     assert "ffcv" in done.output and (not is_checkout or "make setup ffcv=1" in done.output)
 
@@ -112,9 +139,22 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
         "import trainer.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
         "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; import trainer.__main__"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONSAFEPATH": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "fails here: torch, timm, JPEG" in done.stdout, done.stdout + done.stderr
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "PYTHONSAFEPATH": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "fails here: torch, timm, JPEG" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert done.stdout.count("broken on purpose") == 3 and "Traceback" not in done.stderr
 
 
@@ -129,7 +169,12 @@ def test_words_of_another_command_are_left_to_it():
         ("2.15.0", "0.29.2", "torch>=2.14", True),
         ("2.11.0+cu128", "0.26.0", "torch==2.11.0", True),
         ("2.11.0", "0.29.0", "torch==2.14.0", False),
-        ("2.13.0+cpu", "0.28.0", "torch==2.13.0", False),  # a local build without what timm needs of torchvision
+        (
+            "2.13.0+cpu",
+            "0.28.0",
+            "torch==2.13.0",
+            False,
+        ),  # a local build without what timm needs of torchvision
         ("2.14.0", "0.26.0", "torch==2.11.0", False),
     ],
 )
@@ -143,12 +188,16 @@ def test_what_is_wanted_is_what_the_package_states():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(doctor_probes.requirements()) == {line.split(">")[0].split("=")[0].lower() for line in project["dependencies"]}
+    assert set(doctor_probes.requirements()) == {
+        line.split(">")[0].split("=")[0].lower() for line in project["dependencies"]
+    }
     assert "2.13.0" in doctor_probes.requirements()["torch"]
 
 
 def test_a_container_with_little_shared_memory_is_marked(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 64 * 2**20})())
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda folder: type("Usage", (), {"free": 64 * 2**20})()
+    )
     (found,) = doctor_probes.shared_memory(Asked(), tmp_path)
     assert found.state == ABSENT and "64 MiB" in found.found and "--shm-size" in found.remedy
     (runs, _) = doctor_probes.disk(Asked(str(tmp_path), str(tmp_path)))
@@ -158,7 +207,14 @@ def test_a_container_with_little_shared_memory_is_marked(tmp_path, monkeypatch):
 def test_an_ascii_machine_is_broken_and_told_what_to_export():
     script = "from trainer.doctor_probes import locale; from trainer.doctor_finding import Asked; one, = locale(Asked()); print(one.state, one.remedy)"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout.strip() == "broken export LC_ALL=C.UTF-8", done.stderr
 
 
@@ -168,9 +224,16 @@ def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     monkeypatch.setattr(doctor_steps, "MAIN_MODEL", "test_resnet")
     monkeypatch.setattr(doctor_steps, "NUM_STEPS", 1)
     findings = by_name(doctor_steps.steps(Asked()))
-    assert findings["step on cpu"].state == GOOD and "ms of processor time for 32 images" in findings["step on cpu"].found
+    assert (
+        findings["step on cpu"].state == GOOD
+        and "ms of processor time for 32 images" in findings["step on cpu"].found
+    )
     told = findings["determinism on cpu"]
-    assert told.state == GOOD and "the same steps twice: the same bits" in told.found and "% time" in told.found
+    assert (
+        told.state == GOOD
+        and "the same steps twice: the same bits" in told.found
+        and "% time" in told.found
+    )
 
 
 def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
@@ -179,7 +242,9 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
 
     def trained(device):
         fast_algorithms(device)
-        seen.append((torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark))
+        seen.append(
+            (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
+        )
         return "same", [0.01]
 
     monkeypatch.setattr(doctor_steps, "trained", trained)
@@ -197,7 +262,10 @@ def test_steps_that_differ_are_marked_not_fatal(monkeypatch):
     numbers = iter(range(10))
     monkeypatch.setattr(doctor_steps, "trained", lambda device: (str(next(numbers)), [0.01]))
     findings = by_name(doctor_steps.steps(Asked()))
-    assert findings["determinism on cpu"].state == ABSENT and "other bits" in findings["determinism on cpu"].found
+    assert (
+        findings["determinism on cpu"].state == ABSENT
+        and "other bits" in findings["determinism on cpu"].found
+    )
     assert is_fit(findings.values())
 
 
@@ -210,11 +278,18 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
     monkeypatch.setattr(doctor_steps, "trained", trained)
     monkeypatch.setattr(doctor_steps, "devices", lambda: ["cuda:0", "cpu"])
     findings = by_name(doctor_steps.steps(Asked()))
-    assert findings["step on cuda:0"].state == BROKEN and findings["step on cuda:0"].found == "RuntimeError: no kernel image is available"
+    assert (
+        findings["step on cuda:0"].state == BROKEN
+        and findings["step on cuda:0"].found == "RuntimeError: no kernel image is available"
+    )
     assert findings["step on cpu"].state == GOOD
 
 
 def test_the_table_shows_every_finding_as_text(capsys):
-    open_terminal(160).print(table_of([Finding("[x]", "a\x1bb", "w", BROKEN, "mend"), Finding("y", "f", "w", GOOD, "unused")]))
+    open_terminal(160).print(
+        table_of(
+            [Finding("[x]", "a\x1bb", "w", BROKEN, "mend"), Finding("y", "f", "w", GOOD, "unused")]
+        )
+    )
     out = capsys.readouterr().out
     assert "[x]" in out and "\\x1b" in out and "mend" in out and "unused" not in out

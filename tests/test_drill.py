@@ -19,7 +19,10 @@ from trainer.job import Job, plan_of
 
 
 def test_every_kind_of_fault_is_drilled_and_strikes_in_its_run():
-    plans = {norm: plan_of(Job("A1", "test_resnet", overrides=overrides)) for norm, overrides in drill._SETS.items()}
+    plans = {
+        norm: plan_of(Job("A1", "test_resnet", overrides=overrides))
+        for norm, overrides in drill._SETS.items()
+    }
     assert [plan.num_steps for plan in plans.values()] == [11, 11]
     for one in DRILLS:
         check_faults(parse_faults(one.fault), plans[one.norm])
@@ -28,13 +31,20 @@ def test_every_kind_of_fault_is_drilled_and_strikes_in_its_run():
 
 def test_drills_are_chosen_by_kind():
     assert chosen_drills("") == DRILLS
-    assert {one.fault for one in chosen_drills("kill, term")} == {"kill@7", "kill@1,kill@10,kill@11", "term@6"}
+    assert {one.fault for one in chosen_drills("kill, term")} == {
+        "kill@7",
+        "kill@1,kill@10,kill@11",
+        "term@6",
+    }
     with pytest.raises(UserError, match="only=kil: no such fault .did you mean kill"):
         chosen_drills("kil")
 
 
 def test_the_distance_of_weights_is_in_their_lengths(tmp_path):
-    one, other = {"a": torch.ones(4), "b": torch.ones(9)}, {"a": torch.ones(4), "b": torch.ones(9) + torch.eye(9)[0] * 0.3}
+    one, other = (
+        {"a": torch.ones(4), "b": torch.ones(9)},
+        {"a": torch.ones(4), "b": torch.ones(9) + torch.eye(9)[0] * 0.3},
+    )
     for name, weights in (("one", one), ("other", other)):
         save_file(weights, tmp_path / name)
     assert distance(tmp_path / "one", tmp_path / "other") == pytest.approx(0.1)
@@ -50,7 +60,12 @@ def faked(monkeypatch, **otherwise):
         run = folder / "run"
         run.mkdir(parents=True, exist_ok=True)
         (run / "plan.json").touch()
-        row = {"weights_sha256": "a" * 64, "top1_pct": 50.0, "train_s": 3.0, "deviations": []} | given.get("row", {})
+        row = {
+            "weights_sha256": "a" * 64,
+            "top1_pct": 50.0,
+            "train_s": 3.0,
+            "deviations": [],
+        } | given.get("row", {})
         (run / "row.json").write_text(json.dumps(row))
         (run / "metrics.jsonl").write_text(given.get("metrics", "{}"))
         save_file({"a": torch.ones(4) + given.get("off", 0.0)}, run / "model.safetensors")
@@ -77,13 +92,25 @@ CLOSE = Drill("oom@3", "close", (0,), "close", is_stored=False)
         (SAME, {"row": {"weights_sha256": "b" * 64}}, ("the row differs in weights_sha256",)),
         (SAME, {"metrics": "{}{}"}, ("metrics.jsonl differs",)),
         (SAME, {"stored": False}, ("the store has no row",)),
-        (SAME, {"row": {"deviations": [{"path": "epochs"}]}}, ("the row differs in deviations", "deviations: epochs")),
+        (
+            SAME,
+            {"row": {"deviations": [{"path": "epochs"}]}},
+            ("the row differs in deviations", "deviations: epochs"),
+        ),
         (SAME, {"codes": [2]}, ("exit 0 was promised",)),
         (OTHER, {"stored": False, "row": {"weights_sha256": "b" * 64}}, ()),
-        (OTHER, {"stored": False}, ("the weights are those of the undisturbed run: the fault did not strike",)),
+        (
+            OTHER,
+            {"stored": False},
+            ("the weights are those of the undisturbed run: the fault did not strike",),
+        ),
         (CLOSE, {"stored": False, "off": 1e-6}, ()),
         (CLOSE, {"stored": False, "off": 1e-3}, ("the weights are further off than 1e-05",)),
-        (CLOSE, {"stored": False, "off": float("nan")}, ("the weights are further off than 1e-05",)),
+        (
+            CLOSE,
+            {"stored": False, "off": float("nan")},
+            ("the weights are further off than 1e-05",),
+        ),
     ],
 )
 def test_what_is_not_as_promised_is_named(monkeypatch, one, otherwise, wrong):
@@ -102,7 +129,11 @@ def test_the_command_ends_with_1_where_a_promise_is_not_kept(monkeypatch):
     assert CliRunner().invoke(app, ["drill", "--jobs", "1"]).exit_code == 0
     faked(monkeypatch, stored=False)
     done = CliRunner().invoke(app, ["drill", "--jobs", "1"])
-    assert done.exit_code == 1 and "the store has no row; its last lines:" in done.output and "said this" in done.output
+    assert (
+        done.exit_code == 1
+        and "the store has no row; its last lines:" in done.output
+        and "said this" in done.output
+    )
 
 
 def test_the_same_command_is_called_until_it_ends_as_promised(monkeypatch):

@@ -23,7 +23,15 @@ from trainer.explain import (
 )
 from trainer.ingredients.model import Model
 from trainer.load import parse_page
-from trainer.recipe import ABOUT, apply_overrides, find_recipe, load_recipe, open_recipe, pages_folder, recipe_paths
+from trainer.recipe import (
+    ABOUT,
+    apply_overrides,
+    find_recipe,
+    load_recipe,
+    open_recipe,
+    pages_folder,
+    recipe_paths,
+)
 
 A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
 A1_LINES = find_recipe("A1.v1").read_text().split("\n")
@@ -43,12 +51,18 @@ def printed(table) -> str:
 
 
 def test_every_value_has_an_origin():
-    recipe, by_profile = apply_overrides(A1.for_model("efficientnet_b2"), {"image.train_px": 32}, "profile")
+    recipe, by_profile = apply_overrides(
+        A1.for_model("efficientnet_b2"), {"image.train_px": 32}, "profile"
+    )
     recipe, by_user = apply_overrides(recipe, "epochs=5 mix=null loss.name=ce")
     rows = explain_rows(A1, A1_POSITIONS, recipe, "efficientnet_b2", by_profile + by_user)
     found = {row.path: row for row in rows}
     assert len(found) == len(rows)
-    assert found["lr.peak"][1:4] == (0.005, "page", 1 + A1_LINES.index(next(x for x in A1_LINES if "peak: " in x)))
+    assert found["lr.peak"][1:4] == (
+        0.005,
+        "page",
+        1 + A1_LINES.index(next(x for x in A1_LINES if "peak: " in x)),
+    )
     assert found["lr.warmup_from"].origin == "assumed"
     assert found["lr.warmup_from"].note == A1.assumed["lr.warmup_from"]
     assert "warmup_from: 1.0e-4" in A1_LINES[found["lr.warmup_from"].line - 1]
@@ -63,12 +77,24 @@ def test_every_value_has_an_origin():
 
 def test_every_leaf_is_explained_and_nothing_that_is_off():
     rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50")
-    leaves = {key: value for key, value in tree.leaves(tree.plain(A1)).items() if key.partition(".")[0] not in ABOUT}
+    leaves = {
+        key: value
+        for key, value in tree.leaves(tree.plain(A1)).items()
+        if key.partition(".")[0] not in ABOUT
+    }
     off = {row.path for row in rows if row.value is None}
     assert {row.path: row.value for row in rows if row.value is not None} == leaves
-    assert off == {"lr.scaling", "loss.threshold", "loss.sum_classes", "model.zero_init_last"}  # their being off is assumed
+    assert off == {
+        "lr.scaling",
+        "loss.threshold",
+        "loss.sum_classes",
+        "model.zero_init_last",
+    }  # their being off is assumed
     for row in rows:
-        assert row.line is not None and row.path.rpartition(".")[2].split("_")[0] in A1_LINES[row.line - 1]
+        assert (
+            row.line is not None
+            and row.path.rpartition(".")[2].split("_")[0] in A1_LINES[row.line - 1]
+        )
 
 
 def test_what_is_off_is_shown_on_request():
@@ -150,7 +176,9 @@ def test_every_page_has_a_row_and_every_score_a_place():
             column = next(place for place, cell in enumerate(header) if f"({path.name})" in cell)
             cells = {row[0]: row[column] for row in models}
             assert {name for name, cell in cells.items() if cell} == names
-            assert all(f"{score.top1_pct}" in numbers_in(cells[score.model]) for score in page.published)
+            assert all(
+                f"{score.top1_pct}" in numbers_in(cells[score.model]) for score in page.published
+            )
         for score in page.published if len(names) == 1 else ():
             assert row[2].startswith(f"{score.model} ") and f"{score.top1_pct}" in numbers_in(shown)
 
@@ -165,7 +193,24 @@ def test_pages_of_one_recipe_share_a_row_in_the_order_of_their_lengths():
 def test_the_roadmap_is_in_the_papers_order():
     _, _, *rows = rows_of(roadmap_table())
     steps = [row[1].partition(":")[0] for row in rows]
-    assert steps == ["1", "2", "3", "4", "5", "6", "7", "8a", "8b", "8c", "8d", "9", "10", "11", "12", "13"]
+    assert steps == [
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "6",
+        "7",
+        "8a",
+        "8b",
+        "8c",
+        "8d",
+        "9",
+        "10",
+        "11",
+        "12",
+        "13",
+    ]
     assert rows[-1][2] == "resnet50 81.97 ± 0.06 (3 seeds)"
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from plans import small_plan
 from torch.utils.flop_counter import FlopCounterMode
 
-from plans import small_plan
 from trainer.export import export_model, is_timms, timm_facts
 from trainer.matrix import MODELS
 from trainer.models import build_model, gmacs, num_parameters
@@ -25,7 +25,11 @@ def exported(folder, plan):
 
 @pytest.mark.parametrize(
     ("recipe", "model", "overrides"),
-    [("A2", "test_resnet", ""), ("convnext", "test_convnext", "model.layer_scale=1e-4"), ("A2", "test_resnet", "model.dropout=0.2")],
+    [
+        ("A2", "test_resnet", ""),
+        ("convnext", "test_convnext", "model.layer_scale=1e-4"),
+        ("A2", "test_resnet", "model.dropout=0.2"),
+    ],
 )
 def test_timm_opens_what_it_builds_alone(tmp_path, recipe, model, overrides):
     plan = small_plan(recipe, model=model, overrides=overrides)
@@ -42,7 +46,11 @@ def test_timm_opens_what_it_builds_alone(tmp_path, recipe, model, overrides):
         ("test_resnet", "", True),
         ("test_resnet", "model.zero_init_last=false", True),
         ("test_resnet", NORM, False),
-        ("test_resnet", "model.layer_scale=1e-4", False),  # a ResNet of timm's has none: surgery puts it in
+        (
+            "test_resnet",
+            "model.layer_scale=1e-4",
+            False,
+        ),  # a ResNet of timm's has none: surgery puts it in
         ("test_convnext", "model.layer_scale=1e-4", True),
     ],
 )
@@ -56,7 +64,10 @@ def test_a_changed_model_does_not_bear_timms_name(model, overrides, is_theirs):
 
 def test_the_facts_come_last_so_that_where_they_are_the_weights_are_whole(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr("trainer.export.write_atomically", lambda path, content: written.append((path.name, content)))
+    monkeypatch.setattr(
+        "trainer.export.write_atomically",
+        lambda path, content: written.append((path.name, content)),
+    )
     exported(tmp_path, small_plan("A2"))
     assert [name for name, _ in written] == ["model.safetensors", "config.json"]
     assert json.loads(written[1][1])["pretrained_cfg"]["crop_pct"] == 1.0

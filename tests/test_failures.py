@@ -2,14 +2,29 @@
 
 import pytest
 
-from trainer.failures import FailureError, drop_failure, failure_path, read_failure, read_failures, store_failure
+from trainer.failures import (
+    FailureError,
+    drop_failure,
+    failure_path,
+    read_failure,
+    read_failures,
+    store_failure,
+)
 
 FACTS = {"cell": "bce", "seed": 1, "run": None}
 
 
 def test_a_failure_is_read_back_and_each_attempt_is_counted(tmp_path):
-    store_failure(tmp_path, "k1", exit_code=1, output=["Traceback", "  here", "ValueError: no", "", "  "], **FACTS)
-    second = store_failure(tmp_path, "k1", exit_code=-9, output=[f"line {n}" for n in range(100)], **FACTS)
+    store_failure(
+        tmp_path,
+        "k1",
+        exit_code=1,
+        output=["Traceback", "  here", "ValueError: no", "", "  "],
+        **FACTS,
+    )
+    second = store_failure(
+        tmp_path, "k1", exit_code=-9, output=[f"line {n}" for n in range(100)], **FACTS
+    )
     assert read_failures(tmp_path) == {"k1": second} and read_failure(tmp_path, "k1") == second
     assert (second.num_attempts, second.cell, second.seed, second.exit_code) == (2, "bce", 1, -9)
     assert second.log_tail[-1] == "line 99" and len(second.log_tail) == 40

@@ -3,12 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from plans import small_plan
 from scipy.optimize import minimize_scalar
 
-from plans import small_plan
 from trainer.data.opened import open_data
 from trainer.floor import bias_only_loss, lowest_loss, mean_targets
-from trainer.ingredients.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, JensenShannon
+from trainer.ingredients.losses import (
+    AsymmetricLoss,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FocalLoss,
+    JensenShannon,
+)
 
 MEAN = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)
 
@@ -24,8 +30,12 @@ def two_sided(shares):
 
 def test_cross_entropies_have_the_entropy_as_their_floor():
     assert lowest_loss(CrossEntropy(), MEAN) == pytest.approx(entropy(MEAN), abs=1e-12)
-    assert lowest_loss(BinaryCrossEntropy(), MEAN) == pytest.approx(np.mean(two_sided(MEAN)), abs=1e-12)
-    assert lowest_loss(BinaryCrossEntropy(sum_classes=True), MEAN) == pytest.approx(np.sum(two_sided(MEAN)), abs=1e-12)
+    assert lowest_loss(BinaryCrossEntropy(), MEAN) == pytest.approx(
+        np.mean(two_sided(MEAN)), abs=1e-12
+    )
+    assert lowest_loss(BinaryCrossEntropy(sum_classes=True), MEAN) == pytest.approx(
+        np.sum(two_sided(MEAN)), abs=1e-12
+    )
 
 
 def test_a_thousand_classes_start_at_log_2_and_have_their_floor_near_zero():
@@ -45,25 +55,40 @@ def yes_and_no(loss, share):
         p = 1 / (1 + np.exp(-logit))
         if isinstance(loss, FocalLoss):
             of_yes, of_no = (1, 1) if loss.alpha is None else (loss.alpha, 1 - loss.alpha)
-            return -of_yes * share * (1 - p) ** loss.gamma * np.log(p) - of_no * (1 - share) * p**loss.gamma * np.log1p(-p)
+            return -of_yes * share * (1 - p) ** loss.gamma * np.log(p) - of_no * (
+                1 - share
+            ) * p**loss.gamma * np.log1p(-p)
         q = max(p - (loss.clip or 0), 1e-300)
-        return -share * (1 - p) ** loss.gamma_positive * np.log(p) - (1 - share) * q**loss.gamma_negative * np.log1p(-q)
+        return -share * (1 - p) ** loss.gamma_positive * np.log(p) - (
+            1 - share
+        ) * q**loss.gamma_negative * np.log1p(-q)
 
     return value
 
 
 @pytest.mark.parametrize(
     "loss",
-    [FocalLoss(gamma=2.0, alpha=0.25), FocalLoss(gamma=0.5), AsymmetricLoss(gamma_negative=4.0, gamma_positive=1.0, clip=0.05)],
+    [
+        FocalLoss(gamma=2.0, alpha=0.25),
+        FocalLoss(gamma=0.5),
+        AsymmetricLoss(gamma_negative=4.0, gamma_positive=1.0, clip=0.05),
+    ],
     ids=["focal", "focal of one weight", "asymmetric"],
 )
 def test_losses_without_a_closed_form_against_a_search_of_scipys(loss):
-    lowest = [minimize_scalar(yes_and_no(loss, share), bounds=(-15, 15), method="bounded", options={"xatol": 1e-10}).fun for share in MEAN.tolist()]
+    lowest = [
+        minimize_scalar(
+            yes_and_no(loss, share), bounds=(-15, 15), method="bounded", options={"xatol": 1e-10}
+        ).fun
+        for share in MEAN.tolist()
+    ]
     assert lowest_loss(loss, MEAN) == pytest.approx(np.mean(lowest), rel=1e-6)
 
 
 def test_constant_answers_do_not_differ_between_splits():
-    assert lowest_loss(JensenShannon(weight=12.0, loss=CrossEntropy()), MEAN) == lowest_loss(CrossEntropy(), MEAN)
+    assert lowest_loss(JensenShannon(weight=12.0, loss=CrossEntropy()), MEAN) == lowest_loss(
+        CrossEntropy(), MEAN
+    )
 
 
 def digits(overrides):
@@ -82,7 +107,9 @@ def test_smoothing_and_mixing_keep_the_mean_of_soft_targets():
 
 def test_a_threshold_on_mixed_targets_makes_two_classes_a_yes():
     """Mixup with alpha 1 has shares that are uniform: each of two labels is above 0.2 with probability 0.8."""
-    plan, labels, shares = digits("smoothing=null loss.threshold=0.2 mix='{name: mixup, alpha: 1.0, partner: rolled}'")
+    plan, labels, shares = digits(
+        "smoothing=null loss.threshold=0.2 mix='{name: mixup, alpha: 1.0, partner: rolled}'"
+    )
     mean = mean_targets(plan, labels).numpy()
     same = float((shares**2).sum())
     assert mean.sum() == pytest.approx(1.6 * (1 - same) + same, rel=0.02)

@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
 import unwritable
+from unwritable import at_steps, go, left_by, run_folder
+
 from trainer import ending, train
 from trainer.checkpoint import load_checkpoint
 from trainer.exits import EXIT_DONE, EXIT_UNWRITTEN
 from trainer.kept_file import KeptFile
-from unwritable import at_steps, go, left_by, run_folder
 
 MIB = 2**20
 NO_MOUNT = "mounting is not allowed here"
@@ -105,7 +105,9 @@ def test_a_file_on_a_disk_that_is_really_full_loses_no_line(tmp_path, disk):
 
 @pytest.mark.drill
 @pytest.mark.parametrize("checkpoint_s", [0, 0.01], ids=["waiting", "beside"])
-def test_a_run_on_a_disk_that_is_full_for_a_while_ends_as_the_undisturbed_one(undisturbed, tmp_path, disk, monkeypatch, checkpoint_s):
+def test_a_run_on_a_disk_that_is_full_for_a_while_ends_as_the_undisturbed_one(
+    undisturbed, tmp_path, disk, monkeypatch, checkpoint_s
+):
     last = []
 
     def look(state) -> None:
@@ -115,12 +117,18 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_as_the_undisturbed_one(un
     at_steps(monkeypatch, {6: disk.fill, 12: look})
     code, _, printed = go(tmp_path / "here", checkpoint_s=checkpoint_s)
     assert code == EXIT_DONE, printed
-    assert last[0] <= 6 and printed.count("cannot write") == 1 and printed.count("all is written again") == 1
+    assert (
+        last[0] <= 6
+        and printed.count("cannot write") == 1
+        and printed.count("all is written again") == 1
+    )
     assert left_by(tmp_path / "here") == undisturbed
 
 
 @pytest.mark.drill
-def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(undisturbed, tmp_path, monkeypatch):
+def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(
+    undisturbed, tmp_path, monkeypatch
+):
     (tmp_path / "here").mkdir()
     disk = Tmpfs(tmp_path / "here")
     if not disk.is_mounted:  # the limit on lengths would hold in the other place too
@@ -135,11 +143,18 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(undisturbed
             code, row, printed = go(tmp_path / "here")
         assert (code, row) == (EXIT_UNWRITTEN, None), printed
         (place,) = (tmp_path / "other").iterdir()
-        assert str(place) in printed.splitlines()[-1] and "No space left on device" in printed.splitlines()[-1]
+        assert (
+            str(place) in printed.splitlines()[-1]
+            and "No space left on device" in printed.splitlines()[-1]
+        )
         assert (place / "metrics.jsonl").read_bytes() == undisturbed["metrics"]
         disk.empty()
         code, _, printed = go(tmp_path / "here")
-        assert code == EXIT_DONE and "going on after step 6" in printed and left_by(tmp_path / "here") == undisturbed
+        assert (
+            code == EXIT_DONE
+            and "going on after step 6" in printed
+            and left_by(tmp_path / "here") == undisturbed
+        )
     finally:
         disk.close()
 
@@ -159,18 +174,30 @@ def same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch):
         code, row, printed = go(tmp_path / "here")
     assert (code, row) == (EXIT_UNWRITTEN, None)
     (place,) = (tmp_path / "other").iterdir()
-    assert str(place) in printed.splitlines()[-1] and (place / "metrics.jsonl").read_bytes() == undisturbed["metrics"]
+    assert (
+        str(place) in printed.splitlines()[-1]
+        and (place / "metrics.jsonl").read_bytes() == undisturbed["metrics"]
+    )
 
 
 @pytest.mark.drill
-def test_a_folder_in_which_nothing_can_be_made_is_tried_until_it_can(undisturbed, tmp_path, monkeypatch):
+def test_a_folder_in_which_nothing_can_be_made_is_tried_until_it_can(
+    undisturbed, tmp_path, monkeypatch
+):
     """chattr +i, which holds for root too; where the file system has none, the errors that it would give."""
 
     def changes(folder: Path, flag: str) -> bool:
-        return bool(shutil.which("chattr")) and subprocess.run(["chattr", flag, str(folder)], capture_output=True).returncode == 0
+        return (
+            bool(shutil.which("chattr"))
+            and subprocess.run(["chattr", flag, str(folder)], capture_output=True).returncode == 0
+        )
 
     folders = []
-    full = None if changes(tmp_path, "-i") and os.geteuid() == 0 else unwritable.FullDisk(monkeypatch, tmp_path, errno.EPERM)
+    full = (
+        None
+        if changes(tmp_path, "-i") and os.geteuid() == 0
+        else unwritable.FullDisk(monkeypatch, tmp_path, errno.EPERM)
+    )
 
     def forbid(state) -> None:
         folders.append(state.folder / "checkpoints")
@@ -204,12 +231,34 @@ def test_a_read_only_disk_is_refused_at_the_start_in_one_line(tmp_path):
     if not is_mounted:  # nobody writes there, root neither
         folder = Path("/proc/self/runs")
     try:
-        words = ["train", "--recipe", "A2", "--model", "test_resnet", "--device", "cpu", "--runs", str(folder), "--results", str(tmp_path)]
-        done = subprocess.run([sys.executable, "-m", "trainer", *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        words = [
+            "train",
+            "--recipe",
+            "A2",
+            "--model",
+            "test_resnet",
+            "--device",
+            "cpu",
+            "--runs",
+            str(folder),
+            "--results",
+            str(tmp_path),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
     finally:
         if is_mounted:
             subprocess.run(["umount", "-l", str(folder)], check=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and len(done.stderr.splitlines()) == 1
+    ), done.stderr
 
 
 @pytest.mark.drill
@@ -220,10 +269,32 @@ def test_a_disk_that_is_too_small_is_refused_at_the_start_in_one_line(tmp_path):
     if not mount(folder, *size):
         pytest.skip(NO_MOUNT)
     try:
-        words = ["train", "--recipe", "A2", "--model", "resnet18", "--device", "cpu", "--runs", str(folder), "--results", str(tmp_path)]
-        done = subprocess.run([sys.executable, "-m", "trainer", *words], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        words = [
+            "train",
+            "--recipe",
+            "A2",
+            "--model",
+            "resnet18",
+            "--device",
+            "cpu",
+            "--runs",
+            str(folder),
+            "--results",
+            str(tmp_path),
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and len(done.stderr.splitlines()) == 1
+    ), done.stderr
     assert "MiB are free" in done.stderr and "runs=" in done.stderr
     assert not list(tmp_path.rglob("metrics.jsonl"))

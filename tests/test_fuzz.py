@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-
 from fuzz_targets import TARGETS
 from fuzzed import Mutator, survived
 
@@ -16,7 +15,9 @@ def fuzz(target, number: int, folder, seed: int) -> None:
     tries = itertools.islice(target(Mutator(seed), folder), number)
     num_tries, num_refused, wrong = survived(tries, folder)
     assert not wrong, "\n\n".join(f"== {place}\n{what}" for place, what in wrong.items())
-    assert num_tries == number and (num_refused > 0 or target.__name__ in ("indexes", "checkpoints"))
+    assert num_tries == number and (
+        num_refused > 0 or target.__name__ in ("indexes", "checkpoints")
+    )
 
 
 @pytest.fixture(autouse=True)

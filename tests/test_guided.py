@@ -8,16 +8,23 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pytest
-
 import packing
+import pytest
 from fuzz_targets import image_file
+
 from trainer.recipe import recipe_paths
 
 HERE = Path(__file__).parent
 NUM_IN_DRILL = 5_000
 FIRST = {
-    "images": lambda: [image_file("JPEG", "RGB"), image_file("JPEG", "CMYK"), image_file("PNG", "RGBA"), image_file("GIF", "P"), image_file("TIFF", "RGB"), image_file("PPM", "RGB")],
+    "images": lambda: [
+        image_file("JPEG", "RGB"),
+        image_file("JPEG", "CMYK"),
+        image_file("PNG", "RGBA"),
+        image_file("GIF", "P"),
+        image_file("TIFF", "RGB"),
+        image_file("PPM", "RGB"),
+    ],
     "tars": lambda: [_shard()],
     "yamls": lambda: [path.read_bytes()[:1000] for path in recipe_paths()[:5]],
 }
@@ -26,7 +33,12 @@ FIRST = {
 def _shard() -> bytes:
     held = io.BytesIO()
     with tarfile.open(fileobj=held, mode="w") as tar:
-        for name, content in {"a/0.jpg": image_file("JPEG", "RGB"), "a/0.cls": b"1", "a/1.png": image_file("PNG", "RGB"), "a/1.json": b'{"label": 0}'}.items():
+        for name, content in {
+            "a/0.jpg": image_file("JPEG", "RGB"),
+            "a/0.cls": b"1",
+            "a/1.png": image_file("PNG", "RGB"),
+            "a/1.json": b'{"label": 0}',
+        }.items():
             packing.add(tar, name, content)
     return held.getvalue()
 
@@ -34,8 +46,12 @@ def _shard() -> bytes:
 @pytest.fixture(autouse=True)
 def _atheris():
     if importlib.util.find_spec("atheris") is None:
-        sentence = "no atheris here: it comes with the extra test on Linux on x86-64, Python 3.11 to 3.13"
-        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(sentence)
+        sentence = (
+            "no atheris here: it comes with the extra test on Linux on x86-64, Python 3.11 to 3.13"
+        )
+        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(
+            sentence
+        )
 
 
 def guided(reader: str, number: int, folder: Path) -> None:
@@ -43,10 +59,19 @@ def guided(reader: str, number: int, folder: Path) -> None:
     first.mkdir()
     for place, content in enumerate(FIRST[reader]()):
         (first / str(place)).write_bytes(content)
-    words = [sys.executable, str(HERE / "guided.py"), reader, f"-atheris_runs={number}", "-seed=1", str(first)]
+    words = [
+        sys.executable,
+        str(HERE / "guided.py"),
+        reader,
+        f"-atheris_runs={number}",
+        "-seed=1",
+        str(first),
+    ]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and f"Done {number} in" in done.stderr, done.stderr[-3000:]
-    assert " cov: " in done.stderr and len(list(first.iterdir())) > len(FIRST[reader]()), "nothing new was reached"
+    assert " cov: " in done.stderr and len(list(first.iterdir())) > len(FIRST[reader]()), (
+        "nothing new was reached"
+    )
 
 
 @pytest.mark.parametrize("reader", ["images", "tars"])

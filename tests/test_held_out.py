@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from plans import small_plan
 from torch.nn import functional
 
-from plans import small_plan
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData, open_data
 from trainer.held_out import HeldOut, hold_out
@@ -20,7 +20,9 @@ from trainer.settings import make_settings
 
 def made_up(labels):
     labels = np.asarray(labels)
-    images = SimpleNamespace(num_images=len(labels), labels=labels, fingerprint="made up", classes=("a",), num_channels=3)
+    images = SimpleNamespace(
+        num_images=len(labels), labels=labels, fingerprint="made up", classes=("a",), num_channels=3
+    )
     return OpenedData(images, images)
 
 
@@ -35,10 +37,15 @@ def test_the_slice_is_a_tenth_of_train_every_class_its_share_and_nothing_is_in_b
     assert halves.val.num_images == 144  # a tenth of 1,437
     both = np.concatenate([halves.train.places, halves.val.places])
     assert sorted(both) == list(range(1437))
-    of_train, of_slice = (np.bincount(labels, minlength=10) for labels in (opened.train.labels, halves.val.labels))
+    of_train, of_slice = (
+        np.bincount(labels, minlength=10) for labels in (opened.train.labels, halves.val.labels)
+    )
     assert np.abs(of_slice - of_train * 144 / 1437).max() <= 1
     for place in (0, 77, 143):
-        assert halves.val.read(place).tobytes() == opened.train.read(int(halves.val.places[place])).tobytes()
+        assert (
+            halves.val.read(place).tobytes()
+            == opened.train.read(int(halves.val.places[place])).tobytes()
+        )
         assert halves.val.labels[place] == opened.train.labels[halves.val.places[place]]
 
 
@@ -69,7 +76,9 @@ def test_no_step_is_left_with_a_single_image(images):
 
 
 def test_a_batch_that_leaves_nothing_is_refused_with_one_that_would_do():
-    with pytest.raises(DataError, match=r'100 training images that leaves 2 .* set="batch.images=90" would do'):
+    with pytest.raises(
+        DataError, match=r'100 training images that leaves 2 .* set="batch.images=90" would do'
+    ):
         hold_out(made_up([0, 1] * 50), Batch(images=98, norm_images=1, drop_last=True))
 
 
@@ -82,7 +91,9 @@ def measured(overrides, model, cut, seed=0):
 
 
 def test_the_loss_is_the_pages_own_with_the_statistics_of_the_images(cut):
-    held_out, net, plan = measured("'loss={name: ce}' smoothing=0.1 drop_path=null", "test_resnet", cut)
+    held_out, net, plan = measured(
+        "'loss={name: ce}' smoothing=0.1 drop_path=null", "test_resnet", cut
+    )
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     found = held_out.loss(net)
     assert found == held_out.loss(net) and net.training
@@ -91,7 +102,10 @@ def test_the_loss_is_the_pages_own_with_the_statistics_of_the_images(cut):
     images = (held_out.images.float() / 255 - 0.3047) / 0.3756
     parts = zip(images.tensor_split(4), held_out.labels.tensor_split(4), strict=True)
     with torch.no_grad():
-        losses = [functional.cross_entropy(net(some), labels, label_smoothing=0.1, reduction="sum") for some, labels in parts]
+        losses = [
+            functional.cross_entropy(net(some), labels, label_smoothing=0.1, reduction="sum")
+            for some, labels in parts
+        ]
     assert found == pytest.approx(float(sum(losses)) / 144, rel=1e-5)
 
 
@@ -107,6 +121,8 @@ def test_nothing_is_dropped_while_it_is_measured(cut):
 def test_weights_that_are_no_numbers_leave_the_running_statistics_alone(cut):
     held_out, net, _ = measured("", "test_resnet", cut)
     with torch.no_grad():
-        net.conv1[0].weight.fill_(math.nan) if hasattr(net.conv1, "__getitem__") else net.conv1.weight.fill_(math.nan)
+        net.conv1[0].weight.fill_(math.nan) if hasattr(
+            net.conv1, "__getitem__"
+        ) else net.conv1.weight.fill_(math.nan)
     assert math.isnan(held_out.loss(net))
     assert all(torch.isfinite(buffer).all() for buffer in net.buffers())

@@ -11,16 +11,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from plans import small_plan, small_set
 from rich.console import Console
 
-from plans import small_plan, small_set
 from trainer import inject
 from trainer.data.decode import BadImage
 from trainer.data.opened import open_data
 from trainer.data.order import epoch_order
 from trainer.errors import UserError
-from trainer.inject import Fault, Faults, check_faults, disk, fill_disk, parse_faults, step_of, touches_result
 from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.inject import (
+    Fault,
+    Faults,
+    check_faults,
+    disk,
+    fill_disk,
+    parse_faults,
+    step_of,
+    touches_result,
+)
 from trainer.job import Job, plan_of, run_job
 from trainer.pieces import MemoryFull
 from trainer.ranks import Ranks, alone
@@ -60,13 +69,19 @@ def test_faults_are_read_strictly():
 def test_what_is_no_fault_is_one_line(text, says):
     with pytest.raises(UserError) as caught:
         parse_faults(text)
-    assert says in str(caught.value) and str(caught.value).startswith("inject=") and "\n" not in str(caught.value)
+    assert (
+        says in str(caught.value)
+        and str(caught.value).startswith("inject=")
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_a_fault_that_would_never_strike_is_refused():
     plan = digits_plan("fail")  # 2 epochs of 11 steps
     check_faults(parse_faults("kill@22,bad_image@2816"), plan)
-    with pytest.raises(UserError, match="inject=kill@23: the run has 22 steps; kill@22 at most would do"):
+    with pytest.raises(
+        UserError, match="inject=kill@23: the run has 22 steps; kill@22 at most would do"
+    ):
         check_faults(parse_faults("kill@23"), plan)
     with pytest.raises(UserError, match="has 2816 images"):
         check_faults(parse_faults("bad_image@2817"), plan)
@@ -74,7 +89,13 @@ def test_a_fault_that_would_never_strike_is_refused():
 
 def test_an_image_is_counted_in_the_order_of_the_run():
     plan = digits_plan("fail")  # 2 epochs of 11 steps
-    assert [step_of(Fault("bad_image", number), plan) for number in (1, 128, 129, 1408, 1409)] == [0, 0, 1, 10, 11]
+    assert [step_of(Fault("bad_image", number), plan) for number in (1, 128, 129, 1408, 1409)] == [
+        0,
+        0,
+        1,
+        10,
+        11,
+    ]
     assert step_of(Fault("kill", 1), plan) == 0
 
 
@@ -105,13 +126,19 @@ def struck(faults: str, folder: Path, ranks: Ranks = alone(), bad_images: str = 
     plan = digits_plan(bad_images)
     said: list[str] = []
     progress = SimpleNamespace(step=0, injected=[])
-    state = SimpleNamespace(model=torch.nn.Identity(), progress=progress, say=said.append, said=said)
+    state = SimpleNamespace(
+        model=torch.nn.Identity(), progress=progress, say=said.append, said=said
+    )
     return Faults(parse_faults(faults), plan, folder, ranks), state
 
 
 def test_each_strikes_once_in_a_folder_and_is_marked_before(tmp_path, monkeypatch):
     signals = []
-    monkeypatch.setattr(inject.os, "kill", lambda process, number: signals.append((number, (tmp_path / "injected").read_text())))
+    monkeypatch.setattr(
+        inject.os,
+        "kill",
+        lambda process, number: signals.append((number, (tmp_path / "injected").read_text())),
+    )
     faults, state = struck("kill@2,term@3", tmp_path)
     for step in range(4):
         faults.strike(step, state)
@@ -151,13 +178,17 @@ def test_marks_that_cannot_be_read_are_one_line(tmp_path, content):
         (tmp_path / "injected").mkdir()
     else:
         (tmp_path / "injected").write_bytes(content)
-    with pytest.raises(UserError, match="injected: which faults have struck cannot be read") as caught:
+    with pytest.raises(
+        UserError, match="injected: which faults have struck cannot be read"
+    ) as caught:
         struck("kill@2", tmp_path)
     assert "\n" not in str(caught.value)
     struck("", tmp_path)  # who injects nothing does not look
 
 
-def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the_run_goes_on(
+    tmp_path, monkeypatch
+):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -165,12 +196,20 @@ def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the
     monkeypatch.setattr(inject.os, "kill", lambda process, number: signals.append(number))
     monkeypatch.setattr(inject.os, "fsync", fsync)
     faults, state = struck("bad_image@7,kill@2,slow@3:1s,term@4", tmp_path)
-    assert [str(fault) for fault in faults.in_loader(state)] == ["slow@3:1s"]  # not the image of the first step
+    assert [str(fault) for fault in faults.in_loader(state)] == [
+        "slow@3:1s"
+    ]  # not the image of the first step
     for step in range(3):
         faults.strike(step, state)
     assert not signals and state.progress.injected == ["slow@3:1s"]  # the loader was at it already
-    assert [line.partition(":")[0] for line in state.said] == ["not injected", "not injected", "injected"]
-    assert all("injected (No space left on device)" in line and "\n" not in line for line in state.said)
+    assert [line.partition(":")[0] for line in state.said] == [
+        "not injected",
+        "not injected",
+        "injected",
+    ]
+    assert all(
+        "injected (No space left on device)" in line and "\n" not in line for line in state.said
+    )
     monkeypatch.setattr(inject.os, "fsync", sync)
     faults.strike(3, state)
     assert signals == [signal.SIGTERM] and state.said[-1] == "injected: term@4"
@@ -178,7 +217,9 @@ def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the
 
 
 def stream(inject: str, **job):
-    plan = small_plan("A1", overrides="batch.images=128 batch.norm_images=32", **job)  # with repeats
+    plan = small_plan(
+        "A1", overrides="batch.images=128 batch.norm_images=32", **job
+    )  # with repeats
     settings = make_settings("cpu", workers="0")
     data = open_data(plan.profile, None)
     return plan, data, data.train_stream(plan, settings, 0, faults=parse_faults(inject))
@@ -195,7 +236,10 @@ def test_a_bad_image_is_the_one_of_that_number_and_no_other():
     order = epoch_order(plan.seed, 0, plan.profile.num_train, plan.recipe.repeats)
     assert replaced == [(1, tuple(order[199].tolist()), 1)]
     plan, data, batches = stream("bad_image@200")
-    with pytest.raises(BadImage, match=f"image {order[199][1]} of the training set: damaged, as inject=bad_image@200 has it"):
+    with pytest.raises(
+        BadImage,
+        match=f"image {order[199][1]} of the training set: damaged, as inject=bad_image@200 has it",
+    ):
         for _ in range(8):
             next(batches)
 
@@ -214,14 +258,24 @@ SET = "epochs=1 batch.images=128 batch.norm_images=32"  # 11 steps
 
 def trained(folder: Path, inject: str = "", **machine):
     """(exit code, row, what was said) of one call of a command."""
-    job = Job("A2", "test_resnet", overrides=small_set(SET), bad_images=machine.pop("bad_images", "fail"))
+    job = Job(
+        "A2", "test_resnet", overrides=small_set(SET), bad_images=machine.pop("bad_images", "fail")
+    )
     plan = plan_of(job)
     settings = make_settings(
-        "cpu", workers="0", runs=folder / "runs", results=folder / "results", checkpoint_s=0, inject=inject, **machine
+        "cpu",
+        workers="0",
+        runs=folder / "runs",
+        results=folder / "results",
+        checkpoint_s=0,
+        inject=inject,
+        **machine,
     )
     out = io.StringIO()
     with StopRequest() as stop:
-        code, row = run_job(job, plan, settings, open_data(plan.profile, None), Console(file=out, width=300), stop)
+        code, row = run_job(
+            job, plan, settings, open_data(plan.profile, None), Console(file=out, width=300), stop
+        )
     return code, row, out.getvalue()
 
 
@@ -246,27 +300,43 @@ def test_a_signal_in_a_step_is_the_end_after_it(tmp_path, clean):
     code, row, said = trained(tmp_path, "term@4")
     assert (code, row) == (EXIT_STOPPED, None) and "stopped by SIGTERM after step 4: saved" in said
     code, row, _ = trained(tmp_path, "term@4")
-    assert code == EXIT_DONE and row.weights_sha256 == clean.weights_sha256 and row.injected == () and row.bitwise
+    assert (
+        code == EXIT_DONE
+        and row.weights_sha256 == clean.weights_sha256
+        and row.injected == ()
+        and row.bitwise
+    )
 
 
-def test_a_loss_that_is_no_number_leaves_the_store_alone_and_the_next_call_goes_on_before_it(tmp_path, clean):
+def test_a_loss_that_is_no_number_leaves_the_store_alone_and_the_next_call_goes_on_before_it(
+    tmp_path, clean
+):
     code, row, said = trained(tmp_path, "nan@7")
     assert code == EXIT_DIVERGED and row.injected == ("nan@7",) and row.status == "diverged"
     assert stored(tmp_path) == 0 and "stays out of the store: inject=nan@7" in said
     code, row, said = trained(tmp_path, "nan@7")
-    assert re.search(r"going on after step [1-6] of 11", said)  # a checkpoint may still be on its way when the next is due
+    assert re.search(
+        r"going on after step [1-6] of 11", said
+    )  # a checkpoint may still be on its way when the next is due
     assert code == EXIT_DONE and row.weights_sha256 == clean.weights_sha256 and row.injected == ()
     assert stored(tmp_path) == 1
 
 
 @pytest.mark.drill
-def test_memory_that_runs_out_and_a_damaged_image_end_a_call_in_one_line_and_the_next_goes_on(tmp_path, clean):
+def test_memory_that_runs_out_and_a_damaged_image_end_a_call_in_one_line_and_the_next_goes_on(
+    tmp_path, clean
+):
     with pytest.raises(MemoryFull, match="out of memory in step 3: .*activation_checkpointing=1"):
         trained(tmp_path, "oom@3,bad_image@1100")
     with pytest.raises(BadImage, match="inject=bad_image@1100"):
         trained(tmp_path, "oom@3,bad_image@1100")
     code, row, _ = trained(tmp_path, "oom@3,bad_image@1100")
-    assert code == EXIT_DONE and row.weights_sha256 == clean.weights_sha256 and row.injected == () and stored(tmp_path) == 1
+    assert (
+        code == EXIT_DONE
+        and row.weights_sha256 == clean.weights_sha256
+        and row.injected == ()
+        and stored(tmp_path) == 1
+    )
 
 
 @pytest.mark.drill
@@ -289,10 +359,16 @@ def test_memory_that_runs_out_under_auto_is_in_the_row(tmp_path):
     code, row, _ = trained(tmp_path, "oom@2", micro_batch="auto")
     assert code == EXIT_DONE and row.injected == ("oom@2",) and not row.bitwise
     assert row.changes == ("micro_batch 32 -> 16 images after step 1: out of memory",)
-    assert [change.path for change in row.deviations if change.origin == "memory"] == ["batch.norm_images"]
+    assert [change.path for change in row.deviations if change.origin == "memory"] == [
+        "batch.norm_images"
+    ]
 
 
 def test_without_faults_nothing_is_marked(tmp_path):
     faults, state = struck("", tmp_path)
     faults.strike(0, state)
-    assert faults.in_loader(state) == () and list(tmp_path.iterdir()) == [] and np.size(state.said) == 0
+    assert (
+        faults.in_loader(state) == ()
+        and list(tmp_path.iterdir()) == []
+        and np.size(state.said) == 0
+    )

@@ -4,15 +4,15 @@ import json
 import subprocess
 
 import pytest
+from plans import small_plan, small_set
+from test_results import ROW
 
 from trainer import provenance
 from trainer.job import Job, plan_of, run_name, write_plan
 from trainer.plan import PlanError
-from trainer.settings import make_settings
-from plans import small_plan, small_set
-from test_results import ROW
-from trainer.run_folder import recipe_of
 from trainer.results import store_row
+from trainer.run_folder import recipe_of
+from trainer.settings import make_settings
 
 
 def test_the_page_is_adapted_first_and_overridden_second():
@@ -24,7 +24,10 @@ def test_the_page_is_adapted_first_and_overridden_second():
 
 
 def test_the_rows_digest_is_the_pages_not_the_deviating_runs():
-    assert plan_of(Job("A1", "resnet50", overrides="epochs=3")).page_digest == plan_of(Job("A1.v1", "resnet50", "imagenet-1k")).recipe.digest
+    assert (
+        plan_of(Job("A1", "resnet50", overrides="epochs=3")).page_digest
+        == plan_of(Job("A1.v1", "resnet50", "imagenet-1k")).recipe.digest
+    )
 
 
 def test_again_takes_the_first_name_without_a_row(tmp_path):
@@ -44,7 +47,9 @@ def test_the_run_folders_plan_is_readable_and_its_page_re_loads(tmp_path):
     recipe, facts = recipe_of(tmp_path)
     assert recipe.digest == plan.recipe.digest
     assert facts["num_steps"] == plan.num_steps and len(facts["lr_at_epoch_starts"]) == 2
-    assert {change["path"]: change["after"] for change in facts["deviations"]}["smoothing"] == "0.05"
+    assert {change["path"]: change["after"] for change in facts["deviations"]}[
+        "smoothing"
+    ] == "0.05"
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
@@ -58,7 +63,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, content):
 def test_the_commit_is_gits_and_rows_do_not_make_it_dirty(tmp_path, monkeypatch):
     def git(*words):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        return subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     git("init", "-q")
     (tmp_path / "results").mkdir()
@@ -83,6 +90,8 @@ def test_versions_name_what_can_move_a_result():
     import torch
 
     found = provenance.versions()
-    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert (
+        found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    )
     assert {"python", "timm", "trainer", "torchvision"} <= set(found)
     json.dumps(found)

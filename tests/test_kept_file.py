@@ -100,7 +100,9 @@ def test_a_removed_folder_is_made_again_with_all_that_stood_in_the_file(tmp_path
     shutil.rmtree(path.parent)
     file.write(b"two\n")
     assert file.error is None and path.read_bytes() == b"from a process before\none\ntwo\n"
-    os.rename(path.parent, tmp_path / "away")  # as a network folder that comes back: first another, then the old one
+    os.rename(
+        path.parent, tmp_path / "away"
+    )  # as a network folder that comes back: first another, then the old one
     file.write(b"three\n")
     shutil.rmtree(path.parent)
     os.rename(tmp_path / "away", path.parent)

@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 import ranked
 from forked import NUM_STEPS, words
 from killed import MOMENTS, STARTS, strike_at_start
@@ -46,7 +45,9 @@ def random_moments(seed: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("checkpoint_s", "seed"), [(0, 1), (0.01, 2)], ids=["waiting", "beside"])
-def test_killed_at_twenty_random_moments_it_ends_the_same(undisturbed, tmp_path, checkpoint_s, seed):
+def test_killed_at_twenty_random_moments_it_ends_the_same(
+    undisturbed, tmp_path, checkpoint_s, seed
+):
     moments = random_moments(seed)
     for number, (moment, step) in enumerate(moments):
         code, printed = forked.end_of(words(tmp_path, checkpoint_s), moment, step)
@@ -73,7 +74,9 @@ def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_pa
     draw = random.Random(3)
     command = [sys.executable, "-m", "trainer", *words(tmp_path)]
     for _ in range(5):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 process.wait(draw.uniform(0, 8))
             except subprocess.TimeoutExpired:
@@ -91,9 +94,15 @@ def test_one_of_two_ranks_killed_at_random_moments_ends_the_same(tmp_path):
     draw = random.Random(4)
     steps = sorted(draw.sample(range(10), 5))
     ranks = (draw.randrange(2), 0, draw.randrange(2), 0, draw.randrange(2), 1)
-    for rank, moment, step in zip(ranks, ("step", "write", "update", "rename", "step", "evaluate"), (*steps, 10), strict=True):
-        ended = ranked.end_of(ranked.killed_run, 2, str(folder), flags, rank, moment, step, timeout_s=400)
-        assert -signal.SIGKILL in [rank.code for rank in ended] and all(rank.code for rank in ended), ended
+    for rank, moment, step in zip(
+        ranks, ("step", "write", "update", "rename", "step", "evaluate"), (*steps, 10), strict=True
+    ):
+        ended = ranked.end_of(
+            ranked.killed_run, 2, str(folder), flags, rank, moment, step, timeout_s=400
+        )
+        assert -signal.SIGKILL in [rank.code for rank in ended] and all(
+            rank.code for rank in ended
+        ), ended
     found = ranked.end_of(ranked.whole_run, 2, str(folder), flags, timeout_s=400)[0].value
     assert "going on after step" in found["said"]
     for name, tensor in expected["weights"].items():
@@ -114,7 +123,10 @@ def test_a_second_process_refuses_and_says_who_works_there(undisturbed, tmp_path
         code, printed = forked.end_of(words(tmp_path))
         assert code == 2, printed
         last = printed.splitlines()[-1]
-        assert last.startswith("error: ") and f"process {first.pid} on {os.uname().nodename}, since 20" in last
+        assert (
+            last.startswith("error: ")
+            and f"process {first.pid} on {os.uname().nodename}, since 20" in last
+        )
     code, printed = forked.end_of(words(tmp_path))  # the first was killed: its claim is stale
     assert code == 0 and "going on after step 5" in printed
     assert ending(tmp_path) == undisturbed
@@ -125,7 +137,9 @@ def is_stopped(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("how", ["cut", "flip"])
-def test_a_checkpoint_damaged_at_random_places_is_found_and_the_one_before_it_used(undisturbed, tmp_path, how):
+def test_a_checkpoint_damaged_at_random_places_is_found_and_the_one_before_it_used(
+    undisturbed, tmp_path, how
+):
     """What the whole run comes to; test_checkpoint tries more places."""
     code, _ = forked.end_of(words(tmp_path / "made"), "step", 10)
     assert code == -signal.SIGKILL
@@ -142,5 +156,9 @@ def test_a_checkpoint_damaged_at_random_places_is_found_and_the_one_before_it_us
             content[place] ^= 1 << draw.randrange(8)
         last.write_bytes(content)
         code, printed = forked.end_of(words(folder))
-        assert code == 0 and "step_000000010.pt is damaged" in printed and "going on after step 9" in printed, (place, printed)
+        assert (
+            code == 0
+            and "step_000000010.pt is damaged" in printed
+            and "going on after step 9" in printed
+        ), (place, printed)
         assert ending(folder) == undisturbed

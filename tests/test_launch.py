@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from plans import small_plan, small_set
+
 from trainer import launch
 from trainer.errors import UserError
 from trainer.launch import asked_ranks, exit_code, slurm_job
@@ -76,7 +76,13 @@ def test_half_an_environment_is_refused(environment, found):
 
 @pytest.mark.parametrize(
     ("hosts", "first"),
-    [("node1", "node1"), ("gpu[07-09,12],big1", "gpu07"), ("a-b[3],c", "a-b3"), ("n1.x.org,n2.x.org", "n1.x.org"), ("r[1-2]n[3-4]", "r1n3")],
+    [
+        ("node1", "node1"),
+        ("gpu[07-09,12],big1", "gpu07"),
+        ("a-b[3],c", "a-b3"),
+        ("n1.x.org,n2.x.org", "n1.x.org"),
+        ("r[1-2]n[3-4]", "r1n3"),
+    ],
 )
 def test_the_first_host_of_slurms_list(hosts, first):
     assert first_host(hosts) == first
@@ -86,7 +92,12 @@ def test_gpus_and_procs_must_fit_each_other_the_device_and_what_was_started():
     place = find_place(TORCHRUN)
     assert asked_ranks(None, None, "auto", None) == 1 and asked_ranks(4, None, "auto", None) == 4
     assert asked_ranks(None, 2, "cpu", place) == asked_ranks(None, None, "auto", place) == 2
-    for asked in ((4, 4, "auto", None), (None, 2, "cuda:0", None), (2, None, "cpu", None), (4, None, "auto", place)):
+    for asked in (
+        (4, 4, "auto", None),
+        (None, 2, "cuda:0", None),
+        (2, None, "cpu", None),
+        (4, None, "auto", place),
+    ):
         with pytest.raises(UserError, match="would do"):
             asked_ranks(*asked)
 
@@ -110,12 +121,17 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
 
 def test_ranks_share_the_cores_for_their_workers(monkeypatch):
     monkeypatch.setattr("trainer.settings.num_cores", lambda: 16)
-    assert [make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)] == [8, 4, 1, 1]
+    assert [
+        make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)
+    ] == [8, 4, 1, 1]
 
 
 def test_a_world_that_does_not_divide_is_refused_with_what_would():
     plan = small_plan(overrides="batch.images=32 batch.norm_images=32")
-    with pytest.raises(PlanError, match=r'= 1 micro-batch cannot be shared by 2 ranks; 1 rank would do, or set="batch.norm_images=16"'):
+    with pytest.raises(
+        PlanError,
+        match=r'= 1 micro-batch cannot be shared by 2 ranks; 1 rank would do, or set="batch.norm_images=16"',
+    ):
         make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
 
 
@@ -129,20 +145,31 @@ def test_joined_statistics_need_gpus_and_equal_shares():
     check_norms(joined, "cuda:0")
     with pytest.raises(PlanError, match="GPUs alone; one rank"):
         check_norms(joined, "cpu")
-    plan = small_plan(overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false")  # 1437 = 179 x 8 + 5
+    plan = small_plan(
+        overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false"
+    )  # 1437 = 179 x 8 + 5
     with pytest.raises(PlanError, match="2 micro-batches, which 4 ranks cannot join"):
         make_plan(plan.recipe, plan.model, plan.profile, world_size=4)
 
 
 def ended(*codes: int) -> dict:
-    return {rank: SimpleNamespace(exitcode=code, pid=100 + rank, timestamp=rank) for rank, code in enumerate(codes) if code}
+    return {
+        rank: SimpleNamespace(exitcode=code, pid=100 + rank, timestamp=rank)
+        for rank, code in enumerate(codes)
+        if code
+    }
 
 
 def test_the_command_ends_as_the_first_rank_that_did(capsys):
     assert exit_code({}, False) == 0
     assert exit_code(ended(0, 3), False) == 3 and exit_code(ended(75, 75), True) == 75
     assert exit_code(ended(2, -15), False) == 2
-    for codes in ((-15, -15), (-15, 1), (-10, 75), (75, -9)):  # a signal before a rank could listen, or while it left
+    for codes in (
+        (-15, -15),
+        (-15, 1),
+        (-10, 75),
+        (75, -9),
+    ):  # a signal before a rank could listen, or while it left
         assert exit_code(ended(*codes), True) == 75
     assert exit_code(ended(2, -15), True) == 2
     assert capsys.readouterr().err == ""
@@ -157,11 +184,27 @@ def test_a_signal_before_there_are_ranks_starts_none(monkeypatch, capsys):
     monkeypatch.setattr(launch.logging, "disable", lambda level: None)
     with StopRequest() as stop:
         assert launch.launch(2, ["train"], stop) == 75
-    assert capsys.readouterr().out == "stopped by SIGTERM before any rank was started; the same command goes on\n"
+    assert (
+        capsys.readouterr().out
+        == "stopped by SIGTERM before any rank was started; the same command goes on\n"
+    )
 
 
 def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
-    command = [sys.executable, "-m", "trainer", "train", "--recipe", "A1", "--model", "test_resnet", "--procs", "3", "--runs", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "train",
+        "--recipe",
+        "A1",
+        "--model",
+        "test_resnet",
+        "--procs",
+        "3",
+        "--runs",
+        str(tmp_path),
+    ]
     words = ["--set", small_set("batch.images=128 batch.norm_images=32")]
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
@@ -171,7 +214,15 @@ def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
 
 def test_the_job_file_is_one_that_sbatch_takes():
     words = ["train", "--recipe", "A1", "--set", "epochs=5 loss.name='ce'"]
-    text = slurm_job(words, "A1-resnet50", nodes=2, gpus=4, cpus=8, hours=24.5, extra='--partition big --comment="a b"')
+    text = slurm_job(
+        words,
+        "A1-resnet50",
+        nodes=2,
+        gpus=4,
+        cpus=8,
+        hours=24.5,
+        extra='--partition big --comment="a b"',
+    )
     lines = text.splitlines()
     assert lines[0] == "#!/bin/bash"
     for line in (
@@ -180,9 +231,15 @@ def test_the_job_file_is_one_that_sbatch_takes():
     ):  # fmt: skip
         assert f"#SBATCH {line}" in lines
     directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]
-    assert max(directives) < min(number for number, line in enumerate(lines[1:], 1) if line and not line.startswith("#"))
+    assert max(directives) < min(
+        number for number, line in enumerate(lines[1:], 1) if line and not line.startswith("#")
+    )
     (srun,) = [line for line in lines if line.startswith("srun")]
-    assert shlex.split(srun)[:3] == ["srun", "--cpus-per-task=8", "--kill-on-bad-exit=0"]  # which srun no longer takes from sbatch
+    assert shlex.split(srun)[:3] == [
+        "srun",
+        "--cpus-per-task=8",
+        "--kill-on-bad-exit=0",
+    ]  # which srun no longer takes from sbatch
     assert shlex.split(srun)[3:] == [sys.executable, "-m", "trainer", *words]
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     with pytest.raises(UserError, match="line breaks"):
@@ -196,8 +253,13 @@ def test_a_job_that_was_stopped_puts_itself_into_the_queue_again(tmp_path, code)
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}\n")
         path.chmod(0o755)
-    script = slurm_job(["train"], "A1", nodes=1, gpus=0, cpus=2, hours=1).replace(f"cd {shlex.quote(str(Path.cwd()))}", f"cd {tmp_path}")
-    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    script = slurm_job(["train"], "A1", nodes=1, gpus=0, cpus=2, hours=1).replace(
+        f"cd {shlex.quote(str(Path.cwd()))}", f"cd {tmp_path}"
+    )
+    environment = os.environ | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "7",
+    }
     done = subprocess.run(["bash"], input=script, text=True, env=environment)
     assert done.returncode == code
     assert (tmp_path / "asked").exists() == (code == 75)

@@ -12,17 +12,28 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 from plans import small_set
 from test_kills import is_stopped
 from test_resume import ending
+
 from trainer import meeting
 
 pytestmark = pytest.mark.drill  # each start of the program takes seconds: `make drill`
 ROOT = Path(__file__).parent.parent
-FLAGS = ["--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
+FLAGS = [
+    "--recipe",
+    "A1",
+    "--model",
+    "test_resnet",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--checkpoint-s",
+    "0",
+]
 SET = small_set("batch.images=128 batch.norm_images=32")  # 2 epochs of 11 steps
 
 
@@ -36,7 +47,9 @@ def words(folder: Path, *more: str) -> list[str]:
 def started(*command: str, **environment: str):
     """Python at work with these words; killed where it still runs at the end of the block."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | environment, **pipes) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | environment, **pipes
+    ) as process:
         try:
             yield process
         finally:
@@ -48,7 +61,16 @@ def left_by(folder: Path) -> dict:
     (path,) = (folder / "results" / "rows").glob("*.json")
     (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
     row = json.loads(path.read_text())
-    kept = ("run", "status", "steps", "world_size", "weights_sha256", "top1_pct", "loss_nats", "changes")
+    kept = (
+        "run",
+        "status",
+        "steps",
+        "world_size",
+        "weights_sha256",
+        "top1_pct",
+        "loss_nats",
+        "changes",
+    )
     return {name: row[name] for name in kept} | {"metrics": metrics.read_bytes()}
 
 
@@ -61,12 +83,19 @@ def free_port() -> int:
 
 def as_rank(rank: int, port: int, come_s: float) -> None:
     """This process is one of two, started without a launcher: rank 0 keeps the meeting point."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "2",
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     meeting.COME_S = come_s
 
 
-def ends_of(words: list[str], come=(0, 1), come_s: float = 20, timeout_s: float = 40) -> list[tuple[int, str]]:
+def ends_of(
+    words: list[str], come=(0, 1), come_s: float = 20, timeout_s: float = 40
+) -> list[tuple[int, str]]:
     """(exit code, all that was printed) of the program on two ranks, in processes that are forked; come: only these come."""
     port = free_port()
     with contextlib.ExitStack() as stack:
@@ -88,7 +117,13 @@ def undisturbed(tmp_path_factory) -> dict:
 def test_two_agents_of_torchrun_make_the_run_of_two_processes(undisturbed, tmp_path):
     """As on two machines: each agent starts one rank, and they find each other at one address. The run of procs=2, bit
     for bit, as is the one that test_two_processes_stop_together makes."""
-    address = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=one"]
+    address = [
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=127.0.0.1:{free_port()}",
+        "--rdzv-id=one",
+    ]
     agent = ("-m", "torch.distributed.run", *address, *words(tmp_path))
     with started(*agent) as one, started(*agent) as other:
         ended = [process.communicate(timeout=300) for process in (one, other)]
@@ -113,7 +148,9 @@ def pausing(folder: Path, rank: int) -> dict[str, str]:
     """The environment of a launcher whose rank stops (SIGSTOP) before it has imported anything."""
     text = f"import os, signal\nif os.environ.get('RANK') == '{rank}':\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
     (folder / "sitecustomize.py").write_text(text)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return {
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    }
 
 
 @contextlib.contextmanager
@@ -136,7 +173,10 @@ def rank_of(launcher: subprocess.Popen, rank: int) -> int:
     while time.monotonic() < until_s:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended meanwhile
-                if f"\nPPid:\t{launcher.pid}\n" in (folder / "status").read_text() and f"\0RANK={rank}\0" in (folder / "environ").read_text():
+                if (
+                    f"\nPPid:\t{launcher.pid}\n" in (folder / "status").read_text()
+                    and f"\0RANK={rank}\0" in (folder / "environ").read_text()
+                ):
                     return int(folder.name)
         time.sleep(0.02)
     raise AssertionError((f"no rank {rank}", launcher.poll()))
@@ -150,14 +190,22 @@ def test_two_processes_stop_together_and_go_on_by_the_same_command(undisturbed, 
     assert process.returncode == 75, (said, rest, error)
     assert "stopped by SIGTERM after step" in rest and error == ""
     assert [line.split()[1] for line in said if line.startswith("rank ")] == ["0", "1"]
-    assert any("128 images per step = 2 ranks x 2 micro-batches x 32 images" in line for line in said)
+    assert any(
+        "128 images per step = 2 ranks x 2 micro-batches x 32 images" in line for line in said
+    )
     with started(*words(tmp_path, "--procs", "2")) as process:
         said, error = process.communicate(timeout=300)
     assert process.returncode == 0 and "going on after step" in said, (said, error)
     assert left_by(tmp_path) == undisturbed
-    assert undisturbed["world_size"] == 2 and undisturbed["steps"] == 22 and undisturbed["changes"] == []
+    assert (
+        undisturbed["world_size"] == 2
+        and undisturbed["steps"] == 22
+        and undisturbed["changes"] == []
+    )
     scores = [line for line in said.splitlines() if "top-1" in line]
-    assert len(scores) == len(set(scores)) and sum(line.startswith("top-1") for line in scores) == 1  # one rank speaks
+    assert (
+        len(scores) == len(set(scores)) and sum(line.startswith("top-1") for line in scores) == 1
+    )  # one rank speaks
 
 
 def listens(process: int, is_so: str, number: int = signal.SIGTERM) -> bool:
@@ -183,17 +231,29 @@ def test_a_signal_that_a_rank_cannot_hear_yet_is_a_stop_all_the_same(tmp_path):
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_the_next_call_goes_on(tmp_path):
+def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_the_next_call_goes_on(
+    tmp_path,
+):
     undisturbed, here = tmp_path / "undisturbed", tmp_path / "here"
     assert [code for code, _ in ends_of(forked.words(undisturbed))] == [0, 0]
-    faults = [*forked.words(here), "--inject=raise@5,oom@10,bad_image@200"]  # the image is in step 13, on rank 1
+    faults = [
+        *forked.words(here),
+        "--inject=raise@5,oom@10,bad_image@200",
+    ]  # the image is in step 13, on rank 1
 
     (code, others), (own, text) = ends_of(faults)
     assert (code, own) == (1, 1) and "injected: raise@5" in others and "Traceback" not in others
-    assert f"error: rank 1 of 2 on {os.uname().nodename} failed; the others end with it" in text and "as inject= has it" in text
+    assert (
+        f"error: rank 1 of 2 on {os.uname().nodename} failed; the others end with it" in text
+        and "as inject= has it" in text
+    )
 
     (code, others), (own, text) = ends_of(faults)  # all of them: they agree on it
-    assert (code, own) == (2, 2) and "going on after step 4" in others and (others + text).count("error: ") == 1, (others, text)
+    assert (
+        (code, own) == (2, 2)
+        and "going on after step 4" in others
+        and (others + text).count("error: ") == 1
+    ), (others, text)
 
     for come, named in (((0,), "error: rank 1 of 2 did not come within 2 s"), ((1,), "after 2 s")):
         ((code, text),) = ends_of(faults, come=come, come_s=2)
@@ -209,7 +269,9 @@ def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_th
     assert ending(here) == ending(undisturbed)
 
 
-def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on(undisturbed, tmp_path, monkeypatch):
+def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on(
+    undisturbed, tmp_path, monkeypatch
+):
     """A rank is killed, one does not come, the launcher is killed, all in one run folder."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a launcher that is killed leaves its folder
     two = words(tmp_path, "--procs", "2")
@@ -219,7 +281,11 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
         os.kill(rank, signal.SIGKILL)
         _, error = process.communicate(timeout=40)
     assert process.returncode == 1
-    assert f"rank 1 (process {rank}) was ended by SIGKILL" in error and "the same command goes on" in error and "Traceback" not in error
+    assert (
+        f"rank 1 (process {rank}) was ended by SIGKILL" in error
+        and "the same command goes on" in error
+        and "Traceback" not in error
+    )
     assert f"rank   1  {os.uname().nodename}  process {rank:>7}  cpu" in map(str.rstrip, said)
 
     with started(*two, **pausing(tmp_path, 1)) as process, paused(rank_of(process, 1)):
@@ -231,8 +297,14 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
     with started(*two, "--inject", "slow@20:40s") as process:
         until(process, "going on after step 1")
         process.kill()
-        _, error = process.communicate(timeout=40)  # the ranks hold its ends of the pipes as long as they live
-    assert "error: rank 0: the launcher, which keeps localhost:" in error and "the same command goes on" in error and "Traceback" not in error
+        _, error = process.communicate(
+            timeout=40
+        )  # the ranks hold its ends of the pipes as long as they live
+    assert (
+        "error: rank 0: the launcher, which keeps localhost:" in error
+        and "the same command goes on" in error
+        and "Traceback" not in error
+    )
 
     with started(*two) as process:
         said, error = process.communicate(timeout=300)

@@ -52,7 +52,9 @@ others:
 """
 
 
-@pytest.mark.parametrize("text", ["9" * 100_000 + "x", "1_" * 50_000 + "x", "." + "9" * 100_000 + "e", "9" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["9" * 100_000 + "x", "1_" * 50_000 + "x", "." + "9" * 100_000 + "e", "9" * 100_000]
+)
 def test_no_text_takes_long_to_be_told_from_a_number(text):
     before_s = time.process_time()
     try:
@@ -127,7 +129,12 @@ def test_values_that_mislead_are_refused_with_their_line(value, found, would_do)
     ("old", "new", "line", "sentence"),
     [
         ("weight: 1.5", "wieght: 1.5", 2, "'wieght' is no key of this page (did you mean weight?)"),
-        ("weight: 1.5", "weight: 1.5\nweight: 2.5", 3, "'weight' is written twice, first in line 2; keep one"),
+        (
+            "weight: 1.5",
+            "weight: 1.5\nweight: 2.5",
+            3,
+            "'weight' is written twice, first in line 2; keep one",
+        ),
         ("weight: 1.5\n", "", 1, "this page has no weight; add it"),
         ("seeds: 5", "sides: [1, 2]", 5, "sides is a key of pear, not of apple; leave it out"),
         ("seeds: 5", "seed: 5", 5, "'seed' is no key of first (did you mean seeds?)"),
@@ -142,7 +149,12 @@ def test_values_that_mislead_are_refused_with_their_line(value, found, would_do)
         ("[1, 2.5]", "[1]", 7, "others.0.sides is a list of 1; write 2 values"),
         ("[1, 2.5]", "[1, 2, 3]", 7, "others.0.sides"),
         ("{name: pear", "{<<: {}, name: pear", 7, "the merge key <<"),
-        ("title: fruit", "title: fruit\nsize: medium", 2, "size is 'medium'; write 'small' or 'large'"),
+        (
+            "title: fruit",
+            "title: fruit\nsize: medium",
+            2,
+            "size is 'medium'; write 'small' or 'large'",
+        ),
         ("title: fruit", "title: fruit\non: 1", 2, "the key 'on' is not text"),
         ("title: fruit", "title: fruit\n? [a]\n: 1", 2, "a key that is a list"),
         ("weight: 1.5", "weight:\t1.5", 2, "a tab"),
@@ -159,9 +171,21 @@ def test_slips_are_refused_at_their_line(old, new, line, sentence):
 @pytest.mark.parametrize(
     ("kind", "page", "words"),
     [
-        (Pretrained, "file: a\nsha256: abc\n", "sha256 is 'abc'; write 64 hex digits in small letters, as sha256sum prints them"),
-        (Recipe, A3.replace("name: A3", "name: A 3", 1), "name is 'A 3'; write letters A to Z, digits, - and _, the first"),
-        (Profile, "name: a b\nnum_classes: 2\nnum_train: 5\nnum_val: 5\nmean: [0, 0, 0]\nstd: [1, 1, 1]\n", "write letters, digits and . +"),
+        (
+            Pretrained,
+            "file: a\nsha256: abc\n",
+            "sha256 is 'abc'; write 64 hex digits in small letters, as sha256sum prints them",
+        ),
+        (
+            Recipe,
+            A3.replace("name: A3", "name: A 3", 1),
+            "name is 'A 3'; write letters A to Z, digits, - and _, the first",
+        ),
+        (
+            Profile,
+            "name: a b\nnum_classes: 2\nnum_train: 5\nnum_val: 5\nmean: [0, 0, 0]\nstd: [1, 1, 1]\n",
+            "write letters, digits and . +",
+        ),
     ],
 )
 def test_a_text_of_other_letters_is_refused_by_what_would_do(kind, page, words):
@@ -169,7 +193,9 @@ def test_a_text_of_other_letters_is_refused_by_what_would_do(kind, page, words):
     assert words in found and "pattern" not in found and "matches" not in found
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "- 1\n- 2\n", "text", "5", "[" * 5000, "a:\n" + " a:" * 3000])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "- 1\n- 2\n", "text", "5", "[" * 5000, "a:\n" + " a:" * 3000]
+)
 def test_what_is_no_page_is_refused(text):
     refusal(text)
 
@@ -196,13 +222,23 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
         return str(error.value)
 
     Path("folder.yaml").mkdir()
-    assert said("folder.yaml") == "folder.yaml:1: is a folder, not a page; give the path of a .yaml file"
+    assert (
+        said("folder.yaml")
+        == "folder.yaml:1: is a folder, not a page; give the path of a .yaml file"
+    )
     assert said("absent.yaml").startswith("absent.yaml:1: is no file")
-    assert said("large.yaml", b"#" * (256 * 1024 + 1)).startswith("large.yaml:1: 262145 bytes; a page holds at most")
-    assert said("latin.yaml", b"title: fruit\nweight: \xe9") == "latin.yaml:2: the byte 0xe9; save the page as UTF-8"
+    assert said("large.yaml", b"#" * (256 * 1024 + 1)).startswith(
+        "large.yaml:1: 262145 bytes; a page holds at most"
+    )
+    assert (
+        said("latin.yaml", b"title: fruit\nweight: \xe9")
+        == "latin.yaml:2: the byte 0xe9; save the page as UTF-8"
+    )
     assert said("nul.yaml", b"title: fruit\n\0").startswith(r"nul.yaml:2: the character '\x00'")
     assert said("wide.yaml", BASKET.encode("utf-16")).startswith("wide.yaml:1: the byte 0xff")
-    assert said("x" * 300).endswith(":1: cannot be read (File name too long); check its path and permissions")
+    assert said("x" * 300).endswith(
+        ":1: cannot be read (File name too long); check its path and permissions"
+    )
     assert "\n" not in said("two\nlines.yaml", b"")
 
 
@@ -226,7 +262,11 @@ WORDS = "name version epochs batch images lr peak loss bce threshold augment fli
 
 
 @settings(max_examples=400)
-@given(st.lists(st.text(MARKS, max_size=8) | st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map("".join))
+@given(
+    st.lists(
+        st.text(MARKS, max_size=8) | st.sampled_from(WORDS) | st.text(max_size=3), max_size=12
+    ).map("".join)
+)
 def test_made_up_text_never_ends_in_a_traceback(text):
     one_error_or_none(text)
 
@@ -253,7 +293,10 @@ def test_made_up_structures_never_end_in_a_traceback(structure):
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(sorted(set(Recipe.model_fields) - {"assumed", "published", "per_model"})), STRUCTURES)
+@given(
+    st.sampled_from(sorted(set(Recipe.model_fields) - {"assumed", "published", "per_model"})),
+    STRUCTURES,
+)
 def test_a_page_with_a_made_up_part_never_ends_in_a_traceback(key, structure):
     page = {**yaml.safe_load(A3), "published": [], "per_model": {}, key: structure}
     one_error_or_none(yaml.safe_dump(page))

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from sweeps import wait_until
 
 from trainer.local_cells import LocalCells, choose_threads, streamed
-from sweeps import wait_until
 
 
 def all_ended(cells: LocalCells) -> dict:
@@ -93,7 +93,9 @@ cells.ended(60)
 
 def test_a_process_whose_parent_was_killed_saves_and_ends(tmp_path):
     path = tmp_path / "child"
-    parent = subprocess.Popen([sys.executable, "-c", ORPHAN, str(path)], cwd=Path(__file__).parent.parent)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(path)], cwd=Path(__file__).parent.parent
+    )
     wait_until(lambda: path.exists() and path.read_text())
     parent.kill()
     parent.wait()
@@ -116,4 +118,7 @@ def test_the_first_call_chooses_the_threads_for_all_later_ones(tmp_path, jobs, n
     assert choose_threads(tmp_path, "ablations/losses.yaml", jobs, num_cores=8) == num_threads
     assert choose_threads(tmp_path, "losses", 2, num_cores=8) == num_threads
     assert choose_threads(tmp_path, "norms", 2, num_cores=8) == 4
-    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == ["losses.json", "norms.json"]
+    assert sorted(path.name for path in (tmp_path / "cells").iterdir()) == [
+        "losses.json",
+        "norms.json",
+    ]

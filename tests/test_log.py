@@ -30,7 +30,11 @@ def test_the_board_keeps_the_point_at_the_first_step_and_hides_what_came_after_i
     with opened(tmp_path, first_step=20) as log:
         write(log, (40,))
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(point.step, point.value) for point in board.Scalars("train/loss_nats")] == [(10, 1010), (20, 1020), (40, 1040)]
+    assert [(point.step, point.value) for point in board.Scalars("train/loss_nats")] == [
+        (10, 1010),
+        (20, 1020),
+        (40, 1040),
+    ]
 
 
 def test_lines_after_the_saved_length_are_cut_away(tmp_path):
@@ -49,7 +53,9 @@ def test_curves_shorter_than_saved_are_refused_and_left_as_they_are(tmp_path, co
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"\d bytes, but its checkpoint counts 100.*checkpoints") as caught:
+    with pytest.raises(
+        UserError, match=r"\d bytes, but its checkpoint counts 100.*checkpoints"
+    ) as caught:
         opened(tmp_path, 10, 100)
     assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.exists() else None) == content
@@ -63,7 +69,17 @@ class Counted:
 
     def __getattr__(self, name):
         found = getattr(os, name)
-        if name not in ("stat", "fstat", "open", "close", "dup", "fsync", "pread", "pwrite", "ftruncate"):
+        if name not in (
+            "stat",
+            "fstat",
+            "open",
+            "close",
+            "dup",
+            "fsync",
+            "pread",
+            "pwrite",
+            "ftruncate",
+        ):
             return found
 
         def call(*words):
@@ -87,7 +103,9 @@ def test_a_line_costs_as_much_after_10000_steps_as_after_100(tmp_path, monkeypat
                 log.sync()
     assert costs[100] == costs[1010] == costs[10_000]
     num_bytes, calls = costs[100]
-    assert 300 < num_bytes < 1000 and calls["pwrite"] == 6 and sum(calls.values()) <= 3 * 6  # two lines, four points
+    assert (
+        300 < num_bytes < 1000 and calls["pwrite"] == 6 and sum(calls.values()) <= 3 * 6
+    )  # two lines, four points
     assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 1000
 
 

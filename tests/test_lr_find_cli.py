@@ -10,19 +10,31 @@ import sys
 
 import numpy as np
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
-
 from found import found_of
 from plans import small_set
 from range_trials import drawn, network
+from rich.console import Console
+from typer.testing import CliRunner
+
 from trainer import range_show
 from trainer.cli import app
 from trainer.exits import EXIT_STOPPED
 from trainer.range_rules import Curve
 
 SET = small_set("batch.images=8 epochs=1")
-FLAGS = ["lr-find", "--recipe", "A2", "--model", "test_resnet", "--set", SET, "--device", "cpu", "--workers", "0"]
+FLAGS = [
+    "lr-find",
+    "--recipe",
+    "A2",
+    "--model",
+    "test_resnet",
+    "--set",
+    SET,
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+]
 SHORT = ["--seeds", "2", "--steps", "8"]
 
 
@@ -43,7 +55,10 @@ def test_it_says_how_long_it_will_be_what_it_does_and_what_came_out(done):
     assert "8 images per step = 1 rank x 1 micro-batch x 8 images" in text
     assert "held out: 144 of 1437 training images" in text
     assert re.search(r"2 ramps of 8 steps, .* at most [\d,]+ steps", text)
-    assert text.count("ramp, seed") == 2 and "lr.peak from 1e-06 to 10 in equal ratios; the page has 0.005" in text
+    assert (
+        text.count("ramp, seed") == 2
+        and "lr.peak from 1e-06 to 10 in equal ratios; the page has 0.005" in text
+    )
     (made,) = (folder / "runs").iterdir()
     facts = json.loads((made / "suggestion.json").read_text())
     assert (facts["command"] in text) if facts["value"] else ("no reliable suggestion: " in text)
@@ -82,14 +97,22 @@ def test_a_mistake_is_one_line_and_exit_2(words, found, remedy):
 def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(done, tmp_path):
     """The process is told to end once its first trial is over; what it kept is not run again."""
     command = [sys.executable, "-m", "trainer", *FLAGS, *SHORT, "--runs", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:
         for line in process.stdout:
             if line.startswith("ramp, seed 0"):
                 process.send_signal(signal.SIGTERM)
                 break
         rest, error = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, error
-    assert re.search(r"stopped by SIGTERM after \d+ trials?, which (are|is) kept; the same command goes on", rest)
+    assert re.search(
+        r"stopped by SIGTERM after \d+ trials?, which (are|is) kept; the same command goes on", rest
+    )
     (folder,) = tmp_path.iterdir()
     kept = len(list((folder / "trials").iterdir()))
     assert kept and not (folder / "suggestion.json").exists()
@@ -117,16 +140,26 @@ def test_the_answer_has_the_value_the_reason_every_rule_the_batch_and_the_comman
     value = found.suggestion.value
     assert f"lr.peak {value:.3g} (the page has 0.005): {found.suggestion.reason}" in text
     for rule, spread in found.suggestion.rules.items():
-        assert re.search(rf"{re.escape(rule)} +{re.escape(f'{spread.median:.3g}')} +{re.escape(f'{spread.lowest:.3g}')}", text)
-    assert "holds for 32 images per step" in text and "the page has no rule for another batch" in text
-    assert text.rstrip().endswith(f'make recipe=A1 model=test_resnet data=digits set="epochs=5 lr.peak={value:.3g}"')
+        assert re.search(
+            rf"{re.escape(rule)} +{re.escape(f'{spread.median:.3g}')} +{re.escape(f'{spread.lowest:.3g}')}",
+            text,
+        )
+    assert (
+        "holds for 32 images per step" in text and "the page has no rule for another batch" in text
+    )
+    assert text.rstrip().endswith(
+        f'make recipe=A1 model=test_resnet data=digits set="epochs=5 lr.peak={value:.3g}"'
+    )
     assert "smoothing" in text and f"{found.suggestion.smoothing['train']:.2f}" in text
 
 
 def test_the_pages_own_rule_says_what_another_batch_would_take():
     found = found_of(TRIAL, overrides="lr.scaling=linear")
     value = found.suggestion.value
-    assert f"by the page's linear rule: 16 images {value / 2:.3g}, 64 images {2 * value:.3g}, 128 images {4 * value:.3g}" in printed(found)
+    assert (
+        f"by the page's linear rule: 16 images {value / 2:.3g}, 64 images {2 * value:.3g}, 128 images {4 * value:.3g}"
+        in printed(found)
+    )
 
 
 def test_where_there_is_none_it_says_so_and_gives_no_command():
@@ -159,17 +192,40 @@ def test_the_curve_in_the_terminal_is_high_where_the_loss_is_high():
         return Curve(np.asarray(values), losses, (steps, losses), 2.0, "ramp", seed, purpose)
 
     found = found_of(trial, curve="train")
-    rows = [line.plain.partition("│")[2] for line in range_show.plot(found, 50) if "│" in line.plain]
-    first = [min((place for place, letter in enumerate(row) if "⠀" < letter <= "⣿"), default=None) for row in rows]
+    rows = [
+        line.plain.partition("│")[2] for line in range_show.plot(found, 50) if "│" in line.plain
+    ]
+    first = [
+        min((place for place, letter in enumerate(row) if "⠀" < letter <= "⣿"), default=None)
+        for row in rows
+    ]
     inked = [place for place in first if place is not None]
     assert inked == sorted(inked) and inked[0] == 0 and inked[-1] >= 44
 
 
 @pytest.mark.parametrize("ended", ["ramp", "diverged", "not a number"])
 def test_a_line_tells_how_a_trial_ended(ended):
-    curve = Curve(np.array([0.1, 0.2]), np.array([2.0, 3.0]), (np.array([1]), np.array([2.5])), 2.0, ended, 7, "ramp")
+    curve = Curve(
+        np.array([0.1, 0.2]),
+        np.array([2.0, 3.0]),
+        (np.array([1]), np.array([2.5])),
+        2.0,
+        ended,
+        7,
+        "ramp",
+    )
     line = range_show.trial_line(curve, 1.0)
     assert "seed 7" in line and "up to 0.2" in line and "3.0000" in line and "2.5000" in line
     assert {"ramp": "(1.0 s)", "diverged": "diverged", "not a number": "no number"}[ended] in line
-    empty = Curve(np.array([]), np.array([]), (np.array([], dtype=int), np.array([])), 2.0, "not a number", 7, "race")
-    assert "no step" in range_show.trial_line(empty, None) and "was there" in range_show.trial_line(empty, None)
+    empty = Curve(
+        np.array([]),
+        np.array([]),
+        (np.array([], dtype=int), np.array([])),
+        2.0,
+        "not a number",
+        7,
+        "race",
+    )
+    assert "no step" in range_show.trial_line(empty, None) and "was there" in range_show.trial_line(
+        empty, None
+    )

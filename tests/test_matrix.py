@@ -8,7 +8,16 @@ from rich.console import Console
 
 from trainer import matrix, show
 from trainer.errors import UserError
-from trainer.matrix import MODELS, Cell, as_markdown, chosen_models, chosen_pages, fill, noise_plan, try_cell
+from trainer.matrix import (
+    MODELS,
+    Cell,
+    as_markdown,
+    chosen_models,
+    chosen_pages,
+    fill,
+    noise_plan,
+    try_cell,
+)
 from trainer.recipe import recipe_paths
 
 TABLE = (Path(__file__).parent.parent / "results" / "matrix.md").read_text()
@@ -36,9 +45,17 @@ def test_every_cell_is_a_size_or_a_reason():
 
 def sample() -> list[tuple[str, str]]:
     """Small models, a page of each kind, and the first cell of each of the first reasons."""
-    steps = [("A3.v1", "resnet18"), ("convnext.v1", "convnext_atto"), ("gn-ws.v1", "resnet18"), ("ffcv-rn18-16.v1", "resnet18")]
+    steps = [
+        ("A3.v1", "resnet18"),
+        ("convnext.v1", "convnext_atto"),
+        ("gn-ws.v1", "resnet18"),
+        ("ffcv-rn18-16.v1", "resnet18"),
+    ]
     cells = [(recipe, model, cell) for recipe, row in ROWS.items() for model, cell in row.items()]
-    refused = [next((recipe, model) for recipe, model, cell in cells if cell == f"[{number}]") for number in REASONS]
+    refused = [
+        next((recipe, model) for recipe, model, cell in cells if cell == f"[{number}]")
+        for number in REASONS
+    ]
     return steps + refused[:3]
 
 
@@ -64,7 +81,9 @@ def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
         raise UserError("model.norm: no such place; another would do")
 
     monkeypatch.setattr(matrix, "stepped", refuses)
-    assert try_cell("A3", "resnet18") == Cell("A3", "resnet18", None, "model.norm: no such place; another would do")
+    assert try_cell("A3", "resnet18") == Cell(
+        "A3", "resnet18", None, "model.norm: no such place; another would do"
+    )
 
     def fails(plan):
         raise RuntimeError("a bug")
@@ -76,7 +95,12 @@ def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
 
 
 def test_equal_reasons_share_a_number():
-    cells = [Cell("a", "m", None, "one"), Cell("a", "n", 1_500_000), Cell("b", "m", None, "two"), Cell("b", "n", None, "one")]
+    cells = [
+        Cell("a", "m", None, "one"),
+        Cell("a", "n", 1_500_000),
+        Cell("b", "m", None, "two"),
+        Cell("b", "n", None, "one"),
+    ]
     lines = as_markdown(cells).splitlines()
     assert "| a | [1] | ok 1.500 |" in lines and "| b | [2] | [1] |" in lines
     assert lines[-2:] == ["1. one", "2. two"]
@@ -87,12 +111,21 @@ def test_the_table_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
     with show.progress(Console(), "cells", 4) as each:
         counted = []
         cells = list(fill(["a", "b"], ["m", "n"], lambda: (counted.append(1), each())))
-    assert [(cell.recipe, cell.model) for cell in cells] == [("a", "m"), ("a", "n"), ("b", "m"), ("b", "n")]
+    assert [(cell.recipe, cell.model) for cell in cells] == [
+        ("a", "m"),
+        ("a", "n"),
+        ("b", "m"),
+        ("b", "n"),
+    ]
     assert len(counted) == 4
 
 
 def test_pages_and_models_are_chosen_by_name():
-    assert chosen_pages("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(chosen_models("resnet18 resnet101")) == ["resnet18", "resnet101"]
-    assert chosen_pages("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
+    assert chosen_pages("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(
+        chosen_models("resnet18 resnet101")
+    ) == ["resnet18", "resnet101"]
+    assert (
+        chosen_pages("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
+    )
     with pytest.raises(UserError, match="did you mean resnet101"):
         chosen_models("resnet1O1")

@@ -4,8 +4,8 @@ import json
 import socket
 
 import pytest
-
 from ranked import places
+
 from trainer.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.meeting import Meeting, MissingRank
 from trainer.stop import Stopped
@@ -59,7 +59,9 @@ def asked_at(number: int):
     return check
 
 
-def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_stopped(meetings, board, capsys):
+def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_stopped(
+    meetings, board, capsys
+):
     late, waiting = meetings
     with pytest.raises(Stopped) as caught:
         waiting.check_in(asked_at(3))
@@ -70,7 +72,10 @@ def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_sto
         late.check_in()
     assert late.end_by(caught.value) == EXIT_STOPPED
     said = capsys.readouterr()
-    assert said.out == "stopped by SIGTERM before all ranks had come; the same command goes on\n" and said.err == ""
+    assert (
+        said.out == "stopped by SIGTERM before all ranks had come; the same command goes on\n"
+        and said.err == ""
+    )
 
 
 def test_a_signal_while_nobody_keeps_the_meeting_point_is_a_stop(board):
@@ -88,4 +93,8 @@ def test_a_launcher_that_ends_while_ranks_wait_is_named(meetings, board, capsys)
         meetings[1].check_in(check)
     assert caught.value.code == EXIT_FAILED and meetings[1].end_by(caught.value) is None
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("error: rank 1: rank 0, which keeps 127.0.0.1:") and said.err.count("\n") == 1
+    assert (
+        said.out == ""
+        and said.err.startswith("error: rank 1: rank 0, which keeps 127.0.0.1:")
+        and said.err.count("\n") == 1
+    )

@@ -18,7 +18,9 @@ def names(requirements) -> set[str]:
     return {re.split(r"[^A-Za-z0-9_-]", one.strip())[0].lower() for one in requirements}
 
 
-@pytest.mark.parametrize(("file", "extra"), [("requirements.lock", "test"), ("requirements-ffcv.lock", "ffcv")])
+@pytest.mark.parametrize(
+    ("file", "extra"), [("requirements.lock", "test"), ("requirements-ffcv.lock", "ffcv")]
+)
 def test_the_lock_holds_every_requirement_with_hashes_and_no_address(file, extra):
     lock = (ROOT / file).read_text()
     locked = re.split(r"\n(?=[a-z])", lock.strip())
@@ -36,7 +38,11 @@ def test_the_wheel_carries_the_pages_and_the_command(tmp_path):
     pages = {f"trainer/recipes/{path.name}" for path in (ROOT / "recipes").iterdir()}
     assert pages <= inside and len(pages) >= 7
     assert not [name for name in inside if name.startswith(("tests/", "results/"))]
-    entry = zipfile.ZipFile(wheel).read(next(name for name in inside if name.endswith("entry_points.txt"))).decode()
+    entry = (
+        zipfile.ZipFile(wheel)
+        .read(next(name for name in inside if name.endswith("entry_points.txt")))
+        .decode()
+    )
     assert "rsb = trainer.__main__:main" in entry
 
 
@@ -44,9 +50,18 @@ def test_ffcv_that_cannot_be_built_says_the_one_command(tmp_path):
     """Without pkg-config nothing is built, and the line names what would do."""
     for name in ("sh", "dirname", "cat"):
         (tmp_path / name).symlink_to(shutil.which(name))
-    done = subprocess.run([str(ROOT / "setup-ffcv.sh"), sys.executable], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [str(ROOT / "setup-ffcv.sh"), sys.executable],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ffcv=1: no pkg-config here")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith(
+        "error: ffcv=1: no pkg-config here"
+    )
     assert "sudo apt-get install -y" in done.stderr and done.stderr.endswith("would do\n")
 
 

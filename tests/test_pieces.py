@@ -3,15 +3,15 @@
 import math
 from pathlib import Path
 
+import pieced
 import pytest
 import timm
 import torch
-from torch import nn
-
-import pieced
 from pieced import relative, steps
 from plans import small_plan
 from ranked import on_ranks
+from torch import nn
+
 from trainer.data.opened import open_data
 from trainer.errors import UserError
 from trainer.evaluate import evaluate
@@ -29,20 +29,30 @@ from trainer.statistics import StepStatistics
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
 SMOOTH = "drop_path=null lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}%s}'"
 GROUPS = SMOOTH % ", norm: {name: group_norm, groups: 4, eps: 1e-5}"
-ESTIMATED = SMOOTH % ", norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}"
+ESTIMATED = (
+    SMOOTH
+    % ", norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}"
+)
 BATCH = SMOOTH % ""
 
 
 def run(tmp_path, overrides, num_steps, inject="", **machine):
-    return steps(alone(), str(tmp_path), "A2", "test_resnet", overrides, num_steps, inject, **machine)
+    return steps(
+        alone(), str(tmp_path), "A2", "test_resnet", overrides, num_steps, inject, **machine
+    )
 
 
 @pytest.mark.parametrize("overrides", [GROUPS, ESTIMATED], ids=["group_norm", "estimated"])
-def test_a_step_in_pieces_is_the_same_step_where_norms_do_not_sample_the_micro_batch(tmp_path, overrides):
+def test_a_step_in_pieces_is_the_same_step_where_norms_do_not_sample_the_micro_batch(
+    tmp_path, overrides
+):
     expected = run(tmp_path / "a", overrides, 4)
     found = run(tmp_path / "b", overrides, 4, "oom@2,oom@3", micro_batch="auto")
     assert found["num_pieces"] == 4
-    assert found["changes"] == ["micro_batch 8 -> 4 images after step 1: out of memory", "micro_batch 4 -> 2 images after step 2: out of memory"]
+    assert found["changes"] == [
+        "micro_batch 8 -> 4 images after step 1: out of memory",
+        "micro_batch 4 -> 2 images after step 2: out of memory",
+    ]
     assert found["injected"] == ["oom@2", "oom@3"]
     assert found["ids"] == expected["ids"]  # every micro-batch is loaded once
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-6)
@@ -55,16 +65,29 @@ def test_a_step_in_pieces_is_the_same_step_where_norms_do_not_sample_the_micro_b
 def test_norms_over_images_sample_a_piece_and_the_row_says_so(tmp_path):
     found = run(tmp_path, BATCH, 1, "oom@1", micro_batch="auto")
     (deviation,) = deviation_of_memory(found["state"])
-    assert (deviation.path, deviation.before, deviation.after, deviation.origin) == ("batch.norm_images", "8", "4", "memory")
+    assert (deviation.path, deviation.before, deviation.after, deviation.origin) == (
+        "batch.norm_images",
+        "8",
+        "4",
+        "memory",
+    )
     assert any("DEVIATION" in line and "4 images" in line for line in found["said"])
 
 
-def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_pass_that_failed(tmp_path):
+def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_pass_that_failed(
+    tmp_path,
+):
     plan_steps = run(tmp_path / "a", BATCH, 1, "oom@1", micro_batch="auto")
     model = plan_steps["state"].model
-    name, norm = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d))
+    name, norm = next(
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    )
     means = []
-    handle = norm.register_forward_pre_hook(lambda module, given: means.append(given[0].detach().double().mean((0, 2, 3))))
+    handle = norm.register_forward_pre_hook(
+        lambda module, given: means.append(given[0].detach().double().mean((0, 2, 3)))
+    )
     before = norm.running_mean.clone().double()
     state = plan_steps["state"]
     from trainer import train
@@ -76,7 +99,9 @@ def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_p
     assert len(means) == 8  # 4 micro-batches in 2 pieces each
     expected = 0.9 * before + 0.1 * torch.stack(means).mean(0)
     torch.testing.assert_close(norm.running_mean.double(), expected, rtol=1e-5, atol=1e-7)
-    assert plan_steps["buffers"][f"{name}.num_batches_tracked"] == 8  # not 9: the first pass was undone
+    assert (
+        plan_steps["buffers"][f"{name}.num_batches_tracked"] == 8
+    )  # not 9: the first pass was undone
 
 
 @pytest.mark.drill
@@ -90,7 +115,10 @@ def test_out_of_memory_on_one_of_two_ranks_lets_both_go_on_in_pieces(tmp_path, o
     for rank, expected in zip(found, whole, strict=True):
         assert rank["num_pieces"] == 2 and rank["ids"] == expected["ids"]
         assert rank["changes"] == ["micro_batch 8 -> 4 images after step 1: out of memory"]
-        assert all(torch.equal(tensor, found[0]["weights"][name]) for name, tensor in rank["weights"].items())
+        assert all(
+            torch.equal(tensor, found[0]["weights"][name])
+            for name, tensor in rank["weights"].items()
+        )
         if overrides == GROUPS:
             assert relative(rank["weights"], expected["weights"]) < 1e-6
     if overrides == BATCH:  # two ranks that cut alike are one rank that cuts alike
@@ -98,16 +126,23 @@ def test_out_of_memory_on_one_of_two_ranks_lets_both_go_on_in_pieces(tmp_path, o
         assert relative(found[0]["weights"], one["weights"]) < 1e-5
 
 
-
 def test_a_micro_batch_is_cut_by_images_with_all_their_splits():
-    images, targets = torch.arange(10.0).view(10, 1, 1, 1), torch.arange(5.0).view(5, 1)  # two splits of 5 images
-    parts = [(some.flatten().tolist(), theirs.flatten().tolist()) for some, theirs in cut(images, targets, 2)]
+    images, targets = (
+        torch.arange(10.0).view(10, 1, 1, 1),
+        torch.arange(5.0).view(5, 1),
+    )  # two splits of 5 images
+    parts = [
+        (some.flatten().tolist(), theirs.flatten().tolist())
+        for some, theirs in cut(images, targets, 2)
+    ]
     assert parts == [([0, 1, 2, 5, 6, 7], [0, 1, 2]), ([3, 4, 8, 9], [3, 4])]
     assert [len(theirs) for _, theirs in cut(images, targets, 1)] == [5]
 
 
 def test_every_micro_batch_of_a_step_has_the_same_number_of_pieces_and_none_is_too_small():
-    plan = small_plan(overrides="batch.images=32 batch.norm_images=8 batch.drop_last=false")  # the last step: 29 images
+    plan = small_plan(
+        overrides="batch.images=32 batch.norm_images=8 batch.drop_last=false"
+    )  # the last step: 29 images
     assert [pieces_at(plan, number, 0) for number in (1, 2, 8, 64)] == [1, 2, 8, 8]
     assert [pieces_at(plan, number, 0, least_images=2) for number in (2, 4, 8)] == [2, 4, 4]
     assert pieces_at(plan, 8, plan.steps_per_epoch - 1) == 7  # micro-batches of 8, 7, 7 and 7
@@ -132,9 +167,15 @@ def test_norms_over_images_are_told_first_what_keeps_their_sample():
     plan = small_plan()
     settings = make_settings("cpu", workers="0")
     found = remedies(plan, settings, is_sampled=True)
-    assert found[0] == "activation_checkpointing=1" and "micro_batch=auto" in found[-1] and "deviations" in found[-1]
+    assert (
+        found[0] == "activation_checkpointing=1"
+        and "micro_batch=auto" in found[-1]
+        and "deviations" in found[-1]
+    )
     assert 'set="batch.norm_images=4"' in found[-1] and "sync_batch_norm" in found[-2]
-    best = make_settings("cpu", "bf16", workers="0", micro_batch="auto", activation_checkpointing=True)
+    best = make_settings(
+        "cpu", "bf16", workers="0", micro_batch="auto", activation_checkpointing=True
+    )
     assert remedies(plan, best, is_sampled=False) == ["a device with more memory"]
 
 
@@ -148,10 +189,16 @@ def test_what_the_cpu_says_when_memory_is_out_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**52, dtype=torch.uint8)
     assert is_memory_full(caught.value) and is_memory_full(torch.OutOfMemoryError("any"))
-    assert not is_memory_full(RuntimeError("shapes cannot be multiplied")) and not is_memory_full(MemoryError())
+    assert not is_memory_full(RuntimeError("shapes cannot be multiplied")) and not is_memory_full(
+        MemoryError()
+    )
 
 
-@pytest.mark.parametrize(("most", "sizes"), [(8, [8, 8, 4]), (3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2])], ids=["fits", "does not"])
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(8, [8, 8, 4]), (3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2])],
+    ids=["fits", "does not"],
+)
 def test_an_evaluation_that_memory_does_not_hold_goes_on_in_halves(most, sizes):
     plan, settings = small_plan(), make_settings("cpu", workers="0")
     model = State(plan, settings, Path("unused")).model
@@ -167,7 +214,11 @@ def test_an_evaluation_that_memory_does_not_hold_goes_on_in_halves(most, sizes):
     model.register_forward_pre_hook(limit)
     found = evaluate(plan, settings, model, batches)
     assert seen == sizes
-    assert (found.num_top1, found.num_top5, found.num_images) == (expected.num_top1, expected.num_top5, 20)
+    assert (found.num_top1, found.num_top5, found.num_images) == (
+        expected.num_top1,
+        expected.num_top5,
+        20,
+    )
     assert found.loss_nats == pytest.approx(expected.loss_nats, rel=1e-6)
 
 
@@ -179,8 +230,16 @@ def test_one_image_that_does_not_fit_ends_an_evaluation_in_a_line():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
 
     model.register_forward_pre_hook(full)
-    with pytest.raises(MemoryFull, match="one image of 32x32 px does not fit on cpu; a device with more memory would do"):
-        evaluate(plan, settings, model, [(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))])
+    with pytest.raises(
+        MemoryFull,
+        match="one image of 32x32 px does not fit on cpu; a device with more memory would do",
+    ):
+        evaluate(
+            plan,
+            settings,
+            model,
+            [(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))],
+        )
 
 
 def test_ranks_that_join_statistics_cannot_try_again():
@@ -200,19 +259,29 @@ DRAWS = "drop_path=0.3 "
     ("model", "overrides"),
     [
         ("test_resnet", DRAWS),
-        ("test_resnet", DRAWS + "'model={norm: {name: ghost_batch_norm, images: 4, momentum: 0.1, eps: 1e-5}}'"),
-        ("test_resnet", DRAWS + "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'"),
+        (
+            "test_resnet",
+            DRAWS + "'model={norm: {name: ghost_batch_norm, images: 4, momentum: 0.1, eps: 1e-5}}'",
+        ),
+        (
+            "test_resnet",
+            DRAWS
+            + "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'",
+        ),
         ("test_convnext", DRAWS),
     ],
     ids=["batch_norm", "ghost", "estimated", "convnext"],
 )
 def test_activations_made_again_change_no_bit(tmp_path, model, overrides):
     expected, found = (
-        steps(alone(), str(tmp_path), "A2", model, overrides, 3, activation_checkpointing=again) for again in (False, True)
+        steps(alone(), str(tmp_path), "A2", model, overrides, 3, activation_checkpointing=again)
+        for again in (False, True)
     )
     assert found["losses"] == expected["losses"]
     for kind in ("weights", "buffers"):
-        assert all(torch.equal(tensor, expected[kind][name]) for name, tensor in found[kind].items()), kind
+        assert all(
+            torch.equal(tensor, expected[kind][name]) for name, tensor in found[kind].items()
+        ), kind
 
 
 def kept_bytes(model: nn.Module) -> int:
@@ -241,7 +310,9 @@ def staged() -> nn.Module:
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stage = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU())
+            self.stage = nn.Sequential(
+                nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()
+            )
             self.fc = nn.Linear(8, 2)
 
         def forward(self, x):
@@ -278,7 +349,12 @@ def test_what_cannot_be_made_again_is_refused():
 
 
 def test_statistics_at_rest_move_nothing():
-    net = nn.Sequential(nn.BatchNorm2d(2), GhostBatchNorm2d(2, 2, 1e-5, 0.1), EstimatedBatchNorm2d(2, 1e-5, 0.1), nn.BatchNorm2d(2, momentum=None))
+    net = nn.Sequential(
+        nn.BatchNorm2d(2),
+        GhostBatchNorm2d(2, 2, 1e-5, 0.1),
+        EstimatedBatchNorm2d(2, 1e-5, 0.1),
+        nn.BatchNorm2d(2, momentum=None),
+    )
     statistics = StepStatistics(net, is_made_again=True)
     statistics.set(0, 1)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from plans import small_plan
+
 from trainer import check, tree
 from trainer.adapt import adaptation
 from trainer.errors import UserError
@@ -19,7 +19,9 @@ def imagenet(recipe, model="resnet50", overrides="", **job):
     return plan_of(Job(recipe=recipe, model=model, data="imagenet-1k", overrides=overrides, **job))
 
 
-@pytest.mark.parametrize(("recipe", "num_steps"), [("A1", 375_000), ("A2", 187_500), ("A3", 62_500)])
+@pytest.mark.parametrize(
+    ("recipe", "num_steps"), [("A1", 375_000), ("A2", 187_500), ("A3", 62_500)]
+)
 def test_rsb_step_counts_are_the_papers(recipe, num_steps):
     plan = imagenet(recipe)  # arXiv:2110.00476, Table 2: 375k, 188k, 63k
     assert (plan.num_steps, plan.steps_per_epoch) == (num_steps, 625)
@@ -55,11 +57,16 @@ def test_one_batch_is_four_statistics_samples():
     assert plan.num_micro_batches == 4 and plan.micro_batches(0) == 4
 
 
-@pytest.mark.parametrize(("world_size", "fits"), [(1, True), (2, True), (3, False), (4, True), (8, False)])
+@pytest.mark.parametrize(
+    ("world_size", "fits"), [(1, True), (2, True), (3, False), (4, True), (8, False)]
+)
 def test_ranks_must_share_the_micro_batches_exactly(world_size, fits):
     plan = imagenet("A1")
     if fits:
-        assert make_plan(plan.recipe, "resnet50", plan.profile, world_size=world_size).world_size == world_size
+        assert (
+            make_plan(plan.recipe, "resnet50", plan.profile, world_size=world_size).world_size
+            == world_size
+        )
     else:
         with pytest.raises(PlanError, match="1, 2, 4 ranks would do"):
             make_plan(plan.recipe, "resnet50", plan.profile, world_size=world_size)
@@ -74,7 +81,9 @@ def test_a_batch_larger_than_the_set_is_refused_with_one_that_fits():
 
 def test_a_last_step_of_one_image_is_refused():
     with pytest.raises(PlanError, match="one image"):
-        small_plan(overrides="batch.images=4 batch.norm_images=4 batch.drop_last=false")  # 1437 = 359 x 4 + 1
+        small_plan(
+            overrides="batch.images=4 batch.norm_images=4 batch.drop_last=false"
+        )  # 1437 = 359 x 4 + 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -93,7 +102,9 @@ def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothin
         small_plan(overrides="smoothing=null drop_path=0.3").run_name("f"),
         small_plan(bad_images="skip").run_name("f"),
         small_plan().run_name("g"),
-        dataclasses.replace(plan, profile=plan.profile.model_copy(update={"mean": (0.5, 0.5, 0.5)})).run_name("f"),
+        dataclasses.replace(
+            plan, profile=plan.profile.model_copy(update={"mean": (0.5, 0.5, 0.5)})
+        ).run_name("f"),
     ]
     assert len({base, *others}) == 7
     assert small_plan().run_name("f") == base
@@ -124,7 +135,9 @@ def growing(epochs, **growth):
 @pytest.mark.parametrize("epochs", FFCV_RAMPS)
 def test_ffcvs_sizes_are_numpys(epochs):
     start, end = FFCV_RAMPS[epochs]
-    ramp = growing(epochs, from_px=160, from_epoch=start, to_epoch=end, multiple_px=32, updated="per_epoch")
+    ramp = growing(
+        epochs, from_px=160, from_epoch=start, to_epoch=end, multiple_px=32, updated="per_epoch"
+    )
     plan = imagenet("torchvision-v1", overrides=ramp)
     sizes = [plan.train_px_at(epoch * plan.steps_per_epoch) for epoch in range(epochs)]
     line = np.interp(np.arange(epochs), [start, end], [160, 192])
@@ -138,7 +151,9 @@ def test_sizes_may_grow_by_the_step():
     plan = imagenet("torchvision-v1", overrides=ramp)
     steps = np.arange(0, plan.num_steps, 101)
     line = np.interp(steps / plan.steps_per_epoch, [4, 8], [96, 192])
-    assert [plan.train_px_at(step) for step in steps.tolist()] == (np.round(line / 4) * 4).astype(int).tolist()
+    assert [plan.train_px_at(step) for step in steps.tolist()] == (np.round(line / 4) * 4).astype(
+        int
+    ).tolist()
     assert imagenet("A1").train_px_at(7) == 224
 
 
@@ -165,8 +180,13 @@ def test_numbers_that_would_do_nothing_are_refused_in_one_line(overrides, words)
 
 
 def test_splits_are_not_mixed():
-    with pytest.raises(UserError, match="mixup_or_cutmix blends the images that jensen_shannon compares"):
-        imagenet("A2", overrides="augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: bce}}'")
+    with pytest.raises(
+        UserError, match="mixup_or_cutmix blends the images that jensen_shannon compares"
+    ):
+        imagenet(
+            "A2",
+            overrides="augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: bce}}'",
+        )
 
 
 def test_a_warmup_in_steps_must_fit_into_the_run():
@@ -193,9 +213,18 @@ def test_an_adapted_schedule_keeps_its_shares_of_the_run(tmp_path):
     schedules = {
         "points": {"name": "piecewise_linear", "points": ((0.0, 0.1), (10.0, 1.0), (90.0, 0.0))},
         "at_epochs": {"name": "multi_step", "at_epochs": (30, 60, 62), "factor": 0.1},
-        "decay_epochs": {"name": "warmup_stable_decay", "decay_epochs": 18, "end": 0.0, "shape": "linear"},
+        "decay_epochs": {
+            "name": "warmup_stable_decay",
+            "decay_epochs": 18,
+            "end": 0.0,
+            "shape": "linear",
+        },
     }
-    expected = {"points": ((0.0, 0.1), (1.0, 1.0), (9.0, 0.0)), "at_epochs": (3, 6), "decay_epochs": 2}
+    expected = {
+        "points": ((0.0, 0.1), (1.0, 1.0), (9.0, 0.0)),
+        "at_epochs": (3, 6),
+        "decay_epochs": 2,
+    }
     for key, schedule in schedules.items():
         plan, _ = page_with(tmp_path, lr={**LR, "schedule": schedule})
         assert plan.recipe.epochs == 9 and getattr(plan.recipe.lr.schedule, key) == expected[key]
@@ -205,7 +234,10 @@ def test_an_adapted_schedule_keeps_its_shares_of_the_run(tmp_path):
 def test_an_adapted_warmup_in_steps_keeps_its_share_of_the_run(tmp_path):
     lr = {**LR, "warmup_steps": 45_000, "warmup_from": 0.0, "schedule": {"name": "constant"}}
     plan, _ = page_with(tmp_path, lr=lr)  # a tenth of 90 x 5004 steps
-    assert plan.num_warmup_steps == round(0.1 * 9 * 44) and plan.num_warmup_steps == plan.recipe.lr.warmup_steps
+    assert (
+        plan.num_warmup_steps == round(0.1 * 9 * 44)
+        and plan.num_warmup_steps == plan.recipe.lr.warmup_steps
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,16 +250,34 @@ def test_an_adapted_warmup_in_steps_keeps_its_share_of_the_run(tmp_path):
     ],
 )
 def test_adapted_growth_keeps_its_ratio_and_its_share_or_is_off(tmp_path, train_px, growth):
-    image = {"train_px": 192, "test_px": 256, "test_crop_share": 0.875, "test_interpolation": "bilinear"}
-    whole = {"from_px": 160, "from_epoch": 45, "to_epoch": 60, "multiple_px": 32, "updated": "per_epoch"}
+    image = {
+        "train_px": 192,
+        "test_px": 256,
+        "test_crop_share": 0.875,
+        "test_interpolation": "bilinear",
+    }
+    whole = {
+        "from_px": 160,
+        "from_epoch": 45,
+        "to_epoch": 60,
+        "multiple_px": 32,
+        "updated": "per_epoch",
+    }
     plan, path = page_with(tmp_path, image={**image, "growth": whole})
     profile = plan.profile.model_copy(update={"adapt": Adapt(train_px=train_px, epochs=9)})
     changes = adaptation(load_recipe(path), profile)
     recipe, deviations = apply_overrides(load_recipe(path), changes, "profile")
     if growth is None:
-        assert recipe.image.growth is None and "image.growth" in {change.path for change in deviations}
+        assert recipe.image.growth is None and "image.growth" in {
+            change.path for change in deviations
+        }
         return
-    assert recipe.image.growth.model_dump() == {**whole, **growth, "from_epoch": 4.5, "to_epoch": 6.0}
+    assert recipe.image.growth.model_dump() == {
+        **whole,
+        **growth,
+        "from_epoch": 4.5,
+        "to_epoch": 6.0,
+    }
 
 
 def test_an_adapted_average_keeps_its_share_of_the_run():
@@ -245,7 +295,10 @@ def changed_by_digits(recipe, model="resnet18"):
 
 def test_precise_norm_is_cut_to_what_full_steps_have_or_is_off():
     plan, changed = changed_by_digits("pycls-dds")
-    assert changed["precise_norm.images"] == (8192, 1437 // 32 * 32) and plan.recipe.precise_norm.images == 1408
+    assert (
+        changed["precise_norm.images"] == (8192, 1437 // 32 * 32)
+        and plan.recipe.precise_norm.images == 1408
+    )
     page = imagenet("pycls-dds").recipe
     for num_train, norm_images, found in [
         (1_281_167, 32, {}),
@@ -256,20 +309,32 @@ def test_precise_norm_is_cut_to_what_full_steps_have_or_is_off():
         adapt = Adapt(batch_images=96, norm_images=norm_images)
         profile = plan.profile.model_copy(update={"adapt": adapt, "num_train": num_train})
         changes = adaptation(page, profile)
-        assert {path: value for path, value in changes.items() if path.startswith("precise_norm")} == found
+        assert {
+            path: value for path, value in changes.items() if path.startswith("precise_norm")
+        } == found
 
 
 def test_a_decay_apart_from_the_rate_follows_the_batch_where_the_page_has_a_rule():
     plan, changed = changed_by_digits("bit-i1k")
     batch_images = plan.recipe.batch.images
-    assert plan.recipe.optimizer.weight_decay == pytest.approx(1e-4 * batch_images / 256)  # the source's own rule
-    assert plan.recipe.lr.peak == pytest.approx(0.1 * batch_images / 256) and "optimizer.weight_decay" in changed
-    for recipe in ("mosaic-mild", "torchvision-v1"):  # no rule for another batch; a decay that is multiplied by the rate
+    assert plan.recipe.optimizer.weight_decay == pytest.approx(
+        1e-4 * batch_images / 256
+    )  # the source's own rule
+    assert (
+        plan.recipe.lr.peak == pytest.approx(0.1 * batch_images / 256)
+        and "optimizer.weight_decay" in changed
+    )
+    for recipe in (
+        "mosaic-mild",
+        "torchvision-v1",
+    ):  # no rule for another batch; a decay that is multiplied by the rate
         assert "optimizer.weight_decay" not in changed_by_digits(recipe)[1]
 
 
 def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
-    with pytest.raises(UserError, match='these images have 1 channel; set="augment.lighting=null" would do'):
+    with pytest.raises(
+        UserError, match='these images have 1 channel; set="augment.lighting=null" would do'
+    ):
         plan_of(Job("pycls-dds", "resnet50", data="mnist-grey"))
     plan_of(Job("pycls-dds", "resnet50", data="mnist-grey", overrides="augment.lighting=null"))
 
@@ -277,7 +342,11 @@ def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
 @pytest.mark.parametrize(
     ("norm_images", "images", "words"),
     [
-        (16, 16, 'model.norm.images 16: the 16 images .* which is batch_norm; set="model.norm.images=8" would do'),
+        (
+            16,
+            16,
+            'model.norm.images 16: the 16 images .* which is batch_norm; set="model.norm.images=8" would do',
+        ),
         (16, 15, "one virtual batch"),  # the one image that is left joins it
         (2, 2, "batch.norm_images of 4 or more would do"),
         (16, 14, None),
@@ -294,9 +363,13 @@ def test_one_virtual_batch_in_a_micro_batch_is_refused(norm_images, images, word
         small_plan("torchvision-v1", overrides=text)
 
 
-@pytest.mark.parametrize("norm", ["{name: no_norm}", "{name: instance_norm, eps: 1.0e-5, affine: false}"])
+@pytest.mark.parametrize(
+    "norm", ["{name: no_norm}", "{name: instance_norm, eps: 1.0e-5, affine: false}"]
+)
 def test_a_start_at_zero_needs_a_gamma(norm):
-    with pytest.raises(UserError, match="model.norm has no gamma that could start at zero; write false"):
+    with pytest.raises(
+        UserError, match="model.norm has no gamma that could start at zero; write false"
+    ):
         small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={norm}'")
     small_plan("torchvision-v1", overrides=f"'model.norm={norm}'")
     small_plan("A2", overrides=f"'model.norm={norm}'")  # timm's default is no word of the page

@@ -41,14 +41,19 @@ def test_a_grey_set_differs_from_its_namesake_in_channels_alone(name):
 def test_the_digits_mean_and_deviation_are_those_of_the_training_images():
     digits = PROFILES["digits"]
     pixels = open_set(digits, None, "train").images / 255
-    assert np.allclose(digits.mean, pixels.mean(), atol=5e-5) and np.allclose(digits.std, pixels.std(), atol=5e-5)
+    assert np.allclose(digits.mean, pixels.mean(), atol=5e-5) and np.allclose(
+        digits.std, pixels.std(), atol=5e-5
+    )
 
 
 def test_a_misspelt_name_gets_one_line_with_the_nearest():
     with pytest.raises(UserError) as refused:
         find_profile("fashion_mnist")
     text = str(refused.value)
-    assert "data=fashion_mnist: unknown (did you mean fashion-mnist?); digits, " in text and "\n" not in text
+    assert (
+        "data=fashion_mnist: unknown (did you mean fashion-mnist?); digits, " in text
+        and "\n" not in text
+    )
 
 
 def test_a_folder_that_is_not_there_is_called_one(tmp_path):
@@ -59,11 +64,17 @@ def test_a_folder_that_is_not_there_is_called_one(tmp_path):
 def test_an_image_folder_is_a_profile_of_its_own(folder):
     found = find_profile(str(folder))
     assert (found.name, found.num_classes, found.num_train, found.num_val) == ("birds", 2, 3, 2)
-    assert found.mean == PROFILES["imagenet-1k"].mean and found.adapt is None and found.native_px is None
+    assert (
+        found.mean == PROFILES["imagenet-1k"].mean
+        and found.adapt is None
+        and found.native_px is None
+    )
 
 
 def test_a_folders_name_becomes_fit_for_file_names(folder):
-    assert find_profile(str(folder.rename(folder.with_name("my birds: 2nd")))).name == "my-birds-2nd"
+    assert (
+        find_profile(str(folder.rename(folder.with_name("my birds: 2nd")))).name == "my-birds-2nd"
+    )
 
 
 def test_a_folder_of_one_class_is_refused(folder):
@@ -89,7 +100,11 @@ def test_a_users_page_is_read_strictly(tmp_path):
     page = tmp_path / "birds.yaml"
     page.write_text(OWN)
     found = find_profile(str(page))
-    assert found.name == "birds" and found.adapt == Adapt(train_px=64, crop_area=0.35) and found.channels == 3
+    assert (
+        found.name == "birds"
+        and found.adapt == Adapt(train_px=64, crop_area=0.35)
+        and found.channels == 3
+    )
     page.write_text(OWN.replace("train_px", "train_pix"))
     with pytest.raises(UserError, match="birds.yaml:7: .*train_px"):
         find_profile(str(page))
@@ -97,7 +112,12 @@ def test_a_users_page_is_read_strictly(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [("name: birds", "name: a/b"), ("0.25]", "0.0]"), ("num_train: 3", "num_train: 0"), ("0.35", "1.5")],
+    [
+        ("name: birds", "name: a/b"),
+        ("0.25]", "0.0]"),
+        ("num_train: 3", "num_train: 0"),
+        ("0.35", "1.5"),
+    ],
 )
 def test_absurd_facts_are_refused(tmp_path, wrong):
     page = tmp_path / "birds.yaml"
@@ -112,14 +132,24 @@ def test_a_users_page_may_have_other_channels(tmp_path, channels):
     values = f"channels: {channels}\nmean: {[0.5] * channels}\nstd: {[0.25] * channels}"
     page.write_text(OWN.replace("mean: [0.5, 0.5, 0.5]\nstd: [0.25, 0.25, 0.25]", values))
     found = find_profile(str(page))
-    assert found.channels == channels and found.mean == (0.5,) * channels and found.std == (0.25,) * channels
+    assert (
+        found.channels == channels
+        and found.mean == (0.5,) * channels
+        and found.std == (0.25,) * channels
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (("num_classes: 2", "num_classes: 2\nchannels: 4"), "birds.yaml:6: .*3 numbers where channels is 4; one per channel"),
-        (("std: [0.25, 0.25, 0.25]", "std: [0.25]"), "birds.yaml:6: .*1 number where channels is 3 where it is not written"),
+        (
+            ("num_classes: 2", "num_classes: 2\nchannels: 4"),
+            "birds.yaml:6: .*3 numbers where channels is 4; one per channel",
+        ),
+        (
+            ("std: [0.25, 0.25, 0.25]", "std: [0.25]"),
+            "birds.yaml:6: .*1 number where channels is 3 where it is not written",
+        ),
         (("num_classes: 2", "num_classes: 2\nchannels: 65"), "birds.yaml:3: .*channels"),
         (("num_classes: 2", "num_classes: 2\nchannels: 0"), "birds.yaml:3: .*channels"),
         (("num_classes: 2", "num_classes: 2\nimages_of: birds"), "birds.yaml:3: .*images_of"),

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tabled import key_of
 from test_table_rows import PAGE
+
 from trainer import questions
 from trainer.ablation import load_ablation
 from trainer.data.index import cache_folder
@@ -29,7 +29,10 @@ def page(tmp_path):
 def loaded(monkeypatch):
     """How often pages are worked out."""
     count = []
-    monkeypatch.setattr("trainer.ablation.load_ablation", lambda source: count.append(source) or load_ablation(source))
+    monkeypatch.setattr(
+        "trainer.ablation.load_ablation",
+        lambda source: count.append(source) or load_ablation(source),
+    )
     return count
 
 
@@ -37,9 +40,17 @@ def test_the_cache_says_what_the_page_says(page, loaded):
     first, second = open_question(page), open_question(page)
     assert len(loaded) == 1 and first == second
     ablation = load_ablation(page)
-    assert (first.name, first.title, first.question, first.source, first.seeds) == ("two", "Two", "Which of two?", "none", (0, 1))
+    assert (first.name, first.title, first.question, first.source, first.seeds) == (
+        "two",
+        "Two",
+        "Which of two?",
+        "none",
+        (0, 1),
+    )
     assert first.cells == ablation.cells and all(cell.plan is None for cell in first.cells)
-    assert first.keys == {(cell.name, seed): key_of(cell, seed) for cell in ablation.cells for seed in (0, 1)}
+    assert first.keys == {
+        (cell.name, seed): key_of(cell, seed) for cell in ablation.cells for seed in (0, 1)
+    }
 
 
 def test_a_page_that_has_changed_is_worked_out_anew(page, loaded):
@@ -77,7 +88,9 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(page, tmp_path, monkeypa
 
 def test_a_page_with_files_of_its_own_is_never_cached(page, loaded, tmp_path):
     profile = tmp_path / "own.yaml"
-    profile.write_text("name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\nmean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\nadapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n")
+    profile.write_text(
+        "name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\nmean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\nadapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n"
+    )
     page.write_text(PAGE.replace("data: [digits]", f"data: [{profile}]"))
     open_question(page), open_question(page)
     assert len(loaded) == 2 and not (cache_folder() / "questions").exists()
@@ -89,16 +102,30 @@ def test_a_page_that_is_not_there_is_refused():
 
 
 def test_the_shipped_pages_are_all_there():
-    assert {"norm-micro-batch", "rsb-loss", "activations"} <= {path.stem for path in shipped_pages()}
+    assert {"norm-micro-batch", "rsb-loss", "activations"} <= {
+        path.stem for path in shipped_pages()
+    }
 
 
 def test_a_cached_table_needs_no_torch(page, tmp_path):
     """Seconds and most of a gigabyte: neither torch nor timm may come in by another door."""
     open_question(page)
-    words = ["table", "--ablation", str(page), "--results", str(tmp_path), "--runs", str(tmp_path), "--filter", "n >= 0"]
+    words = [
+        "table",
+        "--ablation",
+        str(page),
+        "--results",
+        str(tmp_path),
+        "--runs",
+        str(tmp_path),
+        "--filter",
+        "n >= 0",
+    ]
     script = (
         f"import sys; from trainer.cli import app; app({words!r}, standalone_mode=False); "
         "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0 and "BCE" in done.stdout, done.stdout + done.stderr

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plans import small_plan
 
 import trainer.held_out
-from plans import small_plan
 from trainer.data.opened import open_data
 from trainer.held_out import hold_out
 from trainer.overrides import OverrideError
@@ -24,7 +24,6 @@ def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.held_out, "MOST_IMAGES", 40)
         yield
-
 
 
 def scalar_of(text, recipe="A1", overrides=""):
@@ -114,7 +113,11 @@ def test_a_range_that_the_page_cannot_take_is_refused(text, low, high, remedy):
 
 def test_a_whole_number_is_rounded_and_what_was_used_is_known():
     found = scalar_of("num_ops")
-    assert found.is_whole and found.used(2.6) == 3.0 and found.override(2.6) == {"augment.rand_augment.num_ops": 3}
+    assert (
+        found.is_whole
+        and found.used(2.6) == 3.0
+        and found.override(2.6) == {"augment.rand_augment.num_ops": 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,12 @@ def test_a_whole_number_is_rounded_and_what_was_used_is_known():
 def test_what_only_makes_the_first_weights_is_refused(label, low, high, overrides):
     plan = small_plan("A1", "test_convnext", overrides)
     with pytest.raises(RampError, match="first weights"):
-        check_effect(replace(plan, recipe=without_schedule(plan.recipe)), find_scalar(plan.recipe, label), low, high)
+        check_effect(
+            replace(plan, recipe=without_schedule(plan.recipe)),
+            find_scalar(plan.recipe, label),
+            low,
+            high,
+        )
 
 
 # every kind of place: the optimizer's groups, clipping, targets, mixing, loss, augmentation; of the model itself both as
@@ -147,18 +155,36 @@ KINDS = [
     ("drop_path", 0.7, "A1", ""),
     ("model.dropout", 0.8, "A1", "model.dropout=0.1"),
 ]
-AS_DRILLS = [pytest.param(*kind, marks=[] if kind[0] in ("drop_path", "model.dropout") else pytest.mark.drill) for kind in KINDS]
+AS_DRILLS = [
+    pytest.param(
+        *kind, marks=[] if kind[0] in ("drop_path", "model.dropout") else pytest.mark.drill
+    )
+    for kind in KINDS
+]
 
 
 def trials(label, recipe, overrides):
     plan = small_plan(recipe, overrides=f"batch.norm_images=32 {overrides}")
     cut = hold_out(open_data(plan.profile, None), plan.recipe.batch)
     settings = make_settings("cpu", workers="0")
-    return Trials(trial_plan(plan, cut), settings, cut, find_scalar(plan.recipe, label), np.ones(NUM_STEPS), TrialFolder(None))
+    return Trials(
+        trial_plan(plan, cut),
+        settings,
+        cut,
+        find_scalar(plan.recipe, label),
+        np.ones(NUM_STEPS),
+        TrialFolder(None),
+    )
 
 
-@pytest.mark.parametrize(("label", "value", "recipe", "overrides"), AS_DRILLS, ids=[f"{kind[2]}-{kind[0]}" for kind in KINDS])
-def test_a_ramp_that_stays_at_a_value_is_the_page_with_that_value_bit_for_bit(label, value, recipe, overrides):
+@pytest.mark.parametrize(
+    ("label", "value", "recipe", "overrides"),
+    AS_DRILLS,
+    ids=[f"{kind[2]}-{kind[0]}" for kind in KINDS],
+)
+def test_a_ramp_that_stays_at_a_value_is_the_page_with_that_value_bit_for_bit(
+    label, value, recipe, overrides
+):
     """And not the page as it stands: the value is turned to."""
     there = trials(label, recipe, overrides)
     constant = there(0, np.full(NUM_STEPS, value), "probe")

@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from found import found_of
+from PIL import Image
 from plans import small_plan
 from range_trials import drawn, network
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from trainer.range_files import TrialFolder, median_curve, range_name, write_results
 from trainer.range_rules import Curve
 from trainer.trial import curve_of, plain_curve
@@ -26,7 +26,13 @@ def written(tmp_path_factory):
 
 
 def test_the_folder_holds_all_of_it(written):
-    assert {path.name for path in written.folder.iterdir()} == {"curve.csv", "curve.png", "curve.svg", "suggestion.json", "tensorboard"}
+    assert {path.name for path in written.folder.iterdir()} == {
+        "curve.csv",
+        "curve.png",
+        "curve.svg",
+        "suggestion.json",
+        "tensorboard",
+    }
     assert Image.open(written.folder / "curve.png").size[0] == 900
 
 
@@ -38,7 +44,9 @@ def test_the_table_holds_every_step_of_every_trial_to_the_last_digit(written):
         assert [float(line["value"]) for line in own] == curve.values.tolist()
         assert [float(line["loss_nats"]) for line in own] == curve.losses.tolist()
         assert {line["purpose"] for line in own} == {curve.purpose}
-        measured = {int(line["step"]): float(line["held_out_nats"]) for line in own if line["held_out_nats"]}
+        measured = {
+            int(line["step"]): float(line["held_out_nats"]) for line in own if line["held_out_nats"]
+        }
         assert measured == dict(zip(*(part.tolist() for part in curve.held_out), strict=True))
 
 
@@ -47,9 +55,16 @@ def test_the_suggestion_is_json_with_what_it_holds_for_and_how_to_use_it(written
     suggestion = written.suggestion
     assert facts["value"] == suggestion.value and facts["reason"] == suggestion.reason
     assert facts["command"] == written.command and "set=" in facts["command"]
-    assert (facts["scalar"], facts["batch_images"], facts["model"], facts["recipe"]) == ("lr.peak", 32, "test_resnet", "A1.v1")
+    assert (facts["scalar"], facts["batch_images"], facts["model"], facts["recipe"]) == (
+        "lr.peak",
+        32,
+        "test_resnet",
+        "A1.v1",
+    )
     assert facts["rules"]["steepest"]["median"] == suggestion.rules["steepest"].median
-    assert [one["value"] for one in facts["candidates"]] == [one.value for one in suggestion.candidates]
+    assert [one["value"] for one in facts["candidates"]] == [
+        one.value for one in suggestion.candidates
+    ]
     assert "NaN" not in json.dumps(facts) and "Infinity" not in json.dumps(facts)
 
 
@@ -65,18 +80,39 @@ def test_tensorboard_has_the_curves_and_the_picture_once_even_where_it_is_writte
 
 def test_a_trial_reads_back_bit_for_bit_and_only_for_the_same_values(tmp_path):
     values = np.geomspace(1e-6, 10, 7)
-    curve = Curve(values[:3], np.array([0.1 + 0.2, 1 / 3, 1e300]), (np.array([2]), np.array([2 / 3])), 0.7, "diverged", 4, "probe")
+    curve = Curve(
+        values[:3],
+        np.array([0.1 + 0.2, 1 / 3, 1e300]),
+        (np.array([2]), np.array([2 / 3])),
+        0.7,
+        "diverged",
+        4,
+        "probe",
+    )
     for kept in (TrialFolder(tmp_path / "trials"), TrialFolder(None)):
         assert kept.read(4, values, "probe") is None
         kept.write(plain_curve(curve), values)
         found = curve_of(kept.read(4, values, "probe"))
         assert plain_curve(found) == plain_curve(curve) and found.held_out[0].dtype == np.int64
-        assert kept.read(5, values, "probe") is kept.read(4, values, "race") is kept.read(4, values * 1.0000001, "probe") is None
+        assert (
+            kept.read(5, values, "probe")
+            is kept.read(4, values, "race")
+            is kept.read(4, values * 1.0000001, "probe")
+            is None
+        )
     assert json.loads(next((tmp_path / "trials").iterdir()).read_text())["ended"] == "diverged"
 
 
 def test_a_trial_without_a_single_step_can_be_kept():
-    empty = Curve(np.array([]), np.array([]), (np.array([], dtype=int), np.array([])), 0.7, "not a number", 0, "ramp")
+    empty = Curve(
+        np.array([]),
+        np.array([]),
+        (np.array([], dtype=int), np.array([])),
+        0.7,
+        "not a number",
+        0,
+        "ramp",
+    )
     kept = TrialFolder(None)
     kept.write(plain_curve(empty), np.array([1.0]))
     assert len(curve_of(kept.read(0, np.array([1.0]), "ramp")).losses) == 0
@@ -85,9 +121,15 @@ def test_a_trial_without_a_single_step_can_be_kept():
 def test_the_name_tells_what_was_asked_and_changes_with_it():
     plan, asked = small_plan(), {"from": 1e-6}
     name = range_name(plan, "f" * 64, asked)
-    assert name.startswith("lr-find-A2.v1-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
+    assert (
+        name.startswith("lr-find-A2.v1-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
+    )
     assert name == range_name(plan, "f" * 64, asked)
-    others = (range_name(plan, "f" * 64, {"from": 1e-5}), range_name(plan, "e" * 64, asked), range_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked))
+    others = (
+        range_name(plan, "f" * 64, {"from": 1e-5}),
+        range_name(plan, "e" * 64, asked),
+        range_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked),
+    )
     assert len({name, *others}) == 4
 
 
@@ -95,7 +137,15 @@ def test_the_median_is_of_the_seeds_that_came_so_far():
     values = np.arange(1.0, 21.0)
 
     def ramp(level, length, seed):
-        return Curve(values[:length], np.full(length, level), (np.array([], dtype=int), np.array([])), None, "ramp", seed, "ramp")
+        return Curve(
+            values[:length],
+            np.full(length, level),
+            (np.array([], dtype=int), np.array([])),
+            None,
+            "ramp",
+            seed,
+            "ramp",
+        )
 
     reached, losses = median_curve([ramp(1.0, 20, 0), ramp(2.0, 20, 1), ramp(9.0, 12, 2)], "train")
     assert reached.tolist() == values.tolist()

@@ -5,23 +5,36 @@ import itertools
 
 import numpy as np
 import pytest
+from found import found_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
-
-from found import found_of
 from range_trials import drawn, network
+
 from trainer.range_pictures import WIDTH_PX, draw, marks
 from trainer.range_rules import Floors
 
 # where the marked values lie: apart, next to each other, on top of each other, at the ends of the axis
 CASES = {
     "near": {"trial": drawn(network(best=0.05), 0.02), "own": 0.06},
-    "at the left end": {"trial": drawn(network(best=0.05), 0.02), "own": 1.1e-6, "curve": "heldout"},
+    "at the left end": {
+        "trial": drawn(network(best=0.05), 0.02),
+        "own": 1.1e-6,
+        "curve": "heldout",
+    },
     "with floors": {"trial": drawn(network(best=0.3), 0.05), "floors": Floors(2.0, 1.9)},
     "no suggestion": {"trial": drawn(lambda value, seed: 2.3, 0.02)},
-    "one seed, at the right end": {"trial": drawn(network(best=1e-3), 0.01), "num_seeds": 1, "own": 9.5},
-    "evenly spaced": {"trial": drawn(network(best=0.4, edge=2), 0.02), "values": np.linspace(0.01, 1, 60), "own": 0.9, "label": "optimizer.momentum"},
+    "one seed, at the right end": {
+        "trial": drawn(network(best=1e-3), 0.01),
+        "num_seeds": 1,
+        "own": 9.5,
+    },
+    "evenly spaced": {
+        "trial": drawn(network(best=0.4, edge=2), 0.02),
+        "values": np.linspace(0.01, 1, 60),
+        "own": 0.9,
+        "label": "optimizer.momentum",
+    },
 }
 
 
@@ -36,7 +49,9 @@ def beyond_the_ends(figure):
     hidden = set()
     for axis in (axis for panel in figure.axes for axis in (panel.xaxis, panel.yaxis)):
         low, high = sorted(axis.get_view_interval())
-        hidden |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+        hidden |= {
+            tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high
+        }
     return hidden
 
 
@@ -47,7 +62,9 @@ def test_no_text_touches_another_or_leaves_the_picture(drawing):
     renderer = canvas.get_renderer()
     width, height = canvas.get_width_height()
     assert width == WIDTH_PX
-    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    texts = [
+        text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()
+    ]
     texts = [text for text in texts if text not in beyond_the_ends(figure)]
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in texts]
     boxes = [(text, box) for text, box in boxes if box.width > 0]
@@ -61,7 +78,11 @@ def test_no_text_touches_another_or_leaves_the_picture(drawing):
 
 def test_letters_are_large_enough_at_900_px(drawing):
     _, figure = drawing
-    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    sizes = [
+        text.get_fontsize()
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text().strip()
+    ]
     assert min(sizes) >= 8
 
 
@@ -71,7 +92,11 @@ def test_it_says_what_was_found_and_marks_it_in_every_panel(drawing):
     value = found.suggestion.value
     assert ("no reliable suggestion" if value is None else f"recommended {value:.3g}") in shown
     for panel in figure.axes:
-        lines = [line.get_xdata()[0] for line in panel.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]]
+        lines = [
+            line.get_xdata()[0]
+            for line in panel.lines
+            if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
+        ]
         for marked, *_ in marks(found):
             assert marked in lines
 
@@ -82,7 +107,9 @@ def test_seeds_are_thin_and_their_median_is_thick(drawing):
     widths = [line.get_linewidth() for line in figure.axes[0].lines if len(line.get_xdata()) > 2]
     kinds = 2 if found.asked["curve"] == "both" else 1
     assert widths.count(0.7) == kinds * ramps and widths.count(2.4) == kinds
-    assert figure.axes[0].get_xscale() == ("linear" if found.scalar.label == "optimizer.momentum" else "log")
+    assert figure.axes[0].get_xscale() == (
+        "linear" if found.scalar.label == "optimizer.momentum" else "log"
+    )
 
 
 def test_colours_are_told_apart_by_every_kind_of_colour_vision():
@@ -91,7 +118,16 @@ def test_colours_are_told_apart_by_every_kind_of_colour_vision():
 
     from trainer.range_pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 
-    okabe_ito = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    okabe_ito = {
+        "#000000",
+        "#E69F00",
+        "#56B4E9",
+        "#009E73",
+        "#F0E442",
+        "#0072B2",
+        "#D55E00",
+        "#CC79A7",
+    }
     assert {BLUE, GREEN, ORANGE, PURPLE, VERMILLION} <= okabe_ito
     assert len(set(to_rgb(GREY))) == 1
 

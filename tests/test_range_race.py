@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from range_trials import bowl, descend, drawn, network
+
 from trainer.race import Ladder, Lengths, probe
 from trainer.range_race import decide, lengths_for
 from trainer.range_rules import Floors
@@ -24,12 +24,17 @@ def decided(trial, lengths=LARGE, low=1e-6, high=10.0, floors=FLOORS, seeds=SEED
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-@pytest.mark.parametrize("curvatures", [[1.0], [1, 2, 5], [0.1, 3, 10], np.geomspace(1, 1000, 20), np.geomspace(0.02, 2, 8)])
+@pytest.mark.parametrize(
+    "curvatures",
+    [[1.0], [1, 2, 5], [0.1, 3, 10], np.geomspace(1, 1000, 20), np.geomspace(0.02, 2, 8)],
+)
 def test_the_largest_stable_value_of_a_bowl(curvatures, noise):
     """SGD on a quadratic bowl is stable below 2 / its largest curvature."""
     found = decided(bowl(curvatures, noise), low=1e-6, high=1e3)
     limit = 2 / max(curvatures)
-    assert found.stable == pytest.approx(limit, rel=0.1) and found.unstable == pytest.approx(limit, rel=0.1)
+    assert found.stable == pytest.approx(limit, rel=0.1) and found.unstable == pytest.approx(
+        limit, rel=0.1
+    )
     assert found.stable <= limit * 1.01 and found.unstable >= limit * 0.99
 
 
@@ -37,7 +42,9 @@ def logistic(seed=0, num_images=300, num_features=8):
     """A noise-free logistic regression on points of which a sixth has the wrong label: (loss, gradient)."""
     draws = np.random.default_rng(seed)
     images = draws.standard_normal((num_images, num_features)) * np.geomspace(1, 0.2, num_features)
-    labels = np.sign(images @ draws.standard_normal(num_features)) * np.where(draws.random(num_images) < 1 / 6, -1, 1)
+    labels = np.sign(images @ draws.standard_normal(num_features)) * np.where(
+        draws.random(num_images) < 1 / 6, -1, 1
+    )
 
     def loss_of(weights):
         return float(np.mean(np.logaddexp(0, -labels * (images @ weights))))
@@ -54,7 +61,14 @@ def test_the_recommended_rate_trains_a_logistic_regression_as_fast_as_the_best_o
     loss_of, gradient_of = logistic(data)
 
     def trial(seed, values, purpose):
-        return descend(np.random.default_rng(seed).standard_normal(8) * 3, loss_of, gradient_of, values, seed, purpose)
+        return descend(
+            np.random.default_rng(seed).standard_normal(8) * 3,
+            loss_of,
+            gradient_of,
+            values,
+            seed,
+            purpose,
+        )
 
     found = decided(trial, low=1e-4, high=1e4)
     assert found.value is not None, found.reason
@@ -75,7 +89,10 @@ def test_so_it_does_by_the_lengths_of_such_a_run(data):
         return descend(np.zeros(8), loss_of, gradient_of, values, seed, purpose)
 
     found = decided(trial, lengths_for(200), low=1e-4, high=1e4)
-    ends = [loss_of_end(trial(0, np.full(200, rate), "race")) for rate in (*np.geomspace(1e-3, 1e3, 12), found.value)]
+    ends = [
+        loss_of_end(trial(0, np.full(200, rate), "race"))
+        for rate in (*np.geomspace(1e-3, 1e3, 12), found.value)
+    ]
     assert ends[-1] <= 1.1 * min(ends)
 
 
@@ -129,7 +146,13 @@ def test_no_number_from_a_step_on_keeps_what_was_measured():
         steps, held_out = curve.held_out
         kept = steps < good
         losses = np.append(curve.losses[:good], np.nan)
-        return replace(curve, values=curve.values[: good + 1], losses=losses, held_out=(steps[kept], held_out[kept]), ended="not a number")
+        return replace(
+            curve,
+            values=curve.values[: good + 1],
+            losses=losses,
+            held_out=(steps[kept], held_out[kept]),
+            ended="not a number",
+        )
 
     found = decided(trial)
     assert found.value is not None and found.value <= 0.1, found.reason
@@ -168,7 +191,11 @@ def test_no_reliable_suggestion_and_why(loss_at, floors, said, noise):
         return drawn(loss_at, noise, rate=0.4)(seed, values, purpose)
 
     found = decided(trial, floors=floors)
-    assert found.value is None and found.reason.startswith("no reliable suggestion: ") and said in found.reason
+    assert (
+        found.value is None
+        and found.reason.startswith("no reliable suggestion: ")
+        and said in found.reason
+    )
     assert "race" not in asked and asked.count("ramp") == 3, "what cannot be read is not raced"
 
 
@@ -176,10 +203,14 @@ def test_a_race_against_all_rules_is_not_believed():
     """The ramp falls around 0.05, the race is won at 1e-5."""
 
     def trial(seed, values, purpose):
-        return drawn(network(1e-5, width=2.0) if purpose == "race" else network(0.05), noise=0.02, rate=0.3)(seed, values, purpose)
+        return drawn(
+            network(1e-5, width=2.0) if purpose == "race" else network(0.05), noise=0.02, rate=0.3
+        )(seed, values, purpose)
 
     found = decided(trial, replace(LARGE, num_candidates=12))
-    assert found.value is None and "the rules disagree more than 3-fold with the race" in found.reason
+    assert (
+        found.value is None and "the rules disagree more than 3-fold with the race" in found.reason
+    )
     assert found.stable and found.candidates
 
 
@@ -232,10 +263,16 @@ def test_other_units_move_the_suggestion_alike(factor, best):
 def test_a_ladder_has_two_rungs_to_a_factor_of_three_and_even_ones_on_an_even_ramp():
     ladder = Ladder(np.geomspace(1e-3, 9, 50))
     assert [ladder.at(rung) for rung in (0, 2, 4)] == pytest.approx([9, 3, 1])
-    assert ladder.at(ladder.nearest(0.35)) == pytest.approx(1 / 3) and ladder.has(0) and not ladder.has(-2)
+    assert (
+        ladder.at(ladder.nearest(0.35)) == pytest.approx(1 / 3)
+        and ladder.has(0)
+        and not ladder.has(-2)
+    )
     assert ladder.has(16) and not ladder.has(18)
     even = Ladder(np.linspace(0, 0.8, 30))
-    assert [even.at(rung) for rung in (0, 2, 16)] == pytest.approx([0.8, 0.7, 0.0]) and not even.has(17)
+    assert [even.at(rung) for rung in (0, 2, 16)] == pytest.approx(
+        [0.8, 0.7, 0.0]
+    ) and not even.has(17)
 
 
 def test_the_race_repeats_near_candidates_on_other_seeds_and_takes_the_smaller_where_seeds_disagree():
@@ -252,7 +289,10 @@ def test_the_race_repeats_near_candidates_on_other_seeds_and_takes_the_smaller_w
     found = decided(trial, SMALL)
     raced_twice = [candidate for candidate in found.candidates if len(candidate.losses) > 1]
     assert [candidate.value for candidate in raced_twice] == pytest.approx([10 / 3**4.5, 10 / 3**4])
-    assert raced_twice[0].losses[0] > raced_twice[1].losses[0] and raced_twice[0].losses[1] < raced_twice[1].losses[1]
+    assert (
+        raced_twice[0].losses[0] > raced_twice[1].losses[0]
+        and raced_twice[0].losses[1] < raced_twice[1].losses[1]
+    )
     assert found.value == raced_twice[0].value
 
 
@@ -262,17 +302,23 @@ def test_probes_find_nothing_unstable_where_nothing_is():
     assert 1.4 < stable <= 1.5 and unstable is None
 
 
-@pytest.mark.parametrize("values", [np.linspace(0, 0.99, 40), np.geomspace(0.01, 0.99, 40)], ids=["even", "equal ratios"])
+@pytest.mark.parametrize(
+    "values", [np.linspace(0, 0.99, 40), np.geomspace(0.01, 0.99, 40)], ids=["even", "equal ratios"]
+)
 def test_no_trial_leaves_the_ramps_own_range(values):
     """A momentum of 1 or more would be refused by its page: here the edge lies just below."""
     asked = []
 
     def trial(seed, given, purpose):
         asked.extend(given)
-        return drawn(network(best=0.5, width=0.3, edge=1.8), noise=0.02, rate=0.4)(seed, given, purpose)
+        return drawn(network(best=0.5, width=0.3, edge=1.8), noise=0.02, rate=0.4)(
+            seed, given, purpose
+        )
 
     lengths = replace(lengths_for(2000, 3, 40), num_run_steps=0)
-    found = decide(trial, SEEDS, values, FLOORS, lengths, np.ones(lengths.num_race_steps), is_rate=False)
+    found = decide(
+        trial, SEEDS, values, FLOORS, lengths, np.ones(lengths.num_race_steps), is_rate=False
+    )
     assert min(asked) >= values[0] and max(asked) <= values[-1]
     assert found.value == pytest.approx(0.5, rel=0.5), found.reason
 
@@ -285,13 +331,24 @@ def test_lengths_count_every_trial():
 @pytest.mark.parametrize(
     ("num_run_steps", "won_at", "is_believed"),
     [(0, 0.1, False), (100_000, 0.1, True), (0, 0.002, True), (100_000, 0.002, False)],
-    ids=["too high", "too high, a third of it is not", "high enough", "high enough, a third of it is not"],
+    ids=[
+        "too high",
+        "too high, a third of it is not",
+        "high enough",
+        "high enough, a third of it is not",
+    ],
 )
-def test_the_rules_judge_what_is_recommended_not_what_won_the_race(num_run_steps, won_at, is_believed):
+def test_the_rules_judge_what_is_recommended_not_what_won_the_race(
+    num_run_steps, won_at, is_believed
+):
     """The ramp falls around 0.02. A third of what wins the race is for a long run: that must agree with the rules."""
 
     def trial(seed, values, purpose):
-        return drawn(network(won_at, width=0.5, edge=1.0) if purpose == "race" else network(0.02), noise=0.02, rate=0.3)(seed, values, purpose)
+        return drawn(
+            network(won_at, width=0.5, edge=1.0) if purpose == "race" else network(0.02),
+            noise=0.02,
+            rate=0.3,
+        )(seed, values, purpose)
 
     found = decided(trial, replace(LARGE, num_candidates=12, num_run_steps=num_run_steps))
     won = min(found.candidates, key=lambda one: one.losses[0]).value

@@ -30,13 +30,23 @@ def curve_of(losses, values=VALUES, ended="ramp", held_out=None):
     """A ramp with these losses; without a slice unless one is given."""
     steps = np.arange(0) if held_out is None else held_out[0]
     on_slice = np.zeros(0) if held_out is None else held_out[1]
-    return Curve(np.asarray(values), np.asarray(losses, dtype=float), (steps, on_slice), None, ended, 0, "ramp")
+    return Curve(
+        np.asarray(values),
+        np.asarray(losses, dtype=float),
+        (steps, on_slice),
+        None,
+        ended,
+        0,
+        "ramp",
+    )
 
 
 def valley_curve(low_from=1e-3, low_at=0.1, edge=1.0, start=2.3, lowest=0.5, values=VALUES):
     """Flat at `start` to low_from, a straight line (in log) down to `lowest` at low_at, flat to the edge, then up steeply."""
     place = np.log10(values)
-    falling = np.interp(place, np.log10([values[0], low_from, low_at, edge]), [start, start, lowest, lowest])
+    falling = np.interp(
+        place, np.log10([values[0], low_from, low_at, edge]), [start, start, lowest, lowest]
+    )
     return falling + np.where(values > edge, 40 * (place - np.log10(edge)), 0.0)
 
 
@@ -49,8 +59,13 @@ def test_smoothing_keeps_a_constant_and_does_not_shift_a_line():
 
 def test_smoothing_is_a_weighted_mean_of_what_lies_on_both_sides():
     losses, strength = np.array([2.0, 1.9, 1.7, 1.8, 1.5, 1.4, 1.45]), 0.6
-    expected = [np.average(np.minimum(losses, 1.8), weights=strength ** np.abs(np.arange(7) - place)) for place in range(7)]
-    assert smoothed(losses, strength) == pytest.approx(expected), "cut at the median of its beginning, 1.8"
+    expected = [
+        np.average(np.minimum(losses, 1.8), weights=strength ** np.abs(np.arange(7) - place))
+        for place in range(7)
+    ]
+    assert smoothed(losses, strength) == pytest.approx(expected), (
+        "cut at the median of its beginning, 1.8"
+    )
 
 
 def test_spikes_of_one_or_two_steps_are_taken_out_and_falls_are_not():
@@ -76,9 +91,13 @@ def test_every_rule_on_a_curve_whose_answer_is_known():
 def test_the_fall_to_the_floor_is_not_taken_for_learning():
     """A steep fall at 1e-4 down to 0.325 nats, the bias alone; then a gentler one, which is learning."""
     place = np.log10(VALUES)
-    losses = np.interp(place, [-6, -4.2, -3.8, -2.5, -1, 0], [0.693, 0.693, 0.325, 0.325, 0.15, 0.15])
+    losses = np.interp(
+        place, [-6, -4.2, -3.8, -2.5, -1, 0], [0.693, 0.693, 0.325, 0.325, 0.15, 0.15]
+    )
     losses += np.where(place > 0, 5 * place, 0.0)
-    blind, seeing = (read(curve_of(losses), floors, "train") for floors in (FLOORS, Floors(train=0.325)))
+    blind, seeing = (
+        read(curve_of(losses), floors, "train") for floors in (FLOORS, Floors(train=0.325))
+    )
     assert blind.rules["steepest"] < 3e-4
     assert 10**-2.5 < seeing.rules["steepest"] < 0.1 and 10**-2.5 < seeing.rules["valley"] < 0.1
     assert seeing.edge == pytest.approx(blind.edge, rel=0.2)
@@ -97,7 +116,11 @@ def test_a_ramp_that_comes_no_further_than_the_floor_has_an_edge_and_nothing_els
     [
         (np.full(200, 2.3), FLOORS, "never falls clearly below its start"),
         (np.full(200, 0.0), FLOORS, "never falls clearly below its start"),
-        (np.where(np.arange(200) < 80, 0.693, 0.325), Floors(train=0.325), "the floor of 0.325 nats"),
+        (
+            np.where(np.arange(200) < 80, 0.693, 0.325),
+            Floors(train=0.325),
+            "the floor of 0.325 nats",
+        ),
         (np.full(200, np.nan), FLOORS, "only 0 points"),
         (np.geomspace(2.3, 1e9, 200), FLOORS, "never falls clearly below its start"),
     ],
@@ -114,7 +137,10 @@ def test_mere_noise_says_nothing(num_points):
     draws = np.random.default_rng(0)
     values = np.geomspace(1e-6, 10, num_points)
     read_anyway = [
-        not read(curve_of(2.3 + 0.2 * draws.standard_normal(num_points), values), FLOORS, "train").reason for _ in range(300)
+        not read(
+            curve_of(2.3 + 0.2 * draws.standard_normal(num_points), values), FLOORS, "train"
+        ).reason
+        for _ in range(300)
     ]
     assert sum(read_anyway) <= 3
 
@@ -124,7 +150,10 @@ def test_a_noisy_curve_says_what_the_noise_free_one_says(num_points):
     values = np.geomspace(1e-6, 10, num_points)
     calm = valley_curve(values=values)
     draws = np.random.default_rng(1)
-    edges = [read(curve_of(calm + 0.1 * draws.standard_normal(num_points), values), FLOORS, "train").edge for _ in range(50)]
+    edges = [
+        read(curve_of(calm + 0.1 * draws.standard_normal(num_points), values), FLOORS, "train").edge
+        for _ in range(50)
+    ]
     assert None not in edges
     assert np.quantile(edges, [0.1, 0.9]) == pytest.approx([1.0, 1.0], rel=0.5)
 
@@ -160,7 +189,9 @@ def test_values_in_other_units_move_every_rule_alike(factor, edge, noise):
     one = read(curve_of(losses), FLOORS, "train")
     other = read(curve_of(losses, VALUES * factor), FLOORS, "train")
     assert other.edge == pytest.approx(factor * one.edge)
-    assert dict(other.rules) == pytest.approx({rule: factor * value for rule, value in one.rules.items()})
+    assert dict(other.rules) == pytest.approx(
+        {rule: factor * value for rule, value in one.rules.items()}
+    )
 
 
 @settings(max_examples=40)
@@ -169,7 +200,9 @@ def test_a_constant_above_the_loss_changes_nothing(shift, edge, noise):
     losses = valley_curve(edge=edge) + noise * np.random.default_rng(0).standard_normal(200)
     one = read(curve_of(losses), Floors(train=2.0), "train")
     other = read(curve_of(losses + shift), Floors(train=2.0 + shift), "train")
-    assert other.edge == pytest.approx(one.edge) and dict(other.rules) == pytest.approx(dict(one.rules))
+    assert other.edge == pytest.approx(one.edge) and dict(other.rules) == pytest.approx(
+        dict(one.rules)
+    )
 
 
 @settings(max_examples=40)
@@ -184,8 +217,15 @@ def test_a_spread_is_of_the_seeds_that_found_a_value(found, num_nothing):
 
 
 def reading_of(edge=1.0, reason="", **rules):
-    values = {"steepest": 0.05, "valley": 0.1, "minimum / 10": 0.05, "edge / 10": edge / 10 if edge else None}
-    return Reading(dict.fromkeys(RULES) if reason else values | rules, None if reason else edge, reason)
+    values = {
+        "steepest": 0.05,
+        "valley": 0.1,
+        "minimum / 10": 0.05,
+        "edge / 10": edge / 10 if edge else None,
+    }
+    return Reading(
+        dict.fromkeys(RULES) if reason else values | rules, None if reason else edge, reason
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,7 +235,10 @@ def reading_of(edge=1.0, reason="", **rules):
         ([reading_of(), reading_of(), reading_of(reason="flat")], ""),
         ([reading_of(), reading_of(reason="flat"), reading_of(reason="flat")], "flat"),
         ([reading_of(edge=None)] * 3, "larger to="),
-        ([reading_of(1.0), reading_of(1.5), reading_of(10.0)], "edges differ 10-fold, from 1 to 10"),
+        (
+            [reading_of(1.0), reading_of(1.5), reading_of(10.0)],
+            "edges differ 10-fold, from 1 to 10",
+        ),
         ([reading_of(1.0), reading_of(2.0), reading_of(2.9)], ""),
     ],
 )
@@ -205,7 +248,12 @@ def test_what_the_seeds_must_agree_on(readings, said):
 
 
 def test_a_measured_value_lies_within_what_the_rules_span():
-    rules = {"steepest": spread([0.01]), "valley": spread([0.02]), "minimum / 10": None, "edge / 10": spread([0.2])}
+    rules = {
+        "steepest": spread([0.01]),
+        "valley": spread([0.02]),
+        "minimum / 10": None,
+        "edge / 10": spread([0.2]),
+    }
     for value in (0.0034, 0.03, 0.59):
         assert not disagreement(value, rules, 1.0)
     for value in (0.0033, 0.61):

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plans import small_plan, small_set
 from rich.console import Console
 
 import trainer.held_out
 import trainer.trial
-from plans import small_plan, small_set
 from trainer import lr_find
 from trainer.data.opened import open_data
 from trainer.errors import UserError
@@ -27,7 +27,15 @@ from trainer.stop import StopRequest
 
 SET = small_set("batch.images=8 epochs=1")
 TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"
-SMALL = {"recipe": "A2", "model": "test_resnet", "overrides": SET, "seeds": 2, "steps": 8, "device": "cpu", "workers": "0"}
+SMALL = {
+    "recipe": "A2",
+    "model": "test_resnet",
+    "overrides": SET,
+    "seeds": 2,
+    "steps": 8,
+    "device": "cpu",
+    "workers": "0",
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,13 +45,15 @@ def _small_slice():
         yield
 
 
-
 def digest(folder: Path) -> str:
     """Of every file below a folder, names and bytes; a range test's own folder does not count."""
     made = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if "lr-find-" not in str(path):
-            made.update(str(path.relative_to(folder)).encode() + (path.read_bytes() if path.is_file() else b""))
+            made.update(
+                str(path.relative_to(folder)).encode()
+                + (path.read_bytes() if path.is_file() else b"")
+            )
     return made.hexdigest()
 
 
@@ -52,7 +62,14 @@ def trained(base: Path) -> str:
     plan = small_plan("A2", overrides=TRAINED)
     settings = make_settings("cpu", workers="0", runs=base / "runs", results=base / "results")
     with StopRequest() as stop:
-        _, row = run_job(Job("A2", "test_resnet", overrides=small_set(TRAINED)), plan, settings, open_data(plan.profile, None), Console(quiet=True), stop)
+        _, row = run_job(
+            Job("A2", "test_resnet", overrides=small_set(TRAINED)),
+            plan,
+            settings,
+            open_data(plan.profile, None),
+            Console(quiet=True),
+            stop,
+        )
     return row.weights_sha256
 
 
@@ -89,7 +106,9 @@ def test_what_is_there_is_found_again_and_again_runs_it_anew(found, monkeypatch)
     monkeypatch.setattr(trainer.trial, "optimizer_step", None)  # no trial may run
     second = lr_find(**SMALL, runs=found.folder.parent)
     assert second.folder == found.folder and second.suggestion.value == found.suggestion.value
-    assert [curve.losses.tolist() for curve in second.suggestion.curves] == [curve.losses.tolist() for curve in found.suggestion.curves]
+    assert [curve.losses.tolist() for curve in second.suggestion.curves] == [
+        curve.losses.tolist() for curve in found.suggestion.curves
+    ]
     with pytest.raises(TypeError):
         lr_find(**SMALL, runs=found.folder.parent, again=True)
 
@@ -99,7 +118,11 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
     class Killed(BaseException):
         pass
 
-    bench = set_up(Job("A2", "test_resnet", overrides=SET), Question(num_seeds=2, num_steps=8), {"device": "cpu", "workers": "0", "runs": tmp_path})
+    bench = set_up(
+        Job("A2", "test_resnet", overrides=SET),
+        Question(num_seeds=2, num_steps=8),
+        {"device": "cpu", "workers": "0", "runs": tmp_path},
+    )
     for num_steps in (3, 12):
         left = iter(range(num_steps))
 
@@ -110,15 +133,21 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
         before = len(list(tmp_path.rglob("trials/*.json")))
         with pytest.raises(Killed):
             run(bench, check=check)
-        assert len(list(tmp_path.rglob("trials/*.json"))) == before + num_steps // 8 and not list(tmp_path.rglob("suggestion.json"))
+        assert len(list(tmp_path.rglob("trials/*.json"))) == before + num_steps // 8 and not list(
+            tmp_path.rglob("suggestion.json")
+        )
     made = run(bench)
     assert made.suggestion.value == found.suggestion.value
-    assert [curve.losses.tolist() for curve in made.suggestion.curves] == [curve.losses.tolist() for curve in found.suggestion.curves]
+    assert [curve.losses.tolist() for curve in made.suggestion.curves] == [
+        curve.losses.tolist() for curve in found.suggestion.curves
+    ]
     assert made.folder.name == found.folder.name
 
 
 def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
-    monkeypatch.setattr(trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5))
+    monkeypatch.setattr(
+        trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5)
+    )
     monkeypatch.setattr(trainer.held_out.HeldOut, "loss", lambda self, model: 0.5)
     made = lr_find(**SMALL)
     assert made.suggestion.value is None and made.command is None
@@ -126,9 +155,13 @@ def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
 
 
 def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch):
-    monkeypatch.setattr(trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(float("nan")))
+    monkeypatch.setattr(
+        trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(float("nan"))
+    )
     made = lr_find(**SMALL)
-    assert made.suggestion.value is None and made.suggestion.reason.startswith("no reliable suggestion: ")
+    assert made.suggestion.value is None and made.suggestion.reason.startswith(
+        "no reliable suggestion: "
+    )
     assert made.plot() is not None
 
 
@@ -137,7 +170,13 @@ def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch)
 def test_any_number_of_the_page_has_a_range_test_with_the_same_outputs(ramp, tmp_path):
     made = lr_find(**{**SMALL, "seeds": 1, "steps": 8}, ramp=ramp, runs=tmp_path)
     assert made.scalar.label.endswith(ramp) and made.scalar.own is not None
-    assert {path.name for path in made.folder.iterdir()} >= {"curve.csv", "curve.png", "curve.svg", "suggestion.json", "tensorboard"}
+    assert {path.name for path in made.folder.iterdir()} >= {
+        "curve.csv",
+        "curve.png",
+        "curve.svg",
+        "suggestion.json",
+        "tensorboard",
+    }
     assert made.asked["curve"] == ("both" if ramp == "weight_decay" else "heldout")
     ramps = [curve for curve in made.suggestion.curves if curve.purpose == "ramp"]
     assert [curve.values.tolist() for curve in ramps] == [made.values.tolist()]
@@ -169,8 +208,12 @@ def test_floors_are_of_the_curve_that_they_are_drawn_for():
     job, machine = Job("A2", "test_resnet", overrides=SET), {"device": "cpu", "workers": "0"}
     bench = set_up(job, Question(num_steps=8), machine)
     floors = floors_of(bench)
-    assert floors.held_out == pytest.approx(0.325, abs=0.005)  # ten even classes, each a yes for a tenth
-    assert floors.train > floors.held_out + 0.05  # two yeses an image, where it is mixed and the threshold is passed
+    assert floors.held_out == pytest.approx(
+        0.325, abs=0.005
+    )  # ten even classes, each a yes for a tenth
+    assert (
+        floors.train > floors.held_out + 0.05
+    )  # two yeses an image, where it is mixed and the threshold is passed
     assert floors_of(replace(bench, scalar=Scalar("smoothing", 0.1))).train is None
 
 
@@ -179,7 +222,9 @@ def test_a_race_runs_through_the_pages_own_schedule(recipe):
     plan = plan_of(Job(recipe, "test_resnet"))
     shape = schedule_shape(plan, 40)
     assert len(shape) == 40 and 0 <= shape.min() and shape.max() <= 1
-    assert shape[-1] == pytest.approx(plan.lr_at(plan.num_steps - plan.num_steps // 80 - 1) / plan.recipe.lr.peak)
+    assert shape[-1] == pytest.approx(
+        plan.lr_at(plan.num_steps - plan.num_steps // 80 - 1) / plan.recipe.lr.peak
+    )
     assert shape.max() > 0.45
 
 
@@ -188,15 +233,26 @@ def test_a_race_runs_through_the_pages_own_schedule(recipe):
 
 def command(overrides="", value=0.003123, job=None, label=RATE, own=5e-3):
     plan = small_plan("A1", overrides=overrides)
-    return train_command(job or Job("A1", "resnet18", overrides=overrides), plan.recipe, Scalar(label, own), value)
+    return train_command(
+        job or Job("A1", "resnet18", overrides=overrides), plan.recipe, Scalar(label, own), value
+    )
 
 
 def test_the_command_keeps_the_users_items_and_puts_the_value_in():
     assert command() == 'make recipe=A1 model=resnet18 data=digits set="lr.peak=0.00312"'
-    assert command("epochs=5 loss.name=ce") == 'make recipe=A1 model=resnet18 data=digits set="epochs=5 loss.name=ce lr.peak=0.00312"'
-    assert command("epochs=5 lr.peak=0.01 drop_path=null").endswith('set="epochs=5 drop_path=null lr.peak=0.00312"')
-    assert command(job=Job("A1", "resnet18", "mnist", Path("/data/my set"))).startswith("make recipe=A1 model=resnet18 data=mnist data_dir='/data/my set'")
-    assert command(label="optimizer.weight_decay", own=0.01, value=0.2).endswith('set="optimizer.weight_decay=0.2"')
+    assert (
+        command("epochs=5 loss.name=ce")
+        == 'make recipe=A1 model=resnet18 data=digits set="epochs=5 loss.name=ce lr.peak=0.00312"'
+    )
+    assert command("epochs=5 lr.peak=0.01 drop_path=null").endswith(
+        'set="epochs=5 drop_path=null lr.peak=0.00312"'
+    )
+    assert command(job=Job("A1", "resnet18", "mnist", Path("/data/my set"))).startswith(
+        "make recipe=A1 model=resnet18 data=mnist data_dir='/data/my set'"
+    )
+    assert command(label="optimizer.weight_decay", own=0.01, value=0.2).endswith(
+        'set="optimizer.weight_decay=0.2"'
+    )
 
 
 def test_a_warm_up_that_starts_above_the_value_comes_down_with_it():

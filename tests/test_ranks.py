@@ -3,11 +3,11 @@
 import time
 
 import pytest
-import torch
-
 import ranked
+import torch
 from pieced import relative
 from ranked import end_of, on_ranks
+
 from trainer import meeting
 from trainer.gradients import Gradients
 from trainer.ranks import alone
@@ -15,7 +15,10 @@ from trainer.ranks import alone
 # BatchNorm, mixing, repeats, LAMB, an average, a last step of 29 images
 # Smooth: where max pooling meets a tie, as on a plain background, the last bit decides where a gradient goes.
 SMOOTH = "'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}' lr.peak=5e-4 "
-EVERYTHING = SMOOTH + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9, every_steps: 1}'"
+EVERYTHING = (
+    SMOOTH
+    + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9, every_steps: 1}'"
+)
 # a last step of 5 images: 2 micro-batches, of 3 and of 2 images, so that two of four ranks have none
 SMALL_LAST = "batch.images=8 batch.norm_images=2 batch.drop_last=false"
 
@@ -46,12 +49,17 @@ def test_ranks_agree():
     for rank, answers in enumerate(found):
         assert answers["sum"] == [6, 6, 6] and answers["total"] == 6 and answers["most"] == 0
         assert answers["any"] == (False, True, True) and answers["same"] == (True, False)
-        assert answers["broadcast"]["numbers"] == [1, 2.5, None] and answers["broadcast"]["tensor"].tolist() == [0, 1, 2]
+        assert answers["broadcast"]["numbers"] == [1, 2.5, None] and answers["broadcast"][
+            "tensor"
+        ].tolist() == [0, 1, 2]
         assert answers["copy"] == [0, 0] and answers["share"] == list(range(rank, 10, 3))
 
 
 def largest(found: dict, expected: dict) -> float:
-    return max((found[name].double() - other.double()).abs().max().item() for name, other in expected.items())
+    return max(
+        (found[name].double() - other.double()).abs().max().item()
+        for name, other in expected.items()
+    )
 
 
 def in_order(found: list[dict]) -> list:
@@ -67,7 +75,10 @@ def one_rank():
 def test_ranks_and_accumulated_micro_batches_are_interchangeable(one_rank, num_ranks):
     found = on_ranks(ranked.steps, num_ranks, "A1", "test_resnet", EVERYTHING, -10, 20)
     assert in_order(found) == one_rank["ids"] and len(one_rank["ids"]) == 80
-    assert {len(ids) for _, _, ids in one_rank["ids"]} == {7, 8}  # the last step of the epoch is in it
+    assert {len(ids) for _, _, ids in one_rank["ids"]} == {
+        7,
+        8,
+    }  # the last step of the epoch is in it
     for rank in found:
         assert rank["lrs"] == one_rank["lrs"]
         assert rank["losses"] == pytest.approx(one_rank["losses"], rel=1e-5)
@@ -75,7 +86,9 @@ def test_ranks_and_accumulated_micro_batches_are_interchangeable(one_rank, num_r
         assert relative(rank["average"], one_rank["average"]) < 1e-5
         assert largest(rank["buffers"], one_rank["buffers"]) < 1e-6
         for kind in ("weights", "buffers", "average", "gradients"):
-            assert all(torch.equal(tensor, found[0][kind][name]) for name, tensor in rank[kind].items())
+            assert all(
+                torch.equal(tensor, found[0][kind][name]) for name, tensor in rank[kind].items()
+            )
 
 
 def test_in_float64_ranks_differ_in_the_last_digits_alone():
@@ -88,7 +101,13 @@ def test_in_float64_ranks_differ_in_the_last_digits_alone():
 
 
 def test_without_statistics_over_images_ranks_differ_by_rounding_alone():
-    words = ("A2", "test_resnet", EVERYTHING.replace("stem:", "norm: {name: group_norm, groups: 4, eps: 1e-5}, stem:"), -10, 20)
+    words = (
+        "A2",
+        "test_resnet",
+        EVERYTHING.replace("stem:", "norm: {name: group_norm, groups: 4, eps: 1e-5}, stem:"),
+        -10,
+        20,
+    )
     expected = on_ranks(ranked.steps, 1, *words)[0]
     for num_ranks in (2, 4):
         for rank in on_ranks(ranked.steps, num_ranks, *words):
@@ -101,8 +120,17 @@ def test_the_gradient_is_that_of_the_whole_step_in_one_piece(num_ranks, norm_ima
     """A model without norms over images; the last step has micro-batches of 3 and of 2 images, on two of four ranks."""
     page = ("torchvision-v1", "test_convnext")
     first = -1 if last else 0
-    whole = on_ranks(ranked.steps, 1, *page, "batch.images=8 batch.norm_images=8 batch.drop_last=false", first, 1)[0]
-    cut = on_ranks(ranked.steps, num_ranks, *page, f"batch.images=8 batch.norm_images={norm_images} batch.drop_last=false", first, 1)
+    whole = on_ranks(
+        ranked.steps, 1, *page, "batch.images=8 batch.norm_images=8 batch.drop_last=false", first, 1
+    )[0]
+    cut = on_ranks(
+        ranked.steps,
+        num_ranks,
+        *page,
+        f"batch.images=8 batch.norm_images={norm_images} batch.drop_last=false",
+        first,
+        1,
+    )
     assert sum(len(rank["ids"]) for rank in cut) == (2 if last else 4)
     assert [len(rank["ids"]) for rank in cut].count(0) == (2 if last and num_ranks == 4 else 0)
     scale = max(gradient.abs().max().item() for gradient in whole["gradients"].values())
@@ -112,7 +140,10 @@ def test_the_gradient_is_that_of_the_whole_step_in_one_piece(num_ranks, norm_ima
 
 @pytest.mark.parametrize(
     "norm",
-    ["", "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'"],
+    [
+        "",
+        "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'",
+    ],
     ids=["batch_norm", "estimated"],
 )
 def test_running_statistics_count_every_micro_batch_once_where_a_rank_has_none(norm):
@@ -131,7 +162,10 @@ def test_any_number_of_ranks_counts_the_same_images():
             assert found[3] == pytest.approx(expected[3], abs=1e-12)
 
 
-RUN = SMOOTH + "batch.images=128 batch.norm_images=16 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
+RUN = (
+    SMOOTH
+    + "batch.images=128 batch.norm_images=16 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +174,16 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("num_before", "num_after"), [(2, 1), (2, 4), (4, 2), (4, 8)])
-def test_stopped_on_two_or_four_ranks_it_goes_on_on_any_number(undisturbed, tmp_path, num_before, num_after):
-    stopped = on_ranks(ranked.whole_run, num_before, str(tmp_path), RUN, 1, 9)  # the signal comes to rank 1 alone
+def test_stopped_on_two_or_four_ranks_it_goes_on_on_any_number(
+    undisturbed, tmp_path, num_before, num_after
+):
+    stopped = on_ranks(
+        ranked.whole_run, num_before, str(tmp_path), RUN, 1, 9
+    )  # the signal comes to rank 1 alone
     assert [(rank["status"], rank["step"]) for rank in stopped] == [("stopped", 9)] * num_before
-    assert "stopped by SIGUSR1 after step 9: saved" in stopped[0]["said"] and stopped[1]["said"] == ""
+    assert (
+        "stopped by SIGUSR1 after step 9: saved" in stopped[0]["said"] and stopped[1]["said"] == ""
+    )
     ended = on_ranks(ranked.whole_run, num_after, str(tmp_path), RUN)
     for rank in ended:
         assert (rank["status"], rank["step"]) == ("finished", 22)
@@ -153,7 +193,9 @@ def test_stopped_on_two_or_four_ranks_it_goes_on_on_any_number(undisturbed, tmp_
             assert rank["scores"][which]["num_top1"] == expected["num_top1"]
     assert ended[0]["changes"] == [f"ranks {num_before} -> {num_after} after step 9"]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert sum('"loss_nats"' in line and '"lr"' in line for line in lines) == 4  # one writer, nothing twice
+    assert (
+        sum('"loss_nats"' in line and '"lr"' in line for line in lines) == 4
+    )  # one writer, nothing twice
 
 
 def test_a_loss_that_is_no_number_on_one_rank_ends_all_as_diverged(tmp_path):
@@ -177,8 +219,13 @@ def test_an_error_on_one_rank_ends_all_with_that_error_first(how, code, bad_rank
     assert {rank.code for rank in others} == {code}
     assert not any("error" in rank.text.lower() for rank in others), [rank.text for rank in others]
     if how == "raise":
-        assert f"rank {bad_rank} of 3 on" in ended[bad_rank].text and "ZeroDivisionError: a mistake of ours" in ended[bad_rank].text
-    assert ended[bad_rank].code == 1  # of the exception itself, which the command line turns into its code
+        assert (
+            f"rank {bad_rank} of 3 on" in ended[bad_rank].text
+            and "ZeroDivisionError: a mistake of ours" in ended[bad_rank].text
+        )
+    assert (
+        ended[bad_rank].code == 1
+    )  # of the exception itself, which the command line turns into its code
 
 
 @pytest.mark.parametrize("bad_rank", [0, 1])
@@ -203,11 +250,16 @@ def test_a_rank_that_does_not_come_is_named(missing):
     assert time.monotonic() - began_s < 22  # 40 with the 20 that it really waits
     assert {rank.code for rank in ended} == {1}
     said = "".join(rank.text for rank in ended)
-    assert ("rank 0 did not come" if missing == 0 else "rank 2 of 3 did not come within 2 s") in said
+    assert (
+        "rank 0 did not come" if missing == 0 else "rank 2 of 3 did not come within 2 s"
+    ) in said
     assert "Traceback" not in said
 
 
 def test_rank_0_says_who_came():
     ended = end_of(ranked.agreements, 2)
-    assert [line.split()[:2] for line in ended[0].text.splitlines() if line.startswith("rank")] == [["rank", "0"], ["rank", "1"]]
+    assert [line.split()[:2] for line in ended[0].text.splitlines() if line.startswith("rank")] == [
+        ["rank", "0"],
+        ["rank", "1"],
+    ]
     assert "process" in ended[0].text and "cpu" in ended[0].text and ended[1].text == ""

@@ -5,6 +5,7 @@ import signal
 import threading
 
 import pytest
+from sweeps import wait_until, write_page, write_pictures
 
 from trainer.ablate import Sweep
 from trainer.ablation import load_ablation
@@ -14,7 +15,6 @@ from trainer.errors import UserError
 from trainer.failures import cell_folder
 from trainer.ray_cells import RayCells, Share, share_of
 from trainer.stop import StopRequest
-from sweeps import wait_until, write_page, write_pictures
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,15 @@ def world(tmp_path_factory):
 
 
 def shared_in(folder, **settings) -> Shared:
-    return Shared(folder / "runs", folder / "results", device="cpu", workers="0", checkpoint_s=0.0, **settings)
+    return Shared(
+        folder / "runs", folder / "results", device="cpu", workers="0", checkpoint_s=0.0, **settings
+    )
 
 
 @pytest.mark.drill
-def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturbed_runs(world, tmp_path):
+def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturbed_runs(
+    world, tmp_path
+):
     _, repeats = world
     shared = shared_in(tmp_path, url=(tmp_path / "far").as_uri())
     cells = RayCells(shared, "local", Share(cpus=1), jobs=2)
@@ -41,7 +45,9 @@ def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturb
 
         def kill_one() -> None:
             folder = cell_folder(shared.runs, repeats[0].key)
-            wait_until(lambda: list(shared.runs.glob(f"{repeats[0].prefix}*/checkpoints/step_*5.pt")))
+            wait_until(
+                lambda: list(shared.runs.glob(f"{repeats[0].prefix}*/checkpoints/step_*5.pt"))
+            )
             killed.append(owner_of(folder).pid)
             os.kill(killed[0], signal.SIGKILL)
 
@@ -57,8 +63,12 @@ def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturb
     assert first.num_threads == 1 and first.changes == () and first.bitwise
     assert first.steps == 20 and [each.row.ablation for each in sweep.standings] == ["two"] * 2
     there = sorted(path.stem for path in (tmp_path / "far" / "rows").iterdir())
-    assert there == sorted(each.row.run for each in sweep.standings)  # the store behind the URL has them too
-    assert [each.row.weights_sha256 for each in sweep.standings] == undisturbed_weights(repeats, tmp_path / "here")
+    assert there == sorted(
+        each.row.run for each in sweep.standings
+    )  # the store behind the URL has them too
+    assert [each.row.weights_sha256 for each in sweep.standings] == undisturbed_weights(
+        repeats, tmp_path / "here"
+    )
 
 
 def undisturbed_weights(repeats, folder) -> list[str]:
@@ -69,14 +79,24 @@ def undisturbed_weights(repeats, folder) -> list[str]:
     from trainer.local_cells import LocalCells
 
     shared = shared_in(folder)
-    sweep = Sweep(repeats, shared, LocalCells(partial(run_repeat, shared=shared), 2), StopRequest(), lambda _: None)
+    sweep = Sweep(
+        repeats,
+        shared,
+        LocalCells(partial(run_repeat, shared=shared), 2),
+        StopRequest(),
+        lambda _: None,
+    )
     assert sweep.run() == 0
     return [each.row.weights_sha256 for each in sweep.standings]
 
 
 @pytest.mark.parametrize(
     ("text", "share"),
-    [("", Share(1, None, None)), ("cpus=4 gpus=0.5", Share(4, 0.5, None)), ("memory_gib=8", Share(1, None, 8))],
+    [
+        ("", Share(1, None, None)),
+        ("cpus=4 gpus=0.5", Share(4, 0.5, None)),
+        ("memory_gib=8", Share(1, None, 8)),
+    ],
 )
 def test_a_share_of_the_cluster_is_text(text, share):
     assert share_of(text) == share

@@ -17,7 +17,9 @@ from trainer.profiles import Profile
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(next(line for line in MAKEFILE.splitlines() if line.startswith(".PHONY:")).split()[1:])
+TARGETS = set(
+    next(line for line in MAKEFILE.splitlines() if line.startswith(".PHONY:")).split()[1:]
+)
 VARIABLES = set(" ".join(re.findall(r"^(?:TRAIN_)?VARIABLES := (.*)$", MAKEFILE, re.M)).split())
 
 
@@ -26,8 +28,12 @@ def code_blocks(language: str) -> list[str]:
 
 
 def make_commands() -> list[str]:
-    lines = [line.partition("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("make")] + re.findall(r"`(make [^`]*)`", README)
+    lines = [
+        line.partition("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith("make")] + re.findall(
+        r"`(make [^`]*)`", README
+    )
 
 
 @pytest.mark.parametrize("command", make_commands())
@@ -37,7 +43,9 @@ def test_every_make_command_names_targets_and_variables_that_exist(command):
         assert name in (VARIABLES if equals else TARGETS), word
 
 
-@pytest.mark.parametrize("command", [command for command in make_commands() if "set=" in command and "=…" not in command])
+@pytest.mark.parametrize(
+    "command", [command for command in make_commands() if "set=" in command and "=…" not in command]
+)
 def test_every_departure_shown_fits_its_page(command):
     given = dict(word.split("=", 1) for word in shlex.split(command)[1:])
     plan = plan_of(Job(given["recipe"], given["model"], "imagenet-1k", overrides=given["set"]))
@@ -54,7 +62,9 @@ def test_the_table_of_recipes_is_current():
 
 
 def test_the_table_of_what_was_measured_is_that_of_the_files():
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "tests" / "benchmarks" / "readme_table.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_table", ROOT / "tests" / "benchmarks" / "readme_table.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.BEGIN + module.table() + module.END in README
@@ -72,7 +82,9 @@ def test_the_plan_of_a_swapped_part_is_what_make_plan_prints():
     shown = next(block for block in code_blocks("text") if block.startswith("$ make plan"))
     command, *lines = shown.splitlines()
     words = [word.split("=", 1) for word in shlex.split(command)[3:]]
-    done = CliRunner().invoke(app, ["plan", *(part for name, value in words for part in (f"--{name}", value))])
+    done = CliRunner().invoke(
+        app, ["plan", *(part for name, value in words for part in (f"--{name}", value))]
+    )
     assert done.exit_code == 0, done.output
     printed = iter([line.rstrip() for line in done.stdout.splitlines()])
     assert all(line in printed for line in lines if line != "...")

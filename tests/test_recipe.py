@@ -11,7 +11,15 @@ from trainer import check, provenance, recipe, tree
 from trainer.errors import UserError
 from trainer.load import PageError, parse_page
 from trainer.overrides import OverrideError
-from trainer.recipe import Deviation, Recipe, RecipeError, apply_overrides, find_recipe, load_recipe, open_recipe
+from trainer.recipe import (
+    Deviation,
+    Recipe,
+    RecipeError,
+    apply_overrides,
+    find_recipe,
+    load_recipe,
+    open_recipe,
+)
 
 A1 = load_recipe(find_recipe("A1.v1"))
 A2 = load_recipe(find_recipe("A2.v1"))
@@ -45,7 +53,9 @@ def test_an_unknown_name_lists_what_there_is(pages):
     written(pages, "", "convnext.v1")
     with pytest.raises(RecipeError) as error:
         find_recipe("convnex")
-    assert str(error.value).endswith("there is no such page (did you mean convnext?); there are convnext.v1")
+    assert str(error.value).endswith(
+        "there is no such page (did you mean convnext?); there are convnext.v1"
+    )
     with pytest.raises(RecipeError, match="^[^\n]*$"):
         find_recipe("../\n\x1b[2J")
 
@@ -55,13 +65,17 @@ def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
     shutil.copytree(recipe.pages_folder(), package / "recipes")
     monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
     assert find_recipe("A1").is_relative_to(package / "recipes")
-    (package.parent / "recipes").mkdir()  # another distribution's folder beside the package is not ours
+    (
+        package.parent / "recipes"
+    ).mkdir()  # another distribution's folder beside the package is not ours
     assert find_recipe("A1").is_relative_to(package / "recipes")
     assert load_recipe(find_recipe("A1.v1")) == A1
 
 
 def test_a_page_is_named_after_its_file(tmp_path):
-    with pytest.raises(PageError, match=r"B1.v1.yaml:4: this page is A1.v1; name its file A1.v1.yaml"):
+    with pytest.raises(
+        PageError, match=r"B1.v1.yaml:4: this page is A1.v1; name its file A1.v1.yaml"
+    ):
         load_recipe(written(tmp_path, A1_TEXT, "B1.v1"))
     assert load_recipe(written(tmp_path, A1_TEXT, "recipe")) == A1  # a run's own page
 
@@ -77,30 +91,90 @@ def test_positions_are_those_of_the_page():
 @pytest.mark.parametrize(
     ("old", "new", "at", "sentence"),
     [
-        ("images: 2048", "images: 2000", "images: 2000", "batch.images 2000 is no multiple .* write 1536 or 2048"),
+        (
+            "images: 2048",
+            "images: 2000",
+            "images: 2000",
+            "batch.images 2000 is no multiple .* write 1536 or 2048",
+        ),
         ("norm_images: 512", "norm_images: 1", "mix:", "mix needs two images"),
-        ("{name: bce}", "{name: bce, threshold: 0.2}", "smoothing:", "smoothing 0.1 is erased by loss.threshold 0.2"),
-        ("- {name: flip}", "- {name: flip}\n  - {name: flip}  # again", "# again", "flip is there twice"),
+        (
+            "{name: bce}",
+            "{name: bce, threshold: 0.2}",
+            "smoothing:",
+            "smoothing 0.1 is erased by loss.threshold 0.2",
+        ),
+        (
+            "- {name: flip}",
+            "- {name: flip}\n  - {name: flip}  # again",
+            "# again",
+            "flip is there twice",
+        ),
         (
             "  - {name: flip}\n",
             "  - {name: random_erasing, share: 0.1, area: [0.1, 0.2], aspect: [0.5, 2.0], fill: mean}\n",
             "- name: rand_augment",
             r"rand_augment \(pixels\) comes after random_erasing \(normalized\); move it before",
         ),
-        ("warmup_epochs: 5", "warmup_epochs: 601", "warmup_epochs", "lr.warmup_epochs 601 does not fit .* 600; write 600 at most"),
+        (
+            "warmup_epochs: 5",
+            "warmup_epochs: 601",
+            "warmup_epochs",
+            "lr.warmup_epochs 601 does not fit .* 600; write 600 at most",
+        ),
         ("warmup_epochs: 5", "warmup_epochs: -5", "warmup_epochs", "must be at least 1"),
-        ("drop_path: 0.05", "drop_path: 0", "drop_path: 0", "above 0, or leave the key out to turn it off"),
+        (
+            "drop_path: 0.05",
+            "drop_path: 0",
+            "drop_path: 0",
+            "above 0, or leave the key out to turn it off",
+        ),
         ("drop_path: 0.05", "drop_path: 1.5", "drop_path: 1.5", "must be below 1"),
         ("epochs: 600 ", "epochs: 600000 ", "epochs: 600000", "must be at most 10000"),
         ("repeats: 3", "repeats: 1", "repeats: 1", "must be at least 2"),
-        ("drop_path: 0.05", "average: {decay: 0.9, every_steps: 1}", "average:", "average has no name; add name: ema"),
-        ("  lr.warmup_from:", "  lr.warmup_frm:", "  lr.warmup_frm:", "'warmup_frm' is no key of lr .did you mean"),
+        (
+            "drop_path: 0.05",
+            "average: {decay: 0.9, every_steps: 1}",
+            "average:",
+            "average has no name; add name: ema",
+        ),
+        (
+            "  lr.warmup_from:",
+            "  lr.warmup_frm:",
+            "  lr.warmup_frm:",
+            "'warmup_frm' is no key of lr .did you mean",
+        ),
         ("  lr.warmup_from:", "  published:", "  published:", "published is not assumable"),
-        ("  lr.warmup_from:", "  augment.0.name:", "  augment.0.name:", "augment.random_resized_crop.name or lr.peak"),
-        ("  efficientnet_b1:", "  efficientnet_b0:", "  efficientnet_b0:", "b0 was scored at train_px 224"),
-        ("  efficientnet_b1:", "  efficientnet_b9:", "  efficientnet_b9:", "is not among this page's published models"),
-        ("b1: {image: {train_px: 240", "b1: {image: {train_p: 240", "  efficientnet_b1:", "no key of image"),
-        ("b1: {image: {", "b1: {name: B1, image: {", "  efficientnet_b1:", "name belongs to the whole page"),
+        (
+            "  lr.warmup_from:",
+            "  augment.0.name:",
+            "  augment.0.name:",
+            "augment.random_resized_crop.name or lr.peak",
+        ),
+        (
+            "  efficientnet_b1:",
+            "  efficientnet_b0:",
+            "  efficientnet_b0:",
+            "b0 was scored at train_px 224",
+        ),
+        (
+            "  efficientnet_b1:",
+            "  efficientnet_b9:",
+            "  efficientnet_b9:",
+            "is not among this page's published models",
+        ),
+        (
+            "b1: {image: {train_px: 240",
+            "b1: {image: {train_p: 240",
+            "  efficientnet_b1:",
+            "no key of image",
+        ),
+        (
+            "b1: {image: {",
+            "b1: {name: B1, image: {",
+            "  efficientnet_b1:",
+            "name belongs to the whole page",
+        ),
         (
             "  efficientnet_b1: {image: {train_px: 240, test_px: 240}}\n",
             "",
@@ -131,12 +205,22 @@ def test_lines_for_one_model_are_folded_in():
 def test_merging_replaces_lists_and_other_ingredients():
     page = {"loss": {"name": "bce", "threshold": 0.2}, "betas": (1, 2), "lr": {"a": 1, "b": 2}}
     lines = {"loss": {"name": "ce"}, "betas": (3,), "lr": {"b": 4}}
-    assert tree.merged(page, lines) == {"loss": {"name": "ce"}, "betas": (3,), "lr": {"a": 1, "b": 4}}
+    assert tree.merged(page, lines) == {
+        "loss": {"name": "ce"},
+        "betas": (3,),
+        "lr": {"a": 1, "b": 4},
+    }
 
 
 def test_the_digest_is_over_what_is_on():
     assert re.fullmatch("[0-9a-f]{12}", A1.digest)
-    same = [{"title": "x"}, {"source": "x"}, {"assumed": {}}, {"average": None}, {"model": {"dropout": None}}]
+    same = [
+        {"title": "x"},
+        {"source": "x"},
+        {"assumed": {}},
+        {"average": None},
+        {"model": {"dropout": None}},
+    ]
     page = tree.plain(A1)
     assert {check.check(Recipe, {**page, **lines}).digest for lines in same} == {A1.digest}
     assert check.check(Recipe, {**page, "drop_path": 0.05 + 1e-9}).digest != A1.digest
@@ -145,7 +229,9 @@ def test_the_digest_is_over_what_is_on():
 
 
 def test_overrides_are_recorded():
-    made, deviations = apply_overrides(A1.for_model("resnet50"), "epochs=5 lr.peak=2e-3 augment.2.magnitude=6")
+    made, deviations = apply_overrides(
+        A1.for_model("resnet50"), "epochs=5 lr.peak=2e-3 augment.2.magnitude=6"
+    )
     assert (made.epochs, made.lr.peak, made.augment[2].magnitude) == (5, 0.002, 6.0)
     assert set(deviations) == {
         Deviation("epochs", 600, 5, "set"),
@@ -159,20 +245,32 @@ def test_overrides_are_recorded():
 def test_what_changes_nothing_is_no_deviation():
     page = A1.for_model("resnet50")
     assert apply_overrides(page, "") == (page, ())
-    assert apply_overrides(page, "epochs=600 drop_path=0.05 mix.partner=reversed average=null") == (page, ())
+    assert apply_overrides(page, "epochs=600 drop_path=0.05 mix.partner=reversed average=null") == (
+        page,
+        (),
+    )
 
 
 def test_parts_are_turned_off_and_put_in_place():
     page = A2.for_model("resnet50")
     made, (deviation,) = apply_overrides(page, {"mix": None}, "profile")
-    assert made.mix is None and deviation.path == "mix" and deviation.after is None and deviation.origin == "profile"
+    assert (
+        made.mix is None
+        and deviation.path == "mix"
+        and deviation.after is None
+        and deviation.origin == "profile"
+    )
     assert not any(label.startswith("mix") for label in made.assumed)
     made, (deviation,) = apply_overrides(page, "augment.flip=null")
     assert [part.name for part in made.augment] == ["random_resized_crop", "rand_augment"]
     assert deviation == Deviation("augment.flip", {"name": "flip"}, None, "set")
-    made, _ = apply_overrides(page, "mix={name: mixup, alpha: 0.3, partner: reversed} smoothing=null")
+    made, _ = apply_overrides(
+        page, "mix={name: mixup, alpha: 0.3, partner: reversed} smoothing=null"
+    )
     assert made.mix.alpha == 0.3
-    made, _ = apply_overrides(page, {"optimizer.betas": [0.9, 0.95], "augment.random_resized_crop.area": (0.3, 1)})
+    made, _ = apply_overrides(
+        page, {"optimizer.betas": [0.9, 0.95], "augment.random_resized_crop.area": (0.3, 1)}
+    )
     assert made.optimizer.betas == (0.9, 0.95) and made.augment[0].area == (0.3, 1.0)
 
 
@@ -183,7 +281,9 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
         ("loss.name", "bce", "ce"),
         ("loss.threshold", 0.2, None),
     }
-    made, deviations = apply_overrides(A2.for_model("resnet50"), "optimizer.momentum=0.9 optimizer.name=sgd")
+    made, deviations = apply_overrides(
+        A2.for_model("resnet50"), "optimizer.momentum=0.9 optimizer.name=sgd"
+    )
     assert (made.optimizer.momentum, made.optimizer.weight_decay) == (0.9, 0.02)
     assert {change.path for change in deviations} == {
         "optimizer.name", "optimizer.momentum", "optimizer.betas", "optimizer.eps",
@@ -202,14 +302,35 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
         ("epochs=5 epochs=6", "set=epochs=6: epochs is set twice"),
         ("epochs.x=5", "set=epochs.x=5: epochs is a single value"),
         ("title='x", "set=title='x: a quotation mark is not closed"),
-        ("optimizer.nesterov=true", "set=optimizer.nesterov=true: nesterov is a key of sgd and decoupled_sgd, not of lamb"),
-        ("optimizer.name=lmab", "set=optimizer.name=lmab: 'lmab' is not known here (did you mean lamb?)"),
-        ("lr.schedule.name=step", "set=lr.schedule.name=step: lr.schedule has no every_epochs, factor; add them"),
-        ("average.decay=0.9", "set=average.decay=0.9: average is off; set it whole: average={name: ...}"),
-        ("augment.7.name=flip", "set=augment.7.name=flip: '7' is not in augment; known: flip, rand_augment"),
+        (
+            "optimizer.nesterov=true",
+            "set=optimizer.nesterov=true: nesterov is a key of sgd and decoupled_sgd, not of lamb",
+        ),
+        (
+            "optimizer.name=lmab",
+            "set=optimizer.name=lmab: 'lmab' is not known here (did you mean lamb?)",
+        ),
+        (
+            "lr.schedule.name=step",
+            "set=lr.schedule.name=step: lr.schedule has no every_epochs, factor; add them",
+        ),
+        (
+            "average.decay=0.9",
+            "set=average.decay=0.9: average is off; set it whole: average={name: ...}",
+        ),
+        (
+            "augment.7.name=flip",
+            "set=augment.7.name=flip: '7' is not in augment; known: flip, rand_augment",
+        ),
         ("augment.flp=null", "set=augment.flp=null: 'flp' is not in augment (did you mean flip?)"),
-        ("epochs=9 loss.threshold=0.2", "set=epochs=9 set=loss.threshold=0.2: smoothing 0.1 is erased"),
-        ("epochs=9 batch.norm_images=300", "set=batch.norm_images=300: batch.images 2048 is no multiple"),
+        (
+            "epochs=9 loss.threshold=0.2",
+            "set=epochs=9 set=loss.threshold=0.2: smoothing 0.1 is erased",
+        ),
+        (
+            "epochs=9 batch.norm_images=300",
+            "set=batch.norm_images=300: batch.images 2048 is no multiple",
+        ),
         ("name=B1", "set=name=B1: this is what the page says about itself"),
         ("assumed.epochs=x", "set=assumed.epochs=x: this is what the page says about itself"),
     ],
@@ -222,8 +343,16 @@ def test_overrides_that_do_not_fit_name_their_item(text, sentence):
 
 LABELS = sorted(tree.leaves(tree.plain(A2.for_model("resnet50"))))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.sampled_from(["sgd", "ce"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "x"]), inner, max_size=2),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["sgd", "ce"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "x"]), inner, max_size=2)
+    ),
     max_leaves=6,
 )
 
@@ -241,7 +370,9 @@ def test_made_up_overrides_never_end_in_a_traceback(label, value):
 
 
 def test_a_written_recipe_reads_back(tmp_path):
-    made, _ = apply_overrides(CONVNEXT.for_model("convnext_tiny"), "lr.schedule.end=1e-20 average.decay=0.99999999")
+    made, _ = apply_overrides(
+        CONVNEXT.for_model("convnext_tiny"), "lr.schedule.end=1e-20 average.decay=0.99999999"
+    )
     for one in (A1, A2.for_model("resnet50"), CONVNEXT, made):
         again = load_recipe(written(tmp_path, one.to_yaml(), "recipe"))
         assert again == one and again.digest == one.digest

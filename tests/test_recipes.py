@@ -101,7 +101,9 @@ def test_the_score_is_told_in_the_first_lines_or_that_there_is_none(path):
     if told is None:
         assert re.search(r"Published: .*but no accuracies", head) and not page.published
     else:
-        assert float(told[2]) in [score.top1_pct for score in page.published if score.model == told[1]]
+        assert float(told[2]) in [
+            score.top1_pct for score in page.published if score.model == told[1]
+        ]
 
 
 @pytest.mark.parametrize("name", ["gn-ws", "pycls-dds"])
@@ -109,7 +111,9 @@ def test_scores_are_a_hundred_minus_the_errors_of_the_source(name):
     path = find_recipe(name)
     errors = re.search(r"# Errors ([\d., and]+)\.", path.read_text())[1]
     scores = [100 - float(error) for error in re.findall(r"\d+\.\d+", errors)]
-    assert [score.top1_pct for score in load_recipe(path).published] == pytest.approx(scores, abs=1e-9)
+    assert [score.top1_pct for score in load_recipe(path).published] == pytest.approx(
+        scores, abs=1e-9
+    )
 
 
 @EACH_PAGE
@@ -158,13 +162,25 @@ def test_the_three_procedures_differ_as_the_papers_table_says():
 def test_every_variant_of_convnext_has_its_depth_rate():
     page = load_recipe(find_recipe("convnext"))
     rates = {model: page.for_model(model).drop_path for model in sorted(page.per_model)}
-    assert rates == {"convnext_base": 0.5, "convnext_large": 0.5, "convnext_small": 0.4, "convnext_tiny": 0.1}
+    assert rates == {
+        "convnext_base": 0.5,
+        "convnext_large": 0.5,
+        "convnext_small": 0.4,
+        "convnext_tiny": 0.1,
+    }
 
 
 FFCV = [
     (network, epochs, *ramp)
     for network in ("rn18", "rn50")
-    for epochs, ramp in {16: (11, 13), 24: (17, 20), 32: (23, 27), 40: (29, 34), 56: (41, 48), 88: (65, 76)}.items()
+    for epochs, ramp in {
+        16: (11, 13),
+        24: (17, 20),
+        32: (23, 27),
+        40: (29, 34),
+        56: (41, 48),
+        88: (65, 76),
+    }.items()
 ]
 
 
@@ -174,7 +190,16 @@ def test_ffcvs_rates_and_sizes_are_those_of_its_script(network, epochs, start, e
     peak, images, decay = {"rn18": (0.5, 1024, 5e-5), "rn50": (1.7, 4096, 1e-4)}[network]
     assert (page.epochs, page.batch.images, page.optimizer.weight_decay) == (epochs, images, decay)
     steps = 1_281_167 // images
-    for step in (0, 1, steps, 2 * steps - 1, 2 * steps, 2 * steps + 1, epochs * steps // 2, epochs * steps - 1):
+    for step in (
+        0,
+        1,
+        steps,
+        2 * steps - 1,
+        2 * steps,
+        2 * steps + 1,
+        epochs * steps // 2,
+        epochs * steps - 1,
+    ):
         rate = np.interp(step / steps, [0, 2, epochs], [1e-4 * peak, peak, 0])
         assert page.lr.at(step, steps, epochs) == pytest.approx(rate, rel=1e-9, abs=1e-12)
     for epoch in range(epochs):
@@ -193,7 +218,11 @@ def test_nvidias_rates_are_those_of_its_code(epochs, num_warmup):
     for epoch in range(epochs):
         rise, fall = (epoch + 1) / num_warmup, (epoch - num_warmup) / (epochs - num_warmup)
         rate = peak * rise if epoch < num_warmup else 0.5 * peak * (1 + math.cos(math.pi * fall))
-        assert page.lr.at(10 * epoch, 10, epochs) == page.lr.at(10 * epoch + 9, 10, epochs) == pytest.approx(rate)
+        assert (
+            page.lr.at(10 * epoch, 10, epochs)
+            == page.lr.at(10 * epoch + 9, 10, epochs)
+            == pytest.approx(rate)
+        )
 
 
 def test_pyclss_rates_are_those_of_its_code_up_to_the_warmups_bend():
@@ -206,18 +235,29 @@ def test_pyclss_rates_are_those_of_its_code_up_to_the_warmups_bend():
         assert page.lr.at(epoch, 1, 100) == pytest.approx(rate, rel=5e-3 if epoch < 5 else 1e-9)
 
 
-@pytest.mark.parametrize(("model", "epochs", "drops"), [("resnet50", 90, (30, 60)), ("resnet101", 100, (30, 60, 90))])
+@pytest.mark.parametrize(
+    ("model", "epochs", "drops"), [("resnet50", 90, (30, 60)), ("resnet101", 100, (30, 60, 90))]
+)
 def test_gn_ws_drops_its_rate_where_the_commands_say(model, epochs, drops):
     page = load_recipe(find_recipe("gn-ws")).for_model(model)
     assert page.epochs == epochs
     for epoch in range(epochs):
-        assert page.lr.at(epoch, 1, epochs) == pytest.approx(0.1 * 0.1 ** sum(epoch >= drop for drop in drops))
+        assert page.lr.at(epoch, 1, epochs) == pytest.approx(
+            0.1 * 0.1 ** sum(epoch >= drop for drop in drops)
+        )
 
 
 def test_the_three_published_forms_of_weight_standardization_differ():
-    parts = [load_recipe(find_recipe(name)).model.weight_standardization for name in ("gn-ws", "bcn", "bit-i1k")]
+    parts = [
+        load_recipe(find_recipe(name)).model.weight_standardization
+        for name in ("gn-ws", "bcn", "bit-i1k")
+    ]
     forms = [(part.variance, part.eps, part.eps_place) for part in parts]
-    assert forms == [("unbiased", 1e-5, "outside"), ("unbiased", 1e-5, "inside"), ("biased", 1e-5, "outside")]
+    assert forms == [
+        ("unbiased", 1e-5, "outside"),
+        ("unbiased", 1e-5, "inside"),
+        ("biased", 1e-5, "outside"),
+    ]
 
 
 def test_big_visions_rates_are_those_of_its_settings():
@@ -290,7 +330,9 @@ def mutated(word: str, draw: random.Random) -> str:
 def renamed(data, place: check.Path, new: str):
     """Plain data with the key at `place` called `new`, at the same position."""
     parent = check.value_at(data, place[:-1])
-    return tree.replaced(data, place[:-1], {new if key == place[-1] else key: part for key, part in parent.items()})
+    return tree.replaced(
+        data, place[:-1], {new if key == place[-1] else key: part for key, part in parent.items()}
+    )
 
 
 @EACH_PAGE
@@ -299,7 +341,9 @@ def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
     draw = random.Random(path.stem)
     for place in keys_of(path):
         new = mutated(place[-1], draw)
-        if new in check.value_at(data, place[:-1]):  # the same word, or a key written twice: see the test below
+        if new in check.value_at(
+            data, place[:-1]
+        ):  # the same word, or a key written twice: see the test below
             continue
         with pytest.raises(check.Refusal) as refusal:
             check.check(Recipe, renamed(data, place, new))
@@ -319,7 +363,9 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     new = mutated(place[-1], draw)
     if new in check.value_at(data, place[:-1]):
         return
-    lines[line - 1] = re.sub(rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1)
+    lines[line - 1] = re.sub(
+        rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1
+    )
     with pytest.raises(PageError) as error:
         parse_page("\n".join(lines), "page", Recipe)
     assert str(error.value).startswith(f"page:{line}: ")
@@ -327,4 +373,6 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
 
 def test_nothing_assumed_is_about_the_page_itself():
     for path in PATHS:
-        assert not [label for label in load_recipe(path).assumed if label.partition(".")[0] in ABOUT]
+        assert not [
+            label for label in load_recipe(path).assumed if label.partition(".")[0] in ABOUT
+        ]

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-
 from reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from tabled import cell, table_of
+
 from trainer.ablation import ablation_paths
 from trainer.report import ASSETS, as_html, notes_html, store_report
 from trainer.report_curves import find_curves
@@ -34,7 +34,11 @@ def test_the_page_says_all_that_the_table_says(text):
     for column in shown_columns(view):
         assert heading_of(view, column) in said or column == "marks"
         for one in table.cells:
-            for part in text_of(view, one, column).split("; ") if column == "marks" else [text_of(view, one, column)]:
+            for part in (
+                text_of(view, one, column).split("; ")
+                if column == "marks"
+                else [text_of(view, one, column)]
+            ):
                 assert part in said, (one.cell.name, column)
     for one in table.cells:
         for result in one.seeds:
@@ -45,9 +49,16 @@ def test_the_page_says_all_that_the_table_says(text):
 
 def test_the_exact_text_of_set_is_there_with_what_the_base_does_not_say_marked(text):
     own = re.findall(r'<b class="own">(.*?)</b>', text)
-    assert own.count("loss.name=ce") == 2 and "&#39;loss={name: bce, reduction: sum}&#39;" in own and "epochs=10" not in own
+    assert (
+        own.count("loss.name=ce") == 2
+        and "&#39;loss={name: bce, reduction: sum}&#39;" in own
+        and "epochs=10" not in own
+    )
     assert re.search(r"<code>epochs=10 <b class=\"own\">loss.name=ce</b></code>", text)
-    assert "make recipe=A2 model=resnet18 data=digits seed=0 set=&#34;epochs=10 loss.name=ce&#34;" in text
+    assert (
+        "make recipe=A2 model=resnet18 data=digits seed=0 set=&#34;epochs=10 loss.name=ce&#34;"
+        in text
+    )
 
 
 def test_rendering_twice_gives_the_same_bytes_and_tells_no_time(text):
@@ -63,13 +74,23 @@ def test_the_page_is_whole_html_that_a_screen_reader_can_walk(text):
     for _, attributes in page.elements:
         for name in ("aria-labelledby", "aria-describedby", "for"):
             assert set(attributes.get(name, ids[0]).split()) <= set(ids), attributes
-        assert not attributes.get("href", "#").startswith("#") or attributes.get("href", "#results")[1:] in ids
-    assert page.all("html") == [{"lang": "en"}] and len(page.all("h1")) == len(page.all("main")) == 1
-    assert all(attributes.get("scope") in ("col", "row") for attributes in _outside_notes(text).all("th"))
+        assert (
+            not attributes.get("href", "#").startswith("#")
+            or attributes.get("href", "#results")[1:] in ids
+        )
+    assert (
+        page.all("html") == [{"lang": "en"}] and len(page.all("h1")) == len(page.all("main")) == 1
+    )
+    assert all(
+        attributes.get("scope") in ("col", "row") for attributes in _outside_notes(text).all("th")
+    )
     tables = _outside_notes(text)
     assert len(tables.all("table")) == len(tables.all("caption")) == 6
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False)) and levels[0] == 1
+    assert (
+        all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+        and levels[0] == 1
+    )
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or svg.get("role") == "img" or "overflow" in svg
     assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 2 * (3 + 4) + 2
@@ -81,7 +102,9 @@ def _outside_notes(text):
 
 def test_every_row_of_a_table_has_a_cell_for_every_heading(text):
     for table in re.findall(r"<table.*?</table>", _outside_notes_text(text), re.S):
-        widths = {len(re.findall(r"<t[hd][ >]", row)) for row in re.findall(r"<tr.*?</tr>", table, re.S)}
+        widths = {
+            len(re.findall(r"<t[hd][ >]", row)) for row in re.findall(r"<tr.*?</tr>", table, re.S)
+        }
         assert len(widths) == 1, widths
 
 
@@ -91,14 +114,27 @@ def _outside_notes_text(text):
 
 def test_nothing_but_the_pages_own_style_and_script_is_allowed(text):
     page = Page(text)
-    (policy,) = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        one["content"]
+        for one in page.all("meta")
+        if one.get("http-equiv") == "Content-Security-Policy"
+    ]
     for tag, rule in (("style", "style-src"), ("script", "script-src")):
         (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
         digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
         assert f"{rule} 'sha256-{digest}'" in policy
-    assert policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
-    assert all(not {"src", "srcset", "style", "data", "action"} & set(attributes) for _, attributes in page.elements)
-    assert not [tag for tag, _ in page.elements if tag in ("link", "img", "iframe", "object", "base", "form", "use", "image")]
+    assert (
+        policy.startswith("default-src 'none';") and "unsafe" not in policy and "http" not in policy
+    )
+    assert all(
+        not {"src", "srcset", "style", "data", "action"} & set(attributes)
+        for _, attributes in page.elements
+    )
+    assert not [
+        tag
+        for tag, _ in page.elements
+        if tag in ("link", "img", "iframe", "object", "base", "form", "use", "image")
+    ]
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|import\(", text)
 
 
@@ -111,7 +147,9 @@ def test_a_hostile_text_stays_a_text():
     for _, attributes in page.elements:
         assert not [name for name in attributes if name.startswith("on")], attributes
         assert "javascript:" not in attributes.get("href", "").lower()
-        assert not re.match(r"[a-z]+:", attributes.get("href", "")) or attributes["href"].startswith("http")
+        assert not re.match(r"[a-z]+:", attributes.get("href", "")) or attributes[
+            "href"
+        ].startswith("http")
     named = [data for tag, data in page.texts if tag in ("bdi", "th", "td", "dd")]
     coded = [data for tag, data in page.texts if tag in ("code", "b")]
     for hostile_text in HOSTILE:
@@ -133,13 +171,20 @@ def test_notes_are_markdown_without_html_of_their_own():
     )
     page = Page(notes_html(HOSTILE_NOTES))
     assert {tag for tag, _ in page.elements} <= {"h2", "p", "a"}
-    assert {one["href"] for one in page.all("a")} == {"http://example.org/b.png"}  # to be followed, not fetched
+    assert {one["href"] for one in page.all("a")} == {
+        "http://example.org/b.png"
+    }  # to be followed, not fetched
 
 
 @pytest.mark.parametrize("metric", ["top5", "loss", "ema"])
 def test_other_metrics_and_nearly_empty_tables_have_a_page_too(metric):
     base, other = cell("base", is_base=True), cell("other")
-    for values in ({base: {}, other: {}}, {base: {0: 90.0}, other: {}}, {base: {0: None}}, {base: {0: 90.0, 1: 90.0}, other: {0: 90.0, 1: 90.0}}):
+    for values in (
+        {base: {}, other: {}},
+        {base: {0: 90.0}, other: {}},
+        {base: {0: None}},
+        {base: {0: 90.0, 1: 90.0}, other: {0: 90.0, 1: 90.0}},
+    ):
         table = table_of(values, metric=metric)
         page = Page(as_html(table, curves_of(table)))
         assert table.metric.heading in {data for _, data in page.texts}
@@ -161,7 +206,9 @@ def test_the_report_is_stored_beside_the_rows_and_renders_again_from_them_alone(
     assert not (tmp_path / "none").exists()
 
 
-REPORTS = [path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.html").exists()]
+REPORTS = [
+    path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.html").exists()
+]
 
 
 @pytest.mark.parametrize("name", REPORTS)
@@ -175,7 +222,12 @@ def test_the_committed_reports_are_what_their_rows_render(name, tmp_path):
 # ---- colours
 
 
-COLOURS = dict(re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{6}, #[0-9a-f]{6})\)", (ASSETS / "style.css").read_text()))
+COLOURS = dict(
+    re.findall(
+        r"--([a-z-]+): light-dark\((#[0-9a-f]{6}, #[0-9a-f]{6})\)",
+        (ASSETS / "style.css").read_text(),
+    )
+)
 
 
 def contrast(a: str, b: str) -> float:
@@ -183,8 +235,12 @@ def contrast(a: str, b: str) -> float:
 
     def luminance(colour):
         parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return sum(
+            weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
+        )
 
     low, high = sorted((luminance(a), luminance(b)))
     return (high + 0.05) / (low + 0.05)
@@ -204,5 +260,6 @@ def contrast(a: str, b: str) -> float:
 )
 def test_colours_have_the_contrast_that_readers_need(mode, front, grounds, least):
     for ground in grounds:
-        assert contrast(COLOURS[front].split(", ")[mode], COLOURS[ground].split(", ")[mode]) >= least
-
+        assert (
+            contrast(COLOURS[front].split(", ")[mode], COLOURS[ground].split(", ")[mode]) >= least
+        )

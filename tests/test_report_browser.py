@@ -5,9 +5,9 @@ import os
 import time
 
 import pytest
-
 from browser import Browser, chromium
 from reported import HOSTILE, curves_of, hostile, large, study
+
 from trainer.report import as_html
 
 
@@ -29,7 +29,9 @@ def pages(tmp_path_factory):
 def names(tab, table=0):
     """The cells' names as they are shown, of one of the page's sortable tables."""
     rows = f"Array.from(document.querySelectorAll('table[data-table]')[{table}].tBodies[0].rows)"
-    return tab.js(f"{rows}.filter((row) => row.getClientRects().length).map((row) => (row.querySelector('th bdi') || row.querySelector('th')).textContent.split(' (')[0])")
+    return tab.js(
+        f"{rows}.filter((row) => row.getClientRects().length).map((row) => (row.querySelector('th bdi') || row.querySelector('th')).textContent.split(' (')[0])"
+    )
 
 
 HEADER = "table[data-table] th:nth-child(4)"  # top-1 of the first table
@@ -45,13 +47,21 @@ def test_the_page_says_nothing_to_the_console_and_asks_for_nothing(browser, page
         dark_ground = "rgb(20, 23, 28)"
         assert (tab.js("getComputedStyle(document.body).backgroundColor") == dark_ground) is dark
         if name == "hostile":
-            shown = tab.js("Array.from(document.querySelectorAll('table[data-table=results] tbody th > bdi'), (one) => one.textContent)")
+            shown = tab.js(
+                "Array.from(document.querySelectorAll('table[data-table=results] tbody th > bdi'), (one) => one.textContent)"
+            )
             assert shown == [text.replace("\r", "") for text in HOSTILE]
 
 
 def test_a_request_would_be_seen_and_is_forbidden(browser, pages, tmp_path):
     """What the two tests above rely on: that an error is an error here, and that the policy holds."""
-    text = pages["study"].read_text().replace("<main>", '<img src="http://127.0.0.1:9/a.png"><script>window.hacked = 1</script><main>')
+    text = (
+        pages["study"]
+        .read_text()
+        .replace(
+            "<main>", '<img src="http://127.0.0.1:9/a.png"><script>window.hacked = 1</script><main>'
+        )
+    )
     (tmp_path / "other.html").write_text(text)
     with browser.open(tmp_path / "other.html") as tab:
         assert tab.js("typeof window.hacked") == "undefined"
@@ -65,14 +75,27 @@ def test_a_click_on_a_heading_sorts(browser, pages):
         seen = []
         for _ in range(3):
             tab.click(f"{HEADER} button")
-            seen.append((names(tab), tab.js(f"document.querySelector('{HEADER}').getAttribute('aria-sort')"), tab.js("document.querySelector('[data-count=results]').textContent")))
+            seen.append(
+                (
+                    names(tab),
+                    tab.js(f"document.querySelector('{HEADER}').getAttribute('aria-sort')"),
+                    tab.js("document.querySelector('[data-count=results]').textContent"),
+                )
+            )
         assert seen == [
             (["focal", "BCE", "sum", "CE", "none"], "ascending", "sorted by top-1 %, ascending"),
-            (["CE", "sum", "BCE", "focal", "none"], "descending", "sorted by top-1 %, descending"),  # no value: last in both
+            (
+                ["CE", "sum", "BCE", "focal", "none"],
+                "descending",
+                "sorted by top-1 %, descending",
+            ),  # no value: last in both
             (page_order, None, "in the order of the page"),
         ]
         tab.click("table[data-table] th:nth-child(2) button")
-        assert names(tab) == ["BCE", "CE", "focal", "none", "sum"] and names(tab, table=1) == page_order
+        assert (
+            names(tab) == ["BCE", "CE", "focal", "none", "sum"]
+            and names(tab, table=1) == page_order
+        )
         tab.click(f"{HEADER} button")
         assert tab.js("document.querySelectorAll('[aria-sort]').length") == 1
         assert tab.errors == []
@@ -82,14 +105,21 @@ def test_keys_alone_reach_the_results_sort_and_search_them(browser, pages):
     with browser.open(pages["study"]) as tab:
         tab.press("Tab")
         assert tab.js("document.activeElement.className") == "skip"
-        assert tab.js("document.activeElement.getBoundingClientRect().left") >= 0, "the skip link is seen when it has the focus"
+        assert tab.js("document.activeElement.getBoundingClientRect().left") >= 0, (
+            "the skip link is seen when it has the focus"
+        )
         tab.press("Enter")
         assert tab.js("document.activeElement.id") == "results"
         tab.press("Tab")
         assert tab.js("document.activeElement.id") == "search-results"
         tab.write("Resnet18 seed")
-        assert (names(tab), names(tab, table=1)) == (["sum", "focal"], [])  # seeds stand in the marks
-        assert tab.js("document.querySelector('[data-count=results]').textContent") == "2 of 10 shown"
+        assert (names(tab), names(tab, table=1)) == (
+            ["sum", "focal"],
+            [],
+        )  # seeds stand in the marks
+        assert (
+            tab.js("document.querySelector('[data-count=results]').textContent") == "2 of 10 shown"
+        )
         for _ in range(5):  # the table's own region, then number, cell, n, top-1
             tab.press("Tab")
         assert tab.js("document.activeElement.textContent") == "top-1 %"
@@ -104,7 +134,10 @@ def test_runs_are_searched_by_anything_in_their_row(browser, pages):
     with browser.open(pages["study"]) as tab:
         tab.js("document.getElementById('search-runs').focus()")
         tab.write("out of memory")
-        assert names(tab, table=2) == ["focal"] and tab.js("document.querySelector('[data-count=runs]').textContent") == "1 of 30 shown"
+        assert (
+            names(tab, table=2) == ["focal"]
+            and tab.js("document.querySelector('[data-count=runs]').textContent") == "1 of 30 shown"
+        )
         tab.write(" and nothing else")
         assert names(tab, table=2) == []
 
@@ -125,14 +158,20 @@ def test_a_point_says_its_cell_when_it_is_pointed_at(browser, pages):
         assert tab.js("document.getElementById('tip').hidden")
         tab.click("#costs .point.front[data-tip]")
         assert tab.js("document.getElementById('tip').checkVisibility()")
-        assert tab.js("document.getElementById('tip').textContent") in ("BCE (resnet18): 91.00 ± 1.00, 50 s", "CE (resnet18): 94.07 ± 1.05, 57 s")
+        assert tab.js("document.getElementById('tip').textContent") in (
+            "BCE (resnet18): 91.00 ± 1.00, 50 s",
+            "CE (resnet18): 94.07 ± 1.05, 57 s",
+        )
 
 
 def test_without_script_the_page_says_all_the_same(browser, pages):
     with browser.open(pages["study"], script=False) as tab:
         assert names(tab) == ["BCE", "CE", "sum", "focal", "none"]
         assert tab.js("document.querySelector('.controls').checkVisibility()") is False
-        assert tab.js("document.querySelectorAll('table button').length") == 0 and tab.js("document.getElementById('theme').checkVisibility()") is False
+        assert (
+            tab.js("document.querySelectorAll('table button').length") == 0
+            and tab.js("document.getElementById('theme').checkVisibility()") is False
+        )
         assert tab.js("document.querySelectorAll('polyline.mean').length") == 14
         assert tab.errors == []
 
@@ -146,8 +185,12 @@ def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, 
             return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(matrix.a, matrix.b);
         }))"""
         assert tab.js(smallest_px) >= 9
-        plots = tab.js("Array.from(document.querySelectorAll('.forest .plot'), (one) => Math.round(one.getBoundingClientRect().width))")
-        assert max(plots) - min(plots) <= 1 and min(plots) > 0.4 * width_px, "ticks stand over the lines they belong to"
+        plots = tab.js(
+            "Array.from(document.querySelectorAll('.forest .plot'), (one) => Math.round(one.getBoundingClientRect().width))"
+        )
+        assert max(plots) - min(plots) <= 1 and min(plots) > 0.4 * width_px, (
+            "ticks stand over the lines they belong to"
+        )
 
 
 @pytest.mark.parametrize("width_px", [360, 1280])
@@ -155,13 +198,22 @@ def test_a_screen_reader_finds_named_tables_and_how_they_are_sorted(browser, pag
     with browser.open(pages["study"], width_px=width_px) as tab:
         tab.click(f"{HEADER} button")
         nodes = tab("Accessibility.getFullAXTree")["nodes"]
-        found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node.get("ignored")]
+        found = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node.get("ignored")
+        ]
         tables = [name for role, name in found if role == "table"]
-        assert {"resnet18 on digits", "What each cell changes"} <= set(tables) and tables.count("") == 1  # the one in the notes has no caption
+        assert {"resnet18 on digits", "What each cell changes"} <= set(tables) and tables.count(
+            ""
+        ) == 1  # the one in the notes has no caption
         assert sum(name.startswith("Difference to BCE") for name in tables) == 2
         assert ("columnheader", "top-1 %") in found and ("rowheader", "BCE (resnet18)") in found
         pictures = [name for role, name in found if role == "image"]
-        assert len(set(pictures)) == 16 and "Top-1 % of val by epoch: resnet18 on digits 1 BCE (resnet18) 3 seeds" in pictures
+        assert (
+            len(set(pictures)) == 16
+            and "Top-1 % of val by epoch: resnet18 on digits 1 BCE (resnet18) 3 seeds" in pictures
+        )
         assert ("searchbox", "Show cells with") in found and ("status", "") in found
         assert tab.js(f"document.querySelector('{HEADER}').ariaSort") == "ascending"
 
@@ -171,7 +223,12 @@ def test_a_printed_page_is_light_whole_and_without_controls(browser, pages):
         assert tab.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         for selector in ("nav", ".controls", "#theme"):
             assert tab.js(f"document.querySelector('{selector}').checkVisibility()") is False
-        assert tab.js("Array.from(document.querySelectorAll('.scroll'), (one) => getComputedStyle(one).overflowX)[0]") == "visible"
+        assert (
+            tab.js(
+                "Array.from(document.querySelectorAll('.scroll'), (one) => getComputedStyle(one).overflowX)[0]"
+            )
+            == "visible"
+        )
 
 
 def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
@@ -185,12 +242,21 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
     assert len(text.encode()) < 2.5 * 2**20
     with browser.open(path) as tab:
         timing = json.loads(tab.js("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
-        assert tab.js("document.querySelectorAll('table[data-table=runs] > tbody > tr').length") == 2000
+        assert (
+            tab.js("document.querySelectorAll('table[data-table=runs] > tbody > tr').length")
+            == 2000
+        )
         assert tab.js("document.querySelectorAll('*').length") < 45_000
-        sort_ms = tab.js("(() => { const start = performance.now(); document.querySelector('table[data-table=runs] th:nth-child(4) button').click(); document.body.offsetHeight; return performance.now() - start; })()")
-        assert names(tab, table=1)[:1] == tab.js("[document.querySelector('table[data-table=runs] tbody th').textContent]")
+        sort_ms = tab.js(
+            "(() => { const start = performance.now(); document.querySelector('table[data-table=runs] th:nth-child(4) button').click(); document.body.offsetHeight; return performance.now() - start; })()"
+        )
+        assert names(tab, table=1)[:1] == tab.js(
+            "[document.querySelector('table[data-table=runs] tbody th').textContent]"
+        )
         assert tab.errors == []
-    print(f"2000 rows: {len(text.encode()) / 2**20:.2f} MiB, rendered in {rendered_s:.2f} s, open after {timing['loadEventEnd']:.0f} ms, sorted in {sort_ms:.0f} ms")
+    print(
+        f"2000 rows: {len(text.encode()) / 2**20:.2f} MiB, rendered in {rendered_s:.2f} s, open after {timing['loadEventEnd']:.0f} ms, sorted in {sort_ms:.0f} ms"
+    )
 
 
 def test_where_no_chromium_is_a_user_is_told_and_ci_fails(monkeypatch):

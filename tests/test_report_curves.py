@@ -4,12 +4,19 @@ import dataclasses
 import json
 
 import pytest
-
 from tabled import cell, table_of
+
 from trainer.compare import Curves
 from trainer.errors import UserError
 from trainer.report import store_report
-from trainer.report_curves import MOST_POINTS, curves_path, find_curves, keep_curves, read_kept, thin
+from trainer.report_curves import (
+    MOST_POINTS,
+    curves_path,
+    find_curves,
+    keep_curves,
+    read_kept,
+    thin,
+)
 
 
 @pytest.fixture()
@@ -23,12 +30,19 @@ def with_folders(table, runs):
     for result in table.cells[0].seeds:
         folder = runs / result.row.run
         folder.mkdir(parents=True)
-        lines = [{"step": step, "epoch": step / 10, "loss_nats": 2.0 / step, "lr": 0.1} for step in range(1, 301)]
-        lines += [{"step": 300, "epoch": 30, "weights": result.row.scored, "top1_pct": result.value}]
+        lines = [
+            {"step": step, "epoch": step / 10, "loss_nats": 2.0 / step, "lr": 0.1}
+            for step in range(1, 301)
+        ]
+        lines += [
+            {"step": 300, "epoch": 30, "weights": result.row.scored, "top1_pct": result.value}
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "row.json").write_bytes(result.row.as_json())
         seeds.append(dataclasses.replace(result, folder=folder))
-    return dataclasses.replace(table, cells=(dataclasses.replace(table.cells[0], seeds=tuple(seeds)),))
+    return dataclasses.replace(
+        table, cells=(dataclasses.replace(table.cells[0], seeds=tuple(seeds)),)
+    )
 
 
 def test_the_report_is_the_same_where_the_run_folders_are_gone(table, tmp_path):
@@ -48,10 +62,19 @@ def test_kept_curves_of_other_weights_or_of_a_row_that_is_gone_are_dropped(table
     path = keep_curves(tmp_path, table, curves)
     assert find_curves(tmp_path, table) == curves
     lines = path.read_text().splitlines()
-    path.write_text(lines[0].replace('"weights_sha256": ', '"weights_sha256": "of another run", "was": ') + "\n" + lines[1] + "\n")
+    path.write_text(
+        lines[0].replace('"weights_sha256": ', '"weights_sha256": "of another run", "was": ')
+        + "\n"
+        + lines[1]
+        + "\n"
+    )
     assert list(find_curves(tmp_path, table)) == [sorted(runs)[1]]
     assert find_curves(tmp_path, table_of({cell("new", is_base=True): {0: 90.0}})) == {}
-    assert keep_curves(tmp_path, table, {}) is None and not path.exists() and read_kept(tmp_path, "norms") == {}
+    assert (
+        keep_curves(tmp_path, table, {}) is None
+        and not path.exists()
+        and read_kept(tmp_path, "norms") == {}
+    )
 
 
 def test_the_folder_of_another_run_of_the_same_name_is_not_this_rows(table, tmp_path):
@@ -63,7 +86,15 @@ def test_the_folder_of_another_run_of_the_same_name_is_not_this_rows(table, tmp_
     assert find_curves(tmp_path, here) == {}
 
 
-@pytest.mark.parametrize("line", ["{", '{"run": "a"}', '{"run": "a", "weights_sha256": null, "train_loss": [1], "val_top1": []}', "[]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        '{"run": "a"}',
+        '{"run": "a", "weights_sha256": null, "train_loss": [1], "val_top1": []}',
+        "[]",
+    ],
+)
 def test_a_damaged_file_is_refused_with_its_line(table, tmp_path, line):
     curves_path(tmp_path, "norms").write_text(line + "\n")
     with pytest.raises(UserError, match=r"norms.curves.jsonl:1: .*remove the file"):
@@ -79,5 +110,8 @@ def test_thinning_keeps_the_end_the_mean_and_few_points(num_points):
         assert means[-1][0] == own[-1][0] == points[-1][0] and set(own) <= set(points)
         stride = -(-num_points // MOST_POINTS)
         whole = [y for _, y in means[1:]]
-        expected = [sum(y for _, y in points[end - stride : end]) / stride for end in range(num_points, 0, -stride)][: len(whole)][::-1]
+        expected = [
+            sum(y for _, y in points[end - stride : end]) / stride
+            for end in range(num_points, 0, -stride)
+        ][: len(whole)][::-1]
         assert whole == pytest.approx(expected, rel=1e-5)

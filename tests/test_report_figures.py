@@ -6,11 +6,18 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from reported import curves_of, large, study
 from tabled import cell, table_of
+
 from trainer.compare import Curves
-from trainer.report_figures import MOST_DRAWN, PANEL_INNER_PX, cost_figures, curve_figures, forest, is_front
+from trainer.report_figures import (
+    MOST_DRAWN,
+    PANEL_INNER_PX,
+    cost_figures,
+    curve_figures,
+    forest,
+    is_front,
+)
 from trainer.report_scales import Scale, scale_over
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
@@ -19,9 +26,29 @@ NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1
 def test_a_scale_is_a_straight_line_and_its_ticks_are_round():
     scale = Scale(-1.0, 3.0, 0, 100)
     assert [scale.at(value) for value in (-1, 0, 1, 3, 9)] == [0, 25, 50, 100, 100]
-    assert [(tick.label, tick.at) for tick in scale.ticks(5)] == [("-1", 0), ("0", 25), ("1", 50), ("2", 75), ("3", 100)]
-    assert [tick.label for tick in Scale(0.0, 0.05, 0, 1).ticks(5)] == ["0.00", "0.01", "0.02", "0.03", "0.04", "0.05"]
-    assert [tick.label for tick in Scale(0.0, 2500.0, 0, 1).ticks(5)] == ["0", "500", "1,000", "1,500", "2,000", "2,500"]
+    assert [(tick.label, tick.at) for tick in scale.ticks(5)] == [
+        ("-1", 0),
+        ("0", 25),
+        ("1", 50),
+        ("2", 75),
+        ("3", 100),
+    ]
+    assert [tick.label for tick in Scale(0.0, 0.05, 0, 1).ticks(5)] == [
+        "0.00",
+        "0.01",
+        "0.02",
+        "0.03",
+        "0.04",
+        "0.05",
+    ]
+    assert [tick.label for tick in Scale(0.0, 2500.0, 0, 1).ticks(5)] == [
+        "0",
+        "500",
+        "1,000",
+        "1,500",
+        "2,000",
+        "2,500",
+    ]
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=5))
@@ -37,13 +64,20 @@ def test_a_forest_has_every_difference_at_its_place():
     table = study()
     cells = table.groups["resnet18 on digits"]
     found = forest("resnet18 on digits", cells)
-    assert found.base == "BCE (resnet18)" and [effect.one for effect in found.effects] == list(cells[1:])
+    assert found.base == "BCE (resnet18)" and [effect.one for effect in found.effects] == list(
+        cells[1:]
+    )
     clear, alone, torn, absent = found.effects
     assert clear.is_clear and clear.low < clear.at < clear.high
     value, ticks = clear.one.difference, {float(tick.label): tick.at for tick in found.ticks}
     (x0, at0), (x1, at1) = list(ticks.items())[0], list(ticks.items())[-1]
     unit = (at1 - at0) / (x1 - x0)
-    for place, number in ((clear.at, value.value), (clear.low, value.low), (clear.high, value.high), (found.zero, 0.0)):
+    for place, number in (
+        (clear.at, value.value),
+        (clear.low, value.low),
+        (clear.high, value.high),
+        (found.zero, 0.0),
+    ):
         assert place == pytest.approx(at0 + (number - x0) * unit, abs=0.02)
     assert alone.at is not None and alone.low is None and torn.at < found.zero < alone.at
     assert absent.at is None
@@ -51,12 +85,20 @@ def test_a_forest_has_every_difference_at_its_place():
 
 def test_an_interval_far_wider_than_the_others_is_cut_and_says_so():
     base = {0: 90.0, 1: 92.0, 2: 91.0}
-    others = {cell(f"c{place}"): {0: 90.1 + place, 1: 92.2 + place, 2: 91.0 + place} for place in range(4)}
-    table = table_of({cell("base", is_base=True): base, **others, cell("wild"): {0: 60.0, 1: 99.0, 2: 95.0}})
+    others = {
+        cell(f"c{place}"): {0: 90.1 + place, 1: 92.2 + place, 2: 91.0 + place} for place in range(4)
+    }
+    table = table_of(
+        {cell("base", is_base=True): base, **others, cell("wild"): {0: 60.0, 1: 99.0, 2: 95.0}}
+    )
     *narrow, wild = forest("g", table.cells).effects
     assert wild.is_cut_low and wild.is_cut_high
     assert not any(effect.is_cut_low or effect.is_cut_high for effect in narrow)
-    assert all(0 <= end <= 100 for effect in (*narrow, wild) for end in (effect.low, effect.at, effect.high))
+    assert all(
+        0 <= end <= 100
+        for effect in (*narrow, wild)
+        for end in (effect.low, effect.at, effect.high)
+    )
 
 
 def test_a_group_without_a_difference_has_no_forest():
@@ -69,7 +111,10 @@ def test_of_many_cells_the_largest_effects_are_drawn_and_the_rest_counted():
     found = forest("g", table.cells)
     assert len(found.effects) == MOST_DRAWN and found.num_left_out == 399 - MOST_DRAWN
     sizes = [abs(one.difference.value) for one in table.cells if one.difference]
-    assert min(abs(effect.one.difference.value) for effect in found.effects) == sorted(sizes)[-MOST_DRAWN]
+    assert (
+        min(abs(effect.one.difference.value) for effect in found.effects)
+        == sorted(sizes)[-MOST_DRAWN]
+    )
     (figure, _) = curve_figures(table, curves_of(table))
     assert len(figure.panels) == MOST_DRAWN and figure.num_left_out > 0
 
@@ -81,14 +126,21 @@ def points(text):
 def test_a_panel_has_each_seed_their_mean_and_a_band_around_all():
     table = table_of({cell("base", is_base=True): {0: 90.0, 1: 92.0}}, seeds=(0, 1))
     runs = [row.run for row in table.cells[0].rows]
-    curves = {runs[0]: Curves((), ((1, 10.0), (2, 50.0), (3, 90.0))), runs[1]: Curves((), ((1, 20.0), (2, 70.0)))}
+    curves = {
+        runs[0]: Curves((), ((1, 10.0), (2, 50.0), (3, 90.0))),
+        runs[1]: Curves((), ((1, 20.0), (2, 70.0))),
+    }
     (figure,) = curve_figures(table, curves)
     (panel,) = figure.panels
     assert len(panel.seeds) == 2 and panel.base == ""
     ticks = {float(tick.label): tick.at for tick in figure.y_ticks}
     unit = (ticks[80] - ticks[20]) / 60
-    assert [y for _, y in points(panel.mean)] == pytest.approx([ticks[20] + (value - 20) * unit for value in (15, 60, 90)], abs=0.02)
-    assert [y for _, y in points(panel.band)] == pytest.approx([ticks[20] + (value - 20) * unit for value in (10, 50, 90, 90, 70, 20)], abs=0.02)
+    assert [y for _, y in points(panel.mean)] == pytest.approx(
+        [ticks[20] + (value - 20) * unit for value in (15, 60, 90)], abs=0.02
+    )
+    assert [y for _, y in points(panel.band)] == pytest.approx(
+        [ticks[20] + (value - 20) * unit for value in (10, 50, 90, 90, 70, 20)], abs=0.02
+    )
     left, top, right, bottom = PANEL_INNER_PX
     assert all(left <= x <= right and top <= y <= bottom for x, y in points(panel.band))
 
@@ -118,7 +170,10 @@ def test_accuracy_against_cost_marks_the_front():
     figure = cost_figures(table)[0]
     assert figure.title == "training time, s" and len(cost_figures(table)) == 2
     front = {point.one.cell.name for point in figure.points if point.is_front}
-    assert front == {"BCE (resnet18)", "CE (resnet18)"}  # 50 s and 91 %, 57 s and 94 %; the others cost more for less
+    assert front == {
+        "BCE (resnet18)",
+        "CE (resnet18)",
+    }  # 50 s and 91 %, 57 s and 94 %; the others cost more for less
     by_name = {point.one.cell.name: point for point in figure.points}
     base, better = by_name["BCE (resnet18)"], by_name["CE (resnet18)"]
     assert base.x < better.x and base.y > better.y and base.cost == "50 s"
@@ -127,8 +182,17 @@ def test_accuracy_against_cost_marks_the_front():
 
 
 def test_of_a_loss_the_least_is_best():
-    facts = {"base": {"loss_nats": 1.0, "train_s": 1.0}, "worse": {"loss_nats": 2.0, "train_s": 2.0}, "better": {"loss_nats": 0.5, "train_s": 3.0}}
-    table = table_of({cell(name, is_base=name == "base"): {0: 90.0} for name in facts}, seeds=(0,), metric="loss", **facts)
+    facts = {
+        "base": {"loss_nats": 1.0, "train_s": 1.0},
+        "worse": {"loss_nats": 2.0, "train_s": 2.0},
+        "better": {"loss_nats": 0.5, "train_s": 3.0},
+    }
+    table = table_of(
+        {cell(name, is_base=name == "base"): {0: 90.0} for name in facts},
+        seeds=(0,),
+        metric="loss",
+        **facts,
+    )
     (figure,) = cost_figures(table)
     assert {point.one.cell.name for point in figure.points if point.is_front} == {"base", "better"}
 
@@ -141,7 +205,14 @@ def test_cells_that_cost_the_same_have_no_figure():
 def test_numbers_stand_apart_from_each_others_points():
     """As far as there is room: eight cells in a cloud."""
     facts = {f"c{place}": {"train_s": 50.0 + place % 3} for place in range(8)}
-    table = table_of({cell(name, is_base=name == "c0"): {0: 90.0 + place / 4} for place, name in enumerate(facts)}, seeds=(0,), **facts)
+    table = table_of(
+        {
+            cell(name, is_base=name == "c0"): {0: 90.0 + place / 4}
+            for place, name in enumerate(facts)
+        },
+        seeds=(0,),
+        **facts,
+    )
     (figure,) = cost_figures(table)
     for a, b in itertools.combinations(figure.points, 2):
         assert abs(a.label_x - b.label_x) > 6 or abs(a.label_y - b.label_y) > 6

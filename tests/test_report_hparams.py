@@ -3,11 +3,11 @@
 import dataclasses
 
 import pytest
-
 from reported import study
 from test_table_cli import study as cli_study  # noqa: F401 (a fixture)
 from test_table_cli import table
 from test_table_rows import page  # noqa: F401 (a fixture of that one)
+
 from trainer.report_hparams import hparams_folder, write_hparams
 from trainer.results import read_row_file
 
@@ -25,7 +25,12 @@ def answers(folder):
     from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
     from tensorboard.context import RequestContext
     from tensorboard.plugins import base_plugin
-    from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+    from tensorboard.plugins.hparams import (
+        api_pb2,
+        backend_context,
+        get_experiment,
+        list_session_groups,
+    )
 
     multiplexer = plugin_event_multiplexer.EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(folder))
@@ -34,25 +39,41 @@ def answers(folder):
     context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
     asked = dict(request_context=RequestContext(), backend_context=context, experiment_id="e")
     experiment = get_experiment.Handler(**asked, request=api_pb2.GetExperimentRequest()).run()
-    request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100, allowed_statuses=[0, 1, 2, 3])
-    request.col_params.extend([api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos])
+    request = api_pb2.ListSessionGroupsRequest(
+        start_index=0, slice_size=100, allowed_statuses=[0, 1, 2, 3]
+    )
+    request.col_params.extend(
+        [api_pb2.ColParams(metric=info.name) for info in experiment.metric_infos]
+    )
     return experiment, list_session_groups.Handler(**asked, request=request).run().session_groups
 
 
 def test_tensorboard_finds_every_row_with_its_cell_and_scores(written):
     table, folder = written
     experiment, groups = answers(folder)
-    assert {info.name for info in experiment.hparam_infos} == {"loss", "lr", "cell", "model", "data", "seed"}
+    assert {info.name for info in experiment.hparam_infos} == {
+        "loss",
+        "lr",
+        "cell",
+        "model",
+        "data",
+        "seed",
+    }
     rows = {row.run: (one, row) for one in table.cells for row in one.rows}
     assert {group.name for group in groups} == set(rows)
     for group in groups:
         one, row = rows[group.name]
-        assert group.hparams["cell"].string_value == one.cell.name and group.hparams["seed"].number_value == row.seed
+        assert (
+            group.hparams["cell"].string_value == one.cell.name
+            and group.hparams["seed"].number_value == row.seed
+        )
         assert group.hparams["loss"].string_value == dict(one.cell.levels)["loss"]
         (session,) = group.sessions
         assert session.status == (1 if row.status == "finished" else 2)
         values = {value.name.tag: value.value for value in session.metric_values}
-        assert values.get("row/top1_pct") == (pytest.approx(row.top1_pct) if row.top1_pct is not None else None)
+        assert values.get("row/top1_pct") == (
+            pytest.approx(row.top1_pct) if row.top1_pct is not None else None
+        )
         assert session.end_time_secs - session.start_time_secs == pytest.approx(row.train_s)
 
 
@@ -60,10 +81,14 @@ def test_the_same_rows_are_the_same_bytes_and_what_is_gone_is_removed(written):
     table, folder = written
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     assert len(before) == 19 and write_hparams(table, folder) == 18
-    assert before == {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     fewer = dataclasses.replace(table, cells=table.cells[:1])
     assert write_hparams(fewer, folder) == 3
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(row.run for row in table.cells[0].rows)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(
+        row.run for row in table.cells[0].rows
+    )
 
 
 def test_make_table_writes_report_curves_and_events(cli_study):
@@ -75,9 +100,13 @@ def test_make_table_writes_report_curves_and_events(cli_study):
     for row in rows:
         (runs / row.run).mkdir(parents=True)
         (runs / row.run / "row.json").write_bytes(row.as_json())
-        (runs / row.run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "loss_nats": 0.5}\n')
+        (runs / row.run / "metrics.jsonl").write_text(
+            '{"step": 1, "epoch": 1.0, "loss_nats": 0.5}\n'
+        )
     done = table(cli_study)
     assert done.exit_code == 0 and "two.html" in done.output and "two.curves.jsonl" in done.output
     assert "Training loss, nats by epoch" in (results / "two.html").read_text()
-    events = sorted(path.parent.name for path in hparams_folder(runs, "two").glob("*/events.out.tfevents.row"))
+    events = sorted(
+        path.parent.name for path in hparams_folder(runs, "two").glob("*/events.out.tfevents.row")
+    )
     assert events == sorted(row.run for row in rows)

@@ -1,14 +1,14 @@
 """A row leads back to its run: the plan from its own text, refusals with the reason, and what a rerun says."""
 
 import pytest
-
 from plans import small_set
 from tabled import row, stored_row
 from test_cli import rsb
+
 from trainer import provenance
 from trainer.ablation import load_ablation
-from trainer.job import Job, deviation_rows, plan_of
 from trainer.errors import UserError
+from trainer.job import Job, deviation_rows, plan_of
 from trainer.reproduce import data_reasons, plan_again, same_cell, verdict
 from trainer.results import RowDeviation, read_row, store_row
 from trainer.run_folder import recipe_of
@@ -19,8 +19,18 @@ FINGERPRINT = "f" * 64
 def row_of(job: Job, **facts):
     """The row that a job's run would have on this machine."""
     plan = plan_of(job)
-    facts = {"run": plan.run_name(FINGERPRINT), "version": plan.recipe.version, "digest": plan.page_digest, "versions": provenance.versions()} | facts
-    facts |= {"recipe": plan.recipe.name, "model": plan.model, "data": plan.profile.name, "deviations": deviation_rows(plan)}
+    facts = {
+        "run": plan.run_name(FINGERPRINT),
+        "version": plan.recipe.version,
+        "digest": plan.page_digest,
+        "versions": provenance.versions(),
+    } | facts
+    facts |= {
+        "recipe": plan.recipe.name,
+        "model": plan.model,
+        "data": plan.profile.name,
+        "deviations": deviation_rows(plan),
+    }
     return row("x", plan.seed, 90.0, **facts)
 
 
@@ -59,7 +69,12 @@ def test_added_augmentations_are_put_where_they_were(tmp_path):
     added = {"name": "trivial_augment", "num_bins": 31, "interpolation": "nearest"}
     num_taken = 0
     for place in range(1, len(items) + 1):
-        text = f"augment={[*items[:place], added, *items[place:]]}".replace("'", "").replace("True", "true").replace("False", "false").replace("None", "null")
+        text = (
+            f"augment={[*items[:place], added, *items[place:]]}".replace("'", "")
+            .replace("True", "true")
+            .replace("False", "false")
+            .replace("None", "null")
+        )
         job = Job("A2", "resnet18", overrides=text)
         try:
             made = row_of(job)
@@ -79,7 +94,9 @@ def test_a_run_that_skipped_bad_images_is_told_from_one_that_did_not(tmp_path):
 def test_a_run_made_by_a_file_leads_back_through_the_page_of_its_name(tmp_path):
     """A run folder's own recipe.yaml holds the profile's adaptation already; both are departures of the file."""
     page = tmp_path / "recipe.yaml"
-    page.write_text(plan_of(Job("A2", "resnet18", overrides="epochs=3 loss.name=ce")).recipe.to_yaml())
+    page.write_text(
+        plan_of(Job("A2", "resnet18", overrides="epochs=3 loss.name=ce")).recipe.to_yaml()
+    )
     job = Job(str(page), "resnet18", overrides="smoothing=0.2")
     assert {change.origin for change in deviation_rows(plan_of(job))} == {"file", "set"}
     assert plan_again(row_of(job), tmp_path).reasons == ()
@@ -96,7 +113,10 @@ def test_again_of_again_is_the_same_run(tmp_path):
         ({"digest": "0" * 12}, "the page A2.v1 has the digest .* now, the row's had 000000000000"),
         ({"versions": provenance.versions() | {"torch": "1.0"}}, "torch is .*, the row's was 1.0"),
         ({"versions": {}}, "python is .*, the row's was not told"),
-        ({"run": "A2.v1-resnet18-digits-s0-000000"}, "page and deviations lead to A2.v1-resnet18-digits-s0-.* now"),
+        (
+            {"run": "A2.v1-resnet18-digits-s0-000000"},
+            "page and deviations lead to A2.v1-resnet18-digits-s0-.* now",
+        ),
         ({"seed": 1}, "page and deviations lead to"),
     ],
 )
@@ -136,7 +156,12 @@ SEEDS = {0: 90.0, 1: 92.0, 2: 91.0}  # one more would lie within 91 +- 4.303 * s
         (95.9, "b", SEEDS, "within the seed spread"),
         (96.1, "b", SEEDS, "different"),
         (90.0, "b", {0: 90.0}, "different"),
-        (90.3, "a", SEEDS, "within the seed spread"),  # the same weights scored otherwise are not the same result
+        (
+            90.3,
+            "a",
+            SEEDS,
+            "within the seed spread",
+        ),  # the same weights scored otherwise are not the same result
     ],
 )
 def test_what_a_rerun_says(top1_pct, weights, seeds, kind):
@@ -153,19 +178,34 @@ def test_what_a_rerun_says(top1_pct, weights, seeds, kind):
 
 def test_what_may_have_moved_the_bits_is_told():
     then = row("x", 0, 90.0, device="one", num_threads=2, bitwise=False)
-    text = " ".join(verdict(then, row("x", 0, 90.1, device="other", num_threads=1, weights_sha256="b" * 64), SEEDS).lines)
-    assert "device one then, other now" in text and "threads 2 then, 1 now" in text and "from run to run" in text
+    text = " ".join(
+        verdict(
+            then, row("x", 0, 90.1, device="other", num_threads=1, weights_sha256="b" * 64), SEEDS
+        ).lines
+    )
+    assert (
+        "device one then, other now" in text
+        and "threads 2 then, 1 now" in text
+        and "from run to run" in text
+    )
 
 
 def test_a_run_that_diverges_again_and_one_that_does_not():
     gone = row("x", 0, None, steps=17)
     assert verdict(gone, row("x", 0, None, steps=18), {}).kind == "diverged again"
-    assert verdict(gone, row("x", 0, 90.0), {}).kind == verdict(row("x", 0, 90.0), gone, {}).kind == "different"
+    assert (
+        verdict(gone, row("x", 0, 90.0), {}).kind
+        == verdict(row("x", 0, 90.0), gone, {}).kind
+        == "different"
+    )
 
 
 def test_the_seeds_of_a_cell_are_its_rows_that_differ_in_the_seed_alone():
     rows = [row_of(Job("A2", "resnet18", seed=seed)) for seed in (0, 1, 2)]
-    others = [row_of(Job("A2", "resnet18", seed=3, overrides="mix=null")), row_of(Job("A2", "resnet50", seed=4))]
+    others = [
+        row_of(Job("A2", "resnet18", seed=3, overrides="mix=null")),
+        row_of(Job("A2", "resnet50", seed=4)),
+    ]
     again = rows[0].model_copy(update={"run": f"{rows[0].run}-2", "top1_pct": 1.0})
     lost = rows[1].model_copy(update={"seed": 9, "top1_pct": None})
     assert same_cell(rows[0], [*rows, *others, again, lost]) == {0: 90.0, 1: 90.0, 2: 90.0}
@@ -173,17 +213,39 @@ def test_the_seeds_of_a_cell_are_its_rows_that_differ_in_the_seed_alone():
 
 def test_a_short_run_is_made_again_bit_for_bit(tmp_path):
     """The whole road: train, reproduce into a run of its own, refuse other images, and run them nevertheless."""
-    folders = ["--results", tmp_path / "results", "--runs", tmp_path / "runs", "--device", "cpu", "--workers", "0"]
+    folders = [
+        "--results",
+        tmp_path / "results",
+        "--runs",
+        tmp_path / "runs",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
     overrides = small_set("epochs=1 batch.images=256 batch.norm_images=256")
-    assert rsb("train", "--recipe", "A2", "--model", "test_resnet", "--set", overrides, *folders).exit_code == 0
+    assert (
+        rsb(
+            "train", "--recipe", "A2", "--model", "test_resnet", "--set", overrides, *folders
+        ).exit_code
+        == 0
+    )
     (path,) = (tmp_path / "results" / "rows").iterdir()
     done = rsb("reproduce", "--row", path.stem, *folders)
     assert done.exit_code == 0 and "bit-identical" in done.output, done.output
     then, now = (read_row(tmp_path / "results", name) for name in (path.stem, f"{path.stem}-2"))
     assert then.weights_sha256 == now.weights_sha256 and then.seed == now.seed
-    assert recipe_of(tmp_path / "runs" / now.run)[0].digest == recipe_of(tmp_path / "runs" / then.run)[0].digest
+    assert (
+        recipe_of(tmp_path / "runs" / now.run)[0].digest
+        == recipe_of(tmp_path / "runs" / then.run)[0].digest
+    )
     elsewhere = plan_of(Job("A2", "test_resnet", overrides=overrides)).run_name("0" * 64)
-    store_row(tmp_path / "results", then.model_copy(update={"data_fingerprint": "0" * 64, "run": elsewhere}))
+    store_row(
+        tmp_path / "results",
+        then.model_copy(update={"data_fingerprint": "0" * 64, "run": elsewhere}),
+    )
     done = rsb("reproduce", "--row", elsewhere, *folders)
-    assert done.exit_code == 2 and "fingerprint" in done.stderr and "anyway=1" in done.stderr, done.output
+    assert done.exit_code == 2 and "fingerprint" in done.stderr and "anyway=1" in done.stderr, (
+        done.output
+    )
     assert not (tmp_path / "runs" / elsewhere).exists()

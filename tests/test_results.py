@@ -59,8 +59,13 @@ def test_a_page_that_a_stored_row_cites_is_frozen(path):
 
 
 def test_every_stored_row_is_told_of_with_its_score():
-    told = "".join(page.read_text() for page in [RESULTS.parent / "README.md", *RESULTS.glob("*.md")])
+    told = "".join(
+        page.read_text() for page in [RESULTS.parent / "README.md", *RESULTS.glob("*.md")]
+    )
     assert len(STORED) >= 2
     for path in STORED:
         top1_pct = read_row(path.parent.parent, path.stem).top1_pct
-        assert f"`{path.stem}`" in told and ("diverged" if top1_pct is None else f"{top1_pct:.2f}") in told
+        assert (
+            f"`{path.stem}`" in told
+            and ("diverged" if top1_pct is None else f"{top1_pct:.2f}") in told
+        )

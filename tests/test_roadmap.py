@@ -83,17 +83,27 @@ def test_the_pages_stand_in_the_order_of_the_table():
 @pytest.mark.parametrize(("name", "top1_pct", "std_pct", "_"), TABLE_10, ids=NAMES)
 def test_the_scores_are_the_tables(name, top1_pct, std_pct, _):
     (score,) = page(name).published
-    assert (score.model, score.top1_pct, score.std_pct, score.num_seeds) == ("resnet50", top1_pct, std_pct, 3)
+    assert (score.model, score.top1_pct, score.std_pct, score.num_seeds) == (
+        "resnet50",
+        top1_pct,
+        std_pct,
+        3,
+    )
     assert f"{top1_pct:.2f} +- {std_pct:.2f} %" in find_recipe(f"{name}.v1").read_text()
 
 
-@pytest.mark.parametrize(("before", "after", "path", "new"), STEPS, ids=[after for _, after, *_ in STEPS])
+@pytest.mark.parametrize(
+    ("before", "after", "path", "new"), STEPS, ids=[after for _, after, *_ in STEPS]
+)
 def test_each_step_is_one_difference(before, after, path, new):
     (difference,) = diff_rows(page(f"roadmap-{before}"), page(f"roadmap-{after}"))
     assert difference.path == path
     if new is not None:
         assert difference.b == new
-    assert f"it differs in one thing from roadmap-{before}." in find_recipe(f"roadmap-{after}.v1").read_text()
+    assert (
+        f"it differs in one thing from roadmap-{before}."
+        in find_recipe(f"roadmap-{after}.v1").read_text()
+    )
 
 
 def test_the_first_body_changes_the_depths_of_a_resnet50_alone():
@@ -103,7 +113,9 @@ def test_the_first_body_changes_the_depths_of_a_resnet50_alone():
 
 
 def test_the_recipe_is_convnexts_without_the_average():
-    rows = diff_rows(page("convnext").for_model("convnext_tiny"), page("roadmap-01-recipe").for_model("resnet50"))
+    rows = diff_rows(
+        page("convnext").for_model("convnext_tiny"), page("roadmap-01-recipe").for_model("resnet50")
+    )
     assert {row.path.partition(".")[0] for row in rows} == {"average", "model"}
     # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer scale, and its weights
     # as timm draws a ResNet's
@@ -118,7 +130,9 @@ def undrawn(monkeypatch):
         monkeypatch.setattr(nn.init, name, lambda tensor, *given, **named: tensor)
 
 
-COUNTED = [(name, found) for name, _, _, found in TABLE_10 if name.split("-")[1] not in ("09", "10", "11")]
+COUNTED = [
+    (name, found) for name, _, _, found in TABLE_10 if name.split("-")[1] not in ("09", "10", "11")
+]
 
 
 @pytest.mark.parametrize(("name", "published"), COUNTED, ids=[name for name, _ in COUNTED])
@@ -128,7 +142,9 @@ def test_multiply_adds_are_the_tables(name, published, undrawn):
     Steps 9 to 11 change no convolution. Step 12: the table's 4.46 contradicts Figure 2's 4.2, and a norm brings no
     product. Step 13: the paper's count of ConvNeXt-T holds 0.03 more than convolutions and products.
     """
-    wanted, tolerance = {"12": (4.15, 0.006), "13": (4.49, 0.05)}.get(name.split("-")[1], (published, 0.006))
+    wanted, tolerance = {"12": (4.15, 0.006), "13": (4.49, 0.05)}.get(
+        name.split("-")[1], (published, 0.006)
+    )
     model = timm.create_model("resnet50")
     for _, part in page(name).model.parts():
         part.apply(model, 224)
@@ -149,17 +165,25 @@ def images():
     return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("name", "depths"), [("01-recipe", (3, 4, 6, 3)), ("02-stage-ratio", (3, 3, 9, 3))])
+@pytest.mark.parametrize(
+    ("name", "depths"), [("01-recipe", (3, 4, 6, 3)), ("02-stage-ratio", (3, 3, 9, 3))]
+)
 def test_the_first_two_are_timms_resnets_with_scaled_branches(name, depths):
     ours = scattered(model_of(f"roadmap-{name}"))
     logits = ours(images())
     with torch.device("meta"):
         theirs = ResNet(Bottleneck, depths).eval()
-    weights = {key: tensor.clone() for key, tensor in ours.state_dict().items() if ".layer_scale." not in key}
+    weights = {
+        key: tensor.clone()
+        for key, tensor in ours.state_dict().items()
+        if ".layer_scale." not in key
+    }
     theirs.load_state_dict(weights, assign=True)
     blocks = [block for block in theirs.modules() if isinstance(block, Bottleneck)]
     scales = [tensor for key, tensor in ours.state_dict().items() if ".layer_scale." in key]
-    for block, scale in zip(blocks, scales, strict=True):  # into the norm before it: (gamma x + beta) scale
+    for block, scale in zip(
+        blocks, scales, strict=True
+    ):  # into the norm before it: (gamma x + beta) scale
         block.bn3.weight.data.mul_(scale)
         block.bn3.bias.data.mul_(scale)
     torch.testing.assert_close(logits, theirs(images()), rtol=1e-5, atol=1e-5)
@@ -170,7 +194,12 @@ def convnexts(key, tensor):
     """Where a tensor of step 13 stands in timm's convnext_tiny, and in which shape."""
     stage, _, rest = key.partition(".")
     if not stage.startswith("layer"):
-        stem = {"conv1": "stem.0", "bn1": "stem.1", "global_pool.norm": "head.norm", "fc": "head.fc"}
+        stem = {
+            "conv1": "stem.0",
+            "bn1": "stem.1",
+            "global_pool.norm": "head.norm",
+            "fc": "head.fc",
+        }
         layer, _, kind = key.rpartition(".")
         return f"{stem[layer]}.{kind}", tensor
     names = {"conv1": "conv_dw", "bn1": "norm", "conv2": "mlp.fc1", "conv3": "mlp.fc2"}
@@ -184,8 +213,14 @@ def convnexts(key, tensor):
 @pytest.mark.parametrize("name", ["roadmap-01-recipe", "roadmap-13-downsampling"])
 def test_the_first_weights_are_convnexts(name):
     ours = model_of(name)
-    assert all((parameter == 0).all() for key, parameter in ours.named_parameters() if key.endswith("bias"))
-    weights = [parameter for parameter in ours.parameters() if parameter.ndim > 1 and parameter.numel() > len(parameter)]
+    assert all(
+        (parameter == 0).all() for key, parameter in ours.named_parameters() if key.endswith("bias")
+    )
+    weights = [
+        parameter
+        for parameter in ours.parameters()
+        if parameter.ndim > 1 and parameter.numel() > len(parameter)
+    ]
     assert all(weight.std().item() == pytest.approx(0.02, rel=0.05) for weight in weights)
 
 
@@ -198,7 +233,9 @@ def test_the_last_is_convnext_tiny():
     with torch.device("meta"):
         theirs = timm.create_model("convnext_tiny", drop_path_rate=0.1).eval()
     assert num_parameters(ours) == num_parameters(theirs) == 28_589_128
-    theirs.load_state_dict(dict(convnexts(key, tensor) for key, tensor in ours.state_dict().items()), assign=True)
+    theirs.load_state_dict(
+        dict(convnexts(key, tensor) for key, tensor in ours.state_dict().items()), assign=True
+    )
     logits = ours(images())
     torch.testing.assert_close(logits, theirs(images()), rtol=1e-5, atol=1e-5)
     assert logits.std() > 0.01  # no logits of one value

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
 from plans import small_plan
+
 from trainer import room, train
 from trainer.checkpoint import save_checkpoint
 from trainer.data.opened import open_data
@@ -24,7 +24,9 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("average", ["", "average='{name: ema, decay: 0.9, every_steps: 1}'"], ids=["none", "ema"])
+@pytest.mark.parametrize(
+    "average", ["", "average='{name: ema, decay: 0.9, every_steps: 1}'"], ids=["none", "ema"]
+)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_estimate_is_what_a_checkpoint_takes(tmp_path, monkeypatch, name, average):
     plan = small_plan("A2", "test_resnet", f"{OPTIMIZERS[name]} {average}")
@@ -36,14 +38,21 @@ def test_the_estimate_is_what_a_checkpoint_takes(tmp_path, monkeypatch, name, av
     _, estimate, num_kept, _ = asked[0]
     train.optimizer_step(state, open_data(plan.profile, None).train_stream(plan, settings, 0), 0)
     size = save_checkpoint(tmp_path, 1, state.facts()).stat().st_size
-    framing = 300 * len(state.model.state_dict()) * (4 if average else 3)  # what torch's file has around each tensor
+    framing = (
+        300 * len(state.model.state_dict()) * (4 if average else 3)
+    )  # what torch's file has around each tensor
     assert estimate <= size <= estimate + framing and num_kept == 0
 
 
-def test_a_disk_that_is_too_small_is_one_line_with_what_is_needed_and_what_is_there(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_one_line_with_what_is_needed_and_what_is_there(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=39 * MIB))
     check_free(tmp_path / "run", 9 * MIB, 0, 12 * MIB)  # 3 * 9 + 12 = 39
-    with pytest.raises(UserError, match=r"will need 40 MiB there \(3 checkpoints of 9.0 MiB, the model, curves\), and 39 MiB are free") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"will need 40 MiB there \(3 checkpoints of 9.0 MiB, the model, curves\), and 39 MiB are free",
+    ) as caught:
         check_free(tmp_path / "run", 9 * MIB, 0, 13 * MIB)
     assert "\n" not in str(caught.value) and "runs=" in str(caught.value)
     with pytest.raises(UserError, match="48 MiB.* 1 more of keep_every="):
@@ -63,14 +72,30 @@ def test_a_real_run_is_refused_before_its_first_step(tmp_path, monkeypatch):
     plan = small_plan("A2", "test_resnet")
     state = State(plan, make_settings("cpu", workers="0", keep_every=1), tmp_path / "run")
     weights_mib = sum(weight.numel() for weight in state.model.parameters()) * 4 / MIB
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=round((3 + 2) * 3 * weights_mib * MIB)))
-    with pytest.raises(UserError, match="2 more of keep_every="):  # LAMB: weights and two moments, and the model is missing
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: SimpleNamespace(free=round((3 + 2) * 3 * weights_mib * MIB)),
+    )
+    with pytest.raises(
+        UserError, match="2 more of keep_every="
+    ):  # LAMB: weights and two moments, and the model is missing
         check_room(state)
-    check_room(SimpleNamespace(ranks=SimpleNamespace(is_first=False)))  # another rank has no folder to look at
+    check_room(
+        SimpleNamespace(ranks=SimpleNamespace(is_first=False))
+    )  # another rank has no folder to look at
     assert not (tmp_path / "run").exists()
 
 
 def test_an_optimizer_is_counted_by_what_it_keeps():
-    keeps = {name: room.moments_per_weight(small_plan("A2", overrides=text).recipe.optimizer) for name, text in OPTIMIZERS.items()}
-    assert keeps == {"lamb": pytest.approx(2, abs=0.01), "adamw": pytest.approx(2, abs=0.01), "sgd": 1, "plain": 0}
+    keeps = {
+        name: room.moments_per_weight(small_plan("A2", overrides=text).recipe.optimizer)
+        for name, text in OPTIMIZERS.items()
+    }
+    assert keeps == {
+        "lamb": pytest.approx(2, abs=0.01),
+        "adamw": pytest.approx(2, abs=0.01),
+        "sgd": 1,
+        "plain": 0,
+    }
     assert torch.is_grad_enabled()

@@ -2,12 +2,12 @@
 
 import fsspec
 import pytest
+from test_results import ROW
 
 from trainer import row_urls
 from trainer.errors import UserError
 from trainer.results import read_row, store_row
 from trainer.row_urls import check_url, is_url, pull_rows, push_missing, push_row
-from test_results import ROW
 
 
 @pytest.fixture
@@ -63,7 +63,10 @@ def test_a_store_that_does_not_answer_is_asked_again(url, tmp_path, monkeypatch,
 
     monkeypatch.setattr(row_urls, "_names", names)
     if num_errors == 3:
-        with pytest.raises(UserError, match=r"results=memory://.*: does not answer \(reset by peer\); the same command goes on"):
+        with pytest.raises(
+            UserError,
+            match=r"results=memory://.*: does not answer \(reset by peer\); the same command goes on",
+        ):
             push_missing(url, tmp_path / "rows")
     push_missing(url, tmp_path / "rows")
     pull_rows(url, tmp_path / "other" / "rows")

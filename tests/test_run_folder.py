@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from plans import small_set
 from rich.console import Console
 
-from plans import small_set
 from trainer import show
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
-from trainer.export import is_timms, weights_digest
 from trainer.exits import EXIT_DONE
+from trainer.export import is_timms, weights_digest
 from trainer.job import Job, plan_of, run_job, write_plan
 from trainer.plan import PlanError
 from trainer.run_folder import open_model, plan_of_run
@@ -27,7 +27,11 @@ CHANGED = "'model.norm={name: group_norm, groups: 16, eps: 1e-5}' 'model.activat
 def finished(tmp_path_factory):
     """(plan, row, run folder, settings) of a short run of a model that timm does not have."""
     folder = tmp_path_factory.mktemp("finished")
-    job = Job("A2", "test_resnet", overrides=small_set(f"epochs=1 batch.images=96 batch.norm_images=48 {CHANGED}"))
+    job = Job(
+        "A2",
+        "test_resnet",
+        overrides=small_set(f"epochs=1 batch.images=96 batch.norm_images=48 {CHANGED}"),
+    )
     plan = plan_of(job)
     settings = make_settings("cpu", workers="0", runs=folder / "runs", results=folder / "results")
     out = Console(file=io.StringIO(), width=140)
@@ -43,7 +47,9 @@ def test_the_opened_model_has_the_rows_weights_and_gives_its_scores(finished):
     assert weights_digest(model) == row.weights_sha256 and not model.training
     assert {type(module).__name__ for module in model.modules()} >= {"GroupNorm", "PReLU"}
     plan = plan_of_run(folder)
-    scores = evaluate(plan, settings, model, open_data(plan.profile, None).val_batches(plan, settings))
+    scores = evaluate(
+        plan, settings, model, open_data(plan.profile, None).val_batches(plan, settings)
+    )
     assert (scores.top1_pct, scores.top5_pct) == (row.top1_pct, row.top5_pct)
     assert scores.loss_nats == pytest.approx(row.loss_nats, rel=1e-6)
 
@@ -78,7 +84,12 @@ def test_the_plan_of_a_run_folder_is_the_one_it_was_made_by(finished):
     plan, _, folder, _ = finished
     found = plan_of_run(folder)
     assert found.recipe.digest == plan.recipe.digest
-    assert (found.model, found.seed, found.profile, found.num_steps) == (plan.model, plan.seed, plan.profile, plan.num_steps)
+    assert (found.model, found.seed, found.profile, found.num_steps) == (
+        plan.model,
+        plan.seed,
+        plan.profile,
+        plan.num_steps,
+    )
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path: Path):

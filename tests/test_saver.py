@@ -46,7 +46,9 @@ def test_the_step_goes_on_while_its_state_as_it_was_is_written(tmp_path, monkeyp
     writing = Writing(monkeypatch)
     saver, made = Saver(tmp_path, 60), state(1)
     saver.start(1, made, nothing)
-    assert writing.entered.acquire(timeout=10)  # the writer is in the middle, and this thread is here
+    assert writing.entered.acquire(
+        timeout=10
+    )  # the writer is in the middle, and this thread is here
     made["weights"].fill_(7)
     assert not saver.is_due()
     writing.may_end.release()
@@ -63,7 +65,9 @@ def test_never_two_write_at_once(tmp_path, monkeypatch):
         saver.start(step, state(step), nothing, is_kept=step == 3)
     saver.wait()
     assert writing.most == 1
-    assert [(step, kept) for step, _, kept in writing.seen] == [(step, step == 3) for step in range(20)]
+    assert [(step, kept) for step, _, kept in writing.seen] == [
+        (step, step == 3) for step in range(20)
+    ]
 
 
 @pytest.mark.parametrize("error", [None, OSError(errno.ENOSPC, "No space left on device")])
@@ -83,7 +87,9 @@ def test_the_one_copy_is_let_go_when_it_is_written_or_not(tmp_path, monkeypatch,
         saver.start(step, state(step), nothing)
         assert writing.entered.acquire(timeout=10)
         gc.collect()
-        assert sum(copy() is not None for copy in copies) == 1  # that of the checkpoint being written, and no other
+        assert (
+            sum(copy() is not None for copy in copies) == 1
+        )  # that of the checkpoint being written, and no other
         writing.may_end.release()
     saver.wait()
     gc.collect()
@@ -137,19 +143,35 @@ def test_with_no_time_between_them_every_step_waits_for_its_own(tmp_path):
     saver = Saver(tmp_path, 0)
     for step in range(1, 4):
         saver.start(step, state(step), nothing)
-        assert saver.last_step == step and not saver._thread  # on the disk before the next step begins
+        assert (
+            saver.last_step == step and not saver._thread
+        )  # on the disk before the next step begins
 
 
 def test_a_copied_state_loads_as_the_state_itself_and_shares_nothing():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to(memory_format=torch.contiguous_format)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).to(
+        memory_format=torch.contiguous_format
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     model(torch.randn(5, 3)).sum().backward()
     optimizer.step()
-    original = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "none": None, "list": [1, (torch.ones(2), "x")]}
+    original = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "none": None,
+        "list": [1, (torch.ones(2), "x")],
+    }
     made, wait = copied_state(original)
     wait()
-    assert type(made["model"]) is type(original["model"]) and made["model"]._metadata == original["model"]._metadata
-    assert made["list"][1][1] == "x" and torch.equal(made["list"][1][0], torch.ones(2)) and made["none"] is None
+    assert (
+        type(made["model"]) is type(original["model"])
+        and made["model"]._metadata == original["model"]._metadata
+    )
+    assert (
+        made["list"][1][1] == "x"
+        and torch.equal(made["list"][1][0], torch.ones(2))
+        and made["none"] is None
+    )
     before = {name: tensor.clone() for name, tensor in original["model"].items()}
     moment = made["optimizer"]["state"][0]["exp_avg"].clone()
     for tensor in model.state_dict().values():

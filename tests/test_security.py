@@ -18,11 +18,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import small_plan
 from rich.table import Table
+from test_results import ROW
 from typer.testing import CliRunner
 
-from plans import small_plan
-from test_results import ROW
 from trainer import claims, explain, meeting
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.cli import app
@@ -49,7 +49,21 @@ from trainer.stop import StopRequest
 from trainer.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("../x", "/etc/passwd", "a/../../x", "..", ".", "", "a\\b", "a\0b", "a\x1b[2J", "a\nb", "\u202etxt", "x" * 300, "\ud800")
+OUTSIDE = (
+    "../x",
+    "/etc/passwd",
+    "a/../../x",
+    "..",
+    ".",
+    "",
+    "a\\b",
+    "a\0b",
+    "a\x1b[2J",
+    "a\nb",
+    "\u202etxt",
+    "x" * 300,
+    "\ud800",
+)
 
 
 def rsb(*words):
@@ -62,7 +76,11 @@ def rsb(*words):
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_leads_elsewhere_is_none(tmp_path, name):
     assert why_no_name(name)
-    for path_of in (lambda: inside(tmp_path, name, "run"), lambda: row_path(tmp_path, name), lambda: read_row(tmp_path, name)):
+    for path_of in (
+        lambda: inside(tmp_path, name, "run"),
+        lambda: row_path(tmp_path, name),
+        lambda: read_row(tmp_path, name),
+    ):
         with pytest.raises(FolderError) as refused:
             path_of()
         assert str(refused.value).isprintable()
@@ -93,7 +111,11 @@ def test_a_path_made_of_a_name_lies_in_its_folder(name):
 def test_a_run_that_is_elsewhere_is_one_line(tmp_path, words, run):
     (tmp_path / "secret").mkdir()
     done = rsb(*words, "--run", run, "--runs", tmp_path / "runs")
-    assert done.exit_code == 2 and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.output
+    assert (
+        done.exit_code == 2
+        and len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("error: ")
+    ), done.output
 
 
 def test_a_link_that_leads_out_of_the_store_is_not_read(tmp_path):
@@ -102,7 +124,9 @@ def test_a_link_that_leads_out_of_the_store_is_not_read(tmp_path):
     row_path(tmp_path / "mine", ROW.run).symlink_to(row_path(tmp_path / "other", ROW.run))
     with pytest.raises(FolderError, match="a link that leads out"):
         read_row(tmp_path / "mine", ROW.run)
-    shutil.copy(row_path(tmp_path / "other", ROW.run), rows_folder(tmp_path / "mine") / "other-name.json")
+    shutil.copy(
+        row_path(tmp_path / "other", ROW.run), rows_folder(tmp_path / "mine") / "other-name.json"
+    )
     with pytest.raises(RowError, match="the row of"):
         read_row(tmp_path / "mine", "other-name")
 
@@ -148,7 +172,8 @@ def test_a_store_behind_a_url_cannot_name_files_elsewhere(tmp_path, monkeypatch)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 
@@ -163,7 +188,11 @@ def test_a_page_that_is_a_trap_is_one_line_at_once(tmp_path, monkeypatch, text):
     path = tmp_path / "A1.v1.yaml"
     path.write_text(text)
     before_s = time.process_time()
-    for read in (lambda: open_recipe(path), lambda: load_page(path, Profile), lambda: parse(text, "set")):
+    for read in (
+        lambda: open_recipe(path),
+        lambda: load_page(path, Profile),
+        lambda: parse(text, "set"),
+    ):
         with pytest.raises(PageError) as refused:
             read()
         assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
@@ -186,7 +215,9 @@ def test_a_page_of_a_gigabyte_is_not_read(tmp_path):
 
 def test_a_data_set_has_a_name_that_may_stand_in_a_files(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\nmean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n")
+    path.write_text(
+        "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\nmean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n"
+    )
     with pytest.raises(PageError, match=":1: name"):
         load_page(path, Profile)
 
@@ -271,7 +302,9 @@ def test_postscript_is_no_image(tmp_path, monkeypatch):
     ghost.write_text(f"#!/bin/sh\ntouch {tmp_path / 'sprung'}\n")
     ghost.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    (tmp_path / "image.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n")
+    (tmp_path / "image.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     with pytest.raises(BadImage, match="not an image"):
         read_image(tmp_path / "image.jpg")
     assert not (tmp_path / "sprung").exists()
@@ -297,15 +330,42 @@ def test_a_few_bytes_do_not_become_all_of_the_memory(tmp_path, monkeypatch):
         sets._idx_set("mnist", tmp_path, "train")
 
 
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "system", "popen", "extractall", "unsafe_load", "full_load", "load_all"}
-FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "xml", "tarfile", "zipfile"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "system",
+    "popen",
+    "extractall",
+    "unsafe_load",
+    "full_load",
+    "load_all",
+}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "marshal",
+    "shelve",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "xml",
+    "tarfile",
+    "zipfile",
+}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "trainer").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "trainer").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_no_file_of_the_program_can_run_what_it_reads(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
             # tarfile lists the members of shards; that nothing is extracted is tested beside them
             allowed = {"tarfile"} if path.name == "shards.py" else set()
             assert not {name.split(".")[0] for name in names} & (FORBIDDEN_MODULES - allowed), names
@@ -313,7 +373,9 @@ def test_no_file_of_the_program_can_run_what_it_reads(path):
             continue
         called = ast.unparse(node.func)
         given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        assert called not in FORBIDDEN_CALLS and called.rpartition(".")[2] not in FORBIDDEN_CALLS - {"compile", "eval"}, called
+        assert called not in FORBIDDEN_CALLS and called.rpartition(".")[
+            2
+        ] not in FORBIDDEN_CALLS - {"compile", "eval"}, called
         assert "shell" not in given, called
         if called == "torch.load":
             assert given.get("weights_only") == "True"
@@ -360,11 +422,18 @@ def test_a_file_named_to_harm_is_shown_not_obeyed(tmp_path):
 
 def test_a_page_cannot_set_what_is_printed(tmp_path):
     path = tmp_path / "A3.v1.yaml"
-    text = find_recipe("A3.v1").read_text().replace("source: ", 'source: "[/bold][link=file:///x]y[/link]" #', 1)
+    text = (
+        find_recipe("A3.v1")
+        .read_text()
+        .replace("source: ", 'source: "[/bold][link=file:///x]y[/link]" #', 1)
+    )
     path.write_text(text)
     page, positions = open_recipe(path)
     assert isinstance(page, Recipe)
-    table = explain.explain_table(explain.explain_rows(page, positions, page.for_model("resnet50"), "resnet50"), f"A3: {page.source}")
+    table = explain.explain_table(
+        explain.explain_rows(page, positions, page.for_model("resnet50"), "resnet50"),
+        f"A3: {page.source}",
+    )
     assert "[/bold][link=file:///x]y[/link]" in shown(table)
 
 
@@ -383,17 +452,28 @@ def test_a_class_may_have_any_name_that_a_folder_may_have(tmp_path):
 # ---- shells
 
 
-WORDS = ("a'; touch pwned #", "$(touch pwned)", "`touch pwned`", "a\n#SBATCH --wrap=x\ntouch pwned", '"; touch pwned; "', "--x")
+WORDS = (
+    "a'; touch pwned #",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "a\n#SBATCH --wrap=x\ntouch pwned",
+    '"; touch pwned; "',
+    "--x",
+)
 
 
 def test_a_job_file_runs_no_word_of_a_user(tmp_path):
     """bash runs the file, with an srun that tells what it was given."""
-    (tmp_path / "srun").write_text('#!/bin/sh\nshift 2\nfor word in "$@"; do printf "%s\\0" "$word"; done\n')
+    (tmp_path / "srun").write_text(
+        '#!/bin/sh\nshift 2\nfor word in "$@"; do printf "%s\\0" "$word"; done\n'
+    )
     (tmp_path / "srun").chmod(0o755)
     job = tmp_path / "job.sh"
     job.write_text(slurm_job(["train", *WORDS], "name", 1, 0, 1, 1.0))
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", job], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        ["bash", job], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert tuple(done.stdout.split("\0")[4:-1]) == WORDS
     assert not list(tmp_path.rglob("pwned")) and not (Path.cwd() / "pwned").exists()
@@ -410,6 +490,13 @@ def test_flags_for_pytest_are_words_not_commands(tmp_path):
     (tmp_path / ".venv" / ".ready").touch()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     words = "-k 'a or b'; touch pwned $(touch pwned)"
-    done = subprocess.run(["make", "test", f"pytest={words}"], cwd=tmp_path, capture_output=True, text=True, env=clean, timeout=60)
+    done = subprocess.run(
+        ["make", "test", f"pytest={words}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=clean,
+        timeout=60,
+    )
     assert done.returncode == 0 and done.stdout.strip().endswith(words), done.stderr
     assert not (tmp_path / "pwned").exists()

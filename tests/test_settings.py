@@ -12,7 +12,12 @@ from trainer.settings import check_loader, check_writable, make_settings, num_co
 
 def test_the_cpu_takes_float32_and_is_bitwise():
     settings = make_settings("cpu")
-    assert (settings.device, settings.precision, settings.channels_last, settings.is_bitwise) == ("cpu", "float32", False, True)
+    assert (settings.device, settings.precision, settings.channels_last, settings.is_bitwise) == (
+        "cpu",
+        "float32",
+        False,
+        True,
+    )
 
 
 def test_a_small_set_in_memory_needs_no_workers():
@@ -23,7 +28,13 @@ def test_a_small_set_in_memory_needs_no_workers():
 
 @pytest.mark.parametrize(
     "asked",
-    [{"device": "gpu"}, {"device": "cuda:99"}, {"precision": "half"}, {"workers": "-1"}, {"workers": "1000"}],
+    [
+        {"device": "gpu"},
+        {"device": "cuda:99"},
+        {"precision": "half"},
+        {"workers": "-1"},
+        {"workers": "1000"},
+    ],
     ids=lambda asked: "-".join(asked.values()),
 )
 def test_what_is_not_there_is_refused_with_what_would_do(asked):
@@ -50,7 +61,11 @@ def test_a_gpu_takes_bf16_where_it_computes_it_itself(monkeypatch, device, preci
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
     settings = make_settings(device)
-    assert (settings.device, settings.precision, settings.channels_last) == (device, precision, True)
+    assert (settings.device, settings.precision, settings.channels_last) == (
+        device,
+        precision,
+        True,
+    )
     assert chosen == [device]  # before it was asked what it can
     assert make_settings(device, "bf16").precision == "bf16"  # what was asked for stays
 
@@ -68,7 +83,9 @@ def test_a_folder_to_write_into_is_made_and_left_empty(tmp_path):
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="results: cannot write into .*results=<another folder> would do"):
+        with pytest.raises(
+            UserError, match="results: cannot write into .*results=<another folder> would do"
+        ):
             check_writable("results", folder)
 
 
@@ -87,7 +104,11 @@ def group(root, lines: str, files: dict) -> None:
         ("0::/\n", {"cpu.max": "250000 100000\n"}, 2.5),
         ("0::/a/b\n", {"a/cpu.max": "100000 100000\n", "a/b/cpu.max": "max 100000\n"}, 1.0),
         ("0::/\n", {"cpu.max": "max 100000\n"}, None),
-        ("4:memory:/\n2:cpu,cpuacct:/x\n", {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "50000"}, 3.0),
+        (
+            "4:memory:/\n2:cpu,cpuacct:/x\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "50000"},
+            3.0,
+        ),
         ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("", {}, None),
     ],

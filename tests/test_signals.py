@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 from forked import words
 from killed import STARTS, strike_at_start
 from test_resume import ending
+
 from trainer import stop
 from trainer.stop import Stopped, StopRequest
 
@@ -70,11 +70,24 @@ def undisturbed(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("turn", range(3))
 def test_signals_while_it_trains_evaluates_and_saves(undisturbed, tmp_path, turn):
     """One after the other, each on what the one before it left."""
-    moments = [("step", 2), ("copy", 4), ("write", 6), ("rename", 8), ("evaluate", 10), ("batch", -1), ("drop", 13), ("update", 16)]
+    moments = [
+        ("step", 2),
+        ("copy", 4),
+        ("write", 6),
+        ("rename", 8),
+        ("evaluate", 10),
+        ("batch", -1),
+        ("drop", 13),
+        ("update", 16),
+    ]
     for number, (moment, step) in enumerate(moments):
         name = ("SIGTERM", "SIGINT", "SIGUSR1")[(number + turn) % 3]
         code, printed = forked.end_of(words(tmp_path), moment, step, send(name))
-        assert code == 75 and f"stopped by {name} after step" in printed and ": saved; the same command goes on" in printed, (moment, printed)
+        assert (
+            code == 75
+            and f"stopped by {name} after step" in printed
+            and ": saved; the same command goes on" in printed
+        ), (moment, printed)
         assert number == 0 or "going on after step" in printed
     code, printed = forked.end_of(words(tmp_path))
     assert code == 0 and "going on after step 17" in printed, printed
@@ -95,9 +108,14 @@ def test_a_signal_while_the_end_is_written_lets_it_be_written(undisturbed, tmp_p
 def test_a_signal_while_it_starts(undisturbed, tmp_path):
     for place in STARTS:
         folder = tmp_path / place
-        code, printed = forked.end_of(words(folder), prepare=functools.partial(strike_at_start, place, send_term))
+        code, printed = forked.end_of(
+            words(folder), prepare=functools.partial(strike_at_start, place, send_term)
+        )
         assert code == 75, (place, printed)
-        assert "stopped by SIGTERM before the first step; the same" in printed or "stopped by SIGTERM after step 0: saved; the same" in printed
+        assert (
+            "stopped by SIGTERM before the first step; the same" in printed
+            or "stopped by SIGTERM after step 0: saved; the same" in printed
+        )
     code, printed = forked.end_of(words(folder))
     assert code == 0, printed
     assert ending(folder) == undisturbed
@@ -106,7 +124,9 @@ def test_a_signal_while_it_starts(undisturbed, tmp_path):
 @pytest.mark.drill
 def test_a_signal_while_it_starts_again_leaves_what_was_saved(undisturbed, tmp_path):
     assert forked.end_of(words(tmp_path), "step", 15)[0] == -signal.SIGKILL
-    code, printed = forked.end_of(words(tmp_path), prepare=functools.partial(strike_at_start, "resume", send_term))
+    code, printed = forked.end_of(
+        words(tmp_path), prepare=functools.partial(strike_at_start, "resume", send_term)
+    )
     assert code == 75 and "stopped by SIGTERM after step 15: saved" in printed, printed
     code, printed = forked.end_of(words(tmp_path))
     assert code == 0 and "going on after step 15" in printed
@@ -114,7 +134,10 @@ def test_a_signal_while_it_starts_again_leaves_what_was_saved(undisturbed, tmp_p
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize(("module", "how", "code"), [("typer", "once", 75), ("torch", "once", 75), ("timm", "once", 75), ("torch", "twice", 130)])
+@pytest.mark.parametrize(
+    ("module", "how", "code"),
+    [("typer", "once", 75), ("torch", "once", 75), ("timm", "once", 75), ("torch", "twice", 130)],
+)
 def test_a_signal_while_it_imports(tmp_path, module, how, code):
     name = "SIGINT" if how == "twice" else "SIGUSR1"
     command = [sys.executable, "-c", AT_IMPORT, module, name, how, *words(tmp_path)]
@@ -125,7 +148,9 @@ def test_a_signal_while_it_imports(tmp_path, module, how, code):
 
 @pytest.mark.drill
 @pytest.mark.parametrize(("moment", "step"), [("step", 5), ("batch", 10)])
-def test_a_second_interrupt_ends_it_at_once_and_the_same_command_goes_on(undisturbed, tmp_path, moment, step):
+def test_a_second_interrupt_ends_it_at_once_and_the_same_command_goes_on(
+    undisturbed, tmp_path, moment, step
+):
     before_s = time.monotonic()
     code, printed = forked.end_of(words(tmp_path), moment, step, send_int_twice)
     assert code == 130 and "stopped by" not in printed and time.monotonic() - before_s < 50, printed
@@ -162,7 +187,11 @@ def test_what_came_before_there_was_a_request_is_in_it():
 
 @pytest.mark.parametrize(
     ("begin", "between"),
-    [("stop.listen_early()", ""), ("stop.StopRequest().__enter__()", ""), ("stop.listen_early()", "stop.StopRequest().__enter__()")],
+    [
+        ("stop.listen_early()", ""),
+        ("stop.StopRequest().__enter__()", ""),
+        ("stop.listen_early()", "stop.StopRequest().__enter__()"),
+    ],
     ids=["early", "late", "one early and one late"],
 )
 def test_a_second_interrupt_ends_the_process_whatever_it_is_in(begin, between):
@@ -180,5 +209,7 @@ try:
 except BaseException:
     print("caught", flush=True)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "first\n", "")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from torch import nn
-
 from pieced import relative
 from plans import small_plan
+from torch import nn
+
 from trainer.ingredients.standardize_layers import StandardizedConv2d
 from trainer.settings import make_settings
 from trainer.small_maps import leave_out_padding_taps, used_taps
@@ -19,12 +19,19 @@ from trainer.state import State
 SHAPES = list(itertools.product((1, 2, 3, 4, 5, 8), (3, 5, 7), (1, 2, 4), (0, 1, 2, 3)))
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride", "padding"), [one for one in SHAPES if one[0] + 2 * one[3] >= one[1]])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [one for one in SHAPES if one[0] + 2 * one[3] >= one[1]],
+)
 def test_a_tap_is_left_out_only_where_no_output_uses_it(size, kernel, stride, padding):
     first, end, needed = used_taps(size, kernel, stride, padding)
     images = torch.arange(1.0, size + 1).view(1, 1, size, 1)
-    whole = torch.nn.functional.unfold(images, (kernel, 1), stride=(stride, 1), padding=(padding, 0))  # [1, kernel, outputs]
-    part = torch.nn.functional.unfold(images, (end - first, 1), stride=(stride, 1), padding=(needed, 0))
+    whole = torch.nn.functional.unfold(
+        images, (kernel, 1), stride=(stride, 1), padding=(padding, 0)
+    )  # [1, kernel, outputs]
+    part = torch.nn.functional.unfold(
+        images, (end - first, 1), stride=(stride, 1), padding=(needed, 0)
+    )
     assert torch.equal(whole[:, first:end], part)
     assert not whole[:, :first].any() and not whole[:, end:].any()
     if padding == kernel // 2 and stride == 1:  # as in most models: all that can be is left out
@@ -51,7 +58,9 @@ def test_results_and_gradients_are_torchs(layer, px):
     for one in (layer, other):
         images.grad = None
         made = one(images)
-        (made * torch.linspace(-1, 1, made.numel(), dtype=torch.float64).view_as(made)).sum().backward()
+        (
+            made * torch.linspace(-1, 1, made.numel(), dtype=torch.float64).view_as(made)
+        ).sum().backward()
         found.append((made.detach(), images.grad.clone(), one.weight.grad))
     for expected, got in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
@@ -59,9 +68,14 @@ def test_results_and_gradients_are_torchs(layer, px):
 
 
 def test_it_is_in_every_run_on_a_cpu_and_its_copies_and_evaluations_are_their_own():
-    plan = small_plan(overrides="average='{name: ema, decay: 0.9, every_steps: 1}' 'model={norm: {name: group_norm, groups: 4, eps: 1e-5}, weight_standardization: {name: weight_standardization, of: all, depthwise: false, eps: 1e-5, eps_place: inside, variance: biased}}'")
+    plan = small_plan(
+        overrides="average='{name: ema, decay: 0.9, every_steps: 1}' 'model={norm: {name: group_norm, groups: 4, eps: 1e-5}, weight_standardization: {name: weight_standardization, of: all, depthwise: false, eps: 1e-5, eps_place: inside, variance: biased}}'"
+    )
     state = State(plan, make_settings("cpu", workers="0"), Path("unused"))
-    assert any(isinstance(module, StandardizedConv2d) and "_conv_forward" in vars(module) for module in state.model.modules())
+    assert any(
+        isinstance(module, StandardizedConv2d) and "_conv_forward" in vars(module)
+        for module in state.model.modules()
+    )
     for module, copied in zip(state.model.modules(), state.average.model.modules(), strict=True):
         if "_conv_forward" in vars(module):
             assert copied._conv_forward.__self__ is copied

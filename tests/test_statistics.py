@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from plans import small_plan
 from torch import nn
 
-from plans import small_plan
 from trainer.data.opened import open_data
 from trainer.data.prepare import prepare
 from trainer.evaluate import evaluate
@@ -35,9 +35,14 @@ def settings():
 
 
 @pytest.mark.parametrize("num_micro_batches", [1, 2, 4, 7])
-def test_accumulated_running_statistics_equal_the_mean_over_ranks_that_update_once(num_micro_batches):
+def test_accumulated_running_statistics_equal_the_mean_over_ranks_that_update_once(
+    num_micro_batches,
+):
     generator = torch.Generator().manual_seed(0)
-    batches = torch.randn(num_micro_batches, 16, 3, 5, 5, generator=generator, dtype=torch.float64) * 2 + 1
+    batches = (
+        torch.randn(num_micro_batches, 16, 3, 5, 5, generator=generator, dtype=torch.float64) * 2
+        + 1
+    )
     ranks = []
     for batch in batches:
         norm = nn.BatchNorm2d(3).double()
@@ -83,7 +88,9 @@ def steps_of(part, sizes, model, num_steps):
         images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(step)).double()
         labels = torch.arange(32) % 10
         net.zero_grad()
-        for number, (some, theirs) in enumerate(zip(images.split(sizes), labels.split(sizes), strict=True)):
+        for number, (some, theirs) in enumerate(
+            zip(images.split(sizes), labels.split(sizes), strict=True)
+        ):
             statistics.set(number, len(sizes))
             (nn.functional.cross_entropy(net(some), theirs, reduction="sum") / 32).backward()
         statistics.finish()
@@ -96,8 +103,17 @@ def steps_of(part, sizes, model, num_steps):
 
 def nets(model):
     if model != "small":
-        return timm.create_model(model, num_classes=10, zero_init_last=False)  # zero gammas would stop the gradients
-    body = [nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.ReLU()]
+        return timm.create_model(
+            model, num_classes=10, zero_init_last=False
+        )  # zero gammas would stop the gradients
+    body = [
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
@@ -116,7 +132,9 @@ def distance(one, other):
     ],
     ids=["group_norm", "estimated", "batch_channel_norm", "batch_norm"],
 )
-def test_32_images_at_once_and_16_times_2_are_one_step_for_norms_without_batch_statistics(model, num_steps, part, is_free):
+def test_32_images_at_once_and_16_times_2_are_one_step_for_norms_without_batch_statistics(
+    model, num_steps, part, is_free
+):
     once, cut = (steps_of(part, sizes, model, num_steps) for sizes in ([32], [2] * 16))
     if is_free:
         assert distance(once[0], cut[0]) < 1e-10
@@ -134,15 +152,26 @@ def test_a_bad_start_of_the_estimates_does_no_harm():
         images.requires_grad_()
         made = norm(images)
         (made * torch.randn(made.shape)).sum().backward()
-        assert made.square().mean().item() == pytest.approx(1, abs=0.01) and images.grad.isfinite().all()
+        assert (
+            made.square().mean().item() == pytest.approx(1, abs=0.01)
+            and images.grad.isfinite().all()
+        )
         statistics.finish()
 
 
 @pytest.mark.parametrize("affected", ["batch_norm", "ghost_batch_norm"])
-def test_precise_statistics_are_the_plain_mean_over_the_first_images_of_the_epoch(opened, settings, affected):
+def test_precise_statistics_are_the_plain_mean_over_the_first_images_of_the_epoch(
+    opened, settings, affected
+):
     plan = small_plan(overrides=PRECISE + "batch.images=16 batch.norm_images=8")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.Conv2d(4, 2, 3),
+        nn.BatchNorm2d(2),
+    )
     if affected == "ghost_batch_norm":
         norms.GhostBatchNorm(images=4, momentum=0.1, eps=1e-5).apply(model, 32)
     model[1].running_mean += 5
@@ -155,7 +184,9 @@ def test_precise_statistics_are_the_plain_mean_over_the_first_images_of_the_epoc
     size = 4 if affected == "ghost_batch_norm" else 8
     samples = [part for batch in micro_batches for part in batch.split(size)]
     check_running(model[1], [model[0](part) for part in samples])
-    normalized = [nn.functional.batch_norm(model[0](part), None, None, training=True) for part in samples]
+    normalized = [
+        nn.functional.batch_norm(model[0](part), None, None, training=True) for part in samples
+    ]
     check_running(model[4], [model[3](part) for part in normalized])
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if "running" not in name)
@@ -164,8 +195,18 @@ def test_precise_statistics_are_the_plain_mean_over_the_first_images_of_the_epoc
 
 def check_running(norm, maps):
     flat = [each.detach().double().transpose(0, 1).flatten(1) for each in maps]
-    torch.testing.assert_close(norm.running_mean.double(), torch.stack([each.mean(1) for each in flat]).mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(norm.running_var.double(), torch.stack([each.var(1) for each in flat]).mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        norm.running_mean.double(),
+        torch.stack([each.mean(1) for each in flat]).mean(0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    torch.testing.assert_close(
+        norm.running_var.double(),
+        torch.stack([each.var(1) for each in flat]).mean(0),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 def test_a_stop_in_the_middle_of_recomputing_leaves_nothing_behind(opened, settings):
@@ -177,8 +218,13 @@ def test_a_stop_in_the_middle_of_recomputing_leaves_nothing_behind(opened, setti
     make_norms_precise(plan, settings, [whole], opened.train_stream(plan, settings, 0))
     with StopRequest() as stop, pytest.raises(Stopped):
         signal.raise_signal(signal.SIGUSR1)
-        make_norms_precise(plan, settings, [stopped], opened.train_stream(plan, settings, 0), each=stop.check)
-    assert all(norm.momentum == 0.1 for norm in stopped.modules() if isinstance(norm, nn.BatchNorm2d)) and stopped.training
+        make_norms_precise(
+            plan, settings, [stopped], opened.train_stream(plan, settings, 0), each=stop.check
+        )
+    assert (
+        all(norm.momentum == 0.1 for norm in stopped.modules() if isinstance(norm, nn.BatchNorm2d))
+        and stopped.training
+    )
     resumed = timm.create_model("test_resnet", num_classes=10)
     resumed.load_state_dict(stopped.state_dict())
     make_norms_precise(plan, settings, [resumed], opened.train_stream(plan, settings, 0))
@@ -186,7 +232,9 @@ def test_a_stop_in_the_middle_of_recomputing_leaves_nothing_behind(opened, setti
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_an_epoch_is_evaluated_with_precise_statistics_of_the_weights_and_of_their_average(opened, settings, tmp_path):
+def test_an_epoch_is_evaluated_with_precise_statistics_of_the_weights_and_of_their_average(
+    opened, settings, tmp_path
+):
     plan = small_plan(overrides=PRECISE + "average='{name: ema, decay: 0.9, every_steps: 1}'")
     state = State(plan, settings, tmp_path)
     state.progress.step = plan.steps_per_epoch
@@ -212,10 +260,18 @@ def test_the_note_says_whether_a_micro_batch_is_science():
             part.apply(model, 64)
         return statistics_note(model, plan)
 
-    assert "15 BatchNorm2d (conv1.1 the first)" in note() and "the 8 images of a micro-batch" in note()
-    assert "part of the science" in note(norms.BatchChannelNorm(groups=8, eps=1e-5, momentum=0.1, statistics="batch"))
-    assert "virtual batches of 4 out of the 8 images" in note(norms.GhostBatchNorm(images=4, momentum=0.1, eps=1e-5))
-    estimated = note(norms.BatchChannelNorm(groups=8, eps=1e-5, momentum=0.1, statistics="estimated"))
+    assert (
+        "15 BatchNorm2d (conv1.1 the first)" in note() and "the 8 images of a micro-batch" in note()
+    )
+    assert "part of the science" in note(
+        norms.BatchChannelNorm(groups=8, eps=1e-5, momentum=0.1, statistics="batch")
+    )
+    assert "virtual batches of 4 out of the 8 images" in note(
+        norms.GhostBatchNorm(images=4, momentum=0.1, eps=1e-5)
+    )
+    estimated = note(
+        norms.BatchChannelNorm(groups=8, eps=1e-5, momentum=0.1, statistics="estimated")
+    )
     assert "15 norms normalize by running estimates" in estimated and "memory only" in estimated
     assert "No norm takes statistics over images" in note(norms.GroupNorm(groups=8, eps=1e-5))
     assert "memory only" in statistics_note(timm.create_model("test_convnext"), plan)

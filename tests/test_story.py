@@ -12,16 +12,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from plans import small_plan, small_set
 from rich.console import Console
 
-from plans import small_plan, small_set
 from trainer import train
 from trainer.data.index import DataError
 from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
 from trainer.evaluate import evaluate, evaluate_all
-from trainer.export import weights_digest
 from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.export import weights_digest
 from trainer.job import Job, plan_of, run_job
 from trainer.models import build_model
 from trainer.rescore import rescore
@@ -34,7 +34,9 @@ from trainer.stop import StopRequest
 
 def go(folder: Path, plan=None, job=None, stopped=False):
     """Run a small plan in a folder: (exit code, row, what was printed, run folder); None where it is to be stopped."""
-    job = job or Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"))
+    job = job or Job(
+        "A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48")
+    )
     plan = plan or plan_of(job)
     data = open_data(plan.profile, job.data_dir)
     settings = make_settings("cpu", workers="0", runs=folder / "runs", results=folder / "results")
@@ -64,7 +66,11 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
     assert stored.read_bytes() == (folder / "row.json").read_bytes()
     assert read_row(folder.parent.parent / "results", row.run) == row
     assert (row.steps, row.epochs, row.num_val_images) == (2 * (1437 // 96), 2, 360)
-    assert {change.path for change in row.deviations} >= {"epochs", "batch.images", "image.train_px"}
+    assert {change.path for change in row.deviations} >= {
+        "epochs",
+        "batch.images",
+        "image.train_px",
+    }
 
 
 def test_the_images_of_an_evaluation_are_decoded_once_for_all_weights():
@@ -73,10 +79,17 @@ def test_the_images_of_an_evaluation_are_decoded_once_for_all_weights():
     models = {name: build_model(plan).train(name == "model") for name in ("model", "average")}
     with torch.no_grad():
         next(models["average"].parameters()).mul_(-1)
-    batches = [(torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 10) for size in (7, 5)]
+    batches = [
+        (torch.randint(0, 256, (size, 3, 32, 32), dtype=torch.uint8), torch.arange(size) % 10)
+        for size in (7, 5)
+    ]
     together = evaluate_all(plan, settings, models, iter(batches))
-    assert together == {name: evaluate(plan, settings, model, iter(batches)) for name, model in models.items()}
-    assert together["model"] != together["average"] and {scores.num_images for scores in together.values()} == {12}
+    assert together == {
+        name: evaluate(plan, settings, model, iter(batches)) for name, model in models.items()
+    }
+    assert together["model"] != together["average"] and {
+        scores.num_images for scores in together.values()
+    } == {12}
     assert models["model"].training and not models["average"].training
 
 
@@ -88,7 +101,9 @@ def test_the_rows_score_is_the_last_evaluation_in_the_curves(finished):
     assert f"{row.top1_pct:.2f} %" in printed
     # the rate of the last step, by the closed form: per epoch, so that of the second of two epochs
     rates = [line["lr"] for line in lines if "lr" in line]
-    plan = plan_of(Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48")))
+    plan = plan_of(
+        Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"))
+    )
     end, peak = plan.recipe.lr.schedule.end, plan.recipe.lr.peak
     assert rates[-1] == pytest.approx(end + (peak - end) / 2, rel=1e-12)
 
@@ -100,7 +115,9 @@ def test_timm_loads_the_folder_and_scores_the_same(finished):
     plan = plan_of(Job("A2", "test_resnet", overrides=small_set()))
     val = open_data(plan.profile, None).val
     # timm's own transform, from the exported facts alone
-    transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg), is_training=False)
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(model.pretrained_cfg), is_training=False
+    )
     images = torch.stack([transform(val.read(i).convert("RGB")) for i in range(val.num_images)])
     with torch.no_grad():
         found = (model(images).argmax(1).numpy() == val.labels).sum()
@@ -121,7 +138,9 @@ def test_the_same_command_finds_the_row_and_again_makes_a_new_one(finished):
     base = folder.parent.parent
     code, found, printed, _ = go(base)
     assert (code, found) == (EXIT_DONE, row) and "has its row already" in printed
-    job = Job("A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"), again=True)
+    job = Job(
+        "A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"), again=True
+    )
     code, second, _, _ = go(base, job=job)
     assert second.run == f"{row.run}-2" and second.weights_sha256 == row.weights_sha256
 
@@ -130,13 +149,17 @@ def test_the_resolved_page_runs_again_as_the_same_science(finished):
     _, row, _, folder = finished
     again = plan_of(Job(str(folder / "recipe.yaml"), "test_resnet"))
     assert again.run_name(row.data_fingerprint) == row.run and again.page_digest == row.digest
-    assert {change.path for change in again.deviations} == {change.path for change in row.deviations}
+    assert {change.path for change in again.deviations} == {
+        change.path for change in row.deviations
+    }
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
     step = train.optimizer_step
-    spoilt = lambda state, window, number: step(state, window, number) + (loss if number == 7 else 0)  # noqa: E731
+    spoilt = lambda state, window, number: (
+        step(state, window, number) + (loss if number == 7 else 0)
+    )  # noqa: E731
     monkeypatch.setattr(train, "optimizer_step", spoilt)
     code, row, printed, _ = go(tmp_path)
     assert code == EXIT_DIVERGED and row.status == "diverged" and row.steps == 10
@@ -149,7 +172,10 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
     evaluate_all = train.evaluate_all
-    spoilt = lambda *given: {which: dataclasses.replace(scores, loss_nats=loss) for which, scores in evaluate_all(*given).items()}  # noqa: E731
+    spoilt = lambda *given: {
+        which: dataclasses.replace(scores, loss_nats=loss)
+        for which, scores in evaluate_all(*given).items()
+    }  # noqa: E731
     monkeypatch.setattr(train, "evaluate_all", spoilt)
     code, row, printed, folder = go(tmp_path)
     assert code == EXIT_DIVERGED and row.status == "diverged" and row.top1_pct is None
@@ -164,7 +190,9 @@ def test_a_run_that_goes_on_elsewhere_says_so_in_its_row(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
         assert go(tmp_path, stopped=True) is None
-    monkeypatch.setattr(state, "machine_of", lambda settings: {"device": "another", "precision": "float32"})
+    monkeypatch.setattr(
+        state, "machine_of", lambda settings: {"device": "another", "precision": "float32"}
+    )
     _, row, printed, _ = go(tmp_path)
     assert row.bitwise is False and len(row.changes) == 1
     assert "-> another after step" in row.changes[0] and "-> another" in printed
@@ -196,8 +224,17 @@ def broken_folder(tmp_path, num_bad: int) -> Path:
 
 
 def folder_job(root: Path, bad_images: str) -> Job:
-    small = small_set("image.train_px=32 image.test_px=32 batch.images=40 batch.norm_images=20 repeats=null")
-    return Job("A2", "test_resnet", data=str(root), data_dir=root, overrides=small + " lr.warmup_epochs=1", bad_images=bad_images)
+    small = small_set(
+        "image.train_px=32 image.test_px=32 batch.images=40 batch.norm_images=20 repeats=null"
+    )
+    return Job(
+        "A2",
+        "test_resnet",
+        data=str(root),
+        data_dir=root,
+        overrides=small + " lr.warmup_epochs=1",
+        bad_images=bad_images,
+    )
 
 
 def test_a_bad_image_ends_the_run_by_name_or_is_replaced_and_counted(tmp_path):
@@ -205,7 +242,9 @@ def test_a_bad_image_ends_the_run_by_name_or_is_replaced_and_counted(tmp_path):
     with pytest.raises(DataError, match=r"00[01]\.png"):
         go(tmp_path, job=folder_job(root, "fail"))
     code, row, _, _ = go(tmp_path, job=folder_job(root, "skip"))
-    assert code == EXIT_DONE and row.num_replaced_images == 4  # two bad images, once in each of two epochs
+    assert (
+        code == EXIT_DONE and row.num_replaced_images == 4
+    )  # two bad images, once in each of two epochs
     again = go(tmp_path / "again", job=folder_job(root, "skip"))[1]
     assert again.weights_sha256 == row.weights_sha256
 
@@ -223,7 +262,9 @@ def entering(plan, workers: int, first_step: int = 0, number: int = 50) -> list[
     digests = []
     for _ in range(number):
         images, targets = prepare(plan, settings, next(stream))
-        digests.append(hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest())
+        digests.append(
+            hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
+        )
     return digests
 
 
@@ -241,7 +282,9 @@ def test_what_enters_the_model_is_the_same_for_any_number_of_workers():
 def test_normalizing_is_the_closed_form():
     plan = small_plan()
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (plan.profile.mean, plan.profile.std))
+    mean, std = (
+        np.array(values).reshape(1, 3, 1, 1) for values in (plan.profile.mean, plan.profile.std)
+    )
     expected = (images.numpy().astype(np.float64) / 255 - mean) / std
     np.testing.assert_allclose(normalize(images, plan.profile).numpy(), expected, atol=1e-6)
 
@@ -253,7 +296,9 @@ def test_accumulated_gradients_equal_those_of_the_whole_step():
     grads = {}
     for norm_images in (100, 25):
         plan = small_plan(
-            "torchvision-v1", "test_convnext", f"batch.images=100 batch.norm_images={norm_images} optimizer.weight_decay=0.0"
+            "torchvision-v1",
+            "test_convnext",
+            f"batch.images=100 batch.norm_images={norm_images} optimizer.weight_decay=0.0",
         )
         settings = make_settings("cpu", workers="0")
         state = State(plan, settings, Path("unused"))
@@ -261,7 +306,9 @@ def test_accumulated_gradients_equal_those_of_the_whole_step():
         stream = open_data(plan.profile, None).train_stream(plan, settings, 14)
         assert plan.window_images(14) == 37
         train.optimizer_step(state, stream, 14)
-        grads[norm_images] = {name: before[name] - weight for name, weight in state.model.named_parameters()}
+        grads[norm_images] = {
+            name: before[name] - weight for name, weight in state.model.named_parameters()
+        }
     scale = max(grad.abs().max() for grad in grads[100].values())
     for name, grad in grads[100].items():
         torch.testing.assert_close(grads[25][name], grad, rtol=0, atol=1e-5 * scale.item())
@@ -280,7 +327,10 @@ def test_splits_enter_the_model_one_after_another_the_plain_one_first():
     assert torch.equal(images[:8], normalize(batch.images, plan.profile))
     assert torch.equal(targets.argmax(1), batch.labels) and targets.max() == pytest.approx(0.91)
     plain, first, second = images.split(8)
-    changed = [[not torch.equal(a, b) for a, b in zip(*pair)] for pair in ((plain, first), (plain, second), (first, second))]
+    changed = [
+        [not torch.equal(a, b) for a, b in zip(*pair)]
+        for pair in ((plain, first), (plain, second), (first, second))
+    ]
     assert all(sum(pair) >= 4 for pair in changed)
 
 
@@ -299,26 +349,43 @@ def test_a_mirrored_evaluation_adds_the_logits():
     logits, labels = torch.cat(logits), torch.cat(labels)
     scores = evaluate(plan, settings, model, data.val_batches(plan, settings))
     assert scores.num_top1 == (logits.argmax(1) == labels).sum()
-    assert scores.loss_nats == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert scores.loss_nats == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
+    )
     plain = small_plan(overrides="loss.name=ce")
-    assert evaluate(plain, settings, model, data.val_batches(plan, settings)).loss_nats != scores.loss_nats
+    assert (
+        evaluate(plain, settings, model, data.val_batches(plan, settings)).loss_nats
+        != scores.loss_nats
+    )
 
 
 @pytest.mark.drill
 def test_growing_images_of_splits_go_on_where_a_stop_left_them(tmp_path, monkeypatch):
-    sgd = "'optimizer={name: decoupled_sgd, momentum: 0.9, weight_decay: 0.0005, clip_adaptive: 0.1}'"
-    overrides = small_set(f"{JSD} {GROWTH} {sgd} batch.images=96 batch.norm_images=48 lr.warmup_epochs=1 epochs=2")
+    sgd = (
+        "'optimizer={name: decoupled_sgd, momentum: 0.9, weight_decay: 0.0005, clip_adaptive: 0.1}'"
+    )
+    overrides = small_set(
+        f"{JSD} {GROWTH} {sgd} batch.images=96 batch.norm_images=48 lr.warmup_epochs=1 epochs=2"
+    )
     job = Job("A2", "test_resnet", overrides=overrides)
     plan = plan_of(job)
-    assert [plan.train_px_at(step) for step in (0, plan.steps_per_epoch, plan.num_steps - 1)] == [24, 28, 32]
+    assert [plan.train_px_at(step) for step in (0, plan.steps_per_epoch, plan.num_steps - 1)] == [
+        24,
+        28,
+        32,
+    ]
     assert batch_line(plan).endswith("x 48 images x 3 splits")
-    assert growth_line(plan).startswith("24 px from step 0, 28 px from step 11 (epoch 0.7857), 32 px from step 18")
+    assert growth_line(plan).startswith(
+        "24 px from step 0, 28 px from step 11 (epoch 0.7857), 32 px from step 18"
+    )
     _, straight, _, _ = go(tmp_path / "straight", job=job)
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
         go(tmp_path / "halted", job=job, stopped=True)
     _, resumed, _, _ = go(tmp_path / "halted", job=job)
-    assert resumed.weights_sha256 == straight.weights_sha256 and resumed.top1_pct == straight.top1_pct
+    assert (
+        resumed.weights_sha256 == straight.weights_sha256 and resumed.top1_pct == straight.top1_pct
+    )
 
 
 def test_the_share_of_waiting_is_of_the_time_of_training(monkeypatch):

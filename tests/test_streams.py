@@ -20,7 +20,12 @@ def philox_by_hand(counter, key):
     k0, k1 = key
     for _ in range(10):
         left, right = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = (right >> 32) ^ c1 ^ k0, right % 2**32, (left >> 32) ^ c3 ^ k1, left % 2**32
+        c0, c1, c2, c3 = (
+            (right >> 32) ^ c1 ^ k0,
+            right % 2**32,
+            (left >> 32) ^ c3 ^ k1,
+            left % 2**32,
+        )
         k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
     return [c0, c1, c2, c3]
 
@@ -43,7 +48,9 @@ def test_philox_gives_the_published_answers(counter, key, answer):
 @settings(max_examples=50)
 @given(st.lists(st.tuples(WORD, WORD, WORD, WORD), min_size=1, max_size=5), st.tuples(WORD, WORD))
 def test_philox_equals_the_paper_for_any_counters(counters, key):
-    assert streams.philox(np.array(counters), key).tolist() == [philox_by_hand(counter, key) for counter in counters]
+    assert streams.philox(np.array(counters), key).tolist() == [
+        philox_by_hand(counter, key) for counter in counters
+    ]
 
 
 def test_chunks_leave_no_seam():
@@ -51,11 +58,18 @@ def test_chunks_leave_no_seam():
     counters = np.arange(size)[:, None] * np.array([1, 2, 3, 4])
     picked = [0, streams._BLOCKS_PER_CHUNK - 1, streams._BLOCKS_PER_CHUNK, size - 1]
     whole = streams.philox(counters, (5, 6))
-    assert whole[picked].tolist() == [philox_by_hand([row, 2 * row, 3 * row, 4 * row], (5, 6)) for row in picked]
+    assert whole[picked].tolist() == [
+        philox_by_hand([row, 2 * row, 3 * row, 4 * row], (5, 6)) for row in picked
+    ]
 
 
 @settings(max_examples=50)
-@given(WORD, st.lists(st.tuples(WORD, WORD, WORD), min_size=1, max_size=20), st.integers(1, 9), st.randoms())
+@given(
+    WORD,
+    st.lists(st.tuples(WORD, WORD, WORD), min_size=1, max_size=20),
+    st.integers(1, 9),
+    st.randoms(),
+)
 def test_a_row_depends_on_its_own_address_only(seed, ids, num_draws, random):
     whole = streams.uniforms(seed, "crop", np.array(ids), num_draws)
     order = random.sample(range(len(ids)), len(ids))
@@ -92,7 +106,11 @@ def test_draws_are_uniform_and_unrelated(vary):
     bins = (draws * 16).astype(int)
     for column in range(6):
         assert stats.chisquare(np.bincount(bins[:, column], minlength=16)).pvalue > 1e-4
-    for first, second in [(bins[:, 0], bins[:, 1]), (bins[:, 3], bins[:, 4]), (bins[:-1, 5], bins[1:, 5])]:
+    for first, second in [
+        (bins[:, 0], bins[:, 1]),
+        (bins[:, 3], bins[:, 4]),
+        (bins[:-1, 5], bins[1:, 5]),
+    ]:
         assert stats.chisquare(np.bincount(first * 16 + second, minlength=256)).pvalue > 1e-4
 
 
@@ -123,7 +141,9 @@ def test_all_permutations_of_four_are_equally_likely():
 
 
 def test_torch_seeds_fit_and_differ():
-    seeds = {streams.torch_seed(0, "device", step, micro) for step in range(300) for micro in range(4)}
+    seeds = {
+        streams.torch_seed(0, "device", step, micro) for step in range(300) for micro in range(4)
+    }
     assert len(seeds) == 1200 and 0 <= min(seeds) and 2**62 < max(seeds) < 2**63
     assert streams.torch_seed(0, "weights") == streams.torch_seed(0, "weights", 0, 0, 0)
     torch.Generator().manual_seed(max(seeds))
@@ -133,7 +153,9 @@ def device_noise(keys, *shape):
     """Noise of one shape for each key: [N, *shape]."""
     size = math.prod(shape)
     which = torch.arange(len(keys)).repeat_interleave(size)
-    return streams.device_normals(keys, which, torch.arange(size).repeat(len(keys))).view(-1, *shape)
+    return streams.device_normals(keys, which, torch.arange(size).repeat(len(keys))).view(
+        -1, *shape
+    )
 
 
 def test_device_noise_is_standard_normal():

@@ -42,7 +42,9 @@ def test_the_rows_are_whole_and_of_a_clean_checkout():
 def test_every_kept_range_test_says_a_value_or_why_there_is_none():
     for path in (ROOT / "results/lr-find").glob("*.json"):
         found = json.loads(path.read_text())
-        assert (found["value"] is None) == found["reason"].startswith("no reliable suggestion: "), path.name
+        assert (found["value"] is None) == found["reason"].startswith("no reliable suggestion: "), (
+            path.name
+        )
         assert len(found["ramps"]) == 3
 
 
@@ -69,9 +71,13 @@ def test_the_rules_of_other_finders_on_a_curve_whose_answer_is_known():
     assert foreign_rules.minimum(VALUES, losses) == pytest.approx(0.01, rel=0.1)
     assert 1e-4 < foreign_rules.steep(VALUES, losses) < 0.1
     bent = losses - 0.3 * np.exp(-((PLACE + 2) ** 2))  # steepest in one place
-    assert foreign_rules.steep(VALUES, bent) == foreign_rules.steepest_gradient(VALUES, bent), "the ratios are equal"
+    assert foreign_rules.steep(VALUES, bent) == foreign_rules.steepest_gradient(VALUES, bent), (
+        "the ratios are equal"
+    )
     left = foreign_rules.slide(VALUES[:160], losses[:160])
-    assert left == VALUES[160 - 1 - 15], "both ends of the first interval lie on the same straight line"
+    assert left == VALUES[160 - 1 - 15], (
+        "both ends of the first interval lie on the same straight line"
+    )
 
 
 def test_averages_are_those_of_the_descriptions():
@@ -82,7 +88,9 @@ def test_averages_are_those_of_the_descriptions():
 
 
 def test_a_curve_ends_where_it_diverged_and_short_ones_have_no_answer():
-    values, losses = foreign_rules.until_diverged(np.arange(6.0), np.array([2.0, 1.0, 1.5, 3.9, 4.1, 1.0]), 4.0)
+    values, losses = foreign_rules.until_diverged(
+        np.arange(6.0), np.array([2.0, 1.0, 1.5, 3.9, 4.1, 1.0]), 4.0
+    )
     assert len(values) == len(losses) == 4
     values, losses = foreign_rules.until_diverged(np.arange(3.0), np.array([2.0, np.nan, 1.0]), 4.0)
     assert list(losses) == [2.0]
@@ -113,9 +121,17 @@ def made_up(tmp_path, monkeypatch):
             return 75
         text = study.peak_text(peak)
         trained.append(text if seed == 0 else f"{text} seed {seed}")
-        row = {"run": f"{pair}-{text}-s{seed}", "recipe": pair.page, "model": pair.model, "data": "digits", "seed": seed}
+        row = {
+            "run": f"{pair}-{text}-s{seed}",
+            "recipe": pair.page,
+            "model": pair.model,
+            "data": "digits",
+            "seed": seed,
+        }
         row["deviations"] = [{"path": "lr.peak", "before": "1", "after": text, "origin": "set"}]
-        (results / "rows" / f"{row['run']}.json").write_text(json.dumps(row | {"top1_pct": seed and 90 + seed or made_up_score(peak)}))
+        (results / "rows" / f"{row['run']}.json").write_text(
+            json.dumps(row | {"top1_pct": seed and 90 + seed or made_up_score(peak)})
+        )
         return 0
 
     def find(pair, runs):
@@ -132,7 +148,9 @@ def test_the_study_goes_on_where_it_was_stopped_and_tables_what_it_found(made_up
     assert study.study([pair], results / "runs", results, True) == 75
     assert trained == ["0.00333", "0.01", "0.03", "stopped"]
     assert study.study([pair], results / "runs", results, True) == 0
-    assert trained[4:6] == ["0.09", "0.27"] and len(set(trained)) == len(trained), "nothing is trained twice"
+    assert trained[4:6] == ["0.09", "0.27"] and len(set(trained)) == len(trained), (
+        "nothing is trained twice"
+    )
     count = len(trained)
     assert study.study([pair], results / "runs", results, True) == 0 and len(trained) == count
     store = study.Store(results)
@@ -140,7 +158,10 @@ def test_the_study_goes_on_where_it_was_stopped_and_tables_what_it_found(made_up
     assert study.distance_of(store, pair, 0.03) == pytest.approx(10 * np.log10(3) ** 2)
     assert study.distance_of(store, pair, 0.011) == 0
     page = (results / "lr-find.md").read_text()
-    assert "| A1 | resnet18 | 0.03 | 95.72 | 98.00 | 95.72 |" in page and study.rules_table(store) in page
+    assert (
+        "| A1 | resnet18 | 0.03 | 95.72 | 98.00 | 95.72 |" in page
+        and study.rules_table(store) in page
+    )
     assert "| recommended | 0.03: 2.28 | 2.28 | 2.28 |" in page
     assert "| fastai minimum | " in page and "not run" not in study.rules_table(store)
 
@@ -164,6 +185,10 @@ def test_a_pair_without_a_reliable_suggestion_says_so_in_its_cell(made_up):
     pair = study.PAIRS[1]
     store = study.Store(results)
     store.path(pair).parent.mkdir(parents=True)
-    store.path(pair).write_text(json.dumps({"value": None, "reason": "no reliable suggestion: the seeds differ", "ramps": []}))
+    store.path(pair).write_text(
+        json.dumps(
+            {"value": None, "reason": "no reliable suggestion: the seeds differ", "ramps": []}
+        )
+    )
     assert f"| {pair.page} | {pair.model} | none: the seeds differ |" in study.grid_table(store)
     assert study.best_of_grid(store, pair) is None and not list(study.wanted(store, [pair], True))

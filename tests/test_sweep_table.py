@@ -5,13 +5,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from repeats import repeat_of, row_of, shared_in
 from rich.console import Console
 
 from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, WAITING, Standing
 from trainer.cell_run import record_failure
 from trainer.job import write_plan
 from trainer.sweep_table import Reading, SweepTable, closing_lines, read_progress, summary
-from repeats import repeat_of, row_of, shared_in
 
 
 def standing(smoothing: float, state: str, **facts) -> Standing:
@@ -39,8 +39,12 @@ def text_of(table, standings, width=120, height=40) -> str:
 def test_progress_is_read_from_the_last_lines_and_a_half_written_one_is_left_out(tmp_path):
     lines = [{"step": 10 * number, "loss_nats": 1 / number, "lr": 1.0} for number in range(1, 400)]
     lines.insert(-1, {"step": 3980, "top1_pct": 55.5, "weights": "model"})
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4000, "lo')
-    (tmp_path / "speed.jsonl").write_text('{"step": 3990, "images_per_s": 64.0, "wait_share": 0.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4000, "lo'
+    )
+    (tmp_path / "speed.jsonl").write_text(
+        '{"step": 3990, "images_per_s": 64.0, "wait_share": 0.0}\n'
+    )
     assert read_progress(tmp_path) == Reading(3990, 1 / 399, 55.5, 64.0)
     assert read_progress(None) == read_progress(tmp_path / "nothing") == Reading()
 
@@ -55,15 +59,25 @@ def test_every_state_has_its_line_and_what_runs_its_progress(shared):
     running = standing(0.1, RUNNING)
     folder = run_folder(shared, running.repeat)
     per_epoch = running.repeat.plan.steps_per_epoch
-    (folder / "metrics.jsonl").write_text(json.dumps({"step": per_epoch, "loss_nats": 0.25, "lr": 1.0}) + "\n")
-    (folder / "speed.jsonl").write_text(json.dumps({"step": per_epoch, "images_per_s": per_epoch * 32 / 61}) + "\n")
+    (folder / "metrics.jsonl").write_text(
+        json.dumps({"step": per_epoch, "loss_nats": 0.25, "lr": 1.0}) + "\n"
+    )
+    (folder / "speed.jsonl").write_text(
+        json.dumps({"step": per_epoch, "images_per_s": per_epoch * 32 / 61}) + "\n"
+    )
     failed = standing(0.3, FAILED)
     failed.failure = record_failure(failed.repeat, shared, -9)
     done = standing(0.2, FINISHED)
     done.row = row_of(done.repeat)
-    table = SweepTable(Console(file=io.StringIO(), force_terminal=True, height=40), shared, "smoothings")
+    table = SweepTable(
+        Console(file=io.StringIO(), force_terminal=True, height=40), shared, "smoothings"
+    )
     text = text_of(table, [done, standing(0.4, WAITING), failed, running])
-    lines = {line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]] for line in text.splitlines() if line.count("│") > 5}
+    lines = {
+        line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
+        for line in text.splitlines()
+        if line.count("│") > 5
+    }
     assert lines["0.1"] == ["0", "1.0/2", "0.2500", "", "running", "0:01:01"]
     assert lines["0.2"][2:5] == ["0.0500", "97.50", "finished"]
     assert lines["0.3"][4].startswith("failed: ended by SIGKILL") and lines["0.4"][4] == "waiting"
@@ -72,7 +86,9 @@ def test_every_state_has_its_line_and_what_runs_its_progress(shared):
 
 
 def test_a_small_terminal_shows_what_fits(shared):
-    table = SweepTable(Console(file=io.StringIO(), force_terminal=True, width=100, height=14), shared, "smoothings")
+    table = SweepTable(
+        Console(file=io.StringIO(), force_terminal=True, width=100, height=14), shared, "smoothings"
+    )
     standings = [standing(number / 100, WAITING) for number in range(1, 30)]
     standings[20].state = ELSEWHERE
     text = text_of(table, standings)
@@ -86,7 +102,11 @@ def test_without_a_terminal_each_change_is_one_line(shared):
     with SweepTable(console, shared, "smoothings") as table:
         for state in (WAITING, RUNNING, RUNNING, DIVERGED, DIVERGED):
             one.state = state
-            one.row = row_of(one.repeat, status="diverged", top1_pct=None, loss_nats=None) if state == DIVERGED else None
+            one.row = (
+                row_of(one.repeat, status="diverged", top1_pct=None, loss_nats=None)
+                if state == DIVERGED
+                else None
+            )
             table([one, two])
     first, second = console.file.getvalue().splitlines()
     assert first.startswith("0.1  seed 0  running") and second == "0.1  seed 0  diverged"
@@ -123,5 +143,9 @@ def test_what_a_name_could_do_to_a_terminal_is_shown_not_done(shared):
 
 
 def test_the_summary_counts_what_was_there_before():
-    standings = [standing(0.1, FINISHED, is_done_before=True), standing(0.2, FINISHED), standing(0.3, DIVERGED)]
+    standings = [
+        standing(0.1, FINISHED, is_done_before=True),
+        standing(0.2, FINISHED),
+        standing(0.3, DIVERGED),
+    ]
     assert summary(standings) == "3 runs: 2 finished, 1 diverged (1 before this call)"

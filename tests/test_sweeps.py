@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
+from sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 
 from trainer.claims import ClaimedError, claimed, owner_of
 from trainer.failures import read_failures
-from sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
 
@@ -25,7 +25,10 @@ def world(tmp_path_factory):
     """Processes to run sweeps, pictures, pages of twelve cells and of four of them."""
     folder = tmp_path_factory.mktemp("world")
     data = write_pictures(folder / "pictures")
-    pages = [write_page(folder / f"{name}.yaml", data, cells) for name, cells in (("twelve", TWELVE), ("four", FOUR))]
+    pages = [
+        write_page(folder / f"{name}.yaml", data, cells)
+        for name, cells in (("twelve", TWELVE), ("four", FOUR))
+    ]
     with sweeping(folder) as sweeper:
         yield sweeper, data, *pages
 
@@ -64,9 +67,31 @@ def test_an_undisturbed_sweep_has_a_row_for_each_cell(undisturbed):
 def test_a_cell_is_bit_for_bit_the_run_of_a_fresh_process(undisturbed, tmp_path, world):
     """The fork of a process that has imported everything computes what `train` computes, and train finds its row."""
     run, row = next(iter(undisturbed.rows().items()))
-    words = ["--recipe", str(undisturbed.runs / run / "recipe.yaml"), "--model", "test_resnet", "--data", str(world[1])]
-    command = [sys.executable, "-m", "trainer", "train", *words, "--device", "cpu", "--runs", str(tmp_path / "runs")]
-    done = subprocess.run([*command, "--results", str(tmp_path / "results")], capture_output=True, text=True, timeout=120)
+    words = [
+        "--recipe",
+        str(undisturbed.runs / run / "recipe.yaml"),
+        "--model",
+        "test_resnet",
+        "--data",
+        str(world[1]),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "trainer",
+        "train",
+        *words,
+        "--device",
+        "cpu",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path / "results")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "runs").glob("*/row.json")
     assert f'"weights_sha256": "{row["weights_sha256"]}"' in path.read_text()
@@ -78,7 +103,9 @@ def test_killed_at_five_random_moments_it_ends_the_same(undisturbed, world, tmp_
     for _ in range(5):
         before = sweep.num_steps()
         pid = sweep.begin()
-        wait_until(lambda: sweep.num_steps() > before)  # else the moments would fall on the start alone
+        wait_until(
+            lambda: sweep.num_steps() > before
+        )  # else the moments would fall on the start alone
         time.sleep(draws.uniform(0, 0.9))
         assert sweep.kill(pid) == -signal.SIGKILL
     assert len(sweep.rows()) < 12, "nothing was left to kill"
@@ -88,7 +115,9 @@ def test_killed_at_five_random_moments_it_ends_the_same(undisturbed, world, tmp_
 
 def test_two_callers_share_the_work(undisturbed, sweep):
     first, second = sweep.begin(), sweep.begin("--jobs=2")
-    assert [sweep.sweeper.wait(first), sweep.sweeper.wait(second)] == [0, 0], sweep.output.read_text()
+    assert [sweep.sweeper.wait(first), sweep.sweeper.wait(second)] == [0, 0], (
+        sweep.output.read_text()
+    )
     check_ended_as(undisturbed, sweep, 4)
     assert sweep.num_steps() == 4 * STEPS  # not one step was trained twice
     assert "running elsewhere" in sweep.output.read_text()
@@ -132,15 +161,27 @@ def test_one_raises_one_diverges_one_is_out_of_memory_and_one_is_killed(sweep, w
         "0.02": "diverged", "0.05": "finished", "0.06": "finished",
     }  # fmt: skip
     failures = {failure.cell: failure for failure in read_failures(sweep.runs).values()}
-    assert {cell: failure.exit_code for cell, failure in failures.items()} == {"0.01": 1, "0.03": 2, "0.04": -9}  # 2: the one line says what fits
-    assert failures["0.01"].error == "ValueError: an injected error" and "in strike" in "".join(failures["0.01"].log_tail)
+    assert {cell: failure.exit_code for cell, failure in failures.items()} == {
+        "0.01": 1,
+        "0.03": 2,
+        "0.04": -9,
+    }  # 2: the one line says what fits
+    assert failures["0.01"].error == "ValueError: an injected error" and "in strike" in "".join(
+        failures["0.01"].log_tail
+    )
     assert "out of memory" in failures["0.03"].error and "SIGKILL" in failures["0.04"].error
     assert all((sweep.runs / failure.run).is_dir() for failure in failures.values())
     trained_before = {path.name: path.read_text() for path in sweep.trace.glob("*.steps")}
     assert sweep.run(page=page, faults={"0.04": "kill"}) == 1
-    trained = {path.name for path in sweep.trace.glob("*.steps") if path.read_text() != trained_before[path.name]}
+    trained = {
+        path.name
+        for path in sweep.trace.glob("*.steps")
+        if path.read_text() != trained_before[path.name]
+    }
     assert trained == {f"{failures[cell].run}.steps" for cell in ("0.01", "0.03", "0.04")}
-    assert [(failure.cell, failure.num_attempts) for failure in read_failures(sweep.runs).values()] == [("0.04", 2)]
+    assert [
+        (failure.cell, failure.num_attempts) for failure in read_failures(sweep.runs).values()
+    ] == [("0.04", 2)]
     assert sweep.run(page=page) == 3  # the one that diverged is a result
     assert len(sweep.rows()) == 6 and read_failures(sweep.runs) == {}
 
@@ -153,18 +194,31 @@ def test_a_run_that_is_being_trained_is_refused_to_a_second_process(sweep):
     with pytest.raises(ClaimedError, match="works here; wait for its end"):
         claimed(sweep.runs / run)
     sweep.kill(pid)
-    wait_until(lambda: owner_of(sweep.runs / run) is None)  # the kernel takes a moment to end what was killed
+    wait_until(
+        lambda: owner_of(sweep.runs / run) is None
+    )  # the kernel takes a moment to end what was killed
     claimed(sweep.runs / run).release()
 
 
 def test_cells_that_another_ablation_ran_are_there_already(undisturbed, world, tmp_path):
     shutil.copytree(undisturbed.folder, tmp_path / "copy")
-    sweep = Sweep(undisturbed.sweeper, tmp_path / "copy", write_page(tmp_path / "more.yaml", world[1], [0.01, 0.02, 0.5]))
+    sweep = Sweep(
+        undisturbed.sweeper,
+        tmp_path / "copy",
+        write_page(tmp_path / "more.yaml", world[1], [0.01, 0.02, 0.5]),
+    )
     steps_before = sweep.num_steps()
     assert sweep.run() == 0
     assert sweep.num_steps() == steps_before + STEPS
-    named = sorted((row["ablation"], row["cell"]) for row in sweep.rows().values() if row["cell"] in ("0.01", "0.5"))
-    assert named == [("more", "0.5"), ("twelve", "0.01")]  # a fact of the ablation that asked first, not the link
+    named = sorted(
+        (row["ablation"], row["cell"])
+        for row in sweep.rows().values()
+        if row["cell"] in ("0.01", "0.5")
+    )
+    assert named == [
+        ("more", "0.5"),
+        ("twelve", "0.01"),
+    ]  # a fact of the ablation that asked first, not the link
 
 
 def test_what_the_user_wrote_wrong_is_one_line_and_exit_2(sweep, world, tmp_path):

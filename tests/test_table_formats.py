@@ -20,6 +20,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from tabled import cell, table_of
+
 from trainer.table_formats import as_csv, as_markdown, markdown_code, markdown_text
 from trainer.table_latex import as_latex, latex_text
 from trainer.table_query import make_view
@@ -44,7 +45,12 @@ def every_case():
     }  # fmt: skip
     facts = {"CE": {"device": "another processor"}, "one": {"epochs": 3}}
     table = table_of(cells, errors={("*failed*", 1): "RuntimeError: out of memory"}, **facts)
-    return replace(table, title="Loss & norms: 100 % of it", name="every-case", notes="What was *meant* by it.\n\n- a list")
+    return replace(
+        table,
+        title="Loss & norms: 100 % of it",
+        name="every-case",
+        notes="What was *meant* by it.\n\n- a list",
+    )
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -58,18 +64,40 @@ def test_one_seed_is_rendered_as_in_its_golden_file(suffix):
 
 
 def one_seed():
-    values = {cell("base", is_base=True): {0: 95.8333}, cell("swish", overrides="model.activation={name: swish}"): {0: 96.1111}}
+    values = {
+        cell("base", is_base=True): {0: 95.8333},
+        cell("swish", overrides="model.activation={name: swish}"): {0: 96.1111},
+    }
     return replace(table_of(values, seeds=(0,)), name="one-seed")
 
 
 def test_the_numbers_of_the_golden_file_are_those_of_another_program():
     """The CSV's means and deviations by pandas from the values above; cells without enough values are empty."""
-    lines = {line["cell"]: line for line in csv.DictReader(io.StringIO((GOLDEN / "every-case.csv").read_text()))}
-    for name, values in {"BCE": [95.8333, 97.2222, 96.1111], "CE": [96.3889, 97.5, 97.2222], "*failed*": [97.0, 97.1]}.items():
+    lines = {
+        line["cell"]: line
+        for line in csv.DictReader(io.StringIO((GOLDEN / "every-case.csv").read_text()))
+    }
+    for name, values in {
+        "BCE": [95.8333, 97.2222, 96.1111],
+        "CE": [96.3889, 97.5, 97.2222],
+        "*failed*": [97.0, 97.1],
+    }.items():
         column = pd.Series(values)
-        assert [float(lines[name]["mean"]), float(lines[name]["std"])] == pytest.approx([column.mean(), column.std()], rel=1e-6)
-    assert lines["one"]["std"] == lines["one"]["p"] == lines["never ran"]["mean"] == lines["BCE"]["difference"] == ""
-    assert (lines["never ran"]["n"], lines["one"]["n"], lines["BCE"]["published"]) == ("0", "1", "79.8")
+        assert [float(lines[name]["mean"]), float(lines[name]["std"])] == pytest.approx(
+            [column.mean(), column.std()], rel=1e-6
+        )
+    assert (
+        lines["one"]["std"]
+        == lines["one"]["p"]
+        == lines["never ran"]["mean"]
+        == lines["BCE"]["difference"]
+        == ""
+    )
+    assert (lines["never ran"]["n"], lines["one"]["n"], lines["BCE"]["published"]) == (
+        "0",
+        "1",
+        "79.8",
+    )
 
 
 def test_the_csv_is_read_back_as_it_was_meant():
@@ -81,10 +109,17 @@ def test_the_csv_is_read_back_as_it_was_meant():
 def test_columns_that_nobody_needs_are_left_out_and_those_asked_for_stay():
     page = as_markdown(make_view(one_seed()))
     head = next(line for line in page.splitlines() if line.startswith("| cell"))
-    assert "published" not in head and "p (Holm)" not in head and "±" not in head and "marks" in head
+    assert (
+        "published" not in head and "p (Holm)" not in head and "±" not in head and "marks" in head
+    )
     asked = as_markdown(make_view(every_case(), columns="cell published loss set"))
-    assert "| cell | published top-1 % | loss | set |" in asked and "| CE |  | CE | `loss={name: ce}` |" in asked
-    assert as_csv(make_view(one_seed(), columns="cell mean")).splitlines()[0] == "cell,metric,mean,std"
+    assert (
+        "| cell | published top-1 % | loss | set |" in asked
+        and "| CE |  | CE | `loss={name: ce}` |" in asked
+    )
+    assert (
+        as_csv(make_view(one_seed(), columns="cell mean")).splitlines()[0] == "cell,metric,mean,std"
+    )
 
 
 def test_markdown_shows_every_word_as_it_is():
@@ -105,10 +140,19 @@ def test_markdown_shows_every_word_as_it_is():
 def test_any_name_survives_a_markdown_table(text):
     words = " ".join(text.split())
     parser = MarkdownIt("commonmark").enable("table")
-    html = parser.render(f"| a | b |\n|---|---|\n| {markdown_text(text)} x | {markdown_code(text)} |\n")
+    html = parser.render(
+        f"| a | b |\n|---|---|\n| {markdown_text(text)} x | {markdown_code(text)} |\n"
+    )
     cells = re.findall(r"<td>(.*?)</td>", html, re.S)
     assert len(cells) == 2
-    shown = [re.sub(r"</?code>", "", one).replace("&quot;", '"').replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for one in cells]
+    shown = [
+        re.sub(r"</?code>", "", one)
+        .replace("&quot;", '"')
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+        for one in cells
+    ]
     assert shown[0].split() == f"{words} x".split() and shown[1].split() == words.split()
 
 
@@ -119,7 +163,10 @@ def latex_problems(text: str) -> list[str]:
     """What a compiler would stop at: braces, environments, math, lines of the table, bare special signs."""
     problems, stack, depth, in_math = [], [], 0, False
     for line in text.splitlines():
-        for token in re.findall(r"\\(?:begin|end)\{\w+\}(?:\{[^}]*\})?|\\[a-zA-Z]+|\\.|%.*|[{}$&#^_~]|[^\\{}$&#^_~%]+", line):
+        for token in re.findall(
+            r"\\(?:begin|end)\{\w+\}(?:\{[^}]*\})?|\\[a-zA-Z]+|\\.|%.*|[{}$&#^_~]|[^\\{}$&#^_~%]+",
+            line,
+        ):
             if token.startswith("%"):
                 break
             if begun := re.match(r"\\begin\{(\w+)\}(?:\{([^}]*)\})?", token):
@@ -132,9 +179,15 @@ def latex_problems(text: str) -> list[str]:
                 problems += ["a } too many"] * (depth < 0)
             elif token == "$":
                 in_math = not in_math
-            elif token in ("#", "~") or (token in "^_" and not in_math) or (token == "&" and (not stack or stack[-1][0] != "tabular")):
+            elif (
+                token in ("#", "~")
+                or (token in "^_" and not in_math)
+                or (token == "&" and (not stack or stack[-1][0] != "tabular"))
+            ):
                 problems.append(f"bare {token}: {line}")
-            elif not token.isascii() and not re.fullmatch(r"[\x20-\x7eà-ÿÀ-ßœčćłńřšśžźŒČĆŁŃŘŠŚŽŹ]+", token):
+            elif not token.isascii() and not re.fullmatch(
+                r"[\x20-\x7eà-ÿÀ-ßœčćłńřšśžźŒČĆŁŃŘŠŚŽŹ]+", token
+            ):
                 problems.append(f"not in the fonts: {token}")
         problems += [f"open at the end of its line: {line}"] * (depth != 0 or in_math)
         if stack and stack[-1][0] == "tabular" and line.endswith(r"\\"):
@@ -150,7 +203,14 @@ def test_the_latex_is_one_that_compiles(columns):
     for table in (every_case(), one_seed()):
         page = as_latex(make_view(table, columns=columns if table.name == "every-case" else ""))
         assert latex_problems(page) == []
-        for word in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{table}", r"\caption{", r"\label{tab:"):
+        for word in (
+            r"\toprule",
+            r"\midrule",
+            r"\bottomrule",
+            r"\begin{table}",
+            r"\caption{",
+            r"\label{tab:",
+        ):
             assert word in page
         assert "\\\\\n" in page and "booktabs" in page
 
@@ -177,7 +237,9 @@ def test_any_name_survives_latex(text):
     found = latex_text(text)
     tokens = sorted(READ_BACK, key=len, reverse=True)
     read = re.sub("|".join(map(re.escape, tokens)), lambda token: READ_BACK[token[0]], found)
-    printable = "".join(mark if mark.isprintable() else f"[U+{ord(mark):04X}]" for mark in " ".join(text.split()))
+    printable = "".join(
+        mark if mark.isprintable() else f"[U+{ord(mark):04X}]" for mark in " ".join(text.split())
+    )
     assert read == printable
     assert latex_problems("\\begin{tabular}{ll}\n" + found + " & a \\\\\n\\end{tabular}") == []
 
@@ -188,15 +250,31 @@ def test_letters_that_the_fonts_lack_are_told_by_their_code():
 
 
 def test_numbers_are_never_minus_zero():
-    assert [number(-0.001, 2), number(-0.001, 2, "+"), number(-0.5, 2, "+"), number(0.5, 2, "+")] == ["0.00", "+0.00", "-0.50", "+0.50"]
+    assert [
+        number(-0.001, 2),
+        number(-0.001, 2, "+"),
+        number(-0.5, 2, "+"),
+        number(0.5, 2, "+"),
+    ] == ["0.00", "+0.00", "-0.50", "+0.50"]
 
 
 def test_the_words_of_a_line():
     view = make_view(every_case())
-    told = {one.cell.name: {column: text_of(view, one, column) for column in view.columns} for one in view.table.cells}
+    told = {
+        one.cell.name: {column: text_of(view, one, column) for column in view.columns}
+        for one in view.table.cells
+    }
     assert told["BCE"]["mean"] == "96.39 ± 0.73" and told["BCE"]["difference"] == "base"
-    assert told["one"]["mean"] == "80.00" and told["one"]["n"] == "1 of 3" and told["one"]["difference"] == "-17.22"
-    assert told["never ran"]["mean"] == "no row" and told["never ran"]["train_s"] == "" and told["never ran"]["difference"] == ""
+    assert (
+        told["one"]["mean"] == "80.00"
+        and told["one"]["n"] == "1 of 3"
+        and told["one"]["difference"] == "-17.22"
+    )
+    assert (
+        told["never ran"]["mean"] == "no row"
+        and told["never ran"]["train_s"] == ""
+        and told["never ran"]["difference"] == ""
+    )
     assert re.fullmatch(r"\+0\.65 \[-?\d\.\d\d, \d\.\d\d\]", told["CE"]["difference"])
     assert told["equal"]["marks"] == "" or "interval" in told["equal"]["marks"]
 

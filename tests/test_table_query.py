@@ -1,14 +1,22 @@
 """sort=, columns=, filter=: a small language over the table's columns, and nothing else."""
 
 import pytest
-
 from tabled import cell, table_of
+
 from trainer.errors import UserError
 from trainer.table_query import COLUMNS, frame_of, make_view
 
 CELLS = {
-    cell("batch_norm", is_base=True, levels=(("model.norm", "batch"), ("images", "64"))): {0: 90.0, 1: 92.0, 2: 91.0},
-    cell("group_norm", levels=(("model.norm", "group"), ("images", "64"))): {0: 93.0, 1: 96.0, 2: 94.5},
+    cell("batch_norm", is_base=True, levels=(("model.norm", "batch"), ("images", "64"))): {
+        0: 90.0,
+        1: 92.0,
+        2: 91.0,
+    },
+    cell("group_norm", levels=(("model.norm", "group"), ("images", "64"))): {
+        0: 93.0,
+        1: 96.0,
+        2: 94.5,
+    },
     cell("batch_norm 8", levels=(("model.norm", "batch"), ("images", "8"))): {0: 60.0},
     cell("no row", levels=(("model.norm", "none"), ("images", "8"))): {},
 }
@@ -68,7 +76,9 @@ def test_what_is_no_comparison_of_columns_is_refused_and_never_run(text, tmp_pat
 
 
 def test_a_refusal_names_the_part_and_what_would_do():
-    with pytest.raises(UserError, match=r"filter=abs\(mean\): is no column, number or text; filter=.*would do"):
+    with pytest.raises(
+        UserError, match=r"filter=abs\(mean\): is no column, number or text; filter=.*would do"
+    ):
         make_view(TABLE, filter_="n > 1 and abs(mean) > 3")
     with pytest.raises(UserError, match=r"filter=mena: no column \(did you mean mean\?\)"):
         make_view(TABLE, filter_="mena > 3")
@@ -96,8 +106,16 @@ def test_cells_stay_in_their_groups():
 
 
 def test_columns_are_those_asked_for_in_that_order():
-    assert make_view(TABLE, columns="mean, cell model.norm").columns == ("mean", "cell", "model.norm")
-    for text, told in (("cell menas", r"columns=menas: no column.*there are group, cell"), ("n n", "n is there twice"), ("sort", "no column")):
+    assert make_view(TABLE, columns="mean, cell model.norm").columns == (
+        "mean",
+        "cell",
+        "model.norm",
+    )
+    for text, told in (
+        ("cell menas", r"columns=menas: no column.*there are group, cell"),
+        ("n n", "n is there twice"),
+        ("sort", "no column"),
+    ):
         with pytest.raises(UserError, match=told):
             make_view(TABLE, columns=text)
     with pytest.raises(UserError, match="sort=menas: no column"):
@@ -106,13 +124,24 @@ def test_columns_are_those_asked_for_in_that_order():
 
 def test_a_view_of_some_cells_keeps_the_p_of_all():
     view = make_view(TABLE, filter_='cell == "group_norm"')
-    assert view.table.cells[0].p_holm == TABLE.cells[1].p_holm and view.table.num_compared == TABLE.num_compared
+    assert (
+        view.table.cells[0].p_holm == TABLE.cells[1].p_holm
+        and view.table.num_compared == TABLE.num_compared
+    )
     assert not view.is_whole and make_view(TABLE).is_whole
 
 
 def test_the_frame_has_every_field_and_says_nothing_where_there_is_nothing():
     frame = frame_of(TABLE)
-    assert {field for fields in COLUMNS.values() for field in fields} | {"model.norm", "images"} == set(frame.columns)
-    assert frame.loc[0, "mean"] == 91.0 and frame["mean"].isna().tolist() == [False, False, False, True]
+    assert {field for fields in COLUMNS.values() for field in fields} | {
+        "model.norm",
+        "images",
+    } == set(frame.columns)
+    assert frame.loc[0, "mean"] == 91.0 and frame["mean"].isna().tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert frame["difference"].isna().tolist() == [True, False, False, True]
     assert str(frame.dtypes["n"]) == "Int64" and frame["n"].tolist() == [3, 3, 1, 0]

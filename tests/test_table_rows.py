@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
 from tabled import asked, cell, key_of, row, stored_row
+
 from trainer import row_index
 from trainer.ablation import load_ablation
 from trainer.data.index import cache_folder
 from trainer.errors import UserError
 from trainer.failures import store_failure
-from trainer.results import RowError, store_row
 from trainer.questions import open_question
+from trainer.results import RowError, store_row
 from trainer.table_rows import errors_in, find_rows, open_table, stored_rows
 from trainer.tables import METRICS
 
@@ -55,18 +55,44 @@ def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp
     results, runs = tmp_path / "results", tmp_path / "runs"
     first = stored_row(base, 0, 90.0)
     store_row(results, first)
-    store_row(results, first.model_copy(update={"run": f"{first.run}-2", "top1_pct": 50.0}))  # made by again=1
+    store_row(
+        results, first.model_copy(update={"run": f"{first.run}-2", "top1_pct": 50.0})
+    )  # made by again=1
     store_row(results, stored_row(base, 7, 10.0))  # a seed that the page does not ask for
     store_row(results, stored_row(other, 1, 91.0, run="A2.v1-test_resnet-digits-s1-123456"))
-    store_row(results, row("a neighbour", 0, 1.0, run="A2.v1-test_resnet-digits-s0-abcdef", model="test_resnet"))
-    store_failure(runs, key_of(other, 0), cell=other.name, seed=0, run=None, exit_code=1, output=["a", "RuntimeError: boom", ""])
+    store_row(
+        results,
+        row("a neighbour", 0, 1.0, run="A2.v1-test_resnet-digits-s0-abcdef", model="test_resnet"),
+    )
+    store_failure(
+        runs,
+        key_of(other, 0),
+        cell=other.name,
+        seed=0,
+        run=None,
+        exit_code=1,
+        output=["a", "RuntimeError: boom", ""],
+    )
     (results / "two.notes.md").write_text("\nWhat *it* says.\n\n")
     (runs / first.run).mkdir()
     table = open_table(page, results, runs, METRICS["top1"])
-    assert [(one.cell.name, one.values) for one in table.cells] == [("BCE", {0: 90.0}), ("CE", {1: 91.0})]
-    assert [result.state for one in table.cells for result in one.seeds] == ["finished", "missing", "failed", "finished"]
-    assert table.cells[1].seeds[0].error == "RuntimeError: boom" and table.notes == "What *it* says."
-    assert table.cells[0].seeds[0].folder == runs / first.run and table.cells[1].seeds[1].folder is None
+    assert [(one.cell.name, one.values) for one in table.cells] == [
+        ("BCE", {0: 90.0}),
+        ("CE", {1: 91.0}),
+    ]
+    assert [result.state for one in table.cells for result in one.seeds] == [
+        "finished",
+        "missing",
+        "failed",
+        "finished",
+    ]
+    assert (
+        table.cells[1].seeds[0].error == "RuntimeError: boom" and table.notes == "What *it* says."
+    )
+    assert (
+        table.cells[0].seeds[0].folder == runs / first.run
+        and table.cells[1].seeds[1].folder is None
+    )
 
 
 def test_notes_that_are_no_text_are_named(page, tmp_path):
@@ -88,14 +114,24 @@ def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, p
     for made in own[:3]:
         store_row(tmp_path, made)
     for number in range(2):
-        store_row(tmp_path, row("x", number, 1.0, run=f"A2.v1-test_resnet-digits-s{number}-00000{number}"))
+        store_row(
+            tmp_path, row("x", number, 1.0, run=f"A2.v1-test_resnet-digits-s{number}-00000{number}")
+        )
     for number in range(300):
-        (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text("never read")
+        (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text(
+            "never read"
+        )
     for number in range(10, 50):
-        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text("never read")
+        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text(
+            "never read"
+        )
     opened, read = [], row_index.read_row_file
-    monkeypatch.setattr(row_index, "read_row_file", lambda path: opened.append(path.stem) or read(path))
-    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {made.run for made in own[:3]}
+    monkeypatch.setattr(
+        row_index, "read_row_file", lambda path: opened.append(path.stem) or read(path)
+    )
+    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {
+        made.run for made in own[:3]
+    }
     assert len(opened) == len(set(opened)) == 5
     store_row(tmp_path, own[3])
     path = store_row(tmp_path, own[0].model_copy(update={"run": f"{own[0].run}-2"}))
@@ -103,9 +139,14 @@ def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, p
     found = find_rows(tmp_path, [question])
     assert {made.run for made in found.values()} == {made.run for made in own}
     assert sorted(opened) == sorted([own[3].run, path.stem])  # the others are in the index
-    own[0] = own[0].model_copy(update={"digest": "0" * 12})  # another row under a name that is known
+    own[0] = own[0].model_copy(
+        update={"digest": "0" * 12}
+    )  # another row under a name that is known
     store_row(tmp_path, own[0])
-    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {path.stem, *(made.run for made in own[1:])}
+    assert {made.run for made in find_rows(tmp_path, [question]).values()} == {
+        path.stem,
+        *(made.run for made in own[1:]),
+    }
 
 
 def test_a_damaged_index_is_none(tmp_path, page, monkeypatch):
@@ -114,13 +155,21 @@ def test_a_damaged_index_is_none(tmp_path, page, monkeypatch):
     store_row(tmp_path, made)
     assert list(find_rows(tmp_path, [question]).values()) == [made]
     (record,) = (cache_folder() / "rows").iterdir()
-    for content in ("", "{", "[]", '{"layout": 0, "rows": {}}', '{"layout": 1, "rows": {"a.json": 3}}'):
+    for content in (
+        "",
+        "{",
+        "[]",
+        '{"layout": 0, "rows": {}}',
+        '{"layout": 1, "rows": {"a.json": 3}}',
+    ):
         record.write_text(content)
         assert list(find_rows(tmp_path, [question]).values()) == [made]
 
 
 def test_a_store_behind_a_url_is_refused_with_where_its_copy_is(page, tmp_path):
-    with pytest.raises(UserError, match="results=s3:/bucket/rows: a table is made from a folder.*runs/cells/stores"):
+    with pytest.raises(
+        UserError, match="results=s3:/bucket/rows: a table is made from a folder.*runs/cells/stores"
+    ):
         open_table(page, Path("s3://bucket/rows"), tmp_path, METRICS["top1"])
 
 

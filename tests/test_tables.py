@@ -3,8 +3,8 @@
 import math
 
 import pytest
-
 from tabled import SEEDS, cell, row, table_of
+
 from trainer.errors import UserError
 from trainer.table_notes import facts_of, remarks, warnings
 from trainer.tables import METRICS, find_metric, value_of
@@ -28,14 +28,19 @@ def test_a_table_has_means_spreads_and_differences_to_the_base():
 
 
 def test_holm_corrects_across_all_groups():
-    other = [cell("base b", "resnet50 on digits", is_base=True), cell("worse b", "resnet50 on digits")]
+    other = [
+        cell("base b", "resnet50 on digits", is_base=True),
+        cell("worse b", "resnet50 on digits"),
+    ]
     values = {0: 90.0, 1: 92.0, 2: 91.0}
     table = table_of({
         BASE: values, BETTER: {0: 93.0, 1: 96.0, 2: 94.5},
         other[0]: values, other[1]: {0: 80.0, 1: 70.0, 2: 95.0},
     })  # fmt: skip
     assert only(table, "better").p_holm == pytest.approx(2 * only(table, "better").difference.p)
-    assert only(table, "worse b").difference.value == pytest.approx(-28 / 3)  # to its own group's base
+    assert only(table, "worse b").difference.value == pytest.approx(
+        -28 / 3
+    )  # to its own group's base
     assert table.num_compared == 2 and table.bases == ("base", "base b")
     assert "corrected by Holm for the 2 differences" in " ".join(remarks(table))
 
@@ -68,11 +73,19 @@ def test_a_failure_counts_only_where_there_is_no_row():
 def test_one_seed_has_no_interval_and_the_note_says_what_seeds_do():
     table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,))
     better = only(table, "better")
-    assert better.difference.kind == "single" and better.difference.low is None and better.p_holm is None
+    assert (
+        better.difference.kind == "single"
+        and better.difference.low is None
+        and better.p_holm is None
+    )
     text = " ".join(remarks(table))
-    assert "One seed: no interval and no p." in text and "0.10 points" in text and "100 seeds" in text
+    assert (
+        "One seed: no interval and no p." in text and "0.10 points" in text and "100 seeds" in text
+    )
     assert "1.18 on 360 images" in text and "mean nothing" in text  # 0.10 * sqrt(50000 / 360)
-    assert better.needed.origin == "published" and better.needed.std == pytest.approx(0.1 * math.sqrt(50_000 / 360))
+    assert better.needed.origin == "published" and better.needed.std == pytest.approx(
+        0.1 * math.sqrt(50_000 / 360)
+    )
     assert better.needed.num_seeds == 23 and "Seeds needed" in text and "RSB's spread" in text
 
 
@@ -90,7 +103,9 @@ def test_a_single_value_among_others_borrows_their_spread():
 
 
 def test_a_loss_has_no_published_spread():
-    table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,), metric="loss", better={"loss_nats": 0.01})
+    table = table_of(
+        {BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,), metric="loss", better={"loss_nats": 0.01}
+    )
     assert only(table, "better").difference.value == pytest.approx(-0.04)
     assert only(table, "better").needed is None
     text = " ".join(remarks(table))
@@ -98,15 +113,27 @@ def test_a_loss_has_no_published_spread():
 
 
 def test_values_that_are_all_equal_have_no_interval_and_are_marked():
-    table = table_of({BASE: dict.fromkeys(SEEDS, 90.0), SAME: dict.fromkeys(SEEDS, 90.0), BETTER: dict.fromkeys(SEEDS, 91.0)})
+    table = table_of(
+        {
+            BASE: dict.fromkeys(SEEDS, 90.0),
+            SAME: dict.fromkeys(SEEDS, 90.0),
+            BETTER: dict.fromkeys(SEEDS, 91.0),
+        }
+    )
     assert only(table, "same").difference.value == 0 and only(table, "same").needed is None
     assert only(table, "better").difference.p is None and only(table, "better").p_holm is None
-    assert only(table, "better").marks == ("all values equal", "difference does not vary: no interval")
+    assert only(table, "better").marks == (
+        "all values equal",
+        "difference does not vary: no interval",
+    )
     assert table.num_compared == 0
 
 
 def test_pairs_that_the_base_lacks_and_welch_are_marked():
-    table = table_of({BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}}, seeds=(0, 1, 2, 3))
+    table = table_of(
+        {BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}},
+        seeds=(0, 1, 2, 3),
+    )
     assert "difference over the 2 seeds that the base has too" in only(table, "better").marks
     assert "Welch: no two seeds in common with the base" in only(table, "same").marks
     assert "else by Welch's test" in " ".join(remarks(table))
@@ -126,8 +153,14 @@ def test_metrics_are_read_from_where_they_stand():
     plain = row("a", 0, 80.0, other_top1_pct=81.0, loss_nats=0.5, top5_pct=99.0)
     assert value_of(averaged, METRICS["ema"]) == 80.0 and value_of(plain, METRICS["ema"]) == 81.0
     assert value_of(row("a", 0, 80.0), METRICS["ema"]) is None
-    assert [value_of(plain, METRICS[name]) for name in ("top1", "top5", "loss")] == [80.0, 99.0, 0.5]
-    assert value_of(row("a", 0, None), METRICS["loss"]) is None  # the loss of a run on its way to nowhere
+    assert [value_of(plain, METRICS[name]) for name in ("top1", "top5", "loss")] == [
+        80.0,
+        99.0,
+        0.5,
+    ]
+    assert (
+        value_of(row("a", 0, None), METRICS["loss"]) is None
+    )  # the loss of a run on its way to nowhere
     with pytest.raises(UserError, match="metric=top2: unknown.*top1"):
         find_metric("top2")
 
@@ -135,29 +168,55 @@ def test_metrics_are_read_from_where_they_stand():
 def test_costs_are_means_over_the_finished_seeds():
     table = table_of({BASE: {0: 90.0, 1: 91.0, 2: None}}, base={"train_s": 10.0})
     assert table.cells[0].costs.train_s == 10.0 and table.cells[0].costs.num_params == 23_528_522
-    values = [row("base", seed, 90.0, train_s=train_s, peak_mem_mib=memory) for seed, train_s, memory in ((0, 10, 100), (1, 30, 300))]
+    values = [
+        row("base", seed, 90.0, train_s=train_s, peak_mem_mib=memory)
+        for seed, train_s, memory in ((0, 10, 100), (1, 30, 300))
+    ]
     costs = table_of({BASE: {}}).cells[0].costs
     assert costs is None and len(values) == 2
 
 
 def test_a_note_says_data_epochs_machine_versions_and_commit():
-    table = table_of({BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), base={"commit": "abc" * 14, "dirty": False})
+    table = table_of(
+        {BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), base={"commit": "abc" * 14, "dirty": False}
+    )
     text = remarks(table)[-1]
-    for fact in ("digits (ffffffffffff)", "360 images of val", "10 epochs", "a processor", "float32", "2 threads", "torch 2.15.0", "commit abcabcabcabc"):
+    for fact in (
+        "digits (ffffffffffff)",
+        "360 images of val",
+        "10 epochs",
+        "a processor",
+        "float32",
+        "2 threads",
+        "torch 2.15.0",
+        "commit abcabcabcabc",
+    ):
         assert fact in text, fact
-    assert any("One of 360 val images is 0.278 points; the standard error of 90.50 %" in line and "is 1.5 points" in line for line in remarks(table))
+    assert any(
+        "One of 360 val images is 0.278 points; the standard error of 90.50 %" in line
+        and "is 1.5 points" in line
+        for line in remarks(table)
+    )
 
 
 @pytest.mark.parametrize(
     ("fact", "other", "told"),
     [
-        ("data_fingerprint", "0" * 64, "rows differ in data: digits (ffffffffffff): base; digits (000000000000): better"),
+        (
+            "data_fingerprint",
+            "0" * 64,
+            "rows differ in data: digits (ffffffffffff): base; digits (000000000000): better",
+        ),
         ("num_val_images", 100, "rows differ in split"),
         ("epochs", 3, "rows differ in epochs: 10 epochs: base; 3 epochs: better"),
         ("device", "another", "rows differ in device: a processor: base; another: better"),
         ("num_threads", 1, "rows differ in threads"),
         ("precision", "bf16", "rows differ in precision"),
-        ("versions", {"torch": "2.14.0"}, "rows differ in versions: torch 2.15.0: base; torch 2.14.0: better"),
+        (
+            "versions",
+            {"torch": "2.14.0"},
+            "rows differ in versions: torch 2.15.0: base; torch 2.14.0: better",
+        ),
         ("commit", "1" * 40, "rows differ in commit"),
         ("dirty", True, "rows differ in uncommitted changes"),
         ("num_replaced_images", 3, "bad images were replaced"),
@@ -165,7 +224,9 @@ def test_a_note_says_data_epochs_machine_versions_and_commit():
     ],
 )
 def test_cells_that_are_unlike_in_more_than_the_cell_are_warned_of(fact, other, told):
-    table = table_of({BASE: {0: 90.0, 1: 91.0}, BETTER: {0: 93.0, 1: 94.5}}, seeds=(0, 1), better={fact: other})
+    table = table_of(
+        {BASE: {0: 90.0, 1: 91.0}, BETTER: {0: 93.0, 1: 94.5}}, seeds=(0, 1), better={fact: other}
+    )
     (line,) = warnings(table)
     assert told in line
 
@@ -174,22 +235,41 @@ def test_groups_on_other_data_are_no_reason_to_warn():
     other = [cell("base b", "resnet18 on mnist", is_base=True), cell("b", "resnet18 on mnist")]
     facts = {"data": "mnist", "data_fingerprint": "0" * 64, "num_val_images": 10_000, "epochs": 6}
     values = {0: 90.0, 1: 91.0}
-    table = table_of({BASE: values, other[0]: values, other[1]: values}, seeds=(0, 1), **{"base b": facts, "b": facts})
+    table = table_of(
+        {BASE: values, other[0]: values, other[1]: values},
+        seeds=(0, 1),
+        **{"base b": facts, "b": facts},
+    )
     assert not warnings(table)
-    assert [line for line in remarks(table) if line.startswith("resnet18 on mnist: mnist (000000000000), 10,000 images of val")]
-    assert [fact.name for fact in facts_of(table.cells) if len(fact.values) > 1] == ["data", "split", "epochs"]
+    assert [
+        line
+        for line in remarks(table)
+        if line.startswith("resnet18 on mnist: mnist (000000000000), 10,000 images of val")
+    ]
+    assert [fact.name for fact in facts_of(table.cells) if len(fact.values) > 1] == [
+        "data",
+        "split",
+        "epochs",
+    ]
 
 
 def test_published_scores_are_told_with_their_source_and_never_compared():
     known = cell("known", published=80.4, published_source="RSB, Table 1")
     table = table_of({BASE: {0: 90.0, 1: 91.0}, known: {0: 89.0, 1: 91.5}}, seeds=(0, 1))
     assert only(table, "known").difference.value == pytest.approx(-0.25)
-    assert [line for line in remarks(table) if line.startswith("Published:") and line.endswith("RSB, Table 1.")]
+    assert [
+        line
+        for line in remarks(table)
+        if line.startswith("Published:") and line.endswith("RSB, Table 1.")
+    ]
 
 
 def test_every_seed_has_its_commands():
     name = cell("swish", overrides="model.activation={name: swish} epochs=3")
     table = table_of({name: {0: 90.0}}, seeds=(0, 1))
     first, second = table.cells[0].seeds
-    assert first.command == 'make recipe=A2 model=resnet18 data=digits seed=0 set="model.activation={name: swish} epochs=3"'
+    assert (
+        first.command
+        == 'make recipe=A2 model=resnet18 data=digits seed=0 set="model.activation={name: swish} epochs=3"'
+    )
     assert first.reproduce == f"make reproduce row={first.row.run}" and second.reproduce == ""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-
 import ranged
-import trainer.held_out
-import trainer.trial
+import torch
 from plans import small_plan
 from ranked import on_ranks
+
+import trainer.held_out
+import trainer.trial
 from trainer.data.opened import open_data
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, find_scalar, without_schedule
@@ -33,13 +33,20 @@ def _small_slice():
         yield
 
 
-
 def trials(overrides="", recipe="A2", model="test_resnet", scalar=RATE, **more):
     plan = small_plan(recipe, model, f"batch.norm_images=32 {overrides}")
     cut = hold_out(open_data(plan.profile, None), plan.recipe.batch)
     settings = make_settings("cpu", workers="0")
     scalar = find_scalar(plan.recipe, scalar)
-    return Trials(trial_plan(plan, cut), settings, cut, scalar, np.ones(len(VALUES)), TrialFolder(None), **more)
+    return Trials(
+        trial_plan(plan, cut),
+        settings,
+        cut,
+        scalar,
+        np.ones(len(VALUES)),
+        TrialFolder(None),
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,9 @@ def one():
     return trials()
 
 
-def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(one, tmp_path, monkeypatch):
+def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(
+    one, tmp_path, monkeypatch
+):
     made_fast = []
     monkeypatch.setattr("trainer.trial.fast_algorithms", made_fast.append)
     curve = one(3, VALUES, "ramp")
@@ -89,11 +98,15 @@ def test_no_schedule_no_average_is_left_of_a_page():
 
 
 @pytest.mark.parametrize("model", ["test_convnext"])
-def test_the_cut_into_micro_batches_does_not_move_the_curve_of_a_model_without_batch_statistics(model):
+def test_the_cut_into_micro_batches_does_not_move_the_curve_of_a_model_without_batch_statistics(
+    model,
+):
     """Item by item the same images: 1, 2 and 4 micro-batches of a step of 32."""
     curves = []
     for norm_images in (32, 16, 8):
-        made = trials(f"batch.norm_images={norm_images} mix=null drop_path=null repeats=null", model=model)
+        made = trials(
+            f"batch.norm_images={norm_images} mix=null drop_path=null repeats=null", model=model
+        )
         curves.append(made(0, np.geomspace(1e-4, 3e-2, 8), "ramp"))
     for curve in curves[1:]:
         np.testing.assert_allclose(curve.losses, curves[0].losses, rtol=0, atol=1e-6)
@@ -111,12 +124,19 @@ def with_losses(monkeypatch, change):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_trial_there_and_what_was_measured_stays(one, monkeypatch, bad):
+def test_a_loss_that_is_no_number_ends_the_trial_there_and_what_was_measured_stays(
+    one, monkeypatch, bad
+):
     with_losses(monkeypatch, lambda step, loss: loss * bad if step == 4 else loss)
     curve = trials()(0, VALUES, "ramp")
     assert curve.ended == "not a number"
     assert curve.losses.tolist() == one(0, VALUES, "ramp").losses.tolist()[:4]
-    assert curve.values.tolist() == VALUES.tolist()[:4] and curve.held_out[0].tolist() == [0, 1, 2, 3]
+    assert curve.values.tolist() == VALUES.tolist()[:4] and curve.held_out[0].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_weights_that_are_no_numbers_end_it_even_where_the_steps_loss_still_is_one(monkeypatch):
@@ -163,13 +183,25 @@ def test_a_step_that_fp16_skips_is_not_recorded_and_its_value_is_used_by_the_nex
     curve = made(0, VALUES, "ramp")
     taken = [loss for step, loss in rates if step not in Scaler.skips]
     assert [step for step, _ in rates] == list(range(len(VALUES) + 3))
-    assert curve.losses.tolist() == taken and curve.values.tolist() == VALUES.tolist() and curve.ended == "ramp"
+    assert (
+        curve.losses.tolist() == taken
+        and curve.values.tolist() == VALUES.tolist()
+        and curve.ended == "ramp"
+    )
 
 
 def test_a_trial_that_fp16_skips_for_ever_ends(monkeypatch):
     monkeypatch.setattr(Scaler, "skips", frozenset(range(10_000)))
     monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
-    monkeypatch.setattr(trainer.trial, "optimizer_step", lambda state, window, step: (state.scaler.unscale_(None), state.scaler.update(), torch.ones(()))[2])
+    monkeypatch.setattr(
+        trainer.trial,
+        "optimizer_step",
+        lambda state, window, step: (
+            state.scaler.unscale_(None),
+            state.scaler.update(),
+            torch.ones(()),
+        )[2],
+    )
     curve = trials()(0, VALUES, "ramp")
     assert (curve.ended, len(curve.losses)) == ("not a number", 0)
     assert MOST_SKIPPED > 16  # halvings from 2**16 to 1
@@ -198,7 +230,9 @@ def test_a_blow_up_ends_a_trial_and_spikes_and_noise_do_not():
     lowest = falling[:150].min()
     limit = lowest + 4 * (2.3 - lowest)
     assert abs(ends_at(blown) - (150 + np.flatnonzero(blown[150:] > limit)[0] + 3)) <= 2
-    assert ends_at([2.3, 2.4, *(1e4,) * 10]) == 5  # from the start: twice its height is more than noise
+    assert (
+        ends_at([2.3, 2.4, *(1e4,) * 10]) == 5
+    )  # from the start: twice its height is more than noise
 
 
 def test_what_was_kept_is_not_run_again(one, monkeypatch):
@@ -218,7 +252,9 @@ def test_in_a_race_of_another_number_the_learning_rate_follows_the_pages_schedul
 
     def step_of(state, window, step):
         loss = real(state, window, step)
-        rates.append((state.optimizer.param_groups[0]["lr"], state.optimizer.param_groups[0]["weight_decay"]))
+        rates.append(
+            (state.optimizer.param_groups[0]["lr"], state.optimizer.param_groups[0]["weight_decay"])
+        )
         return loss
 
     monkeypatch.setattr(trainer.trial, "optimizer_step", step_of)
@@ -255,8 +291,17 @@ def test_decay_that_counts_in_shares_of_the_peak_follows_each_value():
 
 
 def states():
-    generators = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    return *generators, torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cudnn.benchmark
+    generators = (
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        torch.get_rng_state().tolist(),
+    )
+    return (
+        *generators,
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.backends.cudnn.benchmark,
+    )
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -284,7 +329,9 @@ def test_two_ranks_find_the_curve_of_one_and_rank_0_alone_writes(tmp_path):
     both = on_ranks(ranged.trial, 2, str(tmp_path / "two"))
     assert both[0] == both[1]
     np.testing.assert_allclose(both[0]["losses"], alone["losses"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(both[0]["held_out"]["losses"], alone["held_out"]["losses"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        both[0]["held_out"]["losses"], alone["held_out"]["losses"], rtol=0, atol=1e-6
+    )
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["0"]
 
 

@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
+from plans import small_set
 from typer.testing import CliRunner
 
-from plans import small_set
 from trainer import rescore
 from trainer.cli import app
 from trainer.data.opened import open_data
@@ -27,11 +27,17 @@ def finished(tmp_path_factory):
     """(folder with runs and results, plan, row) of a short run that keeps an average."""
     folder = tmp_path_factory.mktemp("finished")
     average = "average='{name: ema, decay: 0.9, every_steps: 1}'"
-    job = Job("A2", "test_resnet", overrides=small_set(f"epochs=2 batch.images=96 batch.norm_images=48 {average}"))
+    job = Job(
+        "A2",
+        "test_resnet",
+        overrides=small_set(f"epochs=2 batch.images=96 batch.norm_images=48 {average}"),
+    )
     plan = plan_of(job)
     settings = make_settings("cpu", workers="0", runs=folder / "runs", results=folder / "results")
     with StopRequest() as stop:
-        code, row = run_job(job, plan, settings, open_data(plan.profile, None), Terminal(file=io.StringIO()), stop)
+        code, row = run_job(
+            job, plan, settings, open_data(plan.profile, None), Terminal(file=io.StringIO()), stop
+        )
     assert code == EXIT_DONE
     return folder, plan, row
 
@@ -45,7 +51,18 @@ def run(finished, tmp_path):
 
 
 def verified(run, *words):
-    words = ("verify", "--run", run.name, "--runs", run.parent, "--results", run.parent.parent / "results", "--device", "cpu", *words)
+    words = (
+        "verify",
+        "--run",
+        run.name,
+        "--runs",
+        run.parent,
+        "--results",
+        run.parent.parent / "results",
+        "--device",
+        "cpu",
+        *words,
+    )
     return CliRunner().invoke(app, [str(word) for word in words], prog_name="rsb")
 
 
@@ -53,10 +70,28 @@ def test_a_whole_run_is_found_whole(run):
     run, _ = run
     done = verified(run)
     assert done.exit_code == 0, done.output
-    for what in ("links that lead out", "the store's row", "step_0000000", "metrics.jsonl, ", "learning rates", "model.safetensors", "top-1 % now"):
+    for what in (
+        "links that lead out",
+        "the store's row",
+        "step_0000000",
+        "metrics.jsonl, ",
+        "learning rates",
+        "model.safetensors",
+        "top-1 % now",
+    ):
         assert what in done.output, what
     assert "wrong" not in done.output
-    by_path = CliRunner().invoke(app, ["verify", "--run", str(run), "--no-evaluate", "--results", str(run.parent.parent / "results")])
+    by_path = CliRunner().invoke(
+        app,
+        [
+            "verify",
+            "--run",
+            str(run),
+            "--no-evaluate",
+            "--results",
+            str(run.parent.parent / "results"),
+        ],
+    )
     assert by_path.exit_code == 0 and "top-1 % now" not in by_path.output
 
 
@@ -65,13 +100,20 @@ def test_the_parity_certificate_of_the_rows_own_files_is_named(run, finished):
     results, fingerprint = folder.parent.parent / "results", finished[2].data_fingerprint
     (results / "parity").mkdir()
     for name, source, is_within in (("other", "0" * 64, True), ("own", fingerprint, True)):
-        (results / "parity" / f"{name}.json").write_text(json.dumps({"source": source, "beton": "1" * 64, "is_within": is_within}))
+        (results / "parity" / f"{name}.json").write_text(
+            json.dumps({"source": source, "beton": "1" * 64, "is_within": is_within})
+        )
     (results / "parity" / "cut.json").write_text("{")
     done = verified(folder, "--no-evaluate")
-    assert done.exit_code == 0 and "own.json" in done.output and "other.json" not in done.output, done.output
+    assert done.exit_code == 0 and "own.json" in done.output and "other.json" not in done.output, (
+        done.output
+    )
     changed_json(results / "parity" / "own.json", is_within=False)
     done = verified(folder, "--no-evaluate")
-    assert done.exit_code == 1 and "wrong: parity certificate: expected one that is within" in done.output
+    assert (
+        done.exit_code == 1
+        and "wrong: parity certificate: expected one that is within" in done.output
+    )
     changed_json(results / "parity" / "own.json", beton=fingerprint, is_within=True)
     for loader, named in (("ffcv", "own.json"), ("pil", "own.json")):
         assert [path.name for path, _ in certificates_of(fingerprint, loader, results)] == [named]
@@ -142,7 +184,9 @@ def test_weights_that_are_others_score_otherwise(run, finished):
 
     folder, stored = run
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    tensors = {name: -tensor if name.endswith("fc.weight") else tensor for name, tensor in tensors.items()}
+    tensors = {
+        name: -tensor if name.endswith("fc.weight") else tensor for name, tensor in tensors.items()
+    }
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for path in (folder / "row.json", stored):
         changed_json(path, weights_sha256=digest_of(tensors))
@@ -160,7 +204,9 @@ def test_weights_that_are_others_score_otherwise(run, finished):
         (["--device", "cpu", "--precision", "bf16"], 2, 1),  # of 360 images one may move
     ],
 )
-def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(run, monkeypatch, words, off, code):
+def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(
+    run, monkeypatch, words, off, code
+):
     def scored(folder, settings, data_dir, real=rescore.rescore):
         row, scores = real(folder, dataclasses.replace(settings, precision="float32"), data_dir)
         return row, dataclasses.replace(scores, num_top1=scores.num_top1 - off)
@@ -168,12 +214,16 @@ def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(run, monkeypa
     monkeypatch.setattr(rescore, "rescore", scored)
     folders = ["--runs", str(run[0].parent), "--results", str(run[0].parent.parent / "results")]
     for command in ("verify", "eval"):
-        done = CliRunner().invoke(app, [command, "--run", run[0].name, *folders, *words], prog_name="rsb")
+        done = CliRunner().invoke(
+            app, [command, "--run", run[0].name, *folders, *words], prog_name="rsb"
+        )
         assert done.exit_code == code, done.output
         if command == "verify":
             assert ("0.28" in done.output) is ("bf16" in words)  # points that one image is
         else:
-            assert ("not the same" in done.output) is bool(code) and (f"({off} image" in done.output) is bool(off)
+            assert ("not the same" in done.output) is bool(code) and (
+                f"({off} image" in done.output
+            ) is bool(off)
 
 
 @pytest.mark.parametrize(
@@ -190,14 +240,26 @@ def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(run, monkeypa
 )
 def test_only_what_a_cpu_repeats_in_float32_must_be_exact(finished, of_row, of_settings, most):
     row = finished[2].model_copy(update={"num_val_images": 50_000} | of_row)
-    assert rescore.most_moved(row, dataclasses.replace(make_settings("cpu", workers="0"), **of_settings)) == most
+    assert (
+        rescore.most_moved(
+            row, dataclasses.replace(make_settings("cpu", workers="0"), **of_settings)
+        )
+        == most
+    )
 
 
 def test_a_stopped_run_has_the_lines_that_it_came_to(finished):
     folder, plan, row = finished
-    lines = [json.loads(line) for line in (folder / "runs" / row.run / "metrics.jsonl").read_text().splitlines()]
-    assert len(expected_lines(plan, 10)) == len(lines) == 2 * (2 + 2)  # 14 steps an epoch: losses at 10, 14 and 20, 28, two scores
+    lines = [
+        json.loads(line)
+        for line in (folder / "runs" / row.run / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert (
+        len(expected_lines(plan, 10)) == len(lines) == 2 * (2 + 2)
+    )  # 14 steps an epoch: losses at 10, 14 and 20, 28, two scores
     for upto in range(len(lines)):
-        assert all(expected == found for _, expected, found in curve_checks(lines[:upto], plan, None))
+        assert all(
+            expected == found for _, expected, found in curve_checks(lines[:upto], plan, None)
+        )
     assert not all(expected == found for _, expected, found in curve_checks(lines[1:], plan, None))
     assert not all(expected == found for _, expected, found in curve_checks(lines[:-1], plan, row))

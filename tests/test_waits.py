@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from plans import small_plan
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -17,7 +18,6 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves
 
-from plans import small_plan
 from trainer import state
 from trainer.data.opened import open_data
 from trainer.models import build_model
@@ -26,7 +26,12 @@ from trainer.state import State
 from trainer.train import optimizer_step
 
 # with erasing, EMA, lighting, every optimizer and way of clipping that the pages have
-PAGES = [("A2", "test_resnet"), ("convnext", "test_convnext2"), ("pycls-dds", "test_resnet"), ("torchvision-v2", "test_resnet")]
+PAGES = [
+    ("A2", "test_resnet"),
+    ("convnext", "test_convnext2"),
+    ("pycls-dds", "test_resnet"),
+    ("torchvision-v2", "test_resnet"),
+]
 aten = torch.ops.aten
 _READING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2}
 _INDEXING = {aten.index, aten.index_put, aten.index_put_}
@@ -83,7 +88,9 @@ def _waits(func, args, kwargs) -> bool:
         to = torch.device(kwargs.get("device") or args[0].device)
         return to.type != args[0].device.type and not kwargs.get("non_blocking")
     if func.overloadpacket is aten.copy_:
-        return args[0].device.type != args[1].device.type and not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        return args[0].device.type != args[1].device.type and not (
+            args[2] if len(args) > 2 else kwargs.get("non_blocking")
+        )
     return False
 
 
@@ -101,7 +108,13 @@ def placed(model):
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
-                held[name] = None if tensor is None else torch.empty_like(tensor, device="cuda").requires_grad_(tensor.requires_grad)
+                held[name] = (
+                    None
+                    if tensor is None
+                    else torch.empty_like(tensor, device="cuda").requires_grad_(
+                        tensor.requires_grad
+                    )
+                )
     return model
 
 
@@ -125,12 +138,16 @@ def fake_state(plan, settings, folder, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the test above says more")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page[0])
-def test_no_step_reads_from_a_gpu_or_copies_to_it_in_its_own_time(page, tmp_path, monkeypatch, request):
+def test_no_step_reads_from_a_gpu_or_copies_to_it_in_its_own_time(
+    page, tmp_path, monkeypatch, request
+):
     plan, on_cpu = small_plan(*page), make_settings("cpu", workers="0")
     stream = open_data(plan.profile, None).train_stream(plan, on_cpu, 0)
     window = iter(list(itertools.islice(stream, 2 * plan.micro_batches(0))))
     waits = request.getfixturevalue("fake_gpu")
-    one = fake_state(plan, replace(on_cpu, device="cuda", channels_last=True), tmp_path, monkeypatch)
+    one = fake_state(
+        plan, replace(on_cpu, device="cuda", channels_last=True), tmp_path, monkeypatch
+    )
     optimizer_step(one, window, 0)  # the first one copies what stays
     waits.found.clear()
     optimizer_step(one, window, 1)
@@ -139,9 +156,16 @@ def test_no_step_reads_from_a_gpu_or_copies_to_it_in_its_own_time(page, tmp_path
 
 def test_the_fake_gpu_tells_a_wait(fake_gpu):
     held = torch.arange(6, device="cuda")
-    for wait in (lambda: held[held > 2], lambda: torch.arange(3).to("cuda"), lambda: held.sum().item(), lambda: held.cpu()):
+    for wait in (
+        lambda: held[held > 2],
+        lambda: torch.arange(3).to("cuda"),
+        lambda: held.sum().item(),
+        lambda: held.cpu(),
+    ):
         fake_gpu.found.clear()
-        with contextlib.suppress(DataDependentOutputException, DynamicOutputShapeException):  # nothing can be read from it
+        with contextlib.suppress(
+            DataDependentOutputException, DynamicOutputShapeException
+        ):  # nothing can be read from it
             wait()
         assert fake_gpu.found
     fake_gpu.found.clear()

@@ -7,25 +7,39 @@ import os
 from pathlib import Path
 
 from PIL import Image
+from plans import small_set
 from rich.console import Console
 
-from plans import small_set
 from trainer import checkpoint, kept_file, train
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of, run_job
 from trainer.settings import make_settings
 from trainer.stop import StopRequest
 
-JOB = Job("A2", "test_resnet", overrides=small_set("epochs=1 batch.images=96 batch.norm_images=48 'average={name: ema, decay: 0.9, every_steps: 1}'"))
+JOB = Job(
+    "A2",
+    "test_resnet",
+    overrides=small_set(
+        "epochs=1 batch.images=96 batch.norm_images=48 'average={name: ema, decay: 0.9, every_steps: 1}'"
+    ),
+)
 NUM_STEPS = 14  # 1437 // 96
 
 
 def go(folder: Path, results: Path | None = None, **settings):
     """Run it in a folder: (exit code, row, what was printed)."""
     plan = plan_of(JOB)
-    made = make_settings("cpu", workers="0", runs=folder / "runs", results=results or folder / "results", **{"checkpoint_s": 0} | settings)
+    made = make_settings(
+        "cpu",
+        workers="0",
+        runs=folder / "runs",
+        results=results or folder / "results",
+        **{"checkpoint_s": 0} | settings,
+    )
     out = Console(file=io.StringIO(), width=200)
-    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(path)  # seconds of matplotlib's
+    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
+        path
+    )  # seconds of matplotlib's
     with StopRequest() as stop:
         code, row = run_job(JOB, plan, made, open_data(plan.profile, None), out, stop)
     return code, row, out.file.getvalue()
@@ -77,7 +91,10 @@ def left_by(folder: Path) -> dict:
     (path,) = (folder / "results" / "rows").glob("*.json")
     row = json.loads(path.read_text())
     science = ("run", "status", "top1_pct", "loss_nats", "steps", "weights_sha256", "changes")
-    return {"row": {name: row[name] for name in science}, "metrics": run_folder(folder).joinpath("metrics.jsonl").read_bytes()}
+    return {
+        "row": {name: row[name] for name in science},
+        "metrics": run_folder(folder).joinpath("metrics.jsonl").read_bytes(),
+    }
 
 
 def run_folder(folder: Path) -> Path:

@@ -9,7 +9,9 @@ from trainer.stop import listen_early
 if sys.argv[1:2] == ["train"]:  # the imports below take a second, in which a signal may come
     listen_early()
 
-if sys.argv[1:2] == ["doctor"]:  # asked where Typer, or what it needs, may be the one that is broken
+if sys.argv[1:2] == [
+    "doctor"
+]:  # asked where Typer, or what it needs, may be the one that is broken
     from trainer.doctor_show import answer_words
 
     answer_words(sys.argv[2:])
@@ -19,7 +21,9 @@ import typer  # noqa: E402
 from trainer.cli import app  # noqa: E402
 from trainer.errors import printable  # noqa: E402
 
-_ClickError = typer.BadParameter.__mro__[2]  # click's ClickException, of whichever click this Typer brings
+_ClickError = typer.BadParameter.__mro__[
+    2
+]  # click's ClickException, of whichever click this Typer brings
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trainer.cell_run import Shared, Repeat, find_row, num_failed, record_failure, row_names
+from trainer.cell_run import Repeat, Shared, find_row, num_failed, record_failure, row_names
 from trainer.claims import owner_of
 from trainer.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
 from trainer.errors import UserError
@@ -93,7 +93,9 @@ class Sweep:
             else:
                 self._start_what_fits()
             self.watch(self.standings)
-            if not self.workers.num_running and (self._is_ending() or not self._in(WAITING, ELSEWHERE)):
+            if not self.workers.num_running and (
+                self._is_ending() or not self._in(WAITING, ELSEWHERE)
+            ):
                 if self.shared.url:  # what a network's error has kept from it
                     push_missing(self.shared.url, rows_folder(self.shared.results))
                 return self._exit_code()
@@ -129,9 +131,13 @@ class Sweep:
                 self._judge(trial, shapes.pop(trial.shape))
                 if self.stop.is_requested:
                     return
-            if shapes and not self.stop.is_requested:  # the process died of the one that it had come to
+            if (
+                shapes and not self.stop.is_requested
+            ):  # the process died of the one that it had come to
                 shape, repeat = next(iter(shapes.items()))
-                self._judge(Trial(shape, "the process was ended from outside (out of memory?)"), repeat)
+                self._judge(
+                    Trial(shape, "the process was ended from outside (out of memory?)"), repeat
+                )
                 del shapes[shape]
 
     def _judge(self, trial: Trial, tried: Repeat) -> None:
@@ -145,7 +151,9 @@ class Sweep:
             repeat = standing.repeat
             if shape_of(repeat.plan) == trial.shape:
                 facts = {"cell": repeat.cell, "seed": repeat.seed, "run": None}
-                standing.failure = store_failure(self.shared.runs, repeat.key, exit_code=EXIT_FAILED, output=lines, **facts)
+                standing.failure = store_failure(
+                    self.shared.runs, repeat.key, exit_code=EXIT_FAILED, output=lines, **facts
+                )
                 standing.state = FAILED
 
     def _row_names(self) -> list[str]:
@@ -193,7 +201,10 @@ class Sweep:
         num = num_failed(standing.repeat, self.shared) - standing.num_failed_before
         if num <= self.retries:
             return False
-        standing.state, standing.failure = FAILED, read_failure(self.shared.runs, standing.repeat.key)
+        standing.state, standing.failure = (
+            FAILED,
+            read_failure(self.shared.runs, standing.repeat.key),
+        )
         return True
 
     def _take(self, standing: Standing, row: Row) -> None:
@@ -211,7 +222,9 @@ class Sweep:
         elif code == EXIT_STOPPED or (code < 0 and self._is_ending()):
             standing.state = STOPPED
         else:
-            if num_failed(standing.repeat, self.shared) == standing.num_failed_then:  # it could not say so itself
+            if (
+                num_failed(standing.repeat, self.shared) == standing.num_failed_then
+            ):  # it could not say so itself
                 record_failure(standing.repeat, self.shared, code)
             if not self._has_failed_for_good(standing):
                 standing.state = WAITING

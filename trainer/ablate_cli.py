@@ -9,20 +9,52 @@ from typing import Annotated
 
 import typer
 
-Ablation = Annotated[str, typer.Option(help="A page: a name in ablations/, or a path to a .yaml file.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time; absent: one for each GPU, one without, what fits on Ray.")]
-Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs to use, one for each run; absent: all.")]
+Ablation = Annotated[
+    str, typer.Option(help="A page: a name in ablations/, or a path to a .yaml file.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at a time; absent: one for each GPU, one without, what fits on Ray."
+    ),
+]
+Gpus = Annotated[
+    int | None, typer.Option(min=0, help="GPUs to use, one for each run; absent: all.")
+]
 Retries = Annotated[int, typer.Option(min=0, help="How often this call tries again what failed.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first failure.")]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first failure.")
+]
 On = Annotated[str, typer.Option(help="here, or ray: a Ray cluster.")]
-Address = Annotated[str, typer.Option(help="Of the cluster: auto, a URL, or local for one made here.")]
-PerCell = Annotated[str, typer.Option("--per-cell", "--per_cell", help='Each run\'s share of the cluster: "cpus=4 gpus=1 memory_gib=8".')]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to.")]
+Address = Annotated[
+    str, typer.Option(help="Of the cluster: auto, a URL, or local for one made here.")
+]
+PerCell = Annotated[
+    str,
+    typer.Option(
+        "--per-cell",
+        "--per_cell",
+        help='Each run\'s share of the cluster: "cpus=4 gpus=1 memory_gib=8".',
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to."),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Text = Annotated[str, typer.Option(help="As for train.")]
-CheckpointS = Annotated[float, typer.Option("--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints.")]
-Runs = Annotated[Path, typer.Option(help="Folder of the run folders; callers that share it share the work.")]
-Results = Annotated[str, typer.Option(help="The store of rows: a folder, or a URL that fsspec opens.")]
+CheckpointS = Annotated[
+    float,
+    typer.Option(
+        "--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints."
+    ),
+]
+Runs = Annotated[
+    Path, typer.Option(help="Folder of the run folders; callers that share it share the work.")
+]
+Results = Annotated[
+    str, typer.Option(help="The store of rows: a folder, or a URL that fsspec opens.")
+]
 
 
 def ablate(
@@ -58,10 +90,23 @@ def ablate(
 
     page = load_ablation(ablation)
     repeats = repeats_of(page, data_dir)
-    shared = shared_of(runs, results, device=device, precision=precision, workers=workers, checkpoint_s=checkpoint_s)
-    staff = _on_ray(shared, address, per_cell, jobs, retries) if on == "ray" else _here(shared, jobs, gpus)
+    shared = shared_of(
+        runs,
+        results,
+        device=device,
+        precision=precision,
+        workers=workers,
+        checkpoint_s=checkpoint_s,
+    )
+    staff = (
+        _on_ray(shared, address, per_cell, jobs, retries)
+        if on == "ray"
+        else _here(shared, jobs, gpus)
+    )
     console = show.console()
-    console.print(f"[bold]{page.name}[/] {len(page.cells)} cells, {len(page.seeds)} seeds, {staff.num_slots} at a time")
+    console.print(
+        f"[bold]{page.name}[/] {len(page.cells)} cells, {len(page.seeds)} seeds, {staff.num_slots} at a time"
+    )
     try:
         with StopRequest() as stop, SweepTable(console, shared, page.name) as table:
             sweep = Sweep(repeats, shared, staff, stop, table, retries, fail_fast)
@@ -81,13 +126,21 @@ def check_words(on: str, device: str, gpus: int | None, per_cell: str) -> None:
     from trainer.errors import UserError, did_you_mean
 
     if on not in ("here", "ray"):
-        raise UserError(f"on={on}: unknown{did_you_mean(on, ('here', 'ray'))}; here or ray would do")
+        raise UserError(
+            f"on={on}: unknown{did_you_mean(on, ('here', 'ray'))}; here or ray would do"
+        )
     if per_cell and on != "ray":
-        raise UserError(f"per_cell={per_cell}: is for on=ray; jobs= and gpus= share out this machine")
+        raise UserError(
+            f"per_cell={per_cell}: is for on=ray; jobs= and gpus= share out this machine"
+        )
     if gpus is not None and on == "ray":
-        raise UserError(f'gpus={gpus}: is for this machine; per_cell="gpus=1" would do on a cluster')
+        raise UserError(
+            f'gpus={gpus}: is for this machine; per_cell="gpus=1" would do on a cluster'
+        )
     if ":" in device:
-        raise UserError(f"device={device}: every run gets a GPU of its own; CUDA_VISIBLE_DEVICES={device.partition(':')[2]} would do")
+        raise UserError(
+            f"device={device}: every run gets a GPU of its own; CUDA_VISIBLE_DEVICES={device.partition(':')[2]} would do"
+        )
     if gpus and device == "cpu":
         raise UserError(f"gpus={gpus}: device=cpu uses none; leave one of the two out")
 
@@ -137,7 +190,9 @@ def _here(shared, jobs: int | None, gpus: int | None):
     num_there = 0 if shared.device == "cpu" or gpus == 0 else count_gpus()
     if gpus and gpus > num_there:
         raise UserError(f"gpus={gpus}: torch sees {num_there} GPUs here; gpus={num_there} would do")
-    names = (named or [str(number) for number in range(num_there)])[: num_there if gpus is None else gpus]
+    names = (named or [str(number) for number in range(num_there)])[
+        : num_there if gpus is None else gpus
+    ]
     preload()
     return LocalCells(partial(run_repeat, shared=shared), jobs or len(names) or 1, tuple(names))
 

@@ -82,11 +82,16 @@ class AblationPage(Page):
     def _scores_have_cells(self) -> Self:
         names = [variant.name for variant in self.design.variants()]
         for number, score in enumerate(self.published):
-            for key, value, known in (("cell", score.cell, names), ("model", score.model, self.models)):
+            for key, value, known in (
+                ("cell", score.cell, names),
+                ("model", score.model, self.models),
+            ):
                 if value is not None and value not in known:
                     sentence = f"{check.quoted(value)} is no {key} of this page{check.suggestion(value, known)}"
                     raise refuse(("published", number, key), sentence)
-            if (score.cell, score.model) in [(other.cell, other.model) for other in self.published[:number]]:
+            if (score.cell, score.model) in [
+                (other.cell, other.model) for other in self.published[:number]
+            ]:
                 raise refuse(("published", number), f"{score.cell} has a score already; keep one")
         return self
 
@@ -111,7 +116,9 @@ class Ablation:
 
     def error(self, cell: Cell, sentence: str) -> PageError:
         """An error about one cell, at its line."""
-        return self.positions.error(self.places[cell.name], f"the cell {cell.name}, {cell.group}: {sentence}")
+        return self.positions.error(
+            self.places[cell.name], f"the cell {cell.name}, {cell.group}: {sentence}"
+        )
 
 
 def ablations_folder() -> Path:
@@ -147,11 +154,15 @@ def load_ablation(source: Path | str) -> Ablation:
     path = find_ablation(source) if isinstance(source, str) else source
     page, positions = load_page(path, AblationPage)
     if page.name != path.stem:
-        raise positions.error(("name",), f"this page is {page.name}; name its file {page.name}.yaml")
+        raise positions.error(
+            ("name",), f"this page is {page.name}; name its file {page.name}.yaml"
+        )
     placed = [found for group in _groups(page, positions) for found in group]
     places = {cell.name: place for cell, place in placed}
     cells = tuple(cell for cell, _ in placed)
-    return Ablation(page.name, page.question, page.title, page.seeds, cells, page, path, positions, places)
+    return Ablation(
+        page.name, page.question, page.title, page.seeds, cells, page, path, positions, places
+    )
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,9 @@ class _Start:
         """What plan_of makes of the same job."""
         recipe, changes = apply_overrides(self.adapted, overrides, "set")
         deviations = self.deviations + changes
-        return make_plan(recipe, self.model, self.profile, seed, page_digest=self.digest, deviations=deviations)
+        return make_plan(
+            recipe, self.model, self.profile, seed, page_digest=self.digest, deviations=deviations
+        )
 
 
 def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
@@ -178,9 +191,13 @@ def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
     return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
 
 
-def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, check.Path]]]:
+def _groups(
+    page: AblationPage, positions: Positions
+) -> Iterator[Iterator[tuple[Cell, check.Path]]]:
     """The cells of each model on each data set, with their places."""
-    recipes = {page.recipe: ("recipe",)} | dict(variant.recipe for variant in page.design.variants() if variant.recipe)
+    recipes = {page.recipe: ("recipe",)} | dict(
+        variant.recipe for variant in page.design.variants() if variant.recipe
+    )
     for name, place in recipes.items():
         _check_recipe(name, place, positions)
     for number, model in enumerate(page.models):
@@ -210,7 +227,9 @@ def _check_recipe(name: str, path: check.Path, positions: Positions) -> None:
 
 def _check_file(name: str, path: check.Path, positions: Positions) -> None:
     if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
-        raise positions.error(path, f"{check.quoted(name)} is no file; give the path of one, or a name that is known")
+        raise positions.error(
+            path, f"{check.quoted(name)} is no file; give the path of one, or a name that is known"
+        )
 
 
 def _cells(
@@ -238,17 +257,38 @@ def _cells(
             raise _refused(str(error), page, positions, variant, group) from None
         key = plan_key(plan)
         if key in known:
-            raise positions.error(variant.place, f"the cell {variant.name} {_same_as(known, key)}, {group}; leave it out")
+            raise positions.error(
+                variant.place,
+                f"the cell {variant.name} {_same_as(known, key)}, {group}; leave it out",
+            )
         known[key] = variant.name
         name = f"{variant.name} ({suffix})" if suffix else variant.name
         score = _score(page, variant, model)
         published = (score.top1_pct, score.source) if score else (None, "")
-        yield Cell(name, recipe, model, data, text, variant.levels, len(known) == 1, group, *published, plan), variant.place
+        yield (
+            Cell(
+                name,
+                recipe,
+                model,
+                data,
+                text,
+                variant.levels,
+                len(known) == 1,
+                group,
+                *published,
+                plan,
+            ),
+            variant.place,
+        )
 
 
 def _same_as(known: Mapping[str, str], key: str) -> str:
     base = next(iter(known.values()))
-    return f"changes nothing against the base {base}" if known[key] == base else f"is the same run as {known[key]}"
+    return (
+        f"changes nothing against the base {base}"
+        if known[key] == base
+        else f"is the same run as {known[key]}"
+    )
 
 
 def _score(page: AblationPage, variant: Variant, model: str) -> Published | None:
@@ -260,20 +300,34 @@ def _score(page: AblationPage, variant: Variant, model: str) -> Published | None
 def _check_budget(page: AblationPage, positions: Positions, variant: Variant) -> None:
     if page.budget is None:
         return
-    places = [(("set",), page.set)] + [((*place, "set"), change.set) for place, change in variant.changes]
+    places = [(("set",), page.set)] + [
+        ((*place, "set"), change.set) for place, change in variant.changes
+    ]
     for place, lines in places:
         if "epochs" in lines:
-            raise positions.error((*place, "epochs"), "the budget says how many epochs already; leave one of them out")
+            raise positions.error(
+                (*place, "epochs"), "the budget says how many epochs already; leave one of them out"
+            )
 
 
-def _refused(sentence: str, page: AblationPage, positions: Positions, variant: Variant, group: str) -> PageError:
+def _refused(
+    sentence: str, page: AblationPage, positions: Positions, variant: Variant, group: str
+) -> PageError:
     """A refusal of a cell, at the line of the override that it names, else of the cell."""
-    changes = [((*place, "set", label)) for place, change in variant.changes for label in change.set]
+    changes = [
+        ((*place, "set", label)) for place, change in variant.changes for label in change.set
+    ]
     places = [*(("set", label) for label in page.set), *changes]
     named = [place for place in places if f"set={place[-1]}=" in sentence]
-    named = named or [place for place in places if re.search(rf"(?<![\w.]){re.escape(place[-1])}(?!\w)", sentence)]
+    named = named or [
+        place for place in places if re.search(rf"(?<![\w.]){re.escape(place[-1])}(?!\w)", sentence)
+    ]
     path = named[-1] if named else variant.place
     for inner in positions.lines:  # a key within the value
-        if inner[: len(path)] == path and f"{check.quoted(inner[-1])} is no key" in sentence and len(inner) > len(path):
+        if (
+            inner[: len(path)] == path
+            and f"{check.quoted(inner[-1])} is no key" in sentence
+            and len(inner) > len(path)
+        ):
             path = inner
     return positions.error(path, f"the cell {variant.name}, {group}: {sentence}")

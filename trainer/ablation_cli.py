@@ -42,16 +42,27 @@ def check_words(context: typer.Context, ablation: str) -> None:
 
     Raises UserError.
     """
-    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    given = [
+        name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"
+    ]
     for name in given:
         if ablation and name in _OF_A_RUN:
-            raise UserError(f"{name.rstrip('_')}=: the page of ablation={ablation} says it; leave one of the two out")
+            raise UserError(
+                f"{name.rstrip('_')}=: the page of ablation={ablation} says it; leave one of the two out"
+            )
         if not ablation and name in _OF_AN_ABLATION:
-            raise UserError(f"{name}=: is for the plan of an ablation; ablation=<a page> would do, or leave it out")
+            raise UserError(
+                f"{name}=: is for the plan of an ablation; ablation=<a page> would do, or leave it out"
+            )
 
 
 def print_plan(
-    out: Console, name: str, data_dir: Path | None, machine: Mapping[str, str], results: Path, num_measured: int
+    out: Console,
+    name: str,
+    data_dir: Path | None,
+    machine: Mapping[str, str],
+    results: Path,
+    num_measured: int,
 ) -> None:
     """All that a reader would check before an ablation takes hours. machine: device, precision and workers as written.
 
@@ -66,7 +77,12 @@ def print_plan(
         print_group(out, ablation, group, rows)
     missing = [key for key, row in rows.items() if row is None]
     out.print()
-    out.print(Text(f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"), soft_wrap=False)
+    out.print(
+        Text(
+            f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"
+        ),
+        soft_wrap=False,
+    )
     if missing:
         cells = {cell.name: cell for cell in ablation.cells}
         name, seed = missing[0]
@@ -80,7 +96,11 @@ def head(out: Console, ablation: Ablation) -> None:
     page = ablation.page
     budget = "the length that the recipe has on its data"
     if page.budget:
-        budget = f"{page.budget.epochs} epochs" if page.budget.epochs else f"{page.budget.share:g} of the recipe's epochs"
+        budget = (
+            f"{page.budget.epochs} epochs"
+            if page.budget.epochs
+            else f"{page.budget.share:g} of the recipe's epochs"
+        )
     facts = {
         "question": page.question,
         "source": page.source,
@@ -122,15 +142,28 @@ def check_models(ablation: Ablation) -> None:
         tried.add(shape)
 
 
-def print_group(out: Console, ablation: Ablation, cells: Sequence[Cell], rows: Mapping[tuple[str, int], Row | None]) -> None:
+def print_group(
+    out: Console,
+    ablation: Ablation,
+    cells: Sequence[Cell],
+    rows: Mapping[tuple[str, int], Row | None],
+) -> None:
     """The table of one group: what each cell changes, its published score, its rows."""
     is_cumulative = ablation.page.design.name == "cumulative"
     out.print()
-    out.print(f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}", soft_wrap=False)
+    out.print(
+        f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}",
+        soft_wrap=False,
+    )
     shared = shared_deviations(cells)
     if shared:
         lines = "; ".join(in_short(shared))
-        out.print(Padding(Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
+        out.print(
+            Padding(
+                Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)
+            ),
+            soft_wrap=False,
+        )
     has_scores = any(cell.published is not None for cell in cells)
     against = "on top of the last" if is_cumulative else "against the base"
     table = Table("cell", against, *(["published"] if has_scores else []), "rows", pad_edge=False)
@@ -152,8 +185,10 @@ def steps_line(cells: Sequence[Cell]) -> str:
     """How long the cells are, in steps."""
     steps = sorted({cell.plan.num_steps for cell in cells})
     epochs = sorted({cell.plan.recipe.epochs for cell in cells})
-    return " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1]))) + " steps each, " + (
-        " to ".join(dict.fromkeys(f"{n}" for n in (epochs[0], epochs[-1]))) + " epochs"
+    return (
+        " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1])))
+        + " steps each, "
+        + (" to ".join(dict.fromkeys(f"{n}" for n in (epochs[0], epochs[-1]))) + " epochs")
     )
 
 
@@ -164,17 +199,27 @@ def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
         (path, change.after)
         for path, change in final[0].items()
         if shown(change.before) != shown(change.after)
-        and all(path in other and shown(other[path].after) == shown(change.after) for other in final)
+        and all(
+            path in other and shown(other[path].after) == shown(change.after) for other in final
+        )
     ]
 
 
 def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
     """Changes as `path value`; where an ingredient becomes another one, its name says it."""
     changes = [change for path, value in changes for change in _apart(path, value)]
-    renamed = {path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")}
+    renamed = {
+        path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")
+    }
     kept = [(path, value) for path, value in changes if path.rpartition(".")[0] not in renamed]
-    named = [(path, value["name"] if isinstance(value, dict) and "name" in value else value) for path, value in kept]
-    return [f"{path} {'on' if path.endswith(f'.{value}') else shown(value)}" for path, value in [*renamed.items(), *named]]
+    named = [
+        (path, value["name"] if isinstance(value, dict) and "name" in value else value)
+        for path, value in kept
+    ]
+    return [
+        f"{path} {'on' if path.endswith(f'.{value}') else shown(value)}"
+        for path, value in [*renamed.items(), *named]
+    ]
 
 
 def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -191,7 +236,11 @@ def difference(before: Cell, cell: Cell) -> str:
     if cell.is_base:
         return f"the base, {_page_name(cell.plan)}"
     lines = in_short((row.path, row.b) for row in diff_rows(before.plan.recipe, cell.plan.recipe))
-    page = "" if _page_name(before.plan) == _page_name(cell.plan) else f"page {_page_name(cell.plan)}: "
+    page = (
+        ""
+        if _page_name(before.plan) == _page_name(cell.plan)
+        else f"page {_page_name(cell.plan)}: "
+    )
     rest = len(lines) - MOST_DIFFERENCES
     return page + "; ".join(lines[:MOST_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
 
@@ -217,7 +266,10 @@ def print_hours(
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
-        opened = {cell.data: open_data(cell.plan.profile, data_folder(cell.data, data_dir)) for cell in cells}
+        opened = {
+            cell.data: open_data(cell.plan.profile, data_folder(cell.data, data_dir))
+            for cell in cells
+        }
     except UserError as error:
         out.print(f"no estimate of time: {error}", markup=False, soft_wrap=False)
         return
@@ -234,11 +286,17 @@ def print_hours(
     out.print()
     out.print(table, soft_wrap=False)
     hours = sum(seconds[name] for name, _ in missing) / 3600
-    out.print(f"{len(missing)} runs to do, {hours:.2g} hours one after another", style="bold", soft_wrap=False)
+    out.print(
+        f"{len(missing)} runs to do, {hours:.2g} hours one after another",
+        style="bold",
+        soft_wrap=False,
+    )
     out.print(basis(paces, settings), soft_wrap=False, markup=False)
 
 
-def measured(cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int) -> dict[str, Pace]:
+def measured(
+    cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
+) -> dict[str, Pace]:
     """The pace of every shape among cells."""
     from trainer.pace import measure, shape_of
 

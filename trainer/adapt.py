@@ -6,7 +6,9 @@ from __future__ import annotations
 from trainer.profiles import PROFILES, Profile
 from trainer.recipe import Recipe
 
-_LEAST_GROWTH_PX = 32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller
+_LEAST_GROWTH_PX = (
+    32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller
+)
 
 
 def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
@@ -49,7 +51,9 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
         ratio = adapt.train_px / recipe.image.train_px
         most_px = max(1, int(growth.multiple_px * ratio))
         multiple_px = next(px for px in range(most_px, 0, -1) if adapt.train_px % px == 0)
-        from_px = multiple_px * max(-(-_LEAST_GROWTH_PX // multiple_px), round(growth.from_px * ratio / multiple_px))
+        from_px = multiple_px * max(
+            -(-_LEAST_GROWTH_PX // multiple_px), round(growth.from_px * ratio / multiple_px)
+        )
         if from_px >= adapt.train_px:
             changes["image.growth"] = None
             return
@@ -78,7 +82,11 @@ def _fit_batch(changes, recipe: Recipe, adapt) -> None:
         changes["lr.warmup_from"] = recipe.lr.warmup_from * ratio
     if getattr(recipe.lr.schedule, "end", None):
         changes["lr.schedule.end"] = recipe.lr.schedule.end * ratio
-    if recipe.lr.scaling == "linear" and recipe.optimizer.name == "decoupled_sgd" and recipe.optimizer.weight_decay:
+    if (
+        recipe.lr.scaling == "linear"
+        and recipe.optimizer.name == "decoupled_sgd"
+        and recipe.optimizer.weight_decay
+    ):
         changes["optimizer.weight_decay"] = recipe.optimizer.weight_decay * ratio
 
 
@@ -107,9 +115,13 @@ def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
         _fit_warmup(changes, recipe, adapt)
     for key in ("every_epochs", "decay_epochs"):
         if getattr(schedule, key, None) is not None:
-            changes[f"lr.schedule.{key}"] = max(1, round(_shared(getattr(schedule, key), recipe, adapt)))
+            changes[f"lr.schedule.{key}"] = max(
+                1, round(_shared(getattr(schedule, key), recipe, adapt))
+            )
     if getattr(schedule, "points", None) is not None:
-        changes["lr.schedule.points"] = tuple((_shared(epoch, recipe, adapt), share) for epoch, share in schedule.points)
+        changes["lr.schedule.points"] = tuple(
+            (_shared(epoch, recipe, adapt), share) for epoch, share in schedule.points
+        )
     if getattr(schedule, "at_epochs", None) is not None:
         _fit_milestones(changes, recipe, adapt)
 
@@ -150,7 +162,9 @@ def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
 def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
     """The profile's own number, 0 for none; else the page's share of the run, at least one epoch."""
     share = recipe.lr.warmup_epochs / recipe.epochs
-    warmup_epochs = max(1, round(share * adapt.epochs)) if adapt.warmup_epochs is None else adapt.warmup_epochs
+    warmup_epochs = (
+        max(1, round(share * adapt.epochs)) if adapt.warmup_epochs is None else adapt.warmup_epochs
+    )
     changes["lr.warmup_epochs"] = warmup_epochs or None
     if not warmup_epochs:
         changes["lr.warmup_from"] = None

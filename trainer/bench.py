@@ -43,12 +43,21 @@ class Rate:
     def as_facts(self) -> dict:
         """For a JSON file."""
         low, high = self.quartiles
-        rounded = {"images_per_s": self.images_per_s, "low_images_per_s": low, "high_images_per_s": high}
-        return {name: round(value, 2) for name, value in rounded.items()} | {"num_rounds": len(self.seconds)}
+        rounded = {
+            "images_per_s": self.images_per_s,
+            "low_images_per_s": low,
+            "high_images_per_s": high,
+        }
+        return {name: round(value, 2) for name, value in rounded.items()} | {
+            "num_rounds": len(self.seconds)
+        }
 
 
 def in_turns(
-    parts: dict[str, Callable[[int], int]], num_rounds: int, clock: Callable[[], float] = time.perf_counter, bound_s: float = math.inf
+    parts: dict[str, Callable[[int], int]],
+    num_rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    bound_s: float = math.inf,
 ) -> dict[str, Rate]:
     """The rate of every part. Each is called with the number of the round, and gives how many images it did.
 

@@ -19,14 +19,29 @@ _SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=6
 @app.command()
 @user_errors
 def bench(
-    recipe: Annotated[str, typer.Option(help="A page; absent: A2 and convnext on a GPU, A3 on the CPU.")] = "",
-    model: Annotated[str, typer.Option(help="A model; absent: resnet50 and convnext_tiny on a GPU, resnet18 on the CPU.")] = "",
-    data: Annotated[str, typer.Option(help="As train takes it; absent: JPEG photos of an ImageNet image's size.")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="A page; absent: A2 and convnext on a GPU, A3 on the CPU.")
+    ] = "",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A model; absent: resnet50 and convnext_tiny on a GPU, resnet18 on the CPU."
+        ),
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option(help="As train takes it; absent: JPEG photos of an ImageNet image's size."),
+    ] = "",
     data_dir: DataDir = None,
-    src: Annotated[Path | None, typer.Option(help="A folder or a tar of JPEG files to use in place of those photos.")] = None,
+    src: Annotated[
+        Path | None,
+        typer.Option(help="A folder or a tar of JPEG files to use in place of those photos."),
+    ] = None,
     set_: Set = "",
     device: Device = "auto",
-    gpu: Annotated[int, typer.Option(min=0, max=1, help="1: measure on a GPU, or say that there is none.")] = 0,
+    gpu: Annotated[
+        int, typer.Option(min=0, max=1, help="1: measure on a GPU, or say that there is none.")
+    ] = 0,
     precision: Precision = "auto",
     workers: Workers = "auto",
     loader: Loader = "auto",
@@ -52,7 +67,10 @@ def bench(
         from trainer.data.opened import open_data
 
         data = data or str(_folder(Path(made), src, on_gpu))
-        plans = [plan_of(Job(page, name, data, data_dir, 0, set_)) for page, name in _asked(recipe, model, on_gpu)]
+        plans = [
+            plan_of(Job(page, name, data, data_dir, 0, set_))
+            for page, name in _asked(recipe, model, on_gpu)
+        ]
         folder = data_folder(data, data_dir)
         settings = replace(settings, loader=chosen_loader(loader, folder))
         opened = open_data(plans[0].profile, folder, settings.loader == "ffcv")
@@ -78,7 +96,11 @@ def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
     files = files_of(src, made / "files", 128)
     if not files:
         raise UserError(f"src={src}: holds no .jpg; a folder or a tar of JPEG files would do")
-    return image_folder(made / "data", files, 8192, 1000, 1000) if on_gpu else image_folder(made / "data", files, 1024, 256)
+    return (
+        image_folder(made / "data", files, 8192, 1000, 1000)
+        if on_gpu
+        else image_folder(made / "data", files, 1024, 256)
+    )
 
 
 def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
@@ -86,15 +108,24 @@ def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
     from trainer.terminal import open_terminal
 
     out = open_terminal(120)
-    out.print(f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many whole steps ...", markup=False)
+    out.print(
+        f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many whole steps ...",
+        markup=False,
+    )
     rates = measure(plan, settings, data, num_rounds, num_steps=num_rounds)
     found = verdict(rates, settings)
     out.print(table_of(rates, found.limit))
     out.print(found.text, markup=False)
-    _write(results, settings, {"benchmark": "run"} | machine_facts(settings, data) | facts_of(plan, rates, found))
+    _write(
+        results,
+        settings,
+        {"benchmark": "run"} | machine_facts(settings, data) | facts_of(plan, rates, found),
+    )
 
 
-def measure_on_gpu(plans, settings, data, folder: Path | None, num_rounds: int, results: Path, began_s: float) -> None:
+def measure_on_gpu(
+    plans, settings, data, folder: Path | None, num_rounds: int, results: Path, began_s: float
+) -> None:
     """Measure plans one after another in what is left of the time; each is printed and stored when it is done.
 
     began_s: of time.perf_counter, since when the time is counted.
@@ -104,15 +135,27 @@ def measure_on_gpu(plans, settings, data, folder: Path | None, num_rounds: int, 
     from trainer.terminal import open_terminal
 
     out = open_terminal(120)
-    out.print(f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about {BOUND_S / 60:.0f} minutes", markup=False)
-    facts = {"benchmark": "run on a GPU", "bound_s": BOUND_S} | machine_facts(settings, data) | {"runs": []}
+    out.print(
+        f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about {BOUND_S / 60:.0f} minutes",
+        markup=False,
+    )
+    facts = (
+        {"benchmark": "run on a GPU", "bound_s": BOUND_S}
+        | machine_facts(settings, data)
+        | {"runs": []}
+    )
     for number, plan in enumerate(plans):
         left_s = BOUND_S - (time.perf_counter() - began_s)
-        page, found, targets = bench_page(plan, settings, data, folder, num_rounds, left_s / (len(plans) - number))
+        page, found, targets = bench_page(
+            plan, settings, data, folder, num_rounds, left_s / (len(plans) - number)
+        )
         facts["runs"].append(page)
         facts["took_s"] = round(time.perf_counter() - began_s, 1)
         _write(results, settings, facts)
-        out.print(f"\n{plan.model} by {page['recipe']}, {page['train_px']} px, {page['batch_images']} images a step", markup=False)
+        out.print(
+            f"\n{plan.model} by {page['recipe']}, {page['train_px']} px, {page['batch_images']} images a step",
+            markup=False,
+        )
         out.print(table_of(found.rates, found.rates["step"].images_per_s))
         out.print(page["verdict"], markup=False)
         out.print(floor_table(page))
@@ -138,7 +181,12 @@ def table_of(rates: dict, limit: float):
     for name, rate in rates.items():
         low, high = rate.quartiles
         alone = " (one core)" if name == "decode" else ""
-        table.add_row(name + alone, f"{rate.images_per_s:,.0f}", f"{low:,.0f} to {high:,.0f}", f"{rate.images_per_s / limit:.2f}")
+        table.add_row(
+            name + alone,
+            f"{rate.images_per_s:,.0f}",
+            f"{low:,.0f} to {high:,.0f}",
+            f"{rate.images_per_s / limit:.2f}",
+        )
     return table
 
 
@@ -149,11 +197,26 @@ def floor_table(page: dict):
     floor, ms = page["floor"], page["optimizer_ms"]
     table = Table("floor", "counted", "achieved")
     passes = ", ".join(f"{name} {value:g}" for name, value in floor["tflop_per_s"].items())
-    table.add_row("forward and backward", f"{floor['train_gflop_per_image']:g} GFLOP an image", f"TFLOP/s: {passes}")
-    steps = ", ".join(f"{name} {value:g} ({ms[name]['median']:g} ms)" for name, value in floor["optimizer_gb_per_s"].items())
-    table.add_row(f"a step of {page['optimizer']}", f"{floor['optimizer_bytes_per_step'] / 1e6:,.0f} MB", f"GB/s: {steps}")
+    table.add_row(
+        "forward and backward",
+        f"{floor['train_gflop_per_image']:g} GFLOP an image",
+        f"TFLOP/s: {passes}",
+    )
+    steps = ", ".join(
+        f"{name} {value:g} ({ms[name]['median']:g} ms)"
+        for name, value in floor["optimizer_gb_per_s"].items()
+    )
+    table.add_row(
+        f"a step of {page['optimizer']}",
+        f"{floor['optimizer_bytes_per_step'] / 1e6:,.0f} MB",
+        f"GB/s: {steps}",
+    )
     if "transfer_gb_per_s" in floor:
-        table.add_row("transfer", f"{floor['image_bytes'] / 1e6:g} MB an image", f"GB/s: {floor['transfer_gb_per_s']:g}")
+        table.add_row(
+            "transfer",
+            f"{floor['image_bytes'] / 1e6:g} MB an image",
+            f"GB/s: {floor['transfer_gb_per_s']:g}",
+        )
     return table
 
 

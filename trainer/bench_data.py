@@ -24,7 +24,10 @@ def photos(folder: Path, num_files: int) -> list[Path]:
     files = []
     for number in range(num_files):
         source = sources[number % 2]
-        left, top = random.integers(0, source.width - _SIZE[0]), random.integers(0, source.height - _SIZE[1])
+        left, top = (
+            random.integers(0, source.width - _SIZE[0]),
+            random.integers(0, source.height - _SIZE[1]),
+        )
         path = folder / f"{number:05}.jpg"
         source.crop((left, top, left + _SIZE[0], top + _SIZE[1])).save(path, quality=_QUALITY)
         files.append(path)
@@ -57,7 +60,9 @@ def _written_out(tar: Path, folder: Path) -> list[Path]:
     return files
 
 
-def image_folder(root: Path, files: list[Path], num_train: int, num_val: int, num_classes: int = 2) -> Path:
+def image_folder(
+    root: Path, files: list[Path], num_train: int, num_val: int, num_classes: int = 2
+) -> Path:
     """An image folder whose files are links to these, over and over, and their classes too."""
     for split, num_images in (("train", num_train), ("val", num_val)):
         for number in range(num_images):

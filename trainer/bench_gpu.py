@@ -13,8 +13,24 @@ import torch
 from torch import nn
 
 from trainer.bench import Rate, in_turns, seconds_a_step
-from trainer.bench_run import clock_of, facts_of, first_batch, num_first_steps, parts_of, step_alone, verdict
-from trainer.bench_targets import Floor, Measured, Target, comparison_facts, floor_facts, floor_of, targets_of
+from trainer.bench_run import (
+    clock_of,
+    facts_of,
+    first_batch,
+    num_first_steps,
+    parts_of,
+    step_alone,
+    verdict,
+)
+from trainer.bench_targets import (
+    Floor,
+    Measured,
+    Target,
+    comparison_facts,
+    floor_facts,
+    floor_of,
+    targets_of,
+)
 from trainer.bench_timm import TimmLoop, reason_against
 from trainer.data.loader import MicroBatch
 from trainer.data.opened import OpenedData
@@ -44,7 +60,13 @@ class Turn:
 
 
 def bench_page(
-    plan: Plan, settings: Settings, data: OpenedData, folder: Path | None, num_rounds: int, seconds: float, clock: Clock | None = None
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    folder: Path | None,
+    num_rounds: int,
+    seconds: float,
+    clock: Clock | None = None,
 ) -> tuple[dict, Measured, list[Target]]:
     """A plan's facts for a JSON file, what they were made of, and the targets; in about so many seconds.
 
@@ -55,17 +77,38 @@ def bench_page(
     began = clock()
     against = reason_against(plan, folder)
     folder = None if against else folder
-    rates, optimizer, floor = _alone(plan, settings, data, folder, num_rounds, _ALONE_SHARE * seconds, clock)
-    turns = in_rounds(_loops(plan, settings, data, folder, clock), num_rounds, seconds - (clock() - began), clock)
-    rates |= {name: Rate(tuple(turn.seconds for turn in each), plan.recipe.batch.images) for name, each in turns.items()}
+    rates, optimizer, floor = _alone(
+        plan, settings, data, folder, num_rounds, _ALONE_SHARE * seconds, clock
+    )
+    turns = in_rounds(
+        _loops(plan, settings, data, folder, clock), num_rounds, seconds - (clock() - began), clock
+    )
+    rates |= {
+        name: Rate(tuple(turn.seconds for turn in each), plan.recipe.batch.images)
+        for name, each in turns.items()
+    }
     peaks = {name: _most(each) for name, each in turns.items() if name != "step"}
     found = Measured(plan.recipe.optimizer.name, rates, optimizer, peaks, floor, against)
     targets = targets_of(found)
-    facts = facts_of(plan, rates, verdict(rates, settings)) | comparison_facts(found) | {"floor": floor_facts(found)}
-    return facts | {"targets": [target.as_facts() for target in targets], "took_s": round(clock() - began, 1)}, found, targets
+    facts = (
+        facts_of(plan, rates, verdict(rates, settings))
+        | comparison_facts(found)
+        | {"floor": floor_facts(found)}
+    )
+    return (
+        facts
+        | {
+            "targets": [target.as_facts() for target in targets],
+            "took_s": round(clock() - began, 1),
+        },
+        found,
+        targets,
+    )
 
 
-def in_rounds(loops: list[Callable[[float], dict[str, Turn]]], num_rounds: int, seconds: float, clock: Clock) -> dict[str, list[Turn]]:
+def in_rounds(
+    loops: list[Callable[[float], dict[str, Turn]]], num_rounds: int, seconds: float, clock: Clock
+) -> dict[str, list[Turn]]:
     """By name, the turns of loops that take turns, the last one first in every second round.
 
     A loop is called with the seconds that it may take for each thing it times. No round begins that would, by the longest
@@ -84,13 +127,22 @@ def in_rounds(loops: list[Callable[[float], dict[str, Turn]]], num_rounds: int, 
     return found
 
 
-def _loops(plan: Plan, settings: Settings, data: OpenedData, folder: Path | None, clock: Clock) -> list[Callable[[float], dict[str, Turn]]]:
+def _loops(
+    plan: Plan, settings: Settings, data: OpenedData, folder: Path | None, clock: Clock
+) -> list[Callable[[float], dict[str, Turn]]]:
     batch = first_batch(plan, settings, data)
     ours = partial(_ours, plan, settings, data, batch, clock)
     return [ours] if folder is None else [ours, partial(_timms, plan, settings, folder, clock)]
 
 
-def _ours(plan: Plan, settings: Settings, data: OpenedData, batch: MicroBatch, clock: Clock, bound_s: float) -> dict[str, Turn]:
+def _ours(
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    batch: MicroBatch,
+    clock: Clock,
+    bound_s: float,
+) -> dict[str, Turn]:
     """A run's steps end to end, then with its workers gone the same step on data that lies on the device."""
     memory = Memory(settings.device)
     state = State(plan, settings, _NOWHERE)
@@ -101,22 +153,41 @@ def _ours(plan: Plan, settings: Settings, data: OpenedData, batch: MicroBatch, c
     return {"step": Turn(alone_s), "end to end": Turn(whole_s, peak_mib)}
 
 
-def _whole_step_s(state: State, data: OpenedData, clock: Clock, bound_s: float, memory: Memory) -> float:
+def _whole_step_s(
+    state: State, data: OpenedData, clock: Clock, bound_s: float, memory: Memory
+) -> float:
     plan, numbers = state.plan, itertools.count()
     stream = data.train_stream(replace(plan, num_steps=10**9), state.settings, 0)
     num_first = num_first_steps(plan, state.settings)
-    return seconds_a_step(lambda: optimizer_step(state, stream, next(numbers)), num_first, _STEPS, bound_s, clock, memory.restart)
+    return seconds_a_step(
+        lambda: optimizer_step(state, stream, next(numbers)),
+        num_first,
+        _STEPS,
+        bound_s,
+        clock,
+        memory.restart,
+    )
 
 
-def _timms(plan: Plan, settings: Settings, folder: Path, clock: Clock, bound_s: float) -> dict[str, Turn]:
+def _timms(
+    plan: Plan, settings: Settings, folder: Path, clock: Clock, bound_s: float
+) -> dict[str, Turn]:
     memory = Memory(settings.device)
     loop = TimmLoop(plan, settings, folder)
-    seconds = seconds_a_step(loop.step, num_first_steps(plan, settings), _STEPS, bound_s, clock, memory.restart)
+    seconds = seconds_a_step(
+        loop.step, num_first_steps(plan, settings), _STEPS, bound_s, clock, memory.restart
+    )
     return {"timm's parts": Turn(seconds, memory.peak_mib())}
 
 
 def _alone(
-    plan: Plan, settings: Settings, data: OpenedData, folder: Path | None, num_rounds: int, seconds: float, clock: Clock
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    folder: Path | None,
+    num_rounds: int,
+    seconds: float,
+    clock: Clock,
 ) -> tuple[dict[str, Rate], dict[str, Rate], Floor]:
     """The parts, but for the step that takes its turns with the loops; the optimizers; and the floor."""
     began = clock()
@@ -128,7 +199,9 @@ def _alone(
     return rates, optimizer_rates(state, loop, clock, seconds - (clock() - began)), floor_of(state)
 
 
-def optimizer_rates(state: State, loop: TimmLoop | None, clock: Clock, bound_s: float) -> dict[str, Rate]:
+def optimizer_rates(
+    state: State, loop: TimmLoop | None, clock: Clock, bound_s: float
+) -> dict[str, Rate]:
     """Steps of our optimizer and of timm's, clipping included, over gradients that mostly are not clipped."""
 
     def ours() -> None:
@@ -178,7 +251,11 @@ class Memory:
 
     def peak_mib(self) -> float | None:
         """Since `restart`."""
-        return (torch.cuda.max_memory_allocated(self._device) - self._before) / 2**20 if self._device else None
+        return (
+            (torch.cuda.max_memory_allocated(self._device) - self._before) / 2**20
+            if self._device
+            else None
+        )
 
 
 def _most(turns: list[Turn]) -> float | None:

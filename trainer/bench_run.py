@@ -26,9 +26,13 @@ from trainer.settings import Settings
 from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step
 
-BOUND_SHARE = 0.95  # of the step on data that lies on the device: at least that much is no waiting for data
+BOUND_SHARE = (
+    0.95  # of the step on data that lies on the device: at least that much is no waiting for data
+)
 _SPARE = 1.1  # workers' rate over the step's, so that a slow image holds nothing up
-_PASS_IMAGES = 512  # that ffcv decodes at a time, at least: what starting its thread takes is lost in them
+_PASS_IMAGES = (
+    512  # that ffcv decodes at a time, at least: what starting its thread takes is lost in them
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Verdict:
     num_workers: int
 
 
-def measure(plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, num_steps: int) -> dict[str, Rate]:
+def measure(
+    plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, num_steps: int
+) -> dict[str, Rate]:
     """The rates of all parts, taking turns, then of so many whole steps in a row, which must not share the machine."""
     fast_algorithms(settings.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,10 +62,15 @@ def measure(plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, n
         return rates | {"end to end": _end_to_end(state, data, num_steps)}
 
 
-def verdict(rates: dict[str, Rate], settings: Settings, available_cores: int | None = None) -> Verdict:
+def verdict(
+    rates: dict[str, Rate], settings: Settings, available_cores: int | None = None
+) -> Verdict:
     """Who waits for whom."""
     limit, whole = rates["step"].images_per_s, rates["end to end"].images_per_s
-    decode_ms, augment_ms = rates["decode"].image_ms, rates["augment"].image_ms if settings.device == "cpu" else 0.0
+    decode_ms, augment_ms = (
+        rates["decode"].image_ms,
+        rates["augment"].image_ms if settings.device == "cpu" else 0.0,
+    )
     each = 1e3 / (decode_ms + augment_ms)
     delivered = max(1, settings.num_workers) * each
     enough = math.ceil(_SPARE * limit / each)
@@ -68,12 +79,20 @@ def verdict(rates: dict[str, Rate], settings: Settings, available_cores: int | N
         return Verdict("serial", _serial_text(whole, limit, share), limit, delivered, enough)
     if share >= BOUND_SHARE or delivered >= _SPARE * limit:
         kind = "compute-bound" if share >= BOUND_SHARE else "shared"
-        named = kind if kind == "compute-bound" else "neither data-bound nor compute-bound (workers and model share the cores?)"
+        named = (
+            kind
+            if kind == "compute-bound"
+            else "neither data-bound nor compute-bound (workers and model share the cores?)"
+        )
         text = f"{named}: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %); workers={settings.num_workers} could deliver {delivered:,.0f}"
         return Verdict(kind, text, limit, delivered, enough)
     text = f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
     cores = num_cores() if available_cores is None else available_cores
-    text += f"workers={enough} would do" if enough <= cores else f"it would take {enough} workers, and here are {cores} cores"
+    text += (
+        f"workers={enough} would do"
+        if enough <= cores
+        else f"it would take {enough} workers, and here are {cores} cores"
+    )
     return Verdict("data-bound", text, limit, delivered, enough)
 
 
@@ -114,14 +133,24 @@ def parts_of(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
 
     parts = {
         "decode": _on_one_thread(_decoding(plan, settings, data)),
-        "augment": _on_one_thread(lambda _: len(augmented(there, recipe.augment, recipe.augment_splits, fill_of(plan.profile)).labels)),
+        "augment": _on_one_thread(
+            lambda _: len(
+                augmented(
+                    there, recipe.augment, recipe.augment_splits, fill_of(plan.profile)
+                ).labels
+            )
+        ),
         "transfer": lambda _: len(pixels.to(settings.device, non_blocking=True)),
         "model": model,
         "optimizer": optimizer,
         "step": step_alone(state, there),
         "evaluation": lambda _: evaluate(plan, settings, state.model, shown).num_images,
     }
-    return parts if settings.device.startswith("cuda") else {name: part for name, part in parts.items() if name != "transfer"}
+    return (
+        parts
+        if settings.device.startswith("cuda")
+        else {name: part for name, part in parts.items() if name != "transfer"}
+    )
 
 
 def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
@@ -153,7 +182,11 @@ def _decoding(plan: Plan, settings: Settings, data: OpenedData) -> Callable[[int
     here = replace(settings, num_workers=0, device="cpu")
     stream = data.stream(plan, here)
     if settings.loader != "ffcv":
-        makes, keys = (Parts(stream), part_keys(stream, 0, 10**9)) if has_parts(stream) else (stream, stream.keys(0, 10**9))
+        makes, keys = (
+            (Parts(stream), part_keys(stream, 0, 10**9))
+            if has_parts(stream)
+            else (stream, stream.keys(0, 10**9))
+        )
         decoded = whole(makes[key] for key in keys)
         return lambda _: len(next(decoded).labels)
     num_steps = math.ceil(_PASS_IMAGES / plan.recipe.batch.images)
@@ -183,7 +216,10 @@ def _ready(batch, plan: Plan, settings: Settings):
 
 def _repeated(state: State, batch) -> Callable[[int], Iterator]:
     """For each step, its micro-batches: the same images each time."""
-    return lambda step: (batch._replace(step=step, micro_batch=place) for place in range(state.plan.micro_batches(step)))
+    return lambda step: (
+        batch._replace(step=step, micro_batch=place)
+        for place in range(state.plan.micro_batches(step))
+    )
 
 
 def num_first_steps(plan: Plan, settings: Settings) -> int:
@@ -215,7 +251,9 @@ def _end_to_end(state: State, data: OpenedData, num_steps: int) -> Rate:
     plan, clock = state.plan, clock_of(state.settings)
     first = num_first_steps(plan, state.settings)
     num_all = first + num_steps
-    window = data.train_stream(replace(plan, num_steps=max(num_all, plan.num_steps)), state.settings, 0)
+    window = data.train_stream(
+        replace(plan, num_steps=max(num_all, plan.num_steps)), state.settings, 0
+    )
     seconds = []
     for step in range(num_all):
         began = clock()

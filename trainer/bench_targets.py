@@ -83,7 +83,12 @@ def floor_of(state: State) -> Floor:
     plan = state.plan
     px, channels = plan.recipe.image.train_px, plan.profile.channels
     weights = list(state.model.parameters())
-    kept = [value for each in state.optimizer.state.values() for value in each.values() if isinstance(value, Tensor)]
+    kept = [
+        value
+        for each in state.optimizer.state.values()
+        for value in each.values()
+        if isinstance(value, Tensor)
+    ]
     return Floor(
         gmacs(state.model, channels, px),
         channels * px * px,
@@ -100,7 +105,11 @@ def _bytes(tensors: list[Tensor]) -> int:
 def floor_facts(found: Measured) -> dict:
     """The floor, and what was achieved of it: operations and bytes a second."""
     floor = found.floor
-    done = {name: rate for name, rate in found.rates.items() if name in ("model", "step", "end to end", "timm's parts")}
+    done = {
+        name: rate
+        for name, rate in found.rates.items()
+        if name in ("model", "step", "end to end", "timm's parts")
+    }
     facts = {
         "gmacs_per_image": round(floor.gmacs, 4), "train_gflop_per_image": round(floor.train_gflop, 3), "image_bytes": floor.image_bytes,
         "weight_bytes": floor.weight_bytes, "gradient_bytes": floor.gradient_bytes, "state_bytes": floor.state_bytes,
@@ -109,25 +118,42 @@ def floor_facts(found: Measured) -> dict:
         "optimizer_gb_per_s": {name: _round(floor.optimizer_bytes / rate.image_ms / 1e6) for name, rate in found.optimizer.items()},
     }  # fmt: skip
     if "transfer" in found.rates:
-        facts["transfer_gb_per_s"] = _round(found.rates["transfer"].images_per_s * floor.image_bytes / 1e9)
+        facts["transfer_gb_per_s"] = _round(
+            found.rates["transfer"].images_per_s * floor.image_bytes / 1e9
+        )
     return facts
 
 
 def spread(values: list[float]) -> dict:
     """The median, the lowest and the highest."""
-    return {"median": _round(statistics.median(values)), "low": _round(min(values)), "high": _round(max(values))}
+    return {
+        "median": _round(statistics.median(values)),
+        "low": _round(min(values)),
+        "high": _round(max(values)),
+    }
 
 
 def comparison_facts(found: Measured) -> dict:
     """Ours against the step alone and against timm's parts: ratios over the turns, milliseconds, memory."""
-    rates, facts = found.rates, {"of_step": spread(ratios(found.rates["end to end"], found.rates["step"]))}
+    rates, facts = (
+        found.rates,
+        {"of_step": spread(ratios(found.rates["end to end"], found.rates["step"]))},
+    )
     if found.against:
         facts["not_compared"] = found.against
     else:
         facts["x_timm"] = spread(ratios(rates["end to end"], rates["timm's parts"]))
-    times = {name: spread([1e3 * seconds / rate.num_images for seconds in rate.seconds]) for name, rate in found.optimizer.items()}
+    times = {
+        name: spread([1e3 * seconds / rate.num_images for seconds in rate.seconds])
+        for name, rate in found.optimizer.items()
+    }
     peaks = {name: mib and round(mib, 1) for name, mib in found.peak_mib.items()}
-    return facts | {"optimizer": found.optimizer_name, "optimizer_ms": times, "peak_mib": peaks, "num_turns": len(rates["step"].seconds)}
+    return facts | {
+        "optimizer": found.optimizer_name,
+        "optimizer_ms": times,
+        "peak_mib": peaks,
+        "num_turns": len(rates["step"].seconds),
+    }
 
 
 def targets_of(found: Measured) -> list[Target]:
@@ -139,7 +165,12 @@ def _of_step(found: Measured) -> Target:
     each = ratios(found.rates["end to end"], found.rates["step"])
     share = spread(each)
     text = f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f}, {_turns(each)})"
-    return Target("end to end, of the step on data on the device", f">= {100 * BOUND_SHARE:.0f} %", text, share["median"] >= BOUND_SHARE)
+    return Target(
+        "end to end, of the step on data on the device",
+        f">= {100 * BOUND_SHARE:.0f} %",
+        text,
+        share["median"] >= BOUND_SHARE,
+    )
 
 
 def _of_timm(found: Measured) -> Target:
@@ -148,7 +179,12 @@ def _of_timm(found: Measured) -> Target:
         return Target(what, wanted, f"no such loop: {found.against}", None)
     each = ratios(found.rates["end to end"], found.rates["timm's parts"])
     ratio = spread(each)
-    return Target(what, wanted, f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}, {_turns(each)})", ratio["median"] >= TIMM_RATIO)
+    return Target(
+        what,
+        wanted,
+        f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}, {_turns(each)})",
+        ratio["median"] >= TIMM_RATIO,
+    )
 
 
 def _turns(each: list[float]) -> str:
@@ -158,7 +194,12 @@ def _turns(each: list[float]) -> str:
 def _of_optimizer(found: Measured) -> Target:
     ours, timms = found.optimizer["ours"].image_ms, found.optimizer.get("timm's")
     text = f"{ours:.2f} ms" + (f" (timm's {timms.image_ms:.2f} ms)" if timms else "")
-    return Target(f"a step of {found.optimizer_name} alone", f"< {OPTIMIZER_MS:g} ms", text, ours < OPTIMIZER_MS)
+    return Target(
+        f"a step of {found.optimizer_name} alone",
+        f"< {OPTIMIZER_MS:g} ms",
+        text,
+        ours < OPTIMIZER_MS,
+    )
 
 
 def _of_memory(found: Measured) -> Target:

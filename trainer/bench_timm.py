@@ -19,7 +19,9 @@ from trainer.models import build_model
 from trainer.plan import Plan
 from trainer.settings import Settings
 
-_EPOCH_IMAGES = 1 << 18  # of its loader, at least: it fills its queue anew at the end of each epoch, which ImageNet has seldom
+_EPOCH_IMAGES = (
+    1 << 18
+)  # of its loader, at least: it fills its queue anew at the end of each epoch, which ImageNet has seldom
 
 
 def reason_against(plan: Plan, folder: Path | None) -> str:
@@ -29,7 +31,12 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
         return "its loader reads folders of colour images"
     known = {"augment": (RandomResizedCrop, Flip, RandAugment, RandomErasing), "optimizer": (Lamb, AdamW),
              "loss": (BinaryCrossEntropy, CrossEntropy), "mix": (MixupOrCutMix,)}  # fmt: skip
-    written = {"augment": recipe.augment, "optimizer": (recipe.optimizer,), "loss": (recipe.loss,), "mix": (recipe.mix,)}
+    written = {
+        "augment": recipe.augment,
+        "optimizer": (recipe.optimizer,),
+        "loss": (recipe.loss,),
+        "mix": (recipe.mix,),
+    }
     for key, parts in written.items():
         for part in parts:
             if not isinstance(part, known[key]):
@@ -49,7 +56,9 @@ class TimmLoop:
     stream: endless (images, labels) of micro-batches; whoever wants to watch it may put another in its place.
     """
 
-    def __init__(self, plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool | None = None) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool | None = None
+    ) -> None:
         from timm.data import Mixup
         from timm.utils import ModelEmaV3
 
@@ -58,13 +67,21 @@ class TimmLoop:
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model = build_model(plan).to(settings.device, memory_format=memory_format).train()
         self.optimizer = _optimizer(self.model, recipe)
-        self.average = ModelEmaV3(self.model, decay=recipe.average.decay) if recipe.average else None
-        self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
+        self.average = (
+            ModelEmaV3(self.model, decay=recipe.average.decay) if recipe.average else None
+        )
+        self.scaler = torch.amp.GradScaler(
+            settings.device.split(":")[0], enabled=settings.precision == "fp16"
+        )
         self.loss = _loss(recipe)
         self.mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, label_smoothing=recipe.smoothing or 0.0,
                            num_classes=plan.profile.num_classes)  # fmt: skip
         on_gpu = settings.device.startswith("cuda")
-        self.stream = _endless(timm_loader(plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher))
+        self.stream = _endless(
+            timm_loader(
+                plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher
+            )
+        )
 
     def step(self) -> None:
         """One optimizer step over its micro-batches."""
@@ -72,7 +89,10 @@ class TimmLoop:
         for _ in range(num_micro_batches):
             images, targets = self.mixup(*self._arrived(next(self.stream)))
             with autocast(self.settings):
-                loss = self.loss(self.model(in_format(images, self.settings)), targets) / num_micro_batches
+                loss = (
+                    self.loss(self.model(in_format(images, self.settings)), targets)
+                    / num_micro_batches
+                )
             self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         self.clip()
@@ -93,13 +113,23 @@ class TimmLoop:
         return images.to(self.settings.device), labels.to(self.settings.device)
 
 
-def timm_loader(plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool, num_images: int = _EPOCH_IMAGES):
+def timm_loader(
+    plan: Plan,
+    settings: Settings,
+    folder: Path,
+    has_prefetcher: bool,
+    num_images: int = _EPOCH_IMAGES,
+):
     """timm's loader of a page's training images, in passes of at least so many, each of the folder's as often as any other."""
     from timm.data import ImageDataset, create_loader
 
     recipe, px = plan.recipe, plan.recipe.image.train_px
     parts = {type(part): part for part in recipe.augment}
-    crop, drawn, erasing = parts[RandomResizedCrop], parts.get(RandAugment), parts.get(RandomErasing)
+    crop, drawn, erasing = (
+        parts[RandomResizedCrop],
+        parts.get(RandAugment),
+        parts.get(RandomErasing),
+    )
     images = ImageDataset(str(folder / "train"))
     images.reader.samples *= -(-num_images // len(images))
     return create_loader(
@@ -128,7 +158,9 @@ def _loss(recipe) -> nn.Module:
 
     if isinstance(recipe.loss, CrossEntropy):
         return loss.SoftTargetCrossEntropy()
-    return loss.BinaryCrossEntropy(smoothing=0.0, target_threshold=recipe.loss.threshold, sum_classes=recipe.loss.sum_classes)
+    return loss.BinaryCrossEntropy(
+        smoothing=0.0, target_threshold=recipe.loss.threshold, sum_classes=recipe.loss.sum_classes
+    )
 
 
 def _optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:

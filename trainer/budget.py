@@ -31,7 +31,9 @@ class Budget(Page):
         return self
 
 
-def budget_lines(budget: Budget | None, page: Recipe, adapted: Recipe, profile: Profile) -> dict[str, Any]:
+def budget_lines(
+    budget: Budget | None, page: Recipe, adapted: Recipe, profile: Profile
+) -> dict[str, Any]:
     """The overrides, by path, that give a recipe on a data set the length of a budget.
 
     page: for one model. adapted: the same as the profile adapts it.
@@ -54,6 +56,12 @@ def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
     found = [(label, new) for label, _, new in tree.differences(*pages)]
     changed = [(label, new) for label, new in found if label.partition(".")[0] not in ABOUT]
     renamed = [label.removesuffix(".name") for label, _ in changed if label.endswith(".name")]
-    lines = {label: new for label, new in changed if not any(label.startswith(f"{section}.") for section in renamed)}
-    sections = {label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed}
+    lines = {
+        label: new
+        for label, new in changed
+        if not any(label.startswith(f"{section}.") for section in renamed)
+    }
+    sections = {
+        label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed
+    }
     return lines | sections

@@ -16,8 +16,8 @@ from trainer.cells import Cell, plan_key, plan_of_cell, row_key
 from trainer.claims import claim
 from trainer.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
-from trainer.json_text import json_file
 from trainer.job import Job, deviation_rows
+from trainer.json_text import json_file
 from trainer.plan import Plan
 from trainer.results import Row, read_row_file, rows_folder
 from trainer.row_urls import pull_rows, push_row
@@ -62,7 +62,11 @@ def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]
 
     Raises UserError for a cell whose page, model and data do not fit together.
     """
-    return [_repeat(ablation, cell, seed, data_dir) for seed in ablation.seeds for cell in ablation.cells]
+    return [
+        _repeat(ablation, cell, seed, data_dir)
+        for seed in ablation.seeds
+        for cell in ablation.cells
+    ]
 
 
 def _repeat(ablation: Ablation, cell: Cell, seed: int, data_dir: Path | None) -> Repeat:
@@ -90,7 +94,10 @@ def words_of(job: Job, shared: Shared) -> list[str]:
         "runs": shared.runs,
         "results": shared.results,
     }
-    return ["train", *(f"--{name}={value}" for name, value in named.items() if value not in (None, ""))]
+    return [
+        "train",
+        *(f"--{name}={value}" for name, value in named.items() if value not in (None, "")),
+    ]
 
 
 def run_repeat(repeat: Repeat, shared: Shared) -> int:
@@ -195,7 +202,10 @@ def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> 
         if shared.url:
             pull_rows(shared.url, folder, repeat.prefix)
         names = row_names(shared)
-    found = sorted((name for name in names if name.startswith(repeat.prefix)), key=lambda name: (len(name), name))
+    found = sorted(
+        (name for name in names if name.startswith(repeat.prefix)),
+        key=lambda name: (len(name), name),
+    )
     rows = (read_row_file(folder / name) for name in found)
     return next((row for row in rows if row_key(row) == repeat.key), None)
 
@@ -203,13 +213,18 @@ def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> 
 def row_names(shared: Shared) -> list[str]:
     """The names of the store's files."""
     folder = rows_folder(shared.results)
-    return [name for name in os.listdir(folder) if name.endswith(".json")] if folder.is_dir() else []
+    return (
+        [name for name in os.listdir(folder) if name.endswith(".json")] if folder.is_dir() else []
+    )
 
 
 def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
     """The run folder of one seed of a cell, once it is there: the one whose plan says what the repeat's plan says."""
     plan = repeat.plan
-    expected = {"page_digest": plan.page_digest, "deviations": [change.model_dump() for change in deviation_rows(plan)]}
+    expected = {
+        "page_digest": plan.page_digest,
+        "deviations": [change.model_dump() for change in deviation_rows(plan)],
+    }
     for path in Path(shared.runs).glob(f"{repeat.prefix}{'[0-9a-f]' * 6}/plan.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             facts = json_file(path)

@@ -74,7 +74,14 @@ def plan_key(plan: Plan) -> str:
     from trainer.job import deviation_rows
 
     recipe = plan.recipe
-    identity = plan.page_digest, recipe.name, recipe.version, plan.model, plan.profile.name, plan.seed
+    identity = (
+        plan.page_digest,
+        recipe.name,
+        recipe.version,
+        plan.model,
+        plan.profile.name,
+        plan.seed,
+    )
     return _key(identity, deviation_rows(plan))
 
 
@@ -104,7 +111,9 @@ def text_of(overrides: Mapping[str, Any]) -> str:
     """
     text = " ".join(_item(f"{label}={_written(value)}") for label, value in overrides.items())
     if overrides_of(text) != dict(overrides):
-        raise OverrideError(f"set={text}: cannot be told apart from other overrides; write paths as lr.peak, and plain values")
+        raise OverrideError(
+            f"set={text}: cannot be told apart from other overrides; write paths as lr.peak, and plain values"
+        )
     return text
 
 
@@ -119,7 +128,11 @@ def _item(text: str) -> str:
 def _written(value: Any) -> str:
     """A value as YAML on one line."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_written(key)}: {_written(part)}" for key, part in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{_written(key)}: {_written(part)}" for key, part in value.items())
+            + "}"
+        )
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_written, value)) + "]"
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _READ_AS_ANOTHER:
@@ -131,8 +144,16 @@ def _written(value: Any) -> str:
 
 def command(cell: Cell, seed: int) -> str:
     """The line for a shell that makes one run of a cell."""
-    words = {"recipe": cell.recipe, "model": cell.model, "data": cell.data, "seed": str(seed), "set": cell.overrides}
-    return " ".join(["make", *(f"{name}={_quoted(value)}" for name, value in words.items() if value)])
+    words = {
+        "recipe": cell.recipe,
+        "model": cell.model,
+        "data": cell.data,
+        "seed": str(seed),
+        "set": cell.overrides,
+    }
+    return " ".join(
+        ["make", *(f"{name}={_quoted(value)}" for name, value in words.items() if value)]
+    )
 
 
 def _quoted(text: str) -> str:

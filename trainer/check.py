@@ -103,7 +103,11 @@ def kinds_in(annotation: Any) -> list[type[BaseModel]]:
     """The page classes that an annotation names, through unions, tuples and Annotated."""
     if get_origin(annotation) is Annotated:
         return kinds_in(get_args(annotation)[0])
-    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and get_origin(annotation) is None
+        and issubclass(annotation, BaseModel)
+    ):
         return [annotation]
     return [kind for argument in get_args(annotation) for kind in kinds_in(argument)]
 
@@ -111,7 +115,9 @@ def kinds_in(annotation: Any) -> list[type[BaseModel]]:
 def tag_of(kind: type[BaseModel]) -> str | None:
     """The name that chooses an ingredient's class; None for a section, which is not chosen."""
     field = kind.model_fields.get("name")
-    return get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+    return (
+        get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
+    )
 
 
 def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
@@ -125,18 +131,26 @@ def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseMode
     kinds = [kind]
     for part in path:
         if isinstance(part, str):
-            annotations = [one.model_fields[part].annotation for one in chosen(kinds, data) if part in one.model_fields]
+            annotations = [
+                one.model_fields[part].annotation
+                for one in chosen(kinds, data)
+                if part in one.model_fields
+            ]
             kinds = [found for annotation in annotations for found in kinds_in(annotation)]
         data = _step(data, part)
     return kinds
 
 
-def unknown_key(kinds: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]], path: Path) -> Refusal:
+def unknown_key(
+    kinds: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]], path: Path
+) -> Refusal:
     """The refusal of the last key of `path`, where `kinds` may stand and `here` are those that the data chose."""
     key = str(path[-1])
     elsewhere = [str(tag_of(one)) for one in kinds if one not in here and key in one.model_fields]
     if elsewhere and here:
-        sentence = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}; leave it out"
+        sentence = (
+            f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}; leave it out"
+        )
     else:
         sentence = f"{quoted(key)} is no key of {_place(path[:-1])}{suggestion(key, _keys(here))}"
     return Refusal(path, sentence)
@@ -162,7 +176,11 @@ def _untagged(data: Any, location: Path) -> Path:
     path: list[str | int] = []
     for number, part in enumerate(location):
         is_last = number == len(location) - 1
-        if isinstance(data, Mapping) and part not in data and not (is_last and part != data.get("name")):
+        if (
+            isinstance(data, Mapping)
+            and part not in data
+            and not (is_last and part != data.get("name"))
+        ):
             continue
         if isinstance(part, str) and not isinstance(data, Mapping):
             continue
@@ -185,8 +203,12 @@ def _refusal(kind: type[BaseModel], data: Mapping[str, Any], error: Mapping[str,
     if reason == "union_tag_invalid":
         names = [tag_of(one) or "" for one in kinds_at(kind, data, path)]
         name = str(error["input"]["name"])
-        return Refusal((*path, "name"), f"{quoted(name)} is no {_last_word(path)}{suggestion(name, names)}")
-    return Refusal(path, f"{dotted(path)} is {quoted(error['input'])}; {_remedy(reason, context, error)}")
+        return Refusal(
+            (*path, "name"), f"{quoted(name)} is no {_last_word(path)}{suggestion(name, names)}"
+        )
+    return Refusal(
+        path, f"{dotted(path)} is {quoted(error['input'])}; {_remedy(reason, context, error)}"
+    )
 
 
 class _Missing(Refusal):
@@ -195,7 +217,9 @@ class _Missing(Refusal):
     def __init__(self, path: Path, *keys: str | int):
         self.keys = keys
         if isinstance(keys[0], int):
-            super().__init__(path, f"{_place(path)} is a list of {keys[0]}; write {keys[-1] + 1} values")
+            super().__init__(
+                path, f"{_place(path)} is a list of {keys[0]}; write {keys[-1] + 1} values"
+            )
         else:
             these = "these" if len(keys) > 1 else "this one"
             off = f"add {'them' if len(keys) > 1 else 'it'}: an absent key means off, and {these} cannot be off"
@@ -207,7 +231,10 @@ def _untold_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> 
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
         if key not in _keys(kinds):
-            return Refusal((*path, key), f"{quoted(key)} is no key of {_place(path)}{suggestion(key, _keys(kinds))}")
+            return Refusal(
+                (*path, key),
+                f"{quoted(key)} is no key of {_place(path)}{suggestion(key, _keys(kinds))}",
+            )
     names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
     return Refusal(path, f"{_place(path)} has no name; add name: one of {names}")
 
@@ -217,12 +244,18 @@ def _remedy(reason: str, context: Mapping[str, Any], error: Mapping[str, Any]) -
         return _WANTED[reason]
     if reason in _BOUNDS:
         key, word = _BOUNDS[reason]
-        off = ", or leave the key out to turn it off" if error["input"] == 0 and reason == "greater_than" else ""
+        off = (
+            ", or leave the key out to turn it off"
+            if error["input"] == 0 and reason == "greater_than"
+            else ""
+        )
         return f"it must be {word} {context[key]:g}{off}"
     if reason == "literal_error":
         return f"write {context['expected']}"
     if reason == "string_pattern_mismatch":
-        return f"write {_MADE_OF.get(context['pattern'], 'text that matches ' + context['pattern'])}"
+        return (
+            f"write {_MADE_OF.get(context['pattern'], 'text that matches ' + context['pattern'])}"
+        )
     message = error["msg"].removeprefix("Value error, ")
     return " ".join(message.split())
 
@@ -232,7 +265,9 @@ def _merged(refusals: list[Refusal]) -> list[Refusal]:
     others = [refusal for refusal in refusals if not isinstance(refusal, _Missing)]
     missing: dict[Path, list[str | int]] = {}
     for refusal in refusals:
-        if isinstance(refusal, _Missing) and refusal.path not in {other.path[:-1] for other in others}:
+        if isinstance(refusal, _Missing) and refusal.path not in {
+            other.path[:-1] for other in others
+        }:
             missing.setdefault(refusal.path, []).extend(refusal.keys)
     return others + [_Missing(path, *keys) for path, keys in missing.items()]
 
@@ -240,7 +275,13 @@ def _merged(refusals: list[Refusal]) -> list[Refusal]:
 def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
     """All paths of plain data in its own order, each section before its parts."""
     yield path
-    parts = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, (list, tuple)) else ()
+    parts = (
+        data.items()
+        if isinstance(data, Mapping)
+        else enumerate(data)
+        if isinstance(data, (list, tuple))
+        else ()
+    )
     for key, part in parts:
         yield from _paths(part, (*path, key))
 

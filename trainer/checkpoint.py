@@ -72,7 +72,9 @@ def _write_state(path: Path, state: dict) -> str:
     with open(path, "wb", buffering=0) as file:
         hashed = _Hashed(file)
         before = torch.serialization.get_crc32_options()
-        torch.serialization.set_crc32_options(False)  # a second checksum, which would take a sixth of the writer's time
+        torch.serialization.set_crc32_options(
+            False
+        )  # a second checksum, which would take a sixth of the writer's time
         try:
             torch.save(state, hashed)
         finally:
@@ -127,9 +129,15 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
                 raise
             except OSError as error:
                 raise _not_given(path, error) from None
-            except Exception as error:  # its checksum is right: whatever torch raises over somebody else's bytes
+            except (
+                Exception
+            ) as error:  # its checksum is right: whatever torch raises over somebody else's bytes
                 damage = f"it cannot be read: {type(error).__name__}"
-        remedy = "none is left, the run starts anew" if path == paths[-1] else "falling back to the one before it"
+        remedy = (
+            "none is left, the run starts anew"
+            if path == paths[-1]
+            else "falling back to the one before it"
+        )
         say(f"checkpoint {path.name} is damaged ({damage}): {remedy}")
     return None
 
@@ -218,4 +226,6 @@ def _damage(path: Path) -> str | None:
 
 
 def _not_given(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or without this file")
+    return UserError(
+        f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or without this file"
+    )

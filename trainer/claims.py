@@ -31,7 +31,9 @@ BEAT_S = 10.0
 STALE_S = 60.0
 _LOOK_S = 1.0
 
-_held: dict[Path, Claim] = {}  # by this process; to open and close one of these files would drop its lock
+_held: dict[
+    Path, Claim
+] = {}  # by this process; to open and close one of these files would drop its lock
 _guard = threading.Lock()
 _hearts: list[threading.Thread] = []
 
@@ -59,12 +61,16 @@ class Claim:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
-        self._folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # while it is open, no other folder has its number
+        self._folder = os.open(
+            path.parent, os.O_RDONLY | os.O_CLOEXEC
+        )  # while it is open, no other folder has its number
 
     def release(self) -> None:
         with _guard:
             _held.pop(self.path, None)
-            with contextlib.suppress(OSError):  # a disk that takes nothing any more: the lock ends all the same
+            with contextlib.suppress(
+                OSError
+            ):  # a disk that takes nothing any more: the lock ends all the same
                 self.path.unlink()
             os.close(self._descriptor)
             os.close(self._folder)
@@ -73,7 +79,9 @@ class Claim:
         """Was the claimed folder removed, or is another one in its place?"""
         try:
             claimed_one = os.fstat(self._folder)
-            return claimed_one.st_nlink == 0 or not os.path.samestat(claimed_one, os.stat(self.path.parent))
+            return claimed_one.st_nlink == 0 or not os.path.samestat(
+                claimed_one, os.stat(self.path.parent)
+            )
         except OSError:
             return True
 
@@ -100,7 +108,9 @@ def claim(folder: Path, stale_s: float = STALE_S) -> Claim | None:
     folder.mkdir(parents=True, exist_ok=True)
     own = _raise_flag(folder)
     others = [path for path in folder.glob("claim.*") if path != own.path]
-    live = [path for path in others if _owner_if_live(path, stale_s, _server_now_s(own)) is not None]
+    live = [
+        path for path in others if _owner_if_live(path, stale_s, _server_now_s(own)) is not None
+    ]
     if live or not own.path.exists():
         own.release()
         return None
@@ -119,14 +129,20 @@ def claimed(folder: Path, stale_s: float = STALE_S, look_s: float = _LOOK_S) -> 
     """
     own = claim(folder, stale_s) or _after_the_gone(Path(folder).resolve(), stale_s, look_s)
     if own is None:
-        raise ClaimedError(f"{folder}: {owner_of(folder) or 'another process'} works here; wait for its end, or stop it")
+        raise ClaimedError(
+            f"{folder}: {owner_of(folder) or 'another process'} works here; wait for its end, or stop it"
+        )
     return own
 
 
 def _after_the_gone(folder: Path, stale_s: float, look_s: float) -> Claim | None:
     touched = _touched_elsewhere(folder, stale_s)
     if touched:
-        print(f"{folder}: {owner_of(folder) or 'another process'} worked here; waiting up to {stale_s:g} s for a sign of its life", file=sys.stderr, flush=True)
+        print(
+            f"{folder}: {owner_of(folder) or 'another process'} worked here; waiting up to {stale_s:g} s for a sign of its life",
+            file=sys.stderr,
+            flush=True,
+        )
     while touched:
         time.sleep(look_s)
         own = claim(folder, stale_s)
@@ -268,7 +284,11 @@ def beat() -> None:
             os.utime(own.path)
         except FileNotFoundError:
             if not _is_still_own(own):
-                print(f"{own.path}: this claim was taken over by another process; ending", file=sys.stderr, flush=True)
+                print(
+                    f"{own.path}: this claim was taken over by another process; ending",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(1)
         except OSError:  # a network folder that does not answer for a moment
             continue

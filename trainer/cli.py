@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[str, typer.Option(help="A page: A1 (its newest version), A1.v1, or a path to a .yaml file.")]
+Recipe = Annotated[
+    str, typer.Option(help="A page: A1 (its newest version), A1.v1, or a path to a .yaml file.")
+]
 Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
 Data = Annotated[
     str,
@@ -29,39 +31,95 @@ Data = Annotated[
         "a folder of tar shards, parquet or `datasets`, a profile's .yaml."
     ),
 ]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to."),
+]
 Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
-Set = Annotated[str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')]
+Set = Annotated[
+    str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str,
-    typer.Option(help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."),
+    typer.Option(
+        help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."
+    ),
 ]
-Workers = Annotated[str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")]
-Loader = Annotated[str, typer.Option(help="Who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv.")]
+Workers = Annotated[
+    str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")
+]
+Loader = Annotated[
+    str,
+    typer.Option(
+        help="Who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv."
+    ),
+]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="The store of result rows.")]
-Again = Annotated[bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")]
+Again = Annotated[
+    bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")
+]
 Gpus = Annotated[int | None, typer.Option(min=1, help="Ranks, each on a GPU of its own.")]
 Procs = Annotated[int | None, typer.Option(min=1, help="Ranks on the CPU.")]
-PartOf = Annotated[str | None, typer.Option(hidden=True, help="For the row: what the run is a part of.")]
+PartOf = Annotated[
+    str | None, typer.Option(hidden=True, help="For the row: what the run is a part of.")
+]
 CheckpointS = Annotated[
-    float, typer.Option("--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints.")
+    float,
+    typer.Option(
+        "--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints."
+    ),
 ]
 MicroBatch = Annotated[
     str,
-    typer.Option("--micro-batch", "--micro_batch", help="page, or auto: where memory runs out, the same step in smaller pieces."),
+    typer.Option(
+        "--micro-batch",
+        "--micro_batch",
+        help="page, or auto: where memory runs out, the same step in smaller pieces.",
+    ),
 ]
 Checkpointing = Annotated[
     int,
-    typer.Option("--activation-checkpointing", "--activation_checkpointing", min=0, max=1, help="1: less memory, more time, the same result."),
+    typer.Option(
+        "--activation-checkpointing",
+        "--activation_checkpointing",
+        min=0,
+        max=1,
+        help="1: less memory, more time, the same result.",
+    ),
 ]
-Compile = Annotated[int, typer.Option(min=0, max=1, help="1: the model's passes as compiled code (torch.compile); the same result to rounding.")]
-Inject = Annotated[str, typer.Option(help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9.")]
+Compile = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1,
+        help="1: the model's passes as compiled code (torch.compile); the same result to rounding.",
+    ),
+]
+Inject = Annotated[
+    str,
+    typer.Option(
+        help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9."
+    ),
+]
 KeepEvery = Annotated[
-    int, typer.Option("--keep-every", "--keep_every", min=0, help="Epochs between two checkpoints that stay; 0: only the last two do.")
+    int,
+    typer.Option(
+        "--keep-every",
+        "--keep_every",
+        min=0,
+        help="Epochs between two checkpoints that stay; 0: only the last two do.",
+    ),
 ]
-BadImages = Annotated[str, typer.Option("--bad-images", "--bad_images", help="fail, or skip: take another image instead, counted, at most 1 %.")]
+BadImages = Annotated[
+    str,
+    typer.Option(
+        "--bad-images",
+        "--bad_images",
+        help="fail, or skip: take another image instead, counted, at most 1 %.",
+    ),
+]
 
 
 def user_errors(command):
@@ -83,7 +141,10 @@ def user_errors(command):
             if not is_memory_full(error):
                 raise
             said = printable(str(error).partition("\n")[0])
-            typer.echo(f"error: out of memory: {said}; fewer images at once (batch.norm_images), or a device with more memory, would do", err=True)
+            typer.echo(
+                f"error: out of memory: {said}; fewer images at once (batch.norm_images), or a device with more memory, would do",
+                err=True,
+            )
             raise typer.Exit(2) from None
 
     return wrapped
@@ -127,8 +188,18 @@ def train(
 
         check_loader(loader)
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
-        machine = {"precision": precision, "workers": workers, "runs": runs, "results": results, "checkpoint_s": checkpoint_s}
-        machine |= {"micro_batch": micro_batch, "activation_checkpointing": bool(activation_checkpointing), "inject": inject}
+        machine = {
+            "precision": precision,
+            "workers": workers,
+            "runs": runs,
+            "results": results,
+            "checkpoint_s": checkpoint_s,
+        }
+        machine |= {
+            "micro_batch": micro_batch,
+            "activation_checkpointing": bool(activation_checkpointing),
+            "inject": inject,
+        }
         machine |= {"keep_every": keep_every, "loader": loader, "compile": bool(compile)}
         code = train_job(job, device, machine, gpus, procs, stop)
     raise typer.Exit(code)
@@ -144,8 +215,12 @@ def plan(
     data_dir: DataDir = None,
     seed: Seed = 0,
     set_: Set = "",
-    ablation: Annotated[str, typer.Option(help="An ablation: its cells, what has its row, how long the rest takes.")] = "",
-    measure: Annotated[int, typer.Option(min=0, help="Of an ablation: steps to time for the estimate, 0 for none.")] = 20,
+    ablation: Annotated[
+        str, typer.Option(help="An ablation: its cells, what has its row, how long the rest takes.")
+    ] = "",
+    measure: Annotated[
+        int, typer.Option(min=0, help="Of an ablation: steps to time for the estimate, 0 for none.")
+    ] = 20,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = "auto",
@@ -175,10 +250,15 @@ app.command()(user_errors(ablate))
 def explain(
     recipe: Recipe = "A1",
     model: Model = "resnet50",
-    data: Annotated[str, typer.Option(help="Also what this data set's profile changes; absent: the page itself.")] = "",
+    data: Annotated[
+        str,
+        typer.Option(help="Also what this data set's profile changes; absent: the page itself."),
+    ] = "",
     data_dir: DataDir = None,
     set_: Set = "",
-    off: Annotated[bool, typer.Option("--off", help="Also all that could be on and is not.")] = False,
+    off: Annotated[
+        bool, typer.Option("--off", help="Also all that could be on and is not.")
+    ] = False,
 ) -> None:
     """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
     its model section replaces in the model."""
@@ -189,9 +269,15 @@ def explain(
     from trainer.profiles import PROFILES, find_profile
 
     profile = find_profile(data, data_dir) if data else None
-    page, positions, made, deviations = resolve(Job(recipe, model, data, data_dir, 0, set_), profile)
+    page, positions, made, deviations = resolve(
+        Job(recipe, model, data, data_dir, 0, set_), profile
+    )
     # pages are written for ImageNet; the number of classes and of images matters to no part
-    swaps = show.surgery(make_plan(made, model=model, profile=profile or PROFILES["imagenet-1k"])) if made.model else ()
+    swaps = (
+        show.surgery(make_plan(made, model=model, profile=profile or PROFILES["imagenet-1k"]))
+        if made.model
+        else ()
+    )
     rows = explain_rows(page, positions, made, model, deviations, with_off=off)
     out = show.console()
     out.print(explain_table(rows, f"{page.name}.v{page.version} for {model}: {page.source}"))
@@ -213,9 +299,13 @@ def diff(
 
     missing = [f"{name}=" for name, page in (("a", a), ("b", b)) if not page]
     if missing:
-        raise UserError(f"{' and '.join(missing)} not given: two pages are compared; a=A1 b=A3 would do")
+        raise UserError(
+            f"{' and '.join(missing)} not given: two pages are compared; a=A1 b=A3 would do"
+        )
     pages = [load_recipe(find_recipe(name)) for name in (a, b)]
-    show.console().print(diff_table(diff_rows(*pages), *(f"{page.name}.v{page.version}" for page in pages)))
+    show.console().print(
+        diff_table(diff_rows(*pages), *(f"{page.name}.v{page.version}" for page in pages))
+    )
 
 
 @app.command("check-data")
@@ -234,7 +324,9 @@ def check_data(
 
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile = find_profile(data, data_dir)
-    is_good = show.data_reports(show.console(), open_data(profile, data_folder(data, data_dir)), check, num_threads)
+    is_good = show.data_reports(
+        show.console(), open_data(profile, data_folder(data, data_dir)), check, num_threads
+    )
     raise typer.Exit(0 if is_good else 1)
 
 
@@ -258,7 +350,9 @@ def evaluate(
 
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
-    raise typer.Exit(0 if show.rescored(show.console(), *rescore(folder, settings, data_dir), settings) else 1)
+    raise typer.Exit(
+        0 if show.rescored(show.console(), *rescore(folder, settings, data_dir), settings) else 1
+    )
 
 
 @app.command()
@@ -273,8 +367,15 @@ def recipes() -> None:
 @app.command()
 @user_errors
 def matrix(
-    models: Annotated[str, typer.Option(help="Only these models, names with spaces between; absent: all of the table.")] = "",
-    recipes: Annotated[str, typer.Option(help="Only these pages, names with spaces between; absent: all.")] = "",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Only these models, names with spaces between; absent: all of the table."
+        ),
+    ] = "",
+    recipes: Annotated[
+        str, typer.Option(help="Only these pages, names with spaces between; absent: all.")
+    ] = "",
     results: Results = Path("results"),
 ) -> None:
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
@@ -294,4 +395,13 @@ def matrix(
         write_atomically(results / "matrix.md", table.encode())
 
 
-from trainer import bench_cli, data_cli, doctor_cli, drill_cli, lr_find_cli, slurm_cli, table_cli, verify_cli  # noqa: E402, F401  put their commands beside these
+from trainer import (  # noqa: E402, F401  put their commands beside these
+    bench_cli,
+    data_cli,
+    doctor_cli,
+    drill_cli,
+    lr_find_cli,
+    slurm_cli,
+    table_cli,
+    verify_cli,
+)

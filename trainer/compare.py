@@ -48,7 +48,10 @@ def find_row(name: str, results: Path, runs: Path) -> Row:
     row = read_row(results, name) if why_no_name(name) is None else None
     if row is None:
         known = sorted(path.stem for path in (results / "rows").glob("*.json"))
-        near = did_you_mean(name, known[:_MOST_NAMES]) or f"; {len(known)} rows lie in {results / 'rows'}"
+        near = (
+            did_you_mean(name, known[:_MOST_NAMES])
+            or f"; {len(known)} rows lie in {results / 'rows'}"
+        )
         raise RowError(f"run {name}: there is no such row{near}")
     return row
 
@@ -98,7 +101,9 @@ _MACHINE: dict[str, Callable[[Row], object]] = {
 }
 
 
-def _listed(section: str, facts: Mapping[str, Callable[[Row], object]], a: Row, b: Row) -> Iterator[Difference]:
+def _listed(
+    section: str, facts: Mapping[str, Callable[[Row], object]], a: Row, b: Row
+) -> Iterator[Difference]:
     for name, of in facts.items():
         of_a, of_b = of(a), of(b)
         if of_a != of_b:
@@ -162,7 +167,9 @@ def read_curves(folder: Path, row: Row) -> Curves | None:
             if found.get("weights") == row.scored:
                 scores.append((float(found["epoch"]), float(found["top1_pct"])))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            raise RowError(f"{path}:{number}: no line of a run's curves; the folder without this file would do") from None
+            raise RowError(
+                f"{path}:{number}: no line of a run's curves; the folder without this file would do"
+            ) from None
     return Curves(_points(losses), _points(scores))
 
 
@@ -170,7 +177,9 @@ def _points(pairs) -> Points:
     return tuple((x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y))
 
 
-def plot(curves: Mapping[str, Sequence[tuple[float, float]]], width: int = 64, height: int = 12) -> list[str]:
+def plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], width: int = 64, height: int = 12
+) -> list[str]:
     """Curves as lines of text, each drawn with its one letter, * where they meet; empty where there is no point.
 
     curves: points by letter, x rising.
@@ -189,7 +198,10 @@ def plot(curves: Mapping[str, Sequence[tuple[float, float]]], width: int = 64, h
                 grid[place][column] = letter if grid[place][column] == " " else "*"
     labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
     margin = max(map(len, labels))
-    lines = [f"{label:>{margin}} │{''.join(row).rstrip()}" for label, row in zip(labels, grid, strict=True)]
+    lines = [
+        f"{label:>{margin}} │{''.join(row).rstrip()}"
+        for label, row in zip(labels, grid, strict=True)
+    ]
     foot = f"{left:.4g}".ljust(width - len(f"{right:.4g}")) + f"{right:.4g}"
     return [*lines, f"{' ' * margin} └{'─' * width}", f"{' ' * margin}  {foot}  epoch"]
 

@@ -72,7 +72,9 @@ def compare(cell: Mapping[int, float], base: Mapping[int, float]) -> Difference 
         return _welch(list(cell.values()), list(base.values()))
     if common:
         return Difference(cell[common[0]] - base[common[0]], "single", num_pairs=1)
-    return Difference(mean_of(list(cell.values())) - mean_of(list(base.values())), "single", num_pairs=0)
+    return Difference(
+        mean_of(list(cell.values())) - mean_of(list(base.values())), "single", num_pairs=0
+    )
 
 
 def _paired(cell: list[float], base: list[float]) -> Difference:
@@ -92,7 +94,9 @@ def _welch(cell: list[float], base: list[float]) -> Difference:
         return Difference(value, "welch", 0)
     of_cell, of_base = (statistics.variance(values) / len(values) for values in (cell, base))
     free = (of_cell + of_base) ** 2 / (of_cell**2 / (len(cell) - 1) + of_base**2 / (len(base) - 1))
-    return Difference(value, "welch", 0, *_interval_and_p(value, math.sqrt(of_cell + of_base), free), pooled)
+    return Difference(
+        value, "welch", 0, *_interval_and_p(value, math.sqrt(of_cell + of_base), free), pooled
+    )
 
 
 def _interval_and_p(value: float, error: float, free: float) -> tuple[float, float, float]:
@@ -119,7 +123,9 @@ def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    order = sorted((place for place, p in enumerate(ps) if p is not None), key=lambda place: ps[place])
+    order = sorted(
+        (place for place, p in enumerate(ps) if p is not None), key=lambda place: ps[place]
+    )
     corrected: list[float | None] = [None] * len(ps)
     largest = 0.0
     for rank, place in enumerate(order):

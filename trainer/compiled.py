@@ -30,11 +30,17 @@ class Compiled:
         import torch._dynamo
 
         if any(isinstance(module, EstimatedBatchNorm2d) for module in model.modules()):
-            raise UserError("compile=1: norms with estimated statistics count what every micro-batch adds; compile=0 would do")
+            raise UserError(
+                "compile=1: norms with estimated statistics count what every micro-batch adds; compile=0 would do"
+            )
         if has_precise_norm:
-            raise UserError("compile=1: the page's precise_norm weighs every micro-batch by another number; compile=0 would do")
+            raise UserError(
+                "compile=1: the page's precise_norm weighs every micro-batch by another number; compile=0 would do"
+            )
         _check_compiler()
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+        torch._dynamo.config.recompile_limit = max(
+            torch._dynamo.config.recompile_limit, _MOST_SHAPES
+        )
         self.num_graphs, self.seconds = 0, 0.0
         self._begun_s, self._num_told = 0.0, 0
         # else a hook that is added later, as inject= does, would not be seen
@@ -63,4 +69,6 @@ def _check_compiler() -> None:
     """torch writes C++ for a CPU and, for a GPU, C: one line where nothing here translates it. Raises UserError."""
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([named] if named else ("g++", "clang++"))):
-        raise UserError(f"compile=1: no C++ compiler here ({named or 'g++'}); apt-get install -y g++, or compile=0, would do")
+        raise UserError(
+            f"compile=1: no C++ compiler here ({named or 'g++'}); apt-get install -y g++, or compile=0, would do"
+        )

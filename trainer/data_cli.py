@@ -9,7 +9,9 @@ import typer
 
 from trainer.cli import Data, DataDir, Recipe, Results, Seed, Set, Workers, app, user_errors
 
-Src = Annotated[Path | None, typer.Option(help="Where the source images lie; absent: data itself, or data-dir.")]
+Src = Annotated[
+    Path | None, typer.Option(help="Where the source images lie; absent: data itself, or data-dir.")
+]
 
 
 @app.command("data")
@@ -17,11 +19,23 @@ Src = Annotated[Path | None, typer.Option(help="Where the source images lie; abs
 def write_data(
     data: Data = "digits",
     src: Src = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the .beton files; absent: the image folder itself.")] = None,
-    max_side: Annotated[int, typer.Option("--max-side", "--max_side", help="Shrink longer sides to so many px; 0: none.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the .beton files; absent: the image folder itself."),
+    ] = None,
+    max_side: Annotated[
+        int,
+        typer.Option(
+            "--max-side", "--max_side", help="Shrink longer sides to so many px; 0: none."
+        ),
+    ] = 0,
     jpeg_share: Annotated[
         float | None,
-        typer.Option("--jpeg-share", "--jpeg_share", help="Share of the images stored as JPEG; absent: JPEG files keep their own bytes, others lie plainly."),
+        typer.Option(
+            "--jpeg-share",
+            "--jpeg_share",
+            help="Share of the images stored as JPEG; absent: JPEG files keep their own bytes, others lie plainly.",
+        ),
     ] = None,
     quality: Annotated[int, typer.Option(help="Of JPEGs that are made here.")] = 90,
     workers: Workers = "auto",
@@ -46,9 +60,19 @@ def write_data(
         images = open_set(profile, folder, split)
         with show.progress(console, split, images.num_images) as each:
             facts = write_beton(images, to, split, profile, storage, num_threads, each)
-        kind = "JPEG files byte for byte, other images pixel by pixel" if facts.is_lossless else "images changed in storing: a data set of its own"
-        console.print(f"{to / split}.beton: {facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB, {kind}", markup=False, highlight=False)
-    console.print(f"train from it: data={data} data_dir={to} loader=ffcv", markup=False, highlight=False)
+        kind = (
+            "JPEG files byte for byte, other images pixel by pixel"
+            if facts.is_lossless
+            else "images changed in storing: a data set of its own"
+        )
+        console.print(
+            f"{to / split}.beton: {facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB, {kind}",
+            markup=False,
+            highlight=False,
+        )
+    console.print(
+        f"train from it: data={data} data_dir={to} loader=ffcv", markup=False, highlight=False
+    )
 
 
 @app.command()
@@ -61,7 +85,12 @@ def parity(
     seed: Seed = 0,
     set_: Set = "",
     images: Annotated[int, typer.Option(min=1, help="Images to compare, at least.")] = 2048,
-    run: Annotated[str, typer.Option(help="A run whose exported model scores both; absent: the nearest class mean.")] = "",
+    run: Annotated[
+        str,
+        typer.Option(
+            help="A run whose exported model scores both; absent: the nearest class mean."
+        ),
+    ] = "",
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
@@ -72,7 +101,11 @@ def parity(
     from trainer.parity import certify, notes, parity_table, write_certificate
 
     out = show.console()
-    out.print(f"{data}: at least {images} training images and all of val, each read by both loaders ...", markup=False, highlight=False)
+    out.print(
+        f"{data}: at least {images} training images and all of val, each read by both loaders ...",
+        markup=False,
+        highlight=False,
+    )
     found = certify(Job(recipe, "resnet50", data, data_dir, seed, set_), src, images, run, runs)
     out.print(parity_table(found))
     for line in notes(found):

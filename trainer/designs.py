@@ -22,7 +22,9 @@ LONGEST_LABEL = 60
 def _label(text: str) -> str:
     """A name that a table, a file and a plot can show."""
     if not text or text != text.strip() or "|" in text or "`" in text or len(text) > LONGEST_LABEL:
-        raise ValueError(f"write 1 to {LONGEST_LABEL} letters, without | and ` and without spaces at the ends")
+        raise ValueError(
+            f"write 1 to {LONGEST_LABEL} letters, without | and ` and without spaces at the ends"
+        )
     return text
 
 
@@ -89,7 +91,9 @@ class Variant:
     @property
     def recipe(self) -> tuple[str, Path] | None:
         """The recipe in the place of the page's own, and where the page says so."""
-        named = [(change.recipe, (*place, "recipe")) for place, change in self.changes if change.recipe]
+        named = [
+            (change.recipe, (*place, "recipe")) for place, change in self.changes if change.recipe
+        ]
         return named[-1] if named else None
 
     def over(self, lines: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,12 +149,18 @@ class Full(Page):
             for earlier in self.factors[:number]:
                 _check_factors_apart(earlier, factor, number)
         if num_cells > MOST_CELLS:
-            raise refuse(("factors",), f"{num_cells} combinations; {MOST_CELLS} at most, leave out factors or levels")
+            raise refuse(
+                ("factors",),
+                f"{num_cells} combinations; {MOST_CELLS} at most, leave out factors or levels",
+            )
         return self
 
     def variants(self) -> Iterator[Variant]:
         """All combinations, the last factor's levels changing fastest."""
-        placed = [_placed(factor.levels, ("design", "factors", n, "levels")) for n, factor in enumerate(self.factors)]
+        placed = [
+            _placed(factor.levels, ("design", "factors", n, "levels"))
+            for n, factor in enumerate(self.factors)
+        ]
         for changes in itertools.product(*placed):
             names = [change.name for _, change in changes]
             levels = tuple(zip((factor.name for factor in self.factors), names, strict=True))
@@ -173,7 +183,9 @@ class LeaveOneOut(Page):
         """The base, then one variant for each part that is left out."""
         yield Variant(self.base, (), (("left out", "nothing"),), ("design", "base"))
         for place, part in _placed(self.parts, ("design", "parts")):
-            yield Variant(f"without {part.name}", ((place, part),), (("left out", part.name),), place)
+            yield Variant(
+                f"without {part.name}", ((place, part),), (("left out", part.name),), place
+            )
 
 
 class Cumulative(Page):
@@ -214,7 +226,9 @@ class Listed(Page):
             yield Variant(cell.name, ((place, cell),), (("cell", cell.name),), place)
 
 
-Design = Annotated[OneAtATime | Full | LeaveOneOut | Cumulative | Listed, Field(discriminator="name")]
+Design = Annotated[
+    OneAtATime | Full | LeaveOneOut | Cumulative | Listed, Field(discriminator="name")
+]
 
 
 def put_over(lines: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,9 +244,15 @@ def put_over(lines: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, An
         if old not in layer and not any(old.startswith(f"{section}.") for section in sections)
     }
     for label, value in layer.items():
-        around = [old for old in result if label.startswith(f"{old}.") and isinstance(result[old], Mapping)]
+        around = [
+            old
+            for old in result
+            if label.startswith(f"{old}.") and isinstance(result[old], Mapping)
+        ]
         if around:
-            result[around[0]] = _within(result[around[0]], label.removeprefix(f"{around[0]}.").split("."), value)
+            result[around[0]] = _within(
+                result[around[0]], label.removeprefix(f"{around[0]}.").split("."), value
+            )
         else:
             result[label] = value
     return result
@@ -251,7 +271,10 @@ def check_apart(labels: Mapping[str, Any], place: Path) -> None:
     for label in labels:
         for around in labels:
             if label.startswith(f"{around}."):
-                raise refuse((*place, label), f"{label} lies within {around}, which is set too; write it there")
+                raise refuse(
+                    (*place, label),
+                    f"{label} lies within {around}, which is set too; write it there",
+                )
 
 
 def _placed(changes: Sequence[Change], place: Path) -> list[tuple[Path, Change]]:
@@ -269,7 +292,10 @@ def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> No
     _check_names(changes, place)
     for number, change in enumerate(changes):
         if change.name == base:
-            raise refuse((*place, number, "name"), f"{base} is the base's name already; give each its own name")
+            raise refuse(
+                (*place, number, "name"),
+                f"{base} is the base's name already; give each its own name",
+            )
 
 
 def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
@@ -278,9 +304,15 @@ def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
     names_recipe = any(level.recipe for level in earlier.levels)
     for place, level in _placed(factor.levels, ("factors", number, "levels")):
         if level.recipe and names_recipe:
-            raise refuse((*place, "recipe"), f"{earlier.name} chooses the recipe already; one factor can")
+            raise refuse(
+                (*place, "recipe"), f"{earlier.name} chooses the recipe already; one factor can"
+            )
         for label in level.set:
-            both = [old for old in before if old == label or old.startswith(f"{label}.") or label.startswith(f"{old}.")]
+            both = [
+                old
+                for old in before
+                if old == label or old.startswith(f"{label}.") or label.startswith(f"{old}.")
+            ]
             if both:
                 sentence = f"{label} is set by the factor {earlier.name} too ({both[0]}); one factor sets a path"
                 raise refuse((*place, "set", label), sentence)

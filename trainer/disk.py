@@ -28,7 +28,9 @@ def must_write(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({why(error)}); room, the right to write, or runs=<another folder> would do") from None
+        raise UserError(
+            f"{folder}: cannot write there ({why(error)}); room, the right to write, or runs=<another folder> would do"
+        ) from None
 
 
 class Troubles:
@@ -52,10 +54,14 @@ class Troubles:
         """Say what is not written, where a minute is over."""
         if self._texts and time.monotonic() - self._said_s >= SAY_S:
             self._said_s = time.monotonic()  # first: what is said goes to a file on the same disk
-            self._say(f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on and tries again")
+            self._say(
+                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on and tries again"
+            )
 
 
-def keep_trying(write: Callable[[], None], for_s: float, is_over: Callable[[], bool] = lambda: False) -> OSError | None:
+def keep_trying(
+    write: Callable[[], None], for_s: float, is_over: Callable[[], bool] = lambda: False
+) -> OSError | None:
     """Call `write` until it raises no OSError, for so many seconds at most; gives the last one. is_over: stop trying?"""
     until_s = time.monotonic() + for_s
     while True:
@@ -66,4 +72,3 @@ def keep_trying(write: Callable[[], None], for_s: float, is_over: Callable[[], b
             if time.monotonic() >= until_s or is_over():
                 return error
         time.sleep(min(_END_RETRY_S, max(0.0, until_s - time.monotonic())))
-

@@ -61,7 +61,13 @@ def examine(asked: Asked, names: Sequence[str] = tuple(PROBES)) -> Iterator[Find
         child = _Child(asked, left)
         yield from child.findings()
         if child.asked_last is None:  # not one question was asked
-            yield Finding("python", f"a child process does not start: {child.end}", "one", BROKEN, "make clean && make setup")
+            yield Finding(
+                "python",
+                f"a child process does not start: {child.end}",
+                "one",
+                BROKEN,
+                "make clean && make setup",
+            )
             return
         if child.is_open:
             probe = PROBES[child.asked_last]
@@ -77,18 +83,34 @@ class _Child:
         self.asked_last: str | None = None
         self.is_open = False
         self.end = ""
-        words = [sys.executable, "-c", "from trainer.doctor import answer; answer()", json.dumps(asdict(asked)), *names]
+        words = [
+            sys.executable,
+            "-c",
+            "from trainer.doctor import answer; answer()",
+            json.dumps(asdict(asked)),
+            *names,
+        ]
         # for cuBLAS, before it begins; and our own package, wherever the user stands
-        environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONIOENCODING": "utf-8:backslashreplace"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
+        environment = {
+            **os.environ,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+        }
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")))
+        )
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self._process = subprocess.Popen(words, env=environment, text=True, encoding="utf-8", errors="backslashreplace", **pipes)
+        self._process = subprocess.Popen(
+            words, env=environment, text=True, encoding="utf-8", errors="backslashreplace", **pipes
+        )
         self._is_late = False
         self._said: list[str] = []
 
     def findings(self) -> Iterator[Finding]:
         """What the child finds, as it comes."""
-        listener = threading.Thread(target=lambda: self._said.extend(self._process.stderr), daemon=True)
+        listener = threading.Thread(
+            target=lambda: self._said.extend(self._process.stderr), daemon=True
+        )
         listener.start()
         watch = self._watch()
         for line in self._process.stdout:
@@ -122,7 +144,9 @@ class _Child:
         if self._is_late:
             return f"no answer within {PATIENCE_S:g} s"
         said = [line.strip() for line in self._said if line.strip()]
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        )
         return f"{how}: {said[-1][:200]}" if said else how
 
 
@@ -148,7 +172,15 @@ def _answers(name: str, asked: Asked) -> list[Finding]:
     try:
         return probe.ask(asked)
     except (Exception, SystemExit) as error:
-        return [Finding(name, first_line(error), "an answer", BROKEN if probe.is_needed else ABSENT, probe.remedy)]
+        return [
+            Finding(
+                name,
+                first_line(error),
+                "an answer",
+                BROKEN if probe.is_needed else ABSENT,
+                probe.remedy,
+            )
+        ]
 
 
 def is_fit(findings: Sequence[Finding]) -> bool:

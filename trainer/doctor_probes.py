@@ -23,9 +23,16 @@ NEEDED_DISK_MIB = 1000
 # What 16 loader processes hold ready of 224 px images, two micro-batches of 128 each; docker's own limit is 64 MiB.
 WANTED_SHARED_MIB = 1024
 
-_MODULES = {"scikit-learn": "sklearn", "pyyaml": "yaml", "pillow": "PIL", "markdown-it-py": "markdown_it"}
+_MODULES = {
+    "scikit-learn": "sklearn",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "markdown-it-py": "markdown_it",
+}
 _ASKED_ALONE = ("torch", "torchvision", "timm")
-_TORCHVISION_WITHOUT_NMS = "2.13.0"  # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
+_TORCHVISION_WITHOUT_NMS = (
+    "2.13.0"  # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
+)
 
 
 def python(asked: Asked) -> list[Finding]:
@@ -33,7 +40,15 @@ def python(asked: Asked) -> list[Finding]:
     is_good = sys.version_info >= OLDEST_PYTHON
     remedy = "" if is_good else "make clean && make PYTHON=python3.12 setup"
     found = f"{platform.python_version()} ({sys.executable})"
-    return [Finding("python", found, f">= {'.'.join(map(str, OLDEST_PYTHON))}", GOOD if is_good else BROKEN, remedy)]
+    return [
+        Finding(
+            "python",
+            found,
+            f">= {'.'.join(map(str, OLDEST_PYTHON))}",
+            GOOD if is_good else BROKEN,
+            remedy,
+        )
+    ]
 
 
 def requirements() -> dict[str, str]:
@@ -48,7 +63,11 @@ def requirements() -> dict[str, str]:
     from packaging.requirements import Requirement
 
     needed = [Requirement(line) for line in lines]
-    return {one.name.lower(): str(one.specifier) for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
+    return {
+        one.name.lower(): str(one.specifier)
+        for one in needed
+        if one.marker is None or one.marker.evaluate({"extra": ""})
+    }
 
 
 def torch(asked: Asked) -> list[Finding]:
@@ -87,10 +106,20 @@ def packages(asked: Asked) -> list[Finding]:
         try:
             importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
         except Exception as error:
-            wrong.append(Finding(name, f"does not import: {first_line(error)}", needed[name], BROKEN, install(name)))
+            wrong.append(
+                Finding(
+                    name,
+                    f"does not import: {first_line(error)}",
+                    needed[name],
+                    BROKEN,
+                    install(name),
+                )
+            )
         else:
             wrong += [one for one in [_package(name)] if one.state != GOOD]
-    return wrong or [Finding("other packages", f"{len(needed)} import", f"{len(needed)} in versions that fit")]
+    return wrong or [
+        Finding("other packages", f"{len(needed)} import", f"{len(needed)} in versions that fit")
+    ]
 
 
 def _package(name: str, found: str = "") -> Finding:
@@ -99,7 +128,13 @@ def _package(name: str, found: str = "") -> Finding:
 
     wanted, version = requirements().get(name, ""), importlib.metadata.version(name)
     is_good = SpecifierSet(wanted).contains(version, prereleases=True)
-    return Finding(name, found or version, wanted, GOOD if is_good else BROKEN, "" if is_good else install(name))
+    return Finding(
+        name,
+        found or version,
+        wanted,
+        GOOD if is_good else BROKEN,
+        "" if is_good else install(name),
+    )
 
 
 def install(name: str) -> str:
@@ -117,7 +152,11 @@ def pair_warning() -> str | None:
     """The line that says that torch and torchvision are known not to fit; None where they are not, or are not there."""
     try:
         versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
-        wanted = [line for line in importlib.metadata.requires("torchvision") or [] if line.split(";")[0].strip().startswith("torch")]
+        wanted = [
+            line
+            for line in importlib.metadata.requires("torchvision") or []
+            if line.split(";")[0].strip().startswith("torch")
+        ]
     except importlib.metadata.PackageNotFoundError:
         return None
     return unfit_pair(*versions, wanted[0] if wanted else "torch")
@@ -138,7 +177,13 @@ def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
 def cuda(asked: Asked) -> list[Finding]:
     """What torch can use of GPUs, and the driver under it."""
     found = _driver()
-    driver = Finding("driver", found or "none", "one for a GPU", GOOD if found else ABSENT, "" if found else "none is needed on the CPU")
+    driver = Finding(
+        "driver",
+        found or "none",
+        "one for a GPU",
+        GOOD if found else ABSENT,
+        "" if found else "none is needed on the CPU",
+    )
     import torch
 
     built, count = torch.version.cuda, torch.cuda.device_count()
@@ -146,8 +191,19 @@ def cuda(asked: Asked) -> list[Finding]:
         names = ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(count)}))
         return [Finding("CUDA", f"{built}, {count} x {names}", "a GPU, or none"), driver]
     why = "torch is built for the CPU" if built is None else f"built for {built}, torch sees no GPU"
-    remedy = "" if not found else "nvidia-smi" if built else install("torch")  # a driver that torch cannot use: it says why
-    return [Finding("CUDA", why, "a GPU, or none: the CPU trains too", ABSENT, remedy or "none is needed on the CPU"), driver]
+    remedy = (
+        "" if not found else "nvidia-smi" if built else install("torch")
+    )  # a driver that torch cannot use: it says why
+    return [
+        Finding(
+            "CUDA",
+            why,
+            "a GPU, or none: the CPU trains too",
+            ABSENT,
+            remedy or "none is needed on the CPU",
+        ),
+        driver,
+    ]
 
 
 def _driver() -> str | None:
@@ -187,7 +243,15 @@ def turbojpeg(asked: Asked) -> list[Finding]:
     """The JPEG library that ffcv is built against."""
     found = ctypes.util.find_library("turbojpeg")
     remedy = "" if found else "sudo apt-get install -y libturbojpeg0-dev"
-    return [Finding("TurboJPEG", found or "not here", "optional, for ffcv", GOOD if found else ABSENT, remedy)]
+    return [
+        Finding(
+            "TurboJPEG",
+            found or "not here",
+            "optional, for ffcv",
+            GOOD if found else ABSENT,
+            remedy,
+        )
+    ]
 
 
 def cores(asked: Asked) -> list[Finding]:
@@ -201,11 +265,27 @@ def shared_memory(asked: Asked, folder: Path = Path("/dev/shm")) -> list[Finding
     """Where loader processes leave their images."""
     wanted = f"{WANTED_SHARED_MIB} MiB for loader processes"
     if not folder.is_dir():
-        return [Finding("shared memory", f"no {folder}", wanted, GOOD if sys.platform == "darwin" else ABSENT, "workers=0")]
+        return [
+            Finding(
+                "shared memory",
+                f"no {folder}",
+                wanted,
+                GOOD if sys.platform == "darwin" else ABSENT,
+                "workers=0",
+            )
+        ]
     free_mib = shutil.disk_usage(folder).free / 2**20
     is_good = free_mib >= WANTED_SHARED_MIB
     remedy = "" if is_good else "docker run --shm-size=8g ..., or workers=0"
-    return [Finding("shared memory", f"{free_mib:.0f} MiB free in {folder}", wanted, GOOD if is_good else ABSENT, remedy)]
+    return [
+        Finding(
+            "shared memory",
+            f"{free_mib:.0f} MiB free in {folder}",
+            wanted,
+            GOOD if is_good else ABSENT,
+            remedy,
+        )
+    ]
 
 
 def disk(asked: Asked) -> list[Finding]:
@@ -213,12 +293,24 @@ def disk(asked: Asked) -> list[Finding]:
     findings = []
     for what, folder in (("runs", Path(asked.runs)), ("results", Path(asked.results))):
         wanted = f"{NEEDED_DISK_MIB if what == 'runs' else 1} MiB free, to be written"
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        there = next(
+            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
+        )
         free_mib = shutil.disk_usage(there).free / 2**20
         is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
         is_good = is_writable and free_mib >= (NEEDED_DISK_MIB if what == "runs" else 1)
-        found = f"{free_mib:.0f} MiB free in {folder}" + ("" if is_writable else f", where {there} cannot be written")
-        findings.append(Finding(f"disk ({what})", found, wanted, GOOD if is_good else BROKEN, "" if is_good else f"{what}=<another folder>"))
+        found = f"{free_mib:.0f} MiB free in {folder}" + (
+            "" if is_writable else f", where {there} cannot be written"
+        )
+        findings.append(
+            Finding(
+                f"disk ({what})",
+                found,
+                wanted,
+                GOOD if is_good else BROKEN,
+                "" if is_good else f"{what}=<another folder>",
+            )
+        )
     return findings
 
 
@@ -227,6 +319,16 @@ def locale(asked: Asked) -> list[Finding]:
     import locale
 
     found = {"files": locale.getpreferredencoding(False), "names": sys.getfilesystemencoding()}
-    wrong = [name for name, encoding in found.items() if encoding.lower().replace("-", "") != "utf8"]
+    wrong = [
+        name for name, encoding in found.items() if encoding.lower().replace("-", "") != "utf8"
+    ]
     shown = ", ".join(f"{name} {encoding}" for name, encoding in found.items())
-    return [Finding("locale", shown, "UTF-8", BROKEN if wrong else GOOD, "export LC_ALL=C.UTF-8" if wrong else "")]
+    return [
+        Finding(
+            "locale",
+            shown,
+            "UTF-8",
+            BROKEN if wrong else GOOD,
+            "export LC_ALL=C.UTF-8" if wrong else "",
+        )
+    ]

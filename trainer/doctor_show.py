@@ -41,14 +41,24 @@ def answer(asked: Asked) -> int:
         findings.append(one)
         print(f"{one.state:6}  {printable(one.what)}", file=sys.stderr, flush=True)
     warning = None
-    with contextlib.suppress(Exception):  # of packages too broken to be asked: the table tells of them
+    with contextlib.suppress(
+        Exception
+    ):  # of packages too broken to be asked: the table tells of them
         warning = pair_warning()
     wrong = [one.what for one in findings if one.state == BROKEN]
-    verdict = f"make recipe=A1 model=resnet50 fails here: {', '.join(wrong)}" if wrong else "make recipe=A1 model=resnet50 trains here"
+    verdict = (
+        f"make recipe=A1 model=resnet50 fails here: {', '.join(wrong)}"
+        if wrong
+        else "make recipe=A1 model=resnet50 trains here"
+    )
     try:
         _print_table(findings, warning, verdict, "bold red" if wrong else "bold green")
     except ImportError:
-        for line in ([" | ".join(cells_of(one)) for one in findings] + ([f"warning: {warning}"] if warning else []) + [verdict]):
+        for line in (
+            [" | ".join(cells_of(one)) for one in findings]
+            + ([f"warning: {warning}"] if warning else [])
+            + [verdict]
+        ):
             print(printable(line))
     return 0 if is_fit(findings) else 1
 
@@ -58,7 +68,9 @@ def cells_of(one: Finding) -> tuple[str, ...]:
     return one.what, one.found, one.wanted, one.state, "" if one.state == GOOD else one.remedy
 
 
-def _print_table(findings: Sequence[Finding], warning: str | None, verdict: str, style: str) -> None:
+def _print_table(
+    findings: Sequence[Finding], warning: str | None, verdict: str, style: str
+) -> None:
     from trainer.terminal import open_terminal
 
     out = open_terminal(160)

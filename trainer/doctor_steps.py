@@ -14,7 +14,9 @@ from pathlib import Path
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
-NUM_STEPS = 3  # of each of the two modes; the first step of a process also sets up what the others find
+NUM_STEPS = (
+    3  # of each of the two modes; the first step of a process also sets up what the others find
+)
 # 16 x 16 px, red beside blue
 _JPEG = base64.b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
@@ -34,7 +36,11 @@ def jpeg(asked: Asked) -> list[Finding]:
         path = Path(folder) / "image.jpg"
         path.write_bytes(_JPEG)
         image = read_image(path)
-    off = max(abs(found - wanted) for place, colour in _COLOURS.items() for found, wanted in zip(image.getpixel(place), colour, strict=True))
+    off = max(
+        abs(found - wanted)
+        for place, colour in _COLOURS.items()
+        for found, wanted in zip(image.getpixel(place), colour, strict=True)
+    )
     if image.size != (16, 16) or off > _MOST_OFF:
         raise RuntimeError(f"its colours are {off} off")
     return [Finding("JPEG", "decoded, its colours right", "decoded")]
@@ -44,7 +50,10 @@ def devices() -> list[str]:
     """All devices of this machine; what device=auto takes is the first."""
     import torch
 
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)] + ["cpu"]
+    return [
+        f"cuda:{number}"
+        for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ] + ["cpu"]
 
 
 def steps(asked: Asked) -> list[Finding]:
@@ -55,8 +64,12 @@ def steps(asked: Asked) -> list[Finding]:
             findings += _on(device)
         except Exception as error:
             state = ABSENT if number else BROKEN  # the main job takes the first
-            remedy = "device=cpu trains without it" if device != "cpu" else "make clean && make setup"
-            findings.append(Finding(f"step on {device}", first_line(error), "a step", state, remedy))
+            remedy = (
+                "device=cpu trains without it" if device != "cpu" else "make clean && make setup"
+            )
+            findings.append(
+                Finding(f"step on {device}", first_line(error), "a step", state, remedy)
+            )
     return findings
 
 
@@ -64,7 +77,11 @@ def _on(device: str) -> list[Finding]:
     what, wanted = f"step on {device}", f"a step of {MAIN_RECIPE} {MAIN_MODEL}"
     digests, seconds = zip(*(trained(device) for _ in range(2)), strict=True)
     median_s = statistics.median(seconds[1])
-    done = Finding(what, f"{1000 * median_s:.0f} ms{' of processor time' * (device == 'cpu')} for 32 images of 32 px", wanted)
+    done = Finding(
+        what,
+        f"{1000 * median_s:.0f} ms{' of processor time' * (device == 'cpu')} for 32 images of 32 px",
+        wanted,
+    )
     return [done, determinism(device, digests[0] == digests[1], median_s)]
 
 
@@ -82,11 +99,22 @@ def determinism(device: str, is_same: bool, median_s: float) -> Finding:
         return _judged(device, f"{plain}; determinism mode: {first_line(error)}", wanted, is_same)
     cost = statistics.median(seconds[1]) / median_s - 1
     in_mode = f"determinism mode: {'the same' if digests[0] == digests[1] else 'other'} bits, {100 * cost:+.0f} % time"
-    return _judged(device, f"{plain}; {in_mode}", wanted, is_same if device == "cpu" else digests[0] == digests[1])
+    return _judged(
+        device,
+        f"{plain}; {in_mode}",
+        wanted,
+        is_same if device == "cpu" else digests[0] == digests[1],
+    )
 
 
 def _judged(device: str, found: str, wanted: str, is_good: bool) -> Finding:
-    remedy = "" if is_good else "export OMP_NUM_THREADS=1" if device == "cpu" else "device=cpu is the same bit for bit"
+    remedy = (
+        ""
+        if is_good
+        else "export OMP_NUM_THREADS=1"
+        if device == "cpu"
+        else "device=cpu is the same bit for bit"
+    )
     return Finding(f"determinism on {device}", found, wanted, GOOD if is_good else ABSENT, remedy)
 
 
@@ -123,11 +151,16 @@ def _deterministic() -> Iterator[None]:
     """Torch's determinism mode. Source: torch's notes on reproducibility."""
     import torch
 
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without effect once cuBLAS has begun: `doctor` sets it before
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # without effect once cuBLAS has begun: `doctor` sets it before
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False  # which algorithm was the fastest is not the same twice
+    cudnn.deterministic, cudnn.benchmark = (
+        True,
+        False,
+    )  # which algorithm was the fastest is not the same twice
     try:
         yield
     finally:

@@ -22,7 +22,15 @@ LONGEST_S = 240  # of one process
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(list(PRELOADED))
 CLOSE = 1e-5  # the distance of weights that only the order of sums tells apart, in lengths of the weights
-_FACTS_OF_TIME = ("images_per_s", "train_s", "peak_mem_mib", "finished_utc", "injected", "commit", "dirty")
+_FACTS_OF_TIME = (
+    "images_per_s",
+    "train_s",
+    "peak_mem_mib",
+    "finished_utc",
+    "injected",
+    "commit",
+    "dirty",
+)
 _SET = (
     "epochs=1 batch.images=128 batch.norm_images=16 lr.warmup_epochs=null lr.warmup_from=null lr.peak=5e-4 "
     "average='{name: ema, decay: 0.9, every_steps: 2}' drop_path=null"
@@ -30,7 +38,19 @@ _SET = (
 _SMOOTH = " 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}%s}'"
 _GROUPS = ", norm: {name: group_norm, groups: 4, eps: 1e-5}"
 _SETS = {"batch_norm": _SET + _SMOOTH % "", "group_norm": _SET + _SMOOTH % _GROUPS}
-_TRAIN = ("train", "--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0")
+_TRAIN = (
+    "train",
+    "--recipe",
+    "A1",
+    "--model",
+    "test_resnet",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+    "--checkpoint-s",
+    "0",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,12 @@ class Drill:
     @property
     def name(self) -> str:
         """The fault as inject= has it, and what else was asked for."""
-        return " ".join([f"inject={self.fault}", *(f"{name[2:]}={value}" for name, value in zip(self.words[::2], self.words[1::2]))])
+        return " ".join(
+            [
+                f"inject={self.fault}",
+                *(f"{name[2:]}={value}" for name, value in zip(self.words[::2], self.words[1::2])),
+            ]
+        )
 
 
 _AUTO, _TWO = ("--micro-batch", "auto"), ("--procs", "2")
@@ -105,19 +130,28 @@ def chosen_drills(only: str) -> tuple[Drill, ...]:
     words = [word.strip() for word in only.split(",") if word.strip()]
     for word in words:
         if word not in kinds:
-            raise UserError(f"only={word}: no such fault{did_you_mean(word, kinds)}; {', '.join(kinds)} would do")
+            raise UserError(
+                f"only={word}: no such fault{did_you_mean(word, kinds)}; {', '.join(kinds)} would do"
+            )
     return tuple(drill for drill in DRILLS if not words or drill.fault.partition("@")[0] in words)
 
 
-def run_drills(drills: tuple[Drill, ...], num_jobs: int, each: Callable[[], None] = lambda: None) -> list[Seen]:
+def run_drills(
+    drills: tuple[Drill, ...], num_jobs: int, each: Callable[[], None] = lambda: None
+) -> list[Seen]:
     """Run the drills, num_jobs at a time, each in processes and folders of its own. each: called when one is over."""
 
     def seen(drill: Drill) -> Seen:
-        found = _seen(drill, references[drill.norm].result(), Path(root) / f"drill-{drills.index(drill)}")
+        found = _seen(
+            drill, references[drill.norm].result(), Path(root) / f"drill-{drills.index(drill)}"
+        )
         each()
         return found
 
-    with tempfile.TemporaryDirectory(prefix="rsb-drill-") as root, ThreadPoolExecutor(num_jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="rsb-drill-") as root,
+        ThreadPoolExecutor(num_jobs) as pool,
+    ):
         references = {
             norm: pool.submit(_run, Drill("", "undisturbed", (0,), norm=norm), Path(root) / norm)
             for norm in dict.fromkeys(drill.norm for drill in drills)
@@ -178,7 +212,9 @@ def _program(words: list[str], output: Path) -> None:
 
 
 def _end(folder: Path, codes: tuple[int, ...], output: str) -> _End:
-    run = next((path for path in (folder / "runs").glob("*") if (path / "plan.json").exists()), folder)
+    run = next(
+        (path for path in (folder / "runs").glob("*") if (path / "plan.json").exists()), folder
+    )
     row, metrics = run / "row.json", run / "metrics.jsonl"
     return _End(
         codes=codes,
@@ -197,10 +233,16 @@ def _seen(drill: Drill, reference: _End, folder: Path) -> Seen:
         return Seen(drill, f"no end within {LONGEST_S} s", ("it hangs",))
     codes = f"exit {', '.join(map(str, end.codes))}"
     if reference.row is None or end.row is None or end.codes != drill.codes:
-        wrong = "the undisturbed run failed" if reference.row is None else f"exit {', '.join(map(str, drill.codes))} was promised"
+        wrong = (
+            "the undisturbed run failed"
+            if reference.row is None
+            else f"exit {', '.join(map(str, drill.codes))} was promised"
+        )
         return Seen(drill, codes, (wrong,), (reference if reference.row is None else end).output)
     wrong = tuple(_wrong(drill, reference, end))
-    facts = f"{codes}; weights {end.row['weights_sha256'][:8]}, {_distance_in_words(reference, end)}"
+    facts = (
+        f"{codes}; weights {end.row['weights_sha256'][:8]}, {_distance_in_words(reference, end)}"
+    )
     if end.is_stored != reference.is_stored:
         facts += "; the row not in the store"
     return Seen(drill, facts, wrong, end.output if wrong else "")
@@ -210,7 +252,11 @@ def _wrong(drill: Drill, reference: _End, end: _End) -> Iterator[str]:
     """What is otherwise than promised."""
     is_same = end.row["weights_sha256"] == reference.row["weights_sha256"]
     if drill.ends == "same":
-        differ = [name for name, value in reference.row.items() if name not in _FACTS_OF_TIME and end.row[name] != value]
+        differ = [
+            name
+            for name, value in reference.row.items()
+            if name not in _FACTS_OF_TIME and end.row[name] != value
+        ]
         if differ:
             yield f"the row differs in {', '.join(differ)}"
         if end.metrics != reference.metrics:
@@ -221,7 +267,11 @@ def _wrong(drill: Drill, reference: _End, end: _End) -> Iterator[str]:
         yield f"the weights are further off than {CLOSE:g}"
     if end.is_stored != drill.is_stored:
         yield "the store has the row" if end.is_stored else "the store has no row"
-    paths = [deviation["path"] for deviation in end.row["deviations"] if deviation not in reference.row["deviations"]]
+    paths = [
+        deviation["path"]
+        for deviation in end.row["deviations"]
+        if deviation not in reference.row["deviations"]
+    ]
     if tuple(paths) != drill.deviations:
         yield f"deviations: {', '.join(paths) or 'none'}"
 
@@ -238,6 +288,9 @@ def distance(one: Path, other: Path) -> float:
 
     expected, found = load_file(one), load_file(other)
     return max(
-        ((found[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-12)).item()
+        (
+            (found[name].double() - tensor.double()).norm()
+            / tensor.double().norm().clamp_min(1e-12)
+        ).item()
         for name, tensor in expected.items()
     )

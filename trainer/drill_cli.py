@@ -12,8 +12,12 @@ from trainer.cli import app, user_errors
 @app.command()
 @user_errors
 def drill(
-    only: Annotated[str, typer.Option(help="Only faults of these kinds: kill,oom; absent: all.")] = "",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Drills at a time; absent: one for each core.")] = None,
+    only: Annotated[
+        str, typer.Option(help="Only faults of these kinds: kill,oom; absent: all.")
+    ] = "",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Drills at a time; absent: one for each core.")
+    ] = None,
 ) -> None:
     """Train on the digits under every fault of inject=, and compare with an undisturbed run. Exit 1 where one is not as promised.
 
@@ -29,7 +33,11 @@ def drill(
     out.print(drill_table(found))
     for seen in found:
         if seen.wrong:
-            out.print(f"{seen.drill.name}: {'; '.join(seen.wrong)}; its last lines:", style="bold red", markup=False)
+            out.print(
+                f"{seen.drill.name}: {'; '.join(seen.wrong)}; its last lines:",
+                style="bold red",
+                markup=False,
+            )
             out.print("\n".join(seen.output.splitlines()[-15:]), markup=False, highlight=False)
     raise typer.Exit(1 if any(seen.wrong for seen in found) else 0)
 
@@ -42,5 +50,10 @@ def drill_table(found):
     table = Table("fault", "promised", "seen", "ok")
     for seen in found:
         mark = "[bold red]no[/]" if seen.wrong else "[green]yes[/]"
-        table.add_row(escape(seen.drill.name), escape(seen.drill.promise), escape("; ".join((seen.facts, *seen.wrong))), mark)
+        table.add_row(
+            escape(seen.drill.name),
+            escape(seen.drill.promise),
+            escape("; ".join((seen.facts, *seen.wrong))),
+            mark,
+        )
     return table

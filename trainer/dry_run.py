@@ -17,7 +17,18 @@ from trainer.errors import UserError
 from trainer.plan import Plan
 
 # What a page says of itself, and what only says for how long and how fast: no step fails by it.
-_NOT_OF_THE_SHAPE = ("name", "version", "title", "source", "assumed", "published", "per_model", "adapted_to", "epochs", "lr")
+_NOT_OF_THE_SHAPE = (
+    "name",
+    "version",
+    "title",
+    "source",
+    "assumed",
+    "published",
+    "per_model",
+    "adapted_to",
+    "epochs",
+    "lr",
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,19 @@ class Trial:
 
 def shape_of(plan: Plan) -> str:
     """16 hex digits over all that decides whether a step works: the page without its real numbers, model, data, versions."""
-    page = {key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE}
-    facts = plan.profile.name, plan.profile.num_classes, plan.profile.channels, plan.model, plan.bad_images
-    text = json.dumps([_without_reals(page), facts, provenance.versions()], sort_keys=True, default=str)
+    page = {
+        key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE
+    }
+    facts = (
+        plan.profile.name,
+        plan.profile.num_classes,
+        plan.profile.channels,
+        plan.model,
+        plan.bad_images,
+    )
+    text = json.dumps(
+        [_without_reals(page), facts, provenance.versions()], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -102,4 +123,6 @@ def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     step = (plan.recipe.epochs - 1) * plan.steps_per_epoch
     stream = data.train_stream(replace(plan, num_steps=step + 1), settings, step)
     optimizer_step(state, stream, step).item()
-    evaluate(plan, settings, state.weights()[state.scored], islice(data.val_batches(plan, settings), 1))
+    evaluate(
+        plan, settings, state.weights()[state.scored], islice(data.val_batches(plan, settings), 1)
+    )

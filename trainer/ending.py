@@ -15,7 +15,11 @@ from trainer.results import Row
 
 
 def end_run(
-    outcome, write: Callable[[Path], Row], store: Callable[[Row], None], stored: Path, is_over: Callable[[], bool]
+    outcome,
+    write: Callable[[Path], Row],
+    store: Callable[[Row], None],
+    stored: Path,
+    is_over: Callable[[], bool],
 ) -> tuple[Row | None, str]:
     """Write a run's end into its folder by `write`, then its row into the store: (row, why not all of it is there, or "").
 
@@ -31,7 +35,10 @@ def end_run(
     error = keep_trying(lambda: store(row), END_S, is_over)
     if error is None:
         return row, ""
-    return row, f"{stored}: cannot write ({why(error)}); the row is {folder / 'row.json'}; the same command stores it"
+    return (
+        row,
+        f"{stored}: cannot write ({why(error)}); the row is {folder / 'row.json'}; the same command stores it",
+    )
 
 
 def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
@@ -44,11 +51,19 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
             save_checkpoint(to / "checkpoints", state.progress.step, state.facts())
 
     place, last = _in_another_place(state.folder.name, write_all), state.saver.last_step
-    there = "no checkpoint is there" if last is None else f"the last checkpoint there is that of step {last}"
+    there = (
+        "no checkpoint is there"
+        if last is None
+        else f"the last checkpoint there is that of step {last}"
+    )
     begin = f"{state.folder}: cannot write the run's end ({reason}); {there}"
     if place is None:
         return f"{begin}; no other place took it; with room there the same command goes on"
-    names = (str(path.relative_to(place)) for path in place.rglob("*") if path.is_file() and path.suffix != ".sha256")
+    names = (
+        str(path.relative_to(place))
+        for path in place.rglob("*")
+        if path.is_file() and path.suffix != ".sha256"
+    )
     return (
         f"{begin}; all of step {state.progress.step} is in {place}: {', '.join(sorted(names))}; with room there, or with that "
         "in its place, the same command goes on"
@@ -75,4 +90,6 @@ def write_curves(outcome, folder: Path) -> None:
         write_atomically(folder / "metrics.jsonl", outcome.log.unwritten)
     elif folder != outcome.state.folder:
         with contextlib.suppress(OSError):
-            write_atomically(folder / "metrics.jsonl", (outcome.state.folder / "metrics.jsonl").read_bytes())
+            write_atomically(
+                folder / "metrics.jsonl", (outcome.state.folder / "metrics.jsonl").read_bytes()
+            )

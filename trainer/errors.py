@@ -12,7 +12,9 @@ class UserError(ValueError):
 
 def printable(text: str) -> str:
     """Text on one line, what a terminal would obey written out: \\x1b."""
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    return "".join(
+        mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

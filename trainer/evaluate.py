@@ -74,7 +74,10 @@ def evaluate_all(
     totals = torch.zeros(len(models), 3, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
-    in_pieces = [_InPieces(partial(_batch_totals, plan, settings, model.eval()), settings.device) for model in models.values()]
+    in_pieces = [
+        _InPieces(partial(_batch_totals, plan, settings, model.eval()), settings.device)
+        for model in models.values()
+    ]
     try:
         for images, labels in batches:
             for total, score in zip(totals, in_pieces, strict=True):
@@ -90,7 +93,10 @@ def evaluate_all(
     ranks.sum(totals)
     num_images = ranks.total(num_images)
     counted = zip(models, totals.tolist(), strict=True)
-    return {name: Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images) for name, (num_top1, num_top5, loss_sum) in counted}
+    return {
+        name: Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
+        for name, (num_top1, num_top5, loss_sum) in counted
+    }
 
 
 def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
@@ -102,13 +108,20 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
 class _InPieces:
     """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then on."""
 
-    def __init__(self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device: str) -> None:
+    def __init__(
+        self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device: str
+    ) -> None:
         self._score, self._device, self._most = score, device, 2**30
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         while True:
             try:
-                return sum(self._score(*piece) for piece in zip(images.split(self._most), labels.split(self._most), strict=True))
+                return sum(
+                    self._score(*piece)
+                    for piece in zip(
+                        images.split(self._most), labels.split(self._most), strict=True
+                    )
+                )
             except RuntimeError as error:
                 if not is_memory_full(error):
                     raise
@@ -118,7 +131,9 @@ class _InPieces:
         num_images = min(self._most, len(images))
         if num_images == 1:
             px = "x".join(map(str, images.shape[2:]))
-            raise MemoryFull(f"out of memory in evaluation: one image of {px} px does not fit on {self._device}; a device with more memory would do")
+            raise MemoryFull(
+                f"out of memory in evaluation: one image of {px} px does not fit on {self._device}; a device with more memory would do"
+            )
         self._most = -(-num_images // 2)
 
 

@@ -54,25 +54,42 @@ def explain_rows(
     page, positions: as open_recipe gives them. recipe: the page for `model` with the deviations made. An assumption
     that something is off is a row too; with_off: so is all else that the recipe could have and does not.
     """
-    values = {label: value for label, value in tree.leaves(tree.plain(recipe)).items() if _is_science(label)}
+    values = {
+        label: value
+        for label, value in tree.leaves(tree.plain(recipe)).items()
+        if _is_science(label)
+    }
     off = [*recipe.assumed, *(change.path for change in deviations if change.after is None)]
     off += list(_off(recipe)) if with_off else []
-    values |= {label: None for label in off if not any(f"{key}.".startswith(f"{label}.") for key in values)}
-    return [_row(label, value, page, positions, recipe, model, deviations) for label, value in values.items()]
+    values |= {
+        label: None for label in off if not any(f"{key}.".startswith(f"{label}.") for key in values)
+    }
+    return [
+        _row(label, value, page, positions, recipe, model, deviations)
+        for label, value in values.items()
+    ]
 
 
 def diff_rows(a: Recipe, b: Recipe) -> list[Difference]:
     """Where two recipes differ in what they do; what they say about themselves is left out."""
-    return [Difference(*found) for found in tree.differences(tree.plain(a), tree.plain(b)) if _is_science(found[0])]
+    return [
+        Difference(*found)
+        for found in tree.differences(tree.plain(a), tree.plain(b))
+        if _is_science(found[0])
+    ]
 
 
 def explain_table(rows: Sequence[Row], title: str) -> Table:
     """The rows of explain_rows for a terminal."""
-    table = Table("path", "value", "origin", "line", "note", title=Text(title), title_justify="left")
+    table = Table(
+        "path", "value", "origin", "line", "note", title=Text(title), title_justify="left"
+    )
     for row in rows:
         line = "" if row.line is None else str(row.line)
         cells = (row.path, shown(row.value), row.origin, line, row.note)
-        table.add_row(*map(Text, cells), style=_STYLES.get(row.origin))  # Text: a list in brackets is no markup
+        table.add_row(
+            *map(Text, cells), style=_STYLES.get(row.origin)
+        )  # Text: a list in brackets is no markup
     return table
 
 
@@ -105,15 +122,24 @@ def recipes_table(folder: str = "") -> str:
     Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the Markdown file to
     the pages, such as "recipes/".
     """
-    lines = ["| recipe | what is special | published top-1 % | assumed keys | source |", "|---|---|---|---|---|"]
+    lines = [
+        "| recipe | what is special | published top-1 % | assumed keys | source |",
+        "|---|---|---|---|---|",
+    ]
     for series in _series():
         first, *others = series
-        links = ", ".join([_link(first, folder), *(_link(page, folder, short=True) for page in others)])
+        links = ", ".join(
+            [_link(first, folder), *(_link(page, folder, short=True) for page in others)]
+        )
         title = first.title
         if others:
             epochs = [f"{page.epochs}" for page in series]
-            title = title.replace(f"{first.epochs} epochs", f"{', '.join(epochs[:-1])} or {epochs[-1]} epochs")
-        lines.append(f"| {links} | {title} | {_best_known(series)} | {len(first.assumed)} | {first.source} |")
+            title = title.replace(
+                f"{first.epochs} epochs", f"{', '.join(epochs[:-1])} or {epochs[-1]} epochs"
+            )
+        lines.append(
+            f"| {links} | {title} | {_best_known(series)} | {len(first.assumed)} | {first.source} |"
+        )
     return "\n".join(lines)
 
 
@@ -135,7 +161,10 @@ def scores_table() -> str:
     models = list(dict.fromkeys(score.model for recipe in pages for score in recipe.published))
     lines = [f"| model | {' | '.join(map(_link, pages))} |", "|---" * (len(pages) + 1) + "|"]
     for model in models:
-        scores = [", ".join(_score(one) for one in recipe.published if one.model == model) for recipe in pages]
+        scores = [
+            ", ".join(_score(one) for one in recipe.published if one.model == model)
+            for recipe in pages
+        ]
         lines.append(f"| {model} | {' | '.join(scores)} |")
     return "\n".join(lines)
 
@@ -149,7 +178,9 @@ def assumed_table() -> str:
             places.setdefault(assumption, []).append(place)
     names = [_identity(recipe) for recipe in pages]
     lines = ["| key | what was chosen, and why | pages |", "|---|---|---|"]
-    lines += [f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()]
+    lines += [
+        f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()
+    ]
     return "\n".join(lines)
 
 
@@ -158,7 +189,9 @@ def _row(label, value, page, positions, recipe, model, deviations) -> Row:
     changes = [change for change in deviations if _covers(change.path, label)]
     if changes:
         first, last = changes[0], changes[-1]
-        return Row(label, value, _ORIGINS.get(last.origin, last.origin), None, f"was {shown(first.before)}")
+        return Row(
+            label, value, _ORIGINS.get(last.origin, last.origin), None, f"was {shown(first.before)}"
+        )
     lines = page.per_model.get(model, {})
     path = tree.find(Recipe, tree.plain(recipe), label)
     if any(_covers(key, label) for key in tree.leaves(lines)):
@@ -197,7 +230,9 @@ def _off(part: Any, label: str = "") -> Iterator[str]:
 
 def _pages() -> list[Recipe]:
     """All pages by name and version, the numbers in a name by their value."""
-    return sorted(map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version))
+    return sorted(
+        map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version)
+    )
 
 
 def _words(name: str) -> list[str | int]:
@@ -241,7 +276,11 @@ def _listed(places: Sequence[int], names: Sequence[str]) -> str:
 
 
 def _run(first: int, last: int, names: Sequence[str]) -> str:
-    return f"{names[first]} … {names[last]}" if last - first > 1 else ", ".join(names[first : last + 1])
+    return (
+        f"{names[first]} … {names[last]}"
+        if last - first > 1
+        else ", ".join(names[first : last + 1])
+    )
 
 
 def _identity(recipe: Recipe) -> str:

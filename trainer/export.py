@@ -27,8 +27,12 @@ def export_model(folder: Path, plan: Plan, state: State, classes: tuple[str, ...
     config.json comes last: where it is, the weights are whole.
     """
     model = state.weights()[state.scored]
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    write_atomically(
+        folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"})
+    )
     facts = json.dumps(timm_facts(plan, classes), indent=2) + "\n"
     write_atomically(folder / "config.json", facts.encode())
     return weights_digest(model)
@@ -63,7 +67,9 @@ def is_timms(plan: Plan) -> bool:
     section = plan.recipe.model
     if section is None:
         return True
-    return section.is_plain and (section.layer_scale is None or takes_option(plan.model, ls_init_value=section.layer_scale))
+    return section.is_plain and (
+        section.layer_scale is None or takes_option(plan.model, ls_init_value=section.layer_scale)
+    )
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -76,5 +82,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return digest.hexdigest()

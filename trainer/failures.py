@@ -71,7 +71,16 @@ def read_failures(runs: Path) -> dict[str, Failure]:
     return {key: failure for key, failure in found.items() if failure is not None}
 
 
-def store_failure(runs: Path, key: str, *, cell: str, seed: int, run: str | None, exit_code: int, output: list[str]) -> Failure:
+def store_failure(
+    runs: Path,
+    key: str,
+    *,
+    cell: str,
+    seed: int,
+    run: str | None,
+    exit_code: int,
+    output: list[str],
+) -> Failure:
     """Record one more failed attempt. output: the lines that it wrote; the last one that says something is the error."""
     before = read_failure(runs, key)
     failure = Failure(
@@ -99,9 +108,13 @@ def drop_failure(runs: Path, key: str) -> None:
 def error_line(exit_code: int, output: list[str]) -> str:
     """What went wrong, in one line of at most 300 characters."""
     if exit_code < 0:
-        return f"ended by {signal_name(-exit_code)}" + (" (out of memory, or by hand)" if exit_code == -9 else "")
+        return f"ended by {signal_name(-exit_code)}" + (
+            " (out of memory, or by hand)" if exit_code == -9 else ""
+        )
     said = [line.strip() for line in output if line.strip()]
-    return (said[-1].removeprefix("error: ") if said else f"exit code {exit_code}, nothing was written")[:300]
+    return (
+        said[-1].removeprefix("error: ") if said else f"exit code {exit_code}, nothing was written"
+    )[:300]
 
 
 def signal_name(number: int) -> str:

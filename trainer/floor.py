@@ -13,7 +13,10 @@ from trainer.ingredients.losses import CrossEntropy, Loss
 from trainer.ingredients.mixing import one_hot_targets
 from trainer.plan import Plan
 
-_LEAST_IMAGES, _IMAGES_PER_CLASS = 8192, 20  # so that the mean target is that of the set, not of a sample
+_LEAST_IMAGES, _IMAGES_PER_CLASS = (
+    8192,
+    20,
+)  # so that the mean target is that of the set, not of a sample
 _SMALLEST = 1e-9  # a class that never comes has no finite best logit
 
 
@@ -52,7 +55,9 @@ def _mean_above(plan: Plan, labels: np.ndarray, threshold: float) -> Tensor:
                 plan.seed, step, micro_batch, plan.profile.num_train, recipe.repeats or 1, recipe.batch.images,
                 plan.num_micro_batches, plan.steps_per_epoch, recipe.batch.drop_last,
             )  # fmt: skip
-            targets = one_hot_targets(torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing)
+            targets = one_hot_targets(
+                torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
+            )
             mix = recipe.mix.draw(plan.seed, step, micro_batch, plan.train_px_at(step))
             _, targets = recipe.mix.apply(torch.zeros(len(targets), 1, 1, 1), targets, mix)
             total += targets.gt(threshold).sum(0)
@@ -70,8 +75,12 @@ def lowest_loss(loss: Loss, mean: Tensor) -> float:
     loss = loss.model_copy(update={"threshold": None}) if hasattr(loss, "threshold") else loss
     shares = mean.clamp(_SMALLEST, 1 - _SMALLEST)
     with torch.enable_grad():
-        logits = (shares.log() if isinstance(loss, CrossEntropy) else shares.logit()).requires_grad_()
-        search = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+        logits = (
+            shares.log() if isinstance(loss, CrossEntropy) else shares.logit()
+        ).requires_grad_()
+        search = torch.optim.LBFGS(
+            [logits], max_iter=100, line_search_fn="strong_wolfe", tolerance_change=1e-12
+        )
 
         def value() -> Tensor:
             search.zero_grad()

@@ -23,9 +23,13 @@ class Gradients:
     torch's DistributedDataParallel cannot leave a rank without a micro-batch, and divides by the number of ranks.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self, weights: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
         self.ranks = ranks
-        self.weights = [] if ranks.is_alone else [weight for weight in weights if weight.requires_grad][::-1]
+        self.weights = (
+            [] if ranks.is_alone else [weight for weight in weights if weight.requires_grad][::-1]
+        )
         self._buckets: list[Tensor] = []
         self._views: list[Tensor] = []
         self._bucket_of: list[int] = []
@@ -56,11 +60,15 @@ class Gradients:
         """After it, or on a rank that had none: every gradient is the sum over the ranks."""
         self.drain()
         if self.weights and self._never is None:
-            has_come = torch.tensor([float(place in self._has_come) for place in range(len(self.weights))])
+            has_come = torch.tensor(
+                [float(place in self._has_come) for place in range(len(self.weights))]
+            )
             self.ranks.sum(has_come)
             self._never = (has_come == 0).nonzero().flatten().tolist()
         for place in self._never or ():
-            self.weights[place].grad = None  # as in one process: an optimizer then leaves the weight alone
+            self.weights[
+                place
+            ].grad = None  # as in one process: an optimizer then leaves the weight alone
 
     def drain(self) -> None:
         """Send what has not gone out yet, and wait: also where a pass was broken off, as the others wait for its buckets."""

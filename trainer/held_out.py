@@ -62,7 +62,9 @@ class Slice:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over the whole set's and the places."""
-        return hashlib.sha256(self.whole.fingerprint.encode() + self.places.astype("<i8").tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.whole.fingerprint.encode() + self.places.astype("<i8").tobytes()
+        ).hexdigest()
 
     def read(self, i: int):
         """Image i of the slice. Raises BadImage."""
@@ -81,7 +83,9 @@ def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
     num_held = _num_held(images.num_images, batch)
     is_held = np.zeros(images.num_images, dtype=bool)
     is_held[_stratified(np.asarray(images.labels), num_held)] = True
-    return OpenedData(Slice(images, np.flatnonzero(~is_held)), Slice(images, np.flatnonzero(is_held)))
+    return OpenedData(
+        Slice(images, np.flatnonzero(~is_held)), Slice(images, np.flatnonzero(is_held))
+    )
 
 
 def _num_held(num_images: int, batch: Batch) -> int:
@@ -100,7 +104,11 @@ def _smaller_batch(most_images: int, batch: Batch) -> str:
     whole = most_images // batch.norm_images * batch.norm_images
     if whole > 0:
         return f'set="batch.images={whole}"'
-    return f'set="batch.images={most_images} batch.norm_images={most_images}"' if most_images > 1 else "more images"
+    return (
+        f'set="batch.images={most_images} batch.norm_images={most_images}"'
+        if most_images > 1
+        else "more images"
+    )
 
 
 def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
@@ -122,7 +130,9 @@ class HeldOut:
     Decoded once, in the evaluation's geometry; uint8 until it is measured.
     """
 
-    def __init__(self, plan: Plan, settings: Settings, data: OpenedData, ranks: Ranks = alone()) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, data: OpenedData, ranks: Ranks = alone()
+    ) -> None:
         self.plan, self.settings, self.ranks = plan, settings, ranks
         images, labels = zip(*data.val_batches(plan, settings), strict=True)
         self.images = torch.cat(images).to(settings.device)
@@ -140,7 +150,9 @@ class HeldOut:
         sample = max(_LEAST_SAMPLE, plan.recipe.batch.norm_images) if norms else _FORWARD_IMAGES
         num_parts = max(1, len(self.labels) // sample)
         total = torch.zeros((), dtype=torch.float64, device=settings.device)
-        samples = zip(self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True)
+        samples = zip(
+            self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True
+        )
         with _measuring(model, norms):
             for images, labels in self.ranks.share(samples):
                 targets = one_hot_targets(labels, plan.profile.num_classes, plan.recipe.smoothing)

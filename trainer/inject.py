@@ -63,14 +63,18 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
     faults = tuple(_parsed(word.strip()) for word in text.split(",")) if text.strip() else ()
     for fault in faults:
         if faults.count(fault) > 1:
-            raise UserError(f"inject={fault}: given twice, and strikes once in a run folder; another number would do")
+            raise UserError(
+                f"inject={fault}: given twice, and strikes once in a run folder; another number would do"
+            )
     return faults
 
 
 def _parsed(word: str) -> Fault:
     kind = word.partition("@")[0]
     if kind not in KINDS:
-        raise UserError(f"inject={word}: unknown{did_you_mean(kind, KINDS)}; {', '.join(KINDS)} would do, as in {_EXAMPLE}")
+        raise UserError(
+            f"inject={word}: unknown{did_you_mean(kind, KINDS)}; {', '.join(KINDS)} would do, as in {_EXAMPLE}"
+        )
     found = _WRITTEN.fullmatch(word)
     what = "the number of an image" if kind == "bad_image" else "the number of a step"
     if found is None:
@@ -85,9 +89,15 @@ def _parsed(word: str) -> Fault:
 def check_faults(faults: Iterable[Fault], plan) -> None:
     """Refuse a fault that would never strike in a plan. Raises UserError."""
     for fault in faults:
-        num, what = (plan.draws_per_epoch * plan.recipe.epochs, "images") if fault.kind == "bad_image" else (plan.num_steps, "steps")
+        num, what = (
+            (plan.draws_per_epoch * plan.recipe.epochs, "images")
+            if fault.kind == "bad_image"
+            else (plan.num_steps, "steps")
+        )
         if fault.number > num:
-            raise UserError(f"inject={fault}: the run has {num} {what}; {fault.kind}@{num} at most would do")
+            raise UserError(
+                f"inject={fault}: the run has {num} {what}; {fault.kind}@{num} at most would do"
+            )
 
 
 def step_of(fault: Fault, plan) -> int:
@@ -145,16 +155,26 @@ class Faults:
         if not due:
             return []
         self.left = tuple(fault for fault in self.left if fault not in due)
-        error = self.ranks.broadcast(_marked(self._path, due) if self.ranks.is_first else "")  # nobody goes on before
+        error = self.ranks.broadcast(
+            _marked(self._path, due) if self.ranks.is_first else ""
+        )  # nobody goes on before
         struck = [fault for fault in due if not error or fault in made]
-        state.progress.injected += [str(fault) for fault in struck if self._touches(fault) != "nothing"]
+        state.progress.injected += [
+            str(fault) for fault in struck if self._touches(fault) != "nothing"
+        ]
         for fault in due:
-            not_marked = f": its name cannot be written to {self._path} ({error}), and it would strike at every call" if error else ""
+            not_marked = (
+                f": its name cannot be written to {self._path} ({error}), and it would strike at every call"
+                if error
+                else ""
+            )
             state.say(f"{'' if fault in struck else 'not '}injected: {fault}{not_marked}")
         return struck
 
     def _touches(self, fault: Fault) -> str:
-        is_mended = fault.kind == "bad_image" and self.plan.bad_images == "fail"  # the next process reads it whole
+        is_mended = (
+            fault.kind == "bad_image" and self.plan.bad_images == "fail"
+        )  # the next process reads it whole
         return "nothing" if is_mended else KINDS[fault.kind]
 
 
@@ -164,7 +184,9 @@ def _marks_in(path: Path) -> list[str]:
         return path.read_text(encoding="ascii").split() if path.exists() else []
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not its text"
-        raise UserError(f"{path}: which faults have struck cannot be read ({reason}); without it all of inject= strike anew") from None
+        raise UserError(
+            f"{path}: which faults have struck cannot be read ({reason}); without it all of inject= strike anew"
+        ) from None
 
 
 def _marked(path: Path, due: list[Fault]) -> str:
@@ -177,7 +199,9 @@ def _marked(path: Path, due: list[Fault]) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        with contextlib.suppress(OSError):  # half a name may be there, or a name that has not struck
+        with contextlib.suppress(
+            OSError
+        ):  # half a name may be there, or a name that has not struck
             os.truncate(path, num_bytes)
         return error.strerror or str(error)
     return ""
@@ -213,7 +237,13 @@ def _run_out_of_memory(model) -> None:
     _in_next_forward(model, act)
 
 
-_IN_PROCESS = {"kill": _kill, "term": _terminate, "raise": _raise, "nan": _lose_number, "oom": _run_out_of_memory}
+_IN_PROCESS = {
+    "kill": _kill,
+    "term": _terminate,
+    "raise": _raise,
+    "nan": _lose_number,
+    "oom": _run_out_of_memory,
+}
 
 
 def _in_next_forward(model, act: Callable) -> None:

@@ -26,7 +26,14 @@ from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
 from trainer.ranks import Ranks, alone
-from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe, open_recipe, recipe_paths
+from trainer.recipe import (
+    Recipe,
+    apply_overrides,
+    find_recipe,
+    load_recipe,
+    open_recipe,
+    recipe_paths,
+)
 from trainer.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.run_folder import own_folder
 from trainer.settings import Settings
@@ -50,7 +57,9 @@ class Job:
     world_size: int = 1
 
 
-def resolve(job: Job, profile: Profile | None) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
+def resolve(
+    job: Job, profile: Profile | None
+) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
     """The page, where its keys stand, the recipe that a job makes of it, and every departure on the way.
 
     profile: None leaves the page as it was published.
@@ -98,7 +107,13 @@ def plan_of(job: Job) -> Plan:
 
 
 def run_job(
-    job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest, ranks: Ranks = alone()
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks = alone(),
 ) -> tuple[int, Row | None]:
     """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped).
 
@@ -107,8 +122,12 @@ def run_job(
     Raises ClaimedError where another process works in the run's folder, DataError where ranks see unlike images.
     """
     if not ranks.is_same(int(data.fingerprint[:15], 16)):
-        raise DataError(f"{plan.profile.name}: the ranks' machines hold unlike images; one folder that all see would do")
-    name = ranks.broadcast(run_name(job, plan, settings, data.fingerprint) if ranks.is_first else "")
+        raise DataError(
+            f"{plan.profile.name}: the ranks' machines hold unlike images; one folder that all see would do"
+        )
+    name = ranks.broadcast(
+        run_name(job, plan, settings, data.fingerprint) if ranks.is_first else ""
+    )
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
         with own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
@@ -117,7 +136,11 @@ def run_job(
                 return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
-    console.print(f"{name} has its row already{made}; again=1 would run it anew", markup=False, highlight=False)
+    console.print(
+        f"{name} has its row already{made}; again=1 would run it anew",
+        markup=False,
+        highlight=False,
+    )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
 
@@ -126,7 +149,16 @@ def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
 
-def _run_to_row(name: str, job: Job, plan: Plan, settings: Settings, data, console: Console, stop: StopRequest, ranks: Ranks) -> tuple:
+def _run_to_row(
+    name: str,
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks,
+) -> tuple:
     from trainer.train import run
 
     folder = settings.runs / name
@@ -138,8 +170,12 @@ def _run_to_row(name: str, job: Job, plan: Plan, settings: Settings, data, conso
         if not ranks.any(outcome.state.saver.error is not None):
             return EXIT_STOPPED, None
         if ranks.is_first:
-            missing = rescued(outcome, outcome.unsaved, lambda to: _write_stopped(to, job, plan, outcome))
-            console.print(f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            missing = rescued(
+                outcome, outcome.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
+            )
+            console.print(
+                f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+            )
         return EXIT_UNWRITTEN, None
     if not ranks.is_first:
         return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
@@ -151,7 +187,9 @@ def _run_to_row(name: str, job: Job, plan: Plan, settings: Settings, data, conso
         lambda: stop.is_requested,
     )
     if missing:
-        console.print(f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         return EXIT_UNWRITTEN, row
     return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
 
@@ -161,7 +199,11 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
     from trainer.export import export_model
 
     _write_stopped(folder, job, plan, outcome)
-    digest = export_model(folder, plan, outcome.state, data.classes) if outcome.status == "finished" else None
+    digest = (
+        export_model(folder, plan, outcome.state, data.classes)
+        if outcome.status == "finished"
+        else None
+    )
     row = make_row(outcome.state.folder.name, plan, settings, data, outcome, digest)
     row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
     write_atomically(folder / "row.json", row.as_json())
@@ -179,7 +221,11 @@ def _store(results: Path, row: Row, folder: Path, console: Console) -> None:
     if not touches_result(row.injected):
         store_row(results, row)
         return
-    console.print(f"the row stays out of the store: inject={','.join(row.injected)}; it is {folder / 'row.json'}", style="yellow", markup=False)
+    console.print(
+        f"the row stays out of the store: inject={','.join(row.injected)}; it is {folder / 'row.json'}",
+        style="yellow",
+        markup=False,
+    )
 
 
 def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
@@ -219,7 +265,12 @@ def write_plan(folder: Path, job: Job, plan: Plan) -> None:
 def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
     """The plan's deviations as a row keeps them: values as they stand in YAML, absent ones as "off"."""
     return tuple(
-        RowDeviation(path=change.path, before=shown(change.before), after=shown(change.after), origin=change.origin)
+        RowDeviation(
+            path=change.path,
+            before=shown(change.before),
+            after=shown(change.after),
+            origin=change.origin,
+        )
         for change in plan.deviations
     )
 
@@ -231,17 +282,25 @@ def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
     asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
     if used == asked:
         return ()
-    return (RowDeviation(path="batch.norm_images", before=str(asked), after=str(used), origin="memory"),)
+    return (
+        RowDeviation(path="batch.norm_images", before=str(asked), after=str(used), origin="memory"),
+    )
 
 
-def make_row(name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None) -> Row:
+def make_row(
+    name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
+) -> Row:
     """The row of an outcome."""
     from trainer.models import gmacs, num_parameters
 
     state, recipe = outcome.state, plan.recipe
     progress = state.progress
     scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
-    other = progress.scores.get("model") if state.scored == "average" else progress.scores.get("average")
+    other = (
+        progress.scores.get("model")
+        if state.scored == "average"
+        else progress.scores.get("average")
+    )
     commit, dirty = provenance.commit()
     return Row(
         run=name,

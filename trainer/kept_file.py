@@ -34,7 +34,9 @@ class KeptFile:
                 f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the curves are lost; "
                 f"without {self.path.parent / 'checkpoints'} the run would start anew"
             )
-        self._num_done = found if num_bytes is None else num_bytes  # bytes that need not be kept any more
+        self._num_done = (
+            found if num_bytes is None else num_bytes
+        )  # bytes that need not be kept any more
         self._kept = bytearray()  # what comes after them
         self._num_written = 0  # of what is kept
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -65,7 +67,10 @@ class KeptFile:
             os.fsync(copy)  # without the guard: nobody waits for the disk to add a line
         except OSError as error:
             with self._guard:
-                self._num_written, self.error = 0, error  # the system may have dropped what it had taken
+                self._num_written, self.error = (
+                    0,
+                    error,
+                )  # the system may have dropped what it had taken
             raise
         finally:
             os.close(copy)
@@ -95,7 +100,9 @@ class KeptFile:
                 self._put_back()
             while self._num_written < len(self._kept):
                 rest = bytes(self._kept[self._num_written :])
-                self._num_written += os.pwrite(self._descriptor, rest, self._num_done + self._num_written)
+                self._num_written += os.pwrite(
+                    self._descriptor, rest, self._num_done + self._num_written
+                )
             if not self.is_safe:
                 self._forget(len(self._kept))
             self.error = None

@@ -20,9 +20,13 @@ from trainer.place import Place
 from trainer.stop import StopRequest
 
 _POLL_S = 0.1
-END_S = 10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
+END_S = (
+    10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
+)
 # What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no SIGHUP.
-_SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {signal.SIGHUP: signal.SIGTERM}
+_SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {
+    signal.SIGHUP: signal.SIGTERM
+}
 
 
 def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
@@ -33,14 +37,20 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
     Raises UserError where they contradict each other, or device=.
     """
     if gpus is not None and procs is not None:
-        raise UserError(f"gpus={gpus} procs={procs}: ranks are on GPUs or on the CPU; one of the two would do")
+        raise UserError(
+            f"gpus={gpus} procs={procs}: ranks are on GPUs or on the CPU; one of the two would do"
+        )
     name, asked = ("procs", procs) if gpus is None else ("gpus", gpus)
     if asked is None:
         return place.local_world_size if place else 1
     if name == "procs" and device.startswith("cuda"):
-        raise UserError(f"procs={asked} device={device}: procs are ranks on the CPU; gpus={asked} would do")
+        raise UserError(
+            f"procs={asked} device={device}: procs are ranks on the CPU; gpus={asked} would do"
+        )
     if name == "gpus" and device not in ("auto", "cuda"):
-        raise UserError(f"gpus={asked} device={device}: each rank has a GPU of its own; without device= it would do")
+        raise UserError(
+            f"gpus={asked} device={device}: each rank has a GPU of its own; without device= it would do"
+        )
     if place is not None and asked != place.local_world_size:
         raise UserError(
             f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine already; without "
@@ -66,16 +76,25 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
     A signal to this process is passed on to every rank: they save and end together, with 75; where one has come before
     there are any, none is started. Where a rank fails, the code is the first one's, and the others are ended.
     """
-    logging.disable(logging.ERROR)  # the launcher's own account of a rank's end: the rank has told it better
+    logging.disable(
+        logging.ERROR
+    )  # the launcher's own account of a rank's end: the rank has told it better
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank's end makes the others' sockets warn
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # a rank's end makes the others' sockets warn
     if sys.platform.startswith("linux"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are here, whatever the machine's name resolves to
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # all are here, whatever the machine's name resolves to
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
         running = _Running(_agent(num_ranks, words, folder))
         with _Forwarding(running) as forwarding:
             if stop.is_requested:  # what comes from here on is kept for the ranks
-                print(f"stopped by {stop.signal_name} before any rank was started; the same command goes on", flush=True)
+                print(
+                    f"stopped by {stop.signal_name} before any rank was started; the same command goes on",
+                    flush=True,
+                )
                 return EXIT_STOPPED
             running.start()
             while running.is_alive():
@@ -95,7 +114,12 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     codes = [failure.exitcode for _, failure in in_time]
     if not codes:
         return 0
-    if is_asked_to_stop and codes[0] in (EXIT_STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1):
+    if is_asked_to_stop and codes[0] in (
+        EXIT_STOPPED,
+        -signal.SIGTERM,
+        -signal.SIGINT,
+        -signal.SIGUSR1,
+    ):
         return EXIT_STOPPED  # the others may have missed it since, and said so by 1, or were too slow and killed
     rank, first = in_time[0]
     if first.exitcode > 0:
@@ -137,7 +161,9 @@ class _Forwarding:
 
     def __enter__(self) -> _Forwarding:
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, lambda number, frame: self.seen.append(number))
+            self._before[number] = signal.signal(
+                number, lambda number, frame: self.seen.append(number)
+            )
         return self
 
     def __exit__(self, *exception) -> None:
@@ -175,13 +201,19 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
             self._pcontext.close = lambda death_sig=None, timeout=None: close(death_sig, END_S)
             return found
 
-    meeting = RendezvousParameters("c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here)
+    meeting = RendezvousParameters(
+        "c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here
+    )
     spec = WorkerSpec(
         role="rank",
         local_world_size=num_ranks,
         rdzv_handler=registry.get_rendezvous_handler(meeting),
         entrypoint=sys.executable,
-        args=("-m", "trainer", *(word.replace("$", "$$") for word in words)),  # it fills in $-names by itself
+        args=(
+            "-m",
+            "trainer",
+            *(word.replace("$", "$$") for word in words),
+        ),  # it fills in $-names by itself
         max_restarts=0,
         monitor_interval=_POLL_S,
         local_addr=here,
@@ -189,7 +221,9 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
     return Agent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
 
 
-def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = "") -> str:
+def slurm_job(
+    words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = ""
+) -> str:
     """The text of a job file for sbatch that runs `python -m trainer` with these words on nodes x gpus ranks.
 
     Two minutes before its time is over Slurm sends SIGUSR1 to the ranks: they save, end with 75, and the job puts itself
@@ -200,7 +234,9 @@ def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int,
     """
     for what, text in (("name", name), ("sbatch", extra)):
         if not text.isprintable():
-            raise UserError(f"{what}={text!r}: becomes a line of the job file; without line breaks it would do")
+            raise UserError(
+                f"{what}={text!r}: becomes a line of the job file; without line breaks it would do"
+            )
     minutes = max(5, round(hours * 60))
     lines = [
         "#!/bin/bash",
@@ -217,7 +253,9 @@ def slurm_job(words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int,
         *([f"#SBATCH {extra}"] if extra else []),
         "",
         f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
-        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}" if not gpus else "export OMP_NUM_THREADS=1",
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"
+        if not gpus
+        else "export OMP_NUM_THREADS=1",
         # a rank that has saved and left with 75 must not have the others killed, which are about to; where one fails they
         # end by themselves
         f"srun --cpus-per-task={cpus} --kill-on-bad-exit=0 {shlex.join([sys.executable, '-m', 'trainer', *words])}",

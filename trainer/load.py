@@ -27,7 +27,9 @@ DEEPEST_NESTING = 20
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,40}([eE][-+][0-9]{1,4})?")
-_ALMOST_A_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # one way to match: no text takes long
+_ALMOST_A_NUMBER = re.compile(
+    r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+)  # one way to match: no text takes long
 # Nor what turns the direction of the text around it: a line would read otherwise than it says.
 _UNPRINTABLE = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u061b\u061d-\u200d\u2010-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
@@ -81,7 +83,9 @@ def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions
     """YAML text as a value of `kind`; `place` stands in the errors where a file's name would."""
     data, positions = parse(text, place)
     if not isinstance(data, dict):
-        raise positions.error((), f"{check.quoted(data)} where a page begins; write key: value lines")
+        raise positions.error(
+            (), f"{check.quoted(data)} where a page begins; write key: value lines"
+        )
     try:
         return check.check(kind, data), positions
     except check.Refusal as refusal:
@@ -108,15 +112,23 @@ def _text(path: Path, place: str) -> str:
             found = "is a folder, not a page" if path.is_dir() else "is no file"
             raise PageError(place, 1, f"{found}; give the path of a .yaml file")
         if path.stat().st_size > LARGEST_PAGE_KIB * 1024:
-            raise PageError(place, 1, f"{path.stat().st_size} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB")
+            raise PageError(
+                place,
+                1,
+                f"{path.stat().st_size} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB",
+            )
         raw = path.read_bytes()
     except OSError as error:
-        raise PageError(place, 1, f"cannot be read ({error.strerror}); check its path and permissions") from None
+        raise PageError(
+            place, 1, f"cannot be read ({error.strerror}); check its path and permissions"
+        ) from None
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise PageError(place, line, f"the byte 0x{raw[error.start]:02x}; save the page as UTF-8") from None
+        raise PageError(
+            place, line, f"the byte 0x{raw[error.start]:02x}; save the page as UTF-8"
+        ) from None
 
 
 def _shown(path: Path) -> str:
@@ -159,8 +171,14 @@ def _compose(text: str, place: str) -> yaml.Node:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise PageError(place, mark.line + 1 if mark else 1, f"{_yaml_problem(error)}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # as for "\UFFFFFFFF" and long versions through
-        raise PageError(place, 1, f"this is not YAML ({' '.join(str(error).split())[:80]}); mend it") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        OverflowError,
+    ) as error:  # as for "\UFFFFFFFF" and long versions through
+        raise PageError(
+            place, 1, f"this is not YAML ({' '.join(str(error).split())[:80]}); mend it"
+        ) from None
     if node is None:
         raise PageError(place, 1, "nothing is written here; write key: value lines")
     return node
@@ -189,7 +207,9 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return tuple(self.value(item, (*path, number)) for number, item in enumerate(node.value))
+            return tuple(
+                self.value(item, (*path, number)) for number, item in enumerate(node.value)
+            )
         return self._scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: check.Path) -> dict[str, Any]:
@@ -198,7 +218,10 @@ class _Reader:
             key = self._key(key_node)
             if key in mapping:
                 first = self.positions.lines[(*path, key)]
-                raise self._error(key_node, f"{check.quoted(key)} is written twice, first in line {first}; keep one")
+                raise self._error(
+                    key_node,
+                    f"{check.quoted(key)} is written twice, first in line {first}; keep one",
+                )
             self.positions.lines[(*path, key)] = key_node.start_mark.line + 1
             mapping[key] = self.value(value_node, (*path, key))
         return mapping
@@ -210,7 +233,9 @@ class _Reader:
             raise self._error(node, "the merge key <<; write the keys out, a page inherits nothing")
         key = self._str(node) if node.tag == _TAG + "str" else None
         if not isinstance(key, str):
-            raise self._error(node, f"the key {node.value[:40]!a} is not text; quote it if it is meant")
+            raise self._error(
+                node, f"the key {node.value[:40]!a} is not text; quote it if it is meant"
+            )
         return key
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
@@ -235,10 +260,14 @@ class _Reader:
             return text
         number = float(text) if len(text) <= 40 else math.inf
         if not math.isfinite(number):
-            raise self._error(node, f"{text[:40]} is no finite number; write one, or quote it for text")
+            raise self._error(
+                node, f"{text[:40]} is no finite number; write one, or quote it for text"
+            )
         if self.reads_bare_exponents:
             return number
-        raise self._error(node, f"{text} is text in YAML; write {_as_number(text)}, or quote it for text")
+        raise self._error(
+            node, f"{text} is text in YAML; write {_as_number(text)}, or quote it for text"
+        )
 
     def _error(self, node: yaml.Node, sentence: str) -> PageError:
         return PageError(self.positions.place, node.start_mark.line + 1, sentence)
@@ -266,4 +295,6 @@ def _as_number(text: str) -> str:
     whole = whole.lstrip("0") or "0"
     if not point and not exponent:
         return sign + whole
-    return f"{sign}{whole}.{fraction or 0}" + (f"e{power if power[0] in '+-' else '+' + power}" if exponent else "")
+    return f"{sign}{whole}.{fraction or 0}" + (
+        f"e{power if power[0] in '+-' else '+' + power}" if exponent else ""
+    )

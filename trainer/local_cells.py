@@ -55,7 +55,9 @@ def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
     try:
         return int(json_file(path)["num_threads"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; without it the number of threads would be chosen anew") from None
+        raise UserError(
+            f"{path}: damaged; without it the number of threads would be chosen anew"
+        ) from None
 
 
 def count_gpus() -> int:
@@ -75,7 +77,9 @@ class LocalCells:
     work: called in each process with what `start` was given; what it gives is the process's exit code.
     """
 
-    def __init__(self, work: Callable[..., int], num_slots: int, gpus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, work: Callable[..., int], num_slots: int, gpus: tuple[str, ...] = ()
+    ) -> None:
         self.num_slots, self._work, self._gpus = num_slots, work, gpus
         self._running: dict[int, tuple[object, multiprocessing.process.BaseProcess]] = {}
 
@@ -146,7 +150,10 @@ def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) 
 
 
 def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # the sweep's own way with them is not this process's
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+    ):  # the sweep's own way with them is not this process's
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if gpu is not None:
@@ -154,7 +161,9 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         sys.exit(work(what))
-    except KeyboardInterrupt:  # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
+    except (
+        KeyboardInterrupt
+    ):  # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
         sys.exit(EXIT_STOPPED)
 
 

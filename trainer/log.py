@@ -33,7 +33,9 @@ class Log:
     Raises UserError where metrics.jsonl is shorter than that.
     """
 
-    def __init__(self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console) -> None:
+    def __init__(
+        self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = console
         self.num_steps, self.first_step = num_steps, first_step
@@ -54,7 +56,9 @@ class Log:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=num_steps, completed=first_step, epoch="", facts="")
+        self._task = self._progress.add_task(
+            "", total=num_steps, completed=first_step, epoch="", facts=""
+        )
 
     def __enter__(self) -> Log:
         self._progress.start()
@@ -83,9 +87,19 @@ class Log:
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
         self._write("log.txt", self._text, readable(line) + "\n")
 
-    def window(self, step: int, epoch: float, loss_nats: float, lr: float, images_per_s: float, wait_share: float) -> None:
+    def window(
+        self,
+        step: int,
+        epoch: float,
+        loss_nats: float,
+        lr: float,
+        images_per_s: float,
+        wait_share: float,
+    ) -> None:
         """The mean training loss since the last window, after `step` steps; how fast, and how long data was awaited."""
-        self._write_metrics({"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr})
+        self._write_metrics(
+            {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
+        )
         speed = {"step": step, "images_per_s": images_per_s, "wait_share": wait_share}
         self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
         for name, value in {
@@ -107,13 +121,25 @@ class Log:
 
     def scores(self, step: int, epoch: int, which: str, scores) -> None:
         """One evaluation: `which` weights (model or average), counts and percentages."""
-        line = {"step": step, "epoch": epoch, "weights": which, "top1_pct": scores.top1_pct, "top5_pct": scores.top5_pct}
-        counts = {"num_top1": scores.num_top1, "num_top5": scores.num_top5, "num_images": scores.num_images}
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "weights": which,
+            "top1_pct": scores.top1_pct,
+            "top5_pct": scores.top5_pct,
+        }
+        counts = {
+            "num_top1": scores.num_top1,
+            "num_top5": scores.num_top5,
+            "num_images": scores.num_images,
+        }
         self._write_metrics(line | counts | {"val_loss_nats": scores.loss_nats})
         for name in ("top1_pct", "top5_pct", "loss_nats"):
             self._board.scalar(f"val_{which}/{name}", getattr(scores, name), step)
         label = "val" if which == "model" else "val (average)"
-        self.say(f"epoch {epoch:>4}  {label} top-1 {scores.top1_pct:.2f} %  top-5 {scores.top5_pct:.2f} %  loss {scores.loss_nats:.4f}")
+        self.say(
+            f"epoch {epoch:>4}  {label} top-1 {scores.top1_pct:.2f} %  top-5 {scores.top5_pct:.2f} %  loss {scores.loss_nats:.4f}"
+        )
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Put a PNG file beside the curves."""

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from trainer.cli import (
-    Again, Data, DataDir, Device, Gpus, Model, Precision, Procs, Recipe, Results, Runs, Set, Workers, app, user_errors,
+    Again,
+    Data,
+    DataDir,
+    Device,
+    Gpus,
+    Model,
+    Precision,
+    Procs,
+    Recipe,
+    Results,
+    Runs,
+    Set,
+    Workers,
+    app,
+    user_errors,
 )  # fmt: skip
 
 
@@ -20,14 +34,28 @@ def lr_find(
     data: Data = "digits",
     data_dir: DataDir = None,
     set_: Set = "",
-    seeds: Annotated[int, typer.Option(help="Repeats, each with its own first weights and order.")] = 3,
-    low: Annotated[float | None, typer.Option("--from", help="The first value; 1e-6 for the learning rate.")] = None,
-    high: Annotated[float | None, typer.Option("--to", help="The last value; 10 for the learning rate.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of a ramp; 200, fewer where the run is short.")] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Repeats, each with its own first weights and order.")
+    ] = 3,
+    low: Annotated[
+        float | None, typer.Option("--from", help="The first value; 1e-6 for the learning rate.")
+    ] = None,
+    high: Annotated[
+        float | None, typer.Option("--to", help="The last value; 10 for the learning rate.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimizer steps of a ramp; 200, fewer where the run is short."),
+    ] = None,
     ramp: Annotated[
-        str, typer.Option(help="exponential or linear, of the learning rate; or any other number of the page: weight_decay.")
+        str,
+        typer.Option(
+            help="exponential or linear, of the learning rate; or any other number of the page: weight_decay."
+        ),
     ] = "exponential",
-    curve: Annotated[str | None, typer.Option(help="What the rules read: train, heldout or both.")] = None,
+    curve: Annotated[
+        str | None, typer.Option(help="What the rules read: train, heldout or both.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     workers: Workers = "auto",
@@ -47,5 +75,7 @@ def lr_find(
 
         job = Job(recipe, model, data, data_dir, 0, set_, again=again)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
-        code = find(job, Question(ramp, low, high, steps, seeds, curve), device, machine, gpus, procs, stop)
+        code = find(
+            job, Question(ramp, low, high, steps, seeds, curve), device, machine, gpus, procs, stop
+        )
     raise typer.Exit(code)

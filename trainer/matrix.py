@@ -24,7 +24,15 @@ from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
 
-MODELS = ("resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "convnext_atto", "convnext_tiny")
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "resnet50d",
+    "resnext50_32x4d",
+    "resnet101",
+    "convnext_atto",
+    "convnext_tiny",
+)
 
 # Small enough for seven models a page; two micro-batches, so that their statistics and gradients are put together.
 NOISE = Profile(
@@ -67,7 +75,9 @@ def chosen_models(names: str) -> Sequence[str]:
     for name in wanted:
         if name not in MODELS:
             there_are = ", ".join(MODELS)
-            raise UserError(f"models={name}: not in the table{did_you_mean(name, MODELS)}; there are {there_are}")
+            raise UserError(
+                f"models={name}: not in the table{did_you_mean(name, MODELS)}; there are {there_are}"
+            )
     return wanted or MODELS
 
 
@@ -119,14 +129,22 @@ def stepped(plan: Plan) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         state = State(plan, settings, Path(folder))
         before = [weight.detach().clone() for weight in state.model.parameters()]
-        loss = optimizer_step(state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step)
+        loss = optimizer_step(
+            state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step
+        )
     after = list(state.model.parameters())
-    assert loss.isfinite() and all(weight.isfinite().all() for weight in after), "the step ended in no number"
-    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), "the step moved nothing"
+    assert loss.isfinite() and all(weight.isfinite().all() for weight in after), (
+        "the step ended in no number"
+    )
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), (
+        "the step moved nothing"
+    )
     return state.model
 
 
-def fill(pages: Iterable[str], models: Sequence[str], each: Callable[[], None] = lambda: None) -> Iterator[Cell]:
+def fill(
+    pages: Iterable[str], models: Sequence[str], each: Callable[[], None] = lambda: None
+) -> Iterator[Cell]:
     """The cells of pages x models, row by row; `each` is called after every one."""
     for recipe in pages:
         for model in models:

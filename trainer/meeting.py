@@ -34,7 +34,9 @@ class Meeting:
     open_store: connects to the place's port, or keeps it: (place, does it keep it) -> store.
     """
 
-    def __init__(self, place: Place, device: str, open_store: Callable[[Place, bool], object]) -> None:
+    def __init__(
+        self, place: Place, device: str, open_store: Callable[[Place, bool], object]
+    ) -> None:
         self.place, self.device, self._open_store = place, device, open_store
         self._server = None
         self.store = None
@@ -57,7 +59,9 @@ class Meeting:
 
     def _await_others(self, check: Callable[[], None]) -> None:
         self.store = self.connect(self.place.serves, check)
-        self.store.set(f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device]))
+        self.store.set(
+            f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device])
+        )
         names = [f"rank/{rank}" for rank in range(self.place.world_size)]
         until_s = time.monotonic() + COME_S
         while not self.store.check(names):
@@ -130,10 +134,15 @@ class Meeting:
             _say_error(str(error))
             return code
         if isinstance(error, Stopped):
-            print(f"stopped by {error} before all ranks had come; the same command goes on", flush=True)
+            print(
+                f"stopped by {error} before all ranks had come; the same command goes on",
+                flush=True,
+            )
             return code
         if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
-            _say_error(f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it")
+            _say_error(
+                f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it"
+            )
         return None
 
     def hear(self, first: dict, store) -> int:
@@ -152,7 +161,9 @@ class Meeting:
 
     def _await_hearing(self) -> None:
         """Who keeps the meeting point must not leave before each of the others has read why."""
-        others = [f"heard/{rank}" for rank in range(self.place.world_size) if rank != self.place.rank]
+        others = [
+            f"heard/{rank}" for rank in range(self.place.world_size) if rank != self.place.rank
+        ]
         until_s = time.monotonic() + GRACE_S
         while self.place.serves and time.monotonic() < until_s and not self.store.check(others):
             time.sleep(0.05)
@@ -171,7 +182,11 @@ class Meeting:
             if first is not None:
                 self.hear(first, self.store)
                 return self._leave()
-            silent = [rank for rank, beat in enumerate(self._pulse()) if beat == before[rank] and rank != self.place.rank]
+            silent = [
+                rank
+                for rank, beat in enumerate(self._pulse())
+                if beat == before[rank] and rank != self.place.rank
+            ]
             return self.lost(silent[0] if silent else None, reason)
         except RuntimeError:
             return self.lost_point()
@@ -194,7 +209,9 @@ class Meeting:
         """Say that the meeting point itself is gone; gives the exit code."""
         place = self.place
         who = "rank 0" if place.by == "srun" else "the launcher"
-        _say_error(f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers; the same command goes on")
+        _say_error(
+            f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers; the same command goes on"
+        )
         return EXIT_FAILED
 
     def _pulse(self) -> list[int]:
@@ -231,7 +248,9 @@ class _Beats(threading.Thread):
                     beat, heard_s = now, time.monotonic()
                 if store.check(["failed"]):
                     first = json.loads(store.get("failed"))
-                    self._end(first["code"] if first["by"] == place.rank else meeting.hear(first, store))
+                    self._end(
+                        first["code"] if first["by"] == place.rank else meeting.hear(first, store)
+                    )
                 elif time.monotonic() - heard_s > SILENT_S:
                     self._end(meeting.lost(next_rank))
         except (RuntimeError, MissingRank):

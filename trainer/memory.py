@@ -23,7 +23,9 @@ def is_memory_full(error: BaseException) -> bool:
     """Is this what torch raises where a device, or the machine, has no memory left?"""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _CPU_SAYS in str(error))
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _CPU_SAYS in str(error)
+    )
 
 
 def keep_freed_memory() -> bool:

@@ -32,14 +32,20 @@ def check_model_name(model: str) -> None:
     """
     import timm
 
-    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):  # which looks at what is left of a point
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(
+        model
+    ):  # which looks at what is left of a point
         known = timm.list_models()
-        raise PlanError(f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do")
+        raise PlanError(
+            f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do"
+        )
     try:
         timm.models.get_pretrained_cfg(model)
     except RuntimeError:
         name, _, tag = model.partition(".")
-        raise PlanError(f"model={model}: timm has no weights {tag!r} of {name}; model={name} would do, whose first weights are drawn") from None
+        raise PlanError(
+            f"model={model}: timm has no weights {tag!r} of {name}; model={name} would do, whose first weights are drawn"
+        ) from None
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -94,18 +100,27 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     """Refuse image sizes that the model cannot take, rather than at the first step or after the first epoch."""
     channels = plan.profile.channels
     # where both sizes are one, it goes by the name of the first
-    for image_px, place in ({plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)).items():
+    for image_px, place in (
+        {plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)
+    ).items():
         refusal = _refusal(model, channels, image_px)
         if refusal is not None:
-            fitting_px = next((px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None), None)
+            fitting_px = next(
+                (px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None),
+                None,
+            )
             remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
-            raise PlanError(f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); {remedy} would do")
+            raise PlanError(
+                f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); {remedy} would do"
+            )
 
 
 def _train_sizes(plan: Plan) -> dict[int, str]:
     """The largest and the smallest side of the training images, with the places where the page says so."""
     image = plan.recipe.image
-    return {image.train_px: "image.train_px"} | ({image.growth.from_px: "image.growth.from_px"} if image.growth else {})
+    return {image.train_px: "image.train_px"} | (
+        {image.growth.from_px: "image.growth.from_px"} if image.growth else {}
+    )
 
 
 def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
@@ -115,7 +130,11 @@ def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, image_px, image_px))
-    except (RuntimeError, AssertionError, ValueError) as error:  # each of them from some of timm's models
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+    ) as error:  # each of them from some of timm's models
         return str(error).partition("\n")[0] or error.__class__.__name__
     finally:
         model.train(was_training)
@@ -132,7 +151,11 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
     for image_px, place in _train_sizes(plan).items():
         name = _single_value(model, channels, image_px)
         if name is not None:
-            larger = (px for px in _TRIED_PX if px > image_px and _single_value(model, channels, px) is None)
+            larger = (
+                px
+                for px in _TRIED_PX
+                if px > image_px and _single_value(model, channels, px) is None
+            )
             fitting_px = next(larger, None)
             remedy = f', or larger images (set="{place}={fitting_px}"),' if fitting_px else ""
             raise PlanError(
@@ -146,9 +169,15 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     found: list[str] = []
 
     def measuring(name: str):
-        return lambda norm, given: found.append(name) if given[0].numel() == norm.num_features else None
+        return lambda norm, given: (
+            found.append(name) if given[0].numel() == norm.num_features else None
+        )
 
-    norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) and norm.training}
+    norms = {
+        name: norm
+        for name, norm in model.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.training
+    }
     handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
     try:
         _refusal(model, channels, image_px)
@@ -160,7 +189,11 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
 
 def running_norms(model: nn.Module) -> list[_NormBase]:
     """Norms that keep running statistics of batches."""
-    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+    ]
 
 
 def check_precise_norm(plan: Plan, model: nn.Module) -> None:
@@ -173,7 +206,9 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
     if section is None:
         return
     if not running_norms(model):
-        raise PlanError(f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out")
+        raise PlanError(
+            f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out"
+        )
     batch = plan.recipe.batch
     whole, rest = divmod(section.images, batch.norm_images)
     if rest:
@@ -182,13 +217,19 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
         raise PlanError(f"{sentence}; {near} would do")
     num_images = plan.profile.num_train // batch.images * batch.images
     if section.images > num_images:
-        remedy = f'set="precise_norm.images={num_images}" would do' if num_images else "leave precise_norm out"
+        remedy = (
+            f'set="precise_norm.images={num_images}" would do'
+            if num_images
+            else "leave precise_norm out"
+        )
         raise PlanError(
             f"precise_norm.images {section.images} is more than the {num_images} images in full steps of an epoch; {remedy}"
         )
 
 
-def create_model(model: str, num_classes: int, channels: int, options: dict[str, object]) -> nn.Module:
+def create_model(
+    model: str, num_classes: int, channels: int, options: dict[str, object]
+) -> nn.Module:
     """A timm model with random weights.
 
     Raises PlanError naming the option that the model's class does not take.
@@ -200,14 +241,20 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
     except TypeError as error:
         if "zero_init_last" in options and "zero_init_last" in str(error):
             if options["zero_init_last"]:
-                raise PlanError(f'model.zero_init_last: {_no_last_gamma(model)}; set="model.zero_init_last=null" would do') from None
+                raise PlanError(
+                    f'model.zero_init_last: {_no_last_gamma(model)}; set="model.zero_init_last=null" would do'
+                ) from None
             # `false` is followed as it is: in a class without the option no gamma starts at zero
             rest = {name: value for name, value in options.items() if name != "zero_init_last"}
             return create_model(model, num_classes, channels, rest)
-        page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {"drop_path_rate": "drop_path"}
+        page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
+            "drop_path_rate": "drop_path"
+        }
         for theirs, ours in page_words.items():
             if theirs in options and theirs in str(error):
-                raise PlanError(f'{ours}: {model} has no such option; set="{ours}=null" would do') from None
+                raise PlanError(
+                    f'{ours}: {model} has no such option; set="{ours}=null" would do'
+                ) from None
         raise
 
 
@@ -217,7 +264,11 @@ def _no_last_gamma(model: str) -> str:
 
     with torch.device("meta"):
         is_convnext = isinstance(timm.create_model(model), timm.models.ConvNeXt)
-    return f"no norm ends the residual branches of {model}" if is_convnext else f"{model} has no such option"
+    return (
+        f"no norm ends the residual branches of {model}"
+        if is_convnext
+        else f"{model} has no such option"
+    )
 
 
 def _model_options(plan: Plan) -> dict[str, object]:

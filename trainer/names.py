@@ -13,7 +13,9 @@ from pathlib import Path
 
 from trainer.errors import UserError, printable
 
-LONGEST_NAME_BYTES = 230  # a file system's 255, less what stands around the name of a file that is being written
+LONGEST_NAME_BYTES = (
+    230  # a file system's 255, less what stands around the name of a file that is being written
+)
 
 
 class FolderError(UserError):
@@ -56,7 +58,9 @@ def inside(folder: Path, name: str, what: str) -> Path:
     """
     reason = why_no_name(name)
     if reason:
-        raise FolderError(f"{what}={printable(name[:200])}: {reason}; the name of one in {folder} would do")
+        raise FolderError(
+            f"{what}={printable(name[:200])}: {reason}; the name of one in {folder} would do"
+        )
     path = folder / name
     if path.is_symlink() and not _is_within(path, folder):
         raise FolderError(f"{path}: a link that leads out of {folder}; the {what} itself would do")
@@ -69,7 +73,9 @@ def check_links(folder: Path) -> None:
     Raises FolderError.
     """
     for path in links_out(folder):
-        raise FolderError(f"{path}: a link that leads out of {folder}; without it, or with the file itself, it would do")
+        raise FolderError(
+            f"{path}: a link that leads out of {folder}; without it, or with the file itself, it would do"
+        )
 
 
 def links_out(folder: Path) -> Iterator[Path]:

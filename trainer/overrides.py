@@ -77,11 +77,15 @@ def _items(text: str) -> list[str]:
             items[-1] += f" {word}"
         else:
             items.append(word)
-        num_open = sum(items[-1].count(mark) for mark in "[{") - sum(items[-1].count(mark) for mark in "]}")
+        num_open = sum(items[-1].count(mark) for mark in "[{") - sum(
+            items[-1].count(mark) for mark in "]}"
+        )
     return items
 
 
-def overridden(page: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]) -> tuple[Kind, tuple]:
+def overridden(
+    page: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
+) -> tuple[Kind, tuple]:
     """A typed page with values in the place of others, and what that changed.
 
     A new `name` keeps the keys that both ingredients have and drops the others. locked: top-level keys that stay.
@@ -99,13 +103,17 @@ def overridden(page: Kind, overrides: Mapping[str, Any], origin: str, locked: Co
     if not changes:
         return page, ()
     # Scores are published for the page as it stands, and a value that was set is no longer assumed.
-    after = tree.without_assumed(kind, {**after, "published": ()}, [label for label, _, _ in changes])
+    after = tree.without_assumed(
+        kind, {**after, "published": ()}, [label for label, _, _ in changes]
+    )
     try:
         result = check.check(kind, after)
     except Refusal as refusal:
         blamed = _blamed(after, refusal.path, overrides)
         items = " ".join(_item(origin, label, overrides[label]) for label in blamed)
-        remedy = refusal.sentence.replace("leave the key out to turn it off", f"write {blamed[0]}=null to turn it off")
+        remedy = refusal.sentence.replace(
+            "leave the key out to turn it off", f"write {blamed[0]}=null to turn it off"
+        )
         raise OverrideError(f"{items}: {remedy}") from None
     return result, deviations_between(page, result, origin)
 
@@ -120,13 +128,19 @@ def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple
     )
 
 
-def _put(kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]) -> dict:
+def _put(
+    kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]
+) -> dict:
     if label.partition(".")[0] in locked:
-        raise Refusal((), "this is what the page says about itself; to change it, write a page of your own")
+        raise Refusal(
+            (), "this is what the page says about itself; to change it, write a page of your own"
+        )
     path = tree.find(kind, page, label)
     section = check.value_at(page, path[:-1])
     if path[-1] == "name" and isinstance(section, Mapping) and "name" in section:
-        return tree.replaced(page, path[:-1], _renamed(check.kinds_at(kind, page, path[:-1]), section, value))
+        return tree.replaced(
+            page, path[:-1], _renamed(check.kinds_at(kind, page, path[:-1]), section, value)
+        )
     return tree.replaced(page, path, value)
 
 
@@ -135,7 +149,10 @@ def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any
     if not named:
         names = [str(check.tag_of(kind)) for kind in kinds]
         raise Refusal((), f"{check.quoted(name)} is not known here{suggestion(str(name), names)}")
-    return {**{key: value for key, value in section.items() if key in named[0].model_fields}, "name": name}
+    return {
+        **{key: value for key, value in section.items() if key in named[0].model_fields},
+        "name": name,
+    }
 
 
 def _blamed(page: Mapping[str, Any], path: check.Path, overrides: Mapping[str, Any]) -> list[str]:

@@ -40,13 +40,17 @@ class Pace:
 
 def shape_of(plan: Plan) -> str:
     """What makes a step of a plan cost what it costs, as a digest: plans of one shape are measured once."""
-    page = {key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST}
+    page = {
+        key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST
+    }
     page |= {key: page[key].get("name", True) for key in _BY_KIND if key in page}
     shape = [plan.model, plan.profile.name, page]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float) -> Pace:
+def measure(
+    plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float
+) -> Pace:
     """The pace of the last steps of a plan, where images that grow are largest; the first one is not counted.
 
     Fewer than num_steps where they would take longer than bound_s; one at least.

@@ -54,9 +54,13 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     source = src or data_folder(job.data) or job.data_dir
     ours = open_data(plan.profile, source)
     if ours.train.fingerprint != theirs.train.facts.source:
-        raise UserError(f"{folder}: its .beton files were written from other images than {source or job.data}; `make data` anew would do")
+        raise UserError(
+            f"{folder}: its .beton files were written from other images than {source or job.data}; `make data` anew would do"
+        )
     # without workers neither augments: what is compared is cropped, resized and flipped
-    settings = {name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "torch", "ffcv")}
+    settings = {
+        name: make_settings("cpu", workers="0", loader=name) for name in ("pil", "torch", "ffcv")
+    }
     is_lossless = theirs.train.facts.is_lossless and theirs.val.facts.is_lossless
     facts = {
         "data": plan.profile.name,
@@ -64,13 +68,20 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
         "beton": theirs.fingerprint,
         "recipe": f"{plan.recipe.name}.v{plan.recipe.version}",
         "train_px": plan.recipe.image.train_px,
-        "storage": {key: getattr(theirs.train.facts, key) for key in ("max_side_px", "jpeg_share", "quality", "is_lossless")},
+        "storage": {
+            key: getattr(theirs.train.facts, key)
+            for key in ("max_side_px", "jpeg_share", "quality", "is_lossless")
+        },
         "resize": RESIZE,
         "torch_loader": f"loader=pil for train_levels and val_levels; the default one, {decoder_name()}, for torch_levels",
-        "versions": {name: importlib.metadata.version(name) for name in ("ffcv", "numba", "pillow", "torch")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("ffcv", "numba", "pillow", "torch")
+        },
         "allowed": _allowed(is_lossless, ours.val.num_images),
     }
-    found = _training(plan, ours, theirs, settings, num_images) | _validation(plan, ours, theirs, settings, run, runs)
+    found = _training(plan, ours, theirs, settings, num_images) | _validation(
+        plan, ours, theirs, settings, run, runs
+    )
     return facts | {"found": found, "is_within": _is_within(found, facts["allowed"])}
 
 
@@ -85,10 +96,15 @@ def _is_within(found: dict, allowed: dict) -> bool:
     return all(found[key] <= most for key, most in allowed.items())
 
 
-def _training(plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[str, Settings], num_images: int) -> dict:
+def _training(
+    plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[str, Settings], num_images: int
+) -> dict:
     """Order, boxes and pixels of the training micro-batches from step 0, and of the last step once more from there."""
     num_steps = min(plan.num_steps, -(-num_images // plan.recipe.batch.images))
-    streams = [(theirs if name == "ffcv" else ours).train_stream(plan, settings[name], 0) for name in ("pil", "torch", "ffcv")]
+    streams = [
+        (theirs if name == "ffcv" else ours).train_stream(plan, settings[name], 0)
+        for name in ("pil", "torch", "ffcv")
+    ]
     differs, levels, default, area, edges, seen, last = 0, [], [], [], 0.0, 0, None
     for first, usual, second in zip(*streams):
         if first.step >= num_steps:
@@ -117,7 +133,11 @@ def _training(plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[s
 
 def _labelled_otherwise(first, second) -> int:
     """How many of two micro-batches' images have another place, draw or label."""
-    if (first.step, first.micro_batch, first.ids.shape) != (second.step, second.micro_batch, second.ids.shape):
+    if (first.step, first.micro_batch, first.ids.shape) != (
+        second.step,
+        second.micro_batch,
+        second.ids.shape,
+    ):
         return len(first.ids)
     return int(((first.ids != second.ids).any(1) | (first.labels != second.labels)).sum())
 
@@ -140,8 +160,12 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     for part in plan.recipe.augment:
         is_flipped ^= part.draw(plan.seed, ids) if isinstance(part, Flip) else False
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
-        part = np.asarray(theirs.train.read(int(ids[i, 1])))[top : top + height, left : left + width]
-        square = np.atleast_3d(cv2.resize(part, images.shape[2:], interpolation=cv2.INTER_AREA)).transpose(2, 0, 1)
+        part = np.asarray(theirs.train.read(int(ids[i, 1])))[
+            top : top + height, left : left + width
+        ]
+        square = np.atleast_3d(
+            cv2.resize(part, images.shape[2:], interpolation=cv2.INTER_AREA)
+        ).transpose(2, 0, 1)
         images[i] = square[:, :, ::-1] if is_flipped[i] else square
     return torch.from_numpy(images)
 
@@ -153,18 +177,43 @@ def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
     images = theirs.train
     boxes, _ = boxes_in(images, crop, plan.seed, ids, ids[:, 1])
-    source, stored = (np.stack(sides, axis=1) for sides in (images.source_sides(ids[:, 1]), images.sides(ids[:, 1])))
+    source, stored = (
+        np.stack(sides, axis=1)
+        for sides in (images.source_sides(ids[:, 1]), images.sides(ids[:, 1]))
+    )
     drawn, _ = crop.draw(plan.seed, ids, *source.T)
     edges = [(part[:, :2] + far * part[:, 2:]) for part in (boxes, drawn) for far in (0, 1)]
-    return float(max(np.abs(mine - drawn_edge * stored / source).max() for mine, drawn_edge in zip(edges[:2], edges[2:])))
+    return float(
+        max(
+            np.abs(mine - drawn_edge * stored / source).max()
+            for mine, drawn_edge in zip(edges[:2], edges[2:])
+        )
+    )
 
 
-def _validation(plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[str, Settings], run: str, runs: Path) -> dict:
+def _validation(
+    plan: Plan,
+    ours: OpenedData,
+    theirs: OpenedData,
+    settings: dict[str, Settings],
+    run: str,
+    runs: Path,
+) -> dict:
     """Pixels of the validation images, and how a fixed model takes both."""
-    pairs = list(zip(ours.val_batches(plan, settings["pil"]), theirs.val_batches(plan, settings["ffcv"]), strict=True))
+    pairs = list(
+        zip(
+            ours.val_batches(plan, settings["pil"]),
+            theirs.val_batches(plan, settings["ffcv"]),
+            strict=True,
+        )
+    )
     levels = [level for (first, _), (second, _) in pairs for level in _levels(first, second)]
     labels = torch.cat([labels for (_, labels), _ in pairs])
-    classify = _exported(plan, find_run_folder(run, runs)) if run else _nearest_mean([pair[0] for pair in pairs])
+    classify = (
+        _exported(plan, find_run_folder(run, runs))
+        if run
+        else _nearest_mean([pair[0] for pair in pairs])
+    )
     classes = [torch.cat([classify(pair[which][0]) for pair in pairs]) for which in (0, 1)]
     right = [int((of_one == labels).sum()) for of_one in classes]
     return {
@@ -196,13 +245,17 @@ def _nearest_mean(batches: list):
 
     features = torch.cat([small(images) for images, _ in batches])
     labels = torch.cat([labels for _, labels in batches])
-    means = torch.stack([features[labels == label].mean(0) for label in range(int(labels.max()) + 1)])
+    means = torch.stack(
+        [features[labels == label].mean(0) for label in range(int(labels.max()) + 1)]
+    )
     return lambda images: torch.cdist(small(images), means).argmin(1)
 
 
 def parity_table(certificate: dict) -> Table:
     """What was found, and what is allowed."""
-    table = Table("what", "found", "allowed", title=f"{certificate['data']}: ffcv against the torch loader")
+    table = Table(
+        "what", "found", "allowed", title=f"{certificate['data']}: ffcv against the torch loader"
+    )
     for key, value in certificate["found"].items():
         table.add_row(key, str(value), str(certificate["allowed"].get(key, "")))
     table.add_row("verdict", "within" if certificate["is_within"] else "NOT within", "")
@@ -229,7 +282,10 @@ def certificates_of(fingerprint: str, loader: str, results: Path) -> Iterator[tu
             found = json_file(path, largest_mib=1)
         except (OSError, ValueError):
             continue
-        if isinstance(found, dict) and found.get("beton" if loader == "ffcv" else "source") == fingerprint:
+        if (
+            isinstance(found, dict)
+            and found.get("beton" if loader == "ffcv" else "source") == fingerprint
+        ):
             yield path, found.get("is_within") is True
 
 

@@ -11,7 +11,9 @@ from trainer.terminal import readable
 NUM_SHOWN = 16
 
 
-def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, profile, classes: list[str]) -> None:
+def draw_first_batch(
+    path: Path, images: torch.Tensor, targets: torch.Tensor, profile, classes: list[str]
+) -> None:
     """Draw the first augmented micro-batch as the model sees it, each image under its mixed targets.
 
     images: [B, C, H, W] float, normalized; of more than three channels the first three are shown as red, green and
@@ -25,7 +27,9 @@ def draw_first_batch(path: Path, images: torch.Tensor, targets: torch.Tensor, pr
     columns = 8
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.85 * rows), dpi=110, layout="constrained")
-    for place, (picture, target) in enumerate(zip(pictures, targets[:NUM_SHOWN].detach().float().cpu(), strict=False)):
+    for place, (picture, target) in enumerate(
+        zip(pictures, targets[:NUM_SHOWN].detach().float().cpu(), strict=False)
+    ):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(picture, interpolation="nearest")
         # the name of a class is a folder's: a $ in it is no formula
@@ -43,6 +47,8 @@ def _target_text(target: torch.Tensor, classes: list[str]) -> str:
     floor = float(target.min()) + 1e-3
     values, places = target.topk(min(2, len(target)))
     parts = [
-        f"{classes[int(place)][:12]} {float(value):.2f}" for value, place in zip(values, places) if float(value) > floor
+        f"{classes[int(place)][:12]} {float(value):.2f}"
+        for value, place in zip(values, places)
+        if float(value) > floor
     ]
     return "\n".join(parts)

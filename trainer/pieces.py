@@ -46,11 +46,18 @@ def cut(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, 
         yield images, targets
         return
     splits = images.unflatten(0, (-1, len(targets)))
-    for some, theirs in zip(splits.tensor_split(number, 1), targets.tensor_split(number), strict=True):
+    for some, theirs in zip(
+        splits.tensor_split(number, 1), targets.tensor_split(number), strict=True
+    ):
         yield some.flatten(0, 1), theirs
 
 
-def fitted(add_gradients: Callable[[State, Iterator, int], Found], state: State, window: Iterator, step: int) -> Found:
+def fitted(
+    add_gradients: Callable[[State, Iterator, int], Found],
+    state: State,
+    window: Iterator,
+    step: int,
+) -> Found:
     """add_gradients(state, window, step); where memory runs out on any rank, on all of them again in smaller pieces.
 
     That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
@@ -95,7 +102,9 @@ def _halve(state: State, step: int, error: RuntimeError | None) -> None:
     sizes = [-(-plan.recipe.batch.norm_images // number) for number in (before, after)]
     note = f"micro_batch {sizes[0]} -> {sizes[1]} images after step {step}: out of memory"
     progress.changes.append(note)
-    state.say(f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise")
+    state.say(
+        f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise"
+    )
     if state.step_statistics.is_sampled:
         state.say(
             f"DEVIATION: norms now normalize by {sizes[1]} images where the page says batch.norm_images {sizes[0]}: "
@@ -158,7 +167,9 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
         found.append("precision=bf16")
     if is_sampled and norm_images % 2 == 0 and norm_images > 2:
         half = f'set="batch.norm_images={norm_images // 2}"'
-        found.append(f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps the sample (a new run)")
+        found.append(
+            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps the sample (a new run)"
+        )
         found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
     return found or ["a device with more memory"]
 
@@ -176,5 +187,6 @@ def check_pieces(plan: Plan, settings: Settings) -> None:
     """
     norm = plan.recipe.model.norm if plan.recipe.model else None
     if settings.micro_batch == "auto" and isinstance(norm, SyncBatchNorm) and plan.world_size > 1:
-        raise UserError("micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do")
-
+        raise UserError(
+            "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do"
+        )

@@ -45,14 +45,20 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     else:
         return None
     if not 0 <= place.rank < place.world_size:
-        raise UserError(f"{place.by}: rank {place.rank} of {place.world_size} processes; 0 .. {place.world_size - 1} would do")
+        raise UserError(
+            f"{place.by}: rank {place.rank} of {place.world_size} processes; 0 .. {place.world_size - 1} would do"
+        )
     return place if place.world_size > 1 else None
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> Place:
-    missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    missing = [
+        name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment
+    ]
     if missing:
-        raise UserError(f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}; torchrun sets all of them")
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}; torchrun sets all of them"
+        )
     number = _numbers(environment)
     rank = number("RANK")
     is_agents = environment.get("TORCHELASTIC_USE_AGENT_STORE", "False") == "True"
@@ -61,7 +67,9 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place:
         rank=rank,
         world_size=number("WORLD_SIZE"),
         local_rank=number("LOCAL_RANK"),
-        local_world_size=number("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else number("LOCAL_RANK") + 1,
+        local_world_size=number("LOCAL_WORLD_SIZE")
+        if "LOCAL_WORLD_SIZE" in environment
+        else number("LOCAL_RANK") + 1,
         host=environment["MASTER_ADDR"],
         port=number("MASTER_PORT"),
         serves=rank == 0 and not is_agents,
@@ -74,8 +82,12 @@ def _of_srun(environment: Mapping[str, str]) -> Place:
     number = _numbers(environment)
     rank, world_size = number("SLURM_PROCID"), number("SLURM_STEP_NUM_TASKS")
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", str(world_size))
-    is_one_machine = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")) == "1"
-    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "localhost")
+    is_one_machine = (
+        environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", "1")) == "1"
+    )
+    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get(
+        "SLURM_JOB_NODELIST", "localhost"
+    )
     job, step = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", "0")
     port = _FIRST_PORT + (int(job) * 31 + int(step)) % _NUM_PORTS
     return Place(
@@ -83,7 +95,8 @@ def _of_srun(environment: Mapping[str, str]) -> Place:
         world_size=world_size,
         local_rank=number("SLURM_LOCALID"),
         local_world_size=_tasks_on_node(per_node, int(environment.get("SLURM_NODEID", "0"))),
-        host=environment.get("MASTER_ADDR") or ("127.0.0.1" if is_one_machine else first_host(hosts)),
+        host=environment.get("MASTER_ADDR")
+        or ("127.0.0.1" if is_one_machine else first_host(hosts)),
         port=number("MASTER_PORT") if "MASTER_PORT" in environment else port,
         serves=rank == 0,
         attempt=".".join((job, step, environment.get("SLURM_RESTART_COUNT", "0"))),

@@ -63,7 +63,11 @@ class Plan:
     def train_px_at(self, step: int) -> int:
         """The side of the training images of an optimizer step, in px."""
         image = self.recipe.image
-        return image.growth.px_at(step, self.steps_per_epoch, image.train_px) if image.growth else image.train_px
+        return (
+            image.growth.px_at(step, self.steps_per_epoch, image.train_px)
+            if image.growth
+            else image.train_px
+        )
 
     def window_images(self, step: int) -> int:
         """Images of one optimizer step: the batch, or what is left of the epoch."""
@@ -72,7 +76,9 @@ class Plan:
 
     def micro_batches(self, step: int) -> int:
         """Micro-batches of one optimizer step: an epoch's last, smaller one may have fewer."""
-        return num_micro_batches_in(self.window_images(step), self.recipe.batch.images, self.num_micro_batches)
+        return num_micro_batches_in(
+            self.window_images(step), self.recipe.batch.images, self.num_micro_batches
+        )
 
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
@@ -83,7 +89,9 @@ class Plan:
             "recipe": self.recipe.digest,
             "model": self.model,
             "data": data_fingerprint,
-            "profile": self.profile.model_dump(include={"num_classes", "mean", "std", "channels"}, mode="json"),
+            "profile": self.profile.model_dump(
+                include={"num_classes", "mean", "std", "channels"}, mode="json"
+            ),
             "seed": self.seed,
             "bad_images": self.bad_images,
         }
@@ -157,16 +165,26 @@ def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> str
     """The line that says which numbers of ranks, and which micro-batch, would share a step's micro-batches."""
     batch = recipe.batch
     near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
-    smaller = [n for n in range(1, batch.norm_images) if batch.images % n == 0 and batch.images // n % world_size == 0]
+    smaller = [
+        n
+        for n in range(1, batch.norm_images)
+        if batch.images % n == 0 and batch.images // n % world_size == 0
+    ]
     ranks = f"{', '.join(map(str, near))} rank{'s' * (num_micro_batches > 1)}"
-    other = f', or set="batch.norm_images={max(smaller)}" (a deviation where norms sample it)' if smaller else ""
+    other = (
+        f', or set="batch.norm_images={max(smaller)}" (a deviation where norms sample it)'
+        if smaller
+        else ""
+    )
     return (
         f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} "
         f"micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks; {ranks} would do{other}"
     )
 
 
-def _check_joined_statistics(recipe: Recipe, profile: Profile, num_micro_batches: int, world_size: int) -> None:
+def _check_joined_statistics(
+    recipe: Recipe, profile: Profile, num_micro_batches: int, world_size: int
+) -> None:
     """SyncBatchNorm waits for all ranks in every micro-batch: none may have one fewer than another."""
     norm = recipe.model.norm if recipe.model else None
     rest = 0 if recipe.batch.drop_last else profile.num_train % recipe.batch.images
@@ -185,7 +203,11 @@ def _check_virtual_batches(recipe: Recipe) -> None:
         return
     num_images = recipe.batch.norm_images * (recipe.augment_splits or 1)
     if num_images < norm.images + 2:  # one image alone joins the virtual batch before it
-        smaller = f'set="model.norm.images={num_images // 2}"' if num_images >= 4 else "batch.norm_images of 4 or more"
+        smaller = (
+            f'set="model.norm.images={num_images // 2}"'
+            if num_images >= 4
+            else "batch.norm_images of 4 or more"
+        )
         raise PlanError(
             f"model.norm.images {norm.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
             f"virtual batch, which is batch_norm; {smaller} would do"
@@ -195,7 +217,9 @@ def _check_virtual_batches(recipe: Recipe) -> None:
 def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
     """A warm-up in steps fits into the run, and leaves what its schedule needs, as one in epochs does."""
     schedule, num_steps = recipe.lr.schedule, recipe.epochs * steps_per_epoch
-    needed = getattr(schedule, "decay_epochs", 0) * steps_per_epoch + (getattr(schedule, "period", None) == "after_warmup")
+    needed = getattr(schedule, "decay_epochs", 0) * steps_per_epoch + (
+        getattr(schedule, "period", None) == "after_warmup"
+    )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
         raise PlanError(
             f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps} steps; "

@@ -72,8 +72,13 @@ class Profile(Page):
         for key in ("mean", "std"):
             found = len(getattr(self, key))
             if found != self.channels:
-                known = f"channels is {self.channels}" + (" where it is not written" if self.channels == 3 else "")
-                raise refuse((key,), f"{found} number{'s' * (found != 1)} where {known}; one per channel would do")
+                known = f"channels is {self.channels}" + (
+                    " where it is not written" if self.channels == 3 else ""
+                )
+                raise refuse(
+                    (key,),
+                    f"{found} number{'s' * (found != 1)} where {known}; one per channel would do",
+                )
         return self
 
 
@@ -91,12 +96,22 @@ def _grey(
         native_px=native_px,
         adapt=adapt,
     )
-    in_one = {"name": f"{name}-grey", "mean": (mean,), "std": (std,), "channels": 1, "images_of": name}
+    in_one = {
+        "name": f"{name}-grey",
+        "mean": (mean,),
+        "std": (std,),
+        "channels": 1,
+        "images_of": name,
+    }
     return in_three, Profile(**(dict(in_three) | in_one))
 
 
-_MNIST_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=6, warmup_epochs=1, batch_images=128)
-_CIFAR_LIKE = Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=30, warmup_epochs=2, batch_images=128)
+_MNIST_LIKE = Adapt(
+    train_px=32, test_px=32, test_crop_share=1.0, epochs=6, warmup_epochs=1, batch_images=128
+)
+_CIFAR_LIKE = Adapt(
+    train_px=32, test_px=32, test_crop_share=1.0, epochs=30, warmup_epochs=2, batch_images=128
+)
 
 # Means and deviations of the training split: the CIFAR and MNIST ones as commonly published and measured again on the
 # files; the digits' own are held by a test.
@@ -152,7 +167,9 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     if os.path.isdir(path):
         return _folder_profile(path)
     if os.sep in data:
-        raise UserError(f"data={data}: there is no such folder; one with train/<class>/… and val/<class>/…, or a profile's .yaml, would do")
+        raise UserError(
+            f"data={data}: there is no such folder; one with train/<class>/… and val/<class>/…, or a profile's .yaml, would do"
+        )
     raise UserError(
         f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
         "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, or a profile's .yaml would do"

@@ -26,7 +26,9 @@ def package_version(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that can move a result."""
-    named = {name: package_version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    named = {
+        name: package_version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")
+    }
     return {"python": platform.python_version(), **named, "trainer": package_version("rsb")}
 
 
@@ -44,7 +46,9 @@ def commit() -> tuple[str | None, bool | None]:
 
 def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(PACKAGE_ROOT), *words], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE_ROOT), *words], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -72,9 +72,16 @@ def shipped_pages() -> list[Path]:
 
 def question_of(ablation: Ablation) -> Question:
     """An ablation without its plans."""
-    keys = {(cell.name, seed): plan_key(plan_of_cell(cell, seed)) for cell in ablation.cells for seed in ablation.seeds}
+    keys = {
+        (cell.name, seed): plan_key(plan_of_cell(cell, seed))
+        for cell in ablation.cells
+        for seed in ablation.seeds
+    }
     plans = [plan_of_cell(cell, ablation.seeds[0]) for cell in ablation.cells]
-    prefixes = {f"{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-s" for plan in plans}
+    prefixes = {
+        f"{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-s"
+        for plan in plans
+    }
     cells = tuple(replace(cell, plan=None) for cell in ablation.cells)
     facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
     return Question(*facts, cells, keys, tuple(sorted(prefixes)))
@@ -98,11 +105,17 @@ def _names_files(ablation: Ablation) -> bool:
     """Does the page depend on more than is in the digest: profiles, recipes or images of the user's own?"""
     from trainer.profiles import PROFILES
 
-    return any(cell.data not in PROFILES or cell.recipe.endswith((".yaml", ".yml")) for cell in ablation.cells)
+    return any(
+        cell.data not in PROFILES or cell.recipe.endswith((".yaml", ".yml"))
+        for cell in ablation.cells
+    )
 
 
 def _write(record: Path, question: Question) -> None:
-    cells = [{key: value for key, value in asdict(cell).items() if key != "plan"} for cell in question.cells]
+    cells = [
+        {key: value for key, value in asdict(cell).items() if key != "plan"}
+        for cell in question.cells
+    ]
     keys = [[name, seed, key] for (name, seed), key in question.keys.items()]
     content = {**vars(question), "cells": cells, "keys": keys}
     try:
@@ -115,7 +128,8 @@ def _write(record: Path, question: Question) -> None:
 def _read(record: Path) -> Question:
     content = json_file(record)
     cells = tuple(
-        Cell(**{**cell, "levels": tuple((factor, level) for factor, level in cell["levels"])}) for cell in content["cells"]
+        Cell(**{**cell, "levels": tuple((factor, level) for factor, level in cell["levels"])})
+        for cell in content["cells"]
     )
     keys = {(name, seed): key for name, seed, key in content["keys"]}
     tuples = {"seeds": tuple(content["seeds"]), "prefixes": tuple(content["prefixes"])}

@@ -14,7 +14,10 @@ from trainer.range_rules import Candidate, Curve, Floors, start_of
 Trial = Callable[[int, np.ndarray, str], Curve]
 
 APART = 3.0  # neighbouring candidates of the race
-PROBED_FROM, PROBED_TO = 1 / 16, 1.5  # of the edge: a ramp over a noise-free bowl turns up late, what shrank must grow back
+PROBED_FROM, PROBED_TO = (
+    1 / 16,
+    1.5,
+)  # of the edge: a ramp over a noise-free bowl turns up late, what shrank must grow back
 NEAR_SHARE = 0.1  # of the winner's fall: candidates as near are raced again on other seeds
 LEAST_WON_SHARE = 0.01  # of the level: a race that ends no lower has taught nothing
 
@@ -45,7 +48,11 @@ class Lengths:
         et al. 2009, Robust stochastic approximation). On the digits a third was measured for a run of nine races; beyond
         that the law was not: a third of the race's best lies about where the old rule has it, a tenth below the edge.
         """
-        return min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps))) if self.num_run_steps else 1.0
+        return (
+            min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps)))
+            if self.num_run_steps
+            else 1.0
+        )
 
     @property
     def most_steps(self) -> int:
@@ -55,7 +62,9 @@ class Lengths:
         return self.num_seeds * self.num_ramp_steps + probes + race
 
 
-def probe(trial: Trial, seed: int, ladder: Ladder, edge: float, lengths: Lengths) -> tuple[float | None, float | None]:
+def probe(
+    trial: Trial, seed: int, ladder: Ladder, edge: float, lengths: Lengths
+) -> tuple[float | None, float | None]:
     """The largest constant value found stable and the smallest found unstable, by bisection around the edge.
 
     None: no probe was so. On a quadratic bowl they close in on 2 / its largest curvature.
@@ -86,7 +95,11 @@ def last_loss(curve: Curve) -> float:
     if curve.ended != "ramp":
         return math.inf
     held_out = curve.held_out[1]
-    loss = held_out[-1] if len(held_out) else np.median(curve.losses[-max(1, len(curve.losses) // 10) :])
+    loss = (
+        held_out[-1]
+        if len(held_out)
+        else np.median(curve.losses[-max(1, len(curve.losses) // 10) :])
+    )
     return float(loss) if math.isfinite(loss) else math.inf
 
 
@@ -99,7 +112,9 @@ class Ladder:
 
     def __init__(self, values: np.ndarray) -> None:
         self.top, self.bottom = float(values[-1]), float(values[0])
-        self._is_even = bool(np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1)))
+        self._is_even = bool(
+            np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1))
+        )
 
     def at(self, rung: int) -> float:
         if self._is_even:
@@ -146,17 +161,25 @@ class Race:
             return
         while any(self._race(self._winner() + side) for side in (-2, 2)):
             pass
-        if self.lengths.horizon_share == 1:  # a share of the winner is a guess of less precision than half a step
+        if (
+            self.lengths.horizon_share == 1
+        ):  # a share of the winner is a guess of less precision than half a step
             beside = sorted((self._loss(self._winner() + side), side) for side in (-2, 2))
             self._race(self._winner() + beside[0][1] // 2)
         self._repeat_best()
 
     def _may(self, rung: int) -> bool:
-        return self.ladder.has(rung) and (self.unstable is None or self.ladder.at(rung) < self.unstable)
+        return self.ladder.has(rung) and (
+            self.unstable is None or self.ladder.at(rung) < self.unstable
+        )
 
     def _race(self, rung: int) -> bool:
         """Race a rung on the first seed, unless it was, may not be, or none is left; was it raced now?"""
-        if rung in self.losses or not self._may(rung) or len(self.losses) >= self.lengths.num_candidates:
+        if (
+            rung in self.losses
+            or not self._may(rung)
+            or len(self.losses) >= self.lengths.num_candidates
+        ):
             return False
         self._measure(rung, self.seeds[0])
         return True
@@ -164,7 +187,9 @@ class Race:
     def _measure(self, rung: int, seed: int) -> None:
         curve = self.trial(seed, self.ladder.at(rung) * self.shape, "race")
         if self.start_loss is None:
-            self.start_loss = start_of(curve.losses) if curve.start_loss is None else curve.start_loss
+            self.start_loss = (
+                start_of(curve.losses) if curve.start_loss is None else curve.start_loss
+            )
         self.losses.setdefault(rung, {})[seed] = last_loss(curve)
 
     def _loss(self, rung: int) -> float:
@@ -187,28 +212,45 @@ class Race:
 
     def candidates(self) -> tuple[Candidate, ...]:
         """What was measured, values ascending."""
-        return tuple(Candidate(self.ladder.at(rung), dict(self.losses[rung])) for rung in sorted(self.losses, reverse=True))
+        return tuple(
+            Candidate(self.ladder.at(rung), dict(self.losses[rung]))
+            for rung in sorted(self.losses, reverse=True)
+        )
 
     def result(self, floors: Floors) -> tuple[float | None, str]:
         """The winner and why; or None, and why none."""
         if not self.losses:
-            return None, "no candidate lies below the values that are unstable; a smaller from= would do"
+            return (
+                None,
+                "no candidate lies below the values that are unstable; a smaller from= would do",
+            )
         best = self._winner()
-        level = min(self.start_loss, self.start_loss if floors.held_out is None else floors.held_out)
+        level = min(
+            self.start_loss, self.start_loss if floors.held_out is None else floors.held_out
+        )
         if not level - self._loss(best) > LEAST_WON_SHARE * abs(level):
-            return None, f"no candidate of the race ends clearly below {level:.4g} nats after {len(self.shape)} steps"
+            return (
+                None,
+                f"no candidate of the race ends clearly below {level:.4g} nats after {len(self.shape)} steps",
+            )
         for towards, side in (("larger", -1), ("smaller", 1)):
             if any(side * rung > side * best for rung in self.losses):
                 continue
             if self._may(best + 2 * side):
-                return None, f"the race still improves towards {towards} values after {len(self.losses)} of them"
+                return (
+                    None,
+                    f"the race still improves towards {towards} values after {len(self.losses)} of them",
+                )
             if not self.ladder.has(best + 2 * side):
                 end = "larger to=" if side < 0 else "smaller from="
                 return None, f"the race still improves at the end of the ramp; a {end} would do"
         winner = self._settled(best)
         value, count = self.ladder.at(winner), len(self.losses[winner])
         seeds = f", {count} seeds" if count > 1 else ""
-        return value, f"{value:.3g} has the lowest loss of {len(self.losses)} values raced for {len(self.shape)} steps{seeds}"
+        return (
+            value,
+            f"{value:.3g} has the lowest loss of {len(self.losses)} values raced for {len(self.shape)} steps{seeds}",
+        )
 
     def _settled(self, best: int) -> int:
         """The better of the best two over the seeds that both were raced on; the smaller where seeds disagree."""

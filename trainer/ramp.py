@@ -70,7 +70,11 @@ class Scalar:
 
     def plan_at(self, plan: Plan, value: float, rate: float) -> Plan:
         """A trial's plan with the scalar at a value and every step's learning rate at `rate`."""
-        recipe = plan.recipe if self.is_rate else apply_overrides(plan.recipe, self.override(value), "ramp")[0]
+        recipe = (
+            plan.recipe
+            if self.is_rate
+            else apply_overrides(plan.recipe, self.override(value), "ramp")[0]
+        )
         lr = recipe.lr.model_copy(update={"peak": rate})
         return replace(plan, recipe=recipe.model_copy(update={"lr": lr}))
 
@@ -78,7 +82,9 @@ class Scalar:
 def without_schedule(recipe: Recipe) -> Recipe:
     """A page as a trial follows it: a constant learning rate, no warm-up, no average."""
     off = dict.fromkeys(("warmup_epochs", "warmup_steps", "warmup_from"))
-    lr = recipe.lr.model_copy(update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()})
+    lr = recipe.lr.model_copy(
+        update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()}
+    )
     return recipe.model_copy(update={"lr": lr, "average": None, "precise_norm": None})
 
 
@@ -96,12 +102,18 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     label, own = tree.label_of(page, path), value_at(page, path)
     why = _FIXED.get(path[0]) or ("what the page says about itself" if path[0] in ABOUT else None)
     if why and label != RATE:
-        raise RampError(f"ramp={text}: {why} is one for a whole trial; {RATE} or optimizer.weight_decay would do")
+        raise RampError(
+            f"ramp={text}: {why} is one for a whole trial; {RATE} or optimizer.weight_decay would do"
+        )
     inside = [f"{label}.{key}" for key in _parts(own)]
     if inside:
-        raise RampError(f"ramp={text}: {label} is more than one number; {' or '.join(inside[:4])} would do")
+        raise RampError(
+            f"ramp={text}: {label} is more than one number; {' or '.join(inside[:4])} would do"
+        )
     if isinstance(own, (bool, str)):
-        raise RampError(f"ramp={text}: {label} is {own!r}, no number; {RATE} or optimizer.weight_decay would do")
+        raise RampError(
+            f"ramp={text}: {label} is {own!r}, no number; {RATE} or optimizer.weight_decay would do"
+        )
     return Scalar(label, None if own is None else float(own), is_whole=_is_whole(recipe, label))
 
 
@@ -110,7 +122,10 @@ def _parts(value: object) -> list[str]:
     if isinstance(value, Mapping):
         return [key for key in value if key != "name"]
     if isinstance(value, tuple):
-        return [str(item["name"]) if isinstance(item, Mapping) else str(place) for place, item in enumerate(value)]
+        return [
+            str(item["name"]) if isinstance(item, Mapping) else str(place)
+            for place, item in enumerate(value)
+        ]
     return []
 
 
@@ -119,7 +134,9 @@ def _whole_path(page: Mapping, text: str) -> str:
     found = [label for label in labels if f".{label}".endswith(f".{text}")]
     if not found and "." not in text and text not in Recipe.model_fields:
         near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
-        raise RampError(f"ramp={text}: no number of this page is called so{near}; {RATE} or optimizer.weight_decay would do")
+        raise RampError(
+            f"ramp={text}: no number of this page is called so{near}; {RATE} or optimizer.weight_decay would do"
+        )
     if len(found) > 1 and text not in found:
         raise RampError(f"ramp={text}: there is more than one; {' or '.join(found)} would do")
     return found[0] if len(found) == 1 else text
@@ -133,7 +150,9 @@ def _is_whole(recipe: Recipe, label: str) -> bool:
     return False
 
 
-def ramp_values(recipe: Recipe, scalar: Scalar, text: str, low: float | None, high: float | None, num_steps: int) -> np.ndarray:
+def ramp_values(
+    recipe: Recipe, scalar: Scalar, text: str, low: float | None, high: float | None, num_steps: int
+) -> np.ndarray:
     """The values of a ramp's steps [num_steps], ascending: in equal ratios, or with ramp=linear in equal steps.
 
     Other numbers than the learning rate go in equal ratios too where their range starts above 0 and is tenfold or more.
@@ -142,16 +161,22 @@ def ramp_values(recipe: Recipe, scalar: Scalar, text: str, low: float | None, hi
     """
     low, high = _range(recipe, scalar, low, high)
     if not (np.isfinite([low, high]).all() and low < high):
-        raise RampError(f"from={low:g} to={high:g}: the range does not rise; from={FROM:g} to={TO:g} would do for {RATE}")
+        raise RampError(
+            f"from={low:g} to={high:g}: the range does not rise; from={FROM:g} to={TO:g} would do for {RATE}"
+        )
     if scalar.is_rate and low <= 0:
-        raise RampError(f"from={low:g}: a learning rate's ramp starts above 0; from={FROM:g} would do")
+        raise RampError(
+            f"from={low:g}: a learning rate's ramp starts above 0; from={FROM:g} would do"
+        )
     for value in (low, high):
         apply_overrides(without_schedule(recipe), scalar.override(value), "ramp")
     is_linear = text == "linear" if scalar.is_rate else low <= 0 or high < _WIDE * low
     return np.linspace(low, high, num_steps) if is_linear else np.geomspace(low, high, num_steps)
 
 
-def _range(recipe: Recipe, scalar: Scalar, low: float | None, high: float | None) -> tuple[float, float]:
+def _range(
+    recipe: Recipe, scalar: Scalar, low: float | None, high: float | None
+) -> tuple[float, float]:
     """The range as far as it was given, else a hundredth to a hundred times the page's value, as far as the page goes."""
     if scalar.is_rate:
         return FROM if low is None else low, TO if high is None else high
@@ -159,11 +184,21 @@ def _range(recipe: Recipe, scalar: Scalar, low: float | None, high: float | None
         return low, high
     if scalar.own:
         highs = [scalar.own * factor for factor in (100, 30, 10)] + [1.0, 0.999]
-        high = next((one for one in highs if one > scalar.own and _is_taken(recipe, scalar, one)), None) if high is None else high
+        high = (
+            next(
+                (one for one in highs if one > scalar.own and _is_taken(recipe, scalar, one)), None
+            )
+            if high is None
+            else high
+        )
         low = scalar.own / 100 if low is None else low
         if high is not None:
-            return (0.0 if high < _WIDE * scalar.own and _is_taken(recipe, scalar, 0.0) else low), high
-    raise RampError(f"ramp={scalar.label}: its range is not given; from=<number> to=<number> would do")
+            return (
+                0.0 if high < _WIDE * scalar.own and _is_taken(recipe, scalar, 0.0) else low
+            ), high
+    raise RampError(
+        f"ramp={scalar.label}: its range is not given; from=<number> to=<number> would do"
+    )
 
 
 def _is_taken(recipe: Recipe, scalar: Scalar, value: float) -> bool:
@@ -179,34 +214,50 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
 
     Raises RampError.
     """
-    if scalar.section not in ("optimizer", "model", "drop_path") or scalar.label.startswith("optimizer.clip_"):
+    if scalar.section not in ("optimizer", "model", "drop_path") or scalar.label.startswith(
+        "optimizer.clip_"
+    ):
         return
     rate = plan.recipe.lr.peak
     with torch.random.fork_rng(devices=[]):
         one, other = (scalar.plan_at(plan, value, rate) for value in (low, high))
         if scalar.section == "optimizer":
-            is_noticed = _hyperparameters(_optimizer_of(one, rate)) != _hyperparameters(_optimizer_of(other, rate))
+            is_noticed = _hyperparameters(_optimizer_of(one, rate)) != _hyperparameters(
+                _optimizer_of(other, rate)
+            )
             why = f"{plan.recipe.optimizer.name} takes it in once, when it is built"
         else:
             models = [assembled(each)[0] for each in (one, other)]
-            shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in models]
+            shapes = [
+                {name: tensor.shape for name, tensor in model.state_dict().items()}
+                for model in models
+            ]
             if shapes[0] != shapes[1]:
-                raise RampError(f"ramp={scalar.label}: the model has other weights at every value; a run for each value would do")
+                raise RampError(
+                    f"ramp={scalar.label}: the model has other weights at every value; a run for each value would do"
+                )
             is_noticed = _settings_of(models[0]) != _settings_of(models[1])
             why = "it makes the first weights, and no step after them"
     if not is_noticed:
-        raise RampError(f'ramp={scalar.label}: {why}; a run for each value (set="{scalar.label}=...") would do')
+        raise RampError(
+            f'ramp={scalar.label}: {why}; a run for each value (set="{scalar.label}=...") would do'
+        )
 
 
 def _optimizer_of(plan: Plan, rate: float) -> torch.optim.Optimizer:
     """An optimizer of the page, over one weight that decays."""
     weight = nn.Parameter(torch.zeros(1, 1))
-    return plan.recipe.optimizer.build([{"params": [weight], "weight_decay": plan.recipe.optimizer.weight_decay}], lr=rate)
+    return plan.recipe.optimizer.build(
+        [{"params": [weight], "weight_decay": plan.recipe.optimizer.weight_decay}], lr=rate
+    )
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
     """What an optimizer reads at a step, group by group, but for weights and rate; then what it was built with."""
-    groups = [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups]
+    groups = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
     return [*groups, dict(optimizer.defaults)]
 
 
@@ -214,7 +265,10 @@ def _settings_of(model: nn.Module) -> list[tuple]:
     """Every plain value that a model's modules hold beside their weights, and their kinds."""
     plain = (bool, int, float, str, tuple, type(None))
     return [
-        (type(module).__name__, {key: value for key, value in vars(module).items() if isinstance(value, plain)})
+        (
+            type(module).__name__,
+            {key: value for key, value in vars(module).items() if isinstance(value, plain)},
+        )
         for module in model.modules()
     ]
 
@@ -242,7 +296,9 @@ class Dial:
     def _renew(self, peak: float) -> None:
         page, optimizer = self.state.plan.recipe.optimizer, self.state.optimizer
         fresh = _hyperparameters(page.build(param_groups(self.state.model, page), lr=peak))
-        for kept, before, now in zip([*optimizer.param_groups, optimizer.defaults], self._held, fresh, strict=True):
+        for kept, before, now in zip(
+            [*optimizer.param_groups, optimizer.defaults], self._held, fresh, strict=True
+        ):
             # only what the value has changed: some optimizers count their steps in their groups
             kept.update({key: now[key] for key in now if now[key] != before[key]})
         self._held = fresh

@@ -19,7 +19,10 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     theirs = job.overrides
     for label in items:
         theirs = re.sub(rf"(?<!\S){re.escape(label)}=\S+", "", theirs)
-    ours = (f"{label}={each if isinstance(each, int) else format(each, '.3g')}" for label, each in items.items())
+    ours = (
+        f"{label}={each if isinstance(each, int) else format(each, '.3g')}"
+        for label, each in items.items()
+    )
     text = " ".join([*theirs.split(), *ours])
     is_plain = not set(text) & set('"\\$`')
     return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])

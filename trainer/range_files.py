@@ -74,7 +74,9 @@ def write_results(found) -> None:
         figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
         write_atomically(folder / f"curve.{kind}", picture.getbuffer())
     _write_board(folder, found.suggestion.curves)
-    write_atomically(folder / "suggestion.json", (json.dumps(plain_suggestion(found), indent=2) + "\n").encode())
+    write_atomically(
+        folder / "suggestion.json", (json.dumps(plain_suggestion(found), indent=2) + "\n").encode()
+    )
 
 
 def curve_table(curves: tuple[Curve, ...]) -> str:
@@ -84,8 +86,20 @@ def curve_table(curves: tuple[Curve, ...]) -> str:
     writer.writerow(COLUMNS)
     for number, curve in enumerate(curves):
         measured = dict(zip(*(part.tolist() for part in curve.held_out), strict=True))
-        for step, (value, loss) in enumerate(zip(curve.values.tolist(), curve.losses.tolist(), strict=True)):
-            writer.writerow((number, curve.purpose, curve.seed, step, repr(value), repr(loss), measured.get(step, "")))
+        for step, (value, loss) in enumerate(
+            zip(curve.values.tolist(), curve.losses.tolist(), strict=True)
+        ):
+            writer.writerow(
+                (
+                    number,
+                    curve.purpose,
+                    curve.seed,
+                    step,
+                    repr(value),
+                    repr(loss),
+                    measured.get(step, ""),
+                )
+            )
     return out.getvalue()
 
 
@@ -110,7 +124,10 @@ def plain_suggestion(found) -> dict[str, Any]:
         "stable": suggestion.stable,
         "unstable": suggestion.unstable,
         "candidates": [
-            {"value": one.value, "losses": {str(seed): _number(loss) for seed, loss in one.losses.items()}}
+            {
+                "value": one.value,
+                "losses": {str(seed): _number(loss) for seed, loss in one.losses.items()},
+            }
             for one in suggestion.candidates
         ],
         "smoothing": dict(suggestion.smoothing),
@@ -136,7 +153,9 @@ def median_curve(curves: list[Curve], which: str) -> tuple[np.ndarray, np.ndarra
     for curve in curves:
         values, losses = series(curve, which)
         if len(values):
-            for value, loss in zip(values.tolist(), smoothed(losses, smoothing_for(len(losses))).tolist(), strict=True):
+            for value, loss in zip(
+                values.tolist(), smoothed(losses, smoothing_for(len(losses))).tolist(), strict=True
+            ):
                 by_value.setdefault(value, []).append(loss)
     reached = sorted(value for value, losses in by_value.items() if 2 * len(losses) >= len(curves))
     return np.array(reached), np.array([np.median(by_value[value]) for value in reached])

@@ -10,12 +10,24 @@ from trainer.range_files import floor_of, median_curve
 from trainer.range_rules import Spread, series
 
 # Okabe and Ito 2008, "Color universal design": told apart by every kind of colour vision.
-BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#6E6E6E"
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#6E6E6E",
+)
 WIDTH_PX, DPI = 900, 100
 _WORDS = {"train": "training micro-batches", "heldout": "held-out slice"}
-_LEAST_HEIGHT = 0.05  # of the axis of losses, as a share of where they start: less would make hills of noise
+_LEAST_HEIGHT = (
+    0.05  # of the axis of losses, as a share of where they start: less would make hills of noise
+)
 _ROW_PX = 17  # between two rows of labels
-_AROUND_PX = 108, 100  # above the panels, for the title and three rows of labels; below them, for the axis and the legend
+_AROUND_PX = (
+    108,
+    100,
+)  # above the panels, for the title and three rows of labels; below them, for the axis and the legend
 
 
 def draw(found):
@@ -26,8 +38,15 @@ def draw(found):
     ratios = [3.0, 1.05, 1.25] if suggestion.candidates else [3.0, 1.05]
     height_px = _AROUND_PX[0] + _AROUND_PX[1] + 95 * sum(ratios)
     figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
-    place = {"left": 0.115, "right": 0.975, "top": 1 - _AROUND_PX[0] / height_px, "bottom": _AROUND_PX[1] / height_px}
-    panels = figure.subplots(len(ratios), 1, sharex=True, gridspec_kw={"height_ratios": ratios, "hspace": 0.14, **place})
+    place = {
+        "left": 0.115,
+        "right": 0.975,
+        "top": 1 - _AROUND_PX[0] / height_px,
+        "bottom": _AROUND_PX[1] / height_px,
+    }
+    panels = figure.subplots(
+        len(ratios), 1, sharex=True, gridspec_kw={"height_ratios": ratios, "hspace": 0.14, **place}
+    )
     _draw_losses(panels[0], found)
     _draw_rules(panels[1], suggestion)
     if suggestion.candidates:
@@ -41,7 +60,13 @@ def draw(found):
         panel.yaxis.set_label_coords(-0.085, 0.5)
     panels[-1].set_xlabel(axis_name(found))
     figure.suptitle(title(found), fontsize=11, x=0.012, y=1 - 8 / height_px, ha="left", va="top")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=8.5, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="lower center",
+        ncols=2,
+        fontsize=8.5,
+        frameon=False,
+    )
     _label_marks(figure, panels[0], found)
     return figure
 
@@ -71,7 +96,11 @@ def marks(found) -> list[tuple[float, str, str, float, str]]:
         (found.scalar.own, "black", (0, (5, 2, 1, 2)), 1.3, "the page"),
         (suggestion.stable, PURPLE, "--", 1.5, "largest stable"),
     ]
-    return [(value, *look, f"{name} {value:.3g}") for value, *look, name in named if value is not None and low <= value <= high]
+    return [
+        (value, *look, f"{name} {value:.3g}")
+        for value, *look, name in named
+        if value is not None and low <= value <= high
+    ]
 
 
 def _draw_losses(panel, found) -> None:
@@ -101,12 +130,20 @@ def _draw_losses(panel, found) -> None:
 
 def _draw_floors(panel, floors, shown: tuple[str, ...]) -> list[float]:
     """The levels of knowing nothing but the classes' shares: one line where both curves have the same."""
-    levels = {which: floor_of(floors, which) for which in shown if floor_of(floors, which) is not None}
+    levels = {
+        which: floor_of(floors, which) for which in shown if floor_of(floors, which) is not None
+    }
     if len(levels) == 2 and np.isclose(*levels.values(), rtol=0.01):
         levels = {"both": levels["train"]}
     for which, level in levels.items():
         colour = {"train": BLUE, "heldout": VERMILLION}.get(which, "black")
-        panel.axhline(level, color=colour, linestyle=":", linewidth=1.4, label=f"knows the bias only: {level:.3g} nats")
+        panel.axhline(
+            level,
+            color=colour,
+            linestyle=":",
+            linewidth=1.4,
+            label=f"knows the bias only: {level:.3g} nats",
+        )
     return list(levels.values())
 
 
@@ -114,8 +151,23 @@ def _draw_rules(panel, suggestion) -> None:
     rows: dict[str, Spread | None] = {**suggestion.rules, "edge": suggestion.edge}
     for place, spread in enumerate(rows.values()):
         if spread:
-            panel.plot([spread.lowest, spread.highest], [place, place], color=GREY, linewidth=3.5, solid_capstyle="round", alpha=0.6)
-            panel.plot([spread.median], [place], marker="o", markersize=6, color=ORANGE, markeredgecolor="black", linestyle="none")
+            panel.plot(
+                [spread.lowest, spread.highest],
+                [place, place],
+                color=GREY,
+                linewidth=3.5,
+                solid_capstyle="round",
+                alpha=0.6,
+            )
+            panel.plot(
+                [spread.median],
+                [place],
+                marker="o",
+                markersize=6,
+                color=ORANGE,
+                markeredgecolor="black",
+                linestyle="none",
+            )
         else:
             look = {"fontsize": 8, "color": GREY, "va": "center", "backgroundcolor": "white"}
             panel.text(0.01, place, "finds nothing", transform=panel.get_yaxis_transform(), **look)
@@ -140,8 +192,17 @@ def _draw_race(panel, found) -> None:
 
 def _race_top(found) -> float:
     """The highest loss that the race's panel shows: what is above it, or broke off, stands there as a triangle."""
-    losses = [loss for one in found.suggestion.candidates for loss in one.losses.values() if math.isfinite(loss)]
-    starts = [curve.start_loss for curve in found.suggestion.curves if curve.purpose == "race" and curve.start_loss is not None]
+    losses = [
+        loss
+        for one in found.suggestion.candidates
+        for loss in one.losses.values()
+        if math.isfinite(loss)
+    ]
+    starts = [
+        curve.start_loss
+        for curve in found.suggestion.curves
+        if curve.purpose == "race" and curve.start_loss is not None
+    ]
     if not losses:
         return max(starts, default=1.0)
     return max(min(max(losses), 1.2 * max(starts, default=max(losses))), min(losses))
@@ -152,7 +213,13 @@ def _label_marks(figure, panel, found) -> None:
     row_height = _ROW_PX / panel.get_window_extent().height
     placed = []
     for value, colour, _, _, label in marks(found):
-        look = {"color": colour, "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "bottom"}
+        look = {
+            "color": colour,
+            "fontsize": 9,
+            "fontweight": "bold",
+            "ha": "center",
+            "va": "bottom",
+        }
         text = panel.text(value, 1.02, label, transform=panel.get_xaxis_transform(), **look)
         _keep_inside(figure, panel, text)
         row = 0
@@ -173,4 +240,9 @@ def _keep_inside(figure, panel, text) -> None:
 
 def _touch(one, other, gap_px: float = 6) -> bool:
     """Do two boxes overlap, or stand nearer than a gap?"""
-    return one.x0 < other.x1 + gap_px and other.x0 < one.x1 + gap_px and one.y0 < other.y1 and other.y0 < one.y1
+    return (
+        one.x0 < other.x1 + gap_px
+        and other.x0 < one.x1 + gap_px
+        and one.y0 < other.y1
+        and other.y0 < one.y1
+    )

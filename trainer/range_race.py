@@ -25,7 +25,9 @@ from trainer.range_rules import (
 )
 
 
-def lengths_for(num_run_steps: int, num_seeds: int = 3, num_ramp_steps: int | None = None) -> Lengths:
+def lengths_for(
+    num_run_steps: int, num_seeds: int = 3, num_ramp_steps: int | None = None
+) -> Lengths:
     """The lengths for a run of num_run_steps: 200 steps a ramp on large data, fewer where the run itself is short.
 
     num_ramp_steps: asked for in place of that number; all other lengths follow it.
@@ -68,7 +70,10 @@ def decide(
 
     ramps = [recorded(seed, values, "ramp") for seed in seeds]
     readings = [read(ramp, floors, curve) for ramp in ramps]
-    found = _Found({rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}, _edge(readings))
+    found = _Found(
+        {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES},
+        _edge(readings),
+    )
     why_not, ladder = trouble(readings), Ladder(values)
     if found.edge:
         found.stable, found.unstable = probe(recorded, seeds[0], ladder, found.edge.median, lengths)
@@ -78,11 +83,19 @@ def decide(
         found.candidates = race.candidates()
         found.value, found.reason = race.result(floors)
         found.fit_to_run(lengths.horizon_share if is_rate else 1.0, lengths)
-        why_not = disagreement(found.value, found.rules, found.edge.median) if found.value else found.reason
-    strengths = {which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")}
+        why_not = (
+            disagreement(found.value, found.rules, found.edge.median)
+            if found.value
+            else found.reason
+        )
+    strengths = {
+        which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")
+    }
     return Suggestion(
         value=None if why_not else found.value,
-        reason=f"no reliable suggestion: {why_not}" if why_not else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}",
+        reason=f"no reliable suggestion: {why_not}"
+        if why_not
+        else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}",
         rules=found.rules,
         edge=found.edge,
         stable=found.stable,
@@ -109,7 +122,10 @@ class _Found:
         if self.value and share < 1:
             fitting = self.value * share
             # where it was raced too it is that very number
-            self.value = next((one.value for one in self.candidates if np.isclose(one.value, fitting, rtol=1e-9)), fitting)
+            self.value = next(
+                (one.value for one in self.candidates if np.isclose(one.value, fitting, rtol=1e-9)),
+                fitting,
+            )
             self.reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
 
 

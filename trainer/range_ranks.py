@@ -21,7 +21,13 @@ from trainer.stop import Stopped, StopRequest
 
 
 def find(
-    job: Job, question: Question, device: str, machine: dict[str, Any], gpus: int | None, procs: int | None, stop: StopRequest
+    job: Job,
+    question: Question,
+    device: str,
+    machine: dict[str, Any],
+    gpus: int | None,
+    procs: int | None,
+    stop: StopRequest,
 ) -> int:
     """The range test of `lr-find` on as many ranks as were asked for, or have been started; gives the exit code.
 
@@ -37,11 +43,19 @@ def find(
         return launch(num_ranks, sys.argv[1:], stop)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
-        machine = {**machine, "device": device, "num_ranks_here": place.local_world_size if place else 1}
-        return _find(dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop)
+        machine = {
+            **machine,
+            "device": device,
+            "num_ranks_here": place.local_world_size if place else 1,
+        }
+        return _find(
+            dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop
+        )
 
 
-def _find(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, stop: StopRequest) -> int:
+def _find(
+    job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, stop: StopRequest
+) -> int:
     out = show.console()
     out.quiet = not ranks.is_first
     bench = set_up(job, question, machine, ranks)
@@ -57,7 +71,10 @@ def _find(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, s
         try:
             found = run(bench, watch=lines, check=lambda: ranks.check(stop), ranks=ranks)
         except Stopped as signal_name:
-            out.print(f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; the same command goes on", markup=False)
+            out.print(
+                f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; the same command goes on",
+                markup=False,
+            )
             return EXIT_STOPPED
     range_show.result(out, found)
     return EXIT_DONE

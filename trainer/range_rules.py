@@ -16,7 +16,10 @@ LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
 LEAST_STEP_SHARE = 0.005  # of the fall: less is no step down a valley, a flat part has none
 TURNED_UP_SHARE = 0.1  # of the fall lost again: the edge
-SPIKE_STEPS, SPIKE_SCATTERS = 5, 6.0  # a spike: so many median deviations above the median of so many steps
+SPIKE_STEPS, SPIKE_SCATTERS = (
+    5,
+    6.0,
+)  # a spike: so many median deviations above the median of so many steps
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ def without_spikes(losses: np.ndarray) -> np.ndarray:
     half = SPIKE_STEPS // 2
     if len(losses) <= half:
         return losses
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(losses, half, mode="reflect"), SPIKE_STEPS)
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(losses, half, mode="reflect"), SPIKE_STEPS
+    )
     middle = np.median(windows, axis=1)
     scatter = np.median(np.abs(windows - middle[:, None]), axis=1)
     return np.where(losses - middle > SPIKE_SCATTERS * scatter, middle, losses)
@@ -146,9 +151,13 @@ def without_spikes(losses: np.ndarray) -> np.ndarray:
 
 def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
     """Values [m] and losses [m] of one of a trial's two curves, "train" or "heldout", as far as they are numbers."""
-    steps, losses = (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
+    steps, losses = (
+        (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
+    )
     is_number = np.isfinite(losses)
-    return curve.values[np.asarray(steps, dtype=int)[is_number]], np.asarray(losses, dtype=float)[is_number]
+    return curve.values[np.asarray(steps, dtype=int)[is_number]], np.asarray(losses, dtype=float)[
+        is_number
+    ]
 
 
 def read(curve: Curve, floors: Floors, which: str) -> Reading:
@@ -161,22 +170,30 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
         return _both(read(curve, floors, "train"), read(curve, floors, "heldout"))
     values, losses = series(curve, which)
     if len(losses) < LEAST_POINTS:
-        return _nothing(f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do")
+        return _nothing(
+            f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do"
+        )
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
     start, floor = start_of(loss), floors.train if which == "train" else floors.held_out
     level = start if floor is None else min(start, floor)
     best = int(np.argmin(loss))
     falls = [above - float(loss[best]) for above in (start, level)]
-    from_start, from_level = (fall > max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error) for fall in falls)
+    from_start, from_level = (
+        fall > max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error) for fall in falls
+    )
     if not from_start:
-        return _nothing(f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may show a fall")
+        return _nothing(
+            f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may show a fall"
+        )
     rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
     edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
     if edge == 0:
         return _nothing("the loss is past its edge from the first step; a smaller from= would do")
     if not from_level and edge is None:
-        return _nothing(f"the loss never falls clearly below the floor of {floor:.4g} nats, where it knows the bias only")
+        return _nothing(
+            f"the loss never falls clearly below the floor of {floor:.4g} nats, where it knows the bias only"
+        )
     rules = _rules(loss, values, level, falls[1], best) if from_level else dict.fromkeys(RULES)
     at_edge = None if edge is None else float(values[edge])
     return Reading(rules | {"edge / 10": at_edge and at_edge / 10}, at_edge)
@@ -186,7 +203,9 @@ def _nothing(reason: str) -> Reading:
     return Reading(dict.fromkeys(RULES), None, reason)
 
 
-def _rules(loss: np.ndarray, values: np.ndarray, level: float, fall: float, best: int) -> dict[str, float | None]:
+def _rules(
+    loss: np.ndarray, values: np.ndarray, level: float, fall: float, best: int
+) -> dict[str, float | None]:
     first = int(np.argmax(loss < level))
     return {
         "steepest": float(values[_steepest(loss, values, first, best)]),
@@ -220,7 +239,9 @@ def _edge(losses: np.ndarray, most: float, best: int, ended: str) -> int | None:
     Judged on running medians, which leave a sharp rise where it is; an average would begin to rise before it.
     """
     half = max(2, len(losses) // 40)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(losses, half, mode="edge"), 2 * half + 1)
+    around = np.lib.stride_tricks.sliding_window_view(
+        np.pad(losses, half, mode="edge"), 2 * half + 1
+    )
     above = np.median(around, axis=1) > most
     if above[-1]:
         calm = np.flatnonzero(~above)
@@ -285,7 +306,10 @@ def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) 
     That is between a third of the lowest rule's value and three times the highest's, or half the edge where that is more.
     """
     found = {rule: one.median for rule, one in rules.items() if one}
-    low, high = min(found.values()) / MOST_DISAGREEMENT, max(MOST_DISAGREEMENT * max(found.values()), edge / 2)
+    low, high = (
+        min(found.values()) / MOST_DISAGREEMENT,
+        max(MOST_DISAGREEMENT * max(found.values()), edge / 2),
+    )
     if low <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())

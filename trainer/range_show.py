@@ -20,7 +20,10 @@ from trainer.trial import Watch
 
 _WORDS = {"ramp": "ramp", "probe": "probe of a constant value", "race": "race of a candidate"}
 _PLOT_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 14, 30, 100
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille letter, column by column: Unicode's order
+_DOTS = (
+    (0x01, 0x02, 0x04, 0x40),
+    (0x08, 0x10, 0x20, 0x80),
+)  # of a braille letter, column by column: Unicode's order
 
 
 def head(out: Console, bench) -> None:
@@ -32,9 +35,14 @@ def head(out: Console, bench) -> None:
     out.print(show.batch_line(plan))
     own = "off" if scalar.own is None else f"{scalar.own:g}"
     way = "in equal steps" if is_even(bench.values) else "in equal ratios"
-    out.print(f"{scalar.label} from {bench.values[0]:g} to {bench.values[-1]:g} {way}; the page has {own}", markup=False)
+    out.print(
+        f"{scalar.label} from {bench.values[0]:g} to {bench.values[-1]:g} {way}; the page has {own}",
+        markup=False,
+    )
     left, held = bench.data.train.num_images, bench.data.val.num_images
-    out.print(f"held out: {held} of {left + held} training images; the validation split is not looked at")
+    out.print(
+        f"held out: {held} of {left + held} training images; the validation split is not looked at"
+    )
     out.print(
         f"{lengths.num_seeds} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes} probes of "
         f"{lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats} trials of {lengths.num_race_steps} in the "
@@ -49,7 +57,12 @@ class Lines(Watch):
 
     def __init__(self, out: Console, most_steps: int) -> None:
         self.out, self.num_trials, self._facts = out, 0, ""
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+        )
         self._bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         self._task = self._bar.add_task("", total=most_steps, facts="")
         self._started_s = time.monotonic()
@@ -70,13 +83,18 @@ class Lines(Watch):
 
     def end(self, curve: Curve, was_kept: bool) -> None:
         self.num_trials += 1
-        self.out.print(trial_line(curve, None if was_kept else time.monotonic() - self._started_s), markup=False)
+        self.out.print(
+            trial_line(curve, None if was_kept else time.monotonic() - self._started_s),
+            markup=False,
+        )
 
 
 def trial_line(curve: Curve, seconds: float | None) -> str:
     """One trial in a line. seconds: None where it was found in the folder."""
     took = "was there" if seconds is None else f"{seconds:.1f} s"
-    end = {"ramp": "", "diverged": ", diverged", "not a number": ", then the loss was no number"}[curve.ended]
+    end = {"ramp": "", "diverged": ", diverged", "not a number": ", then the loss was no number"}[
+        curve.ended
+    ]
     name = f"{_WORDS[curve.purpose]}, seed {curve.seed}"
     if not len(curve.losses):
         return f"{name:34} no step{end}  ({took})"
@@ -100,7 +118,10 @@ def result(out: Console, found) -> None:
     if suggestion.candidates:
         out.print(race_table(found))
     smoothing = ", ".join(f"{which} {share:.2f}" for which, share in suggestion.smoothing.items())
-    out.print(f"smoothing: each point of the moving average keeps this share of the one before it: {smoothing}", markup=False)
+    out.print(
+        f"smoothing: each point of the moving average keeps this share of the one before it: {smoothing}",
+        markup=False,
+    )
     if suggestion.stable is not None or suggestion.unstable is not None:
         out.print(stable_line(found), markup=False)
     out.print()
@@ -108,11 +129,19 @@ def result(out: Console, found) -> None:
         out.print(suggestion.reason, style="bold yellow", markup=False, highlight=False)
     else:
         own = "" if found.scalar.own is None else f" (the page has {found.scalar.own:.3g})"
-        out.print(f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}", style="bold green", markup=False, highlight=False)
+        out.print(
+            f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}",
+            style="bold green",
+            markup=False,
+            highlight=False,
+        )
         for line in batch_lines(found):
             out.print(line, markup=False)
     if found.folder:
-        out.print(f"files  {found.folder}: curve.png, curve.svg, curve.csv, suggestion.json, tensorboard", markup=False)
+        out.print(
+            f"files  {found.folder}: curve.png, curve.svg, curve.csv, suggestion.json, tensorboard",
+            markup=False,
+        )
     if found.command:
         out.print(f"train  {found.command}", style="bold", markup=False, highlight=False)
 
@@ -120,7 +149,10 @@ def result(out: Console, found) -> None:
 def rules_table(found) -> Table:
     """What each rule finds: the median over seeds, the lowest and the highest."""
     table = Table("rule", "median", "lowest", "highest", "seeds", box=None, pad_edge=False)
-    for name, spread in {**found.suggestion.rules, "edge (loss turns up)": found.suggestion.edge}.items():
+    for name, spread in {
+        **found.suggestion.rules,
+        "edge (loss turns up)": found.suggestion.edge,
+    }.items():
         table.add_row(name, *_cells(spread))
     return table
 
@@ -128,18 +160,33 @@ def rules_table(found) -> Table:
 def _cells(spread: Spread | None) -> tuple[str, ...]:
     if spread is None:
         return ("-", "-", "-", "0")
-    return (*(f"{value:.3g}" for value in (spread.median, spread.lowest, spread.highest)), str(spread.num_seeds))
+    return (
+        *(f"{value:.3g}" for value in (spread.median, spread.lowest, spread.highest)),
+        str(spread.num_seeds),
+    )
 
 
 def race_table(found) -> Table:
     """What the race measured: each candidate's last held-out loss, by seed."""
     candidates = found.suggestion.candidates
     seeds = sorted({seed for one in candidates for seed in one.losses})
-    table = Table("race: held-out loss at the end", *(f"seed {seed}" for seed in seeds), box=None, pad_edge=False)
+    table = Table(
+        "race: held-out loss at the end",
+        *(f"seed {seed}" for seed in seeds),
+        box=None,
+        pad_edge=False,
+    )
     for one in candidates:
-        cells = {seed: f"{loss:.4f}" if math.isfinite(loss) else "broke off" for seed, loss in one.losses.items()}
+        cells = {
+            seed: f"{loss:.4f}" if math.isfinite(loss) else "broke off"
+            for seed, loss in one.losses.items()
+        }
         is_best = one.value == found.suggestion.value
-        table.add_row(f"{one.value:.3g}", *(cells.get(seed, "") for seed in seeds), style="bold green" if is_best else None)
+        table.add_row(
+            f"{one.value:.3g}",
+            *(cells.get(seed, "") for seed in seeds),
+            style="bold green" if is_best else None,
+        )
     return table
 
 
@@ -148,7 +195,9 @@ def stable_line(found) -> str:
     stable, unstable = found.suggestion.stable, found.suggestion.unstable
     if stable is None:
         return f"largest stable constant value: below {unstable:.3g}, the smallest that was probed"
-    return f"largest stable constant value: {stable:.3g}" + ("" if unstable is None else f"; {unstable:.3g} grows")
+    return f"largest stable constant value: {stable:.3g}" + (
+        "" if unstable is None else f"; {unstable:.3g} grows"
+    )
 
 
 def batch_lines(found) -> list[str]:
@@ -161,7 +210,11 @@ def batch_lines(found) -> list[str]:
     if rule is None:
         return [f"{line}; the page has no rule for another batch"]
     lr = recipe.lr.model_copy(update={"peak": value})
-    others = ", ".join(f"{count} images {lr.scaled(images, count):.3g}" for count in (images // 2, 2 * images, 4 * images) if count)
+    others = ", ".join(
+        f"{count} images {lr.scaled(images, count):.3g}"
+        for count in (images // 2, 2 * images, 4 * images)
+        if count
+    )
     return [f"{line}; by the page's {rule} rule: {others}"]
 
 
@@ -174,7 +227,11 @@ def plot(found, num_columns: int) -> list[Text]:
     """The median curves over the ramp's values in braille dots, with lines where the value and the page's own one stand."""
     ramps = [curve for curve in found.suggestion.curves if curve.purpose == "ramp"]
     asked = found.asked["curve"]
-    drawn = [(which, style) for which, style in (("train", "blue"), ("heldout", "red")) if asked in (which, "both")]
+    drawn = [
+        (which, style)
+        for which, style in (("train", "blue"), ("heldout", "red"))
+        if asked in (which, "both")
+    ]
     medians = [(which, style, *median_curve(ramps, which)) for which, style in drawn]
     medians = [one for one in medians if len(one[2])]
     if not medians:
@@ -186,8 +243,14 @@ def plot(found, num_columns: int) -> list[Text]:
     for _, style, values, losses in medians:
         _trace(grid, styles, [column(value) for value in values], losses, low, high, style)
     upright = {column(value) // 2: mark for value, mark in reversed(_marks(found))}
-    lines = [_row(grid[row], styles[row], upright, _level(row, low, high)) for row in range(_PLOT_ROWS)]
-    return [*lines, _axis(found, column, num_columns), _legend([(which, style) for which, style, *_ in medians], found)]
+    lines = [
+        _row(grid[row], styles[row], upright, _level(row, low, high)) for row in range(_PLOT_ROWS)
+    ]
+    return [
+        *lines,
+        _axis(found, column, num_columns),
+        _legend([(which, style) for which, style, *_ in medians], found),
+    ]
 
 
 def _levels(curves: list[np.ndarray]) -> tuple[float, float]:
@@ -200,10 +263,20 @@ def _levels(curves: list[np.ndarray]) -> tuple[float, float]:
 def _column_of(values: np.ndarray, num_dots: int):
     place = (lambda value: value) if is_even(values) else math.log
     first, last = place(float(values[0])), place(float(values[-1]))
-    return lambda value: min(num_dots - 1, max(0, round((place(float(value)) - first) / (last - first) * (num_dots - 1))))
+    return lambda value: min(
+        num_dots - 1, max(0, round((place(float(value)) - first) / (last - first) * (num_dots - 1)))
+    )
 
 
-def _trace(grid: np.ndarray, styles: list[list[str]], columns: list[int], losses: np.ndarray, low: float, high: float, style: str) -> None:
+def _trace(
+    grid: np.ndarray,
+    styles: list[list[str]],
+    columns: list[int],
+    losses: np.ndarray,
+    low: float,
+    high: float,
+    style: str,
+) -> None:
     """Put a line of dots into the grid; what is higher than it leaves at its top."""
     num_dots = 4 * len(grid)
     before = None
@@ -213,7 +286,9 @@ def _trace(grid: np.ndarray, styles: list[list[str]], columns: list[int], losses
         if now < 0 and before in (None, -1):
             continue
         start = now if before is None else before + (now > before) - (now < before)
-        for from_top in range(max(0, min(start, now)), max(start, now) + 1):  # a steep piece has no gaps
+        for from_top in range(
+            max(0, min(start, now)), max(start, now) + 1
+        ):  # a steep piece has no gaps
             grid[from_top // 4, dot // 2] |= _DOTS[dot % 2][from_top % 4]
             styles[from_top // 4][dot // 2] = style
         before = now
@@ -222,14 +297,24 @@ def _trace(grid: np.ndarray, styles: list[list[str]], columns: list[int], losses
 def _marks(found) -> list[tuple[float, tuple[str, str]]]:
     inside = found.values[0], found.values[-1]
     both = (found.suggestion.value, ("┃", "bold green")), (found.scalar.own, ("┊", "bold"))
-    return [(value, mark) for value, mark in both if value is not None and inside[0] <= value <= inside[1]]
+    return [
+        (value, mark)
+        for value, mark in both
+        if value is not None and inside[0] <= value <= inside[1]
+    ]
 
 
 def _level(row: int, low: float, high: float) -> str:
-    return f"{high - (high - low) * row / (_PLOT_ROWS - 1):9.4g}" if row in (0, _PLOT_ROWS // 2, _PLOT_ROWS - 1) else " " * 9
+    return (
+        f"{high - (high - low) * row / (_PLOT_ROWS - 1):9.4g}"
+        if row in (0, _PLOT_ROWS // 2, _PLOT_ROWS - 1)
+        else " " * 9
+    )
 
 
-def _row(dots: np.ndarray, styles: list[str], upright: dict[int, tuple[str, str]], level: str) -> Text:
+def _row(
+    dots: np.ndarray, styles: list[str], upright: dict[int, tuple[str, str]], level: str
+) -> Text:
     line = Text(f"{level} │")
     for column, pattern in enumerate(dots):
         if pattern:
@@ -245,7 +330,12 @@ def _axis(found, column, num_columns: int) -> Text:
     if is_even(found.values):
         ticks = [first, (first + last) / 2, last]
     else:
-        ticks = [10.0**power for power in range(math.ceil(math.log10(first) - 1e-9), math.floor(math.log10(last) + 1e-9) + 1)]
+        ticks = [
+            10.0**power
+            for power in range(
+                math.ceil(math.log10(first) - 1e-9), math.floor(math.log10(last) + 1e-9) + 1
+            )
+        ]
     letters = [" "] * (num_columns + 12)
     free_from = 0
     for tick in ticks:
@@ -263,5 +353,7 @@ def _legend(drawn: list[tuple[str, str]], found) -> Text:
     for which, style in drawn:
         line.append("⠒⠒ ", style).append(f"{words[which]}   ")
     for value, (mark, style) in _marks(found):
-        line.append(f"{mark} ", style).append(f"{'recommended' if mark == '┃' else 'the page'} {value:.3g}   ")
+        line.append(f"{mark} ", style).append(
+            f"{'recommended' if mark == '┃' else 'the page'} {value:.3g}   "
+        )
     return line

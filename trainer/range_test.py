@@ -1,10 +1,10 @@
 """A range test of one number of a page: which value to train with, measured on the recipe's own road.
 
-    question     what was asked           range_test.Question
-    bench        plan, data, lengths      range_test.set_up: nothing is trained
-    trials       from initial weights     trial.Trials, each along the road of a run
-    decision     ramps, probes, a race    range_race.decide, from curves alone
-    RangeTest    the result, with its picture and its files
+question     what was asked           range_test.Question
+bench        plan, data, lengths      range_test.set_up: nothing is trained
+trials       from initial weights     trial.Trials, each along the road of a run
+decision     ramps, probes, a race    range_race.decide, from curves alone
+RangeTest    the result, with its picture and its files
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class RangeTest:
     def command(self) -> str | None:
         """What trains with the suggested value; None without one."""
         value = self.suggestion.value
-        return None if value is None else train_command(self.job, self.plan.recipe, self.scalar, value)
+        return (
+            None if value is None else train_command(self.job, self.plan.recipe, self.scalar, value)
+        )
 
     def plot(self):
         """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
@@ -159,7 +161,12 @@ def lr_find(
     """
     job = Job(recipe, model, data, Path(data_dir) if data_dir else None, 0, overrides, again=again)
     question = Question(ramp, low, high, steps, seeds, curve)
-    machine = {"device": device, "precision": precision, "workers": workers, "runs": Path(runs or "runs")}
+    machine = {
+        "device": device,
+        "precision": precision,
+        "workers": workers,
+        "runs": Path(runs or "runs"),
+    }
     with untouched(device):
         bench = set_up(job, question, machine)
         return run(bench, is_written=runs is not None)
@@ -174,7 +181,9 @@ def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks =
     plan = plan_of(job)
     scalar = find_scalar(plan.recipe, question.ramp)
     lengths = lengths_for(plan.num_steps, question.num_seeds, question.num_steps)
-    values = ramp_values(plan.recipe, scalar, question.ramp, question.low, question.high, lengths.num_ramp_steps)
+    values = ramp_values(
+        plan.recipe, scalar, question.ramp, question.low, question.high, lengths.num_ramp_steps
+    )
     check_model_name(plan.model)
     with ranks.first_here():
         opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
@@ -182,7 +191,9 @@ def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks =
     cut = hold_out(opened, plan.recipe.batch)
     made = trial_plan(plan, cut)
     check_effect(made, scalar, float(values[0]), float(values[-1]))
-    return Bench(job, question, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths)
+    return Bench(
+        job, question, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths
+    )
 
 
 def _check(question: Question) -> None:
@@ -190,9 +201,13 @@ def _check(question: Question) -> None:
         near = did_you_mean(question.curve, CURVES)
         raise UserError(f"curve={question.curve}: unknown{near}; {', '.join(CURVES)} would do")
     if not 1 <= question.num_seeds <= _MOST_SEEDS:
-        raise UserError(f"seeds={question.num_seeds}: 1 to {_MOST_SEEDS} repeats would do; seeds=3 is the default")
+        raise UserError(
+            f"seeds={question.num_seeds}: 1 to {_MOST_SEEDS} repeats would do; seeds=3 is the default"
+        )
     if question.num_steps is not None and not LEAST_POINTS <= question.num_steps <= _MOST_STEPS:
-        raise UserError(f"steps={question.num_steps}: {LEAST_POINTS} to {_MOST_STEPS} steps would do; steps=200 is one")
+        raise UserError(
+            f"steps={question.num_steps}: {LEAST_POINTS} to {_MOST_STEPS} steps would do; steps=200 is one"
+        )
 
 
 def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
@@ -234,7 +249,9 @@ def run(
     return found
 
 
-def _decided(bench: Bench, folder: Path | None, watch: Watch | None, check: Callable[[], None], ranks: Ranks) -> RangeTest:
+def _decided(
+    bench: Bench, folder: Path | None, watch: Watch | None, check: Callable[[], None], ranks: Ranks
+) -> RangeTest:
     shape = schedule_shape(bench.plan, bench.lengths.num_race_steps)
     trials = Trials(
         bench.trial_plan,
@@ -274,7 +291,11 @@ def _decided(bench: Bench, folder: Path | None, watch: Watch | None, check: Call
 def floors_of(bench: Bench) -> Floors:
     """The bias-only levels of both curves; none for training where the scalar itself moves it."""
     plan, labels = bench.trial_plan, bench.data.train.labels
-    train = None if bench.scalar.section in ("loss", "smoothing", "mix") else bias_only_loss(plan, labels)
+    train = (
+        None
+        if bench.scalar.section in ("loss", "smoothing", "mix")
+        else bias_only_loss(plan, labels)
+    )
     return Floors(train, bias_only_loss(plan, bench.data.val.labels, is_mixed=False))
 
 

@@ -112,7 +112,9 @@ class Ranks:
             dist.broadcast(content, 0)
         if self.is_first:
             return value
-        return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+        return torch.load(
+            io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True
+        )
 
     def copy(self, tensors: Iterable[torch.Tensor]) -> None:
         """Put rank 0's tensors in the place of each rank's."""
@@ -133,7 +135,9 @@ class Ranks:
     def _agreed(self, number: int, how: dist.ReduceOp) -> int:
         if self.is_alone:
             return number
-        held = torch.tensor(number, dtype=torch.int64)  # on the CPU, so by gloo: no device is waited for
+        held = torch.tensor(
+            number, dtype=torch.int64
+        )  # on the CPU, so by gloo: no device is waited for
         with _others():
             dist.all_reduce(held, how)
         return int(held)
@@ -146,7 +150,10 @@ def alone() -> Ranks:
 
 @contextlib.contextmanager
 def meet(
-    place: Place | None, device: str, say: Callable[[str], None] = print, check: Callable[[], None] = lambda: None
+    place: Place | None,
+    device: str,
+    say: Callable[[str], None] = print,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Ranks]:
     """The ranks of a run for as long as the block lasts; `alone()` where there is no place.
 
@@ -182,7 +189,9 @@ def meet(
 
 
 def _open_store(place: Place, serves: bool):
-    store = dist.TCPStore(place.host, place.port, is_master=serves, timeout=_STORE_WAIT, wait_for_workers=False)
+    store = dist.TCPStore(
+        place.host, place.port, is_master=serves, timeout=_STORE_WAIT, wait_for_workers=False
+    )
     return dist.PrefixStore(f"rsb.{place.attempt}", store)
 
 

@@ -27,7 +27,9 @@ from trainer.settings import check_writable, make_settings, rank_device
 from trainer.stop import Stopped, StopRequest
 
 
-def train_job(job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest) -> int:
+def train_job(
+    job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest
+) -> int:
     """Train a job on as many ranks as were asked for, or as have been started; gives the exit code.
 
     machine: the rest of what make_settings takes.
@@ -61,7 +63,9 @@ def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> 
     return launch(num_ranks, sys.argv[1:], stop)
 
 
-def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest) -> int:
+def _train(
+    job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest
+) -> int:
     from trainer import show
 
     console = show.console()
@@ -73,11 +77,18 @@ def _train(job: Job, device: str, machine: dict, place: Place | None, ranks: Ran
     swaps = show.surgery(plan)
     with ranks.first_here():
         folder = data_folder(job.data, job.data_dir)
-        loader = chosen_loader(machine.get("loader", "torch"), folder, lambda line: console.print(line, markup=False))
+        loader = chosen_loader(
+            machine.get("loader", "torch"), folder, lambda line: console.print(line, markup=False)
+        )
         opened = open_data(plan.profile, folder, in_beton=loader == "ffcv")
     ranks.check(stop)
     num_ranks_here = place.local_world_size if place else 1
-    settings = make_settings(device, **machine | {"loader": loader}, in_memory=opened.train.is_in_memory, num_ranks_here=num_ranks_here)
+    settings = make_settings(
+        device,
+        **machine | {"loader": loader},
+        in_memory=opened.train.is_in_memory,
+        num_ranks_here=num_ranks_here,
+    )
     check_norms(plan, settings.device)
     check_pieces(plan, settings)
     check_faults(settings.inject, plan)
@@ -98,7 +109,8 @@ def check_norms(plan: Plan, device: str) -> None:
     if isinstance(norm, SyncBatchNorm) and plan.world_size > 1 and device == "cpu":
         raise PlanError(
             "model.norm sync_batch_norm: joins ranks on GPUs alone; one rank, or "
-            "set=\"model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}\" would do" % (norm.momentum, norm.eps)
+            'set="model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}" would do'
+            % (norm.momentum, norm.eps)
         )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.cell_run import Shared, Repeat, find_row, run_repeat
+from trainer.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.errors import UserError
 from trainer.exits import EXIT_STOPPED
 from trainer.results import Row, read_row, store_row
@@ -45,7 +45,9 @@ def share_of(text: str) -> Share:
         except ValueError:
             number = math.nan
         if name not in Share.__dataclass_fields__ or not 0 <= number < math.inf:
-            raise UserError(f'per_cell={word}: not understood; per_cell="cpus=4 gpus=1 memory_gib=8" would do')
+            raise UserError(
+                f'per_cell={word}: not understood; per_cell="cpus=4 gpus=1 memory_gib=8" would do'
+            )
         values[name] = number
     return Share(**values)
 
@@ -58,10 +60,16 @@ class RayCells:
     Raises UserError where Ray or the cluster is not there.
     """
 
-    def __init__(self, shared: Shared, address: str, share: Share, jobs: int | None = None, retries: int = 0) -> None:
+    def __init__(
+        self, shared: Shared, address: str, share: Share, jobs: int | None = None, retries: int = 0
+    ) -> None:
         self._ray = _connected(address, jobs, share)
         self._shared = shared
-        options = {"num_cpus": share.cpus, "num_gpus": self._gpus(share), "max_retries": max(NUM_RETRIES, retries)}
+        options = {
+            "num_cpus": share.cpus,
+            "num_gpus": self._gpus(share),
+            "max_retries": max(NUM_RETRIES, retries),
+        }
         if share.memory_gib:
             options["memory"] = int(share.memory_gib * 2**30)
         # a new process for each cell: nothing is left of the one before, and its peak of memory is its own
@@ -108,7 +116,9 @@ class RayCells:
     def streamed(self, function: Callable[..., Iterator], parts: dict, *given) -> Iterator:
         """The results of function({name: part}, *given) for each part, in order; fewer where a worker dies of one."""
         references = [
-            self._listed.options(max_retries=0).remote(function, {name: part}, given, self._num_threads, os.getcwd())
+            self._listed.options(max_retries=0).remote(
+                function, {name: part}, given, self._num_threads, os.getcwd()
+            )
             for name, part in parts.items()
         ]
         for reference in references:
@@ -127,37 +137,59 @@ class RayCells:
     def _gpus(self, share: Share) -> float:
         if share.gpus is not None:
             return share.gpus
-        return float(self._shared.device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0)
+        return float(
+            self._shared.device != "cpu" and self._ray.cluster_resources().get("GPU", 0) > 0
+        )
 
     def _num_that_fit(self, options: dict) -> int:
         there = self._ray.cluster_resources()
         wanted = {"CPU": options["num_cpus"], "GPU": options["num_gpus"]}
-        return max(1, min((int(there.get(name, 0) // number) for name, number in wanted.items() if number), default=1))
+        return max(
+            1,
+            min(
+                (int(there.get(name, 0) // number) for name, number in wanted.items() if number),
+                default=1,
+            ),
+        )
 
 
 def _connected(address: str, jobs: int | None, share: Share):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else it writes a token into the home folder
+    os.environ.setdefault(
+        "RAY_AUTH_MODE", "disabled"
+    )  # else it writes a token into the home folder
     try:
         import ray
     except ImportError:
-        raise UserError('on=ray: Ray is not installed; .venv/bin/python -m pip install "rsb[ray]" would do') from None
-    here = {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)} if address == "local" else {}
+        raise UserError(
+            'on=ray: Ray is not installed; .venv/bin/python -m pip install "rsb[ray]" would do'
+        ) from None
+    here = (
+        {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)}
+        if address == "local"
+        else {}
+    )
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **here)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"address={address}: no cluster there ({first}); address=local makes one on this machine") from None
+        raise UserError(
+            f"address={address}: no cluster there ({first}); address=local makes one on this machine"
+        ) from None
     return ray
 
 
-def _run_there(repeat: Repeat, shared: Shared, num_threads: int, folder: str) -> tuple[int, Row | None]:
+def _run_there(
+    repeat: Repeat, shared: Shared, num_threads: int, folder: str
+) -> tuple[int, Row | None]:
     _settle_in(num_threads, folder)
     code = run_repeat(repeat, shared)
     return code, find_row(shared, repeat)
 
 
-def _listed_there(function: Callable[..., Iterator], part: dict, given: tuple, num_threads: int, folder: str) -> list:
+def _listed_there(
+    function: Callable[..., Iterator], part: dict, given: tuple, num_threads: int, folder: str
+) -> list:
     _settle_in(num_threads, folder)
     return list(function(part, *given))
 

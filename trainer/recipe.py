@@ -79,11 +79,17 @@ class Recipe(Page):
     def _batch_divides(self) -> Self:
         images, norm_images = self.batch.images, self.batch.norm_images
         if images % norm_images:
-            near = " or ".join(str(n * norm_images) for n in (images // norm_images, images // norm_images + 1) if n)
+            near = " or ".join(
+                str(n * norm_images)
+                for n in (images // norm_images, images // norm_images + 1)
+                if n
+            )
             sentence = f"batch.images {images} is no multiple of batch.norm_images {norm_images}; write {near}"
             raise refuse(("batch", "images"), sentence)
         if self.mix and norm_images == 1:
-            raise refuse(("mix",), "mix needs two images, batch.norm_images is 1; raise it, or leave mix out")
+            raise refuse(
+                ("mix",), "mix needs two images, batch.norm_images is 1; raise it, or leave mix out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -100,9 +106,17 @@ class Recipe(Page):
         model = self.model or Model()
         isotropic, norm = "lost under model.isotropic, which", model.norm
         for key, is_undone, sentence in (
-            ("layer_scale", model.isotropic, f"{isotropic} builds the blocks anew; write model.isotropic.layer_scale"),
+            (
+                "layer_scale",
+                model.isotropic,
+                f"{isotropic} builds the blocks anew; write model.isotropic.layer_scale",
+            ),
             ("head_init_scale", model.isotropic, f"{isotropic} draws the head anew; leave it out"),
-            ("zero_init_last", norm and not has_gamma(norm), "model.norm has no gamma that could start at zero; write false"),
+            (
+                "zero_init_last",
+                norm and not has_gamma(norm),
+                "model.norm has no gamma that could start at zero; write false",
+            ),
         ):
             if is_undone and getattr(model, key):
                 raise refuse(("model", key), sentence)
@@ -112,7 +126,10 @@ class Recipe(Page):
     def _splits_are_compared(self) -> Self:
         is_compared = self.loss.name == "jensen_shannon"
         if is_compared and self.augment_splits is None:
-            raise refuse(("loss",), "jensen_shannon compares splits, and there are none; add augment_splits: 3")
+            raise refuse(
+                ("loss",),
+                "jensen_shannon compares splits, and there are none; add augment_splits: 3",
+            )
         if self.augment_splits is None:
             return self
         if not is_compared:
@@ -132,8 +149,14 @@ class Recipe(Page):
         for number, part in enumerate(self.augment):
             if part.name in names[:number]:
                 # Both would draw from the same stream: the same numbers twice.
-                raise refuse(("augment", number), f"{part.name} is there twice; an augmentation is used once")
-            later = [one for one in self.augment[:number] if _STAGES.index(one.stage) > _STAGES.index(part.stage)]
+                raise refuse(
+                    ("augment", number), f"{part.name} is there twice; an augmentation is used once"
+                )
+            later = [
+                one
+                for one in self.augment[:number]
+                if _STAGES.index(one.stage) > _STAGES.index(part.stage)
+            ]
             if later:
                 sentence = f"{part.name} ({part.stage}) comes after {later[0].name} ({later[0].stage}); move it before"
                 raise refuse(("augment", number), sentence)
@@ -182,7 +205,10 @@ class Recipe(Page):
             except Refusal as refusal:
                 raise refuse(("assumed", label), refusal.sentence) from None
             if found != label or label.partition(".")[0] in ABOUT:
-                raise refuse(("assumed", label), f"{label} is not assumable; write a path such as {found} or lr.peak")
+                raise refuse(
+                    ("assumed", label),
+                    f"{label} is not assumable; write a path such as {found} or lr.peak",
+                )
         return self
 
     @model_validator(mode="after")
@@ -191,10 +217,15 @@ class Recipe(Page):
         for model, lines in self.per_model.items():
             if model not in models:
                 near = did_you_mean(model, models) or f": {', '.join(models)}"
-                raise refuse(("per_model", model), f"{model} is not among this page's published models{near}")
+                raise refuse(
+                    ("per_model", model), f"{model} is not among this page's published models{near}"
+                )
             for key in lines:
                 if key in ABOUT:
-                    raise refuse(("per_model", model, key), f"{key} belongs to the whole page; leave it out here")
+                    raise refuse(
+                        ("per_model", model, key),
+                        f"{key} belongs to the whole page; leave it out here",
+                    )
             try:
                 check.check(Recipe, self._folded(model))
             except Refusal as refusal:
@@ -204,12 +235,18 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _scores_match_images(self) -> Self:
         """A score at other sides than the page's own would be of another recipe: it needs a per_model line."""
-        for number, score in sorted(enumerate(self.published), key=lambda item: item[1].model not in self.per_model):
+        for number, score in sorted(
+            enumerate(self.published), key=lambda item: item[1].model not in self.per_model
+        ):
             lines = self.per_model.get(score.model, {}).get("image", {})
             image = {**self.image.model_dump(), **lines}
             for key in ("train_px", "test_px"):
                 if getattr(score, key) not in (None, image[key]):
-                    place = ("per_model", score.model, "image", key) if key in lines else ("published", number, key)
+                    place = (
+                        ("per_model", score.model, "image", key)
+                        if key in lines
+                        else ("published", number, key)
+                    )
                     sentence = f"{score.model} was scored at {key} {getattr(score, key)}, its page says {image[key]}"
                     raise refuse(place, f"{sentence}; make image.{key} the same under per_model")
         return self
@@ -253,7 +290,10 @@ def apply_overrides(
 
 def recipe_paths(folder: Path | None = None) -> list[Path]:
     """All pages in a folder, by default the one that comes with the package, by name and version."""
-    found = [(_FILE_NAME.fullmatch(path.stem), path) for path in (folder or pages_folder()).glob("*.yaml")]
+    found = [
+        (_FILE_NAME.fullmatch(path.stem), path)
+        for path in (folder or pages_folder()).glob("*.yaml")
+    ]
     pages = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
     return [path for _, _, path in sorted(pages)]
 
@@ -270,11 +310,15 @@ def find_recipe(name: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     paths = recipe_paths()
-    named = {path.stem.rpartition(".v")[0]: path for path in paths} | {path.stem: path for path in paths}
+    named = {path.stem.rpartition(".v")[0]: path for path in paths} | {
+        path.stem: path for path in paths
+    }
     if name not in named:
         near = did_you_mean(name, named)
         there_are = ", ".join(path.stem for path in paths)
-        raise RecipeError(f"recipe={printable(name)}: there is no such page{near}; there are {there_are}")
+        raise RecipeError(
+            f"recipe={printable(name)}: there is no such page{near}; there are {there_are}"
+        )
     return named[name]
 
 

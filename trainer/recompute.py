@@ -27,7 +27,11 @@ def recompute_activations(model: nn.Module) -> None:
 
 
 def _recompute_stages(model: nn.Module) -> None:
-    stages = [child for child in model.children() if isinstance(child, nn.Sequential) and any(True for _ in child.parameters())]
+    stages = [
+        child
+        for child in model.children()
+        if isinstance(child, nn.Sequential) and any(True for _ in child.parameters())
+    ]
     if not stages:
         raise UserError(
             f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; activation_checkpointing=0 would do"
@@ -38,7 +42,9 @@ def _recompute_stages(model: nn.Module) -> None:
 
 def _check_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        is_moving = getattr(module, "running_var", None) is not None and not type(module).__name__.startswith("Frozen")
+        is_moving = getattr(module, "running_var", None) is not None and not type(
+            module
+        ).__name__.startswith("Frozen")
         if is_moving and not isinstance(module, (_NormBase, EstimatedBatchNorm2d)):
             raise UserError(
                 f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "

@@ -48,31 +48,46 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
     """The page. curves: by run, of those that have any."""
     style, script = (_asset(name) for name in ("style.css", "script.js"))
     view = make_view(table)
-    texts = SimpleNamespace(**{name: functools.partial(text_of, view, column=name) for name in ("mean", "difference", "p")})
-    return _templates().get_template("page.html").render(
-        table=table,
-        texts=texts,
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
-        states=states_of(table),
-        numbers=numbers_of(table),
-        warnings=warnings(table),
-        remarks=remarks(table),
-        notes=notes_html(table.notes),
-        results=result_tables(view),
-        forests=[one for group, cells in table.groups.items() if (one := figures.forest(group, cells))],
-        curve_figures=figures.curve_figures(table, curves),
-        without_curves=[row.run for one in table.cells for row in one.rows if row.run not in curves],
-        num_rows=sum(len(one.rows) for one in table.cells),
-        cost_figures=figures.cost_figures(table),
-        cells=cell_lines(table),
-        runs=runs_of(table),
-        panel_px=figures.PANEL_PX,
-        inner_px=figures.PANEL_INNER_PX,
-        cost_px=figures.COST_PX,
-        cost_inner_px=figures.COST_INNER_PX,
-        clear_p=figures.CLEAR_P,
+    texts = SimpleNamespace(
+        **{
+            name: functools.partial(text_of, view, column=name)
+            for name in ("mean", "difference", "p")
+        }
+    )
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            table=table,
+            texts=texts,
+            policy=_policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            states=states_of(table),
+            numbers=numbers_of(table),
+            warnings=warnings(table),
+            remarks=remarks(table),
+            notes=notes_html(table.notes),
+            results=result_tables(view),
+            forests=[
+                one
+                for group, cells in table.groups.items()
+                if (one := figures.forest(group, cells))
+            ],
+            curve_figures=figures.curve_figures(table, curves),
+            without_curves=[
+                row.run for one in table.cells for row in one.rows if row.run not in curves
+            ],
+            num_rows=sum(len(one.rows) for one in table.cells),
+            cost_figures=figures.cost_figures(table),
+            cells=cell_lines(table),
+            runs=runs_of(table),
+            panel_px=figures.PANEL_PX,
+            inner_px=figures.PANEL_INNER_PX,
+            cost_px=figures.COST_PX,
+            cost_inner_px=figures.COST_INNER_PX,
+            clear_p=figures.CLEAR_P,
+        )
     )
 
 
@@ -101,7 +116,11 @@ def _templates() -> Environment:
 
 def _characters(value):
     """A text without what is no character of a page; anything else as it is."""
-    return _NO_CHARACTER.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return (
+        _NO_CHARACTER.sub("\ufffd", value)
+        if isinstance(value, str) and not isinstance(value, Markup)
+        else value
+    )
 
 
 @functools.cache
@@ -111,5 +130,8 @@ def _asset(name: str) -> str:
 
 def _policy(style: str, script: str) -> str:
     """Nothing may be loaded or run but this page's own style and script."""
-    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    style, script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    )
     return f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"

@@ -31,9 +31,15 @@ def find_curves(results: Path, table: Table) -> dict[str, Curves]:
     kept, found = read_kept(results, table.name), {}
     for result in (result for one in table.cells for result in one.seeds if result.row):
         row = result.row
-        curves = read_curves(result.folder, row) if result.folder and _is_of(result.folder, row) else None
+        curves = (
+            read_curves(result.folder, row)
+            if result.folder and _is_of(result.folder, row)
+            else None
+        )
         if curves and (curves.train_loss or curves.val_top1):
-            found[row.run] = Curves(thin(curves.train_loss, is_mean=True), thin(curves.val_top1, is_mean=False))
+            found[row.run] = Curves(
+                thin(curves.train_loss, is_mean=True), thin(curves.val_top1, is_mean=False)
+            )
         elif row.run in kept and kept[row.run][0] == row.weights_sha256:
             found[row.run] = kept[row.run][1]
     return found
@@ -49,7 +55,9 @@ def keep_curves(results: Path, table: Table, curves: Mapping[str, Curves]) -> Pa
     lines = []
     for run in sorted(curves):
         points = {kind: getattr(curves[run], kind) for kind in _KINDS}
-        lines.append(json.dumps({"run": run, "weights_sha256": rows[run].weights_sha256} | points) + "\n")
+        lines.append(
+            json.dumps({"run": run, "weights_sha256": rows[run].weights_sha256} | points) + "\n"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(lines).encode())
     return path
@@ -70,7 +78,9 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
             points = (tuple((float(x), float(y)) for x, y in found[kind]) for kind in _KINDS)
             kept[found["run"]] = found["weights_sha256"], Curves(*points)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: no curves of a run ({error}); remove the file, make table writes it anew") from None
+            raise UserError(
+                f"{path}:{number}: no curves of a run ({error}); remove the file, make table writes it anew"
+            ) from None
     return kept
 
 

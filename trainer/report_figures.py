@@ -57,20 +57,26 @@ def forest(group: str, cells: Sequence[CellSummary]) -> Forest | None:
     if base is None or not any(one.difference for one in others):
         return None
     if len(others) > MOST_DRAWN:
-        largest = sorted((one for one in others if one.difference), key=lambda one: -abs(one.difference.value))[:MOST_DRAWN]
+        largest = sorted(
+            (one for one in others if one.difference), key=lambda one: -abs(one.difference.value)
+        )[:MOST_DRAWN]
         shown = [one for one in others if any(one is other for other in largest)]
     else:
         shown = others
     scale = _effect_scale([one.difference for one in shown if one.difference])
     effects = tuple(_effect(one, scale) for one in shown)
-    return Forest(group, base.cell.name, scale.at(0), scale.ticks(5), effects, len(others) - len(shown))
+    return Forest(
+        group, base.cell.name, scale.at(0), scale.ticks(5), effects, len(others) - len(shown)
+    )
 
 
 def _effect_scale(differences: Sequence) -> Scale:
     """Wide enough for every difference; an interval far wider than the others is cut."""
     values = [0.0, *(one.value for one in differences)]
     halves = [(one.high - one.low) / 2 for one in differences if one.low is not None]
-    room = max((max(values) - min(values)) * 0.5, 1.2 * statistics.median(halves) if halves else 0.0)
+    room = max(
+        (max(values) - min(values)) * 0.5, 1.2 * statistics.median(halves) if halves else 0.0
+    )
     ends = [end for one in differences if one.low is not None for end in (one.low, one.high)]
     low = max(min(values + ends), min(values) - room)
     high = min(max(values + ends), max(values) + room)
@@ -85,7 +91,9 @@ def _effect(one: CellSummary, scale: Scale) -> Effect:
         return Effect(one, scale.at(found.value))
     cut = found.low < scale.low, found.high > scale.high
     is_clear = one.p_holm is not None and one.p_holm < CLEAR_P
-    return Effect(one, scale.at(found.value), scale.at(found.low), scale.at(found.high), *cut, is_clear)
+    return Effect(
+        one, scale.at(found.value), scale.at(found.low), scale.at(found.high), *cut, is_clear
+    )
 
 
 # ---- learning curves
@@ -145,15 +153,25 @@ def _curve_figure(group: str, title: str, found: Sequence[tuple[CellSummary, lis
     shown = drawn[:MOST_DRAWN]
     panels = tuple(_panel(one, lines, x, y, base_mean) for one, lines in shown)
     without = tuple(one.cell.name for one, lines in found if not lines)
-    return CurveFigure(group, title, x.ticks(5), y.ticks(5), panels, len(drawn) - len(shown), without)
+    return CurveFigure(
+        group, title, x.ticks(5), y.ticks(5), panels, len(drawn) - len(shown), without
+    )
 
 
 def _panel(one: CellSummary, lines: list, x: Scale, y: Scale, base: str) -> Panel:
     spread = _spread(lines)
-    band = [(at, low) for at, low, _, _ in spread] + [(at, high) for at, _, _, high in reversed(spread)]
+    band = [(at, low) for at, low, _, _ in spread] + [
+        (at, high) for at, _, _, high in reversed(spread)
+    ]
     mean = _svg([(at, middle) for at, _, middle, _ in spread], x, y)
     seeds = tuple(_svg(line, x, y) for line in lines) if len(lines) > 1 else ()
-    return Panel(one, seeds, _svg(band, x, y) if len(lines) > 1 else "", mean, "" if one.cell.is_base else base)
+    return Panel(
+        one,
+        seeds,
+        _svg(band, x, y) if len(lines) > 1 else "",
+        mean,
+        "" if one.cell.is_base else base,
+    )
 
 
 def _spread(lines: list) -> list[tuple[float, float, float, float]]:
@@ -162,7 +180,10 @@ def _spread(lines: list) -> list[tuple[float, float, float, float]]:
     for line in lines:
         for at, value in line:
             by_x.setdefault(at, []).append(value)
-    return [(at, min(values), statistics.fmean(values), max(values)) for at, values in sorted(by_x.items())]
+    return [
+        (at, min(values), statistics.fmean(values), max(values))
+        for at, values in sorted(by_x.items())
+    ]
 
 
 def _svg(points, x: Scale, y: Scale) -> str:
@@ -226,34 +247,65 @@ def cost_figures(table: Table) -> tuple[CostFigure, ...]:
 def is_front(place: int, costs: Sequence[float], gains: Sequence[float]) -> bool:
     """Is no other both at least as cheap and as good, and better in one of the two?"""
     cost, gain = costs[place], gains[place]
-    return not any(c <= cost and g >= gain and (c < cost or g > gain) for c, g in zip(costs, gains, strict=True))
+    return not any(
+        c <= cost and g >= gain and (c < cost or g > gain)
+        for c, g in zip(costs, gains, strict=True)
+    )
 
 
-def _cost_figure(group: str, name: str, unit: str, cells: list[CellSummary], costs: list[float], metric: Metric) -> CostFigure:
+def _cost_figure(
+    group: str, name: str, unit: str, cells: list[CellSummary], costs: list[float], metric: Metric
+) -> CostFigure:
     gains = [one.mean if metric.is_share else -one.mean for one in cells]
     fronts = [is_front(place, costs, gains) for place in range(len(cells))]
-    order = sorted(range(len(cells)), key=lambda place: (not fronts[place], -gains[place]))[:MOST_DRAWN]
+    order = sorted(range(len(cells)), key=lambda place: (not fronts[place], -gains[place]))[
+        :MOST_DRAWN
+    ]
     left, top, right, bottom = COST_INNER_PX
     x = scale_over((costs[place] for place in order), left, right)
     y = scale_over((end for place in order for end in _ends(cells[place])), bottom, top)
     points, taken = [], [(x.at(costs[place]), y.at(cells[place].mean)) for place in order]
     for place in order:
         points.append(_point(cells[place], (costs[place], unit), fronts[place], x, y, taken))
-    along = sorted((point for point in points if point.is_front), key=lambda point: (point.x, -point.y))
-    front = " ".join(f"{'H' if step % 2 else 'V'}{value:g}" for point in along[1:] for step, value in ((1, point.x), (0, point.y)))
+    along = sorted(
+        (point for point in points if point.is_front), key=lambda point: (point.x, -point.y)
+    )
+    front = " ".join(
+        f"{'H' if step % 2 else 'V'}{value:g}"
+        for point in along[1:]
+        for step, value in ((1, point.x), (0, point.y))
+    )
     path = f"M{along[0].x:g},{along[0].y:g} {front}" if len(along) > 1 else ""
-    return CostFigure(group, f"{name}, {unit}", x.ticks(5), y.ticks(5), tuple(points), path, len(cells) - len(order))
+    return CostFigure(
+        group,
+        f"{name}, {unit}",
+        x.ticks(5),
+        y.ticks(5),
+        tuple(points),
+        path,
+        len(cells) - len(order),
+    )
 
 
 def _ends(one: CellSummary) -> tuple[float, ...]:
     return (one.mean,) if one.std is None else (one.mean - one.std, one.mean + one.std)
 
 
-def _point(one: CellSummary, cost: tuple[float, str], front: bool, x: Scale, y: Scale, taken: list) -> Point:
+def _point(
+    one: CellSummary, cost: tuple[float, str], front: bool, x: Scale, y: Scale, taken: list
+) -> Point:
     """A point and, where there is room, its number."""
     at, up = x.at(cost[0]), y.at(one.mean)
-    places = [(round(at + dx, 2), round(up + dy, 2), "start" if dx > 0 else "end" if dx < 0 else "middle") for dx, dy in _LABEL_PX]
-    best = max(places, key=lambda place: min([_apart(place, other) for other in taken if other != (at, up)], default=99.0))
+    places = [
+        (round(at + dx, 2), round(up + dy, 2), "start" if dx > 0 else "end" if dx < 0 else "middle")
+        for dx, dy in _LABEL_PX
+    ]
+    best = max(
+        places,
+        key=lambda place: min(
+            [_apart(place, other) for other in taken if other != (at, up)], default=99.0
+        ),
+    )
     taken.append((best[0], best[1] - 4))
     low, high = (y.at(end) for end in _ends(one)) if one.std is not None else (None, None)
     told = f"{cost[0]:,.0f}" if cost[0] >= 100 else f"{cost[0]:.3g}"

@@ -14,7 +14,13 @@ from trainer.checkpoint import write_atomically
 from trainer.results import Row
 from trainer.tables import CellSummary, Table
 
-_METRICS = {"top1_pct": "top-1 %", "top5_pct": "top-5 %", "loss_nats": "loss, nats", "train_s": "training time, s", "peak_mem_mib": "peak memory, MiB"}
+_METRICS = {
+    "top1_pct": "top-1 %",
+    "top5_pct": "top-5 %",
+    "loss_nats": "loss, nats",
+    "train_s": "training time, s",
+    "peak_mem_mib": "peak memory, MiB",
+}
 
 
 def hparams_folder(runs: Path, name: str) -> Path:
@@ -44,7 +50,13 @@ def write_hparams(table: Table, folder: Path) -> int:
 
 def _values(one: CellSummary, row: Row) -> dict[str, str | int]:
     """What the plugin groups and sorts by; a factor cannot take the name of what every row has."""
-    return {**dict(one.cell.levels), "cell": one.cell.name, "model": row.model, "data": row.data, "seed": row.seed}
+    return {
+        **dict(one.cell.levels),
+        "cell": one.cell.name,
+        "model": row.model,
+        "data": row.data,
+        "seed": row.seed,
+    }
 
 
 def _events(one: CellSummary, row: Row) -> Iterator:
@@ -54,11 +66,21 @@ def _events(one: CellSummary, row: Row) -> Iterator:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
     end_s = _time_s(row)
-    start = summary_v2.hparams_pb(_values(one, row), trial_id=row.run, start_time_secs=end_s - row.train_s)
+    start = summary_v2.hparams_pb(
+        _values(one, row), trial_id=row.run, start_time_secs=end_s - row.train_s
+    )
     status = api_pb2.STATUS_SUCCESS if row.status == "finished" else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end_s)
-    told = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
-    end = Summary(value=[Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=told, tensor=metadata.NULL_TENSOR)])
+    told = metadata.create_summary_metadata(
+        plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    )
+    end = Summary(
+        value=[
+            Summary.Value(
+                tag=metadata.SESSION_END_INFO_TAG, metadata=told, tensor=metadata.NULL_TENSOR
+            )
+        ]
+    )
     yield Event(wall_time=end_s, file_version="brain.Event:2")
     yield Event(wall_time=end_s, summary=start)
     for name in _METRICS:
@@ -77,9 +99,14 @@ def _experiment(cells: Iterable[tuple[CellSummary, Row]]) -> Iterator:
     names = dict.fromkeys(name for one, row in cells for name in _values(one, row))
     times_s = max(_time_s(row) for _, row in cells)
     parameters = [summary_v2.HParam(name) for name in names]
-    metrics = [summary_v2.Metric(f"row/{name}", display_name=label) for name, label in _METRICS.items()]
+    metrics = [
+        summary_v2.Metric(f"row/{name}", display_name=label) for name, label in _METRICS.items()
+    ]
     yield Event(wall_time=times_s, file_version="brain.Event:2")
-    yield Event(wall_time=times_s, summary=summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=times_s))
+    yield Event(
+        wall_time=times_s,
+        summary=summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=times_s),
+    )
 
 
 def _time_s(row: Row) -> float:

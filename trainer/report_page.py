@@ -59,18 +59,24 @@ def numbers_of(table: Table) -> dict[str, int]:
 
 def result_tables(view: View) -> tuple[ResultTable, ...]:
     """The table of each group, the same words in it as in the other formats."""
-    names = [name for name in shown_columns(view) if name != "marks"]  # they stand under the cell's name
+    names = [
+        name for name in shown_columns(view) if name != "marks"
+    ]  # they stand under the cell's name
     columns = [Column(name, heading_of(view, name), is_text(name)) for name in names]
     frame = frame_of(view.table)
     keys = {column.name: frame[column.name].tolist() for column in columns if not column.is_text}
     found = [_line(view, place, one, columns, keys) for place, one in enumerate(view.table.cells)]
     return tuple(
-        ResultTable(group, tuple(columns), tuple(line for line in found if line.one.cell.group == group))
+        ResultTable(
+            group, tuple(columns), tuple(line for line in found if line.one.cell.group == group)
+        )
         for group in view.table.groups
     )
 
 
-def _line(view: View, place: int, one: CellSummary, columns: Sequence[Column], keys: Mapping[str, list]) -> Line:
+def _line(
+    view: View, place: int, one: CellSummary, columns: Sequence[Column], keys: Mapping[str, list]
+) -> Line:
     entries = []
     for column in columns:
         text = text_of(view, one, column.name)
@@ -104,7 +110,9 @@ class CellLine:
 
 def cell_lines(table: Table) -> tuple[CellLine, ...]:
     """What makes each cell."""
-    bases = {one.cell.group: pieces_of(one.cell.overrides) for one in table.cells if one.cell.is_base}
+    bases = {
+        one.cell.group: pieces_of(one.cell.overrides) for one in table.cells if one.cell.is_base
+    }
     lines = []
     for place, one in enumerate(table.cells, start=1):
         of_base, own = bases.get(one.cell.group, ()), pieces_of(one.cell.overrides)
@@ -171,7 +179,9 @@ _FACTS: dict[str, Callable[[Row], str]] = {
     "model": lambda row: row.model,
     "data": lambda row: f"{row.data} (fingerprint {row.data_fingerprint[:12]})",
     "scored on": lambda row: f"{row.num_val_images:,} images of {row.split}",
-    "weights scored": lambda row: {"model": "the model's own", "average": "their average"}[row.scored],
+    "weights scored": lambda row: {"model": "the model's own", "average": "their average"}[
+        row.scored
+    ],
     "epochs": lambda row: f"{row.epochs:,}",
     "steps": lambda row: f"{row.steps:,}",
     "images a step": lambda row: f"{row.batch_images:,}",
@@ -193,7 +203,11 @@ _FACTS: dict[str, Callable[[Row], str]] = {
 
 def runs_of(table: Table) -> Runs:
     """Every run of a table, where it is from and the command for it."""
-    results = [(place, one, result) for place, one in enumerate(table.cells, start=1) for result in one.seeds]
+    results = [
+        (place, one, result)
+        for place, one in enumerate(table.cells, start=1)
+        for result in one.seeds
+    ]
     rows = [result.row for _, _, result in results if result.row]
     told = {name: [of(row) for row in rows] for name, of in _FACTS.items()}
     alike = {name for name, texts in told.items() if len(texts) > 1 and len(set(texts)) == 1}
@@ -202,7 +216,9 @@ def runs_of(table: Table) -> Runs:
     return Runs(common, headings, tuple(_run_line(table, *found, headings) for found in results))
 
 
-def _run_line(table: Table, place: int, one: CellSummary, result: SeedResult, headings: Sequence[str]) -> RunLine:
+def _run_line(
+    table: Table, place: int, one: CellSummary, result: SeedResult, headings: Sequence[str]
+) -> RunLine:
     row, metric = result.row, table.metric
     if result.value is None:
         score = Entry(STATE_WORDS[result.state], "", is_absent=True)

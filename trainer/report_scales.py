@@ -33,13 +33,22 @@ class Scale:
         """At most so many round numbers."""
         rough = (self.high - self.low) / most
         unit = 10 ** math.floor(math.log10(rough))
-        step = next(unit * times for times in (1, 2, 5, 10, 20) if (self.high - self.low) / (unit * times) <= most)
+        step = next(
+            unit * times
+            for times in (1, 2, 5, 10, 20)
+            if (self.high - self.low) / (unit * times) <= most
+        )
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return tuple(Tick(self.at(place * step), f"{place * step:,.{digits}f}") for place in range(first, last + 1))
+        return tuple(
+            Tick(self.at(place * step), f"{place * step:,.{digits}f}")
+            for place in range(first, last + 1)
+        )
 
 
-def scale_over(values: Iterable[float], start: float, end: float, margin_share: float = 0.06) -> Scale:
+def scale_over(
+    values: Iterable[float], start: float, end: float, margin_share: float = 0.06
+) -> Scale:
     """A scale with some room around values; one value alone stands in its middle."""
     found = list(values)
     low, high = min(found), max(found)

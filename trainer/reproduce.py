@@ -55,7 +55,9 @@ class Verdict:
         return self.kind != "different"
 
 
-def plan_again(row: Row, runs: Path, recipe: str = "", data: str = "", data_dir: Path | None = None) -> Again:
+def plan_again(
+    row: Row, runs: Path, recipe: str = "", data: str = "", data_dir: Path | None = None
+) -> Again:
     """The plan of a row, from its page and its deviations; held against the row's own name, a digest over all of it.
 
     recipe, data: where the page and the images are now, if not under the names that the row has. Its run folder, where
@@ -102,26 +104,49 @@ def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
     """Why the images opened are not the row's; none where they are."""
     if fingerprint == row.data_fingerprint:
         return ()
-    return (f"the images have the fingerprint {fingerprint[:12]}, the row's had {row.data_fingerprint[:12]}",)
+    return (
+        f"the images have the fingerprint {fingerprint[:12]}, the row's had {row.data_fingerprint[:12]}",
+    )
 
 
 def _refusal(row: Row, reasons: Sequence[str]) -> ReproduceError:
-    return ReproduceError(f"row={row.run}: {'; '.join(reasons)}; anyway=1 would run it nevertheless")
+    return ReproduceError(
+        f"row={row.run}: {'; '.join(reasons)}; anyway=1 would run it nevertheless"
+    )
 
 
 def _plans(row: Row, page: Recipe, profile: Profile) -> Iterator[Plan]:
     """Every plan that the record may mean, on the road of job.resolve: the file's own departures, profile, set=."""
-    changes = {origin: [change for change in row.deviations if change.origin == origin] for origin in ("file", "profile", "set")}
+    changes = {
+        origin: [change for change in row.deviations if change.origin == origin]
+        for origin in ("file", "profile", "set")
+    }
     for written, first in _applied(page, changes["file"], "file"):
-        is_adapted = bool(changes["file"]) and not changes["profile"]  # a run folder's recipe.yaml is so already
-        adapted, second = (written, ()) if is_adapted else apply_overrides(written, adaptation(written, profile), "profile")
+        is_adapted = (
+            bool(changes["file"]) and not changes["profile"]
+        )  # a run folder's recipe.yaml is so already
+        adapted, second = (
+            (written, ())
+            if is_adapted
+            else apply_overrides(written, adaptation(written, profile), "profile")
+        )
         adapted = adapted.model_copy(update={"adapted_to": profile.name})
         for recipe, third in _applied(adapted, changes["set"], "set"):
             for bad_images in BAD_IMAGES:
-                yield make_plan(recipe, row.model, profile, row.seed, page.digest, first + second + third, bad_images=bad_images)
+                yield make_plan(
+                    recipe,
+                    row.model,
+                    profile,
+                    row.seed,
+                    page.digest,
+                    first + second + third,
+                    bad_images=bad_images,
+                )
 
 
-def _applied(recipe: Recipe, changes: Sequence[RowDeviation], origin: str) -> Iterator[tuple[Recipe, tuple[Deviation, ...]]]:
+def _applied(
+    recipe: Recipe, changes: Sequence[RowDeviation], origin: str
+) -> Iterator[tuple[Recipe, tuple[Deviation, ...]]]:
     """A recipe with a record's departures, once for every order that it takes.
 
     Raises UserError where it takes none.
@@ -145,19 +170,31 @@ def _overrides(recipe: Recipe, changes: Sequence[RowDeviation]) -> Iterator[dict
     An ingredient with another name is set as a whole: its changes tell all of it, and a new name alone keeps keys.
     """
     page, values, added = plain(recipe), {}, {}
-    renamed = [change.path.removesuffix(".name") for change in changes if change.path.endswith(".name")]
+    renamed = [
+        change.path.removesuffix(".name") for change in changes if change.path.endswith(".name")
+    ]
     for change in changes:
-        value = None if change.after == "off" else parse(change.after, change.path, reads_bare_exponents=True)[0]
-        whole = next((section for section in renamed if change.path.startswith(f"{section}.")), None)
+        value = (
+            None
+            if change.after == "off"
+            else parse(change.after, change.path, reads_bare_exponents=True)[0]
+        )
+        whole = next(
+            (section for section in renamed if change.path.startswith(f"{section}.")), None
+        )
         section, _, name = change.path.rpartition(".")
         if whole is not None:
             before = values.get(whole) or check.value_at(page, tuple(whole.split(".")))
             values[whole] = _with(before, change.path.removeprefix(f"{whole}.").split("."), value)
-        elif isinstance(page.get(section), tuple) and name not in [item.get("name") for item in page[section]]:
+        elif isinstance(page.get(section), tuple) and name not in [
+            item.get("name") for item in page[section]
+        ]:
             added.setdefault(section, []).append(value)
         else:
             values[change.path] = value
-    for lists in itertools.product(*(_orders(page[section], items) for section, items in added.items())):
+    for lists in itertools.product(
+        *(_orders(page[section], items) for section, items in added.items())
+    ):
         yield dict(zip(added, lists, strict=True)) | values
 
 
@@ -185,24 +222,33 @@ def same_cell(row: Row, rows: Iterable[Row]) -> dict[int, float]:
     return {
         other.seed: other.top1_pct
         for other in rows
-        if other.top1_pct is not None and not AGAIN.search(other.run) and row_key(other.model_copy(update={"seed": row.seed})) == key
+        if other.top1_pct is not None
+        and not AGAIN.search(other.run)
+        and row_key(other.model_copy(update={"seed": row.seed})) == key
     }
 
 
 def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
     """What a rerun says. seeds: top-1 of the row's cell by seed, its own included, as same_cell gives them."""
     if row.status == again.status == "diverged":
-        return Verdict("diverged again", (f"diverged after {row.steps} steps then, after {again.steps} now",))
+        return Verdict(
+            "diverged again", (f"diverged after {row.steps} steps then, after {again.steps} now",)
+        )
     if row.status != again.status or row.top1_pct is None or again.top1_pct is None:
         return Verdict("different", (f"{row.status} then, {again.status} now",))
     change = again.top1_pct - row.top1_pct
     lines = [f"top-1 {row.top1_pct:.4f} % then, {again.top1_pct:.4f} % now: {change:+.4f} points"]
     if row.weights_sha256 == again.weights_sha256 and change == 0:
         return Verdict("bit-identical", (*lines, f"weights {row.weights_sha256}, both"))
-    lines += [f"weights {(row.weights_sha256 or 'none')[:12]} then, {(again.weights_sha256 or 'none')[:12]} now", *_unlike(row, again)]
+    lines += [
+        f"weights {(row.weights_sha256 or 'none')[:12]} then, {(again.weights_sha256 or 'none')[:12]} now",
+        *_unlike(row, again),
+    ]
     reach = comparisons.next_value_range(list(seeds.values()))
     if reach is None:
-        lines.append(f"{len(seeds)} seed of this cell in the store with a score: what a seed moves is not known; other seeds tell")
+        lines.append(
+            f"{len(seeds)} seed of this cell in the store with a score: what a seed moves is not known; other seeds tell"
+        )
         return Verdict("different", tuple(lines))
     is_within = reach[0] <= again.top1_pct <= reach[1]
     std = comparisons.std_of(list(seeds.values()))
@@ -215,7 +261,15 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
 
 def _unlike(row: Row, again: Row) -> Iterator[str]:
     """What may have moved the bits."""
-    for name, of in (("device", "device"), ("precision", "precision"), ("threads", "num_threads"), ("ranks", "world_size"), ("loader", "loader"), ("compiled", "compiled"), ("commit", "commit")):
+    for name, of in (
+        ("device", "device"),
+        ("precision", "precision"),
+        ("threads", "num_threads"),
+        ("ranks", "world_size"),
+        ("loader", "loader"),
+        ("compiled", "compiled"),
+        ("commit", "commit"),
+    ):
         then, now = getattr(row, of), getattr(again, of)
         if then != now:
             yield f"{name} {then} then, {now} now"

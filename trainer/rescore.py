@@ -19,7 +19,12 @@ def most_moved(row: Row, settings: Settings) -> int:
     None where a CPU adds up in float32 what a CPU has added up so. Elsewhere, on a GPU, in another precision, or of a run
     that was compiled or went on elsewhere, sums come in another order: one in a thousand, at least one.
     """
-    is_repeated = row.bitwise and not row.compiled and settings.device == "cpu" and row.precision == settings.precision == "float32"
+    is_repeated = (
+        row.bitwise
+        and not row.compiled
+        and settings.device == "cpu"
+        and row.precision == settings.precision == "float32"
+    )
     return 0 if is_repeated else max(1, row.num_val_images // 1000)
 
 
@@ -32,11 +37,17 @@ def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Ro
 
     _, facts = recipe_of(folder)
     if not (folder / "row.json").exists():
-        raise PlanError(f"{folder}: the run has not finished; the command that started it goes on with it")
+        raise PlanError(
+            f"{folder}: the run has not finished; the command that started it goes on with it"
+        )
     row = read_row_file(folder / "row.json")
     plan = plan_of_run(folder)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = open_model(folder).to(settings.device, memory_format=memory_format)
     where = data_dir or facts["data_dir"]
-    data = open_data(plan.profile, data_folder(facts["data"], Path(where) if where else None), in_beton=row.loader == "ffcv")
+    data = open_data(
+        plan.profile,
+        data_folder(facts["data"], Path(where) if where else None),
+        in_beton=row.loader == "ffcv",
+    )
     return row, evaluate(plan, settings, model, data.val_batches(plan, settings))

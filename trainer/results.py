@@ -150,7 +150,9 @@ def read_row_file(path: Path) -> Row:
             raise ValueError(f"no file, or one of more than {LARGEST_ROW_KIB} KiB")
         return Row.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise RowError(f"{path}: not a row of this suite ({_first(error)}); move it away and run again") from None
+        raise RowError(
+            f"{path}: not a row of this suite ({_first(error)}); move it away and run again"
+        ) from None
 
 
 def _first(error: Exception) -> str:

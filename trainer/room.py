@@ -21,7 +21,9 @@ def check_room(state: State) -> None:
         return
     plan, settings = state.plan, state.settings
     model_bytes = _num_bytes(state.model.state_dict().values())
-    moment_bytes = round(moments_per_weight(plan.recipe.optimizer) * _num_bytes(state.model.parameters()))
+    moment_bytes = round(
+        moments_per_weight(plan.recipe.optimizer) * _num_bytes(state.model.parameters())
+    )
     checkpoint_bytes = model_bytes * (2 if state.average else 1) + moment_bytes
     num_kept = plan.recipe.epochs // settings.keep_every_epochs if settings.keep_every_epochs else 0
     num_lines = plan.num_steps // settings.log_steps + 3 * plan.recipe.epochs
@@ -37,7 +39,9 @@ def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: 
     """
     wanted = (_NUM_ON_DISK + num_kept) * checkpoint_bytes + other_bytes
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    found = shutil.disk_usage(there).free + sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    found = shutil.disk_usage(there).free + sum(
+        path.lstat().st_size for path in folder.rglob("*") if path.is_file()
+    )
     if wanted > found:
         kept = f", {num_kept} more of keep_every=" if num_kept else ""
         raise UserError(

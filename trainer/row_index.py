@@ -29,10 +29,18 @@ def keys_of(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
     Raises RowError for a damaged row that has to be read.
     """
     what_a_key_is = Path(cells.__file__).read_bytes()
-    record = cache_folder() / "rows" / f"{hashlib.sha256(os.fsencode(folder.resolve()) + what_a_key_is).hexdigest()[:32]}.json"
+    record = (
+        cache_folder()
+        / "rows"
+        / f"{hashlib.sha256(os.fsencode(folder.resolve()) + what_a_key_is).hexdigest()[:32]}.json"
+    )
     known, new = _read(record), {}
     with os.scandir(folder) as entries:
-        wanted = [entry for entry in entries if entry.name.endswith(".json") and is_wanted(entry.name[: -len(".json")])]
+        wanted = [
+            entry
+            for entry in entries
+            if entry.name.endswith(".json") and is_wanted(entry.name[: -len(".json")])
+        ]
     for entry in wanted:
         stat = entry.stat()
         size, time_ns, key = known.get(entry.name, (None, None, None))
@@ -47,7 +55,10 @@ def keys_of(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[st
 def _read(record: Path) -> dict[str, tuple[int, int, str]]:
     try:
         content = json_file(record)
-        rows = {name: (int(size), int(time_ns), str(key)) for name, (size, time_ns, key) in content["rows"].items()}
+        rows = {
+            name: (int(size), int(time_ns), str(key))
+            for name, (size, time_ns, key) in content["rows"].items()
+        }
         return rows if content["layout"] == _LAYOUT else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # no index, or a damaged one, is none

@@ -12,7 +12,6 @@ from trainer.errors import UserError
 from trainer.names import inside
 from trainer.results import LARGEST_ROW_KIB, Row, read_row_file
 
-
 WAITS_S = (1.0, 4.0)  # before a store that did not answer is asked again
 
 
@@ -28,7 +27,9 @@ def check_url(url: str) -> None:
     try:
         _names(url)
     except Exception as error:  # each file system has errors of its own
-        raise UserError(f"results={url}: cannot be listed ({_said(error)}); a folder, or a URL that fsspec opens, would do") from None
+        raise UserError(
+            f"results={url}: cannot be listed ({_said(error)}); a folder, or a URL that fsspec opens, would do"
+        ) from None
 
 
 def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +45,9 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             except Exception as error:
                 if wait_s is None:
-                    raise UserError(f"results={url}: does not answer ({_said(error)}); the same command goes on once it does") from None
+                    raise UserError(
+                        f"results={url}: does not answer ({_said(error)}); the same command goes on once it does"
+                    ) from None
                 time.sleep(wait_s)
 
     return wrapped
@@ -58,7 +61,9 @@ def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> N
     for name in _names(url):
         if name.startswith(prefixes) and not (path := inside(folder, name, "row")).exists():
             # a byte more than a row may have: reading it back refuses what is larger
-            write_atomically(path, system.cat_file(f"{root}/{name}", start=0, end=LARGEST_ROW_KIB * 1024 + 1))
+            write_atomically(
+                path, system.cat_file(f"{root}/{name}", start=0, end=LARGEST_ROW_KIB * 1024 + 1)
+            )
 
 
 @_tried_again

@@ -22,8 +22,14 @@ from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile
 from trainer.recipe import Recipe, load_recipe
 
-
-_FACTS = {"model": str, "data": str, "data_dir": (str, type(None)), "profile": dict, "seed": int, "bad_images": str}
+_FACTS = {
+    "model": str,
+    "data": str,
+    "data_dir": (str, type(None)),
+    "profile": dict,
+    "seed": int,
+    "bad_images": str,
+}
 
 
 def own_folder(folder: Path) -> Claim:
@@ -66,7 +72,9 @@ def recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
             raise ValueError(wrong[0])
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "there is no plan.json" if isinstance(error, OSError) else "its plan.json is damaged"
-        raise PlanError(f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do") from None
+        raise PlanError(
+            f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do"
+        ) from None
     return load_recipe(folder / "recipe.yaml"), facts
 
 
@@ -79,9 +87,17 @@ def plan_of_run(folder: Path) -> Plan:
     try:
         profile = check.check(Profile, _tuples(facts["profile"]))
     except check.Refusal as refusal:
-        raise PlanError(f"{folder / 'plan.json'}: profile: {refusal}; the file as the run wrote it would do") from None
+        raise PlanError(
+            f"{folder / 'plan.json'}: profile: {refusal}; the file as the run wrote it would do"
+        ) from None
     check_model_name(facts["model"])
-    return make_plan(recipe, model=facts["model"], profile=profile, seed=facts["seed"], bad_images=facts["bad_images"])
+    return make_plan(
+        recipe,
+        model=facts["model"],
+        profile=profile,
+        seed=facts["seed"],
+        bad_images=facts["bad_images"],
+    )
 
 
 def _tuples(data: Any) -> Any:
@@ -99,12 +115,18 @@ def open_model(folder: Path | str) -> nn.Module:
     folder = Path(folder)
     plan = plan_of_run(folder)
     if not (folder / "config.json").exists():
-        raise PlanError(f"{folder}: the run has not finished; the command that started it goes on with it")
+        raise PlanError(
+            f"{folder}: the run has not finished; the command that started it goes on with it"
+        )
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
         model, _ = assembled(plan)
     try:
         model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    except Exception as error:  # whatever a reader raises over anybody's bytes, or weights of another model
+    except (
+        Exception
+    ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model
         reason = " ".join(str(error).split())[:200]
-        raise PlanError(f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); the file as it was would do") from None
+        raise PlanError(
+            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); the file as it was would do"
+        ) from None
     return model.eval()

@@ -43,7 +43,9 @@ class Saver:
         wait_s = self.every_s if self.error is None else min(self.every_s, RETRY_S)
         return time.monotonic() - self._begun_s >= wait_s
 
-    def start(self, step: int, state: dict, before: Callable[[], None], is_kept: bool = False) -> None:
+    def start(
+        self, step: int, state: dict, before: Callable[[], None], is_kept: bool = False
+    ) -> None:
         """Copy the state after `step` steps and begin to write it; `before` is called first, by the thread.
 
         Waits for the checkpoint before it.
@@ -52,7 +54,10 @@ class Saver:
         self._begun_s = time.monotonic()
         copied, is_copied = copied_state(state)
         self._thread = threading.Thread(
-            target=self._write, args=(step, [copied], is_copied, before, is_kept), name="saver", daemon=True
+            target=self._write,
+            args=(step, [copied], is_copied, before, is_kept),
+            name="saver",
+            daemon=True,
         )
         del copied  # the thread alone holds it
         self._thread.start()
@@ -67,7 +72,14 @@ class Saver:
         if self._bug is not None:
             raise self._bug
 
-    def _write(self, step: int, held: list[dict], is_copied: Callable[[], None], before: Callable[[], None], is_kept: bool) -> None:
+    def _write(
+        self,
+        step: int,
+        held: list[dict],
+        is_copied: Callable[[], None],
+        before: Callable[[], None],
+        is_kept: bool,
+    ) -> None:
         try:
             is_copied()
             before()
@@ -108,7 +120,9 @@ def _copied(value, devices: set[torch.device]):
         devices.add(value.device)
         try:
             made = torch.empty_like(value, device="cpu", pin_memory=True)
-        except RuntimeError:  # memory that may not be paged out is scarce here: the step waits for this one
+        except (
+            RuntimeError
+        ):  # memory that may not be paged out is scarce here: the step waits for this one
             return value.cpu()
         return made.copy_(value, non_blocking=True)
     if isinstance(value, dict):

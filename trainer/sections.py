@@ -46,7 +46,9 @@ class Growth(Page):
     @model_validator(mode="after")
     def _rises(self) -> Self:
         if self.from_epoch >= self.to_epoch:
-            raise ValueError(f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start earlier")
+            raise ValueError(
+                f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start earlier"
+            )
         return self
 
     def px_at(self, step: int, steps_per_epoch: int, train_px: int) -> int:
@@ -97,7 +99,9 @@ class Image(Page):
             raise ValueError(f"{sentence}: start smaller, or leave growth out")
         for key, side in (("growth.from_px", self.growth.from_px), ("train_px", self.train_px)):
             if side % self.growth.multiple_px:
-                raise ValueError(f"{key} {side} is no multiple of growth.multiple_px {self.growth.multiple_px}: make it one")
+                raise ValueError(
+                    f"{key} {side} is no multiple of growth.multiple_px {self.growth.multiple_px}: make it one"
+                )
         return self
 
 

@@ -76,14 +76,20 @@ def make_settings(
     import torch
 
     if micro_batch not in MICRO_BATCHES:
-        raise UserError(f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do")
+        raise UserError(
+            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do"
+        )
     check_loader(loader)
     if compile and activation_checkpointing:
-        raise UserError("compile=1 activation_checkpointing=1: each changes how a pass runs; one of the two would do")
+        raise UserError(
+            "compile=1 activation_checkpointing=1: each changes how a pass runs; one of the two would do"
+        )
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
     if ":" in device:
-        torch.cuda.set_device(device)  # what names no GPU of its own means this one, the question for bf16 included
+        torch.cuda.set_device(
+            device
+        )  # what names no GPU of its own means this one, the question for bf16 included
     return Settings(
         device=device,
         precision=_resolve_precision(precision, on_gpu),
@@ -113,7 +119,9 @@ def _resolve_device(device: str) -> str:
     if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
         number = int(device[5:] or 0) if ":" in device else 0
         if number >= torch.cuda.device_count():
-            raise UserError(f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; device=cpu would do")
+            raise UserError(
+                f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; device=cpu would do"
+            )
         return device
     raise UserError(f"device={device}: not a device; auto, cpu, cuda or cuda:N would do")
 
@@ -131,7 +139,9 @@ def _resolve_precision(precision: str, on_gpu: bool) -> str:
             f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; auto, {', '.join(PRECISIONS)} would do"
         )
     if precision == "fp16" and not on_gpu:
-        raise UserError("precision=fp16: needs a GPU (its gradient scaler); precision=float32 would do")
+        raise UserError(
+            "precision=fp16: needs a GPU (its gradient scaler); precision=float32 would do"
+        )
     return precision
 
 
@@ -149,7 +159,9 @@ def rank_device(device: str, place: Place | None) -> str:
     """
     if place is None or device not in ("auto", "cuda"):
         if place is not None and device.startswith("cuda:"):
-            raise UserError(f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own")
+            raise UserError(
+                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own"
+            )
         return device
     import torch
 
@@ -199,4 +211,6 @@ def check_loader(loader: str) -> None:
     Raises UserError.
     """
     if loader not in LOADERS:
-        raise UserError(f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; {', '.join(LOADERS[:-1])} or {LOADERS[-1]} would do")
+        raise UserError(
+            f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; {', '.join(LOADERS[:-1])} or {LOADERS[-1]} would do"
+        )

@@ -41,7 +41,9 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[
     channel_note(out, plan)
     out.print(batch_line(plan))
     out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
-    workers = f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
+    workers = (
+        f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
+    )
     out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
 
 
@@ -97,14 +99,25 @@ def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
     """One line for each part of the model section; what `auto` chose stands out."""
     for swap in swaps:
         is_auto = getattr(getattr(recipe.model, swap.part, None), "name", None) == "auto"
-        line = str(swap) if swap.places else f"{swap.part}: nothing replaced: {swap.note or swap.after}"
-        out.print(f"{'auto' if is_auto else 'replaced':9}  {line}", style="yellow" if is_auto else None, markup=False)
+        line = (
+            str(swap)
+            if swap.places
+            else f"{swap.part}: nothing replaced: {swap.note or swap.after}"
+        )
+        out.print(
+            f"{'auto' if is_auto else 'replaced':9}  {line}",
+            style="yellow" if is_auto else None,
+            markup=False,
+        )
 
 
 def off_note(out: Console, rows: Sequence[Explained]) -> None:
     """How to write what a table shows as off."""
     if any(row.value is None for row in rows):
-        out.print('off: not there; a page leaves the key out, and set="key=null" turns it off', markup=False)
+        out.print(
+            'off: not there; a page leaves the key out, and set="key=null" turns it off',
+            markup=False,
+        )
 
 
 def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
@@ -112,7 +125,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
     from trainer.statistics import statistics_note
 
     recipe = plan.recipe
-    out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}")
+    out.print(
+        f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}"
+    )
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
     replaced(out, recipe, swaps)
@@ -145,17 +160,26 @@ def model_facts(plan: Plan, model) -> str:
 
     test_px = plan.recipe.image.test_px
     cost = gmacs(model, plan.profile.channels, test_px)
-    return f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
+    return (
+        f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
+    )
 
 
 def growth_line(plan: Plan) -> str:
     """The side of the training images and, where they grow, the first step of each side."""
-    sides = [plan.train_px_at(step) for step in range(plan.num_steps)] if plan.recipe.image.growth else []
+    sides = (
+        [plan.train_px_at(step) for step in range(plan.num_steps)]
+        if plan.recipe.image.growth
+        else []
+    )
     changes = [step for step in range(1, len(sides)) if sides[step] != sides[step - 1]]
     if not changes:
         return f"{plan.recipe.image.train_px} px"
     shown_steps = changes if len(changes) <= _MOST_SIDES else [*changes[:2], changes[-1]]
-    parts = [f"{sides[step]} px from step {step:,} (epoch {step / plan.steps_per_epoch:.4g})" for step in shown_steps]
+    parts = [
+        f"{sides[step]} px from step {step:,} (epoch {step / plan.steps_per_epoch:.4g})"
+        for step in shown_steps
+    ]
     if len(changes) > _MOST_SIDES:
         parts.insert(2, f"… {len(changes) - 3} sizes …")
     return f"{sides[0]} px from step 0, {', '.join(parts)}"
@@ -178,8 +202,13 @@ def lr_table(plan: Plan, num_columns: int) -> Table:
 def sparkline(values: list[float], width: int = 60) -> str:
     """Values as a line of blocks, at most `width` wide."""
     top = max(values) or 1.0
-    picked = [values[round(i * (len(values) - 1) / (min(width, len(values)) - 1 or 1))] for i in range(min(width, len(values)))]
-    return "".join(_BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in picked)
+    picked = [
+        values[round(i * (len(values) - 1) / (min(width, len(values)) - 1 or 1))]
+        for i in range(min(width, len(values)))
+    ]
+    return "".join(
+        _BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in picked
+    )
 
 
 def scaling_note(out: Console, plan: Plan) -> None:
@@ -187,9 +216,17 @@ def scaling_note(out: Console, plan: Plan) -> None:
     changed = {change.path: change for change in plan.deviations if change.origin == "set"}
     if "batch.images" not in changed or "lr.peak" in changed:
         return
-    before, peak, rule = int(changed["batch.images"].before), plan.recipe.lr.peak, plan.recipe.lr.scaling
+    before, peak, rule = (
+        int(changed["batch.images"].before),
+        plan.recipe.lr.peak,
+        plan.recipe.lr.scaling,
+    )
     if rule is None:
-        out.print(f"note: lr.peak stays {peak:g}: the page has no rule for another batch", style="yellow", markup=False)
+        out.print(
+            f"note: lr.peak stays {peak:g}: the page has no rule for another batch",
+            style="yellow",
+            markup=False,
+        )
         return
     ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
     line = f'note: lr.peak stays {peak:g}; the page\'s {rule} rule would make it {ruled:.4g}: set="lr.peak={ruled:.4g}"'
@@ -199,16 +236,34 @@ def scaling_note(out: Console, plan: Plan) -> None:
 def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     """The last lines of a run."""
     is_stored = not touches_result(row.injected)
-    path = row_path(settings.results, row.run) if is_stored else settings.runs / row.run / "row.json"
+    path = (
+        row_path(settings.results, row.run) if is_stored else settings.runs / row.run / "row.json"
+    )
     if row.status == "diverged":
-        out.print(f"{row.run}: diverged after {row.steps} steps; row {path}", style="bold red", markup=False)
+        out.print(
+            f"{row.run}: diverged after {row.steps} steps; row {path}",
+            style="bold red",
+            markup=False,
+        )
         return
-    other = f" ({'model' if row.scored == 'average' else 'average'} {row.other_top1_pct:.2f} %)" if row.other_top1_pct else ""
+    other = (
+        f" ({'model' if row.scored == 'average' else 'average'} {row.other_top1_pct:.2f} %)"
+        if row.other_top1_pct
+        else ""
+    )
     out.print(f"run    {row.run}", markup=False)
-    out.print(f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images", style="bold")
-    out.print(f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False)
+    out.print(
+        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images",
+        style="bold",
+    )
+    out.print(
+        f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False
+    )
     out.print(f"row    {path}", markup=False)
-    out.print(f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})", markup=False)
+    out.print(
+        f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})",
+        markup=False,
+    )
 
 
 def opening(folder, plan: Plan) -> str:
@@ -223,7 +278,13 @@ def opening(folder, plan: Plan) -> str:
 @contextlib.contextmanager
 def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on standard error while work is done; the function that it gives is called after each piece."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
@@ -236,10 +297,16 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
     most = most_moved(row, settings)
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
     is_same = scores.num_images == row.num_val_images and off <= most
-    out.print(f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images")
-    out.print(f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images")
+    out.print(
+        f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images"
+    )
+    out.print(
+        f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images"
+    )
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
-    told = f"{'' if is_same else 'not '}the same" + (f" ({off} image{'s' * (off != 1)} off{allowed})" if off else "")
+    told = f"{'' if is_same else 'not '}the same" + (
+        f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""
+    )
     out.print(told, style="bold green" if is_same else "bold red", markup=False)
     return is_same
 
@@ -253,9 +320,13 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
         report = check(images, num_threads)
         out.print(report_table(report, split))
         is_sound &= report.is_sound
-    out.print("sound: training meets no bad image" if is_sound else 'not sound: training would stop at a bad image; mended files, or up to 1 % of them bad with bad_images=skip, would do', style="bold")
+    out.print(
+        "sound: training meets no bad image"
+        if is_sound
+        else "not sound: training would stop at a bad image; mended files, or up to 1 % of them bad with bad_images=skip, would do",
+        style="bold",
+    )
     return is_sound
-
 
 
 def recipe_list(out: Console) -> None:
@@ -265,6 +336,19 @@ def recipe_list(out: Console) -> None:
     table = Table("recipe", "what is special", "published top-1", "source")
     for path in recipe_paths():
         page = load_recipe(path)
-        best = next((score for score in page.published if score.model == "resnet50"), next(iter(page.published), None))
-        table.add_row(*map(escape, (path.stem, page.title, f"{best.model} {best.top1_pct} %" if best else "none", page.source)))
+        best = next(
+            (score for score in page.published if score.model == "resnet50"),
+            next(iter(page.published), None),
+        )
+        table.add_row(
+            *map(
+                escape,
+                (
+                    path.stem,
+                    page.title,
+                    f"{best.model} {best.top1_pct} %" if best else "none",
+                    page.source,
+                ),
+            )
+        )
     out.print(table)

@@ -10,15 +10,22 @@ import typer
 from trainer.cli import app, user_errors
 
 
-@app.command("launch-slurm", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    "launch-slurm", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 @user_errors
 def launch_slurm(
     context: typer.Context,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs, and so ranks, of each machine; 0: one rank on the CPU.")] = 1,
+    gpus: Annotated[
+        int,
+        typer.Option(min=0, help="GPUs, and so ranks, of each machine; 0: one rank on the CPU."),
+    ] = 1,
     cpus: Annotated[int, typer.Option(min=1, help="Cores of each rank.")] = 8,
     hours: Annotated[float, typer.Option(min=0.1, max=8760, help="The job's time.")] = 24.0,
-    sbatch: Annotated[str, typer.Option(help='Further words for sbatch: "--partition=big --account=me".')] = "",
+    sbatch: Annotated[
+        str, typer.Option(help='Further words for sbatch: "--partition=big --account=me".')
+    ] = "",
     job: Annotated[Path, typer.Option(help="The file to write.")] = Path("job.sh"),
 ) -> None:
     """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into the queue again.
@@ -29,9 +36,16 @@ def launch_slurm(
     from trainer.ranks_cli import write_job
 
     words = [*context.args, *(() if gpus else ("--device", "cpu"))]
-    asked = typer.main.get_command(app).commands["train"].make_context(context.command_path, list(words)).params
+    asked = (
+        typer.main.get_command(app)
+        .commands["train"]
+        .make_context(context.command_path, list(words))
+        .params
+    )
     asked = {("overrides" if name == "set_" else name): value for name, value in asked.items()}
     fields = ("recipe", "model", "data", "data_dir", "seed", "overrides", "bad_images", "again")
     slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
     write_job(["train", *words], Job(**{name: asked[name] for name in fields}), slurm, job)
-    typer.echo(f"{printable(str(job))}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {printable(str(job))}")
+    typer.echo(
+        f"{printable(str(job))}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {printable(str(job))}"
+    )

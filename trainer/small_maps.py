@@ -17,7 +17,9 @@ def leave_out_padding_taps(model: nn.Module) -> None:
     """Let every torch convolution of a model, weight standardization included, leave out what only padding would meet."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and _is_plain(module):
-            module._conv_forward = types.MethodType(_conv_forward, module)  # a method, so that copies are bound to themselves
+            module._conv_forward = types.MethodType(
+                _conv_forward, module
+            )  # a method, so that copies are bound to themselves
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
@@ -26,7 +28,11 @@ def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, i
     One axis, without dilation. (0, kernel, padding) where all are used, or no symmetric padding gives as many outputs.
     """
     num_out = (size + 2 * padding - kernel) // stride + 1
-    used = [tap for tap in range(kernel) if any(0 <= out * stride - padding + tap < size for out in range(num_out))]
+    used = [
+        tap
+        for tap in range(kernel)
+        if any(0 <= out * stride - padding + tap < size for out in range(num_out))
+    ]
     if not used:
         return 0, kernel, padding
     first, end = used[0], used[-1] + 1
@@ -38,7 +44,12 @@ def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, i
 
 def _is_plain(module: nn.Conv2d) -> bool:
     is_whole = type(module)._conv_forward is nn.Conv2d._conv_forward
-    return is_whole and module.padding_mode == "zeros" and not isinstance(module.padding, str) and module.dilation == (1, 1)
+    return (
+        is_whole
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module.dilation == (1, 1)
+    )
 
 
 def _conv_forward(self: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -46,9 +57,14 @@ def _conv_forward(self: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor 
     if not self.training:
         return nn.Conv2d._conv_forward(self, images, weight, bias)
     (top, bottom, above), (left, right, beside) = (
-        used_taps(images.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.padding[axis]) for axis in (0, 1)
+        used_taps(
+            images.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.padding[axis]
+        )
+        for axis in (0, 1)
     )
     if (bottom - top, right - left) == self.kernel_size:
         return nn.Conv2d._conv_forward(self, images, weight, bias)
     part = weight[:, :, top:bottom, left:right]
-    return torch.nn.functional.conv2d(images, part, bias, self.stride, (above, beside), 1, self.groups)
+    return torch.nn.functional.conv2d(
+        images, part, bias, self.stride, (above, beside), 1, self.groups
+    )

@@ -35,8 +35,14 @@ def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> 
     if start is not None:
         _check_no_key_undoes_another(section, start)
     swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
-    if start and start.head_std is not None and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps):
-        raise SurgeryError("model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out")
+    if (
+        start
+        and start.head_std is not None
+        and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps)
+    ):
+        raise SurgeryError(
+            "model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out"
+        )
     return swaps + (apply_start(model, start) if start else ())
 
 
@@ -45,10 +51,20 @@ def _check_no_key_undoes_another(section: Model, start: Start) -> None:
     if section.zero_init_last and start.norm_gamma:
         undone.append(("norm_gamma", "model.zero_init_last sets to zero"))
     if section.pretrained:
-        undone += [(key, "model.pretrained brings") for key in ("convolutions", "norm_gamma") if getattr(start, key)]
+        undone += [
+            (key, "model.pretrained brings")
+            for key in ("convolutions", "norm_gamma")
+            if getattr(start, key)
+        ]
     if section.head_init_scale is not None:
-        undone += [("convolutions", "model.head_init_scale scales")] if start.convolutions == _TRUNCATED else []
-        undone += [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
+        undone += (
+            [("convolutions", "model.head_init_scale scales")]
+            if start.convolutions == _TRUNCATED
+            else []
+        )
+        undone += (
+            [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
+        )
     for key, why in undone:
         raise SurgeryError(f"model.start.{key}: draws what {why}; leave one of them out")
 
@@ -71,7 +87,9 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
     if start.head_bias is not None:
         swaps.append(_set_head_bias(model, start.head_bias))
     if not swaps:
-        raise SurgeryError("model.start: says nothing; convolutions, norm_gamma, head_std or head_bias in it would do")
+        raise SurgeryError(
+            "model.start: says nothing; convolutions, norm_gamma, head_std or head_bias in it would do"
+        )
     return tuple(swaps)
 
 
@@ -83,17 +101,31 @@ def _draw_convolutions(model: nn.Module, how: str) -> Swap:
     """
     is_truncated = how == _TRUNCATED
     classifier = _classifier_name(model)
-    found = {name: module for name, module in model.named_modules() if _is_convolution(module) and name != classifier}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_convolution(module) and name != classifier
+    }
     if is_truncated:
-        found = {name: one for name, one in model.named_modules() if _is_convolution(one) or isinstance(one, nn.Linear)}
+        found = {
+            name: one
+            for name, one in model.named_modules()
+            if _is_convolution(one) or isinstance(one, nn.Linear)
+        }
     drawn = {name: module for name, module in found.items() if module.weight.any()}
     if not drawn:
-        raise nothing("start.convolutions", f"convolution{' or matrix' * is_truncated} with a random start", model)
+        raise nothing(
+            "start.convolutions",
+            f"convolution{' or matrix' * is_truncated} with a random start",
+            model,
+        )
     for module in drawn.values():
         if is_truncated:
             _draw_truncated(module)
         else:
-            nn.init.kaiming_normal_(module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu")
+            nn.init.kaiming_normal_(
+                module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu"
+            )
     at_zero = len(found) - len(drawn)
     note = f"{at_zero} that start at zero left alone" if at_zero else ""
     after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
@@ -118,7 +150,9 @@ def _draw_gammas(model: nn.Module) -> Swap:
         raise nothing("start.norm_gamma", "norm with a gamma", model)
     for module in norms.values():
         nn.init.uniform_(module.weight)
-    return Swap("start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms))
+    return Swap(
+        "start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms)
+    )
 
 
 def _has_gamma(module: nn.Module) -> bool:
@@ -128,7 +162,12 @@ def _has_gamma(module: nn.Module) -> bool:
 def _draw_head(model: nn.Module, std: float) -> Swap:
     name, classifier = _classifier_with("weight", "head_std", model)
     nn.init.normal_(classifier.weight, std=std)
-    return Swap("start.head_std", counted([classifier]), f"normal, deviation {std:g}" if std else "zero", (name,))
+    return Swap(
+        "start.head_std",
+        counted([classifier]),
+        f"normal, deviation {std:g}" if std else "zero",
+        (name,),
+    )
 
 
 def _set_head_bias(model: nn.Module, value: float) -> Swap:
@@ -143,7 +182,9 @@ def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Mod
     classifier = model.get_submodule(name) if name else None
     if classifier is None or getattr(classifier, part, None) is None:
         kind = type(model).__name__
-        raise SurgeryError(f"model.start.{key}: the classifier of {kind} has no {part}; leave model.start.{key} out")
+        raise SurgeryError(
+            f"model.start.{key}: the classifier of {kind} has no {part}; leave model.start.{key} out"
+        )
     return name, classifier
 
 
@@ -164,21 +205,36 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     path, tensors = _read(pretrained)
     own = model.state_dict()
     heads = {key for key in own if key.startswith(f"{_classifier_name(model)}.")}
-    first = next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "") + ".weight"
+    first = (
+        next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
+        + ".weight"
+    )
     notes = []
-    left = [key for key in sorted(heads) if key not in tensors or tensors[key].shape != own[key].shape]
+    left = [
+        key for key in sorted(heads) if key not in tensors or tensors[key].shape != own[key].shape
+    ]
     if left:
-        found = f"{_shape(tensors[left[-1]])} in the file" if left[-1] in tensors else "not in the file"
+        found = (
+            f"{_shape(tensors[left[-1]])} in the file" if left[-1] in tensors else "not in the file"
+        )
         notes.append(f"random: {', '.join(left)}: {found}, {num_classes} classes here")
         tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
     if _differs_in_channels(tensors.get(first), own.get(first)):
         before, now = tensors[first].shape[1], own[first].shape[1]
         tensors[first] = fitted_to_channels(tensors[first], now)
-        notes.append(f"{first}: {before} input channels {'summed' if now == 1 else f'fitted to {now}'}")
+        notes.append(
+            f"{first}: {before} input channels {'summed' if now == 1 else f'fitted to {now}'}"
+        )
     _check_keys(path, tensors, own, heads if left else set())
     model.load_state_dict(own | tensors)
     taken = [key for key in own if key in tensors]
-    return Swap("pretrained", (("random tensor" + "s" * (len(taken) > 1), len(taken)),), path.name, tuple(taken), "; ".join(notes))
+    return Swap(
+        "pretrained",
+        (("random tensor" + "s" * (len(taken) > 1), len(taken)),),
+        path.name,
+        tuple(taken),
+        "; ".join(notes),
+    )
 
 
 def fitted_to_channels(weight: Tensor, num_channels: int) -> Tensor:
@@ -211,7 +267,9 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
         content = path.read_bytes()
     except OSError as error:
         remedy = "a .safetensors file, or the folder of a finished run, would do"
-        raise WeightsError(f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}") from None
+        raise WeightsError(
+            f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != pretrained.sha256:
         raise WeightsError(
@@ -222,18 +280,28 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
         return path, safetensors.torch.load(content)
     except Exception as error:  # whatever a reader raises over anybody's bytes
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"model.pretrained.file: {path}: not safetensors ({reason}); a .safetensors file would do") from None
+        raise WeightsError(
+            f"model.pretrained.file: {path}: not safetensors ({reason}); a .safetensors file would do"
+        ) from None
 
 
-def _check_keys(path: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]) -> None:
-    missing = [key for key in own if key not in tensors and key not in may_lack and not key.endswith(_COUNTERS)]
+def _check_keys(
+    path: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]
+) -> None:
+    missing = [
+        key
+        for key in own
+        if key not in tensors and key not in may_lack and not key.endswith(_COUNTERS)
+    ]
     unexpected = sorted(tensors.keys() - own.keys())
     shapes = [
         f"{key} {_shape(tensors[key])} for {_shape(tensor)}"
         for key, tensor in own.items()
         if key in tensors and tensors[key].shape != tensor.shape
     ]
-    found = list(_listed({"lacks": missing, "has beyond the model": unexpected, "has other shapes": shapes}))
+    found = list(
+        _listed({"lacks": missing, "has beyond the model": unexpected, "has other shapes": shapes})
+    )
     if found:
         raise WeightsError(
             f"model.pretrained.file: {path}: {'; '.join(found)}; weights of this timm model, with the same parts in "
@@ -245,7 +313,9 @@ def _listed(kinds: dict[str, list[str]]) -> Iterator[str]:
     for kind, keys in kinds.items():
         if keys:
             rest = len(keys) - _NUM_NAMED
-            yield f"{kind} {', '.join(keys[:_NUM_NAMED])}" + (f" and {rest} more" if rest > 0 else "")
+            yield f"{kind} {', '.join(keys[:_NUM_NAMED])}" + (
+                f" and {rest} more" if rest > 0 else ""
+            )
 
 
 def _shape(tensor: Tensor) -> str:

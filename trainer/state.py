@@ -18,8 +18,8 @@ from trainer.data.jpeg import decoder_name
 from trainer.disk import END_S, keep_trying, why
 from trainer.errors import UserError
 from trainer.gradients import Gradients
-from trainer.inject import Faults
 from trainer.ingredients.optimizers import param_groups
+from trainer.inject import Faults
 from trainer.log import Log, SilentLog
 from trainer.models import build_model
 from trainer.plan import Plan
@@ -29,7 +29,6 @@ from trainer.saver import Saver
 from trainer.settings import Settings
 from trainer.small_maps import leave_out_padding_taps
 from trainer.statistics import StepStatistics
-
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -65,14 +64,19 @@ def progress_of(facts: dict) -> Progress:
     expected = Progress()
     for name, value in facts.items():
         kind = type(getattr(expected, name))
-        if not isinstance(value, (int, float) if kind is float else kind) or (kind is int and value < 0):
+        if not isinstance(value, (int, float) if kind is float else kind) or (
+            kind is int and value < 0
+        ):
             raise ValueError(f"progress.{name} is {value!r}"[:100])
     return Progress(**facts)
 
 
 def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     """A model, changed in place to how a run with these settings computes it."""
-    model.to(settings.device, memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format)
+    model.to(
+        settings.device,
+        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+    )
     if settings.device == "cpu":
         leave_out_padding_taps(model)
     if settings.activation_checkpointing:
@@ -83,15 +87,23 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
 class State:
     """Model, optimizer, average, scaler and progress of one run in one folder: on every rank the same, bit for bit."""
 
-    def __init__(self, plan: Plan, settings: Settings, folder: Path, ranks: Ranks = alone()) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, folder: Path, ranks: Ranks = alone()
+    ) -> None:
         self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
         self.model = as_it_runs(build_model(plan), settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
-        self.scaler = torch.amp.GradScaler(settings.device.split(":")[0], enabled=settings.precision == "fp16")
-        self.step_statistics = StepStatistics(self.model, settings.activation_checkpointing, settings.compile)
-        self.compiled = Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None  # after the average has copied it
+        self.scaler = torch.amp.GradScaler(
+            settings.device.split(":")[0], enabled=settings.precision == "fp16"
+        )
+        self.step_statistics = StepStatistics(
+            self.model, settings.activation_checkpointing, settings.compile
+        )
+        self.compiled = (
+            Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
+        )  # after the average has copied it
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.faults = Faults(settings.inject, plan, folder, ranks)
         self.say = _say_nothing
@@ -99,7 +111,9 @@ class State:
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self.saver = Saver(folder / "checkpoints", settings.checkpoint_s)
-        self._begun: tuple[int, int] | None = None  # step and evaluated_step of the checkpoint begun last
+        self._begun: tuple[int, int] | None = (
+            None  # step and evaluated_step of the checkpoint begun last
+        )
 
     def weights(self) -> dict[str, nn.Module]:
         """The models that are evaluated: the trained one and, where the recipe keeps one, its average."""
@@ -130,7 +144,9 @@ class State:
         except Exception as error:  # whatever torch raises over a state of another kind
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             where = self.folder / "checkpoints"
-            raise UserError(f"{where}: another run's state ({type(error).__name__}: {reason}); without it the run would start anew") from None
+            raise UserError(
+                f"{where}: another run's state ({type(error).__name__}: {reason}); without it the run would start anew"
+            ) from None
         self.saver.last_step = self.progress.step
         self.loss_sum.fill_(self.progress.loss_sum)
         self.check_equal()
@@ -165,9 +181,13 @@ class State:
         """Fail where another rank has other weights, statistics or averages: some sum was not one over all ranks."""
         if self.ranks.is_alone:
             return
-        tensors = [tensor for model in self.weights().values() for tensor in model.state_dict().values()]
+        tensors = [
+            tensor for model in self.weights().values() for tensor in model.state_dict().values()
+        ]
         if not self.ranks.is_same(_fingerprint(tensors)):
-            raise RuntimeError(f"the weights differ between ranks after step {self.progress.step}: ranks of unlike devices?")
+            raise RuntimeError(
+                f"the weights differ between ranks after step {self.progress.step}: ranks of unlike devices?"
+            )
 
     def save_if_due(self, log: Log | SilentLog) -> None:
         """Begin a checkpoint where rank 0's clock says that it is time for one, or where keep_every= wants one."""
@@ -177,14 +197,21 @@ class State:
         if is_due and self._can_save() and self.ranks.is_first:
             self._begin(log)
 
-    def save(self, log: Log | SilentLog, for_s: float = END_S, is_over: Callable[[], bool] = lambda: False) -> str:
+    def save(
+        self,
+        log: Log | SilentLog,
+        for_s: float = END_S,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Have the state on the disk before going on: "", or why it is not, though it was tried for so many seconds.
 
         is_over: asked whether to give up sooner. Weights on their way to nowhere are not written.
         """
         if not self._can_save():
             return "the loss is no number"
-        error = keep_trying(lambda: self._finish(log), for_s, is_over) if self.ranks.is_first else None
+        error = (
+            keep_trying(lambda: self._finish(log), for_s, is_over) if self.ranks.is_first else None
+        )
         return self.ranks.broadcast(why(error) if error else "")
 
     def _can_save(self) -> bool:
@@ -204,7 +231,10 @@ class State:
     def _finish(self, log: Log) -> None:
         """Have this very moment's checkpoint on the disk, unless it is there. Raises OSError."""
         self.saver.wait()
-        if self.saver.error is not None or self._begun != (self.progress.step, self.progress.evaluated_step):
+        if self.saver.error is not None or self._begun != (
+            self.progress.step,
+            self.progress.evaluated_step,
+        ):
             self._begin(log)
             self.saver.wait()
         self._tell(log)
@@ -213,7 +243,11 @@ class State:
 
     def _tell(self, log: Log) -> None:
         last = self.saver.last_step
-        more = "; none is there yet" if last is None else f"; the last one there is that of step {last}"
+        more = (
+            "; none is there yet"
+            if last is None
+            else f"; the last one there is that of step {last}"
+        )
         log.trouble("a checkpoint", self.saver.error, more)
 
     def _is_kept(self) -> bool:
@@ -242,7 +276,9 @@ def machine_of(settings: Settings) -> dict[str, str]:
         "device": provenance.device_name(settings.device),
         "precision": settings.precision,
         "threads": str(settings.num_threads),
-        "loader": f"{settings.loader}, {decoder_name()}" if settings.loader == "torch" else settings.loader,
+        "loader": f"{settings.loader}, {decoder_name()}"
+        if settings.loader == "torch"
+        else settings.loader,
         "compile": str(int(settings.compile)),
         **provenance.versions(),
     }

@@ -29,7 +29,9 @@ class StepStatistics:
     the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
     """
 
-    def __init__(self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False
+    ) -> None:
         """is_made_again: do backward passes make activations again, running norms a second time? is_compiled: is the model,
         so that a momentum of its own for every micro-batch would be code of its own?"""
         self._is_made_again, self._is_compiled = is_made_again, is_compiled
@@ -37,11 +39,15 @@ class StepStatistics:
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
         self.norms = [(norm, norm.momentum) for norm in self.running if norm.momentum is not None]
-        self.estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
+        self.estimated = [
+            module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)
+        ]
         if is_compiled:
             for norm, _ in self.norms:
                 norm.momentum = 1.0  # what runs becomes the micro-batch's own statistics, which `finish` takes the mean of
-        self._seen: list[list[torch.Tensor]] = []  # of compiled norms: as the step found them, then after each micro-batch
+        self._seen: list[
+            list[torch.Tensor]
+        ] = []  # of compiled norms: as the step found them, then after each micro-batch
         self.is_sampled = bool(norms_of_micro_batch(model))
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
@@ -50,7 +56,9 @@ class StepStatistics:
             self._seen = [*(self._seen if micro_batch else ()), self._copies()]
         left = num_micro_batches - 1 - micro_batch
         for norm, momentum in () if self._is_compiled else self.norms:
-            norm.momentum = (momentum / num_micro_batches) / (1 - momentum * left / num_micro_batches)
+            norm.momentum = (momentum / num_micro_batches) / (
+                1 - momentum * left / num_micro_batches
+            )
         if micro_batch == 0:
             for norm in self.estimated:
                 norm.start_step()
@@ -89,7 +97,9 @@ class StepStatistics:
             norm.finish_step()
 
     def _running(self) -> list[torch.Tensor]:
-        return [tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)]
+        return [
+            tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)
+        ]
 
     def _copies(self) -> list[torch.Tensor]:
         return [tensor.clone() for tensor in self._running()]
@@ -99,7 +109,9 @@ class StepStatistics:
         """R <- (1 - b) R + b * mean over the micro-batches of their statistics, from copies of R and of each of them."""
         before, *each = [*self._seen, self._copies()]
         momenta = [momentum for _, momentum in self.norms for _ in range(2)]
-        for running, old, momentum, *seen in zip(self._running(), before, momenta, *each, strict=True):
+        for running, old, momentum, *seen in zip(
+            self._running(), before, momenta, *each, strict=True
+        ):
             running.copy_(old.lerp(torch.stack(seen).mean(0), momentum))
         self._seen = []
 
@@ -110,7 +122,9 @@ class StepStatistics:
             flat = torch.cat(running) * (num_own / num_micro_batches)
             ranks.sum(flat)
             torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
-            torch._foreach_add_([norm.num_batches_tracked for norm, _ in self.norms], num_micro_batches - num_own)
+            torch._foreach_add_(
+                [norm.num_batches_tracked for norm, _ in self.norms], num_micro_batches - num_own
+            )
 
     def _add_up(self, ranks: Ranks, num_own: int) -> None:
         for norm in self.estimated:
@@ -120,7 +134,10 @@ class StepStatistics:
             if norm._sums is not None:
                 held[:-1], held[-1] = norm._sums.flatten(), norm._num_values
             ranks.sum(held)
-            norm._sums, norm._num_values = held[:-1].view(2, -1).to(norm.running_mean.dtype), int(held[-1])
+            norm._sums, norm._num_values = (
+                held[:-1].view(2, -1).to(norm.running_mean.dtype),
+                int(held[-1]),
+            )
 
 
 @torch.no_grad()
@@ -157,13 +174,17 @@ def make_norms_precise(
             model.train(was_training)
 
 
-def _pass(plan: Plan, settings: Settings, models, norms: list[_NormBase], batches: Iterable, each) -> None:
+def _pass(
+    plan: Plan, settings: Settings, models, norms: list[_NormBase], batches: Iterable, each
+) -> None:
     num_images, seen = plan.recipe.precise_norm.images, 0
     for batch in batches:
         images, _ = prepare(plan, settings, batch)
         seen += len(images)
         for norm in norms:
-            norm.momentum = len(images) / seen  # a mean that grows: 1 for the first, which forgets what was before
+            norm.momentum = (
+                len(images) / seen
+            )  # a mean that grows: 1 for the first, which forgets what was before
         with autocast(settings):
             for model in models:
                 model(images)
@@ -181,7 +202,11 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
     images = plan.recipe.batch.norm_images
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
-        sample = f"virtual batches of {ghost[0].images} out of the {images}" if ghost else f"the {images}"
+        sample = (
+            f"virtual batches of {ghost[0].images} out of the {images}"
+            if ghost
+            else f"the {images}"
+        )
         return (
             f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample} images of a micro-batch: "
             "batch.norm_images is part of the science, as another sample has other statistics and gives another result."
@@ -196,10 +221,20 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
 
 def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
     """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is science."""
-    named = {name: module for name, module in model.named_modules() if is_norm(module) and _has_statistics(module)}
-    return {name: module for name, module in named.items() if not isinstance(module, EstimatedBatchNorm2d)}
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if is_norm(module) and _has_statistics(module)
+    }
+    return {
+        name: module
+        for name, module in named.items()
+        if not isinstance(module, EstimatedBatchNorm2d)
+    }
 
 
 def _has_statistics(norm: nn.Module) -> bool:
     """Are there running statistics that training moves? timm's frozen norms have them as constants."""
-    return getattr(norm, "running_var", None) is not None and not type(norm).__name__.startswith("Frozen")
+    return getattr(norm, "running_var", None) is not None and not type(norm).__name__.startswith(
+        "Frozen"
+    )

@@ -46,7 +46,9 @@ def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def _philox(c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
+def _philox(
+    c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: tuple[int, int]
+) -> tuple[np.ndarray, ...]:
     """The same of words that lie apart, each [N] uint64 and changed in place: several times as fast as across rows of four."""
     p0, p1 = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
@@ -114,7 +116,10 @@ def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
         index = np.arange(part.start, part.stop)
         order[part] = (_sort_keys(seed, purpose, epoch, index) & ~places) | index.astype(np.uint64)
     order.sort()
-    tied = [part.start + np.flatnonzero((order[part] ^ order[1:][part]) <= places) for part in _parts(size - 1)]
+    tied = [
+        part.start + np.flatnonzero((order[part] ^ order[1:][part]) <= places)
+        for part in _parts(size - 1)
+    ]
     order &= places
     order = order.view(np.int64)
     for run in _runs(np.concatenate(tied) if tied else np.empty(0, np.int64)):
@@ -124,12 +129,17 @@ def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
 
 
 def _parts(size: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCKS_PER_CHUNK, size)) for start in range(0, size, _BLOCKS_PER_CHUNK)]
+    return [
+        slice(start, min(start + _BLOCKS_PER_CHUNK, size))
+        for start in range(0, size, _BLOCKS_PER_CHUNK)
+    ]
 
 
 def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.ndarray:
     """The 64-bit key of each thing: [n] uint64, the two first words at (thing, epoch)."""
-    first, second, third, fourth = (np.full(len(index), word, np.uint64) for word in (0, 0, epoch, 0))
+    first, second, third, fourth = (
+        np.full(len(index), word, np.uint64) for word in (0, 0, epoch, 0)
+    )
     second[:] = index
     high, low, *_ = _philox(first, second, third, fourth, (seed, PURPOSES[purpose]))
     return (high << _HALF) | low
@@ -159,7 +169,9 @@ def device_normals(keys, which, positions):
 
     # The key enters twice: two keys whose first hashes differ in low bits only visit the same words, in another order.
     state = _mix32(_mix32(keys)[which] ^ positions) + _mix32(keys + 0x85EBCA6B)[which]
-    first = (_mix32(state + 0x9E3779B9) + 1).to(torch.float32) * 2.0**-32  # in (0, 1]: the logarithm stays finite
+    first = (_mix32(state + 0x9E3779B9) + 1).to(
+        torch.float32
+    ) * 2.0**-32  # in (0, 1]: the logarithm stays finite
     second = _mix32(state + 0x3C6EF372).to(torch.float32) * 2.0**-32
     return torch.sqrt(-2.0 * torch.log(first.clamp_max(1.0))) * torch.cos(2.0 * torch.pi * second)
 

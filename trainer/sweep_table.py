@@ -15,8 +15,17 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, STOPPED, WAITING, Standing
-from trainer.cell_run import Shared, Repeat, run_folder_of
+from trainer.ablate import (
+    DIVERGED,
+    ELSEWHERE,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Standing,
+)
+from trainer.cell_run import Repeat, Shared, run_folder_of
 from trainer.errors import printable
 from trainer.failures import cell_folder
 from trainer.json_text import json_of
@@ -25,7 +34,15 @@ PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the outp
 _REFRESH_S = 0.5
 _NUM_TAIL_BYTES = 8192
 _ORDER = (RUNNING, ELSEWHERE, FAILED, DIVERGED, STOPPED, FINISHED, WAITING)
-_STYLES = {RUNNING: "cyan", ELSEWHERE: "cyan", FAILED: "bold red", DIVERGED: "red", STOPPED: "yellow", FINISHED: "green", WAITING: "dim"}
+_STYLES = {
+    RUNNING: "cyan",
+    ELSEWHERE: "cyan",
+    FAILED: "bold red",
+    DIVERGED: "red",
+    STOPPED: "yellow",
+    FINISHED: "green",
+    WAITING: "dim",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,11 @@ class Reading:
         """Seconds of training left at the speed of the last line; evaluations come on top."""
         if not self.images_per_s:
             return None
-        return (repeat.plan.num_steps - self.step) * repeat.plan.recipe.batch.images / self.images_per_s
+        return (
+            (repeat.plan.num_steps - self.step)
+            * repeat.plan.recipe.batch.images
+            / self.images_per_s
+        )
 
 
 def read_progress(folder: Path | None) -> Reading:
@@ -109,13 +130,25 @@ class SweepTable:
     def __call__(self, standings: Sequence[Standing]) -> None:
         if self._live is None:
             self._tell(standings)
-        elif time.monotonic() - self._drawn_s >= _REFRESH_S or not any(one.state == RUNNING for one in standings):
+        elif time.monotonic() - self._drawn_s >= _REFRESH_S or not any(
+            one.state == RUNNING for one in standings
+        ):
             self._drawn_s = time.monotonic()
             self._live.update(self.table(standings), refresh=True)
 
     def table(self, standings: Sequence[Standing]) -> Table:
         """What runs and what went wrong first; as many lines as the terminal has."""
-        table = Table("cell", "seed", "epoch", "loss", "top-1", "state", "time left", title=self._title, caption=summary(standings))
+        table = Table(
+            "cell",
+            "seed",
+            "epoch",
+            "loss",
+            "top-1",
+            "state",
+            "time left",
+            title=self._title,
+            caption=summary(standings),
+        )
         for column in (1, 2, 3, 4, 6):
             table.columns[column].justify = "right"
         in_order = sorted(standings, key=lambda one: _ORDER.index(one.state))
@@ -130,8 +163,18 @@ class SweepTable:
         repeat, row = standing.repeat, standing.row
         name, seed = printable(repeat.cell), str(repeat.seed)
         if row is not None:
-            loss, top1 = (_number(value, digits) for value, digits in ((row.loss_nats, 4), (row.top1_pct, 2)))
-            return name, seed, f"{row.epochs}" if row.status == "finished" else "", loss, top1, standing.state, ""
+            loss, top1 = (
+                _number(value, digits) for value, digits in ((row.loss_nats, 4), (row.top1_pct, 2))
+            )
+            return (
+                name,
+                seed,
+                f"{row.epochs}" if row.status == "finished" else "",
+                loss,
+                top1,
+                standing.state,
+                "",
+            )
         if standing.state not in (RUNNING, ELSEWHERE):
             what = printable(standing.failure.error) if standing.failure else ""
             return name, seed, "", "", "", standing.state + (f": {what[:60]}" if what else ""), ""
@@ -139,7 +182,15 @@ class SweepTable:
         epoch = f"{reading.step / repeat.plan.steps_per_epoch:.1f}/{repeat.plan.recipe.epochs}"
         left_s = reading.left_s(repeat)
         left = "" if left_s is None else str(timedelta(seconds=round(left_s)))
-        return name, seed, epoch, _number(reading.loss_nats, 4), _number(reading.top1_pct, 2), standing.state, left
+        return (
+            name,
+            seed,
+            epoch,
+            _number(reading.loss_nats, 4),
+            _number(reading.top1_pct, 2),
+            standing.state,
+            left,
+        )
 
     def _folder(self, repeat: Repeat) -> Path | None:
         if repeat.key not in self._folders:
@@ -155,7 +206,10 @@ class SweepTable:
         if is_due:
             self._line_s = time.monotonic()
         for standing in standings:
-            key, is_new = standing.repeat.key, self._told.get(standing.repeat.key, WAITING) != standing.state
+            key, is_new = (
+                standing.repeat.key,
+                self._told.get(standing.repeat.key, WAITING) != standing.state,
+            )
             if is_new and not standing.is_done_before or is_due and standing.state == RUNNING:
                 self._say(line_of(self._cells(standing)))
             self._told[key] = standing.state
@@ -176,8 +230,14 @@ def summary(standings: Sequence[Standing]) -> str:
     """How many are in which state: `12 runs: 9 finished (2 before), 3 waiting`."""
     counts = Counter(standing.state for standing in standings)
     before = sum(standing.is_done_before for standing in standings)
-    parts = [f"{counts[state]} {state}" for state in (FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, ELSEWHERE, WAITING) if counts[state]]
-    return f"{len(standings)} run{'s' * (len(standings) != 1)}: {', '.join(parts)}" + (f" ({before} before this call)" if before else "")
+    parts = [
+        f"{counts[state]} {state}"
+        for state in (FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, ELSEWHERE, WAITING)
+        if counts[state]
+    ]
+    return f"{len(standings)} run{'s' * (len(standings) != 1)}: {', '.join(parts)}" + (
+        f" ({before} before this call)" if before else ""
+    )
 
 
 def closing_lines(standings: Sequence[Standing], shared: Shared, ablation: str) -> list[str]:
@@ -185,12 +245,19 @@ def closing_lines(standings: Sequence[Standing], shared: Shared, ablation: str) 
     lines = [summary(standings)]
     for standing in standings:
         if standing.failure is not None:
-            failure, path = standing.failure, cell_folder(shared.runs, standing.repeat.key) / "output.txt"
+            failure, path = (
+                standing.failure,
+                cell_folder(shared.runs, standing.repeat.key) / "output.txt",
+            )
             where = f"; output {path}" if path.exists() else ""
-            lines.append(f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: {printable(failure.error)}{where}")
+            lines.append(
+                f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: {printable(failure.error)}{where}"
+            )
     states = {standing.state for standing in standings}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
-        lines.append(f"make ablate ablation={ablation}: the same command goes on, and tries again what failed")
+        lines.append(
+            f"make ablate ablation={ablation}: the same command goes on, and tries again what failed"
+        )
     return lines
 
 

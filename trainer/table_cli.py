@@ -10,18 +10,34 @@ import typer
 
 from trainer.cli import DataDir, Device, Results, Runs, Workers, app, user_errors
 
-Anyway = Annotated[bool, typer.Option("--anyway/--no-anyway", help="Run although page, data or versions are others now.")]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway/--no-anyway", help="Run although page, data or versions are others now."
+    ),
+]
 
 
 @app.command()
 @user_errors
 def table(
-    ablation: Annotated[str, typer.Option(help="An ablation, or a path to its .yaml; absent: all, with what they have.")] = "",
-    metric: Annotated[str, typer.Option(help="top1, top5, loss or ema (top-1 of the average).")] = "top1",
-    sort: Annotated[str, typer.Option(help='Columns, a minus for the largest first: "-mean cell".')] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(help="An ablation, or a path to its .yaml; absent: all, with what they have."),
+    ] = "",
+    metric: Annotated[
+        str, typer.Option(help="top1, top5, loss or ema (top-1 of the average).")
+    ] = "top1",
+    sort: Annotated[
+        str, typer.Option(help='Columns, a minus for the largest first: "-mean cell".')
+    ] = "",
     columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
-    filter_: Annotated[str, typer.Option("--filter", help='Which cells: "mean > 90 and n >= 3".')] = "",
-    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or tex.")] = "terminal",
+    filter_: Annotated[
+        str, typer.Option("--filter", help='Which cells: "mean > 90 and n >= 3".')
+    ] = "",
+    format_: Annotated[
+        str, typer.Option("--format", help="terminal, md, csv or tex.")
+    ] = "terminal",
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
@@ -33,11 +49,19 @@ def table(
 
     out = table_show.console()
     if not ablation:
-        table_show.refuse_alone(metric=metric != "top1", sort=sort, columns=columns, filter=filter_, format=format_ != "terminal")
+        table_show.refuse_alone(
+            metric=metric != "top1",
+            sort=sort,
+            columns=columns,
+            filter=filter_,
+            format=format_ != "terminal",
+        )
         out.print(table_show.list_of_ablations(results, runs))
         return
     writer = table_show.find_format(format_)
-    view = make_view(open_table(ablation, results, runs, find_metric(metric)), sort, columns, filter_)
+    view = make_view(
+        open_table(ablation, results, runs, find_metric(metric)), sort, columns, filter_
+    )
     if writer is not None:
         typer.echo(writer(view), nl=False)
         return
@@ -67,16 +91,24 @@ def compare(
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
-        raise UserError(f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do")
-    table_show.print_comparison(table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs)
+        raise UserError(
+            f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do"
+        )
+    table_show.print_comparison(
+        table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs
+    )
 
 
 @app.command()
 @user_errors
 def reproduce(
     row: Annotated[str, typer.Option(help="A run's name, or its folder.")],
-    recipe: Annotated[str, typer.Option(help="The page, where it is not among the suite's own.")] = "",
-    data: Annotated[str, typer.Option(help="The data set, where it is not under the row's own name.")] = "",
+    recipe: Annotated[
+        str, typer.Option(help="The page, where it is not among the suite's own.")
+    ] = "",
+    data: Annotated[
+        str, typer.Option(help="The data set, where it is not under the row's own name.")
+    ] = "",
     data_dir: DataDir = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; absent: the row's.")] = "",
@@ -97,11 +129,15 @@ def reproduce(
 
         out, found = table_show.console(), find_row(row, results, runs)
         again = plan_again(found, runs, recipe, data, data_dir)
-        settings = make_settings(device, precision or found.precision, workers, runs, results, in_memory=True)
+        settings = make_settings(
+            device, precision or found.precision, workers, runs, results, in_memory=True
+        )
         code, new = run_again(found, again, settings, out, stop, anyway)
     if new is None:
         raise typer.Exit(code)
     prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
-    judged = verdict(found, new, same_cell(found, itertools.chain([found], stored_rows(results, prefix))))
+    judged = verdict(
+        found, new, same_cell(found, itertools.chain([found], stored_rows(results, prefix)))
+    )
     table_show.print_verdict(out, found, new, judged)
     raise typer.Exit(0 if judged.is_reproduced else 1)

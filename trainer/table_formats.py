@@ -38,7 +38,10 @@ def _markdown_tables(view: View) -> list[str]:
         if len(view.table.groups) > 1:
             parts.append(f"## {markdown_text(group)}")
         lines = [
-            _line(markdown_text(column) if is_text(column) else heading_of(view, column) for column in columns),
+            _line(
+                markdown_text(column) if is_text(column) else heading_of(view, column)
+                for column in columns
+            ),
             "|" + "|".join("---" if is_text(column) else "---:" for column in columns) + "|",
         ]
         for one in cells:
@@ -59,9 +62,17 @@ def _markdown_rows(view: View) -> str:
     lines = [f"| cell | seed | {metric.heading} | run |", "|---|---:|---:|---|"]
     for one in view.table.cells:
         for result in one.seeds:
-            value = number(result.value, metric.digits) if result.value is not None else STATE_WORDS[result.state]
+            value = (
+                number(result.value, metric.digits)
+                if result.value is not None
+                else STATE_WORDS[result.state]
+            )
             run = markdown_code(result.row.run) if result.row else ""
-            name = one.cell.name if len(view.table.groups) == 1 else f"{one.cell.name} ({one.cell.group})"
+            name = (
+                one.cell.name
+                if len(view.table.groups) == 1
+                else f"{one.cell.name} ({one.cell.group})"
+            )
             lines.append(_line([markdown_text(name), str(result.seed), value, run]))
     return "\n".join(lines)
 

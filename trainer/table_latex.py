@@ -51,11 +51,18 @@ def _body(view: View, columns: tuple[str, ...]) -> list[str]:
     for group, cells in view.table.groups.items():
         lines.append(r"\midrule")
         if len(view.table.groups) > 1:
-            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{latex_text(group)}}}}} \\")
+            lines.append(
+                rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{latex_text(group)}}}}} \\"
+            )
         for one in cells:
             texts = {column: text_of(view, one, column) for column in columns}
             # in a number a minus is one, and no hyphen
-            lines.append(_line(latex_text(text if is_text(name) else text.replace("-", "−")) for name, text in texts.items()))
+            lines.append(
+                _line(
+                    latex_text(text if is_text(name) else text.replace("-", "−"))
+                    for name, text in texts.items()
+                )
+            )
     return lines
 
 
@@ -68,10 +75,16 @@ def latex_text(text: str) -> str:
     text = " ".join(text.split())
     shown = "".join(map(_letter, text))
     shown = re.sub(r"([-'])(?=\1)", r"\1{}", shown)  # two of them in a row are another sign
-    return f"{{{shown[0]}}}{shown[1:]}" if shown.startswith(("[", "*")) else shown  # behind the \\ of a line: its arguments
+    return (
+        f"{{{shown[0]}}}{shown[1:]}" if shown.startswith(("[", "*")) else shown
+    )  # behind the \\ of a line: its arguments
 
 
 def _letter(mark: str) -> str:
     if mark in _ESCAPES:
         return _ESCAPES[mark]
-    return mark if mark in _PLAIN or (mark.isascii() and mark.isprintable()) else f"[U+{ord(mark):04X}]"
+    return (
+        mark
+        if mark in _PLAIN or (mark.isascii() and mark.isprintable())
+        else f"[U+{ord(mark):04X}]"
+    )

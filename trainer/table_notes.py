@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer.comparisons import MOST_SEEDS, RSB_SPREAD_PCT, RSB_VAL_IMAGES, binomial_error_pct, published_spread_pct
+from trainer.comparisons import (
+    MOST_SEEDS,
+    RSB_SPREAD_PCT,
+    RSB_VAL_IMAGES,
+    binomial_error_pct,
+    published_spread_pct,
+)
 from trainer.results import Row
 from trainer.tables import CellSummary, Table
 
@@ -38,9 +44,19 @@ _FACTS: dict[str, Callable[[Row], str]] = {
     "compiling": lambda row: "compiled" if row.compiled else "not compiled",
     "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "no commit known",
-    "uncommitted changes": lambda row: {True: "uncommitted changes", False: "none uncommitted", None: "not under git"}[row.dirty],
+    "uncommitted changes": lambda row: {
+        True: "uncommitted changes",
+        False: "none uncommitted",
+        None: "not under git",
+    }[row.dirty],
 }
-_NOT_TOLD = ("1 rank", "torch loader", "not compiled", "none uncommitted", "not under git")  # where all rows say so
+_NOT_TOLD = (
+    "1 rank",
+    "torch loader",
+    "not compiled",
+    "none uncommitted",
+    "not under git",
+)  # where all rows say so
 
 
 def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
@@ -57,9 +73,17 @@ def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
 
 def remarks(table: Table) -> tuple[str, ...]:
     """The plain lines under a table, most needed first."""
-    lines = [_how_scored(table), *_how_compared(table), *_alone(table), *_size_of_val(table), *_seeds_needed(table)]
+    lines = [
+        _how_scored(table),
+        *_how_compared(table),
+        *_alone(table),
+        *_size_of_val(table),
+        *_seeds_needed(table),
+    ]
     lines += _published(table)
-    lines += [_where_from(table, group, cells) for group, cells in table.groups.items() if _rows(cells)]
+    lines += [
+        _where_from(table, group, cells) for group, cells in table.groups.items() if _rows(cells)
+    ]
     return tuple(lines)
 
 
@@ -73,8 +97,14 @@ def _how_scored(table: Table) -> str:
     seeds = f"seed{'s' * (len(table.seeds) > 1)} {', '.join(map(str, table.seeds))}"
     what = f"{table.metric.label[0].upper()}{table.metric.label[1:]} in {table.metric.unit} of val after the last epoch"
     if table.metric.unit == "%":
-        what = f"{table.metric.label[0].upper()}{table.metric.label[1:]} % of val after the last epoch"
-    return f"{what}, mean ± standard deviation (n − 1) over {seeds}." if len(table.seeds) > 1 else f"{what}, {seeds}."
+        what = (
+            f"{table.metric.label[0].upper()}{table.metric.label[1:]} % of val after the last epoch"
+        )
+    return (
+        f"{what}, mean ± standard deviation (n − 1) over {seeds}."
+        if len(table.seeds) > 1
+        else f"{what}, {seeds}."
+    )
 
 
 def _how_compared(table: Table) -> list[str]:
@@ -88,9 +118,14 @@ def _how_compared(table: Table) -> list[str]:
     how = {
         ("paired",): "paired by seed",
         ("welch",): "by Welch's test",
-        ("paired", "welch"): "paired by seed where at least two seeds are common, else by Welch's test",
+        (
+            "paired",
+            "welch",
+        ): "paired by seed where at least two seeds are common, else by Welch's test",
     }[tuple(sorted(kinds))]
-    number = f"the {table.num_compared} differences" if table.num_compared > 1 else "the one difference"
+    number = (
+        f"the {table.num_compared} differences" if table.num_compared > 1 else "the one difference"
+    )
     return [
         f"{against}, {how}, with the 95 % interval of Student's t; p is two-sided, corrected by Holm for {number} "
         "of this table."
@@ -107,10 +142,16 @@ def _alone(table: Table) -> list[str]:
     if table.metric.name not in ("top1", "ema"):
         return [line]
     sizes = sorted({row.num_val_images for one in single for row in one.rows})
-    scaled = [f"about {published_spread_pct(size):.2f} on {size:,}" for size in sizes if size != RSB_VAL_IMAGES]
+    scaled = [
+        f"about {published_spread_pct(size):.2f} on {size:,}"
+        for size in sizes
+        if size != RSB_VAL_IMAGES
+    ]
     spread = f"{RSB_SPREAD_PCT:.2f} points on ImageNet's {RSB_VAL_IMAGES:,} val images (A2, ResNet-50, 100 seeds, arXiv:2110.00476)"
     by_size = f", which would be {', '.join(scaled)} images" if scaled else ""
-    return [f"{line} Seeds alone move top-1 by a standard deviation of {spread}{by_size}: smaller differences mean nothing."]
+    return [
+        f"{line} Seeds alone move top-1 by a standard deviation of {spread}{by_size}: smaller differences mean nothing."
+    ]
 
 
 def _size_of_val(table: Table) -> list[str]:
@@ -143,20 +184,30 @@ def _seeds_needed(table: Table) -> list[str]:
     }
     more = [told[origin] for origin in ("pooled", "published") if origin in origins]
     is_more = any(one.needed and one.needed.num_seeds is None for one in table.cells)
-    return ["; ".join([line, *more, *([f"> {MOST_SEEDS:,}: more than that"] if is_more else [])]) + "."]
+    return [
+        "; ".join([line, *more, *([f"> {MOST_SEEDS:,}: more than that"] if is_more else [])]) + "."
+    ]
 
 
 def _published(table: Table) -> list[str]:
-    sources = dict.fromkeys(one.cell.published_source for one in table.cells if one.cell.published is not None)
+    sources = dict.fromkeys(
+        one.cell.published_source for one in table.cells if one.cell.published is not None
+    )
     if not sources:
         return []
-    return [f"Published: top-1 % as the sources state it, not measured here and compared with nothing: {'; '.join(sources)}."]
+    return [
+        f"Published: top-1 % as the sources state it, not measured here and compared with nothing: {'; '.join(sources)}."
+    ]
 
 
 def _where_from(table: Table, group: str, cells: Sequence[CellSummary]) -> str:
     """Data, length, machine, versions, commit: of all rows where they agree, the warnings say where they do not."""
     facts = facts_of(cells)
-    agreed = [fact.values[0][0] for fact in facts if len(fact.values) == 1 and fact.values[0][0] not in _NOT_TOLD]
+    agreed = [
+        fact.values[0][0]
+        for fact in facts
+        if len(fact.values) == 1 and fact.values[0][0] not in _NOT_TOLD
+    ]
     unlike = [fact.name for fact in facts if len(fact.values) > 1]
     return f"{_in_group(table, group)}{', '.join(agreed)}{'; not all alike in ' + ', '.join(unlike) if unlike else ''}."
 
@@ -169,13 +220,19 @@ def _unlike(table: Table, group: str, cells: Sequence[CellSummary]) -> list[str]
             lines.append(f"{_in_group(table, group)}rows differ in {fact.name}: {found}.")
     rows = _rows(cells)
     if rows and all(row.dirty for row in rows):
-        lines.append(f"{_in_group(table, group)}all rows were made with uncommitted changes: the commit does not tell their code.")
+        lines.append(
+            f"{_in_group(table, group)}all rows were made with uncommitted changes: the commit does not tell their code."
+        )
     replaced = [row.run for row in rows if row.num_replaced_images]
     if replaced:
-        lines.append(f"{_in_group(table, group)}bad images were replaced by others in {_named(replaced)}.")
+        lines.append(
+            f"{_in_group(table, group)}bad images were replaced by others in {_named(replaced)}."
+        )
     changed = [row.run for row in rows if row.changes]
     if changed:
-        lines.append(f"{_in_group(table, group)}runs went on elsewhere than they began: {_named(changed)}.")
+        lines.append(
+            f"{_in_group(table, group)}runs went on elsewhere than they began: {_named(changed)}."
+        )
     return lines
 
 
@@ -188,9 +245,16 @@ def _without_value(table: Table) -> list[str]:
     }
     lines = []
     for state, words in told.items():
-        found = [f"{one.cell.name} seed {seed.seed}" for one in table.cells for seed in one.seeds if seed.state == state]
+        found = [
+            f"{one.cell.name} seed {seed.seed}"
+            for one in table.cells
+            for seed in one.seeds
+            if seed.state == state
+        ]
         if found:
-            lines.append(f"{len(found)} of {len(table.cells) * len(table.seeds)} runs {words}: {_named(found)}.")
+            lines.append(
+                f"{len(found)} of {len(table.cells) * len(table.seeds)} runs {words}: {_named(found)}."
+            )
     return lines
 
 

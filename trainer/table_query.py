@@ -86,7 +86,10 @@ def make_view(table: Table, sort: str = "", columns: str = "", filter_: str = ""
 def frame_of(table: Table) -> pd.DataFrame:
     """One line for each cell: all that has a number, in its own unit, and each factor's level as text."""
     frame = pd.DataFrame([{"metric": table.metric.name} | _fields(one) for one in table.cells])
-    types = {name: "Int64" if name in _WHOLE_FIELDS else "string" if name in _TEXT_FIELDS else "Float64" for name in _FIELDS}
+    types = {
+        name: "Int64" if name in _WHOLE_FIELDS else "string" if name in _TEXT_FIELDS else "Float64"
+        for name in _FIELDS
+    }
     types |= {name: "string" for name in factors_of(table)}
     return frame.reindex(columns=list(types)).astype(types)
 
@@ -129,7 +132,9 @@ def _columns(table: Table, columns: str) -> tuple[str, ...]:
     names = tuple(re.split(r"[\s,]+", columns.strip(" ,\t\n")))
     for name in names:
         if name not in known:
-            raise UserError(f"columns={name}: no column{did_you_mean(name, known)}; there are {', '.join(known)}")
+            raise UserError(
+                f"columns={name}: no column{did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
         if names.count(name) > 1:
             raise UserError(f"columns={columns}: {name} is there twice; name it once")
     return names
@@ -141,13 +146,17 @@ def _sorted(frame: pd.DataFrame, sort: str) -> pd.DataFrame:
     for name in names:
         _check_field(frame, name, f"sort={name}")
     down = [word.startswith("-") for word in words]
-    return frame.sort_values(names, ascending=[not one for one in down], kind="stable", na_position="last")
+    return frame.sort_values(
+        names, ascending=[not one for one in down], kind="stable", na_position="last"
+    )
 
 
 def _check_field(frame: pd.DataFrame, name: str, where: str) -> None:
     if name not in frame.columns:
         known = list(frame.columns)
-        raise UserError(f"{where}: no column{did_you_mean(name, known)}; there are {', '.join(known)}")
+        raise UserError(
+            f"{where}: no column{did_you_mean(name, known)}; there are {', '.join(known)}"
+        )
 
 
 class _Filter:
@@ -159,10 +168,14 @@ class _Filter:
     def mask(self) -> pd.Series:
         """Which lines it keeps. Raises UserError naming the part that may not stand in a filter."""
         if len(self.text) > _LONGEST_FILTER:
-            raise UserError(f"filter=: {len(self.text)} characters; at most {_LONGEST_FILTER} would do")
+            raise UserError(
+                f"filter=: {len(self.text)} characters; at most {_LONGEST_FILTER} would do"
+            )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Python warns of in such text is refused below
+                warnings.simplefilter(
+                    "ignore"
+                )  # what Python warns of in such text is refused below
                 parsed = ast.parse(self.text.strip(), mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             raise UserError(f"filter={self.text}: not a comparison; {_EXAMPLE}") from None
@@ -188,7 +201,9 @@ class _Filter:
             left = right
         return mask
 
-    def _one(self, node: ast.Compare, left: ast.expr, sign: ast.cmpop, right: ast.expr) -> pd.Series:
+    def _one(
+        self, node: ast.Compare, left: ast.expr, sign: ast.cmpop, right: ast.expr
+    ) -> pd.Series:
         if isinstance(sign, (ast.In, ast.NotIn)):
             found = self._is_in(node, left, right)
             return ~found if isinstance(sign, ast.NotIn) else found
@@ -206,7 +221,9 @@ class _Filter:
         found = self._value(left)
         if isinstance(right, (ast.Tuple, ast.List)):
             choices = [self._value(one) for one in right.elts]
-            if isinstance(found, pd.Series) and not any(isinstance(one, pd.Series) for one in choices):
+            if isinstance(found, pd.Series) and not any(
+                isinstance(one, pd.Series) for one in choices
+            ):
                 return found.isin(choices).fillna(False).astype(bool)
         else:
             column = self._value(right)
@@ -231,7 +248,9 @@ class _Filter:
         return self.frame[name]
 
     def _refusal(self, node: ast.expr, what: str) -> UserError:
-        return UserError(f"filter={ast.get_source_segment(self.text.strip(), node) or self.text}: {what}; {_EXAMPLE}")
+        return UserError(
+            f"filter={ast.get_source_segment(self.text.strip(), node) or self.text}: {what}; {_EXAMPLE}"
+        )
 
 
 def _name(node: ast.expr) -> str | None:
@@ -243,7 +262,9 @@ def _name(node: ast.expr) -> str | None:
 
 
 def _is_text(value: pd.Series | float | str) -> bool:
-    return isinstance(value, str) or (isinstance(value, pd.Series) and pd.api.types.is_string_dtype(value))
+    return isinstance(value, str) or (
+        isinstance(value, pd.Series) and pd.api.types.is_string_dtype(value)
+    )
 
 
 def field_names(columns: Collection[str]) -> list[str]:

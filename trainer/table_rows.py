@@ -25,7 +25,14 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
     """
     question = open_question(source)
     rows = find_rows(results, [question])
-    return summarize(question, by_cell(question, rows), metric, errors_in(runs, question), runs, read_notes(results, question.name))
+    return summarize(
+        question,
+        by_cell(question, rows),
+        metric,
+        errors_in(runs, question),
+        runs,
+        read_notes(results, question.name),
+    )
 
 
 def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
@@ -50,7 +57,10 @@ def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
     for run, key in keys_of(folder, lambda run: begins.match(run) is not None):
         if key in wanted:
             runs.setdefault(key, []).append(run)
-    return {key: read_row_file(folder / f"{min(of_key, key=_first_run)}.json") for key, of_key in runs.items()}
+    return {
+        key: read_row_file(folder / f"{min(of_key, key=_first_run)}.json")
+        for key, of_key in runs.items()
+    }
 
 
 def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int], Row | None]:
@@ -60,7 +70,9 @@ def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int]
 
 def _begins(prefixes: Iterable[str], seeds: Iterable[int]) -> re.Pattern:
     """How the names of some runs begin, their seeds included."""
-    return re.compile(rf"(?:{'|'.join(map(re.escape, sorted(prefixes)))})(?:{'|'.join(map(str, sorted(seeds)))})-")
+    return re.compile(
+        rf"(?:{'|'.join(map(re.escape, sorted(prefixes)))})(?:{'|'.join(map(str, sorted(seeds)))})-"
+    )
 
 
 def _first_run(run: str) -> tuple[bool, str]:
@@ -72,7 +84,9 @@ def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
 
     Raises RowError for a damaged one.
     """
-    names = [path.stem for path in (results / "rows").glob("*.json") if path.name.startswith(prefix)]
+    names = [
+        path.stem for path in (results / "rows").glob("*.json") if path.name.startswith(prefix)
+    ]
     for name in sorted(names, key=_first_run):
         yield read_row_file(results / "rows" / f"{name}.json")
 

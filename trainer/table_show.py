@@ -38,7 +38,9 @@ def find_format(name: str) -> Callable[[View], str] | None:
         return None
     if name not in FORMATS:
         known = ["terminal", *FORMATS]
-        raise UserError(f"format={name}: unknown{did_you_mean(name, known)}; {', '.join(known)} would do")
+        raise UserError(
+            f"format={name}: unknown{did_you_mean(name, known)}; {', '.join(known)} would do"
+        )
     return FORMATS[name]
 
 
@@ -46,7 +48,9 @@ def refuse_alone(**given) -> None:
     """Refuse what belongs to one ablation where none is named. Raises UserError."""
     names = [name for name, is_given in given.items() if is_given]
     if names:
-        raise UserError(f"{names[0]}= is for the table of one ablation; ablation=<its name> would do")
+        raise UserError(
+            f"{names[0]}= is for the table of one ablation; ablation=<its name> would do"
+        )
 
 
 def print_table(out: Console, view: View) -> None:
@@ -62,7 +66,11 @@ def print_table(out: Console, view: View) -> None:
     for one in table.cells:
         for result in one.seeds:
             if result.state == "failed":
-                out.print(f"failed: {one.cell.name} seed {result.seed}: {result.error}", style="red", markup=False)
+                out.print(
+                    f"failed: {one.cell.name} seed {result.seed}: {result.error}",
+                    style="red",
+                    markup=False,
+                )
     for line in remarks(table):
         out.print(line, style="dim", markup=False)
 
@@ -80,7 +88,9 @@ def _on_a_screen(view: View) -> list[tuple[str, ...]]:
 def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
     shown = RichTable(title=Text(group), title_justify="left")
     for column in columns:
-        shown.add_column(Text(heading_of(view, column)), justify="left" if is_text(column) else "right")
+        shown.add_column(
+            Text(heading_of(view, column)), justify="left" if is_text(column) else "right"
+        )
     for one in view.table.groups[group]:
         texts = (Text(text_of(view, one, column)) for column in columns)
         shown.add_row(*texts, style="bold" if one.cell.is_base else "yellow" if one.marks else None)
@@ -105,20 +115,35 @@ def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
     if paths:
         out.print(f"stored {', '.join(map(str, paths))}", markup=False)
     else:
-        out.print(f"no run has a row yet, nothing is stored; make ablate ablation={table.name} runs it", markup=False)
+        out.print(
+            f"no run has a row yet, nothing is stored; make ablate ablation={table.name} runs it",
+            markup=False,
+        )
 
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
     """One line for each ablation that comes with the suite: its question, and how far its runs are."""
     questions = [open_question(path) for path in shipped_pages()]
     rows = find_rows(results, questions)
-    shown = RichTable("ablation", "question", "cells x seeds", "finished", "diverged", "failed", "no row")
+    shown = RichTable(
+        "ablation", "question", "cells x seeds", "finished", "diverged", "failed", "no row"
+    )
     for question in questions:
-        table = summarize(question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question))
+        table = summarize(
+            question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question)
+        )
         states = [result.state for one in table.cells for result in one.seeds]
-        counts = [states.count("finished") + states.count("no value"), *map(states.count, ("diverged", "failed", "missing"))]
+        counts = [
+            states.count("finished") + states.count("no value"),
+            *map(states.count, ("diverged", "failed", "missing")),
+        ]
         size = f"{len(table.cells)} x {len(table.seeds)}"
-        shown.add_row(Text(question.name), Text(question.question), size, *(str(count or "") for count in counts))
+        shown.add_row(
+            Text(question.name),
+            Text(question.question),
+            size,
+            *(str(count or "") for count in counts),
+        )
     return shown
 
 
@@ -131,7 +156,11 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
         out.print(_differences_table(found))
     else:
         out.print("the rows differ in their names and dates alone")
-    if a.top1_pct is not None and b.top1_pct is not None and a.data_fingerprint == b.data_fingerprint:
+    if (
+        a.top1_pct is not None
+        and b.top1_pct is not None
+        and a.data_fingerprint == b.data_fingerprint
+    ):
         size = a.num_val_images
         out.print(
             f"one of {size:,} val images is {100 / size:.3g} points; seeds alone move top-1 by about "
@@ -142,9 +171,15 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
     here = {letter: one for letter, one in curves.items() if one is not None}
     for letter, row in (("a", a), ("b", b)):
         if letter not in here:
-            out.print(f"{letter} has no curves here: no {runs / row.run / 'metrics.jsonl'}", style="dim", markup=False)
+            out.print(
+                f"{letter} has no curves here: no {runs / row.run / 'metrics.jsonl'}",
+                style="dim",
+                markup=False,
+            )
     _print_plot(out, "val top-1 %", {letter: one.val_top1 for letter, one in here.items()})
-    _print_plot(out, "training loss, nats", {letter: one.train_loss for letter, one in here.items()})
+    _print_plot(
+        out, "training loss, nats", {letter: one.train_loss for letter, one in here.items()}
+    )
 
 
 def _differences_table(found) -> RichTable:
@@ -153,7 +188,10 @@ def _differences_table(found) -> RichTable:
     for one in found:
         if last not in (None, one.section):
             shown.add_section()
-        shown.add_row("" if one.section == last else one.section, *map(Text, (one.name, one.a, one.b, one.change)))
+        shown.add_row(
+            "" if one.section == last else one.section,
+            *map(Text, (one.name, one.a, one.b, one.change)),
+        )
         last = one.section
     return shown
 

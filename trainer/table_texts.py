@@ -9,7 +9,13 @@ from trainer.table_query import COLUMNS, DEFAULT_COLUMNS, View
 from trainer.tables import CellSummary, Metric, Needed
 
 # What stands where a value would.
-STATE_WORDS = {"finished": "finished", "diverged": "diverged", "failed": "failed", "missing": "no row", "no value": "no such score"}
+STATE_WORDS = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "failed": "failed",
+    "missing": "no row",
+    "no value": "no such score",
+}
 _LEAST_P = 0.001
 
 
@@ -18,7 +24,11 @@ def shown_columns(view: View) -> tuple[str, ...]:
     if view.columns != DEFAULT_COLUMNS:
         return view.columns
     always = ("cell", "n", "mean")
-    return tuple(name for name in view.columns if name in always or any(text_of(view, one, name) for one in view.table.cells))
+    return tuple(
+        name
+        for name in view.columns
+        if name in always or any(text_of(view, one, name) for one in view.table.cells)
+    )
 
 
 def is_text(column: str) -> bool:

@@ -158,7 +158,9 @@ class Table:
 def find_metric(name: str) -> Metric:
     """The metric of a name. Raises UserError for an unknown one."""
     if name not in METRICS:
-        raise UserError(f"metric={name}: unknown{did_you_mean(name, METRICS)}; {', '.join(METRICS)} would do")
+        raise UserError(
+            f"metric={name}: unknown{did_you_mean(name, METRICS)}; {', '.join(METRICS)} would do"
+        )
     return METRICS[name]
 
 
@@ -167,7 +169,9 @@ def value_of(row: Row, metric: Metric) -> float | None:
     if row.status != "finished":
         return None
     average_pct = row.top1_pct if row.scored == "average" else row.other_top1_pct
-    found = {"top1": row.top1_pct, "top5": row.top5_pct, "loss": row.loss_nats, "ema": average_pct}[metric.name]
+    found = {"top1": row.top1_pct, "top5": row.top5_pct, "loss": row.loss_nats, "ema": average_pct}[
+        metric.name
+    ]
     return found if found is not None and math.isfinite(found) else None
 
 
@@ -187,12 +191,18 @@ def summarize(
     cells = []
     for cell in question.cells:
         seeds = tuple(
-            _seed_result(cell, seed, rows.get((cell.name, seed)), metric, error_of, runs) for seed in question.seeds
+            _seed_result(cell, seed, rows.get((cell.name, seed)), metric, error_of, runs)
+            for seed in question.seeds
         )
         cells.append(_alone(cell, seeds))
-    compared = [_against_base(one, [other for other in cells if other.cell.group == one.cell.group], metric) for one in cells]
+    compared = [
+        _against_base(one, [other for other in cells if other.cell.group == one.cell.group], metric)
+        for one in cells
+    ]
     ps = comparisons.holm([one.difference.p if one.difference else None for one in compared])
-    marked = tuple(replace(one, p_holm=p, marks=_marks(one)) for one, p in zip(compared, ps, strict=True))
+    marked = tuple(
+        replace(one, p_holm=p, marks=_marks(one)) for one, p in zip(compared, ps, strict=True)
+    )
     bases = tuple(one.cell.name for one in marked if one.cell.is_base)
     head = question.name, question.title, question.question, question.source, notes, question.seeds
     return Table(*head, metric, marked, bases, num_compared=sum(p is not None for p in ps))
@@ -222,7 +232,10 @@ def _alone(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
 def _costs(rows: Sequence[Row]) -> Costs | None:
     if not rows:
         return None
-    means = [comparisons.mean_of([getattr(row, key) for row in rows]) for key in ("train_s", "images_per_s", "peak_mem_mib")]
+    means = [
+        comparisons.mean_of([getattr(row, key) for row in rows])
+        for key in ("train_s", "images_per_s", "peak_mem_mib")
+    ]
     return Costs(*means, rows[0].num_params, rows[0].gmacs)
 
 
@@ -241,7 +254,10 @@ def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric
     is_paired = difference.kind == "paired"
     std, origin = difference.std, "measured"
     if std is None and difference.kind == "single":
-        std, origin = comparisons.pooled_std([list(other.values.values()) for other in group]), "pooled"
+        std, origin = (
+            comparisons.pooled_std([list(other.values.values()) for other in group]),
+            "pooled",
+        )
     if std is None and difference.kind == "single" and metric.name == "top1":
         num_images = next(row.num_val_images for other in group for row in other.rows)
         std, origin = comparisons.published_spread_pct(num_images), "published"
@@ -253,10 +269,17 @@ def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric
 def _marks(one: CellSummary) -> tuple[str, ...]:
     """What a reader of the numbers must know: seeds without a value, one value alone, values that do not vary."""
     marks = []
-    for state, words in (("failed", "failed"), ("missing", "no row"), ("diverged", "diverged"), ("no value", "no such score")):
+    for state, words in (
+        ("failed", "failed"),
+        ("missing", "no row"),
+        ("diverged", "diverged"),
+        ("no value", "no such score"),
+    ):
         seeds = [str(result.seed) for result in one.seeds if result.state == state]
         if seeds:
-            marks.append(f"{words}: {'all' if len(seeds) == len(one.seeds) > 1 else 'seed ' + ', '.join(seeds)}")
+            marks.append(
+                f"{words}: {'all' if len(seeds) == len(one.seeds) > 1 else 'seed ' + ', '.join(seeds)}"
+            )
     num_values = len(one.values)
     if num_values == 1:
         marks.append("n = 1")

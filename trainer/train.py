@@ -70,7 +70,9 @@ def run(
             log.say(note)
         state.say = log.say
         watch = Watch(progress)
-        window = watch.batches(data.train_stream(plan, settings, progress.step, ranks, state.faults.in_loader(state)))
+        window = watch.batches(
+            data.train_stream(plan, settings, progress.step, ranks, state.faults.in_loader(state))
+        )
         try:
             if not evaluate_epoch(state, data, log, stop):
                 return Outcome("diverged", state, log)
@@ -85,7 +87,9 @@ def run(
                     progress.num_seen += plan.window_images(step)
                     progress.step = step + 1
                     if is_window_end(state):
-                        progress.loss_sum = state.loss_sum.item()  # waits for the device, inside the watch
+                        progress.loss_sum = (
+                            state.loss_sum.item()
+                        )  # waits for the device, inside the watch
                 if is_window_end(state):
                     check_replaced(state)
                     say_compiled(state, log)
@@ -99,7 +103,9 @@ def run(
         except Stopped as signal_name:
             unsaved = state.save(log, STOP_S)
             saved = f"not saved ({unsaved})" if unsaved else "saved"
-            log.say(f"stopped by {signal_name} after step {progress.step}: {saved}; the same command goes on")
+            log.say(
+                f"stopped by {signal_name} after step {progress.step}: {saved}; the same command goes on"
+            )
             return Outcome("stopped", state, log, unsaved)
 
 
@@ -122,7 +128,9 @@ def optimizer_step(state: State, window: Iterator, step: int) -> torch.Tensor:
     state.gradients.finish()
     ranks.sum(total)
     state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
-    state.step_statistics.finish(ranks, len(own_micro_batches(state, step)), plan.micro_batches(step))
+    state.step_statistics.finish(
+        ranks, len(own_micro_batches(state, step)), plan.micro_batches(step)
+    )
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
@@ -147,14 +155,18 @@ def add_gradients(state: State, window: Iterator, step: int) -> tuple[torch.Tens
     state.gradients.start()
     for micro_batch in own:
         batch = next(window)
-        assert (batch.step, batch.micro_batch) == (step, micro_batch), "the loader and the plan count differently"
+        assert (batch.step, batch.micro_batch) == (step, micro_batch), (
+            "the loader and the plan count differently"
+        )
         whole = prepare(plan, settings, batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         for images, targets in cut(*whole, number_each):
             state.step_statistics.set(place, num_own)
             with autocast(settings):
                 logits = state.model(images)
-            loss = plan.recipe.loss(logits.float(), targets) * (len(targets) / plan.window_images(step))
+            loss = plan.recipe.loss(logits.float(), targets) * (
+                len(targets) / plan.window_images(step)
+            )
             place += 1
             if place == num_own:
                 state.gradients.expect_last()
@@ -176,18 +188,27 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
     False where the scored weights' loss is NaN or infinite: their score would mean nothing.
     """
     plan, progress = state.plan, state.progress
-    if progress.step == 0 or progress.step % plan.steps_per_epoch or progress.evaluated_step == progress.step:
+    if (
+        progress.step == 0
+        or progress.step % plan.steps_per_epoch
+        or progress.evaluated_step == progress.step
+    ):
         return True
     if plan.recipe.precise_norm is not None:
         batches = data.train_stream(plan, state.settings, progress.step - plan.steps_per_epoch)
         models = list(state.weights().values())
-        make_norms_precise(plan, state.settings, models, batches, each=lambda: state.ranks.check(stop))
+        make_norms_precise(
+            plan, state.settings, models, batches, each=lambda: state.ranks.check(stop)
+        )
         state.ranks.copy(buffer for model in models for buffer in model.buffers())
     batches = data.val_batches(plan, state.settings, state.ranks)
     scores = evaluate_all(plan, state.settings, state.weights(), batches, stop.check, state.ranks)
     loss_nats = scores[state.scored].loss_nats
     if not math.isfinite(loss_nats):
-        log.say(f"diverged: the validation loss is {loss_nats} after step {progress.step}", style="bold red")
+        log.say(
+            f"diverged: the validation loss is {loss_nats} after step {progress.step}",
+            style="bold red",
+        )
         return False
     for which, of_weights in scores.items():
         log.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
@@ -201,7 +222,13 @@ def open_log(state: State, console: Console) -> Log | SilentLog:
     if not state.ranks.is_first:
         return SilentLog()
     with must_write(state.folder):
-        return Log(state.folder, state.plan.num_steps, state.progress.step, state.progress.metrics_bytes, console)
+        return Log(
+            state.folder,
+            state.plan.num_steps,
+            state.progress.step,
+            state.progress.metrics_bytes,
+            console,
+        )
 
 
 def is_window_end(state: State) -> bool:
@@ -236,11 +263,16 @@ def log_window(state: State, watch: Watch, log: Log) -> bool:
     plan, progress = state.plan, state.progress
     loss_nats = progress.loss_sum / progress.loss_steps
     if not math.isfinite(loss_nats):
-        log.say(f"diverged: the training loss is {loss_nats} in the steps up to {progress.step}", style="bold red")
+        log.say(
+            f"diverged: the training loss is {loss_nats} in the steps up to {progress.step}",
+            style="bold red",
+        )
         return False
     images_per_s, wait_share = watch.lap()
     epoch = progress.step / plan.steps_per_epoch
-    log.window(progress.step, epoch, loss_nats, plan.lr_at(progress.step - 1), images_per_s, wait_share)
+    log.window(
+        progress.step, epoch, loss_nats, plan.lr_at(progress.step - 1), images_per_s, wait_share
+    )
     state.loss_sum.zero_()
     progress.loss_steps = 0
     return True
@@ -251,7 +283,9 @@ def show_first_batch(state: State, window: Iterator, classes: list[str], log: Lo
     first = next(window)
     path = state.folder / "first_batch.png"
     try:
-        draw_first_batch(path, *prepare(state.plan, state.settings, first), state.plan.profile, classes)
+        draw_first_batch(
+            path, *prepare(state.plan, state.settings, first), state.plan.profile, classes
+        )
         log.picture("first_batch", path, 0)
     except OSError as error:
         log.say(f"{path}: not drawn ({why(error)})")

@@ -26,8 +26,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         in_order = sorted(value, key=lambda item: item[0] != "name")
-        on = {key: plain(part) for key, part in in_order if part is not None and (part or part != fields[key].default)}
-        return {key: part for key, part in on.items() if part != {} or not isinstance(getattr(value, key), BaseModel)}
+        on = {
+            key: plain(part)
+            for key, part in in_order
+            if part is not None and (part or part != fields[key].default)
+        }
+        return {
+            key: part
+            for key, part in on.items()
+            if part != {} or not isinstance(getattr(value, key), BaseModel)
+        }
     if isinstance(value, Mapping):
         return {key: plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -43,7 +51,10 @@ def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
     path: Path = ()
     for part in label.split("."):
         value = check.value_at(data, path)
-        path = (*path, _item(value, path, part) if isinstance(value, tuple) else _key(kind, data, path, part))
+        path = (
+            *path,
+            _item(value, path, part) if isinstance(value, tuple) else _key(kind, data, path, part),
+        )
     return path
 
 
@@ -83,7 +94,10 @@ def replaced(data: Any, path: Path, value: Any) -> Any:
         return value
     first, rest = path[0], path[1:]
     if isinstance(data, tuple):
-        items = [replaced(item, rest, value) if number == first else item for number, item in enumerate(data)]
+        items = [
+            replaced(item, rest, value) if number == first else item
+            for number, item in enumerate(data)
+        ]
         return tuple(item for item in items if item is not None)
     return {**(data or {}), first: replaced((data or {}).get(first), rest, value)}
 
@@ -99,7 +113,9 @@ def differences(before: Any, after: Any, label: str = "") -> Iterator[tuple[str,
         yield from differences(old.get(key), new.get(key), f"{label}.{key}" if label else key)
 
 
-def without_assumed(kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]) -> dict[str, Any]:
+def without_assumed(
+    kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]
+) -> dict[str, Any]:
     """A page without the assumptions about what was changed, or is no longer there."""
 
     def stays(label: str) -> bool:
@@ -111,7 +127,10 @@ def without_assumed(kind: type[BaseModel], page: Mapping[str, Any], changed: Col
             return False
         return True
 
-    return {**page, "assumed": {label: why for label, why in page.get("assumed", {}).items() if stays(label)}}
+    return {
+        **page,
+        "assumed": {label: why for label, why in page.get("assumed", {}).items() if stays(label)},
+    }
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:
@@ -151,7 +170,9 @@ def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[
     is_list = isinstance(before, tuple)
     if isinstance(after, tuple) != is_list:
         return True
-    return is_list and [name for name in old if name in new] != [name for name in new if name in old]
+    return is_list and [name for name in old if name in new] != [
+        name for name in new if name in old
+    ]
 
 
 def _item(items: tuple, path: Path, part: str) -> int:
@@ -160,17 +181,25 @@ def _item(items: tuple, path: Path, part: str) -> int:
         return names.index(part)
     if part.isascii() and part.isdigit() and len(part) < 4 and int(part) < len(items):
         return int(part)
-    raise Refusal(path, f"{check.quoted(part)} is not in {check.dotted(path)}{suggestion(part, names)}")
+    raise Refusal(
+        path, f"{check.quoted(part)} is not in {check.dotted(path)}{suggestion(part, names)}"
+    )
 
 
 def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
     kinds, value = check.kinds_at(kind, data, path), check.value_at(data, path)
-    if not kinds and isinstance(value, Mapping):  # its keys are free, such as the fields of a timm optimizer
+    if not kinds and isinstance(
+        value, Mapping
+    ):  # its keys are free, such as the fields of a timm optimizer
         return part
     if not kinds:
-        raise Refusal(path, f"{check.dotted(path)} is a single value; it has no {check.quoted(part)}")
+        raise Refusal(
+            path, f"{check.dotted(path)} is a single value; it has no {check.quoted(part)}"
+        )
     if value is None and check.tag_of(kinds[0]) is not None:
-        raise Refusal(path, f"{check.dotted(path)} is off; set it whole: {check.dotted(path)}={{name: ...}}")
+        raise Refusal(
+            path, f"{check.dotted(path)} is off; set it whole: {check.dotted(path)}={{name: ...}}"
+        )
     here = check.chosen(kinds, value)
     if not any(part in one.model_fields for one in here):
         raise check.unknown_key(kinds, here, (*path, part))

@@ -24,9 +24,13 @@ from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step
 
 NUM_MEASURES = 20  # of a ramp, on the held-out slice
-MOST_SKIPPED = 40  # steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
+MOST_SKIPPED = (
+    40  # steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
+)
 _WINDOW = 5  # losses whose median is compared: a spike of one step or two is no divergence
-_FACTOR = 4.0  # pytorch-lr-finder and fastai stop at a multiple of the best; here it is one of the fall
+_FACTOR = (
+    4.0  # pytorch-lr-finder and fastai stop at a multiple of the best; here it is one of the fall
+)
 
 
 class Kept(Protocol):
@@ -114,7 +118,13 @@ class Trials:
         ranks: Ranks = alone(),
     ) -> None:
         self.plan, self.settings, self.data, self.scalar = plan, settings, data, scalar
-        self.rate_shape, self.kept, self.watch, self.check, self.ranks = rate_shape, kept, watch or Watch(), check, ranks
+        self.rate_shape, self.kept, self.watch, self.check, self.ranks = (
+            rate_shape,
+            kept,
+            watch or Watch(),
+            check,
+            ranks,
+        )
         self.held_out = HeldOut(plan, settings, data, ranks)
 
     def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
@@ -126,7 +136,9 @@ class Trials:
             curve = curve_of(facts)
         else:
             self.watch.start(seed, purpose, len(values))
-            curve = self._run(replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED), values, purpose)
+            curve = self._run(
+                replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED), values, purpose
+            )
             if self.ranks.is_first:
                 self.kept.write(plain_curve(curve), values)
         self.watch.end(curve, was_kept)
@@ -147,7 +159,9 @@ class Trials:
             self.check()
             dial.turn(values[taken], rates[taken], peaks[taken])
             if self.scalar.section == "augment":
-                window = self.data.train_stream(state.plan, replace(self.settings, num_workers=0), step, self.ranks)
+                window = self.data.train_stream(
+                    state.plan, replace(self.settings, num_workers=0), step, self.ranks
+                )
             loss, is_taken = _step(state, window, step)
             if not math.isfinite(loss):
                 record.ended = "not a number"
@@ -207,7 +221,10 @@ def curve_of(facts: dict[str, Any]) -> Curve:
     """The curve that `plain_curve` wrote."""
     held_out = facts["held_out"]
     arrays = {key: np.array(facts[key], dtype=float) for key in ("values", "losses")}
-    measured = np.array(held_out["steps"], dtype=np.int64), np.array(held_out["losses"], dtype=float)
+    measured = (
+        np.array(held_out["steps"], dtype=np.int64),
+        np.array(held_out["losses"], dtype=float),
+    )
     return Curve(**{**facts, **arrays, "held_out": measured})
 
 
@@ -215,7 +232,13 @@ def curve_of(facts: dict[str, Any]) -> Curve:
 def untouched(device: str) -> Iterator[None]:
     """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default type, GPU and cuDNN's choice."""
     gpus = _gpus_in_use(device)
-    kept = random.getstate(), np.random.get_state(), torch.get_num_threads(), torch.get_default_dtype(), torch.backends.cudnn.benchmark
+    kept = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.backends.cudnn.benchmark,
+    )
     current = torch.cuda.current_device() if gpus else None
     try:
         with torch.random.fork_rng(devices=gpus):
@@ -235,4 +258,6 @@ def untouched(device: str) -> Iterator[None]:
 
 def _gpus_in_use(device: str) -> Sequence[int]:
     is_wanted = device != "cpu" and torch.cuda.is_available()
-    return list(range(torch.cuda.device_count())) if is_wanted or torch.cuda.is_initialized() else []
+    return (
+        list(range(torch.cuda.device_count())) if is_wanted or torch.cuda.is_initialized() else []
+    )

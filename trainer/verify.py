@@ -22,7 +22,6 @@ from trainer.table_rows import AGAIN
 from trainer.verify_curves import curve_checks
 
 
-
 @dataclass(frozen=True)
 class Check:
     """One thing that was looked at. expected, found: for a reader; the same where it is_good."""
@@ -41,7 +40,12 @@ def verify(folder: Path, results: Path) -> Iterator[Check]:
     if (folder / "row.json").exists():
         row = yield from _opened("row.json", lambda: read_row_file(folder / "row.json"))
     else:
-        yield Check("row.json", False, "one of a finished run", "none yet: the run has not ended, and the same command goes on")
+        yield Check(
+            "row.json",
+            False,
+            "one of a finished run",
+            "none yet: the run has not ended, and the same command goes on",
+        )
     if row is not None:
         yield from _guarded("the store's row", lambda: _store(row, results))
         yield from _guarded("parity certificate", lambda: _parity(row, results))
@@ -70,7 +74,12 @@ def _opened(what: str, read) -> Any:
     try:
         value = read()
     except (UserError, OSError) as error:
-        yield Check(what, False, "one of a finished run" if what == "row.json" else "one that is read", _told(error))
+        yield Check(
+            what,
+            False,
+            "one of a finished run" if what == "row.json" else "one that is read",
+            _told(error),
+        )
         return None
     yield Check(what, True, "read", "read")
     return value
@@ -78,7 +87,13 @@ def _opened(what: str, read) -> Any:
 
 def _told(error: Exception) -> str:
     lines = str(error).splitlines()
-    return (lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)[:300]
+    return (
+        lines[0]
+        if isinstance(error, UserError)
+        else f"{type(error).__name__}: {lines[0]}"
+        if lines
+        else type(error).__name__
+    )[:300]
 
 
 def same(what: str, expected: Any, found: Any) -> Check:
@@ -94,7 +109,11 @@ def _links(folder: Path) -> Iterator[Check]:
 def _store(row: Row, results: Path) -> Iterator[Check]:
     stored = read_row(results, row.run)
     if touches_result(row.injected):
-        yield same("the store's row", "none: inject= touched the result", "none: inject= touched the result" if stored is None else "one")
+        yield same(
+            "the store's row",
+            "none: inject= touched the result",
+            "none: inject= touched the result" if stored is None else "one",
+        )
         return
     if stored is None:
         yield Check("the store's row", False, f"{row_path(results, row.run)}", "no such file")
@@ -110,18 +129,36 @@ def _parity(row: Row, results: Path) -> Iterator[Check]:
     """The certificates of `make parity` about the very files of the row; none is no fault."""
     found = list(certificates_of(row.data_fingerprint, row.loader, results))
     for path, is_within in found:
-        yield Check("parity certificate", is_within, "one that is within what it allows", f"parity/{path.name}{'' if is_within else ', which is not'}")
+        yield Check(
+            "parity certificate",
+            is_within,
+            "one that is within what it allows",
+            f"parity/{path.name}{'' if is_within else ', which is not'}",
+        )
     if not found and row.loader == "ffcv":
-        yield Check("parity certificate", True, "one of these files, or none", "none; `make parity` writes one")
+        yield Check(
+            "parity certificate",
+            True,
+            "one of these files, or none",
+            "none; `make parity` writes one",
+        )
 
 
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that may change the score."""
     _, facts = recipe_of(folder)
-    yield same("the run's name from recipe.yaml", AGAIN.sub("", row.run), plan.run_name(row.data_fingerprint))
+    yield same(
+        "the run's name from recipe.yaml",
+        AGAIN.sub("", row.run),
+        plan.run_name(row.data_fingerprint),
+    )
     yield same("plan.json's page digest", row.digest, facts.get("page_digest"))
     yield same("plan.json's steps", plan.num_steps, facts.get("num_steps"))
-    told = [tuple(change.model_dump().values()) for change in row.deviations if change.origin != "memory"]  # found while it ran
+    told = [
+        tuple(change.model_dump().values())
+        for change in row.deviations
+        if change.origin != "memory"
+    ]  # found while it ran
     written = [tuple(change.values()) for change in facts.get("deviations", ())]
     if written != told:
         yield Check("plan.json's deviations", False, _listed(told), _listed(written))
@@ -136,7 +173,9 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
         yield same("the row's steps", plan.num_steps, row.steps)
     published = published_page(plan.recipe)
     if published is not None:
-        yield same("the published page's digest", published.for_model(plan.model).digest, row.digest)
+        yield same(
+            "the published page's digest", published.for_model(plan.model).digest, row.digest
+        )
 
 
 def _listed(changes) -> str:
@@ -149,9 +188,16 @@ def _checkpoints(folder: Path, row: Row | None) -> Iterator[Check]:
     for path in paths:
         expected = path.with_suffix(".sha256").read_text(encoding="ascii").split()
         found = _sha256(path)
-        yield Check(f"checkpoints/{path.name}", found in expected, " or ".join(one[:12] for one in expected) or "a checksum", found[:12])
+        yield Check(
+            f"checkpoints/{path.name}",
+            found in expected,
+            " or ".join(one[:12] for one in expected) or "a checksum",
+            found[:12],
+        )
     if row is not None and row.status == "finished":
-        yield same("the last checkpoint", f"step_{row.steps:09d}.pt", paths[-1].name if paths else "none")
+        yield same(
+            "the last checkpoint", f"step_{row.steps:09d}.pt", paths[-1].name if paths else "none"
+        )
 
 
 def _sha256(path: Path) -> str:
@@ -177,7 +223,9 @@ def _weights(folder: Path, row: Row) -> Iterator[Check]:
 
     try:
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
-    except Exception as error:  # safetensors has an error of its own, which is none of Python's kinds
+    except (
+        Exception
+    ) as error:  # safetensors has an error of its own, which is none of Python's kinds
         yield Check("model.safetensors", False, "weights", _told(error))
         return
     yield same("model.safetensors", row.weights_sha256, digest_of(tensors))
@@ -189,7 +237,9 @@ def _timm_facts(folder: Path, plan: Plan) -> Iterator[Check]:
     other = [name for name in expected if found.get(name) != expected[name]]
     for name in other or ["architecture"]:
         yield same(f"config.json's {name}", expected[name], found.get(name))
-    yield same("config.json's number of classes", plan.profile.num_classes, len(found["label_names"]))
+    yield same(
+        "config.json's number of classes", plan.profile.num_classes, len(found["label_names"])
+    )
 
 
 def _model(folder: Path) -> Iterator[Check]:
@@ -205,12 +255,19 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
     from trainer.rescore import most_moved, rescore
 
     row, scores = rescore(folder, settings, data_dir)
-    where = "" if settings.precision == row.precision else f" (in {settings.precision}, the row's {row.precision})"
+    where = (
+        ""
+        if settings.precision == row.precision
+        else f" (in {settings.precision}, the row's {row.precision})"
+    )
     found = {"top-1": (row.top1_pct, scores.num_top1), "top-5": (row.top5_pct, scores.num_top5)}
     most = most_moved(row, settings)
     return [
         same("images scored now", row.num_val_images, scores.num_images),
-        *(_score_check(f"{name} % now{where}", row, then, 100 * count / scores.num_images, most) for name, (then, count) in found.items()),
+        *(
+            _score_check(f"{name} % now{where}", row, then, 100 * count / scores.num_images, most)
+            for name, (then, count) in found.items()
+        ),
     ]
 
 
@@ -219,4 +276,6 @@ def _score_check(name: str, row: Row, then: float, now: float, num_moved: int) -
     if not num_moved:
         return same(name, then, now)
     points = 100 * num_moved / row.num_val_images
-    return Check(f"{name}, to {points:.2g} points", abs(then - now) <= points + 1e-9, str(then), str(now))
+    return Check(
+        f"{name}, to {points:.2g} points", abs(then - now) <= points + 1e-9, str(then), str(now)
+    )

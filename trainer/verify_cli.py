@@ -9,7 +9,9 @@ import typer
 
 from trainer.cli import DataDir, Device, Results, Runs, Workers, app, user_errors
 
-Evaluate = Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Score the exported model once more.")]
+Evaluate = Annotated[
+    bool, typer.Option("--evaluate/--no-evaluate", help="Score the exported model once more.")
+]
 
 
 @app.command()
@@ -18,7 +20,9 @@ def verify(
     run: Annotated[str, typer.Option(help="A run's name, or its folder.")],
     evaluate: Evaluate = True,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; absent: the row's, where the device has it.")] = "",
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16 or fp16; absent: the row's, where the device has it.")
+    ] = "",
     workers: Workers = "auto",
     data_dir: DataDir = None,
     runs: Runs = Path("runs"),
@@ -28,16 +32,23 @@ def verify(
     from trainer.run_folder import find_run_folder
     from trainer.settings import make_settings
     from trainer.terminal import open_terminal
-    from trainer.verify import scores_check, verify as checks_of
+    from trainer.verify import scores_check
+    from trainer.verify import verify as checks_of
     from trainer.verify_show import check_table, failed_lines
 
     folder = find_run_folder(run, runs)
     found = list(checks_of(folder, results))
     row = _finished(folder)
-    if evaluate and row is not None and all(one.is_good for one in found if one.what in ("plan", "row.json", "the model opens")):
+    if (
+        evaluate
+        and row is not None
+        and all(one.is_good for one in found if one.what in ("plan", "row.json", "the model opens"))
+    ):
         on_cpu = device == "cpu" or (device == "auto" and not _has_gpu())
         asked = precision or ("auto" if on_cpu and row.precision == "fp16" else row.precision)
-        found += scores_check(folder, make_settings(device, asked, workers, runs, results), data_dir)
+        found += scores_check(
+            folder, make_settings(device, asked, workers, runs, results), data_dir
+        )
     out = open_terminal(160)
     out.print(check_table(folder, found), soft_wrap=False)
     for line in failed_lines(found):

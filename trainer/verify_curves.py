@@ -9,10 +9,17 @@ from trainer.plan import Plan
 from trainer.results import Row
 from trainer.settings import Settings
 
-_SCORES = {"top1_pct": "top1_pct", "top5_pct": "top5_pct", "val_loss_nats": "loss_nats", "num_images": "num_val_images"}
+_SCORES = {
+    "top1_pct": "top1_pct",
+    "top5_pct": "top5_pct",
+    "val_loss_nats": "loss_nats",
+    "num_images": "num_val_images",
+}
 
 
-def curve_checks(lines: Sequence[dict], plan: Plan, row: Row | None) -> Iterator[tuple[str, Any, Any]]:
+def curve_checks(
+    lines: Sequence[dict], plan: Plan, row: Row | None
+) -> Iterator[tuple[str, Any, Any]]:
     """(what, expected, found) of each thing that is checked.
 
     row: None where the run has not finished: its lines are then as many as there are.
@@ -21,12 +28,25 @@ def curve_checks(lines: Sequence[dict], plan: Plan, row: Row | None) -> Iterator
     found = [name_of(line) for line in lines]
     is_whole = row is not None and row.status == "finished"
     wanted = expected if is_whole else expected[: len(found)]
-    wrong = next((place for place in range(max(len(wanted), len(found))) if wanted[place : place + 1] != found[place : place + 1]), None)
+    wrong = next(
+        (
+            place
+            for place in range(max(len(wanted), len(found)))
+            if wanted[place : place + 1] != found[place : place + 1]
+        ),
+        None,
+    )
     if wrong is None:
         yield f"metrics.jsonl, {len(found)} lines", "each once", "each once"
     else:
-        wanted_here, found_here = ("".join(names[wrong : wrong + 1]) or "no line" for names in (wanted, found))
-        yield f"metrics.jsonl:{wrong + 1}", wanted_here, found_here + (" once more" if found_here in found[:wrong] else "")
+        wanted_here, found_here = (
+            "".join(names[wrong : wrong + 1]) or "no line" for names in (wanted, found)
+        )
+        yield (
+            f"metrics.jsonl:{wrong + 1}",
+            wanted_here,
+            found_here + (" once more" if found_here in found[:wrong] else ""),
+        )
     yield from _rates(lines, plan)
     if is_whole:
         yield from _last_scores(lines, row)
@@ -56,7 +76,11 @@ def name_of(line: Any) -> str:
 
 def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """The learning rates are the plan's; the first that is not is told."""
-    steps = [line for line in lines if isinstance(line, dict) and "loss_nats" in line and isinstance(line.get("step"), int)]
+    steps = [
+        line
+        for line in lines
+        if isinstance(line, dict) and "loss_nats" in line and isinstance(line.get("step"), int)
+    ]
     for line in steps:
         step = line["step"]
         if 0 < step <= plan.num_steps and line.get("lr") != plan.lr_at(step - 1):
@@ -73,4 +97,8 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
         yield f"the row's {of_row}, as its last line", getattr(row, of_row), scored.get(name)
     yield "the last line's step", row.steps, scored.get("step")
     other = last.get("average" if row.scored == "model" else "model")
-    yield "the score of the weights not scored", row.other_top1_pct, other["top1_pct"] if other else None
+    yield (
+        "the score of the weights not scored",
+        row.other_top1_pct,
+        other["top1_pct"] if other else None,
+    )

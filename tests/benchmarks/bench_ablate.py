@@ -33,7 +33,11 @@ MIXES = [
 def write_page(path: Path, model: str, epochs: int, shapes: bool) -> Path:
     factors = [{"name": "smoothing", "levels": ONE_SHAPE}]
     if shapes:
-        factors = [{"name": "loss", "levels": LOSSES}, {"name": "repeats", "levels": REPEATS}, {"name": "mix", "levels": MIXES}]
+        factors = [
+            {"name": "loss", "levels": LOSSES},
+            {"name": "repeats", "levels": REPEATS},
+            {"name": "mix", "levels": MIXES},
+        ]
     page = {
         "name": path.stem, "title": "overhead", "question": "How much?", "source": "a benchmark", "recipe": "A1",
         "models": [model], "data": ["digits"], "seeds": [0], "budget": {"epochs": epochs},
@@ -52,17 +56,35 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         page = write_page(folder / "overhead.yaml", given.model, given.epochs, given.shapes)
-        words = ["ablate", "--ablation", page, "--jobs", "1", "--runs", folder / "runs", "--results", folder / "results"]
+        words = [
+            "ablate",
+            "--ablation",
+            page,
+            "--jobs",
+            "1",
+            "--runs",
+            folder / "runs",
+            "--results",
+            folder / "results",
+        ]
         before_s = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "trainer", *map(str, words)], cwd=ROOT, env=os.environ)
+        done = subprocess.run(
+            [sys.executable, "-m", "trainer", *map(str, words)], cwd=ROOT, env=os.environ
+        )
         sweep_s = time.perf_counter() - before_s
         if done.returncode:
             sys.exit(done.returncode)
         rows = [path for path in (folder / "runs").glob("*/row.json")]
-        own_s = sum(path.stat().st_mtime - path.with_name("plan.json").stat().st_mtime for path in rows)
+        own_s = sum(
+            path.stat().st_mtime - path.with_name("plan.json").stat().st_mtime for path in rows
+        )
     over_s = sweep_s - own_s
-    print(f"{len(rows)} runs of {own_s / len(rows):.1f} s on average; the sweep took {sweep_s:.1f} s, {over_s:.1f} s more than its runs")
-    print(f"overhead {100 * over_s / own_s:.2f} % of these runs, {100 * over_s / (len(rows) * LEAST_S):.2f} % of as many one-minute runs")
+    print(
+        f"{len(rows)} runs of {own_s / len(rows):.1f} s on average; the sweep took {sweep_s:.1f} s, {over_s:.1f} s more than its runs"
+    )
+    print(
+        f"overhead {100 * over_s / own_s:.2f} % of these runs, {100 * over_s / (len(rows) * LEAST_S):.2f} % of as many one-minute runs"
+    )
 
 
 if __name__ == "__main__":

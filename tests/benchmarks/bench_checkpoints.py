@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from written import write
 
 from trainer import provenance
 from trainer.cores import num_cores
@@ -26,7 +27,6 @@ from trainer.saver import Saver
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
-from written import write
 
 BLOCKS = ("none", "beside", "waited")
 
@@ -60,7 +60,9 @@ def main() -> None:
     parser.add_argument("--every-s", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written; absent: the temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints are written; absent: the temporary folder"
+    )
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
 
@@ -103,9 +105,20 @@ def main() -> None:
 
 def facts_of(given, device: str, taken: dict, saver: Timed, mib: float) -> dict:
     """What was measured, for a JSON file."""
-    still_s, writer_s, took_s = (statistics.median(found) for found in (saver.still_s, saver.writer_s, saver.took_s))
-    extra = {kind: [one - none for one, none in zip(taken[kind], taken["none"], strict=True)] for kind in BLOCKS[1:]}
-    words = {"recipe": given.recipe, "model": given.model, "data": given.data, "set": given.set, "every_s": given.every_s}
+    still_s, writer_s, took_s = (
+        statistics.median(found) for found in (saver.still_s, saver.writer_s, saver.took_s)
+    )
+    extra = {
+        kind: [one - none for one, none in zip(taken[kind], taken["none"], strict=True)]
+        for kind in BLOCKS[1:]
+    }
+    words = {
+        "recipe": given.recipe,
+        "model": given.model,
+        "data": given.data,
+        "set": given.set,
+        "every_s": given.every_s,
+    }
     return words | {
         "benchmark": "checkpoints", "device": provenance.device_name(device), "torch": torch.__version__, "num_cores": num_cores(), "num_rounds": given.rounds,
         "mib": round(mib), "block_s": round(statistics.median(taken["none"]), 3), "still_s": round(still_s, 4), "took_s": round(took_s, 3), "writer_s": round(writer_s, 3),
@@ -120,11 +133,16 @@ def as_markdown(facts: dict) -> str:
     lines = ["# What checkpoints cost a run", ""]
     lines += [f"{facts['device']}, {facts['num_cores']} cores, torch {facts['torch']}; {facts['model']}, page {facts['recipe']}, {facts['set']}; a checkpoint of {facts['mib']} MiB "
               f"every {facts['every_s']:g} s. {facts['num_rounds']} rounds of blocks of {facts['block_s']:.1f} s, in turns.", ""]  # fmt: skip
-    lines += ["| a block with a checkpoint takes longer by | median | shortest to longest | of the time between two |", "|---|---|---|---|"]
+    lines += [
+        "| a block with a checkpoint takes longer by | median | shortest to longest | of the time between two |",
+        "|---|---|---|---|",
+    ]
     names = {"beside": "written beside the steps", "waited": "waited for"}
     for kind, name in names.items():
         median, low, high = facts["extra_s"][kind]
-        lines.append(f"| {name} | {median:+.3f} s | {low:+.3f} to {high:+.3f} s | {facts['extra_pct'][kind]:+.2f} % |")
+        lines.append(
+            f"| {name} | {median:+.3f} s | {low:+.3f} to {high:+.3f} s | {facts['extra_pct'][kind]:+.2f} % |"
+        )
     lines += ["", f"The step stands still for {facts['still_s']:.3f} s; the writer takes {facts['took_s']:.2f} s beside it and {facts['writer_s']:.2f} s of one of "
               f"{facts['num_cores']} cores: **{facts['most_pct']:.2f} %** where all of them are busy.", ""]  # fmt: skip
     return "\n".join(lines)

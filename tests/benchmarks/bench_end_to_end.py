@@ -17,6 +17,7 @@ from pathlib import Path
 
 import timm
 import torch
+from written import write
 
 from trainer import provenance
 from trainer.bench_data import files_of, image_folder
@@ -28,7 +29,6 @@ from trainer.plan import Plan
 from trainer.settings import Settings, make_settings
 from trainer.state import State
 from trainer.train import optimizer_step
-from written import write
 
 NUM_TRAIN, NUM_VAL = 1024, 64
 
@@ -73,7 +73,9 @@ def of_timm(plan: Plan, settings: Settings, folder: Path):
 def in_turns(loops: dict, num_rounds: int, num_steps: int) -> tuple[dict, dict]:
     """Seconds of each loop's turns, and of these the seconds waited for data."""
     took, waited = ({name: [] for name in loops} for _ in range(2))
-    for turn in range(num_rounds + 1):  # the first is not counted: processes start, kernels are chosen
+    for turn in range(
+        num_rounds + 1
+    ):  # the first is not counted: processes start, kernels are chosen
         for name, (step, stream) in loops.items():
             before_s, stream.waited_s = time.perf_counter(), 0.0
             for _ in range(num_steps):
@@ -96,13 +98,21 @@ def as_markdown(facts: dict) -> str:
         "|---|---|---|---|",
     ]
     for row in facts["rows"]:
-        lines.append(f"| {row['who']} | {row['images_per_s']:.1f} | {row['low']:.1f} to {row['high']:.1f} | {row['wait_pct']:.1f} % |")
-    lines += ["", f"ours / timm, median of the rounds: **{facts['ratio']:.2f}** ({facts['ratio_low']:.2f} to {facts['ratio_high']:.2f})", ""]
+        lines.append(
+            f"| {row['who']} | {row['images_per_s']:.1f} | {row['low']:.1f} to {row['high']:.1f} | {row['wait_pct']:.1f} % |"
+        )
+    lines += [
+        "",
+        f"ours / timm, median of the rounds: **{facts['ratio']:.2f}** ({facts['ratio_low']:.2f} to {facts['ratio_high']:.2f})",
+        "",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--src", type=Path, help="a folder or a tar of JPEG files")
     parser.add_argument("--px", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
@@ -115,11 +125,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         files = files_of(given.src, Path(name) / "files")
         folder = image_folder(Path(name) / "set", files, NUM_TRAIN, NUM_VAL)
-        plan, settings = plan_over(folder, given.px, given.batch), make_settings("cpu", workers=str(given.workers))
-        loops = {who: make(plan, settings, folder) for who, make in (("timm's parts", of_timm), ("ours", ours))}
+        plan, settings = (
+            plan_over(folder, given.px, given.batch),
+            make_settings("cpu", workers=str(given.workers)),
+        )
+        loops = {
+            who: make(plan, settings, folder)
+            for who, make in (("timm's parts", of_timm), ("ours", ours))
+        }
         took, waited = in_turns(loops, given.rounds, given.steps)
     images = given.batch * given.steps
-    ratios = sorted(theirs / own for theirs, own in zip(took["timm's parts"], took["ours"], strict=True))
+    ratios = sorted(
+        theirs / own for theirs, own in zip(took["timm's parts"], took["ours"], strict=True)
+    )
     rows = [
         {"who": who, "images_per_s": images / statistics.median(times), "low": images / max(times), "high": images / min(times),
          "wait_pct": 100 * sum(waited[who]) / sum(times)} for who, times in took.items()

@@ -19,7 +19,9 @@ from trainer.profiles import find_profile
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
 
 
-def ffcv_parts(plan, settings, files: list[Path], batch_images: int, folder: Path) -> dict[str, dict[str, Callable[[int], int]]]:
+def ffcv_parts(
+    plan, settings, files: list[Path], batch_images: int, folder: Path
+) -> dict[str, dict[str, Callable[[int], int]]]:
     """By stage and name, calls that read the whole set once by one thread and give its images; none without ffcv.
 
     A whole pass at a time: ffcv reads ahead, and would do so in the others' turns.
@@ -29,13 +31,23 @@ def ffcv_parts(plan, settings, files: list[Path], batch_images: int, folder: Pat
     num_images = len(files) // batch_images * batch_images
     root = image_folder(folder / "images", files, num_images, 2)
     profile = find_profile(str(root))
-    stages: dict[str, dict[str, Callable[[int], int]]] = {"ready for the device": {}, "ready for the model": {}}
+    stages: dict[str, dict[str, Callable[[int], int]]] = {
+        "ready for the device": {},
+        "ready for the model": {},
+    }
     for name, storage in STORAGES.items():
         write_betons(profile, root, folder / name, storage)
-        stream, one = _stream(plan, profile, folder / name, batch_images), replace(plan, num_steps=10**6)
+        stream, one = (
+            _stream(plan, profile, folder / name, batch_images),
+            replace(plan, num_steps=10**6),
+        )
         stages["ready for the device"][f"ours, loader=ffcv ({name})"] = _pass_of(stream)
-        stages["ready for the model"][f"ours, loader=ffcv ({name})"] = _pass_of(stream, lambda batch: prepare(one, settings, batch)[0])
-        stages["ready for the device"][f"ffcv's stock pipeline ({name})"] = _stock(folder / name / "train.beton", plan.recipe.image.train_px, batch_images)
+        stages["ready for the model"][f"ours, loader=ffcv ({name})"] = _pass_of(
+            stream, lambda batch: prepare(one, settings, batch)[0]
+        )
+        stages["ready for the device"][f"ffcv's stock pipeline ({name})"] = _stock(
+            folder / name / "train.beton", plan.recipe.image.train_px, batch_images
+        )
     return stages
 
 
@@ -54,13 +66,27 @@ def _stream(plan, profile, folder: Path, batch_images: int):
     from trainer.data.ffcv_stream import FfcvStream
 
     images, recipe = open_data(profile, folder, in_beton=True).train, plan.recipe
-    return FfcvStream(images, 0, recipe.augment, recipe.image.train_px, 1, batch_images, 1, images.num_images // batch_images, True, "fail")
+    return FfcvStream(
+        images,
+        0,
+        recipe.augment,
+        recipe.image.train_px,
+        1,
+        batch_images,
+        1,
+        images.num_images // batch_images,
+        True,
+        "fail",
+    )
 
 
 def _pass_of(stream, make: Callable = lambda batch: batch.images) -> Callable[[int], int]:
     def read(number: int) -> int:
         first = max(0, number) * stream.steps_per_epoch
-        return sum(len(make(batch)) for batch in stream.batches(first, first + stream.steps_per_epoch, 1, "cpu"))
+        return sum(
+            len(make(batch))
+            for batch in stream.batches(first, first + stream.steps_per_epoch, 1, "cpu")
+        )
 
     return read
 
@@ -71,7 +97,11 @@ def _stock(path: Path, train_px: int, batch_images: int) -> Callable[[int], int]
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
-    image = [RandomResizedCropRGBImageDecoder((train_px, train_px)), RandomHorizontalFlip(), ToTensor()]
+    image = [
+        RandomResizedCropRGBImageDecoder((train_px, train_px)),
+        RandomHorizontalFlip(),
+        ToTensor(),
+    ]
     loader = Loader(
         str(path), batch_size=batch_images, num_workers=1, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
         pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},

@@ -23,12 +23,13 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from bench_ffcv import ffcv_parts
+from bench_whole_loaders import NUM_MICRO_BATCHES, whole_loaders
 from PIL import Image
 from timm.data import Mixup, create_transform
 from torchvision.transforms import v2
+from written import write
 
-from bench_ffcv import ffcv_parts
-from bench_whole_loaders import NUM_MICRO_BATCHES, whole_loaders
 from trainer import provenance
 from trainer.bench import in_turns, median_ratio
 from trainer.bench_data import files_of
@@ -39,11 +40,15 @@ from trainer.data.prepare import prepare
 from trainer.job import Job, plan_of
 from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
-from written import write
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
-TIMM_MIX = {"mixup_alpha": 0.1, "cutmix_alpha": 1.0, "label_smoothing": 0.0, "num_classes": NUM_CLASSES}
+TIMM_MIX = {
+    "mixup_alpha": 0.1,
+    "cutmix_alpha": 1.0,
+    "label_smoothing": 0.0,
+    "num_classes": NUM_CLASSES,
+}
 
 
 class Photos:
@@ -70,13 +75,27 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
     """By stage and name, calls that take the number of a round and give the images done. folder: for ffcv's files."""
     plan = plan_of(Job("A2", "resnet50", "imagenet-1k", None, 0, f"image.train_px={train_px}"))
     settings = make_settings("cpu", workers="0")
-    streams = {"torch": ours(plan, files, read_for_training, batch_images), "pil": ours(plan, files, read_image, batch_images)}
+    streams = {
+        "torch": ours(plan, files, read_for_training, batch_images),
+        "pil": ours(plan, files, read_image, batch_images),
+    }
     one = replace(plan, num_steps=10**6)
     of_timm = create_transform(train_px, **TIMM_A2)
     mixup = Mixup(**TIMM_MIX)
     crop = v2.Compose([v2.RandomResizedCrop(train_px, antialias=True), v2.RandomHorizontalFlip()])
-    after = v2.Compose([v2.RandAugment(2, 7), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    mix = v2.RandomChoice([v2.MixUp(alpha=0.1, num_classes=NUM_CLASSES), v2.CutMix(alpha=1.0, num_classes=NUM_CLASSES)])
+    after = v2.Compose(
+        [
+            v2.RandAugment(2, 7),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    mix = v2.RandomChoice(
+        [
+            v2.MixUp(alpha=0.1, num_classes=NUM_CLASSES),
+            v2.CutMix(alpha=1.0, num_classes=NUM_CLASSES),
+        ]
+    )
 
     def chosen(number: int) -> list[Path]:
         first = number % (len(files) // batch_images) * batch_images
@@ -96,14 +115,29 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
         },
         "ready for the device": {
             "torchvision v2": lambda n: len(torch.stack([crop(tv(path)) for path in chosen(n)])),
-            "ours, loader=pil": lambda n: len(streams["pil"][n % streams["pil"].steps_per_epoch, 0].images),
-            "ours, loader=torch": lambda n: len(streams["torch"][n % streams["torch"].steps_per_epoch, 0].images),
+            "ours, loader=pil": lambda n: len(
+                streams["pil"][n % streams["pil"].steps_per_epoch, 0].images
+            ),
+            "ours, loader=torch": lambda n: len(
+                streams["torch"][n % streams["torch"].steps_per_epoch, 0].images
+            ),
         },
         "ready for the model": {
-            "timm": lambda n: len(mixup(torch.stack([of_timm(Image.open(path).convert("RGB")) for path in chosen(n)]), labels())[0]),
-            "torchvision v2": lambda n: len(mix(torch.stack([after(crop(tv(path))) for path in chosen(n)]), labels())[0]),
-            "ours, loader=pil": lambda n: len(prepare(one, settings, streams["pil"][n % streams["pil"].steps_per_epoch, 0])[0]),
-            "ours, loader=torch": lambda n: len(prepare(one, settings, streams["torch"][n % streams["torch"].steps_per_epoch, 0])[0]),
+            "timm": lambda n: len(
+                mixup(
+                    torch.stack([of_timm(Image.open(path).convert("RGB")) for path in chosen(n)]),
+                    labels(),
+                )[0]
+            ),
+            "torchvision v2": lambda n: len(
+                mix(torch.stack([after(crop(tv(path))) for path in chosen(n)]), labels())[0]
+            ),
+            "ours, loader=pil": lambda n: len(
+                prepare(one, settings, streams["pil"][n % streams["pil"].steps_per_epoch, 0])[0]
+            ),
+            "ours, loader=torch": lambda n: len(
+                prepare(one, settings, streams["torch"][n % streams["torch"].steps_per_epoch, 0])[0]
+            ),
         },
     }
     for stage, calls in ffcv_parts(plan, settings, files, batch_images, folder).items():
@@ -113,10 +147,20 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
 
 def measured(stages: dict, num_rounds: int, clock: Callable[[], float]) -> list[dict]:
     """One row for each call of each stage, with its ratio to timm's whole work."""
-    rates = in_turns({(stage, who): call for stage, calls in stages.items() for who, call in calls.items()}, num_rounds, clock)
+    rates = in_turns(
+        {(stage, who): call for stage, calls in stages.items() for who, call in calls.items()},
+        num_rounds,
+        clock,
+    )
     timm_whole = rates["ready for the model", "timm"]
     return [
-        {"stage": stage, "who": who, "image_ms": round(rate.image_ms, 3), "x_timm": round(median_ratio(rate, timm_whole), 3)} | rate.as_facts()
+        {
+            "stage": stage,
+            "who": who,
+            "image_ms": round(rate.image_ms, 3),
+            "x_timm": round(median_ratio(rate, timm_whole), 3),
+        }
+        | rate.as_facts()
         for (stage, who), rate in rates.items()
     ]
 
@@ -132,20 +176,33 @@ def as_markdown(facts: dict) -> str:
     lines += [f"By the wall's clock, the start of the processes included; steps of {NUM_MICRO_BATCHES} micro-batches. timm: create_loader, then Mixup. "
               "The page repeats an image three times in a step; timm decodes each repeat, here it is decoded once.", ""]  # fmt: skip
     lines += _table(facts["whole"])
-    lines += ["", "## One thread, no process beside it", "", "By processor time, no image repeated.", ""]
+    lines += [
+        "",
+        "## One thread, no process beside it",
+        "",
+        "By processor time, no image repeated.",
+        "",
+    ]
     return "\n".join([*lines, *_table(facts["rows"]), ""])
 
 
 def _table(rows: list[dict]) -> list[str]:
-    lines = ["| stage | who | images/s | quartiles | ms an image | x timm |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| stage | who | images/s | quartiles | ms an image | x timm |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         spread = f"{row['low_images_per_s']:.0f} to {row['high_images_per_s']:.0f}"
-        lines.append(f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |")
+        lines.append(
+            f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |"
+        )
     return lines
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--src", type=Path, help="a folder or a tar of JPEG files")
     parser.add_argument("--px", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
@@ -159,12 +216,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = files_of(given.src, Path(folder) / "files")
         if not files:
-            parser.error(f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do")
-        print(f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single parts, {given.rounds} times each in turns ...", flush=True)
-        whole = measured(whole_loaders(files, given.px, given.batch, given.workers, given.images, Path(folder)), given.rounds, time.perf_counter)
+            parser.error(
+                f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do"
+            )
+        print(
+            f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single parts, {given.rounds} times each in turns ...",
+            flush=True,
+        )
+        whole = measured(
+            whole_loaders(files, given.px, given.batch, given.workers, given.images, Path(folder)),
+            given.rounds,
+            time.perf_counter,
+        )
         parts = candidates(files, given.px, min(given.batch, len(files)), Path(folder) / "ffcv")
         rows = measured(parts, given.rounds, time.process_time)
-    versions = {"timm": timm.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": provenance.package_version("pillow")}
+    versions = {
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "pillow": provenance.package_version("pillow"),
+    }
     facts = {"benchmark": "loader", "device": provenance.device_name("cpu"), "source": given.src.stem if given.src else "cut from two sample photos", "num_files": len(files), "train_px": given.px,
              "batch_images": given.batch, "num_workers": given.workers, "num_rounds": given.rounds, "decoder": decoder_name(), **versions, "whole": whole, "rows": rows}  # fmt: skip
     table = as_markdown(facts)

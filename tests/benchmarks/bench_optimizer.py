@@ -21,11 +21,17 @@ from timm.optim import Lamb as TimmLamb
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer import provenance  # noqa: E402
-from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups  # noqa: E402
 from written import write  # noqa: E402
 
-SHARED = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02, "no_decay": ("vectors", "biases")}
+from trainer import provenance  # noqa: E402
+from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups  # noqa: E402
+
+SHARED = {
+    "betas": (0.9, 0.999),
+    "eps": 1e-6,
+    "weight_decay": 0.02,
+    "no_decay": ("vectors", "biases"),
+}
 
 
 def prepared(device: str) -> tuple[list[torch.Tensor], list[dict]]:
@@ -33,7 +39,9 @@ def prepared(device: str) -> tuple[list[torch.Tensor], list[dict]]:
     model = timm.create_model("resnet50").to(device)
     weights = list(model.parameters())
     for weight in weights:
-        weight.grad = torch.randn_like(weight) * 1e-5  # a global norm of 0.05: the clip is idle, as it mostly is
+        weight.grad = (
+            torch.randn_like(weight) * 1e-5
+        )  # a global norm of 0.05: the clip is idle, as it mostly is
     return weights, param_groups(model, Lamb(**SHARED))
 
 
@@ -54,7 +62,9 @@ def candidates(device: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(steps: dict[str, Callable[[], object]], num_rounds: int, device: str) -> dict[str, float]:
+def measure(
+    steps: dict[str, Callable[[], object]], num_rounds: int, device: str
+) -> dict[str, float]:
     """Median milliseconds of each step over num_rounds rounds, after three rounds that warm up."""
     times_ms: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(num_rounds + 3):
@@ -69,7 +79,9 @@ def measure(steps: dict[str, Callable[[], object]], num_rounds: int, device: str
 
 def main() -> None:
     """Prints the medians and how many times as fast as timm's Lamb each is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--num-threads", type=int, default=2)
     parser.add_argument("--num-rounds", type=int, default=30)
@@ -78,7 +90,9 @@ def main() -> None:
     torch.set_num_threads(options.num_threads)
     medians_ms = measure(candidates(options.device), options.num_rounds, options.device)
     yardstick_ms = next(iter(medians_ms.values()))
-    print(f"torch {torch.__version__}, timm {timm.__version__}, {options.device}, {options.num_threads} threads")
+    print(
+        f"torch {torch.__version__}, timm {timm.__version__}, {options.device}, {options.num_threads} threads"
+    )
     print(f"{'one step over 161 tensors':28}{'ms':>8}{'x timm':>8}")
     for name, median_ms in medians_ms.items():
         print(f"{name:28}{median_ms:8.1f}{yardstick_ms / median_ms:8.2f}")

@@ -84,8 +84,20 @@ def main() -> None:
     for name, rate in rates.items():
         print(f"{name:6} {rate:8.1f} images/s")
     middle = statistics.median(ratios)
-    print(f"suite / bare: median {middle:.3f} of {len(ratios)} rounds, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
-    print(json.dumps({"benchmark": "overhead", "model": given.model, "data": given.data, "ratio": middle, **rates}))
+    print(
+        f"suite / bare: median {middle:.3f} of {len(ratios)} rounds, from {ratios[0]:.3f} to {ratios[-1]:.3f}"
+    )
+    print(
+        json.dumps(
+            {
+                "benchmark": "overhead",
+                "model": given.model,
+                "data": given.data,
+                "ratio": middle,
+                **rates,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 import timm
 import torch
 from torch import nn
+from written import write
 
 from trainer import provenance
 from trainer.check import check, kinds_in, tag_of
@@ -24,7 +25,6 @@ from trainer.ingredients.surgery import SurgeryError
 from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
 from trainer.tree import plain
-from written import write
 
 MODEL = "resnet50"
 KEYS = ("norm", "activation", "weight_standardization")
@@ -69,7 +69,9 @@ def seconds(model: nn.Module, images: torch.Tensor, settings) -> float:
     return taken_s
 
 
-def measure(models: dict[str, nn.Module], images: torch.Tensor, settings, num_rounds: int) -> dict[str, list[tuple[float, float]]]:
+def measure(
+    models: dict[str, nn.Module], images: torch.Tensor, settings, num_rounds: int
+) -> dict[str, list[tuple[float, float]]]:
     """(seconds, seconds of the plain model around it) of every model in every round, after one round that warms up."""
     plain = models["plain"]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
@@ -94,7 +96,9 @@ def as_markdown(facts: dict) -> str:
     lines += ["", "| part | ratio | quartiles | median ms |", "|---|---|---|---|"]
     for row in sorted(facts["rows"], key=lambda row: row["ratio"]):
         low, high = row["quartiles"]
-        lines.append(f"| {row['name']} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['median_ms']:.1f} |")
+        lines.append(
+            f"| {row['name']} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['median_ms']:.1f} |"
+        )
     return "\n".join([*lines, ""])
 
 
@@ -109,13 +113,17 @@ def rows_of(taken: dict[str, list[tuple[float, float]]]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--px", type=int, help="default 64 on the CPU, 224 on a GPU")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", default="", help="parts whose name holds this text; writes nothing")
+    parser.add_argument(
+        "--only", default="", help="parts whose name holds this text; writes nothing"
+    )
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     given = parser.parse_args()
     keep_freed_memory()  # as a run does

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from written import write
 
 from trainer import provenance
 from trainer.bench import Rate, median_ratio
@@ -28,7 +29,6 @@ from trainer.settings import make_settings
 from trainer.state import State
 from trainer.stop import StopRequest
 from trainer.train import optimizer_step
-from written import write
 
 KINDS = ("none", "one rank")
 
@@ -42,7 +42,11 @@ class OneOfOne(Ranks):
 def block_of(plan, settings, data, ranks: Ranks, num_steps: int, folder: Path):
     """A call that makes so many steps and gives their last loss."""
     state = State(plan, settings, folder, ranks)
-    stream, number, stop = data.train_stream(plan, settings, 0, ranks), iter(range(10**9)), StopRequest()
+    stream, number, stop = (
+        data.train_stream(plan, settings, 0, ranks),
+        iter(range(10**9)),
+        StopRequest(),
+    )
 
     def block() -> float:
         for _ in range(num_steps):
@@ -60,7 +64,10 @@ def measured(given, folder: Path) -> tuple[dict[str, Rate], dict[str, float], in
     data = open_data(plan.profile, data_folder(given.data, None))
     settings = make_settings("cpu", in_memory=data.train.is_in_memory)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    blocks = {kind: block_of(plan, settings, data, ranks, given.steps, folder) for kind, ranks in zip(KINDS, (alone(), OneOfOne()), strict=True)}
+    blocks = {
+        kind: block_of(plan, settings, data, ranks, given.steps, folder)
+        for kind, ranks in zip(KINDS, (alone(), OneOfOne()), strict=True)
+    }
     taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
     losses = {}
     for number in range(given.rounds + 1):
@@ -71,7 +78,11 @@ def measured(given, folder: Path) -> tuple[dict[str, Rate], dict[str, float], in
                 taken[kind].append(time.perf_counter() - before)
     dist.destroy_process_group()
     images = given.steps * plan.recipe.batch.images
-    return {kind: Rate(tuple(seconds), images) for kind, seconds in taken.items()}, losses, torch.get_num_threads()
+    return (
+        {kind: Rate(tuple(seconds), images) for kind, seconds in taken.items()},
+        losses,
+        torch.get_num_threads(),
+    )
 
 
 def as_markdown(facts: dict) -> str:
@@ -80,9 +91,19 @@ def as_markdown(facts: dict) -> str:
     lines += [f"`{facts['command']}`: {facts['device']}, {facts['num_threads']} threads, torch {facts['torch']}; {facts['model']}, page {facts['recipe']}, {facts['set']}. "
               f"{facts['num_rounds']} rounds of {facts['num_steps']} steps in turns; both end with the same loss.", ""]  # fmt: skip
     lines += ["| | images/s, median | quartiles |", "|---|---|---|"]
-    lines += [f"| {kind} | {rate['images_per_s']:.1f} | {rate['low_images_per_s']:.1f} to {rate['high_images_per_s']:.1f} |" for kind, rate in facts["rates"].items()]
+    lines += [
+        f"| {kind} | {rate['images_per_s']:.1f} | {rate['low_images_per_s']:.1f} to {rate['high_images_per_s']:.1f} |"
+        for kind, rate in facts["rates"].items()
+    ]
     low, high = facts["cost_quartiles_pct"]
-    return "\n".join([*lines, "", f"One rank costs **{facts['cost_pct']:+.2f} %** (median of the rounds; quartiles {low:+.2f} to {high:+.2f} %).", ""])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"One rank costs **{facts['cost_pct']:+.2f} %** (median of the rounds; quartiles {low:+.2f} to {high:+.2f} %).",
+            "",
+        ]
+    )
 
 
 def main() -> None:
@@ -99,7 +120,10 @@ def main() -> None:
         rates, losses, num_threads = measured(given, Path(folder))
     if losses["none"] != losses["one rank"]:
         raise SystemExit(f"error: the two end with other losses: {losses}")
-    costs = [100 * (with_one / none - 1) for with_one, none in zip(rates["one rank"].seconds, rates["none"].seconds, strict=True)]
+    costs = [
+        100 * (with_one / none - 1)
+        for with_one, none in zip(rates["one rank"].seconds, rates["none"].seconds, strict=True)
+    ]
     low, _, high = statistics.quantiles(costs, n=4, method="inclusive")
     facts = {
         "benchmark": "ranks", "command": f"python tests/benchmarks/bench_ranks.py --model {given.model} --rounds {given.rounds} --steps {given.steps}",

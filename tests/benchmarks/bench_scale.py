@@ -1,6 +1,6 @@
 """The order of an epoch and the opening of an index at ImageNet-21k's size: seconds and MiB.
 
-    python tests/benchmarks/bench_scale.py [--images 14000000] [--classes 21841] [--dry]
+python tests/benchmarks/bench_scale.py [--images 14000000] [--classes 21841] [--dry]
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from written import write
 
 from trainer import provenance
-from trainer.data.index import ARRAYS, _LAYOUT, cache_folder, fingerprint_of, open_index, store_index
+from trainer.data.index import (
+    _LAYOUT,
+    ARRAYS,
+    cache_folder,
+    fingerprint_of,
+    open_index,
+    store_index,
+)
 from trainer.data.order import _permutation, micro_batch_ids
-from written import write
 
 NAME = b"n00000000/n00000000_000000.JPEG"
 
@@ -29,7 +36,12 @@ def synthetic(num_images: int, num_classes: int) -> dict[str, np.ndarray]:
     """The arrays of an index of so many files."""
     offsets = np.arange(num_images + 1, dtype=np.int64) * len(NAME)
     labels = (np.arange(num_images, dtype=np.int64) * num_classes // num_images).astype(np.int32)
-    columns = (np.tile(np.frombuffer(NAME, np.uint8), num_images), offsets, labels, np.full(num_images, 110_000, np.int64))
+    columns = (
+        np.tile(np.frombuffer(NAME, np.uint8), num_images),
+        offsets,
+        labels,
+        np.full(num_images, 110_000, np.int64),
+    )
     return dict(zip(ARRAYS, columns, strict=True))
 
 
@@ -45,9 +57,18 @@ def stored(root: Path, num_images: int, num_classes: int) -> None:
         os.utime(root / split, (1e9, 1e9))
     arrays = synthetic(num_images, num_classes)
     stamps = {name: 10**18 for name in (".", *classes)}
-    facts = {"layout": _LAYOUT, "folder": os.path.abspath(root / "train"), "classes": classes, "stamps": stamps}
+    facts = {
+        "layout": _LAYOUT,
+        "folder": os.path.abspath(root / "train"),
+        "classes": classes,
+        "stamps": stamps,
+    }
     name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
-    store_index(arrays, facts | {"fingerprint": fingerprint_of(arrays)}, cache_folder() / "index" / name / "train.json")
+    store_index(
+        arrays,
+        facts | {"fingerprint": fingerprint_of(arrays)},
+        cache_folder() / "index" / name / "train.json",
+    )
 
 
 def peak_mib() -> float:
@@ -65,7 +86,9 @@ def seconds(call: Callable[[int], object], num_rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=14_000_000)
     parser.add_argument("--classes", type=int, default=21_841)
     parser.add_argument("--dry", action="store_true")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from bench_ffcv import STORAGES, has_ffcv, write_betons
 from timm.data import Mixup
 
-from bench_ffcv import STORAGES, has_ffcv, write_betons
 from trainer.bench_data import image_folder
 from trainer.bench_timm import timm_loader
 from trainer.data.opened import OpenedData, open_data
@@ -25,19 +25,35 @@ NUM_MICRO_BATCHES = 4  # of a step of the page A2
 DEVICE, MODEL = "ready for the device", "ready for the model"
 
 
-def whole_loaders(files: list[Path], train_px: int, batch_images: int, num_workers: int, num_images: int, folder: Path) -> dict[str, dict[str, Callable[[int], int]]]:
+def whole_loaders(
+    files: list[Path],
+    train_px: int,
+    batch_images: int,
+    num_workers: int,
+    num_images: int,
+    folder: Path,
+) -> dict[str, dict[str, Callable[[int], int]]]:
     """By stage and name, calls that make one pass over so many images, in whole steps; ffcv's where it is built."""
     num_images -= num_images % (NUM_MICRO_BATCHES * batch_images)
     root = image_folder(folder / "whole", files, num_images, 2)
-    plan, settings = _plan(root, train_px, batch_images), make_settings("cpu", workers=str(num_workers))
-    once, data = replace(plan, recipe=plan.recipe.model_copy(update={"repeats": None})), open_data(plan.profile, root)
+    plan, settings = (
+        _plan(root, train_px, batch_images),
+        make_settings("cpu", workers=str(num_workers)),
+    )
+    once, data = (
+        replace(plan, recipe=plan.recipe.model_copy(update={"repeats": None})),
+        open_data(plan.profile, root),
+    )
     stages = {DEVICE: {}, MODEL: {"timm": lambda _: sum(_timms(plan, settings, root))}}
     for stage in stages:
         stages[stage]["ours, loader=torch"] = _ours(plan, settings, data, stage)
         stages[stage]["ours, loader=torch, without repeats"] = _ours(once, settings, data, stage)
     for name in STORAGES if has_ffcv() else ():
         write_betons(plan.profile, root, folder / f"whole {name}", STORAGES[name])
-        packed, of_ffcv = open_data(plan.profile, folder / f"whole {name}", in_beton=True), replace(settings, loader="ffcv")
+        packed, of_ffcv = (
+            open_data(plan.profile, folder / f"whole {name}", in_beton=True),
+            replace(settings, loader="ffcv"),
+        )
         for stage in stages:
             stages[stage][f"ours, loader=ffcv ({name})"] = _ours(plan, of_ffcv, packed, stage)
     return stages
@@ -45,13 +61,29 @@ def whole_loaders(files: list[Path], train_px: int, batch_images: int, num_worke
 
 def _plan(root: Path, train_px: int, batch_images: int) -> Plan:
     words = f"image.train_px={train_px} batch.images={NUM_MICRO_BATCHES * batch_images} batch.norm_images={batch_images} epochs=10000 "
-    return plan_of(Job("A2", "resnet50", str(root), None, 0, words + "lr.peak=1e-3 lr.warmup_epochs=null lr.warmup_from=null"))
+    return plan_of(
+        Job(
+            "A2",
+            "resnet50",
+            str(root),
+            None,
+            0,
+            words + "lr.peak=1e-3 lr.warmup_epochs=null lr.warmup_from=null",
+        )
+    )
 
 
 def _timms(plan: Plan, settings: Settings, root: Path) -> Iterator[int]:
     mix = plan.recipe.mix
-    mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, num_classes=plan.profile.num_classes)
-    for images, labels in timm_loader(plan, settings, root, has_prefetcher=True, num_images=plan.profile.num_train):
+    mixup = Mixup(
+        mix.mixup_alpha,
+        mix.cutmix_alpha,
+        switch_prob=mix.cutmix_share,
+        num_classes=plan.profile.num_classes,
+    )
+    for images, labels in timm_loader(
+        plan, settings, root, has_prefetcher=True, num_images=plan.profile.num_train
+    ):
         yield len(mixup(images, labels)[0])
 
 
@@ -62,6 +94,9 @@ def _ours(plan: Plan, settings: Settings, data: OpenedData, stage: str) -> Calla
     def read(number: int) -> int:
         first = max(0, number) * plan.steps_per_epoch
         batches = stream.batches(first, first + plan.steps_per_epoch, settings.num_workers, "cpu")
-        return sum(len(batch.images if stage == DEVICE else prepare(plan, settings, batch)[0]) for batch in batches)
+        return sum(
+            len(batch.images if stage == DEVICE else prepare(plan, settings, batch)[0])
+            for batch in batches
+        )
 
     return read

@@ -28,7 +28,9 @@ def averaged(losses: Sequence[float], past: float, is_corrected: bool) -> np.nda
     return np.array(out)
 
 
-def until_diverged(values: np.ndarray, losses: np.ndarray, most: float) -> tuple[np.ndarray, np.ndarray]:
+def until_diverged(
+    values: np.ndarray, losses: np.ndarray, most: float
+) -> tuple[np.ndarray, np.ndarray]:
     """The part of a curve before its loss passes `most` times the best so far, or is no number."""
     is_over = ~np.isfinite(losses) | (losses > most * np.fmin.accumulate(losses))
     end = int(np.argmax(is_over)) if is_over.any() else len(losses)

@@ -20,35 +20,69 @@ def table(bench: Path = BENCH) -> str:
 def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
     yield from _loader_rows(*_facts(bench, "loader-224"))
     found, link = _facts(bench, "end-to-end")
-    ours, theirs = ({row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts"))
+    ours, theirs = (
+        {row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts")
+    )
     measured = f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; waits for data {ours['wait_pct']:.1f} % of the time"
-    yield f"a whole A3 loop, resnet18, {found['px']} px from JPEG files", measured, f"{theirs['images_per_s']:.0f} images/s, a loop of timm's parts", link
+    yield (
+        f"a whole A3 loop, resnet18, {found['px']} px from JPEG files",
+        measured,
+        f"{theirs['images_per_s']:.0f} images/s, a loop of timm's parts",
+        link,
+    )
     found, link = _facts(bench, "optimizer-cpu")
     theirs, ours = found["step_ms"]["timm Lamb"], found["step_ms"]["our Lamb, clipping included"]
-    yield "a step of LAMB, resnet50's 161 tensors", f"{ours:.1f} ms, {theirs / ours:.2f} x", f"{theirs:.1f} ms, timm's Lamb", link
+    yield (
+        "a step of LAMB, resnet50's 161 tensors",
+        f"{ours:.1f} ms, {theirs / ours:.2f} x",
+        f"{theirs:.1f} ms, timm's Lamb",
+        link,
+    )
     found, link = _facts(bench, "ranks-cpu")
-    yield f"the means of several ranks, for one, {found['model']}", f"{found['cost_pct']:+.2f} % time", "a process by itself", link
+    yield (
+        f"the means of several ranks, for one, {found['model']}",
+        f"{found['cost_pct']:+.2f} % time",
+        "a process by itself",
+        link,
+    )
     found, link = _facts(bench, "checkpoints-cpu")
     measured = f"{found['most_pct']:.2f} % time, all cores busy ({found['extra_pct']['beside']:+.2f} % seen)"
-    yield f"a checkpoint every {found['every_s']:g} s, {found['model']}, {found['mib']} MiB", measured, "none", link
+    yield (
+        f"a checkpoint every {found['every_s']:g} s, {found['model']}, {found['mib']} MiB",
+        measured,
+        "none",
+        link,
+    )
     found, link = _facts(bench, "scale")
     measured = f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; opening {found['opening_s']:.2f} s"
     yield f"{found['num_images'] / 1e6:g} million images", measured, "", link
     found, link = _facts(bench, "run-cpu")
-    yield f"`make bench`: {found['model']}, {found['recipe']}, {found['train_px']} px", found["verdict"], "the step alone", link
+    yield (
+        f"`make bench`: {found['model']}, {found['recipe']}, {found['train_px']} px",
+        found["verdict"],
+        "the step alone",
+        link,
+    )
 
 
 def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
     rates = {(row["stage"], row["who"]): row for row in found["whole"]}
     timm = rates["ready for the model", "timm"]
-    beside = f"{timm['images_per_s']:.0f} images/s, timm's create_loader and Mixup, all of their work"
+    beside = (
+        f"{timm['images_per_s']:.0f} images/s, timm's create_loader and Mixup, all of their work"
+    )
     names = {"ours, loader=torch": "torch loader", "ours, loader=torch, without repeats": "the same, no image repeated",
              "ours, loader=ffcv (256 px, pixels)": "ffcv from a .beton of 256 px pixels"}  # fmt: skip
     for stage in ("ready for the device", "ready for the model"):
         for who, name in names.items():
             row = rates[stage, who]
             measured = f"{row['images_per_s']:.0f} images/s, {row['x_timm']:.2f} x"
-            yield f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes, {stage}: {name}", measured, beside, link
+            yield (
+                f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes, {stage}: {name}",
+                measured,
+                beside,
+                link,
+            )
 
 
 def _facts(bench: Path, name: str) -> tuple[dict, str]:

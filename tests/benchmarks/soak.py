@@ -102,8 +102,16 @@ def counted(pipe, printed: str) -> None:
 
 def held() -> dict:
     """Resident memory in KiB, open file handles and threads of this process."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return {"rss_kib": int(status["VmRSS"].split()[0]), "handles": len(os.listdir("/proc/self/fd")), "threads": int(status["Threads"])}
+    status = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if ":" in line
+    )
+    return {
+        "rss_kib": int(status["VmRSS"].split()[0]),
+        "handles": len(os.listdir("/proc/self/fd")),
+        "threads": int(status["Threads"]),
+    }
 
 
 # ---- what must be equal, and what is counted
@@ -115,7 +123,9 @@ class Soak:
 
     expected: dict[int, dict] = field(default_factory=dict)
     runs: Counter = field(default_factory=Counter)  # ended: "killed" and "counted"
-    ends: Counter = field(default_factory=Counter)  # of processes: SIGKILL, SIGTERM (saved), SIGTERM (had ended), finished
+    ends: Counter = field(
+        default_factory=Counter
+    )  # of processes: SIGKILL, SIGTERM (saved), SIGTERM (had ended), finished
     faults: list[str] = field(default_factory=list)
     kills_of_a_run: list[int] = field(default_factory=list)
     held: list[dict] = field(default_factory=list)
@@ -127,7 +137,9 @@ class Soak:
             self.expected[seed] = found
         for what, value in self.expected[seed].items():
             if found.get(what) != value:
-                self.fault(f"seed {seed}: {what} differs: {differing(found.get(what), value)}; printed {shorten(printed.read_text()[-300:])}")
+                self.fault(
+                    f"seed {seed}: {what} differs: {differing(found.get(what), value)}; printed {shorten(printed.read_text()[-300:])}"
+                )
 
     def fault(self, text: str) -> None:
         """Keep it, and say it at once."""
@@ -137,7 +149,10 @@ class Soak:
 
 def ending(folder: Path) -> dict:
     """Row without what may differ, curves, and the names of the files that are left."""
-    rows, curves = sorted((folder / "results" / "rows").glob("*.json")), sorted((folder / "runs").glob("*/metrics.jsonl"))
+    rows, curves = (
+        sorted((folder / "results" / "rows").glob("*.json")),
+        sorted((folder / "runs").glob("*/metrics.jsonl")),
+    )
     if len(rows) != 1 or len(curves) != 1:
         return {"rows": len(rows), "runs": len(curves)}
     row = json.loads(rows[0].read_text())
@@ -146,16 +161,29 @@ def ending(folder: Path) -> dict:
     return {
         "row": {name: value for name, value in row.items() if name not in free},
         "metrics": curves[0].read_bytes(),
-        "files": sorted({name for name in left if "tensorboard" not in name and "events" not in name}),
+        "files": sorted(
+            {name for name in left if "tensorboard" not in name and "events" not in name}
+        ),
     }
 
 
 def differing(found: object, expected: object) -> str:
     """What one has and the other has not."""
     if isinstance(found, dict) and isinstance(expected, dict):
-        return shorten({name: (found.get(name), expected.get(name)) for name in found | expected if found.get(name) != expected.get(name)})
+        return shorten(
+            {
+                name: (found.get(name), expected.get(name))
+                for name in found | expected
+                if found.get(name) != expected.get(name)
+            }
+        )
     if isinstance(found, list) and isinstance(expected, list):
-        return shorten({"more": sorted(set(found) - set(expected)), "missing": sorted(set(expected) - set(found))})
+        return shorten(
+            {
+                "more": sorted(set(found) - set(expected)),
+                "missing": sorted(set(expected) - set(found)),
+            }
+        )
     return shorten(found)
 
 
@@ -172,17 +200,23 @@ def undisturbed(context, soak: Soak, place: Path) -> float:
     for seed in SEEDS:
         folder = place / f"alone-{seed}"
         began = time.monotonic()
-        process = context.Process(target=killed_one, args=(words(folder, seed), str(place / "printed.txt")))
+        process = context.Process(
+            target=killed_one, args=(words(folder, seed), str(place / "printed.txt"))
+        )
         process.start()
         process.join()
         took.append(time.monotonic() - began)
         if process.exitcode:
-            raise SystemExit(f"error: the undisturbed run of seed {seed} ended with {process.exitcode}: {(place / 'printed.txt').read_text()}")
+            raise SystemExit(
+                f"error: the undisturbed run of seed {seed} ended with {process.exitcode}: {(place / 'printed.txt').read_text()}"
+            )
         soak.check(folder, seed, place / "printed.txt")
     return statistics.median(took)
 
 
-def killed_run(context, soak: Soak, place: Path, seed: int, usual_s: float, draw: random.Random) -> None:
+def killed_run(
+    context, soak: Soak, place: Path, seed: int, usual_s: float, draw: random.Random
+) -> None:
     """One run, by processes that are ended at random moments until one has ended it."""
     folder, printed = place / "run", place / "printed.txt"
     for kills in range(MOST_KILLS + 1):
@@ -203,7 +237,9 @@ def killed_run(context, soak: Soak, place: Path, seed: int, usual_s: float, draw
         if code == 0:
             break
         if code not in (STOPPED, -signal.SIGKILL, -signal.SIGTERM):
-            soak.fault(f"seed {seed}: a process ended with {code}: {shorten(printed.read_text()[-300:])}")
+            soak.fault(
+                f"seed {seed}: a process ended with {code}: {shorten(printed.read_text()[-300:])}"
+            )
             break
     soak.kills_of_a_run.append(kills)
     soak.check(folder, seed, printed)
@@ -220,14 +256,18 @@ class Counted:
 
     def __init__(self, context, place: Path) -> None:
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=counted, args=(theirs, str(place / "counted.txt")), daemon=True)
+        self.process = context.Process(
+            target=counted, args=(theirs, str(place / "counted.txt")), daemon=True
+        )
         self.process.start()
 
     def run(self, soak: Soak, place: Path, seed: int, usual_s: float) -> None:
         self.pipe.send(words(place / "run", seed))
         if not self.pipe.poll(HANGS * usual_s):
             self.process.kill()
-            raise SystemExit(f"error: the process that lives to the end hangs, or is gone, in a run of seed {seed}")
+            raise SystemExit(
+                f"error: the process that lives to the end hangs, or is gone, in a run of seed {seed}"
+            )
         code, found = self.pipe.recv()
         soak.held.append(found)
         if code:
@@ -246,7 +286,11 @@ def growth(held: list[dict], name: str) -> float:
 
 def grown(held: list[dict]) -> list[str]:
     limits = {"rss_kib": RSS_GROWTH_KIB, "handles": 0.02, "threads": 0.02}
-    return [f"{name} grows by {growth(held, name):.3g} a run" for name, most in limits.items() if growth(held, name) > most]
+    return [
+        f"{name} grows by {growth(held, name):.3g} a run"
+        for name, most in limits.items()
+        if growth(held, name) > most
+    ]
 
 
 def table(soak: Soak, seconds: float, asked) -> str:
@@ -281,9 +325,15 @@ def table(soak: Soak, seconds: float, asked) -> str:
 
 def held_lines(held: list[dict]) -> list[str]:
     lines = []
-    for name, title in {"rss_kib": "resident memory, KiB", "handles": "open file handles", "threads": "threads"}.items():
+    for name, title in {
+        "rss_kib": "resident memory, KiB",
+        "handles": "open file handles",
+        "threads": "threads",
+    }.items():
         values = [one[name] for one in held[FREE:]] or [0]
-        lines.append(f"| {title} | {values[0]:,} | {statistics.median(values):,.0f} | {values[-1]:,} | {growth(held, name):+.3f} |")
+        lines.append(
+            f"| {title} | {values[0]:,} | {statistics.median(values):,.0f} | {values[-1]:,} | {growth(held, name):+.3f} |"
+        )
     return lines
 
 
@@ -295,7 +345,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where soak.md goes")
     asked = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.cli", "trainer.job", "trainer.train", "trainer.export", "timm"])
+    context.set_forkserver_preload(
+        ["trainer.cli", "trainer.job", "trainer.train", "trainer.export", "timm"]
+    )
     soak, draw, began = Soak(), random.Random(asked.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rsb-soak-") as folder:
         place = Path(folder)
@@ -313,7 +365,10 @@ def main() -> int:
             soak.runs[kind] += 1
             shutil.rmtree(place / "run")
             if number % 10 == 9:
-                print(f"{number + 1} runs, {dict(soak.ends)}, {len(soak.faults)} faults, {soak.held[-1]}", flush=True)
+                print(
+                    f"{number + 1} runs, {dict(soak.ends)}, {len(soak.faults)} faults, {soak.held[-1]}",
+                    flush=True,
+                )
         lives.pipe.send(None)
         lives.process.join(20)
     text = table(soak, time.monotonic() - began, asked)

@@ -55,20 +55,43 @@ def program(command: str, **words: object) -> None:
     """A command of the program with its words; raises CalledProcessError where it fails."""
     given = [f"--{name.replace('_', '-')}={value}" for name, value in words.items()]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    subprocess.run([sys.executable, "-m", "trainer", command, *given], check=True, env=os.environ | {"PYTHONPATH": path})
+    subprocess.run(
+        [sys.executable, "-m", "trainer", command, *given],
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
 
 
 def train(loader: str, seed: int, folder: Path, results: Path) -> None:
     """The run of a loader and a seed; its row goes to the loader's own store."""
     images = folder / ("beton" if loader == "ffcv" else "images")
-    words = {"recipe": "A3", "model": "resnet18", "data": folder / "profile.yaml", "data_dir": images, "seed": seed, "loader": loader}
-    program("train", **words, device="cpu", workers=0, runs=folder / "runs" / loader, results=results / "loaders" / loader)
+    words = {
+        "recipe": "A3",
+        "model": "resnet18",
+        "data": folder / "profile.yaml",
+        "data_dir": images,
+        "seed": seed,
+        "loader": loader,
+    }
+    program(
+        "train",
+        **words,
+        device="cpu",
+        workers=0,
+        runs=folder / "runs" / loader,
+        results=results / "loaders" / loader,
+    )
 
 
 def rows_of(results: Path, loader: str) -> dict[int, dict]:
     """The rows of a loader, by seed."""
-    rows = [json.loads(path.read_text()) for path in sorted((results / "loaders" / loader / "rows").glob("*.json"))]
-    assert all(row["loader"].partition(",")[0] == loader for row in rows)  # "torch, simplejpeg 1.9": with its decoder
+    rows = [
+        json.loads(path.read_text())
+        for path in sorted((results / "loaders" / loader / "rows").glob("*.json"))
+    ]
+    assert all(
+        row["loader"].partition(",")[0] == loader for row in rows
+    )  # "torch, simplejpeg 1.9": with its decoder
     return {row["seed"]: row for row in rows}
 
 
@@ -76,14 +99,24 @@ def page(results: Path) -> str:
     """The table, the differences and their test, in words."""
     torch_rows, ffcv_rows = (rows_of(results, loader) for loader in LOADERS)
     seeds = sorted(torch_rows.keys() & ffcv_rows.keys())
-    lines = ["| seed | torch, top-1 % | ffcv, top-1 % | ffcv - torch | run |", "|---|---|---|---|---|"]
+    lines = [
+        "| seed | torch, top-1 % | ffcv, top-1 % | ffcv - torch | run |",
+        "|---|---|---|---|---|",
+    ]
     for seed in seeds:
         ours, theirs = torch_rows[seed], ffcv_rows[seed]
         far = theirs["top1_pct"] - ours["top1_pct"]
-        lines.append(f"| {seed} | {ours['top1_pct']:.2f} | {theirs['top1_pct']:.2f} | {far:+.2f} | `{ours['run']}` |")
-    scores, others = ([rows[seed]["top1_pct"] for seed in seeds] for rows in (torch_rows, ffcv_rows))
+        lines.append(
+            f"| {seed} | {ours['top1_pct']:.2f} | {theirs['top1_pct']:.2f} | {far:+.2f} | `{ours['run']}` |"
+        )
+    scores, others = (
+        [rows[seed]["top1_pct"] for seed in seeds] for rows in (torch_rows, ffcv_rows)
+    )
     return WORDS.format(
-        table="\n".join(lines), verdict=verdict(scores, others), num_val=torch_rows[seeds[0]]["num_val_images"], num_seeds=len(seeds)
+        table="\n".join(lines),
+        verdict=verdict(scores, others),
+        num_val=torch_rows[seeds[0]]["num_val_images"],
+        num_seeds=len(seeds),
     )
 
 
@@ -91,7 +124,11 @@ def verdict(scores: list[float], others: list[float]) -> str:
     """The 90 % interval of the mean difference beside the spread over seeds, and what follows."""
     differences = [other - score for score, other in zip(scores, others, strict=True)]
     mean, spread = statistics.mean(differences), max(scores) - min(scores)
-    half = stats.t.ppf(0.95, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5
+    half = (
+        stats.t.ppf(0.95, len(differences) - 1)
+        * statistics.stdev(differences)
+        / len(differences) ** 0.5
+    )
     is_equivalent = max(abs(mean - half), abs(mean + half)) < spread
     return (
         f"Mean difference {mean:+.2f} points, 90 % interval {mean - half:+.2f} to {mean + half:+.2f}; the torch loader's scores span "
@@ -117,9 +154,16 @@ Written by `python tests/benchmarks/study_loaders.py --src <cifar10> --seeds {nu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--src", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("runs/loaders"), help="folder of the images, the .beton files and the runs")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/loaders"),
+        help="folder of the images, the .beton files and the runs",
+    )
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--loaders", default=" ".join(LOADERS), help="only these")

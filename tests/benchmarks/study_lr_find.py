@@ -52,12 +52,21 @@ class Pair:
         from trainer.recipe import find_recipe, load_recipe
 
         lr = load_recipe(find_recipe(self.page)).lr
-        ends = {"lr.warmup_from": lr.warmup_from, "lr.schedule.end": getattr(lr.schedule, "end", None)}
-        lower = [f"{path}={peak_text(end * float(peak) / lr.peak)}" for path, end in ends.items() if (end or 0) > float(peak)]
+        ends = {
+            "lr.warmup_from": lr.warmup_from,
+            "lr.schedule.end": getattr(lr.schedule, "end", None),
+        }
+        lower = [
+            f"{path}={peak_text(end * float(peak) / lr.peak)}"
+            for path, end in ends.items()
+            if (end or 0) > float(peak)
+        ]
         return " ".join(filter(None, (f"lr.peak={peak}", *lower, self.also)))
 
 
-PAIRS = [Pair(page, model) for model in MODELS for page in PAGES if (page, model) not in NOT_ALLOWED]
+PAIRS = [
+    Pair(page, model) for model in MODELS for page in PAGES if (page, model) not in NOT_ALLOWED
+]
 
 
 def peak_text(value: float) -> str:
@@ -77,11 +86,28 @@ class Store:
     def _place(row: dict) -> tuple[str, str, float, int] | None:
         """(page, model, peak, seed) of a row of this study; None for any other."""
         pair = Pair(row["recipe"], row["model"])
-        changed = {change["path"]: change["after"] for change in row["deviations"] if change["origin"] == "set"}
-        if pair not in PAIRS or row["data"] != "digits" or row["seed"] not in SEEDS or "lr.peak" not in changed:
+        changed = {
+            change["path"]: change["after"]
+            for change in row["deviations"]
+            if change["origin"] == "set"
+        }
+        if (
+            pair not in PAIRS
+            or row["data"] != "digits"
+            or row["seed"] not in SEEDS
+            or "lr.peak" not in changed
+        ):
             return None
-        others = {path: after for path, after in changed.items() if path not in ("lr.peak", "lr.warmup_from", "lr.schedule.end")}
-        return (pair.page, pair.model, float(changed["lr.peak"]), row["seed"]) if others == ({"average": "off"} if pair.also else {}) else None
+        others = {
+            path: after
+            for path, after in changed.items()
+            if path not in ("lr.peak", "lr.warmup_from", "lr.schedule.end")
+        }
+        return (
+            (pair.page, pair.model, float(changed["lr.peak"]), row["seed"])
+            if others == ({"average": "off"} if pair.also else {})
+            else None
+        )
 
     def range_test(self, pair: Pair) -> dict | None:
         path = self.path(pair)
@@ -147,8 +173,14 @@ def kept(suggestion) -> dict:
         "rules": {rule: found and found.median for rule, found in suggestion.rules.items()},
         "edge": suggestion.edge and suggestion.edge.median,
         "stable": suggestion.stable,
-        "candidates": [[one.value, {str(seed): loss for seed, loss in one.losses.items()}] for one in suggestion.candidates],
-        "ramps": [{"seed": ramp.seed, "values": list(ramp.values), "losses": list(ramp.losses)} for ramp in ramps],
+        "candidates": [
+            [one.value, {str(seed): loss for seed, loss in one.losses.items()}]
+            for one in suggestion.candidates
+        ],
+        "ramps": [
+            {"seed": ramp.seed, "values": list(ramp.values), "losses": list(ramp.losses)}
+            for ramp in ramps
+        ],
     }
 
 
@@ -177,9 +209,15 @@ def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> in
         if store.range_test(pair) is None:
             store.path(pair).parent.mkdir(parents=True, exist_ok=True)
             store.path(pair).write_text(json.dumps(find(pair, runs)) + "\n")
-            print(f"{pair}: {store.range_test(pair)['value']} {store.range_test(pair)['reason']}", flush=True)
+            print(
+                f"{pair}: {store.range_test(pair)['value']} {store.range_test(pair)['reason']}",
+                flush=True,
+            )
         for each, peak in wanted(store, [pair], with_others=False):
-            if Store(results).row(each, peak) is None and train(each, peak, runs, results) == EXIT_STOPPED:
+            if (
+                Store(results).row(each, peak) is None
+                and train(each, peak, runs, results) == EXIT_STOPPED
+            ):
                 return EXIT_STOPPED
             told(each, peak, results)
     for pair, peak in wanted(Store(results), pairs, with_others):
@@ -196,7 +234,13 @@ def beaten(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, list[float]]
         value = (store.range_test(pair) or {}).get("value")
         if (distance_of(store, pair, value) or 0) > NEAR_PCT:
             grid = [value * 3.0**step for step in STEPS]
-            yield pair, [value, *(peak for peak in grid if store.score(pair, peak) > store.score(pair, value))]
+            yield (
+                pair,
+                [
+                    value,
+                    *(peak for peak in grid if store.score(pair, peak) > store.score(pair, value)),
+                ],
+            )
 
 
 def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
@@ -208,7 +252,10 @@ def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
                 if train(pair, peak, runs, results, seed) == EXIT_STOPPED:
                     return EXIT_STOPPED
                 write_page(Store(results))
-                print(f"{pair} lr.peak={peak_text(peak)} seed {seed}: {Store(results).score(pair, peak, seed)}", flush=True)
+                print(
+                    f"{pair} lr.peak={peak_text(peak)} seed {seed}: {Store(results).score(pair, peak, seed)}",
+                    flush=True,
+                )
     return EXIT_DONE
 
 
@@ -223,21 +270,38 @@ def told(pair: Pair, peak: float, results: Path) -> None:
 
 def grid_table(store: Store) -> str:
     """Per pair: the recommended rate, the scores of the grid, its best, and how far the recommended is from it."""
-    heads = " | ".join("x 1" if not step else f"x {3**step}" if step > 0 else f"/ {3**-step}" for step in STEPS)
-    lines = [f"| recipe | model | recommended | {heads} | best | points below it |", "|---" * (5 + len(STEPS)) + "|"]
+    heads = " | ".join(
+        "x 1" if not step else f"x {3**step}" if step > 0 else f"/ {3**-step}" for step in STEPS
+    )
+    lines = [
+        f"| recipe | model | recommended | {heads} | best | points below it |",
+        "|---" * (5 + len(STEPS)) + "|",
+    ]
     for pair in PAIRS:
         found = store.range_test(pair)
-        lines.append(f"| {pair.page} | {pair.model} | {' | '.join(grid_cells(store, pair, found))} |")
+        lines.append(
+            f"| {pair.page} | {pair.model} | {' | '.join(grid_cells(store, pair, found))} |"
+        )
     return "\n".join(lines)
 
 
 def grid_cells(store: Store, pair: Pair, found: dict | None) -> list[str]:
     if found is None or found["value"] is None:
-        return ["none: " + found["reason"].partition(": ")[2] if found else "not run", *[""] * (len(STEPS) + 2)]
+        return [
+            "none: " + found["reason"].partition(": ")[2] if found else "not run",
+            *[""] * (len(STEPS) + 2),
+        ]
     scores = [store.score(pair, found["value"] * 3.0**step) for step in STEPS]
-    cells = [peak_text(found["value"]), *("not run" if score is None else f"{score:.2f}" for score in scores)]
+    cells = [
+        peak_text(found["value"]),
+        *("not run" if score is None else f"{score:.2f}" for score in scores),
+    ]
     distance = distance_of(store, pair, found["value"])
-    return [*cells, "" if distance is None else f"{max(scores):.2f}", "" if distance is None else f"{distance:.2f}"]
+    return [
+        *cells,
+        "" if distance is None else f"{max(scores):.2f}",
+        "" if distance is None else f"{distance:.2f}",
+    ]
 
 
 def best_of_grid(store: Store, pair: Pair) -> float | None:
@@ -261,14 +325,29 @@ def distance_of(store: Store, pair: Pair, value: float | None) -> float | None:
 def rules_table(store: Store) -> str:
     """Per rule: what it suggests for each pair, and the points between the grid's best and that."""
     pairs = [pair for pair in PAIRS if best_of_grid(store, pair) is not None]
-    lines = [f"| rule | {' | '.join(map(str, pairs))} | median | worst |", "|---" * (len(pairs) + 3) + "|"]
+    lines = [
+        f"| rule | {' | '.join(map(str, pairs))} | median | worst |",
+        "|---" * (len(pairs) + 3) + "|",
+    ]
     for rule in (OURS, *foreign_rules.RULES):
-        values = [store.range_test(pair)["value"] if rule == OURS else foreign(store.range_test(pair))[rule] for pair in pairs]
-        distances = [distance_of(store, pair, value) for pair, value in zip(pairs, values, strict=True)]
-        cells = ["none" if value is None else f"{peak_text(value)}: {shown(far)}" for value, far in zip(values, distances, strict=True)]
+        values = [
+            store.range_test(pair)["value"]
+            if rule == OURS
+            else foreign(store.range_test(pair))[rule]
+            for pair in pairs
+        ]
+        distances = [
+            distance_of(store, pair, value) for pair, value in zip(pairs, values, strict=True)
+        ]
+        cells = [
+            "none" if value is None else f"{peak_text(value)}: {shown(far)}"
+            for value, far in zip(values, distances, strict=True)
+        ]
         known = sorted(far for far in distances if far is not None)
         middle = (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2 if known else None
-        lines.append(f"| {rule} | {' | '.join(cells)} | {shown(middle)} | {shown(max(known, default=None))} |")
+        lines.append(
+            f"| {rule} | {' | '.join(cells)} | {shown(middle)} | {shown(max(known, default=None))} |"
+        )
     return "\n".join(lines)
 
 
@@ -278,13 +357,18 @@ def shown(points: float | None) -> str:
 
 def seeds_table(store: Store) -> str:
     """Of the pairs whose recommended rate was beaten: every seed, and the mean."""
-    lines = [f"| recipe | model | lr.peak | {' | '.join(f'seed {seed}' for seed in SEEDS)} | mean | |", "|---" * (5 + len(SEEDS)) + "|"]
+    lines = [
+        f"| recipe | model | lr.peak | {' | '.join(f'seed {seed}' for seed in SEEDS)} | mean | |",
+        "|---" * (5 + len(SEEDS)) + "|",
+    ]
     for pair, (value, *others) in beaten(store, PAIRS):
         for peak in (value, *others):
             scores = [store.score(pair, peak, seed) for seed in SEEDS]
             mean = None if None in scores else sum(scores) / len(scores)
             cells = [shown(score) for score in (*scores, mean)]
-            lines.append(f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} | {OURS if peak == value else ''} |")
+            lines.append(
+                f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} | {OURS if peak == value else ''} |"
+            )
     return "\n".join(lines)
 
 
@@ -293,7 +377,9 @@ def row_list(store: Store) -> str:
     lines = ["| recipe | model | lr.peak | seed | top-1 % | run |", "|---|---|---|---|---|---|"]
     for (page, model, peak, seed), row in sorted(store.rows.items()):
         score = "diverged" if row["top1_pct"] is None else f"{row['top1_pct']:.2f}"
-        lines.append(f"| {page} | {model} | {peak_text(peak)} | {seed} | {score} | `{row['run']}` |")
+        lines.append(
+            f"| {page} | {model} | {peak_text(peak)} | {seed} | {score} | `{row['run']}` |"
+        )
     return "\n".join(lines)
 
 
@@ -301,7 +387,12 @@ def write_page(store: Store) -> None:
     """Put the tables between the marks of results/lr-find.md; the words around them stay."""
     page = store.results / "lr-find.md"
     text = page.read_text()
-    for name, table in (("grid", grid_table(store)), ("seeds", seeds_table(store)), ("rules", rules_table(store)), ("rows", row_list(store))):
+    for name, table in (
+        ("grid", grid_table(store)),
+        ("seeds", seeds_table(store)),
+        ("rules", rules_table(store)),
+        ("rows", row_list(store)),
+    ):
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"\n<!-- end of {name} -->")
         assert start and end, f"{page}: no place for the table of {name}"
@@ -310,16 +401,27 @@ def write_page(store: Store) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--pairs", default=" ".join(map(str, PAIRS)), help="only these")
     parser.add_argument("--again", default="", help="pairs whose range test is done anew")
-    parser.add_argument("--no-others", action="store_true", help="no runs at what other rules suggest")
-    parser.add_argument("--seeds", action="store_true", help="two more seeds where the grid beats the recommended rate by over a point")
+    parser.add_argument(
+        "--no-others", action="store_true", help="no runs at what other rules suggest"
+    )
+    parser.add_argument(
+        "--seeds",
+        action="store_true",
+        help="two more seeds where the grid beats the recommended rate by over a point",
+    )
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args()
-    store, pairs = Store(given.results), [pair for pair in PAIRS if str(pair) in given.pairs.split()]
+    store, pairs = (
+        Store(given.results),
+        [pair for pair in PAIRS if str(pair) in given.pairs.split()],
+    )
     for pair in PAIRS:
         if str(pair) in given.again.split():
             store.path(pair).unlink(missing_ok=True)

@@ -9,7 +9,15 @@ from trainer.data.loader import MicroBatch
 
 def batch_of(step):
     images = torch.full((2, 3, 4, 4), step, dtype=torch.uint8)
-    return MicroBatch(step, 0, images, torch.tensor([step, step]), torch.zeros(2, 3), ({"operation": torch.ones(2)},), torch.zeros(2))
+    return MicroBatch(
+        step,
+        0,
+        images,
+        torch.tensor([step, step]),
+        torch.zeros(2, 3),
+        ({"operation": torch.ones(2)},),
+        torch.zeros(2),
+    )
 
 
 class Recorded:
@@ -37,9 +45,20 @@ def test_each_micro_batch_is_sent_when_asked_for_and_joined_before_it_is_given()
     stream = arriving(source(), "cuda", Recorded(events))
     assert events == []  # nothing before it is asked for
     for step, batch in enumerate(stream):
-        assert events == [("made", step), ("send", step), ("send", step), ("join", [100 + step, 100 + step])]
-        assert batch.images.unique().tolist() == [100 + step] and batch.labels.tolist() == [100 + step] * 2
-        assert batch.step == step and batch.drawn[0]["operation"].tolist() == [1, 1]  # small, read by the host: they stay
+        assert events == [
+            ("made", step),
+            ("send", step),
+            ("send", step),
+            ("join", [100 + step, 100 + step]),
+        ]
+        assert (
+            batch.images.unique().tolist() == [100 + step]
+            and batch.labels.tolist() == [100 + step] * 2
+        )
+        assert batch.step == step and batch.drawn[0]["operation"].tolist() == [
+            1,
+            1,
+        ]  # small, read by the host: they stay
         events.clear()
 
 
@@ -52,5 +71,14 @@ def test_on_the_cpu_nothing_moves():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gets_the_same_values():
     lane = CudaLane("cuda")
-    for step, batch in enumerate(arriving([batch_of(step)._replace(images=batch_of(step).images.pin_memory()) for step in range(5)], "cuda", lane)):
+    for step, batch in enumerate(
+        arriving(
+            [
+                batch_of(step)._replace(images=batch_of(step).images.pin_memory())
+                for step in range(5)
+            ],
+            "cuda",
+            lane,
+        )
+    ):
         assert batch.images.is_cuda and torch.equal(batch.images.cpu(), batch_of(step).images)

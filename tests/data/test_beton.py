@@ -28,13 +28,19 @@ def photos(make_folder):
 
 def test_it_is_the_same_set_as_the_folder_it_was_written_from(photos):
     folder, found = FolderSet(open_index(photos, "train")), open_beton(photos, "train", 3)
-    assert (found.fingerprint, found.classes, found.num_images) == (folder.fingerprint, folder.classes, 10)
+    assert (found.fingerprint, found.classes, found.num_images) == (
+        folder.fingerprint,
+        folder.classes,
+        10,
+    )
     assert found.labels.tolist() == folder.labels.tolist()
     for i in range(10):
         assert found.read(i).tobytes() == folder.read(i).tobytes()
     again = pickle.loads(pickle.dumps(found))
     assert again.read(3).tobytes() == folder.read(3).tobytes()
-    assert [sides.tolist() for sides in found.sides(np.arange(10))] == [sides.tolist() for sides in found.source_sides(np.arange(10))]
+    assert [sides.tolist() for sides in found.sides(np.arange(10))] == [
+        sides.tolist() for sides in found.source_sides(np.arange(10))
+    ]
 
 
 def test_a_damaged_image_is_bad(photos):
@@ -49,7 +55,9 @@ def test_a_damaged_image_is_bad(photos):
         open_beton(photos, "train", 3).read(4)
 
 
-@pytest.mark.parametrize("how", ["no json", "cut", "pointer", "other pair", "layout", "label", "json"])
+@pytest.mark.parametrize(
+    "how", ["no json", "cut", "pointer", "other pair", "layout", "label", "json"]
+)
 def test_a_file_that_is_not_whole_is_refused_before_it_is_read(photos, how):
     path = beton_file(photos, "train")
     facts = json.loads(path.with_suffix(".json").read_text())
@@ -96,7 +104,11 @@ def test_the_beton_files_alone_are_a_data_set_for_any_loader(photos, tmp_path):
 def test_who_reads(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name: object())
     assert has_betons(photos) and not has_betons(tmp_path / "none") and not has_betons(None)
-    assert [chosen_loader("auto", folder) for folder in (photos, tmp_path, None)] == ["ffcv", "torch", "torch"]
+    assert [chosen_loader("auto", folder) for folder in (photos, tmp_path, None)] == [
+        "ffcv",
+        "torch",
+        "torch",
+    ]
     assert chosen_loader("pil", photos) == "pil" and chosen_loader("ffcv", photos) == "ffcv"
     with pytest.raises(UserError, match="holds no train.beton and val.beton"):
         chosen_loader("ffcv", tmp_path)
@@ -114,7 +126,9 @@ def test_who_reads(photos, tmp_path, monkeypatch):
         (None, "cannot be read from its .json"),
     ],
 )
-def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(make_folder, monkeypatch, storage, how):
+def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(
+    make_folder, monkeypatch, storage, how
+):
     """Files of another kind beside their source: only who asks for them gets them."""
     root = make_folder(train={"cat": 3, "dog": 3}, val={"cat": 1, "dog": 1})
     profile = find_profile(str(root))
@@ -124,7 +138,11 @@ def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(make_folder
         beton_file(root, "val").with_suffix(".json").write_text("{")
     said, opened = [], []
     for is_installed in (True, False):
-        monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name, found=is_installed: object() if found else None)
+        monkeypatch.setattr(
+            beton.importlib.util,
+            "find_spec",
+            lambda name, found=is_installed: object() if found else None,
+        )
         loader = chosen_loader("auto", root, said.append)
         opened.append(open_data(profile, root, in_beton=loader == "ffcv"))
         assert loader == "torch"

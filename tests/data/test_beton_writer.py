@@ -31,14 +31,21 @@ def photos(make_folder):
 
 def written(root, out, storage=Storage(), **more):
     images = FolderSet(open_index(root, "train"))
-    return images, write_beton(images, out, "train", find_profile(str(root)), storage, **more), open_beton(out, "train", 3)
+    return (
+        images,
+        write_beton(images, out, "train", find_profile(str(root)), storage, **more),
+        open_beton(out, "train", 3),
+    )
 
 
 def test_jpeg_files_keep_their_bytes_and_all_others_their_pixels(photos, tmp_path):
     images, facts, found = written(photos, tmp_path / "out")
     names = [images.index.path(i).name for i in range(12)]
     modes = found.samples["image"]["mode"].tolist()
-    assert [name for name, mode in zip(names, modes) if mode == RAW] == ["1.jpg", "7.png"]  # CMYK is not any decoder's
+    assert [name for name, mode in zip(names, modes) if mode == RAW] == [
+        "1.jpg",
+        "7.png",
+    ]  # CMYK is not any decoder's
     for i in range(12):
         assert np.array_equal(np.asarray(found.read(i)), np.asarray(images.read(i)))
         assert modes[i] == RAW or found.content(i) == images.index.path(i).read_bytes()
@@ -46,7 +53,9 @@ def test_jpeg_files_keep_their_bytes_and_all_others_their_pixels(photos, tmp_pat
 
 
 def test_shrunk_and_compressed_images_are_another_data_set(photos, tmp_path):
-    images, facts, found = written(photos, tmp_path / "out", Storage(max_side_px=30, jpeg_share=0.25, quality=95))
+    images, facts, found = written(
+        photos, tmp_path / "out", Storage(max_side_px=30, jpeg_share=0.25, quality=95)
+    )
     assert not facts.is_lossless and facts.source == images.fingerprint != facts.fingerprint
     assert (found.samples["image"]["mode"] == JPEG).nonzero()[0].tolist() == [3, 7, 11]
     for i in range(12):
@@ -54,7 +63,9 @@ def test_shrunk_and_compressed_images_are_another_data_set(photos, tmp_path):
         shrink = min(1, 30 / max(width, height))
         assert found.read(i).size == (round(width * shrink), round(height * shrink))
         assert [int(side[0]) for side in found.source_sides(np.array([i]))] == [height, width]
-    other = written(photos, tmp_path / "other", Storage(max_side_px=30, jpeg_share=0.25, quality=80))[1]
+    other = written(
+        photos, tmp_path / "other", Storage(max_side_px=30, jpeg_share=0.25, quality=80)
+    )[1]
     assert other.fingerprint != facts.fingerprint
 
 
@@ -74,7 +85,9 @@ def test_the_same_bytes_every_time_also_after_a_stop_anywhere(photos, tmp_path, 
             written(photos, out, each=each)
         assert not beton_file(out, "train").exists()
         read = []
-        monkeypatch.setattr(FolderSet, "read", lambda self, i, real=FolderSet.read: read.append(i) or real(self, i))
+        monkeypatch.setattr(
+            FolderSet, "read", lambda self, i, real=FolderSet.read: read.append(i) or real(self, i)
+        )
         written(photos, out)
         monkeypatch.undo()
         monkeypatch.setattr(beton_writer, "_IMAGES_AT_ONCE", 2)
@@ -82,7 +95,9 @@ def test_the_same_bytes_every_time_also_after_a_stop_anywhere(photos, tmp_path, 
         assert sorted(path.name for path in out.iterdir()) == ["train.beton", "train.json"]
 
 
-def test_what_is_there_is_not_written_again_and_a_stop_with_other_storage_is_not_taken_up(photos, tmp_path):
+def test_what_is_there_is_not_written_again_and_a_stop_with_other_storage_is_not_taken_up(
+    photos, tmp_path
+):
     out = tmp_path / "out"
     written(photos, out)
     before = beton_file(out, "train").stat().st_mtime_ns
@@ -91,14 +106,22 @@ def test_what_is_there_is_not_written_again_and_a_stop_with_other_storage_is_not
     (out / ".train.beton.part").write_bytes(b"x" * 100)
     (out / ".train.beton.part.notes").write_bytes(b"y" * 1000)
     facts = written(photos, out, Storage(jpeg_share=0.0))[1]
-    assert facts.is_lossless and facts.jpeg_share == 0.0 and beton_file(out, "train").stat().st_mtime_ns != before
+    assert (
+        facts.is_lossless
+        and facts.jpeg_share == 0.0
+        and beton_file(out, "train").stat().st_mtime_ns != before
+    )
 
 
 def test_a_bad_image_and_impossible_storage_are_refused(photos, tmp_path):
     (photos / "train" / "dog" / "3.jpg").write_bytes(b"\xff\xd8nothing")
     with pytest.raises(BadImage, match="dog/3.jpg"):
         written(photos, tmp_path / "out")
-    for words, place in (({"max_side_px": 3}, "max_side=3"), ({"jpeg_share": 1.5}, "jpeg_share=1.5"), ({"quality": 0}, "quality=0")):
+    for words, place in (
+        ({"max_side_px": 3}, "max_side=3"),
+        ({"jpeg_share": 1.5}, "jpeg_share=1.5"),
+        ({"quality": 0}, "quality=0"),
+    ):
         with pytest.raises(UserError, match=place):
             Storage(**words)
 

@@ -17,8 +17,8 @@ from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.errors import UserError
-from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.exits import EXIT_DONE
+from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
 from trainer.profiles import find_profile
@@ -43,7 +43,9 @@ def bands(tmp_path):
                 folder = root / split / name
                 folder.mkdir(parents=True)
                 for i in range(num_images):
-                    pixels = rng.integers(100 * label, 156 + 100 * label, (40, 44, channels), dtype=np.uint8)
+                    pixels = rng.integers(
+                        100 * label, 156 + 100 * label, (40, 44, channels), dtype=np.uint8
+                    )
                     if as_png:
                         Image.fromarray(pixels).save(folder / f"{i}.png")
                     else:
@@ -62,7 +64,9 @@ def go(tmp_path, page, root):
     """Run two epochs of it: (row, run folder, what was printed, plan)."""
     job = Job("A2", "test_resnet", str(page), root, overrides=SHORT)
     plan = plan_of(job)
-    settings = make_settings("cpu", workers="0", runs=tmp_path / "runs", results=tmp_path / "results")
+    settings = make_settings(
+        "cpu", workers="0", runs=tmp_path / "runs", results=tmp_path / "results"
+    )
     console = Console(file=io.StringIO(), width=200)
     with StopRequest() as stop:
         show.plan_in_brief(console, plan, settings)
@@ -89,17 +93,23 @@ def test_a_run_goes_from_arrays_to_a_row_and_its_model_scores_the_same(tmp_path,
     arrays = np.stack([np.load(path) for path in sorted((root / "val").glob("*/*.npy"))])
     mean, std = (torch.tensor(facts[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
     short_px = int(32 / plan.recipe.image.test_crop_share)
-    squares = [[plane_square(array[:, :, c], short_px) for c in range(channels)] for array in arrays]
+    squares = [
+        [plane_square(array[:, :, c], short_px) for c in range(channels)] for array in arrays
+    ]
     images = (torch.tensor(np.array(squares)).float() / 255 - mean) / std
     with torch.no_grad():
         logits = model(images)
         torch.testing.assert_close(open_model(folder)(images), logits)
-    assert 100 * (logits.argmax(1).tolist() == np.repeat([0, 1], 3)).mean() == pytest.approx(row.top1_pct)
+    assert 100 * (logits.argmax(1).tolist() == np.repeat([0, 1], 3)).mean() == pytest.approx(
+        row.top1_pct
+    )
 
 
 def plane_square(plane, short_px):
     """One channel resized by its shorter side of 40 of 44 px, its central 32 kept."""
-    image = Image.fromarray(plane).resize((int(short_px * 44 / 40), short_px), Image.Resampling.BICUBIC)
+    image = Image.fromarray(plane).resize(
+        (int(short_px * 44 / 40), short_px), Image.Resampling.BICUBIC
+    )
     left, top = (round((side - 32) / 2) for side in image.size)
     return np.asarray(image.crop((left, top, left + 32, top + 32)))
 
@@ -109,7 +119,9 @@ def test_arrays_of_three_channels_are_the_same_bytes_as_pngs(bands):
     for as_png in (False, True):
         page, root = bands(3, as_png)
         profile = find_profile(str(page))
-        stream = TrainStream(open_set(profile, root, "train"), 1, (CROP, Flip()), 24, 1, 8, 1, 3, False, "fail")
+        stream = TrainStream(
+            open_set(profile, root, "train"), 1, (CROP, Flip()), 24, 1, 8, 1, 3, False, "fail"
+        )
         shown = [batch.images for batch in stream.batches(0, 3, 0, "cpu")]
         stream = EvaluationStream(open_set(profile, root, "val"), 24, 0.9, "bicubic", 4)
         shown += [stream[number][0] for number in range(len(stream))]
@@ -130,23 +142,41 @@ def test_the_loader_gives_the_profiles_channels_in_their_order(bands, channels):
     for image, (_, i, _), bicubic in zip(batch.images, batch.ids.tolist(), is_bicubic):
         array = np.load(images.index.path(i))
         filtering = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-        expected = [np.asarray(Image.fromarray(array[:, :, c]).resize((20, 20), filtering)) for c in range(channels)]
+        expected = [
+            np.asarray(Image.fromarray(array[:, :, c]).resize((20, 20), filtering))
+            for c in range(channels)
+        ]
         assert np.array_equal(image.numpy(), np.stack(expected))
 
 
 def test_a_grey_run_sees_what_a_colour_run_sees_once():
     seen = []
     for name in ("digits", "digits-grey"):
-        stream = TrainStream(open_set(find_profile(name), None, "train"), 1, (CROP, Flip()), 24, 1, 64, 1, 23, False, "fail")
+        stream = TrainStream(
+            open_set(find_profile(name), None, "train"),
+            1,
+            (CROP, Flip()),
+            24,
+            1,
+            64,
+            1,
+            23,
+            False,
+            "fail",
+        )
         seen.append(next(stream.batches(0, 1, 0, "cpu")).images)
     assert seen[1].shape == (64, 1, 24, 24) and torch.equal(seen[0], seen[1].expand(-1, 3, -1, -1))
 
 
 def test_a_folder_of_other_channels_than_the_profiles_stops_in_one_line(bands):
     page, root = bands(4)
-    plan = plan_of(Job("A2", "test_resnet", str(root), overrides=SHORT))  # the folder itself: three channels
+    plan = plan_of(
+        Job("A2", "test_resnet", str(root), overrides=SHORT)
+    )  # the folder itself: three channels
     stream = open_data(plan.profile, root).train_stream(plan, make_settings("cpu", workers="0"), 0)
-    with pytest.raises(UserError, match=r"\.npy: channels: 4, where the profile has 3; .* would do") as refused:
+    with pytest.raises(
+        UserError, match=r"\.npy: channels: 4, where the profile has 3; .* would do"
+    ) as refused:
         next(stream)
     assert "\n" not in str(refused.value)
 
@@ -167,4 +197,6 @@ def test_plans_say_what_is_left_out(data, is_noted):
     console = Console(file=io.StringIO(), width=200)
     plan = plan_of(Job("A2", "test_resnet", data))
     show.plan_in_brief(console, plan, make_settings("cpu", workers="0"))
-    assert ("note: rand_augment leaves out color for 1-channel images" in console.file.getvalue()) == is_noted
+    assert (
+        "note: rand_augment leaves out color for 1-channel images" in console.file.getvalue()
+    ) == is_noted

@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
+from packing import encoded
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
-from packing import encoded
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,
@@ -74,7 +74,9 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path, kind):
     path = tmp_path / f"deep.{kind}"
     Image.fromarray(levels).save(path)
     found = np.asarray(read_image(path))
-    assert np.array_equal(found, np.rint(levels / 257).astype(np.uint8)[..., None].repeat(3, axis=2))
+    assert np.array_equal(
+        found, np.rint(levels / 257).astype(np.uint8)[..., None].repeat(3, axis=2)
+    )
     assert oddities(path) == ("16-bit grey",)
 
 
@@ -119,7 +121,8 @@ def photo_crops(num_crops):
 
 
 @pytest.mark.parametrize(
-    ("test_px", "share", "interpolation"), [(224, 0.95, "bicubic"), (224, 0.965, "bilinear"), (160, 0.875, "bicubic")]
+    ("test_px", "share", "interpolation"),
+    [(224, 0.95, "bicubic"), (224, 0.965, "bilinear"), (160, 0.875, "bicubic")],
 )
 def test_evaluation_images_equal_timms(test_px, share, interpolation):
     transform = create_transform(
@@ -134,9 +137,16 @@ def test_train_squares_equal_torchvisions_resized_crop():
     rng = np.random.default_rng(1)
     for number, photo in enumerate(photo_crops(20)):
         height, width = rng.integers(1, photo.height + 1), rng.integers(1, photo.width + 1)
-        top, left = rng.integers(0, photo.height - height + 1), rng.integers(0, photo.width - width + 1)
+        top, left = (
+            rng.integers(0, photo.height - height + 1),
+            rng.integers(0, photo.width - width + 1),
+        )
         resampling = RESAMPLING["bicubic" if number % 2 else "bilinear"]
-        name = functional.InterpolationMode.BICUBIC if number % 2 else functional.InterpolationMode.BILINEAR
+        name = (
+            functional.InterpolationMode.BICUBIC
+            if number % 2
+            else functional.InterpolationMode.BILINEAR
+        )
         expected = functional.resized_crop(photo, top, left, height, width, [96, 96], name)
         found = train_square(photo, (top, left, height, width), resampling, 96)
         assert np.array_equal(found.transpose(1, 2, 0), np.asarray(expected))
@@ -158,7 +168,10 @@ def test_one_channel_is_the_luma_of_what_three_would_be(tmp_path, kind):
     red, green, blue = np.asarray(Image.open(path).convert("RGB")).astype(float).transpose(2, 0, 1)
     found = read_image(path, 1)
     # ITU-R BT.601, which PIL rounds in 16-bit fixed point
-    assert found.mode == "L" and np.abs(np.asarray(found) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.51
+    assert (
+        found.mode == "L"
+        and np.abs(np.asarray(found) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 0.51
+    )
     assert oddities(path, 1) == (() if kind == "plain" else (kind,))
 
 
@@ -187,9 +200,16 @@ def test_planes_become_the_same_squares_as_an_rgb_image(interpolation):
     for photo in photo_crops(10):
         planes = Planes(photo.split())
         height, width = rng.integers(1, photo.height + 1), rng.integers(1, photo.width + 1)
-        box = rng.integers(0, photo.height - height + 1), rng.integers(0, photo.width - width + 1), height, width
+        box = (
+            rng.integers(0, photo.height - height + 1),
+            rng.integers(0, photo.width - width + 1),
+            height,
+            width,
+        )
         assert planes.size == photo.size and planes.tobytes() == photo.tobytes()
-        squares = [train_square(image, box, RESAMPLING[interpolation], 48) for image in (planes, photo)]
+        squares = [
+            train_square(image, box, RESAMPLING[interpolation], 48) for image in (planes, photo)
+        ]
         assert np.array_equal(*squares)
         squares = [evaluation_square(image, 48, 0.9, interpolation) for image in (planes, photo)]
         assert squares[0] == squares[1]
@@ -199,14 +219,20 @@ def test_planes_become_the_same_squares_as_an_rgb_image(interpolation):
 def test_any_number_of_channels_is_cropped_and_resized_channel_by_channel(tmp_path, channels):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
-    found = train_square(read_image(tmp_path / "a.npy", channels), (3, 5, 20, 25), RESAMPLING["bicubic"], 16)
+    found = train_square(
+        read_image(tmp_path / "a.npy", channels), (3, 5, 20, 25), RESAMPLING["bicubic"], 16
+    )
     assert found.shape == (channels, 16, 16)
     for channel in range(channels):
-        part = Image.fromarray(pixels[3:23, 5:30, channel]).resize((16, 16), Image.Resampling.BICUBIC)
+        part = Image.fromarray(pixels[3:23, 5:30, channel]).resize(
+            (16, 16), Image.Resampling.BICUBIC
+        )
         assert np.array_equal(found[channel], np.asarray(part))
 
 
-@pytest.mark.parametrize(("mode", "name"), [("RGBA", "a.png"), ("RGBA", "a.tif"), ("CMYK", "a.tif"), ("LA", "a.png")])
+@pytest.mark.parametrize(
+    ("mode", "name"), [("RGBA", "a.png"), ("RGBA", "a.tif"), ("CMYK", "a.tif"), ("LA", "a.png")]
+)
 def test_images_with_as_many_bands_are_taken_as_they_lie(tmp_path, mode, name):
     bands = len(Image.new(mode, (1, 1)).getbands())
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, bands), dtype=np.uint8)
@@ -235,11 +261,17 @@ def npy(array, **options):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy(np.zeros((4, 5, 3), np.uint8)), "channels: 3, where the profile has 4; a profile of its own"),
+        (
+            npy(np.zeros((4, 5, 3), np.uint8)),
+            "channels: 3, where the profile has 4; a profile of its own",
+        ),
         (npy(np.zeros((4, 5), np.uint8)), "channels: 1, where the profile has 4; "),
         (encoded(SMALL, "JPEG"), r"channels: 3 \(mode RGB\), where the profile has 4; "),
         (palette_with_transparency(), r"channels: 1 \(mode P\), where the profile has 4; "),
-        (npy(np.zeros((4, 5, 4), np.float32)), r"an array \[4, 5, 4\] of float32; .* of uint8 would do"),
+        (
+            npy(np.zeros((4, 5, 4), np.float32)),
+            r"an array \[4, 5, 4\] of float32; .* of uint8 would do",
+        ),
         (npy(np.zeros((4, 4), np.int16)), "an array .* of int16"),
         (npy(np.zeros((4, 5, 4, 4), np.uint8)), "an array "),
         (npy(np.zeros((0, 5, 4), np.uint8)), "an array "),
@@ -248,13 +280,19 @@ def npy(array, **options):
     ],
 )
 @pytest.mark.parametrize("look", [read_image, oddities])
-def test_what_is_no_image_of_the_profiles_channels_is_named_in_one_line(tmp_path, look, content, message):
+def test_what_is_no_image_of_the_profiles_channels_is_named_in_one_line(
+    tmp_path, look, content, message
+):
     path = tmp_path / "a.npy"
     path.write_bytes(content)
     with pytest.raises(BadImage, match=message) as refused:
         look(path, 4)
     text = str(refused.value)
-    assert text.startswith(f"{path}: ") and "\n" not in text and text.endswith((" would do", "in training"))
+    assert (
+        text.startswith(f"{path}: ")
+        and "\n" not in text
+        and text.endswith((" would do", "in training"))
+    )
 
 
 def test_a_pickle_in_an_array_file_is_not_opened(tmp_path):

@@ -23,13 +23,27 @@ def test_squares_are_pillows_byte_by_byte(side):
         is_bicubic, is_flipped = bool(rng.integers(2)), bool(rng.integers(2))
         is_down_first = bool(goes_down_first(np.array(height), np.array(width), side))
         out = np.empty((3, side, side), np.uint8)
-        crop_and_resize(PIXELS, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, out)
+        crop_and_resize(
+            PIXELS, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, out
+        )
         resampling = Image.Resampling.BICUBIC if is_bicubic else Image.Resampling.BILINEAR
-        expected = Image.fromarray(PIXELS).crop((left, top, left + width, top + height)).resize((side, side), resampling)
+        expected = (
+            Image.fromarray(PIXELS)
+            .crop((left, top, left + width, top + height))
+            .resize((side, side), resampling)
+        )
         expected = np.asarray(expected)[:, ::-1] if is_flipped else np.asarray(expected)
-        assert np.array_equal(out.transpose(1, 2, 0), expected), (height, width, side, is_bicubic, is_down_first)
+        assert np.array_equal(out.transpose(1, 2, 0), expected), (
+            height,
+            width,
+            side,
+            is_bicubic,
+            is_down_first,
+        )
         grey = np.empty((1, side, side), np.uint8)
-        crop_and_resize(PIXELS, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, grey)
+        crop_and_resize(
+            PIXELS, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, grey
+        )
         assert np.array_equal(grey[0], out[0])
         seen.add((is_bicubic, is_flipped, height > side, width > side))
     assert len(seen) >= 8

@@ -13,9 +13,9 @@ from trainer.data import ffcv_loader
 from trainer.data.beton import beton_file, open_beton
 from trainer.data.beton_writer import Storage, write_beton
 from trainer.data.decode import BadImage
+from trainer.data.evaluation import EvaluationStream
 from trainer.data.ffcv_stream import FfcvStream, boxes_in
 from trainer.data.index import open_index
-from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
@@ -37,7 +37,9 @@ def photos(make_folder):
     """23 training photos and a .beton beside them in which half lie as they came, the others plainly."""
     root = make_folder(train={"cat": 12, "dog": 11}, val={"cat": 3, "dog": 2})
     for split in ("train", "val"):
-        write_beton(FolderSet(open_index(root, split)), root, split, find_profile(str(root)), Storage())
+        write_beton(
+            FolderSet(open_index(root, split)), root, split, find_profile(str(root)), Storage()
+        )
     return root
 
 
@@ -62,11 +64,19 @@ def assert_same(ours, theirs):
     pairs = list(itertools.zip_longest(ours, theirs))
     assert pairs and all(first is not None and second is not None for first, second in pairs)
     for first, second in pairs:
-        assert (first.step, first.micro_batch, first.num_replaced) == (second.step, second.micro_batch, second.num_replaced)
-        for one, other in zip((first.images, first.labels, first.ids), (second.images, second.labels, second.ids)):
+        assert (first.step, first.micro_batch, first.num_replaced) == (
+            second.step,
+            second.micro_batch,
+            second.num_replaced,
+        )
+        for one, other in zip(
+            (first.images, first.labels, first.ids), (second.images, second.labels, second.ids)
+        ):
             assert one.dtype == other.dtype and torch.equal(one, other)
         for one, other in zip(first.drawn, second.drawn, strict=True):
-            assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+            assert one.keys() == other.keys() and all(
+                torch.equal(one[key], other[key]) for key in one
+            )
 
 
 @pytest.mark.parametrize(
@@ -82,10 +92,16 @@ def assert_same(ours, theirs):
         ({"num_splits": 3, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 3, 1),
     ],
 )  # fmt: skip
-def test_micro_batches_are_the_torch_loaders_from_any_step_on_any_threads(photos, changes, first_step, num_threads):
+def test_micro_batches_are_the_torch_loaders_from_any_step_on_any_threads(
+    photos, changes, first_step, num_threads
+):
     """Over the border of two epochs, whose last step holds seven images."""
-    ours = stream_of(TrainStream, FolderSet(open_index(photos, "train")), **changes).batches(first_step, 6, 0, "cpu")
-    theirs = stream_of(FfcvStream, open_beton(photos, "train", 3), **changes).batches(first_step, 6, num_threads, "cpu")
+    ours = stream_of(TrainStream, FolderSet(open_index(photos, "train")), **changes).batches(
+        first_step, 6, 0, "cpu"
+    )
+    theirs = stream_of(FfcvStream, open_beton(photos, "train", 3), **changes).batches(
+        first_step, 6, num_threads, "cpu"
+    )
     assert_same(ours, theirs)
 
 
@@ -103,7 +119,13 @@ def test_one_channel_and_torchs_threads(tmp_path):
 
 def test_boxes_on_shrunk_images_are_the_drawn_ones_to_half_a_pixel(photos, tmp_path):
     images = FolderSet(open_index(photos, "train"))
-    write_beton(images, tmp_path, "train", find_profile(str(photos)), Storage(max_side_px=25, jpeg_share=0.0))
+    write_beton(
+        images,
+        tmp_path,
+        "train",
+        find_profile(str(photos)),
+        Storage(max_side_px=25, jpeg_share=0.0),
+    )
     found, places = open_beton(tmp_path, "train", 3), np.arange(23)
     ids = np.stack([np.zeros(23, int), places, places % 3], axis=1)
     boxes, is_bicubic = boxes_in(found, CROP, 3, ids, places)
@@ -133,13 +155,26 @@ def taken_until_refused(batches) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("changes", [{}, {"repeats": 3, "num_micro_batches": 4}, {"augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"repeats": 3, "num_micro_batches": 4},
+        {"augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)},
+    ],
+)
 def test_a_damaged_image_ends_the_run_or_is_replaced_as_the_torch_loader_does(photos, changes):
     damage(photos, 5)
     found = open_beton(photos, "train", 3)
-    ours, theirs = (stream_of(kind, found, **changes).batches(0, 30, 1, "cpu") for kind in (TrainStream, FfcvStream))
+    ours, theirs = (
+        stream_of(kind, found, **changes).batches(0, 30, 1, "cpu")
+        for kind in (TrainStream, FfcvStream)
+    )
     assert taken_until_refused(ours) == taken_until_refused(theirs)
-    ours, theirs = (list(stream_of(kind, found, bad_images="skip", **changes).batches(0, 30, 1, "cpu")) for kind in (TrainStream, FfcvStream))
+    ours, theirs = (
+        list(stream_of(kind, found, bad_images="skip", **changes).batches(0, 30, 1, "cpu"))
+        for kind in (TrainStream, FfcvStream)
+    )
     assert sum(batch.num_replaced for batch in theirs) > 0
     assert_same(ours, theirs)
 
@@ -159,7 +194,10 @@ def test_an_exception_in_ffcvs_thread_is_raised_and_not_waited_for(photos, monke
         return real(self, ids, shown, side)
 
     monkeypatch.setattr(FfcvStream, "rows", rows)
-    batches, seen = stream_of(FfcvStream, open_beton(photos, "train", 3)).batches(0, 6, 1, "cpu"), []
+    batches, seen = (
+        stream_of(FfcvStream, open_beton(photos, "train", 3)).batches(0, 6, 1, "cpu"),
+        [],
+    )
     with pytest.raises(ZeroDivisionError, match="in its thread"):
         seen.extend(batch.step for batch in batches)
         seen.extend(batches)
@@ -192,10 +230,16 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
         write_beton(open_set(plan.profile, None, split), tmp_path, split, plan.profile)
     rows = {}
     for loader in ("torch", "ffcv"):
-        settings = make_settings("cpu", workers="0", loader=loader, runs=tmp_path / loader, results=tmp_path / loader)
-        data = open_data(plan.profile, tmp_path if loader == "ffcv" else None, in_beton=loader == "ffcv")
+        settings = make_settings(
+            "cpu", workers="0", loader=loader, runs=tmp_path / loader, results=tmp_path / loader
+        )
+        data = open_data(
+            plan.profile, tmp_path if loader == "ffcv" else None, in_beton=loader == "ffcv"
+        )
         with StopRequest() as stop:
-            _, rows[loader] = run_job(Job("A2", "test_resnet"), plan, settings, data, Console(quiet=True), stop)
+            _, rows[loader] = run_job(
+                Job("A2", "test_resnet"), plan, settings, data, Console(quiet=True), stop
+            )
     assert rows["ffcv"].loader == "ffcv" and rows["torch"].loader == "torch"
     assert rows["ffcv"].run == rows["torch"].run
     assert rows["ffcv"].weights_sha256 == rows["torch"].weights_sha256
@@ -206,8 +250,17 @@ def test_faults_of_a_loader_are_refused(photos):
     from trainer.job import Job, plan_of
     from trainer.settings import make_settings
 
-    plan = plan_of(Job("A2", "test_resnet", data=str(photos), overrides="batch.images=8 batch.norm_images=4 epochs=9"))
+    plan = plan_of(
+        Job(
+            "A2",
+            "test_resnet",
+            data=str(photos),
+            overrides="batch.images=8 batch.norm_images=4 epochs=9",
+        )
+    )
     opened = open_data(plan.profile, photos, in_beton=True)
     with pytest.raises(UserError, match="loader=torch would do"):
-        opened.train_stream(plan, make_settings("cpu", loader="ffcv"), 0, faults=parse_faults("bad_image@3"))
+        opened.train_stream(
+            plan, make_settings("cpu", loader="ffcv"), 0, faults=parse_faults("bad_image@3")
+        )
     assert beton_file(photos, "train").exists()

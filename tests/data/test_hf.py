@@ -12,27 +12,41 @@ from trainer.data.packed import open_files
 from trainer.profiles import find_profile
 
 ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]
-FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])})
+FEATURES = datasets.Features(
+    {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])}
+)
 
 
 def dataset_of(rows=ROWS, features=FEATURES):
-    return datasets.Dataset.from_list([{"image": {"bytes": row[2], "path": row[1]}, "label": row[0]} for row in rows], features=features)
+    return datasets.Dataset.from_list(
+        [{"image": {"bytes": row[2], "path": row[1]}, "label": row[0]} for row in rows],
+        features=features,
+    )
 
 
 def write(root, train=None, val=None, name="validation"):
     train = dataset_of() if train is None else train
-    datasets.DatasetDict({"train": train, name: train if val is None else val, "test": dataset_of(ROWS[:1])}).save_to_disk(str(root))
+    datasets.DatasetDict(
+        {"train": train, name: train if val is None else val, "test": dataset_of(ROWS[:1])}
+    ).save_to_disk(str(root))
     return root
 
 
 def contents(index):
-    return [(index.classes[index.labels[i]], index.name(i).decode(), index.content(i)) for i in range(index.num_images)]
+    return [
+        (index.classes[index.labels[i]], index.name(i).decode(), index.content(i))
+        for i in range(index.num_images)
+    ]
 
 
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_rows_are_read_in_the_order_of_the_class_labels(tmp_path, name):
     root = write(tmp_path / "set", val=dataset_of(ROWS[:2]), name=name)
-    assert contents(open_files(root, "train")) == [("dog", "dog/b.jpg", b"22"), ("cat", "cat/a.jpg", b"1"), ("cat", "cat/c.jpg", b"333")]
+    assert contents(open_files(root, "train")) == [
+        ("dog", "dog/b.jpg", b"22"),
+        ("cat", "cat/a.jpg", b"1"),
+        ("cat", "cat/c.jpg", b"333"),
+    ]
     assert open_files(root, "val").num_images == 2
 
 
@@ -62,10 +76,15 @@ def test_what_datasets_writes_as_parquet_is_the_same_set(tmp_path):
     hub = tmp_path / "hub"
     (hub / "data").mkdir(parents=True)
     for word in ("train", "validation"):
-        datasets.load_from_disk(str(root / word)).to_parquet(str(hub / f"data/{word}-00000-of-00001.parquet"))
+        datasets.load_from_disk(str(root / word)).to_parquet(
+            str(hub / f"data/{word}-00000-of-00001.parquet")
+        )
     for split in ("train", "val"):
         saved, ours = open_files(root, split), open_files(hub, split)
-        assert (ours.classes, ours.fingerprint) == (saved.classes, saved.fingerprint) and ours.classes == ("dog", "cat")
+        assert (ours.classes, ours.fingerprint) == (
+            saved.classes,
+            saved.fingerprint,
+        ) and ours.classes == ("dog", "cat")
         assert contents(ours) == contents(saved)
 
 
@@ -78,7 +97,20 @@ def _without(feature):
     [
         (lambda: _without("label"), "0 labels among image; a column called label would do"),
         (lambda: _without("image"), "0 columns of images among label; "),
-        (lambda: dataset_of(ROWS, datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})).add_column("extra", [1.5] * 3).rename_column("label", "name").rename_column("extra", "label"), "label is of double; "),
+        (
+            lambda: (
+                dataset_of(
+                    ROWS,
+                    datasets.Features(
+                        {"image": datasets.Image(), "label": datasets.Value("string")}
+                    ),
+                )
+                .add_column("extra", [1.5] * 3)
+                .rename_column("label", "name")
+                .rename_column("extra", "label")
+            ),
+            "label is of double; ",
+        ),
     ],
     ids=["no label", "no image", "no classes"],
 )
@@ -87,23 +119,38 @@ def test_sets_without_images_or_labels_are_refused_in_one_line(tmp_path, train, 
     with pytest.raises(DataError) as refused:
         find_profile(str(tmp_path / "set"))
     text = str(refused.value)
-    assert text.startswith(str(tmp_path)) and message in text and text.endswith("would do") and "\n" not in text
+    assert (
+        text.startswith(str(tmp_path))
+        and message in text
+        and text.endswith("would do")
+        and "\n" not in text
+    )
 
 
 def test_one_split_alone_is_refused(tmp_path):
     dataset_of().save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(DataError, match="one split alone; a DatasetDict with train and val or validation would do"):
+    with pytest.raises(
+        DataError, match="one split alone; a DatasetDict with train and val or validation would do"
+    ):
         find_profile(str(tmp_path / "set"))
 
 
 def test_a_set_without_validation_is_refused(tmp_path):
-    datasets.DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(DataError, match="a datasets folder without val; a val/ that save_to_disk wrote would do"):
+    datasets.DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(
+        str(tmp_path / "set")
+    )
+    with pytest.raises(
+        DataError, match="a datasets folder without val; a val/ that save_to_disk wrote would do"
+    ):
         find_profile(str(tmp_path / "set"))
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 20])
-@pytest.mark.parametrize("pattern", ["train/*.arrow", "train/state.json", "train/dataset_info.json"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"{}" * 20]
+)
+@pytest.mark.parametrize(
+    "pattern", ["train/*.arrow", "train/state.json", "train/dataset_info.json"]
+)
 def test_a_damaged_folder_is_named(tmp_path, pattern, damage):
     root = write(tmp_path / "set")
     (path,) = root.glob(pattern)
@@ -118,7 +165,12 @@ def test_a_folder_that_names_files_elsewhere_is_refused(tmp_path):
     root, other = write(tmp_path / "set"), write(tmp_path / "other")
     (arrow,) = (other / "train").glob("*.arrow")
     for name in (str(arrow), f"../../other/train/{arrow.name}"):
-        (root / "train/state.json").write_text(json.dumps(json.loads((other / "train/state.json").read_text()) | {"_data_files": [{"filename": name}]}))
+        (root / "train/state.json").write_text(
+            json.dumps(
+                json.loads((other / "train/state.json").read_text())
+                | {"_data_files": [{"filename": name}]}
+            )
+        )
         with pytest.raises(DataError, match="damaged .*which lies elsewhere"):
             open_files(root, "train")
 
@@ -126,6 +178,9 @@ def test_a_folder_that_names_files_elsewhere_is_refused(tmp_path):
 def test_without_datasets_one_line_says_what_to_install(tmp_path, monkeypatch):
     write(tmp_path / "set")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r'which is not installed; .venv/bin/python -m pip install "rsb\[hf\]" would do'):
+    with pytest.raises(
+        DataError,
+        match=r'which is not installed; .venv/bin/python -m pip install "rsb\[hf\]" would do',
+    ):
         find_profile(str(tmp_path / "set"))
     assert hf._FACTS  # the module itself needs no library

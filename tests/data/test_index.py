@@ -25,11 +25,16 @@ def test_lists_every_image_once_with_its_class_and_size(make_folder):
 
     found = open_index(root, "train")
 
-    listed = {found.path(i): (found.classes[found.labels[i]], found.sizes[i]) for i in range(found.num_images)}
+    listed = {
+        found.path(i): (found.classes[found.labels[i]], found.sizes[i])
+        for i in range(found.num_images)
+    }
     names = ["cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "cat/deeper/x.JPEG", "dog/0.jpg", "dog/1.jpg"]
     paths = [root / "train" / name for name in names]
     assert list(listed) == paths
-    assert listed == {path: (path.relative_to(root / "train").parts[0], path.stat().st_size) for path in paths}
+    assert listed == {
+        path: (path.relative_to(root / "train").parts[0], path.stat().st_size) for path in paths
+    }
     assert found.classes == ("cat", "dog")
 
 
@@ -52,7 +57,11 @@ def test_an_unchanged_folder_is_not_listed_again(make_folder, settle, monkeypatc
     first = open_index(root, "train")
     monkeypatch.setattr(index, "build_index", lambda *_: pytest.fail("listed again"))
     second = open_index(root, "train")
-    assert (second.fingerprint, second.path(4), second.classes) == (first.fingerprint, first.path(4), first.classes)
+    assert (second.fingerprint, second.path(4), second.classes) == (
+        first.fingerprint,
+        first.path(4),
+        first.classes,
+    )
 
 
 def test_a_changed_folder_is_listed_again_and_its_old_arrays_dropped(make_folder, settle, cache):
@@ -126,8 +135,14 @@ def _drop(*names):
         (_drop("train/dog"), "class 'dog' is in val/ only; "),
         (_drop("val/cat"), "class 'cat' is in train/ only; "),
         (_drop("train/cat", "train/dog", "val/cat", "val/dog"), "train/ holds no class folder; "),
-        (lambda root: [path.unlink() for path in (root / "train/dog").iterdir()], "dog: holds no image (.jpg"),
-        (lambda root: (root / "train/dog/again").symlink_to(root), "dog/again: a link to a folder in a class; "),
+        (
+            lambda root: [path.unlink() for path in (root / "train/dog").iterdir()],
+            "dog: holds no image (.jpg",
+        ),
+        (
+            lambda root: (root / "train/dog/again").symlink_to(root),
+            "dog/again: a link to a folder in a class; ",
+        ),
     ],
 )
 def test_a_folder_that_is_no_data_set_is_refused_in_one_line(make_folder, change, message):
@@ -181,7 +196,10 @@ def test_1_3_million_files_cost_less_than_200_mib(tmp_path):
     assert opened.path(num_images - 1) == Path("/photos") / last
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    touched = sum(int(values.sum()) for values in (opened._paths, opened._offsets, opened.labels, opened.sizes))
+    touched = sum(
+        int(values.sum())
+        for values in (opened._paths, opened._offsets, opened.labels, opened.sizes)
+    )
 
     assert touched > 0
     assert peak_bytes < 2**20

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from packing import encoded
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from packing import encoded
 from trainer.data import jpeg
 from trainer.data.decode import RESAMPLING, BadImage, read_image
 from trainer.data.index import open_index
@@ -39,7 +39,9 @@ def pils_square(image, box, is_bicubic, train_px):
 
 def drawn_boxes(image, num_boxes):
     ids = np.stack([np.arange(num_boxes)] * 3, axis=1)
-    boxes, is_bicubic = CROP.draw(0, ids, np.full(num_boxes, image.height), np.full(num_boxes, image.width))
+    boxes, is_bicubic = CROP.draw(
+        0, ids, np.full(num_boxes, image.height), np.full(num_boxes, image.width)
+    )
     return zip(boxes.tolist(), is_bicubic.tolist())
 
 
@@ -53,7 +55,9 @@ def test_squares_are_pils_within_the_stated_levels(tmp_path, kind, train_px):
         found, whole = read_for_training(path), read_image(path)
         assert isinstance(found, Jpeg) and found.size == whole.size
         for box, is_bicubic in drawn_boxes(photo, 12):
-            square = found.square(box, RESAMPLING["bicubic" if is_bicubic else "bilinear"], train_px)
+            square = found.square(
+                box, RESAMPLING["bicubic" if is_bicubic else "bilinear"], train_px
+            )
             assert square.shape == (3, train_px, train_px) and square.dtype == np.uint8
             difference = np.abs(square - pils_square(whole, box, is_bicubic, train_px)).mean()
             if min(box[2:]) >= 2 * train_px:  # decoded at a half or less
@@ -66,14 +70,22 @@ def test_squares_are_pils_within_the_stated_levels(tmp_path, kind, train_px):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rows_above_an_early_end_are_the_same_bytes(kind):
-    for photo in (PHOTOS[0], PHOTOS[1].crop((3, 5, 404, 338)), PHOTOS[1].convert("L").crop((0, 0, 333, 211))):
+    for photo in (
+        PHOTOS[0],
+        PHOTOS[1].crop((3, 5, 404, 338)),
+        PHOTOS[1].convert("L").crop((0, 0, 333, 211)),
+    ):
         content = encoded(photo, **KINDS[kind])
         whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         for wanted in (1, 7, 16, 100, photo.height - 40, photo.height - 1, photo.height):
             shorter, num_rows = first_rows(content, wanted, photo.height)
-            assert (num_rows < photo.height) == (wanted < photo.height - 32 and kind != "progressive")
+            assert (num_rows < photo.height) == (
+                wanted < photo.height - 32 and kind != "progressive"
+            )
             found = simplejpeg.decode_jpeg(shorter, "RGB", strict=False)
-            assert len(found) == num_rows >= wanted and np.array_equal(found[:wanted], whole[:wanted])
+            assert len(found) == num_rows >= wanted and np.array_equal(
+                found[:wanted], whole[:wanted]
+            )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +113,9 @@ def test_any_other_file_is_what_pil_makes_of_it(tmp_path, content):
         assert str(refused.value) == str(error)
     else:
         found = read_for_training(path)
-        assert not isinstance(found, Jpeg) and np.array_equal(pils_square(found, box, True, 64), expected)
+        assert not isinstance(found, Jpeg) and np.array_equal(
+            pils_square(found, box, True, 64), expected
+        )
 
 
 def test_a_file_that_claims_a_giant_picture_is_left_to_pil(tmp_path):
@@ -119,7 +133,10 @@ def test_one_channel_and_a_machine_without_the_decoder_take_pils_road(tmp_path, 
     assert read_for_training(path, 1).tobytes() == read_image(path, 1).tobytes()
     assert jpeg.decoder_name().startswith("simplejpeg ")
     monkeypatch.setattr(jpeg, "simplejpeg", None)
-    assert read_for_training(path).tobytes() == read_image(path).tobytes() and jpeg.decoder_name() == "PIL"
+    assert (
+        read_for_training(path).tobytes() == read_image(path).tobytes()
+        and jpeg.decoder_name() == "PIL"
+    )
 
 
 @pytest.fixture
@@ -129,12 +146,22 @@ def photos(make_folder):
     for name in ("cat/3.jpg", "dog/5.jpg", "dog/6.jpg"):
         path = root / "train" / name
         content = path.read_bytes()
-        path.write_bytes(content[: content.index(b"\xff\xc4")] + b"\xff\xd9")  # no Huffman tables, no scan
+        path.write_bytes(
+            content[: content.index(b"\xff\xc4")] + b"\xff\xd9"
+        )  # no Huffman tables, no scan
     return FolderSet(open_index(root, "train"))
 
 
 def stream_of(images, **changes):
-    choices = dict(image_set=images, seed=3, augment=(CROP, Flip()), train_px=24, repeats=1, batch_images=6, num_micro_batches=2)
+    choices = dict(
+        image_set=images,
+        seed=3,
+        augment=(CROP, Flip()),
+        train_px=24,
+        repeats=1,
+        batch_images=6,
+        num_micro_batches=2,
+    )
     choices |= dict(steps_per_epoch=4, drop_last=False, bad_images="skip") | changes
     return TrainStream(**choices)
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from trainer.data.decode import BadImage
-from trainer.data.index import open_index
 from trainer.data.evaluation import evaluation_batches
+from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
 from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
@@ -51,7 +51,12 @@ def digest(batches):
     sha = hashlib.sha256()
     for batch in batches:
         sha.update(f"{batch.step} {batch.micro_batch} {batch.num_replaced}".encode())
-        for values in (batch.images, batch.labels, batch.ids, *(v for drawn in batch.drawn for v in drawn.values())):
+        for values in (
+            batch.images,
+            batch.labels,
+            batch.ids,
+            *(v for drawn in batch.drawn for v in drawn.values()),
+        ):
             sha.update(values.numpy().tobytes())
     return sha.hexdigest()
 
@@ -83,40 +88,62 @@ def test_every_image_is_shown_once_an_epoch_with_its_label(digits):
     batches = list(stream_of(digits).batches(0, 45, 0, "cpu"))
     ids = torch.cat([b.ids for b in batches])
     assert sorted(ids[:, 1].tolist()) == list(range(1437))
-    assert torch.cat([b.labels for b in batches]).tolist() == digits.labels[ids[:, 1].numpy()].tolist()
+    assert (
+        torch.cat([b.labels for b in batches]).tolist() == digits.labels[ids[:, 1].numpy()].tolist()
+    )
     assert {len(b.ids) for b in batches} == {16, 14, 15}  # the last step holds 29 = 15 + 14
 
 
 @pytest.mark.parametrize("grey", [True, False])
 def test_images_are_cropped_resized_and_flipped_as_drawn(grey):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 30) if grey else (40, 28, 30, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (40, 28, 30) if grey else (40, 28, 30, 3), dtype=np.uint8
+    )
     stream = stream_of(ArraySet(pixels, np.arange(40) % 2, ("a", "b")))
     batch = stream[0, 1]
     ids = batch.ids.numpy()
     boxes, bicubic = CROP.draw(3, ids, np.full(16, 28), np.full(16, 30))
     assert bicubic.any() and not bicubic.all()
-    for image, (_, i, _), box, is_bicubic, is_flipped in zip(batch.images, ids, boxes, bicubic, Flip().draw(3, ids)):
-        mode = functional.InterpolationMode.BICUBIC if is_bicubic else functional.InterpolationMode.BILINEAR
-        expected = functional.resized_crop(Image.fromarray(pixels[i]).convert("RGB"), *box.tolist(), [32, 32], mode)
-        expected = functional.pil_to_tensor(expected.transpose(Image.FLIP_LEFT_RIGHT) if is_flipped else expected)
+    for image, (_, i, _), box, is_bicubic, is_flipped in zip(
+        batch.images, ids, boxes, bicubic, Flip().draw(3, ids)
+    ):
+        mode = (
+            functional.InterpolationMode.BICUBIC
+            if is_bicubic
+            else functional.InterpolationMode.BILINEAR
+        )
+        expected = functional.resized_crop(
+            Image.fromarray(pixels[i]).convert("RGB"), *box.tolist(), [32, 32], mode
+        )
+        expected = functional.pil_to_tensor(
+            expected.transpose(Image.FLIP_LEFT_RIGHT) if is_flipped else expected
+        )
         assert torch.equal(image, expected)
 
 
 @pytest.mark.parametrize("grey", [True, False])
 @pytest.mark.parametrize("num_channels", [1, 3])
 def test_a_set_in_memory_opened_for_training_gives_the_same_bytes(grey, num_channels):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 30) if grey else (40, 28, 30, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (40, 28, 30) if grey else (40, 28, 30, 3), dtype=np.uint8
+    )
     images = ArraySet(pixels, np.arange(40) % 2, ("a", "b"), num_channels)
     opened = for_training(images)
-    assert digest(stream_of(opened).batches(0, 4, 0, "cpu")) == digest(stream_of(images).batches(0, 4, 0, "cpu"))
+    assert digest(stream_of(opened).batches(0, 4, 0, "cpu")) == digest(
+        stream_of(images).batches(0, 4, 0, "cpu")
+    )
     assert opened.fingerprint == images.fingerprint
 
 
 def test_draws_come_pixels_first_and_only_for_what_the_loader_leaves_undone(digits):
-    (erased_last, augmented_first) = stream_of(digits, augment=(CROP, ERASING, RAND_AUGMENT))[0, 0].drawn[::-1]
+    (erased_last, augmented_first) = stream_of(digits, augment=(CROP, ERASING, RAND_AUGMENT))[
+        0, 0
+    ].drawn[::-1]
     ids = epoch_order(3, 0, 1437, 1)[0:32:2]
     assert torch.equal(erased_last["box"], torch.from_numpy(ERASING.draw(3, ids, 32)["box"]))
-    assert torch.equal(augmented_first["argument"], torch.from_numpy(RAND_AUGMENT.draw(3, ids, 32)["argument"]))
+    assert torch.equal(
+        augmented_first["argument"], torch.from_numpy(RAND_AUGMENT.draw(3, ids, 32)["argument"])
+    )
 
 
 GROWTH = Growth(from_px=16, from_epoch=0.5, to_epoch=1.5, multiple_px=4, updated="per_step")
@@ -124,11 +151,20 @@ GROWTH = Growth(from_px=16, from_epoch=0.5, to_epoch=1.5, multiple_px=4, updated
 
 def test_growing_images_are_the_same_crops_in_the_steps_own_size(digits):
     augment = (CROP, Flip(), RAND_AUGMENT, ERASING)
-    stream, fixed = stream_of(digits, augment=augment, growth=GROWTH), stream_of(digits, augment=augment)
+    stream, fixed = (
+        stream_of(digits, augment=augment, growth=GROWTH),
+        stream_of(digits, augment=augment),
+    )
     last = 2 * stream.steps_per_epoch
     sizes = [stream[step, 0].images.shape[-1] for step in range(0, last, 3)]
     line = np.interp(np.arange(0, last, 3) / stream.steps_per_epoch, [0.5, 1.5], [16, 32])
-    assert sizes == (np.round(line / 4) * 4).astype(int).tolist() and set(sizes) == {16, 20, 24, 28, 32}
+    assert sizes == (np.round(line / 4) * 4).astype(int).tolist() and set(sizes) == {
+        16,
+        20,
+        24,
+        28,
+        32,
+    }
     for step in (0, 40, last - 1):
         ours, theirs = stream[step, 1], fixed[step, 1]
         small = stream_of(digits, augment=augment, train_px=ours.images.shape[-1])[step, 1]
@@ -143,7 +179,9 @@ def test_growing_images_go_on_at_any_step_for_any_workers(digits):
     whole = list(stream.batches(0, 60, 0, "cpu"))
     assert len({batch.images.shape[-1] for batch in whole}) > 3
     for first_step, num_workers in ((1, 0), (30, 2), (59, 1)):
-        assert digest(stream.batches(first_step, 60, num_workers, "cpu")) == digest(whole[2 * first_step :])
+        assert digest(stream.batches(first_step, 60, num_workers, "cpu")) == digest(
+            whole[2 * first_step :]
+        )
 
 
 def test_splits_share_the_crop_and_draw_on_their_own(digits):
@@ -154,11 +192,16 @@ def test_splits_share_the_crop_and_draw_on_their_own(digits):
     ids = batch.ids.numpy()
     for split in (1, 2):
         drawn = RAND_AUGMENT.draw(3, ids + [0, 0, repeats * split], 32)
-        own = {key: values[(split - 1) * len(ids) : split * len(ids)] for key, values in batch.drawn[0].items()}
+        own = {
+            key: values[(split - 1) * len(ids) : split * len(ids)]
+            for key, values in batch.drawn[0].items()
+        }
         assert all(torch.equal(own[key], torch.from_numpy(drawn[key])) for key in drawn)
         assert not torch.equal(own["argument"], plain.drawn[0]["argument"])
     assert [len(values["box"]) for values in batch.drawn[1:]] == [2 * len(ids)]
-    assert len(batch.drawn[1]["noise_key"].unique()) == 2 * len(ids)  # no two splits or repeats drew the same
+    assert len(batch.drawn[1]["noise_key"].unique()) == 2 * len(
+        ids
+    )  # no two splits or repeats drew the same
 
 
 def test_torchs_own_generator_stays_where_it_is(digits):
@@ -214,7 +257,9 @@ def test_a_stand_in_brings_its_own_label():
             return super().read(i)
 
     images = np.repeat(np.arange(8, dtype=np.uint8), 64).reshape(8, 8, 8)
-    stream = stream_of(OneIsBad(images, np.arange(8), tuple("abcdefgh")), batch_images=8, bad_images="skip")
+    stream = stream_of(
+        OneIsBad(images, np.arange(8), tuple("abcdefgh")), batch_images=8, bad_images="skip"
+    )
     seen = set()
     for epoch in range(20):
         for batch in stream.batches(epoch, epoch + 1, 0, "cpu"):

@@ -24,7 +24,10 @@ def digits():
     ("page", "departures"),
     [
         ("A2", ""),
-        ("A2", "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"),
+        (
+            "A2",
+            "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'",
+        ),
         ("torchvision-v2", ""),
     ],
     ids=["rand_augment", "splits", "trivial_augment and erasing"],
@@ -35,8 +38,14 @@ def test_workers_that_augment_give_the_model_the_same_bits(digits, page, departu
     ahead = digits.train_stream(plan, replace(settings, num_workers=2), 3)
     for own in (batch for batch, _ in zip(digits.train_stream(plan, settings, 3), range(3))):
         other = next(ahead)
-        assert not own.is_augmented and other.is_augmented and not torch.equal(own.images, other.images)
-        for mine, theirs in zip(prepare(plan, settings, own), prepare(plan, settings, other), strict=True):
+        assert (
+            not own.is_augmented
+            and other.is_augmented
+            and not torch.equal(own.images, other.images)
+        )
+        for mine, theirs in zip(
+            prepare(plan, settings, own), prepare(plan, settings, other), strict=True
+        ):
             assert torch.equal(mine, theirs)
 
 

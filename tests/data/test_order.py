@@ -11,7 +11,9 @@ from trainer import streams
 from trainer.data.order import epoch_order, micro_batch_ids, num_micro_batches_in, window
 
 
-def step_micro_batches(step, num_images, repeats, batch_images, num_micro_batches, drop_last=False, seed=0):
+def step_micro_batches(
+    step, num_images, repeats, batch_images, num_micro_batches, drop_last=False, seed=0
+):
     steps_per_epoch = num_images // batch_images if drop_last else -(-num_images // batch_images)
     _, _, num_draws = window(step, num_images, batch_images, steps_per_epoch)
     fixed = (num_images, repeats, batch_images, num_micro_batches, steps_per_epoch, drop_last)
@@ -28,7 +30,10 @@ def test_ranks_of_timms_sampler_are_our_micro_batches(monkeypatch, repeats):
     for rank in range(num_ranks):
         timms = list(RepeatAugSampler(range(num_images), num_ranks, rank, num_repeats=repeats))
         steps = range(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-        ours = [step_micro_batches(s, num_images, repeats, batch_images, num_ranks, seed=5)[rank] for s in steps]
+        ours = [
+            step_micro_batches(s, num_images, repeats, batch_images, num_ranks, seed=5)[rank]
+            for s in steps
+        ]
         assert np.concatenate(ours)[:, 1].tolist() == timms
 
 
@@ -40,7 +45,9 @@ def test_ranks_of_timms_sampler_are_our_micro_batches(monkeypatch, repeats):
     epoch=st.integers(0, 3),
 )
 @settings(max_examples=150)
-def test_micro_batches_of_an_epoch_are_its_draws(num_images, repeats, norm_images, num_micro_batches, epoch):
+def test_micro_batches_of_an_epoch_are_its_draws(
+    num_images, repeats, norm_images, num_micro_batches, epoch
+):
     batch_images = norm_images * num_micro_batches
     order = epoch_order(0, epoch, num_images, repeats)
     steps_per_epoch = -(-num_images // batch_images)
@@ -77,6 +84,8 @@ def test_drop_last_leaves_the_rest_of_an_epoch_out():
 
 def test_epochs_and_seeds_have_their_own_orders_whatever_was_asked_before():
     first = epoch_order(0, 0, 50, 1)[:, 1].tolist()
-    others = [epoch_order(seed, epoch, 50, 1)[:, 1].tolist() for seed, epoch in ((0, 1), (0, 2), (1, 0))]
+    others = [
+        epoch_order(seed, epoch, 50, 1)[:, 1].tolist() for seed, epoch in ((0, 1), (0, 2), (1, 0))
+    ]
     assert first not in others
     assert epoch_order(0, 0, 50, 1)[:, 1].tolist() == first

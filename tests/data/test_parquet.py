@@ -23,27 +23,44 @@ def write(root, train, val=None, **how):
 
 
 def contents(index):
-    return [(index.classes[index.labels[i]], index.name(i).decode(), index.content(i)) for i in range(index.num_images)]
+    return [
+        (index.classes[index.labels[i]], index.name(i).decode(), index.content(i))
+        for i in range(index.num_images)
+    ]
 
 
 @pytest.mark.parametrize("is_struct", [True, False])
 def test_images_are_structs_or_bytes_and_nameless_ones_are_called_by_their_row(tmp_path, is_struct):
     found = contents(open_files(write(tmp_path, packing.table_of(ROWS, None, is_struct)), "train"))
     names = ("a.jpg", "b.jpg") if is_struct else ("000000000", "000000001")
-    expected = [("cat", f"cat/{names[0]}", b"1"), ("cat", "cat/000000002", b"333"), ("dog", f"dog/{names[1]}", b"22")]
+    expected = [
+        ("cat", f"cat/{names[0]}", b"1"),
+        ("cat", "cat/000000002", b"333"),
+        ("dog", f"dog/{names[1]}", b"22"),
+    ]
     assert sorted(found) == sorted(expected)
 
 
 def test_classes_are_in_the_order_of_the_class_labels(tmp_path):
     found = open_files(write(tmp_path, packing.table_of(ROWS, ["dog", "cat"])), "train")
-    assert found.classes == ("dog", "cat") and [row[0] for row in contents(found)] == ["dog", "cat", "cat"]
+    assert found.classes == ("dog", "cat") and [row[0] for row in contents(found)] == [
+        "dog",
+        "cat",
+        "cat",
+    ]
 
 
 def test_numbers_and_categories_are_labels_too(tmp_path):
     images = pyarrow.array([row[2] for row in ROWS], pyarrow.large_binary())
     categories = pyarrow.array(["b", "a", "b"]).dictionary_encode()
-    for name, labels, classes in (("labels", [1, 0, 1], ("0", "1")), ("label", categories, ("a", "b")), ("fine_label", [0, 1, 2], ("0", "1", "2"))):
-        table = pyarrow.table({"img": images, "id": [5, 6, 7], name: labels, "coarse_label": [0, 0, 0]})
+    for name, labels, classes in (
+        ("labels", [1, 0, 1], ("0", "1")),
+        ("label", categories, ("a", "b")),
+        ("fine_label", [0, 1, 2], ("0", "1", "2")),
+    ):
+        table = pyarrow.table(
+            {"img": images, "id": [5, 6, 7], name: labels, "coarse_label": [0, 0, 0]}
+        )
         assert open_files(write(tmp_path / name, table), "train").classes == classes
 
 
@@ -53,7 +70,13 @@ def test_memory_stays_flat_over_an_epoch(tmp_path, monkeypatch, codec):
 
     rng = random.Random(0)
     rows = [("cat" if i % 2 else "dog", f"{i:04d}", rng.randbytes(20_000)) for i in range(400)]
-    root = write(tmp_path, packing.table_of(rows, None), packing.table_of(rows[:2], None), row_group_size=20, compression=codec)
+    root = write(
+        tmp_path,
+        packing.table_of(rows, None),
+        packing.table_of(rows[:2], None),
+        row_group_size=20,
+        compression=codec,
+    )
     monkeypatch.setattr(parquet, "_HELD_BYTES", 900_000)  # two groups
     index = open_files(root, "train")
     before, most = pyarrow.total_allocated_bytes(), 0
@@ -69,7 +92,11 @@ def test_repeats_and_neighbours_do_not_read_their_group_again(tmp_path, monkeypa
     index = open_files(write(tmp_path, packing.table_of(rows, None), row_group_size=10), "train")
     read = []
     real = pyarrow.parquet.ParquetFile.read_row_group
-    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", lambda self, i, **how: read.append(i) or real(self, i, **how))
+    monkeypatch.setattr(
+        pyarrow.parquet.ParquetFile,
+        "read_row_group",
+        lambda self, i, **how: read.append(i) or real(self, i, **how),
+    )
     for _ in range(3):
         for i in range(40):
             index.content(i)
@@ -79,9 +106,15 @@ def test_repeats_and_neighbours_do_not_read_their_group_again(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"image": [b"1"], "size": [3]}, "0 labels among image, size; a column called label would do"),
+        (
+            {"image": [b"1"], "size": [3]},
+            "0 labels among image, size; a column called label would do",
+        ),
         ({"label": [0], "size": [3]}, "0 columns of images among label, size; "),
-        ({"one": [b"1"], "two": [b"2"], "label": [0]}, "2 columns of images among one, two, label; "),
+        (
+            {"one": [b"1"], "two": [b"2"], "label": [0]},
+            "2 columns of images among one, two, label; ",
+        ),
         ({"image": [b"1"], "label": [0.5]}, "label is of double; "),
         ({"image": [b"1"], "label": [True]}, "label is of bool; "),
         ({"image": [b"1", b"2"], "label": [0, None]}, "row 1 has no label; "),
@@ -94,17 +127,32 @@ def test_tables_without_images_or_labels_are_refused_in_one_line(tmp_path, table
     with pytest.raises(DataError) as refused:
         find_profile(str(tmp_path))
     text = str(refused.value)
-    assert text.startswith(str(tmp_path)) and message in text and text.endswith("would do") and "\n" not in text
+    assert (
+        text.startswith(str(tmp_path))
+        and message in text
+        and text.endswith("would do")
+        and "\n" not in text
+    )
 
 
 def test_an_image_that_is_only_a_path_is_not_opened(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(b"x")
-    images = pyarrow.array([{"bytes": None, "path": str(tmp_path / "secret.jpg")}], packing.image_type())
+    images = pyarrow.array(
+        [{"bytes": None, "path": str(tmp_path / "secret.jpg")}], packing.image_type()
+    )
     with pytest.raises(DataError, match=r"row 0 has no bytes of an image \(.*secret.jpg\); "):
         open_files(write(tmp_path, pyarrow.table({"image": images, "label": [0]})), "train")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[: len(b) // 3] + b"\xff" * (len(b) * 2 // 3 - 8) + b[-8:]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-9],
+        lambda b: b[: len(b) // 2],
+        lambda b: b"",
+        lambda b: b[: len(b) // 3] + b"\xff" * (len(b) * 2 // 3 - 8) + b[-8:],
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, damage):
     write(tmp_path, packing.table_of(ROWS, None))
     path = tmp_path / "validation.parquet"
@@ -112,12 +160,18 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     with pytest.raises(DataError) as refused:
         open_files(tmp_path, "train")
     text = str(refused.value)
-    assert text.startswith(f"{path}: damaged (") and text.endswith("; the file fetched anew would do") and "\n" not in text
+    assert (
+        text.startswith(f"{path}: damaged (")
+        and text.endswith("; the file fetched anew would do")
+        and "\n" not in text
+    )
 
 
 def test_groups_that_a_worker_cannot_hold_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_LARGEST_GROUP_MIB", 0.00001)
-    with pytest.raises(DataError, match="a row group of 0 MiB, which every image in it would cost, .* would do"):
+    with pytest.raises(
+        DataError, match="a row group of 0 MiB, which every image in it would cost, .* would do"
+    ):
         open_files(write(tmp_path, packing.table_of(ROWS, None)), "train")
 
 
@@ -136,4 +190,7 @@ def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     done = CliRunner().invoke(app, ["check-data", "--data", str(tmp_path)])
     assert done.exit_code == 2
-    assert 'pyarrow, which is not installed; .venv/bin/python -m pip install "rsb[parquet]" would do' in " ".join(done.output.split())
+    assert (
+        'pyarrow, which is not installed; .venv/bin/python -m pip install "rsb[parquet]" would do'
+        in " ".join(done.output.split())
+    )

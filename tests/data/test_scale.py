@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from plans import small_plan
+
 from trainer import streams
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
 from trainer.data.loader import TrainStream, _packed
@@ -71,7 +71,12 @@ def stored_index(folder: Path, num_images: int) -> Index:
     """An index of so many files, which are not there, of one class."""
     name = b"a/00000000.JPEG"
     offsets, labels = np.arange(num_images + 1) * len(name), np.zeros(num_images, np.int32)
-    columns = (np.tile(np.frombuffer(name, np.uint8), num_images), offsets, labels, np.full(num_images, 9))
+    columns = (
+        np.tile(np.frombuffer(name, np.uint8), num_images),
+        offsets,
+        labels,
+        np.full(num_images, 9),
+    )
     arrays = dict(zip(ARRAYS, columns, strict=True))
     record, fingerprint = folder / "train.json", fingerprint_of(arrays)
     store_index(arrays, {"fingerprint": fingerprint}, record)
@@ -86,7 +91,10 @@ def test_an_index_of_many_files_is_mapped_not_read(tmp_path):
         index = Index(tmp_path, made.stem_of, ("a",), made.fingerprint)
         index.check()
         copy = pickle.loads(pickle.dumps(index))
-        assert copy.path(num_images - 1) == tmp_path / "a/00000000.JPEG" and copy.num_images == num_images
+        assert (
+            copy.path(num_images - 1) == tmp_path / "a/00000000.JPEG"
+            and copy.num_images == num_images
+        )
         assert tracemalloc.get_traced_memory()[1] < 2**21  # the files are 10 MB
     finally:
         tracemalloc.stop()
@@ -121,7 +129,9 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
     """A worker of its own process over every so-manieth step of an epoch, from its first to its last."""
     crop = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 4 / 3), interpolation="bilinear")
     images, steps = Unread(stored_index(tmp_path, 1_000_000)), 1000
-    stream = TrainStream(images, 0, (crop,), 8, 1, images.num_images // steps, 1, steps, True, "fail")
+    stream = TrainStream(
+        images, 0, (crop,), 8, 1, images.num_images // steps, 1, steps, True, "fail"
+    )
     keys = [key for key in stream.keys(0, steps) if key[0] % every == 0 or key[0] == steps - 1]
     _permutation.cache_clear()
     batches = iter(items_of(stream, keys, 1, "cpu", _packed))
@@ -141,7 +151,10 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
 
 def test_a_row_and_a_checkpoint_are_as_long_after_more_steps(tmp_path):
     """To the digits of their numbers: a byte for each step would be 20 more."""
-    plan, settings = small_plan(overrides="batch.images=8"), make_settings("cpu", workers="0", runs=tmp_path)
+    plan, settings = (
+        small_plan(overrides="batch.images=8"),
+        make_settings("cpu", workers="0", runs=tmp_path),
+    )
     data = open_data(plan.profile, None)
     state, lengths = State(plan, settings, tmp_path), []
     window = data.train_stream(plan, settings, 0)
@@ -152,5 +165,11 @@ def test_a_row_and_a_checkpoint_are_as_long_after_more_steps(tmp_path):
             saved, outcome = io.BytesIO(), SimpleNamespace(state=state, status="diverged")
             torch.save(state.facts(), saved)
             row = make_row("name", plan, settings, data, outcome, None)
-            lengths.append((len(row.as_json()), len(json.dumps(asdict(state.progress))), len(saved.getbuffer())))
+            lengths.append(
+                (
+                    len(row.as_json()),
+                    len(json.dumps(asdict(state.progress))),
+                    len(saved.getbuffer()),
+                )
+            )
     assert all(abs(late - early) < 20 for early, late in zip(*lengths, strict=True)), lengths

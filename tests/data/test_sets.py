@@ -40,16 +40,27 @@ def test_the_digits_split_is_stratified_and_leaves_nothing_out():
     assert (train.num_images, val.num_images) == (1437, 360)
     assert np.bincount(val.labels).tolist() == [36] * 10
     assert train.images.dtype == np.uint8 and train.images.max() == 255
-    found = [(label, *image.ravel()) for part in (train, val) for image, label in zip(part.images, part.labels)]
+    found = [
+        (label, *image.ravel())
+        for part in (train, val)
+        for image, label in zip(part.images, part.labels)
+    ]
     greys = np.floor(bunch.images * 255 / 16 + 0.5).astype(int)
-    assert sorted(found) == sorted((label, *image.ravel()) for image, label in zip(greys, bunch.target))
+    assert sorted(found) == sorted(
+        (label, *image.ravel()) for image, label in zip(greys, bunch.target)
+    )
 
 
 def test_fingerprints_hold_pixels_labels_and_shape():
     images, labels = np.zeros((4, 6, 8), np.uint8), np.arange(4)
     other = images.copy()
     other[3, 5, 7] = 1
-    variants = [(images, labels), (other, labels), (images, labels[::-1]), (images.reshape(4, 8, 6), labels)]
+    variants = [
+        (images, labels),
+        (other, labels),
+        (images, labels[::-1]),
+        (images.reshape(4, 8, 6), labels),
+    ]
     assert len({ArraySet(*variant, ("a",)).fingerprint for variant in variants}) == 4
 
 
@@ -88,13 +99,17 @@ def test_fashion_mnist_is_found_in_its_places(tmp_path, monkeypatch, place, spli
     written = write_idx(folder, 30, 20, is_compressed=place != "data_dir")
     data_dir = None if place == "debian" else tmp_path / "mine"
     found = open_set(small("fashion-mnist", 30, 20), data_dir, split)
-    assert np.array_equal(found.images, written[split][0]) and np.array_equal(found.labels, written[split][1])
+    assert np.array_equal(found.images, written[split][0]) and np.array_equal(
+        found.labels, written[split][1]
+    )
     assert found.labels.dtype == np.int64
     assert found.classes == tuple(torchvision.datasets.FashionMNIST.classes)
     assert np.array_equal(np.asarray(found.read(7)), written[split][0][7])
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: gzip.compress(b"\0\0\x0b\1")])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: gzip.compress(b"\0\0\x0b\1")]
+)
 def test_a_damaged_idx_file_is_named(tmp_path, damage):
     write_idx(tmp_path, 5, 5, is_compressed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -118,7 +133,9 @@ def test_cifar_files_are_read_as_they_lie(tmp_path, monkeypatch):
     folder.mkdir()
     planes = RNG.integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
-        (folder / name).write_bytes(pickle.dumps({"data": planes.reshape(6, -1), "labels": [5, 4, 3, 2, 1, 0]}))
+        (folder / name).write_bytes(
+            pickle.dumps({"data": planes.reshape(6, -1), "labels": [5, 4, 3, 2, 1, 0]})
+        )
     found = open_set(small("cifar10", 30, 6), tmp_path, "val")
     assert found.labels.tolist() == [5, 4, 3, 2, 1, 0] and found.labels.dtype == np.int64
     assert np.array_equal(np.asarray(found.read(4)), planes[4].transpose(1, 2, 0))
@@ -129,7 +146,11 @@ def test_a_set_that_cannot_be_fetched_says_what_to_fetch_and_where_to_put_it(tmp
     with pytest.raises(DataError) as refused:
         open_set(PROFILES[name], tmp_path, "train")
     text = str(refused.value)
-    assert text.startswith(f"data={name}: ") and "(no route to host)" in text and text.endswith("would do")
+    assert (
+        text.startswith(f"data={name}: ")
+        and "(no route to host)" in text
+        and text.endswith("would do")
+    )
     assert text.count(str(tmp_path)) == 2 and "\n" not in text
 
 
@@ -144,7 +165,10 @@ def test_a_folder_serves_for_any_profile_that_it_fits(make_folder):
     root = make_folder(train=dict.fromkeys("abcdefghij", 2), val=dict.fromkeys("abcdefghij", 1))
     found = open_set(small("cifar10", 20, 10), root, "train")
     assert isinstance(found, FolderSet) and found.read(3).mode == "RGB"
-    with pytest.raises(DataError, match="20 train images of 10 classes, where the profile cifar10 has 50000 of 10; "):
+    with pytest.raises(
+        DataError,
+        match="20 train images of 10 classes, where the profile cifar10 has 50000 of 10; ",
+    ):
         open_set(PROFILES["cifar10"], root, "train")
 
 
@@ -157,7 +181,9 @@ def test_a_folder_called_like_a_known_set_is_still_the_folder(make_folder):
 def test_a_grey_set_is_its_namesake_in_one_channel():
     for split in ("train", "val"):
         colour, grey = (open_set(PROFILES[name], None, split) for name in ("digits", "digits-grey"))
-        assert np.array_equal(colour.images, grey.images) and np.array_equal(colour.labels, grey.labels)
+        assert np.array_equal(colour.images, grey.images) and np.array_equal(
+            colour.labels, grey.labels
+        )
         assert (colour.num_channels, grey.num_channels) == (3, 1) and grey.read(3).mode == "L"
         assert colour.fingerprint != grey.fingerprint
 
@@ -175,13 +201,19 @@ def test_a_colour_set_in_one_channel_is_its_luma():
 
 
 def test_a_bundled_set_has_no_other_channels():
-    bands = PROFILES["digits"].model_copy(update={"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4})
-    with pytest.raises(DataError, match="digits: channels: 4, where digits can be seen in 1 or in 3"):
+    bands = PROFILES["digits"].model_copy(
+        update={"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4}
+    )
+    with pytest.raises(
+        DataError, match="digits: channels: 4, where digits can be seen in 1 or in 3"
+    ):
         open_set(bands, None, "train")
 
 
 def test_a_folder_is_seen_in_the_profiles_channels(make_folder):
     root = make_folder(train=dict.fromkeys("abcdefghij", 2), val=dict.fromkeys("abcdefghij", 1))
-    colour, grey = (open_set(small(name, 20, 10), root, "train") for name in ("mnist", "mnist-grey"))
+    colour, grey = (
+        open_set(small(name, 20, 10), root, "train") for name in ("mnist", "mnist-grey")
+    )
     assert (colour.read(3).mode, grey.read(3).mode) == ("RGB", "L")
     assert colour.fingerprint == colour.index.fingerprint != grey.fingerprint

@@ -21,7 +21,10 @@ def listed(*paths):
     listing, reader = shards.scan(list(paths)), shards.Reader(list(paths))
     labels = list(listing.labels_found)
     rows = zip(listing._labels, listing._files, listing._starts, listing._sizes)
-    return [(labels[row[0]], listing._name(i).decode(), reader.content(*row[1:])) for i, row in enumerate(rows)]
+    return [
+        (labels[row[0]], listing._name(i).decode(), reader.content(*row[1:]))
+        for i, row in enumerate(rows)
+    ]
 
 
 def test_labels_are_the_cls_else_the_json_of_an_images_key(tmp_path):
@@ -32,12 +35,22 @@ def test_labels_are_the_cls_else_the_json_of_an_images_key(tmp_path):
             "2.jpeg": b"c", "2.cls": b"great white shark", "3.WEBP": b"", "3.json": b'{"label": "0012"}', "4.txt": b"no image", "._0.jpg": b"not listed",
         },
     )  # fmt: skip
-    assert listed(path) == [(7, "0.jpg", b"a"), (3, "x/1.seg.png", b"b"), ("great white shark", "2.jpeg", b"c"), (12, "3.WEBP", b"")]
+    assert listed(path) == [
+        (7, "0.jpg", b"a"),
+        (3, "x/1.seg.png", b"b"),
+        ("great white shark", "2.jpeg", b"c"),
+        (12, "3.WEBP", b""),
+    ]
 
 
 def test_folders_are_classes_where_no_image_has_a_label(tmp_path):
-    one = packing.write_tar(tmp_path / "a.tar", {"./7/a.b.jpg": b"1", "7/deeper/c.png": b"2", "8/.hidden/d.jpg": b"", "readme.json": b"{}"})
-    two = packing.write_tar(tmp_path / "b.tar", {"train/cat/1.jpg": b"3", "train/train/1.jpg": b"4"})
+    one = packing.write_tar(
+        tmp_path / "a.tar",
+        {"./7/a.b.jpg": b"1", "7/deeper/c.png": b"2", "8/.hidden/d.jpg": b"", "readme.json": b"{}"},
+    )
+    two = packing.write_tar(
+        tmp_path / "b.tar", {"train/cat/1.jpg": b"3", "train/train/1.jpg": b"4"}
+    )
     three = packing.write_tar(tmp_path / "c.tar", {"train/1.jpg": b"5"})
     assert listed(one, two, three) == [
         ("7", "a.b.jpg", b"1"), ("7", "deeper/c.png", b"2"), ("cat", "1.jpg", b"3"), ("train", "1.jpg", b"4"), ("train", "1.jpg", b"5")
@@ -55,7 +68,9 @@ def test_long_names_and_every_form_of_tar(tmp_path, form):
 
 def test_more_shards_than_files_may_be_open_are_read_in_any_order(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_OPEN_FILES", 3)
-    paths = [packing.write_tar(tmp_path / f"{i}.tar", {f"cat/{i}.jpg": bytes([i])}) for i in range(12)]
+    paths = [
+        packing.write_tar(tmp_path / f"{i}.tar", {f"cat/{i}.jpg": bytes([i])}) for i in range(12)
+    ]
     before = len(os.listdir("/proc/self/fd"))
     reader = shards.Reader(paths)
     starts = shards.scan(paths)._starts
@@ -77,7 +92,10 @@ def test_a_shard_of_many_images_is_listed_in_little_memory(tmp_path):
         held, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert listing.num_images == 2000 and held < 100 * 2000 and most < 2**20 + 300 * 2000, (held, most)  # a TarInfo takes a kilobyte
+    assert listing.num_images == 2000 and held < 100 * 2000 and most < 2**20 + 300 * 2000, (
+        held,
+        most,
+    )  # a TarInfo takes a kilobyte
 
 
 WHOLE = {"1.jpg": b"x" * 2000, "1.cls": b"0", "2.jpg": b"y" * 2000, "2.cls": b"1"}
@@ -130,10 +148,19 @@ def _negative():
         (_bytes() + _bytes(), "damaged (more after its end mark, as where tars were joined); "),
         (_too_large(), "damaged"),
         (_negative(), "damaged"),
-        (_bytes({"../../cat/1.jpg": b"x"}), "'../../cat/1.jpg', a name that leads out of the tar; "),
+        (
+            _bytes({"../../cat/1.jpg": b"x"}),
+            "'../../cat/1.jpg', a name that leads out of the tar; ",
+        ),
         (_bytes({"/etc/1.jpg": b"x"}), "'/etc/1.jpg', a name that leads out of the tar; "),
-        (_about(type=tarfile.SYMTYPE, linkname="/etc/passwd"), "'cat/1.jpg' is a link, a sparse file or a device; "),
-        (_about(type=tarfile.LNKTYPE, linkname="cat/0.jpg"), "'cat/1.jpg' is a link, a sparse file or a device; "),
+        (
+            _about(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+            "'cat/1.jpg' is a link, a sparse file or a device; ",
+        ),
+        (
+            _about(type=tarfile.LNKTYPE, linkname="cat/0.jpg"),
+            "'cat/1.jpg' is a link, a sparse file or a device; ",
+        ),
         (_about(type=tarfile.FIFOTYPE), "'cat/1.jpg' is a link, a sparse file or a device; "),
         (_bytes({"1.jpg": b"x"}), "'1.jpg' has no label; 1.cls, "),
         (_bytes(WHOLE | {"3.jpg": b"x"}), "'3.jpg' has no label; 3.cls, "),
@@ -141,8 +168,14 @@ def _negative():
         (_bytes({"1.jpg": b"x", "1.cls": b""}), "'1.cls' holds no label"),
         (_bytes({"1.jpg": b"x", "1.cls": b"\xff"}), "'1.cls' holds no label"),
         (_bytes({"1.jpg": b"x", "1.json": b"[1"}), "'1.json' holds no label"),
-        (_bytes({"1.jpg": b"x", "1.json": b"[" * 100_000}), "'1.json' holds no label (nested too deep); "),
-        (_bytes({"1.jpg": b"x", "1.json": b'{"class": 1}'}), "'1.json' holds no label (no \"label\"); "),
+        (
+            _bytes({"1.jpg": b"x", "1.json": b"[" * 100_000}),
+            "'1.json' holds no label (nested too deep); ",
+        ),
+        (
+            _bytes({"1.jpg": b"x", "1.json": b'{"class": 1}'}),
+            "'1.json' holds no label (no \"label\"); ",
+        ),
         (_bytes({"1.jpg": b"x", "1.json": b'{"label": 1.5}'}), "'1.json' holds no label ('1.5'); "),
         (_bytes({"1.jpg": b"x", "1.json": b'{"label": true}'}), "'1.json' holds no label"),
     ],
@@ -153,7 +186,12 @@ def test_what_is_damaged_or_has_no_label_is_refused_in_one_line(tmp_path, conten
     with pytest.raises(DataError) as refused:
         shards.scan([path])
     text = str(refused.value)
-    assert text.startswith(f"{path}: ") and message in text and text.endswith("would do") and "\n" not in text
+    assert (
+        text.startswith(f"{path}: ")
+        and message in text
+        and text.endswith("would do")
+        and "\n" not in text
+    )
     assert os.listdir(tmp_path) == ["train-0.tar"]  # nothing is extracted
 
 
@@ -175,7 +213,11 @@ def test_a_tar_damaged_anywhere_is_read_or_refused_and_never_anything_else(tmp_p
 
 
 def test_nothing_is_ever_extracted():
-    calls = [node.func.attr for node in ast.walk(ast.parse(Path(shards.__file__).read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    calls = [
+        node.func.attr
+        for node in ast.walk(ast.parse(Path(shards.__file__).read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
     assert "next" in calls and not {call for call in calls if call.startswith("extract")}
 
 
@@ -187,5 +229,8 @@ def test_a_shard_that_was_cut_after_it_was_listed_makes_a_bad_image(tmp_path):
         (tmp_path / name).write_bytes(_bytes())
     images = FolderSet(open_files(tmp_path, "train"))
     os.truncate(tmp_path / "train-0.tar", 3000)
-    with pytest.raises(BadImage, match=r"train-0.tar \(1/2.jpg\): cannot be decoded \(the shard ends 2000 bytes early\); "):
+    with pytest.raises(
+        BadImage,
+        match=r"train-0.tar \(1/2.jpg\): cannot be decoded \(the shard ends 2000 bytes early\); ",
+    ):
         images.read(1)

@@ -29,7 +29,9 @@ def test_results_come_in_the_order_of_the_items(num_threads):
         first_may_end.set()
         return number**2
 
-    assert list(in_threads(square, numbers(20, closed), num_threads)) == [number**2 for number in range(20)]
+    assert list(in_threads(square, numbers(20, closed), num_threads)) == [
+        number**2 for number in range(20)
+    ]
     assert closed == [True] and not augmenting()
     assert list(in_threads(square, [], num_threads)) == []
 
@@ -60,7 +62,10 @@ def fail_at_3(number):
 
 @pytest.mark.parametrize(
     ("work", "items", "whole", "message"),
-    [(int, failing_items, [1, 2, 3], "the fourth item"), (fail_at_3, lambda: iter(range(9)), [0, 1, 2], "work on 3")],
+    [
+        (int, failing_items, [1, 2, 3], "the fourth item"),
+        (fail_at_3, lambda: iter(range(9)), [0, 1, 2], "work on 3"),
+    ],
     ids=["an item", "the work on one"],
 )
 def test_a_failure_is_raised_where_it_is_due(work, items, whole, message):

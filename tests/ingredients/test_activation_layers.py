@@ -16,7 +16,9 @@ def test_swish_is_silu_where_beta_is_one():
 def test_swish_follows_its_formula_and_beta_is_learned():
     layer = LearnedSwish(1.7).double()
     given = torch.linspace(-6, 6, 11, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(layer(given), given / (1 + torch.exp(-1.7 * given)), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        layer(given), given / (1 + torch.exp(-1.7 * given)), rtol=1e-7, atol=1e-7
+    )
 
     def run(given, beta):
         return torch.func.functional_call(layer, {"beta": beta}, (given,))

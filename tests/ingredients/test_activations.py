@@ -9,7 +9,17 @@ from torch import nn
 from torch.nn import functional
 
 from trainer.ingredients import activations
-from trainer.ingredients.activations import Elu, Gelu, HardSwish, LeakyRelu, Mish, Prelu, Relu, Silu, Swish
+from trainer.ingredients.activations import (
+    Elu,
+    Gelu,
+    HardSwish,
+    LeakyRelu,
+    Mish,
+    Prelu,
+    Relu,
+    Silu,
+    Swish,
+)
 from trainer.ingredients.surgery import SurgeryError, is_activation
 
 ALL = [
@@ -47,7 +57,9 @@ def test_every_activation_of_the_body_is_replaced(name):
     assert (len(swap.places), swap.places[0], swap.places[-1]) == COUNTS[name]
     assert sum(count for _, count in swap.before) == len(swap.places) and swap.after == "Mish"
     assert all(type(model.get_submodule(place)) is nn.Mish for place in swap.places)
-    rest = {name for name, module in model.named_modules() if is_activation(module)} - set(swap.places)
+    rest = {name for name, module in model.named_modules() if is_activation(module)} - set(
+        swap.places
+    )
     assert all(".se." in name for name in rest)
 
 
@@ -61,18 +73,24 @@ def test_layers_follow_their_formulas(part):
 
 def test_gelu_by_tanh_is_torchs():
     given = torch.randn(50)
-    assert torch.equal(Gelu(approximate="tanh").layer(False)(given), functional.gelu(given, approximate="tanh"))
+    assert torch.equal(
+        Gelu(approximate="tanh").layer(False)(given), functional.gelu(given, approximate="tanh")
+    )
 
 
 @pytest.mark.parametrize("part", ALL, ids=NAMES)
 def test_gradients_are_those_of_finite_differences_also_in_place(part):
     layer = part.layer(in_place=True).double()
-    given = torch.tensor([-4.1, -2.2, -0.6, -0.1, 0.2, 0.9, 2.4, 4.3], dtype=torch.float64, requires_grad=True)
+    given = torch.tensor(
+        [-4.1, -2.2, -0.6, -0.1, 0.2, 0.9, 2.4, 4.3], dtype=torch.float64, requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda x: layer(x * 1.0), (given,))
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "resnetv2_50"])
-@pytest.mark.parametrize("part", [Relu(), LeakyRelu(slope=0.1), Elu(alpha=0.7)], ids=lambda part: part.name)
+@pytest.mark.parametrize(
+    "part", [Relu(), LeakyRelu(slope=0.1), Elu(alpha=0.7)], ids=lambda part: part.name
+)
 def test_in_place_gives_the_same_outputs_and_gradients(part, name):
     """Whole models, with timm's own additions in place around the layers."""
     if name != "test_convnext" and part.name == "relu":
@@ -80,7 +98,9 @@ def test_in_place_gives_the_same_outputs_and_gradients(part, name):
     found = {}
     for in_place in (True, False):
         torch.manual_seed(0)
-        small = {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} if name == "resnetv2_50" else {}
+        small = (
+            {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} if name == "resnetv2_50" else {}
+        )
         model = timm.create_model(name, num_classes=5, **small)
         swap = part.apply(model, 64)
         assert all(model.get_submodule(place).inplace for place in swap.places)
@@ -94,8 +114,12 @@ def test_in_place_gives_the_same_outputs_and_gradients(part, name):
 
 @pytest.mark.parametrize("part", ALL, ids=NAMES)
 def test_the_table_of_memory_is_what_torch_keeps(part):
-    rows = re.findall(rf"^    {part.name} .* (\d+) +(\d+)$", activations.__doc__, flags=re.MULTILINE)
-    assert [(int(keeps), int(beside)) for keeps, beside in rows] == [bytes_kept(part.layer(in_place=True))]
+    rows = re.findall(
+        rf"^    {part.name} .* (\d+) +(\d+)$", activations.__doc__, flags=re.MULTILINE
+    )
+    assert [(int(keeps), int(beside)) for keeps, beside in rows] == [
+        bytes_kept(part.layer(in_place=True))
+    ]
 
 
 def bytes_kept(layer):
@@ -111,7 +135,9 @@ def bytes_kept(layer):
         made = layer(fresh)
     weights = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
     large = {place: size for place, size in kept.items() if place not in weights}
-    beside = sum(size for place, size in large.items() if place != made.untyped_storage().data_ptr())
+    beside = sum(
+        size for place, size in large.items() if place != made.untyped_storage().data_ptr()
+    )
     return sum(large.values()) // num_elements, beside // num_elements
 
 
@@ -125,10 +151,14 @@ def test_models_learn_with_each_under_bf16_autocast(part, name):
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(torch.randn(2, 3, 32, 32)).float().square().mean()
     loss.backward()
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters()
+    )
 
 
-@pytest.mark.parametrize(("part", "name"), [(Relu(), "test_resnet"), (Gelu(approximate="tanh"), "test_convnext")])
+@pytest.mark.parametrize(
+    ("part", "name"), [(Relu(), "test_resnet"), (Gelu(approximate="tanh"), "test_convnext")]
+)
 def test_a_swap_that_would_change_nothing_is_refused(part, name):
     with pytest.raises(SurgeryError, match=r"model.activation: all \d+ of \w+ are \w+ already"):
         part.apply(timm.create_model(name), 32)

@@ -9,7 +9,14 @@ from timm.layers import EcaModule, SEModule
 from timm.layers.cbam import CbamModule
 from torch import nn
 
-from trainer.ingredients.attention import Bam, Cbam, CoordinateAttention, Eca, GlobalContext, SqueezeExcite
+from trainer.ingredients.attention import (
+    Bam,
+    Cbam,
+    CoordinateAttention,
+    Eca,
+    GlobalContext,
+    SqueezeExcite,
+)
 from trainer.ingredients.surgery import SurgeryError
 from trainer.models import gmacs, num_parameters
 
@@ -27,13 +34,17 @@ def se_cost(c, s):
 
 
 def eca_cost(c, s):
-    k = {64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}[c]  # the odd number next to (log2(c) + 1) / 2
+    k = {64: 3, 128: 5, 256: 5, 512: 5, 1024: 5, 2048: 7}[
+        c
+    ]  # the odd number next to (log2(c) + 1) / 2
     return k, k * c
 
 
 def cbam_cost(c, s):
     h = c // 16
-    return 2 * c * h + 2 * 49 + 2, 2 * (2 * c * h) + 2 * 49 * s * s  # two pooled vectors; two maps in a 7x7; its norm
+    return 2 * c * h + 2 * 49 + 2, 2 * (
+        2 * c * h
+    ) + 2 * 49 * s * s  # two pooled vectors; two maps in a 7x7; its norm
 
 
 def bam_cost(c, s):
@@ -59,9 +70,13 @@ def test_parameters_and_multiply_adds_equal_hand_computed_values(name):
         stages = SHAPES[name][:3] if isinstance(part, Bam) else SHAPES[name]
         times = [1 if isinstance(part, Bam) else blocks for _, blocks, _ in stages]
         each = [cost(channels, side) for channels, _, side in stages]
-        assert num_parameters(model) - parameters == sum(n * p for n, (p, _) in zip(times, each, strict=True)), part.name
+        assert num_parameters(model) - parameters == sum(
+            n * p for n, (p, _) in zip(times, each, strict=True)
+        ), part.name
         added = (gmacs(model, 3, 64) - adds) * 1e9
-        assert added == pytest.approx(sum(n * a for n, (_, a) in zip(times, each, strict=True)), abs=1), part.name
+        assert added == pytest.approx(
+            sum(n * a for n, (_, a) in zip(times, each, strict=True)), abs=1
+        ), part.name
 
 
 def test_squeeze_excite_in_a_resnet_is_timms_seresnet():
@@ -77,7 +92,10 @@ def test_squeeze_excite_in_a_resnet_is_timms_seresnet():
 @pytest.mark.parametrize(
     ("part", "layer"),
     [
-        (SqueezeExcite(position="after_last_norm", reduction=4), lambda c: SEModule(c, rd_channels=c // 4)),
+        (
+            SqueezeExcite(position="after_last_norm", reduction=4),
+            lambda c: SEModule(c, rd_channels=c // 4),
+        ),
         (Eca(position="after_last_norm", kernel=5), lambda c: EcaModule(kernel_size=5)),
         (
             Cbam(position="after_last_norm", reduction=4, kernel=3),
@@ -99,10 +117,14 @@ def test_the_layer_computes_what_timms_does(model, part, layer):
 
 
 @pytest.mark.parametrize("position", ["after_last_norm", "after_middle", "after_block"])
-@pytest.mark.parametrize("name", ["resnet18", "resnetv2_18", "convnext_atto", "convnext_tiny", "regnetx_002"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnetv2_18", "convnext_atto", "convnext_tiny", "regnetx_002"]
+)
 def test_attention_stands_where_its_position_says(name, position):
     """A gate of 1/2 for everything halves exactly what the position names."""
-    model = timm.create_model(name, **({"ls_init_value": 1.0} if "convnext" in name else {"zero_init_last": False}))
+    model = timm.create_model(
+        name, **({"ls_init_value": 1.0} if "convnext" in name else {"zero_init_last": False})
+    )
     plain = copy.deepcopy(model).eval()
     swap = SqueezeExcite(position=position, reduction=1).apply(model, 64)
     for place in swap.places:
@@ -112,7 +134,11 @@ def test_attention_stands_where_its_position_says(name, position):
     for ending in (".se", ".attention", ".act1.1", ".norm2.1", ".drop_path"):
         block_name = block_name.removesuffix(ending)
     ours, theirs = model.eval().get_submodule(block_name), plain.get_submodule(block_name)
-    expected = {"after_last_norm": halved_branch, "after_middle": halved_middle, "after_block": halved}[position]
+    expected = {
+        "after_last_norm": halved_branch,
+        "after_middle": halved_middle,
+        "after_block": halved,
+    }[position]
     features = torch.randn(2, input_channels(theirs), 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(ours(features), expected(theirs, features), rtol=0, atol=1e-5)
@@ -131,7 +157,12 @@ def halved_branch(block, features):
     """The block with the last layer of its branch giving half."""
     block = copy.deepcopy(block)
     kind = type(block).__name__
-    last = {"BasicBlock": "bn2", "PreActBasic": "conv2", "ConvNeXtBlock": "mlp", "Bottleneck": "conv3"}[kind]
+    last = {
+        "BasicBlock": "bn2",
+        "PreActBasic": "conv2",
+        "ConvNeXtBlock": "mlp",
+        "Bottleneck": "conv3",
+    }[kind]
     block.get_submodule(last).register_forward_hook(lambda module, given, made: made / 2)
     return block(features)
 
@@ -139,7 +170,9 @@ def halved_branch(block, features):
 def halved_middle(block, features):
     """The block with what its last convolution is given halved; ConvNeXt: what its first linear layer is given."""
     block = copy.deepcopy(block)
-    last = {"BasicBlock": "conv2", "PreActBasic": "conv2", "ConvNeXtBlock": "mlp"}.get(type(block).__name__, "conv3")
+    last = {"BasicBlock": "conv2", "PreActBasic": "conv2", "ConvNeXtBlock": "mlp"}.get(
+        type(block).__name__, "conv3"
+    )
     block.get_submodule(last).register_forward_pre_hook(lambda module, given: (given[0] / 2,))
     return block(features)
 
@@ -159,9 +192,13 @@ def test_every_module_trains_and_copies(name, kind):
     torch.manual_seed(0)
     again = timm.create_model(name, num_classes=4)
     kind(**kind.example).apply(again, 64)
-    weights = [weight for place in swap.places for weight in model.get_submodule(place).parameters()]
+    weights = [
+        weight for place in swap.places for weight in model.get_submodule(place).parameters()
+    ]
     same = [weight for place in swap.places for weight in again.get_submodule(place).parameters()]
-    assert weights and all(torch.equal(first, second) for first, second in zip(weights, same, strict=True))
+    assert weights and all(
+        torch.equal(first, second) for first, second in zip(weights, same, strict=True)
+    )
 
 
 def test_weights_are_drawn_by_the_models_own_rule():
@@ -190,17 +227,24 @@ def test_stages_count_from_the_last_and_bam_ends_the_first_three():
     assert places == tuple(f"stages.{stage}.blocks.attention" for stage in range(3))
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "ecaresnet50t", "skresnet18", "resnest14d", "legacy_seresnet18", "regnety_002"])
+@pytest.mark.parametrize(
+    "name",
+    ["seresnet18", "ecaresnet50t", "skresnet18", "resnest14d", "legacy_seresnet18", "regnety_002"],
+)
 def test_a_model_with_attention_is_refused(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    with pytest.raises(SurgeryError, match=r"model.attention: \w+ has \d+ \w+ already.*resnet50, would do"):
+    with pytest.raises(
+        SurgeryError, match=r"model.attention: \w+ has \d+ \w+ already.*resnet50, would do"
+    ):
         Eca(position="after_last_norm").apply(model, 64)
 
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(SurgeryError, match="reduction=128: a block has 32 channels"):
-        SqueezeExcite(position="after_last_norm", reduction=128).apply(timm.create_model("test_resnet"), 64)
+        SqueezeExcite(position="after_last_norm", reduction=128).apply(
+            timm.create_model("test_resnet"), 64
+        )
     with pytest.raises(SurgeryError, match="after_last_norm would do"):
         Eca(position="after_middle").apply(timm.create_model("res2net50_26w_4s"), 64)
     with pytest.raises(ValueError, match="even"):

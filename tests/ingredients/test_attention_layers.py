@@ -7,8 +7,13 @@ from trainer.ingredients.attention_layers import BottleneckAttention
 
 
 def normed(values, gamma, beta):
-    mean, var = values.mean((0, 2, 3), keepdim=True), values.var((0, 2, 3), unbiased=False, keepdim=True)
-    return (values - mean) / (var + 1e-5).sqrt() * gamma[None, :, None, None] + beta[None, :, None, None]
+    mean, var = (
+        values.mean((0, 2, 3), keepdim=True),
+        values.var((0, 2, 3), unbiased=False, keepdim=True),
+    )
+    return (values - mean) / (var + 1e-5).sqrt() * gamma[None, :, None, None] + beta[
+        None, :, None, None
+    ]
 
 
 def test_bam_equals_a_plain_formula():
@@ -26,12 +31,19 @@ def test_bam_equals_a_plain_formula():
     for kernel, bias in ((w[8], w[9]), (w[10], w[11])):
         padded = functional.pad(places.clamp(min=0), [4] * 4)
         taps = [
-            torch.einsum("bchw,dc->bdhw", padded[:, :, 4 * i : 4 * i + 9, 4 * j : 4 * j + 7], kernel[:, :, i, j])
+            torch.einsum(
+                "bchw,dc->bdhw",
+                padded[:, :, 4 * i : 4 * i + 9, 4 * j : 4 * j + 7],
+                kernel[:, :, i, j],
+            )
             for i in range(3)
             for j in range(3)
         ]
         places = sum(taps) + bias[None, :, None, None]
-    places = torch.einsum("bchw,dc->bdhw", places.clamp(min=0), w[12][:, :, 0, 0]) + w[13][None, :, None, None]
+    places = (
+        torch.einsum("bchw,dc->bdhw", places.clamp(min=0), w[12][:, :, 0, 0])
+        + w[13][None, :, None, None]
+    )
     expected = features * (1 + 1 / (1 + (-(channels + normed(places, w[14], w[15]))).exp()))
     torch.testing.assert_close(module(features), expected, rtol=0, atol=1e-10)
 

@@ -34,9 +34,13 @@ def model():
 
 
 def assert_same_floats(ours, theirs):
-    for (name, own), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    for (name, own), other in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
         if own.is_floating_point():
-            torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                own, other, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 @pytest.mark.parametrize("foreach", [False, True])
@@ -51,15 +55,23 @@ def test_equals_timms_average_buffers_included(model, foreach):
     assert ours.model[1].num_batches_tracked == timms.module[1].num_batches_tracked == 21
 
 
-@pytest.mark.parametrize("steps_per_epoch", [8, 10])  # with 10, counting the run's steps would be another rule
+@pytest.mark.parametrize(
+    "steps_per_epoch", [8, 10]
+)  # with 10, counting the run's steps would be another rule
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
 @pytest.mark.parametrize(("decay", "batch_images"), [(0.999, 64), (0.99998, 1024), (0.9, 1024)])
-def test_equals_torchvisions_adjusted_average(model, warmup_epochs, decay, batch_images, steps_per_epoch):
+def test_equals_torchvisions_adjusted_average(
+    model, warmup_epochs, decay, batch_images, steps_per_epoch
+):
     """Its classification reference: the adjusted decay, an update every 4 steps, the count reset in the warm-up."""
     epochs, every_steps = 5, 4
     share = min(1.0, (1 - decay) * batch_images * every_steps / epochs)
-    visions = AveragedModel(model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True)
-    rule = WeightAverage(decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True)
+    visions = AveragedModel(
+        model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True
+    )
+    rule = WeightAverage(
+        decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True
+    )
     ours = rule.start(model)
     for epoch in range(epochs):
         for inner in range(steps_per_epoch):
@@ -69,13 +81,17 @@ def test_equals_torchvisions_adjusted_average(model, warmup_epochs, decay, batch
                 visions.update_parameters(model)
                 if epoch < warmup_epochs:
                     visions.n_averaged.fill_(0)
-            ours.update(model, step, warmup_epochs * steps_per_epoch, batch_images, epochs, steps_per_epoch)
+            ours.update(
+                model, step, warmup_epochs * steps_per_epoch, batch_images, epochs, steps_per_epoch
+            )
             assert_same_floats(ours.model, visions.module)
 
 
 def test_torchvisions_numbers_are_the_published_ones():
     rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True, restarts_in_warmup=True)
-    assert 1 - rule.weight_at(256 * 1251, 6255, 1024, 600, 1251) == pytest.approx(0.998908, abs=1e-6)
+    assert 1 - rule.weight_at(256 * 1251, 6255, 1024, 600, 1251) == pytest.approx(
+        0.998908, abs=1e-6
+    )
 
 
 def test_updates_come_every_so_many_steps_of_an_epoch():
@@ -105,7 +121,9 @@ def test_a_saved_average_goes_on_bit_for_bit(model):
         saved = copy.deepcopy(halted.state_dict())
         halted = rule.start(small_model_like(model))
         halted.load_state_dict(saved)
-    for own, other in zip(straight.state_dict().values(), halted.state_dict().values(), strict=True):
+    for own, other in zip(
+        straight.state_dict().values(), halted.state_dict().values(), strict=True
+    ):
         assert torch.equal(own, other)
 
 
@@ -129,7 +147,14 @@ def test_a_channels_last_resnet_is_averaged_like_any_other():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"decay": 0.0}, {"decay": 1.0}, {"decay": 99.998}, {"every_steps": 0}, {"every_steps": 1.5}, {"step": 2}],
+    [
+        {"decay": 0.0},
+        {"decay": 1.0},
+        {"decay": 99.998},
+        {"every_steps": 0},
+        {"every_steps": 1.5},
+        {"step": 2},
+    ],
 )
 def test_absurd_pages_are_refused(changes):
     with pytest.raises(ValidationError):

@@ -22,7 +22,9 @@ def test_ffcvs_form_takes_every_strided_convolution_from_16_channels_on():
     blocks = [f"layer{stage}.0.conv1" for stage in (2, 3, 4)]
     assert sorted(swap.places) == sorted(blocks + SHORTCUTS)
     assert swap.before == (("Conv2d", 6),) and swap.note == "left: 1 other strided convolutions"
-    assert [name for name, module in model.named_modules() if isinstance(module, BlurConv2d)] == list(swap.places)
+    assert [
+        name for name, module in model.named_modules() if isinstance(module, BlurConv2d)
+    ] == list(swap.places)
     assert blur(min_channels=None).apply(timm.create_model("resnet18"), 64).places[0] == "conv1"
 
 
@@ -34,7 +36,9 @@ def test_the_papers_form_is_timms_resnetblur(px):
     model.load_state_dict(theirs.state_dict())
     swap = blur("after_activation", "reflect", pool=True).apply(model, px)
     assert swap.places == ("maxpool", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2")
-    assert swap.note == "left: 4 other strided convolutions"  # the stem's, and those of the shortcuts
+    assert (
+        swap.note == "left: 4 other strided convolutions"
+    )  # the stem's, and those of the shortcuts
     images = torch.randn(2, 3, px, px)
     torch.testing.assert_close(model(images), theirs(images), rtol=1e-5, atol=1e-5)
 
@@ -71,7 +75,9 @@ def test_a_nonlinearity_that_a_block_uses_twice_takes_no_blur():
 
 
 def test_what_is_not_there_is_refused():
-    with pytest.raises(SurgeryError, match="model.blur_pool.pool: ConvNeXt has no strided max pooling"):
+    with pytest.raises(
+        SurgeryError, match="model.blur_pool.pool: ConvNeXt has no strided max pooling"
+    ):
         blur(pool=True).apply(timm.create_model("test_convnext"), 64)
     with pytest.raises(SurgeryError, match="model.blur_pool: ConvNeXt has no strided convolution"):
         blur("after_activation").apply(timm.create_model("test_convnext"), 64)
@@ -79,12 +85,17 @@ def test_what_is_not_there_is_refused():
 
 @pytest.mark.parametrize("place", ["before", "after", "after_activation"])
 def test_the_state_goes_round_and_gradients_reach_all_under_bf16_autocast(place):
-    model, other = timm.create_model("test_resnet", num_classes=3), timm.create_model("test_resnet", num_classes=3)
+    model, other = (
+        timm.create_model("test_resnet", num_classes=3),
+        timm.create_model("test_resnet", num_classes=3),
+    )
     for each in (model, other):
         blur(place, "reflect", pool=True).apply(each, 64)
     with torch.autocast("cpu", torch.bfloat16):
         model(torch.randn(2, 3, 64, 64)).float().square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters()
+    )
     other.load_state_dict(model.state_dict())
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(model.eval()(images), other.eval()(images))

@@ -52,7 +52,9 @@ def images(num=2, px=64):
 @pytest.mark.parametrize("is_training", [False, True])
 def test_bottlenecks_are_timms_of_those_depths_and_widths(model, is_training):
     ours, _ = rebuilt(PLAIN | {"widths": (64, 16, 24, 32)}, model)
-    like_d = {"stem_width": 32, "stem_type": "deep", "avg_down": True} if model.endswith("d") else {}
+    like_d = (
+        {"stem_width": 32, "stem_type": "deep", "avg_down": True} if model.endswith("d") else {}
+    )
     theirs = ResNet(Bottleneck, (1, 1, 2, 1), channels=(64, 16, 24, 32), num_classes=5, **like_d)
     theirs.load_state_dict(ours.state_dict())
     ours.train(is_training), theirs.train(is_training)
@@ -68,12 +70,16 @@ def test_every_form_trains_and_reads_its_own_weights(fields):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     other, _ = rebuilt(fields, seed=1)
     other.load_state_dict(model.state_dict())
-    torch.testing.assert_close(other.eval()(images()), copy.deepcopy(model).eval()(images()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        other.eval()(images()), copy.deepcopy(model).eval()(images()), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS)
 def test_first_weights_follow_torchs_seed(fields):
-    one, again, other = (dict(rebuilt(fields, seed=seed)[0].named_parameters()) for seed in (3, 3, 4))
+    one, again, other = (
+        dict(rebuilt(fields, seed=seed)[0].named_parameters()) for seed in (3, 3, 4)
+    )
     assert all(torch.equal(one[name], again[name]) for name in one)
     weights = [name for name in one if one[name].ndim > 1]
     assert weights and not any(torch.equal(one[name], other[name]) for name in weights)
@@ -112,7 +118,9 @@ def test_one_activation_and_one_norm_a_block(kind):
     assert in_branches == ["bn1", *(f"{name}.bn{spatial}" for name in swap.places)]
     shortcuts = [block.downsample for block in blocks_of(model) if block.downsample is not None]
     assert shortcuts and all(isinstance(norm, nn.BatchNorm2d) for _, norm in shortcuts)
-    branches = [conv for block in blocks_of(model) for conv in (block.conv1, block.conv2, block.conv3)]
+    branches = [
+        conv for block in blocks_of(model) for conv in (block.conv1, block.conv2, block.conv3)
+    ]
     assert all(conv.bias is not None and not conv.bias.any() for conv in [model.conv1, *branches])
 
 
@@ -127,7 +135,9 @@ def test_separate_downsampling_halves_before_the_blocks():
     model, swap = rebuilt(CONVNEXT)
     sides = []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
-        stage.register_forward_hook(lambda module, given, made: sides.append((given[0].shape[-1], made.shape[-1])))
+        stage.register_forward_hook(
+            lambda module, given, made: sides.append((given[0].shape[-1], made.shape[-1]))
+        )
     model(images())
     assert sides == [(16, 16), (16, 8), (8, 4), (4, 2)]
     assert all(block.downsample is None and block.stride == 1 for block in blocks_of(model))
@@ -152,7 +162,10 @@ def test_branches_start_at_zero_where_the_models_did(is_zero):
 
 def test_the_swap_says_what_became_of_the_model():
     model, swap = rebuilt(PLAIN, "resnet50")
-    assert str(swap) == "body: layer1.0, layer2.0 … layer4.0: 16 Bottleneck -> 5 bottleneck (stem 64 -> 8 channels)"
+    assert (
+        str(swap)
+        == "body: layer1.0, layer2.0 … layer4.0: 16 Bottleneck -> 5 bottleneck (stem 64 -> 8 channels)"
+    )
     assert model.num_features == model.head_hidden_size == model.fc.in_features == 128
     assert [info["num_chs"] for info in model.feature_info] == [8, 32, 64, 96, 128]
 
@@ -174,7 +187,9 @@ def test_other_models_are_refused_in_one_line(model, found):
         made = timm.create_model(model)
     with pytest.raises(SurgeryError) as refusal:
         StagedBody(**PLAIN).apply(made, 64)
-    assert str(refusal.value).startswith(f"model.body: {found}") and "model=resnet50 would do" in str(refusal.value)
+    assert str(refusal.value).startswith(
+        f"model.body: {found}"
+    ) and "model=resnet50 would do" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.ingredients.boxes import NUM_ATTEMPTS, AreaRange, AspectRange, drawn_sides, drawn_start, first_fitting
+from trainer.ingredients.boxes import (
+    NUM_ATTEMPTS,
+    AreaRange,
+    AspectRange,
+    drawn_sides,
+    drawn_start,
+    first_fitting,
+)
 
 
 def test_area_is_uniform_and_aspect_log_uniform():
@@ -21,12 +28,22 @@ def test_the_first_that_fits_is_taken():
 
 
 def test_a_start_reaches_both_ends():
-    assert drawn_start(np.array([0.0, 0.249, 0.25, 0.99999]), np.array([3, 3, 3, 3])).tolist() == [0, 0, 1, 3]
+    assert drawn_start(np.array([0.0, 0.249, 0.25, 0.99999]), np.array([3, 3, 3, 3])).tolist() == [
+        0,
+        0,
+        1,
+        3,
+    ]
 
 
 @pytest.mark.parametrize(
     ("kind", "pair"),
-    [(AreaRange, (0.5, 0.1)), (AreaRange, (0.1, 1.1)), (AspectRange, (0.0, 1.0)), (AspectRange, (2.0, 1.0))],
+    [
+        (AreaRange, (0.5, 0.1)),
+        (AreaRange, (0.1, 1.1)),
+        (AspectRange, (0.0, 1.0)),
+        (AspectRange, (2.0, 1.0)),
+    ],
 )
 def test_absurd_ranges_are_refused(kind, pair):
     with pytest.raises(ValidationError):

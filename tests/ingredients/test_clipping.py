@@ -15,7 +15,11 @@ from trainer.ingredients.clipping import clip_adaptively
 def with_gradients(model, size):
     generator = torch.Generator().manual_seed(0)
     for weight in model.parameters():
-        weight.grad = torch.randn(weight.shape, generator=generator) * size * torch.rand(1, generator=generator)
+        weight.grad = (
+            torch.randn(weight.shape, generator=generator)
+            * size
+            * torch.rand(1, generator=generator)
+        )
     return model
 
 
@@ -34,9 +38,14 @@ def test_gradients_are_cut_as_timm_cuts_them(name, size):
     for (name, weight), other in zip(model.named_parameters(), timms.parameters()):
         torch.testing.assert_close(weight.grad, other.grad, rtol=1e-5, atol=0)
     head = model.get_classifier()
-    assert torch.equal(head.weight.grad, before["head.fc.weight" if "convnext" in model.__class__.__name__.lower() else "fc.weight"])
+    assert torch.equal(
+        head.weight.grad,
+        before["head.fc.weight" if "convnext" in model.__class__.__name__.lower() else "fc.weight"],
+    )
     if size == 1.0:
-        assert any(not torch.equal(weight.grad, before[name]) for name, weight in model.named_parameters())
+        assert any(
+            not torch.equal(weight.grad, before[name]) for name, weight in model.named_parameters()
+        )
 
 
 def test_no_unit_keeps_more_than_its_share():
@@ -46,7 +55,10 @@ def test_no_unit_keeps_more_than_its_share():
     model[0].bias.grad = None
     clip_adaptively(model, 0.02)
     for weight in (model[0].weight, model[2].weight):
-        units, slopes = (part.detach().double().numpy().reshape(len(weight), -1) for part in (weight, weight.grad))
+        units, slopes = (
+            part.detach().double().numpy().reshape(len(weight), -1)
+            for part in (weight, weight.grad)
+        )
         share = np.linalg.norm(slopes, axis=1) / np.maximum(np.linalg.norm(units, axis=1), 1e-3)
         np.testing.assert_allclose(share, 0.02, rtol=1e-5)
     assert torch.equal(model[-1].weight.grad, head) and model[0].bias.grad is None

@@ -9,9 +9,18 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.ingredients.convolution_layers import Blur, BlurConv2d, DeformableConv2d, SelfCalibratedConv2d
+from trainer.ingredients.convolution_layers import (
+    Blur,
+    BlurConv2d,
+    DeformableConv2d,
+    SelfCalibratedConv2d,
+)
 
-OPTIONS = [{"padding": 1}, {"padding": 1, "stride": 2, "bias": False}, {"padding": 2, "dilation": 2, "groups": 2}]
+OPTIONS = [
+    {"padding": 1},
+    {"padding": 1, "stride": 2, "bias": False},
+    {"padding": 2, "dilation": 2, "groups": 2},
+]
 
 
 def double(module):
@@ -20,10 +29,14 @@ def double(module):
 
 def gradients_are_right(module, images):
     torch.manual_seed(1)
-    weights = {name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()}
+    weights = {
+        name: weight.detach().clone().requires_grad_() for name, weight in module.named_parameters()
+    }
 
     def run(images, *values):
-        return torch.func.functional_call(module, dict(zip(weights, values, strict=True)), (images,))
+        return torch.func.functional_call(
+            module, dict(zip(weights, values, strict=True)), (images,)
+        )
 
     return torch.autograd.gradcheck(run, (images, *weights.values()), atol=1e-4, fast_mode=True)
 
@@ -64,7 +77,9 @@ def test_the_deformable_follows_its_formula():
             mask = 2 / (1 + torch.exp(-told[b, 18 + tap, y, x]))
             row, column = float(2 * y - 1 + tap // 3 + down), float(2 * x - 1 + tap % 3 + right)
             for channel in range(4):
-                value += float(weight[c, channel, tap // 3, tap % 3] * mask) * bilinear(images[b, channel], row, column)
+                value += float(weight[c, channel, tap // 3, tap % 3] * mask) * bilinear(
+                    images[b, channel], row, column
+                )
         assert abs(value - float(found[b, c, y, x])) < 1e-8
     assert gradients_are_right(made, images)
 
@@ -105,14 +120,19 @@ def test_the_self_calibrated_follows_its_formula(stride, groups):
         mean, variance = layer.running_mean[:, None, None], layer.running_var[:, None, None]
         return (given - mean) / (variance + 1e-5).sqrt()
 
-    pooled = torch.stack([second[:, :, y : y + 4, x : x + 4].mean((2, 3)) for y in (0, 4) for x in (0, 4)], 2)
+    pooled = torch.stack(
+        [second[:, :, y : y + 4, x : x + 4].mean((2, 3)) for y in (0, 4) for x in (0, 4)], 2
+    )
     context = norm(conv(pooled.view(2, 4, 2, 2), made.context), made.context_norm)
     rows = [int(place * 2 / 9) for place in range(9)]
     gate = 1 / (1 + torch.exp(-(second + context[:, :, rows][:, :, :, rows])))
     gated = conv(norm(conv(second, made.content), made.content_norm) * gate, made.gated, stride)
     torch.testing.assert_close(made(images), torch.cat([conv(first, made.plain, stride), gated], 1))
     # four convolutions of half the channels each, and two norms
-    assert sum(weight.numel() for weight in made.parameters()) == 9 * (2 * 4 * 6 + 2 * 4 * 4) // half + 4 * 4
+    assert (
+        sum(weight.numel() for weight in made.parameters())
+        == 9 * (2 * 4 * 6 + 2 * 4 * 4) // half + 4 * 4
+    )
 
 
 def test_the_self_calibrateds_gradients_are_those_of_finite_differences():
@@ -145,9 +165,13 @@ def test_the_blur_before_a_strided_convolution_is_a_plain_loop():
             for dy in (-1, 0, 1):
                 for dx in (-1, 0, 1):
                     if 0 <= y + dy < 6 and 0 <= x + dx < 6:
-                        blurred[:, :, y, x] += images[:, :, y + dy, x + dx] * taps[dy + 1][dx + 1] / 16
+                        blurred[:, :, y, x] += (
+                            images[:, :, y + dy, x + dx] * taps[dy + 1][dx + 1] / 16
+                        )
     wanted = conv(blurred)
-    torch.testing.assert_close(BlurConv2d(conv, 3, "zeros", is_before=True).double()(images), wanted)
+    torch.testing.assert_close(
+        BlurConv2d(conv, 3, "zeros", is_before=True).double()(images), wanted
+    )
 
 
 def test_the_blur_after_is_timms_behind_a_convolution_of_stride_1():

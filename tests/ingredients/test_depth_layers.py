@@ -19,13 +19,17 @@ def test_a_batch_is_left_out_whole_at_its_rate_and_keeps_its_mean():
     assert layer.train()(ones.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(("rate", "block_px", "side"), [(0.1, 3, 8), (0.3, 5, 6), (0.2, 7, 3), (0.05, 1, 4)])
+@pytest.mark.parametrize(
+    ("rate", "block_px", "side"), [(0.1, 3, 8), (0.3, 5, 6), (0.2, 7, 3), (0.05, 1, 4)]
+)
 def test_block_dropout_equals_torchvisions(rate, block_px, side):
     features = torch.randn(3, 5, side, side)
     torch.manual_seed(1)
     expected = drop_block2d(features, rate, block_px)
     torch.manual_seed(1)
-    torch.testing.assert_close(BlockDropout(rate, block_px)(features), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        BlockDropout(rate, block_px)(features), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("block_px", [2, 4])
@@ -50,4 +54,6 @@ def test_the_dropped_share_is_the_rate_where_squares_do_not_meet():
 def test_half_precision_keeps_its_dtype_and_scale():
     torch.manual_seed(0)
     made = BlockDropout(0.1, 3)(torch.ones(16, 16, 16, 16, dtype=torch.bfloat16))
-    assert made.dtype == torch.bfloat16 and made.float().mean().item() == pytest.approx(1, abs=0.005)
+    assert made.dtype == torch.bfloat16 and made.float().mean().item() == pytest.approx(
+        1, abs=0.005
+    )

@@ -5,14 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, kstest, ks_2samp
+from draws import make_ids
+from scipy.stats import binomtest, ks_2samp, kstest
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import RandomErasing as TorchvisionErasing
 
-from draws import make_ids
 from trainer.ingredients.erasing import RandomErasing
 from trainer.streams import device_normals
-
 
 IMAGE_PX = 40
 NUM_DRAWS = 3000
@@ -51,10 +50,14 @@ def torchvision_boxes():
 
 
 @pytest.mark.parametrize(
-    ("reference", "changes"), [(timm_boxes, {}), (torchvision_boxes, {"area": (0.02, 0.33), "aspect": (0.3, 3.3)})]
+    ("reference", "changes"),
+    [(timm_boxes, {}), (torchvision_boxes, {"area": (0.02, 0.33), "aspect": (0.3, 3.3)})],
 )
 def test_boxes_are_distributed_as_the_references(reference, changes):
-    ours, theirs = make(share=1.0, **changes).draw(0, make_ids(NUM_DRAWS), IMAGE_PX)["box"], reference()
+    ours, theirs = (
+        make(share=1.0, **changes).draw(0, make_ids(NUM_DRAWS), IMAGE_PX)["box"],
+        reference(),
+    )
     for column in range(4):
         assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
     for measure in (lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 2] / box[:, 3]):
@@ -74,7 +77,9 @@ def test_the_share_is_erased_and_the_rest_is_left_alone():
 def test_noise_is_standard_normal_in_every_channel(num_channels):
     erase = make(share=1.0)
     images = torch.full((50, num_channels, IMAGE_PX, IMAGE_PX), 100.0)
-    erased = erase.apply(images, tensors(erase.draw(0, make_ids(50), IMAGE_PX)), (0,) * num_channels)
+    erased = erase.apply(
+        images, tensors(erase.draw(0, make_ids(50), IMAGE_PX)), (0,) * num_channels
+    )
     for channel in erased.unbind(1):
         values = channel[channel != 100.0].numpy()
         assert kstest(values, "norm").pvalue > 1e-3
@@ -84,10 +89,14 @@ def test_noise_is_standard_normal_in_every_channel(num_channels):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_box_holds_the_first_numbers_of_its_key(layout):
     erase = make(share=0.5)
-    images = torch.randn(40, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    images = torch.randn(
+        40, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(0)
+    ).contiguous(memory_format=layout)
     drawn = tensors(erase.draw(0, make_ids(40), IMAGE_PX))
     expected = images.clone()
-    for image, (top, left, height, width), key in zip(expected, drawn["box"].tolist(), drawn["noise_key"], strict=True):
+    for image, (top, left, height, width), key in zip(
+        expected, drawn["box"].tolist(), drawn["noise_key"], strict=True
+    ):
         size = 3 * height * width
         noise = device_normals(key[None], torch.zeros(size, dtype=torch.int64), torch.arange(size))
         image[:, top : top + height, left : left + width] = noise.view(3, height, width)

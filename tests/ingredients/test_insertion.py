@@ -19,7 +19,9 @@ class Double(nn.Module):
 
 @pytest.mark.parametrize("places_of", [ends, middles, wholes])
 def test_a_follower_is_given_channels_first_and_is_copied_with_its_block(places_of):
-    model = timm.create_model("test_convnext", num_classes=4).eval()  # its blocks work channels last inside
+    model = timm.create_model(
+        "test_convnext", num_classes=4
+    ).eval()  # its blocks work channels last inside
     images = torch.randn(1, 3, 64, 64)
     before = model(images)
     place = places_of(model, ["stages.0.blocks.0"], "attention")[0]

@@ -5,10 +5,10 @@ import copy
 import pytest
 import timm
 import torch
+from plans import small_plan
 from torch import nn
 from torch.nn import functional as F
 
-from plans import small_plan
 from trainer.errors import UserError
 from trainer.ingredients.activations import Silu
 from trainer.ingredients.depth import StochasticDepth
@@ -19,7 +19,13 @@ from trainer.ingredients.surgery import SurgeryError, anatomy
 from trainer.models import assemble, gmacs, num_parameters
 
 SMALL = {"depth": 3, "width": 16, "patch_px": 8}
-KINDS = ("test_convnext2", "convnext_atto", "convnext_tiny_hnf", "convnext_zepto_rms", "convnextv2_atto")
+KINDS = (
+    "test_convnext2",
+    "convnext_atto",
+    "convnext_tiny_hnf",
+    "convnext_zepto_rms",
+    "convnextv2_atto",
+)
 
 
 def rebuilt(model="test_convnext2", seed=0, fields=SMALL, **options):
@@ -44,29 +50,41 @@ def closed_form(depth, width, patch_px, classes=1000, px=224):
     stem, block = 3 * patch_px**2 * width, 49 * width + 2 * 4 * width**2
     biases = width + depth * (width + 2 * width + 4 * width + width) + 2 * width + classes
     places = (px // patch_px) ** 2
-    return stem + depth * block + width * classes + biases, ((stem + depth * block) * places + width * classes) / 1e9
+    return stem + depth * block + width * classes + biases, (
+        (stem + depth * block) * places + width * classes
+    ) / 1e9
 
 
 @pytest.mark.parametrize(("model", "depth", "width", "millions", "giga"), [
     ("convnext_small", 18, 384, 22, 4.3), ("convnext_base", 18, 768, 87, 16.9), ("convnext_large", 36, 1024, 306, 59.7),
 ])  # fmt: skip
-def test_the_sources_sizes_have_its_parameters_and_multiply_adds(model, depth, width, millions, giga):
+def test_the_sources_sizes_have_its_parameters_and_multiply_adds(
+    model, depth, width, millions, giga
+):
     with torch.device("meta"):
-        made, _ = rebuilt(model, fields={"depth": depth, "width": width, "patch_px": 16}, num_classes=1000)
+        made, _ = rebuilt(
+            model, fields={"depth": depth, "width": width, "patch_px": 16}, num_classes=1000
+        )
     expected_params, expected_gmacs = closed_form(depth, width, 16)
     assert num_parameters(made) == expected_params and round(expected_params / 1e6) == millions
     counted = gmacs(made, 3, 224)
-    assert counted == pytest.approx(expected_gmacs, rel=1e-9) and counted == pytest.approx(giga, abs=0.06)
+    assert counted == pytest.approx(expected_gmacs, rel=1e-9) and counted == pytest.approx(
+        giga, abs=0.06
+    )
 
 
 def by_hand(state, images, depth, layer_scale):
     """The paper's forward pass in float64: patches, residual blocks, mean, norm, classifier."""
     w = {name: tensor.double() for name, tensor in state.items()}
     width = w["stem.0.weight"].shape[0]
-    x = F.conv2d(images.double(), w["stem.0.weight"], w["stem.0.bias"], stride=w["stem.0.weight"].shape[-1])
+    x = F.conv2d(
+        images.double(), w["stem.0.weight"], w["stem.0.bias"], stride=w["stem.0.weight"].shape[-1]
+    )
     for number in range(depth):
         at = f"stages.0.blocks.{number}."
-        y = F.conv2d(x, w[at + "conv_dw.weight"], w[at + "conv_dw.bias"], padding=3, groups=width).permute(0, 2, 3, 1)
+        y = F.conv2d(
+            x, w[at + "conv_dw.weight"], w[at + "conv_dw.bias"], padding=3, groups=width
+        ).permute(0, 2, 3, 1)
         y = F.layer_norm(y, (width,), w[at + "norm.weight"], w[at + "norm.bias"], 1e-6)
         y = F.gelu(F.linear(y, w[at + "mlp.fc1.weight"], w[at + "mlp.fc1.bias"]))
         y = F.linear(y, w[at + "mlp.fc2.weight"], w[at + "mlp.fc2.bias"]).permute(0, 3, 1, 2)
@@ -98,10 +116,17 @@ def test_blocks_and_head_are_of_the_models_own_kind(model):
     kind = theirs.stages[0].blocks[0]
     assert [type(block) for block in ours.stages[0].blocks] == [type(kind)] * 3
     for block in ours.stages[0].blocks:
-        found, wanted = ([type(layer) for layer in one.modules() if not isinstance(layer, nn.Identity)] for one in (block, kind))
+        found, wanted = (
+            [type(layer) for layer in one.modules() if not isinstance(layer, nn.Identity)]
+            for one in (block, kind)
+        )
         assert found == wanted and block.norm.eps == kind.norm.eps
-    assert [type(layer) for layer in ours.head.modules()] == [type(layer) for layer in theirs.head.modules()]
-    assert type(ours.norm_pre) is type(theirs.norm_pre) and swap.before == (("ConvNeXtBlock", len(blocks_of(theirs))),)
+    assert [type(layer) for layer in ours.head.modules()] == [
+        type(layer) for layer in theirs.head.modules()
+    ]
+    assert type(ours.norm_pre) is type(theirs.norm_pre) and swap.before == (
+        ("ConvNeXtBlock", len(blocks_of(theirs))),
+    )
     assert list(swap.places) == blocks(ours)[0] and stages(ours) == ["stages.0"]
 
 
@@ -113,7 +138,11 @@ def blocks_of(model):
 def test_every_weight_is_trained_and_reads_back(model):
     ours, _ = rebuilt(model)
     jittered(ours)(images()).square().sum().backward()
-    assert [name for name, weight in ours.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+    assert [
+        name
+        for name, weight in ours.named_parameters()
+        if weight.grad is None or not weight.grad.any()
+    ] == []
     other, _ = rebuilt(model, seed=1)
     other.load_state_dict(ours.state_dict())
     assert torch.equal(other.eval()(images()), copy.deepcopy(ours).eval()(images()))
@@ -124,15 +153,21 @@ def test_first_weights_are_timms_and_follow_the_seed():
     assert all(map(torch.equal, one.state_dict().values(), again.state_dict().values()))
     for name, weight in one.named_parameters():
         if weight.ndim > 1:
-            assert weight.std().item() == pytest.approx(0.02, rel=0.15) and weight.abs().max() < 2, name
+            assert (
+                weight.std().item() == pytest.approx(0.02, rel=0.15) and weight.abs().max() < 2
+            ), name
             assert not torch.equal(weight, other.get_parameter(name))
         else:
-            assert torch.equal(weight, torch.full_like(weight, float(name.endswith("norm.weight")))), name
+            assert torch.equal(
+                weight, torch.full_like(weight, float(name.endswith("norm.weight")))
+            ), name
 
 
 def test_drop_path_grows_from_zero_to_the_models_rate():
     model, _ = rebuilt(drop_path_rate=0.3)
-    assert [getattr(block.drop_path, "drop_prob", 0.0) for block in model.stages[0].blocks] == pytest.approx([0, 0.15, 0.3])
+    assert [
+        getattr(block.drop_path, "drop_prob", 0.0) for block in model.stages[0].blocks
+    ] == pytest.approx([0, 0.15, 0.3])
     assert all(isinstance(block.drop_path, nn.Identity) for block in rebuilt()[0].stages[0].blocks)
 
 
@@ -152,11 +187,17 @@ def test_the_other_parts_find_theirs_in_it():
     found = anatomy(model)
     names = [f"stages.0.blocks.{number}" for number in range(3)]
     assert [place.name for place in found.norms] == [f"{name}.norm" for name in names]
-    assert found.vector_norms == ("head.norm",) and list(found.activations) == [f"{name}.mlp.act" for name in names]
+    assert found.vector_norms == ("head.norm",) and list(found.activations) == [
+        f"{name}.mlp.act" for name in names
+    ]
     assert [(place.name, place.is_depthwise) for place in found.convolutions] == [
         ("stem.0", False), *((f"{name}.conv_dw", True) for name in names),
     ]  # fmt: skip
-    parts = BatchNorm(name="batch_norm", **BatchNorm.example), Silu(name="silu"), StochasticDepth(over_depth="constant", per="batch")
+    parts = (
+        BatchNorm(name="batch_norm", **BatchNorm.example),
+        Silu(name="silu"),
+        StochasticDepth(over_depth="constant", per="batch"),
+    )
     assert [len(part.apply(model, 64).places) for part in parts] == [3, 3, 3]
     jittered(model)(images()).sum().backward()
     assert all(weight.grad is not None for weight in model.stem.parameters())
@@ -169,14 +210,21 @@ def test_other_models_are_refused_in_one_line(model):
     with pytest.raises(SurgeryError) as refusal:
         IsotropicBody(**SMALL).apply(made, 64)
     kind = type(made).__name__
-    assert str(refusal.value).startswith(f"model.isotropic: {kind} is no ConvNeXt") and "\n" not in str(refusal.value)
+    assert str(refusal.value).startswith(
+        f"model.isotropic: {kind} is no ConvNeXt"
+    ) and "\n" not in str(refusal.value)
     assert "model=convnext_small would do" in str(refusal.value)
 
 
-@pytest.mark.parametrize(("lost", "remedy"), [("layer_scale=1e-6", "isotropic.layer_scale"), ("head_init_scale=0.5", "leave it out")])
+@pytest.mark.parametrize(
+    ("lost", "remedy"),
+    [("layer_scale=1e-6", "isotropic.layer_scale"), ("head_init_scale=0.5", "leave it out")],
+)
 def test_options_that_would_be_lost_are_refused(lost, remedy):
     written = "'model.isotropic={depth: 3, width: 16, patch_px: 8}'"
-    with pytest.raises(UserError, match=rf"{lost.partition('=')[0]}.*lost under model\.isotropic.*{remedy}"):
+    with pytest.raises(
+        UserError, match=rf"{lost.partition('=')[0]}.*lost under model\.isotropic.*{remedy}"
+    ):
         small_plan("torchvision-v1", model="test_convnext2", overrides=f"{written} model.{lost}")
 
 
@@ -186,7 +234,13 @@ def test_options_that_would_be_lost_are_refused(lost, remedy):
 def test_the_page_has_the_sources_three_sizes(model, drop_path, depth, width, gamma):
     plan = small_plan("convnext-isotropic", model=model)
     body = plan.recipe.model.isotropic
-    assert (plan.recipe.drop_path, body.depth, body.width, body.patch_px, body.layer_scale) == (drop_path, depth, width, 16, gamma)
+    assert (plan.recipe.drop_path, body.depth, body.width, body.patch_px, body.layer_scale) == (
+        drop_path,
+        depth,
+        width,
+        16,
+        gamma,
+    )
 
 
 def test_the_page_builds_the_small_one():

@@ -14,14 +14,19 @@ from trainer.ingredients.optimizers import clip_gradients
 
 SHAPES = [(64, 32, 3, 3), (32, 16), (10,), (7, 5, 1, 1), (), (300, 1100), (16,)]
 RULE = {"lr": 5e-3, "betas": (0.9, 0.999), "eps": 1e-6}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
 
 
 def weights_of(device="cpu", memory_format=torch.contiguous_format):
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(shape, generator=generator) * 0.1 for shape in SHAPES]
     weights[1].zero_()
-    weights = [weight.to(memory_format=memory_format) if weight.ndim == 4 else weight for weight in weights]
+    weights = [
+        weight.to(memory_format=memory_format) if weight.ndim == 4 else weight for weight in weights
+    ]
     return [torch.nn.Parameter(weight.to(device)) for weight in weights]
 
 
@@ -97,7 +102,10 @@ def test_equals_its_formula_in_float64(decay):
             gradient = weight.grad.double().numpy()
             first[index] = 0.9 * first[index] + 0.1 * gradient
             second[index] = 0.999 * second[index] + 0.001 * gradient**2
-            mean, square = first[index] / (1 - 0.9 ** (step + 1)), second[index] / (1 - 0.999 ** (step + 1))
+            mean, square = (
+                first[index] / (1 - 0.9 ** (step + 1)),
+                second[index] / (1 - 0.999 ** (step + 1)),
+            )
             update = mean / (np.sqrt(square) + 1e-6) + decay * expected[index]
             norms = np.linalg.norm(expected[index]), np.linalg.norm(update)
             ratio = norms[0] / norms[1] if decay and all(norms) else 1.0
@@ -132,7 +140,9 @@ def test_a_decay_that_cancels_adams_step_leaves_the_weight():
     """Both norms must be above zero, not the weight's alone: here w = 1 and u = -1 + 1."""
     weight = torch.nn.Parameter(torch.ones(4))
     weight.grad = -torch.ones(4)
-    lamb.Lamb([{"params": [weight], "weight_decay": 1.0}], lr=0.1, betas=(0.0, 0.0), eps=1e-30).step()
+    lamb.Lamb(
+        [{"params": [weight], "weight_decay": 1.0}], lr=0.1, betas=(0.0, 0.0), eps=1e-30
+    ).step()
     assert weight.tolist() == [1.0] * 4
 
 
@@ -185,6 +195,8 @@ def test_a_step_never_waits_for_the_gpu():
 @pytest.mark.parametrize("shape", [(), (5,), (1000, 1000), (40, 30, 3, 3)])
 def test_norms_equal_numpys(shape):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 1e-4
-    layouts = [tensor, tensor.to(memory_format=torch.channels_last)] if tensor.ndim == 4 else [tensor]
+    layouts = (
+        [tensor, tensor.to(memory_format=torch.channels_last)] if tensor.ndim == 4 else [tensor]
+    )
     expected = np.linalg.norm(tensor.double().numpy())
     assert lamb.norms(layouts).tolist() == pytest.approx([expected] * len(layouts), rel=1e-6)

@@ -71,16 +71,22 @@ def test_torchvision_v2_equals_torchs_sequence():
     )
     expected = rates_of_torch(optimizer, scheduler, 600)
     ours = [page(VISION).at(epoch, 1, 600) for epoch in range(600)]
-    assert ours == pytest.approx(expected, rel=1e-6, abs=1e-9)  # torch multiplies its way down: 600 roundings
+    assert ours == pytest.approx(
+        expected, rel=1e-6, abs=1e-9
+    )  # torch multiplies its way down: 600 roundings
 
 
 def test_torchvision_v1_equals_torchs_steps():
     optimizer = sgd(0.1)
-    expected = rates_of_torch(optimizer, lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1), 90)
+    expected = rates_of_torch(
+        optimizer, lr_scheduler.StepLR(optimizer, step_size=30, gamma=0.1), 90
+    )
     schedule = StepDecay(every_epochs=30, factor=0.1)
     for updated in ("per_epoch", "per_step"):
         rate = LearningRate(peak=0.1, updated=updated, schedule=schedule)
-        assert [rate.at(epoch * 4 + 3, 4, 90) for epoch in range(90)] == pytest.approx(expected, rel=1e-6)
+        assert [rate.at(epoch * 4 + 3, 4, 90) for epoch in range(90)] == pytest.approx(
+            expected, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize(("warmup_epochs", "steps_per_epoch"), [(20, 13), (1, 1), (1, 2)])
@@ -107,13 +113,24 @@ def test_per_epoch_is_a_staircase_of_per_step_at_one_step_an_epoch(steps_per_epo
     schedule = {"name": "cosine", "end": 1e-6, "period": period}
     stairs, steps = page(schedule=schedule), page(schedule=schedule, updated="per_step")
     for step in range(epochs * steps_per_epoch):
-        assert stairs.at(step, steps_per_epoch, epochs) == steps.at(step // steps_per_epoch, 1, epochs)
+        assert stairs.at(step, steps_per_epoch, epochs) == steps.at(
+            step // steps_per_epoch, 1, epochs
+        )
 
 
-@given(st.integers(1, 40), st.integers(6, 40), st.sampled_from(["per_epoch", "per_step"]), st.booleans())
-def test_the_rate_rises_once_then_falls_within_its_bounds(steps_per_epoch, epochs, updated, ends_at_peak):
+@given(
+    st.integers(1, 40),
+    st.integers(6, 40),
+    st.sampled_from(["per_epoch", "per_step"]),
+    st.booleans(),
+)
+def test_the_rate_rises_once_then_falls_within_its_bounds(
+    steps_per_epoch, epochs, updated, ends_at_peak
+):
     rate = page(VISION, updated=updated, warmup_ends_at_peak=ends_at_peak)
-    rates = np.array([rate.at(step, steps_per_epoch, epochs) for step in range(epochs * steps_per_epoch)])
+    rates = np.array(
+        [rate.at(step, steps_per_epoch, epochs) for step in range(epochs * steps_per_epoch)]
+    )
     assert rates[0] == 5e-3 and rates.max() == pytest.approx(0.5) and rates.min() >= 0
     summit = 5 * steps_per_epoch
     assert (np.diff(rates[: summit + 1]) >= 0).all() and (np.diff(rates[summit:]) <= 0).all()
@@ -124,7 +141,9 @@ def test_without_warmup_the_first_rate_is_the_peak():
     assert page(warmup_epochs=None, warmup_from=None).at(0, 10, 100) == 5e-3
 
 
-@pytest.mark.parametrize(("scaling", "expected"), [(None, 0.5), ("linear", 0.03125), ("sqrt", 0.125)])
+@pytest.mark.parametrize(
+    ("scaling", "expected"), [(None, 0.5), ("linear", 0.03125), ("sqrt", 0.125)]
+)
 def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
     assert page(VISION, scaling=scaling).scaled(1024, 64) == pytest.approx(expected)
 
@@ -146,12 +165,24 @@ def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
         ({"warmup_epochs": 5.0}, "integer"),
         ({"warmup_from": -1e-4}, "greater than or equal to 0"),
         ({"warmup_from": 1.0}, "warmup_from 1 is above the peak 0.005"),
-        ({"schedule": {"name": "cosine", "end": 1.0, "period": "run"}}, "schedule.end 1 is above the peak 0.005"),
-        ({"schedule": {"name": "cosine", "end": -1e-6, "period": "run"}}, "greater than or equal to 0"),
+        (
+            {"schedule": {"name": "cosine", "end": 1.0, "period": "run"}},
+            "schedule.end 1 is above the peak 0.005",
+        ),
+        (
+            {"schedule": {"name": "cosine", "end": -1e-6, "period": "run"}},
+            "greater than or equal to 0",
+        ),
         ({"schedule": {"name": "cosine", "end": 1e-6}}, "Field required"),
-        ({"schedule": {"name": "step", "every_epochs": 0, "factor": 0.1}}, "greater than or equal to 1"),
+        (
+            {"schedule": {"name": "step", "every_epochs": 0, "factor": 0.1}},
+            "greater than or equal to 1",
+        ),
         ({"schedule": {"name": "step", "every_epochs": 30, "factor": 1.5}}, "less than 1"),
-        ({"schedule": {"name": "step", "every_epochs": 30, "factor": 0.1, "end": 0.0}}, "Extra inputs"),
+        (
+            {"schedule": {"name": "step", "every_epochs": 30, "factor": 0.1, "end": 0.0}},
+            "Extra inputs",
+        ),
         ({"updated": "per_batch"}, "per_epoch"),
         ({"scaling": "cubic"}, "linear"),
     ],

@@ -12,7 +12,14 @@ from timm.loss import SoftTargetCrossEntropy as TimmSoft
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
-from trainer.ingredients.losses import AsymmetricLoss, BinaryCrossEntropy, CrossEntropy, FocalLoss, JensenShannon, Loss
+from trainer.ingredients.losses import (
+    AsymmetricLoss,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    FocalLoss,
+    JensenShannon,
+    Loss,
+)
 from trainer.ingredients.mixing import one_hot_targets
 
 
@@ -70,7 +77,9 @@ def test_smoothed_cross_entropy_equals_torchs_own(smoothing):
     torch.testing.assert_close(ours, torchs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [BinaryCrossEntropy(), BinaryCrossEntropy(sum_classes=True), CrossEntropy()])
+@pytest.mark.parametrize(
+    "loss", [BinaryCrossEntropy(), BinaryCrossEntropy(sum_classes=True), CrossEntropy()]
+)
 def test_gradients_of_a_split_batch_average_to_the_whole_batchs(loss):
     logits, targets, _, _ = micro_batch()
     whole = logits.clone().requires_grad_()
@@ -127,8 +136,12 @@ LOSSES = [
 def test_focal_loss_equals_torchvisions_on_hard_targets(gamma, alpha):
     logits = micro_batch(spread=3.0)[0]
     targets = one_hot_targets(torch.arange(16) % 10, 10)
-    theirs = sigmoid_focal_loss(logits, targets, -1 if alpha is None else alpha, gamma, reduction="mean")
-    torch.testing.assert_close(FocalLoss(gamma=gamma, alpha=alpha)(logits, targets), theirs, rtol=1e-5, atol=1e-7)
+    theirs = sigmoid_focal_loss(
+        logits, targets, -1 if alpha is None else alpha, gamma, reduction="mean"
+    )
+    torch.testing.assert_close(
+        FocalLoss(gamma=gamma, alpha=alpha)(logits, targets), theirs, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_focal_loss_weighs_yes_and_no_by_a_soft_target():
@@ -137,7 +150,9 @@ def test_focal_loss_weighs_yes_and_no_by_a_soft_target():
     total = 0.0
     for score, target in zip(x.ravel(), t.ravel(), strict=True):
         p = 1 / (1 + np.exp(-score))
-        total += -target * 0.25 * (1 - p) ** 2 * np.log(p) - (1 - target) * 0.75 * p**2 * np.log(1 - p)
+        total += -target * 0.25 * (1 - p) ** 2 * np.log(p) - (1 - target) * 0.75 * p**2 * np.log(
+            1 - p
+        )
     ours = FocalLoss(gamma=2.0, alpha=0.25)
     assert float(ours(logits, targets)) == pytest.approx(total / x.size, rel=1e-5)
     summed = ours.model_copy(update={"sum_classes": True})
@@ -160,8 +175,12 @@ def test_without_focus_they_are_binary_cross_entropy(loss, threshold):
 def test_asymmetric_loss_equals_timms_on_hard_targets(negative, positive, clip):
     logits = micro_batch(spread=3.0)[0].requires_grad_()
     targets = (torch.rand(16, 10, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    ours = AsymmetricLoss(gamma_negative=negative, gamma_positive=positive, clip=clip, sum_classes=True)(logits, targets)
-    theirs = AsymmetricLossMultiLabel(gamma_neg=negative, gamma_pos=positive, clip=clip)(logits, targets)
+    ours = AsymmetricLoss(
+        gamma_negative=negative, gamma_positive=positive, clip=clip, sum_classes=True
+    )(logits, targets)
+    theirs = AsymmetricLossMultiLabel(gamma_neg=negative, gamma_pos=positive, clip=clip)(
+        logits, targets
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     (our_slope,), (their_slope,) = (torch.autograd.grad(loss, logits) for loss in (ours, theirs))
     torch.testing.assert_close(our_slope, their_slope, rtol=1e-4, atol=1e-6)
@@ -178,9 +197,13 @@ def test_asymmetric_loss_weighs_yes_and_no_by_a_soft_target():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_jensen_shannon_equals_timms(smoothing):
-    logits = torch.randn(3 * 8, 10, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
+    logits = (
+        torch.randn(3 * 8, 10, generator=torch.Generator().manual_seed(0)).mul(2).requires_grad_()
+    )
     labels = torch.arange(8)
-    ours = JensenShannon(weight=12.0, loss=CrossEntropy())(logits, one_hot_targets(labels, 10, smoothing))
+    ours = JensenShannon(weight=12.0, loss=CrossEntropy())(
+        logits, one_hot_targets(labels, 10, smoothing)
+    )
     theirs = JsdCrossEntropy(num_splits=3, alpha=12, smoothing=smoothing)(logits, labels.repeat(3))
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     (our_slope,), (their_slope,) = (torch.autograd.grad(loss, logits) for loss in (ours, theirs))
@@ -192,14 +215,18 @@ def test_one_split_is_the_plain_loss_and_equal_splits_diverge_by_nothing():
     for plain in (CrossEntropy(), BinaryCrossEntropy(threshold=0.2), FocalLoss(gamma=2.0)):
         loss = JensenShannon(weight=12.0, loss=plain)
         assert loss(logits, targets) == plain(logits, targets)
-        torch.testing.assert_close(loss(logits.repeat(3, 1), targets), plain(logits, targets), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            loss(logits.repeat(3, 1), targets), plain(logits, targets), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
 def test_slopes_are_those_of_finite_differences(loss):
     generator = torch.Generator().manual_seed(0)
     splits = 3 if loss.name == "jensen_shannon" else 1
-    logits = torch.randn(splits * 4, 5, generator=generator, dtype=torch.float64).mul(2).requires_grad_()
+    logits = (
+        torch.randn(splits * 4, 5, generator=generator, dtype=torch.float64).mul(2).requires_grad_()
+    )
     targets = torch.rand(4, 5, generator=generator, dtype=torch.float64)
     targets[0], targets[1] = 0.0, 1.0
     targets = targets.softmax(1) if splits == 3 else targets
@@ -210,11 +237,20 @@ def test_slopes_are_those_of_finite_differences(loss):
 @pytest.mark.parametrize("target", [0.0, 1.0, 0.3])
 def test_sure_answers_have_finite_losses_and_slopes(loss, target):
     for dtype, size in ((torch.float32, 1e4), (torch.float16, 6e4), (torch.bfloat16, 1e4)):
-        logits = torch.tensor([[size, -size, 0.0], [-size, size, size]], dtype=dtype).repeat(2, 1).requires_grad_()
+        logits = (
+            torch.tensor([[size, -size, 0.0], [-size, size, size]], dtype=dtype)
+            .repeat(2, 1)
+            .requires_grad_()
+        )
         targets = torch.full((2 if loss.name == "jensen_shannon" else 4, 3), target)
         value = loss(logits, targets)
         (slope,) = torch.autograd.grad(value, logits)
-        assert value.dtype == torch.float32 and value >= 0 and value.isfinite() and slope.isfinite().all()
+        assert (
+            value.dtype == torch.float32
+            and value >= 0
+            and value.isfinite()
+            and slope.isfinite().all()
+        )
 
 
 @pytest.mark.parametrize("loss", LOSSES[:5], ids=lambda loss: loss.name)
@@ -226,7 +262,9 @@ def test_a_split_batch_adds_up(loss):
 
 @pytest.mark.parametrize("kind", get_args(get_args(Loss)[0]), ids=lambda kind: kind.__name__)
 def test_every_loss_has_an_example(kind):
-    loss = TypeAdapter(Loss).validate_python({"name": kind.model_fields["name"].default, **kind.example})
+    loss = TypeAdapter(Loss).validate_python(
+        {"name": kind.model_fields["name"].default, **kind.example}
+    )
     assert loss(torch.zeros(4, 3), torch.full((4, 3), 1 / 3)).isfinite()
 
 
@@ -240,7 +278,11 @@ def test_every_loss_has_an_example(kind):
         {"name": "asymmetric", "gamma_negative": 4.0, "gamma_positive": 1.0, "clip": 0.0},
         {"name": "jensen_shannon", "weight": 12.0},
         {"name": "jensen_shannon", "weight": 0.0, "loss": {"name": "ce"}},
-        {"name": "jensen_shannon", "weight": 12.0, "loss": {"name": "jensen_shannon", "weight": 1.0, "loss": {"name": "ce"}}},
+        {
+            "name": "jensen_shannon",
+            "weight": 12.0,
+            "loss": {"name": "jensen_shannon", "weight": 1.0, "loss": {"name": "ce"}},
+        },
     ],
 )
 def test_absurd_losses_are_refused(page):

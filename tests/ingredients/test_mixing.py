@@ -20,7 +20,9 @@ PX, CLASSES = 30, 7
 
 def micro_batch(num_images=6, px=PX):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(num_images, 3, px, px, generator=generator), torch.arange(num_images) * 3 % CLASSES
+    return torch.randn(num_images, 3, px, px, generator=generator), torch.arange(
+        num_images
+    ) * 3 % CLASSES
 
 
 def draws_of(step):
@@ -45,7 +47,9 @@ def test_mixup_or_cutmix_equals_timms_class(monkeypatch):
     for step in range(40):
         which, level, down, across = draws_of(step)
         monkeypatch.setattr(np.random, "rand", iter([0.0, which]).__next__)
-        monkeypatch.setattr(np.random, "beta", lambda a, b, level=level: stats.beta.ppf(level, a, b))
+        monkeypatch.setattr(
+            np.random, "beta", lambda a, b, level=level: stats.beta.ppf(level, a, b)
+        )
         box = functools.partial(timms_box_of_2021, row=int(down * PX), column=int(across * PX))
         monkeypatch.setattr(timm.data.mixup, "rand_bbox", box)
         expected_images, expected_targets = timms(images.clone(), labels)
@@ -69,7 +73,9 @@ def test_rolled_mixing_equals_torchvisions_classes(monkeypatch, page, other):
         with monkeypatch.context() as patch:
             patch.setattr(torch, "randint", lambda high, size, places=places: places.pop(0))
             expected_images, expected_targets = other(images, labels)
-        mixed, targets = page.apply(images.clone(), one_hot_targets(labels, CLASSES), page.draw(0, step, 0, PX))
+        mixed, targets = page.apply(
+            images.clone(), one_hot_targets(labels, CLASSES), page.draw(0, step, 0, PX)
+        )
         torch.testing.assert_close(mixed, expected_images, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(targets, expected_targets, rtol=1e-6, atol=1e-6)
 
@@ -121,7 +127,9 @@ def test_pixels_are_covered_as_often_as_the_rule_says():
         seen[top:bottom, left:right] += 1
     sides = (np.sqrt(1 - (np.arange(20_000) + 0.5) / 20_000) * px).astype(int)
     pixel, centre = np.arange(px)[:, None, None], np.arange(px)[:, None]
-    inside = ((pixel >= centre - sides // 2) & (pixel < centre + sides // 2)).mean(axis=1)  # [px, level]
+    inside = ((pixel >= centre - sides // 2) & (pixel < centre + sides // 2)).mean(
+        axis=1
+    )  # [px, level]
     expected = inside @ inside.T / len(sides)
     assert np.abs(seen / num_draws - expected).max() < 4.5 * np.sqrt(0.25 / num_draws)
 
@@ -141,7 +149,9 @@ def test_a_mix_is_a_function_of_seed_step_and_micro_batch():
 
 @pytest.mark.parametrize("num_images", [1, 2, 5])
 @pytest.mark.parametrize("partner", ["reversed", "rolled"])
-@pytest.mark.parametrize("mix", [Mix(0.3, None), Mix(1 - 12 / PX**2, (2, 3, 5, 7)), Mix(1.0, (4, 4, 4, 9))])
+@pytest.mark.parametrize(
+    "mix", [Mix(0.3, None), Mix(1 - 12 / PX**2, (2, 3, 5, 7)), Mix(1.0, (4, 4, 4, 9))]
+)
 def test_any_number_of_images_is_mixed_by_the_formula(num_images, partner, mix):
     images, labels = micro_batch(num_images)
     targets = one_hot_targets(labels, CLASSES)
@@ -153,7 +163,9 @@ def test_any_number_of_images_is_mixed_by_the_formula(num_images, partner, mix):
     for row in range(num_images):
         other = num_images - 1 - row if partner == "reversed" else row - 1
         torch.testing.assert_close(mixed[row], own * images[row] + (1 - own) * images[other])
-        torch.testing.assert_close(blended[row], mix.share * targets[row] + (1 - mix.share) * targets[other])
+        torch.testing.assert_close(
+            blended[row], mix.share * targets[row] + (1 - mix.share) * targets[other]
+        )
 
 
 @pytest.mark.parametrize("smoothing", [None, 0.0, 0.1])
@@ -161,7 +173,9 @@ def test_one_hot_targets_equal_timms(smoothing):
     labels = torch.tensor([0, 6, 3, 3])
     ours = one_hot_targets(labels, CLASSES, smoothing)
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, mixup_target(labels, CLASSES, lam=1.0, smoothing=smoothing or 0.0))
+    torch.testing.assert_close(
+        ours, mixup_target(labels, CLASSES, lam=1.0, smoothing=smoothing or 0.0)
+    )
     torch.testing.assert_close(ours.sum(1), torch.ones(4))
 
 
@@ -174,8 +188,20 @@ def test_one_hot_targets_equal_timms(smoothing):
         {"name": "mixup", "alpha": 0.2},
         {"name": "cutmix", "alpha": 1.0, "partner": "shuffled"},
         {"name": "cutmix", "mixup_alpha": 1.0, "partner": "rolled"},
-        {"name": "mixup_or_cutmix", "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "cutmix_share": 1.0, "partner": "rolled"},
-        {"name": "mixup_or_cutmix", "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "cutmix_share": 50, "partner": "rolled"},
+        {
+            "name": "mixup_or_cutmix",
+            "mixup_alpha": 0.2,
+            "cutmix_alpha": 1.0,
+            "cutmix_share": 1.0,
+            "partner": "rolled",
+        },
+        {
+            "name": "mixup_or_cutmix",
+            "mixup_alpha": 0.2,
+            "cutmix_alpha": 1.0,
+            "cutmix_share": 50,
+            "partner": "rolled",
+        },
     ],
 )
 def test_absurd_pages_are_refused(page):

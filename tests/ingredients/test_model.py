@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-
 from parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, public_kinds, written
 from plans import small_plan
+from torch import nn
+
 from trainer import check
 from trainer.export import export_model, is_timms
 from trainer.ingredients import body_layers
@@ -28,7 +28,11 @@ from trainer.tree import plain
 
 def test_the_walk_finds_every_part_that_there_is():
     assert {kind for _, kind in CASES} == set(public_kinds())
-    keys = {key for key, field in Model.model_fields.items() if any(issubclass(one, Part) for one in check.kinds_in(field.annotation))}
+    keys = {
+        key
+        for key, field in Model.model_fields.items()
+        if any(issubclass(one, Part) for one in check.kinds_in(field.annotation))
+    }
     assert keys == set(PARTS), "a part that is never put in"
 
 
@@ -44,7 +48,9 @@ def jittered(model: nn.Module) -> None:
         for weight in model.parameters():
             is_random = weight.numel() > 1 and weight.std() > 0
             drawn = torch.randn_like(weight)
-            weight.copy_(weight.mean() + weight.std() * drawn if is_random else weight + 0.1 * drawn)
+            weight.copy_(
+                weight.mean() + weight.std() * drawn if is_random else weight + 0.1 * drawn
+            )
 
 
 def images(seed: int = 0) -> torch.Tensor:
@@ -67,7 +73,9 @@ def check_swap(swap, key: str, model: nn.Module, plain_model: nn.Module) -> None
     if key in ("norm", "activation", "weight_standardization"):
         assert swap.before == counted(map(plain_model.get_submodule, swap.places))
         changed = counted(map(model.get_submodule, swap.places))
-        assert changed != swap.before or swap.after.startswith(changed[0][0])  # a batch norm of other numbers
+        assert changed != swap.before or swap.after.startswith(
+            changed[0][0]
+        )  # a batch norm of other numbers
 
 
 def check_equal(model: nn.Module, other: nn.Module) -> None:
@@ -81,13 +89,21 @@ def check_gradients(model: nn.Module) -> None:
     missed = dict(model.named_parameters())
     first = copy.deepcopy(model.state_dict())
     for seed in range(40):
-        model.load_state_dict(first)  # widths estimated from widths estimated before would shrink to nothing
+        model.load_state_dict(
+            first
+        )  # widths estimated from widths estimated before would shrink to nothing
         jittered(model)
         made = outputs(model, seed)
         assert made.shape == (4, 10) and made.isfinite().all()
-        (made * torch.randn(made.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
+        (
+            made * torch.randn(made.shape, generator=torch.Generator().manual_seed(seed))
+        ).sum().backward()
         assert all(weight.grad is not None or seed < 39 for weight in missed.values())
-        missed = {name: weight for name, weight in missed.items() if weight.grad is None or not weight.grad.any()}
+        missed = {
+            name: weight
+            for name, weight in missed.items()
+            if weight.grad is None or not weight.grad.any()
+        }
         missed = {name: weight for name, weight in missed.items() if not is_taken_away(model, name)}
         if not missed:
             return
@@ -145,10 +161,14 @@ def test_a_part_works_on_both_families(case, family, tmp_path):
 def test_a_part_says_what_it_is_and_where_it_comes_from(case):
     _, kind = case
     text = inspect.getdoc(kind) if "__doc__" in vars(kind) else None
-    assert text and ("Source" in text or check.tag_of(kind) == "auto"), kind.__name__  # `auto` is our own choice
+    assert text and ("Source" in text or check.tag_of(kind) == "auto"), (
+        kind.__name__
+    )  # `auto` is our own choice
     check.check(kind, plain(kind.example))
     # a required number has no default: what is in no page is no number
-    fields = {name for name, field in kind.model_fields.items() if name != "name" and field.is_required()}
+    fields = {
+        name for name, field in kind.model_fields.items() if name != "name" and field.is_required()
+    }
     assert fields <= set(kind.example)
 
 
@@ -162,7 +182,9 @@ def layers_in(file: str) -> list[type[nn.Module]]:
     return [
         found
         for found in vars(module).values()
-        if isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module.__name__
+        if isinstance(found, type)
+        and issubclass(found, nn.Module)
+        and found.__module__ == module.__name__
     ]
 
 
@@ -183,11 +205,17 @@ LAYERS = {
     "GhostBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
     "EstimatedBatchNorm2d": (lambda kind: kind(4, 1e-5, 0.1), FEATURES),
     "BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
-    "StandardizedConv2d": (lambda kind: kind(4, 2, 2, is_unbiased=True, eps=1e-5, is_inside=False), FEATURES),
+    "StandardizedConv2d": (
+        lambda kind: kind(4, 2, 2, is_unbiased=True, eps=1e-5, is_inside=False),
+        FEATURES,
+    ),
     "DeformableConv2d": (lambda kind: kind(1, 2, 3, padding=1), (1, 1, 3, 3)),
     "SelfCalibratedConv2d": (lambda kind: kind(2, 2, 1, 1, 1, 2), (2, 2, 4, 4)),
     "Blur": (lambda kind: kind(3, 2, "reflect"), FEATURES),
-    "BlurConv2d": (lambda kind: kind(nn.Conv2d(4, 2, 3, stride=2, padding=1), 3, "reflect", True), FEATURES),
+    "BlurConv2d": (
+        lambda kind: kind(nn.Conv2d(4, 2, 3, stride=2, padding=1), 3, "reflect", True),
+        FEATURES,
+    ),
     "ScaledStandardizedConv2d": (lambda kind: kind(4, 2, 2, gamma=1.7, eps=1e-6), FEATURES),
 }
 
@@ -215,6 +243,7 @@ def test_the_gradient_of_a_layer_is_its_numerical_one(kind):
 
 # ---- the section
 
+
 def test_parts_come_in_their_order_and_an_empty_section_is_timms():
     assert Model().is_plain and not list(Model().parts())
     given = {"norm": {"name": "no_norm"}, "stem": {"name": "cifar"}, "dropout": 0.1}
@@ -229,10 +258,21 @@ def test_several_parts_are_put_in_together():
         "'model.weight_standardization={name: weight_standardization, of: followed_by_norm, depthwise: false, "
         "variance: unbiased, eps: 1e-5, eps_place: outside}'"
     )
-    quoted = parts.replace("model.stem={name: cifar}", "'model.stem={name: cifar}'").replace(
-        "model.norm={name: group_norm, groups: 32, eps: 1e-5}", "'model.norm={name: group_norm, groups: 32, eps: 1e-5}'"
-    ).replace("model.activation={name: silu}", "'model.activation={name: silu}'")
+    quoted = (
+        parts.replace("model.stem={name: cifar}", "'model.stem={name: cifar}'")
+        .replace(
+            "model.norm={name: group_norm, groups: 32, eps: 1e-5}",
+            "'model.norm={name: group_norm, groups: 32, eps: 1e-5}'",
+        )
+        .replace("model.activation={name: silu}", "'model.activation={name: silu}'")
+    )
     plan = small_plan("A2", model="bottlenecks", overrides=quoted)
     model, swaps = assemble(plan)
-    assert [swap.part for swap in swaps] == ["stem", "attention", "norm", "activation", "weight_standardization"]
+    assert [swap.part for swap in swaps] == [
+        "stem",
+        "attention",
+        "norm",
+        "activation",
+        "weight_standardization",
+    ]
     check_gradients(model)

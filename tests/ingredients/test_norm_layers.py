@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from trainer.ingredients.norm_layers import (
-    BatchChannelNorm2d, ChannelsLast, EstimatedBatchNorm2d, GhostBatchNorm2d,
+    BatchChannelNorm2d,
+    ChannelsLast,
+    EstimatedBatchNorm2d,
+    GhostBatchNorm2d,
 )  # fmt: skip
 
 EPS, RATE = 1e-5, 0.1
@@ -22,7 +25,18 @@ LAYERS = {
 
 
 def images(num, seed=0, px=3, channels=6):
-    return torch.randn(num, channels, px, px, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2 + 1
+    return (
+        torch.randn(
+            num,
+            channels,
+            px,
+            px,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
+        )
+        * 2
+        + 1
+    )
 
 
 def given(name, num=8):
@@ -58,7 +72,10 @@ def over_groups(x, num_groups, gamma, beta):
 
 
 def by_channel(x, means, variances, gamma, beta):
-    parts = [gamma[c] * (x[:, c] - means[c]) / (variances[c] + EPS) ** 0.5 + beta[c] for c in range(x.shape[1])]
+    parts = [
+        gamma[c] * (x[:, c] - means[c]) / (variances[c] + EPS) ** 0.5 + beta[c]
+        for c in range(x.shape[1])
+    ]
     return torch.stack(parts, 1)
 
 
@@ -85,8 +102,14 @@ class PlainBcn:
         """What comes out for each micro-batch of a step."""
         made = []
         for x in parts:
-            means, variances = moments(x) if self.statistics == "batch" else (self.mean, self.variance)
-            made.append(over_groups(by_channel(x, means, variances, *self.inner), self.num_groups, *self.outer))
+            means, variances = (
+                moments(x) if self.statistics == "batch" else (self.mean, self.variance)
+            )
+            made.append(
+                over_groups(
+                    by_channel(x, means, variances, *self.inner), self.num_groups, *self.outer
+                )
+            )
         all_parts = torch.cat(parts).detach()
         for c in range(6):
             if self.statistics == "estimated":
@@ -103,7 +126,8 @@ class PlainBcn:
 
 
 @pytest.mark.parametrize(
-    ("statistics", "sizes"), [("batch", [8]), ("estimated", [8]), ("estimated", [2] * 4), ("estimated", [5, 2, 1])]
+    ("statistics", "sizes"),
+    [("batch", [8]), ("estimated", [8]), ("estimated", [2] * 4), ("estimated", [5, 2, 1])],
 )
 def test_batch_channel_norm_is_the_papers_over_several_steps(statistics, sizes):
     layer = drawn(BatchChannelNorm2d(6, 3, EPS, RATE, statistics))
@@ -117,17 +141,35 @@ def test_batch_channel_norm_is_the_papers_over_several_steps(statistics, sizes):
         pull = images(8, 100 + step)
         (made * pull).sum().backward()
         gradients = torch.autograd.grad((expected * pull).sum(), [y, *plain.weights])
-        ours = [x.grad, layer.batch.weight.grad, layer.batch.bias.grad, layer.weight.grad, layer.bias.grad]
+        ours = [
+            x.grad,
+            layer.batch.weight.grad,
+            layer.batch.bias.grad,
+            layer.weight.grad,
+            layer.bias.grad,
+        ]
         for one, other in zip(ours, gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
         if statistics == "estimated":
             layer.batch.finish_step()
-        torch.testing.assert_close(layer.batch.running_mean, torch.tensor(plain.mean, dtype=torch.float64), rtol=0, atol=1e-12)
-        torch.testing.assert_close(layer.batch.running_var, torch.tensor(plain.variance, dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            layer.batch.running_mean,
+            torch.tensor(plain.mean, dtype=torch.float64),
+            rtol=0,
+            atol=1e-12,
+        )
+        torch.testing.assert_close(
+            layer.batch.running_var,
+            torch.tensor(plain.variance, dtype=torch.float64),
+            rtol=0,
+            atol=1e-12,
+        )
     with torch.no_grad():
         evaluated = layer.eval()(images(3, 9))
         inner = by_channel(images(3, 9), plain.mean, plain.variance, *plain.inner)
-        torch.testing.assert_close(evaluated, over_groups(inner, 3, *plain.outer), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            evaluated, over_groups(inner, 3, *plain.outer), rtol=0, atol=1e-10
+        )
 
 
 def test_estimates_settle_on_mean_and_variance_of_what_is_seen():
@@ -137,7 +179,9 @@ def test_estimates_settle_on_mean_and_variance_of_what_is_seen():
         layer(x)
         layer.finish_step()
     torch.testing.assert_close(layer.running_mean, x.mean((0, 2, 3)), rtol=0, atol=1e-10)
-    torch.testing.assert_close(layer.running_var, x.var((0, 2, 3), correction=0), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        layer.running_var, x.var((0, 2, 3), correction=0), rtol=0, atol=1e-10
+    )
 
 
 def test_estimates_of_a_large_mean_keep_their_variance():
@@ -147,7 +191,9 @@ def test_estimates_of_a_large_mean_keep_their_variance():
     for _ in range(2):
         layer(x)
         layer.finish_step()
-    torch.testing.assert_close(layer.running_var, x.double().var((0, 2, 3), correction=0).float(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        layer.running_var, x.double().var((0, 2, 3), correction=0).float(), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,12 +203,16 @@ def test_ghost_batch_norm_is_a_plain_loop_over_virtual_batches(num, sizes):
     layer = drawn(GhostBatchNorm2d(6, 4, eps=EPS, momentum=RATE))
     x, y = images(num).requires_grad_(), images(num).requires_grad_()
     parts = y.split(sizes)
-    expected = torch.cat([by_channel(part, *moments(part), layer.weight, layer.bias) for part in parts])
+    expected = torch.cat(
+        [by_channel(part, *moments(part), layer.weight, layer.bias) for part in parts]
+    )
     made = layer(x)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-10)
     pull = images(num, 5)
     (made * pull).sum().backward()
-    torch.testing.assert_close(x.grad, torch.autograd.grad((expected * pull).sum(), y)[0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        x.grad, torch.autograd.grad((expected * pull).sum(), y)[0], rtol=0, atol=1e-10
+    )
     mean = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
     variance = torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0)
     torch.testing.assert_close(layer.running_mean, RATE * mean, rtol=0, atol=1e-12)
@@ -186,7 +236,9 @@ def test_channels_last_is_the_norm_over_permuted_axes():
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_are_those_of_finite_differences(name):
     layer = drawn(LAYERS[name]())
-    assert torch.autograd.gradcheck(lambda x, *weights: layer(x), (given(name).requires_grad_(), *layer.parameters()))
+    assert torch.autograd.gradcheck(
+        lambda x, *weights: layer(x), (given(name).requires_grad_(), *layer.parameters())
+    )
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -218,4 +270,8 @@ def test_half_precision_gives_nearly_the_same(name, training):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = layer(x.bfloat16())
     torch.testing.assert_close(made.float(), expected, rtol=0.03, atol=0.06)
-    assert all(tensor.dtype == torch.float32 for tensor in layer.state_dict().values() if tensor.is_floating_point())
+    assert all(
+        tensor.dtype == torch.float32
+        for tensor in layer.state_dict().values()
+        if tensor.is_floating_point()
+    )

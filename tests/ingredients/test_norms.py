@@ -21,8 +21,12 @@ PARTS = {
     "instance_norm_plain": norms.InstanceNorm(eps=1e-4, affine=False),
     "filter_response_norm": norms.FilterResponseNorm(eps=1e-4),
     "evo_norm_s0": norms.EvoNormS0(groups=8, eps=1e-4),
-    "batch_channel_norm": norms.BatchChannelNorm(groups=8, eps=1e-4, momentum=0.2, statistics="batch"),
-    "batch_channel_norm_estimated": norms.BatchChannelNorm(groups=8, eps=1e-4, momentum=0.2, statistics="estimated"),
+    "batch_channel_norm": norms.BatchChannelNorm(
+        groups=8, eps=1e-4, momentum=0.2, statistics="batch"
+    ),
+    "batch_channel_norm_estimated": norms.BatchChannelNorm(
+        groups=8, eps=1e-4, momentum=0.2, statistics="estimated"
+    ),
     "no_norm": norms.NoNorm(),
 }
 BRING_ACTIVATION = ("filter_response_norm", "evo_norm_s0")
@@ -75,15 +79,23 @@ def test_a_norm_in_a_model_is_torchs_or_timms(name):
     torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("place", ["stem.1", "stages.0.blocks.0.norm"], ids=["[B, C, H, W]", "[B, H, W, C]"])
+@pytest.mark.parametrize(
+    "place", ["stem.1", "stages.0.blocks.0.norm"], ids=["[B, C, H, W]", "[B, H, W, C]"]
+)
 def test_layer_norm_2d_is_torchs_over_the_channels_of_a_pixel(place):
     model, _ = changed("layer_norm_2d", "test_convnext")
     norm = model.get_submodule(place)
     num_channels = len(norm.weight)
     nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.uniform_(norm.bias)
     x = maps(num_channels)
-    last = nn.functional.layer_norm(x.permute(0, 2, 3, 1), (num_channels,), norm.weight, norm.bias, 1e-4)
-    made = norm(x).permute(0, 2, 3, 1) if place == "stem.1" else norm(x.permute(0, 2, 3, 1).contiguous())
+    last = nn.functional.layer_norm(
+        x.permute(0, 2, 3, 1), (num_channels,), norm.weight, norm.bias, 1e-4
+    )
+    made = (
+        norm(x).permute(0, 2, 3, 1)
+        if place == "stem.1"
+        else norm(x.permute(0, 2, 3, 1).contiguous())
+    )
     torch.testing.assert_close(made, last, rtol=0, atol=1e-5)
 
 
@@ -97,12 +109,16 @@ def test_a_changed_model_trains_and_its_state_goes_round(name, base):
     logits = model.train()(images())
     assert logits.shape == (4, 10)
     nn.functional.cross_entropy(logits, torch.arange(4)).backward()
-    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+    assert all(
+        weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters()
+    )
     again, _ = changed(name, base, seed=1)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(images()), model.eval()(images()))
     twin, _ = changed(name, base)
-    for one, other in zip(changed(name, base)[0].state_dict().values(), twin.state_dict().values(), strict=True):
+    for one, other in zip(
+        changed(name, base)[0].state_dict().values(), twin.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -117,13 +133,17 @@ def test_the_last_gamma_starts_as_it_did_before(name, starts_at_zero):
     assert "gone" not in swap.note
     for place, gamma in gammas.items():
         is_last = place.endswith("bn2") and starts_at_zero
-        assert torch.equal(gamma, torch.zeros_like(gamma) if is_last else torch.ones_like(gamma)), place
+        assert torch.equal(gamma, torch.zeros_like(gamma) if is_last else torch.ones_like(gamma)), (
+            place
+        )
     if starts_at_zero:
         block, x = model.layer1[1].eval(), maps(64).relu()
         torch.testing.assert_close(block(x), x)  # the branch adds nothing yet
 
 
-@pytest.mark.parametrize("name", ["group_norm", "ghost_batch_norm", "batch_channel_norm_estimated", "sync_batch_norm"])
+@pytest.mark.parametrize(
+    "name", ["group_norm", "ghost_batch_norm", "batch_channel_norm_estimated", "sync_batch_norm"]
+)
 def test_bf16_goes_through(name):
     for base in ("test_resnet", "test_convnext"):
         model, _ = changed(name, base)

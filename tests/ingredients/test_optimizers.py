@@ -13,7 +13,15 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from trainer.ingredients import lamb
-from trainer.ingredients.optimizers import AdamW, Lamb, Optimizer, RmspropTf, Sgd, clip_gradients, param_groups
+from trainer.ingredients.optimizers import (
+    AdamW,
+    Lamb,
+    Optimizer,
+    RmspropTf,
+    Sgd,
+    clip_gradients,
+    param_groups,
+)
 
 
 def sgd(*no_decay, **fields):
@@ -23,7 +31,9 @@ def sgd(*no_decay, **fields):
 def names_by_decay(model, groups):
     """The names of the weights in the groups, by their decay."""
     names = {id(weight): name for name, weight in model.named_parameters()}
-    return {group["weight_decay"]: {names[id(weight)] for weight in group["params"]} for group in groups}
+    return {
+        group["weight_decay"]: {names[id(weight)] for weight in group["params"]} for group in groups
+    }
 
 
 @pytest.fixture(scope="module", params=["resnet50", "convnext_atto"])
@@ -38,7 +48,12 @@ def test_vectors_and_biases_are_timms_groups(model):
 
 def test_norms_are_torchvisions_groups(model):
     """torchvision's rule: all weights of its list of norm classes, by a walk over the modules."""
-    classes = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+    classes = (
+        nn.modules.batchnorm._BatchNorm,
+        nn.LayerNorm,
+        nn.GroupNorm,
+        nn.modules.instancenorm._InstanceNorm,
+    )
     norms = {
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -55,7 +70,9 @@ def test_names_with_bn_are_ffcvs_groups():
     model = timm.create_model("resnet50")
     named = {name for name, _ in model.named_parameters() if "bn" in name}
     groups = names_by_decay(model, param_groups(model, sgd("bn_in_name")))
-    assert groups[0.0] == named and len(named) == 98  # gamma and beta of bn1 and of three norms in each of 16 blocks
+    assert (
+        groups[0.0] == named and len(named) == 98
+    )  # gamma and beta of bn1 and of three norms in each of 16 blocks
     assert {"layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias", "fc.bias"} <= groups[0.02]
 
 
@@ -70,7 +87,9 @@ def test_each_kind_names_what_it_says():
             super().__init__()
             self.gamma = nn.Parameter(torch.ones(4))
             self.bias = nn.Parameter(torch.ones(2, 4))
-            self.norm = nn.Sequential(LayerNorm2d(4), RmsNorm(4), BatchNormAct2d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4))
+            self.norm = nn.Sequential(
+                LayerNorm2d(4), RmsNorm(4), BatchNormAct2d(4), nn.GroupNorm(2, 4), nn.RMSNorm(4)
+            )
             self.bnlike = nn.Linear(4, 4)
 
     norms = {"norm.0.weight", "norm.0.bias", "norm.1.weight", "norm.4.weight"}
@@ -99,7 +118,9 @@ def test_frozen_weights_are_left_out_and_shared_ones_stand_once():
 @pytest.mark.parametrize(("size", "is_active"), [(1e-3, False), (10.0, True)])
 def test_clipping_divides_by_the_excess_only(size, is_active):
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.zeros(shape, requires_grad=True) for shape in [(40, 30), (8, 4, 3, 3), (9,), (), (2,)]]
+    weights = [
+        torch.zeros(shape, requires_grad=True) for shape in [(40, 30), (8, 4, 3, 3), (9,), (), (2,)]
+    ]
     for weight in weights[:-1]:
         weight.grad = torch.randn(weight.shape, generator=generator) * size
     before = [weight.grad.double().numpy().copy() for weight in weights[:-1]]
@@ -122,7 +143,10 @@ def test_a_gradient_that_is_not_a_number_shows_in_the_norm():
     ("page", "cls"),
     [
         (Lamb(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)), lamb.Lamb),
-        (AdamW(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)), torch.optim.AdamW),
+        (
+            AdamW(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)),
+            torch.optim.AdamW,
+        ),
         (sgd("biases", nesterov=True, weight_decay=0.1), torch.optim.SGD),
     ],
 )
@@ -157,7 +181,12 @@ def test_sgd_equals_its_formula(momentum, nesterov):
 def test_rmsprop_equals_its_formula(centered, decoupled_decay):
     """TensorFlow 1: the mean square starts at one, eps is inside the root, the rate enters the momentum."""
     page = RmspropTf(
-        alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05, centered=centered, decoupled_decay=decoupled_decay
+        alpha=0.9,
+        eps=1e-3,
+        momentum=0.8,
+        weight_decay=0.05,
+        centered=centered,
+        decoupled_decay=decoupled_decay,
     )
     model = nn.Linear(5, 4)
     optimizer = page.build(param_groups(model, page), 0.1)
@@ -172,7 +201,9 @@ def test_rmsprop_equals_its_formula(centered, decoupled_decay):
         else:
             gradient = gradient + 0.05 * expected
         square, mean = 0.9 * square + 0.1 * gradient**2, 0.9 * mean + 0.1 * gradient
-        speed = 0.8 * speed + rate * gradient / np.sqrt(square - (mean**2 if centered else 0) + 1e-3)
+        speed = 0.8 * speed + rate * gradient / np.sqrt(
+            square - (mean**2 if centered else 0) + 1e-3
+        )
         expected = expected - speed
         optimizer.step()
     np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
@@ -180,7 +211,9 @@ def test_rmsprop_equals_its_formula(centered, decoupled_decay):
 
 @pytest.mark.parametrize("kind", get_args(get_args(Optimizer)[0]), ids=lambda kind: kind.__name__)
 def test_every_optimizers_example_moves_weights_downhill(kind):
-    page = TypeAdapter(Optimizer).validate_python({"name": kind.model_fields["name"].default, **kind.example})
+    page = TypeAdapter(Optimizer).validate_python(
+        {"name": kind.model_fields["name"].default, **kind.example}
+    )
     model = nn.Linear(3, 1)
     optimizer = page.build(param_groups(model, page), 1e-3)
     before = model(torch.ones(1, 3)).item()
@@ -192,7 +225,11 @@ def test_every_optimizers_example_moves_weights_downhill(kind):
 
 def test_a_page_clips_as_it_says():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    for page, is_cut in ((sgd(), False), (sgd(clip_global_norm=1e-3), True), (sgd(clip_adaptive=1e-3), True)):
+    for page, is_cut in (
+        (sgd(), False),
+        (sgd(clip_global_norm=1e-3), True),
+        (sgd(clip_adaptive=1e-3), True),
+    ):
         model.zero_grad()
         model(torch.ones(1, 3)).sum().backward()
         before = model[0].weight.grad.norm()
@@ -261,7 +298,13 @@ ADAM = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02}
         {"name": "rmsprop_tf", "alpha": 1.0, "eps": 1e-3, "momentum": 0.9, "weight_decay": 0.0},
         {"name": "decoupled_sgd", "momentum": 0.0, "nesterov": True, "weight_decay": 0.0},
         {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_adaptive": 0.0},
-        {"name": "sgd", "momentum": 0.9, "weight_decay": 0.0, "clip_adaptive": 0.01, "clip_global_norm": 1.0},
+        {
+            "name": "sgd",
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "clip_adaptive": 0.01,
+            "clip_global_norm": 1.0,
+        },
     ],
 )
 def test_absurd_pages_are_refused(page):

@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 import torch
-
 from parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, written
+
 from trainer.errors import UserError
 from trainer.ingredients.model import PARTS
 from trainer.job import Job, plan_of
@@ -33,12 +33,20 @@ def pairs():
             first = BY_KEY[one][(number + turn) % len(BY_KEY[one])]
             second = BY_KEY[other][(number + turn) % len(BY_KEY[other])]
             family = OWN_FAMILY.get(one) or OWN_FAMILY.get(other) or FAMILIES[turn]
-            yield pytest.param(first, second, family, id=f"{case_name(first)}-{case_name(second)}-{family}-{turn}")
+            yield pytest.param(
+                first, second, family, id=f"{case_name(first)}-{case_name(second)}-{family}-{turn}"
+            )
 
 
 def plan_with_both(first, second, family):
     sizes = f"epochs=1 drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
-    return plan_of(Job(PAGE, family, overrides=f"{sizes} {shlex.quote(written(first))} {shlex.quote(written(second))}"))
+    return plan_of(
+        Job(
+            PAGE,
+            family,
+            overrides=f"{sizes} {shlex.quote(written(first))} {shlex.quote(written(second))}",
+        )
+    )
 
 
 @pytest.mark.parametrize(("first", "second", "family"), pairs())
@@ -52,11 +60,16 @@ def test_two_parts_go_together(first, second, family):
         assert "\n" not in text and any(f"model.{key}" in text for key in keys), text
         assert any(reason in text for reason in REASONS), text
         return
-    assert {swap.part for swap in swaps} in (keys, keys - {"layer_scale"})  # which is an option of timm's ConvNeXt
+    assert {swap.part for swap in swaps} in (
+        keys,
+        keys - {"layer_scale"},
+    )  # which is an option of timm's ConvNeXt
     torch.manual_seed(0)
     logits = model(torch.randn(4, 3, IMAGE_PX, IMAGE_PX))
     logits.square().sum().backward()
     assert logits.shape == (4, 10) and logits.isfinite().all()
     gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
-    assert model.state_dict().keys() != plain_model(family).state_dict().keys() or repr(model) != repr(plain_model(family))
+    assert model.state_dict().keys() != plain_model(family).state_dict().keys() or repr(
+        model
+    ) != repr(plain_model(family))

@@ -6,20 +6,19 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
+from draws import make_ids
 from PIL import Image
 from pydantic import ValidationError
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
-from draws import make_ids
 from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.rand_augment import RandAugment
 from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.streams import uniforms
-
 
 FILL = (124, 116, 104)
 IMAGE_PX = 100
@@ -46,7 +45,13 @@ NAMES = {ours: theirs for theirs, ours in TIMM_NAMES.items()}
 
 def make(**changes):
     """rand-m7-mstd0.5-inc1, and what is changed."""
-    fields = {"num_ops": 2, "op_share": 0.5, "magnitude": 7, "magnitude_std": 0.5, "increasing": True}
+    fields = {
+        "num_ops": 2,
+        "op_share": 0.5,
+        "magnitude": 7,
+        "magnitude_std": 0.5,
+        "increasing": True,
+    }
     return RandAugment(**(fields | {"interpolation": "random"} | changes))
 
 
@@ -89,12 +94,22 @@ def our_choices(augment):
         ("rand-m7-mstd0.5-inc1", {}),
         ("rand-m9-mstd0.5-inc1", {"magnitude": 9}),
         ("rand-m9-mstd1.0", {"magnitude": 9, "magnitude_std": 1.0, "increasing": False}),
-        ("rand-m4-n3-p0.8-inc1", {"magnitude": 4, "num_ops": 3, "op_share": 0.8, "magnitude_std": None}),
+        (
+            "rand-m4-n3-p0.8-inc1",
+            {"magnitude": 4, "num_ops": 3, "op_share": 0.8, "magnitude_std": None},
+        ),
     ],
 )
 def test_choices_are_distributed_as_timms(text, changes):
-    (theirs, their_arguments), (ours, our_arguments) = timms_choices(text), our_choices(make(**changes))
-    for what in (len, lambda row: row[0] if row else "", lambda row: row[-1] if len(row) > 1 else ""):
+    (theirs, their_arguments), (ours, our_arguments) = (
+        timms_choices(text),
+        our_choices(make(**changes)),
+    )
+    for what in (
+        len,
+        lambda row: row[0] if row else "",
+        lambda row: row[-1] if len(row) > 1 else "",
+    ):
         counts = [Counter(map(what, rows)) for rows in (theirs, ours)]
         table = [[count[key] for key in counts[0] | counts[1]] for count in counts]
         assert chi2_contingency(table).pvalue > 1e-3
@@ -123,9 +138,13 @@ def test_all_fifteen_are_equally_frequent():
     assert chisquare(list(counts.values())).pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("interpolation", "share"), [("bilinear", 0.0), ("bicubic", 1.0), ("random", 0.5)])
+@pytest.mark.parametrize(
+    ("interpolation", "share"), [("bilinear", 0.0), ("bicubic", 1.0), ("random", 0.5)]
+)
 def test_interpolation_is_drawn_for_each_operation(interpolation, share):
-    drawn = make(interpolation=interpolation).draw(0, make_ids(NUM_DRAWS), IMAGE_PX)["interpolation"]
+    drawn = make(interpolation=interpolation).draw(0, make_ids(NUM_DRAWS), IMAGE_PX)[
+        "interpolation"
+    ]
     is_bicubic = drawn == INTERPOLATIONS.index("bicubic")
     assert (is_bicubic | (drawn == INTERPOLATIONS.index("bilinear"))).all()
     assert abs(is_bicubic.mean() - share) <= 0.02 * (share == 0.5)
@@ -145,7 +164,10 @@ def pieces(num_images):
     photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     place = np.random.default_rng(1)
     starts = place.integers(0, 300, (num_images, 2))
-    return [photos[n % 2][top : top + IMAGE_PX, left : left + IMAGE_PX] for n, (top, left) in enumerate(starts)]
+    return [
+        photos[n % 2][top : top + IMAGE_PX, left : left + IMAGE_PX]
+        for n, (top, left) in enumerate(starts)
+    ]
 
 
 def timm_picture(pixels, operations, arguments, filters):
@@ -156,26 +178,38 @@ def timm_picture(pixels, operations, arguments, filters):
         if name == "identity":
             continue
         whole = name in ("posterize", "solarize", "solarize_add")
-        value = int(argument) if whole else argument / IMAGE_PX if name.startswith("translate") else argument
+        value = (
+            int(argument)
+            if whole
+            else argument / IMAGE_PX
+            if name.startswith("translate")
+            else argument
+        )
         values = () if name in ("autocontrast", "equalize", "invert") else (value,)
         kinds = {"fillcolor": FILL, "resample": Image.Resampling[INTERPOLATIONS[resample].upper()]}
         image = NAME_TO_OP[NAMES[name]](image, *values, **kinds)
     return np.asarray(image)
 
 
-@pytest.mark.parametrize("changes", [{"op_share": 1.0}, {"num_ops": 3, "magnitude": 9}, {"increasing": False}])
+@pytest.mark.parametrize(
+    "changes", [{"op_share": 1.0}, {"num_ops": 3, "magnitude": 9}, {"increasing": False}]
+)
 def test_pictures_equal_timms(changes):
     pixels, augment = pieces(60), make(**changes)
     drawn = augment.draw(2, make_ids(60), IMAGE_PX)
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    ours = augment.apply(images, {key: torch.from_numpy(value) for key, value in drawn.items()}, FILL)
+    ours = augment.apply(
+        images, {key: torch.from_numpy(value) for key, value in drawn.items()}, FILL
+    )
     expected = np.stack([timm_picture(*row) for row in zip(pixels, *drawn.values(), strict=True)])
     differences = np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - expected).mean((1, 2, 3))
     # Two operations in a row: a table drawn from pixels that differ by one level may differ a little more.
     assert differences.max() < 1 and differences.mean() < 0.02
 
 
-@pytest.mark.parametrize("wrong", [{"magnitude": 11}, {"op_share": 1.5}, {"num_ops": 0}, {"interpolation": "nearest"}])
+@pytest.mark.parametrize(
+    "wrong", [{"magnitude": 11}, {"op_share": 1.5}, {"num_ops": 0}, {"interpolation": "nearest"}]
+)
 def test_absurd_pages_are_refused(wrong):
     with pytest.raises(ValidationError):
         make(**wrong)
@@ -188,11 +222,18 @@ def test_three_channels_draw_what_they_always_drew(increasing):
     drawn, draws = augment.draw(7, ids, IMAGE_PX), uniforms(7, "rand_augment", ids, 10)
     for op in range(2):
         which, whether, _, side, filtering = draws[:, 5 * op : 5 * op + 5].T
-        names = [list(NAMES)[place] if is_on else "identity" for place, is_on in zip((which * 15).astype(int), whether < 0.5)]
+        names = [
+            list(NAMES)[place] if is_on else "identity"
+            for place, is_on in zip((which * 15).astype(int), whether < 0.5)
+        ]
         assert [OPERATIONS[place] for place in drawn["operation"][:, op]] == names
         turned = np.array(names) == "rotate"
-        assert np.array_equal(drawn["argument"][turned, op], np.where(side < 0.5, 21.0, -21.0)[turned])
-        assert np.array_equal(drawn["interpolation"][:, op] == INTERPOLATIONS.index("bicubic"), filtering < 0.5)
+        assert np.array_equal(
+            drawn["argument"][turned, op], np.where(side < 0.5, 21.0, -21.0)[turned]
+        )
+        assert np.array_equal(
+            drawn["interpolation"][:, op] == INTERPOLATIONS.index("bicubic"), filtering < 0.5
+        )
 
 
 @pytest.mark.parametrize("num_channels", [1, 2, 4])
@@ -227,8 +268,15 @@ def grey_pictures(augment, pixels, drawn):
             if name != "identity":
                 whole = name in ("posterize", "solarize", "solarize_add")
                 moved = argument / IMAGE_PX if name.startswith("translate") else argument
-                values = () if name in ("autocontrast", "equalize", "invert") else (int(argument) if whole else moved,)
-                kinds = {"fillcolor": (FILL[0],), "resample": Image.Resampling[INTERPOLATIONS[resample].upper()]}
+                values = (
+                    ()
+                    if name in ("autocontrast", "equalize", "invert")
+                    else (int(argument) if whole else moved,)
+                )
+                kinds = {
+                    "fillcolor": (FILL[0],),
+                    "resample": Image.Resampling[INTERPOLATIONS[resample].upper()],
+                }
                 image = NAME_TO_OP[NAMES[name]](image, *values, **kinds)
         pictures.append(np.asarray(image))
     return np.stack(pictures)
@@ -236,10 +284,15 @@ def grey_pictures(augment, pixels, drawn):
 
 @pytest.mark.parametrize("changes", [{"op_share": 1.0}, {"increasing": False, "op_share": 1.0}])
 def test_grey_pictures_equal_timms(changes):
-    pixels, augment = [np.asarray(Image.fromarray(piece).convert("L")) for piece in pieces(60)], make(**changes)
+    pixels, augment = (
+        [np.asarray(Image.fromarray(piece).convert("L")) for piece in pieces(60)],
+        make(**changes),
+    )
     drawn = augment.draw(2, make_ids(60), IMAGE_PX, 1)
     ours = augment.apply(torch.from_numpy(np.stack(pixels))[:, None], tensors(drawn), FILL[:1])
-    differences = np.abs(ours[:, 0].numpy().astype(int) - grey_pictures(augment, pixels, drawn)).mean((1, 2))
+    differences = np.abs(
+        ours[:, 0].numpy().astype(int) - grey_pictures(augment, pixels, drawn)
+    ).mean((1, 2))
     assert differences.max() < 1 and differences.mean() < 0.02
 
 
@@ -255,12 +308,21 @@ def test_other_channels_are_changed_each_for_itself_but_for_contrasts_mean():
     together = augment.apply(images, tensors(drawn), fill)
     alone = [augment.apply(images[:, c : c + 1], tensors(drawn), fill[c : c + 1]) for c in range(4)]
     is_contrast = (drawn["operation"] == OPERATIONS.index("contrast")).any(1)
-    assert 5 < is_contrast.sum() < 100 and torch.equal(together[~is_contrast], torch.cat(alone, 1)[~is_contrast])
+    assert 5 < is_contrast.sum() < 100 and torch.equal(
+        together[~is_contrast], torch.cat(alone, 1)[~is_contrast]
+    )
 
 
 def test_contrast_of_other_channels_is_about_the_mean_of_all_values():
     images = torch.tensor([10, 20, 30, 101], dtype=torch.uint8).view(1, 4, 1, 1).expand(1, 4, 3, 3)
-    drawn = {"operation": [[OPERATIONS.index("contrast")]], "argument": [[0.5]], "interpolation": [[1]]}
-    drawn = {key: torch.tensor(value, dtype=torch.float64 if key == "argument" else torch.int64) for key, value in drawn.items()}
+    drawn = {
+        "operation": [[OPERATIONS.index("contrast")]],
+        "argument": [[0.5]],
+        "interpolation": [[1]],
+    }
+    drawn = {
+        key: torch.tensor(value, dtype=torch.float64 if key == "argument" else torch.int64)
+        for key, value in drawn.items()
+    }
     # the mean of 10, 20, 30 and 101 is 40.25, rounded 40; half way to it, truncated
     assert make().apply(images, drawn, (0, 0, 0, 0))[0, :, 0, 0].tolist() == [25, 30, 35, 70]

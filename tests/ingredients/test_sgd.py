@@ -16,10 +16,14 @@ def gradient(step, shape):
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.875, False), (0.875, True)])
 def test_weights_shrink_by_the_rates_share_of_its_peak(momentum, nesterov):
-    page = DecoupledSgd(momentum=momentum, nesterov=nesterov, weight_decay=0.1, no_decay=("biases",))
+    page = DecoupledSgd(
+        momentum=momentum, nesterov=nesterov, weight_decay=0.1, no_decay=("biases",)
+    )
     model = nn.Linear(5, 4)
     optimizer = page.build(param_groups(model, page), lr=2.0)
-    expected = {name: weight.detach().double().numpy().copy() for name, weight in model.named_parameters()}
+    expected = {
+        name: weight.detach().double().numpy().copy() for name, weight in model.named_parameters()
+    }
     speed = dict.fromkeys(expected, 0.0)
     for step, rate in enumerate((0.0, 1.0, 2.0, 1.5, 0.25)):
         for group in optimizer.param_groups:
@@ -29,7 +33,9 @@ def test_weights_shrink_by_the_rates_share_of_its_peak(momentum, nesterov):
             slope = weight.grad.double().numpy()
             shrunk = expected[name] * (1 - (0.1 if name == "weight" else 0.0) * rate / 2.0)
             speed[name] = momentum * speed[name] + slope
-            expected[name] = shrunk - rate * (slope + momentum * speed[name] if nesterov else speed[name])
+            expected[name] = shrunk - rate * (
+                slope + momentum * speed[name] if nesterov else speed[name]
+            )
         optimizer.step()
     for name, weight in model.named_parameters():
         np.testing.assert_allclose(weight.detach().numpy(), expected[name], rtol=1e-5, atol=1e-6)

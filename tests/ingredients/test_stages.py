@@ -6,7 +6,11 @@ import timm.layers.cbam
 import torch
 from torch import nn
 
-from trainer.ingredients.convolution_layers import BlurConv2d, DeformableConv2d, SelfCalibratedConv2d
+from trainer.ingredients.convolution_layers import (
+    BlurConv2d,
+    DeformableConv2d,
+    SelfCalibratedConv2d,
+)
 from trainer.ingredients.stages import blocks, stages
 from trainer.ingredients.surgery import SurgeryError, put
 
@@ -36,7 +40,8 @@ def test_stages_and_blocks_are_those_of_the_model(name):
         model = timm.create_model(name)
     assert stages(model) == names
     assert blocks(model) == [
-        [pattern.format(stage, block) for block in range(depth)] for stage, depth in zip(names, depths, strict=True)
+        [pattern.format(stage, block) for block in range(depth)]
+        for stage, depth in zip(names, depths, strict=True)
     ]
 
 
@@ -44,7 +49,12 @@ def test_regnet_names_its_blocks_itself():
     with torch.device("meta"):
         model = timm.create_model("regnety_002")
     assert stages(model) == ["s1", "s2", "s3", "s4"]
-    assert blocks(model) == [["s1.b1"], ["s2.b1"], [f"s3.b{n}" for n in range(1, 5)], [f"s4.b{n}" for n in range(1, 8)]]
+    assert blocks(model) == [
+        ["s1.b1"],
+        ["s2.b1"],
+        [f"s3.b{n}" for n in range(1, 5)],
+        [f"s4.b{n}" for n in range(1, 8)],
+    ]
 
 
 def test_attention_at_the_end_of_a_stage_is_no_block():
@@ -65,8 +75,12 @@ def blurred(conv, is_before=True):
         DeformableConv2d.around,
         blurred,
         lambda conv: blurred(DeformableConv2d.around(conv)),
-        lambda conv: SelfCalibratedConv2d(conv.in_channels, conv.out_channels, conv.stride, conv.dilation, conv.groups, 2),
-        lambda conv: nn.Sequential(DeformableConv2d.around(conv), nn.BatchNorm2d(conv.out_channels)),
+        lambda conv: SelfCalibratedConv2d(
+            conv.in_channels, conv.out_channels, conv.stride, conv.dilation, conv.groups, 2
+        ),
+        lambda conv: nn.Sequential(
+            DeformableConv2d.around(conv), nn.BatchNorm2d(conv.out_channels)
+        ),
     ],
     ids=["deformable", "blurred", "blurred_deformable", "self_calibrated", "in_a_series"],
 )
@@ -75,7 +89,11 @@ def test_a_convolution_is_no_block_whatever_it_holds(name, changed):
     with torch.device("meta"):
         model = timm.create_model(name)
         before = stages(model), blocks(model)
-        found = [each for each, module in model.named_modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+        found = [
+            each
+            for each, module in model.named_modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)
+        ]
         for each in found:
             conv = model.get_submodule(each)
             if conv.in_channels > 3 and each.startswith("layer"):

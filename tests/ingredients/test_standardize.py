@@ -47,9 +47,16 @@ def test_the_right_convolutions_are_replaced(name, of, depthwise):
     model = timm.create_model(name)
     parameters = dict(model.named_parameters())
     swap = standardization(of, depthwise).apply(model, 64)
-    assert (len(swap.places), swap.places[0], swap.places[-1], swap.note) == (count, first, last, note)
+    assert (len(swap.places), swap.places[0], swap.places[-1], swap.note) == (
+        count,
+        first,
+        last,
+        note,
+    )
     assert swap.before == (("Conv2d", count),) and swap.after == "StandardizedConv2d"
-    there = [name for name, module in model.named_modules() if isinstance(module, StandardizedConv2d)]
+    there = [
+        name for name, module in model.named_modules() if isinstance(module, StandardizedConv2d)
+    ]
     assert set(there) == set(swap.places)
     now = dict(model.named_parameters())
     assert now.keys() == parameters.keys() and all(now[key] is parameters[key] for key in now)
@@ -59,7 +66,11 @@ def test_convolutions_that_start_at_zero_are_left_alone():
     """ResNetV2 has no last gamma: zero_init_last makes the last convolution of a branch zero."""
     torch.manual_seed(0)
     model = timm.create_model("resnetv2_18", zero_init_last=True)
-    at_zero = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d) and not module.weight.any()]
+    at_zero = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and not module.weight.any()
+    ]
     swap = standardization("all").apply(model, 64)
     assert at_zero and not set(at_zero) & set(swap.places)
     assert f"{len(at_zero)} starting at zero" in swap.note
@@ -81,13 +92,19 @@ def test_the_model_uses_standardized_weights():
 
 
 def test_gradients_reach_every_parameter_under_bf16_autocast():
-    for name, part in (("test_resnet", standardization()), ("test_convnext", standardization("all", True))):
+    for name, part in (
+        ("test_resnet", standardization()),
+        ("test_convnext", standardization("all", True)),
+    ):
         model = timm.create_model(name)
         part.apply(model, 32)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(torch.randn(2, 3, 32, 32)).float().square().mean()
         loss.backward()
-        assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+        assert all(
+            weight.grad is not None and weight.grad.isfinite().all()
+            for weight in model.parameters()
+        )
 
 
 def test_the_state_goes_round():
@@ -108,7 +125,9 @@ def test_the_state_goes_round():
 def test_a_second_time_there_is_nothing_left():
     model = timm.create_model("test_resnet")
     standardization().apply(model, 32)
-    with pytest.raises(SurgeryError, match=r"model.weight_standardization: ResNet has no .* StandardizedConv2d"):
+    with pytest.raises(
+        SurgeryError, match=r"model.weight_standardization: ResNet has no .* StandardizedConv2d"
+    ):
         standardization().apply(model, 32)
 
 

@@ -50,7 +50,9 @@ def by_formula(weight, is_unbiased, eps, is_inside):
 def test_weights_are_those_of_the_formula(form, shape, layout):
     conv = plain(shape).to(memory_format=layout)
     made = StandardizedConv2d.around(conv, **FORMS[form]).standardized_weight()
-    torch.testing.assert_close(made.double(), by_formula(conv.weight, **FORMS[form]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        made.double(), by_formula(conv.weight, **FORMS[form]), rtol=1e-5, atol=1e-5
+    )
     assert made.is_contiguous(memory_format=layout)
 
 
@@ -89,7 +91,9 @@ def check_equal(ours, theirs, channels):
 def test_the_scaled_form_keeps_its_filters_length():
     conv = plain("3x3")
     made = ScaledStandardizedConv2d.around(conv, gamma=1.5, eps=1e-12).standardized_weight()
-    torch.testing.assert_close(made.square().sum(dim=(1, 2, 3)), torch.full((6,), 1.5**2), rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(
+        made.square().sum(dim=(1, 2, 3)), torch.full((6,), 1.5**2), rtol=1e-5, atol=0.0
+    )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -100,7 +104,10 @@ def test_gradients_are_those_of_finite_differences(form, layout):
         made = ScaledStandardizedConv2d.around(conv, gamma=1.7, eps=1e-3)
         keys = ("weight", "bias", "gain")
     else:
-        made, keys = StandardizedConv2d.around(conv, **{**FORMS[form], "eps": 1e-3}), ("weight", "bias")
+        made, keys = (
+            StandardizedConv2d.around(conv, **{**FORMS[form], "eps": 1e-3}),
+            ("weight", "bias"),
+        )
     images = torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
     weights = [getattr(made, key).detach().clone().requires_grad_() for key in keys]
 
@@ -145,7 +152,9 @@ def test_a_filter_of_equal_weights_gives_zeros_and_finite_gradients(form):
 @pytest.mark.parametrize("value", [0.3, 0.1, 1 / 3, -0.02])
 @pytest.mark.parametrize("shape", [(6, 4, 3), (64, 64, 1), (64, 64, 3)])
 @pytest.mark.parametrize("form", FORMS)
-def test_equal_weights_that_float32_rounds_give_finite_gradients_under_any_slope(form, shape, value):
+def test_equal_weights_that_float32_rounds_give_finite_gradients_under_any_slope(
+    form, shape, value
+):
     conv = nn.Conv2d(*shape)
     nn.init.constant_(conv.weight, value)
     made = StandardizedConv2d.around(conv, **FORMS[form])

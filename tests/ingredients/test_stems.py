@@ -14,7 +14,15 @@ from trainer.ingredients.surgery import SurgeryError
 
 STEMS = [ImagenetStem(), CifarStem(), DeepStem(width=16), PatchifyStem(patch_px=2)]
 STRIDES = {"imagenet": 4, "cifar": 1, "deep": 4, "patchify": 2}
-MODELS = ["test_resnet", "test_convnext", "convnext_atto", "resnetv2_18", "resnetv2_18d", "regnetx_002", "legacy_seresnet18"]
+MODELS = [
+    "test_resnet",
+    "test_convnext",
+    "convnext_atto",
+    "resnetv2_18",
+    "resnetv2_18d",
+    "regnetx_002",
+    "legacy_seresnet18",
+]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -29,7 +37,9 @@ def test_the_first_stage_is_given_maps_of_the_stems_stride(plain, stem):
     seen = []
     swap = stem.exchanged(model)
     first = stages(model)[0]
-    model.get_submodule(first).register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+    model.get_submodule(first).register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].shape)
+    )
     model(torch.randn(2, 3, 64, 64)).square().sum().backward()
     assert seen[0][2:] == (64 // STRIDES[stem.name],) * 2
     assert all(weight.grad is not None for weight in model.parameters())
@@ -38,7 +48,11 @@ def test_the_first_stage_is_given_maps_of_the_stems_stride(plain, stem):
     copied = copy.deepcopy(model)
     copied.load_state_dict(model.state_dict())
     kept = [name for name in plain.state_dict() if not name.startswith(swap.places)]
-    assert kept and all(torch.equal(plain.state_dict()[name], model.state_dict()[name]) for name in kept if "running" not in name and "num_batches" not in name)
+    assert kept and all(
+        torch.equal(plain.state_dict()[name], model.state_dict()[name])
+        for name in kept
+        if "running" not in name and "num_batches" not in name
+    )
 
 
 def norms(model):
@@ -48,13 +62,25 @@ def norms(model):
 def test_the_deep_stem_is_that_of_timms_resnet50d():
     theirs, ours = timm.create_model("resnet26d"), timm.create_model("resnet26")
     DeepStem(width=32).apply(ours, 64)
-    shapes = {name: value.shape for name, value in theirs.state_dict().items() if name.startswith(("conv1", "bn1"))}
-    found = {name: value.shape for name, value in ours.state_dict().items() if name.startswith(("conv1", "bn1"))}
+    shapes = {
+        name: value.shape
+        for name, value in theirs.state_dict().items()
+        if name.startswith(("conv1", "bn1"))
+    }
+    found = {
+        name: value.shape
+        for name, value in ours.state_dict().items()
+        if name.startswith(("conv1", "bn1"))
+    }
     assert found == shapes
     with torch.device("meta"):
         large = timm.create_model("resnet50d")
-    assert {name: value.shape for name, value in large.state_dict().items() if name in shapes} == shapes
-    ours.load_state_dict({**ours.state_dict(), **{name: theirs.state_dict()[name] for name in shapes}})
+    assert {
+        name: value.shape for name, value in large.state_dict().items() if name in shapes
+    } == shapes
+    ours.load_state_dict(
+        {**ours.state_dict(), **{name: theirs.state_dict()[name] for name in shapes}}
+    )
     images = torch.randn(2, 3, 64, 64)
     for name in ("conv1", "bn1", "act1", "maxpool"):
         assert str(ours.get_submodule(name)) == str(theirs.get_submodule(name))
@@ -70,7 +96,10 @@ def output_of(model, images):
 def test_the_imagenet_stem_undoes_a_deep_one():
     model, plain = timm.create_model("resnet26d"), timm.create_model("resnet26")
     ImagenetStem().apply(model, 224)
-    assert all(str(model.get_submodule(n)) == str(plain.get_submodule(n)) for n in ("conv1", "bn1", "act1", "maxpool"))
+    assert all(
+        str(model.get_submodule(n)) == str(plain.get_submodule(n))
+        for n in ("conv1", "bn1", "act1", "maxpool")
+    )
 
 
 def test_the_patchify_stem_of_four_is_convnexts_own():
@@ -78,7 +107,9 @@ def test_the_patchify_stem_of_four_is_convnexts_own():
     PatchifyStem(patch_px=2).apply(model, 64)
     PatchifyStem(patch_px=4).apply(model, 64)
     assert str(model) == str(plain)
-    assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in plain.state_dict().items()}
+    assert {n: v.shape for n, v in model.state_dict().items()} == {
+        n: v.shape for n, v in plain.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,7 +135,17 @@ def test_norms_inside_a_deep_stem_are_of_the_models_kind():
     model = timm.create_model("convnext_atto", num_classes=2)
     DeepStem(width=12).apply(model, 64)
     inner = [type(m).__name__ for m in model.stem.modules() if not list(m.children())]
-    assert inner == ["Conv2d", "LayerNorm2d", "GELU", "Conv2d", "LayerNorm2d", "GELU", "Conv2d", "LayerNorm2d", "MaxPool2d"]
+    assert inner == [
+        "Conv2d",
+        "LayerNorm2d",
+        "GELU",
+        "Conv2d",
+        "LayerNorm2d",
+        "GELU",
+        "Conv2d",
+        "LayerNorm2d",
+        "MaxPool2d",
+    ]
     assert model.stem[0][1].eps == model.stem[1].eps and model.stem[0][1].normalized_shape == (12,)
 
 
@@ -126,17 +167,25 @@ def test_one_channel_stays_one_channel():
 
 def test_auto_says_what_it_chose_and_why():
     model = timm.create_model("test_resnet")
-    assert AutoStem().apply(model, 32).note == "auto: cifar stem, as images of 32 px are under 96 px"
+    assert (
+        AutoStem().apply(model, 32).note == "auto: cifar stem, as images of 32 px are under 96 px"
+    )
     assert model.conv1.stride == (1, 1) and isinstance(model.maxpool, nn.Identity)
     model = timm.create_model("test_resnet")
     before = str(model)
     swap = AutoStem().apply(model, 96)
     assert swap.note == "auto: the model's own stem, as images of 96 px are not under 96 px"
-    assert str(model) == before and swap.places == ("conv1", "bn1", "act1", "maxpool") and "auto" in str(swap)
+    assert (
+        str(model) == before
+        and swap.places == ("conv1", "bn1", "act1", "maxpool")
+        and "auto" in str(swap)
+    )
 
 
 def test_the_first_map_of_resnetv2_is_still_found():
     model = timm.create_model("resnetv2_18")
     CifarStem().apply(model, 32)
     assert output_shapes(model, ["stem"], 32)["stem"][2:] == (32, 32)
-    assert model.forward_intermediates(torch.randn(1, 3, 32, 32), intermediates_only=True)[0].shape[2:] == (32, 32)
+    assert model.forward_intermediates(torch.randn(1, 3, 32, 32), intermediates_only=True)[0].shape[
+        2:
+    ] == (32, 32)

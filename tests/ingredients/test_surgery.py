@@ -27,11 +27,26 @@ from trainer.ingredients.surgery import (
     [
         ("resnet18", (20, 0, 0, 20, 20, 17, 9)),
         ("resnet26d", (31, 0, 0, 31, 31, 27, 19)),  # three convolutions in the stem
-        ("seresnet50", (53, 0, 0, 53, 53, 49, 33)),  # the 32 convolutions in attention are not the body's
-        ("legacy_seresnet18", (20, 0, 0, 20, 20, 9, 17)),  # both activations of a block are one module
-        ("resnest14d", (19, 4, 0, 27, 23, 19, 11)),  # split attention holds the 3x3 convolutions: of the body
-        ("resnetv2_18", (17, 0, 0, 20, 8, 0, 0)),  # norm and activation in one, before the convolutions
-        ("convnext_atto", (16, 1, 0, 40, 13, 12, 0)),  # norms [B, C, H, W], convolutions in the place of matrices
+        (
+            "seresnet50",
+            (53, 0, 0, 53, 53, 49, 33),
+        ),  # the 32 convolutions in attention are not the body's
+        (
+            "legacy_seresnet18",
+            (20, 0, 0, 20, 20, 9, 17),
+        ),  # both activations of a block are one module
+        (
+            "resnest14d",
+            (19, 4, 0, 27, 23, 19, 11),
+        ),  # split attention holds the 3x3 convolutions: of the body
+        (
+            "resnetv2_18",
+            (17, 0, 0, 20, 8, 0, 0),
+        ),  # norm and activation in one, before the convolutions
+        (
+            "convnext_atto",
+            (16, 1, 0, 40, 13, 12, 0),
+        ),  # norms [B, C, H, W], convolutions in the place of matrices
         ("convnext_tiny", (22, 1, 0, 22, 19, 18, 0)),  # norms [B, H, W, C]
     ],
 )
@@ -47,8 +62,12 @@ def test_who_feeds_whom_in_a_residual_block():
     found = anatomy(timm.create_model("resnet18", num_classes=2))
     norms = {place.name: place for place in found.norms}
     assert norms["layer1.0.bn1"].activation == "layer1.0.act1"
-    assert norms["layer1.0.bn2"].activation is None, "the sum with the shortcut comes between, in place"
-    assert {place.name: place.norm for place in found.convolutions}["layer2.0.downsample.0"] == "layer2.0.downsample.1"
+    assert norms["layer1.0.bn2"].activation is None, (
+        "the sum with the shortcut comes between, in place"
+    )
+    assert {place.name: place.norm for place in found.convolutions}[
+        "layer2.0.downsample.0"
+    ] == "layer2.0.downsample.1"
     assert [place.name for place in found.norms][:3] == ["bn1", "layer1.0.bn1", "layer1.0.bn2"]
 
 
@@ -110,8 +129,17 @@ def test_what_does_not(kind, module):
 
 
 def test_a_swap_is_one_line():
-    swap = Swap("norm", (("BatchNorm2d", 3),), "GroupNorm", ("bn1", "layer1.0.bn1", "layer4.1.bn2"), "head.norm stays")
-    assert str(swap) == "norm: bn1, layer1.0.bn1 … layer4.1.bn2: 3 BatchNorm2d -> GroupNorm (head.norm stays)"
+    swap = Swap(
+        "norm",
+        (("BatchNorm2d", 3),),
+        "GroupNorm",
+        ("bn1", "layer1.0.bn1", "layer4.1.bn2"),
+        "head.norm stays",
+    )
+    assert (
+        str(swap)
+        == "norm: bn1, layer1.0.bn1 … layer4.1.bn2: 3 BatchNorm2d -> GroupNorm (head.norm stays)"
+    )
     assert str(Swap("stem", (("Conv2d", 1),), "3x3", ("conv1",))) == "stem: conv1: 1 Conv2d -> 3x3"
 
 
@@ -127,13 +155,20 @@ def test_nothing_found_says_what_there_is():
 def test_modules_are_put_and_counted():
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.ReLU())
     put(model, "0.1", nn.GELU())
-    assert counted(module for module in model.modules() if is_activation(module)) == (("ReLU", 2), ("GELU", 1))
+    assert counted(module for module in model.modules() if is_activation(module)) == (
+        ("ReLU", 2),
+        ("GELU", 1),
+    )
 
 
 def test_a_model_that_refuses_small_images_is_asked_again_with_a_large_one():
     """What was heard of the first image is forgotten."""
     model = timm.create_model("test_resnet", num_classes=2)
     model.layer4.append(nn.AvgPool2d(8))
-    heard = probe(model, {"conv1.0", "layer1"}, lambda name, module, given, made: (name, made.shape[-1]))
+    heard = probe(
+        model, {"conv1.0", "layer1"}, lambda name, module, given, made: (name, made.shape[-1])
+    )
     assert heard == [("conv1.0", 512), ("layer1", 256)]
-    assert len(anatomy(model).norms) == len([m for m in model.modules() if isinstance(m, nn.BatchNorm2d)])
+    assert len(anatomy(model).norms) == len(
+        [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    )

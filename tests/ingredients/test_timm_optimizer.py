@@ -30,12 +30,21 @@ def numbers_of(name):
 
 
 def page_of(name):
-    return TimmOptimizer(optimizer=name, fields=numbers_of(name), weight_decay=0.02, no_decay=("vectors",))
+    return TimmOptimizer(
+        optimizer=name, fields=numbers_of(name), weight_decay=0.02, no_decay=("vectors",)
+    )
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
 
 
 def take_steps(model, optimizer, numbers):
@@ -58,7 +67,11 @@ def assert_same(model, other):
 def test_steps_are_those_of_timms_factory_and_a_resume_changes_nothing(name):
     page, ours, theirs, halted = page_of(name), network(), network(), network()
     take_steps(ours, page.build(param_groups(ours, page), 0.01), range(4))
-    take_steps(theirs, create_optimizer_v2(theirs, name, lr=0.01, weight_decay=0.02, **numbers_of(name)), range(4))
+    take_steps(
+        theirs,
+        create_optimizer_v2(theirs, name, lr=0.01, weight_decay=0.02, **numbers_of(name)),
+        range(4),
+    )
     assert_same(ours, theirs)
     saved = page.build(param_groups(halted, page), 0.01)
     take_steps(halted, saved, range(2))
@@ -71,7 +84,9 @@ def test_steps_are_those_of_timms_factory_and_a_resume_changes_nothing(name):
 
 def test_what_is_left_out_needs_what_is_not_here():
     left_out = set(list_optimizers()) - set(HERE)
-    assert left_out == {name for name in list_optimizers() if name.startswith(("bnb", "fused", "kron"))} | {"adahessian"}
+    assert left_out == {
+        name for name in list_optimizers() if name.startswith(("bnb", "fused", "kron"))
+    } | {"adahessian"}
 
 
 @pytest.mark.parametrize(
@@ -83,12 +98,24 @@ def test_what_is_left_out_needs_what_is_not_here():
         ({"optimizer": "kron"}, "random numbers of its own"),
         ({"optimizer": "lion"}, r"fields has no betas .timm: \[0.9, 0.99\].; write it"),
         ({"optimizer": "adamw", "fields": {"eps": 1e-8}}, "fields has no betas"),
-        ({"optimizer": "lion", "fields": {"beta": (0.9, 0.99)}}, "no field 'beta' .did you mean betas"),
-        ({"optimizer": "lion", "fields": {"betas": (0.9, 0.99), "lr": 1.0}}, "no field 'lr'; there are betas, caution"),
+        (
+            {"optimizer": "lion", "fields": {"beta": (0.9, 0.99)}},
+            "no field 'beta' .did you mean betas",
+        ),
+        (
+            {"optimizer": "lion", "fields": {"betas": (0.9, 0.99), "lr": 1.0}},
+            "no field 'lr'; there are betas, caution",
+        ),
         ({"optimizer": "lion", "fields": {"betas": "high"}}, "takes no betas 'high'"),
         ({"optimizer": "lion", "fields": {"betas": (0.9, 0.99, 0.9)}}, "takes no betas"),
-        ({"optimizer": "lion", "fields": {"betas": (0.9, 0.99), "caution": 1}}, "takes no caution 1"),
-        ({"optimizer": "sgd", "fields": {"momentum": 0.0, "dampening": 0.0}}, "refuses its fields: Nesterov momentum"),
+        (
+            {"optimizer": "lion", "fields": {"betas": (0.9, 0.99), "caution": 1}},
+            "takes no caution 1",
+        ),
+        (
+            {"optimizer": "sgd", "fields": {"momentum": 0.0, "dampening": 0.0}},
+            "refuses its fields: Nesterov momentum",
+        ),
         ({"optimizer": "lion", "fields": {"betas": (0.9, 1.5)}}, "refuses its fields"),
     ],
 )

@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from draws import make_ids
 from PIL import Image
 from scipy.stats import chisquare
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
-from draws import make_ids
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.streams import uniforms
-
 
 IMAGE_PX = 64
 SPACE = TrivialAugmentWide()._augmentation_space(31)
@@ -45,8 +44,12 @@ def test_operations_and_strengths_are_as_frequent_as_torchvisions():
     for name, (magnitudes, is_signed) in SPACE.items():
         arguments = drawn["argument"][drawn["operation"] == OPERATIONS.index(NAMES[name])].round(6)
         signs = (1, -1) if is_signed else (1,)
-        expected = [our_argument(name, s * m) for s in signs for m in magnitudes.reshape(-1).tolist()]
-        values, weights = np.unique(np.round(np.array(expected, float), 6) + 0.0, return_counts=True)
+        expected = [
+            our_argument(name, s * m) for s in signs for m in magnitudes.reshape(-1).tolist()
+        ]
+        values, weights = np.unique(
+            np.round(np.array(expected, float), 6) + 0.0, return_counts=True
+        )
         found, counts = np.unique(arguments + 0.0, return_counts=True)
         assert np.array_equal(found, values)
         if len(values) > 1:
@@ -57,16 +60,24 @@ def test_operations_and_strengths_are_as_frequent_as_torchvisions():
 def test_pictures_equal_torchvisions(interpolation):
     photos = [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     choices = list(all_choices())
-    pixels = np.stack([photos[n % 2][n % 300 :, n % 200 :][:IMAGE_PX, :IMAGE_PX] for n in range(len(choices))])
+    pixels = np.stack(
+        [photos[n % 2][n % 300 :, n % 200 :][:IMAGE_PX, :IMAGE_PX] for n in range(len(choices))]
+    )
     mode = InterpolationMode[interpolation.upper()]
     pairs = zip(pixels, choices, strict=True)
-    expected = np.stack([np.asarray(_apply_op(Image.fromarray(one), *choice, mode, None)) for one, choice in pairs])
+    expected = np.stack(
+        [np.asarray(_apply_op(Image.fromarray(one), *choice, mode, None)) for one, choice in pairs]
+    )
     drawn = {
         "operation": torch.tensor([OPERATIONS.index(NAMES[name]) for name, _ in choices]),
-        "argument": torch.tensor([float(our_argument(*choice)) for choice in choices], dtype=torch.float64),
+        "argument": torch.tensor(
+            [float(our_argument(*choice)) for choice in choices], dtype=torch.float64
+        ),
     }
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    ours = TrivialAugment(num_bins=31, interpolation=interpolation).apply(images, drawn, (124, 116, 104))
+    ours = TrivialAugment(num_bins=31, interpolation=interpolation).apply(
+        images, drawn, (124, 116, 104)
+    )
     differences = np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - expected)
     assert differences.max() <= (0 if interpolation == "nearest" else 1)
     assert differences.mean() < 0.01
@@ -98,8 +109,15 @@ def test_color_is_not_drawn_for_other_channels_and_the_rest_is_equally_frequent(
     names, counts = np.unique(np.array(OPERATIONS)[drawn["operation"]], return_counts=True)
     assert set(names) == set(NAMES.values()) - {"color"} and chisquare(counts).pvalue > 1e-3
     # a signed operation keeps its sign, an unsigned one gets none
-    for name, is_signed in (("rotate", True), ("sharpness", True), ("solarize", False), ("posterize", False)):
-        arguments = drawn["argument"][drawn["operation"] == OPERATIONS.index(name)] - (name == "sharpness")
+    for name, is_signed in (
+        ("rotate", True),
+        ("sharpness", True),
+        ("solarize", False),
+        ("posterize", False),
+    ):
+        arguments = drawn["argument"][drawn["operation"] == OPERATIONS.index(name)] - (
+            name == "sharpness"
+        )
         assert (arguments < 0).any() == is_signed and (arguments > 0).any()
     images = torch.full((40, num_channels, 20, 20), 100, dtype=torch.uint8)
     drawn = {key: torch.from_numpy(values[:40]) for key, values in drawn.items()}

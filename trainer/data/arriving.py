@@ -40,7 +40,9 @@ class CudaLane:
             tensor.record_stream(computing)
 
 
-def arriving(batches: Iterable[MicroBatch], device: str, lane: Lane | None = None) -> Iterator[MicroBatch]:
+def arriving(
+    batches: Iterable[MicroBatch], device: str, lane: Lane | None = None
+) -> Iterator[MicroBatch]:
     """The same micro-batches, images and labels sent ahead where the device is a GPU.
 
     A micro-batch is sent when it is asked for. The host asks while the device still works on the step before it, so the

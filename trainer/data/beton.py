@@ -27,17 +27,32 @@ from trainer.json_text import json_file
 
 VERSION = 2  # of ffcv's format
 LAYOUT = 1  # of our fields and of the .json
-PAGE_BYTES = 1 << 24  # no sample lies across two pages, so that ffcv's own cache could read the file too
+PAGE_BYTES = (
+    1 << 24
+)  # no sample lies across two pages, so that ffcv's own cache could read the file too
 JPEG, RAW = 0, 1  # ffcv's modes
 HEADER = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
     align=True,
 )
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-FIELDS = {"image": 2, "label": 1, "size": 1, "crc": 1}  # name: ffcv's type, of which 1 is a 64-bit number
+FIELDS = {
+    "image": 2,
+    "label": 1,
+    "size": 1,
+    "crc": 1,
+}  # name: ffcv's type, of which 1 is a 64-bit number
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 # with the bytes that ffcv leaves between the first two as a field of their own: else they would be whatever was in memory
-SAMPLE = np.dtype([("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")])
+SAMPLE = np.dtype(
+    [("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")]
+)
 PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 _LARGEST_FACTS_MIB = 64
@@ -82,7 +97,9 @@ def beton_file(folder: Path, split: str) -> Path:
 
 def has_betons(folder: Path | None) -> bool:
     """Does a folder hold train.beton and val.beton?"""
-    return folder is not None and all(beton_file(folder, split).is_file() for split in ("train", "val"))
+    return folder is not None and all(
+        beton_file(folder, split).is_file() for split in ("train", "val")
+    )
 
 
 def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = print) -> str:
@@ -102,9 +119,15 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
             say(f"loader=auto: {changed}, so the torch loader reads; loader=ffcv takes it")
         return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
-        raise UserError("loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do")
+        raise UserError(
+            "loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do"
+        )
     if not is_written:
-        place = f"{folder} holds no train.beton and val.beton" if folder else "no data_dir= says where train.beton and val.beton lie"
+        place = (
+            f"{folder} holds no train.beton and val.beton"
+            if folder
+            else "no data_dir= says where train.beton and val.beton lie"
+        )
         raise UserError(f"loader=ffcv: {place}; `make data` and then data_dir=<its out> would do")
     return asked
 
@@ -117,13 +140,21 @@ def _changed(folder: Path) -> str:
         except (OSError, ValueError, TypeError, KeyError):
             return f"what {path} holds cannot be read from its .json"
         if not facts.is_lossless:
-            share = "" if facts.jpeg_share is None else f"jpeg_share={facts.jpeg_share:g} quality={facts.quality}"
-            how = " ".join(filter(None, (f"max_side={facts.max_side_px}" if facts.max_side_px else "", share)))
+            share = (
+                ""
+                if facts.jpeg_share is None
+                else f"jpeg_share={facts.jpeg_share:g} quality={facts.quality}"
+            )
+            how = " ".join(
+                filter(None, (f"max_side={facts.max_side_px}" if facts.max_side_px else "", share))
+            )
             return f"{path} holds changed images ({how or 'stored anew'})"
     return ""
 
 
-def fingerprint_of(source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int) -> str:
+def fingerprint_of(
+    source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int
+) -> str:
     """The fingerprint of what a .beton holds: other pixels than the source's are other data."""
     if is_lossless:
         return source
@@ -140,7 +171,11 @@ class BetonSet:
     is_in_memory = False
 
     def __getstate__(self):
-        return {"path": self.path, "facts": self.facts, "num_channels": self.num_channels}  # another process maps anew
+        return {
+            "path": self.path,
+            "facts": self.facts,
+            "num_channels": self.num_channels,
+        }  # another process maps anew
 
     @property
     def num_images(self) -> int:
@@ -192,7 +227,9 @@ class BetonSet:
         first = int(self.samples["image"]["data_ptr"][i])
         found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
         if zlib.crc32(found) != int(self.samples["crc"][i]):
-            raise BadImage(f"{self.path}: image {i} is damaged (another CRC-32); `make data` anew would do")
+            raise BadImage(
+                f"{self.path}: image {i} is damaged (another CRC-32); `make data` anew would do"
+            )
         return found
 
     def read(self, i: int) -> Image.Image:
@@ -209,9 +246,13 @@ def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB")
     except Exception as error:  # whatever a decoder raises over damaged bytes
-        raise BadImage(f"{where} does not decode ({' '.join(str(error).split())}); `make data` anew would do") from None
+        raise BadImage(
+            f"{where} does not decode ({' '.join(str(error).split())}); `make data` anew would do"
+        ) from None
     if image.size != (width, height):
-        raise BadImage(f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; `make data` anew would do")
+        raise BadImage(
+            f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; `make data` anew would do"
+        )
     return image
 
 
@@ -227,9 +268,13 @@ def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
         _check(found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: not a .beton with its .json ({reason}); `make data` anew, or loader=torch on an image folder, would do") from None
+        raise DataError(
+            f"{path}: not a .beton with its .json ({reason}); `make data` anew, or loader=torch on an image folder, would do"
+        ) from None
     if facts.channels != channels:
-        raise DataError(f"{path}: {facts.channels} channels, where the profile has {channels}; `make data` with that profile would do")
+        raise DataError(
+            f"{path}: {facts.channels} channels, where the profile has {channels}; `make data` with that profile would do"
+        )
     return found
 
 
@@ -245,16 +290,26 @@ def _check(found: BetonSet) -> None:
     """Raises ValueError."""
     num_bytes = found.path.stat().st_size
     header = np.fromfile(found.path, HEADER, 1)[0]
-    if (num_bytes, header["version"], header["num_samples"]) != (found.facts.num_bytes, VERSION, found.num_images):
+    if (num_bytes, header["version"], header["num_samples"]) != (
+        found.facts.num_bytes,
+        VERSION,
+        found.num_images,
+    ):
         raise ValueError("of another size, version or number of images than the .json says")
     samples, places = found.samples, found.places
     if samples_digest(samples) != found.facts.samples_sha256:
         raise ValueError("of other images than the .json says")
     image = samples["image"]
     first, size = image["data_ptr"], places["size"]
-    is_inside = (first == places["ptr"]) & (first < num_bytes) & (size <= num_bytes - first) & (size > 0)
+    is_inside = (
+        (first == places["ptr"]) & (first < num_bytes) & (size <= num_bytes - first) & (size > 0)
+    )
     pixels = image["height"].astype(np.uint64) * image["width"]
-    if not (is_inside.all() and pixels.all() and (pixels[image["mode"] == RAW] * 3 == size[image["mode"] == RAW]).all()):
+    if not (
+        is_inside.all()
+        and pixels.all()
+        and (pixels[image["mode"] == RAW] * 3 == size[image["mode"] == RAW]).all()
+    ):
         raise ValueError("it points outside itself")
     labels = found.labels
     if labels.min() < 0 or labels.max() >= len(found.classes):

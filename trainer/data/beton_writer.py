@@ -46,7 +46,9 @@ class Storage:
 
     def __post_init__(self):
         if not (self.max_side_px == 0 or 8 <= self.max_side_px <= _LARGEST_SIDE_PX):
-            raise UserError(f"max_side={self.max_side_px}: 0 (as they are) or 8 .. {_LARGEST_SIDE_PX} px would do")
+            raise UserError(
+                f"max_side={self.max_side_px}: 0 (as they are) or 8 .. {_LARGEST_SIDE_PX} px would do"
+            )
         if self.jpeg_share is not None and not 0 <= self.jpeg_share <= 1:
             raise UserError(f"jpeg_share={self.jpeg_share}: a share, 0 .. 1, would do")
         if not 1 <= self.quality <= 100:
@@ -85,7 +87,9 @@ class _Part:
         """Take up what an earlier call with the same images and the same storage has left; else begin."""
         try:
             noted = self.notes.read_bytes()
-            noted = noted[: len(noted) - (len(noted) - len(self.key)) % _NOTE.itemsize]  # a last one may be half there
+            noted = noted[
+                : len(noted) - (len(noted) - len(self.key)) % _NOTE.itemsize
+            ]  # a last one may be half there
             num_bytes = self.path.stat().st_size
         except OSError:
             noted, num_bytes = b"", 0
@@ -106,7 +110,10 @@ class _Part:
         file.write(stored.content)
         note, (width, height) = self.images[i], stored.source_size
         note["sample"]["image"] = (stored.mode, *stored.size, first)
-        note["sample"]["size"], note["sample"]["crc"] = height << 32 | width, zlib.crc32(stored.content)
+        note["sample"]["size"], note["sample"]["crc"] = (
+            height << 32 | width,
+            zlib.crc32(stored.content),
+        )
         note["place"]["ptr"], note["place"]["size"], note["is_exact"] = first, size, stored.is_exact
         self.num_done, self.end = i + 1, first + size
 
@@ -123,7 +130,10 @@ class _Part:
         header[0] = (beton.VERSION, len(beton.FIELDS), beton.PAGE_BYTES, len(self.images), self.end)
         fields = np.zeros(len(beton.FIELDS), beton.FIELD)
         for field, (name, type_id) in zip(fields, beton.FIELDS.items()):
-            field["type_id"], field["name"][: len(name)] = type_id, np.frombuffer(name.encode(), np.uint8)
+            field["type_id"], field["name"][: len(name)] = (
+                type_id,
+                np.frombuffer(name.encode(), np.uint8),
+            )
         file.seek(0)
         file.write(header.tobytes() + fields.tobytes() + self.images["sample"].tobytes())
         file.seek(self.end)
@@ -150,9 +160,19 @@ def write_beton(
     disk does not take it.
     """
     if profile.channels not in (1, 3):
-        raise UserError(f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; loader=torch would do")
+        raise UserError(
+            f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; loader=torch would do"
+        )
     path = beton.beton_file(folder, split)
-    words = (beton.LAYOUT, image_set.fingerprint, storage, profile.name, profile.mean, profile.std, image_set.classes)
+    words = (
+        beton.LAYOUT,
+        image_set.fingerprint,
+        storage,
+        profile.name,
+        profile.mean,
+        profile.std,
+        image_set.classes,
+    )
     key = hashlib.sha256(repr(words).encode()).hexdigest()
     there = _finished(path, image_set, storage, profile)
     if there is not None:
@@ -163,20 +183,29 @@ def write_beton(
         num_bytes = _write_images(part, image_set, storage, num_threads, each)
         facts = _facts_of(part, num_bytes, image_set, split, profile, storage)
         _read_back(BetonSet(part.path, facts, profile.channels))
-        path.with_suffix(".json").unlink(missing_ok=True)  # whoever looks between the two finds no pair
+        path.with_suffix(".json").unlink(
+            missing_ok=True
+        )  # whoever looks between the two finds no pair
         os.replace(part.path, path)
         write_atomically(path.with_suffix(".json"), facts.as_json())
         part.notes.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot write there ({error.strerror or error}); room, or out=<another folder>, would do") from None
+        raise UserError(
+            f"{folder}: cannot write there ({error.strerror or error}); room, or out=<another folder>, would do"
+        ) from None
     return facts
 
 
-def _write_images(part: _Part, image_set: ImageSet, storage: Storage, num_threads: int, each: Callable[[], None]) -> int:
+def _write_images(
+    part: _Part, image_set: ImageSet, storage: Storage, num_threads: int, each: Callable[[], None]
+) -> int:
     part.resume()
     for _ in range(part.num_done):
         each()
-    with open(part.path, "r+b" if part.num_done else "w+b") as file, ThreadPoolExecutor(num_threads) as pool:
+    with (
+        open(part.path, "r+b" if part.num_done else "w+b") as file,
+        ThreadPoolExecutor(num_threads) as pool,
+    ):
         while part.num_done < image_set.num_images:
             first = part.num_done
             places = range(first, min(first + _IMAGES_AT_ONCE, image_set.num_images))
@@ -189,7 +218,9 @@ def _write_images(part: _Part, image_set: ImageSet, storage: Storage, num_thread
         return part.finish(file)
 
 
-def _facts_of(part: _Part, num_bytes: int, image_set: ImageSet, split: str, profile: Profile, storage: Storage) -> Beton:
+def _facts_of(
+    part: _Part, num_bytes: int, image_set: ImageSet, split: str, profile: Profile, storage: Storage
+) -> Beton:
     is_lossless = bool(part.images["is_exact"].all())
     return Beton(
         layout=beton.LAYOUT,
@@ -205,7 +236,9 @@ def _facts_of(part: _Part, num_bytes: int, image_set: ImageSet, split: str, prof
         quality=storage.quality,
         is_lossless=is_lossless,
         source=image_set.fingerprint,
-        fingerprint=beton.fingerprint_of(image_set.fingerprint, is_lossless, *vars(storage).values()),
+        fingerprint=beton.fingerprint_of(
+            image_set.fingerprint, is_lossless, *vars(storage).values()
+        ),
         samples_sha256=beton.samples_digest(part.images["sample"]),
         classes=tuple(image_set.classes),
     )
@@ -217,8 +250,22 @@ def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profil
         facts = beton.open_beton(path.parent, path.stem, profile.channels).facts
     except DataError:
         return None
-    asked = (image_set.fingerprint, *vars(storage).values(), profile.name, profile.mean, profile.std)
-    found = (facts.source, facts.max_side_px, facts.jpeg_share, facts.quality, facts.profile, facts.mean, facts.std)
+    asked = (
+        image_set.fingerprint,
+        *vars(storage).values(),
+        profile.name,
+        profile.mean,
+        profile.std,
+    )
+    found = (
+        facts.source,
+        facts.max_side_px,
+        facts.jpeg_share,
+        facts.quality,
+        facts.profile,
+        facts.mean,
+        facts.std,
+    )
     return facts if found == asked else None
 
 
@@ -226,23 +273,35 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
     """Image i as it goes into the file, decoded again to see that it can be."""
     image = image_set.read(i)
     if isinstance(image, Planes):
-        raise UserError(f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; loader=torch would do")
+        raise UserError(
+            f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; loader=torch would do"
+        )
     source_size = image.size
     if max(source_size) > _LARGEST_SIDE_PX:
-        raise UserError(f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; max_side=500 would do")
+        raise UserError(
+            f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; max_side=500 would do"
+        )
     own = _own_bytes(image_set, i, image.mode)
     if storage.max_side_px and max(source_size) > storage.max_side_px:
         shrink = storage.max_side_px / max(source_size)
-        image = image.resize([max(1, round(side * shrink)) for side in source_size], Image.Resampling.BICUBIC)
+        image = image.resize(
+            [max(1, round(side * shrink)) for side in source_size], Image.Resampling.BICUBIC
+        )
     is_whole = image.size == source_size
     if not storage.is_jpeg(i, own is not None):
-        stored = _Stored(beton.RAW, image.size, source_size, image.convert("RGB").tobytes(), is_whole)
+        stored = _Stored(
+            beton.RAW, image.size, source_size, image.convert("RGB").tobytes(), is_whole
+        )
     elif own is not None and is_whole:
         stored = _Stored(beton.JPEG, image.size, source_size, own, True)
     else:
-        stored = _Stored(beton.JPEG, image.size, source_size, _as_jpeg(image, storage.quality), False)
+        stored = _Stored(
+            beton.JPEG, image.size, source_size, _as_jpeg(image, storage.quality), False
+        )
     if len(stored.content) > beton.PAGE_BYTES:
-        raise UserError(f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; max_side=2000 would do")
+        raise UserError(
+            f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; max_side=2000 would do"
+        )
     about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
     beton.decoded(stored.content, about, f"image {i}, as it is stored,")
     return stored

@@ -45,7 +45,9 @@ def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
     return DataReport(image_set.num_images, bad, odd, dict(zip(image_set.classes, counts.tolist())))
 
 
-def _check_images(image_set: ImageSet, num_threads: int) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _check_images(
+    image_set: ImageSet, num_threads: int
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     bad: list[str] = []
     odd: dict[str, list[str]] = {}
     with ThreadPoolExecutor(num_threads) as pool:
@@ -73,7 +75,9 @@ def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
 
 def report_table(report: DataReport, split: str) -> Table:
     """The report for the terminal: counts, then the first of the files to look at."""
-    table = Table("what", "images", "which", title=f"{split}: {report.num_images} images, {_spread(report)}")
+    table = Table(
+        "what", "images", "which", title=f"{split}: {report.num_images} images, {_spread(report)}"
+    )
     table.add_row("bad", str(len(report.bad)), _named(report.bad))
     for kind, paths in report.odd.items():
         table.add_row(kind, str(len(paths)), _named(paths))
@@ -88,4 +92,7 @@ def _spread(report: DataReport) -> str:
 def _named(lines: tuple[str, ...]) -> Text:
     """As Text: a bracket in a path is no markup."""
     rest = len(lines) - _NUM_NAMED
-    return Text(readable("\n".join(lines[:_NUM_NAMED])) + (f"\n… and {rest} more" if rest > 0 else ""), overflow="fold")
+    return Text(
+        readable("\n".join(lines[:_NUM_NAMED])) + (f"\n… and {rest} more" if rest > 0 else ""),
+        overflow="fold",
+    )

@@ -12,7 +12,13 @@ from trainer.data.index import DataError
 from trainer.data.listing import Listing
 
 _IMAGES = ("image", "img")
-_LABELS = ("label", "labels", "class", "cls", "fine_label")  # the last: CIFAR-100's, beside coarse_label
+_LABELS = (
+    "label",
+    "labels",
+    "class",
+    "cls",
+    "fine_label",
+)  # the last: CIFAR-100's, beside coarse_label
 
 
 class Columns(NamedTuple):
@@ -33,14 +39,22 @@ def columns_of(where, schema, features: dict) -> Columns:
     images = [name for name in names if _is_image(kinds[name])]
     named = [name for name in _IMAGES if name in images] or images
     if len(named) != 1:
-        raise DataError(f"{where}: {len(named)} columns of images among {', '.join(names)}; one called image, of the files' bytes, would do")
-    feature_of = {name: features.get(name) for name in names if isinstance(features.get(name), dict)}
+        raise DataError(
+            f"{where}: {len(named)} columns of images among {', '.join(names)}; one called image, of the files' bytes, would do"
+        )
+    feature_of = {
+        name: features.get(name) for name in names if isinstance(features.get(name), dict)
+    }
     classes = [name for name, feature in feature_of.items() if feature.get("_type") == "ClassLabel"]
     labels = [name for name in _LABELS if name in names][:1] or classes
     if len(labels) != 1:
-        raise DataError(f"{where}: {len(labels)} labels among {', '.join(names)}; a column called label would do")
+        raise DataError(
+            f"{where}: {len(labels)} labels among {', '.join(names)}; a column called label would do"
+        )
     if not _is_label(kinds[labels[0]]):
-        raise DataError(f"{where}: {labels[0]} is of {kinds[labels[0]]}; whole numbers or names would do")
+        raise DataError(
+            f"{where}: {labels[0]} is of {kinds[labels[0]]}; whole numbers or names would do"
+        )
     said = (feature_of.get(labels[0]) or {}).get("names")
     class_names = tuple(map(str, said)) if isinstance(said, list) and said else None
     return Columns(named[0], labels[0], _is_struct(kinds[named[0]]), class_names)
@@ -58,7 +72,11 @@ def _is_image(kind) -> bool:
     if not pyarrow.types.is_struct(kind):
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
     inner = {field.name: field.type for field in kind}
-    return "bytes" in inner and _is_image(inner["bytes"]) and not pyarrow.types.is_struct(inner["bytes"])
+    return (
+        "bytes" in inner
+        and _is_image(inner["bytes"])
+        and not pyarrow.types.is_struct(inner["bytes"])
+    )
 
 
 def _is_label(kind) -> bool:
@@ -86,7 +104,17 @@ def add_rows(listing: Listing, where, images, labels, file: int, first: int) -> 
     paths = images.field("path").to_pylist() if has_paths else [None] * len(sizes)
     for place, (label, size, path) in enumerate(zip(labels.to_pylist(), sizes, paths)):
         if label is None or label == "":
-            raise DataError(f"{where}: row {first + place} has no label; one for every image would do")
+            raise DataError(
+                f"{where}: row {first + place} has no label; one for every image would do"
+            )
         if size is None:
-            raise DataError(f"{where}: row {first + place} has no bytes of an image ({path}); the files' own bytes in the table would do")
-        listing.add(path if isinstance(path, str) and path else f"{listing.num_images:09d}", label, size, file, first + place)
+            raise DataError(
+                f"{where}: row {first + place} has no bytes of an image ({path}); the files' own bytes in the table would do"
+            )
+        listing.add(
+            path if isinstance(path, str) and path else f"{listing.num_images:09d}",
+            label,
+            size,
+            file,
+            first + place,
+        )

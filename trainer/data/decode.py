@@ -24,11 +24,30 @@ from PIL import Image, UnidentifiedImageError
 from trainer.data.index import DataError
 from trainer.ingredients.crops import evaluation_geometry
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # advice about files (palettes, EXIF, size), which check-data lists
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # advice about files (palettes, EXIF, size), which check-data lists
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_ODD_MODES = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "1": "1-bit", "LA": "alpha", "RGBA": "alpha"}
-_PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")  # a byte per channel
+_ODD_MODES = {
+    "CMYK": "CMYK",
+    "P": "palette",
+    "PA": "palette",
+    "1": "1-bit",
+    "LA": "alpha",
+    "RGBA": "alpha",
+}
+_PLAIN_MODES = (
+    "L",
+    "LA",
+    "RGB",
+    "RGBA",
+    "RGBX",
+    "CMYK",
+    "YCbCr",
+    "LAB",
+    "HSV",
+)  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
 _NPY_MAGIC = b"\x93NUMPY"
 # Of all that PIL opens, what may lie under EXTENSIONS: others run programs (EPS runs Ghostscript) or are rarely looked at.
@@ -118,7 +137,11 @@ def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
     """The same of a file whose bytes are read already. Raises BadImage."""
     with named(path):
         image = open_content(content)
-        odd = [] if isinstance(image, np.ndarray) else _oddities_in(image, is_as_it_lies=channels not in (1, 3))
+        odd = (
+            []
+            if isinstance(image, np.ndarray)
+            else _oddities_in(image, is_as_it_lies=channels not in (1, 3))
+        )
         in_channels(image, channels)
         return tuple(odd)
 
@@ -154,7 +177,9 @@ def evaluation_square(
     image: Image.Image | Planes, test_px: int, test_crop_share: float, interpolation: str
 ) -> bytes:
     """Resize by the shorter side, then keep the centre: the pixels of a [test_px, test_px, C] square, as timm's."""
-    (height, width), (top, left, *_) = evaluation_geometry(image.height, image.width, test_px, test_crop_share)
+    (height, width), (top, left, *_) = evaluation_geometry(
+        image.height, image.width, test_px, test_crop_share
+    )
     if image.size != (width, height):
         image = image.resize((width, height), RESAMPLING[interpolation])
     return image.crop((left, top, left + test_px, top + test_px)).tobytes()
@@ -162,7 +187,9 @@ def evaluation_square(
 
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
     """Squares of one size and one number of channels as one array [B, side_px, side_px, C] uint8."""
-    return np.frombuffer(bytearray().join(squares), np.uint8).reshape(len(squares), side_px, side_px, -1)
+    return np.frombuffer(bytearray().join(squares), np.uint8).reshape(
+        len(squares), side_px, side_px, -1
+    )
 
 
 @contextmanager
@@ -173,7 +200,11 @@ def named(path: Path) -> Iterator[None]:
     except _Unfit as error:
         raise BadImage(f"{path}: {error}") from None
     except Exception as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+        reason = (
+            "not an image"
+            if isinstance(error, UnidentifiedImageError)
+            else " ".join(str(error).split())
+        )
         reason = reason or type(error).__name__
         remedy = "a whole image would do, or bad_images=skip in training"
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
@@ -205,7 +236,9 @@ def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image |
 def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
     """An array as it lies: [H, W, C] uint8, or [H, W] for one channel."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-        raise _Unfit(f"an array {list(array.shape)} of {array.dtype}; [height, width, channels] of uint8 would do")
+        raise _Unfit(
+            f"an array {list(array.shape)} of {array.dtype}; [height, width, channels] of uint8 would do"
+        )
     array = array[:, :, None] if array.ndim == 2 else array
     if array.shape[2] != channels:
         raise _other_channels(str(array.shape[2]), channels)
@@ -221,7 +254,9 @@ def _other_channels(found: str, channels: int) -> _Unfit:
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    return image.mode == "I" or image.mode.startswith("I;16")  # PIL before 11 opens 16-bit PNG as "I"
+    return image.mode == "I" or image.mode.startswith(
+        "I;16"
+    )  # PIL before 11 opens 16-bit PNG as "I"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

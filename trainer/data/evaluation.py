@@ -42,7 +42,9 @@ class EvaluationStream:
         return images, torch.from_numpy(labels)
 
     def _square(self, i: int) -> bytes:
-        return evaluation_square(self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation)
+        return evaluation_square(
+            self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation
+        )
 
 
 def evaluation_batches(

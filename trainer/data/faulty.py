@@ -31,7 +31,13 @@ class FaultyStream(TrainStream):
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         step, micro_batch = key
         if micro_batch == self.rank:  # this rank's first of the step
-            time.sleep(sum(fault.seconds for fault in self.faults if fault.kind == "slow" and fault.number == step + 1))
+            time.sleep(
+                sum(
+                    fault.seconds
+                    for fault in self.faults
+                    if fault.kind == "slow" and fault.number == step + 1
+                )
+            )
         return super().__getitem__(key)
 
     @cached_property
@@ -49,7 +55,9 @@ class FaultyStream(TrainStream):
         fault = self._damaged.get(tuple(draw.tolist()))
         if fault is None:
             return super()._read(draw)
-        return TrainStream._read(replace(self, image_set=_Damaged(self.image_set, int(draw[1]), fault)), draw)
+        return TrainStream._read(
+            replace(self, image_set=_Damaged(self.image_set, int(draw[1]), fault)), draw
+        )
 
 
 @dataclass(frozen=True)

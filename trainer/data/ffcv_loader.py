@@ -27,7 +27,9 @@ import torch
 
 from trainer.data import ffcv_resize
 
-numba.config.THREADING_LAYER = "omp"  # numba's own layer ends the process where two threads call it at a time
+numba.config.THREADING_LAYER = (
+    "omp"  # numba's own layer ends the process where two threads call it at a time
+)
 _torch_threads = torch.get_num_threads()
 
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
@@ -44,17 +46,37 @@ torch.set_num_threads(_torch_threads)
 epoch_iterator.IS_CUDA = False  # its slots never reach the GPU: what is copied out of them does
 
 # The columns of a row: what is made of one image, in its own stored pixels; num_bytes: as it is stored.
-COLUMNS = ("image", "num_bytes", "top", "left", "height", "width", "is_bicubic", "is_down_first", "is_flipped", "side")
+COLUMNS = (
+    "image",
+    "num_bytes",
+    "top",
+    "left",
+    "height",
+    "width",
+    "is_bicubic",
+    "is_down_first",
+    "is_flipped",
+    "side",
+)
 _IMAGE, _BYTES, _TOP, _LEFT, _HEIGHT, _WIDTH, _BICUBIC, _DOWN, _FLIPPED, _SIDE = range(len(COLUMNS))
 _AHEAD = 3  # batches in the queue
 _WAIT_S = 1.0  # between two looks whether the thread is alive
-_RGB, _NO_FLAGS = 0, 0  # TurboJPEG's TJPF_RGB; no TJFLAG_FASTDCT, with which pixels are others than PIL's
+_RGB, _NO_FLAGS = (
+    0,
+    0,
+)  # TurboJPEG's TJPF_RGB; no TJFLAG_FASTDCT, with which pixels are others than PIL's
 
 # found through ffcv's own library, which is linked with them
 _tj_new, _tj_decode, _tj_free = lib.tjInitDecompress, lib.tjDecompress2, lib.tjDestroy
 _tj_new.argtypes, _tj_new.restype = (), ctypes.c_void_p
 _tj_free.argtypes, _tj_free.restype = (ctypes.c_void_p,), ctypes.c_int
-_tj_decode.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, *[ctypes.c_int] * 5)
+_tj_decode.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    *[ctypes.c_int] * 5,
+)
 _tj_decode.restype = ctypes.c_int
 
 
@@ -62,7 +84,17 @@ def _decode_jpeg(content, image):
     """Decode a JPEG into [H, W, 3] uint8, for numba; gives 0, or -1 where the JPEG has a fault of any kind."""
     height, width = image.shape[0], image.shape[1]
     decoder = _tj_new()
-    code = _tj_decode(decoder, content.ctypes.data, content.size, image.ctypes.data, width, 0, height, _RGB, _NO_FLAGS)
+    code = _tj_decode(
+        decoder,
+        content.ctypes.data,
+        content.size,
+        image.ctypes.data,
+        width,
+        0,
+        height,
+        _RGB,
+        _NO_FLAGS,
+    )
     _tj_free(decoder)
     return code
 
@@ -144,7 +176,9 @@ class _LeanReader(Reader):
 
     def read_metadata(self):
         offset = self.header.dtype.itemsize + self.field_descriptors.nbytes
-        self.metadata = np.memmap(self._fname, self.metadata_type, "r", offset, (int(self.num_samples),))
+        self.metadata = np.memmap(
+            self._fname, self.metadata_type, "r", offset, (int(self.num_samples),)
+        )
 
     def read_allocation_table(self):
         self.alloc_table = np.empty(0, ALLOC_TABLE_TYPE)
@@ -168,11 +202,15 @@ def _engine(path: Path, num_channels: int, side: int, num_threads: int) -> Simpl
     node = graph.nodes[0].id
 
     def stage(batch_indices, metadata, storage_state, **memory):
-        return (decode(batch_indices, memory[f"memory_{node}"], metadata[f"f{field}"], storage_state),)
+        return (
+            decode(batch_indices, memory[f"memory_{node}"], metadata[f"f{field}"], storage_state),
+        )
 
     code = [(stage, [node])], [node]
     cache = OSCacheManager(reader)
-    return SimpleNamespace(reader=reader, memory_manager=cache, graph=graph, code=code, num_workers=num_threads)
+    return SimpleNamespace(
+        reader=reader, memory_manager=cache, graph=graph, code=code, num_workers=num_threads
+    )
 
 
 class _Raised(NamedTuple):
@@ -184,10 +222,20 @@ class _Raised(NamedTuple):
 class _Batches(epoch_iterator.EpochIterator):
     """ffcv's thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
 
-    def __init__(self, engine: SimpleNamespace, largest_batch: int, keys: Iterable, rows_of: Callable, finish: Callable, device: str):
+    def __init__(
+        self,
+        engine: SimpleNamespace,
+        largest_batch: int,
+        keys: Iterable,
+        rows_of: Callable,
+        finish: Callable,
+        device: str,
+    ):
         self.keys, self.rows_of, self.finish = keys, rows_of, finish
         self.gpu = torch.cuda.current_device() if device.startswith("cuda") else None
-        loader = SimpleNamespace(**vars(engine), batch_size=largest_batch, batches_ahead=_AHEAD, traversal_order=None)
+        loader = SimpleNamespace(
+            **vars(engine), batch_size=largest_batch, batches_ahead=_AHEAD, traversal_order=None
+        )
         super().__init__(loader, ())
 
     def run(self) -> None:
@@ -210,7 +258,9 @@ class _Batches(epoch_iterator.EpochIterator):
     def end(self) -> None:
         """Have its thread end, which may wait for room to say that it is done."""
         self.close()
-        while self.is_alive() and not sys.is_finalizing():  # where a thread stands still and counts as alive
+        while (
+            self.is_alive() and not sys.is_finalizing()
+        ):  # where a thread stands still and counts as alive
             with contextlib.suppress(queue.Empty):
                 self.output_queue.get(timeout=0.05)
 

@@ -117,13 +117,17 @@ def _as_it_lies(image, top, left, height, width):
 
 
 @njit(nogil=True, cache=True)
-def crop_and_resize(image, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, out):
+def crop_and_resize(
+    image, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, out
+):
     """Fill out[C, :side, :side] from a box of an image [H, W, 3] uint8; C = 1 takes the first channel.
 
     is_down_first: along columns first, as goes_down_first() has it.
     """
     if is_down_first:
-        part = np.ascontiguousarray(image[top : top + height, left : left + width]).reshape(height, 3 * width)
+        part = np.ascontiguousarray(image[top : top + height, left : left + width]).reshape(
+            height, 3 * width
+        )
         image = _along_columns(part, 3 * width, side, is_bicubic).reshape(side, width, 3)
         top, left, height = 0, 0, side
     if width == side:
@@ -150,6 +154,10 @@ def goes_down_first(heights: np.ndarray, widths: np.ndarray, side: int) -> np.nd
 @lru_cache(maxsize=1)
 def pillow_may_go_down_first() -> bool:
     """Is the Pillow here one of those that do?"""
-    tall = Image.fromarray((np.arange(40 * 9, dtype=np.int64) ** 2 % 251).astype(np.uint8).reshape(40, 9))
-    across_first = tall.resize((8, 40), Image.Resampling.BICUBIC).resize((8, 8), Image.Resampling.BICUBIC)
+    tall = Image.fromarray(
+        (np.arange(40 * 9, dtype=np.int64) ** 2 % 251).astype(np.uint8).reshape(40, 9)
+    )
+    across_first = tall.resize((8, 40), Image.Resampling.BICUBIC).resize(
+        (8, 8), Image.Resampling.BICUBIC
+    )
     return tall.resize((8, 8), Image.Resampling.BICUBIC).tobytes() != across_first.tobytes()

@@ -44,7 +44,9 @@ class FfcvStream(TrainStream):
         """Where some images are JPEG files; pixels need no decoding."""
         return self.image_set.facts.jpeg_share != 0
 
-    def batches(self, first_step: int, num_steps: int, num_workers: int, device: str) -> Iterator[MicroBatch]:
+    def batches(
+        self, first_step: int, num_steps: int, num_workers: int, device: str
+    ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
 
         Raises BadImage.
@@ -59,16 +61,26 @@ class FfcvStream(TrainStream):
             num_workers if self.fill is None else -(-num_workers // _DECODING),
             (part_keys if in_parts else type(self).keys)(self, first_step, num_steps),
             lambda key: self.rows(ids_of(key), ids_of(key)[:, 1], self.px_at(key[0])),
-            lambda key, squares, codes: self._made(key, ids_of(key), squares, codes, "cpu" if in_parts else device),
+            lambda key, squares, codes: self._made(
+                key, ids_of(key), squares, codes, "cpu" if in_parts else device
+            ),
             device,
         )
-        batches = in_micro_batches(self, items, first_step, num_steps, device, True) if in_parts else whole(items)
+        batches = (
+            in_micro_batches(self, items, first_step, num_steps, device, True)
+            if in_parts
+            else whole(items)
+        )
         return batches if self.fill is None else in_threads(self._augmented, batches, num_workers)
 
     def _largest_batch(self) -> int:
         """Images of the largest micro-batch: of an epoch's last step they may be larger than of a full one."""
         rest = self.image_set.num_images % self.batch_images
-        last = -(-rest // num_micro_batches_in(rest, self.batch_images, self.num_micro_batches)) if rest else 0
+        last = (
+            -(-rest // num_micro_batches_in(rest, self.batch_images, self.num_micro_batches))
+            if rest
+            else 0
+        )
         return max(-(-self.batch_images // self.num_micro_batches), last)
 
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
@@ -82,15 +94,27 @@ class FfcvStream(TrainStream):
                 is_flipped ^= part.draw(self.seed, ids)
         is_down_first = ffcv_resize.goes_down_first(height, width, side)
         num_bytes = self.image_set.places["size"][shown]
-        columns = (shown, num_bytes, *boxes.T, is_bicubic, is_down_first, is_flipped, np.full(len(ids), side))
+        columns = (
+            shown,
+            num_bytes,
+            *boxes.T,
+            is_bicubic,
+            is_down_first,
+            is_flipped,
+            np.full(len(ids), side),
+        )
         return np.stack([np.asarray(column, dtype=np.int64) for column in columns], axis=1)
 
-    def _made(self, key: tuple, ids: np.ndarray, squares: np.ndarray, codes: np.ndarray, device: str) -> MicroBatch | BadImage:
+    def _made(
+        self, key: tuple, ids: np.ndarray, squares: np.ndarray, codes: np.ndarray, device: str
+    ) -> MicroBatch | BadImage:
         shown = ids[:, 1].copy()
         images = torch.empty(squares.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
         images.copy_(torch.from_numpy(squares))
         is_suspect = (codes != 0) | self._is_damaged(shown)
-        for place in np.flatnonzero(is_suspect):  # TurboJPEG is stricter than PIL: what PIL reads is no bad image
+        for place in np.flatnonzero(
+            is_suspect
+        ):  # TurboJPEG is stricter than PIL: what PIL reads is no bad image
             try:
                 square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
             except BadImage as error:
@@ -98,10 +122,14 @@ class FfcvStream(TrainStream):
             images[place] = torch.from_numpy(square)
         labels = torch.from_numpy(self.image_set.labels[shown])
         drawn = self._drawn(ids, squares.shape[-1])
-        return MicroBatch(*key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown))
+        return MicroBatch(
+            *key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown)
+        )
 
     def _augmented(self, batch: MicroBatch) -> MicroBatch:
-        return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)
+        return augmented(
+            batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill
+        )
 
     @cached_property
     def _is_seen(self) -> np.ndarray:
@@ -135,7 +163,9 @@ class FfcvStream(TrainStream):
                 return self._square(draw, shown, side), int(shown[0])
             except BadImage:
                 continue
-        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well")
+        raise BadImage(
+            f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well"
+        )
 
     def _square(self, draw: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
         row = dict(zip(ffcv_loader.COLUMNS, self.rows(draw, shown, side)[0].tolist(), strict=True))
@@ -154,7 +184,9 @@ def boxes_in(
 
     ids: [b, 3]. shown: the images that they are drawn for, [b].
     """
-    source, stored = (np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown)))
+    source, stored = (
+        np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown))
+    )
     drawn, is_bicubic = crop.draw(seed, ids, *source)
     first = drawn[:, :2].T
     last = first + drawn[:, 2:].T

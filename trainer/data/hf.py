@@ -21,11 +21,19 @@ def files(root: Path, split: str) -> list[Path]:
     """
     root = Path(root)
     if (root / "state.json").is_file() and not (root / "dataset_dict.json").is_file():
-        raise DataError(f"{root}: one split alone; a DatasetDict with train and val or validation would do")
+        raise DataError(
+            f"{root}: one split alone; a DatasetDict with train and val or validation would do"
+        )
     if not (root / "dataset_dict.json").is_file():
         return []
-    folder = next((root / name for name in FOLDERS[split] if (root / name / _FACTS[0]).is_file()), None)
-    return [] if folder is None else [*(folder / name for name in _FACTS), *sorted(folder.glob("*.arrow"))]
+    folder = next(
+        (root / name for name in FOLDERS[split] if (root / name / _FACTS[0]).is_file()), None
+    )
+    return (
+        []
+        if folder is None
+        else [*(folder / name for name in _FACTS), *sorted(folder.glob("*.arrow"))]
+    )
 
 
 def scan(paths: list[Path]) -> Listing:
@@ -45,7 +53,9 @@ def _open(folder: Path):
     try:
         import datasets
     except ImportError:
-        raise DataError(f'{folder.parent}: is read by datasets, which is not installed; .venv/bin/python -m pip install "rsb[hf]" would do') from None
+        raise DataError(
+            f'{folder.parent}: is read by datasets, which is not installed; .venv/bin/python -m pip install "rsb[hf]" would do'
+        ) from None
     try:
         for part in json_file(folder / _FACTS[0])["_data_files"]:
             if not (folder / part["filename"]).resolve().is_relative_to(folder.resolve()):
@@ -54,9 +64,13 @@ def _open(folder: Path):
         schema, features = dataset.data.schema, dataset.features.to_dict()
     except Exception as error:  # whatever it says of anybody's files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{folder}: damaged ({reason}); the folder written or fetched anew would do") from None
+        raise DataError(
+            f"{folder}: damaged ({reason}); the folder written or fetched anew would do"
+        ) from None
     if len(dataset) != dataset.data.num_rows:
-        raise DataError(f"{folder}: a selection of its rows; flatten_indices() before save_to_disk would do")
+        raise DataError(
+            f"{folder}: a selection of its rows; flatten_indices() before save_to_disk would do"
+        )
     return dataset, columns_of(folder, schema, features)
 
 

@@ -23,7 +23,17 @@ import numpy as np
 from trainer.errors import UserError
 from trainer.json_text import json_file
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".ppm",
+    ".bmp",
+    ".pgm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)  # torchvision's
 EXTENSIONS += (".npy",)  # images of any number of channels
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
@@ -55,10 +65,14 @@ class Index:
 
     def check(self) -> None:
         """Read all of the arrays once. Raises ValueError where they are not those that the fingerprint is of."""
-        arrays = dict(zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True))
+        arrays = dict(
+            zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True)
+        )
         if any(values.dtype != ARRAYS[name] or values.ndim != 1 for name, values in arrays.items()):
             raise ValueError("arrays of another kind")
-        if fingerprint_of(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(self.classes):
+        if fingerprint_of(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(
+            self.classes
+        ):
             raise ValueError("arrays of another split")
 
     @property
@@ -108,7 +122,12 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
     """List the files of the class folders, store the arrays beside the record, the record last, and open it."""
     arrays, stamps = _scan(folder, classes)
     fingerprint = fingerprint_of(arrays)
-    facts = {"layout": _LAYOUT, "folder": os.path.abspath(folder), "classes": classes, "stamps": stamps}
+    facts = {
+        "layout": _LAYOUT,
+        "folder": os.path.abspath(folder),
+        "classes": classes,
+        "stamps": stamps,
+    }
     try:
         store_index(arrays, facts | {"fingerprint": fingerprint}, record)
     except OSError as error:
@@ -168,10 +187,15 @@ def _open_cached(folder: Path, record: Path) -> Index:
     facts = json_file(record)
     if facts["layout"] != _LAYOUT or facts["folder"] != os.path.abspath(folder):
         raise ValueError("of another layout or folder")
-    found = Index(folder, stem_of(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"])
+    found = Index(
+        folder, stem_of(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"]
+    )
     with ThreadPoolExecutor(1) as pool:  # arrays are hashed while the folders' times are asked for
         checked = pool.submit(found.check)
-        if any(os.stat(os.path.join(folder, name)).st_mtime_ns != stamp for name, stamp in facts["stamps"].items()):
+        if any(
+            os.stat(os.path.join(folder, name)).st_mtime_ns != stamp
+            for name, stamp in facts["stamps"].items()
+        ):
             raise ValueError("stale")
         checked.result()
     return found
@@ -190,15 +214,23 @@ def _classes(root: Path) -> tuple[str, ...]:
     train, val = (_class_names(_split_folder(root, split)) for split in FOLDERS)
     for name in sorted(set(train) ^ set(val)):
         where = "train" if name in train else _split_folder(root, "val").name
-        raise DataError(f"{root}: class {name!r} is in {where}/ only; the same classes in both would do")
+        raise DataError(
+            f"{root}: class {name!r} is in {where}/ only; the same classes in both would do"
+        )
     if not train:
-        raise DataError(f"{root}: train/ holds no class folder; train/<class>/… and val/<class>/… would do")
+        raise DataError(
+            f"{root}: train/ holds no class folder; train/<class>/… and val/<class>/… would do"
+        )
     return train
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        return tuple(
+            sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            )
+        )
 
 
 def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
@@ -209,7 +241,9 @@ def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray]
     for label, name in enumerate(classes):
         files = sorted(_files(folder, name, stamps))
         if not files:
-            raise DataError(f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); at least one would do")
+            raise DataError(
+                f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); at least one would do"
+            )
         for path, size in files:
             paths += path
             offsets.append(len(paths))
@@ -232,7 +266,9 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
                     continue
                 if entry.is_dir():
                     if entry.is_symlink():
-                        raise DataError(f"{folder / path}: a link to a folder in a class; the folder itself would do")
+                        raise DataError(
+                            f"{folder / path}: a link to a folder in a class; the folder itself would do"
+                        )
                     pending.append(path)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     yield os.fsencode(path), _size(entry)
@@ -250,7 +286,9 @@ def _size(entry: os.DirEntry) -> int:
     except OSError:  # a link that leads nowhere, or in a circle
         return 0
     if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-        raise DataError(f"{entry.path}: a pipe or a device; an image in its place, or nothing, would do")
+        raise DataError(
+            f"{entry.path}: a pipe or a device; an image in its place, or nothing, would do"
+        )
     return about.st_size
 
 

@@ -34,7 +34,9 @@ TOLERANCE_LEVELS = 0.5
 SCALED_LEVELS = 3.0
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE, _SCAN = (0xC0, 0xC1), 0xDA
-_STANDALONE = range(0xC2, 0xD0)  # frames of other kinds; DHT (C4) and DAC (CC) are segments like any other
+_STANDALONE = range(
+    0xC2, 0xD0
+)  # frames of other kinds; DHT (C4) and DAC (CC) are segments like any other
 _PLAIN_SEGMENTS = (0xC4, 0xCC)
 _MODES = {value: name for name, value in RESAMPLING.items()}
 
@@ -45,7 +47,9 @@ class Jpeg:
     size: (width, height) of the whole image in px.
     """
 
-    def __init__(self, path: Path, content: bytes, size: tuple[int, int], pixels: np.ndarray | None = None):
+    def __init__(
+        self, path: Path, content: bytes, size: tuple[int, int], pixels: np.ndarray | None = None
+    ):
         self.path, self.content, self.size, self._pixels = path, content, size, pixels
         self.width, self.height = size
 
@@ -55,12 +59,21 @@ class Jpeg:
         Each square is what it would be by itself, bit for bit; at a smaller scale the filter looks across the box's edge,
         where it may see how far the file was decoded.
         """
-        lowest = [top + height for top, _, height, width in boxes if _scale(min(height, width), train_px) == 1]
+        lowest = [
+            top + height
+            for top, _, height, width in boxes
+            if _scale(min(height, width), train_px) == 1
+        ]
         if len(lowest) < 2:
             return self
         try:
             content, _ = first_rows(self.content, max(lowest), self.height)
-            return Jpeg(self.path, self.content, self.size, simplejpeg.decode_jpeg(content, "RGB", strict=False))
+            return Jpeg(
+                self.path,
+                self.content,
+                self.size,
+                simplejpeg.decode_jpeg(content, "RGB", strict=False),
+            )
         except Exception:  # each is then looked at by itself
             return self
 
@@ -80,7 +93,11 @@ class Jpeg:
         if scale == 1 and self._pixels is not None:
             return _resized(self._pixels, box, resampling, train_px)
         content, num_rows = first_rows(self.content, top + height, self.height)
-        smallest = {} if scale == 1 else {"min_height": -(-num_rows // scale), "min_width": -(-self.width // scale)}
+        smallest = (
+            {}
+            if scale == 1
+            else {"min_height": -(-num_rows // scale), "min_width": -(-self.width // scale)}
+        )
         pixels = simplejpeg.decode_jpeg(content, "RGB", min_factor=scale, strict=False, **smallest)
         if scale > 1:  # the box's edges lie between pixels then, which PIL can take
             edges = [edge / scale for edge in (left, top, left + width, top + height)]
@@ -89,10 +106,14 @@ class Jpeg:
         return _resized(pixels, box, resampling, train_px)
 
 
-def _resized(pixels: np.ndarray, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
+def _resized(
+    pixels: np.ndarray, box: tuple[int, int, int, int], resampling: int, train_px: int
+) -> np.ndarray:
     top, left, height, width = box
     part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
-    return interpolate(part, (train_px, train_px), mode=_MODES[resampling], antialias=True)[0].numpy()
+    return interpolate(part, (train_px, train_px), mode=_MODES[resampling], antialias=True)[
+        0
+    ].numpy()
 
 
 def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | Jpeg:
@@ -134,7 +155,10 @@ def _frame(content: bytes) -> tuple[int, int]:
         kind = content[place + 1]
         if kind in _BASELINE:
             num_colours = content[place + 9]
-            found = place, 8 * max(content[place + 11 + 3 * colour] & 15 for colour in range(num_colours))
+            found = (
+                place,
+                8 * max(content[place + 11 + 3 * colour] & 15 for colour in range(num_colours)),
+            )
         elif kind == _SCAN:
             return found if found[0] and content[place + 4] == content[found[0] + 9] else (0, 0)
         elif kind in _STANDALONE and kind not in _PLAIN_SEGMENTS:

@@ -33,7 +33,12 @@ class Listing:
         self.class_names = class_names
         self.labels_found: dict[int | str, int] = {}
         self._names, self._ends = bytearray(), array("q", [0])
-        self._labels, self._sizes, self._files, self._starts = array("i"), array("q"), array("i"), array("q")
+        self._labels, self._sizes, self._files, self._starts = (
+            array("i"),
+            array("q"),
+            array("i"),
+            array("q"),
+        )
 
     @property
     def num_images(self) -> int:
@@ -51,7 +56,9 @@ class Listing:
 
     def arrays(self, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The arrays of an index in its order, with the places of the images."""
-        numbers = [label if isinstance(label, int) else classes.index(label) for label in self.labels_found]
+        numbers = [
+            label if isinstance(label, int) else classes.index(label) for label in self.labels_found
+        ]
         labels = np.array(numbers, np.int32)[np.frombuffer(self._labels, np.int32)]
         order = np.fromiter(chain.from_iterable(self._by_name(labels)), np.int64, len(labels))
         labels, paths, ends = labels[order], bytearray(), np.zeros(len(order) + 1, np.int64)
@@ -59,9 +66,14 @@ class Listing:
         for place, (i, label) in enumerate(zip(order.tolist(), labels.tolist())):
             paths += prefixes[label] + self._name(i)
             ends[place + 1] = len(paths)
-        sizes, files, starts = (np.array(values)[order] for values in (self._sizes, self._files, self._starts))
+        sizes, files, starts = (
+            np.array(values)[order] for values in (self._sizes, self._files, self._starts)
+        )
         columns = (np.frombuffer(paths, np.uint8), ends, labels, sizes, files, starts)
-        return {name: column.astype(kind, copy=False) for (name, kind), column in zip((ARRAYS | PLACES).items(), columns)}
+        return {
+            name: column.astype(kind, copy=False)
+            for (name, kind), column in zip((ARRAYS | PLACES).items(), columns)
+        }
 
     def _by_name(self, labels: np.ndarray) -> Iterable[list[int]]:
         """The places of each class's images by name; those of one name stay as they lie."""
@@ -92,11 +104,15 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
                 found.setdefault(folder / f"{name}…{suffix}", []).append(path)
     places = [place for place, paths in found.items() if paths]
     if len(places) > 1:
-        raise DataError(f"{root}: images of {split} in {places[0]} and in {places[1]}; in one of the two would do")
+        raise DataError(
+            f"{root}: images of {split} in {places[0]} and in {places[1]}; in one of the two would do"
+        )
     files = found[places[0]] if places else []
     for path in files:
         if path.suffix in _COMPRESSED:
-            raise DataError(f"{path}: compressed, so that no image in it can be read by itself; {path.stem} would do")
+            raise DataError(
+                f"{path}: compressed, so that no image in it can be read by itself; {path.stem} would do"
+            )
     _check_parts(files)
     return files
 
@@ -107,8 +123,14 @@ def _within(folder: Path, suffix: str) -> list[Path]:
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     plain = {name for name in names if name.endswith(suffix)}
     for ending in _COMPRESSED:
-        plain |= {name for name in names if name.endswith(suffix + ending) and name.removesuffix(ending) not in plain}
-    return [folder / name for name in sorted(plain) if not (folder / name.partition(suffix)[0]).is_dir()]
+        plain |= {
+            name
+            for name in names
+            if name.endswith(suffix + ending) and name.removesuffix(ending) not in plain
+        }
+    return [
+        folder / name for name in sorted(plain) if not (folder / name.partition(suffix)[0]).is_dir()
+    ]
 
 
 def _split_name(stem: str, path: Path) -> str | None:
@@ -117,7 +139,9 @@ def _split_name(stem: str, path: Path) -> str | None:
         return stem
     numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))
     if numbered and len(named | set(numbered)) > 1:
-        raise DataError(f"{path}: of {' or of '.join(sorted(named))}? A name with one of them would do")
+        raise DataError(
+            f"{path}: of {' or of '.join(sorted(named))}? A name with one of them would do"
+        )
     return numbered[0] if numbered else None
 
 
@@ -125,7 +149,9 @@ def _check_parts(files: list[Path]) -> None:
     said = {int(found[1]) for path in files if (found := _OF.search(path.stem))}
     if said and said != {len(files)}:
         wanted = " or ".join(map(str, sorted(said)))
-        raise DataError(f"{files[0]}: {len(files)} files where the names say {wanted} belong together; all of them would do")
+        raise DataError(
+            f"{files[0]}: {len(files)} files where the names say {wanted} belong together; all of them would do"
+        )
 
 
 def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
@@ -137,7 +163,9 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     labels = set(train.labels_found) | set(val.labels_found)
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
-        raise DataError(f"{root}: some labels are numbers, some names; one of the two throughout would do")
+        raise DataError(
+            f"{root}: some labels are numbers, some names; one of the two throughout would do"
+        )
     declared = _declared(root, train.class_names, val.class_names)
     if declared is None:
         _check_shared(root, set(train.labels_found), set(val.labels_found))
@@ -146,22 +174,32 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     known = range(len(classes)) if is_numbers else classes
     unknown = sorted(label for label in labels if label not in known)
     if unknown:
-        raise DataError(f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; one of them would do")
+        raise DataError(
+            f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; one of them would do"
+        )
     for number, label in enumerate(known):
         if label not in train.labels_found:
-            raise DataError(f"{root}: class {classes[number]!r} has no image in train; at least one would do")
+            raise DataError(
+                f"{root}: class {classes[number]!r} has no image in train; at least one would do"
+            )
     return classes
 
 
 def _check_shared(root: Path, train: set, val: set) -> None:
     for label in sorted(train ^ val):
         where = "train" if label in train else "val"
-        raise DataError(f"{root}: class {str(label)!r} is in {where} only; the same classes in both, or a classes.txt, would do")
+        raise DataError(
+            f"{root}: class {str(label)!r} is in {where} only; the same classes in both, or a classes.txt, would do"
+        )
 
 
 def _numbered(root: Path, labels: set[int]) -> tuple[str, ...]:
     if labels != set(range(len(labels))):
-        odd = min(labels) if min(labels) < 0 else next(i for i in range(len(labels)) if i not in labels)
+        odd = (
+            min(labels)
+            if min(labels) < 0
+            else next(i for i in range(len(labels)) if i not in labels)
+        )
         problem = f"label {odd}" if odd < 0 else f"no label {odd} though there is {max(labels)}"
         raise DataError(f"{root}: {problem}; every number from 0 on, or a classes.txt, would do")
     return tuple(map(str, range(len(labels))))
@@ -172,7 +210,9 @@ def _declared(root: Path, *named: tuple[str, ...] | None) -> tuple[str, ...] | N
     written = _lines(path) if path.is_file() else None
     said = {names for names in (*named, written) if names is not None}
     if len(said) > 1:
-        raise DataError(f"{root}: classes are named in two ways (train, val, classes.txt); the same names in all would do")
+        raise DataError(
+            f"{root}: classes are named in two ways (train, val, classes.txt); the same names in all would do"
+        )
     return said.pop() if said else None
 
 
@@ -181,7 +221,9 @@ def _lines(path: Path) -> tuple[str, ...]:
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); one class name a line would do") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); one class name a line would do"
+        ) from None
     if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
         raise DataError(f"{path}: an empty line, or a name twice; one class name a line would do")
     return tuple(names)

@@ -31,7 +31,9 @@ from trainer.ingredients.pixels.channels import draw_part
 from trainer.sections import Growth
 
 _NUM_REPLACEMENTS = 10
-_IMAGES_AT_ONCE = 64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
+_IMAGES_AT_ONCE = (
+    64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
+)
 
 
 class MicroBatch(NamedTuple):
@@ -92,29 +94,48 @@ class TrainStream:
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
-            raise UserError("augment: makes images of no common size; a random_resized_crop in it would do")
+            raise UserError(
+                "augment: makes images of no common size; a random_resized_crop in it would do"
+            )
 
-    def batches(self, first_step: int, num_steps: int, num_workers: int, device: str) -> Iterator[MicroBatch]:
+    def batches(
+        self, first_step: int, num_steps: int, num_workers: int, device: str
+    ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
 
         Raises BadImage.
         """
         if has_parts(self):
-            parts = items_of(Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed)
-            return in_micro_batches(self, map(_unpacked, parts), first_step, num_steps, device, num_workers > 0)
-        return map(_unpacked, whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)))
+            parts = items_of(
+                Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed
+            )
+            return in_micro_batches(
+                self, map(_unpacked, parts), first_step, num_steps, device, num_workers > 0
+            )
+        return map(
+            _unpacked,
+            whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)),
+        )
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
         for step in range(first_step, num_steps):
-            _, _, num_draws = window(step, self.image_set.num_images, self.batch_images, self.steps_per_epoch)
-            num_micro_batches = num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)
+            _, _, num_draws = window(
+                step, self.image_set.num_images, self.batch_images, self.steps_per_epoch
+            )
+            num_micro_batches = num_micro_batches_in(
+                num_draws, self.batch_images, self.num_micro_batches
+            )
             for micro_batch in range(self.rank, num_micro_batches, self.num_ranks):
                 yield step, micro_batch
 
     def px_at(self, step: int) -> int:
         """The side of a step's images."""
-        return self.growth.px_at(step, self.steps_per_epoch, self.train_px) if self.growth else self.train_px
+        return (
+            self.growth.px_at(step, self.steps_per_epoch, self.train_px)
+            if self.growth
+            else self.train_px
+        )
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         return self.made(*key, self.ids_of(key))
@@ -144,7 +165,9 @@ class TrainStream:
         batch = MicroBatch(step, number, images, labels, torch.from_numpy(ids), drawn, shown)
         if self.fill is None:
             return batch
-        return augmented(batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill)
+        return augmented(
+            batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill
+        )
 
     def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray]:
         """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
@@ -153,7 +176,9 @@ class TrainStream:
         flips = [part.draw(self.seed, ids) for part in self.augment if isinstance(part, Flip)]
         is_flipped = np.logical_xor.reduce(flips).tolist() if flips else [False] * len(ids)
         for i, (square, place) in enumerate(self._squares(ids, image_px)):
-            canvas[i] = square[:, :, ::-1] if is_flipped[i] else square  # a grey one stands in all channels
+            canvas[i] = (
+                square[:, :, ::-1] if is_flipped[i] else square
+            )  # a grey one stands in all channels
             shown[i] = place
         return torch.from_numpy(canvas), shown
 
@@ -177,15 +202,21 @@ class TrainStream:
                 continue
             try:
                 yield image.square(*crop, image_px), place
-            except BadImage:  # its header is good, the rest is not: as if the file had been decoded at once
-                yield from replace(self, image_set=decoding_whole(self.image_set))._squares(draw[None], image_px)
+            except (
+                BadImage
+            ):  # its header is good, the rest is not: as if the file had been decoded at once
+                yield from replace(self, image_set=decoding_whole(self.image_set))._squares(
+                    draw[None], image_px
+                )
 
     def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""
         crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
         widths, heights = np.array([image.size for image in images]).T
         boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
-        return boxes.tolist(), [RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic]
+        return boxes.tolist(), [
+            RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic
+        ]
 
     def _reads(self, ids: np.ndarray) -> Iterator[tuple[Image.Image, int]]:
         """_read of each draw; one that repeats the draw before it reads nothing anew."""
@@ -213,14 +244,27 @@ class TrainStream:
                 return self.image_set.read(sample), sample
             except BadImage:
                 continue
-        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well")
+        raise BadImage(
+            f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well"
+        )
 
     def _drawn(self, ids: np.ndarray, image_px: int) -> tuple[dict[str, Tensor], ...]:
         if self.num_splits > 1:  # a split draws as a further repeat would
-            ids = np.concatenate([ids + [0, 0, self.repeats * split] for split in range(1, self.num_splits)])
-        later = [part for stage in ("pixels", "normalized") for part in self.augment if part.stage == stage]
-        drawn = (draw_part(part, self.seed, ids, image_px, self.image_set.num_channels) for part in later)
-        return tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in drawn)
+            ids = np.concatenate(
+                [ids + [0, 0, self.repeats * split] for split in range(1, self.num_splits)]
+            )
+        later = [
+            part
+            for stage in ("pixels", "normalized")
+            for part in self.augment
+            if part.stage == stage
+        ]
+        drawn = (
+            draw_part(part, self.seed, ids, image_px, self.image_set.num_channels) for part in later
+        )
+        return tuple(
+            {name: torch.from_numpy(values) for name, values in each.items()} for each in drawn
+        )
 
 
 def _packed(item):
@@ -229,13 +273,17 @@ def _packed(item):
     if not isinstance(item, MicroBatch):
         return item
     drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)
-    return item._replace(labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn, shown=item.shown.numpy())
+    return item._replace(
+        labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn, shown=item.shown.numpy()
+    )
 
 
 def _unpacked(item):
     """A micro-batch as it was packed."""
     if not isinstance(item, MicroBatch):
         return item
-    drawn = tuple({name: torch.from_numpy(values) for name, values in each.items()} for each in item.drawn)
+    drawn = tuple(
+        {name: torch.from_numpy(values) for name, values in each.items()} for each in item.drawn
+    )
     labels, ids, shown = map(torch.from_numpy, (item.labels, item.ids, item.shown))
     return item._replace(labels=labels, ids=ids, drawn=drawn, shown=shown)

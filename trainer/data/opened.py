@@ -10,10 +10,10 @@ import torch
 
 from trainer.data.arriving import arriving
 from trainer.data.beton import has_betons
-from trainer.data.faulty import FaultyStream
 from trainer.data.evaluation import evaluation_batches
-from trainer.data.loader import MicroBatch, TrainStream
+from trainer.data.faulty import FaultyStream
 from trainer.data.jpeg import decoder_name
+from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.packed import holds_files
 from trainer.data.prepare import fill_of
 from trainer.data.sets import ImageSet, for_training, open_beton_set, open_set
@@ -40,7 +40,9 @@ class OpenedData:
         """SHA-256 of the training and the validation images' own fingerprints."""
         import hashlib
 
-        return hashlib.sha256(f"{self.train.fingerprint} {self.val.fingerprint}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.train.fingerprint} {self.val.fingerprint}".encode()
+        ).hexdigest()
 
     def loader_name(self, settings) -> str:
         """Who reads the training images, for the row: with the decoder of JPEG files where there may be such."""
@@ -48,7 +50,12 @@ class OpenedData:
         return settings.loader if is_plain else f"{settings.loader}, {decoder_name()}"
 
     def train_stream(
-        self, plan, settings, first_step: int, ranks: Ranks = alone(), faults: tuple[Fault, ...] = ()
+        self,
+        plan,
+        settings,
+        first_step: int,
+        ranks: Ranks = alone(),
+        faults: tuple[Fault, ...] = (),
     ) -> Iterator[MicroBatch]:
         """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
 
@@ -56,10 +63,17 @@ class OpenedData:
         """
         stream = self.stream(plan, settings, ranks)
         if faults and settings.loader == "ffcv":
-            raise UserError("inject=: a loader's faults are made by the torch loader; loader=torch would do")
+            raise UserError(
+                "inject=: a loader's faults are made by the torch loader; loader=torch would do"
+            )
         if faults:
-            stream = FaultyStream(**vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch)
-        return arriving(stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device), settings.device)
+            stream = FaultyStream(
+                **vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch
+            )
+        return arriving(
+            stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device),
+            settings.device,
+        )
 
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
         """The training micro-batches of a plan by key, this rank's."""
@@ -76,12 +90,16 @@ class OpenedData:
             bad_images=plan.bad_images,
             growth=plan.recipe.image.growth,
             num_splits=plan.recipe.augment_splits or 1,
-            fill=fill_of(plan.profile) if settings.device == "cpu" and settings.num_workers else None,
+            fill=fill_of(plan.profile)
+            if settings.device == "cpu" and settings.num_workers
+            else None,
             rank=ranks.rank,
             num_ranks=ranks.world_size,
         )
 
-    def val_batches(self, plan, settings, ranks: Ranks = alone()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def val_batches(
+        self, plan, settings, ranks: Ranks = alone()
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
         image = plan.recipe.image
         return iter(

@@ -25,10 +25,16 @@ def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: i
 
     In an epoch's last, smaller step each has at least two draws, so that statistics have a variance.
     """
-    return num_micro_batches if num_draws == batch_images else min(num_micro_batches, max(1, num_draws // 2))
+    return (
+        num_micro_batches
+        if num_draws == batch_images
+        else min(num_micro_batches, max(1, num_draws // 2))
+    )
 
 
-def window(step: int, num_images: int, batch_images: int, steps_per_epoch: int) -> tuple[int, int, int]:
+def window(
+    step: int, num_images: int, batch_images: int, steps_per_epoch: int
+) -> tuple[int, int, int]:
     """(epoch, first draw, number of draws) of one step; the last step of an epoch takes what is left."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
     first = step_in_epoch * batch_images
@@ -48,12 +54,18 @@ def micro_batch_ids(
 ) -> np.ndarray:
     """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
     epoch, first, num_draws = window(step, num_images, batch_images, steps_per_epoch)
-    assert not drop_last or num_draws == batch_images, "steps_per_epoch counts a step that drop_last drops"
+    assert not drop_last or num_draws == batch_images, (
+        "steps_per_epoch counts a step that drop_last drops"
+    )
     stride = num_micro_batches_in(num_draws, batch_images, num_micro_batches)
-    return _ids(seed, epoch, num_images, repeats, np.arange(first + micro_batch, first + num_draws, stride))
+    return _ids(
+        seed, epoch, num_images, repeats, np.arange(first + micro_batch, first + num_draws, stride)
+    )
 
 
-def step_ids(seed: int, step: int, num_images: int, repeats: int, batch_images: int, steps_per_epoch: int) -> np.ndarray:
+def step_ids(
+    seed: int, step: int, num_images: int, repeats: int, batch_images: int, steps_per_epoch: int
+) -> np.ndarray:
     """All draws of one step in order: ids [b, 3] int64 = (epoch, image, repeat)."""
     epoch, first, num_draws = window(step, num_images, batch_images, steps_per_epoch)
     return _ids(seed, epoch, num_images, repeats, np.arange(first, first + num_draws))
@@ -66,4 +78,6 @@ def _ids(seed: int, epoch: int, num_images: int, repeats: int, positions: np.nda
 
 @lru_cache(maxsize=2)  # a loader looks a little ahead, over the border of two epochs
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    return streams.permutation(seed, "order", epoch, num_images).astype(np.uint32)  # half the memory, in every worker
+    return streams.permutation(seed, "order", epoch, num_images).astype(
+        np.uint32
+    )  # half the memory, in every worker

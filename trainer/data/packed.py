@@ -14,13 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data import hf, parquet, shards
-from trainer.data.index import DataError, Index, array_file, fingerprint_of, stem_of, cache_folder, is_image_folder, open_index, store_index
+from trainer.data.index import (
+    DataError,
+    Index,
+    array_file,
+    cache_folder,
+    fingerprint_of,
+    is_image_folder,
+    open_index,
+    stem_of,
+    store_index,
+)
 from trainer.data.listing import PLACES, classes_of
 from trainer.json_text import json_file
 
 KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}
 _MODULES = {"shards": shards, "parquet": parquet, "hf": hf}  # each with files, scan and Reader
-_EXAMPLES = {"shards": "{}-000000.tar or {}/*.tar", "parquet": "data/{}-00000-of-00001.parquet or {}/*.parquet", "hf": "a {}/ that save_to_disk wrote"}
+_EXAMPLES = {
+    "shards": "{}-000000.tar or {}/*.tar",
+    "parquet": "data/{}-00000-of-00001.parquet or {}/*.parquet",
+    "hf": "a {}/ that save_to_disk wrote",
+}
 _LAYOUT = "packed 1"  # of the cached files
 _SETTLED_NS = 2_000_000_000  # as for folders
 
@@ -46,15 +60,32 @@ class PackedIndex(Index):
     kind: see KINDS. files: of the split, below the root. fingerprint: as the image folder <class>/<name> of the same files would have it.
     """
 
-    def __init__(self, root: Path, kind: str, files: tuple[str, ...], stem: Path, classes: tuple[str, ...], fingerprint: str):
+    def __init__(
+        self,
+        root: Path,
+        kind: str,
+        files: tuple[str, ...],
+        stem: Path,
+        classes: tuple[str, ...],
+        fingerprint: str,
+    ):
         super().__init__(root, stem, classes, fingerprint)
         self.kind, self.files = kind, files
-        self._files, self._starts = (np.load(array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES)
+        self._files, self._starts = (
+            np.load(array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES
+        )
         self._reader = _MODULES[kind].Reader([Path(root) / file for file in files])
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again."""
-        return PackedIndex, (self.folder, self.kind, self.files, self.stem_of, self.classes, self.fingerprint)
+        return PackedIndex, (
+            self.folder,
+            self.kind,
+            self.files,
+            self.stem_of,
+            self.classes,
+            self.fingerprint,
+        )
 
     @property
     def places_sha256(self) -> str:
@@ -79,10 +110,16 @@ def packed_kind(root: Path) -> str | None:
 
     Raises DataError where it holds two kinds.
     """
-    found = [kind for kind in KINDS if any(_MODULES[kind].files(root, split) for split in ("train", "val"))]
+    found = [
+        kind
+        for kind in KINDS
+        if any(_MODULES[kind].files(root, split) for split in ("train", "val"))
+    ]
     words = ["an image folder"] * is_image_folder(root) + [KINDS[kind] for kind in found]
     if len(words) > 1:
-        raise DataError(f"{root}: holds {' and '.join(words)}; one of them, in a folder of its own, would do")
+        raise DataError(
+            f"{root}: holds {' and '.join(words)}; one of them, in a folder of its own, would do"
+        )
     return found[0] if found else None
 
 
@@ -119,8 +156,15 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
     files = {name: _MODULES[kind].files(root, name) for name in ("train", "val")}
     for name, paths in files.items():
         if not paths:
-            raise DataError(f"{root}: {KINDS[kind]} without {name}; {_EXAMPLES[kind].format(name, name)} would do")
-    record = cache_folder() / "index" / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16] / f"{split}.json"
+            raise DataError(
+                f"{root}: {KINDS[kind]} without {name}; {_EXAMPLES[kind].format(name, name)} would do"
+            )
+    record = (
+        cache_folder()
+        / "index"
+        / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
+        / f"{split}.json"
+    )
     stamps = _stamps(Path(root), files)
     settled = _settled(stamps)
     try:
@@ -140,7 +184,9 @@ def _open_cached(root: Path, kind: str, record: Path, stamps: dict | None) -> Pa
     if stamps is not None and facts["stamps"] != stamps:
         raise ValueError("stale")
     stem = stem_of(record, facts["fingerprint"])
-    found = PackedIndex(root, kind, tuple(facts["files"]), stem, tuple(facts["classes"]), facts["fingerprint"])
+    found = PackedIndex(
+        root, kind, tuple(facts["files"]), stem, tuple(facts["classes"]), facts["fingerprint"]
+    )
     found.check()
     if found.places_sha256 != facts["places_sha256"]:
         raise ValueError("places of another split")
@@ -184,13 +230,19 @@ def _stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
     """Time (ns) and size of every file that the index depends on, by path below the root."""
     names = [root / "classes.txt", *(path for paths in files.values() for path in paths)]
     abouts = {path: os.stat(path) for path in names if path.exists()}
-    return {str(path.relative_to(root)): [about.st_mtime_ns, about.st_size] for path, about in abouts.items()}
+    return {
+        str(path.relative_to(root)): [about.st_mtime_ns, about.st_size]
+        for path, about in abouts.items()
+    }
 
 
 def _settled(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
     """Stamps to store: a file so young that it may change unseen gets a time that never fits."""
     now = time.time_ns()
-    return {name: [time_ns if now - time_ns > _SETTLED_NS else -1, size] for name, (time_ns, size) in stamps.items()}
+    return {
+        name: [time_ns if now - time_ns > _SETTLED_NS else -1, size]
+        for name, (time_ns, size) in stamps.items()
+    }
 
 
 def _places_sha256(files: np.ndarray, starts: np.ndarray) -> str:

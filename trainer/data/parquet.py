@@ -41,7 +41,9 @@ def scan(paths: list[Path]) -> Listing:
             if listing is None:
                 listing = Listing(columns.class_names)
             elif listing.class_names != columns.class_names:
-                raise DataError(f"{path}: names other classes than {paths[0]}; the same in all files would do")
+                raise DataError(
+                    f"{path}: names other classes than {paths[0]}; the same in all files would do"
+                )
             _list(listing, path, file, columns, number)
         except DataError:
             raise
@@ -53,8 +55,12 @@ def scan(paths: list[Path]) -> Listing:
 
 def _list(listing: Listing, path: Path, file, columns: Columns, number: int) -> None:
     first = 0
-    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[columns.image, columns.label], use_threads=False):
-        add_rows(listing, path, batch.column(columns.image), batch.column(columns.label), number, first)
+    for batch in file.iter_batches(
+        _ROWS_AT_ONCE, columns=[columns.image, columns.label], use_threads=False
+    ):
+        add_rows(
+            listing, path, batch.column(columns.image), batch.column(columns.label), number, first
+        )
         first += batch.num_rows
 
 
@@ -62,7 +68,9 @@ def _pyarrow():
     try:
         import pyarrow.parquet
     except ImportError:
-        raise DataError('parquet files are read by pyarrow, which is not installed; .venv/bin/python -m pip install "rsb[parquet]" would do') from None
+        raise DataError(
+            'parquet files are read by pyarrow, which is not installed; .venv/bin/python -m pip install "rsb[parquet]" would do'
+        ) from None
     return pyarrow.parquet
 
 
@@ -84,7 +92,14 @@ def _check_groups(path: Path, file, columns: Columns) -> None:
     for number in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(number)
         parts = (group.column(i) for i in range(group.num_columns))
-        mib = sum(part.total_uncompressed_size for part in parts if part.path_in_schema == _leaf(columns)) / 2**20
+        mib = (
+            sum(
+                part.total_uncompressed_size
+                for part in parts
+                if part.path_in_schema == _leaf(columns)
+            )
+            / 2**20
+        )
         if mib > _LARGEST_GROUP_MIB:
             raise DataError(
                 f"{path}: a row group of {mib:.0f} MiB, which every image in it would cost, where {_LARGEST_GROUP_MIB} are "
@@ -112,7 +127,11 @@ class Reader:
         with self._lock:
             _, _, ends = self._opened(file)
             group = bisect_right(ends, start)
-            content = self._group(file, group)[start - (ends[group - 1] if group else 0)].as_buffer().to_pybytes()
+            content = (
+                self._group(file, group)[start - (ends[group - 1] if group else 0)]
+                .as_buffer()
+                .to_pybytes()
+            )
         if len(content) != size:
             raise ValueError("the file has changed since it was listed")
         return content
@@ -120,7 +139,9 @@ class Reader:
     def _open(self, file: int) -> tuple:
         """(file, its columns, the row after the last of each group)."""
         opened = _open(self._paths[file])
-        groups = (opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups))
+        groups = (
+            opened.metadata.row_group(i).num_rows for i in range(opened.metadata.num_row_groups)
+        )
         return opened, _columns(self._paths[file], opened), list(accumulate(groups))
 
     def _group(self, file: int, group: int):
@@ -131,6 +152,8 @@ class Reader:
             table = opened.read_row_group(group, columns=[_leaf(columns)], use_threads=False)
             found = bytes_of(table.column(columns.image).combine_chunks())
         self._held[file, group] = found
-        while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+        while (
+            len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES
+        ):
             self._held.popitem(last=False)
         return found

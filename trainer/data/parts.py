@@ -33,7 +33,9 @@ def has_parts(stream: TrainStream) -> bool:
     """
     is_shared = stream.shares_repeats and stream.num_ranks < stream.repeats
     has_several = stream.num_micro_batches > stream.num_ranks
-    return is_shared and has_several and stream.num_splits == 1 and not stream.image_set.is_in_memory
+    return (
+        is_shared and has_several and stream.num_splits == 1 and not stream.image_set.is_in_memory
+    )
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,14 @@ class Parts:
     def ids_of(self, key: tuple[int, int]) -> np.ndarray:
         """The draws of one part: ids [b, 3] int64 = (epoch, image, repeat)."""
         stream, (step, part) = self.stream, key
-        ids = step_ids(stream.seed, step, stream.image_set.num_images, stream.repeats, stream.batch_images, stream.steps_per_epoch)
+        ids = step_ids(
+            stream.seed,
+            step,
+            stream.image_set.num_images,
+            stream.repeats,
+            stream.batch_images,
+            stream.steps_per_epoch,
+        )
         return ids[_parts(stream, step)[0][part]]
 
 
@@ -59,7 +68,12 @@ def part_keys(stream: TrainStream, first_step: int, num_steps: int) -> Iterator[
 
 
 def in_micro_batches(
-    stream: TrainStream, parts: Iterable[MicroBatch | BadImage], first_step: int, num_steps: int, device: str, is_ahead: bool
+    stream: TrainStream,
+    parts: Iterable[MicroBatch | BadImage],
+    first_step: int,
+    num_steps: int,
+    device: str,
+    is_ahead: bool,
 ) -> Iterator[MicroBatch]:
     """The micro-batches of a stream from the parts of its steps, in order; images pinned where the device is a GPU.
 
@@ -95,7 +109,9 @@ class _Step:
         self._rows = np.array_split(np.argsort(by_micro_batch), len(places))
         sizes = [int((owners == micro_batch).sum()) for micro_batch in own]
         ends = np.cumsum(sizes).tolist()
-        self._slices = {micro_batch: slice(end - size, end) for micro_batch, size, end in zip(own, sizes, ends)}
+        self._slices = {
+            micro_batch: slice(end - size, end) for micro_batch, size, end in zip(own, sizes, ends)
+        }
         self._device, self._taken, self._bad, self._whole = device, [], None, None
 
     @property
@@ -125,11 +141,18 @@ class _Step:
 
     def _put(self, part: MicroBatch, rows: np.ndarray) -> None:
         if self._whole is None:
-            self._whole = _each(part, lambda values: torch.empty(self._num_images, *values.shape[1:], dtype=values.dtype))
+            self._whole = _each(
+                part,
+                lambda values: torch.empty(self._num_images, *values.shape[1:], dtype=values.dtype),
+            )
             if self._device.startswith("cuda"):
-                self._whole = self._whole._replace(images=torch.empty_like(self._whole.images, pin_memory=True))
+                self._whole = self._whole._replace(
+                    images=torch.empty_like(self._whole.images, pin_memory=True)
+                )
         for there, values in zip(_tensors(self._whole), _tensors(part), strict=True):
-            there.numpy()[rows] = values.numpy()  # whole images at a time, where torch goes value by value
+            there.numpy()[rows] = (
+                values.numpy()
+            )  # whole images at a time, where torch goes value by value
 
     @property
     def _num_images(self) -> int:
@@ -137,7 +160,13 @@ class _Step:
 
 
 def _tensors(batch: MicroBatch) -> list[Tensor]:
-    return [batch.images, batch.labels, batch.ids, batch.shown, *(values for each in batch.drawn for values in each.values())]
+    return [
+        batch.images,
+        batch.labels,
+        batch.ids,
+        batch.shown,
+        *(values for each in batch.drawn for values in each.values()),
+    ]
 
 
 def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
@@ -149,8 +178,12 @@ def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
 
 def _parts(stream: TrainStream, step: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Where among the draws of a step this rank's parts lie, and the micro-batch of each draw [n]."""
-    _, _, num_draws = window(step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch)
-    num_micro_batches = num_micro_batches_in(num_draws, stream.batch_images, stream.num_micro_batches)
+    _, _, num_draws = window(
+        step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch
+    )
+    num_micro_batches = num_micro_batches_in(
+        num_draws, stream.batch_images, stream.num_micro_batches
+    )
     owners = np.arange(num_draws) % num_micro_batches
     own = range(stream.rank, num_micro_batches, stream.num_ranks)
     return np.array_split(np.flatnonzero(np.isin(owners, own)), max(1, len(own))), owners

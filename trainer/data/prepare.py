@@ -13,8 +13,12 @@ _CACHED_PX = 1 << 15
 
 def autocast(settings) -> torch.autocast:
     """The forward pass's precision: float32 turns it off."""
-    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
-    return torch.autocast(settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32)
+    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
+        settings.precision
+    ]
+    return torch.autocast(
+        settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32
+    )
 
 
 def fill_of(profile) -> tuple[int, ...]:
@@ -24,11 +28,15 @@ def fill_of(profile) -> tuple[int, ...]:
 
 def normalize(images: torch.Tensor, profile) -> torch.Tensor:
     """(images / 255 - mean) / std: [B, C, H, W] uint8 to float32."""
-    mean, std = (255 * _per_channel(tuple(values), images.device) for values in (profile.mean, profile.std))
+    mean, std = (
+        255 * _per_channel(tuple(values), images.device) for values in (profile.mean, profile.std)
+    )
     if images.device.type != "cpu":
         return (images.float() - mean) / std
     normal = torch.empty(images.shape)
-    for start in range(0, len(images), at_once := max(1, _CACHED_PX // (images.shape[2] * images.shape[3]))):
+    for start in range(
+        0, len(images), at_once := max(1, _CACHED_PX // (images.shape[2] * images.shape[3]))
+    ):
         part = slice(start, start + at_once)  # so small that three passes find it in the cache
         normal[part].copy_(images[part]).sub_(mean).div_(std)
     return normal

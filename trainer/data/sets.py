@@ -24,7 +24,9 @@ from trainer.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36
 _DEBIAN = Path("/usr/share/datasets")
-_GARMENTS = tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()) + ("Ankle boot",)
+_GARMENTS = tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()) + (
+    "Ankle boot",
+)
 _IDX_SETS = {  # torchvision's class (and folder), names of the classes
     "mnist": ("MNIST", tuple("0123456789")),
     "fashion-mnist": ("FashionMNIST", _GARMENTS),
@@ -86,7 +88,9 @@ class ArraySet:
         if self.is_for_training and (pixels.ndim == 2 or self.num_channels == 3):
             return Pixels(pixels)
         height, width = pixels.shape[:2]
-        image = Image.frombytes("L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes())
+        image = Image.frombytes(
+            "L" if pixels.ndim == 2 else "RGB", (width, height), pixels.tobytes()
+        )
         return image.convert("L") if self.num_channels == 1 else image
 
 
@@ -141,7 +145,11 @@ def decoding_whole(images: ImageSet) -> ImageSet:
 
 def _fingerprint_of(files: str, num_channels: int) -> str:
     """The fingerprint of files seen in so many channels: the same files in one channel are other images."""
-    return files if num_channels == 3 else hashlib.sha256(f"{files} {num_channels}".encode()).hexdigest()
+    return (
+        files
+        if num_channels == 3
+        else hashlib.sha256(f"{files} {num_channels}".encode()).hexdigest()
+    )
 
 
 def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
@@ -150,7 +158,9 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
 
     Raises DataError where nothing is found, and where what is found is not what the profile says.
     """
-    images = replace(_find_set(profile.images_of or profile.name, data_dir, split), num_channels=profile.channels)
+    images = replace(
+        _find_set(profile.images_of or profile.name, data_dir, split), num_channels=profile.channels
+    )
     _check_channels(images, profile)
     return _of_profile(images, profile, data_dir, split)
 
@@ -165,7 +175,9 @@ def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
     if holds_files(folder):
         beside = FolderSet(open_files(folder, split), profile.channels).fingerprint
         if beside != images.facts.source:
-            raise DataError(f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do")
+            raise DataError(
+                f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do"
+            )
     return _of_profile(images, profile, folder, split)
 
 
@@ -174,7 +186,11 @@ def _of_profile(images: ImageSet, profile: Profile, data_dir: Path | None, split
     expected = profile.num_train if split == "train" else profile.num_val
     found = (images.num_images, len(images.classes))
     if found != (expected, profile.num_classes):
-        remedy = f"data={data_dir}, which takes the folder as it is," if data_dir else "a profile with these numbers"
+        remedy = (
+            f"data={data_dir}, which takes the folder as it is,"
+            if data_dir
+            else "a profile with these numbers"
+        )
         raise DataError(
             f"{data_dir or profile.name}: {found[0]} {split} images of {found[1]} classes, where the profile "
             f"{profile.name} has {expected} of {profile.num_classes}; {remedy} would do"
@@ -200,7 +216,9 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
     if name in _CIFAR_SETS:
         return _cifar(name, data_dir, split)
     if data_dir is None:
-        raise DataError(f"data={name}: is not downloaded; data_dir=<folder with train/<class>/… and val/…> would do")
+        raise DataError(
+            f"data={name}: is not downloaded; data_dir=<folder with train/<class>/… and val/…> would do"
+        )
     return FolderSet(open_files(data_dir, split))  # which says what the folder lacks
 
 
@@ -225,20 +243,30 @@ def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
     places = (root, root / folder_name / "raw", _DEBIAN / name)
     prefix = _IDX_PREFIX[split]
     if not any(_idx_file(place, f"{prefix}-images-idx3-ubyte") for place in places):
-        _download(name, folder_name, root, f"the four idx files (train-images-idx3-ubyte.gz, …) in {root}")
+        _download(
+            name, folder_name, root, f"the four idx files (train-images-idx3-ubyte.gz, …) in {root}"
+        )
     for place in places:
-        images, labels = (_idx_file(place, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+        images, labels = (
+            _idx_file(place, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
+        )
         if images and labels:
             return _checked_idx(images.parent, _read_idx(images), _read_idx(labels), classes)
-    raise DataError(f"{root}: holds images of {name} but not their labels; all four idx files would do")
+    raise DataError(
+        f"{root}: holds images of {name} but not their labels; all four idx files would do"
+    )
 
 
-def _checked_idx(folder: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> ArraySet:
+def _checked_idx(
+    folder: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
+) -> ArraySet:
     """Images with their labels. Raises DataError where the two do not belong together."""
     fits = images.ndim == 3 and images.size > 0 and labels.shape == images.shape[:1]
     if not fits or labels.max(initial=0) >= len(classes):
         shapes = f"images {list(images.shape)}, labels {list(labels.shape)} up to {labels.max(initial=0)}"
-        raise DataError(f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; the files fetched anew would do")
+        raise DataError(
+            f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; the files fetched anew would do"
+        )
     return ArraySet(images, labels.astype(np.int64), classes)
 
 
@@ -281,7 +309,9 @@ def _download(name: str, class_name: str, root: Path, remedy: str) -> None:
         _download_files(class_name, root)
     except Exception as error:  # whatever a network, a proxy or a disk can do
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"data={name}: not in {root}, and the download failed ({reason}); {remedy} would do") from None
+        raise DataError(
+            f"data={name}: not in {root}, and the download failed ({reason}); {remedy} would do"
+        ) from None
 
 
 def _download_files(class_name: str, root: Path) -> None:

@@ -53,7 +53,9 @@ def scan(shards: list[Path]) -> Listing:
                 images.append(member)
             elif ending in _LABELS:
                 labels.setdefault(key, {})[ending] = member
-        _check_once(path, images, is_keyed := any(_key(image.name)[0] in labels for image in images))
+        _check_once(
+            path, images, is_keyed := any(_key(image.name)[0] in labels for image in images)
+        )
         for image, label, name in _labelled(path, images, labels if is_keyed else None):
             listing.add(name, label, image.size, number, image.start)
     return listing
@@ -88,11 +90,18 @@ def _checked(path: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
         if about.isdir() or any(part.startswith(".") and part != ".." for part in name.split("/")):
             continue
         if name.startswith("/") or ".." in name.split("/"):
-            raise DataError(f"{path}: holds {name!r}, a name that leads out of the tar; names within it would do")
+            raise DataError(
+                f"{path}: holds {name!r}, a name that leads out of the tar; names within it would do"
+            )
         if not about.isreg() or about.issparse():
-            raise DataError(f"{path}: {name!r} is a link, a sparse file or a device; the file itself (tar --dereference --hard-dereference) would do")
+            raise DataError(
+                f"{path}: {name!r} is a link, a sparse file or a device; the file itself (tar --dereference --hard-dereference) would do"
+            )
         if not 0 <= about.size <= num_bytes - about.offset_data:
-            raise _damaged(path, f"{name!r} has {about.size} bytes, of which {max(0, num_bytes - about.offset_data)} are there")
+            raise _damaged(
+                path,
+                f"{name!r} has {about.size} bytes, of which {max(0, num_bytes - about.offset_data)} are there",
+            )
         yield _Member(name, about.offset_data, about.size)
     _check_end(path, tar.offset, num_bytes)
 
@@ -128,18 +137,26 @@ def _check_once(path: Path, images: list[_Member], is_keyed: bool) -> None:
         seen.add(name)
 
 
-def _labelled(path: Path, images: list[_Member], labels: dict | None) -> Iterator[tuple[_Member, int | str, str]]:
+def _labelled(
+    path: Path, images: list[_Member], labels: dict | None
+) -> Iterator[tuple[_Member, int | str, str]]:
     """(image, label, what it is called within its class) of a tar's images. labels: by key; None: folders are classes."""
     file = _Open(path)
-    is_split_first = all(image.name.count("/") > 1 and image.name.split("/")[0] in _SPLIT_FOLDERS for image in images)
+    is_split_first = all(
+        image.name.count("/") > 1 and image.name.split("/")[0] in _SPLIT_FOLDERS for image in images
+    )
     for image in images:
         key = _key(image.name)[0]
         if labels is not None and key in labels:
             yield image, _label(path, file, labels[key]), image.name
             continue
-        class_name, slash, name = (image.name.partition("/")[2] if is_split_first else image.name).partition("/")
+        class_name, slash, name = (
+            image.name.partition("/")[2] if is_split_first else image.name
+        ).partition("/")
         if labels is not None or not slash:
-            raise DataError(f'{path}: {image.name!r} has no label; {key}.cls, {key}.json with a "label", or <class>/<file>, would do')
+            raise DataError(
+                f'{path}: {image.name!r} has no label; {key}.cls, {key}.json with a "label", or <class>/<file>, would do'
+            )
         yield image, class_name, name
 
 
@@ -153,8 +170,10 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
         found = json_of(text)["label"] if ending == "json" else text
         return label_of(found)
     except (ValueError, KeyError, TypeError) as error:
-        reason = "no \"label\"" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise DataError(f"{path}: {member.name!r} holds no label ({reason}); a number from 0 on, or a class's name, would do") from None
+        reason = 'no "label"' if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise DataError(
+            f"{path}: {member.name!r} holds no label ({reason}); a number from 0 on, or a class's name, would do"
+        ) from None
 
 
 def label_of(found) -> int | str:

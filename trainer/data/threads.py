@@ -58,9 +58,13 @@ def pool_of(num_threads: int) -> ThreadPoolExecutor:
     try:
         for begun in [pool.submit(int) for _ in range(num_threads)]:
             begun.result()
-    except BaseException:  # the machine gives no further thread: those that wait for it must not wait for ever
+    except (
+        BaseException
+    ):  # the machine gives no further thread: those that wait for it must not wait for ever
         together.abort()
         pool.shutdown()
         raise
-    torch.set_num_threads(own)  # also the number of threads to come, which begin with the last one set
+    torch.set_num_threads(
+        own
+    )  # also the number of threads to come, which begin with the last one set
     return pool

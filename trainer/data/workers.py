@@ -18,7 +18,9 @@ def _as_it_is(item):
     return item
 
 
-def items_of(stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is) -> DataLoader:
+def items_of(
+    stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is
+) -> DataLoader:
     """stream[key] for every key, in order, made by so many processes, or by this one with none; pinned where the device is a GPU.
 
     packed: what a process makes of an item before it is sent.

@@ -64,7 +64,11 @@ class _Activation(Part):
             )
         before = [model.get_submodule(name) for name in changed]
         for module in before:
-            _replace(model, module, self.layer(in_place=getattr(module, "inplace", True)).train(module.training))
+            _replace(
+                model,
+                module,
+                self.layer(in_place=getattr(module, "inplace", True)).train(module.training),
+            )
         kept = len(names) - len(changed)
         note = f"{kept} are {type(wanted).__name__} already" if kept else ""
         return Swap("activation", counted(before), type(wanted).__name__, tuple(changed), note)
@@ -194,7 +198,8 @@ class Prelu(_Activation):
 
 
 Activation = Annotated[
-    Relu | LeakyRelu | Gelu | Silu | Swish | Mish | HardSwish | Elu | Prelu, Field(discriminator="name")
+    Relu | LeakyRelu | Gelu | Silu | Swish | Mish | HardSwish | Elu | Prelu,
+    Field(discriminator="name"),
 ]
 
 
@@ -206,13 +211,16 @@ def _places(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if name in found.activations or (is_activation(module) and any(name.startswith(f"{norm}.") for norm in norms))
+        if name in found.activations
+        or (is_activation(module) and any(name.startswith(f"{norm}.") for norm in norms))
     ]
 
 
 def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
     """Do two layers do the same? Asked by what they do: timm has classes of its own for torch's functions."""
-    if [weight.shape for weight in module.parameters()] != [weight.shape for weight in wanted.parameters()]:
+    if [weight.shape for weight in module.parameters()] != [
+        weight.shape for weight in wanted.parameters()
+    ]:
         return False
     with torch.no_grad():
         tried = torch.linspace(-8, 8, 129)

@@ -56,7 +56,13 @@ class _Attention(Part):
             place.put(layer)
         check_inserted(model, "attention", [(place.block, place.name) for place in places])
         widths = dict.fromkeys(place.num_channels for place in places)
-        return Swap("attention", before, _with(layers[0]), tuple(place.name for place in places), self._note(widths))
+        return Swap(
+            "attention",
+            before,
+            _with(layers[0]),
+            tuple(place.name for place in places),
+            self._note(widths),
+        )
 
     def _new(self, model: nn.Module, num_channels: int) -> nn.Module:
         layer = self._layer(num_channels)
@@ -122,10 +128,16 @@ class Eca(_Attention):
     def _layer(self, num_channels: int) -> nn.Module:
         from timm.layers import EcaModule
 
-        return EcaModule(channels=num_channels) if self.kernel is None else EcaModule(kernel_size=self.kernel)
+        return (
+            EcaModule(channels=num_channels)
+            if self.kernel is None
+            else EcaModule(kernel_size=self.kernel)
+        )
 
     def _note(self, widths: dict[int, None]) -> str:
-        return "kernels " + ", ".join(str(self._layer(width).conv.kernel_size[0]) for width in widths)
+        return "kernels " + ", ".join(
+            str(self._layer(width).conv.kernel_size[0]) for width in widths
+        )
 
 
 class Cbam(_Reduced):
@@ -138,7 +150,11 @@ class Cbam(_Reduced):
     """
 
     name: Literal["cbam"] = "cbam"
-    example: ClassVar[dict[str, Any]] = {"position": "after_last_norm", "reduction": 16, "kernel": 7}
+    example: ClassVar[dict[str, Any]] = {
+        "position": "after_last_norm",
+        "reduction": 16,
+        "kernel": 7,
+    }
     kernel: Kernel
 
     @field_validator("kernel")
@@ -174,7 +190,9 @@ class Bam(Part):
         _refuse_attention(model)
         last_blocks = [stage[-1] for stage in blocks(model)[:-1][:3]]
         if not last_blocks:
-            raise SurgeryError(f"model.attention: {type(model).__name__} has one stage; squeeze_excite would do")
+            raise SurgeryError(
+                f"model.attention: {type(model).__name__} has one stage; squeeze_excite would do"
+            )
         widths = {name: shape[1] for name, shape in output_shapes(model, last_blocks).items()}
         before = counted(model.get_submodule(name) for name in last_blocks)
         places = []
@@ -183,7 +201,9 @@ class Bam(Part):
             layer = BottleneckAttention(widths[name], hidden, self.dilation, self.num_convolutions)
             draw_as_timm(model, layer)
             series = name.rpartition(".")[0]
-            model.get_submodule(series).add_module("attention", layer)  # a series runs its children one by one
+            model.get_submodule(series).add_module(
+                "attention", layer
+            )  # a series runs its children one by one
             places.append(f"{series}.attention")
         check_inserted(model, "attention", zip(last_blocks, places, strict=True))
         hidden = ", ".join(str(_reduced(width, self.reduction)) for width in widths.values())
@@ -205,7 +225,9 @@ class GlobalContext(_Reduced):
     def _layer(self, num_channels: int) -> nn.Module:
         from timm.layers import GlobalContext as Layer
 
-        layer = Layer(num_channels, fuse_add=True, fuse_scale=False, rd_channels=self._hidden(num_channels))
+        layer = Layer(
+            num_channels, fuse_add=True, fuse_scale=False, rd_channels=self._hidden(num_channels)
+        )
         nn.init.zeros_(layer.mlp_add.fc2.bias)  # timm zeroes its weight only
         return layer
 
@@ -232,8 +254,16 @@ class CoordinateAttention(_Reduced):
 
 
 def _refuse_attention(model: nn.Module) -> None:
-    there = [module for module in model.modules() if is_attention(module) or type(module).__name__ in _OTHER_ATTENTION]
-    whole = [kind for kind in counted(there) if kind[0] not in ("ChannelAttn", "SpatialAttn", "SelectiveKernelAttn")]
+    there = [
+        module
+        for module in model.modules()
+        if is_attention(module) or type(module).__name__ in _OTHER_ATTENTION
+    ]
+    whole = [
+        kind
+        for kind in counted(there)
+        if kind[0] not in ("ChannelAttn", "SpatialAttn", "SelectiveKernelAttn")
+    ]
     if whole:
         has = ", ".join(f"{count} {kind}" for kind, count in whole)
         raise SurgeryError(
@@ -261,5 +291,6 @@ def _odd(kernel: int) -> int:
 
 
 Attention = Annotated[
-    SqueezeExcite | Eca | Cbam | Bam | GlobalContext | CoordinateAttention, Field(discriminator="name")
+    SqueezeExcite | Eca | Cbam | Bam | GlobalContext | CoordinateAttention,
+    Field(discriminator="name"),
 ]

@@ -31,7 +31,10 @@ class BottleneckAttention(nn.Module):
         wide = [
             layer
             for _ in range(num_convolutions)
-            for layer in (nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True))
+            for layer in (
+                nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+                nn.ReLU(inplace=True),
+            )
         ]
         self.spatial = nn.Sequential(
             nn.Conv2d(num_channels, hidden, 1),

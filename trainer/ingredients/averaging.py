@@ -76,8 +76,14 @@ class Average:
         if weight is None:
             return
         own, new = _tensors(self.model), _tensors(model)
-        counters = [(old, tensor) for old, tensor in zip(own, new, strict=True) if not old.is_floating_point()]
-        floats = [(old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()]
+        counters = [
+            (old, tensor)
+            for old, tensor in zip(own, new, strict=True)
+            if not old.is_floating_point()
+        ]
+        floats = [
+            (old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()
+        ]
         torch._foreach_lerp_(*map(list, zip(*floats)), weight)
         if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
             torch._foreach_copy_(*map(list, zip(*counters)))

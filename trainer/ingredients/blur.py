@@ -53,18 +53,30 @@ class BlurPool(Part):
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Put the blur in; the places are those of the convolutions and the poolings."""
         found = _strided(model, nn.Conv2d)
-        strided = {name: conv for name, conv in found.items() if conv.in_channels >= (self.min_channels or 1)}
-        behind = _activations_behind(model, strided) if self.place == "after_activation" else dict.fromkeys(strided, "")
+        strided = {
+            name: conv
+            for name, conv in found.items()
+            if conv.in_channels >= (self.min_channels or 1)
+        }
+        behind = (
+            _activations_behind(model, strided)
+            if self.place == "after_activation"
+            else dict.fromkeys(strided, "")
+        )
         taken = {name: conv for name, conv in strided.items() if name in behind}
         pools = _strided(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
             raise nothing("blur_pool", "strided convolution that it could take", model)
         if self.pool and not pools:
             kind = type(model).__name__
-            raise SurgeryError(f"model.blur_pool.pool: {kind} has no strided max pooling; false would do")
+            raise SurgeryError(
+                f"model.blur_pool.pool: {kind} has no strided max pooling; false would do"
+            )
         self._check_plain(taken)
         for name, conv in taken.items():
-            self._put_behind(model, conv, behind[name]) if behind[name] else put(model, name, self._around(conv))
+            self._put_behind(model, conv, behind[name]) if behind[name] else put(
+                model, name, self._around(conv)
+            )
         for name, module in pools.items():
             put(model, name, self._blurred(module))
         left = len(found) - len(taken)
@@ -77,21 +89,31 @@ class BlurPool(Part):
         """Others than Conv2d may have a stride in two places, of which only the one would go."""
         for name, conv in taken.items():
             if self.place != "before" and type(conv) is not nn.Conv2d:
-                raise SurgeryError(f"model.blur_pool.place: {name} is a {type(conv).__name__}; before would do")
+                raise SurgeryError(
+                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; before would do"
+                )
 
     def _around(self, conv: nn.Conv2d) -> nn.Module:
-        return BlurConv2d(conv, self.filter_px, self.padding, is_before=self.place == "before").train(conv.training)
+        return BlurConv2d(
+            conv, self.filter_px, self.padding, is_before=self.place == "before"
+        ).train(conv.training)
 
     def _put_behind(self, model: nn.Module, conv: nn.Conv2d, activation: str) -> None:
         blur = Blur(self.filter_px, conv.stride, self.padding)
         conv.stride = (1, 1)
-        put(model, activation, nn.Sequential(model.get_submodule(activation), blur).train(conv.training))
+        put(
+            model,
+            activation,
+            nn.Sequential(model.get_submodule(activation), blur).train(conv.training),
+        )
 
     def _blurred(self, pool: nn.MaxPool2d) -> nn.Module:
         # Where the last window may stand half outside (ceil_mode), a border keeps the side as long as it was.
         padding = pool.kernel_size // 2 if pool.ceil_mode else pool.padding
         at_each = nn.MaxPool2d(pool.kernel_size, 1, padding)
-        return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(pool.training)
+        return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(
+            pool.training
+        )
 
 
 def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
@@ -117,7 +139,11 @@ def _activations_behind(model: nn.Module, wanted: Container[str]) -> dict[str, s
             behind[place.name] = f"{norm.name}.act"
         elif norm is not None and norm.activation is not None:
             behind[place.name] = norm.activation
-    return {name: activation for name, activation in behind.items() if _num_calls(model, activation) == 1}
+    return {
+        name: activation
+        for name, activation in behind.items()
+        if _num_calls(model, activation) == 1
+    }
 
 
 def _num_calls(model: nn.Module, name: str) -> int:

@@ -53,7 +53,9 @@ class StagedBody(Part):
     @classmethod
     def _kernel_has_a_middle(cls, kernel_px: int) -> int:
         if kernel_px % 2 == 0:
-            raise ValueError(f"{kernel_px} is even and has no middle; write {kernel_px - 1} or {kernel_px + 1}")
+            raise ValueError(
+                f"{kernel_px} is even and has no middle; write {kernel_px - 1} or {kernel_px + 1}"
+            )
         return kernel_px
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
@@ -65,13 +67,22 @@ class StagedBody(Part):
             self.block, self.kernel_px, self.activations, self.norms, type(model.bn1), type(old[0].act3),
             pools_shortcuts=any(isinstance(part, nn.AvgPool2d) for block in old for part in block.modules()),
         )  # fmt: skip
-        is_separate, starts_at_zero = self.downsampling == "separate", not any(block.bn3.weight.any() for block in old)
+        is_separate, starts_at_zero = (
+            self.downsampling == "separate",
+            not any(block.bn3.weight.any() for block in old),
+        )
         notes = self._fit_stem(model)
-        stages = make_stages(form, self.widths[0], self.depths, self.widths, is_separate, _drop_path(old))
+        stages = make_stages(
+            form, self.widths[0], self.depths, self.widths, is_separate, _drop_path(old)
+        )
         for name, stage in zip(_STAGES, stages, strict=True):
             start(stage)
             put(model, name, stage)
-        new = {name: module for name, module in model.named_modules() if isinstance(module, StagedBlock)}
+        new = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, StagedBlock)
+        }
         for block in new.values() if starts_at_zero else ():
             block.zero_init_last()
         notes += _fit_head(model, [form.out_channels(width) for width in self.widths], is_separate)
@@ -82,7 +93,11 @@ class StagedBody(Part):
         from trainer.ingredients.body_layers import with_channels
 
         notes, width, before = [], self.widths[0], model.bn1.num_features
-        last = [name for name, module in model.conv1.named_modules(prefix="conv1") if isinstance(module, nn.Conv2d)][-1]
+        last = [
+            name
+            for name, module in model.conv1.named_modules(prefix="conv1")
+            if isinstance(module, nn.Conv2d)
+        ][-1]
         if before != width:
             put(model, last, with_channels(model.get_submodule(last), width))
             model.bn1 = type(model.bn1)(width)
@@ -101,8 +116,16 @@ def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
     """The blocks of a ResNet; refused where there is more to them than a body would put in their place."""
     from timm.models.resnet import Bottleneck, ResNet
 
-    blocks = [block for name in _STAGES for block in getattr(model, name)] if isinstance(model, ResNet) else []
-    extras = [block.aa for block in blocks if not isinstance(getattr(block, "aa", None), (nn.Identity, type(None)))]
+    blocks = (
+        [block for name in _STAGES for block in getattr(model, name)]
+        if isinstance(model, ResNet)
+        else []
+    )
+    extras = [
+        block.aa
+        for block in blocks
+        if not isinstance(getattr(block, "aa", None), (nn.Identity, type(None)))
+    ]
     extras += [block.se for block in blocks if getattr(block, "se", None) is not None]
     if not blocks:
         found = f"{type(model).__name__} is no ResNet of timm's"
@@ -121,7 +144,9 @@ def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
 
 def _drop_path(blocks: list[nn.Module]) -> float:
     """The largest rate at which any of the blocks leaves out its branch."""
-    return max((block.drop_path.drop_prob for block in blocks if block.drop_path is not None), default=0.0)
+    return max(
+        (block.drop_path.drop_prob for block in blocks if block.drop_path is not None), default=0.0
+    )
 
 
 def _fit_head(model: nn.Module, channels: list[int], has_norm: bool) -> list[str]:

@@ -59,7 +59,11 @@ class BlockForm:
             return spatial, _Shape(in_channels, _EXPANSION * width), _Shape(_EXPANSION * width, out)
         middle = _EXPANSION * width if self.kind == "inverted" else width
         groups = 1 if self.kind == "bottleneck" else middle
-        return _Shape(in_channels, middle), _Shape(middle, middle, kernel_px, stride, groups), _Shape(middle, out)
+        return (
+            _Shape(in_channels, middle),
+            _Shape(middle, middle, kernel_px, stride, groups),
+            _Shape(middle, out),
+        )
 
 
 class StagedBlock(Bottleneck):
@@ -69,20 +73,28 @@ class StagedBlock(Bottleneck):
     identity there. Where all norms are there, no convolution has a bias; where one is, every one has: ConvNeXt's way.
     """
 
-    def __init__(self, form: BlockForm, in_channels: int, width: int, stride: int, drop_path: float):
+    def __init__(
+        self, form: BlockForm, in_channels: int, width: int, stride: int, drop_path: float
+    ):
         nn.Module.__init__(self)
         out_channels, has_bias = form.out_channels(width), form.norms == "one"
         for number, shape in enumerate(form.shapes(in_channels, width, stride), start=1):
             has_norm = form.norms == "all" or number == form.spatial
             has_activation = form.activations == "all" or number == 2
             self.add_module(f"conv{number}", _convolution(shape, has_bias))
-            self.add_module(f"bn{number}", form.norm(shape.out_channels) if has_norm else nn.Identity())
-            self.add_module(f"act{number}", form.activation(inplace=True) if has_activation else nn.Identity())
+            self.add_module(
+                f"bn{number}", form.norm(shape.out_channels) if has_norm else nn.Identity()
+            )
+            self.add_module(
+                f"act{number}", form.activation(inplace=True) if has_activation else nn.Identity()
+            )
         self.drop_block, self.aa, self.se = nn.Identity(), nn.Identity(), None
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             shortcut = downsample_avg if form.pools_shortcuts else downsample_conv
-            self.downsample = shortcut(in_channels, out_channels, kernel_size=1, stride=stride, norm_layer=form.norm)
+            self.downsample = shortcut(
+                in_channels, out_channels, kernel_size=1, stride=stride, norm_layer=form.norm
+            )
         self.drop_path = DropPath(drop_path) if drop_path else None
         self.stride, self.dilation = stride, 1
 
@@ -120,7 +132,10 @@ def make_stages(
         stride = 2 if stages else 1
         layers = OrderedDict()
         if is_separate and stages:
-            layers["downsample"], stride = _downsampling(form, channels, form.out_channels(width)), 1
+            layers["downsample"], stride = (
+                _downsampling(form, channels, form.out_channels(width)),
+                1,
+            )
             channels = form.out_channels(width)
         blocks = []
         for place in range(depth):
@@ -159,4 +174,6 @@ def _convolution(shape: _Shape, has_bias: bool) -> nn.Conv2d:
 
 
 def _downsampling(form: BlockForm, in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(form.norm(in_channels), nn.Conv2d(in_channels, out_channels, kernel_size=2, stride=2))
+    return nn.Sequential(
+        form.norm(in_channels), nn.Conv2d(in_channels, out_channels, kernel_size=2, stride=2)
+    )

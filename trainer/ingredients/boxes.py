@@ -22,7 +22,9 @@ AreaRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
 AspectRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 
 
-def drawn_sides(draws: np.ndarray, areas_px: np.ndarray, area: AreaRange, aspect: AspectRange) -> np.ndarray:
+def drawn_sides(
+    draws: np.ndarray, areas_px: np.ndarray, area: AreaRange, aspect: AspectRange
+) -> np.ndarray:
     """The sides of every attempt at a box, in px: the area is uniform, the aspect log-uniform.
 
     draws: [B, 2 * NUM_ATTEMPTS] in [0, 1). areas_px: [B], the pixels of each whole image.

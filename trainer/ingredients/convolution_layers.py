@@ -27,7 +27,12 @@ class DeformableConv2d(nn.Conv2d):
         super().__init__(*shape, **options)
         self.num_taps = prod(self.kernel_size)
         self.offsets = nn.Conv2d(
-            self.in_channels, 3 * self.num_taps, self.kernel_size, self.stride, self.padding, self.dilation
+            self.in_channels,
+            3 * self.num_taps,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
         )
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.offsets.bias)
@@ -74,10 +79,17 @@ class SelfCalibratedConv2d(nn.Module):
     Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated Convolutions".
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride, dilation, groups: int, pooling: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, stride, dilation, groups: int, pooling: int
+    ):
         super().__init__()
         inner, outer = in_channels // 2, out_channels // 2
-        options: dict = {"padding": dilation, "dilation": dilation, "groups": max(1, groups // 2), "bias": False}
+        options: dict = {
+            "padding": dilation,
+            "dilation": dilation,
+            "groups": max(1, groups // 2),
+            "bias": False,
+        }
         self.pool = nn.AvgPool2d(pooling)
         self.plain = nn.Conv2d(inner, outer, 3, stride=stride, **options)
         self.context = nn.Conv2d(inner, inner, 3, **options)
@@ -93,7 +105,9 @@ class SelfCalibratedConv2d(nn.Module):
         first, second = images.chunk(2, dim=1)
         context = self.context_norm(self.context(self.pool(second)))
         gate = torch.sigmoid(second + functional.interpolate(context, size=second.shape[2:]))
-        return torch.cat((self.plain(first), self.gated(self.content_norm(self.content(second)) * gate)), dim=1)
+        return torch.cat(
+            (self.plain(first), self.gated(self.content_norm(self.content(second)) * gate)), dim=1
+        )
 
 
 class Blur(nn.Module):
@@ -109,7 +123,9 @@ class Blur(nn.Module):
         self.stride = stride
         self.mode = {"reflect": "reflect", "zeros": "constant"}[padding]
         self.sides = ((filter_px - 1) // 2, filter_px // 2) * 2
-        row = torch.tensor([comb(filter_px - 1, place) for place in range(filter_px)]) / 2 ** (filter_px - 1)
+        row = torch.tensor([comb(filter_px - 1, place) for place in range(filter_px)]) / 2 ** (
+            filter_px - 1
+        )
         self.register_buffer("kernel", row[:, None] * row, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:

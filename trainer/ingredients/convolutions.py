@@ -120,19 +120,39 @@ class SelfCalibrated(_Exchanged):
     def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
         """Does it stand alone between two 1x1 convolutions of one block, with channels that can be halved?"""
         conv = convolutions[name].module
-        block = next((each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None)
+        block = next(
+            (each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None
+        )
         inside = [each for each in convolutions if block and each.startswith(f"{block}.")]
         at = inside.index(name) if inside else 0
         around = inside[max(0, at - 1) : at] + inside[at + 1 : at + 2]
         is_between = [convolutions[each].module.kernel_size for each in around] == [(1, 1), (1, 1)]
         above = model.get_submodule(name.rpartition(".")[0])
-        is_alone = name.rpartition(".")[0] == block or sum(isinstance(each, nn.Conv2d) for each in above.modules()) == 1
-        halves = conv.in_channels % 2 == 0 and conv.out_channels % 2 == 0 and (conv.groups == 1 or conv.groups % 2 == 0)
-        return is_between and is_alone and halves and conv.groups < conv.in_channels and conv.bias is None
+        is_alone = (
+            name.rpartition(".")[0] == block
+            or sum(isinstance(each, nn.Conv2d) for each in above.modules()) == 1
+        )
+        halves = (
+            conv.in_channels % 2 == 0
+            and conv.out_channels % 2 == 0
+            and (conv.groups == 1 or conv.groups % 2 == 0)
+        )
+        return (
+            is_between
+            and is_alone
+            and halves
+            and conv.groups < conv.in_channels
+            and conv.bias is None
+        )
 
     def exchanged(self, conv: nn.Conv2d) -> nn.Module:
         return SelfCalibratedConv2d(
-            conv.in_channels, conv.out_channels, conv.stride, conv.dilation, conv.groups, self.pooling
+            conv.in_channels,
+            conv.out_channels,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            self.pooling,
         )
 
 
@@ -157,21 +177,37 @@ class Dilated(_Convolution):
         in_attention = inside_attention(model)
         before, places, notes, dilation = [], [], [], 1
         for stage in self._last_stages(model):
-            inner = {name: each for name, each in model.named_modules() if name.startswith(f"{stage}.")}
-            strides = {name: stride_of(module) for name, module in inner.items() if stride_of(module) > 1}
+            inner = {
+                name: each for name, each in model.named_modules() if name.startswith(f"{stage}.")
+            }
+            strides = {
+                name: stride_of(module) for name, module in inner.items() if stride_of(module) > 1
+            }
             if not strides or not in_attention.isdisjoint(strides):
                 found = "hides its stride inside attention" if strides else "has no stride to lose"
-                raise SurgeryError(f"model.convolution: {stage} {found}; fewer stages or no model.convolution would do")
+                raise SurgeryError(
+                    f"model.convolution: {stage} {found}; fewer stages or no model.convolution would do"
+                )
             wider = dilation * max(strides.values())
             for name, module in inner.items():
-                wide = name in convolutions and isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+                wide = (
+                    name in convolutions
+                    and isinstance(module, nn.Conv2d)
+                    and max(module.kernel_size) > 1
+                )
                 if name in strides or wide:
                     before.append(module)
                     places.append(name)
                     _dilate(model, name, dilation if name in strides else wider)
             dilation = wider
             notes.append(f"{stage} by {dilation}")
-        return Swap("convolution", counted(before), "the same, dilated at stride 1", tuple(places), ", ".join(notes))
+        return Swap(
+            "convolution",
+            counted(before),
+            "the same, dilated at stride 1",
+            tuple(places),
+            ", ".join(notes),
+        )
 
 
 def _dilate(model: nn.Module, name: str, dilation: int) -> None:
@@ -185,7 +221,13 @@ def _dilate(model: nn.Module, name: str, dilation: int) -> None:
             module.padding = tuple(dilation * side for side in module.padding)
             module.dilation = tuple(dilation * side for side in module.dilation)
     elif isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)):
-        put(model, name, AvgPool2dSame(2, 1, ceil_mode=module.ceil_mode, count_include_pad=module.count_include_pad))
+        put(
+            model,
+            name,
+            AvgPool2dSame(
+                2, 1, ceil_mode=module.ceil_mode, count_include_pad=module.count_include_pad
+            ),
+        )
     else:
         module.stride = 1
 

@@ -8,7 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from trainer.ingredients.base import Ingredient
-from trainer.ingredients.boxes import NUM_ATTEMPTS, AreaRange, AspectRange, drawn_sides, drawn_start, first_fitting
+from trainer.ingredients.boxes import (
+    NUM_ATTEMPTS,
+    AreaRange,
+    AspectRange,
+    drawn_sides,
+    drawn_start,
+    first_fitting,
+)
 from trainer.streams import uniforms
 
 
@@ -40,7 +47,12 @@ class RandomResizedCrop(Ingredient):
         heights, widths = (np.asarray(side, dtype=np.int64) for side in (heights, widths))
         draws = uniforms(seed, "crop", ids, 2 * NUM_ATTEMPTS + 3)
         tried_w, tried_h = drawn_sides(draws[:, :-3], heights * widths, self.area, self.aspect)
-        fits = (tried_w >= 1) & (tried_w <= widths[:, None]) & (tried_h >= 1) & (tried_h <= heights[:, None])
+        fits = (
+            (tried_w >= 1)
+            & (tried_w <= widths[:, None])
+            & (tried_h >= 1)
+            & (tried_h <= heights[:, None])
+        )
         found, width, height = first_fitting(fits, tried_w, tried_h)
         central_h, central_w = self._central_sides(heights, widths)
         height, width = np.where(found, height, central_h), np.where(found, width, central_w)
@@ -48,7 +60,9 @@ class RandomResizedCrop(Ingredient):
         left = np.where(found, drawn_start(draws[:, -2], widths - width), (widths - width) // 2)
         return np.stack([top, left, height, width], axis=1), self._is_bicubic(draws[:, -1])
 
-    def _central_sides(self, heights: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _central_sides(
+        self, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The whole image, or all of its shorter side where the image itself is outside the bounds of the aspect."""
         narrowest, widest = self.aspect
         ratio = widths / heights

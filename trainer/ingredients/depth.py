@@ -21,7 +21,15 @@ from trainer.ingredients.insertion import (
     put_in_tail,
 )
 from trainer.ingredients.stages import blocks
-from trainer.ingredients.surgery import Part, SurgeryError, Swap, counted, is_norm, put, starts_at_zero
+from trainer.ingredients.surgery import (
+    Part,
+    SurgeryError,
+    Swap,
+    counted,
+    is_norm,
+    put,
+    starts_at_zero,
+)
 
 
 class StochasticDepth(Part):
@@ -46,14 +54,18 @@ class StochasticDepth(Part):
         there = [module for module in model.modules() if isinstance(module, DropPath)]
         rate = max((module.drop_prob for module in there), default=0.0)
         if rate == 0:
-            raise SurgeryError("model.stochastic_depth: the page drops no path; drop_path: 0.05 would do, or leave it out")
+            raise SurgeryError(
+                "model.stochastic_depth: the page drops no path; drop_path: 0.05 would do, or leave it out"
+            )
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
         places = [self._put(model, name, rates[name]) for name in names if rates[name] > 0]
         check_inserted(model, "stochastic_depth", places)
         note = f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, one draw per {self.per}"
         after = "DropPath" if self.per == "sample" else "BatchDropPath"
-        return Swap("stochastic_depth", counted(there), after, tuple(name for _, name in places), note)
+        return Swap(
+            "stochastic_depth", counted(there), after, tuple(name for _, name in places), note
+        )
 
     def _share(self, place: int, num_blocks: int) -> float:
         return 1.0 if self.over_depth == "constant" else place / max(num_blocks - 1, 1)
@@ -63,8 +75,12 @@ class StochasticDepth(Part):
 
         block = model.get_submodule(name)
         if not hasattr(block, "drop_path"):
-            raise SurgeryError(f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path")
-        put_in_tail(block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate))
+            raise SurgeryError(
+                f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path"
+            )
+        put_in_tail(
+            block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
+        )
         inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
         return name, f"{name}.drop_path{inner}"
 
@@ -96,7 +112,13 @@ class DropBlock(Part):
         places = [(name, self._put(model, name, calls[name])) for name in names]
         check_inserted(model, "drop_block", places)
         after = f"the same with {BlockDropout.__name__}"
-        return Swap("drop_block", before, after, tuple(name for _, name in places), self._note(model, places, image_px))
+        return Swap(
+            "drop_block",
+            before,
+            after,
+            tuple(name for _, name in places),
+            self._note(model, places, image_px),
+        )
 
     def _put(self, model: nn.Module, name: str, calls: list[tuple[str, nn.Module, int]]) -> str:
         block, layer = model.get_submodule(name), BlockDropout(self.rate, self.block_px)
@@ -109,9 +131,13 @@ class DropBlock(Part):
             put(model, f"{name}.drop_block", layer)
             return f"{name}.drop_block"
         if not norms:
-            raise SurgeryError(f"model.drop_block: {name} is a {type(block).__name__} with no norm to stand behind")
+            raise SurgeryError(
+                f"model.drop_block: {name} is a {type(block).__name__} with no norm to stand behind"
+            )
         norm = norms[-1][0]
-        if isinstance(getattr(norms[-1][1], "drop", None), nn.Identity):  # timm's norms keep a place before their act
+        if isinstance(
+            getattr(norms[-1][1], "drop", None), nn.Identity
+        ):  # timm's norms keep a place before their act
             put(model, f"{norm}.drop", layer)
             return f"{norm}.drop"
         put_behind(model, norm, layer)
@@ -149,10 +175,18 @@ class LayerScale(Part):
         from timm.layers import LayerScale2d
 
         names = [name for stage in blocks(model) for name in stage]
-        if any(isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter) for name in names):
-            raise SurgeryError(f"model.layer_scale: {type(model).__name__} has its own (gamma); timm's option would do")
+        if any(
+            isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter)
+            for name in names
+        ):
+            raise SurgeryError(
+                f"model.layer_scale: {type(model).__name__} has its own (gamma); timm's option would do"
+            )
         before = counted(model.get_submodule(name) for name in names)
-        norms = [[call[1] for call in calls if is_norm(call[1])] for calls in branch_calls(model, names).values()]
+        norms = [
+            [call[1] for call in calls if is_norm(call[1])]
+            for calls in branch_calls(model, names).values()
+        ]
         num_zero = sum(starts_at_zero(inner[-1]) for inner in norms if inner)
         places = ends(model, names, "layer_scale")
         for place in places:
@@ -160,4 +194,6 @@ class LayerScale(Part):
         check_inserted(model, "layer_scale", [(place.block, place.name) for place in places])
         note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
         where = tuple(place.name for place in places)
-        return Swap("layer_scale", before, "the same with LayerScale2d", where, note if num_zero else "")
+        return Swap(
+            "layer_scale", before, "the same with LayerScale2d", where, note if num_zero else ""
+        )

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from trainer.ingredients.base import Ingredient, Share
-from trainer.ingredients.boxes import NUM_ATTEMPTS, AreaRange, AspectRange, drawn_sides, drawn_start, first_fitting
+from trainer.ingredients.boxes import (
+    NUM_ATTEMPTS,
+    AreaRange,
+    AspectRange,
+    drawn_sides,
+    drawn_start,
+    first_fitting,
+)
 from trainer.ingredients.pixels.transfer import on
 from trainer.streams import device_normals, uniforms
 
@@ -42,9 +49,16 @@ class RandomErasing(Ingredient):
         noise_key [B] int64 below 2**32.
         """
         draws = uniforms(seed, "erase", ids, 2 * NUM_ATTEMPTS + 4)
-        tried_h, tried_w = drawn_sides(draws[:, :-4], np.full(len(draws), image_px**2), self.area, self.aspect)
-        found, height, width = first_fitting((tried_h < image_px) & (tried_w < image_px), tried_h, tried_w)
-        top, left = drawn_start(draws[:, -4], image_px - height), drawn_start(draws[:, -3], image_px - width)
+        tried_h, tried_w = drawn_sides(
+            draws[:, :-4], np.full(len(draws), image_px**2), self.area, self.aspect
+        )
+        found, height, width = first_fitting(
+            (tried_h < image_px) & (tried_w < image_px), tried_h, tried_w
+        )
+        top, left = (
+            drawn_start(draws[:, -4], image_px - height),
+            drawn_start(draws[:, -3], image_px - width),
+        )
         is_erased = found & (draws[:, -2] < self.share)
         box = np.stack([top, left, height, width], axis=1) * is_erased[:, None]
         return {"box": box, "noise_key": (draws[:, -1] * 2.0**32).astype(np.int64)}

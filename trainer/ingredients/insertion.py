@@ -22,7 +22,10 @@ from trainer.ingredients.surgery import (
     put,
 )
 
-_SHORTCUTS = ("downsample", "shortcut")  # timm's names for what a block's input passes beside the residual branch
+_SHORTCUTS = (
+    "downsample",
+    "shortcut",
+)  # timm's names for what a block's input passes beside the residual branch
 _TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end a residual branch
 
 
@@ -50,12 +53,16 @@ def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
 
 def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
     block = model.get_submodule(name)
-    if key == "attention" and getattr(block, "se", block) is None:  # timm's own place for it in a ResNet
+    if (
+        key == "attention" and getattr(block, "se", block) is None
+    ):  # timm's own place for it in a ResNet
         return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
     if hasattr(block, "mlp"):  # ConvNeXt: before gamma
         return Place(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
     if hasattr(block, "drop_path"):
-        return Place(name, f"{name}.drop_path.{key}", num_channels, partial(put_in_tail, block, key))
+        return Place(
+            name, f"{name}.drop_path.{key}", num_channels, partial(put_in_tail, block, key)
+        )
     raise SurgeryError(
         f"model.{key}: {name} is a {type(block).__name__}, in which timm leaves no place before the addition; "
         "resnet50 or convnext_tiny would do"
@@ -79,7 +86,11 @@ def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], 
     if hasattr(block, "mlp"):
         return Place(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
     before = before_last_convolution(calls)
-    found = [call for call in before if is_activation(call[1]) or (is_norm(call[1]) and has_activation(call[1]))]
+    found = [
+        call
+        for call in before
+        if is_activation(call[1]) or (is_norm(call[1]) and has_activation(call[1]))
+    ]
     if not found or sum(call[0] == found[-1][0] for call in calls) > 1:
         raise SurgeryError(
             f"model.{key}: {name} is a {type(block).__name__} without one activation behind its middle convolution; "
@@ -88,7 +99,9 @@ def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], 
     maker, module, num_channels = found[-1]
     if isinstance(getattr(block, "se", None), nn.Identity):  # RegNet keeps the place
         return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
-    inside = [other for other, _, _ in before if maker.startswith(f"{other}.")]  # timm's *Act norms call their own act
+    inside = [
+        other for other, _, _ in before if maker.startswith(f"{other}.")
+    ]  # timm's *Act norms call their own act
     maker = inside[0] if inside else maker
     return Place(name, f"{maker}.1", num_channels, partial(put_behind, model, maker))
 
@@ -100,7 +113,9 @@ def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[lis
     """
     found = blocks_of(model)
     if num_stages is not None and num_stages > len(found):
-        raise SurgeryError(f"model.{part}.stages={num_stages}: the model has {len(found)} of them; {len(found)} would do")
+        raise SurgeryError(
+            f"model.{part}.stages={num_stages}: the model has {len(found)} of them; {len(found)} would do"
+        )
     return found if num_stages is None else found[-num_stages:]
 
 
@@ -108,7 +123,10 @@ def wholes(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
     """Behind each block, the addition and its activation included."""
     blocks = list(blocks)
     channels = _output_channels(model, blocks)
-    return [Place(name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key)) for name in blocks]
+    return [
+        Place(name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key))
+        for name in blocks
+    ]
 
 
 def put_behind(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -121,8 +139,16 @@ def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
     there = block.drop_path
     parts = dict(there.named_children()) if type(there) is nn.Sequential else {"drop_path": there}
     parts[key] = module
-    kept = [(name, parts[name]) for name in _TAIL if not isinstance(parts.get(name), (nn.Identity, type(None)))]
-    block.drop_path = kept[0][1] if [name for name, _ in kept] == ["drop_path"] else nn.Sequential(OrderedDict(kept))
+    kept = [
+        (name, parts[name])
+        for name in _TAIL
+        if not isinstance(parts.get(name), (nn.Identity, type(None)))
+    ]
+    block.drop_path = (
+        kept[0][1]
+        if [name for name, _ in kept] == ["drop_path"]
+        else nn.Sequential(OrderedDict(kept))
+    )
 
 
 def _following(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
@@ -143,7 +169,9 @@ def _preceding(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
     return add
 
 
-def _after(key: str, is_last: bool, module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Tensor:
+def _after(
+    key: str, is_last: bool, module: nn.Module, given: tuple[Tensor, ...], made: Tensor
+) -> Tensor:
     return _through(getattr(module, key), made, is_last)
 
 
@@ -159,13 +187,19 @@ def _is_channels_last(module: nn.Module) -> bool:
     return isinstance(getattr(module, "fc1", None), nn.Linear)  # a Linear works on the last axis
 
 
-def before_last_convolution(calls: list[tuple[str, nn.Module, int]]) -> list[tuple[str, nn.Module, int]]:
+def before_last_convolution(
+    calls: list[tuple[str, nn.Module, int]],
+) -> list[tuple[str, nn.Module, int]]:
     """The calls of a residual branch that come before that of its last convolution."""
-    convolutions = [number for number, (_, module, _) in enumerate(calls) if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        number for number, (_, module, _) in enumerate(calls) if isinstance(module, nn.Conv2d)
+    ]
     return calls[: convolutions[-1]] if convolutions else []
 
 
-def branch_calls(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[tuple[str, nn.Module, int]]]:
+def branch_calls(
+    model: nn.Module, blocks: Iterable[str]
+) -> dict[str, list[tuple[str, nn.Module, int]]]:
     """For each block the modules of its residual branch as they are called: name, module, channels that it gives.
 
     Convolutions, norms and activations; none that lie in attention or in the shortcut.
@@ -175,11 +209,16 @@ def branch_calls(model: nn.Module, blocks: Iterable[str]) -> dict[str, list[tupl
     block_of = {}
     for block in blocks:
         for inner, module in model.get_submodule(block).named_modules():
-            name, is_wanted = f"{block}.{inner}", isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module)
+            name, is_wanted = (
+                f"{block}.{inner}",
+                isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module),
+            )
             if is_wanted and inner.partition(".")[0] not in _SHORTCUTS and name not in left_out:
                 block_of[name] = block
     calls: dict[str, list] = {name: [] for name in blocks}
-    for name, module, num_channels in probe(model, block_of, lambda name, module, _, made: (name, module, made.shape[1])):
+    for name, module, num_channels in probe(
+        model, block_of, lambda name, module, _, made: (name, module, made.shape[1])
+    ):
         calls[block_of[name]].append((name, module, num_channels))
     return calls
 
@@ -189,7 +228,9 @@ def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
     return {name: shape[1] for name, shape in shapes.items()}
 
 
-def output_shapes(model: nn.Module, names: Iterable[str], image_px: int | None = None) -> dict[str, torch.Size]:
+def output_shapes(
+    model: nn.Module, names: Iterable[str], image_px: int | None = None
+) -> dict[str, torch.Size]:
     """The shapes that modules give for one image, by their dotted names; image_px as in probe().
 
     Raises SurgeryError where the model does not take such an image.
@@ -206,12 +247,16 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
     """
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
-    for name, storage in probe(model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())):
+    for name, storage in probe(
+        model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())
+    ):
         given[name].append(storage)
     for block, name in places:
         if len(given[name]) != 1 or given[name] == given[block]:
             kind = type(model.get_submodule(block)).__name__
-            raise SurgeryError(f"model.{part}: timm's {kind} ({block}) has its place off the residual branch; leave it out")
+            raise SurgeryError(
+                f"model.{part}: timm's {kind} ({block}) has its place off the residual branch; leave it out"
+            )
 
 
 def draw_as_timm(model: nn.Module, module: nn.Module) -> None:

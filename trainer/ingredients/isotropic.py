@@ -42,9 +42,13 @@ class IsotropicBody(Part):
         old = _blocks(model)
         channels, kind = input_channels(model), old[0]
         has_bias = kind.conv_dw.bias is not None
-        model.stem = nn.Sequential(nn.Conv2d(channels, self.width, self.patch_px, self.patch_px, bias=has_bias))
+        model.stem = nn.Sequential(
+            nn.Conv2d(channels, self.width, self.patch_px, self.patch_px, bias=has_bias)
+        )
         model.stages = nn.Sequential(self._stage(kind, _drop_path(old)))
-        model.feature_info = [{"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}]
+        model.feature_info = [
+            {"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}
+        ]
         _fit_head(model, self.width)
         draw_as_timm(model, model)
         places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
@@ -69,7 +73,9 @@ def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
 
     if not isinstance(model, ConvNeXt):
         found = f"{type(model).__name__} is no ConvNeXt of timm's"
-        raise SurgeryError(f"model.isotropic: {found}; model=convnext_small would do, or leave model.isotropic out")
+        raise SurgeryError(
+            f"model.isotropic: {found}; model=convnext_small would do, or leave model.isotropic out"
+        )
     return [block for stage in model.stages for block in stage.blocks]
 
 
@@ -90,7 +96,11 @@ def _fit_head(model: ConvNeXt, width: int) -> None:
     old = model.head
     alike = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
     if isinstance(old, NormMlpClassifierHead):
-        alike |= {"hidden_size": old.hidden_size, "norm_layer": _like(old.norm), "act_layer": "gelu"}
+        alike |= {
+            "hidden_size": old.hidden_size,
+            "norm_layer": _like(old.norm),
+            "act_layer": "gelu",
+        }
         model.head = NormMlpClassifierHead(width, model.num_classes, **alike)
     else:
         model.norm_pre = _like(model.norm_pre)(width)

@@ -27,9 +27,14 @@ class Lamb(torch.optim.Optimizer):
     Sources: You et al. 2019, arXiv:1904.00962; timm's lamb.py at fbf59c04, of the week of arXiv:2110.00476.
     """
 
-    def __init__(self, groups, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0):
+    def __init__(
+        self, groups, lr: float, betas: tuple[float, float], eps: float, weight_decay: float = 0.0
+    ):
         # "fused" tells torch's load_state_dict to put the step counts on the weights' device.
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
+        super().__init__(
+            groups,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -55,7 +60,9 @@ class Lamb(torch.optim.Optimizer):
             ratios = torch.where(has_ratio, weight_norms / update_norms, group["weight_decay"])
             torch._foreach_addcmul_(weights, updates, ratios.unbind(), value=-group["lr"])
 
-    def _add_adam_step(self, targets: list[Tensor], weights: list[Tensor], factor: float, group: dict) -> None:
+    def _add_adam_step(
+        self, targets: list[Tensor], weights: list[Tensor], factor: float, group: dict
+    ) -> None:
         """Moves the moments of `weights` by their gradients and adds factor * Adam's update to `targets`."""
         states = [self._state_of(weight) for weight in weights]
         adam(
@@ -117,5 +124,8 @@ def norms(tensors: list[Tensor]) -> Tensor:
     """
     if tensors[0].device.type != "cpu":
         return torch.stack(torch._foreach_norm(tensors))
-    rows = [torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)) or None) for tensor in tensors]
+    rows = [
+        torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)) or None)
+        for tensor in tensors
+    ]
     return torch.stack([torch.linalg.vector_norm(row) for row in rows])

@@ -35,27 +35,41 @@ class LearningRate(Page):
 
     @model_validator(mode="after")
     def _warmup_is_whole(self) -> Self:
-        lengths = [key for key in ("warmup_epochs", "warmup_steps") if getattr(self, key) is not None]
+        lengths = [
+            key for key in ("warmup_epochs", "warmup_steps") if getattr(self, key) is not None
+        ]
         if len(lengths) == 2:
             raise ValueError("warmup_epochs and warmup_steps are both there: keep one of them")
         if bool(lengths) != (self.warmup_from is not None):
-            given, absent = (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
+            given, absent = (
+                (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
+            )
             raise ValueError(f"{given} stands without {absent}: give both, or leave both out")
         if self.warmup_ends_at_peak and not lengths:
-            raise ValueError("warmup_ends_at_peak stands without warmup_epochs: leave it out, or give a warm-up")
+            raise ValueError(
+                "warmup_ends_at_peak stands without warmup_epochs: leave it out, or give a warm-up"
+            )
         if self.warmup_steps is not None and self.updated == "per_epoch":
-            raise ValueError("warmup_steps needs a rate that moves at every step: write updated: per_step")
+            raise ValueError(
+                "warmup_steps needs a rate that moves at every step: write updated: per_step"
+            )
         if lengths and isinstance(self.schedule, PiecewiseLinear):
-            raise ValueError(f"piecewise_linear holds its own warm-up: leave {lengths[0]} and warmup_from out")
+            raise ValueError(
+                f"piecewise_linear holds its own warm-up: leave {lengths[0]} and warmup_from out"
+            )
         return self
 
     @model_validator(mode="after")
     def _peak_is_highest(self) -> Self:
         if self.warmup_from is not None and self.warmup_from > self.peak:
-            raise ValueError(f"warmup_from {self.warmup_from:g} is above the peak {self.peak:g}: start at or below it")
+            raise ValueError(
+                f"warmup_from {self.warmup_from:g} is above the peak {self.peak:g}: start at or below it"
+            )
         end = getattr(self.schedule, "end", 0.0)
         if end > self.peak:
-            raise ValueError(f"schedule.end {end:g} is above the peak {self.peak:g}: end at or below it")
+            raise ValueError(
+                f"schedule.end {end:g} is above the peak {self.peak:g}: end at or below it"
+            )
         return self
 
     def num_warmup_steps(self, steps_per_epoch: int) -> int:
@@ -70,7 +84,9 @@ class LearningRate(Page):
         if update < num_warmup:
             num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
             return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
-        return self.schedule.at(self.peak, update, num_warmup, epochs * updates_per_epoch, updates_per_epoch)
+        return self.schedule.at(
+            self.peak, update, num_warmup, epochs * updates_per_epoch, updates_per_epoch
+        )
 
     def scaled(self, images_from: int, images_to: int) -> float:
         """The peak for another number of images per step, by the page's own rule.

@@ -16,7 +16,9 @@ from trainer.streams import uniforms
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k:
 # the numbers that fb.resnet.torch published and pycls uses.
 _VALUES = np.array([0.2175, 0.0188, 0.0045])
-_VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+_VECTORS = np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+)
 # The same images' deviations: what one unit of a normalized image is in a colour.
 _STD = np.array([0.229, 0.224, 0.225])
 
@@ -41,7 +43,9 @@ class Lighting(Ingredient):
         """Refuse images that are not red, green and blue. Raises UserError."""
         if num_channels != len(_VALUES):
             found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
-            raise UserError(f'augment.lighting: it is about red, green and blue; {found}; set="augment.lighting=null" would do')
+            raise UserError(
+                f'augment.lighting: it is about red, green and blue; {found}; set="augment.lighting=null" would do'
+            )
 
     def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
         """The colour of each image, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.

@@ -148,7 +148,9 @@ class JensenShannon(Ingredient):
 
     name: Literal["jensen_shannon"] = "jensen_shannon"
     weight: Positive
-    loss: Annotated[BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy, Field(discriminator="name")]
+    loss: Annotated[
+        BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy, Field(discriminator="name")
+    ]
     example: ClassVar[dict[str, Any]] = {"weight": 12.0, "loss": {"name": "ce"}}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -167,5 +169,6 @@ class JensenShannon(Ingredient):
 
 
 Loss = Annotated[
-    BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy | JensenShannon, Field(discriminator="name")
+    BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy | JensenShannon,
+    Field(discriminator="name"),
 ]

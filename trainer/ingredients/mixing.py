@@ -47,7 +47,9 @@ class _Mixing(Ingredient):
         share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
         if not has_box:
             return Mix(share, None)
-        box = top, left, bottom, right = _box(share, image_px, int(down * image_px), int(across * image_px))
+        box = top, left, bottom, right = _box(
+            share, image_px, int(down * image_px), int(across * image_px)
+        )
         return Mix(1 - (bottom - top) * (right - left) / image_px**2, box)
 
     @abstractmethod

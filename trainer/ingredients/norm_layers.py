@@ -38,7 +38,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         for part in x.split(self._sizes(len(x))):
             # With momentum 1 these become the statistics of the virtual batch itself.
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-            made.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
+            made.append(
+                F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+            )
             means.append(mean)
             variances.append(variance)
         with torch.no_grad():
@@ -83,13 +85,17 @@ class EstimatedBatchNorm2d(nn.Module):
 
     def start_step(self) -> None:
         """Forget what has been added since the last step."""
-        self._sums: Tensor | None = None  # [2, C]: of distances from the estimated mean, and of their squares
+        self._sums: Tensor | None = (
+            None  # [2, C]: of distances from the estimated mean, and of their squares
+        )
         self._num_values = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.is_adding:
             self._add(x.detach())
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
     @torch.no_grad()
     def _add(self, x: Tensor) -> None:
@@ -128,7 +134,9 @@ class BatchChannelNorm2d(nn.Module):
     weight, bias: [groups], of the second normalization: the outermost.
     """
 
-    def __init__(self, num_channels: int, groups: int, eps: float, momentum: float, statistics: str) -> None:
+    def __init__(
+        self, num_channels: int, groups: int, eps: float, momentum: float, statistics: str
+    ) -> None:
         super().__init__()
         assert num_channels % groups == 0, (num_channels, groups)
         kind = {"batch": nn.BatchNorm2d, "estimated": EstimatedBatchNorm2d}[statistics]
@@ -139,7 +147,9 @@ class BatchChannelNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         num_each = x.shape[1] // self.groups
-        weight, bias = (each[:, None].expand(-1, num_each).reshape(-1) for each in (self.weight, self.bias))
+        weight, bias = (
+            each[:, None].expand(-1, num_each).reshape(-1) for each in (self.weight, self.bias)
+        )
         return F.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
 
     def extra_repr(self) -> str:

@@ -11,7 +11,17 @@ from torch import nn
 
 from trainer.ingredients.norm_layers import ChannelsLast
 from trainer.ingredients.surgery import (
-    NormPlace, Part, SurgeryError, Swap, anatomy, counted, has_activation, nothing, probe, put, starts_at_zero,
+    NormPlace,
+    Part,
+    SurgeryError,
+    Swap,
+    anatomy,
+    counted,
+    has_activation,
+    nothing,
+    probe,
+    put,
+    starts_at_zero,
 )  # fmt: skip
 
 
@@ -75,8 +85,15 @@ class NormPart(Part):
             put(model, place.activation, nn.Identity())
         if place.is_channels_last:
             new = self.over_last(new)
-        kept = [getattr(old, "drop", None), None if self.brings_activation else getattr(old, "act", None)]
-        rest = [module for module in kept if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)]
+        kept = [
+            getattr(old, "drop", None),
+            None if self.brings_activation else getattr(old, "act", None),
+        ]
+        rest = [
+            module
+            for module in kept
+            if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
+        ]
         put(model, place.name, nn.Sequential(new, *rest) if rest else new)
         return new
 
@@ -90,7 +107,11 @@ class NormPart(Part):
             return
         num_pixels = _num_pixels(model, places, image_px)
         for place in places:
-            num_values = num_pixels.get(place.name, 2) * place.num_channels // self.num_groups(place.num_channels)
+            num_values = (
+                num_pixels.get(place.name, 2)
+                * place.num_channels
+                // self.num_groups(place.num_channels)
+            )
             if num_values == 1:
                 raise SurgeryError(
                     f"model.norm: {place.name} is given maps of 1x1 from images of {image_px} px, and {self.name} there "
@@ -101,7 +122,9 @@ class NormPart(Part):
         """Names of the norms whose activation this norm takes the place of."""
         if self.brings_activation:
             _check_shared(self.name, model, places)
-            return {place.name for place in places if place.activation or _is_activating(place.module)}
+            return {
+                place.name for place in places if place.activation or _is_activating(place.module)
+            }
         for place in places:
             if _is_activating(place.module) and not has_activation(place.module):
                 kind = type(place.module).__name__
@@ -115,7 +138,9 @@ class NormPart(Part):
         if not self.brings_activation:
             return ""
         num_without = len(places) - len(activated)
-        return f"{len(activated)} in place of norm and activation" + (f", {num_without} without an activation" if num_without else "")
+        return f"{len(activated)} in place of norm and activation" + (
+            f", {num_without} without an activation" if num_without else ""
+        )
 
 
 class GroupedNormPart(NormPart):
@@ -151,12 +176,22 @@ def _kinds(layers: Sequence[nn.Module]) -> str:
 
 def _is_same(norm: nn.Module, other: nn.Module) -> bool:
     """Are two norms of the same classes and numbers, apart from their weights?"""
-    return [_form(module) for module in norm.modules()] == [_form(module) for module in other.modules()]
+    return [_form(module) for module in norm.modules()] == [
+        _form(module) for module in other.modules()
+    ]
 
 
 def _form(module: nn.Module) -> tuple:
-    fields = {name: value for name, value in vars(module).items() if isinstance(value, (int, float, str, tuple))}
-    return type(module), {**fields, "training": True}, [name for name, _ in module.named_parameters(recurse=False)]
+    fields = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, (int, float, str, tuple))
+    }
+    return (
+        type(module),
+        {**fields, "training": True},
+        [name for name, _ in module.named_parameters(recurse=False)],
+    )
 
 
 def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> None:
@@ -176,12 +211,21 @@ def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) ->
     """Pixels of the map that each norm is given from images of image_px a side; nothing where they are too small."""
     channels = {place.name: place.num_channels for place in places}
     try:
-        return dict(probe(model, channels, lambda name, _, given, made: (name, made[0].numel() // channels[name]), image_px))
+        return dict(
+            probe(
+                model,
+                channels,
+                lambda name, _, given, made: (name, made[0].numel() // channels[name]),
+                image_px,
+            )
+        )
     except SurgeryError:  # the size is refused with a better one once the model is whole
         return {}
 
 
-def _no_division(key: str, number: int, place: NormPlace, places: Sequence[NormPlace], model: nn.Module) -> SurgeryError:
+def _no_division(
+    key: str, number: int, place: NormPlace, places: Sequence[NormPlace], model: nn.Module
+) -> SurgeryError:
     widths = list(dict.fromkeys(each.num_channels for each in places))
     common = math.gcd(*widths)
     fitting = [n for n in range(1, common + 1) if common % n == 0]

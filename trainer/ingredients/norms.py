@@ -32,7 +32,9 @@ class BatchNorm(NormPart):
     affine: bool
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        return nn.BatchNorm2d(num_channels, eps=self.eps, momentum=self.momentum, affine=self.affine)
+        return nn.BatchNorm2d(
+            num_channels, eps=self.eps, momentum=self.momentum, affine=self.affine
+        )
 
 
 class GhostBatchNorm(NormPart):
@@ -92,7 +94,11 @@ class GroupNorm(GroupedNormPart):
         return self
 
     def _division(self) -> tuple[str, int]:
-        return ("groups", self.groups) if self.groups else ("channels_per_group", self.channels_per_group)
+        return (
+            ("groups", self.groups)
+            if self.groups
+            else ("channels_per_group", self.channels_per_group)
+        )
 
     def num_groups(self, num_channels: int) -> int:
         return self.groups or num_channels // self.channels_per_group
@@ -164,7 +170,9 @@ class FilterResponseNorm(NormPart):
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         import timm.layers
 
-        return timm.layers.FilterResponseNormTlu2d(num_channels, apply_act=is_activated, eps=self.eps)
+        return timm.layers.FilterResponseNormTlu2d(
+            num_channels, apply_act=is_activated, eps=self.eps
+        )
 
 
 class EvoNormS0(GroupedNormPart):
@@ -185,7 +193,9 @@ class EvoNormS0(GroupedNormPart):
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         import timm.layers
 
-        return timm.layers.EvoNorm2dS0(num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps)
+        return timm.layers.EvoNorm2dS0(
+            num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps
+        )
 
     def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
         activated = super()._activated(model, places)
@@ -212,14 +222,21 @@ class BatchChannelNorm(GroupedNormPart):
     """
 
     name: Literal["batch_channel_norm"] = "batch_channel_norm"
-    example: ClassVar[dict[str, Any]] = {"groups": 32, "eps": 1e-5, "momentum": 0.1, "statistics": "batch"}
+    example: ClassVar[dict[str, Any]] = {
+        "groups": 32,
+        "eps": 1e-5,
+        "momentum": 0.1,
+        "statistics": "batch",
+    }
     groups: Groups
     eps: Epsilon
     momentum: Momentum
     statistics: Literal["batch", "estimated"]
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        return BatchChannelNorm2d(num_channels, self.groups, self.eps, self.momentum, self.statistics)
+        return BatchChannelNorm2d(
+            num_channels, self.groups, self.eps, self.momentum, self.statistics
+        )
 
 
 class NoNorm(NormPart):

@@ -91,7 +91,9 @@ class AdamW(_Optimizer):
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made."""
-        return _resumable(torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True))
+        return _resumable(
+            torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        )
 
 
 class Sgd(_Optimizer):
@@ -114,7 +116,11 @@ class Sgd(_Optimizer):
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made."""
-        return _resumable(torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True))
+        return _resumable(
+            torch.optim.SGD(
+                groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
+            )
+        )
 
 
 class DecoupledSgd(_Optimizer):
@@ -134,7 +140,9 @@ class DecoupledSgd(_Optimizer):
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made; lr: the page's peak."""
-        return _resumable(_DecoupledSgd(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov))
+        return _resumable(
+            _DecoupledSgd(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov)
+        )
 
 
 class RmspropTf(_Optimizer):
@@ -155,11 +163,18 @@ class RmspropTf(_Optimizer):
     momentum: Momentum
     centered: bool = False
     decoupled_decay: bool = False
-    example: ClassVar[dict[str, Any]] = {"alpha": 0.9, "eps": 1e-3, "momentum": 0.9, "weight_decay": 1e-5}
+    example: ClassVar[dict[str, Any]] = {
+        "alpha": 0.9,
+        "eps": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+    }
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made."""
-        fields = self.model_dump(include={"alpha", "eps", "momentum", "centered", "decoupled_decay"})
+        fields = self.model_dump(
+            include={"alpha", "eps", "momentum", "centered", "decoupled_decay"}
+        )
         return _resumable(RMSpropTF(groups, lr=lr, **fields))
 
 
@@ -189,7 +204,9 @@ class TimmOptimizer(_Optimizer):
         return _resumable(timm_optimizer.build(self.optimizer, groups, lr, self.fields))
 
 
-Optimizer = Annotated[Lamb | AdamW | Sgd | DecoupledSgd | RmspropTf | TimmOptimizer, Field(discriminator="name")]
+Optimizer = Annotated[
+    Lamb | AdamW | Sgd | DecoupledSgd | RmspropTf | TimmOptimizer, Field(discriminator="name")
+]
 
 
 def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
@@ -205,7 +222,10 @@ def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     }
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [
-        {"params": [weight for weight in weights if id(weight) not in spared], "weight_decay": optimizer.weight_decay},
+        {
+            "params": [weight for weight in weights if id(weight) not in spared],
+            "weight_decay": optimizer.weight_decay,
+        },
         {"params": [weight for weight in weights if id(weight) in spared], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
@@ -238,5 +258,9 @@ def _resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def _relay_state(optimizer: torch.optim.Optimizer) -> None:
     for weight, state in optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+            if (
+                isinstance(value, Tensor)
+                and value.shape == weight.shape
+                and value.stride() != weight.stride()
+            ):
                 state[key] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -78,15 +78,22 @@ class RandAugment(FromOperations):
         """The fifteen."""
         return tuple(_ARGUMENTS)
 
-    def draw(self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3) -> dict[str, np.ndarray]:
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
         """What is done to each image [num_channels, image_px, image_px], for ids [B, 3] (epoch, sample, repeat).
 
         Gives operation [B, num_ops] int64 as places in OPERATIONS (0 where none), argument [B, num_ops] float64 and
         interpolation [B, num_ops] int64 as places in INTERPOLATIONS.
         """
         draws = uniforms(seed, "rand_augment", ids, _DRAWS_PER_OP * self.num_ops)
-        which, whether, strength, side, filtering = draws.reshape(len(draws), self.num_ops, -1).transpose(2, 0, 1)
-        rules, left_out = _INCREASING if self.increasing else _ARGUMENTS, self.left_out(num_channels)
+        which, whether, strength, side, filtering = draws.reshape(
+            len(draws), self.num_ops, -1
+        ).transpose(2, 0, 1)
+        rules, left_out = (
+            _INCREASING if self.increasing else _ARGUMENTS,
+            self.left_out(num_channels),
+        )
         arguments = {name: rule for name, rule in rules.items() if name not in left_out}
         choice = np.floor(which * len(arguments)).astype(np.int64)
         level, sign = self._levels(strength), np.where(side < 0.5, 1.0, -1.0)
@@ -107,7 +114,9 @@ class RandAugment(FromOperations):
         return images
 
     def _levels(self, draws: np.ndarray) -> np.ndarray:
-        magnitude = self.magnitude + (self.magnitude_std * ndtri(draws) if self.magnitude_std else 0 * draws)
+        magnitude = self.magnitude + (
+            self.magnitude_std * ndtri(draws) if self.magnitude_std else 0 * draws
+        )
         return magnitude.clip(0, _STRONGEST) / _STRONGEST
 
     def _interpolations(self, draws: np.ndarray) -> np.ndarray:

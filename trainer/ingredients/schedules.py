@@ -37,7 +37,9 @@ class Cosine(Ingredient):
     period: Period
     example: ClassVar[dict[str, Any]] = {"end": 0.0, "period": "run"}
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         skipped = 0 if self.period == "run" else num_warmup
         angle = math.pi * (update - skipped) / (num_updates - skipped)
@@ -58,7 +60,9 @@ class Polynomial(Ingredient):
     period: Period
     example: ClassVar[dict[str, Any]] = {"power": 0.9, "end": 0.0, "period": "run"}
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         left_share = 1 - _share_done(self.period, update, num_warmup, num_updates)
         return self.end + (peak - self.end) * left_share**self.power
@@ -70,7 +74,9 @@ class Constant(Ingredient):
     name: Literal["constant"] = "constant"
     example: ClassVar[dict[str, Any]] = {}
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak
 
@@ -83,7 +89,9 @@ class StepDecay(Ingredient):
     factor: Factor
     example: ClassVar[dict[str, Any]] = {"every_epochs": 30, "factor": 0.1}
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak * self.factor ** (update // updates_per_epoch // self.every_epochs)
 
@@ -104,10 +112,14 @@ class MultiStep(Ingredient):
     @classmethod
     def _rising(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
         if any(after <= before for before, after in pairwise(epochs)):
-            raise ValueError(f"{list(epochs)} does not rise; write each epoch once, the earlier first")
+            raise ValueError(
+                f"{list(epochs)} does not rise; write each epoch once, the earlier first"
+            )
         return epochs
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak * self.factor ** bisect_right(self.at_epochs, update // updates_per_epoch)
 
@@ -131,18 +143,26 @@ class PiecewiseLinear(Ingredient):
         epochs = [epoch for epoch, _ in points]
         if epochs[0] != 0 or any(after <= before for before, after in pairwise(epochs)):
             shown = ", ".join(f"{epoch:g}" for epoch in epochs)
-            raise ValueError(f"the points' epochs {shown} do not rise from 0; start at 0, the earlier first")
+            raise ValueError(
+                f"the points' epochs {shown} do not rise from 0; start at 0, the earlier first"
+            )
         highest = max(share for _, share in points)
         if highest != 1:
-            raise ValueError(f"the highest share is {highest:g}; one point must be at the peak, share 1.0")
+            raise ValueError(
+                f"the highest share is {highest:g}; one point must be at the peak, share 1.0"
+            )
         return points
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update, from the first on; all counts in updates."""
         epoch = update / updates_per_epoch
         for (start, share_before), (end, share_after) in pairwise(self.points):
             if epoch < end:
-                return peak * (share_before + (share_after - share_before) * (epoch - start) / (end - start))
+                return peak * (
+                    share_before + (share_after - share_before) * (epoch - start) / (end - start)
+                )
         return peak * self.points[-1][1]
 
 
@@ -161,7 +181,9 @@ class WarmupStableDecay(Ingredient):
     shape: Literal["linear", "cosine", "one_minus_sqrt"]
     example: ClassVar[dict[str, Any]] = {"decay_epochs": 2, "end": 0.0, "shape": "one_minus_sqrt"}
 
-    def at(self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int) -> float:
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
         num_decay = self.decay_epochs * updates_per_epoch
         done_share = max(0.0, (update - (num_updates - num_decay)) / num_decay)

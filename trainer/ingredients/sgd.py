@@ -17,7 +17,10 @@ class DecoupledSgd(torch.optim.SGD):
     """
 
     def __init__(self, groups, lr: float, momentum: float, nesterov: bool):
-        groups = [{**group, "weight_decay": 0.0, "decoupled_decay": group["weight_decay"]} for group in groups]
+        groups = [
+            {**group, "weight_decay": 0.0, "decoupled_decay": group["weight_decay"]}
+            for group in groups
+        ]
         groups = [{**group, "initial_lr": lr} for group in groups]
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
         # A step that the scaler finds infinite must leave out the decay too: the scaler decides, not the fused kernel.

@@ -26,7 +26,11 @@ def blocks(model: nn.Module) -> list[list[str]]:
     Raises SurgeryError where a model has no series of blocks.
     """
     return [
-        [f"{series}.{name}" for name, child in model.get_submodule(series).named_children() if _is_block(child)]
+        [
+            f"{series}.{name}"
+            for name, child in model.get_submodule(series).named_children()
+            if _is_block(child)
+        ]
         for series in _series(model)
     ]
 
@@ -37,19 +41,27 @@ def _series(model: nn.Module) -> list[str]:
     innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
     if not innermost:
         kind = type(model).__name__
-        raise SurgeryError(f"model: {kind} has no stages of residual blocks; a ResNet or a ConvNeXt would do")
+        raise SurgeryError(
+            f"model: {kind} has no stages of residual blocks; a ResNet or a ConvNeXt would do"
+        )
     return innermost
 
 
 def _holds_blocks(module: nn.Module) -> bool:
     weighted = [inner for inner in module.children() if next(inner.parameters(), None) is not None]
     weighted = [inner for inner in weighted if not is_attention(inner)]
-    return bool(weighted) and not is_attention(module) and all(_is_block(inner) for inner in weighted)
+    return (
+        bool(weighted) and not is_attention(module) and all(_is_block(inner) for inner in weighted)
+    )
 
 
 def _is_block(module: nn.Module) -> bool:
     """A class of its own around two layers with weights or more: no torch container, no convolution with its norm."""
-    if type(module).__module__.startswith("torch.") or is_attention(module) or _is_convolution(module):
+    if (
+        type(module).__module__.startswith("torch.")
+        or is_attention(module)
+        or _is_convolution(module)
+    ):
         return False
     return _num_layers(module) > 1
 

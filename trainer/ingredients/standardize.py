@@ -10,7 +10,16 @@ from torch import nn
 
 from trainer.ingredients.base import Positive
 from trainer.ingredients.standardize_layers import ScaledStandardizedConv2d, StandardizedConv2d
-from trainer.ingredients.surgery import ConvPlace, Part, SurgeryError, Swap, anatomy, counted, inside_attention, put
+from trainer.ingredients.surgery import (
+    ConvPlace,
+    Part,
+    SurgeryError,
+    Swap,
+    anatomy,
+    counted,
+    inside_attention,
+    put,
+)
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Of = Literal["followed_by_norm", "all"]
@@ -28,7 +37,9 @@ class _Standardization(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace the convolutions; the note counts those left, each for one reason."""
-        reasons = {place.name: self._reason_to_leave(place, model) for place in anatomy(model).convolutions}
+        reasons = {
+            place.name: self._reason_to_leave(place, model) for place in anatomy(model).convolutions
+        }
         left = _left(model, reasons)
         names = tuple(name for name, reason in reasons.items() if not reason)
         if not names:
@@ -46,7 +57,9 @@ class _Standardization(Part):
     def _reason_to_leave(self, place: ConvPlace, model: nn.Module) -> str:
         conv = place.module
         if type(conv) is not nn.Conv2d or _is_inside_convolution(model, place.name):
-            return "of another kind: " + (type(conv).__name__ if type(conv) is not nn.Conv2d else "for offsets")
+            return "of another kind: " + (
+                type(conv).__name__ if type(conv) is not nn.Conv2d else "for offsets"
+            )
         if place.is_depthwise and not self.depthwise:
             return "depthwise"
         if self.of == "followed_by_norm" and place.norm is None:
@@ -82,7 +95,9 @@ class WeightStandardization(_Standardization):
 
     def standardized(self, conv: nn.Conv2d) -> nn.Conv2d:
         is_unbiased, is_inside = self.variance == "unbiased", self.eps_place == "inside"
-        return StandardizedConv2d.around(conv, is_unbiased=is_unbiased, eps=self.eps, is_inside=is_inside)
+        return StandardizedConv2d.around(
+            conv, is_unbiased=is_unbiased, eps=self.eps, is_inside=is_inside
+        )
 
 
 class ScaledWeightStandardization(_Standardization):
@@ -99,7 +114,12 @@ class ScaledWeightStandardization(_Standardization):
     """
 
     name: Literal["scaled_weight_standardization"] = "scaled_weight_standardization"
-    example: ClassVar[dict[str, Any]] = {"of": "all", "depthwise": True, "gamma": 1.7139588594436646, "eps": 1e-6}
+    example: ClassVar[dict[str, Any]] = {
+        "of": "all",
+        "depthwise": True,
+        "gamma": 1.7139588594436646,
+        "eps": 1e-6,
+    }
     gamma: Positive
     eps: Epsilon
 
@@ -107,7 +127,9 @@ class ScaledWeightStandardization(_Standardization):
         return ScaledStandardizedConv2d.around(conv, gamma=self.gamma, eps=self.eps)
 
 
-Standardization = Annotated[WeightStandardization | ScaledWeightStandardization, Field(discriminator="name")]
+Standardization = Annotated[
+    WeightStandardization | ScaledWeightStandardization, Field(discriminator="name")
+]
 
 
 def _classifier(model: nn.Module) -> nn.Module | None:
@@ -126,7 +148,9 @@ def _left(model: nn.Module, reasons: dict[str, str]) -> str:
         counts[reason] = counts.get(reason, 0) + 1
     in_attention, classifier = inside_attention(model), _classifier(model)
     linears = [name for name, inner in model.named_modules() if isinstance(inner, nn.Linear)]
-    num_linears = sum(name not in in_attention and model.get_submodule(name) is not classifier for name in linears)
+    num_linears = sum(
+        name not in in_attention and model.get_submodule(name) is not classifier for name in linears
+    )
     parts = [f"{count} {reason}" for reason, count in counts.items()]
     parts += [f"{num_linears} Linear, no convolutions"] if num_linears else []
     return "left: " + ", ".join(parts) if parts else ""

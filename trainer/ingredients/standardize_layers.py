@@ -42,7 +42,9 @@ class StandardizedConv2d(nn.Conv2d):
     def standardized_weight(self) -> Tensor:
         """What the convolution uses: as the weight in shape, dtype and memory format."""
         num_weights = self.weight[0].numel()
-        ratio = (num_weights - 1) / num_weights if self.is_unbiased else 1.0  # biased variance / asked variance
+        ratio = (
+            (num_weights - 1) / num_weights if self.is_unbiased else 1.0
+        )  # biased variance / asked variance
         rows = _rows(self.weight)
         if self.is_inside:
             return _like(_normalized(rows, self.eps * ratio, ratio**0.5), self.weight)
@@ -53,7 +55,10 @@ class StandardizedConv2d(nn.Conv2d):
         return self._conv_forward(images, self.standardized_weight(), self.bias)
 
     def extra_repr(self) -> str:
-        variance, place = "unbiased" if self.is_unbiased else "biased", "inside" if self.is_inside else "outside"
+        variance, place = (
+            "unbiased" if self.is_unbiased else "biased",
+            "inside" if self.is_inside else "outside",
+        )
         return f"{super().extra_repr()}, {variance}, eps={self.eps} {place}"
 
 
@@ -71,7 +76,9 @@ class ScaledStandardizedConv2d(nn.Conv2d):
         super().__init__(*shape, **options)
         self.gamma = gamma
         self.eps = eps
-        self.gain = nn.Parameter(torch.ones(self.out_channels, dtype=self.weight.dtype, device=self.weight.device))
+        self.gain = nn.Parameter(
+            torch.ones(self.out_channels, dtype=self.weight.dtype, device=self.weight.device)
+        )
 
     @classmethod
     def around(cls, conv: nn.Conv2d, **form) -> Self:
@@ -103,7 +110,9 @@ class _EpsOutside(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor, widening: float, eps: float) -> Tensor:
-        made, mean, inverse = torch.ops.aten.native_layer_norm(rows, rows.shape[1:], None, None, _TINY)
+        made, mean, inverse = torch.ops.aten.native_layer_norm(
+            rows, rows.shape[1:], None, None, _TINY
+        )
         factor = 1 / (widening + eps * inverse)
         made.mul_(factor)
         ctx.save_for_backward(rows, mean, inverse, made)
@@ -115,9 +124,15 @@ class _EpsOutside(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, mean, inverse, made = ctx.saved_tensors
         shape, wanted = rows.shape[1:], [True, False, False]
-        through = torch.ops.aten.native_layer_norm_backward(grad, rows, shape, mean, inverse, None, None, wanted)[0]
+        through = torch.ops.aten.native_layer_norm_backward(
+            grad, rows, shape, mean, inverse, None, None, wanted
+        )[0]
         along = (grad * made).mean(dim=1, keepdim=True) * inverse * (ctx.eps * inverse)
-        return through.mul_(1 / (ctx.widening + ctx.eps * inverse)).addcmul_(made, along), None, None
+        return (
+            through.mul_(1 / (ctx.widening + ctx.eps * inverse)).addcmul_(made, along),
+            None,
+            None,
+        )
 
 
 def _taking(kind: type, conv: nn.Conv2d, form: dict) -> nn.Module:

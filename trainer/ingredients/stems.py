@@ -14,10 +14,20 @@ from torch import nn
 from trainer.ingredients.insertion import draw_as_timm
 from trainer.ingredients.stages import stages
 from trainer.ingredients.surgery import (
-    Part, SurgeryError, Swap, counted, has_activation, is_activation, is_norm, probe, put,
+    Part,
+    SurgeryError,
+    Swap,
+    counted,
+    has_activation,
+    is_activation,
+    is_norm,
+    probe,
+    put,
 )  # fmt: skip
 
-_SMALL_PX = 96  # below it the last stage of a model that divides by 32 has less than three places a side
+_SMALL_PX = (
+    96  # below it the last stage of a model that divides by 32 has less than three places a side
+)
 
 
 @dataclass
@@ -132,7 +142,11 @@ class DeepStem(_Stem):
     def _norm_and_activation(self, present: _Present) -> list[nn.Module]:
         norm = present.inner_norm and _norm_like(present.inner_norm, self.width)
         is_activated = norm is not None and has_activation(norm)
-        return [each for each in (norm, None if is_activated else deepcopy(present.inner_activation)) if each is not None]
+        return [
+            each
+            for each in (norm, None if is_activated else deepcopy(present.inner_activation))
+            if each is not None
+        ]
 
     def _after(self) -> str:
         return f"three 3x3 of width {self.width}, 3x3 max pooling of stride 2"
@@ -152,7 +166,9 @@ class PatchifyStem(_Stem):
     patch_px: Annotated[int, Field(ge=1, le=64)]
 
     def _body(self, present: _Present) -> nn.Module:
-        return _convolution(present, present.num_features, self.patch_px, stride=self.patch_px, padding=0)
+        return _convolution(
+            present, present.num_features, self.patch_px, stride=self.patch_px, padding=0
+        )
 
     def _after(self) -> str:
         return f"{self.patch_px}x{self.patch_px} of stride {self.patch_px}"
@@ -170,7 +186,9 @@ class AutoStem(_Stem):
             note = f"auto: cifar stem, as images of {image_px} px are under {_SMALL_PX} px"
             return Swap(swap.part, swap.before, swap.after, swap.places, note)
         children = _children(model)
-        note = f"auto: the model's own stem, as images of {image_px} px are not under {_SMALL_PX} px"
+        note = (
+            f"auto: the model's own stem, as images of {image_px} px are not under {_SMALL_PX} px"
+        )
         return Swap("stem", counted(_leaves(model, children)), "the same", children, note)
 
     def _body(self, present: _Present) -> nn.Module:
@@ -195,12 +213,18 @@ def _present(model: nn.Module) -> _Present:
         for child in children
         for name, module in model.get_submodule(child).named_modules()
     ]
-    convolutions = [place for place, (_, module) in enumerate(inner) if isinstance(module, nn.Conv2d)]
+    convolutions = [
+        place for place, (_, module) in enumerate(inner) if isinstance(module, nn.Conv2d)
+    ]
     if not convolutions:
-        raise SurgeryError(f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out")
+        raise SurgeryError(
+            f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out"
+        )
     first, last = inner[convolutions[0]][1], inner[convolutions[-1]][1]
     norms = [found for found in inner if is_norm(found[1])]
-    activations = [found for found in inner if is_activation(found[1]) and not _is_inside(found[0], norms)]
+    activations = [
+        found for found in inner if is_activation(found[1]) and not _is_inside(found[0], norms)
+    ]
     behind = inner[convolutions[-1] :]
     return _Present(
         children,
@@ -251,7 +275,12 @@ def _leaves(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
 
 
 def _convolution(
-    present: _Present, num_channels: int, kernel: int, stride: int, in_channels: int | None = None, padding: int | None = None
+    present: _Present,
+    num_channels: int,
+    kernel: int,
+    stride: int,
+    in_channels: int | None = None,
+    padding: int | None = None,
 ) -> nn.Conv2d:
     """A convolution of the kind of the present stem's: the first one's class, with a bias where the last one has it."""
     like = present.convolution
@@ -270,7 +299,9 @@ def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     new = deepcopy(norm)
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
-        raise SurgeryError(f"model.stem.width={num_channels}: no multiple of {num_groups} groups; {num_groups} would do")
+        raise SurgeryError(
+            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; {num_groups} would do"
+        )
     for name, values in [*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)]:
         if values.ndim == 1:
             start = values.detach()[:1].repeat(num_channels)
@@ -283,4 +314,6 @@ def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     return new
 
 
-Stem = Annotated[ImagenetStem | CifarStem | DeepStem | PatchifyStem | AutoStem, Field(discriminator="name")]
+Stem = Annotated[
+    ImagenetStem | CifarStem | DeepStem | PatchifyStem | AutoStem, Field(discriminator="name")
+]

@@ -22,7 +22,9 @@ _TRIED_PX = (128, 1024)
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 # timm's norms (RmsNorm, EvoNorm ...) have no base class in common, but only norms are defined in these files; ours too.
-_NORM_FILES = {f"timm.layers.{name}" for name in ("norm", "norm_act", "evo_norm", "filter_response_norm")}
+_NORM_FILES = {
+    f"timm.layers.{name}" for name in ("norm", "norm_act", "evo_norm", "filter_response_norm")
+}
 _NORM_FILES |= {"trainer.ingredients.norm_layers"}
 # Attention brings activations, gates and convolutions of its own, which its paper fixes. Selective kernels and split
 # attention are not here: they hold the 3x3 convolutions of the body.
@@ -31,8 +33,19 @@ _ATTENTION_FILES = {"trainer.ingredients.attention_layers"} | {
     for name in ("squeeze_excite", "eca", "cbam", "gather_excite", "global_context", "coord_attn")
 }
 _ATTENTION_CLASSES = {"timm.models.senet.SEModule"}  # in files that hold other things too
-_ACTIVATION_FILES = {"torch.nn.modules.activation", "timm.layers.activations", "trainer.ingredients.activation_layers"}
-_GATES = {"Sigmoid", "HardSigmoid", "Hardsigmoid", "Softmax", "MultiheadAttention", "Tanh"}  # no nonlinearity of a body
+_ACTIVATION_FILES = {
+    "torch.nn.modules.activation",
+    "timm.layers.activations",
+    "trainer.ingredients.activation_layers",
+}
+_GATES = {
+    "Sigmoid",
+    "HardSigmoid",
+    "Hardsigmoid",
+    "Softmax",
+    "MultiheadAttention",
+    "Tanh",
+}  # no nonlinearity of a body
 
 
 class SurgeryError(UserError):
@@ -55,9 +68,13 @@ class Swap:
     note: str = ""
 
     def __str__(self) -> str:
-        shown = ", ".join(self.places[:2]) + (f" … {self.places[-1]}" if len(self.places) > 2 else "")
+        shown = ", ".join(self.places[:2]) + (
+            f" … {self.places[-1]}" if len(self.places) > 2 else ""
+        )
         before = " and ".join(f"{count} {kind}" for kind, count in self.before)
-        return f"{self.part}: {shown}: {before} -> {self.after}" + (f" ({self.note})" if self.note else "")
+        return f"{self.part}: {shown}: {before} -> {self.after}" + (
+            f" ({self.note})" if self.note else ""
+        )
 
 
 class Part(Ingredient):
@@ -128,7 +145,10 @@ def is_norm(module: nn.Module) -> bool:
 
 def is_attention(module: nn.Module) -> bool:
     """Is this an attention module, of timm or ours?"""
-    return _is_from(module, _ATTENTION_FILES) or f"{type(module).__module__}.{type(module).__name__}" in _ATTENTION_CLASSES
+    return (
+        _is_from(module, _ATTENTION_FILES)
+        or f"{type(module).__module__}.{type(module).__name__}" in _ATTENTION_CLASSES
+    )
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -138,7 +158,9 @@ def is_activation(module: nn.Module) -> bool:
 
 def has_activation(norm: nn.Module) -> bool:
     """Does a norm bring its activation with it, as timm's *Act classes do?"""
-    return isinstance(getattr(norm, "act", None), nn.Module) and not isinstance(norm.act, nn.Identity)
+    return isinstance(getattr(norm, "act", None), nn.Module) and not isinstance(
+        norm.act, nn.Identity
+    )
 
 
 def _is_from(module: nn.Module, files: set[str]) -> bool:
@@ -148,7 +170,11 @@ def _is_from(module: nn.Module, files: set[str]) -> bool:
 def inside_attention(model: nn.Module) -> set[str]:
     """Dotted names of all modules that are, or lie in, an attention module."""
     roots = [name for name, module in model.named_modules() if is_attention(module)]
-    return {name for name, _ in model.named_modules() if any(f"{name}.".startswith(f"{root}.") for root in roots)}
+    return {
+        name
+        for name, _ in model.named_modules()
+        if any(f"{name}.".startswith(f"{root}.") for root in roots)
+    }
 
 
 def input_channels(model: nn.Module) -> int:
@@ -163,7 +189,11 @@ def starts_at_zero(norm: nn.Module) -> bool:
 
 
 def probe(
-    model: nn.Module, names: Container[str], after: Callable, image_px: int | None = None, before: Callable | None = None
+    model: nn.Module,
+    names: Container[str],
+    after: Callable,
+    image_px: int | None = None,
+    before: Callable | None = None,
 ) -> list[Any]:
     """Send one grey image through a model; nothing of it changes. Returns what `after` says of each call, in order.
 
@@ -177,7 +207,11 @@ def probe(
     for side_px in (image_px,) if image_px else _TRIED_PX:
         try:
             return _heard(model, names, after, side_px, before)
-        except (RuntimeError, AssertionError, ValueError) as error:  # each of them from some of timm's models
+        except (
+            RuntimeError,
+            AssertionError,
+            ValueError,
+        ) as error:  # each of them from some of timm's models
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
     raise SurgeryError(
         f"model: {type(model).__name__} cannot be asked for its parts: it refuses an image of {first[0]} px ({first[1]}); "
@@ -185,13 +219,23 @@ def probe(
     )
 
 
-def _heard(model: nn.Module, names: Container[str], after: Callable, side_px: int, before: Callable | None) -> list[Any]:
+def _heard(
+    model: nn.Module, names: Container[str], after: Callable, side_px: int, before: Callable | None
+) -> list[Any]:
     heard, hooks, was_training = [], [], model.training
 
     def watch(name: str, module: nn.Module) -> None:
         if before is not None:
-            hooks.append(module.register_forward_pre_hook(lambda _, given: heard.append(before(name, module, given[0]))))
-        hooks.append(module.register_forward_hook(lambda _, given, made: heard.append(after(name, module, given[0], made))))
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _, given: heard.append(before(name, module, given[0]))
+                )
+            )
+        hooks.append(
+            module.register_forward_hook(
+                lambda _, given, made: heard.append(after(name, module, given[0], made))
+            )
+        )
 
     for name, module in [each for each in model.named_modules() if each[0] in names]:
         watch(name, module)
@@ -209,7 +253,11 @@ def _heard(model: nn.Module, names: Container[str], after: Callable, side_px: in
 def anatomy(model: nn.Module) -> Anatomy:
     """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as probe() does."""
     modules = dict(model.named_modules())
-    watched = {name for name, each in modules.items() if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)}
+    watched = {
+        name
+        for name, each in modules.items()
+        if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)
+    }
     heard = probe(
         model, watched, lambda name, _, given, made: ("end", name, made, made.shape, _identity(made)),
         before=lambda name, module, given: ("start", name, module, given.shape, _identity(given)),
@@ -250,7 +298,9 @@ def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
             follows = taker if taking is not None and is_activation(taking) else None
             norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
         elif isinstance(module, nn.Conv2d):
-            convolutions.append(ConvPlace(name, module, taker if taking is not None and is_norm(taking) else None))
+            convolutions.append(
+                ConvPlace(name, module, taker if taking is not None and is_norm(taking) else None)
+            )
         else:
             activations.append(name)
     return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
@@ -269,7 +319,11 @@ def _once(calls: Iterable[tuple]) -> list[tuple]:
     for call in calls:
         first.setdefault(call[0], call)
     norms = [name for name, module, *_ in first.values() if is_norm(module)]
-    return [call for name, call in first.items() if not any(name.startswith(f"{norm}.") for norm in norms)]
+    return [
+        call
+        for name, call in first.items()
+        if not any(name.startswith(f"{norm}.") for norm in norms)
+    ]
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
@@ -291,8 +345,14 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
     return tuple(counts.items())
 
 
-def nothing(part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()) -> SurgeryError:
+def nothing(
+    part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
+) -> SurgeryError:
     """The error of a part that found nothing: what it wanted, and what there is of `kinds` (default: convolutions)."""
-    there = counted(module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,)))
+    there = counted(
+        module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,))
+    )
     has = ", ".join(f"{count} {kind}" for kind, count in there) or "none of that kind"
-    return SurgeryError(f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; leave model.{part} out")
+    return SurgeryError(
+        f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; leave model.{part} out"
+    )

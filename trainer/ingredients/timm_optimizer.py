@@ -14,7 +14,17 @@ from timm.optim import get_optimizer_info, list_optimizers
 from trainer.errors import did_you_mean
 
 # Which the page gives elsewhere, or the machine decides.
-_NOT_FIELDS = {"self", "params", "lr", "weight_decay", "foreach", "fused", "capturable", "differentiable", "maximize"}
+_NOT_FIELDS = {
+    "self",
+    "params",
+    "lr",
+    "weight_decay",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+}
 
 
 def class_of(name: str) -> type[torch.optim.Optimizer]:
@@ -27,24 +37,38 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
         raise ValueError(f"timm has no optimizer {name!r}{near}")
     info = get_optimizer_info(name)
     if isinstance(info.opt_class, str):
-        raise ValueError(f"{name} is of the package {info.opt_class.partition('.')[0]}: take one of timm's own")
+        raise ValueError(
+            f"{name} is of the package {info.opt_class.partition('.')[0]}: take one of timm's own"
+        )
     if "kron" in name:
-        raise ValueError(f"{name} draws random numbers of its own, which no seed of a run reaches: take another optimizer")
+        raise ValueError(
+            f"{name} draws random numbers of its own, which no seed of a run reaches: take another optimizer"
+        )
     if info.second_order:
-        raise ValueError(f"{name} needs second derivatives, which no step here has: take another optimizer")
+        raise ValueError(
+            f"{name} needs second derivatives, which no step here has: take another optimizer"
+        )
     return info.opt_class
 
 
 def fixed_by_name(name: str) -> dict[str, Any]:
     """The fields that make the class what the name says, such as Nesterov's momentum of `sgd`; numbers are not."""
     defaults = get_optimizer_info(name).defaults or {}
-    return {key: value for key, value in defaults.items() if not _is_number(value) and key not in _NOT_FIELDS}
+    return {
+        key: value
+        for key, value in defaults.items()
+        if not _is_number(value) and key not in _NOT_FIELDS
+    }
 
 
 def numbers_of(name: str) -> dict[str, Any]:
     """The fields that have a number by default, each with timm's own: what a page must state."""
     defaults = {key: one.default for key, one in _parameters(class_of(name)).items()}
-    defaults |= {key: value for key, value in (get_optimizer_info(name).defaults or {}).items() if key in defaults}
+    defaults |= {
+        key: value
+        for key, value in (get_optimizer_info(name).defaults or {}).items()
+        if key in defaults
+    }
     return {key: value for key, value in defaults.items() if _is_number(value)}
 
 
@@ -63,14 +87,20 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     missing = {key: value for key, value in numbers_of(name).items() if key not in fields}
     if missing:
         its_own = ", ".join(f"{key} (timm: {_shown(value)})" for key, value in missing.items())
-        raise ValueError(f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied")
+        raise ValueError(
+            f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied"
+        )
     try:
         build(name, [{"params": [torch.zeros(1, 1, requires_grad=True)]}], 1.0, fields)
     except (ValueError, AssertionError, TypeError) as error:
-        raise ValueError(f"timm's {name} refuses its fields: {' '.join(str(error).split())}") from None
+        raise ValueError(
+            f"timm's {name} refuses its fields: {' '.join(str(error).split())}"
+        ) from None
 
 
-def build(name: str, groups: list[dict], lr: float, fields: Mapping[str, Any]) -> torch.optim.Optimizer:
+def build(
+    name: str, groups: list[dict], lr: float, fields: Mapping[str, Any]
+) -> torch.optim.Optimizer:
     """The optimizer of groups of weights, with what its name fixes."""
     return class_of(name)(groups, lr=lr, **{**fixed_by_name(name), **fields})
 
@@ -89,10 +119,18 @@ def _is_number(value: Any) -> bool:
 def _check_type(name: str, cls: type, parameter: inspect.Parameter, value: Any) -> None:
     # Where timm says no type its default has one; a whole number may then stand for any number.
     default = parameter.default
-    untold = tuple[(float,) * len(default)] if isinstance(default, tuple) else float if _is_number(default) else type(default)
+    untold = (
+        tuple[(float,) * len(default)]
+        if isinstance(default, tuple)
+        else float
+        if _is_number(default)
+        else type(default)
+    )
     annotation = typing.get_type_hints(cls.__init__).get(parameter.name, untold)
     try:
-        TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+        TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
+            value, strict=True
+        )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
         sentence = f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is {_shown(default)}"

@@ -14,7 +14,17 @@ from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS, operate
 from trainer.streams import uniforms
 
-_SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast", "sharpness")
+_SIGNED = (
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+)
 
 
 class TrivialAugment(FromOperations):
@@ -39,7 +49,9 @@ class TrivialAugment(FromOperations):
         """The fourteen."""
         return tuple(self._ranges())
 
-    def draw(self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3) -> dict[str, np.ndarray]:
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
         """What is done to each image of num_channels, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
 
         Gives operation [B] int64 as places in OPERATIONS and argument [B] float64.
@@ -49,7 +61,9 @@ class TrivialAugment(FromOperations):
         ranges = {name: levels for name, levels in self._ranges().items() if name not in left_out}
         choice = np.floor(which * len(ranges)).astype(np.int64)
         bins = np.floor(strength * self.num_bins).astype(np.int64)
-        negative = (side < 0.5) & np.isin(choice, [place for place, name in enumerate(ranges) if name in _SIGNED])
+        negative = (side < 0.5) & np.isin(
+            choice, [place for place, name in enumerate(ranges) if name in _SIGNED]
+        )
         magnitude = np.stack(list(ranges.values()))[choice, bins] * np.where(negative, -1.0, 1.0)
         operation = np.array([OPERATIONS.index(name) for name in ranges])[choice]
         return {"operation": operation, "argument": _arguments(operation, magnitude)}
@@ -89,6 +103,8 @@ class TrivialAugment(FromOperations):
 def _arguments(operation: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     """Strengths in the operations' own units: factors around 1, and whole pixels, read against the movement."""
     is_named = {name: operation == OPERATIONS.index(name) for name in _SIGNED}
-    factors = is_named["brightness"] | is_named["color"] | is_named["contrast"] | is_named["sharpness"]
+    factors = (
+        is_named["brightness"] | is_named["color"] | is_named["contrast"] | is_named["sharpness"]
+    )
     shifts = is_named["translate_x"] | is_named["translate_y"]
     return np.where(factors, 1.0 + magnitude, np.where(shifts, -np.trunc(magnitude), magnitude))

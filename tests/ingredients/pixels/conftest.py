@@ -10,7 +10,9 @@ from sklearn.datasets import load_sample_image
 def _cut(photo, random):
     height, width = random.integers(60, 300, 2)
     top, left = random.integers(photo.shape[0] - height), random.integers(photo.shape[1] - width)
-    return Image.fromarray(photo[top : top + height, left : left + width]).resize((71, 53), Image.Resampling.BILINEAR)
+    return Image.fromarray(photo[top : top + height, left : left + width]).resize(
+        (71, 53), Image.Resampling.BILINEAR
+    )
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +31,11 @@ def batch(photos):
 
 def as_batch(images):
     """PIL images of one size: [B, 3, H, W] uint8."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+    return (
+        torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,17 @@ from trainer.ingredients.pixels.color import blend, color, grey, to_bytes
 def test_grey_equals_pil_on_every_kind_of_colour():
     values = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(values).convert("L"))
-    assert np.array_equal(grey(torch.from_numpy(values).permute(2, 0, 1)[None])[0].numpy(), expected)
+    assert np.array_equal(
+        grey(torch.from_numpy(values).permute(2, 0, 1)[None])[0].numpy(), expected
+    )
 
 
 def test_color_equals_pil(photos, batch, to_batch):
     factors = np.linspace(0, 2, 20)
-    expected = [ImageEnhance.Color(photo).enhance(factor) for photo, factor in zip(photos, factors, strict=True)]
+    expected = [
+        ImageEnhance.Color(photo).enhance(factor)
+        for photo, factor in zip(photos, factors, strict=True)
+    ]
     assert torch.equal(color(batch, factors), to_batch(expected))
 
 

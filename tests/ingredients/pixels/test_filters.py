@@ -14,5 +14,8 @@ def test_smooth_equals_pil(photos, batch, to_batch):
 
 def test_sharpness_equals_pil(photos, batch, to_batch):
     factors = np.linspace(0, 2, 20)
-    expected = [ImageEnhance.Sharpness(photo).enhance(factor) for photo, factor in zip(photos, factors, strict=True)]
+    expected = [
+        ImageEnhance.Sharpness(photo).enhance(factor)
+        for photo, factor in zip(photos, factors, strict=True)
+    ]
     assert torch.equal(sharpness(batch, factors), to_batch(expected))

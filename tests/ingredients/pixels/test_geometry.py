@@ -13,7 +13,9 @@ RESAMPLES = [Image.Resampling[name.upper()] for name in INTERPOLATIONS]
 def random_matrices(num_images, width, height, seed):
     """Turned, stretched, sheared and moved at random, about the middle."""
     random = np.random.default_rng(seed)
-    matrices = np.tile([1.0, 0, 0, 0, 1.0, 0], (num_images, 1)) + random.normal(0, 0.3, (num_images, 6))
+    matrices = np.tile([1.0, 0, 0, 0, 1.0, 0], (num_images, 1)) + random.normal(
+        0, 0.3, (num_images, 6)
+    )
     matrices[:, [2, 5]] = random.normal(0, 0.1, (num_images, 2)) * [width, height]
     return matrices
 
@@ -26,7 +28,13 @@ def test_any_matrix_equals_pil(filter_place, size_px, photos, to_batch):
     matrices = random_matrices(20, width, height, seed=filter_place)
     fill = (1, 200, 255)
     expected = [
-        image.transform(image.size, Image.Transform.AFFINE, matrix.tolist(), RESAMPLES[filter_place], fillcolor=fill)
+        image.transform(
+            image.size,
+            Image.Transform.AFFINE,
+            matrix.tolist(),
+            RESAMPLES[filter_place],
+            fillcolor=fill,
+        )
         for image, matrix in zip(small, matrices, strict=True)
     ]
     moved = affine(to_batch(small), matrices, np.full(20, filter_place), "xy", fill)
@@ -47,18 +55,24 @@ def test_filters_may_be_mixed(batch):
 @pytest.mark.parametrize("num_channels", [1, 2, 3, 4, 7])
 def test_channels_are_moved_alike(num_channels):
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (3, num_channels, 12, 10), dtype=torch.uint8, generator=generator)
+    images = torch.randint(
+        0, 256, (3, num_channels, 12, 10), dtype=torch.uint8, generator=generator
+    )
     fill = (255, 0, 1, 128, 254, 3, 77)[:num_channels]
     matrices, filters = random_matrices(3, 10, 12, seed=4), np.full(3, 2)
     moved = affine(images, matrices, filters, "xy", fill)
     for channel in range(num_channels):
-        alone = affine(images[:, channel : channel + 1], matrices, filters, "xy", fill[channel : channel + 1])
+        alone = affine(
+            images[:, channel : channel + 1], matrices, filters, "xy", fill[channel : channel + 1]
+        )
         assert torch.equal(moved[:, channel : channel + 1], alone)
 
 
 def test_one_colour_stays_exactly(batch):
     plain = torch.full_like(batch, 201)
-    assert (affine(plain, random_matrices(20, 71, 53, 5), np.full(20, 2), "xy", (201, 201, 201)) == 201).all()
+    assert (
+        affine(plain, random_matrices(20, 71, 53, 5), np.full(20, 2), "xy", (201, 201, 201)) == 201
+    ).all()
 
 
 @pytest.mark.parametrize("axis", ["x", "y"])

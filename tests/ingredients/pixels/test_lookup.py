@@ -21,16 +21,27 @@ def looked_up(name, images, arguments):
 def solarize_add(image, added):
     """timm's operation, written out: no PIL function has it."""
     values = np.asarray(image).astype(int)
-    return Image.fromarray(np.where(values < 128, np.minimum(255, values + int(added)), values).astype(np.uint8))
+    return Image.fromarray(
+        np.where(values < 128, np.minimum(255, values + int(added)), values).astype(np.uint8)
+    )
 
 
 ORIGINALS = {
     "invert": (lambda image, _: ImageOps.invert(image), np.zeros(20)),
     "posterize": (lambda image, bits: ImageOps.posterize(image, int(bits)), np.arange(20) % 8 + 1),
-    "solarize": (lambda image, threshold: ImageOps.solarize(image, threshold), np.linspace(0, 256, 20)),
+    "solarize": (
+        lambda image, threshold: ImageOps.solarize(image, threshold),
+        np.linspace(0, 256, 20),
+    ),
     "solarize_add": (solarize_add, np.linspace(0, 128, 20).astype(int)),
-    "brightness": (lambda image, factor: ImageEnhance.Brightness(image).enhance(factor), np.linspace(0, 2, 20)),
-    "contrast": (lambda image, factor: ImageEnhance.Contrast(image).enhance(factor), np.linspace(0, 2, 20)),
+    "brightness": (
+        lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+        np.linspace(0, 2, 20),
+    ),
+    "contrast": (
+        lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+        np.linspace(0, 2, 20),
+    ),
     "autocontrast": (lambda image, _: ImageOps.autocontrast(image), np.zeros(20)),
     "equalize": (lambda image, _: ImageOps.equalize(image), np.zeros(20)),
 }
@@ -43,7 +54,9 @@ def test_every_operation_has_an_original():
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_photos_equal_pil(name, photos, batch, to_batch):
     original, arguments = ORIGINALS[name]
-    expected = to_batch([original(photo, argument) for photo, argument in zip(photos, arguments, strict=True)])
+    expected = to_batch(
+        [original(photo, argument) for photo, argument in zip(photos, arguments, strict=True)]
+    )
     assert torch.equal(looked_up(name, batch, arguments), expected)
 
 
@@ -65,6 +78,10 @@ def test_no_bits_leave_black(batch):
 
 
 def test_channels_are_looked_up_apart():
-    images = torch.randint(0, 256, (2, 5, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    apart = [looked_up("equalize", images[:, channel : channel + 1], np.zeros(2)) for channel in range(5)]
+    images = torch.randint(
+        0, 256, (2, 5, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    apart = [
+        looked_up("equalize", images[:, channel : channel + 1], np.zeros(2)) for channel in range(5)
+    ]
     assert torch.equal(looked_up("equalize", images, np.zeros(2)), torch.cat(apart, 1))

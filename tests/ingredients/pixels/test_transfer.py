@@ -10,7 +10,9 @@ from trainer.ingredients.pixels.transfer import colour_on, on
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("array", [np.arange(3), np.array([0.5, 1e-300]), np.zeros((2, 256), np.uint8)])
+@pytest.mark.parametrize(
+    "array", [np.arange(3), np.array([0.5, 1e-300]), np.zeros((2, 256), np.uint8)]
+)
 def test_values_and_dtype_stay(array):
     there = on(CPU, array)
     assert np.array_equal(there.numpy(), array) and there.numpy().dtype == array.dtype
@@ -24,7 +26,11 @@ def test_on_the_cpu_nothing_is_copied():
 
 def test_a_colour_is_one_byte_per_channel():
     colour = colour_on(CPU, (1, 2, 255))
-    assert colour.dtype == torch.uint8 and colour.shape == (1, 3, 1, 1) and colour.flatten().tolist() == [1, 2, 255]
+    assert (
+        colour.dtype == torch.uint8
+        and colour.shape == (1, 3, 1, 1)
+        and colour.flatten().tolist() == [1, 2, 255]
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -27,10 +27,14 @@ class FromOperations(Ingredient):
 
     def left_out(self, num_channels: int) -> tuple[str, ...]:
         """What it does not draw for images of another number of channels."""
-        return () if num_channels == 3 else tuple(name for name in self.operations if name in RGB_ONLY)
+        return (
+            () if num_channels == 3 else tuple(name for name in self.operations if name in RGB_ONLY)
+        )
 
 
-def draw_part(part, seed: int, ids: np.ndarray, image_px: int, num_channels: int) -> dict[str, np.ndarray]:
+def draw_part(
+    part, seed: int, ids: np.ndarray, image_px: int, num_channels: int
+) -> dict[str, np.ndarray]:
     """The parameters of one augmentation for images of so many channels; most draw the same for any number."""
     if isinstance(part, FromOperations):
         return part.draw(seed, ids, image_px, num_channels)

@@ -48,7 +48,9 @@ class _Reach(NamedTuple):
         return self.num_taps // 2
 
 
-def affine(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str, fill: tuple[int, ...]) -> Tensor:
+def affine(
+    images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str, fill: tuple[int, ...]
+) -> Tensor:
     """Every image read through its own matrix.
 
     images: [N, C, H, W] uint8. matrices: [N, 6] float64.
@@ -67,13 +69,17 @@ def affine(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axes: str,
     index = torch.where(down.is_inside & across.is_inside, index, fill_place).flatten(1)
     colours = colour_on(images.device, fill)
     parts = []
-    for part, colour in zip(images.split(_CHANNELS_PER_WORD, 1), colours.split(_CHANNELS_PER_WORD, 1), strict=True):
+    for part, colour in zip(
+        images.split(_CHANNELS_PER_WORD, 1), colours.split(_CHANNELS_PER_WORD, 1), strict=True
+    ):
         words = _with_margins(_packed(part), _packed(colour), across, down)
         parts.append(_sampled(words, index, stride, across.weights, down.weights, part.shape[1]))
     return to_bytes(torch.cat(parts, 1) if len(parts) > 1 else parts[0]).view(images.shape)
 
 
-def _moved_along(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]) -> Tensor:
+def _moved_along(
+    images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]
+) -> Tensor:
     """affine along one axis: all pixels of a line are read at one distance, so places and weights are told per line."""
     dim, across = (3, 2) if axis == "x" else (2, 3)
     length_px, width_px = images.shape[dim], images.shape[across]
@@ -81,11 +87,15 @@ def _moved_along(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis
     # Where each line's first pixel is read, counted from the centre of the source's first pixel: [N, lines].
     begin = start[:, None] + per_line[:, None] * 0.5 + per_line[:, None] * np.arange(width_px)
     first = np.floor(begin)
-    edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(np.int64)  # of what is inside
+    edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(
+        np.int64
+    )  # of what is inside
     share = on(images.device, (begin - first).astype(np.float32))[:, None]
     weights = [_along(weight, dim) for weight in _weights(share, filters)]
     num_taps = len(weights) + 1
-    first, from_, to = (_along(on(images.device, each)[:, None], dim) for each in (first.astype(np.int64), *edges))
+    first, from_, to = (
+        _along(on(images.device, each)[:, None], dim) for each in (first.astype(np.int64), *edges)
+    )
     places = torch.arange(length_px + num_taps - 1, device=images.device).view(-1, *[1] * (3 - dim))
     index = (places + (first - (num_taps // 2 - 1))).clamp_(0, length_px - 1)
     read = _read_along(images, index, dim).float()
@@ -93,7 +103,9 @@ def _moved_along(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis
     places = places.narrow(0, 0, length_px)
     inside = ((places >= from_) & (places < to)).to(torch.uint8).neg_()  # 255 there, 0 elsewhere
     # By bits: torch on a CPU chooses between uint8 values one at a time.
-    return (to_bytes(_interpolated(taps, weights)) & inside) | (colour_on(images.device, fill) & ~inside)
+    return (to_bytes(_interpolated(taps, weights)) & inside) | (
+        colour_on(images.device, fill) & ~inside
+    )
 
 
 def _read_along(images: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -103,7 +115,11 @@ def _read_along(images: Tensor, index: Tensor, dim: int) -> Tensor:
     # Torch gathers along the last dimension several times as fast.
     width = images.shape[3]
     flat = (index * width).add_(torch.arange(width, device=images.device)).flatten(1)
-    return images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1)).unflatten(2, (-1, width))
+    return (
+        images.flatten(2)
+        .gather(2, flat[:, None].expand(-1, images.shape[1], -1))
+        .unflatten(2, (-1, width))
+    )
 
 
 def _along(lines: Tensor, dim: int) -> Tensor:
@@ -111,18 +127,25 @@ def _along(lines: Tensor, dim: int) -> Tensor:
     return lines.unsqueeze(dim)
 
 
-def _reach(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, moves: bool) -> _Reach:
+def _reach(
+    images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, moves: bool
+) -> _Reach:
     height, width = images.shape[2:]
     size_px = width if axis == "x" else height
     if not moves:
         places = torch.arange(size_px, device=images.device)
-        return _Reach(places if axis == "x" else places[:, None], torch.ones_like(places[:1], dtype=torch.bool), [])
+        return _Reach(
+            places if axis == "x" else places[:, None],
+            torch.ones_like(places[:1], dtype=torch.bool),
+            [],
+        )
     per_column, per_row, start = (matrices[:, :3] if axis == "x" else matrices[:, 3:]).T
     start = start + per_column * 0.5 + per_row * 0.5  # the centre of the result's first pixel
     if filters.max() == _NEAREST:
         # PIL walks in steps of 2**-16 px, and the rounding shows: so do we.
         per_column, per_row, start = (
-            np.floor(entry * 65536.0 + 0.5).astype(np.int64) for entry in (per_column, per_row, start)
+            np.floor(entry * 65536.0 + 0.5).astype(np.int64)
+            for entry in (per_column, per_row, start)
         )
         place = _walked(per_column, per_row, start, height, width, images.device) >> 16
         return _Reach(place, (place >= 0) & (place < size_px), [])
@@ -136,7 +159,12 @@ def _reach(images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str,
 
 
 def _walked(
-    per_column: np.ndarray, per_row: np.ndarray, start: np.ndarray, height: int, width: int, device: torch.device
+    per_column: np.ndarray,
+    per_row: np.ndarray,
+    start: np.ndarray,
+    height: int,
+    width: int,
+    device: torch.device,
 ) -> Tensor:
     """start + row * per_row + column * per_column, all three [N]: [N, H, W] in their dtype."""
     begin = start[:, None] + per_row[:, None] * np.arange(height)
@@ -162,7 +190,9 @@ def _weights(share: Tensor, filters: np.ndarray) -> list[Tensor]:
 
 def _packed(images: Tensor) -> Tensor:
     """Up to three channels [N, C, H, W] uint8 in one word each: [N, H, W] int32, so that one read fetches a pixel."""
-    return (images.int() << _shifts(images.shape[1], images.device)[:, None]).sum(1, dtype=torch.int32)
+    return (images.int() << _shifts(images.shape[1], images.device)[:, None]).sum(
+        1, dtype=torch.int32
+    )
 
 
 def _shifts(num_channels: int, device: torch.device) -> Tensor:
@@ -171,14 +201,23 @@ def _shifts(num_channels: int, device: torch.device) -> Tensor:
 
 def _with_margins(words: Tensor, colour: Tensor, across: _Reach, down: _Reach) -> Tensor:
     """[N, H, W] with its border repeated as far as the filter reaches, flattened, then fill for one whole filter."""
-    words = torch.cat([words[:, :1]] * down.margin_px + [words] + [words[:, -1:]] * down.margin_px, 1)
-    words = torch.cat([words[:, :, :1]] * across.margin_px + [words] + [words[:, :, -1:]] * across.margin_px, 2)
+    words = torch.cat(
+        [words[:, :1]] * down.margin_px + [words] + [words[:, -1:]] * down.margin_px, 1
+    )
+    words = torch.cat(
+        [words[:, :, :1]] * across.margin_px + [words] + [words[:, :, -1:]] * across.margin_px, 2
+    )
     num_fills = (down.num_taps - 1) * words.shape[2] + across.num_taps
     return torch.cat([words.flatten(1), colour.flatten(1).expand(len(words), num_fills)], 1)
 
 
 def _sampled(
-    words: Tensor, index: Tensor, stride: int, across: list[Tensor], down: list[Tensor], num_channels: int
+    words: Tensor,
+    index: Tensor,
+    stride: int,
+    across: list[Tensor],
+    down: list[Tensor],
+    num_channels: int,
 ) -> Tensor:
     """The filtered values, the filter beginning at index [N, P] of words [N, ...]: [N, num_channels, P] float32."""
     shifts = _shifts(num_channels, words.device)

@@ -36,7 +36,15 @@ def rotate(degrees: np.ndarray, height: int, width: int) -> np.ndarray:
     # PIL rounds here, so that a quarter turn hits the pixel centres.
     cos, sin = np.round(np.cos(angle), 15), np.round(np.sin(angle), 15)
     x, y = width / 2, height / 2
-    return _matrices(len(degrees), a=cos, b=sin, c=cos * -x + sin * -y + x, d=-sin, e=cos, f=-sin * -x + cos * -y + y)
+    return _matrices(
+        len(degrees),
+        a=cos,
+        b=sin,
+        c=cos * -x + sin * -y + x,
+        d=-sin,
+        e=cos,
+        f=-sin * -x + cos * -y + y,
+    )
 
 
 def _matrices(num_images: int, **entries: np.ndarray) -> np.ndarray:

@@ -22,7 +22,11 @@ _CACHED_PX = 1 << 17
 
 
 def operate(
-    images: Tensor, operation: Tensor, argument: Tensor, interpolation: Tensor, fill: tuple[int, ...]
+    images: Tensor,
+    operation: Tensor,
+    argument: Tensor,
+    interpolation: Tensor,
+    fill: tuple[int, ...],
 ) -> Tensor:
     """Each image after its own operation: [B, C, H, W] uint8 to the same.
 
@@ -38,12 +42,18 @@ def operate(
         for start in range(0, len(members), at_once := _images_at_once(images, kind)):
             rows = np.array(members[start : start + at_once])
             names = [OPERATIONS[place] for place in places[rows]]
-            _put(done, rows, _changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill))
+            _put(
+                done,
+                rows,
+                _changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill),
+            )
     return done
 
 
 def _taken(images: Tensor, rows: np.ndarray) -> Tensor:
-    if images.device.type == "cpu":  # by NumPy, which copies whole images where torch goes value by value
+    if (
+        images.device.type == "cpu"
+    ):  # by NumPy, which copies whole images where torch goes value by value
         return images[rows[0], None] if len(rows) == 1 else torch.from_numpy(images.numpy()[rows])
     return images.index_select(0, on(images.device, rows))
 
@@ -77,16 +87,25 @@ def _groups(places: np.ndarray) -> dict[str, list[int]]:
 
 
 def _changed(
-    images: Tensor, kind: str, names: list[str], arguments: np.ndarray, filters: np.ndarray, fill: tuple[int, ...]
+    images: Tensor,
+    kind: str,
+    names: list[str],
+    arguments: np.ndarray,
+    filters: np.ndarray,
+    fill: tuple[int, ...],
 ) -> Tensor:
     """Images of one kind after their operations: [N, C, H, W] uint8 to the same."""
     match kind:
         case "look up":
             return look_up(images, _tables(images, names, arguments))
         case "xy" if images.device.type == "cpu" and images[0, 0].numel() >= _PIL_FROM_PX:
-            return affine_by_pil(images, _matrices(names, arguments, *images.shape[2:]), filters, fill)
+            return affine_by_pil(
+                images, _matrices(names, arguments, *images.shape[2:]), filters, fill
+            )
         case "x" | "y" | "xy":
-            return affine(images, _matrices(names, arguments, *images.shape[2:]), filters, kind, fill)
+            return affine(
+                images, _matrices(names, arguments, *images.shape[2:]), filters, kind, fill
+            )
         case _:
             return BLENDS[kind](images, arguments)
 
