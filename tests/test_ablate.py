@@ -3,8 +3,8 @@
 from itertools import count
 
 import pytest
-from repeats import repeat_of, row_of, shared_in
 
+from support.repeats import repeat_of, row_of, shared_in
 from trainer import ablate
 from trainer.ablate import Sweep
 from trainer.cell_run import record_failure

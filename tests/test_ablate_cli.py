@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import ROOT, door, make, rsb  # noqa: F401
 
+from support.commands import ROOT, door, make, rsb
 from trainer import ablate_cli
 from trainer.ablate_cli import shared_of, use_threads
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_cells import row_of
 from typer.testing import CliRunner
 
+from support.rows import row_of
 from trainer import ablation, tree
 from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation_cli import print_plan

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cells import row_of
-from test_recipes import mutated, renamed
 
+from support.mutations import mutated, renamed
+from support.rows import row_of
 from trainer import check
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
 from trainer.cells import command, plan_of_cell, row_key

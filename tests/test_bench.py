@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from packing import write_tar
 from PIL import Image
-from plans import small_plan
 from typer.testing import CliRunner
 
+from support.packing import write_tar
+from support.plans import small_plan
 from trainer.bench import Rate, in_turns, median_ratio, seconds_a_step
 from trainer.bench_data import files_of, image_folder, photos
 from trainer.bench_run import _decoding, _on_one_thread, measure, verdict

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from plans import small_plan
 
+from support.plans import small_plan
 from trainer import bench_cli
 from trainer.bench import Rate
 from trainer.bench_cli import _asked, measure_on_gpu

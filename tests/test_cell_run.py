@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from repeats import repeat_of, row_of, shared_in
 
+from support.repeats import repeat_of, row_of, shared_in
 from trainer import cell_run
 from trainer.cell_run import find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
 from trainer.claims import claim

@@ -6,13 +6,13 @@ import shlex
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import small_plan
 
+from support.plans import small_plan
+from support.rows import row_of
 from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
-from trainer.job import deviation_rows
 from trainer.overrides import OverrideError, overrides_of
 from trainer.plan import PlanError
-from trainer.results import Row, RowDeviation
+from trainer.results import RowDeviation
 
 V1 = "torchvision-v1"
 CELL = Cell(
@@ -25,21 +25,6 @@ CELL = Cell(
     False,
     "test_resnet on digits",
 )
-
-
-def row_of(plan, run="", **changes) -> Row:
-    """A row as a finished run of a plan stores it, its scores made up."""
-    facts = {
-        "run": run or plan.run_name("0" * 64), "recipe": plan.recipe.name, "version": plan.recipe.version,
-        "digest": plan.page_digest, "model": plan.model, "data": plan.profile.name, "data_fingerprint": "0" * 64,
-        "split": "val", "seed": plan.seed, "deviations": deviation_rows(plan), "status": "finished", "scored": "model",
-        "top1_pct": 90.0, "top5_pct": 99.0, "loss_nats": 0.1, "other_top1_pct": None, "num_val_images": 360,
-        "num_replaced_images": 0, "epochs": plan.recipe.epochs, "steps": plan.num_steps, "batch_images": 32,
-        "norm_images": 32, "num_params": 1, "gmacs": 1.0, "images_per_s": 1.0, "train_s": 1.0, "peak_mem_mib": 1.0,
-        "precision": "float32", "loader": "torch", "num_workers": 0, "num_threads": 1, "world_size": 1, "bitwise": True,
-        "weights_sha256": None, "device": "x", "versions": {}, "commit": None, "dirty": None, "finished_utc": "2026-01-01T00:00:00+00:00",
-    }  # fmt: skip
-    return Row(**(facts | changes))
 
 
 def test_a_cell_is_asked_for_as_a_user_would():

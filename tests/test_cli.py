@@ -4,19 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from trainer.cli import app
+from support.commands import ROOT, door, make, program, rsb
 from trainer.settings import num_cores
-
-ROOT = Path(__file__).parent.parent
-
-
-def rsb(*words: str):
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="rsb")
 
 
 @pytest.mark.parametrize(
@@ -53,12 +45,6 @@ def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(words,
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert found in lines[0] and remedy in lines[0]
-
-
-def program(*words: str) -> subprocess.CompletedProcess:
-    """The whole program in its own process, as the Makefile calls it."""
-    command = [sys.executable, "-m", "trainer", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -239,32 +225,6 @@ def test_the_recipes_are_listed():
         "torchvision-v1.v1",
         "torchvision-v2.v1",
     } <= set(done.output.split())
-
-
-@pytest.fixture(scope="module")
-def door(tmp_path_factory) -> Path:
-    """The Makefile in front of a program that prints what it is given, one word a line."""
-    folder = tmp_path_factory.mktemp("door")
-    shutil.copy(ROOT / "Makefile", folder)
-    for name in ("pyproject.toml", "requirements.lock"):
-        (folder / name).touch()
-    python = folder / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(
-        f"#!{sys.executable}\nimport sys\nfor word in sys.argv[1:]: print(repr(word))\n"
-    )
-    python.chmod(0o755)
-    (folder / ".venv" / ".ready").touch()
-    return folder
-
-
-def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-    } | environment
-    return subprocess.run(
-        ["make", *words], cwd=folder, capture_output=True, text=True, env=clean, timeout=60
-    )
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from tabled import row
 
+from support.tabled import row
 from trainer.compare import differences, find_row, plot, read_curves
 from trainer.results import RowDeviation, RowError, store_row
 

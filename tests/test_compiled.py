@@ -5,17 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import numpy as np
 import pytest
 import torch
-from built import needs_ffcv
-from pieced import relative
 from PIL import Image
-from plans import small_plan
-from ranked import noting
-from test_resume import ending
 
+from support import forked
+from support.built import needs_ffcv
+from support.endings import ending
+from support.pieced import relative
+from support.plans import small_plan
+from support.ranked import noting
 from trainer import train
 from trainer.compiled import Compiled
 from trainer.data.beton_writer import write_beton

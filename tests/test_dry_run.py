@@ -1,8 +1,8 @@
 """The one step before hours: every shape once, what fails named."""
 
 import pytest
-from repeats import repeat_of, shared_in
 
+from support.repeats import repeat_of, shared_in
 from trainer import dry_run, train
 from trainer.dry_run import mark_tried, shape_of, try_shapes, untried
 

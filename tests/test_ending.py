@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from unwritable import NUM_STEPS, FullDisk, at_steps, go, left_by, run_folder
 
+from support.unwritable import NUM_STEPS, FullDisk, at_steps, go, left_by, run_folder
 from trainer import disk, ending, train
 from trainer.checkpoint import load_checkpoint
 from trainer.claims import owner_of

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from plans import small_plan
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.plans import small_plan
 from trainer.export import export_model, is_timms, timm_facts
 from trainer.matrix import MODELS
 from trainer.models import build_model, gmacs, num_parameters

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from plans import small_plan
 from scipy.optimize import minimize_scalar
 
+from support.plans import small_plan
 from trainer.data.opened import open_data
 from trainer.floor import bias_only_loss, lowest_loss, mean_targets
 from trainer.ingredients.losses import (

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import unwritable
-from unwritable import at_steps, go, left_by, run_folder
 
+from support import unwritable
+from support.unwritable import at_steps, go, left_by, run_folder
 from trainer import ending, train
 from trainer.checkpoint import load_checkpoint
 from trainer.exits import EXIT_DONE, EXIT_UNWRITTEN

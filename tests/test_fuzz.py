@@ -3,8 +3,9 @@
 import itertools
 
 import pytest
-from fuzz_targets import TARGETS
-from fuzzed import Mutator, survived
+
+from support.fuzz_targets import TARGETS
+from support.fuzzed import Mutator, survived
 
 IDS = [target.__name__ for target in TARGETS]
 NUM_IN_DRILL = 20_000

@@ -8,10 +8,10 @@ import sys
 import tarfile
 from pathlib import Path
 
-import packing
 import pytest
-from fuzz_targets import image_file
 
+from support import packing
+from support.fuzz_targets import image_file
 from trainer.recipe import recipe_paths
 
 HERE = Path(__file__).parent
@@ -61,7 +61,7 @@ def guided(reader: str, number: int, folder: Path) -> None:
         (first / str(place)).write_bytes(content)
     words = [
         sys.executable,
-        str(HERE / "guided.py"),
+        str(HERE / "support" / "guided.py"),
         reader,
         f"-atheris_runs={number}",
         "-seed=1",

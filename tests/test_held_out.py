@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
-from plans import small_plan
 from torch.nn import functional
 
+from support.plans import small_plan
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData, open_data
 from trainer.held_out import HeldOut, hold_out

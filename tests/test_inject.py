@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from plans import small_plan, small_set
 from rich.console import Console
 
+from support.plans import small_plan, small_set
 from trainer import inject
 from trainer.data.decode import BadImage
 from trainer.data.opened import open_data

@@ -4,9 +4,9 @@ import json
 import subprocess
 
 import pytest
-from plans import small_plan, small_set
-from test_results import ROW
 
+from support.plans import small_plan, small_set
+from support.rows import ROW
 from trainer import provenance
 from trainer.job import Job, plan_of, run_name, write_plan
 from trainer.plan import PlanError

@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import forked
 import pytest
-import ranked
-from forked import NUM_STEPS, words
-from killed import MOMENTS, STARTS, strike_at_start
-from test_resume import ending
+
+from support import forked, ranked
+from support.endings import ending, is_stopped
+from support.forked import NUM_STEPS, words
+from support.killed import MOMENTS, STARTS, strike_at_start
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
 ROOT = Path(__file__).parent.parent
@@ -130,10 +130,6 @@ def test_a_second_process_refuses_and_says_who_works_there(undisturbed, tmp_path
     code, printed = forked.end_of(words(tmp_path))  # the first was killed: its claim is stale
     assert code == 0 and "going on after step 5" in printed
     assert ending(tmp_path) == undisturbed
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.parametrize("how", ["cut", "flip"])

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from plans import small_plan, small_set
 
+from support.plans import small_plan, small_set
 from trainer import launch
 from trainer.errors import UserError
 from trainer.launch import asked_ranks, exit_code, slurm_job

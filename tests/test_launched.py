@@ -12,12 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-import forked
 import pytest
-from plans import small_set
-from test_kills import is_stopped
-from test_resume import ending
 
+from support import forked
+from support.endings import ending, is_stopped
+from support.plans import small_set
 from trainer import meeting
 
 pytestmark = pytest.mark.drill  # each start of the program takes seconds: `make drill`

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sweeps import wait_until
 
+from support.sweeps import wait_until
 from trainer.local_cells import LocalCells, choose_threads, streamed
 
 

@@ -10,12 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from found import found_of
-from plans import small_set
-from range_trials import drawn, network
 from rich.console import Console
 from typer.testing import CliRunner
 
+from support.found import found_of
+from support.plans import small_set
+from support.range_trials import drawn, network
 from trainer import range_show
 from trainer.cli import app
 from trainer.exits import EXIT_STOPPED

@@ -4,8 +4,8 @@ import json
 import socket
 
 import pytest
-from ranked import places
 
+from support.ranked import places
 from trainer.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.meeting import Meeting, MissingRank
 from trainer.stop import Stopped

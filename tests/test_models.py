@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
-from plans import small_plan
 from torch import nn
 
+from support.plans import small_plan
 from trainer import streams
 from trainer.ingredients.surgery import is_norm
 from trainer.job import Job, plan_of

@@ -66,7 +66,7 @@ def test_ffcv_that_cannot_be_built_says_the_one_command(tmp_path):
 
 
 def test_tests_of_ffcv_fail_in_ci_where_it_is_missing(monkeypatch):
-    import built
+    from support import built
 
     monkeypatch.setattr(built.importlib.util, "find_spec", lambda name: None)
     monkeypatch.delenv("RSB_CI", raising=False)

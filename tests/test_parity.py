@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from built import needs_ffcv
 from PIL import Image
 from typer.testing import CliRunner
+
+from support.built import needs_ffcv
 
 needs_ffcv()
 

@@ -3,15 +3,15 @@
 import math
 from pathlib import Path
 
-import pieced
 import pytest
 import timm
 import torch
-from pieced import relative, steps
-from plans import small_plan
-from ranked import on_ranks
 from torch import nn
 
+from support import pieced
+from support.pieced import relative, steps
+from support.plans import small_plan
+from support.ranked import on_ranks
 from trainer.data.opened import open_data
 from trainer.errors import UserError
 from trainer.evaluate import evaluate

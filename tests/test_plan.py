@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plans import small_plan
 
+from support.plans import small_plan
 from trainer import check, tree
 from trainer.adapt import adaptation
 from trainer.errors import UserError

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tabled import key_of
-from test_table_rows import PAGE
 
+from support.studies import PAGE
+from support.tabled import key_of
 from trainer import questions
 from trainer.ablation import load_ablation
 from trainer.data.index import cache_folder

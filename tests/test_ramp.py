@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from plans import small_plan
 
 import trainer.held_out
+from support.plans import small_plan
 from trainer.data.opened import open_data
 from trainer.held_out import hold_out
 from trainer.overrides import OverrideError

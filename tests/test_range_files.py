@@ -5,12 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from found import found_of
 from PIL import Image
-from plans import small_plan
-from range_trials import drawn, network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from support.found import found_of
+from support.plans import small_plan
+from support.range_trials import drawn, network
 from trainer.range_files import TrialFolder, median_curve, range_name, write_results
 from trainer.range_rules import Curve
 from trainer.trial import curve_of, plain_curve

@@ -5,12 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-from found import found_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
-from range_trials import drawn, network
 
+from support.found import found_of
+from support.range_trials import drawn, network
 from trainer.range_pictures import WIDTH_PX, draw, marks
 from trainer.range_rules import Floors
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from range_trials import bowl, descend, drawn, network
 
+from support.range_trials import bowl, descend, drawn, network
 from trainer.race import Ladder, Lengths, probe
 from trainer.range_race import decide, lengths_for
 from trainer.range_rules import Floors

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plans import small_plan, small_set
 from rich.console import Console
 
 import trainer.held_out
 import trainer.trial
+from support.plans import small_plan, small_set
 from trainer import lr_find
 from trainer.data.opened import open_data
 from trainer.errors import UserError

@@ -3,11 +3,11 @@
 import time
 
 import pytest
-import ranked
 import torch
-from pieced import relative
-from ranked import end_of, on_ranks
 
+from support import ranked
+from support.pieced import relative
+from support.ranked import end_of, on_ranks
 from trainer import meeting
 from trainer.gradients import Gradients
 from trainer.ranks import alone

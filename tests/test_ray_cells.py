@@ -5,8 +5,8 @@ import signal
 import threading
 
 import pytest
-from sweeps import wait_until, write_page, write_pictures
 
+from support.sweeps import wait_until, write_page, write_pictures
 from trainer.ablate import Sweep
 from trainer.ablation import load_ablation
 from trainer.cell_run import Shared, repeats_of

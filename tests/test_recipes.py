@@ -13,7 +13,8 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import check, tree
+from support.mutations import mutated, renamed
+from trainer import check
 from trainer.explain import diff_rows
 from trainer.load import PageError, parse, parse_page
 from trainer.recipe import ABOUT, Recipe, find_recipe, recipe_paths
@@ -315,24 +316,6 @@ def parsed(path: Path) -> tuple:
 def keys_of(path: Path) -> list[check.Path]:
     _, positions = parsed(path)
     return [place for place in positions.lines if place and isinstance(place[-1], str)]
-
-
-def mutated(word: str, draw: random.Random) -> str:
-    """The word with one letter deleted, replaced, inserted, or swapped with the next one."""
-    place, letter = draw.randrange(len(word)), draw.choice("abcdefghijklmnopqrstuvwxyz0123456789_")
-    changes = [word[:place] + letter + word[place:], word[:place] + letter + word[place + 1 :]]
-    if len(word) > 1:
-        changes += [word[:place] + word[place + 1 :]]
-        changes += [word[:place] + word[place : place + 2][::-1] + word[place + 2 :]]
-    return draw.choice(changes)
-
-
-def renamed(data, place: check.Path, new: str):
-    """Plain data with the key at `place` called `new`, at the same position."""
-    parent = check.value_at(data, place[:-1])
-    return tree.replaced(
-        data, place[:-1], {new if key == place[-1] else key: part for key, part in parent.items()}
-    )
 
 
 @EACH_PAGE

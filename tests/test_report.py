@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
-from tabled import cell, table_of
 
+from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
+from support.tabled import cell, table_of
 from trainer.ablation import ablation_paths
 from trainer.report import ASSETS, as_html, notes_html, store_report
 from trainer.report_curves import find_curves

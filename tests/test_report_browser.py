@@ -5,9 +5,9 @@ import os
 import time
 
 import pytest
-from browser import Browser, chromium
-from reported import HOSTILE, curves_of, hostile, large, study
 
+from support.browser import Browser, chromium
+from support.reported import HOSTILE, curves_of, hostile, large, study
 from trainer.report import as_html
 
 

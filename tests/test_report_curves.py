@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from tabled import cell, table_of
 
+from support.tabled import cell, table_of
 from trainer.compare import Curves
 from trainer.errors import UserError
 from trainer.report import store_report

@@ -6,9 +6,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reported import curves_of, large, study
-from tabled import cell, table_of
 
+from support.reported import curves_of, large, study
+from support.tabled import cell, table_of
 from trainer.compare import Curves
 from trainer.report_figures import (
     MOST_DRAWN,

@@ -3,11 +3,10 @@
 import dataclasses
 
 import pytest
-from reported import study
-from test_table_cli import study as cli_study  # noqa: F401 (a fixture)
-from test_table_cli import table
-from test_table_rows import page  # noqa: F401 (a fixture of that one)
 
+from support.reported import study
+from support.studies import page, table
+from support.studies import study as cli_study
 from trainer.report_hparams import hparams_folder, write_hparams
 from trainer.results import read_row_file
 

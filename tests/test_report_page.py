@@ -5,9 +5,9 @@ import shlex
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reported import study
-from tabled import cell, table_of
 
+from support.reported import study
+from support.tabled import cell, table_of
 from trainer.report_page import cell_lines, numbers_of, pieces_of, result_tables, runs_of, states_of
 from trainer.table_query import make_view
 

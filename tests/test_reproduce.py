@@ -1,10 +1,10 @@
 """A row leads back to its run: the plan from its own text, refusals with the reason, and what a rerun says."""
 
 import pytest
-from plans import small_set
-from tabled import row, stored_row
-from test_cli import rsb
 
+from support.commands import rsb
+from support.plans import small_set
+from support.tabled import row, stored_row
 from trainer import provenance
 from trainer.ablation import load_ablation
 from trainer.errors import UserError

@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from support.rows import ROW
 from trainer.recipe import find_recipe, load_recipe
-from trainer.results import Row, RowError, read_row, row_path, store_row
-
-ROW = Row(
-    run="A1.v1-resnet50-digits-s0-abcdef", recipe="A1", version=1, digest="0" * 12, model="resnet50", data="digits",
-    data_fingerprint="f" * 64, split="val", seed=0, deviations=(), status="finished", scored="model", top1_pct=97.5,
-    top5_pct=100.0, loss_nats=0.05, other_top1_pct=None, num_val_images=360, num_replaced_images=0, epochs=10, steps=220,
-    batch_images=64, norm_images=64, num_params=23528522, gmacs=0.08, images_per_s=99.0, train_s=140.0, peak_mem_mib=900.0,
-    precision="float32", loader="torch", num_workers=0, num_threads=2, world_size=1, bitwise=True, weights_sha256="a" * 64,
-    device="a processor", versions={"torch": "2.15.0"}, commit=None, dirty=None, finished_utc="2026-11-21T00:00:00+00:00",
-)  # fmt: skip
+from trainer.results import RowError, read_row, row_path, store_row
 
 
 def test_a_row_is_read_back_as_it_was_stored(tmp_path):

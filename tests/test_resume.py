@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import pytest
-from killed import strike_at_start
-from plans import small_set
+
+from support import forked
+from support.endings import ending
+from support.killed import strike_at_start
+from support.plans import small_set
 
 HERE = Path(__file__).parent
 # mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once
@@ -34,26 +36,6 @@ def rsb(folder: Path, *words: str, **named) -> subprocess.CompletedProcess:
         str(folder / "results"),
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, **named)
-
-
-def ending(folder: Path) -> dict:
-    """What must be equal: the row without times, the curves byte for byte."""
-    (row_path,) = (folder / "results" / "rows").glob("*.json")
-    row = json.loads(row_path.read_text())
-    (metrics,) = (folder / "runs").glob("*/metrics.jsonl")
-    times = (
-        "images_per_s",
-        "train_s",
-        "peak_mem_mib",
-        "finished_utc",
-        "commit",
-        "dirty",
-        "num_workers",
-    )
-    return {
-        "row": {key: value for key, value in row.items() if key not in times},
-        "metrics": metrics.read_bytes(),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +89,7 @@ def test_killed_as_it_starts_at_five_random_steps_and_as_it_goes_on_it_ends_the_
 def test_the_program_itself_killed_at_two_random_steps_ends_the_same(undisturbed, tmp_path):
     steps = sorted(random.Random(2110_00476).sample(range(NUM_STEPS), 2))
     for step in steps:
-        killed = rsb(tmp_path, str(HERE / "killed.py"), "step", str(step))
+        killed = rsb(tmp_path, str(HERE / "support" / "killed.py"), "step", str(step))
         assert killed.returncode == -signal.SIGKILL, (steps, killed.stderr)
     done = rsb(tmp_path, "-m", "trainer")
     assert done.returncode == 0, (steps, done.stderr)

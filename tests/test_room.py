@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plans import small_plan
 
+from support.plans import small_plan
 from trainer import room, train
 from trainer.checkpoint import save_checkpoint
 from trainer.data.opened import open_data

@@ -2,8 +2,8 @@
 
 import fsspec
 import pytest
-from test_results import ROW
 
+from support.rows import ROW
 from trainer import row_urls
 from trainer.errors import UserError
 from trainer.results import read_row, store_row

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from plans import small_set
 from rich.console import Console
 
+from support.plans import small_set
 from trainer import show
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate

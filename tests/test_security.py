@@ -18,11 +18,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import small_plan
 from rich.table import Table
-from test_results import ROW
 from typer.testing import CliRunner
 
+from support.plans import small_plan
+from support.rows import ROW
 from trainer import claims, explain, meeting
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.cli import app

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import forked
 import pytest
-from forked import words
-from killed import STARTS, strike_at_start
-from test_resume import ending
 
+from support import forked
+from support.endings import ending
+from support.forked import words
+from support.killed import STARTS, strike_at_start
 from trainer import stop
 from trainer.stop import Stopped, StopRequest
 

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 
-import forked
 import pytest
-from slurm import Slurm, wait_for
-from test_resume import ending
+
+from support import forked
+from support.endings import ending
+from support.slurm import Slurm, wait_for
 
 
 def job_file(folder, *more: str):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from pieced import relative
-from plans import small_plan
 from torch import nn
 
+from support.pieced import relative
+from support.plans import small_plan
 from trainer.ingredients.standardize_layers import StandardizedConv2d
 from trainer.settings import make_settings
 from trainer.small_maps import leave_out_padding_taps, used_taps

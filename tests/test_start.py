@@ -7,12 +7,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from plans import small_plan
 from pydantic import ValidationError
 from scipy.stats import kstest
 from timm.models import adapt_input_conv
 from torch import nn
 
+from support.plans import small_plan
 from trainer.ingredients.model import Model, Pretrained, Start
 from trainer.ingredients.surgery import SurgeryError
 from trainer.models import assemble

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
-from plans import small_plan
 from torch import nn
 
+from support.plans import small_plan
 from trainer.data.opened import open_data
 from trainer.data.prepare import prepare
 from trainer.evaluate import evaluate

@@ -12,9 +12,9 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from plans import small_plan, small_set
 from rich.console import Console
 
+from support.plans import small_plan, small_set
 from trainer import train
 from trainer.data.index import DataError
 from trainer.data.opened import open_data

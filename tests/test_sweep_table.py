@@ -5,9 +5,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from repeats import repeat_of, row_of, shared_in
 from rich.console import Console
 
+from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, WAITING, Standing
 from trainer.cell_run import record_failure
 from trainer.job import write_plan

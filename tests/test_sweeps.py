@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 
+from support.sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 from trainer.claims import ClaimedError, claimed, owner_of
 from trainer.failures import read_failures
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tabled import row, stored_row
-from test_cli import door, make, rsb  # noqa: F401 (door is a fixture)
-from test_table_rows import PAGE, page  # noqa: F401
 
+from support.commands import door, make, rsb
+from support.studies import page, study, table
+from support.tabled import stored_row
 from trainer.ablation import ablation_paths, load_ablation
 from trainer.results import read_row_file, store_row
 from trainer.table_query import make_view
@@ -17,21 +17,6 @@ from trainer.table_show import FORMATS
 from trainer.tables import METRICS
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture()
-def study(page, tmp_path):
-    """A page of two cells and two seeds, with a row for each but one: (page's path, results, runs)."""
-    results = tmp_path / "results"
-    base, other = load_ablation(page).cells
-    for one, seed, value in ((base, 0, 90.0), (base, 1, 92.0), (other, 0, 93.5)):
-        store_row(results, stored_row(one, seed, value))
-    return page, results, tmp_path / "runs"
-
-
-def table(study, *words):
-    page, results, runs = study
-    return rsb("table", "--ablation", page, "--results", results, "--runs", runs, *words)
 
 
 def test_the_table_is_printed_and_stored_in_every_format(study):
@@ -95,8 +80,7 @@ def test_nothing_is_stored_where_no_run_has_a_row(page, tmp_path):
 
 
 def test_why_a_run_failed_is_printed(study):
-    from tabled import key_of
-
+    from support.tabled import key_of
     from trainer.failures import store_failure
 
     other = load_ablation(study[0]).cells[1]

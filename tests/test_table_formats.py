@@ -19,8 +19,7 @@ from markdown_it import MarkdownIt
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from tabled import cell, table_of
-
+from support.tabled import cell, table_of
 from trainer.table_formats import as_csv, as_markdown, markdown_code, markdown_text
 from trainer.table_latex import as_latex, latex_text
 from trainer.table_query import make_view

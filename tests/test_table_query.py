@@ -1,8 +1,8 @@
 """sort=, columns=, filter=: a small language over the table's columns, and nothing else."""
 
 import pytest
-from tabled import cell, table_of
 
+from support.tabled import cell, table_of
 from trainer.errors import UserError
 from trainer.table_query import COLUMNS, frame_of, make_view
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tabled import asked, cell, key_of, row, stored_row
 
+from support.studies import page
+from support.tabled import asked, cell, key_of, row, stored_row
 from trainer import row_index
 from trainer.ablation import load_ablation
 from trainer.data.index import cache_folder
@@ -15,26 +16,6 @@ from trainer.questions import open_question
 from trainer.results import RowError, store_row
 from trainer.table_rows import errors_in, find_rows, open_table, stored_rows
 from trainer.tables import METRICS
-
-PAGE = """
-name: two
-title: "Two"
-question: "Which of two?"
-source: "none"
-recipe: A2
-models: [test_resnet]
-data: [digits]
-seeds: [0, 1]
-budget: {epochs: 2}
-design: {name: listed, cells: [{name: BCE}, {name: CE, set: {loss: {name: ce}}}]}
-"""
-
-
-@pytest.fixture()
-def page(tmp_path):
-    path = tmp_path / "two.yaml"
-    path.write_text(PAGE)
-    return path
 
 
 def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monkeypatch):

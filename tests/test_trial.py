@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import ranged
 import torch
-from plans import small_plan
-from ranked import on_ranks
 
 import trainer.held_out
 import trainer.trial
+from support import ranged
+from support.plans import small_plan
+from support.ranked import on_ranks
 from trainer.data.opened import open_data
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, find_scalar, without_schedule

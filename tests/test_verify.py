@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
-from plans import small_set
 from typer.testing import CliRunner
 
+from support.plans import small_set
 from trainer import rescore
 from trainer.cli import app
 from trainer.data.opened import open_data

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plans import small_plan
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -18,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves
 
+from support.plans import small_plan
 from trainer import state
 from trainer.data.opened import open_data
 from trainer.models import build_model

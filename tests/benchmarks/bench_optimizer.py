@@ -21,10 +21,10 @@ from timm.optim import Lamb as TimmLamb
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from written import write  # noqa: E402
+from written import write
 
-from trainer import provenance  # noqa: E402
-from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups  # noqa: E402
+from trainer import provenance
+from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups
 
 SHARED = {
     "betas": (0.9, 0.999),

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import foreign_rules  # noqa: E402
+import foreign_rules
 
 PAGES = ("A1", "A3", "torchvision-v1", "gn-ws", "convnext")
 MODELS = ("resnet18", "convnext_atto")

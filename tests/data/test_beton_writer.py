@@ -135,7 +135,7 @@ def test_grey_digits_in_one_channel(tmp_path):
 
 
 def test_ffcvs_own_reader_reads_it(photos, tmp_path):
-    from built import needs_ffcv
+    from support.built import needs_ffcv
 
     needs_ffcv()
     from ffcv.reader import Reader

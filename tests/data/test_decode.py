@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from packing import encoded
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform
 from torchvision.transforms import functional
 
+from support.packing import encoded
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from built import needs_ffcv
 from PIL import Image
+
+from support.built import needs_ffcv
 
 needs_ffcv()
 

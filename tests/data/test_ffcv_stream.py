@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from built import needs_ffcv
+
+from support.built import needs_ffcv
 
 needs_ffcv()
 
@@ -218,9 +219,9 @@ def test_evaluation_images_from_the_beton_are_the_folders(photos):
 
 @pytest.mark.drill
 def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
-    from plans import small_plan
     from rich.console import Console
 
+    from support.plans import small_plan
     from trainer.job import Job, run_job
     from trainer.settings import make_settings
     from trainer.stop import StopRequest

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from packing import encoded
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from support.packing import encoded
 from trainer.data import jpeg
 from trainer.data.decode import RESAMPLING, BadImage, read_image
 from trainer.data.index import open_index

@@ -7,12 +7,12 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import packing
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
+from support import packing
 from trainer.data import packed
 from trainer.data.beton import open_beton
 from trainer.data.beton_writer import write_beton

@@ -2,11 +2,11 @@
 
 import sys
 
-import packing
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from support import packing
 from trainer.data import parquet
 from trainer.data.index import DataError
 from trainer.data.packed import open_files

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plans import small_plan
 
+from support.plans import small_plan
 from trainer import streams
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
 from trainer.data.loader import TrainStream, _packed

@@ -7,9 +7,9 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
-import packing
 import pytest
 
+from support import packing
 from trainer.data import shards
 from trainer.data.index import DataError
 from trainer.data.packed import open_files

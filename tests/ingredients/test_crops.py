@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from draws import make_ids
 from PIL import Image
 from scipy.stats import chi2_contingency, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import RandomResizedCrop as Reference
 
+from support.draws import make_ids
 from trainer.ingredients.crops import Flip, RandomResizedCrop, evaluation_geometry, evaluation_size
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)

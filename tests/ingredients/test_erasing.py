@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from draws import make_ids
 from scipy.stats import binomtest, ks_2samp, kstest
 from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import RandomErasing as TorchvisionErasing
 
+from support.draws import make_ids
 from trainer.ingredients.erasing import RandomErasing
 from trainer.streams import device_normals
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import timm
 import torch
-from plans import small_plan
 from torch import nn
 from torch.nn import functional as F
 
+from support.plans import small_plan
 from trainer.errors import UserError
 from trainer.ingredients.activations import Silu
 from trainer.ingredients.depth import StochasticDepth

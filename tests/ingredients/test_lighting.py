@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from draws import make_ids
 from scipy.stats import kstest
 
+from support.draws import make_ids
 from trainer.errors import UserError
 from trainer.ingredients.lighting import Lighting
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD

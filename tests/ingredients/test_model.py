@@ -11,10 +11,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, public_kinds, written
-from plans import small_plan
 from torch import nn
 
+from support.parts import (
+    CASES,
+    FAMILIES,
+    IMAGE_PX,
+    PAGE,
+    case_name,
+    plain_model,
+    public_kinds,
+    written,
+)
+from support.plans import small_plan
 from trainer import check
 from trainer.export import export_model, is_timms
 from trainer.ingredients import body_layers

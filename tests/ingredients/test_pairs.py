@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 import torch
-from parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, written
 
+from support.parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, written
 from trainer.errors import UserError
 from trainer.ingredients.model import PARTS
 from trainer.job import Job, plan_of

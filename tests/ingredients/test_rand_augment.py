@@ -6,13 +6,13 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
-from draws import make_ids
 from PIL import Image
 from pydantic import ValidationError
 from scipy.stats import chi2_contingency, chisquare, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
+from support.draws import make_ids
 from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS

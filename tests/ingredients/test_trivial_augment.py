@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from draws import make_ids
 from PIL import Image
 from scipy.stats import chisquare
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
+from support.draws import make_ids
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.trivial_augment import TrivialAugment
 from trainer.streams import uniforms

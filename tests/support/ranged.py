@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-import ranked
 
+from support import ranked
 from trainer import held_out, train
 from trainer.data.opened import open_data
 from trainer.ramp import find_scalar

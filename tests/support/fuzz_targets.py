@@ -10,13 +10,13 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import packing
 import torch
-from fuzzed import Mutator
 from PIL import Image
-from plans import small_plan
-from test_results import ROW
 
+from support import packing
+from support.fuzzed import Mutator
+from support.plans import small_plan
+from support.rows import ROW
 from trainer import table_show
 from trainer.ablation import ablation_paths, load_ablation
 from trainer.cells import row_key

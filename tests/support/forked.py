@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from killed import strike_at
 from PIL import Image
 
-from trainer import export, job, train  # noqa: F401  what a run imports
+from support.killed import strike_at
+from trainer import export, job, train
 from trainer.__main__ import main
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 NUM_STEPS = 22  # 2 epochs of 180 // 16
 # mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once, on few and small images
 SET = (
@@ -26,7 +26,7 @@ SET = (
     "average='{name: ema, decay: 0.9, every_steps: 2}'"
 )
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["forked"])
+_CONTEXT.set_forkserver_preload(["support.forked"])
 
 
 @functools.cache

@@ -2,8 +2,7 @@
 
 import hashlib
 
-from test_results import ROW
-
+from support.rows import ROW
 from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.job import deviation_rows
 from trainer.questions import Question

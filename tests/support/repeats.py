@@ -2,9 +2,8 @@
 
 import functools
 
-from plans import small_set
-from test_results import ROW
-
+from support.plans import small_set
+from support.rows import ROW
 from trainer.cell_run import Repeat, Shared
 from trainer.cells import plan_key
 from trainer.job import Job, deviation_rows, plan_of

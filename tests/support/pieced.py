@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from ranked import noting, ranked_plan
 
+from support.ranked import noting, ranked_plan
 from trainer import train
 from trainer.data.opened import open_data
 from trainer.settings import make_settings

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 
 import numpy as np
-from plans import small_plan
 
+from support.plans import small_plan
 from trainer.job import Job
 from trainer.ramp import RATE, Scalar
 from trainer.range_race import decide, lengths_for

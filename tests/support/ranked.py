@@ -16,9 +16,9 @@ import uuid
 from pathlib import Path
 
 import torch
-from plans import small_plan
 from rich.console import Console
 
+from support.plans import small_plan
 from trainer import meeting, train
 from trainer.data import prepare
 from trainer.data.opened import open_data
@@ -30,9 +30,9 @@ from trainer.settings import make_settings
 from trainer.state import State
 from trainer.stop import StopRequest
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ranked"])
+_CONTEXT.set_forkserver_preload(["support.ranked"])
 
 
 def places(num_ranks: int) -> list[Place]:
@@ -241,7 +241,7 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
 
 def killed_run(ranks, folder: str, overrides: str, bad_rank: int, moment: str, step: int) -> dict:
     """A run in which one rank is killed at a moment (see killed.py) of a step."""
-    from killed import strike_at
+    from support.killed import strike_at
 
     if ranks.rank == bad_rank:
         strike_at(moment, step)

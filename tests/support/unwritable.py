@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from PIL import Image
-from plans import small_set
 from rich.console import Console
 
+from support.plans import small_set
 from trainer import checkpoint, kept_file, train
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of, run_job

@@ -12,11 +12,10 @@ import sys
 from trainer.local_cells import preload
 
 preload()
-import faults
-
 import trainer.ablate_cli
 import trainer.dry_run
 import trainer.sweep_table
+from support import faults
 
 
 def begin(asked: dict) -> int:

@@ -4,8 +4,7 @@ import dataclasses
 import math
 from html.parser import HTMLParser
 
-from tabled import cell, table_of
-
+from support.tabled import cell, table_of
 from trainer.compare import Curves
 
 NOTES = "## What it says\n\nBCE **wins**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"

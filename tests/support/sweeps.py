@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 STEPS = 4
 
 
@@ -59,7 +59,7 @@ class Sweeper:
             "OMP_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "sweeper.py")],
+            [sys.executable, str(HERE / "support" / "sweeper.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import atheris
 
@@ -31,9 +31,9 @@ with atheris.instrument_imports(
     from trainer.data.listing import classes_of
     from trainer.load import parse
 
-from fuzzed import in_time, watched
 from PIL import Image
 
+from support.fuzzed import in_time, watched
 from trainer.errors import UserError
 
 IMAGE = Path("image.jpg")

@@ -2,11 +2,11 @@
 
 import functools
 
-from plans import small_plan
 from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
+from support.plans import small_plan
 from trainer import check
 from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.model import PARTS, Model
