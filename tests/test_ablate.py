@@ -7,14 +7,14 @@ import pytest
 from support.repeats import repeat_of, row_of, shared_in
 from trainer import ablate
 from trainer.ablate import Sweep
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_CLAIMED
+from trainer.base.signals import StopRequest
 from trainer.cell_run import record_failure
 from trainer.claims import claim
 from trainer.dry_run import Trial
-from trainer.errors import UserError
-from trainer.exits import EXIT_CLAIMED
 from trainer.failures import cell_folder, read_failures
 from trainer.results import store_row
-from trainer.stop import StopRequest
 
 
 class Pretended:

@@ -15,11 +15,11 @@ from trainer import ablation, tree
 from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation_cli import print_plan
 from trainer.adapt import adaptation
+from trainer.base.errors import UserError
 from trainer.budget import Budget, budget_lines
 from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
 from trainer.data.opened import open_data
-from trainer.errors import UserError
 from trainer.job import Job, plan_of
 from trainer.load import PageError, parse_page
 from trainer.pace import measure, shape_of

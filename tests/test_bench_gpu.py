@@ -12,6 +12,7 @@ import torch
 
 from support.plans import small_plan
 from trainer import bench_cli
+from trainer.base.terminal import Terminal
 from trainer.bench import Rate
 from trainer.bench_cli import _asked, measure_on_gpu
 from trainer.bench_data import image_folder, photos
@@ -29,7 +30,6 @@ from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.settings import make_settings
 from trainer.state import State
-from trainer.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
 SMALL = "image.train_px=32 image.test_px=32 batch.images=8 batch.norm_images=4"
@@ -210,7 +210,7 @@ def test_the_command_stores_and_prints_each_page_when_it_is_measured(folder, tmp
     monkeypatch.setattr("trainer.bench_gpu.BOUND_S", 0.0)
     printed = io.StringIO()
     monkeypatch.setattr(
-        "trainer.terminal.open_terminal", lambda width: Terminal(file=printed, width=width)
+        "trainer.base.terminal.open_terminal", lambda width: Terminal(file=printed, width=width)
     )
     plans = [
         plan_of(Job(page, name, str(folder), None, 0, SMALL))

@@ -8,9 +8,9 @@ import pytest
 
 from support.repeats import repeat_of, row_of, shared_in
 from trainer import cell_run
+from trainer.base.exits import EXIT_CLAIMED
 from trainer.cell_run import find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
 from trainer.claims import claim
-from trainer.exits import EXIT_CLAIMED
 from trainer.failures import cell_folder, read_failure, read_failures
 from trainer.job import write_plan
 from trainer.results import rows_folder, store_row

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from trainer import checkpoint
+from trainer.base.errors import UserError
 from trainer.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint, write_atomically
-from trainer.errors import UserError
 
 
 def state(step: int) -> dict:

@@ -17,11 +17,11 @@ from support.pieced import relative
 from support.plans import small_plan
 from support.ranked import noting
 from trainer import train
+from trainer.base.errors import UserError
 from trainer.compiled import Compiled
 from trainer.data.beton_writer import write_beton
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
-from trainer.errors import UserError
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
 from trainer.profiles import find_profile
 from trainer.settings import make_settings

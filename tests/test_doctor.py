@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from trainer import doctor, doctor_probes, doctor_show, doctor_steps
+from trainer.base.terminal import open_terminal
 from trainer.doctor import PROBES, examine, is_fit
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
 from trainer.doctor_show import table_of
-from trainer.terminal import open_terminal
 from trainer.train import fast_algorithms
 
 ROOT = Path(__file__).parent.parent

@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from trainer import drill
+from trainer.base.errors import UserError
 from trainer.cli import app
 from trainer.drill import DRILLS, Drill, chosen_drills, distance, run_drills
 from trainer.drill_cli import drill_table
-from trainer.errors import UserError
 from trainer.inject import KINDS, check_faults, parse_faults
 from trainer.job import Job, plan_of
 

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from support.plans import small_plan, small_set
 from trainer import inject
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.base.signals import StopRequest
 from trainer.data.decode import BadImage
 from trainer.data.opened import open_data
 from trainer.data.order import epoch_order
-from trainer.errors import UserError
-from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.inject import (
     Fault,
     Faults,
@@ -34,7 +35,6 @@ from trainer.job import Job, plan_of, run_job
 from trainer.pieces import MemoryFull
 from trainer.ranks import Ranks, alone
 from trainer.settings import make_settings
-from trainer.stop import StopRequest
 
 
 def test_faults_are_read_strictly():

@@ -7,7 +7,7 @@ import pytest
 
 from support.plans import small_plan, small_set
 from support.rows import ROW
-from trainer import provenance
+from trainer.base import provenance
 from trainer.job import Job, plan_of, run_name, write_plan
 from trainer.plan import PlanError
 from trainer.results import store_row

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from trainer.ingredients.base import Ingredient, Page, Positive
+from trainer.base.component import Ingredient, Page, Positive
 from trainer.ingredients.model import Pretrained
 from trainer.load import PageError, load_page, parse, parse_page
 from trainer.profiles import Profile

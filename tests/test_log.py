@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer import kept_file
 from trainer import log as module
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.log import Log
 
 

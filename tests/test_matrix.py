@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from trainer import matrix, show
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.matrix import (
     MODELS,
     Cell,

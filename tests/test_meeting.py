@@ -6,9 +6,9 @@ import socket
 import pytest
 
 from support.ranked import places
-from trainer.exits import EXIT_FAILED, EXIT_STOPPED
+from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
+from trainer.base.signals import Stopped
 from trainer.meeting import Meeting, MissingRank
-from trainer.stop import Stopped
 
 
 class Board(dict):

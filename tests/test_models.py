@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from support.plans import small_plan
-from trainer import streams
+from trainer.base import streams
 from trainer.ingredients.surgery import is_norm
 from trainer.job import Job, plan_of
 from trainer.models import (

@@ -8,7 +8,7 @@ import pytest
 from support.plans import small_plan
 from trainer import check, tree
 from trainer.adapt import adaptation
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.job import Job, plan_of
 from trainer.plan import PlanError, make_plan
 from trainer.profiles import Adapt

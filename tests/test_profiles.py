@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.base.errors import UserError
 from trainer.data.sets import open_set
-from trainer.errors import UserError
 from trainer.profiles import PROFILES, Adapt, data_folder, find_profile
 
 

@@ -11,8 +11,8 @@ from support.studies import PAGE
 from support.tabled import key_of
 from trainer import questions
 from trainer.ablation import load_ablation
+from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
-from trainer.errors import UserError
 from trainer.questions import open_question, shipped_pages
 
 ROOT = Path(__file__).parent.parent

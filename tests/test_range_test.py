@@ -14,8 +14,9 @@ import trainer.held_out
 import trainer.trial
 from support.plans import small_plan, small_set
 from trainer import lr_find
+from trainer.base.errors import UserError
+from trainer.base.signals import StopRequest
 from trainer.data.opened import open_data
-from trainer.errors import UserError
 from trainer.job import Job, plan_of, run_job
 from trainer.overrides import overrides_of
 from trainer.ramp import RATE, Scalar
@@ -23,7 +24,6 @@ from trainer.range_command import train_command
 from trainer.range_test import Question, RangeTest, floors_of, run, schedule_shape, set_up
 from trainer.recipe import apply_overrides, find_recipe
 from trainer.settings import make_settings
-from trainer.stop import StopRequest
 
 SET = small_set("batch.images=8 epochs=1")
 TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"

@@ -9,12 +9,12 @@ import pytest
 from support.sweeps import wait_until, write_page, write_pictures
 from trainer.ablate import Sweep
 from trainer.ablation import load_ablation
+from trainer.base.errors import UserError
+from trainer.base.signals import StopRequest
 from trainer.cell_run import Shared, repeats_of
 from trainer.claims import owner_of
-from trainer.errors import UserError
 from trainer.failures import cell_folder
 from trainer.ray_cells import RayCells, Share, share_of
-from trainer.stop import StopRequest
 
 
 @pytest.fixture(scope="module")

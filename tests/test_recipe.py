@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import check, provenance, recipe, tree
-from trainer.errors import UserError
+from trainer import check, recipe, tree
+from trainer.base import provenance
+from trainer.base.errors import UserError
 from trainer.load import PageError, parse_page
 from trainer.overrides import OverrideError
 from trainer.recipe import (

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from support.tabled import cell, table_of
+from trainer.base.errors import UserError
 from trainer.compare import Curves
-from trainer.errors import UserError
 from trainer.report import store_report
 from trainer.report_curves import (
     MOST_POINTS,

@@ -5,9 +5,9 @@ import pytest
 from support.commands import rsb
 from support.plans import small_set
 from support.tabled import row, stored_row
-from trainer import provenance
 from trainer.ablation import load_ablation
-from trainer.errors import UserError
+from trainer.base import provenance
+from trainer.base.errors import UserError
 from trainer.job import Job, deviation_rows, plan_of
 from trainer.reproduce import data_reasons, plan_again, same_cell, verdict
 from trainer.results import RowDeviation, read_row, store_row

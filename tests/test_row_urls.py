@@ -5,7 +5,7 @@ import pytest
 
 from support.rows import ROW
 from trainer import row_urls
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.results import read_row, store_row
 from trainer.row_urls import check_url, is_url, pull_rows, push_missing, push_row
 

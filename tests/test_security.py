@@ -24,19 +24,21 @@ from typer.testing import CliRunner
 from support.plans import small_plan
 from support.rows import ROW
 from trainer import claims, explain, meeting
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file, json_of
+from trainer.base.names import FolderError, check_links, inside, why_no_name
+from trainer.base.signals import StopRequest
+from trainer.base.terminal import Terminal
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.cli import app
 from trainer.data import sets
 from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
 from trainer.data.opened import open_data
-from trainer.errors import UserError
 from trainer.job import Job, run_job
-from trainer.json_text import json_file, json_of
 from trainer.launch import slurm_job
 from trainer.load import PageError, load_page, parse
 from trainer.models import check_model_name
-from trainer.names import FolderError, check_links, inside, why_no_name
 from trainer.overrides import OverrideError, overrides_of
 from trainer.pictures import draw_first_batch
 from trainer.profiles import Profile
@@ -45,8 +47,6 @@ from trainer.results import RowError, read_row, read_row_file, row_path, rows_fo
 from trainer.row_urls import pull_rows
 from trainer.run_folder import recipe_of
 from trainer.settings import make_settings
-from trainer.stop import StopRequest
-from trainer.terminal import Terminal
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = (

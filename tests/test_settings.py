@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from trainer.cores import group_cores
-from trainer.errors import UserError
+from trainer.base.cores import group_cores
+from trainer.base.errors import UserError
 from trainer.settings import check_loader, check_writable, make_settings, num_cores, worker_count
 
 
@@ -121,5 +121,5 @@ def test_a_control_groups_share_is_counted_in_cores(tmp_path, lines, files, core
 def test_cores_are_no_more_than_affinity_and_control_group_allow(monkeypatch):
     own = len(os.sched_getaffinity(0))
     for share, expected in ((None, own), (0.2, 1), (1e9, own)):
-        monkeypatch.setattr("trainer.cores.group_cores", lambda: share)
+        monkeypatch.setattr("trainer.base.cores.group_cores", lambda: share)
         assert num_cores() == expected

@@ -15,8 +15,8 @@ from support import forked
 from support.endings import ending
 from support.forked import words
 from support.killed import STARTS, strike_at_start
-from trainer import stop
-from trainer.stop import Stopped, StopRequest
+from trainer.base import signals as stop
+from trainer.base.signals import Stopped, StopRequest
 
 ROOT = Path(__file__).parent.parent
 # sends itself a signal at the first look for a module: as if it had come while the program was still importing

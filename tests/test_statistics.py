@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from support.plans import small_plan
+from trainer.base.signals import Stopped, StopRequest
 from trainer.data.opened import open_data
 from trainer.data.prepare import prepare
 from trainer.evaluate import evaluate
@@ -18,7 +19,6 @@ from trainer.ingredients.norm_layers import BatchChannelNorm2d, EstimatedBatchNo
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.statistics import StepStatistics, make_norms_precise, statistics_note
-from trainer.stop import Stopped, StopRequest
 from trainer.train import evaluate_epoch
 
 PRECISE = "precise_norm='{images: 24}' "

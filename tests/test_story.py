@@ -16,11 +16,12 @@ from rich.console import Console
 
 from support.plans import small_plan, small_set
 from trainer import train
+from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
 from trainer.data.opened import open_data
 from trainer.data.prepare import normalize, prepare
 from trainer.evaluate import evaluate, evaluate_all
-from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.export import weights_digest
 from trainer.job import Job, plan_of, run_job
 from trainer.models import build_model
@@ -29,7 +30,6 @@ from trainer.results import read_row
 from trainer.settings import make_settings
 from trainer.show import batch_line, growth_line
 from trainer.state import Progress, Watch
-from trainer.stop import StopRequest
 
 
 def go(folder: Path, plan=None, job=None, stopped=False):

@@ -3,7 +3,7 @@
 import pytest
 
 from support.tabled import cell, table_of
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.table_query import COLUMNS, frame_of, make_view
 
 CELLS = {

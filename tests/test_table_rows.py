@@ -9,8 +9,8 @@ from support.studies import page
 from support.tabled import asked, cell, key_of, row, stored_row
 from trainer import row_index
 from trainer.ablation import load_ablation
+from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
-from trainer.errors import UserError
 from trainer.failures import store_failure
 from trainer.questions import open_question
 from trainer.results import RowError, store_row

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from support.tabled import SEEDS, cell, row, table_of
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.table_notes import facts_of, remarks, warnings
 from trainer.tables import METRICS, find_metric, value_of
 

@@ -10,15 +10,15 @@ from typer.testing import CliRunner
 
 from support.plans import small_set
 from trainer import rescore
+from trainer.base.exits import EXIT_DONE
+from trainer.base.signals import StopRequest
+from trainer.base.terminal import Terminal
 from trainer.cli import app
 from trainer.data.opened import open_data
-from trainer.exits import EXIT_DONE
 from trainer.job import Job, plan_of, run_job
 from trainer.parity import certificates_of
 from trainer.results import row_path
 from trainer.settings import make_settings
-from trainer.stop import StopRequest
-from trainer.terminal import Terminal
 from trainer.verify_curves import curve_checks, expected_lines
 
 

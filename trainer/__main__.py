@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from trainer.stop import listen_early
+from trainer.base.signals import listen_early
 
 if sys.argv[1:2] == ["train"]:  # the imports below take a second, in which a signal may come
     listen_early()
@@ -18,8 +18,8 @@ if sys.argv[1:2] == [
 
 import typer  # noqa: E402
 
+from trainer.base.errors import printable  # noqa: E402
 from trainer.cli import app  # noqa: E402
-from trainer.errors import printable  # noqa: E402
 
 _ClickError = typer.BadParameter.__mro__[
     2

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
+from trainer.base.signals import StopRequest
 from trainer.cell_run import Repeat, Shared, find_row, num_failed, record_failure, row_names
 from trainer.claims import owner_of
 from trainer.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
-from trainer.errors import UserError
-from trainer.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from trainer.failures import Failure, cell_folder, drop_failure, read_failure, store_failure
 from trainer.results import Row, rows_folder
 from trainer.row_urls import pull_rows, push_missing
-from trainer.stop import StopRequest
 
 POLL_S = 0.5
 _ELSEWHERE_POLL_S = 2.0

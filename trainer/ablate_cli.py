@@ -84,8 +84,8 @@ def ablate(
     from trainer import show
     from trainer.ablate import Sweep
     from trainer.ablation import load_ablation
+    from trainer.base.signals import StopRequest
     from trainer.cell_run import repeats_of
-    from trainer.stop import StopRequest
     from trainer.sweep_table import SweepTable, closing_lines
 
     page = load_ablation(ablation)
@@ -123,7 +123,7 @@ def check_words(on: str, device: str, gpus: int | None, per_cell: str) -> None:
 
     Raises UserError.
     """
-    from trainer.errors import UserError, did_you_mean
+    from trainer.base.errors import UserError, did_you_mean
 
     if on not in ("here", "ray"):
         raise UserError(
@@ -182,8 +182,8 @@ def shared_of(runs: Path, results: str, **settings):
 def _here(shared, jobs: int | None, gpus: int | None):
     from functools import partial
 
+    from trainer.base.errors import UserError
     from trainer.cell_run import run_repeat
-    from trainer.errors import UserError
     from trainer.local_cells import LocalCells, count_gpus, preload
 
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]

@@ -11,19 +11,19 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer import check
+from trainer.base.component import Page
+from trainer.base.errors import UserError, did_you_mean, printable
+from trainer.base.provenance import shipped_folder
 from trainer.budget import Budget, budget_lines
 from trainer.cells import Cell, plan_key, text_of
 from trainer.check import refuse
 from trainer.designs import Design, Variant, check_apart, not_empty, put_over
-from trainer.errors import UserError, did_you_mean, printable
-from trainer.ingredients.base import Page
 from trainer.job import Job, published_page, resolve
 from trainer.load import PageError, Positions, load_page
 from trainer.models import check_model_name
 from trainer.overrides import Deviation
 from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
-from trainer.provenance import shipped_folder
 from trainer.recipe import Recipe, apply_overrides, find_recipe
 
 Text = Annotated[str, Field(min_length=1)]

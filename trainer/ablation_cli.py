@@ -15,9 +15,9 @@ from rich.text import Text
 
 from trainer import show
 from trainer.ablation import Ablation, load_ablation
+from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.opened import open_data
-from trainer.errors import UserError
 from trainer.explain import diff_rows, shown
 from trainer.models import assemble
 from trainer.plan import Plan

@@ -53,8 +53,8 @@ def bench(
     On a GPU also a loop of timm's parts, both optimizers alone and peak memory, within eight minutes.
     """
     began_s = time.perf_counter()
+    from trainer.base.memory import keep_freed_memory
     from trainer.job import Job, plan_of
-    from trainer.memory import keep_freed_memory
     from trainer.profiles import data_folder
     from trainer.settings import make_settings
 
@@ -90,8 +90,8 @@ def _asked(recipe: str, model: str, on_gpu: bool) -> list[tuple[str, str]]:
 
 
 def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
+    from trainer.base.errors import UserError
     from trainer.bench_data import files_of, image_folder
-    from trainer.errors import UserError
 
     files = files_of(src, made / "files", 128)
     if not files:
@@ -104,8 +104,8 @@ def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
 
 
 def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
+    from trainer.base.terminal import open_terminal
     from trainer.bench_run import facts_of, machine_facts, measure, verdict
-    from trainer.terminal import open_terminal
 
     out = open_terminal(120)
     out.print(
@@ -130,9 +130,9 @@ def measure_on_gpu(
 
     began_s: of time.perf_counter, since when the time is counted.
     """
+    from trainer.base.terminal import open_terminal
     from trainer.bench_gpu import BOUND_S, bench_page
     from trainer.bench_run import machine_facts
-    from trainer.terminal import open_terminal
 
     out = open_terminal(120)
     out.print(

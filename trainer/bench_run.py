@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.cores import num_cores
 from trainer.bench import Rate, in_turns
-from trainer.cores import num_cores
 from trainer.data.loader import MicroBatch
 from trainer.data.opened import OpenedData
 from trainer.data.parts import Parts, has_parts, part_keys

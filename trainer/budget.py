@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from trainer import check, tree
 from trainer.adapt import adaptation
-from trainer.ingredients.base import Page
+from trainer.base.component import Page
 from trainer.profiles import Adapt, Profile
 from trainer.recipe import ABOUT, Recipe, apply_overrides
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from trainer.errors import UserError, did_you_mean
+from trainer.base.errors import UserError, did_you_mean
 
 Path = tuple[str | int, ...]
 Kind = TypeVar("Kind", bound=BaseModel)

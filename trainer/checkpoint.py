@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.base.errors import UserError
 from trainer.claims import make_folder
-from trainer.errors import UserError
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
 _NAME = re.compile(r"step_([0-9]+)\.pt")

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.errors import UserError
-from trainer.json_text import json_of
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_of
 
 BEAT_S = 10.0
 STALE_S = 60.0

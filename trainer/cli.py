@@ -128,7 +128,7 @@ def user_errors(command):
     @functools.wraps(command)
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
-        from trainer.errors import UserError, printable
+        from trainer.base.errors import UserError, printable
 
         try:
             return command(*positional, **named)
@@ -136,7 +136,7 @@ def user_errors(command):
             typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
         except RuntimeError as error:
-            from trainer.memory import is_memory_full
+            from trainer.base.memory import is_memory_full
 
             if not is_memory_full(error):
                 raise
@@ -179,7 +179,7 @@ def train(
     keep_every: KeepEvery = 0,
 ) -> None:
     """Train a model by a recipe and store the run's row. The same command goes on where a run was stopped."""
-    from trainer.stop import StopRequest
+    from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
         from trainer.job import Job
@@ -293,7 +293,7 @@ def diff(
 ) -> None:
     """What two pages say differently."""
     from trainer import show
-    from trainer.errors import UserError
+    from trainer.base.errors import UserError
     from trainer.explain import diff_rows, diff_table
     from trainer.recipe import find_recipe, load_recipe
 

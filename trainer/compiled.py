@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
 
 if TYPE_CHECKING:  # two seconds of importing

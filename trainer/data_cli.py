@@ -43,9 +43,9 @@ def write_data(
     """Write train.beton and val.beton, each with its .json; a stopped call goes on where it was. Every image is decoded
     again from what was stored. Needs no ffcv."""
     from trainer import show
+    from trainer.base.errors import UserError
     from trainer.data.beton_writer import Storage, write_beton
     from trainer.data.sets import open_set
-    from trainer.errors import UserError
     from trainer.profiles import data_folder, find_profile
     from trainer.settings import num_cores, worker_count
 

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 
 from trainer import doctor_probes as probes
 from trainer import doctor_steps
+from trainer.base.json_text import json_of
+from trainer.base.provenance import PACKAGE_ROOT
 from trainer.doctor_finding import ABSENT, BROKEN, Asked, Finding, first_line
-from trainer.json_text import json_of
-from trainer.provenance import PACKAGE_ROOT
 
 PATIENCE_S = 300.0  # for one question, on a slow disk or a busy machine
 _MARK = "\x1e"  # before a line of ours: packages write on standard output too

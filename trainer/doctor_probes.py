@@ -13,9 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trainer.cores import num_cores
+from trainer.base.cores import num_cores
+from trainer.base.provenance import PACKAGE_ROOT
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
-from trainer.provenance import PACKAGE_ROOT
 
 OLDEST_PYTHON = (3, 11)
 # Three checkpoints of resnet50 under LAMB (weights and two moments, 282 MB) on the disk at a time, and the model.

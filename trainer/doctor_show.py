@@ -6,10 +6,10 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from trainer.base.errors import printable
 from trainer.doctor import PROBES, examine, is_fit
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
 from trainer.doctor_probes import pair_warning
-from trainer.errors import printable
 
 _HEADINGS = ("what", "found", "wanted", "", "mended by")
 _STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}
@@ -71,7 +71,7 @@ def cells_of(one: Finding) -> tuple[str, ...]:
 def _print_table(
     findings: Sequence[Finding], warning: str | None, verdict: str, style: str
 ) -> None:
-    from trainer.terminal import open_terminal
+    from trainer.base.terminal import open_terminal
 
     out = open_terminal(160)
     out.print(table_of(findings), soft_wrap=False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import UserError, did_you_mean
+from trainer.base.errors import UserError, did_you_mean
 from trainer.local_cells import PRELOADED
 
 LONGEST_S = 240  # of one process

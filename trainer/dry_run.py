@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trainer import provenance, tree
+from trainer import tree
+from trainer.base import provenance
+from trainer.base.errors import UserError
 from trainer.cell_run import Repeat, Shared, written_to
-from trainer.errors import UserError
 from trainer.plan import Plan
 
 # What a page says of itself, and what only says for how long and how fast: no step fails by it.

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.base.disk import END_S, keep_trying, why
 from trainer.checkpoint import save_checkpoint, write_atomically
-from trainer.disk import END_S, keep_trying, why
 from trainer.results import Row
 
 

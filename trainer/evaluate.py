@@ -9,13 +9,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from trainer.base.memory import MemoryFull, is_memory_full
+from trainer.base.signals import Stopped
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.ingredients.mixing import one_hot_targets
-from trainer.memory import MemoryFull, is_memory_full
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
 from trainer.settings import Settings
-from trainer.stop import Stopped
 
 
 @dataclass(frozen=True)

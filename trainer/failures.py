@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from trainer.base.component import Page
+from trainer.base.errors import UserError
 from trainer.checkpoint import write_atomically
-from trainer.errors import UserError
-from trainer.ingredients.base import Page
 
 NUM_TAIL_LINES = 40
 

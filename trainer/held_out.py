@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer import streams
+from trainer.base import streams
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, in_format, normalize

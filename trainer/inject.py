@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import UserError, did_you_mean
+from trainer.base.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # whoever only writes files has no need of torch
     from trainer.ranks import Ranks

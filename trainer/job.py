@@ -10,18 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer import provenance
 from trainer.adapt import adaptation
+from trainer.base import provenance
+from trainer.base.disk import must_write
+from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.memory import peak_mem_mib
+from trainer.base.signals import StopRequest
 from trainer.checkpoint import write_atomically
 from trainer.claims import make_folder
 from trainer.data.index import DataError
-from trainer.disk import must_write
 from trainer.ending import end_run, rescued, write_curves
-from trainer.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.explain import shown
 from trainer.inject import touches_result
 from trainer.load import Positions
-from trainer.memory import peak_mem_mib
 from trainer.overrides import Deviation, deviations_between
 from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile
@@ -37,7 +38,6 @@ from trainer.recipe import (
 from trainer.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.run_folder import own_folder
 from trainer.settings import Settings
-from trainer.stop import StopRequest
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import os
 import threading
 from pathlib import Path
 
+from trainer.base.errors import UserError
 from trainer.claims import make_folder
-from trainer.errors import UserError
 from trainer.inject import disk as ask_injected
 
 

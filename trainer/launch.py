@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from trainer.cores import num_cores
-from trainer.errors import UserError
-from trainer.exits import EXIT_FAILED, EXIT_STOPPED
+from trainer.base.cores import num_cores
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
+from trainer.base.signals import StopRequest
 from trainer.place import Place
-from trainer.stop import StopRequest
 
 _POLL_S = 0.1
 END_S = (

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from trainer import check
-from trainer.errors import UserError, printable
+from trainer.base.errors import UserError, printable
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

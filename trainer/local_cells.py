@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from trainer.errors import UserError
-from trainer.exits import EXIT_STOPPED
-from trainer.json_text import json_file
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_STOPPED
+from trainer.base.json_text import json_file
 
 PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.base.disk import Troubles
+from trainer.base.terminal import readable
 from trainer.board import Board
-from trainer.disk import Troubles
 from trainer.kept_file import KeptFile
-from trainer.terminal import readable
 
 PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
 

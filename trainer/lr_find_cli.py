@@ -66,7 +66,7 @@ def lr_find(
     procs: Procs = None,
 ) -> None:
     """Find the learning rate by a range test on the recipe's own road; or any other number of its page, with --ramp."""
-    from trainer.stop import StopRequest
+    from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
         from trainer.job import Job

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from trainer.base.errors import UserError, did_you_mean
 from trainer.data.opened import OpenedData
-from trainer.errors import UserError, did_you_mean
 from trainer.job import Job, resolve
 from trainer.load import PageError
 from trainer.models import num_parameters

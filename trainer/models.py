@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from trainer import streams
-from trainer.errors import did_you_mean
+from trainer.base import streams
+from trainer.base.errors import did_you_mean
 from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.surgery import Swap
 from trainer.plan import Plan, PlanError

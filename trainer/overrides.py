@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from trainer import check, tree
+from trainer.base.errors import UserError, printable
 from trainer.check import Refusal, suggestion
-from trainer.errors import UserError, printable
 from trainer.load import PageError, parse
 
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file
 from trainer.checkpoint import write_atomically
 from trainer.data.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
 from trainer.data.opened import OpenedData, open_data
 from trainer.data.prepare import normalize
-from trainer.errors import UserError
 from trainer.ingredients.crops import Flip
 from trainer.job import Job, plan_of
-from trainer.json_text import json_file
 from trainer.plan import Plan
 from trainer.profiles import data_folder
 from trainer.run_folder import find_run_folder, open_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.terminal import readable
+from trainer.base.terminal import readable
 
 NUM_SHOWN = 16
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
+from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.ingredients.norms import SyncBatchNorm
-from trainer.memory import MemoryFull, is_memory_full
 from trainer.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 
 _FIRST_PORT, _NUM_PORTS = 20000, 12000  # below the ports that Linux gives out by itself
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from trainer.base.errors import UserError
 from trainer.data.order import num_micro_batches_in
-from trainer.errors import UserError
 from trainer.ingredients.lighting import Lighting
 from trainer.ingredients.norms import GhostBatchNorm, SyncBatchNorm
 from trainer.profiles import Profile

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.base.json_text import json_file
+from trainer.base.provenance import package_version, shipped_folder
 from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
-from trainer.json_text import json_file
-from trainer.provenance import package_version, shipped_folder
 
 if TYPE_CHECKING:
     from trainer.ablation import Ablation

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer import tree
+from trainer.base.errors import UserError, did_you_mean
 from trainer.check import Refusal, value_at
-from trainer.errors import UserError, did_you_mean
 from trainer.ingredients.optimizers import param_groups
 from trainer.ingredients.schedules import Constant
 from trainer.models import assembled

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.json_text import json_file
 from trainer.checkpoint import write_atomically
-from trainer.json_text import json_file
 from trainer.plan import Plan
 from trainer.range_rules import Curve, Floors, series, smoothed, smoothing_for
 

@@ -8,16 +8,16 @@ import sys
 from typing import Any
 
 from trainer import range_show, show
-from trainer.exits import EXIT_DONE, EXIT_STOPPED
+from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
+from trainer.base.memory import keep_freed_memory
+from trainer.base.signals import Stopped, StopRequest
 from trainer.job import Job, plan_of
 from trainer.launch import asked_ranks, check_gpus, launch
-from trainer.memory import keep_freed_memory
 from trainer.place import find_place
 from trainer.range_test import Question, run, set_up
 from trainer.ranks import Ranks, meet
 from trainer.ranks_cli import check_norms, say
 from trainer.settings import check_writable, rank_device
-from trainer.stop import Stopped, StopRequest
 
 
 def find(

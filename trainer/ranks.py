@@ -17,9 +17,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from trainer.base.signals import Stopped, StopRequest
 from trainer.meeting import Meeting
 from trainer.place import Place
-from trainer.stop import Stopped, StopRequest
 
 # Rank 0 alone saves, exports and draws: the others wait for it in the next thing that all do together.
 LONGEST_WAIT = timedelta(minutes=30)

@@ -7,11 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.base.errors import printable
+from trainer.base.exits import EXIT_STOPPED
+from trainer.base.signals import Stopped, StopRequest
 from trainer.checkpoint import write_atomically
 from trainer.data.beton import chosen_loader
 from trainer.data.opened import open_data
-from trainer.errors import printable
-from trainer.exits import EXIT_STOPPED
 from trainer.ingredients.norms import SyncBatchNorm
 from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
@@ -24,7 +25,6 @@ from trainer.profiles import data_folder
 from trainer.ranks import Ranks, meet
 from trainer.results import rows_folder
 from trainer.settings import check_writable, make_settings, rank_device
-from trainer.stop import Stopped, StopRequest
 
 
 def train_job(

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from trainer import check, tree
+from trainer.base.component import Page
+from trainer.base.errors import UserError, did_you_mean, printable
+from trainer.base.provenance import shipped_folder
 from trainer.check import Refusal, refuse
-from trainer.errors import UserError, did_you_mean, printable
 from trainer.ingredients.augment import Augmentation
 from trainer.ingredients.averaging import WeightAverage
-from trainer.ingredients.base import Page
 from trainer.ingredients.learning_rate import LearningRate
 from trainer.ingredients.losses import Loss
 from trainer.ingredients.mixing import Mixing
@@ -25,7 +26,6 @@ from trainer.ingredients.norms import has_gamma
 from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
-from trainer.provenance import shipped_folder
 from trainer.sections import Batch, Image, PreciseNorm, Score
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]

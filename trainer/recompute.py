@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
 
 

@@ -11,10 +11,10 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file, json_of
 from trainer.checkpoint import write_atomically
 from trainer.compare import Curves, Points, read_curves
-from trainer.errors import UserError
-from trainer.json_text import json_file, json_of
 from trainer.results import Row
 from trainer.tables import Table
 

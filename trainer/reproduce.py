@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from trainer import check, comparisons, provenance
+from trainer import check
 from trainer.adapt import adaptation
+from trainer.base import provenance
+from trainer.base import stats as comparisons
+from trainer.base.errors import UserError
+from trainer.base.signals import StopRequest
 from trainer.cells import row_key
-from trainer.errors import UserError
 from trainer.job import Job, run_job
 from trainer.load import parse
 from trainer.overrides import Deviation
@@ -23,7 +26,6 @@ from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
 from trainer.results import Row, RowDeviation
 from trainer.run_folder import recipe_of
 from trainer.settings import Settings
-from trainer.stop import StopRequest
 from trainer.table_rows import AGAIN
 from trainer.tree import plain
 

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from trainer.base.component import NonNegative, Page
+from trainer.base.errors import UserError
+from trainer.base.names import inside, one_name, plain_text
 from trainer.checkpoint import write_atomically
-from trainer.errors import UserError
-from trainer.ingredients.base import NonNegative, Page
-from trainer.names import inside, one_name, plain_text
 
 LARGEST_ROW_KIB = 1024
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.state import State
 
 _NUM_ON_DISK = 3  # checkpoints at a time: the last, the one before it, and the one being written

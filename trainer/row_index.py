@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer import cells
+from trainer.base.json_text import json_file
 from trainer.cells import row_key
 from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
-from trainer.json_text import json_file
 from trainer.results import read_row_file
 
 _LAYOUT = 1  # of the cached file

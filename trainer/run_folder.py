@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from trainer import check
+from trainer.base.disk import must_write
+from trainer.base.errors import did_you_mean
+from trainer.base.json_text import json_file
+from trainer.base.names import check_links, inside
 from trainer.checkpoint import remove_unfinished
 from trainer.claims import Claim, claimed
-from trainer.disk import must_write
-from trainer.errors import did_you_mean
-from trainer.json_text import json_file
 from trainer.models import assembled, check_model_name
-from trainer.names import check_links, inside
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile
 from trainer.recipe import Recipe, load_recipe

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from trainer.base.disk import RETRY_S
 from trainer.checkpoint import save_checkpoint
-from trainer.disk import RETRY_S
 
 
 class Saver:

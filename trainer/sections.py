@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.ingredients.base import NonNegative, Page
+from trainer.base.component import NonNegative, Page
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]

@@ -6,8 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.cores import num_cores
-from trainer.errors import UserError, did_you_mean
+from trainer.base.cores import num_cores
+from trainer.base.errors import UserError, did_you_mean
 from trainer.inject import Fault, parse_faults
 from trainer.place import Place
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.base.terminal import open_terminal
 from trainer.explain import Row as Explained
 from trainer.explain import shown
 from trainer.ingredients.pixels.channels import channel_notes
@@ -19,7 +20,6 @@ from trainer.recipe import Recipe
 from trainer.rescore import most_moved
 from trainer.results import Row, row_path
 from trainer.settings import Settings
-from trainer.terminal import open_terminal
 
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"

@@ -31,7 +31,7 @@ def launch_slurm(
     """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into the queue again.
 
     All other words are those of `train`."""
-    from trainer.errors import printable
+    from trainer.base.errors import printable
     from trainer.job import Job
     from trainer.ranks_cli import write_job
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.model import Model, Pretrained, Start
 from trainer.ingredients.surgery import SurgeryError, Swap, counted, is_norm, nothing
 

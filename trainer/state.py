@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.disk import END_S, keep_trying, why
+from trainer.base.errors import UserError
 from trainer.checkpoint import load_checkpoint
 from trainer.compiled import Compiled
 from trainer.data.jpeg import decoder_name
-from trainer.disk import END_S, keep_trying, why
-from trainer.errors import UserError
 from trainer.gradients import Gradients
 from trainer.ingredients.optimizers import param_groups
 from trainer.inject import Faults

@@ -25,10 +25,10 @@ from trainer.ablate import (
     WAITING,
     Standing,
 )
+from trainer.base.errors import printable
+from trainer.base.json_text import json_of
 from trainer.cell_run import Repeat, Shared, run_folder_of
-from trainer.errors import printable
 from trainer.failures import cell_folder
-from trainer.json_text import json_of
 
 PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the output is not a terminal
 _REFRESH_S = 0.5

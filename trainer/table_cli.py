@@ -86,8 +86,8 @@ def compare(
 ) -> None:
     """Two rows side by side where they differ, and both learning curves where the run folders are."""
     from trainer import table_show
+    from trainer.base.errors import UserError
     from trainer.compare import find_row
-    from trainer.errors import UserError
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
@@ -118,7 +118,7 @@ def reproduce(
     anyway: Anyway = False,
 ) -> None:
     """Run a row again from its own record, into a run of its own; exit 1 where the result is not the row's."""
-    from trainer.stop import StopRequest
+    from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
         from trainer import table_show

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainer.comparisons import (
+from trainer.base.stats import (
     MOST_SEEDS,
     RSB_SPREAD_PCT,
     RSB_VAL_IMAGES,

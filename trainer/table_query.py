@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from trainer.errors import UserError, did_you_mean
+from trainer.base.errors import UserError, did_you_mean
 from trainer.tables import CellSummary, Table
 
 _LONGEST_FILTER = 400  # so that none nests deeper than Python walks

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from trainer.base.errors import UserError
 from trainer.cells import Cell
-from trainer.errors import UserError
 from trainer.failures import read_failures
 from trainer.questions import Question, open_question
 from trainer.results import Row, read_row_file

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from trainer.base.errors import UserError, did_you_mean
+from trainer.base.stats import published_spread_pct
+from trainer.base.terminal import open_terminal
 from trainer.checkpoint import write_atomically
 from trainer.compare import differences, plot, read_curves
-from trainer.comparisons import published_spread_pct
-from trainer.errors import UserError, did_you_mean
 from trainer.questions import open_question, shipped_pages
 from trainer.results import Row
 from trainer.table_formats import as_csv, as_markdown
@@ -22,7 +23,6 @@ from trainer.table_query import COST_COLUMNS, DEFAULT_COLUMNS, View
 from trainer.table_rows import by_cell, errors_in, find_rows
 from trainer.table_texts import heading_of, is_text, shown_columns, text_of
 from trainer.tables import METRICS, Table, summarize
-from trainer.terminal import open_terminal
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 

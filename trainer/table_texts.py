@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from trainer.comparisons import MOST_SEEDS
+from trainer.base.stats import MOST_SEEDS
 from trainer.table_query import COLUMNS, DEFAULT_COLUMNS, View
 from trainer.tables import CellSummary, Metric, Needed
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from trainer import comparisons
+from trainer.base import stats as comparisons
+from trainer.base.errors import UserError, did_you_mean
+from trainer.base.stats import Difference
 from trainer.cells import Cell, command
-from trainer.comparisons import Difference
-from trainer.errors import UserError, did_you_mean
 from trainer.questions import Question
 from trainer.results import Row
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from trainer import streams
+from trainer.base import streams
+from trainer.base.disk import END_S, STOP_S, must_write, why
+from trainer.base.memory import keep_freed_memory
+from trainer.base.signals import Stopped, StopRequest
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, prepare
-from trainer.disk import END_S, STOP_S, must_write, why
 from trainer.evaluate import evaluate_all
 from trainer.log import Log, SilentLog
-from trainer.memory import keep_freed_memory
 from trainer.pictures import draw_first_batch
 from trainer.pieces import cut, fitted, num_pieces, told
 from trainer.plan import Plan
@@ -27,7 +28,6 @@ from trainer.room import check_room
 from trainer.settings import Settings
 from trainer.state import State, Watch
 from trainer.statistics import make_norms_precise
-from trainer.stop import Stopped, StopRequest
 
 MOST_REPLACED_SHARE = 0.01
 

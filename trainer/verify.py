@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file, json_of
+from trainer.base.names import links_out
 from trainer.export import digest_of, timm_facts
 from trainer.inject import touches_result
 from trainer.job import published_page
-from trainer.json_text import json_file, json_of
-from trainer.names import links_out
 from trainer.parity import certificates_of
 from trainer.plan import Plan
 from trainer.results import Row, read_row, read_row_file, row_path

@@ -29,9 +29,9 @@ def verify(
     results: Results = Path("results"),
 ) -> None:
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
+    from trainer.base.terminal import open_terminal
     from trainer.run_folder import find_run_folder
     from trainer.settings import make_settings
-    from trainer.terminal import open_terminal
     from trainer.verify import scores_check
     from trainer.verify import verify as checks_of
     from trainer.verify_show import check_table, failed_lines
@@ -58,7 +58,7 @@ def verify(
 
 def _finished(folder: Path):
     """The row of a finished run, None where there is none that reads."""
-    from trainer.errors import UserError
+    from trainer.base.errors import UserError
     from trainer.results import read_row_file
 
     try:

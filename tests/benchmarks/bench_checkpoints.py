@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from written import write
 
-from trainer import provenance
-from trainer.cores import num_cores
+from trainer.base import provenance
+from trainer.base.cores import num_cores
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
 from trainer.profiles import data_folder

@@ -19,12 +19,12 @@ import timm
 import torch
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.memory import keep_freed_memory
 from trainer.bench_data import files_of, image_folder
 from trainer.bench_timm import TimmLoop
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.memory import keep_freed_memory
 from trainer.plan import Plan
 from trainer.settings import Settings, make_settings
 from trainer.state import State

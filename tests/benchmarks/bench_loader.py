@@ -30,7 +30,8 @@ from timm.data import Mixup, create_transform
 from torchvision.transforms import v2
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.memory import keep_freed_memory
 from trainer.bench import in_turns, median_ratio
 from trainer.bench_data import files_of
 from trainer.data.decode import read_image
@@ -38,7 +39,6 @@ from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
 from trainer.data.prepare import prepare
 from trainer.job import Job, plan_of
-from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
 
 NUM_CLASSES = 1000

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
 from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups
 
 SHARED = {

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.memory import keep_freed_memory
 from trainer.check import check, kinds_in, tag_of
 from trainer.data.prepare import autocast
 from trainer.ingredients.model import Model
 from trainer.ingredients.surgery import SurgeryError
-from trainer.memory import keep_freed_memory
 from trainer.settings import make_settings
 from trainer.tree import plain
 

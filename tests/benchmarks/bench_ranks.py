@@ -18,16 +18,16 @@ import torch
 import torch.distributed as dist
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
+from trainer.base.memory import keep_freed_memory
+from trainer.base.signals import StopRequest
 from trainer.bench import Rate, median_ratio
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.memory import keep_freed_memory
 from trainer.profiles import data_folder
 from trainer.ranks import Ranks, alone
 from trainer.settings import make_settings
 from trainer.state import State
-from trainer.stop import StopRequest
 from trainer.train import optimizer_step
 
 KINDS = ("none", "one rank")

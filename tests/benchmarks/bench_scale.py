@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from written import write
 
-from trainer import provenance
+from trainer.base import provenance
 from trainer.data.index import (
     _LAYOUT,
     ARRAYS,

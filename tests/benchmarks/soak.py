@@ -295,7 +295,7 @@ def grown(held: list[dict]) -> list[str]:
 
 def table(soak: Soak, seconds: float, asked) -> str:
     """results/soak.md."""
-    from trainer import provenance
+    from trainer.base import provenance
 
     commit, is_dirty = provenance.commit()
     lines = [

@@ -156,7 +156,8 @@ def foreign(found: dict) -> dict[str, float | None]:
 
 def find(pair: Pair, runs: Path) -> dict:
     """The range test of a pair with its defaults, as it is kept."""
-    from trainer import lr_find, provenance
+    from trainer import lr_find
+    from trainer.base import provenance
 
     made = lr_find(pair.page, pair.model, "digits", overrides=pair.also, device="cpu", runs=runs)
     commit, is_dirty = provenance.commit()
@@ -188,10 +189,10 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
     """One run on the road of `make recipe=... set=...`; its exit code."""
     from rich.console import Console
 
+    from trainer.base.signals import StopRequest
     from trainer.data.opened import open_data
     from trainer.job import Job, plan_of, run_job
     from trainer.settings import make_settings
-    from trainer.stop import StopRequest
 
     job = Job(pair.page, pair.model, seed=seed, overrides=pair.overrides(peak_text(peak)))
     plan = plan_of(job)
@@ -202,7 +203,7 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
 
 
 def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> int:
-    from trainer.exits import EXIT_STOPPED
+    from trainer.base.exits import EXIT_STOPPED
 
     for pair in pairs:
         store = Store(results)
@@ -244,7 +245,7 @@ def beaten(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, list[float]]
 
 
 def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
-    from trainer.exits import EXIT_DONE, EXIT_STOPPED
+    from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 
     for pair, peaks in beaten(Store(results), pairs):
         for peak, seed in ((peak, seed) for peak in peaks for seed in SEEDS[1:]):

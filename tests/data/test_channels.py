@@ -12,12 +12,13 @@ from PIL import Image
 from rich.console import Console
 
 from trainer import show
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_DONE
+from trainer.base.signals import StopRequest
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
-from trainer.errors import UserError
-from trainer.exits import EXIT_DONE
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
@@ -25,7 +26,6 @@ from trainer.profiles import find_profile
 from trainer.rescore import rescore
 from trainer.run_folder import open_model
 from trainer.settings import make_settings
-from trainer.stop import StopRequest
 
 CROP = RandomResizedCrop(area=(0.3, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 SHORT = "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32"

@@ -10,6 +10,7 @@ from support.built import needs_ffcv
 
 needs_ffcv()
 
+from trainer.base.errors import UserError
 from trainer.data import ffcv_loader
 from trainer.data.beton import beton_file, open_beton
 from trainer.data.beton_writer import Storage, write_beton
@@ -20,7 +21,6 @@ from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
-from trainer.errors import UserError
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.erasing import RandomErasing
 from trainer.ingredients.rand_augment import RandAugment
@@ -222,9 +222,9 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
     from rich.console import Console
 
     from support.plans import small_plan
+    from trainer.base.signals import StopRequest
     from trainer.job import Job, run_job
     from trainer.settings import make_settings
-    from trainer.stop import StopRequest
 
     plan = small_plan(overrides="epochs=1 batch.images=128 batch.norm_images=32")
     for split in ("train", "val"):

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
+from trainer.base.errors import UserError
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
 from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
-from trainer.errors import UserError
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.erasing import RandomErasing
 from trainer.ingredients.rand_augment import RandAugment

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from trainer import streams
+from trainer.base import streams
 from trainer.data.order import epoch_order, micro_batch_ids, num_micro_batches_in, window
 
 

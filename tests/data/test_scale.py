@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from support.plans import small_plan
-from trainer import streams
+from trainer.base import streams
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
 from trainer.data.loader import TrainStream, _packed
 from trainer.data.opened import open_data

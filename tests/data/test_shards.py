@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from support import packing
+from trainer.base.errors import UserError
 from trainer.data import shards
 from trainer.data.index import DataError
 from trainer.data.packed import open_files
-from trainer.errors import UserError
 
 
 def listed(*paths):

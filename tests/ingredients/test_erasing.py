@@ -10,8 +10,8 @@ from timm.data.random_erasing import RandomErasing as TimmErasing
 from torchvision.transforms import RandomErasing as TorchvisionErasing
 
 from support.draws import make_ids
+from trainer.base.streams import device_normals
 from trainer.ingredients.erasing import RandomErasing
-from trainer.streams import device_normals
 
 IMAGE_PX = 40
 NUM_DRAWS = 3000

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from support.plans import small_plan
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.activations import Silu
 from trainer.ingredients.depth import StochasticDepth
 from trainer.ingredients.isotropic import IsotropicBody

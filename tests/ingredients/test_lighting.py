@@ -6,7 +6,7 @@ import torch
 from scipy.stats import kstest
 
 from support.draws import make_ids
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.lighting import Lighting
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD
 

@@ -12,8 +12,8 @@ from timm.data.mixup import Mixup as TimmMixup
 from timm.data.mixup import mixup_target
 from torchvision.transforms import v2
 
+from trainer.base.streams import uniforms
 from trainer.ingredients.mixing import CutMix, Mix, Mixing, Mixup, MixupOrCutMix, one_hot_targets
-from trainer.streams import uniforms
 
 PX, CLASSES = 30, 7
 

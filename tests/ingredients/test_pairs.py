@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, written
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 from trainer.ingredients.model import PARTS
 from trainer.job import Job, plan_of
 from trainer.models import assemble

@@ -13,12 +13,12 @@ from sklearn.datasets import load_sample_image
 from timm.data.auto_augment import NAME_TO_OP, rand_augment_transform
 
 from support.draws import make_ids
+from trainer.base.streams import uniforms
 from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.rand_augment import RandAugment
 from trainer.ingredients.trivial_augment import TrivialAugment
-from trainer.streams import uniforms
 
 FILL = (124, 116, 104)
 IMAGE_PX = 100

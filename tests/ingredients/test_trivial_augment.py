@@ -10,9 +10,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
 from support.draws import make_ids
+from trainer.base.streams import uniforms
 from trainer.ingredients.pixels.operations import OPERATIONS
 from trainer.ingredients.trivial_augment import TrivialAugment
-from trainer.streams import uniforms
 
 IMAGE_PX = 64
 SPACE = TrivialAugmentWide()._augmentation_space(31)

@@ -19,6 +19,8 @@ from support.plans import small_plan
 from support.rows import ROW
 from trainer import table_show
 from trainer.ablation import ablation_paths, load_ablation
+from trainer.base.names import inside
+from trainer.base.terminal import Terminal
 from trainer.cells import row_key
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compare import differences, read_curves
@@ -30,7 +32,6 @@ from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, write_plan
 from trainer.load import parse
-from trainer.names import inside
 from trainer.plan import make_plan
 from trainer.profiles import PROFILES, find_profile
 from trainer.recipe import apply_overrides, load_recipe, recipe_paths
@@ -39,7 +40,6 @@ from trainer.run_folder import plan_of_run
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.sweep_table import read_progress
-from trainer.terminal import Terminal
 
 OVERRIDES = (
     "epochs=5 loss.name=ce", "lr.peak=5e-3 lr.warmup_epochs=2", "mix={name: mixup, alpha: 0.2}", "smoothing=null drop_path=0.1",

@@ -15,7 +15,7 @@ import traceback
 
 import numpy as np
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 
 LONGEST_S = 5.0
 TOKENS = (

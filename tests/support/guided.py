@@ -19,7 +19,7 @@ with atheris.instrument_imports(
     include=[
         "trainer.data",
         "trainer.load",
-        "trainer.json_text",
+        "trainer.base.json_text",
         "tarfile",
         "PIL.JpegImagePlugin",
         "PIL.PngImagePlugin",
@@ -34,7 +34,7 @@ with atheris.instrument_imports(
 from PIL import Image
 
 from support.fuzzed import in_time, watched
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 
 IMAGE = Path("image.jpg")
 

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from support.plans import small_plan
 from trainer import meeting, train
+from trainer.base.signals import StopRequest
 from trainer.data import prepare
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
@@ -28,7 +29,6 @@ from trainer.plan import make_plan
 from trainer.ranks import alone, meet
 from trainer.settings import make_settings
 from trainer.state import State
-from trainer.stop import StopRequest
 
 HERE = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -279,7 +279,7 @@ def failing(ranks, how: str, bad_rank: int) -> str:
             if how == "raise":
                 raise ZeroDivisionError("a mistake of ours")
             if how == "user":
-                from trainer.errors import UserError
+                from trainer.base.errors import UserError
 
                 raise UserError("set=x: a mistake of theirs; set=y would do")
             if how == "interrupt":
@@ -313,7 +313,7 @@ def agreements(ranks) -> dict:
 
 def stopped_in_evaluation(ranks, stop_rank: int) -> str:
     """A signal comes to one rank between two of its batches; which ranks raise Stopped?"""
-    from trainer.stop import Stopped
+    from trainer.base.signals import Stopped
 
     plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError
-from trainer.errors import UserError
-from trainer.json_text import json_file
 
 VERSION = 2  # of ffcv's format
 LAYOUT = 1  # of our fields and of the .json

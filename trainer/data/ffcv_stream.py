@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer import streams
+from trainer.base import streams
 from trainer.data import ffcv_loader, ffcv_resize
 from trainer.data.beton import BetonSet
 from trainer.data.decode import BadImage

@@ -6,10 +6,10 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
+from trainer.base.json_text import json_file
 from trainer.data.columns import add_rows, bytes_of, columns_of
 from trainer.data.index import FOLDERS, DataError
 from trainer.data.listing import Listing
-from trainer.json_text import json_file
 
 _FACTS = ("state.json", "dataset_info.json")
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.errors import UserError
-from trainer.json_text import json_file
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file
 
 EXTENSIONS = (
     ".jpg",

@@ -16,7 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer import streams
+from trainer.base import streams
+from trainer.base.component import Ingredient
+from trainer.base.errors import UserError
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
@@ -24,8 +26,6 @@ from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.prepare import augmented
 from trainer.data.sets import ImageSet, decoding_whole
 from trainer.data.workers import items_of, whole
-from trainer.errors import UserError
-from trainer.ingredients.base import Ingredient
 from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.ingredients.pixels.channels import draw_part
 from trainer.sections import Growth

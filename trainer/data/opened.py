@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from trainer.base.errors import UserError
 from trainer.data.arriving import arriving
 from trainer.data.beton import has_betons
 from trainer.data.evaluation import evaluation_batches
@@ -17,7 +18,6 @@ from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.packed import holds_files
 from trainer.data.prepare import fill_of
 from trainer.data.sets import ImageSet, for_training, open_beton_set, open_set
-from trainer.errors import UserError
 from trainer.inject import Fault
 from trainer.ranks import Ranks, alone
 

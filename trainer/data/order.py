@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from trainer import streams
+from trainer.base import streams
 
 
 def epoch_order(seed: int, epoch: int, num_images: int, repeats: int) -> np.ndarray:

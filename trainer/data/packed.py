@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.base.json_text import json_file
 from trainer.data import hf, parquet, shards
 from trainer.data.index import (
     DataError,
@@ -26,7 +27,6 @@ from trainer.data.index import (
     store_index,
 )
 from trainer.data.listing import PLACES, classes_of
-from trainer.json_text import json_file
 
 KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}
 _MODULES = {"shards": shards, "parquet": parquet, "hf": hf}  # each with files, scan and Reader

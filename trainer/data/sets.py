@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from trainer import streams
+from trainer.base import streams
 from trainer.data.beton import BetonSet, open_beton
 from trainer.data.decode import Pixels, Planes
 from trainer.data.index import DataError, Index, cache_folder

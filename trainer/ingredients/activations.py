@@ -29,8 +29,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from trainer.base.component import Positive
 from trainer.ingredients.activation_layers import LearnedSwish
-from trainer.ingredients.base import Positive
 from trainer.ingredients.surgery import (
     Part,
     SurgeryError,

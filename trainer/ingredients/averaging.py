@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.ingredients.base import Ingredient
+from trainer.base.component import Ingredient
 
 
 class WeightAverage(Ingredient):

@@ -7,7 +7,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator
 
-from trainer.ingredients.base import Positive, Share
+from trainer.base.component import Positive, Share
 
 NUM_ATTEMPTS = 10  # torchvision's and timm's, in both uses
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from trainer.ingredients.base import Ingredient
+from trainer.base.component import Ingredient
+from trainer.base.streams import uniforms
 from trainer.ingredients.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
@@ -16,7 +17,6 @@ from trainer.ingredients.boxes import (
     drawn_start,
     first_fitting,
 )
-from trainer.streams import uniforms
 
 
 class RandomResizedCrop(Ingredient):

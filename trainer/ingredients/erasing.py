@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.ingredients.base import Ingredient, Share
+from trainer.base.component import Ingredient, Share
+from trainer.base.streams import device_normals, uniforms
 from trainer.ingredients.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
@@ -18,7 +19,6 @@ from trainer.ingredients.boxes import (
     first_fitting,
 )
 from trainer.ingredients.pixels.transfer import on
-from trainer.streams import device_normals, uniforms
 
 
 class RandomErasing(Ingredient):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.ingredients.base import NonNegative, Page
+from trainer.base.component import NonNegative, Page
 from trainer.ingredients.schedules import NumEpochs, PiecewiseLinear, Schedule
 
 

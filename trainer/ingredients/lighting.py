@@ -8,10 +8,10 @@ import numpy as np
 from scipy.special import ndtri
 from torch import Tensor
 
-from trainer.errors import UserError
-from trainer.ingredients.base import Ingredient, Positive
+from trainer.base.component import Ingredient, Positive
+from trainer.base.errors import UserError
+from trainer.base.streams import uniforms
 from trainer.ingredients.pixels.transfer import on
-from trainer.streams import uniforms
 
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k:
 # the numbers that fb.resnet.torch published and pycls uses.

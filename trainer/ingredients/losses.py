@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.ingredients.base import Ingredient, NonNegative, Positive
+from trainer.base.component import Ingredient, NonNegative, Positive
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from scipy.special import betaincinv
 from torch import Tensor
 
-from trainer.ingredients.base import Ingredient
-from trainer.streams import uniforms
+from trainer.base.component import Ingredient
+from trainer.base.streams import uniforms
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
 Box = tuple[int, int, int, int]

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainer.base.component import Page
 from trainer.ingredients.activations import Activation
 from trainer.ingredients.attention import Attention
-from trainer.ingredients.base import Page
 from trainer.ingredients.bodies import StagedBody
 from trainer.ingredients.convolutions import BlurPool, Convolution
 from trainer.ingredients.depth import DropBlock, StochasticDepth

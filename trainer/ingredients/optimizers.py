@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from timm.optim import RMSpropTF
 from torch import Tensor, nn
 
+from trainer.base.component import Ingredient, Positive
 from trainer.ingredients import lamb, timm_optimizer
-from trainer.ingredients.base import Ingredient, Positive
 from trainer.ingredients.clipping import clip_adaptively, clip_gradients
 from trainer.ingredients.sgd import DecoupledSgd as _DecoupledSgd
 from trainer.ingredients.surgery import is_norm

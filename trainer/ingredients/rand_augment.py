@@ -10,11 +10,11 @@ from pydantic import Field
 from scipy.special import ndtri
 from torch import Tensor
 
-from trainer.ingredients.base import Positive, Share
+from trainer.base.component import Positive, Share
+from trainer.base.streams import uniforms
 from trainer.ingredients.pixels.channels import FromOperations
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS, operate
-from trainer.streams import uniforms
 
 _STRONGEST = 10.0  # the magnitude at which every operation is at its strongest
 _DRAWS_PER_OP = 5  # which, whether, magnitude, sign, interpolation

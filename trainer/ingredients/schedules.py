@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from trainer.ingredients.base import Ingredient, NonNegative, Positive, Share
+from trainer.base.component import Ingredient, NonNegative, Positive, Share
 
 NumEpochs = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from trainer.ingredients.base import Positive
+from trainer.base.component import Positive
 from trainer.ingredients.standardize_layers import ScaledStandardizedConv2d, StandardizedConv2d
 from trainer.ingredients.surgery import (
     ConvPlace,

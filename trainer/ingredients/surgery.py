@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import UserError
-from trainer.ingredients.base import Ingredient
+from trainer.base.component import Ingredient
+from trainer.base.errors import UserError
 
 # Large enough that a feature map of the last stage is no single pixel; the second for a stem of very large patches.
 _TRIED_PX = (128, 1024)

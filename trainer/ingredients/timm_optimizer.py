@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from timm.optim import get_optimizer_info, list_optimizers
 
-from trainer.errors import did_you_mean
+from trainer.base.errors import did_you_mean
 
 # Which the page gives elsewhere, or the machine decides.
 _NOT_FIELDS = {

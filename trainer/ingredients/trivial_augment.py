@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from trainer.base.streams import uniforms
 from trainer.ingredients.pixels.channels import FromOperations
 from trainer.ingredients.pixels.geometry import INTERPOLATIONS
 from trainer.ingredients.pixels.operations import OPERATIONS, operate
-from trainer.streams import uniforms
 
 _SIGNED = (
     "shear_x",

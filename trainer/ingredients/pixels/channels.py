@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from trainer.ingredients.base import Ingredient
+from trainer.base.component import Ingredient
 
 RGB_ONLY = ("color",)
 

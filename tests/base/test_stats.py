@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from trainer.comparisons import (
+from trainer.base.stats import (
     MOST_SEEDS,
     binomial_error_pct,
     compare,

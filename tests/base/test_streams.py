@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer import streams
+from trainer.base import streams
 
 WORD = st.integers(0, 2**32 - 1)
 

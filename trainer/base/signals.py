@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from trainer.exits import EXIT_INTERRUPTED
+from trainer.base.exits import EXIT_INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainer import disk as module
-from trainer.disk import Troubles, keep_trying, must_write
-from trainer.errors import UserError
+from trainer.base import disk as module
+from trainer.base.disk import Troubles, keep_trying, must_write
+from trainer.base.errors import UserError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

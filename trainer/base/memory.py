@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 
 # Numbers of mallopt's options, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3

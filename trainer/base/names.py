@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import UserError, printable
+from trainer.base.errors import UserError, printable
 
 LONGEST_NAME_BYTES = (
     230  # a file system's 255, less what stands around the name of a file that is being written

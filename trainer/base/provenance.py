@@ -7,12 +7,12 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped_folder(name: str) -> Path:
     """A folder of pages that comes with the package: beside it in a source tree, inside it in an installed wheel."""
-    inside = Path(__file__).parent / name
+    inside = Path(__file__).parents[1] / name
     return inside if inside.is_dir() else PACKAGE_ROOT / name
 
 

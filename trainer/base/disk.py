@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer.errors import UserError
+from trainer.base.errors import UserError
 
 SAY_S = 60.0  # between two lines about a disk that takes nothing
 RETRY_S = 10.0  # between two checkpoints that are tried while it takes none
