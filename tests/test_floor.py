@@ -6,15 +6,15 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from support.plans import small_plan
-from trainer.data.opened import open_data
-from trainer.floor import bias_only_loss, lowest_loss, mean_targets
-from trainer.ingredients.losses import (
+from trainer.components.losses import (
     AsymmetricLoss,
     BinaryCrossEntropy,
     CrossEntropy,
     FocalLoss,
     JensenShannon,
 )
+from trainer.data.opened import open_data
+from trainer.floor import bias_only_loss, lowest_loss, mean_targets
 
 MEAN = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)
 

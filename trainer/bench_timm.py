@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.erasing import RandomErasing
+from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
+from trainer.components.mixing import MixupOrCutMix
+from trainer.components.optimizers import AdamW, Lamb
+from trainer.components.rand_augment import RandAugment
 from trainer.data.prepare import autocast, in_format
-from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.ingredients.erasing import RandomErasing
-from trainer.ingredients.losses import BinaryCrossEntropy, CrossEntropy
-from trainer.ingredients.mixing import MixupOrCutMix
-from trainer.ingredients.optimizers import AdamW, Lamb
-from trainer.ingredients.rand_augment import RandAugment
 from trainer.models import build_model
 from trainer.plan import Plan
 from trainer.settings import Settings

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.components.losses import CrossEntropy, Loss
+from trainer.components.mixing import one_hot_targets
 from trainer.data.order import micro_batch_ids
-from trainer.ingredients.losses import CrossEntropy, Loss
-from trainer.ingredients.mixing import one_hot_targets
 from trainer.plan import Plan
 
 _LEAST_IMAGES, _IMAGES_PER_CLASS = (

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from trainer.base import streams
+from trainer.components.mixing import one_hot_targets
 from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.data.sets import ImageSet
-from trainer.ingredients.mixing import one_hot_targets
 from trainer.models import running_norms
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone

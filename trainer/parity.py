@@ -22,11 +22,11 @@ from rich.table import Table
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 from trainer.checkpoint import write_atomically
+from trainer.components.crops import Flip
 from trainer.data.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
 from trainer.data.opened import OpenedData, open_data
 from trainer.data.prepare import normalize
-from trainer.ingredients.crops import Flip
 from trainer.job import Job, plan_of
 from trainer.plan import Plan
 from trainer.profiles import data_folder

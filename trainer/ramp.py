@@ -12,8 +12,8 @@ from torch import nn
 from trainer import tree
 from trainer.base.errors import UserError, did_you_mean
 from trainer.check import Refusal, value_at
-from trainer.ingredients.optimizers import param_groups
-from trainer.ingredients.schedules import Constant
+from trainer.components.optimizers import param_groups
+from trainer.components.schedules import Constant
 from trainer.models import assembled
 from trainer.overrides import OverrideError
 from trainer.plan import Plan

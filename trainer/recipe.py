@@ -16,14 +16,14 @@ from trainer.base.component import Page
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
 from trainer.check import Refusal, refuse
-from trainer.ingredients.augment import Augmentation
-from trainer.ingredients.averaging import WeightAverage
-from trainer.ingredients.learning_rate import LearningRate
-from trainer.ingredients.losses import Loss
-from trainer.ingredients.mixing import Mixing
+from trainer.components.augment import Augmentation
+from trainer.components.averaging import WeightAverage
+from trainer.components.learning_rate import LearningRate
+from trainer.components.losses import Loss
+from trainer.components.mixing import Mixing
+from trainer.components.optimizers import Optimizer
 from trainer.ingredients.model import Model
 from trainer.ingredients.norms import has_gamma
-from trainer.ingredients.optimizers import Optimizer
 from trainer.load import Positions, load_page
 from trainer.overrides import Deviation, overridden, overrides_of
 from trainer.sections import Batch, Image, PreciseNorm, Score

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer.base.terminal import open_terminal
+from trainer.components.pixels.channels import channel_notes
 from trainer.explain import Row as Explained
 from trainer.explain import shown
-from trainer.ingredients.pixels.channels import channel_notes
 from trainer.ingredients.surgery import Swap
 from trainer.inject import touches_result
 from trainer.plan import Plan

@@ -16,9 +16,9 @@ from trainer.base.disk import END_S, keep_trying, why
 from trainer.base.errors import UserError
 from trainer.checkpoint import load_checkpoint
 from trainer.compiled import Compiled
+from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
 from trainer.gradients import Gradients
-from trainer.ingredients.optimizers import param_groups
 from trainer.inject import Faults
 from trainer.log import Log, SilentLog
 from trainer.models import build_model

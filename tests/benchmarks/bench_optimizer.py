@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from written import write
 
 from trainer.base import provenance
-from trainer.ingredients.optimizers import AdamW, Lamb, clip_gradients, param_groups
+from trainer.components.optimizers import AdamW, Lamb, clip_gradients, param_groups
 
 SHARED = {
     "betas": (0.9, 0.999),

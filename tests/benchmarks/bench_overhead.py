@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from trainer.base.memory import keep_freed_memory
+from trainer.components.optimizers import clip_gradients
 from trainer.data.opened import open_data
 from trainer.data.prepare import autocast, prepare
-from trainer.ingredients.optimizers import clip_gradients
 from trainer.job import Job, plan_of
 from trainer.profiles import data_folder
 from trainer.settings import make_settings

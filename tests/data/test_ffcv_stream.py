@@ -11,6 +11,9 @@ from support.built import needs_ffcv
 needs_ffcv()
 
 from trainer.base.errors import UserError
+from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.erasing import RandomErasing
+from trainer.components.rand_augment import RandAugment
 from trainer.data import ffcv_loader
 from trainer.data.beton import beton_file, open_beton
 from trainer.data.beton_writer import Storage, write_beton
@@ -21,9 +24,6 @@ from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
-from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.ingredients.erasing import RandomErasing
-from trainer.ingredients.rand_augment import RandAugment
 from trainer.profiles import PROFILES, find_profile
 from trainer.sections import Growth
 

@@ -12,15 +12,15 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from trainer.base.errors import UserError
+from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.erasing import RandomErasing
+from trainer.components.rand_augment import RandAugment
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
 from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
-from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.ingredients.erasing import RandomErasing
-from trainer.ingredients.rand_augment import RandAugment
 from trainer.profiles import PROFILES
 from trainer.sections import Growth
 

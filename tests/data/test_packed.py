@@ -13,6 +13,7 @@ from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
 from support import packing
+from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data import packed
 from trainer.data.beton import open_beton
 from trainer.data.beton_writer import write_beton
@@ -25,7 +26,6 @@ from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.packed import PackedIndex, open_files, packed_kind
 from trainer.data.sets import FolderSet, for_training
-from trainer.ingredients.crops import Flip, RandomResizedCrop
 from trainer.profiles import find_profile
 
 CLASSES = ["ant", "bee", "cat"]

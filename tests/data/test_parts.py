@@ -8,6 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.erasing import RandomErasing
+from trainer.components.rand_augment import RandAugment
 from trainer.data import jpeg
 from trainer.data.decode import BadImage
 from trainer.data.faulty import FaultyStream
@@ -15,9 +18,6 @@ from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.parts import has_parts
 from trainer.data.sets import FolderSet, for_training, open_set
-from trainer.ingredients.crops import Flip, RandomResizedCrop
-from trainer.ingredients.erasing import RandomErasing
-from trainer.ingredients.rand_augment import RandAugment
 from trainer.profiles import PROFILES
 from trainer.sections import Growth
 

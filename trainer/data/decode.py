@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
-from trainer.ingredients.crops import evaluation_geometry
 
 warnings.filterwarnings(
     "ignore", module=r"PIL\."

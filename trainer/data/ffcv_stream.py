@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from trainer.base import streams
+from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data import ffcv_loader, ffcv_resize
 from trainer.data.beton import BetonSet
 from trainer.data.decode import BadImage
@@ -24,7 +25,6 @@ from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.prepare import augmented
 from trainer.data.threads import in_threads
 from trainer.data.workers import whole
-from trainer.ingredients.crops import Flip, RandomResizedCrop
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
 _DECODING = 3  # of so many threads that augment one more decodes, which takes a third of the time

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from trainer.ingredients.mixing import one_hot_targets
+from trainer.components.mixing import one_hot_targets
 
 _CACHED_PX = 1 << 15
 

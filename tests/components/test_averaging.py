@@ -1,0 +1,161 @@
+"""The average of the weights against timm's and torchvision's."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from trainer.components.averaging import WeightAverage
+
+
+def small_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
+
+
+def moved(model, step):
+    """The model after another optimizer step, made up, and one more pass of BatchNorm."""
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+        model.train()(torch.randn(4, 3, 6, 6, generator=generator))
+    return model
+
+
+@pytest.fixture
+def model():
+    return moved(small_model(), 1000)
+
+
+def assert_same_floats(ours, theirs):
+    for (name, own), other in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
+        if own.is_floating_point():
+            torch.testing.assert_close(
+                own, other, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_equals_timms_average_buffers_included(model, foreach):
+    timms = ModelEmaV3(model, decay=0.9, foreach=foreach)
+    ours = WeightAverage(decay=0.9, every_steps=1).start(model)
+    for step in range(20):
+        moved(model, step)
+        timms.update(model)
+        ours.update(model, step, 5, 64, 10, 10)
+    assert_same_floats(ours.model, timms.module)
+    assert ours.model[1].num_batches_tracked == timms.module[1].num_batches_tracked == 21
+
+
+@pytest.mark.parametrize(
+    "steps_per_epoch", [8, 10]
+)  # with 10, counting the run's steps would be another rule
+@pytest.mark.parametrize("warmup_epochs", [0, 2])
+@pytest.mark.parametrize(("decay", "batch_images"), [(0.999, 64), (0.99998, 1024), (0.9, 1024)])
+def test_equals_torchvisions_adjusted_average(
+    model, warmup_epochs, decay, batch_images, steps_per_epoch
+):
+    """Its classification reference: the adjusted decay, an update every 4 steps, the count reset in the warm-up."""
+    epochs, every_steps = 5, 4
+    share = min(1.0, (1 - decay) * batch_images * every_steps / epochs)
+    visions = AveragedModel(
+        model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True
+    )
+    rule = WeightAverage(
+        decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True
+    )
+    ours = rule.start(model)
+    for epoch in range(epochs):
+        for inner in range(steps_per_epoch):
+            step = epoch * steps_per_epoch + inner
+            moved(model, step)
+            if inner % every_steps == 0:
+                visions.update_parameters(model)
+                if epoch < warmup_epochs:
+                    visions.n_averaged.fill_(0)
+            ours.update(
+                model, step, warmup_epochs * steps_per_epoch, batch_images, epochs, steps_per_epoch
+            )
+            assert_same_floats(ours.model, visions.module)
+
+
+def test_torchvisions_numbers_are_the_published_ones():
+    rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True, restarts_in_warmup=True)
+    assert 1 - rule.weight_at(256 * 1251, 6255, 1024, 600, 1251) == pytest.approx(
+        0.998908, abs=1e-6
+    )
+
+
+def test_updates_come_every_so_many_steps_of_an_epoch():
+    rule = WeightAverage(decay=0.9, every_steps=3)
+    weights = [rule.weight_at(step, 0, 64, 10, 5) for step in range(10)]
+    assert [step for step, weight in enumerate(weights) if weight is not None] == [0, 3, 5, 8]
+    assert weights[8] == pytest.approx(0.1)
+
+
+def test_the_average_is_a_copy_that_takes_no_gradients_and_is_in_eval_mode(model):
+    before = copy.deepcopy(model.state_dict())
+    average = WeightAverage(decay=0.5, every_steps=1).start(model)
+    moved(model, 0)
+    assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
+    assert not any(weight.requires_grad for weight in average.model.parameters())
+    assert not any(module.training for module in average.model.modules())
+    assert model.training and all(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_saved_average_goes_on_bit_for_bit(model):
+    rule = WeightAverage(decay=0.9, every_steps=2, restarts_in_warmup=True)
+    straight, halted = rule.start(model), rule.start(model)
+    for step in range(12):
+        moved(model, step)
+        straight.update(model, step, 3, 64, 10, 5)
+        halted.update(model, step, 3, 64, 10, 5)
+        saved = copy.deepcopy(halted.state_dict())
+        halted = rule.start(small_model_like(model))
+        halted.load_state_dict(saved)
+    for own, other in zip(
+        straight.state_dict().values(), halted.state_dict().values(), strict=True
+    ):
+        assert torch.equal(own, other)
+
+
+def small_model_like(model):
+    """A model of the same shapes with other weights."""
+    return moved(copy.deepcopy(model), 77)
+
+
+def test_a_channels_last_resnet_is_averaged_like_any_other():
+    torch.manual_seed(0)
+    plain = timm.create_model("resnet18", num_classes=4)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    averages = [WeightAverage(decay=0.9, every_steps=1).start(model) for model in (plain, last)]
+    for average, model in zip(averages, (plain, last), strict=True):
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.5)
+        average.update(model, 0, 0, 64, 10, 5)
+    assert_same_floats(averages[0].model, averages[1].model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decay": 0.0},
+        {"decay": 1.0},
+        {"decay": 99.998},
+        {"every_steps": 0},
+        {"every_steps": 1.5},
+        {"step": 2},
+    ],
+)
+def test_absurd_pages_are_refused(changes):
+    with pytest.raises(ValidationError):
+        WeightAverage.model_validate({"decay": 0.9, "every_steps": 1, **changes})

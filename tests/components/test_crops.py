@@ -1,0 +1,114 @@
+"""Crops are torchvision's and timm's: the random ones in distribution, the central one exactly."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import chi2_contingency, ks_2samp
+from sklearn.datasets import load_sample_image
+from timm.data.transforms_factory import transforms_imagenet_eval
+from torchvision.transforms import RandomResizedCrop as Reference
+
+from support.draws import make_ids
+from trainer.components.crops import Flip, RandomResizedCrop, evaluation_geometry, evaluation_size
+
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+NUM_DRAWS = 3000
+
+
+def drawn_boxes(height, width, interpolation="random", num_images=NUM_DRAWS):
+    """Our boxes for many images of one size."""
+    crop = RandomResizedCrop(area=AREA, aspect=ASPECT, interpolation=interpolation)
+    return crop.draw(
+        1, make_ids(num_images), np.full(num_images, height), np.full(num_images, width)
+    )
+
+
+def reference_boxes(height, width):
+    """As many boxes of torchvision."""
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    return np.array(
+        [Reference.get_params(image, list(AREA), list(ASPECT)) for _ in range(NUM_DRAWS)]
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (32, 32), (40, 130), (500, 90)])
+def test_boxes_are_distributed_as_torchvisions(height, width):
+    ours, reference = drawn_boxes(height, width)[0], reference_boxes(height, width)
+    for column in range(4):
+        assert ks_2samp(ours[:, column], reference[:, column]).pvalue > 1e-3
+    for measure in (lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 2] / box[:, 3]):
+        assert ks_2samp(measure(ours), measure(reference)).pvalue > 1e-3
+
+
+def test_sides_of_small_images_are_as_frequent_as_torchvisions():
+    both = [
+        boxes[:, 2] * 9 + boxes[:, 3] for boxes in (drawn_boxes(8, 8)[0], reference_boxes(8, 8))
+    ]
+    counts = np.stack([np.bincount(sides, minlength=81) for sides in both])
+    assert chi2_contingency(counts[:, counts.sum(0) > 10]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 1000), (1000, 20), (1, 1), (1, 3)])
+def test_boxes_lie_inside_and_the_central_one_is_torchvisions(height, width):
+    boxes = drawn_boxes(height, width, num_images=200)[0]
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] >= 1).all()
+    assert (boxes[:, 0] + boxes[:, 2] <= height).all() and (
+        boxes[:, 1] + boxes[:, 3] <= width
+    ).all()
+    impossible = RandomResizedCrop(area=(1.0, 1.0), aspect=ASPECT, interpolation="bilinear")
+    central = impossible.draw(0, make_ids(1), np.array([height]), np.array([width]))[0][0]
+    assert tuple(central) == Reference.get_params(
+        torch.empty(3, height, width), [1.0, 1.0], list(ASPECT)
+    )
+
+
+def test_a_draw_depends_on_its_own_address_alone():
+    crop = RandomResizedCrop(area=AREA, aspect=ASPECT, interpolation="random")
+    ids, heights, widths = make_ids(50), np.arange(50) + 30, np.arange(50)[::-1] + 40
+    boxes, bicubic = crop.draw(3, ids, heights, widths)
+    some = [7, 3, 40]
+    again = crop.draw(3, ids[some], heights[some], widths[some])
+    assert np.array_equal(boxes[some], again[0]) and np.array_equal(bicubic[some], again[1])
+    assert not np.array_equal(boxes, crop.draw(3, make_ids(50, epoch=1), heights, widths)[0])
+    assert not np.array_equal(boxes, crop.draw(4, ids, heights, widths)[0])
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "share"), [("bilinear", 0.0), ("bicubic", 1.0), ("random", 0.5)]
+)
+def test_interpolation_is_drawn(interpolation, share):
+    bicubic = drawn_boxes(32, 32, interpolation)[1]
+    assert bicubic.dtype == bool
+    assert abs(bicubic.mean() - share) <= 0.03 * (share == 0.5)
+
+
+def test_half_of_the_images_are_flipped():
+    flipped = Flip().draw(0, make_ids(10_000))
+    assert flipped.dtype == bool and abs(flipped.mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("test_px", "share", "resized_px"),
+    [(224, 0.95, 235), (224, 0.875, 256), (224, 0.9655, 232), (32, 1.0, 32)],
+)
+def test_evaluation_size_is_floored(test_px, share, resized_px):
+    assert evaluation_size(test_px, share) == resized_px
+
+
+@pytest.mark.parametrize("share", [0.95, 0.875, 1.0])
+def test_evaluation_equals_timms(share):
+    photo, random = load_sample_image("china.jpg"), np.random.default_rng(0)
+    transform = transforms_imagenet_eval(
+        96, crop_pct=share, interpolation="bicubic", use_prefetcher=True
+    )
+    for _ in range(10):
+        height, width = (int(side) for side in random.integers(30, 420, 2))
+        image = Image.fromarray(photo[:height, :width])
+        (resized_h, resized_w), (top, left, kept_h, kept_w) = evaluation_geometry(
+            height, width, 96, share
+        )
+        resized = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
+        kept = resized.crop((left, top, left + kept_w, top + kept_h))
+        assert np.array_equal(np.asarray(kept).transpose(2, 0, 1), transform(image).numpy())

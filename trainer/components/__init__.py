@@ -1,0 +1,1 @@
+"""Losses, optimizers, schedules, augmentation, mixing, weight averaging: one small frozen class each."""

@@ -1,0 +1,110 @@
+"""One operation per image at any strength."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trainer.base.streams import uniforms
+from trainer.components.pixels.channels import FromOperations
+from trainer.components.pixels.geometry import INTERPOLATIONS
+from trainer.components.pixels.operations import OPERATIONS, operate
+
+_SIGNED = (
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "rotate",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+)
+
+
+class TrivialAugment(FromOperations):
+    """One operation per image, drawn from fourteen with a strength drawn from its whole range (the "Wide" ranges).
+
+    num_bins: how many strengths each range is divided into.
+    interpolation: how moved pixels are read.
+
+    Pixels that come from outside the image are black, whatever the data's mean. Images that are not RGB go without
+    color: the other thirteen are drawn.
+
+    Source: Mueller and Hutter 2021, arXiv:2103.10158, as torchvision's TrivialAugmentWide does it to PIL images.
+    """
+
+    name: Literal["trivial_augment"] = "trivial_augment"
+    num_bins: Annotated[int, Field(ge=2)]
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    stage: ClassVar[str] = "pixels"
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The fourteen."""
+        return tuple(self._ranges())
+
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
+        """What is done to each image of num_channels, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
+
+        Gives operation [B] int64 as places in OPERATIONS and argument [B] float64.
+        """
+        which, strength, side = uniforms(seed, "trivial_augment", ids, 3).T
+        left_out = self.left_out(num_channels)
+        ranges = {name: levels for name, levels in self._ranges().items() if name not in left_out}
+        choice = np.floor(which * len(ranges)).astype(np.int64)
+        bins = np.floor(strength * self.num_bins).astype(np.int64)
+        negative = (side < 0.5) & np.isin(
+            choice, [place for place, name in enumerate(ranges) if name in _SIGNED]
+        )
+        magnitude = np.stack(list(ranges.values()))[choice, bins] * np.where(negative, -1.0, 1.0)
+        operation = np.array([OPERATIONS.index(name) for name in ranges])[choice]
+        return {"operation": operation, "argument": _arguments(operation, magnitude)}
+
+    def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
+        """The augmented images, [B, C, H, W] uint8 as before. `fill` is not used."""
+        operation = drawn["operation"]
+        interpolation = torch.full_like(operation, INTERPOLATIONS.index(self.interpolation))
+        return operate(images, operation, drawn["argument"], interpolation, (0,) * images.shape[1])
+
+    def _ranges(self) -> dict[str, np.ndarray]:
+        """The strengths of every operation, [num_bins] float64 each; float32 spacing, as torchvision's."""
+        unused = np.zeros(self.num_bins)
+
+        def spaced(start: float, end: float) -> np.ndarray:
+            return torch.linspace(start, end, self.num_bins).double().numpy()
+
+        bits = 8 - (torch.arange(self.num_bins) / ((self.num_bins - 1) / 6)).round()
+        return {
+            "identity": unused,
+            "shear_x": spaced(0.0, 0.99),
+            "shear_y": spaced(0.0, 0.99),
+            "translate_x": spaced(0.0, 32.0),
+            "translate_y": spaced(0.0, 32.0),
+            "rotate": spaced(0.0, 135.0),
+            "brightness": spaced(0.0, 0.99),
+            "color": spaced(0.0, 0.99),
+            "contrast": spaced(0.0, 0.99),
+            "sharpness": spaced(0.0, 0.99),
+            "posterize": bits.double().numpy(),
+            "solarize": spaced(255.0, 0.0),
+            "autocontrast": unused,
+            "equalize": unused,
+        }
+
+
+def _arguments(operation: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """Strengths in the operations' own units: factors around 1, and whole pixels, read against the movement."""
+    is_named = {name: operation == OPERATIONS.index(name) for name in _SIGNED}
+    factors = (
+        is_named["brightness"] | is_named["color"] | is_named["contrast"] | is_named["sharpness"]
+    )
+    shifts = is_named["translate_x"] | is_named["translate_y"]
+    return np.where(factors, 1.0 + magnitude, np.where(shifts, -np.trunc(magnitude), magnitude))
