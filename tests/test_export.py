@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from support.plans import small_plan
 from trainer.export import export_model, is_timms, timm_facts
 from trainer.matrix import MODELS
-from trainer.models import build_model, gmacs, num_parameters
+from trainer.models.build import build_model, gmacs, num_parameters
 
 NORM = "'model.norm={name: group_norm, groups: 16, eps: 1e-5}'"
 

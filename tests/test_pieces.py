@@ -16,8 +16,8 @@ from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
-from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.job import deviation_of_memory
+from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.pieces import check_pieces, cut, pieces_at, remedies, told
 from trainer.plan import make_plan
 from trainer.ranks import alone

@@ -9,7 +9,7 @@ from torch import nn
 
 from trainer.explain import diff_rows
 from trainer.job import Job, resolve
-from trainer.models import assemble, gmacs, num_parameters
+from trainer.models.build import assemble, gmacs, num_parameters
 from trainer.plan import make_plan
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
 from trainer.recipe import find_recipe, load_recipe, recipe_paths

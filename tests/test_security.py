@@ -38,7 +38,7 @@ from trainer.data.opened import open_data
 from trainer.job import Job, run_job
 from trainer.launch import slurm_job
 from trainer.load import PageError, load_page, parse
-from trainer.models import check_model_name
+from trainer.models.build import check_model_name
 from trainer.overrides import OverrideError, overrides_of
 from trainer.pictures import draw_first_batch
 from trainer.profiles import Profile

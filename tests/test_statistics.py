@@ -14,8 +14,8 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.data.opened import open_data
 from trainer.data.prepare import prepare
 from trainer.evaluate import evaluate
-from trainer.ingredients import norms
-from trainer.ingredients.norm_layers import BatchChannelNorm2d, EstimatedBatchNorm2d
+from trainer.models.parts import norms
+from trainer.models.parts.norm_layers import BatchChannelNorm2d, EstimatedBatchNorm2d
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.statistics import StepStatistics, make_norms_precise, statistics_note

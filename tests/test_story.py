@@ -24,7 +24,7 @@ from trainer.data.prepare import normalize, prepare
 from trainer.evaluate import evaluate, evaluate_all
 from trainer.export import weights_digest
 from trainer.job import Job, plan_of, run_job
-from trainer.models import build_model
+from trainer.models.build import build_model
 from trainer.rescore import rescore
 from trainer.results import read_row
 from trainer.settings import make_settings

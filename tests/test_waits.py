@@ -20,7 +20,7 @@ from torch.utils._pytree import arg_tree_leaves
 from support.plans import small_plan
 from trainer import state
 from trainer.data.opened import open_data
-from trainer.models import build_model
+from trainer.models.build import build_model
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step

@@ -20,7 +20,7 @@ from trainer.check import refuse
 from trainer.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.job import Job, published_page, resolve
 from trainer.load import PageError, Positions, load_page
-from trainer.models import check_model_name
+from trainer.models.build import check_model_name
 from trainer.overrides import Deviation
 from trainer.plan import Plan, make_plan
 from trainer.profiles import Profile, find_profile

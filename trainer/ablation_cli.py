@@ -19,7 +19,7 @@ from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.opened import open_data
 from trainer.explain import diff_rows, shown
-from trainer.models import assemble
+from trainer.models.build import assemble
 from trainer.plan import Plan
 from trainer.profiles import data_folder
 from trainer.questions import question_of

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainer.bench import Rate, ratios
 from trainer.bench_run import BOUND_SHARE
-from trainer.models import gmacs
+from trainer.models.build import gmacs
 from trainer.state import State
 
 TIMM_RATIO = 1.3  # images/s, times those of a loop of timm's parts

@@ -231,7 +231,7 @@ def plan(
     With --ablation what an ablation would do; its estimate of time needs the images."""
     from trainer import ablation_cli, show
     from trainer.job import Job, plan_of
-    from trainer.models import assemble
+    from trainer.models.build import assemble
 
     ablation_cli.check_words(context, ablation)
     if ablation:

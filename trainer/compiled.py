@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.base.errors import UserError
-from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 
 if TYPE_CHECKING:  # two seconds of importing
     from torch._dynamo.callback import CallbackArgs

@@ -107,7 +107,7 @@ def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     """The first step of the last epoch: a whole batch, of the largest images where they grow."""
     from trainer.data.opened import open_data
     from trainer.evaluate import evaluate
-    from trainer.models import check_model_name
+    from trainer.models.build import check_model_name
     from trainer.profiles import data_folder
     from trainer.settings import make_settings
     from trainer.state import State

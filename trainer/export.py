@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import write_atomically
-from trainer.models import takes_option
+from trainer.models.build import takes_option
 from trainer.plan import Plan
 from trainer.state import State
 

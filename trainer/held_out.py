@@ -18,7 +18,7 @@ from trainer.data.index import DataError
 from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.data.sets import ImageSet
-from trainer.models import running_norms
+from trainer.models.build import running_norms
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
 from trainer.sections import Batch

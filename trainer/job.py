@@ -291,7 +291,7 @@ def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
     """The row of an outcome."""
-    from trainer.models import gmacs, num_parameters
+    from trainer.models.build import gmacs, num_parameters
 
     state, recipe = outcome.state, plan.recipe
     progress = state.progress

@@ -16,7 +16,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.data.opened import OpenedData
 from trainer.job import Job, resolve
 from trainer.load import PageError
-from trainer.models import num_parameters
+from trainer.models.build import num_parameters
 from trainer.plan import Plan, make_plan
 from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
 from trainer.recipe import find_recipe, recipe_paths

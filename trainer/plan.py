@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainer.base.errors import UserError
 from trainer.components.lighting import Lighting
 from trainer.data.order import num_micro_batches_in
-from trainer.ingredients.norms import GhostBatchNorm, SyncBatchNorm
+from trainer.models.parts.norms import GhostBatchNorm, SyncBatchNorm
 from trainer.profiles import Profile
 from trainer.recipe import Deviation, Recipe
 

@@ -14,7 +14,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.check import Refusal, value_at
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
-from trainer.models import assembled
+from trainer.models.build import assembled
 from trainer.overrides import OverrideError
 from trainer.plan import Plan
 from trainer.recipe import ABOUT, Recipe, apply_overrides

@@ -24,7 +24,7 @@ from trainer.data.opened import OpenedData, open_data
 from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
 from trainer.job import Job, plan_of
-from trainer.models import check_model_name
+from trainer.models.build import check_model_name
 from trainer.plan import Plan, make_plan
 from trainer.profiles import data_folder
 from trainer.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule

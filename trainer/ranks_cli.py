@@ -13,11 +13,11 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.checkpoint import write_atomically
 from trainer.data.beton import chosen_loader
 from trainer.data.opened import open_data
-from trainer.ingredients.norms import SyncBatchNorm
 from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
 from trainer.launch import asked_ranks, check_gpus, launch, slurm_job
-from trainer.models import check_model_name
+from trainer.models.build import check_model_name
+from trainer.models.parts.norms import SyncBatchNorm
 from trainer.pieces import check_pieces
 from trainer.place import Place, find_place
 from trainer.plan import Plan, PlanError

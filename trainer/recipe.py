@@ -23,8 +23,8 @@ from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.ingredients.model import Model
-from trainer.ingredients.norms import has_gamma
 from trainer.load import Positions, load_page
+from trainer.models.parts.norms import has_gamma
 from trainer.overrides import Deviation, overridden, overrides_of
 from trainer.sections import Batch, Image, PreciseNorm, Score
 

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from trainer.base.errors import UserError
-from trainer.ingredients.norm_layers import EstimatedBatchNorm2d
+from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 
 
 def recompute_activations(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from trainer.base.json_text import json_file
 from trainer.base.names import check_links, inside
 from trainer.checkpoint import remove_unfinished
 from trainer.claims import Claim, claimed
-from trainer.models import assembled, check_model_name
+from trainer.models.build import assembled, check_model_name
 from trainer.plan import Plan, PlanError, make_plan
 from trainer.profiles import Profile
 from trainer.recipe import Recipe, load_recipe

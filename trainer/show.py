@@ -13,8 +13,8 @@ from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
 from trainer.explain import Row as Explained
 from trainer.explain import shown
-from trainer.ingredients.surgery import Swap
 from trainer.inject import touches_result
+from trainer.models.edit.replacement import Swap
 from trainer.plan import Plan
 from trainer.recipe import Recipe
 from trainer.rescore import most_moved
@@ -86,7 +86,7 @@ def surgery(plan: Plan) -> tuple[Swap, ...]:
     Raises UserError where the page and the model do not fit.
     """
     from trainer.export import is_timms
-    from trainer.models import assemble, check_model_name
+    from trainer.models.build import assemble, check_model_name
 
     section = plan.recipe.model
     if section is None or (is_timms(plan) and section.start is None and section.pretrained is None):
@@ -156,7 +156,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
 
 def model_facts(plan: Plan, model) -> str:
     """How large a model is, and what one image costs."""
-    from trainer.models import gmacs, num_parameters
+    from trainer.models.build import gmacs, num_parameters
 
     test_px = plan.recipe.image.test_px
     cost = gmacs(model, plan.profile.channels, test_px)

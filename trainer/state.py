@@ -21,13 +21,13 @@ from trainer.data.jpeg import decoder_name
 from trainer.gradients import Gradients
 from trainer.inject import Faults
 from trainer.log import Log, SilentLog
-from trainer.models import build_model
+from trainer.models.build import build_model
+from trainer.models.small_maps import leave_out_padding_taps
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
 from trainer.recompute import recompute_activations
 from trainer.saver import Saver
 from trainer.settings import Settings
-from trainer.small_maps import leave_out_padding_taps
 from trainer.statistics import StepStatistics
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.data.prepare import autocast, prepare
-from trainer.ingredients.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
-from trainer.ingredients.surgery import counted, is_norm
-from trainer.models import running_norms
+from trainer.models.build import running_norms
+from trainer.models.edit.replacement import counted, is_norm
+from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
 from trainer.settings import Settings

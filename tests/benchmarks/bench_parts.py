@@ -22,7 +22,7 @@ from trainer.base.memory import keep_freed_memory
 from trainer.check import check, kinds_in, tag_of
 from trainer.data.prepare import autocast
 from trainer.ingredients.model import Model
-from trainer.ingredients.surgery import SurgeryError
+from trainer.models.edit.replacement import SurgeryError
 from trainer.settings import make_settings
 from trainer.tree import plain
 

@@ -26,11 +26,11 @@ from support.parts import (
 from support.plans import small_plan
 from trainer import check
 from trainer.export import export_model, is_timms
-from trainer.ingredients import body_layers
 from trainer.ingredients.model import PARTS, Model
-from trainer.ingredients.surgery import Part, SurgeryError, counted
 from trainer.job import Job, write_plan
-from trainer.models import assemble
+from trainer.models.build import assemble
+from trainer.models.edit.replacement import Part, SurgeryError, counted
+from trainer.models.parts import body_layers
 from trainer.run_folder import open_model
 from trainer.tree import plain
 
@@ -187,7 +187,7 @@ LAYER_FILES = sorted(path.stem for path in Path(body_layers.__file__).parent.glo
 
 
 def layers_in(file: str) -> list[type[nn.Module]]:
-    module = importlib.import_module(f"trainer.ingredients.{file}")
+    module = importlib.import_module(f"trainer.models.parts.{file}")
     return [
         found
         for found in vars(module).values()

@@ -8,10 +8,10 @@ from torch import nn
 
 from support.plans import small_plan
 from trainer import check
-from trainer.ingredients.depth import LayerScale
 from trainer.ingredients.model import PARTS, Model
-from trainer.ingredients.surgery import Part
-from trainer.models import assemble
+from trainer.models.build import assemble
+from trainer.models.edit.replacement import Part
+from trainer.models.parts.depth import LayerScale
 from trainer.tree import plain
 
 IMAGE_PX = 64

@@ -13,7 +13,7 @@ from trainer.base.component import Ingredient, Positive
 from trainer.components import lamb, timm_optimizer
 from trainer.components.clipping import clip_adaptively, clip_gradients
 from trainer.components.sgd import DecoupledSgd as _DecoupledSgd
-from trainer.ingredients.surgery import is_norm
+from trainer.models.edit.replacement import is_norm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, le=1)]

@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainer.base.component import Page
-from trainer.ingredients.activations import Activation
-from trainer.ingredients.attention import Attention
-from trainer.ingredients.bodies import StagedBody
-from trainer.ingredients.convolutions import BlurPool, Convolution
-from trainer.ingredients.depth import DropBlock, StochasticDepth
-from trainer.ingredients.isotropic import IsotropicBody
-from trainer.ingredients.norms import Norm
-from trainer.ingredients.standardize import Standardization
-from trainer.ingredients.stems import Stem
-from trainer.ingredients.surgery import Part
+from trainer.models.edit.replacement import Part
+from trainer.models.parts.activations import Activation
+from trainer.models.parts.attention import Attention
+from trainer.models.parts.bodies import StagedBody
+from trainer.models.parts.convolutions import BlurPool, Convolution
+from trainer.models.parts.depth import DropBlock, StochasticDepth
+from trainer.models.parts.isotropic import IsotropicBody
+from trainer.models.parts.norms import Norm
+from trainer.models.parts.standardize import Standardization
+from trainer.models.parts.stems import Stem
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 

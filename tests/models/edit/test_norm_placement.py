@@ -1,0 +1,165 @@
+"""Norms come into their places on every family of models, or are refused with one line that says what would do."""
+
+import pytest
+import timm
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from trainer.models.edit.replacement import SurgeryError, anatomy
+from trainer.models.parts import norms
+
+GROUPS = norms.GroupNorm(groups=8, eps=1e-5)
+
+
+def made(model, part=GROUPS, image_px=64):
+    torch.manual_seed(0)
+    model = timm.create_model(model, num_classes=10)
+    return model, part.apply(model, image_px)
+
+
+def refused(model, part, image_px=64):
+    with pytest.raises(SurgeryError) as caught:
+        made(model, part, image_px)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "num_norms"),
+    [
+        ("resnet18", 20), ("resnet50", 53), ("resnet50d", 55), ("resnext50_32x4d", 53), ("resnetv2_50", 49), ("skresnet18", 28),
+        ("legacy_seresnet18", 20), ("regnety_002", 44), ("convnext_atto", 16), ("convnext_tiny", 22), ("convnextv2_atto", 16),
+    ],
+)  # fmt: skip
+def test_every_norm_over_feature_maps_is_replaced(model, num_norms):
+    changed, swap = made(model)
+    assert len(swap.places) == num_norms and sum(count for _, count in swap.before) == num_norms
+    left = [
+        name
+        for name, module in changed.named_modules()
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm))
+    ]
+    assert set(left) == set(anatomy(changed).vector_norms)
+    assert sum(isinstance(module, nn.GroupNorm) for module in changed.modules()) == num_norms
+    assert changed.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_what_was_replaced_and_what_was_left_is_said():
+    _, swap = made("convnext_tiny")
+    assert str(swap) == (
+        "norm: stem.1, stages.0.blocks.0.norm … stages.3.blocks.2.norm: 4 LayerNorm2d and 18 LayerNorm -> GroupNorm "
+        "(head.norm stays: it sees one vector an image)"
+    )
+    _, swap = made("skresnet18")
+    assert (
+        swap.note
+        == "layer1.0.conv1.attn.bn … layer4.1.conv1.attn.bn (8) stay: they see one vector an image"
+    )
+
+
+def test_groups_that_do_not_divide_are_refused_with_the_nearest_that_do():
+    part = norms.GroupNorm(groups=32, eps=1e-5)
+    assert refused("convnext_atto", part) == (
+        "model.norm.groups 32: stem.1 has 40 channels; 20 or 40 would do for all channel counts of ConvNeXt (40, 80, 160, 320)"
+    )
+    made("convnext_atto", norms.GroupNorm(groups=20, eps=1e-5))
+    message = refused("convnext_atto", norms.GroupNorm(channels_per_group=16, eps=1e-5))
+    assert message.startswith(
+        "model.norm.channels_per_group 16: stem.1 has 40 channels; 10 or 20 would do"
+    )
+    bcn = norms.BatchChannelNorm(groups=32, eps=1e-5, momentum=0.1, statistics="batch")
+    assert "stem.1 has 40 channels; 20 or 40 would do" in refused("convnext_atto", bcn)
+    assert "conv1.1 has 16 channels; 16 would do" in refused(
+        "test_resnet", norms.EvoNormS0(groups=32, eps=1e-5)
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"groups": 8, "channels_per_group": 8}])
+def test_group_norm_needs_one_of_its_two_fields(fields):
+    with pytest.raises(
+        ValidationError, match="needs either groups or channels_per_group: give one of them"
+    ):
+        norms.GroupNorm(eps=1e-5, **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "shown"),
+    [
+        (
+            "resnet18",
+            norms.BatchNorm(momentum=0.1, eps=1e-5, affine=True),
+            "all 20 of ResNet are that already: BatchNorm2d",
+        ),
+        (
+            "convnext_atto",
+            norms.LayerNorm2d(eps=1e-6),
+            "all 16 of ConvNeXt are that already: LayerNorm2d",
+        ),
+        (
+            "resnetv2_50d_frn",
+            norms.FilterResponseNorm(eps=1e-5),
+            "that already: FilterResponseNormTlu2d",
+        ),
+    ],
+)
+def test_norms_that_are_there_already_are_refused(model, part, shown):
+    assert shown in refused(model, part)
+
+
+def test_norms_of_other_numbers_are_no_such_norms():
+    _, swap = made("resnet18", norms.BatchNorm(momentum=0.2, eps=1e-5, affine=True))
+    assert swap.after == "BatchNorm2d"
+    made("resnet18", norms.BatchNorm(momentum=0.1, eps=1e-5, affine=False))
+    made("resnetv2_50d_frn", norms.FilterResponseNorm(eps=1e-6))
+
+
+def test_a_model_that_takes_no_image_of_the_sizes_tried_is_refused():
+    assert refused("vit_tiny_patch16_224", GROUPS).startswith(
+        "model: VisionTransformer cannot be asked for its parts: it refuses an image"
+    )
+
+
+def test_a_model_without_norms_is_refused():
+    assert refused("nf_resnet26", GROUPS).startswith(
+        "model.norm: NormFreeNet has no norm over feature maps; it has"
+    )
+
+
+@pytest.mark.parametrize(
+    "part", [norms.InstanceNorm(eps=1e-5, affine=True), norms.FilterResponseNorm(eps=1e-6)]
+)
+def test_a_statistic_of_a_single_value_is_refused(part):
+    assert refused("resnet18", part, image_px=32) == (
+        f"model.norm: layer4.0.bn1 is given maps of 1x1 from images of 32 px, and {part.name} there a single value for each "
+        "statistic; larger images (image.train_px), fewer groups or another norm would do"
+    )
+    made("resnet18", part, image_px=64)
+
+
+@pytest.mark.parametrize(
+    "part", [norms.FilterResponseNorm(eps=1e-6), norms.EvoNormS0(groups=2, eps=1e-5)]
+)
+@pytest.mark.parametrize("model", ["res2net50_26w_4s", "legacy_seresnet18"])
+def test_an_activation_that_is_also_used_without_a_norm_is_not_taken_away(model, part):
+    """Their blocks call one ReLU behind norms and behind the addition."""
+    message = refused(model, part)
+    assert f"{part.name} brings its own activation, but layer1.0.relu (ReLU)" in message
+    assert (
+        "also acts where no norm comes before it; a norm without one, such as group_norm, or model=resnet50 would do"
+        in message
+    )
+
+
+def test_evo_norm_is_refused_where_no_activation_follows_a_norm():
+    message = refused("test_convnext", norms.EvoNormS0(groups=8, eps=1e-5))
+    assert message.startswith(
+        "model.norm: no activation follows a norm of ConvNeXt directly, and evo_norm_s0 is norm and"
+    )
+
+
+def test_an_activation_that_cannot_be_told_from_its_norm_is_not_lost():
+    message = refused("resnetv2_50d_frn", GROUPS)
+    assert "is a FilterResponseNormTlu2d, whose activation cannot be told from the norm" in message
+    model, swap = made("resnetv2_50d_frn", norms.EvoNormS0(groups=8, eps=1e-5))
+    assert swap.note == "51 in place of norm and activation"

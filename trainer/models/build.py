@@ -1,0 +1,299 @@
+"""timm models with a recipe's own options, drawn from the run's own seed."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from trainer.base import streams
+from trainer.base.errors import did_you_mean
+from trainer.models.edit.replacement import Swap
+from trainer.models.initialization import first_weights
+from trainer.models.parts.depth import LayerScale
+from trainer.plan import Plan, PlanError
+
+# The page's word for an option -> timm's.
+_OPTIONS = {
+    "zero_init_last": "zero_init_last",
+    "layer_scale": "ls_init_value",
+    "head_init_scale": "head_init_scale",
+    "dropout": "drop_rate",
+}
+_TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to propose where a model refuses one
+
+
+def check_model_name(model: str) -> None:
+    """Refuse a model that timm does not have.
+
+    Raises PlanError with the nearest name.
+    """
+    import timm
+
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(
+        model
+    ):  # which looks at what is left of a point
+        known = timm.list_models()
+        raise PlanError(
+            f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do"
+        )
+    try:
+        timm.models.get_pretrained_cfg(model)
+    except RuntimeError:
+        name, _, tag = model.partition(".")
+        raise PlanError(
+            f"model={model}: timm has no weights {tag!r} of {name}; model={name} would do, whose first weights are drawn"
+        ) from None
+
+
+def build_model(plan: Plan) -> nn.Module:
+    """The model of a plan, its first weights a function of the seed alone. See `assemble`."""
+    return assemble(plan)[0]
+
+
+def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+    """The model of a plan, and what each part of its page's `model` section replaced in timm's.
+
+    timm and the parts draw from torch's global generator, which is forked here and left as it was.
+
+    Raises PlanError for an unknown model, for one that cannot take the images, for an option that it lacks, and for
+    statistics that its norms do not have or would take of one value; SurgeryError for a part that finds nothing to replace.
+    """
+    check_model_name(plan.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
+        model, swaps = assembled(plan)
+        swaps += first_weights(model, plan.recipe.model, plan.profile.num_classes)
+        _check_sizes(plan, model)
+        _check_sample(plan, model)
+        check_precise_norm(plan, model)
+    return model, swaps
+
+
+def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+    """The model and the swaps of a plan, drawn from torch's generator as it stands."""
+    section, image_px = plan.recipe.model, plan.recipe.image.train_px
+    options = _model_options(plan)
+    parts = [] if section is None else [part for _, part in section.parts()]
+    layer_scale = options.get("ls_init_value")
+    if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
+        parts.append(LayerScale(start=options.pop("ls_init_value")))
+    model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+    return model, tuple(part.apply(model, image_px) for part in parts)
+
+
+def takes_option(model: str, **option: object) -> bool:
+    """Does the class of a timm model know an option? Nothing is drawn for the question."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            timm.create_model(model, **option)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_sizes(plan: Plan, model: nn.Module) -> None:
+    """Refuse image sizes that the model cannot take, rather than at the first step or after the first epoch."""
+    channels = plan.profile.channels
+    # where both sizes are one, it goes by the name of the first
+    for image_px, place in (
+        {plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)
+    ).items():
+        refusal = _refusal(model, channels, image_px)
+        if refusal is not None:
+            fitting_px = next(
+                (px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None),
+                None,
+            )
+            remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
+            raise PlanError(
+                f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); {remedy} would do"
+            )
+
+
+def _train_sizes(plan: Plan) -> dict[int, str]:
+    """The largest and the smallest side of the training images, with the places where the page says so."""
+    image = plan.recipe.image
+    return {image.train_px: "image.train_px"} | (
+        {image.growth.from_px: "image.growth.from_px"} if image.growth else {}
+    )
+
+
+def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
+    """Why a model cannot take images of a size, or None: one grey image goes through it, and changes nothing."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, channels, image_px, image_px))
+    except (
+        RuntimeError,
+        AssertionError,
+        ValueError,
+    ) as error:  # each of them from some of timm's models
+        return str(error).partition("\n")[0] or error.__class__.__name__
+    finally:
+        model.train(was_training)
+    return None
+
+
+def _check_sample(plan: Plan, model: nn.Module) -> None:
+    """Refuse a statistic of one value, a pixel of an image that is a micro-batch by itself: torch ends in it."""
+    steps = (0, plan.steps_per_epoch - 1)  # the first is as any other, the last may be smaller
+    least_images = min(plan.window_images(step) // plan.micro_batches(step) for step in steps)
+    if least_images * (plan.recipe.augment_splits or 1) > 1:
+        return
+    channels = plan.profile.channels
+    for image_px, place in _train_sizes(plan).items():
+        name = _single_value(model, channels, image_px)
+        if name is not None:
+            larger = (
+                px
+                for px in _TRIED_PX
+                if px > image_px and _single_value(model, channels, px) is None
+            )
+            fitting_px = next(larger, None)
+            remedy = f', or larger images (set="{place}={fitting_px}"),' if fitting_px else ""
+            raise PlanError(
+                f"batch.norm_images {plan.recipe.batch.norm_images}: {name} is given a map of 1x1 from an image of {image_px} px "
+                f"({place}), and takes statistics of one value; batch.norm_images of 2 or more{remedy} would do"
+            )
+
+
+def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
+    """The first norm with batch statistics that is given one value a channel by one image of a size, or None."""
+    found: list[str] = []
+
+    def measuring(name: str):
+        return lambda norm, given: (
+            found.append(name) if given[0].numel() == norm.num_features else None
+        )
+
+    norms = {
+        name: norm
+        for name, norm in model.named_modules()
+        if isinstance(norm, _BatchNorm) and norm.training
+    }
+    handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
+    try:
+        _refusal(model, channels, image_px)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def running_norms(model: nn.Module) -> list[_NormBase]:
+    """Norms that keep running statistics of batches."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _NormBase) and module.track_running_stats
+    ]
+
+
+def check_precise_norm(plan: Plan, model: nn.Module) -> None:
+    """Refuse a page's precise_norm where it cannot be followed.
+
+    Raises PlanError for a model whose norms keep no running statistics of batches, for images that make no whole
+    micro-batches, and for more images than the full steps of an epoch have.
+    """
+    section = plan.recipe.precise_norm
+    if section is None:
+        return
+    if not running_norms(model):
+        raise PlanError(
+            f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out"
+        )
+    batch = plan.recipe.batch
+    whole, rest = divmod(section.images, batch.norm_images)
+    if rest:
+        near = " or ".join(str(n * batch.norm_images) for n in (whole, whole + 1) if n)
+        sentence = f"precise_norm.images {section.images} is no multiple of batch.norm_images {batch.norm_images}"
+        raise PlanError(f"{sentence}; {near} would do")
+    num_images = plan.profile.num_train // batch.images * batch.images
+    if section.images > num_images:
+        remedy = (
+            f'set="precise_norm.images={num_images}" would do'
+            if num_images
+            else "leave precise_norm out"
+        )
+        raise PlanError(
+            f"precise_norm.images {section.images} is more than the {num_images} images in full steps of an epoch; {remedy}"
+        )
+
+
+def create_model(
+    model: str, num_classes: int, channels: int, options: dict[str, object]
+) -> nn.Module:
+    """A timm model with random weights.
+
+    Raises PlanError naming the option that the model's class does not take.
+    """
+    import timm
+
+    try:
+        return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
+    except TypeError as error:
+        if "zero_init_last" in options and "zero_init_last" in str(error):
+            if options["zero_init_last"]:
+                raise PlanError(
+                    f'model.zero_init_last: {_no_last_gamma(model)}; set="model.zero_init_last=null" would do'
+                ) from None
+            # `false` is followed as it is: in a class without the option no gamma starts at zero
+            rest = {name: value for name, value in options.items() if name != "zero_init_last"}
+            return create_model(model, num_classes, channels, rest)
+        page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
+            "drop_path_rate": "drop_path"
+        }
+        for theirs, ours in page_words.items():
+            if theirs in options and theirs in str(error):
+                raise PlanError(
+                    f'{ours}: {model} has no such option; set="{ours}=null" would do'
+                ) from None
+        raise
+
+
+def _no_last_gamma(model: str) -> str:
+    """Why the last gammas of a timm model cannot start at zero."""
+    import timm
+
+    with torch.device("meta"):
+        is_convnext = isinstance(timm.create_model(model), timm.models.ConvNeXt)
+    return (
+        f"no norm ends the residual branches of {model}"
+        if is_convnext
+        else f"{model} has no such option"
+    )
+
+
+def _model_options(plan: Plan) -> dict[str, object]:
+    section = plan.recipe.model
+    options = {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    for ours, theirs in _OPTIONS.items():
+        value = getattr(section, ours) if section else None
+        if value is not None:
+            options[theirs] = value
+    return options
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def gmacs(model: nn.Module, channels: int, image_px: int) -> float:
+    """Billions of multiply-adds of one forward pass on one image: convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    first = next(model.parameters())
+    image = torch.zeros(1, channels, image_px, image_px, device=first.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    model.train(was_training)
+    return counter.get_total_flops() / 2e9

@@ -1,0 +1,1 @@
+"""Finding and replacing parts of any timm model."""

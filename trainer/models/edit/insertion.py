@@ -1,0 +1,276 @@
+"""Where a new module goes in a residual block, and how its first weights are drawn."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from trainer.models.edit.replacement import (
+    SurgeryError,
+    has_activation,
+    inside_attention,
+    is_activation,
+    is_norm,
+    probe,
+    put,
+)
+from trainer.models.edit.stages import blocks as blocks_of
+
+_SHORTCUTS = (
+    "downsample",
+    "shortcut",
+)  # timm's names for what a block's input passes beside the residual branch
+_TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end a residual branch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one module may go. block: dotted name of its residual block. name: the dotted name it will have."""
+
+    block: str
+    name: str
+    num_channels: int
+    put: Callable[[nn.Module], None]
+
+
+def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+    """The end of each residual branch, behind its last norm: before layer scale, stochastic depth and the addition.
+
+    key: `attention` or `layer_scale`, the order in which they follow each other.
+
+    Raises SurgeryError for a block in which timm leaves no place.
+    """
+    blocks = list(blocks)
+    channels = _output_channels(model, blocks)
+    return [_end(model, name, channels[name], key) for name in blocks]
+
+
+def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
+    block = model.get_submodule(name)
+    if (
+        key == "attention" and getattr(block, "se", block) is None
+    ):  # timm's own place for it in a ResNet
+        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
+    if hasattr(block, "mlp"):  # ConvNeXt: before gamma
+        return Place(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
+    if hasattr(block, "drop_path"):
+        return Place(
+            name, f"{name}.drop_path.{key}", num_channels, partial(put_in_tail, block, key)
+        )
+    raise SurgeryError(
+        f"model.{key}: {name} is a {type(block).__name__}, in which timm leaves no place before the addition; "
+        "resnet50 or convnext_tiny would do"
+    )
+
+
+def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+    """Behind the activation that feeds the last convolution of each residual branch; ConvNeXt: behind its norm.
+
+    That is the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's depthwise convolution.
+
+    Raises SurgeryError for a block in which no single module makes what the last convolution is given.
+    """
+    blocks = list(blocks)
+    channels, calls = _output_channels(model, blocks), branch_calls(model, blocks)
+    return [_middle(model, name, channels[name], calls[name], key) for name in blocks]
+
+
+def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], key: str) -> Place:
+    block = model.get_submodule(name)
+    if hasattr(block, "mlp"):
+        return Place(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
+    before = before_last_convolution(calls)
+    found = [
+        call
+        for call in before
+        if is_activation(call[1]) or (is_norm(call[1]) and has_activation(call[1]))
+    ]
+    if not found or sum(call[0] == found[-1][0] for call in calls) > 1:
+        raise SurgeryError(
+            f"model.{key}: {name} is a {type(block).__name__} without one activation behind its middle convolution; "
+            "position: after_last_norm would do"
+        )
+    maker, module, num_channels = found[-1]
+    if isinstance(getattr(block, "se", None), nn.Identity):  # RegNet keeps the place
+        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
+    inside = [
+        other for other, _, _ in before if maker.startswith(f"{other}.")
+    ]  # timm's *Act norms call their own act
+    maker = inside[0] if inside else maker
+    return Place(name, f"{maker}.1", num_channels, partial(put_behind, model, maker))
+
+
+def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[list[str]]:
+    """Dotted names of the blocks of the last stages, a list for each; None for all stages.
+
+    Raises SurgeryError where the model has fewer.
+    """
+    found = blocks_of(model)
+    if num_stages is not None and num_stages > len(found):
+        raise SurgeryError(
+            f"model.{part}.stages={num_stages}: the model has {len(found)} of them; {len(found)} would do"
+        )
+    return found if num_stages is None else found[-num_stages:]
+
+
+def wholes(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+    """Behind each block, the addition and its activation included."""
+    blocks = list(blocks)
+    channels = _output_channels(model, blocks)
+    return [
+        Place(name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key))
+        for name in blocks
+    ]
+
+
+def put_behind(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Let a module of the model be followed by another: `name` becomes `name.0`, the other `name.1`."""
+    put(model, name, nn.Sequential(model.get_submodule(name), module))
+
+
+def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
+    """Put a module into what timm calls a block's drop_path: the end of its residual branch."""
+    there = block.drop_path
+    parts = dict(there.named_children()) if type(there) is nn.Sequential else {"drop_path": there}
+    parts[key] = module
+    kept = [
+        (name, parts[name])
+        for name in _TAIL
+        if not isinstance(parts.get(name), (nn.Identity, type(None)))
+    ]
+    block.drop_path = (
+        kept[0][1]
+        if [name for name, _ in kept] == ["drop_path"]
+        else nn.Sequential(OrderedDict(kept))
+    )
+
+
+def _following(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
+    """Adds a child that takes what the module gives. No name changes, and what the module holds may be replaced."""
+
+    def add(child: nn.Module) -> None:
+        module.add_module(key, child)
+        module.register_forward_hook(partial(_after, key, _is_channels_last(module)))
+
+    return add
+
+
+def _preceding(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
+    def add(child: nn.Module) -> None:
+        module.add_module(key, child)
+        module.register_forward_pre_hook(partial(_before, key, _is_channels_last(module)))
+
+    return add
+
+
+def _after(
+    key: str, is_last: bool, module: nn.Module, given: tuple[Tensor, ...], made: Tensor
+) -> Tensor:
+    return _through(getattr(module, key), made, is_last)
+
+
+def _before(key: str, is_last: bool, module: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+    return _through(getattr(module, key), given[0], is_last)
+
+
+def _through(child: nn.Module, features: Tensor, is_last: bool) -> Tensor:
+    return child(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if is_last else child(features)
+
+
+def _is_channels_last(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "fc1", None), nn.Linear)  # a Linear works on the last axis
+
+
+def before_last_convolution(
+    calls: list[tuple[str, nn.Module, int]],
+) -> list[tuple[str, nn.Module, int]]:
+    """The calls of a residual branch that come before that of its last convolution."""
+    convolutions = [
+        number for number, (_, module, _) in enumerate(calls) if isinstance(module, nn.Conv2d)
+    ]
+    return calls[: convolutions[-1]] if convolutions else []
+
+
+def branch_calls(
+    model: nn.Module, blocks: Iterable[str]
+) -> dict[str, list[tuple[str, nn.Module, int]]]:
+    """For each block the modules of its residual branch as they are called: name, module, channels that it gives.
+
+    Convolutions, norms and activations; none that lie in attention or in the shortcut.
+    """
+    blocks = list(blocks)
+    left_out = inside_attention(model)
+    block_of = {}
+    for block in blocks:
+        for inner, module in model.get_submodule(block).named_modules():
+            name, is_wanted = (
+                f"{block}.{inner}",
+                isinstance(module, nn.Conv2d) or is_norm(module) or is_activation(module),
+            )
+            if is_wanted and inner.partition(".")[0] not in _SHORTCUTS and name not in left_out:
+                block_of[name] = block
+    calls: dict[str, list] = {name: [] for name in blocks}
+    for name, module, num_channels in probe(
+        model, block_of, lambda name, module, _, made: (name, module, made.shape[1])
+    ):
+        calls[block_of[name]].append((name, module, num_channels))
+    return calls
+
+
+def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
+    shapes = output_shapes(model, blocks)
+    return {name: shape[1] for name, shape in shapes.items()}
+
+
+def output_shapes(
+    model: nn.Module, names: Iterable[str], image_px: int | None = None
+) -> dict[str, torch.Size]:
+    """The shapes that modules give for one image, by their dotted names; image_px as in probe().
+
+    Raises SurgeryError where the model does not take such an image.
+    """
+    return dict(probe(model, set(names), lambda name, _, given, made: (name, made.shape), image_px))
+
+
+def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
+    """Does each new module run once a pass, on what its block has made and not on the block's own input?
+
+    places: of each, its block's dotted name and its own.
+
+    Raises SurgeryError, for some of timm's blocks have a place that they do not use, or on the shortcut.
+    """
+    places = list(places)
+    given: dict[str, list[int]] = {name: [] for place in places for name in place}
+    for name, storage in probe(
+        model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())
+    ):
+        given[name].append(storage)
+    for block, name in places:
+        if len(given[name]) != 1 or given[name] == given[block]:
+            kind = type(model.get_submodule(block)).__name__
+            raise SurgeryError(
+                f"model.{part}: timm's {kind} ({block}) has its place off the residual branch; leave it out"
+            )
+
+
+def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
+    """Draw a new module's weights by the rule that timm has for the rest of this model.
+
+    A ResNet's convolutions follow Kaiming's normal distribution over what goes out, ConvNeXt's layers a normal one of
+    deviation 0.02 cut at 2. Biases and norms where timm's rule says nothing stay as torch drew them.
+    """
+    import timm.models
+
+    rule = getattr(sys.modules[type(model).__module__], "_init_weights", None)
+    if rule is not None:
+        timm.models.named_apply(rule, module, include_root=True)
+        return
+    for inner in module.modules():
+        if isinstance(inner, nn.Conv2d):
+            nn.init.kaiming_normal_(inner.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,322 @@
+"""First weights other than those that timm draws: other distributions, or the weights of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from trainer.base.errors import UserError
+from trainer.ingredients.model import Model, Pretrained, Start
+from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing
+
+_NUM_NAMED = 3
+_TRUNCATED = "truncated_normal"
+_TRUNCATED_STD = 0.02
+_COUNTERS = "num_batches_tracked"  # counts steps of a BatchNorm; older files lack it
+
+
+class WeightsError(UserError):
+    """A file of weights that is not there, is not the one that the page means, or does not fit the model."""
+
+
+def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> tuple[Swap, ...]:
+    """Give an assembled model the first weights that its page's `model` section asks for: the file's, then `start`.
+
+    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would undo another.
+    """
+    if section is None:
+        return ()
+    start, pretrained = section.start, section.pretrained
+    if start is not None:
+        _check_no_key_undoes_another(section, start)
+    swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
+    if (
+        start
+        and start.head_std is not None
+        and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps)
+    ):
+        raise SurgeryError(
+            "model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out"
+        )
+    return swaps + (apply_start(model, start) if start else ())
+
+
+def _check_no_key_undoes_another(section: Model, start: Start) -> None:
+    undone = []
+    if section.zero_init_last and start.norm_gamma:
+        undone.append(("norm_gamma", "model.zero_init_last sets to zero"))
+    if section.pretrained:
+        undone += [
+            (key, "model.pretrained brings")
+            for key in ("convolutions", "norm_gamma")
+            if getattr(start, key)
+        ]
+    if section.head_init_scale is not None:
+        undone += (
+            [("convolutions", "model.head_init_scale scales")]
+            if start.convolutions == _TRUNCATED
+            else []
+        )
+        undone += (
+            [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
+        )
+    for key, why in undone:
+        raise SurgeryError(f"model.start.{key}: draws what {why}; leave one of them out")
+
+
+def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
+    """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap for each key.
+
+    Convolutions: those of the body, and for a truncated normal every matrix and the classifier; one that starts at zero
+    does so on purpose and is left alone. Norms: every gamma, those that start at zero too. The classifier last.
+
+    Raises SurgeryError where the model has nothing of the kind.
+    """
+    swaps = []
+    if start.convolutions is not None:
+        swaps.append(_draw_convolutions(model, start.convolutions))
+    if start.norm_gamma is not None:
+        swaps.append(_draw_gammas(model))
+    if start.head_std is not None:
+        swaps.append(_draw_head(model, start.head_std))
+    if start.head_bias is not None:
+        swaps.append(_set_head_bias(model, start.head_bias))
+    if not swaps:
+        raise SurgeryError(
+            "model.start: says nothing; convolutions, norm_gamma, head_std or head_bias in it would do"
+        )
+    return tuple(swaps)
+
+
+def _draw_convolutions(model: nn.Module, how: str) -> Swap:
+    """Draw those that do not start at zero.
+
+    Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into one group, and what
+    goes out of all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02, as in its code, cut at 2.
+    """
+    is_truncated = how == _TRUNCATED
+    classifier = _classifier_name(model)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if _is_convolution(module) and name != classifier
+    }
+    if is_truncated:
+        found = {
+            name: one
+            for name, one in model.named_modules()
+            if _is_convolution(one) or isinstance(one, nn.Linear)
+        }
+    drawn = {name: module for name, module in found.items() if module.weight.any()}
+    if not drawn:
+        raise nothing(
+            "start.convolutions",
+            f"convolution{' or matrix' * is_truncated} with a random start",
+            model,
+        )
+    for module in drawn.values():
+        if is_truncated:
+            _draw_truncated(module)
+        else:
+            nn.init.kaiming_normal_(
+                module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu"
+            )
+    at_zero = len(found) - len(drawn)
+    note = f"{at_zero} that start at zero left alone" if at_zero else ""
+    after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
+    return Swap("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
+
+
+def _draw_truncated(module: nn.Module) -> None:
+    nn.init.trunc_normal_(module.weight, std=_TRUNCATED_STD)
+    if getattr(module, "bias", None) is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """With a kernel and the weights of one: also torchvision's deformable one, which is no Conv2d."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
+
+
+def _draw_gammas(model: nn.Module) -> Swap:
+    norms = {name: module for name, module in model.named_modules() if _has_gamma(module)}
+    if not norms:
+        raise nothing("start.norm_gamma", "norm with a gamma", model)
+    for module in norms.values():
+        nn.init.uniform_(module.weight)
+    return Swap(
+        "start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms)
+    )
+
+
+def _has_gamma(module: nn.Module) -> bool:
+    return is_norm(module) and module._parameters.get("weight") is not None
+
+
+def _draw_head(model: nn.Module, std: float) -> Swap:
+    name, classifier = _classifier_with("weight", "head_std", model)
+    nn.init.normal_(classifier.weight, std=std)
+    return Swap(
+        "start.head_std",
+        counted([classifier]),
+        f"normal, deviation {std:g}" if std else "zero",
+        (name,),
+    )
+
+
+def _set_head_bias(model: nn.Module, value: float) -> Swap:
+    name, classifier = _classifier_with("bias", "head_bias", model)
+    nn.init.constant_(classifier.bias, value)
+    return Swap("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
+
+
+def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of the classifier. Raises SurgeryError where it has no such part, a weight or a bias."""
+    name = _classifier_name(model)
+    classifier = model.get_submodule(name) if name else None
+    if classifier is None or getattr(classifier, part, None) is None:
+        kind = type(model).__name__
+        raise SurgeryError(
+            f"model.start.{key}: the classifier of {kind} has no {part}; leave model.start.{key} out"
+        )
+    return name, classifier
+
+
+def _classifier_name(model: nn.Module) -> str | None:
+    """The dotted name of what timm calls a model's classifier."""
+    classifier = model.get_classifier()
+    return next((name for name, module in model.named_modules() if module is classifier), None)
+
+
+def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Swap:
+    """Put the weights of a file into a model; what is left at its random start is said in the Swap's note.
+
+    The first convolution is fitted to the model's channels as timm does it: see `fitted_to_channels`. A classifier of
+    another shape, or none in the file, leaves the model's own at its random start.
+
+    Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this model's.
+    """
+    path, tensors = _read(pretrained)
+    own = model.state_dict()
+    heads = {key for key in own if key.startswith(f"{_classifier_name(model)}.")}
+    first = (
+        next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
+        + ".weight"
+    )
+    notes = []
+    left = [
+        key for key in sorted(heads) if key not in tensors or tensors[key].shape != own[key].shape
+    ]
+    if left:
+        found = (
+            f"{_shape(tensors[left[-1]])} in the file" if left[-1] in tensors else "not in the file"
+        )
+        notes.append(f"random: {', '.join(left)}: {found}, {num_classes} classes here")
+        tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
+    if _differs_in_channels(tensors.get(first), own.get(first)):
+        before, now = tensors[first].shape[1], own[first].shape[1]
+        tensors[first] = fitted_to_channels(tensors[first], now)
+        notes.append(
+            f"{first}: {before} input channels {'summed' if now == 1 else f'fitted to {now}'}"
+        )
+    _check_keys(path, tensors, own, heads if left else set())
+    model.load_state_dict(own | tensors)
+    taken = [key for key in own if key in tensors]
+    return Swap(
+        "pretrained",
+        (("random tensor" + "s" * (len(taken) > 1), len(taken)),),
+        path.name,
+        tuple(taken),
+        "; ".join(notes),
+    )
+
+
+def fitted_to_channels(weight: Tensor, num_channels: int) -> Tensor:
+    """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h, w].
+
+    One channel gets the sum over all, so that a grey image gives what it gave standing in each of them. More channels
+    repeat the C in turn, scaled by C / num_channels, so that an image of equal channels gives about the same.
+
+    Source: timm's adapt_input_conv.
+    """
+    before = weight.shape[1]
+    if num_channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.float().repeat(1, math.ceil(num_channels / before), 1, 1)[:, :num_channels]
+    return (repeated * (before / num_channels)).to(weight.dtype)
+
+
+def _differs_in_channels(weight: Tensor | None, own: Tensor | None) -> bool:
+    if weight is None or own is None or weight.ndim != 4 or own.ndim != 4:
+        return False
+    without_channels = (weight.shape[0], *weight.shape[2:]) == (own.shape[0], *own.shape[2:])
+    return without_channels and weight.shape[1] != own.shape[1]
+
+
+def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
+    """The file's path and its tensors; read once, so that what is checked is what is used."""
+    path = Path(pretrained.file)
+    path = path / "model.safetensors" if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        remedy = "a .safetensors file, or the folder of a finished run, would do"
+        raise WeightsError(
+            f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}"
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != pretrained.sha256:
+        raise WeightsError(
+            f"model.pretrained.sha256: {path} has {found}, the page says {pretrained.sha256}; the file that the page "
+            f'means, or set="model.pretrained.sha256={found}", would do'
+        )
+    try:
+        return path, safetensors.torch.load(content)
+    except Exception as error:  # whatever a reader raises over anybody's bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"model.pretrained.file: {path}: not safetensors ({reason}); a .safetensors file would do"
+        ) from None
+
+
+def _check_keys(
+    path: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]
+) -> None:
+    missing = [
+        key
+        for key in own
+        if key not in tensors and key not in may_lack and not key.endswith(_COUNTERS)
+    ]
+    unexpected = sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{key} {_shape(tensors[key])} for {_shape(tensor)}"
+        for key, tensor in own.items()
+        if key in tensors and tensors[key].shape != tensor.shape
+    ]
+    found = list(
+        _listed({"lacks": missing, "has beyond the model": unexpected, "has other shapes": shapes})
+    )
+    if found:
+        raise WeightsError(
+            f"model.pretrained.file: {path}: {'; '.join(found)}; weights of this timm model, with the same parts in "
+            "its `model` section, would do"
+        )
+
+
+def _listed(kinds: dict[str, list[str]]) -> Iterator[str]:
+    for kind, keys in kinds.items():
+        if keys:
+            rest = len(keys) - _NUM_NAMED
+            yield f"{kind} {', '.join(keys[:_NUM_NAMED])}" + (
+                f" and {rest} more" if rest > 0 else ""
+            )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,1 @@
+"""Norms, activations, attention, convolutions, stems and the like, as a recipe names them."""

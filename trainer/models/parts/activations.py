@@ -1,0 +1,235 @@
+"""The nonlinearity of a model's body.
+
+What each layer keeps for the backward pass, in bytes for each float32 number that it is given; half under bf16
+autocast. What it keeps of its own output costs nothing where the next layer keeps its input, as a convolution does:
+the second column counts the rest. In place, nothing is written twice either.
+
+                                   keeps   beside its output
+    relu         in place              4                   0
+    leaky_relu   in place              4                   0
+    elu          in place              4                   0
+    gelu                               4                   4
+    silu                               4                   4
+    mish                               4                   4
+    hard_swish                         4                   4
+    prelu                              4                   4
+    swish        learned beta          8                   8
+
+In place are those three alone, whose slope can be told from their output; the others need their input. A layer is
+put in place where the one that stood there was, or knew no such choice (GELU behind a Linear): there nothing else
+uses the input.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from trainer.base.component import Positive
+from trainer.models.edit.replacement import (
+    Part,
+    SurgeryError,
+    Swap,
+    anatomy,
+    counted,
+    inside_attention,
+    is_activation,
+    nothing,
+)
+from trainer.models.parts.activation_layers import LearnedSwish
+
+
+class _Activation(Part):
+    """In the place of every nonlinearity of the body, also of those inside norms; gates and attention keep theirs."""
+
+    @abstractmethod
+    def layer(self, in_place: bool) -> nn.Module:
+        """One layer, written into its input where asked and where its gradient allows it."""
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Replace the nonlinearities that are not already this one."""
+        names = _places(model)
+        if not names:
+            raise nothing("activation", "nonlinearity outside attention", model)
+        wanted = self.layer(in_place=False)
+        changed = [name for name in names if not _is_same(model.get_submodule(name), wanted)]
+        if not changed:
+            raise SurgeryError(
+                f"model.activation: all {len(names)} of {type(model).__name__} are {type(wanted).__name__} already; "
+                f"leave model.activation out"
+            )
+        before = [model.get_submodule(name) for name in changed]
+        for module in before:
+            _replace(
+                model,
+                module,
+                self.layer(in_place=getattr(module, "inplace", True)).train(module.training),
+            )
+        kept = len(names) - len(changed)
+        note = f"{kept} are {type(wanted).__name__} already" if kept else ""
+        return Swap("activation", counted(before), type(wanted).__name__, tuple(changed), note)
+
+
+class Relu(_Activation):
+    """max(x, 0).
+
+    Source: Nair and Hinton 2010, ICML.
+    """
+
+    name: Literal["relu"] = "relu"
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.ReLU(in_place)
+
+
+class LeakyRelu(_Activation):
+    """x where it is positive, slope * x elsewhere.
+
+    Source: Maas et al. 2013, ICML workshop.
+    """
+
+    name: Literal["leaky_relu"] = "leaky_relu"
+    example: ClassVar[dict[str, Any]] = {"slope": 0.01}
+    slope: Positive
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.LeakyReLU(self.slope, in_place)
+
+
+class Gelu(_Activation):
+    """x * Phi(x), with the normal distribution's Phi.
+
+    approximate: "tanh" takes x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))); absent, the exact Phi.
+
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
+    """
+
+    name: Literal["gelu"] = "gelu"
+    approximate: Literal["tanh"] | None = None
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.GELU(self.approximate or "none")
+
+
+class Silu(_Activation):
+    """x * sigmoid(x): Swish with beta 1.
+
+    Source: Elfwing et al. 2017, arXiv:1702.03118.
+    """
+
+    name: Literal["silu"] = "silu"
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.SiLU()
+
+
+class Swish(_Activation):
+    """x * sigmoid(beta * x), with one learned beta a layer.
+
+    beta: where each starts. It is one-dimensional: it decays as norms and biases do.
+
+    Source: Ramachandran et al. 2017, arXiv:1710.05941.
+    """
+
+    name: Literal["swish"] = "swish"
+    example: ClassVar[dict[str, Any]] = {"beta": 1.0}
+    beta: Positive
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return LearnedSwish(self.beta)
+
+
+class Mish(_Activation):
+    """x * tanh(ln(1 + exp(x))).
+
+    Source: Misra 2019, arXiv:1908.08681.
+    """
+
+    name: Literal["mish"] = "mish"
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.Mish()
+
+
+class HardSwish(_Activation):
+    """x * min(max(x + 3, 0), 6) / 6.
+
+    Source: Howard et al. 2019, arXiv:1905.02244.
+    """
+
+    name: Literal["hard_swish"] = "hard_swish"
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.Hardswish()
+
+
+class Elu(_Activation):
+    """x where it is positive, alpha * (exp(x) - 1) elsewhere.
+
+    Source: Clevert et al. 2015, arXiv:1511.07289.
+    """
+
+    name: Literal["elu"] = "elu"
+    example: ClassVar[dict[str, Any]] = {"alpha": 1.0}
+    alpha: Positive
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.ELU(self.alpha, in_place)
+
+
+class Prelu(_Activation):
+    """x where it is positive, slope * x elsewhere, with one learned slope a layer (the paper's channel-shared form).
+
+    slope: where each starts. The paper lets slopes undecayed: they are one-dimensional, as norms and biases are.
+
+    Source: He et al. 2015, arXiv:1502.01852.
+    """
+
+    name: Literal["prelu"] = "prelu"
+    example: ClassVar[dict[str, Any]] = {"slope": 0.25}
+    slope: Positive
+
+    def layer(self, in_place: bool) -> nn.Module:
+        return nn.PReLU(1, self.slope)
+
+
+Activation = Annotated[
+    Relu | LeakyRelu | Gelu | Silu | Swish | Mish | HardSwish | Elu | Prelu,
+    Field(discriminator="name"),
+]
+
+
+def _places(model: nn.Module) -> list[str]:
+    """Dotted names of the body's nonlinearities, in the order of the modules, which is that of the forward pass."""
+    found = anatomy(model)
+    in_attention = inside_attention(model)
+    norms = [place.name for place in found.norms if place.name not in in_attention]
+    return [
+        name
+        for name, module in model.named_modules()
+        if name in found.activations
+        or (is_activation(module) and any(name.startswith(f"{norm}.") for norm in norms))
+    ]
+
+
+def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
+    """Do two layers do the same? Asked by what they do: timm has classes of its own for torch's functions."""
+    if [weight.shape for weight in module.parameters()] != [
+        weight.shape for weight in wanted.parameters()
+    ]:
+        return False
+    with torch.no_grad():
+        tried = torch.linspace(-8, 8, 129)
+        return torch.equal(module(tried.clone()), wanted(tried.clone()))
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Wherever a module stands, under however many names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)

@@ -1,0 +1,163 @@
+"""How strided convolutions and poolings leave pixels out."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from timm.layers import BlurPool2d
+from torch import nn
+
+from trainer.models.edit.replacement import (
+    Part,
+    SurgeryError,
+    Swap,
+    anatomy,
+    counted,
+    has_activation,
+    inside_attention,
+    nothing,
+    put,
+)
+from trainer.models.parts.convolution_layers import Blur, BlurConv2d
+
+
+class BlurPool(Part):
+    """A low-pass filter where pixels are left out: every strided convolution, and max pooling where asked.
+
+    filter_px: the side of the binomial filter: 3 is [1, 2, 1] / 4 across and down.
+    min_channels: convolutions of fewer input channels stay as they are; absent: all are taken.
+    place: "before", the blur and then the strided convolution (ffcv; composer's blur_first); "after", the convolution
+    at stride 1 and then the strided blur (composer's other form); "after_activation", as after, but behind the norm
+    and the nonlinearity that follow the convolution, the paper's and timm's form: one without them, as on a shortcut,
+    stays as it is.
+    padding: of the blur: "zeros" (ffcv, composer) or "reflect" (the paper, timm).
+    pool: max pooling too, at stride 1 with the strided blur behind it (the paper, timm, composer; not ffcv).
+
+    Not in a union: `model.blur_pool: {filter_px: 3, min_channels: 16, place: before, padding: zeros, pool: false}`.
+
+    Raises SurgeryError where no convolution is strided, or pool is asked and no max pooling is.
+    Source: Zhang 2019, arXiv:1904.11486; ffcv-imagenet's train_imagenet.py (before).
+    """
+
+    example: ClassVar[dict[str, Any]] = {
+        "filter_px": 3, "min_channels": 16, "place": "before", "padding": "zeros", "pool": False,
+    }  # fmt: skip
+    filter_px: Annotated[int, Field(ge=2, le=7)]
+    min_channels: Annotated[int, Field(ge=1)] | None = None
+    place: Literal["before", "after", "after_activation"]
+    padding: Literal["zeros", "reflect"]
+    pool: bool
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put the blur in; the places are those of the convolutions and the poolings."""
+        found = _strided(model, nn.Conv2d)
+        strided = {
+            name: conv
+            for name, conv in found.items()
+            if conv.in_channels >= (self.min_channels or 1)
+        }
+        behind = (
+            _activations_behind(model, strided)
+            if self.place == "after_activation"
+            else dict.fromkeys(strided, "")
+        )
+        taken = {name: conv for name, conv in strided.items() if name in behind}
+        pools = _strided(model, nn.MaxPool2d) if self.pool else {}
+        if not taken:
+            raise nothing("blur_pool", "strided convolution that it could take", model)
+        if self.pool and not pools:
+            kind = type(model).__name__
+            raise SurgeryError(
+                f"model.blur_pool.pool: {kind} has no strided max pooling; false would do"
+            )
+        self._check_plain(taken)
+        for name, conv in taken.items():
+            self._put_behind(model, conv, behind[name]) if behind[name] else put(
+                model, name, self._around(conv)
+            )
+        for name, module in pools.items():
+            put(model, name, self._blurred(module))
+        left = len(found) - len(taken)
+        places = tuple(name for name, _ in model.named_modules() if name in taken or name in pools)
+        before = counted(taken.get(name, pools.get(name)) for name in places)
+        note = f"left: {left} other strided convolutions" if left else ""
+        return Swap("blur_pool", before, f"Blur {self.place.replace('_', ' the ')}", places, note)
+
+    def _check_plain(self, taken: dict[str, nn.Conv2d]) -> None:
+        """Others than Conv2d may have a stride in two places, of which only the one would go."""
+        for name, conv in taken.items():
+            if self.place != "before" and type(conv) is not nn.Conv2d:
+                raise SurgeryError(
+                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; before would do"
+                )
+
+    def _around(self, conv: nn.Conv2d) -> nn.Module:
+        return BlurConv2d(
+            conv, self.filter_px, self.padding, is_before=self.place == "before"
+        ).train(conv.training)
+
+    def _put_behind(self, model: nn.Module, conv: nn.Conv2d, activation: str) -> None:
+        blur = Blur(self.filter_px, conv.stride, self.padding)
+        conv.stride = (1, 1)
+        put(
+            model,
+            activation,
+            nn.Sequential(model.get_submodule(activation), blur).train(conv.training),
+        )
+
+    def _blurred(self, pool: nn.MaxPool2d) -> nn.Module:
+        # Where the last window may stand half outside (ceil_mode), a border keeps the side as long as it was.
+        padding = pool.kernel_size // 2 if pool.ceil_mode else pool.padding
+        at_each = nn.MaxPool2d(pool.kernel_size, 1, padding)
+        return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(
+            pool.training
+        )
+
+
+def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
+    """The strided ones outside attention, by their names, but for those inside another convolution."""
+    in_attention = inside_attention(model)
+    inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, kind) and stride_of(module) > 1
+        and name not in in_attention and not name.startswith(tuple(inside))
+    }  # fmt: skip
+
+
+def _activations_behind(model: nn.Module, wanted: Container[str]) -> dict[str, str]:
+    """For the wanted convolutions: the activation behind the norm behind it, where that is called there alone."""
+    found = anatomy(model)
+    norms = {place.name: place for place in found.norms}
+    behind = {}
+    for place in found.convolutions:
+        norm = norms.get(place.norm or "") if place.name in wanted else None
+        if norm is not None and has_activation(norm.module):
+            behind[place.name] = f"{norm.name}.act"
+        elif norm is not None and norm.activation is not None:
+            behind[place.name] = norm.activation
+    return {
+        name: activation
+        for name, activation in behind.items()
+        if _num_calls(model, activation) == 1
+    }
+
+
+def _num_calls(model: nn.Module, name: str) -> int:
+    calls: list[str] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
+    try:
+        anatomy(model)
+    finally:
+        hook.remove()
+    return len(calls)
+
+
+def stride_of(module: nn.Module) -> int:
+    """By how much a convolution or a pooling divides the sides of what it is given; 1 for all else."""
+    kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, BlurPool2d)
+    stride = module.stride if isinstance(module, kinds) else 1
+    return max(stride) if isinstance(stride, tuple) else stride

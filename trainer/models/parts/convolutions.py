@@ -1,0 +1,244 @@
+"""How the 3x3 convolutions look at their neighbourhood."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from timm.layers import AvgPool2dSame, Conv2dSame
+from torch import nn
+
+from trainer.models.edit.replacement import (
+    ConvPlace,
+    Part,
+    SurgeryError,
+    Swap,
+    anatomy,
+    counted,
+    inside_attention,
+    nothing,
+    put,
+)
+from trainer.models.edit.stages import blocks, stages
+from trainer.models.parts.blur import BlurPool as BlurPool  # a page's section takes both from here
+from trainer.models.parts.blur import stride_of
+from trainer.models.parts.convolution_layers import DeformableConv2d, SelfCalibratedConv2d
+
+Stages = Annotated[int, Field(ge=1, le=4)]
+
+
+class _Convolution(Part):
+    """stages: of how many last stages."""
+
+    stages: Stages
+
+    def _last_stages(self, model: nn.Module) -> list[str]:
+        names = stages(model)
+        if self.stages > len(names):
+            raise SurgeryError(
+                f"model.convolution.stages: {self.stages}, but {type(model).__name__} has {len(names)} stages; "
+                f"{len(names)} would do"
+            )
+        return names[-self.stages :]
+
+
+class _Exchanged(_Convolution):
+    """Convolutions of 3x3 that become another kind, each by itself."""
+
+    wanted: ClassVar[str]
+
+    @abstractmethod
+    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+        """What takes the place of a convolution."""
+
+    @abstractmethod
+    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+        """Is this one, of 3x3 pixels, to be replaced?"""
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Replace them in the last stages."""
+        convolutions = {place.name: place for place in anatomy(model).convolutions}
+        last = tuple(f"{stage}." for stage in self._last_stages(model))
+        of_3x3 = [
+            name for name, place in convolutions.items()
+            if name.startswith(last) and type(place.module) is nn.Conv2d and place.module.kernel_size == (3, 3)
+        ]  # fmt: skip
+        names = tuple(name for name in of_3x3 if self.takes(model, name, convolutions))
+        if not names:
+            raise nothing("convolution", f"{self.wanted} in its last {self.stages} stages", model)
+        before = [convolutions[name].module for name in names]
+        after = [self.exchanged(conv).train(conv.training) for conv in before]
+        for name, module in zip(names, after, strict=True):
+            put(model, name, module)
+        left = len(of_3x3) - len(names)
+        note = f"left: {left} of 3x3 that are no {self.wanted}" if left else ""
+        return Swap("convolution", counted(before), type(after[0]).__name__, names, note)
+
+
+class Deformable(_Exchanged):
+    """Convolutions of 3x3 whose taps move to where the input tells them, and are weighed by it.
+
+    Offsets and masks come from one more 3x3 convolution that starts at zero; a mask is 2 * sigmoid, so that the model
+    starts as the plain one. (The paper's code slows the learning of the offsets to a tenth; here all learn alike.)
+
+    stages: of how many last stages; the paper takes three (conv3 to conv5).
+
+    Raises SurgeryError where they have no 3x3 convolution.
+    Source: Zhu et al. 2018, arXiv:1811.11168 (version 2).
+    """
+
+    name: Literal["deformable"] = "deformable"
+    example: ClassVar[dict[str, Any]] = {"stages": 1}
+    wanted: ClassVar[str] = "3x3 convolution"
+
+    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+        return True
+
+    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+        return DeformableConv2d.around(conv)
+
+
+class SelfCalibrated(_Exchanged):
+    """The 3x3 convolution of a bottleneck, of which half the channels is gated by a wider look at itself.
+
+    Only between two 1x1 convolutions, as in the paper: without them, as in a basic block, the two halves of the
+    channels would never meet. New weights are drawn as timm draws those of a ResNet.
+
+    stages: of how many last stages; the paper takes all four.
+    pooling: the side of the windows that the wider look averages over; a feature map needs as many pixels.
+
+    Raises SurgeryError where they have no such convolution.
+    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated Convolutions".
+    """
+
+    name: Literal["self_calibrated"] = "self_calibrated"
+    example: ClassVar[dict[str, Any]] = {"stages": 4, "pooling": 4}
+    wanted: ClassVar[str] = "3x3 convolution between two of 1x1"
+    pooling: Annotated[int, Field(ge=2, le=16)]
+
+    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+        """Does it stand alone between two 1x1 convolutions of one block, with channels that can be halved?"""
+        conv = convolutions[name].module
+        block = next(
+            (each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None
+        )
+        inside = [each for each in convolutions if block and each.startswith(f"{block}.")]
+        at = inside.index(name) if inside else 0
+        around = inside[max(0, at - 1) : at] + inside[at + 1 : at + 2]
+        is_between = [convolutions[each].module.kernel_size for each in around] == [(1, 1), (1, 1)]
+        above = model.get_submodule(name.rpartition(".")[0])
+        is_alone = (
+            name.rpartition(".")[0] == block
+            or sum(isinstance(each, nn.Conv2d) for each in above.modules()) == 1
+        )
+        halves = (
+            conv.in_channels % 2 == 0
+            and conv.out_channels % 2 == 0
+            and (conv.groups == 1 or conv.groups % 2 == 0)
+        )
+        return (
+            is_between
+            and is_alone
+            and halves
+            and conv.groups < conv.in_channels
+            and conv.bias is None
+        )
+
+    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+        return SelfCalibratedConv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            self.pooling,
+        )
+
+
+class Dilated(_Convolution):
+    """The last stages keep the resolution of the stage before them; their convolutions widen by 2, 4, … instead.
+
+    Where a stage had a stride of 2 it gets none, and its convolutions over more than a pixel are dilated by twice the
+    dilation before it; the once strided ones keep that before. As timm's output_stride 16 (1 stage) and 8 (2 stages).
+
+    stages: of how many last stages; each must have a stride to lose.
+
+    Raises SurgeryError where one has none, or hides it inside attention.
+    Source: Yu and Koltun 2017, arXiv:1705.09914; Chen et al. 2017, arXiv:1706.05587 (output stride).
+    """
+
+    name: Literal["dilated"] = "dilated"
+    example: ClassVar[dict[str, Any]] = {"stages": 1}
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Take the strides away, and widen."""
+        convolutions = {place.name for place in anatomy(model).convolutions}
+        in_attention = inside_attention(model)
+        before, places, notes, dilation = [], [], [], 1
+        for stage in self._last_stages(model):
+            inner = {
+                name: each for name, each in model.named_modules() if name.startswith(f"{stage}.")
+            }
+            strides = {
+                name: stride_of(module) for name, module in inner.items() if stride_of(module) > 1
+            }
+            if not strides or not in_attention.isdisjoint(strides):
+                found = "hides its stride inside attention" if strides else "has no stride to lose"
+                raise SurgeryError(
+                    f"model.convolution: {stage} {found}; fewer stages or no model.convolution would do"
+                )
+            wider = dilation * max(strides.values())
+            for name, module in inner.items():
+                wide = (
+                    name in convolutions
+                    and isinstance(module, nn.Conv2d)
+                    and max(module.kernel_size) > 1
+                )
+                if name in strides or wide:
+                    before.append(module)
+                    places.append(name)
+                    _dilate(model, name, dilation if name in strides else wider)
+            dilation = wider
+            notes.append(f"{stage} by {dilation}")
+        return Swap(
+            "convolution",
+            counted(before),
+            "the same, dilated at stride 1",
+            tuple(places),
+            ", ".join(notes),
+        )
+
+
+def _dilate(model: nn.Module, name: str, dilation: int) -> None:
+    """Stride 1, and the dilation; even windows are padded by one more pixel behind, so that no side shrinks."""
+    module = model.get_submodule(name)
+    if isinstance(module, nn.Conv2d):
+        module.stride = (1, 1)
+        if any(side % 2 == 0 for side in module.kernel_size):
+            put(model, name, _same(module, dilation))
+        elif max(module.kernel_size) > 1:
+            module.padding = tuple(dilation * side for side in module.padding)
+            module.dilation = tuple(dilation * side for side in module.dilation)
+    elif isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)):
+        put(
+            model,
+            name,
+            AvgPool2dSame(
+                2, 1, ceil_mode=module.ceil_mode, count_include_pad=module.count_include_pad
+            ),
+        )
+    else:
+        module.stride = 1
+
+
+def _same(conv: nn.Conv2d, dilation: int) -> nn.Conv2d:
+    made = Conv2dSame(
+        conv.in_channels, conv.out_channels, conv.kernel_size, dilation=dilation, groups=conv.groups,
+        bias=conv.bias is not None, device="meta",
+    )  # fmt: skip
+    made.weight, made.bias = conv.weight, conv.bias
+    return made.train(conv.training)
+
+
+Convolution = Annotated[Deformable | SelfCalibrated | Dilated, Field(discriminator="name")]

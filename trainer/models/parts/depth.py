@@ -1,0 +1,199 @@
+"""What is left out at random, or starts small, along the depth of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from trainer.models.edit.insertion import (
+    before_last_convolution,
+    branch_calls,
+    check_inserted,
+    ends,
+    last_stages,
+    middles,
+    output_shapes,
+    put_behind,
+    put_in_tail,
+)
+from trainer.models.edit.replacement import (
+    Part,
+    SurgeryError,
+    Swap,
+    counted,
+    is_norm,
+    put,
+    starts_at_zero,
+)
+from trainer.models.edit.stages import blocks
+from trainer.models.parts.depth_layers import BatchDropPath, BlockDropout
+
+
+class StochasticDepth(Part):
+    """How the page's drop_path leaves residual branches out: `model.stochastic_depth`.
+
+    over_depth: `linear`, block i of n drops at rate * i / (n - 1), which is timm's rule and starts at zero;
+    `constant`, every block at the rate. per: `sample`, each image for itself (timm's), or `batch`, all images of a
+    micro-batch together (the paper's). What is kept is scaled up, so evaluation needs no factor.
+
+    Raises SurgeryError where the page has no drop_path, and for models in which timm drops something else.
+    Source: Huang et al. 2016, arXiv:1603.09382.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"over_depth": "constant", "per": "batch"}
+    over_depth: Literal["linear", "constant"]
+    per: Literal["sample", "batch"]
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put one module into each block that drops at all, in place of timm's."""
+        from timm.layers import DropPath
+
+        there = [module for module in model.modules() if isinstance(module, DropPath)]
+        rate = max((module.drop_prob for module in there), default=0.0)
+        if rate == 0:
+            raise SurgeryError(
+                "model.stochastic_depth: the page drops no path; drop_path: 0.05 would do, or leave it out"
+            )
+        names = [name for stage in blocks(model) for name in stage]
+        rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
+        places = [self._put(model, name, rates[name]) for name in names if rates[name] > 0]
+        check_inserted(model, "stochastic_depth", places)
+        note = f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, one draw per {self.per}"
+        after = "DropPath" if self.per == "sample" else "BatchDropPath"
+        return Swap(
+            "stochastic_depth", counted(there), after, tuple(name for _, name in places), note
+        )
+
+    def _share(self, place: int, num_blocks: int) -> float:
+        return 1.0 if self.over_depth == "constant" else place / max(num_blocks - 1, 1)
+
+    def _put(self, model: nn.Module, name: str, rate: float) -> tuple[str, str]:
+        from timm.layers import DropPath
+
+        block = model.get_submodule(name)
+        if not hasattr(block, "drop_path"):
+            raise SurgeryError(
+                f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path"
+            )
+        put_in_tail(
+            block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
+        )
+        inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
+        return name, f"{name}.drop_path{inner}"
+
+
+class DropBlock(Part):
+    """Squares of feature maps left out in training: `model.drop_block`.
+
+    rate: the share of a map to leave out, the same from the first step to the last (the paper lets it grow).
+    block_px: the side of a square, in pixels of the feature map; a smaller map has squares of its own size.
+    stages: in how many last stages; the paper took two.
+    It stands where timm's ResNet has it: behind the norm that feeds the last convolution of each branch, before the
+    activation where that is a module of its own; ConvNeXt: behind the norm of the depthwise convolution. The paper has
+    it behind every convolution and on the shortcut.
+
+    Raises SurgeryError for blocks without such a norm.
+    Source: Ghiasi et al. 2018, arXiv:1810.12890.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"rate": 0.1, "block_px": 7, "stages": 2}
+    rate: Annotated[float, Field(gt=0, lt=1)]
+    block_px: Annotated[int, Field(ge=1, le=64)]
+    stages: Annotated[int, Field(ge=1, le=4)]
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put one module into each block of the last stages."""
+        names = [name for stage in last_stages(model, "drop_block", self.stages) for name in stage]
+        before = counted(model.get_submodule(name) for name in names)
+        calls = branch_calls(model, names)
+        places = [(name, self._put(model, name, calls[name])) for name in names]
+        check_inserted(model, "drop_block", places)
+        after = f"the same with {BlockDropout.__name__}"
+        return Swap(
+            "drop_block",
+            before,
+            after,
+            tuple(name for _, name in places),
+            self._note(model, places, image_px),
+        )
+
+    def _put(self, model: nn.Module, name: str, calls: list[tuple[str, nn.Module, int]]) -> str:
+        block, layer = model.get_submodule(name), BlockDropout(self.rate, self.block_px)
+        if hasattr(block, "mlp"):
+            place = middles(model, [name], "drop_block")[0]
+            place.put(layer)
+            return place.name
+        norms = [call for call in before_last_convolution(calls) if is_norm(call[1])]
+        if isinstance(getattr(block, "drop_block", None), nn.Identity):
+            put(model, f"{name}.drop_block", layer)
+            return f"{name}.drop_block"
+        if not norms:
+            raise SurgeryError(
+                f"model.drop_block: {name} is a {type(block).__name__} with no norm to stand behind"
+            )
+        norm = norms[-1][0]
+        if isinstance(
+            getattr(norms[-1][1], "drop", None), nn.Identity
+        ):  # timm's norms keep a place before their act
+            put(model, f"{norm}.drop", layer)
+            return f"{norm}.drop"
+        put_behind(model, norm, layer)
+        return f"{norm}.1"
+
+    def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
+        try:
+            shapes = output_shapes(model, [name for _, name in places], image_px)
+        except SurgeryError:  # the size is refused with a better one once the model is whole
+            return ""
+        sides = [min(shape[2:]) for shape in shapes.values()]
+        smaller = sorted({side for side in sides if side < self.block_px}, reverse=True)
+        if not smaller:
+            return ""
+        return f"squares cut to {', '.join(map(str, smaller))} px, the side of maps at images of {image_px} px"
+
+
+class LayerScale(Part):
+    """Each channel of a residual branch times a learned number that starts small: `model.layer_scale: 1.0e-6`.
+
+    start: of each number. It stands behind the last norm and the attention of the branch, before stochastic depth and
+    the addition. Where the branch's last gamma starts at zero as well (`zero_init_last`), the scales have no gradient
+    until that gamma has moved, and its own gradient is `start` times as large as without: the note says so, and
+    `zero_init_last: false` beside it avoids it.
+
+    Raises SurgeryError for a model that has layer scale of its own.
+    Source: Touvron et al. 2021, arXiv:2103.17239.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"start": 1e-6}
+    start: Annotated[float, Field(gt=0, lt=1)]
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put one scale into each block."""
+        from timm.layers import LayerScale2d
+
+        names = [name for stage in blocks(model) for name in stage]
+        if any(
+            isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter)
+            for name in names
+        ):
+            raise SurgeryError(
+                f"model.layer_scale: {type(model).__name__} has its own (gamma); timm's option would do"
+            )
+        before = counted(model.get_submodule(name) for name in names)
+        norms = [
+            [call[1] for call in calls if is_norm(call[1])]
+            for calls in branch_calls(model, names).values()
+        ]
+        num_zero = sum(starts_at_zero(inner[-1]) for inner in norms if inner)
+        places = ends(model, names, "layer_scale")
+        for place in places:
+            place.put(LayerScale2d(place.num_channels, init_values=self.start))
+        check_inserted(model, "layer_scale", [(place.block, place.name) for place in places])
+        note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
+        where = tuple(place.name for place in places)
+        return Swap(
+            "layer_scale", before, "the same with LayerScale2d", where, note if num_zero else ""
+        )

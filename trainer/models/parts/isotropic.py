@@ -1,0 +1,108 @@
+"""The whole body of a ConvNeXt, rebuilt as one stage: as many channels and pixels at its end as at its start."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from trainer.models.edit.insertion import draw_as_timm
+from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, input_channels
+from trainer.models.parts.bodies import Count
+
+if TYPE_CHECKING:
+    from timm.models.convnext import ConvNeXt, ConvNeXtBlock
+
+
+class IsotropicBody(Part):
+    """One stage of ConvNeXt's blocks behind a stem of large patches, built anew: an isotropic ConvNeXt.
+
+    depth, width: blocks, and channels of stem and blocks. patch_px: side and stride of the stem's one convolution,
+    which has no norm behind it. layer_scale: where the gamma of each channel of each block starts; absent, blocks have
+    none, whatever timm gives the model.
+
+    Blocks, norms and activations are of the model's own kind, as its first stage has them, and the head is the model's
+    own over `width` channels. All weights are drawn anew by timm's rule. drop_path grows from 0 at the first block to
+    the model's rate at the last.
+
+    Raises SurgeryError for a model other than a ConvNeXt.
+    Source: Liu et al. 2022, arXiv:2201.03545, section 3.3.
+    """
+
+    example: ClassVar[dict[str, Any]] = {"depth": 18, "width": 384, "patch_px": 16}
+    depth: Count
+    width: Count
+    patch_px: Annotated[int, Field(ge=1, le=64)]
+    layer_scale: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Rebuild a ConvNeXt as one stage behind one patchify convolution, with a head of its width."""
+        old = _blocks(model)
+        channels, kind = input_channels(model), old[0]
+        has_bias = kind.conv_dw.bias is not None
+        model.stem = nn.Sequential(
+            nn.Conv2d(channels, self.width, self.patch_px, self.patch_px, bias=has_bias)
+        )
+        model.stages = nn.Sequential(self._stage(kind, _drop_path(old)))
+        model.feature_info = [
+            {"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}
+        ]
+        _fit_head(model, self.width)
+        draw_as_timm(model, model)
+        places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
+        note = f"one stage of {self.width} channels, patches of {self.patch_px} px"
+        return Swap("isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note)
+
+    def _stage(self, kind: ConvNeXtBlock, drop_path: float) -> nn.Module:
+        from timm.models.convnext import ConvNeXtStage
+
+        norm = _like(kind.norm)
+        return ConvNeXtStage(
+            self.width, self.width, kind.conv_dw.kernel_size[0], stride=1, depth=self.depth,
+            drop_path_rates=[drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)],
+            ls_init_value=self.layer_scale, conv_mlp=kind.use_conv_mlp, conv_bias=kind.conv_dw.bias is not None,
+            use_grn=hasattr(kind.mlp, "grn"), act_layer=type(kind.mlp.act), norm_layer=norm, norm_layer_cl=norm,
+        )  # fmt: skip
+
+
+def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
+    """The blocks of a ConvNeXt; any other model is refused."""
+    from timm.models.convnext import ConvNeXt
+
+    if not isinstance(model, ConvNeXt):
+        found = f"{type(model).__name__} is no ConvNeXt of timm's"
+        raise SurgeryError(
+            f"model.isotropic: {found}; model=convnext_small would do, or leave model.isotropic out"
+        )
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+def _drop_path(blocks: list[ConvNeXtBlock]) -> float:
+    """The largest rate at which any of the blocks leaves out its branch."""
+    return max(getattr(block.drop_path, "drop_prob", 0.0) for block in blocks)
+
+
+def _like(norm: nn.Module) -> partial[nn.Module]:
+    """What makes a norm of another one's kind over as many channels as it is called with."""
+    return partial(type(norm), eps=norm.eps)
+
+
+def _fit_head(model: ConvNeXt, width: int) -> None:
+    """Put a head of the model's kind over `width` channels: its norm before the pooling or behind it, its classifier."""
+    from timm.layers import ClassifierHead, NormMlpClassifierHead
+
+    old = model.head
+    alike = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
+    if isinstance(old, NormMlpClassifierHead):
+        alike |= {
+            "hidden_size": old.hidden_size,
+            "norm_layer": _like(old.norm),
+            "act_layer": "gelu",
+        }
+        model.head = NormMlpClassifierHead(width, model.num_classes, **alike)
+    else:
+        model.norm_pre = _like(model.norm_pre)(width)
+        model.head = ClassifierHead(width, model.num_classes, **alike)
+    model.num_features, model.head_hidden_size = width, model.head.num_features

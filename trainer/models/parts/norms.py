@@ -1,0 +1,269 @@
+"""Which statistics a feature map is normalized by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
+from trainer.models.edit.replacement import NormPlace, SurgeryError
+from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
+
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+Momentum = Annotated[float, Field(gt=0, le=1)]
+Groups = Annotated[int, Field(ge=1, le=4096)]
+
+
+class BatchNorm(NormPart):
+    """Each channel by the statistics of the micro-batch; running ones in evaluation.
+
+    momentum: how far the running statistics move in one optimizer step. affine: with gamma and beta.
+
+    Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+
+    name: Literal["batch_norm"] = "batch_norm"
+    example: ClassVar[dict[str, Any]] = {"momentum": 0.1, "eps": 1e-5, "affine": True}
+    momentum: Momentum
+    eps: Epsilon
+    affine: bool
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return nn.BatchNorm2d(
+            num_channels, eps=self.eps, momentum=self.momentum, affine=self.affine
+        )
+
+
+class GhostBatchNorm(NormPart):
+    """BatchNorm by the statistics of virtual batches, smaller than the micro-batch. See GhostBatchNorm2d.
+
+    images: per virtual batch. momentum, eps: as in BatchNorm.
+
+    Source: Hoffer, Hubara and Soudry 2017, arXiv:1705.08741.
+    """
+
+    name: Literal["ghost_batch_norm"] = "ghost_batch_norm"
+    example: ClassVar[dict[str, Any]] = {"images": 32, "momentum": 0.1, "eps": 1e-5}
+    images: Annotated[int, Field(ge=2)]
+    momentum: Momentum
+    eps: Epsilon
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return GhostBatchNorm2d(num_channels, self.images, eps=self.eps, momentum=self.momentum)
+
+
+class SyncBatchNorm(NormPart):
+    """BatchNorm by the statistics of one micro-batch of every rank together; one rank's is BatchNorm, on any device.
+
+    Accumulated micro-batches are not joined. torch's layer; with several ranks it works on GPUs alone.
+
+    Source: Peng et al. 2018, arXiv:1711.07240.
+    """
+
+    name: Literal["sync_batch_norm"] = "sync_batch_norm"
+    example: ClassVar[dict[str, Any]] = {"momentum": 0.1, "eps": 1e-5}
+    momentum: Momentum
+    eps: Epsilon
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return nn.SyncBatchNorm(num_channels, eps=self.eps, momentum=self.momentum)
+
+
+class GroupNorm(GroupedNormPart):
+    """Each image by itself, over the channels and pixels of each group of channels.
+
+    groups: how many, or channels_per_group: how large; one of the two.
+
+    Raises ValueError for both, or neither.
+    Source: Wu and He 2018, arXiv:1803.08494.
+    """
+
+    name: Literal["group_norm"] = "group_norm"
+    example: ClassVar[dict[str, Any]] = {"groups": 32, "eps": 1e-5}
+    groups: Groups | None = None
+    channels_per_group: Groups | None = None
+    eps: Epsilon
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.groups is None) == (self.channels_per_group is None):
+            raise ValueError("needs either groups or channels_per_group: give one of them")
+        return self
+
+    def _division(self) -> tuple[str, int]:
+        return (
+            ("groups", self.groups)
+            if self.groups
+            else ("channels_per_group", self.channels_per_group)
+        )
+
+    def num_groups(self, num_channels: int) -> int:
+        return self.groups or num_channels // self.channels_per_group
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return nn.GroupNorm(self.num_groups(num_channels), num_channels, eps=self.eps)
+
+
+class LayerNorm2d(NormPart):
+    """Each pixel of each image by itself, over its channels, as in ConvNeXt.
+
+    Sources: Ba, Kiros and Hinton 2016, arXiv:1607.06450; Liu et al. 2022, arXiv:2201.03545 (per pixel).
+    """
+
+    name: Literal["layer_norm_2d"] = "layer_norm_2d"
+    example: ClassVar[dict[str, Any]] = {"eps": 1e-6}
+    eps: Epsilon
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        import timm.layers
+
+        return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
+
+    def over_last(self, norm: nn.Module) -> nn.Module:
+        import timm.layers
+
+        last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
+        last.load_state_dict(norm.state_dict())
+        return last
+
+
+class InstanceNorm(NormPart):
+    """Each channel of each image by itself, over its pixels; no running statistics.
+
+    affine: with gamma and beta.
+
+    Source: Ulyanov, Vedaldi and Lempitsky 2016, arXiv:1607.08022.
+    """
+
+    name: Literal["instance_norm"] = "instance_norm"
+    example: ClassVar[dict[str, Any]] = {"eps": 1e-5, "affine": True}
+    eps: Epsilon
+    affine: bool
+
+    def num_groups(self, num_channels: int) -> int:
+        return num_channels
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return nn.InstanceNorm2d(num_channels, eps=self.eps, affine=self.affine)
+
+
+class FilterResponseNorm(NormPart):
+    """Each channel of each image over its root mean square, then gamma, beta and a learned threshold (TLU).
+
+    The threshold stands where an activation followed, in its place. Where none did (before an addition, in shortcuts),
+    the norm has none. eps is fixed; the paper learns it only for maps of 1x1, which are refused here.
+
+    Source: Singh and Krishnan 2019, arXiv:1911.09737.
+    """
+
+    name: Literal["filter_response_norm"] = "filter_response_norm"
+    example: ClassVar[dict[str, Any]] = {"eps": 1e-6}
+    brings_activation: ClassVar[bool] = True
+    eps: Epsilon
+
+    def num_groups(self, num_channels: int) -> int:
+        return num_channels
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        import timm.layers
+
+        return timm.layers.FilterResponseNormTlu2d(
+            num_channels, apply_act=is_activated, eps=self.eps
+        )
+
+
+class EvoNormS0(GroupedNormPart):
+    """x * sigmoid(v x) over the standard deviation of each group of channels of an image, then gamma and beta.
+
+    It stands where an activation followed, in its place. Where none did (before an addition, in shortcuts), only gamma
+    and beta stay, as in timm; a model without any activation behind a norm, such as ConvNeXt, is refused.
+
+    Source: Liu, Brock, Simonyan and Le 2020, arXiv:2004.02967.
+    """
+
+    name: Literal["evo_norm_s0"] = "evo_norm_s0"
+    example: ClassVar[dict[str, Any]] = {"groups": 32, "eps": 1e-5}
+    brings_activation: ClassVar[bool] = True
+    groups: Groups
+    eps: Epsilon
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        import timm.layers
+
+        return timm.layers.EvoNorm2dS0(
+            num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps
+        )
+
+    def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
+        activated = super()._activated(model, places)
+        if not activated:
+            raise SurgeryError(
+                f"model.norm: no activation follows a norm of {type(model).__name__} directly, and {self.name} is norm and "
+                "activation in one; filter_response_norm, group_norm or a ResNet would do"
+            )
+        return activated
+
+
+class BatchChannelNorm(GroupedNormPart):
+    """BatchNorm, then normalization over groups of channels of each image with one gamma and beta per group.
+
+    groups: of the second normalization. momentum: how far running statistics move in one optimizer step. eps: of both.
+    statistics: "batch" normalizes by those of the micro-batch; "estimated", made for small micro-batches, by running
+    estimates that no gradient goes through.
+
+    The paper moves its estimates with every micro-batch, and normalizes by the moved ones. Here they move once in an
+    optimizer step, after it, by what all its micro-batches saw: then the result does not depend on how a step is cut,
+    which is what the estimates are for. As in the paper, the variance is around the estimated mean just moved.
+
+    Source: Qiao, Wang, Liu, Shen and Yuille 2019, arXiv:1903.10520; gamma per group as in the authors' code.
+    """
+
+    name: Literal["batch_channel_norm"] = "batch_channel_norm"
+    example: ClassVar[dict[str, Any]] = {
+        "groups": 32,
+        "eps": 1e-5,
+        "momentum": 0.1,
+        "statistics": "batch",
+    }
+    groups: Groups
+    eps: Epsilon
+    momentum: Momentum
+    statistics: Literal["batch", "estimated"]
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return BatchChannelNorm2d(
+            num_channels, self.groups, self.eps, self.momentum, self.statistics
+        )
+
+
+class NoNorm(NormPart):
+    """No normalization: the feature map as it is, without gamma or beta.
+
+    Convolutions that left their bias to the norm get none back. A branch whose last gamma started at zero starts at full
+    strength.
+
+    Source: none; what a study compares norms with.
+    """
+
+    name: Literal["no_norm"] = "no_norm"
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return nn.Identity()
+
+    def over_last(self, norm: nn.Module) -> nn.Module:
+        return norm
+
+
+Norm = Annotated[
+    BatchNorm | GhostBatchNorm | SyncBatchNorm | GroupNorm | LayerNorm2d | InstanceNorm | FilterResponseNorm | EvoNormS0
+    | BatchChannelNorm | NoNorm,
+    Field(discriminator="name"),
+]  # fmt: skip
+
+
+def has_gamma(norm: Norm) -> bool:
+    """Does a kind of norm multiply by a gamma that is learned?"""
+    return norm.name != "no_norm" and getattr(norm, "affine", True)

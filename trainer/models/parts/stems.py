@@ -1,0 +1,319 @@
+"""The first layers: how fast pixels become features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from trainer.models.edit.insertion import draw_as_timm
+from trainer.models.edit.replacement import (
+    Part,
+    SurgeryError,
+    Swap,
+    counted,
+    has_activation,
+    is_activation,
+    is_norm,
+    probe,
+    put,
+)  # fmt: skip
+from trainer.models.edit.stages import stages
+
+_SMALL_PX = (
+    96  # below it the last stage of a model that divides by 32 has less than three places a side
+)
+
+
+@dataclass
+class _Present:
+    """The stem that a model has: everything before its first stage.
+
+    children: direct children of the model, in the order of the forward pass. convolution: its first. has_bias: has its
+    last convolution a bias? norm, activation: those behind it, which are kept; None where the first block brings them
+    (ResNetV2). inner_norm, inner_activation: of the kind that a deep stem has inside; None for a model without any.
+    """
+
+    children: tuple[str, ...]
+    convolution: nn.Conv2d
+    has_bias: bool
+    num_features: int
+    norm: tuple[str, nn.Module] | None
+    activation: tuple[str, nn.Module] | None
+    inner_norm: nn.Module | None
+    inner_activation: nn.Module | None
+
+
+class _Stem(Part):
+    """The norm and the activation that end the present stem are kept; convolutions are drawn by timm's rule.
+
+    Raises SurgeryError where no convolution comes before the first stage, and where the stem is that already.
+    """
+
+    has_pool: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Put another stem before the first stage."""
+        children = _children(model)
+        there = [str(model.get_submodule(name)) for name in children]
+        swap = self.exchanged(model)
+        if there == [str(model.get_submodule(name)) for name in children]:
+            raise SurgeryError(
+                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; another or no model.stem would do"
+            )
+        return swap
+
+    def exchanged(self, model: nn.Module) -> Swap:
+        """Put the stem in, whatever the present one is."""
+        present = _present(model)
+        before = counted(_leaves(model, present.children))
+        body = self._body(present)
+        draw_as_timm(model, body)
+        pool = nn.MaxPool2d(3, stride=2, padding=1) if self.has_pool else nn.Identity()
+        _put_stem(model, present, body, pool)
+        if hasattr(model, "stem_feat_idx"):  # ResNetV2's place of its first feature map
+            model.stem_feat_idx = 0 if present.norm is None else 1
+        return Swap("stem", before, self._after(), present.children)
+
+    @abstractmethod
+    def _body(self, present: _Present) -> nn.Module: ...
+
+    @abstractmethod
+    def _after(self) -> str: ...
+
+
+class ImagenetStem(_Stem):
+    """A 7x7 convolution of stride 2, norm, the stem's activation where it has one, 3x3 max pooling of stride 2.
+
+    Source: He et al. 2015, arXiv:1512.03385.
+    """
+
+    name: Literal["imagenet"] = "imagenet"
+
+    def _body(self, present: _Present) -> nn.Module:
+        return _convolution(present, present.num_features, 7, stride=2)
+
+    def _after(self) -> str:
+        return "7x7 of stride 2, 3x3 max pooling of stride 2"
+
+
+class CifarStem(_Stem):
+    """A 3x3 convolution of stride 1, norm, the stem's activation where it has one, no pooling: small images stay large.
+
+    Source: He et al. 2015, arXiv:1512.03385, section 4.2.
+    """
+
+    name: Literal["cifar"] = "cifar"
+    has_pool: ClassVar[bool] = False
+
+    def _body(self, present: _Present) -> nn.Module:
+        return _convolution(present, present.num_features, 3, stride=1)
+
+    def _after(self) -> str:
+        return "3x3 of stride 1"
+
+
+class DeepStem(_Stem):
+    """Three 3x3 convolutions, the first of stride 2, with norm and activation between them, then max pooling: the -D stem.
+
+    width: channels of the first two; the third has those of the first stage. At 32 it is that of timm's resnet50d.
+
+    Raises SurgeryError for a width that the model's norm cannot take.
+    Source: He et al. 2018, arXiv:1812.01187 (ResNet-C).
+    """
+
+    name: Literal["deep"] = "deep"
+    example: ClassVar[dict[str, Any]] = {"width": 32}
+    width: Annotated[int, Field(ge=1, le=1024)]
+
+    def _body(self, present: _Present) -> nn.Module:
+        first = _convolution(present, self.width, 3, stride=2)
+        second = _convolution(present, self.width, 3, stride=1, in_channels=self.width)
+        third = _convolution(present, present.num_features, 3, stride=1, in_channels=self.width)
+        between = [layer for _ in range(2) for layer in self._norm_and_activation(present)]
+        half = len(between) // 2
+        return nn.Sequential(first, *between[:half], second, *between[half:], third)
+
+    def _norm_and_activation(self, present: _Present) -> list[nn.Module]:
+        norm = present.inner_norm and _norm_like(present.inner_norm, self.width)
+        is_activated = norm is not None and has_activation(norm)
+        return [
+            each
+            for each in (norm, None if is_activated else deepcopy(present.inner_activation))
+            if each is not None
+        ]
+
+    def _after(self) -> str:
+        return f"three 3x3 of width {self.width}, 3x3 max pooling of stride 2"
+
+
+class PatchifyStem(_Stem):
+    """One convolution over patches that do not overlap, norm, the stem's activation where it has one, no pooling.
+
+    patch_px: the side of a patch, and the stride.
+
+    Source: Liu et al. 2022, arXiv:2201.03545.
+    """
+
+    name: Literal["patchify"] = "patchify"
+    example: ClassVar[dict[str, Any]] = {"patch_px": 4}
+    has_pool: ClassVar[bool] = False
+    patch_px: Annotated[int, Field(ge=1, le=64)]
+
+    def _body(self, present: _Present) -> nn.Module:
+        return _convolution(
+            present, present.num_features, self.patch_px, stride=self.patch_px, padding=0
+        )
+
+    def _after(self) -> str:
+        return f"{self.patch_px}x{self.patch_px} of stride {self.patch_px}"
+
+
+class AutoStem(_Stem):
+    """The cifar stem where images are under 96 px a side, else the model's own; the note says which, and why."""
+
+    name: Literal["auto"] = "auto"
+
+    def apply(self, model: nn.Module, image_px: int) -> Swap:
+        """Replace the stem, or leave it, by the size of the images."""
+        if image_px < _SMALL_PX:
+            swap = CifarStem().exchanged(model)
+            note = f"auto: cifar stem, as images of {image_px} px are under {_SMALL_PX} px"
+            return Swap(swap.part, swap.before, swap.after, swap.places, note)
+        children = _children(model)
+        note = (
+            f"auto: the model's own stem, as images of {image_px} px are not under {_SMALL_PX} px"
+        )
+        return Swap("stem", counted(_leaves(model, children)), "the same", children, note)
+
+    def _body(self, present: _Present) -> nn.Module:
+        raise AssertionError("it has no layers of its own")
+
+    def _after(self) -> str:
+        raise AssertionError("it has no layers of its own")
+
+
+def _children(model: nn.Module) -> tuple[str, ...]:
+    """Direct children of the model that run before its first stage, in order."""
+    first = stages(model)[0]
+    names = {name for name, _ in model.named_children() if not f"{first}.".startswith(f"{name}.")}
+    calls = probe(model, names | {first}, lambda name, *_: name)
+    return tuple(calls[: calls.index(first)])
+
+
+def _present(model: nn.Module) -> _Present:
+    children = _children(model)
+    inner = [
+        (f"{child}.{name}".rstrip("."), module)
+        for child in children
+        for name, module in model.get_submodule(child).named_modules()
+    ]
+    convolutions = [
+        place for place, (_, module) in enumerate(inner) if isinstance(module, nn.Conv2d)
+    ]
+    if not convolutions:
+        raise SurgeryError(
+            f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out"
+        )
+    first, last = inner[convolutions[0]][1], inner[convolutions[-1]][1]
+    norms = [found for found in inner if is_norm(found[1])]
+    activations = [
+        found for found in inner if is_activation(found[1]) and not _is_inside(found[0], norms)
+    ]
+    behind = inner[convolutions[-1] :]
+    return _Present(
+        children,
+        first,
+        last.bias is not None,
+        last.out_channels,
+        next((found for found in reversed(norms) if found in behind), None),
+        next((found for found in reversed(activations) if found in behind), None),
+        norms[-1][1] if norms else next(filter(is_norm, model.modules()), None),
+        activations[-1][1] if activations else next(filter(is_activation, model.modules()), None),
+    )
+
+
+def _put_stem(model: nn.Module, present: _Present, body: nn.Module, pool: nn.Module) -> None:
+    """Replace what lies in the stem and leave the names of what is kept: forward passes go by them."""
+    first, *others = present.children
+    kept = [found for found in (present.norm, present.activation) if found is not None]
+    apart = [name for name, _ in kept if name in others]
+    unkept = [name for name in others if name not in apart]
+    for name in unkept:
+        put(model, name, nn.Identity())
+    if len(apart) == len(kept) and unkept:  # ResNet: conv1, bn1, act1, maxpool
+        put(model, first, body)
+        put(model, unkept[-1], pool)
+        return
+    inside = [(name.rpartition(".")[2], module) for name, module in kept if name not in apart]
+    start = _first_name(model.get_submodule(first))
+    layers = [(start, body), *inside]
+    if unkept:  # legacy SENet: layer0, pool0
+        put(model, unkept[-1], pool)
+    elif not isinstance(pool, nn.Identity):
+        layers.append(("pool", pool))
+    is_series = len(layers) > 1 or isinstance(model.get_submodule(first), nn.Sequential)
+    put(model, first, nn.Sequential(OrderedDict(layers)) if is_series else body)
+
+
+def _first_name(stem: nn.Module) -> str:
+    return next((name for name, _ in stem.named_children()), "conv")
+
+
+def _is_inside(name: str, others: list[tuple[str, nn.Module]]) -> bool:
+    return any(name.startswith(f"{other}.") for other, _ in others)
+
+
+def _leaves(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    found = [module for name in names for module in model.get_submodule(name).modules()]
+    return [module for module in found if not any(True for _ in module.children())]
+
+
+def _convolution(
+    present: _Present,
+    num_channels: int,
+    kernel: int,
+    stride: int,
+    in_channels: int | None = None,
+    padding: int | None = None,
+) -> nn.Conv2d:
+    """A convolution of the kind of the present stem's: the first one's class, with a bias where the last one has it."""
+    like = present.convolution
+    return type(like)(
+        like.in_channels if in_channels is None else in_channels,
+        num_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2 if padding is None else padding,
+        bias=present.has_bias,
+    )
+
+
+def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
+    """A norm like another over fewer or more channels, as it starts."""
+    new = deepcopy(norm)
+    num_groups = getattr(new, "num_groups", 1)
+    if num_channels % num_groups:
+        raise SurgeryError(
+            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; {num_groups} would do"
+        )
+    for name, values in [*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)]:
+        if values.ndim == 1:
+            start = values.detach()[:1].repeat(num_channels)
+            setattr(new, name, nn.Parameter(start) if isinstance(values, nn.Parameter) else start)
+    for attribute in ("num_features", "num_channels"):
+        if hasattr(new, attribute):
+            setattr(new, attribute, num_channels)
+    if hasattr(new, "normalized_shape"):
+        new.normalized_shape = (num_channels,)
+    return new
+
+
+Stem = Annotated[
+    ImagenetStem | CifarStem | DeepStem | PatchifyStem | AutoStem, Field(discriminator="name")
+]
