@@ -11,21 +11,22 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from support.rows import row_of
-from trainer import ablation, tree
+from trainer import ablation
 from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation_cli import print_plan
-from trainer.adapt import adaptation
 from trainer.base.errors import UserError
 from trainer.budget import Budget, budget_lines
 from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.load import PageError, parse_page
 from trainer.pace import measure, shape_of
-from trainer.profiles import PROFILES
 from trainer.questions import question_of
-from trainer.recipe import apply_overrides, find_recipe, load_recipe
+from trainer.recipe import tree
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.load import PageError, parse_page
+from trainer.recipe.profiles import PROFILES
+from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
 from trainer.results import store_row
 from trainer.settings import make_settings
 from trainer.table_rows import by_cell, find_rows

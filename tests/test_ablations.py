@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
 from support.rows import row_of
-from trainer import check
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
 from trainer.cells import command, plan_of_cell, row_key
 from trainer.job import Job, plan_of
-from trainer.load import PageError, parse
 from trainer.questions import question_of
-from trainer.recipe import find_recipe, load_recipe
+from trainer.recipe import check
+from trainer.recipe.load import PageError, parse
+from trainer.recipe.schema import find_recipe, load_recipe
 from trainer.results import read_row_file
 from trainer.table_rows import by_cell
 

@@ -17,7 +17,7 @@ from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
 from trainer.data.index import DataError
 from trainer.data.opened import open_data
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 from trainer.settings import make_settings
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.plans import small_plan
 from support.rows import row_of
 from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
-from trainer.overrides import OverrideError, overrides_of
-from trainer.plan import PlanError
+from trainer.recipe.overrides import OverrideError, overrides_of
+from trainer.recipe.plan import PlanError
 from trainer.results import RowDeviation
 
 V1 = "torchvision-v1"

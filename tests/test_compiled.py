@@ -23,7 +23,7 @@ from trainer.data.beton_writer import write_beton
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.statistics import StepStatistics

@@ -4,9 +4,9 @@ import functools
 
 import pytest
 
-from trainer import check
 from trainer.designs import MOST_CELLS, Cumulative, Full, LeaveOneOut, Listed, OneAtATime, put_over
-from trainer.recipe import apply_overrides, find_recipe, load_recipe
+from trainer.recipe import check
+from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
 
 A2 = load_recipe(find_recipe("A2.v1")).for_model("resnet50")
 LOSS = {"name": "loss", "levels": ({"name": "BCE"}, {"name": "CE", "set": {"loss.name": "ce"}})}

@@ -14,7 +14,7 @@ from trainer.data.index import DataError
 from trainer.data.opened import OpenedData, open_data
 from trainer.held_out import HeldOut, hold_out
 from trainer.range_test import trial_plan
-from trainer.sections import Batch
+from trainer.recipe.sections import Batch
 from trainer.settings import make_settings
 
 

@@ -9,7 +9,7 @@ from support.plans import small_plan, small_set
 from support.rows import ROW
 from trainer.base import provenance
 from trainer.job import Job, plan_of, run_name, write_plan
-from trainer.plan import PlanError
+from trainer.recipe.plan import PlanError
 from trainer.results import store_row
 from trainer.run_folder import recipe_of
 from trainer.settings import make_settings

@@ -16,8 +16,8 @@ from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.launch import asked_ranks, exit_code, slurm_job
 from trainer.place import find_place, first_host
-from trainer.plan import PlanError, make_plan
 from trainer.ranks_cli import check_norms
+from trainer.recipe.plan import PlanError, make_plan
 from trainer.settings import make_settings, rank_device
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from trainer.matrix import (
     noise_plan,
     try_cell,
 )
-from trainer.recipe import recipe_paths
+from trainer.recipe.schema import recipe_paths
 
 TABLE = (Path(__file__).parent.parent / "results" / "matrix.md").read_text()
 ROWS = {

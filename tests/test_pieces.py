@@ -19,8 +19,8 @@ from trainer.evaluate import evaluate
 from trainer.job import deviation_of_memory
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.pieces import check_pieces, cut, pieces_at, remedies, told
-from trainer.plan import make_plan
 from trainer.ranks import alone
+from trainer.recipe.plan import make_plan
 from trainer.recompute import recompute_activations
 from trainer.settings import make_settings
 from trainer.state import State

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.rows import ROW
-from trainer.recipe import find_recipe, load_recipe
+from trainer.recipe.schema import find_recipe, load_recipe
 from trainer.results import RowError, read_row, row_path, store_row
 
 

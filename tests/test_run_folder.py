@@ -16,7 +16,7 @@ from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
 from trainer.export import is_timms, weights_digest
 from trainer.job import Job, plan_of, run_job, write_plan
-from trainer.plan import PlanError
+from trainer.recipe.plan import PlanError
 from trainer.run_folder import open_model, plan_of_run
 from trainer.settings import make_settings
 

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from support.plans import small_plan
 from support.rows import ROW
-from trainer import claims, explain, meeting
+from trainer import claims, meeting
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
@@ -37,12 +37,13 @@ from trainer.data.index import DataError, open_index
 from trainer.data.opened import open_data
 from trainer.job import Job, run_job
 from trainer.launch import slurm_job
-from trainer.load import PageError, load_page, parse
 from trainer.models.build import check_model_name
-from trainer.overrides import OverrideError, overrides_of
 from trainer.pictures import draw_first_batch
-from trainer.profiles import Profile
-from trainer.recipe import Recipe, find_recipe, open_recipe
+from trainer.recipe import explain
+from trainer.recipe.load import PageError, load_page, parse
+from trainer.recipe.overrides import OverrideError, overrides_of
+from trainer.recipe.profiles import Profile
+from trainer.recipe.schema import Recipe, find_recipe, open_recipe
 from trainer.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
 from trainer.row_urls import pull_rows
 from trainer.run_folder import recipe_of

@@ -10,21 +10,21 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainer import check
 from trainer.base.component import Page
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
 from trainer.budget import Budget, budget_lines
 from trainer.cells import Cell, plan_key, text_of
-from trainer.check import refuse
 from trainer.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.job import Job, published_page, resolve
-from trainer.load import PageError, Positions, load_page
 from trainer.models.build import check_model_name
-from trainer.overrides import Deviation
-from trainer.plan import Plan, make_plan
-from trainer.profiles import Profile, find_profile
-from trainer.recipe import Recipe, apply_overrides, find_recipe
+from trainer.recipe import check
+from trainer.recipe.check import refuse
+from trainer.recipe.load import PageError, Positions, load_page
+from trainer.recipe.overrides import Deviation
+from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.profiles import Profile, find_profile
+from trainer.recipe.schema import Recipe, apply_overrides, find_recipe
 
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(not_empty)]

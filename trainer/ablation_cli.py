@@ -18,11 +18,11 @@ from trainer.ablation import Ablation, load_ablation
 from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.opened import open_data
-from trainer.explain import diff_rows, shown
 from trainer.models.build import assemble
-from trainer.plan import Plan
-from trainer.profiles import data_folder
 from trainer.questions import question_of
+from trainer.recipe.explain import diff_rows, shown
+from trainer.recipe.plan import Plan
+from trainer.recipe.profiles import data_folder
 from trainer.results import Row
 from trainer.settings import Settings, make_settings
 from trainer.table_rows import by_cell, find_rows

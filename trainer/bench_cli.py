@@ -55,7 +55,7 @@ def bench(
     began_s = time.perf_counter()
     from trainer.base.memory import keep_freed_memory
     from trainer.job import Job, plan_of
-    from trainer.profiles import data_folder
+    from trainer.recipe.profiles import data_folder
     from trainer.settings import make_settings
 
     keep_freed_memory()

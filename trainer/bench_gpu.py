@@ -34,7 +34,7 @@ from trainer.bench_targets import (
 from trainer.bench_timm import TimmLoop, reason_against
 from trainer.data.loader import MicroBatch
 from trainer.data.opened import OpenedData
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step

@@ -21,7 +21,7 @@ from trainer.data.parts import Parts, has_parts, part_keys
 from trainer.data.prepare import augmented, autocast, fill_of, prepare
 from trainer.data.workers import whole
 from trainer.evaluate import evaluate
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step

@@ -16,7 +16,7 @@ from trainer.components.optimizers import AdamW, Lamb
 from trainer.components.rand_augment import RandAugment
 from trainer.data.prepare import autocast, in_format
 from trainer.models.build import build_model
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 
 _EPOCH_IMAGES = (

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer import check, tree
-from trainer.adapt import adaptation
 from trainer.base.component import Page
-from trainer.profiles import Adapt, Profile
-from trainer.recipe import ABOUT, Recipe, apply_overrides
+from trainer.recipe import check, tree
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.profiles import Adapt, Profile
+from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
 
 class Budget(Page):

@@ -18,7 +18,7 @@ from trainer.cells import Cell, plan_key, plan_of_cell, row_key
 from trainer.claims import claim
 from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
 from trainer.job import Job, deviation_rows
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.results import Row, read_row_file, rows_folder
 from trainer.row_urls import pull_rows, push_row
 

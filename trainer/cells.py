@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.overrides import OverrideError, overrides_of
+from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.results import Row, RowDeviation
 
 if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
     from trainer.job import Job
-    from trainer.plan import Plan
+    from trainer.recipe.plan import Plan
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
@@ -60,7 +60,7 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
     Raises UserError as plan_of does.
     """
     from trainer.job import plan_of
-    from trainer.plan import PlanError
+    from trainer.recipe.plan import PlanError
 
     if cell.plan is None:
         return plan_of(cell.job(seed))

@@ -263,10 +263,10 @@ def explain(
     """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
     its model section replaces in the model."""
     from trainer import show
-    from trainer.explain import explain_rows, explain_table
     from trainer.job import Job, resolve
-    from trainer.plan import make_plan
-    from trainer.profiles import PROFILES, find_profile
+    from trainer.recipe.explain import explain_rows, explain_table
+    from trainer.recipe.plan import make_plan
+    from trainer.recipe.profiles import PROFILES, find_profile
 
     profile = find_profile(data, data_dir) if data else None
     page, positions, made, deviations = resolve(
@@ -294,8 +294,8 @@ def diff(
     """What two pages say differently."""
     from trainer import show
     from trainer.base.errors import UserError
-    from trainer.explain import diff_rows, diff_table
-    from trainer.recipe import find_recipe, load_recipe
+    from trainer.recipe.explain import diff_rows, diff_table
+    from trainer.recipe.schema import find_recipe, load_recipe
 
     missing = [f"{name}=" for name, page in (("a", a), ("b", b)) if not page]
     if missing:
@@ -319,7 +319,7 @@ def check_data(
     from trainer import show
     from trainer.data.check import check_data as check
     from trainer.data.opened import open_data
-    from trainer.profiles import data_folder, find_profile
+    from trainer.recipe.profiles import data_folder, find_profile
     from trainer.settings import num_cores, worker_count
 
     num_threads = max(1, worker_count(workers, auto=num_cores()))

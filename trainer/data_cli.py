@@ -46,7 +46,7 @@ def write_data(
     from trainer.base.errors import UserError
     from trainer.data.beton_writer import Storage, write_beton
     from trainer.data.sets import open_set
-    from trainer.profiles import data_folder, find_profile
+    from trainer.recipe.profiles import data_folder, find_profile
     from trainer.settings import num_cores, worker_count
 
     folder = data_folder(data, src)

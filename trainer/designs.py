@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.base.component import Page
-from trainer.check import Path, refuse
+from trainer.recipe.check import Path, refuse
 
 MOST_CELLS = 1000
 LONGEST_LABEL = 60

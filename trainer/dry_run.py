@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trainer import tree
 from trainer.base import provenance
 from trainer.base.errors import UserError
 from trainer.cell_run import Repeat, Shared, written_to
-from trainer.plan import Plan
+from trainer.recipe import tree
+from trainer.recipe.plan import Plan
 
 # What a page says of itself, and what only says for how long and how fast: no step fails by it.
 _NOT_OF_THE_SHAPE = (
@@ -108,7 +108,7 @@ def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     from trainer.data.opened import open_data
     from trainer.evaluate import evaluate
     from trainer.models.build import check_model_name
-    from trainer.profiles import data_folder
+    from trainer.recipe.profiles import data_folder
     from trainer.settings import make_settings
     from trainer.state import State
     from trainer.train import optimizer_step

@@ -17,7 +17,7 @@ from torch import nn
 
 from trainer.checkpoint import write_atomically
 from trainer.models.build import takes_option
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.state import State
 
 

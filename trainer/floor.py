@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.components.losses import CrossEntropy, Loss
 from trainer.components.mixing import one_hot_targets
 from trainer.data.order import micro_batch_ids
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 
 _LEAST_IMAGES, _IMAGES_PER_CLASS = (
     8192,

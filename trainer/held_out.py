@@ -19,9 +19,9 @@ from trainer.data.opened import OpenedData
 from trainer.data.prepare import autocast, in_format, normalize
 from trainer.data.sets import ImageSet
 from trainer.models.build import running_norms
-from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
-from trainer.sections import Batch
+from trainer.recipe.plan import Plan
+from trainer.recipe.sections import Batch
 from trainer.settings import Settings
 
 SHARE = 0.1

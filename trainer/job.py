@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trainer.adapt import adaptation
 from trainer.base import provenance
 from trainer.base.disk import must_write
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
@@ -20,14 +19,15 @@ from trainer.checkpoint import write_atomically
 from trainer.claims import make_folder
 from trainer.data.index import DataError
 from trainer.ending import end_run, rescued, write_curves
-from trainer.explain import shown
 from trainer.inject import touches_result
-from trainer.load import Positions
-from trainer.overrides import Deviation, deviations_between
-from trainer.plan import Plan, make_plan
-from trainer.profiles import Profile, find_profile
 from trainer.ranks import Ranks, alone
-from trainer.recipe import (
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.explain import shown
+from trainer.recipe.load import Positions
+from trainer.recipe.overrides import Deviation, deviations_between
+from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.profiles import Profile, find_profile
+from trainer.recipe.schema import (
     Recipe,
     apply_overrides,
     find_recipe,

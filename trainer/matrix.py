@@ -15,11 +15,11 @@ from PIL import Image
 from trainer.base.errors import UserError, did_you_mean
 from trainer.data.opened import OpenedData
 from trainer.job import Job, resolve
-from trainer.load import PageError
 from trainer.models.build import num_parameters
-from trainer.plan import Plan, make_plan
-from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe import find_recipe, recipe_paths
+from trainer.recipe.load import PageError
+from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
+from trainer.recipe.schema import find_recipe, recipe_paths
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step

@@ -11,11 +11,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer import tree
 from trainer.data.opened import EVALUATION_IMAGES, OpenedData
 from trainer.evaluate import evaluate_all
-from trainer.plan import Plan
-from trainer.recipe import ABOUT
+from trainer.recipe import tree
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import ABOUT
 from trainer.settings import Settings
 from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step

@@ -28,8 +28,8 @@ from trainer.data.jpeg import SCALED_LEVELS, decoder_name
 from trainer.data.opened import OpenedData, open_data
 from trainer.data.prepare import normalize
 from trainer.job import Job, plan_of
-from trainer.plan import Plan
-from trainer.profiles import data_folder
+from trainer.recipe.plan import Plan
+from trainer.recipe.profiles import data_folder
 from trainer.run_folder import find_run_folder, open_model
 from trainer.settings import Settings, make_settings
 

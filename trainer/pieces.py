@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.models.parts.norms import SyncBatchNorm
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
 

@@ -103,7 +103,7 @@ def _record(source: Path | str) -> Path | None:
 
 def _names_files(ablation: Ablation) -> bool:
     """Does the page depend on more than is in the digest: profiles, recipes or images of the user's own?"""
-    from trainer.profiles import PROFILES
+    from trainer.recipe.profiles import PROFILES
 
     return any(
         cell.data not in PROFILES or cell.recipe.endswith((".yaml", ".yml"))

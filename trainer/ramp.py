@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer import tree
 from trainer.base.errors import UserError, did_you_mean
-from trainer.check import Refusal, value_at
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.models.build import assembled
-from trainer.overrides import OverrideError
-from trainer.plan import Plan
-from trainer.recipe import ABOUT, Recipe, apply_overrides
+from trainer.recipe import tree
+from trainer.recipe.check import Refusal, value_at
+from trainer.recipe.overrides import OverrideError
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 from trainer.state import State, as_it_runs
 from trainer.statistics import StepStatistics
 

@@ -7,7 +7,7 @@ import shlex
 
 from trainer.job import Job
 from trainer.ramp import Scalar
-from trainer.recipe import Recipe
+from trainer.recipe.schema import Recipe
 
 
 def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:

@@ -25,14 +25,14 @@ from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
 from trainer.job import Job, plan_of
 from trainer.models.build import check_model_name
-from trainer.plan import Plan, make_plan
-from trainer.profiles import data_folder
 from trainer.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.range_command import train_command
 from trainer.range_files import TrialFolder, range_name, write_results
 from trainer.range_race import Lengths, decide, lengths_for
 from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
 from trainer.ranks import Ranks, alone
+from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.profiles import data_folder
 from trainer.settings import Settings, make_settings
 from trainer.trial import Trials, Watch, untouched
 

@@ -20,9 +20,9 @@ from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.pieces import check_pieces
 from trainer.place import Place, find_place
-from trainer.plan import Plan, PlanError
-from trainer.profiles import data_folder
 from trainer.ranks import Ranks, meet
+from trainer.recipe.plan import Plan, PlanError
+from trainer.recipe.profiles import data_folder
 from trainer.results import rows_folder
 from trainer.settings import check_writable, make_settings, rank_device
 

@@ -10,24 +10,24 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from trainer import check
-from trainer.adapt import adaptation
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.cells import row_key
 from trainer.job import Job, run_job
-from trainer.load import parse
-from trainer.overrides import Deviation
-from trainer.plan import BAD_IMAGES, Plan, make_plan
-from trainer.profiles import Profile, data_folder, find_profile
-from trainer.recipe import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.recipe import check
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.load import parse
+from trainer.recipe.overrides import Deviation
+from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
+from trainer.recipe.profiles import Profile, data_folder, find_profile
+from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.recipe.tree import plain
 from trainer.results import Row, RowDeviation
 from trainer.run_folder import recipe_of
 from trainer.settings import Settings
 from trainer.table_rows import AGAIN
-from trainer.tree import plain
 
 _MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from trainer.data.opened import open_data
 from trainer.evaluate import Scores, evaluate
-from trainer.plan import PlanError
-from trainer.profiles import data_folder
+from trainer.recipe.plan import PlanError
+from trainer.recipe.profiles import data_folder
 from trainer.results import Row, read_row_file
 from trainer.run_folder import open_model, plan_of_run, recipe_of
 from trainer.settings import Settings

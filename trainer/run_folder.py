@@ -10,7 +10,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainer import check
 from trainer.base.disk import must_write
 from trainer.base.errors import did_you_mean
 from trainer.base.json_text import json_file
@@ -18,9 +17,10 @@ from trainer.base.names import check_links, inside
 from trainer.checkpoint import remove_unfinished
 from trainer.claims import Claim, claimed
 from trainer.models.build import assembled, check_model_name
-from trainer.plan import Plan, PlanError, make_plan
-from trainer.profiles import Profile
-from trainer.recipe import Recipe, load_recipe
+from trainer.recipe import check
+from trainer.recipe.plan import Plan, PlanError, make_plan
+from trainer.recipe.profiles import Profile
+from trainer.recipe.schema import Recipe, load_recipe
 
 _FACTS = {
     "model": str,

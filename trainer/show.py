@@ -11,12 +11,12 @@ from rich.table import Table
 
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.explain import Row as Explained
-from trainer.explain import shown
 from trainer.inject import touches_result
 from trainer.models.edit.replacement import Swap
-from trainer.plan import Plan
-from trainer.recipe import Recipe
+from trainer.recipe.explain import Row as Explained
+from trainer.recipe.explain import shown
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import Recipe
 from trainer.rescore import most_moved
 from trainer.results import Row, row_path
 from trainer.settings import Settings
@@ -331,7 +331,7 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
 
 def recipe_list(out: Console) -> None:
     """One line for each page: name, what is special, its score for ResNet-50 or its first model, source."""
-    from trainer.recipe import load_recipe, recipe_paths
+    from trainer.recipe.schema import load_recipe, recipe_paths
 
     table = Table("recipe", "what is special", "published top-1", "source")
     for path in recipe_paths():

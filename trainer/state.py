@@ -23,8 +23,8 @@ from trainer.inject import Faults
 from trainer.log import Log, SilentLog
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
-from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
+from trainer.recipe.plan import Plan
 from trainer.recompute import recompute_activations
 from trainer.saver import Saver
 from trainer.settings import Settings

@@ -13,8 +13,8 @@ from trainer.data.prepare import autocast, prepare
 from trainer.models.build import running_norms
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
-from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 
 

@@ -22,8 +22,8 @@ from trainer.evaluate import evaluate_all
 from trainer.log import Log, SilentLog
 from trainer.pictures import draw_first_batch
 from trainer.pieces import cut, fitted, num_pieces, told
-from trainer.plan import Plan
 from trainer.ranks import Ranks, alone
+from trainer.recipe.plan import Plan
 from trainer.room import check_room
 from trainer.settings import Settings
 from trainer.state import State, Watch

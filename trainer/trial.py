@@ -15,10 +15,10 @@ import torch
 
 from trainer.data.opened import OpenedData
 from trainer.held_out import HeldOut
-from trainer.plan import Plan
 from trainer.ramp import Dial, Scalar
 from trainer.range_rules import Curve
 from trainer.ranks import Ranks, alone
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State
 from trainer.train import fast_algorithms, optimizer_step

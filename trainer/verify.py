@@ -15,7 +15,7 @@ from trainer.export import digest_of, timm_facts
 from trainer.inject import touches_result
 from trainer.job import published_page
 from trainer.parity import certificates_of
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.results import Row, read_row, read_row_file, row_path
 from trainer.run_folder import open_model, plan_of_run, recipe_of
 from trainer.table_rows import AGAIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.results import Row
 from trainer.settings import Settings
 

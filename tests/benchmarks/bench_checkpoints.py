@@ -22,7 +22,7 @@ from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.profiles import data_folder
+from trainer.recipe.profiles import data_folder
 from trainer.saver import Saver
 from trainer.settings import make_settings
 from trainer.state import State

@@ -25,7 +25,7 @@ from trainer.bench_data import files_of, image_folder
 from trainer.bench_timm import TimmLoop
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings, make_settings
 from trainer.state import State
 from trainer.train import optimizer_step

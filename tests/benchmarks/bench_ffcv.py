@@ -14,7 +14,7 @@ from trainer.data.beton_writer import Storage, write_beton
 from trainer.data.opened import open_data
 from trainer.data.prepare import prepare
 from trainer.data.sets import open_set
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
 

@@ -21,7 +21,7 @@ from trainer.components.optimizers import clip_gradients
 from trainer.data.opened import open_data
 from trainer.data.prepare import autocast, prepare
 from trainer.job import Job, plan_of
-from trainer.profiles import data_folder
+from trainer.recipe.profiles import data_folder
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step

@@ -24,8 +24,8 @@ from trainer.base.signals import StopRequest
 from trainer.bench import Rate, median_ratio
 from trainer.data.opened import open_data
 from trainer.job import Job, plan_of
-from trainer.profiles import data_folder
 from trainer.ranks import Ranks, alone
+from trainer.recipe.profiles import data_folder
 from trainer.settings import make_settings
 from trainer.state import State
 from trainer.train import optimizer_step

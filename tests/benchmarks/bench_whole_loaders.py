@@ -18,7 +18,7 @@ from trainer.bench_timm import timm_loader
 from trainer.data.opened import OpenedData, open_data
 from trainer.data.prepare import prepare
 from trainer.job import Job, plan_of
-from trainer.plan import Plan
+from trainer.recipe.plan import Plan
 from trainer.settings import Settings, make_settings
 
 NUM_MICRO_BATCHES = 4  # of a step of the page A2

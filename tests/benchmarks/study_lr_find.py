@@ -49,7 +49,7 @@ class Pair:
 
     def overrides(self, peak: str) -> str:
         """The text of set= of a run at a peak. A warm-up or an end above the peak comes down in proportion, as the page wants."""
-        from trainer.recipe import find_recipe, load_recipe
+        from trainer.recipe.schema import find_recipe, load_recipe
 
         lr = load_recipe(find_recipe(self.page)).lr
         ends = {

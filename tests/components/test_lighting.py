@@ -8,7 +8,7 @@ from scipy.stats import kstest
 from support.draws import make_ids
 from trainer.base.errors import UserError
 from trainer.components.lighting import Lighting
-from trainer.profiles import IMAGENET_MEAN, IMAGENET_STD
+from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD
 
 # Written down again from the source, blue first as OpenCV reads images there.
 EIG_VALS = np.array([[0.2175, 0.0188, 0.0045]])

@@ -14,7 +14,7 @@ from trainer.data.decode import BadImage
 from trainer.data.index import DataError, open_index
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_beton_set
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from trainer.data.beton_writer import Storage, write_beton
 from trainer.data.decode import BadImage
 from trainer.data.index import open_index
 from trainer.data.sets import FolderSet, open_set
-from trainer.profiles import PROFILES, find_profile
+from trainer.recipe.profiles import PROFILES, find_profile
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 from trainer.rescore import rescore
 from trainer.run_folder import open_model
 from trainer.settings import make_settings

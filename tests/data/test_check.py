@@ -11,7 +11,7 @@ from trainer.data.check import check_data, report_table
 from trainer.data.index import open_index
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
-from trainer.profiles import PROFILES, find_profile
+from trainer.recipe.profiles import PROFILES, find_profile
 
 
 def rendered(report):

@@ -24,8 +24,8 @@ from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.sets import FolderSet, open_set
-from trainer.profiles import PROFILES, find_profile
-from trainer.sections import Growth
+from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.recipe.sections import Growth
 
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 ERASING = RandomErasing(share=0.5, area=(0.02, 0.3), aspect=(0.3, 3.3), fill="noise")

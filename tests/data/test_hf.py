@@ -9,7 +9,7 @@ import pytest
 from trainer.data import hf
 from trainer.data.index import DataError
 from trainer.data.packed import open_files
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 
 ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]
 FEATURES = datasets.Features(

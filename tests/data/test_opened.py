@@ -11,7 +11,7 @@ from trainer.data.opened import OpenedData
 from trainer.data.prepare import prepare
 from trainer.data.sets import FolderSet, open_set
 from trainer.job import Job, plan_of
-from trainer.profiles import PROFILES
+from trainer.recipe.profiles import PROFILES
 from trainer.settings import make_settings
 
 

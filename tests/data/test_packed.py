@@ -26,7 +26,7 @@ from trainer.data.loader import TrainStream
 from trainer.data.opened import open_data
 from trainer.data.packed import PackedIndex, open_files, packed_kind
 from trainer.data.sets import FolderSet, for_training
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 
 CLASSES = ["ant", "bee", "cat"]
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")

@@ -10,7 +10,7 @@ from support import packing
 from trainer.data import parquet
 from trainer.data.index import DataError
 from trainer.data.packed import open_files
-from trainer.profiles import find_profile
+from trainer.recipe.profiles import find_profile
 
 ROWS = [("cat", "a.jpg", b"1"), ("dog", "b.jpg", b"22"), ("cat", None, b"333")]
 

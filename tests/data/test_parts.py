@@ -18,8 +18,8 @@ from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.parts import has_parts
 from trainer.data.sets import FolderSet, for_training, open_set
-from trainer.profiles import PROFILES
-from trainer.sections import Growth
+from trainer.recipe.profiles import PROFILES
+from trainer.recipe.sections import Growth
 
 AUGMENT = (
     RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random"),

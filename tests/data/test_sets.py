@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from trainer.data import sets
 from trainer.data.index import DataError
 from trainer.data.sets import ArraySet, FolderSet, open_set
-from trainer.profiles import PROFILES, find_profile
+from trainer.recipe.profiles import PROFILES, find_profile
 
 RNG = np.random.default_rng(0)
 

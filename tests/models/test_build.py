@@ -17,7 +17,7 @@ from trainer.models.build import (
     num_parameters,
 )  # fmt: skip
 from trainer.models.edit.replacement import is_norm
-from trainer.plan import PlanError
+from trainer.recipe.plan import PlanError
 
 
 def weights(model):

@@ -13,7 +13,6 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from support.plans import small_plan
-from trainer.ingredients.model import Model, Pretrained, Start
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import SurgeryError
 from trainer.models.initialization import (
@@ -23,6 +22,7 @@ from trainer.models.initialization import (
     fitted_to_channels,
     load_pretrained,
 )
+from trainer.recipe.model_section import Model, Pretrained, Start
 
 
 def make(name="resnet18", seed=0, **options):

@@ -31,10 +31,10 @@ from trainer.data.jpeg import Jpeg, read_for_training
 from trainer.data.opened import open_data
 from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, write_plan
-from trainer.load import parse
-from trainer.plan import make_plan
-from trainer.profiles import PROFILES, find_profile
-from trainer.recipe import apply_overrides, load_recipe, recipe_paths
+from trainer.recipe.load import parse
+from trainer.recipe.plan import make_plan
+from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
 from trainer.results import read_row, row_path, rows_folder
 from trainer.run_folder import plan_of_run
 from trainer.settings import make_settings

@@ -18,7 +18,7 @@ import atheris
 with atheris.instrument_imports(
     include=[
         "trainer.data",
-        "trainer.load",
+        "trainer.recipe.load",
         "trainer.base.json_text",
         "tarfile",
         "PIL.JpegImagePlugin",
@@ -29,7 +29,7 @@ with atheris.instrument_imports(
     from trainer.data.decode import decoded, oddities_of, train_square
     from trainer.data.jpeg import Jpeg, taken_for_training
     from trainer.data.listing import classes_of
-    from trainer.load import parse
+    from trainer.recipe.load import parse
 
 from PIL import Image
 

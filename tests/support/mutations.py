@@ -2,7 +2,7 @@
 
 import random
 
-from trainer import check, tree
+from trainer.recipe import check, tree
 
 
 def mutated(word: str, draw: random.Random) -> str:

@@ -7,12 +7,12 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 from support.plans import small_plan
-from trainer import check
-from trainer.ingredients.model import PARTS, Model
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part
 from trainer.models.parts.depth import LayerScale
-from trainer.tree import plain
+from trainer.recipe import check
+from trainer.recipe.model_section import PARTS, Model
+from trainer.recipe.tree import plain
 
 IMAGE_PX = 64
 PAGE = "torchvision-v1"  # the shortest page

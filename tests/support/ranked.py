@@ -25,8 +25,8 @@ from trainer.data import prepare
 from trainer.data.opened import open_data
 from trainer.evaluate import evaluate
 from trainer.place import Place
-from trainer.plan import make_plan
 from trainer.ranks import alone, meet
+from trainer.recipe.plan import make_plan
 from trainer.settings import make_settings
 from trainer.state import State
 

@@ -26,7 +26,7 @@ from trainer.data.beton import Beton, BetonSet
 from trainer.data.decode import Planes
 from trainer.data.index import DataError
 from trainer.data.sets import FolderSet, ImageSet
-from trainer.profiles import Profile
+from trainer.recipe.profiles import Profile
 
 _IMAGES_AT_ONCE = 256  # encoded but not yet written: bounds the memory, and what a stop loses
 _LARGEST_SIDE_PX = 65_535

@@ -28,7 +28,7 @@ from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.prepare import augmented
 from trainer.data.sets import ImageSet, decoding_whole
 from trainer.data.workers import items_of, whole
-from trainer.sections import Growth
+from trainer.recipe.sections import Growth
 
 _NUM_REPLACEMENTS = 10
 _IMAGES_AT_ONCE = (

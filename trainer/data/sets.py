@@ -20,7 +20,7 @@ from trainer.data.decode import Pixels, Planes
 from trainer.data.index import DataError, Index, cache_folder
 from trainer.data.members import read_for_training, read_image
 from trainer.data.packed import holds_files, open_files
-from trainer.profiles import Profile
+from trainer.recipe.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36
 _DEBIAN = Path("/usr/share/datasets")

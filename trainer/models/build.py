@@ -13,7 +13,7 @@ from trainer.base.errors import did_you_mean
 from trainer.models.edit.replacement import Swap
 from trainer.models.initialization import first_weights
 from trainer.models.parts.depth import LayerScale
-from trainer.plan import Plan, PlanError
+from trainer.recipe.plan import Plan, PlanError
 
 # The page's word for an option -> timm's.
 _OPTIONS = {

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from trainer import check
 from trainer.base.errors import UserError, printable
+from trainer.recipe import check
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

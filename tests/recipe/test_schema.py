@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer import check, recipe, tree
 from trainer.base import provenance
 from trainer.base.errors import UserError
-from trainer.load import PageError, parse_page
-from trainer.overrides import OverrideError
-from trainer.recipe import (
+from trainer.recipe import check, tree
+from trainer.recipe import schema as recipe
+from trainer.recipe.load import PageError, parse_page
+from trainer.recipe.overrides import OverrideError
+from trainer.recipe.schema import (
     Deviation,
     Recipe,
     RecipeError,

@@ -10,10 +10,10 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from trainer import tree
-from trainer.load import Positions
-from trainer.overrides import Deviation
-from trainer.recipe import ABOUT, Recipe, Score, load_recipe, recipe_paths
+from trainer.recipe import tree
+from trainer.recipe.load import Positions
+from trainer.recipe.overrides import Deviation
+from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe, recipe_paths
 
 _ORIGINS = {"set": "override"}
 _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "override": "red"}

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainer import check
-from trainer.check import Path, Refusal, suggestion
+from trainer.recipe import check
+from trainer.recipe.check import Path, Refusal, suggestion
 
 
 def plain(value: Any) -> Any:

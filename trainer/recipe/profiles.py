@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, model_validator
 from trainer.base.component import Page, Positive
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import one_name
-from trainer.check import refuse
 from trainer.data.packed import open_files
-from trainer.load import load_page
+from trainer.recipe.check import refuse
+from trainer.recipe.load import load_page
 
 Count = Annotated[int, Field(gt=0)]
 CropShare = Annotated[float, Field(gt=0, le=1)]

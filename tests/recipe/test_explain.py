@@ -8,8 +8,8 @@ import textwrap
 import pytest
 from rich.console import Console
 
-from trainer import explain, tree
-from trainer.explain import (
+from trainer.recipe import explain, tree
+from trainer.recipe.explain import (
     Difference,
     assumed_table,
     diff_rows,
@@ -21,9 +21,9 @@ from trainer.explain import (
     scores_table,
     shown,
 )
-from trainer.ingredients.model import Model
-from trainer.load import parse_page
-from trainer.recipe import (
+from trainer.recipe.load import parse_page
+from trainer.recipe.model_section import Model
+from trainer.recipe.schema import (
     ABOUT,
     apply_overrides,
     find_recipe,

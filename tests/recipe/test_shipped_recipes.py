@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
-from trainer import check
-from trainer.explain import diff_rows
-from trainer.load import PageError, parse, parse_page
-from trainer.recipe import ABOUT, Recipe, find_recipe, recipe_paths
-from trainer.recipe import load_recipe as read_recipe
+from trainer.recipe import check
+from trainer.recipe.explain import diff_rows
+from trainer.recipe.load import PageError, parse, parse_page
+from trainer.recipe.schema import ABOUT, Recipe, find_recipe, recipe_paths
+from trainer.recipe.schema import load_recipe as read_recipe
 
 load_recipe = functools.cache(read_recipe)
 

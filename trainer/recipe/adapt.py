@@ -3,8 +3,8 @@ as it stands. Every change is a deviation of the run: recorded, printed, stored 
 
 from __future__ import annotations
 
-from trainer.profiles import PROFILES, Profile
-from trainer.recipe import Recipe
+from trainer.recipe.profiles import PROFILES, Profile
+from trainer.recipe.schema import Recipe
 
 _LEAST_GROWTH_PX = (
     32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller

@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer.base.errors import UserError
 from trainer.data.sets import open_set
-from trainer.profiles import PROFILES, Adapt, data_folder, find_profile
+from trainer.recipe.profiles import PROFILES, Adapt, data_folder, find_profile
 
 
 @pytest.fixture

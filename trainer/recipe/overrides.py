@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer import check, tree
 from trainer.base.errors import UserError, printable
-from trainer.check import Refusal, suggestion
-from trainer.load import PageError, parse
+from trainer.recipe import check, tree
+from trainer.recipe.check import Refusal, suggestion
+from trainer.recipe.load import PageError, parse
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

@@ -11,22 +11,22 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer import check, tree
 from trainer.base.component import Page
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
-from trainer.check import Refusal, refuse
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
 from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
-from trainer.ingredients.model import Model
-from trainer.load import Positions, load_page
 from trainer.models.parts.norms import has_gamma
-from trainer.overrides import Deviation, overridden, overrides_of
-from trainer.sections import Batch, Image, PreciseNorm, Score
+from trainer.recipe import check, tree
+from trainer.recipe.check import Refusal, refuse
+from trainer.recipe.load import Positions, load_page
+from trainer.recipe.model_section import Model
+from trainer.recipe.overrides import Deviation, overridden, overrides_of
+from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 

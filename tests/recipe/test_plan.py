@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from support.plans import small_plan
-from trainer import check, tree
-from trainer.adapt import adaptation
 from trainer.base.errors import UserError
 from trainer.job import Job, plan_of
-from trainer.plan import PlanError, make_plan
-from trainer.profiles import Adapt
-from trainer.recipe import Recipe, apply_overrides, load_recipe
+from trainer.recipe import check, tree
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.plan import PlanError, make_plan
+from trainer.recipe.profiles import Adapt
+from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
 
 
 def imagenet(recipe, model="resnet50", overrides="", **job):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from trainer.base.component import Ingredient, Page, Positive
-from trainer.ingredients.model import Pretrained
-from trainer.load import PageError, load_page, parse, parse_page
-from trainer.profiles import Profile
-from trainer.recipe import Recipe, find_recipe
+from trainer.recipe.load import PageError, load_page, parse, parse_page
+from trainer.recipe.model_section import Pretrained
+from trainer.recipe.profiles import Profile
+from trainer.recipe.schema import Recipe, find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
 ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")

@@ -10,8 +10,8 @@ from trainer.base.errors import UserError
 from trainer.components.lighting import Lighting
 from trainer.data.order import num_micro_batches_in
 from trainer.models.parts.norms import GhostBatchNorm, SyncBatchNorm
-from trainer.profiles import Profile
-from trainer.recipe import Deviation, Recipe
+from trainer.recipe.profiles import Profile
+from trainer.recipe.schema import Deviation, Recipe
 
 BAD_IMAGES = ("fail", "skip")
 

@@ -1,0 +1,1 @@
+"""A recipe: its schema, reading it, overrides, data profiles, the plan that follows, explaining it."""
