@@ -18,7 +18,7 @@ from trainer.base.errors import UserError
 from trainer.budget import Budget, budget_lines
 from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of
 from trainer.pace import measure, shape_of
 from trainer.questions import question_of

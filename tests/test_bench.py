@@ -15,8 +15,8 @@ from trainer.bench import Rate, in_turns, median_ratio, seconds_a_step
 from trainer.bench_data import files_of, image_folder, photos
 from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
+from trainer.data.dataset import open_data
 from trainer.data.index import DataError
-from trainer.data.opened import open_data
 from trainer.recipe.profiles import find_profile
 from trainer.settings import make_settings
 

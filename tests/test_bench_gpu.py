@@ -26,7 +26,7 @@ from trainer.bench_targets import (
     targets_of,
 )
 from trainer.bench_timm import TimmLoop
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of
 from trainer.settings import make_settings
 from trainer.state import State

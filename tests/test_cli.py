@@ -168,7 +168,7 @@ def test_a_part_that_finds_nothing_is_refused_before_any_image_is_read(command, 
     def opened(*_):
         raise AssertionError("images were opened")
 
-    monkeypatch.setattr("trainer.data.opened.open_data", opened)
+    monkeypatch.setattr("trainer.data.dataset.open_data", opened)
     done = rsb(
         command,
         "--recipe",

@@ -19,9 +19,9 @@ from support.ranked import noting
 from trainer import train
 from trainer.base.errors import UserError
 from trainer.compiled import Compiled
-from trainer.data.beton_writer import write_beton
-from trainer.data.opened import open_data
-from trainer.data.sets import open_set
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import open_set
+from trainer.data.ffcv.beton_writer import write_beton
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 from trainer.recipe.profiles import find_profile
 from trainer.settings import make_settings

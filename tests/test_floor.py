@@ -13,7 +13,7 @@ from trainer.components.losses import (
     FocalLoss,
     JensenShannon,
 )
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.floor import bias_only_loss, lowest_loss, mean_targets
 
 MEAN = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)

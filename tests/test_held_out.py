@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from support.plans import small_plan
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.index import DataError
-from trainer.data.opened import OpenedData, open_data
 from trainer.held_out import HeldOut, hold_out
 from trainer.range_test import trial_plan
 from trainer.recipe.sections import Batch

@@ -18,8 +18,8 @@ from trainer import inject
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.signals import StopRequest
+from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
-from trainer.data.opened import open_data
 from trainer.data.order import epoch_order
 from trainer.inject import (
     Fault,

@@ -14,7 +14,7 @@ from support.plans import small_plan
 from support.ranked import on_ranks
 from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.evaluate import evaluate
 from trainer.job import deviation_of_memory
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
@@ -91,7 +91,7 @@ def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_p
     before = norm.running_mean.clone().double()
     state = plan_steps["state"]
     from trainer import train
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
 
     window = open_data(state.plan.profile, None).train_stream(state.plan, state.settings, 1)
     train.optimizer_step(state, window, 1)

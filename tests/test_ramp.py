@@ -7,7 +7,7 @@ import pytest
 
 import trainer.held_out
 from support.plans import small_plan
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, RampError, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.range_files import TrialFolder

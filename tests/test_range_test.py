@@ -16,7 +16,7 @@ from support.plans import small_plan, small_set
 from trainer import lr_find
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of, run_job
 from trainer.ramp import RATE, Scalar
 from trainer.range_command import train_command

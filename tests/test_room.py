@@ -10,7 +10,7 @@ from support.plans import small_plan
 from trainer import room, train
 from trainer.base.errors import UserError
 from trainer.checkpoint import save_checkpoint
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.room import check_free, check_room
 from trainer.settings import make_settings
 from trainer.state import State

@@ -12,7 +12,7 @@ from support.plans import small_set
 from trainer import show
 from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.evaluate import evaluate
 from trainer.export import is_timms, weights_digest
 from trainer.job import Job, plan_of, run_job, write_plan

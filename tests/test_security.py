@@ -31,10 +31,10 @@ from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.cli import app
-from trainer.data import sets
+from trainer.data.dataset import open_data
+from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
-from trainer.data.opened import open_data
 from trainer.job import Job, run_job
 from trainer.launch import slurm_job
 from trainer.models.build import check_model_name

@@ -11,8 +11,8 @@ from torch import nn
 
 from support.plans import small_plan
 from trainer.base.signals import Stopped, StopRequest
-from trainer.data.opened import open_data
-from trainer.data.prepare import prepare
+from trainer.data.dataset import open_data
+from trainer.data.transforms import prepare
 from trainer.evaluate import evaluate
 from trainer.models.parts import norms
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, EstimatedBatchNorm2d

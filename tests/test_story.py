@@ -18,9 +18,9 @@ from support.plans import small_plan, small_set
 from trainer import train
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.signals import StopRequest
+from trainer.data.dataset import open_data
 from trainer.data.index import DataError
-from trainer.data.opened import open_data
-from trainer.data.prepare import normalize, prepare
+from trainer.data.transforms import normalize, prepare
 from trainer.evaluate import evaluate, evaluate_all
 from trainer.export import weights_digest
 from trainer.job import Job, plan_of, run_job

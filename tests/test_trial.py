@@ -13,7 +13,7 @@ import trainer.trial
 from support import ranged
 from support.plans import small_plan
 from support.ranked import on_ranks
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, find_scalar, without_schedule
 from trainer.range_files import TrialFolder

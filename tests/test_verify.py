@@ -14,7 +14,7 @@ from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli import app
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of, run_job
 from trainer.parity import certificates_of
 from trainer.results import row_path

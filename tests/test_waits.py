@@ -19,7 +19,7 @@ from torch.utils._pytree import arg_tree_leaves
 
 from support.plans import small_plan
 from trainer import state
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.models.build import build_model
 from trainer.settings import make_settings
 from trainer.state import State

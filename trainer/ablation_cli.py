@@ -17,7 +17,7 @@ from trainer import show
 from trainer.ablation import Ablation, load_ablation
 from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.models.build import assemble
 from trainer.questions import question_of
 from trainer.recipe.explain import diff_rows, shown

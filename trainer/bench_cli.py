@@ -63,8 +63,8 @@ def bench(
     on_gpu = settings.device.startswith("cuda")
     set_ = set_ or ("" if on_gpu or data else _SMALL)
     with tempfile.TemporaryDirectory() as made:
-        from trainer.data.beton import chosen_loader
-        from trainer.data.opened import open_data
+        from trainer.data.dataset import open_data
+        from trainer.data.ffcv.beton import chosen_loader
 
         data = data or str(_folder(Path(made), src, on_gpu))
         plans = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trainer.data import shards
+from trainer.data.datasets import shards
 
 _SIZE = (500, 375)  # the commonest size of ImageNet's photos, in px
 _QUALITY = 92

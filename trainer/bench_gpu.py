@@ -32,8 +32,8 @@ from trainer.bench_targets import (
     targets_of,
 )
 from trainer.bench_timm import TimmLoop, reason_against
+from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
-from trainer.data.opened import OpenedData
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State

@@ -15,10 +15,10 @@ import torch
 from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.bench import Rate, in_turns
+from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
-from trainer.data.opened import OpenedData
 from trainer.data.parts import Parts, has_parts, part_keys
-from trainer.data.prepare import augmented, autocast, fill_of, prepare
+from trainer.data.transforms import augmented, autocast, fill_of, prepare
 from trainer.data.workers import whole
 from trainer.evaluate import evaluate
 from trainer.recipe.plan import Plan

@@ -14,7 +14,7 @@ from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
 from trainer.components.mixing import MixupOrCutMix
 from trainer.components.optimizers import AdamW, Lamb
 from trainer.components.rand_augment import RandAugment
-from trainer.data.prepare import autocast, in_format
+from trainer.data.transforms import autocast, in_format
 from trainer.models.build import build_model
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings

@@ -318,7 +318,7 @@ def check_data(
     """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
     from trainer import show
     from trainer.data.check import check_data as check
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
     from trainer.recipe.profiles import data_folder, find_profile
     from trainer.settings import num_cores, worker_count
 

@@ -44,8 +44,8 @@ def write_data(
     again from what was stored. Needs no ffcv."""
     from trainer import show
     from trainer.base.errors import UserError
-    from trainer.data.beton_writer import Storage, write_beton
-    from trainer.data.sets import open_set
+    from trainer.data.datasets.builtin import open_set
+    from trainer.data.ffcv.beton_writer import Storage, write_beton
     from trainer.recipe.profiles import data_folder, find_profile
     from trainer.settings import num_cores, worker_count
 

@@ -123,7 +123,7 @@ def trained(device: str) -> tuple[str, list[float]]:
 
     On the CPU it is the process's own time, so that a busy machine counts for nothing.
     """
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
     from trainer.export import weights_digest
     from trainer.job import Job, plan_of
     from trainer.settings import make_settings

@@ -105,7 +105,7 @@ def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
 
 def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     """The first step of the last epoch: a whole batch, of the largest images where they grow."""
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
     from trainer.evaluate import evaluate
     from trainer.models.build import check_model_name
     from trainer.recipe.profiles import data_folder

@@ -12,7 +12,7 @@ from torch import nn
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.signals import Stopped
 from trainer.components.mixing import one_hot_targets
-from trainer.data.prepare import autocast, in_format, normalize
+from trainer.data.transforms import autocast, in_format, normalize
 from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings

@@ -14,10 +14,10 @@ from torch import nn
 
 from trainer.base import streams
 from trainer.components.mixing import one_hot_targets
+from trainer.data.dataset import OpenedData
+from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
-from trainer.data.opened import OpenedData
-from trainer.data.prepare import autocast, in_format, normalize
-from trainer.data.sets import ImageSet
+from trainer.data.transforms import autocast, in_format, normalize
 from trainer.models.build import running_norms
 from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.data.opened import OpenedData
+from trainer.data.dataset import OpenedData
 from trainer.job import Job, resolve
 from trainer.models.build import num_parameters
 from trainer.recipe.load import PageError

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.data.opened import EVALUATION_IMAGES, OpenedData
+from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
 from trainer.evaluate import evaluate_all
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan

@@ -23,10 +23,10 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 from trainer.checkpoint import write_atomically
 from trainer.components.crops import Flip
-from trainer.data.beton import chosen_loader
+from trainer.data.dataset import OpenedData, open_data
+from trainer.data.ffcv.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
-from trainer.data.opened import OpenedData, open_data
-from trainer.data.prepare import normalize
+from trainer.data.transforms import normalize
 from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
@@ -151,7 +151,7 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     """The images of a micro-batch as ffcv's own filter would make them, from the same boxes."""
     import cv2
 
-    from trainer.data.ffcv_stream import boxes_in
+    from trainer.data.ffcv.stream import boxes_in
 
     ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
     crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
@@ -172,7 +172,7 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
 
 def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     """How far the edges of ffcv's boxes lie from the drawn ones, at most, in stored pixels."""
-    from trainer.data.ffcv_stream import boxes_in
+    from trainer.data.ffcv.stream import boxes_in
 
     crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
     images = theirs.train

@@ -20,7 +20,7 @@ import numpy as np
 
 from trainer.base.errors import UserError, did_you_mean
 from trainer.claims import claimed
-from trainer.data.opened import OpenedData, open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
 from trainer.job import Job, plan_of

@@ -11,8 +11,8 @@ from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.signals import Stopped, StopRequest
 from trainer.checkpoint import write_atomically
-from trainer.data.beton import chosen_loader
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
+from trainer.data.ffcv.beton import chosen_loader
 from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
 from trainer.launch import asked_ranks, check_gpus, launch, slurm_job

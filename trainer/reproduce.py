@@ -289,8 +289,8 @@ def run_again(
     import torch
 
     from trainer import show
-    from trainer.data.beton import chosen_loader
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
+    from trainer.data.ffcv.beton import chosen_loader
 
     if again.reasons and not anyway:
         raise _refusal(row, again.reasons)

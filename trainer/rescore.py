@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.evaluate import Scores, evaluate
 from trainer.recipe.plan import PlanError
 from trainer.recipe.profiles import data_folder

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from trainer.data.prepare import autocast, prepare
+from trainer.data.transforms import autocast, prepare
 from trainer.models.build import running_norms
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d

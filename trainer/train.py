@@ -15,9 +15,9 @@ from trainer.base import streams
 from trainer.base.disk import END_S, STOP_S, must_write, why
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
+from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
-from trainer.data.opened import OpenedData
-from trainer.data.prepare import autocast, prepare
+from trainer.data.transforms import autocast, prepare
 from trainer.evaluate import evaluate_all
 from trainer.log import Log, SilentLog
 from trainer.pictures import draw_first_batch

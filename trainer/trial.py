@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from trainer.data.opened import OpenedData
+from trainer.data.dataset import OpenedData
 from trainer.held_out import HeldOut
 from trainer.ramp import Dial, Scalar
 from trainer.range_rules import Curve

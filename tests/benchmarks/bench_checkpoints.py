@@ -20,7 +20,7 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
 from trainer.saver import Saver

@@ -23,7 +23,7 @@ from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.bench_data import files_of, image_folder
 from trainer.bench_timm import TimmLoop
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings, make_settings

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from trainer.bench_data import image_folder
-from trainer.data.beton_writer import Storage, write_beton
-from trainer.data.opened import open_data
-from trainer.data.prepare import prepare
-from trainer.data.sets import open_set
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import open_set
+from trainer.data.ffcv.beton_writer import Storage, write_beton
+from trainer.data.transforms import prepare
 from trainer.recipe.profiles import find_profile
 
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
@@ -63,7 +63,7 @@ def write_betons(profile, root: Path, folder: Path, storage: Storage) -> None:
 
 
 def _stream(plan, profile, folder: Path, batch_images: int):
-    from trainer.data.ffcv_stream import FfcvStream
+    from trainer.data.ffcv.stream import FfcvStream
 
     images, recipe = open_data(profile, folder, in_beton=True).train, plan.recipe
     return FfcvStream(

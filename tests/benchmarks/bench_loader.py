@@ -37,7 +37,7 @@ from trainer.bench_data import files_of
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
-from trainer.data.prepare import prepare
+from trainer.data.transforms import prepare
 from trainer.job import Job, plan_of
 from trainer.settings import make_settings
 

@@ -18,8 +18,8 @@ import torch
 
 from trainer.base.memory import keep_freed_memory
 from trainer.components.optimizers import clip_gradients
-from trainer.data.opened import open_data
-from trainer.data.prepare import autocast, prepare
+from trainer.data.dataset import open_data
+from trainer.data.transforms import autocast, prepare
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
 from trainer.settings import make_settings

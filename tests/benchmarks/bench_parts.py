@@ -19,7 +19,7 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
-from trainer.data.prepare import autocast
+from trainer.data.transforms import autocast
 from trainer.models.edit.replacement import SurgeryError
 from trainer.recipe.check import check, kinds_in, tag_of
 from trainer.recipe.model_section import Model

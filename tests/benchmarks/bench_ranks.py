@@ -22,7 +22,7 @@ from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import StopRequest
 from trainer.bench import Rate, median_ratio
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of
 from trainer.ranks import Ranks, alone
 from trainer.recipe.profiles import data_folder

@@ -15,8 +15,8 @@ from timm.data import Mixup
 
 from trainer.bench_data import image_folder
 from trainer.bench_timm import timm_loader
-from trainer.data.opened import OpenedData, open_data
-from trainer.data.prepare import prepare
+from trainer.data.dataset import OpenedData, open_data
+from trainer.data.transforms import prepare
 from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings, make_settings

@@ -190,7 +190,7 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
     from rich.console import Console
 
     from trainer.base.signals import StopRequest
-    from trainer.data.opened import open_data
+    from trainer.data.dataset import open_data
     from trainer.job import Job, plan_of, run_job
     from trainer.settings import make_settings
 

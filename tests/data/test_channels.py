@@ -16,10 +16,10 @@ from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
 from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import open_set
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
-from trainer.data.opened import open_data
-from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
 from trainer.recipe.profiles import find_profile

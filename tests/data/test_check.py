@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from trainer.data.beton_writer import write_beton
 from trainer.data.check import check_data, report_table
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import FolderSet, open_set
+from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
-from trainer.data.opened import open_data
-from trainer.data.sets import FolderSet, open_set
 from trainer.recipe.profiles import PROFILES, find_profile
 
 

@@ -12,11 +12,11 @@ from sklearn.datasets import load_sample_image
 from support.packing import encoded
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data import jpeg
+from trainer.data.datasets.builtin import FolderSet, for_training
 from trainer.data.decode import RESAMPLING, BadImage, read_image
 from trainer.data.index import open_index
 from trainer.data.jpeg import SCALED_LEVELS, TOLERANCE_LEVELS, Jpeg, first_rows, read_for_training
 from trainer.data.loader import TrainStream
-from trainer.data.sets import FolderSet, for_training
 
 PHOTOS = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 KINDS = {

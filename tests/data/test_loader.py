@@ -15,12 +15,12 @@ from trainer.base.errors import UserError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
+from trainer.data.datasets.builtin import ArraySet, FolderSet, for_training, open_set
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.order import epoch_order
-from trainer.data.sets import ArraySet, FolderSet, for_training, open_set
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
 

@@ -12,12 +12,12 @@ from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
 from trainer.data import jpeg
+from trainer.data.datasets.builtin import FolderSet, for_training, open_set
 from trainer.data.decode import BadImage
 from trainer.data.faulty import FaultyStream
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.parts import has_parts
-from trainer.data.sets import FolderSet, for_training, open_set
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
 

@@ -17,11 +17,11 @@ from PIL import Image
 from support.plans import small_plan
 from trainer.base import streams
 from trainer.components.crops import RandomResizedCrop
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import FolderSet
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
 from trainer.data.loader import TrainStream, _packed
-from trainer.data.opened import open_data
 from trainer.data.order import _permutation, micro_batch_ids
-from trainer.data.sets import FolderSet
 from trainer.data.workers import items_of
 from trainer.job import make_row
 from trainer.settings import make_settings

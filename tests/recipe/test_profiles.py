@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from trainer.base.errors import UserError
-from trainer.data.sets import open_set
+from trainer.data.datasets.builtin import open_set
 from trainer.recipe.profiles import PROFILES, Adapt, data_folder, find_profile
 
 

@@ -24,12 +24,12 @@ from trainer.base.terminal import Terminal
 from trainer.cells import row_key
 from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compare import differences, read_curves
-from trainer.data.beton_writer import write_beton
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import open_set
 from trainer.data.decode import oddities, read_image, train_square
+from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
-from trainer.data.opened import open_data
-from trainer.data.sets import open_set
 from trainer.job import Job, plan_of, write_plan
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan

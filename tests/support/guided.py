@@ -25,10 +25,10 @@ with atheris.instrument_imports(
         "PIL.PngImagePlugin",
     ]
 ):
-    from trainer.data import shards
+    from trainer.data.datasets import shards
+    from trainer.data.datasets.listing import classes_of
     from trainer.data.decode import decoded, oddities_of, train_square
     from trainer.data.jpeg import Jpeg, taken_for_training
-    from trainer.data.listing import classes_of
     from trainer.recipe.load import parse
 
 from PIL import Image

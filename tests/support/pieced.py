@@ -6,7 +6,7 @@ import torch
 
 from support.ranked import noting, ranked_plan
 from trainer import train
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.settings import make_settings
 from trainer.state import State
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from support import ranked
 from trainer import held_out, train
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.ramp import find_scalar
 from trainer.range_files import TrialFolder
 from trainer.range_test import trial_plan

@@ -21,8 +21,8 @@ from rich.console import Console
 from support.plans import small_plan
 from trainer import meeting, train
 from trainer.base.signals import StopRequest
-from trainer.data import prepare
-from trainer.data.opened import open_data
+from trainer.data import transforms as prepare
+from trainer.data.dataset import open_data
 from trainer.evaluate import evaluate
 from trainer.place import Place
 from trainer.ranks import alone, meet

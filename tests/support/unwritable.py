@@ -12,7 +12,7 @@ from rich.console import Console
 from support.plans import small_set
 from trainer import checkpoint, kept_file, train
 from trainer.base.signals import StopRequest
-from trainer.data.opened import open_data
+from trainer.data.dataset import open_data
 from trainer.job import Job, plan_of, run_job
 from trainer.settings import make_settings
 

@@ -1,0 +1,1 @@
+"""From files to micro-batches: index, order, decoding, transforms, loader."""

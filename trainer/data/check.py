@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.base.terminal import readable
+from trainer.data.datasets.builtin import FolderSet, ImageSet
+from trainer.data.datasets.members import oddities
 from trainer.data.decode import BadImage
-from trainer.data.members import oddities
-from trainer.data.sets import FolderSet, ImageSet
 
 _IMAGES_AT_ONCE = 4096  # a future each: bounds the memory
 _NUM_NAMED = 20

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.order import epoch_order
-from trainer.data.sets import ImageSet
 from trainer.inject import Fault
 
 

@@ -21,12 +21,12 @@ from trainer.base.component import Ingredient
 from trainer.base.errors import UserError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.pixels.channels import draw_part
+from trainer.data.datasets.builtin import ImageSet, decoding_whole
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
-from trainer.data.prepare import augmented
-from trainer.data.sets import ImageSet, decoding_whole
+from trainer.data.transforms import augmented
 from trainer.data.workers import items_of, whole
 from trainer.recipe.sections import Growth
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from trainer.base.component import Page, Positive
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import one_name
-from trainer.data.packed import open_files
+from trainer.data.datasets.packed import open_files
 from trainer.recipe.check import refuse
 from trainer.recipe.load import load_page
 

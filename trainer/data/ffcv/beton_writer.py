@@ -21,11 +21,11 @@ from PIL import Image
 
 from trainer.base.errors import UserError
 from trainer.checkpoint import write_atomically
-from trainer.data import beton
-from trainer.data.beton import Beton, BetonSet
+from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.decode import Planes
+from trainer.data.ffcv import beton
+from trainer.data.ffcv.beton import Beton, BetonSet
 from trainer.data.index import DataError
-from trainer.data.sets import FolderSet, ImageSet
 from trainer.recipe.profiles import Profile
 
 _IMAGES_AT_ONCE = 256  # encoded but not yet written: bounds the memory, and what a stop loses

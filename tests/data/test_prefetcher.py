@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.data.arriving import CudaLane, arriving
 from trainer.data.loader import MicroBatch
+from trainer.data.prefetcher import CudaLane, arriving
 
 
 def batch_of(step):

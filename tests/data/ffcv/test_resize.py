@@ -8,7 +8,7 @@ from support.built import needs_ffcv
 
 needs_ffcv()
 
-from trainer.data.ffcv_resize import crop_and_resize, goes_down_first
+from trainer.data.ffcv.resize import crop_and_resize, goes_down_first
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (235, 360, 3), dtype=np.uint8)
 

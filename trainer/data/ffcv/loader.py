@@ -25,7 +25,7 @@ import numba
 import numpy as np
 import torch
 
-from trainer.data import ffcv_resize
+from trainer.data.ffcv import resize as ffcv_resize
 
 numba.config.THREADING_LAYER = (
     "omp"  # numba's own layer ends the process where two threads call it at a time

@@ -9,9 +9,9 @@ import pytest
 import torchvision
 from sklearn.datasets import load_digits
 
-from trainer.data import sets
+from trainer.data.datasets import builtin as sets
+from trainer.data.datasets.builtin import ArraySet, FolderSet, open_set
 from trainer.data.index import DataError
-from trainer.data.sets import ArraySet, FolderSet, open_set
 from trainer.recipe.profiles import PROFILES, find_profile
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from trainer.data.datasets.listing import Listing
 from trainer.data.index import DataError
-from trainer.data.listing import Listing
 
 _IMAGES = ("image", "img")
 _LABELS = (

@@ -6,9 +6,9 @@ import sys
 import datasets
 import pytest
 
-from trainer.data import hf
+from trainer.data.datasets import hf
+from trainer.data.datasets.packed import open_files
 from trainer.data.index import DataError
-from trainer.data.packed import open_files
 from trainer.recipe.profiles import find_profile
 
 ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]

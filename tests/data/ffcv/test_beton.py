@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from trainer.base.errors import UserError
-from trainer.data import beton
-from trainer.data.beton import beton_file, chosen_loader, has_betons, open_beton
-from trainer.data.beton_writer import Storage, write_beton
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import FolderSet, open_beton_set
 from trainer.data.decode import BadImage
+from trainer.data.ffcv import beton
+from trainer.data.ffcv.beton import beton_file, chosen_loader, has_betons, open_beton
+from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.index import DataError, open_index
-from trainer.data.opened import open_data
-from trainer.data.sets import FolderSet, open_beton_set
 from trainer.recipe.profiles import find_profile
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from trainer.data import decode, jpeg
+from trainer.data.datasets.packed import Member
 from trainer.data.decode import Planes
 from trainer.data.jpeg import Jpeg
-from trainer.data.packed import Member
 
 
 def read_image(path: Path | Member, channels: int = 3) -> Image.Image | Planes:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.data.dataset import OpenedData
+from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.index import open_index
-from trainer.data.opened import OpenedData
-from trainer.data.prepare import prepare
-from trainer.data.sets import FolderSet, open_set
+from trainer.data.transforms import prepare
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import PROFILES
 from trainer.settings import make_settings

@@ -14,16 +14,16 @@ from trainer.base.errors import UserError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
-from trainer.data import ffcv_loader
-from trainer.data.beton import beton_file, open_beton
-from trainer.data.beton_writer import Storage, write_beton
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import EvaluationStream
-from trainer.data.ffcv_stream import FfcvStream, boxes_in
+from trainer.data.ffcv import loader as ffcv_loader
+from trainer.data.ffcv.beton import beton_file, open_beton
+from trainer.data.ffcv.beton_writer import Storage, write_beton
+from trainer.data.ffcv.stream import FfcvStream, boxes_in
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
-from trainer.data.opened import open_data
-from trainer.data.sets import FolderSet, open_set
 from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.sections import Growth
 

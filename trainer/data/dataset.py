@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from trainer.base.errors import UserError
-from trainer.data.arriving import arriving
-from trainer.data.beton import has_betons
+from trainer.data.datasets.builtin import ImageSet, for_training, open_beton_set, open_set
+from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.faulty import FaultyStream
+from trainer.data.ffcv.beton import has_betons
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
-from trainer.data.packed import holds_files
-from trainer.data.prepare import fill_of
-from trainer.data.sets import ImageSet, for_training, open_beton_set, open_set
+from trainer.data.prefetcher import arriving
+from trainer.data.transforms import fill_of
 from trainer.inject import Fault
 from trainer.ranks import Ranks, alone
 
@@ -120,7 +120,7 @@ class OpenedData:
 def _stream_of(loader: str) -> type[TrainStream]:
     if loader != "ffcv":
         return TrainStream
-    from trainer.data.ffcv_stream import FfcvStream  # it takes seconds to import
+    from trainer.data.ffcv.stream import FfcvStream  # it takes seconds to import
 
     return FfcvStream
 

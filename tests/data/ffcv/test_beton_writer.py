@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from trainer.base.errors import UserError
-from trainer.data import beton_writer
-from trainer.data.beton import JPEG, RAW, beton_file, open_beton
-from trainer.data.beton_writer import Storage, write_beton
+from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.decode import BadImage
+from trainer.data.ffcv import beton_writer
+from trainer.data.ffcv.beton import JPEG, RAW, beton_file, open_beton
+from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.index import open_index
-from trainer.data.sets import FolderSet, open_set
 from trainer.recipe.profiles import PROFILES, find_profile
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from trainer.base import streams
-from trainer.data.beton import BetonSet, open_beton
+from trainer.data.datasets.members import read_for_training, read_image
+from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.decode import Pixels, Planes
+from trainer.data.ffcv.beton import BetonSet, open_beton
 from trainer.data.index import DataError, Index, cache_folder
-from trainer.data.members import read_for_training, read_image
-from trainer.data.packed import holds_files, open_files
 from trainer.recipe.profiles import Profile
 
 DIGITS_VAL_PER_CLASS = 36

@@ -15,9 +15,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from trainer.base.json_text import json_of
-from trainer.data.columns import Columns, add_rows, bytes_of, columns_of
+from trainer.data.datasets.columns import Columns, add_rows, bytes_of, columns_of
+from trainer.data.datasets.listing import Listing, files_of
 from trainer.data.index import DataError
-from trainer.data.listing import Listing, files_of
 
 _ROWS_AT_ONCE = 256
 _LARGEST_GROUP_MIB = 256  # a worker holds one at least

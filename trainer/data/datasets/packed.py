@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.base.json_text import json_file
-from trainer.data import hf, parquet, shards
+from trainer.data.datasets import hf, parquet, shards
+from trainer.data.datasets.listing import PLACES, classes_of
 from trainer.data.index import (
     DataError,
     Index,
@@ -26,7 +27,6 @@ from trainer.data.index import (
     stem_of,
     store_index,
 )
-from trainer.data.listing import PLACES, classes_of
 
 KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}
 _MODULES = {"shards": shards, "parquet": parquet, "hf": hf}  # each with files, scan and Reader

@@ -11,9 +11,9 @@ import pytest
 
 from support import packing
 from trainer.base.errors import UserError
-from trainer.data import shards
+from trainer.data.datasets import shards
+from trainer.data.datasets.packed import open_files
 from trainer.data.index import DataError
-from trainer.data.packed import open_files
 
 
 def listed(*paths):
@@ -222,8 +222,8 @@ def test_nothing_is_ever_extracted():
 
 
 def test_a_shard_that_was_cut_after_it_was_listed_makes_a_bad_image(tmp_path):
+    from trainer.data.datasets.builtin import FolderSet
     from trainer.data.decode import BadImage
-    from trainer.data.sets import FolderSet
 
     for name in ("train-0.tar", "val-0.tar"):
         (tmp_path / name).write_bytes(_bytes())

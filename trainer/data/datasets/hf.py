@@ -7,9 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from trainer.base.json_text import json_file
-from trainer.data.columns import add_rows, bytes_of, columns_of
+from trainer.data.datasets.columns import add_rows, bytes_of, columns_of
+from trainer.data.datasets.listing import Listing
 from trainer.data.index import FOLDERS, DataError
-from trainer.data.listing import Listing
 
 _FACTS = ("state.json", "dataset_info.json")
 

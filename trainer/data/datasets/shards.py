@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainer.base.json_text import json_of
+from trainer.data.datasets.listing import Listing, files_of
 from trainer.data.index import EXTENSIONS, FOLDERS, DataError
-from trainer.data.listing import Listing, files_of
 
 _LABELS = ("cls", "json")  # the first there is counts
 _LARGEST_LABEL_BYTES = 2**20
