@@ -21,6 +21,7 @@ from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
 from trainer.data.order import epoch_order
+from trainer.distributed.communicator import Ranks, alone
 from trainer.inject import (
     Fault,
     Faults,
@@ -33,7 +34,6 @@ from trainer.inject import (
 )
 from trainer.job import Job, plan_of, run_job
 from trainer.pieces import MemoryFull
-from trainer.ranks import Ranks, alone
 from trainer.settings import make_settings
 
 

@@ -15,11 +15,11 @@ from support.ranked import on_ranks
 from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.data.dataset import open_data
+from trainer.distributed.communicator import alone
 from trainer.evaluate import evaluate
 from trainer.job import deviation_of_memory
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.pieces import check_pieces, cut, pieces_at, remedies, told
-from trainer.ranks import alone
 from trainer.recipe.plan import make_plan
 from trainer.recompute import recompute_activations
 from trainer.settings import make_settings

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from support.plans import small_plan
 from support.rows import ROW
-from trainer import claims, meeting
+from trainer import claims
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
@@ -35,8 +35,9 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
+from trainer.distributed import rendezvous as meeting
+from trainer.distributed.launch import slurm_job
 from trainer.job import Job, run_job
-from trainer.launch import slurm_job
 from trainer.models.build import check_model_name
 from trainer.pictures import draw_first_batch
 from trainer.recipe import explain

@@ -13,7 +13,7 @@ from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.signals import Stopped
 from trainer.components.mixing import one_hot_targets
 from trainer.data.transforms import autocast, in_format, normalize
-from trainer.ranks import Ranks, alone
+from trainer.distributed.communicator import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 

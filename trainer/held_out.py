@@ -18,8 +18,8 @@ from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, in_format, normalize
+from trainer.distributed.communicator import Ranks, alone
 from trainer.models.build import running_norms
-from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.recipe.sections import Batch
 from trainer.settings import Settings

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from trainer.base.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:  # whoever only writes files has no need of torch
-    from trainer.ranks import Ranks
+    from trainer.distributed.communicator import Ranks
 
 # What a fault touches of a row: nothing that a later process does not mend, its speed, or its result.
 KINDS = {

@@ -18,9 +18,9 @@ from trainer.base.signals import StopRequest
 from trainer.checkpoint import write_atomically
 from trainer.claims import make_folder
 from trainer.data.index import DataError
+from trainer.distributed.communicator import Ranks, alone
 from trainer.ending import end_run, rescued, write_curves
 from trainer.inject import touches_result
-from trainer.ranks import Ranks, alone
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.explain import shown
 from trainer.recipe.load import Positions

@@ -11,11 +11,11 @@ from trainer import range_show, show
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
+from trainer.distributed.communicator import Ranks, meet
+from trainer.distributed.env import find_place
+from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.job import Job, plan_of
-from trainer.launch import asked_ranks, check_gpus, launch
-from trainer.place import find_place
 from trainer.range_test import Question, run, set_up
-from trainer.ranks import Ranks, meet
 from trainer.ranks_cli import check_norms, say
 from trainer.settings import check_writable, rank_device
 

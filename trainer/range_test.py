@@ -21,6 +21,7 @@ import numpy as np
 from trainer.base.errors import UserError, did_you_mean
 from trainer.claims import claimed
 from trainer.data.dataset import OpenedData, open_data
+from trainer.distributed.communicator import Ranks, alone
 from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
 from trainer.job import Job, plan_of
@@ -30,7 +31,6 @@ from trainer.range_command import train_command
 from trainer.range_files import TrialFolder, range_name, write_results
 from trainer.range_race import Lengths, decide, lengths_for
 from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
-from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
 from trainer.settings import Settings, make_settings

@@ -18,12 +18,12 @@ from trainer.checkpoint import load_checkpoint
 from trainer.compiled import Compiled
 from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
-from trainer.gradients import Gradients
+from trainer.distributed.communicator import Ranks, alone
+from trainer.distributed.gradients import Gradients
 from trainer.inject import Faults
 from trainer.log import Log, SilentLog
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
-from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.recompute import recompute_activations
 from trainer.saver import Saver

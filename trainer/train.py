@@ -18,11 +18,11 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, prepare
+from trainer.distributed.communicator import Ranks, alone
 from trainer.evaluate import evaluate_all
 from trainer.log import Log, SilentLog
 from trainer.pictures import draw_first_batch
 from trainer.pieces import cut, fitted, num_pieces, told
-from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.room import check_room
 from trainer.settings import Settings

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from trainer.data.dataset import OpenedData
+from trainer.distributed.communicator import Ranks, alone
 from trainer.held_out import HeldOut
 from trainer.ramp import Dial, Scalar
 from trainer.range_rules import Curve
-from trainer.ranks import Ranks, alone
 from trainer.recipe.plan import Plan
 from trainer.settings import Settings
 from trainer.state import State

@@ -23,8 +23,8 @@ from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import StopRequest
 from trainer.bench import Rate, median_ratio
 from trainer.data.dataset import open_data
+from trainer.distributed.communicator import Ranks, alone
 from trainer.job import Job, plan_of
-from trainer.ranks import Ranks, alone
 from trainer.recipe.profiles import data_folder
 from trainer.settings import make_settings
 from trainer.state import State

@@ -8,7 +8,7 @@ import pytest
 from support.ranked import places
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import Stopped
-from trainer.meeting import Meeting, MissingRank
+from trainer.distributed.rendezvous import Meeting, MissingRank
 
 
 class Board(dict):

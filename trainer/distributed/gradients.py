@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from trainer.ranks import Ranks
+from trainer.distributed.communicator import Ranks
 
 BUCKET_BYTES = 25 * 2**20  # of one sum: torch's DistributedDataParallel has the same
 _ALIGNED = 16  # numbers: a tensor begins at a multiple of 64 bytes, where fused operations want it

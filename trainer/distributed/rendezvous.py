@@ -13,7 +13,7 @@ from collections.abc import Callable
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER
 from trainer.base.signals import Stopped
-from trainer.place import Place
+from trainer.distributed.env import Place
 
 COME_S = 20.0  # how long a rank that has come waits for the others
 BEAT_S = 1.0

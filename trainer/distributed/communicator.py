@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from trainer.base.signals import Stopped, StopRequest
-from trainer.meeting import Meeting
-from trainer.place import Place
+from trainer.distributed.env import Place
+from trainer.distributed.rendezvous import Meeting
 
 # Rank 0 alone saves, exports and draws: the others wait for it in the next thing that all do together.
 LONGEST_WAIT = timedelta(minutes=30)

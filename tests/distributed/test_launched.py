@@ -17,10 +17,10 @@ import pytest
 from support import forked
 from support.endings import ending, is_stopped
 from support.plans import small_set
-from trainer import meeting
+from trainer.distributed import rendezvous as meeting
 
 pytestmark = pytest.mark.drill  # each start of the program takes seconds: `make drill`
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAGS = [
     "--recipe",
     "A1",

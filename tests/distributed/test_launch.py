@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import pytest
 
 from support.plans import small_plan, small_set
-from trainer import launch
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.launch import asked_ranks, exit_code, slurm_job
-from trainer.place import find_place, first_host
+from trainer.distributed import launch
+from trainer.distributed.env import find_place, first_host
+from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
 from trainer.ranks_cli import check_norms
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.settings import make_settings, rank_device
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "29500",
     "TORCHELASTIC_RUN_ID": "r", "TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",

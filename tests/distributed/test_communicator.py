@@ -8,9 +8,9 @@ import torch
 from support import ranked
 from support.pieced import relative
 from support.ranked import end_of, on_ranks
-from trainer import meeting
-from trainer.gradients import Gradients
-from trainer.ranks import alone
+from trainer.distributed import rendezvous as meeting
+from trainer.distributed.communicator import alone
+from trainer.distributed.gradients import Gradients
 
 # BatchNorm, mixing, repeats, LAMB, an average, a last step of 29 images
 # Smooth: where max pooling meets a tie, as on a plain background, the last bit decides where a gradient goes.

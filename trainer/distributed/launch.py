@@ -17,7 +17,7 @@ from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import StopRequest
-from trainer.place import Place
+from trainer.distributed.env import Place
 
 _POLL_S = 0.1
 END_S = (

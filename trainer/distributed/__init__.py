@@ -1,0 +1,1 @@
+"""Several processes that make one run: ranks, collectives, gradient reduction, launching."""
