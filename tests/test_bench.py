@@ -17,8 +17,8 @@ from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
+from trainer.engine.settings import make_settings
 from trainer.recipe.profiles import find_profile
-from trainer.settings import make_settings
 
 
 def test_parts_take_turns_and_are_timed_by_the_clock_given():

@@ -13,7 +13,7 @@ from trainer.base.terminal import open_terminal
 from trainer.doctor import PROBES, examine, is_fit
 from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
 from trainer.doctor_show import table_of
-from trainer.train import fast_algorithms
+from trainer.engine.train import fast_algorithms
 
 ROOT = Path(__file__).parent.parent
 QUICK = tuple(

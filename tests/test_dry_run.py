@@ -3,8 +3,9 @@
 import pytest
 
 from support.repeats import repeat_of, shared_in
-from trainer import dry_run, train
+from trainer import dry_run
 from trainer.dry_run import mark_tried, shape_of, try_shapes, untried
+from trainer.engine import train
 
 
 def test_cells_that_differ_in_numbers_and_lengths_are_of_one_shape():
@@ -42,7 +43,7 @@ def test_a_shape_is_tried_once_under_the_same_runs(tmp_path):
 
 def test_a_real_step_is_made_of_the_largest_images_and_one_batch_scored(tmp_path, monkeypatch):
     seen, scored = [], []
-    steps, evaluate = train.optimizer_step, "trainer.evaluate.evaluate"
+    steps, evaluate = train.optimizer_step, "trainer.engine.evaluate.evaluate"
 
     def noting(state, window, step):
         batches = list(window)

@@ -10,11 +10,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from support.unwritable import NUM_STEPS, FullDisk, at_steps, go, left_by, run_folder
-from trainer import ending, train
+from trainer import ending
 from trainer.base import disk
 from trainer.base.exits import EXIT_DONE, EXIT_UNWRITTEN
 from trainer.checkpoint import load_checkpoint
 from trainer.claims import owner_of
+from trainer.engine import train
 from trainer.export import weights_digest
 from trainer.results import read_row_file
 from trainer.run_folder import open_model

@@ -17,9 +17,10 @@ import pytest
 
 from support import unwritable
 from support.unwritable import at_steps, go, left_by, run_folder
-from trainer import ending, train
+from trainer import ending
 from trainer.base.exits import EXIT_DONE, EXIT_UNWRITTEN
 from trainer.checkpoint import load_checkpoint
+from trainer.engine import train
 from trainer.kept_file import KeptFile
 
 MIB = 2**20

@@ -22,6 +22,8 @@ from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
 from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.micro_batches import MemoryFull
+from trainer.engine.settings import make_settings
 from trainer.inject import (
     Fault,
     Faults,
@@ -33,8 +35,6 @@ from trainer.inject import (
     touches_result,
 )
 from trainer.job import Job, plan_of, run_job
-from trainer.pieces import MemoryFull
-from trainer.settings import make_settings
 
 
 def test_faults_are_read_strictly():
@@ -286,7 +286,7 @@ def stored(folder: Path) -> int:
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
     """A third of such a short run's time."""
-    monkeypatch.setattr("trainer.train.draw_first_batch", lambda *given: None)
+    monkeypatch.setattr("trainer.engine.train.draw_first_batch", lambda *given: None)
     monkeypatch.setattr("trainer.log.Log.picture", lambda *given: None)
 
 

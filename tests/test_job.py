@@ -8,11 +8,11 @@ import pytest
 from support.plans import small_plan, small_set
 from support.rows import ROW
 from trainer.base import provenance
+from trainer.engine.settings import make_settings
 from trainer.job import Job, plan_of, run_name, write_plan
 from trainer.recipe.plan import PlanError
 from trainer.results import store_row
 from trainer.run_folder import recipe_of
-from trainer.settings import make_settings
 
 
 def test_the_page_is_adapted_first_and_overridden_second():

@@ -8,12 +8,12 @@ import pytest
 import trainer.held_out
 from support.plans import small_plan
 from trainer.data.dataset import open_data
+from trainer.engine.settings import make_settings
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, RampError, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.range_files import TrialFolder
 from trainer.range_test import trial_plan
 from trainer.recipe.overrides import OverrideError
-from trainer.settings import make_settings
 from trainer.trial import Trials
 
 NUM_STEPS = 3

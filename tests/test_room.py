@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from support.plans import small_plan
-from trainer import room, train
+from trainer import room
 from trainer.base.errors import UserError
 from trainer.checkpoint import save_checkpoint
 from trainer.data.dataset import open_data
+from trainer.engine import train
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 from trainer.room import check_free, check_room
-from trainer.settings import make_settings
-from trainer.state import State
 
 MIB = 2**20
 OPTIMIZERS = {

@@ -13,12 +13,12 @@ from trainer import show
 from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.evaluate import evaluate
+from trainer.engine.evaluate import evaluate
+from trainer.engine.settings import make_settings
 from trainer.export import is_timms, weights_digest
 from trainer.job import Job, plan_of, run_job, write_plan
 from trainer.recipe.plan import PlanError
 from trainer.run_folder import open_model, plan_of_run
-from trainer.settings import make_settings
 
 CHANGED = "'model.norm={name: group_norm, groups: 16, eps: 1e-5}' 'model.activation={name: prelu, slope: 0.25}'"
 

@@ -37,6 +37,7 @@ from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
 from trainer.distributed import rendezvous as meeting
 from trainer.distributed.launch import slurm_job
+from trainer.engine.settings import make_settings
 from trainer.job import Job, run_job
 from trainer.models.build import check_model_name
 from trainer.pictures import draw_first_batch
@@ -48,7 +49,6 @@ from trainer.recipe.schema import Recipe, find_recipe, open_recipe
 from trainer.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
 from trainer.row_urls import pull_rows
 from trainer.run_folder import recipe_of
-from trainer.settings import make_settings
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = (

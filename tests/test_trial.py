@@ -14,13 +14,13 @@ from support import ranged
 from support.plans import small_plan
 from support.ranked import on_ranks
 from trainer.data.dataset import open_data
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.held_out import hold_out
 from trainer.ramp import RATE, find_scalar, without_schedule
 from trainer.range_files import TrialFolder
 from trainer.range_test import trial_plan
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 from trainer.trial import MOST_SKIPPED, Trials, Watch, _Record, untouched
 
 VALUES = np.geomspace(1e-4, 1e-2, 6)

@@ -15,10 +15,10 @@ from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli import app
 from trainer.data.dataset import open_data
+from trainer.engine.settings import make_settings
 from trainer.job import Job, plan_of, run_job
 from trainer.parity import certificates_of
 from trainer.results import row_path
-from trainer.settings import make_settings
 from trainer.verify_curves import curve_checks, expected_lines
 
 

@@ -150,8 +150,8 @@ def use_threads(runs: Path, ablation: str, jobs: int) -> None:
 
     Who sets OMP_NUM_THREADS has chosen already.
     """
+    from trainer.engine.settings import check_writable, num_cores
     from trainer.local_cells import choose_threads
-    from trainer.settings import check_writable, num_cores
 
     check_writable("runs", runs)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -164,9 +164,9 @@ def shared_of(runs: Path, results: str, **settings):
     Raises UserError for a folder that cannot be written or a URL that cannot be listed.
     """
     from trainer.cell_run import Shared
+    from trainer.engine.settings import check_writable
     from trainer.results import rows_folder
     from trainer.row_urls import check_url, is_url
-    from trainer.settings import check_writable
 
     runs = runs.resolve()
     check_writable("runs", runs)

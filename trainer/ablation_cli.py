@@ -18,13 +18,13 @@ from trainer.ablation import Ablation, load_ablation
 from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.dataset import open_data
+from trainer.engine.settings import Settings, make_settings
 from trainer.models.build import assemble
 from trainer.questions import question_of
 from trainer.recipe.explain import diff_rows, shown
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
 from trainer.results import Row
-from trainer.settings import Settings, make_settings
 from trainer.table_rows import by_cell, find_rows
 
 if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without

@@ -54,9 +54,9 @@ def bench(
     """
     began_s = time.perf_counter()
     from trainer.base.memory import keep_freed_memory
+    from trainer.engine.settings import make_settings
     from trainer.job import Job, plan_of
     from trainer.recipe.profiles import data_folder
-    from trainer.settings import make_settings
 
     keep_freed_memory()
     settings = make_settings("cuda" if gpu else device, precision, workers, loader=loader)

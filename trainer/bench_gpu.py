@@ -34,10 +34,10 @@ from trainer.bench_targets import (
 from trainer.bench_timm import TimmLoop, reason_against
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
+from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
-from trainer.state import State
-from trainer.train import fast_algorithms, optimizer_step
 
 PAGES = (("A2", "resnet50"), ("convnext", "convnext_tiny"))
 BOUND_S = 420.0  # of the whole command, which is to take less than eight minutes

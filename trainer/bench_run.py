@@ -20,11 +20,11 @@ from trainer.data.loader import MicroBatch
 from trainer.data.parts import Parts, has_parts, part_keys
 from trainer.data.transforms import augmented, autocast, fill_of, prepare
 from trainer.data.workers import whole
-from trainer.evaluate import evaluate
+from trainer.engine.evaluate import evaluate
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
+from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
-from trainer.state import State
-from trainer.train import fast_algorithms, optimizer_step
 
 BOUND_SHARE = (
     0.95  # of the step on data that lies on the device: at least that much is no waiting for data

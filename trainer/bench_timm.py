@@ -15,9 +15,9 @@ from trainer.components.mixing import MixupOrCutMix
 from trainer.components.optimizers import AdamW, Lamb
 from trainer.components.rand_augment import RandAugment
 from trainer.data.transforms import autocast, in_format
+from trainer.engine.settings import Settings
 from trainer.models.build import build_model
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
 
 _EPOCH_IMAGES = (
     1 << 18

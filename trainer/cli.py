@@ -182,9 +182,9 @@ def train(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
+        from trainer.engine.settings import check_loader
         from trainer.job import Job
         from trainer.ranks_cli import train_job
-        from trainer.settings import check_loader
 
         check_loader(loader)
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
@@ -319,8 +319,8 @@ def check_data(
     from trainer import show
     from trainer.data.check import check_data as check
     from trainer.data.dataset import open_data
+    from trainer.engine.settings import num_cores, worker_count
     from trainer.recipe.profiles import data_folder, find_profile
-    from trainer.settings import num_cores, worker_count
 
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile = find_profile(data, data_dir)
@@ -344,9 +344,9 @@ def evaluate(
     """Score the exported model of a run again; exit 1 where it is not the row's score, which on a GPU or in another
     precision may be one image in a thousand off."""
     from trainer import show
+    from trainer.engine.settings import make_settings
     from trainer.rescore import rescore
     from trainer.run_folder import find_run_folder
-    from trainer.settings import make_settings
 
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
@@ -381,8 +381,8 @@ def matrix(
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
     from trainer import show
     from trainer.checkpoint import write_atomically
+    from trainer.engine.settings import check_writable
     from trainer.matrix import as_markdown, chosen_models, chosen_pages, fill
-    from trainer.settings import check_writable
 
     pages, columns = chosen_pages(recipes), chosen_models(models)
     is_whole, out = not models and not recipes, show.console()

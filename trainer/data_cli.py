@@ -46,8 +46,8 @@ def write_data(
     from trainer.base.errors import UserError
     from trainer.data.datasets.builtin import open_set
     from trainer.data.ffcv.beton_writer import Storage, write_beton
+    from trainer.engine.settings import num_cores, worker_count
     from trainer.recipe.profiles import data_folder, find_profile
-    from trainer.settings import num_cores, worker_count
 
     folder = data_folder(data, src)
     to = out or folder

@@ -124,11 +124,11 @@ def trained(device: str) -> tuple[str, list[float]]:
     On the CPU it is the process's own time, so that a busy machine counts for nothing.
     """
     from trainer.data.dataset import open_data
+    from trainer.engine.settings import make_settings
+    from trainer.engine.state import State
+    from trainer.engine.train import fast_algorithms, optimizer_step
     from trainer.export import weights_digest
     from trainer.job import Job, plan_of
-    from trainer.settings import make_settings
-    from trainer.state import State
-    from trainer.train import fast_algorithms, optimizer_step
 
     plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
     settings = make_settings(device, workers="0")

@@ -24,7 +24,7 @@ def drill(
     It runs on the CPU, where the same means the same bits; on your own machines: rsb train --inject."""
     from trainer import show
     from trainer.drill import chosen_drills, run_drills
-    from trainer.settings import num_cores
+    from trainer.engine.settings import num_cores
 
     drills = chosen_drills(only)
     out = show.console()

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from trainer.checkpoint import write_atomically
+from trainer.engine.state import State
 from trainer.models.build import takes_option
 from trainer.recipe.plan import Plan
-from trainer.state import State
 
 
 def export_model(folder: Path, plan: Plan, state: State, classes: tuple[str, ...]) -> str:

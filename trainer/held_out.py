@@ -19,10 +19,10 @@ from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, in_format, normalize
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.recipe.plan import Plan
 from trainer.recipe.sections import Batch
-from trainer.settings import Settings
 
 SHARE = 0.1
 MOST_IMAGES, LEAST_IMAGES = 1024, 10

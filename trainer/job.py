@@ -20,6 +20,7 @@ from trainer.claims import make_folder
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks, alone
 from trainer.ending import end_run, rescued, write_curves
+from trainer.engine.settings import Settings
 from trainer.inject import touches_result
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.explain import shown
@@ -37,7 +38,6 @@ from trainer.recipe.schema import (
 )
 from trainer.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.run_folder import own_folder
-from trainer.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _run_to_row(
     stop: StopRequest,
     ranks: Ranks,
 ) -> tuple:
-    from trainer.train import run
+    from trainer.engine.train import run
 
     folder = settings.runs / name
     if ranks.is_first:
@@ -277,7 +277,7 @@ def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
 
 def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
     """Of a row: norms sampled fewer images than the page says, as memory had run out under micro_batch=auto."""
-    from trainer.pieces import norm_images_used
+    from trainer.engine.micro_batches import norm_images_used
 
     asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
     if used == asked:

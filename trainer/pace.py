@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
-from trainer.evaluate import evaluate_all
+from trainer.engine.evaluate import evaluate_all
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
+from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT
-from trainer.settings import Settings
-from trainer.state import State
-from trainer.train import fast_algorithms, optimizer_step
 
 # What costs no time of its own, and what does so by its kind alone.
 _WITHOUT_COST = (*ABOUT, "epochs", "lr", "smoothing", "drop_path", "precise_norm")

@@ -27,11 +27,11 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.ffcv.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
 from trainer.data.transforms import normalize
+from trainer.engine.settings import Settings, make_settings
 from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
 from trainer.run_folder import find_run_folder, open_model
-from trainer.settings import Settings, make_settings
 
 LOSSY_LEVELS = 8.0  # mean difference of a pixel, of 255; photos shrunk to 256 px gave 5.8 in squares of 224 px, 2.4 in 64
 LOSSY_EDGE_PX = 1.0  # of a box, in stored pixels: its sides are rounded to whole ones

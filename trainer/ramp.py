@@ -12,14 +12,14 @@ from torch import nn
 from trainer.base.errors import UserError, did_you_mean
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
+from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.state import State, as_it_runs
 from trainer.models.build import assembled
 from trainer.recipe import tree
 from trainer.recipe.check import Refusal, value_at
 from trainer.recipe.overrides import OverrideError
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
-from trainer.state import State, as_it_runs
-from trainer.statistics import StepStatistics
 
 RATE = "lr.peak"
 SPACINGS = ("exponential", "linear")

@@ -14,10 +14,10 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
+from trainer.engine.settings import check_writable, rank_device
 from trainer.job import Job, plan_of
 from trainer.range_test import Question, run, set_up
 from trainer.ranks_cli import check_norms, say
-from trainer.settings import check_writable, rank_device
 
 
 def find(

@@ -22,6 +22,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.claims import claimed
 from trainer.data.dataset import OpenedData, open_data
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings, make_settings
 from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
 from trainer.job import Job, plan_of
@@ -33,7 +34,6 @@ from trainer.range_race import Lengths, decide, lengths_for
 from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
-from trainer.settings import Settings, make_settings
 from trainer.trial import Trials, Watch, untouched
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000

@@ -16,15 +16,15 @@ from trainer.data.ffcv.beton import chosen_loader
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, slurm_job
+from trainer.engine.micro_batches import check_pieces
+from trainer.engine.settings import check_writable, make_settings, rank_device
 from trainer.inject import check_faults
 from trainer.job import Job, plan_of, run_job
 from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
-from trainer.pieces import check_pieces
 from trainer.recipe.plan import Plan, PlanError
 from trainer.recipe.profiles import data_folder
 from trainer.results import rows_folder
-from trainer.settings import check_writable, make_settings, rank_device
 
 
 def train_job(

@@ -15,6 +15,7 @@ from trainer.base import stats as comparisons
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.cells import row_key
+from trainer.engine.settings import Settings
 from trainer.job import Job, run_job
 from trainer.recipe import check
 from trainer.recipe.adapt import adaptation
@@ -26,7 +27,6 @@ from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_rec
 from trainer.recipe.tree import plain
 from trainer.results import Row, RowDeviation
 from trainer.run_folder import recipe_of
-from trainer.settings import Settings
 from trainer.table_rows import AGAIN
 
 _MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where

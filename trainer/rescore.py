@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data.dataset import open_data
-from trainer.evaluate import Scores, evaluate
+from trainer.engine.evaluate import Scores, evaluate
+from trainer.engine.settings import Settings
 from trainer.recipe.plan import PlanError
 from trainer.recipe.profiles import data_folder
 from trainer.results import Row, read_row_file
 from trainer.run_folder import open_model, plan_of_run, recipe_of
-from trainer.settings import Settings
 
 
 def most_moved(row: Row, settings: Settings) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from trainer.base.errors import UserError
-from trainer.state import State
+from trainer.engine.state import State
 
 _NUM_ON_DISK = 3  # checkpoints at a time: the last, the one before it, and the one being written
 _LINE_BYTES = 800  # of a window, in all files that keep curves

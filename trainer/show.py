@@ -11,6 +11,7 @@ from rich.table import Table
 
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
+from trainer.engine.settings import Settings
 from trainer.inject import touches_result
 from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import Row as Explained
@@ -19,7 +20,6 @@ from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
 from trainer.rescore import most_moved
 from trainer.results import Row, row_path
-from trainer.settings import Settings
 
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"
@@ -122,7 +122,7 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
 
 def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble` gives them."""
-    from trainer.statistics import statistics_note
+    from trainer.engine.precise_norm import statistics_note
 
     recipe = plan.recipe
     out.print(

@@ -15,13 +15,13 @@ import torch
 
 from trainer.data.dataset import OpenedData
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
+from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.held_out import HeldOut
 from trainer.ramp import Dial, Scalar
 from trainer.range_rules import Curve
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
-from trainer.state import State
-from trainer.train import fast_algorithms, optimizer_step
 
 NUM_MEASURES = 20  # of a ramp, on the held-out slice
 MOST_SKIPPED = (

@@ -30,8 +30,8 @@ def verify(
 ) -> None:
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
     from trainer.base.terminal import open_terminal
+    from trainer.engine.settings import make_settings
     from trainer.run_folder import find_run_folder
-    from trainer.settings import make_settings
     from trainer.verify import scores_check
     from trainer.verify import verify as checks_of
     from trainer.verify_show import check_table, failed_lines

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.engine.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.results import Row
-from trainer.settings import Settings
 
 _SCORES = {
     "top1_pct": "top1_pct",

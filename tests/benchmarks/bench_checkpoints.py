@@ -21,12 +21,12 @@ from written import write
 from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.data.dataset import open_data
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
 from trainer.saver import Saver
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 
 BLOCKS = ("none", "beside", "waited")
 

@@ -38,8 +38,8 @@ from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
 from trainer.data.transforms import prepare
+from trainer.engine.settings import make_settings
 from trainer.job import Job, plan_of
-from trainer.settings import make_settings
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}

@@ -20,11 +20,11 @@ from trainer.base.memory import keep_freed_memory
 from trainer.components.optimizers import clip_gradients
 from trainer.data.dataset import open_data
 from trainer.data.transforms import autocast, prepare
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 
 
 def bare_step(state: State, images: torch.Tensor, targets: torch.Tensor) -> None:

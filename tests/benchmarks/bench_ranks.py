@@ -24,11 +24,11 @@ from trainer.base.signals import StopRequest
 from trainer.bench import Rate, median_ratio
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 
 KINDS = ("none", "one rank")
 

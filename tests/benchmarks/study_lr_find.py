@@ -191,8 +191,8 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
 
     from trainer.base.signals import StopRequest
     from trainer.data.dataset import open_data
+    from trainer.engine.settings import make_settings
     from trainer.job import Job, plan_of, run_job
-    from trainer.settings import make_settings
 
     job = Job(pair.page, pair.model, seed=seed, overrides=pair.overrides(peak_text(peak)))
     plan = plan_of(job)

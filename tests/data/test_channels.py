@@ -20,12 +20,12 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
+from trainer.engine.settings import make_settings
 from trainer.job import Job, plan_of, run_job
 from trainer.pictures import draw_first_batch
 from trainer.recipe.profiles import find_profile
 from trainer.rescore import rescore
 from trainer.run_folder import open_model
-from trainer.settings import make_settings
 
 CROP = RandomResizedCrop(area=(0.3, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 SHORT = "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32"

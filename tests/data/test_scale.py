@@ -23,10 +23,10 @@ from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_ind
 from trainer.data.loader import TrainStream, _packed
 from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.workers import items_of
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.job import make_row
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 70_001])

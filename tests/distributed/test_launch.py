@@ -16,9 +16,9 @@ from trainer.base.signals import StopRequest
 from trainer.distributed import launch
 from trainer.distributed.env import find_place, first_host
 from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
+from trainer.engine.settings import make_settings, rank_device
 from trainer.ranks_cli import check_norms
 from trainer.recipe.plan import PlanError, make_plan
-from trainer.settings import make_settings, rank_device
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -120,7 +120,7 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_ranks_share_the_cores_for_their_workers(monkeypatch):
-    monkeypatch.setattr("trainer.settings.num_cores", lambda: 16)
+    monkeypatch.setattr("trainer.engine.settings.num_cores", lambda: 16)
     assert [
         make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)
     ] == [8, 4, 1, 1]

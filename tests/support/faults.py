@@ -46,7 +46,8 @@ def trace(folder: Path, run: str, step: int) -> None:
 
 
 def install() -> None:
-    from trainer import job, train
+    from trainer import job
+    from trainer.engine import train
 
     wanted = json.loads(os.environ.get("FAULTS", "{}"))
     folder = Path(os.environ["TRACE"]) if "TRACE" in os.environ else None

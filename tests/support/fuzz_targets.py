@@ -30,6 +30,8 @@ from trainer.data.decode import oddities, read_image, train_square
 from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 from trainer.job import Job, plan_of, write_plan
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
@@ -37,8 +39,6 @@ from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
 from trainer.results import read_row, row_path, rows_folder
 from trainer.run_folder import plan_of_run
-from trainer.settings import make_settings
-from trainer.state import State
 from trainer.sweep_table import read_progress
 
 OVERRIDES = (

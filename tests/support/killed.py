@@ -14,8 +14,9 @@ import torch
 
 torch.set_num_threads(1)
 
-from trainer import checkpoint, export, job, kept_file, saver, train
+from trainer import checkpoint, export, job, kept_file, saver
 from trainer.__main__ import main
+from trainer.engine import train
 
 
 def die(*anything, **named):
@@ -138,12 +139,12 @@ STARTS = {
     "flag": ("trainer.claims.os", "rename", 1),
     "page": ("trainer.job", "write_atomically", 1),
     "facts": ("trainer.job", "write_atomically", 2),
-    "model": ("trainer.state", "build_model", 1),
-    "resume": ("trainer.state", "load_checkpoint", 1),
-    "log": ("trainer.train", "open_log", 1),
+    "model": ("trainer.engine.state", "build_model", 1),
+    "resume": ("trainer.engine.state", "load_checkpoint", 1),
+    "log": ("trainer.engine.train", "open_log", 1),
     "cut": ("trainer.kept_file.os", "ftruncate", 1),  # of the curves, to what the checkpoint counts
     "curves": ("trainer.kept_file.os", "ftruncate", 2),
-    "picture": ("trainer.train", "draw_first_batch", 1),  # of a fresh run alone
+    "picture": ("trainer.engine.train", "draw_first_batch", 1),  # of a fresh run alone
 }
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from support.ranked import noting, ranked_plan
-from trainer import train
 from trainer.data.dataset import open_data
-from trainer.settings import make_settings
-from trainer.state import State
+from trainer.engine import train
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 
 
 def steps(

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from support import ranked
-from trainer import held_out, train
+from trainer import held_out
 from trainer.data.dataset import open_data
+from trainer.engine import train
+from trainer.engine.settings import make_settings
 from trainer.ramp import find_scalar
 from trainer.range_files import TrialFolder
 from trainer.range_test import trial_plan
-from trainer.settings import make_settings
 from trainer.trial import Trials, plain_curve
 
 PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null"

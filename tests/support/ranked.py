@@ -19,17 +19,17 @@ import torch
 from rich.console import Console
 
 from support.plans import small_plan
-from trainer import train
 from trainer.base.signals import StopRequest
 from trainer.data import transforms as prepare
 from trainer.data.dataset import open_data
 from trainer.distributed import rendezvous as meeting
 from trainer.distributed.communicator import alone, meet
 from trainer.distributed.env import Place
-from trainer.evaluate import evaluate
+from trainer.engine import train
+from trainer.engine.evaluate import evaluate
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 from trainer.recipe.plan import make_plan
-from trainer.settings import make_settings
-from trainer.state import State
 
 HERE = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")

@@ -15,21 +15,21 @@ from PIL import Image
 from rich.console import Console
 
 from support.plans import small_plan, small_set
-from trainer import train
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
 from trainer.data.transforms import normalize, prepare
-from trainer.evaluate import evaluate, evaluate_all
+from trainer.engine import train
+from trainer.engine.evaluate import evaluate, evaluate_all
+from trainer.engine.settings import make_settings
+from trainer.engine.state import Progress, Watch
 from trainer.export import weights_digest
 from trainer.job import Job, plan_of, run_job
 from trainer.models.build import build_model
 from trainer.rescore import rescore
 from trainer.results import read_row
-from trainer.settings import make_settings
 from trainer.show import batch_line, growth_line
-from trainer.state import Progress, Watch
 
 
 def go(folder: Path, plan=None, job=None, stopped=False):
@@ -185,7 +185,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, 
 
 
 def test_a_run_that_goes_on_elsewhere_says_so_in_its_row(tmp_path, monkeypatch):
-    from trainer import state
+    from trainer.engine import state
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
@@ -291,7 +291,7 @@ def test_normalizing_is_the_closed_form():
 
 def test_accumulated_gradients_equal_those_of_the_whole_step():
     """Norm-free of the batch (LayerNorm), unequal micro-batches included: 1437 = 14 x 100 + 37."""
-    from trainer.state import State
+    from trainer.engine.state import State
 
     grads = {}
     for norm_images in (100, 25):

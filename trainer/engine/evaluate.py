@@ -14,8 +14,8 @@ from trainer.base.signals import Stopped
 from trainer.components.mixing import one_hot_targets
 from trainer.data.transforms import autocast, in_format, normalize
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,20 @@ from trainer.base import provenance
 from trainer.base.disk import END_S, keep_trying, why
 from trainer.base.errors import UserError
 from trainer.checkpoint import load_checkpoint
-from trainer.compiled import Compiled
 from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
+from trainer.engine.activation_checkpointing import recompute_activations
+from trainer.engine.compile import Compiled
+from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.settings import Settings
 from trainer.inject import Faults
 from trainer.log import Log, SilentLog
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
-from trainer.recompute import recompute_activations
 from trainer.saver import Saver
-from trainer.settings import Settings
-from trainer.statistics import StepStatistics
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -7,7 +7,13 @@ import torch
 
 from trainer.base.cores import group_cores
 from trainer.base.errors import UserError
-from trainer.settings import check_loader, check_writable, make_settings, num_cores, worker_count
+from trainer.engine.settings import (
+    check_loader,
+    check_writable,
+    make_settings,
+    num_cores,
+    worker_count,
+)
 
 
 def test_the_cpu_takes_float32_and_is_bitwise():

@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves
 
 from support.plans import small_plan
-from trainer import state
 from trainer.data.dataset import open_data
+from trainer.engine import state
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import optimizer_step
 from trainer.models.build import build_model
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.train import optimizer_step
 
 # with erasing, EMA, lighting, every optimizer and way of clipping that the pages have
 PAGES = [

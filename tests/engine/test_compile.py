@@ -16,17 +16,17 @@ from support.endings import ending
 from support.pieced import relative
 from support.plans import small_plan
 from support.ranked import noting
-from trainer import train
 from trainer.base.errors import UserError
-from trainer.compiled import Compiled
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import write_beton
+from trainer.engine import train
+from trainer.engine.compile import Compiled
+from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 from trainer.recipe.profiles import find_profile
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.statistics import StepStatistics
 
 # smooth, so that a last digit stays one; with batch norm, stochastic depth, mixing and four micro-batches in a step
 SET = "drop_path=0.2 lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}'"

@@ -19,15 +19,15 @@ from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, prepare
 from trainer.distributed.communicator import Ranks, alone
-from trainer.evaluate import evaluate_all
+from trainer.engine.evaluate import evaluate_all
+from trainer.engine.micro_batches import cut, fitted, num_pieces, told
+from trainer.engine.precise_norm import make_norms_precise
+from trainer.engine.settings import Settings
+from trainer.engine.state import State, Watch
 from trainer.log import Log, SilentLog
 from trainer.pictures import draw_first_batch
-from trainer.pieces import cut, fitted, num_pieces, told
 from trainer.recipe.plan import Plan
 from trainer.room import check_room
-from trainer.settings import Settings
-from trainer.state import State, Watch
-from trainer.statistics import make_norms_precise
 
 MOST_REPLACED_SHARE = 0.01
 

@@ -16,15 +16,15 @@ from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import alone
-from trainer.evaluate import evaluate
+from trainer.engine.activation_checkpointing import recompute_activations
+from trainer.engine.evaluate import evaluate
+from trainer.engine.micro_batches import check_pieces, cut, pieces_at, remedies, told
+from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
 from trainer.job import deviation_of_memory
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
-from trainer.pieces import check_pieces, cut, pieces_at, remedies, told
 from trainer.recipe.plan import make_plan
-from trainer.recompute import recompute_activations
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.statistics import StepStatistics
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
 SMOOTH = "drop_path=null lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}%s}'"
@@ -90,8 +90,8 @@ def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_p
     )
     before = norm.running_mean.clone().double()
     state = plan_steps["state"]
-    from trainer import train
     from trainer.data.dataset import open_data
+    from trainer.engine import train
 
     window = open_data(state.plan.profile, None).train_stream(state.plan, state.settings, 1)
     train.optimizer_step(state, window, 1)

@@ -13,13 +13,13 @@ from support.plans import small_plan
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.transforms import prepare
-from trainer.evaluate import evaluate
+from trainer.engine.evaluate import evaluate
+from trainer.engine.precise_norm import StepStatistics, make_norms_precise, statistics_note
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.engine.train import evaluate_epoch
 from trainer.models.parts import norms
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, EstimatedBatchNorm2d
-from trainer.settings import make_settings
-from trainer.state import State
-from trainer.statistics import StepStatistics, make_norms_precise, statistics_note
-from trainer.train import evaluate_epoch
 
 PRECISE = "precise_norm='{images: 24}' "
 

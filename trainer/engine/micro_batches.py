@@ -16,10 +16,10 @@ from torch import Tensor
 
 from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
-from trainer.state import State
 
 Found = TypeVar("Found")
 

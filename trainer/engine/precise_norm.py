@@ -11,11 +11,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.data.transforms import autocast, prepare
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import Plan
-from trainer.settings import Settings
 
 
 class StepStatistics:

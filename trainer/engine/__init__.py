@@ -1,0 +1,1 @@
+"""Training itself: state, the story (train.py), evaluation, micro-batches, compile."""
