@@ -11,10 +11,10 @@ from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import StopRequest
 from trainer.cell_run import record_failure
-from trainer.claims import claim
 from trainer.dry_run import Trial
 from trainer.failures import cell_folder, read_failures
-from trainer.results import store_row
+from trainer.runs.lock import claim
+from trainer.runs.results import store_row
 
 
 class Pretended:

@@ -20,7 +20,6 @@ from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of
 from trainer.pace import measure, shape_of
 from trainer.questions import question_of
 from trainer.recipe import tree
@@ -28,7 +27,8 @@ from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import PageError, parse_page
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
-from trainer.results import store_row
+from trainer.runs.job import Job, plan_of
+from trainer.runs.results import store_row
 from trainer.table_rows import by_cell, find_rows
 
 PAGE = """\

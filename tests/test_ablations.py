@@ -13,12 +13,12 @@ from support.mutations import mutated, renamed
 from support.rows import row_of
 from trainer.ablation import AblationPage, ablation_paths, load_ablation
 from trainer.cells import command, plan_of_cell, row_key
-from trainer.job import Job, plan_of
 from trainer.questions import question_of
 from trainer.recipe import check
 from trainer.recipe.load import PageError, parse
 from trainer.recipe.schema import find_recipe, load_recipe
-from trainer.results import read_row_file
+from trainer.runs.job import Job, plan_of
+from trainer.runs.results import read_row_file
 from trainer.table_rows import by_cell
 
 ROOT = Path(__file__).parent.parent

@@ -29,7 +29,7 @@ from trainer.bench_timm import TimmLoop
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
-from trainer.job import Job, plan_of
+from trainer.runs.job import Job, plan_of
 
 ROOT = Path(__file__).parent.parent
 SMALL = "image.train_px=32 image.test_px=32 batch.images=8 batch.norm_images=4"

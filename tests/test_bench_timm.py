@@ -12,7 +12,7 @@ from timm.data.loader import PrefetchLoader
 from trainer.bench_data import image_folder, photos
 from trainer.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of
+from trainer.runs.job import Job, plan_of
 
 SMALL = "image.train_px=32 image.test_px=32"
 BATCH = "batch.images=8 batch.norm_images=4"

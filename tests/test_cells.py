@@ -12,7 +12,7 @@ from support.rows import row_of
 from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.plan import PlanError
-from trainer.results import RowDeviation
+from trainer.runs.results import RowDeviation
 
 V1 = "torchvision-v1"
 CELL = Cell(

@@ -100,7 +100,8 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, 
 def test_check_data_takes_as_many_threads_as_it_is_told(monkeypatch, workers, num_threads):
     taken = []
     monkeypatch.setattr(
-        "trainer.show.data_reports", lambda out, data, check, number: taken.append(number) or True
+        "trainer.runs.summary.data_reports",
+        lambda out, data, check, number: taken.append(number) or True,
     )
     assert rsb("check-data", "--workers", workers).exit_code == 0
     assert taken == [num_threads]

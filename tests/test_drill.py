@@ -15,7 +15,7 @@ from trainer.cli import app
 from trainer.drill import DRILLS, Drill, chosen_drills, distance, run_drills
 from trainer.drill_cli import drill_table
 from trainer.inject import KINDS, check_faults, parse_faults
-from trainer.job import Job, plan_of
+from trainer.runs.job import Job, plan_of
 
 
 def test_every_kind_of_fault_is_drilled_and_strikes_in_its_run():

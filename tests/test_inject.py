@@ -34,7 +34,7 @@ from trainer.inject import (
     step_of,
     touches_result,
 )
-from trainer.job import Job, plan_of, run_job
+from trainer.runs.job import Job, plan_of, run_job
 
 
 def test_faults_are_read_strictly():
@@ -287,7 +287,7 @@ def stored(folder: Path) -> int:
 def _no_picture(monkeypatch):
     """A third of such a short run's time."""
     monkeypatch.setattr("trainer.engine.train.draw_first_batch", lambda *given: None)
-    monkeypatch.setattr("trainer.log.Log.picture", lambda *given: None)
+    monkeypatch.setattr("trainer.runs.loggers.logger.Log.picture", lambda *given: None)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer import matrix, show
+from trainer import matrix
 from trainer.base.errors import UserError
 from trainer.matrix import (
     MODELS,
@@ -19,6 +19,7 @@ from trainer.matrix import (
     try_cell,
 )
 from trainer.recipe.schema import recipe_paths
+from trainer.runs import summary as show
 
 TABLE = (Path(__file__).parent.parent / "results" / "matrix.md").read_text()
 ROWS = {

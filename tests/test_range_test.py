@@ -18,12 +18,12 @@ from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of, run_job
 from trainer.ramp import RATE, Scalar
 from trainer.range_command import train_command
 from trainer.range_test import Question, RangeTest, floors_of, run, schedule_shape, set_up
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides, find_recipe
+from trainer.runs.job import Job, plan_of, run_job
 
 SET = small_set("batch.images=8 epochs=1")
 TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"

@@ -12,9 +12,9 @@ from trainer.ablation import load_ablation
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.cell_run import Shared, repeats_of
-from trainer.claims import owner_of
 from trainer.failures import cell_folder
 from trainer.ray_cells import RayCells, Share, share_of
+from trainer.runs.lock import owner_of
 
 
 @pytest.fixture(scope="module")

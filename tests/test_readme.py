@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from trainer.cli import app
-from trainer.job import Job, plan_of
 from trainer.recipe.explain import recipes_table
 from trainer.recipe.load import parse_page
 from trainer.recipe.profiles import Profile
+from trainer.runs.job import Job, plan_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from support.reported import study
 from support.studies import page, table
 from support.studies import study as cli_study
 from trainer.report_hparams import hparams_folder, write_hparams
-from trainer.results import read_row_file
+from trainer.runs.results import read_row_file
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,11 @@ from typer.testing import CliRunner
 
 from support.plans import small_plan
 from support.rows import ROW
-from trainer import claims
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
-from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.cli import app
 from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
@@ -38,17 +36,19 @@ from trainer.data.index import DataError, open_index
 from trainer.distributed import rendezvous as meeting
 from trainer.distributed.launch import slurm_job
 from trainer.engine.settings import make_settings
-from trainer.job import Job, run_job
 from trainer.models.build import check_model_name
-from trainer.pictures import draw_first_batch
 from trainer.recipe import explain
 from trainer.recipe.load import PageError, load_page, parse
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe, open_recipe
-from trainer.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
-from trainer.row_urls import pull_rows
-from trainer.run_folder import recipe_of
+from trainer.runs import lock as claims
+from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
+from trainer.runs.job import Job, run_job
+from trainer.runs.loggers.first_batch import draw_first_batch
+from trainer.runs.remote_rows import pull_rows
+from trainer.runs.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
+from trainer.runs.run_folder import recipe_of
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = (
@@ -160,11 +160,11 @@ def test_a_store_behind_a_url_cannot_name_files_elsewhere(tmp_path, monkeypatch)
         def cat_file(self, path, start, end):
             return b"x" * (end - start)
 
-    monkeypatch.setattr("trainer.row_urls._opened", lambda url: (System(), "root/rows"))
-    monkeypatch.setattr("trainer.row_urls._names", lambda url: ["..\\x.json"])
+    monkeypatch.setattr("trainer.runs.remote_rows._opened", lambda url: (System(), "root/rows"))
+    monkeypatch.setattr("trainer.runs.remote_rows._names", lambda url: ["..\\x.json"])
     with pytest.raises(FolderError):
         pull_rows("memory://x", tmp_path / "rows")
-    monkeypatch.setattr("trainer.row_urls._names", lambda url: ["a.json"])
+    monkeypatch.setattr("trainer.runs.remote_rows._names", lambda url: ["a.json"])
     pull_rows("memory://x", tmp_path / "rows")
     with pytest.raises(RowError, match="KiB"):
         read_row(tmp_path, "a")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.job import Job, deviation_rows, plan_of
+from trainer.runs.job import Job, deviation_rows, plan_of
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"

@@ -10,7 +10,7 @@ from support.commands import door, make, rsb
 from support.studies import page, study, table
 from support.tabled import stored_row
 from trainer.ablation import ablation_paths, load_ablation
-from trainer.results import read_row_file, store_row
+from trainer.runs.results import read_row_file, store_row
 from trainer.table_query import make_view
 from trainer.table_rows import open_table
 from trainer.table_show import FORMATS

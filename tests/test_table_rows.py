@@ -13,7 +13,7 @@ from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
 from trainer.failures import store_failure
 from trainer.questions import open_question
-from trainer.results import RowError, store_row
+from trainer.runs.results import RowError, store_row
 from trainer.table_rows import errors_in, find_rows, open_table, stored_rows
 from trainer.tables import METRICS
 

@@ -81,11 +81,11 @@ def ablate(
     check_words(on, device, gpus, per_cell)
     if on == "here":
         use_threads(runs, ablation, jobs or gpus or 1)
-    from trainer import show
     from trainer.ablate import Sweep
     from trainer.ablation import load_ablation
     from trainer.base.signals import StopRequest
     from trainer.cell_run import repeats_of
+    from trainer.runs import summary as show
     from trainer.sweep_table import SweepTable, closing_lines
 
     page = load_ablation(ablation)
@@ -165,8 +165,8 @@ def shared_of(runs: Path, results: str, **settings):
     """
     from trainer.cell_run import Shared
     from trainer.engine.settings import check_writable
-    from trainer.results import rows_folder
-    from trainer.row_urls import check_url, is_url
+    from trainer.runs.remote_rows import check_url, is_url
+    from trainer.runs.results import rows_folder
 
     runs = runs.resolve()
     check_writable("runs", runs)

@@ -16,7 +16,6 @@ from trainer.base.provenance import shipped_folder
 from trainer.budget import Budget, budget_lines
 from trainer.cells import Cell, plan_key, text_of
 from trainer.designs import Design, Variant, check_apart, not_empty, put_over
-from trainer.job import Job, published_page, resolve
 from trainer.models.build import check_model_name
 from trainer.recipe import check
 from trainer.recipe.check import refuse
@@ -25,6 +24,7 @@ from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import Profile, find_profile
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe
+from trainer.runs.job import Job, published_page, resolve
 
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(not_empty)]

@@ -13,7 +13,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trainer import show
 from trainer.ablation import Ablation, load_ablation
 from trainer.base.errors import UserError
 from trainer.cells import Cell, command, plan_of_cell
@@ -24,7 +23,8 @@ from trainer.questions import question_of
 from trainer.recipe.explain import diff_rows, shown
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
-from trainer.results import Row
+from trainer.runs import summary as show
+from trainer.runs.results import Row
 from trainer.table_rows import by_cell, find_rows
 
 if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without

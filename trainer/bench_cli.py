@@ -55,8 +55,8 @@ def bench(
     began_s = time.perf_counter()
     from trainer.base.memory import keep_freed_memory
     from trainer.engine.settings import make_settings
-    from trainer.job import Job, plan_of
     from trainer.recipe.profiles import data_folder
+    from trainer.runs.job import Job, plan_of
 
     keep_freed_memory()
     settings = make_settings("cuda" if gpu else device, precision, workers, loader=loader)
@@ -164,7 +164,7 @@ def measure_on_gpu(
 
 
 def _write(results: Path, settings, facts: dict) -> None:
-    from trainer.checkpoint import write_atomically
+    from trainer.runs.checkpoint import write_atomically
 
     path = results / "bench" / f"run-{'cuda' if settings.device.startswith('cuda') else 'cpu'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,12 @@ from trainer.ablation import Ablation
 from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.json_text import json_file
 from trainer.cells import Cell, plan_key, plan_of_cell, row_key
-from trainer.claims import claim
 from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
-from trainer.job import Job, deviation_rows
 from trainer.recipe.plan import Plan
-from trainer.results import Row, read_row_file, rows_folder
-from trainer.row_urls import pull_rows, push_row
+from trainer.runs.job import Job, deviation_rows
+from trainer.runs.lock import claim
+from trainer.runs.remote_rows import pull_rows, push_row
+from trainer.runs.results import Row, read_row_file, rows_folder
 
 _NUM_TAIL_BYTES = 1 << 16
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.recipe.overrides import OverrideError, overrides_of
-from trainer.results import Row, RowDeviation
+from trainer.runs.results import Row, RowDeviation
 
 if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
-    from trainer.job import Job
     from trainer.recipe.plan import Plan
+    from trainer.runs.job import Job
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
@@ -49,7 +49,7 @@ class Cell:
 
     def job(self, seed: int, data_dir: Path | None = None) -> Job:
         """What a user would ask for to get this cell's run of one seed."""
-        from trainer.job import Job
+        from trainer.runs.job import Job
 
         return Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
 
@@ -59,8 +59,8 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
     Raises UserError as plan_of does.
     """
-    from trainer.job import plan_of
     from trainer.recipe.plan import PlanError
+    from trainer.runs.job import plan_of
 
     if cell.plan is None:
         return plan_of(cell.job(seed))
@@ -71,7 +71,7 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
 def plan_key(plan: Plan) -> str:
     """16 hex digits over all that may change the score and that a row tells too: see row_key."""
-    from trainer.job import deviation_rows
+    from trainer.runs.job import deviation_rows
 
     recipe = plan.recipe
     identity = (

@@ -183,8 +183,8 @@ def train(
 
     with StopRequest() as stop:
         from trainer.engine.settings import check_loader
-        from trainer.job import Job
         from trainer.ranks_cli import train_job
+        from trainer.runs.job import Job
 
         check_loader(loader)
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
@@ -229,9 +229,10 @@ def plan(
     """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images.
 
     With --ablation what an ablation would do; its estimate of time needs the images."""
-    from trainer import ablation_cli, show
-    from trainer.job import Job, plan_of
+    from trainer import ablation_cli
     from trainer.models.build import assemble
+    from trainer.runs import summary as show
+    from trainer.runs.job import Job, plan_of
 
     ablation_cli.check_words(context, ablation)
     if ablation:
@@ -262,11 +263,11 @@ def explain(
 ) -> None:
     """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
     its model section replaces in the model."""
-    from trainer import show
-    from trainer.job import Job, resolve
     from trainer.recipe.explain import explain_rows, explain_table
     from trainer.recipe.plan import make_plan
     from trainer.recipe.profiles import PROFILES, find_profile
+    from trainer.runs import summary as show
+    from trainer.runs.job import Job, resolve
 
     profile = find_profile(data, data_dir) if data else None
     page, positions, made, deviations = resolve(
@@ -292,10 +293,10 @@ def diff(
     b: Annotated[str, typer.Option(help="The page to compare it with.")] = "",
 ) -> None:
     """What two pages say differently."""
-    from trainer import show
     from trainer.base.errors import UserError
     from trainer.recipe.explain import diff_rows, diff_table
     from trainer.recipe.schema import find_recipe, load_recipe
+    from trainer.runs import summary as show
 
     missing = [f"{name}=" for name, page in (("a", a), ("b", b)) if not page]
     if missing:
@@ -316,11 +317,11 @@ def check_data(
     workers: Workers = "auto",
 ) -> None:
     """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
-    from trainer import show
     from trainer.data.check import check_data as check
     from trainer.data.dataset import open_data
     from trainer.engine.settings import num_cores, worker_count
     from trainer.recipe.profiles import data_folder, find_profile
+    from trainer.runs import summary as show
 
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile = find_profile(data, data_dir)
@@ -343,10 +344,10 @@ def evaluate(
 ) -> None:
     """Score the exported model of a run again; exit 1 where it is not the row's score, which on a GPU or in another
     precision may be one image in a thousand off."""
-    from trainer import show
     from trainer.engine.settings import make_settings
-    from trainer.rescore import rescore
-    from trainer.run_folder import find_run_folder
+    from trainer.runs import summary as show
+    from trainer.runs.rescore import rescore
+    from trainer.runs.run_folder import find_run_folder
 
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
@@ -359,7 +360,7 @@ def evaluate(
 @user_errors
 def recipes() -> None:
     """The pages that can be named: what is special, source, the best-known score."""
-    from trainer import show
+    from trainer.runs import summary as show
 
     show.recipe_list(show.console())
 
@@ -379,10 +380,10 @@ def matrix(
     results: Results = Path("results"),
 ) -> None:
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
-    from trainer import show
-    from trainer.checkpoint import write_atomically
     from trainer.engine.settings import check_writable
     from trainer.matrix import as_markdown, chosen_models, chosen_pages, fill
+    from trainer.runs import summary as show
+    from trainer.runs.checkpoint import write_atomically
 
     pages, columns = chosen_pages(recipes), chosen_models(models)
     is_whole, out = not models and not recipes, show.console()

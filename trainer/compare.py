@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.base.errors import did_you_mean
 from trainer.base.json_text import json_of
 from trainer.base.names import why_no_name
-from trainer.results import Row, RowError, read_row, read_row_file
+from trainer.runs.results import Row, RowError, read_row, read_row_file
 
 _MOST_NAMES = 2_000  # among which the nearest is looked for
 

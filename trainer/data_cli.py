@@ -42,12 +42,12 @@ def write_data(
 ) -> None:
     """Write train.beton and val.beton, each with its .json; a stopped call goes on where it was. Every image is decoded
     again from what was stored. Needs no ffcv."""
-    from trainer import show
     from trainer.base.errors import UserError
     from trainer.data.datasets.builtin import open_set
     from trainer.data.ffcv.beton_writer import Storage, write_beton
     from trainer.engine.settings import num_cores, worker_count
     from trainer.recipe.profiles import data_folder, find_profile
+    from trainer.runs import summary as show
 
     folder = data_folder(data, src)
     to = out or folder
@@ -96,9 +96,9 @@ def parity(
 ) -> None:
     """The torch loader on the source against ffcv on its .beton: order, boxes, pixels, top-1 of a fixed model. Writes
     results/parity/<data>-<6 hex>.json; exit 1 where they differ by more than it allows."""
-    from trainer import show
-    from trainer.job import Job
-    from trainer.parity import certify, notes, parity_table, write_certificate
+    from trainer.runs import summary as show
+    from trainer.runs.job import Job
+    from trainer.runs.loader_equivalence import certify, notes, parity_table, write_certificate
 
     out = show.console()
     out.print(

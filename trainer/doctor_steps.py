@@ -127,8 +127,8 @@ def trained(device: str) -> tuple[str, list[float]]:
     from trainer.engine.settings import make_settings
     from trainer.engine.state import State
     from trainer.engine.train import fast_algorithms, optimizer_step
-    from trainer.export import weights_digest
-    from trainer.job import Job, plan_of
+    from trainer.runs.export import weights_digest
+    from trainer.runs.job import Job, plan_of
 
     plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
     settings = make_settings(device, workers="0")

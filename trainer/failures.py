@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from trainer.base.component import Page
 from trainer.base.errors import UserError
-from trainer.checkpoint import write_atomically
+from trainer.runs.checkpoint import write_atomically
 
 NUM_TAIL_LINES = 40
 

@@ -17,12 +17,12 @@ from trainer.data.dataset import OpenedData
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import Job, resolve
 from trainer.models.build import num_parameters
 from trainer.recipe.load import PageError
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
 from trainer.recipe.schema import find_recipe, recipe_paths
+from trainer.runs.job import Job, resolve
 
 MODELS = (
     "resnet18",

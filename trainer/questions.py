@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from trainer.base.json_text import json_file
 from trainer.base.provenance import package_version, shipped_folder
 from trainer.cells import Cell, plan_key, plan_of_cell
-from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
+from trainer.runs.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from trainer.ablation import Ablation

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
-from trainer.job import Job
 from trainer.ramp import Scalar
 from trainer.recipe.schema import Recipe
+from trainer.runs.job import Job
 
 
 def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:

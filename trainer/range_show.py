@@ -12,10 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from trainer import show
 from trainer.range_files import median_curve
 from trainer.range_pictures import is_even
 from trainer.range_rules import Curve, Spread
+from trainer.runs import summary as show
 from trainer.trial import Watch
 
 _WORDS = {"ramp": "ramp", "probe": "probe of a constant value", "race": "race of a candidate"}

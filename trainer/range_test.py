@@ -19,13 +19,11 @@ from typing import Any
 import numpy as np
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.claims import claimed
 from trainer.data.dataset import OpenedData, open_data
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings, make_settings
 from trainer.floor import bias_only_loss
 from trainer.held_out import hold_out
-from trainer.job import Job, plan_of
 from trainer.models.build import check_model_name
 from trainer.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.range_command import train_command
@@ -34,6 +32,8 @@ from trainer.range_race import Lengths, decide, lengths_for
 from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
+from trainer.runs.job import Job, plan_of
+from trainer.runs.lock import claimed
 from trainer.trial import Trials, Watch, untouched
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000

@@ -10,7 +10,6 @@ from pathlib import Path
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.signals import Stopped, StopRequest
-from trainer.checkpoint import write_atomically
 from trainer.data.dataset import open_data
 from trainer.data.ffcv.beton import chosen_loader
 from trainer.distributed.communicator import Ranks, meet
@@ -19,12 +18,13 @@ from trainer.distributed.launch import asked_ranks, check_gpus, launch, slurm_jo
 from trainer.engine.micro_batches import check_pieces
 from trainer.engine.settings import check_writable, make_settings, rank_device
 from trainer.inject import check_faults
-from trainer.job import Job, plan_of, run_job
 from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan, PlanError
 from trainer.recipe.profiles import data_folder
-from trainer.results import rows_folder
+from trainer.runs.checkpoint import write_atomically
+from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.results import rows_folder
 
 
 def train_job(
@@ -66,7 +66,7 @@ def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> 
 def _train(
     job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest
 ) -> int:
-    from trainer import show
+    from trainer.runs import summary as show
 
     console = show.console()
     console.quiet = not ranks.is_first

@@ -16,7 +16,7 @@ from pathlib import Path
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED
 from trainer.cell_run import Repeat, Shared, find_row, run_repeat
-from trainer.results import Row, read_row, store_row
+from trainer.runs.results import Row, read_row, store_row
 
 NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it
 _KILLED = -9

@@ -19,10 +19,10 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from trainer import report_figures as figures
-from trainer.checkpoint import write_atomically
 from trainer.compare import Curves
 from trainer.report_curves import find_curves, keep_curves
 from trainer.report_page import cell_lines, numbers_of, result_tables, runs_of, states_of
+from trainer.runs.checkpoint import write_atomically
 from trainer.table_notes import remarks, warnings
 from trainer.table_query import make_view
 from trainer.table_texts import text_of

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from trainer.checkpoint import write_atomically
-from trainer.results import Row
+from trainer.runs.checkpoint import write_atomically
+from trainer.runs.results import Row
 from trainer.tables import CellSummary, Table
 
 _METRICS = {

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from trainer.cells import command
-from trainer.results import Row
+from trainer.runs.results import Row
 from trainer.table_notes import versions_text
 from trainer.table_query import View, frame_of
 from trainer.table_texts import STATE_WORDS, heading_of, is_text, number, shown_columns, text_of

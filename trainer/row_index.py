@@ -15,9 +15,9 @@ from pathlib import Path
 from trainer import cells
 from trainer.base.json_text import json_file
 from trainer.cells import row_key
-from trainer.checkpoint import write_atomically
 from trainer.data.index import cache_folder
-from trainer.results import read_row_file
+from trainer.runs.checkpoint import write_atomically
+from trainer.runs.results import read_row_file
 
 _LAYOUT = 1  # of the cached file
 _LEAST_NEW = 100  # rows that are worth a new index

@@ -32,8 +32,8 @@ def launch_slurm(
 
     All other words are those of `train`."""
     from trainer.base.errors import printable
-    from trainer.job import Job
     from trainer.ranks_cli import write_job
+    from trainer.runs.job import Job
 
     words = [*context.args, *(() if gpus else ("--device", "cpu"))]
     asked = (

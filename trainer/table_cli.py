@@ -124,7 +124,7 @@ def reproduce(
         from trainer import table_show
         from trainer.compare import find_row
         from trainer.engine.settings import make_settings
-        from trainer.reproduce import plan_again, run_again, same_cell, verdict
+        from trainer.runs.reproduce import plan_again, run_again, same_cell, verdict
         from trainer.table_rows import stored_rows
 
         out, found = table_show.console(), find_row(row, results, runs)

@@ -12,7 +12,7 @@ from trainer.base.stats import (
     binomial_error_pct,
     published_spread_pct,
 )
-from trainer.results import Row
+from trainer.runs.results import Row
 from trainer.tables import CellSummary, Table
 
 _MOST_NAMED = 4  # cells in one warning

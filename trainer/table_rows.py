@@ -10,8 +10,8 @@ from trainer.base.errors import UserError
 from trainer.cells import Cell
 from trainer.failures import read_failures
 from trainer.questions import Question, open_question
-from trainer.results import Row, read_row_file
 from trainer.row_index import keys_of
+from trainer.runs.results import Row, read_row_file
 from trainer.tables import Metric, Table, summarize
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # a Path has one slash left of the two

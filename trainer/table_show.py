@@ -12,10 +12,10 @@ from rich.text import Text
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.checkpoint import write_atomically
 from trainer.compare import differences, plot, read_curves
 from trainer.questions import open_question, shipped_pages
-from trainer.results import Row
+from trainer.runs.checkpoint import write_atomically
+from trainer.runs.results import Row
 from trainer.table_formats import as_csv, as_markdown
 from trainer.table_latex import as_latex
 from trainer.table_notes import remarks, warnings

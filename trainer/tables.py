@@ -18,7 +18,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import Difference
 from trainer.cells import Cell, command
 from trainer.questions import Question
-from trainer.results import Row
+from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
 

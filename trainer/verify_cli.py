@@ -31,9 +31,9 @@ def verify(
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
     from trainer.base.terminal import open_terminal
     from trainer.engine.settings import make_settings
-    from trainer.run_folder import find_run_folder
-    from trainer.verify import scores_check
-    from trainer.verify import verify as checks_of
+    from trainer.runs.run_folder import find_run_folder
+    from trainer.runs.verify import scores_check
+    from trainer.runs.verify import verify as checks_of
     from trainer.verify_show import check_table, failed_lines
 
     folder = find_run_folder(run, runs)
@@ -59,7 +59,7 @@ def verify(
 def _finished(folder: Path):
     """The row of a finished run, None where there is none that reads."""
     from trainer.base.errors import UserError
-    from trainer.results import read_row_file
+    from trainer.runs.results import read_row_file
 
     try:
         row = read_row_file(folder / "row.json")

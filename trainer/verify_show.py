@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from trainer.verify import Check
+from trainer.runs.verify import Check
 
 
 def check_table(folder: Path, checks: Sequence[Check]) -> Table:

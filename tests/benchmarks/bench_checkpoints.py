@@ -24,9 +24,9 @@ from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
-from trainer.saver import Saver
+from trainer.runs.checkpoint_writer import Saver
+from trainer.runs.job import Job, plan_of
 
 BLOCKS = ("none", "beside", "waited")
 

@@ -27,8 +27,8 @@ from trainer.data.dataset import open_data
 from trainer.engine.settings import Settings, make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
+from trainer.runs.job import Job, plan_of
 
 NUM_TRAIN, NUM_VAL = 1024, 64
 

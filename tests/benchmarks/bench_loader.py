@@ -39,7 +39,7 @@ from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
 from trainer.data.transforms import prepare
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of
+from trainer.runs.job import Job, plan_of
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}

@@ -23,8 +23,8 @@ from trainer.data.transforms import autocast, prepare
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
+from trainer.runs.job import Job, plan_of
 
 
 def bare_step(state: State, images: torch.Tensor, targets: torch.Tensor) -> None:

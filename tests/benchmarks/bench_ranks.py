@@ -27,8 +27,8 @@ from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import Job, plan_of
 from trainer.recipe.profiles import data_folder
+from trainer.runs.job import Job, plan_of
 
 KINDS = ("none", "one rank")
 

@@ -18,8 +18,8 @@ from trainer.bench_timm import timm_loader
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.transforms import prepare
 from trainer.engine.settings import Settings, make_settings
-from trainer.job import Job, plan_of
 from trainer.recipe.plan import Plan
+from trainer.runs.job import Job, plan_of
 
 NUM_MICRO_BATCHES = 4  # of a step of the page A2
 DEVICE, MODEL = "ready for the device", "ready for the model"

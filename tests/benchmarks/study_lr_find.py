@@ -192,7 +192,7 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
     from trainer.base.signals import StopRequest
     from trainer.data.dataset import open_data
     from trainer.engine.settings import make_settings
-    from trainer.job import Job, plan_of, run_job
+    from trainer.runs.job import Job, plan_of, run_job
 
     job = Job(pair.page, pair.model, seed=seed, overrides=pair.overrides(peak_text(peak)))
     plan = plan_of(job)

@@ -11,7 +11,6 @@ from matplotlib import image as pictures
 from PIL import Image
 from rich.console import Console
 
-from trainer import show
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
@@ -21,11 +20,12 @@ from trainer.data.datasets.builtin import open_set
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of, run_job
-from trainer.pictures import draw_first_batch
 from trainer.recipe.profiles import find_profile
-from trainer.rescore import rescore
-from trainer.run_folder import open_model
+from trainer.runs import summary as show
+from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.loggers.first_batch import draw_first_batch
+from trainer.runs.rescore import rescore
+from trainer.runs.run_folder import open_model
 
 CROP = RandomResizedCrop(area=(0.3, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 SHORT = "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32"

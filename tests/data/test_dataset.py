@@ -11,8 +11,8 @@ from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.index import open_index
 from trainer.data.transforms import prepare
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of
 from trainer.recipe.profiles import PROFILES
+from trainer.runs.job import Job, plan_of
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from trainer.data.workers import items_of
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.job import make_row
+from trainer.runs.job import make_row
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 70_001])

@@ -22,9 +22,9 @@ from trainer.engine.micro_batches import check_pieces, cut, pieces_at, remedies,
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
-from trainer.job import deviation_of_memory
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import make_plan
+from trainer.runs.job import deviation_of_memory
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
 SMOOTH = "drop_path=null lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}%s}'"

@@ -24,12 +24,12 @@ from trainer.engine import train
 from trainer.engine.evaluate import evaluate, evaluate_all
 from trainer.engine.settings import make_settings
 from trainer.engine.state import Progress, Watch
-from trainer.export import weights_digest
-from trainer.job import Job, plan_of, run_job
 from trainer.models.build import build_model
-from trainer.rescore import rescore
-from trainer.results import read_row
-from trainer.show import batch_line, growth_line
+from trainer.runs.export import weights_digest
+from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.rescore import rescore
+from trainer.runs.results import read_row
+from trainer.runs.summary import batch_line, growth_line
 
 
 def go(folder: Path, plan=None, job=None, stopped=False):

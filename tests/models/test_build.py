@@ -7,7 +7,6 @@ from torch import nn
 
 from support.plans import small_plan
 from trainer.base import streams
-from trainer.job import Job, plan_of
 from trainer.models.build import (
     assemble,
     build_model,
@@ -18,6 +17,7 @@ from trainer.models.build import (
 )  # fmt: skip
 from trainer.models.edit.replacement import is_norm
 from trainer.recipe.plan import PlanError
+from trainer.runs.job import Job, plan_of
 
 
 def weights(model):

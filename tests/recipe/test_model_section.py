@@ -24,15 +24,15 @@ from support.parts import (
     written,
 )
 from support.plans import small_plan
-from trainer.export import export_model, is_timms
-from trainer.job import Job, write_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part, SurgeryError, counted
 from trainer.models.parts import body_layers
 from trainer.recipe import check
 from trainer.recipe.model_section import PARTS, Model
 from trainer.recipe.tree import plain
-from trainer.run_folder import open_model
+from trainer.runs.export import export_model, is_timms
+from trainer.runs.job import Job, write_plan
+from trainer.runs.run_folder import open_model
 
 
 def test_the_walk_finds_every_part_that_there_is():

@@ -7,12 +7,12 @@ import pytest
 
 from support.plans import small_plan
 from trainer.base.errors import UserError
-from trainer.job import Job, plan_of
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.recipe.profiles import Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
+from trainer.runs.job import Job, plan_of
 
 
 def imagenet(recipe, model="resnet50", overrides="", **job):

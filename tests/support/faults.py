@@ -46,8 +46,8 @@ def trace(folder: Path, run: str, step: int) -> None:
 
 
 def install() -> None:
-    from trainer import job
     from trainer.engine import train
+    from trainer.runs import job
 
     wanted = json.loads(os.environ.get("FAULTS", "{}"))
     folder = Path(os.environ["TRACE"]) if "TRACE" in os.environ else None

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from support.killed import strike_at
-from trainer import export, job
 from trainer.__main__ import main
 from trainer.engine import train
+from trainer.runs import export, job
 
 HERE = Path(__file__).parents[1]
 NUM_STEPS = 22  # 2 epochs of 180 // 16

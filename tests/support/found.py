@@ -6,11 +6,11 @@ import numpy as np
 
 from support.plans import small_plan
 from trainer.engine.settings import make_settings
-from trainer.job import Job
 from trainer.ramp import RATE, Scalar
 from trainer.range_race import decide, lengths_for
 from trainer.range_rules import Floors
 from trainer.range_test import RangeTest
+from trainer.runs.job import Job
 
 
 def found_of(

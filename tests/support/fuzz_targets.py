@@ -22,7 +22,6 @@ from trainer.ablation import ablation_paths, load_ablation
 from trainer.base.names import inside
 from trainer.base.terminal import Terminal
 from trainer.cells import row_key
-from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.compare import differences, read_curves
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
@@ -32,13 +31,14 @@ from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
-from trainer.job import Job, plan_of, write_plan
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
-from trainer.results import read_row, row_path, rows_folder
-from trainer.run_folder import plan_of_run
+from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
+from trainer.runs.job import Job, plan_of, write_plan
+from trainer.runs.results import read_row, row_path, rows_folder
+from trainer.runs.run_folder import plan_of_run
 from trainer.sweep_table import read_progress
 
 OVERRIDES = (

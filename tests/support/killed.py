@@ -14,9 +14,11 @@ import torch
 
 torch.set_num_threads(1)
 
-from trainer import checkpoint, export, job, kept_file, saver
 from trainer.__main__ import main
 from trainer.engine import train
+from trainer.runs import append_only_log as kept_file
+from trainer.runs import checkpoint, export, job
+from trainer.runs import checkpoint_writer as saver
 
 
 def die(*anything, **named):
@@ -135,15 +137,19 @@ STARTS = {
     "plan": ("trainer.ranks_cli", "plan_of", 1),
     "data": ("trainer.ranks_cli", "open_data", 1),
     "settings": ("trainer.ranks_cli", "make_settings", 1),
-    "claim": ("trainer.run_folder", "claimed", 1),
-    "flag": ("trainer.claims.os", "rename", 1),
-    "page": ("trainer.job", "write_atomically", 1),
-    "facts": ("trainer.job", "write_atomically", 2),
+    "claim": ("trainer.runs.run_folder", "claimed", 1),
+    "flag": ("trainer.runs.lock.os", "rename", 1),
+    "page": ("trainer.runs.job", "write_atomically", 1),
+    "facts": ("trainer.runs.job", "write_atomically", 2),
     "model": ("trainer.engine.state", "build_model", 1),
     "resume": ("trainer.engine.state", "load_checkpoint", 1),
     "log": ("trainer.engine.train", "open_log", 1),
-    "cut": ("trainer.kept_file.os", "ftruncate", 1),  # of the curves, to what the checkpoint counts
-    "curves": ("trainer.kept_file.os", "ftruncate", 2),
+    "cut": (
+        "trainer.runs.append_only_log.os",
+        "ftruncate",
+        1,
+    ),  # of the curves, to what the checkpoint counts
+    "curves": ("trainer.runs.append_only_log.os", "ftruncate", 2),
     "picture": ("trainer.engine.train", "draw_first_batch", 1),  # of a fresh run alone
 }
 

@@ -2,7 +2,7 @@
 
 import shlex
 
-from trainer.job import Job, plan_of
+from trainer.runs.job import Job, plan_of
 
 SMALL = {"epochs": "2", "batch.images": "32", "batch.norm_images": "8"}
 

@@ -6,7 +6,7 @@ from support.plans import small_set
 from support.rows import ROW
 from trainer.cell_run import Repeat, Shared
 from trainer.cells import plan_key
-from trainer.job import Job, deviation_rows, plan_of
+from trainer.runs.job import Job, deviation_rows, plan_of
 
 
 @functools.cache

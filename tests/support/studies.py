@@ -5,7 +5,7 @@ import pytest
 from support.commands import rsb
 from support.tabled import stored_row
 from trainer.ablation import load_ablation
-from trainer.results import store_row
+from trainer.runs.results import store_row
 
 PAGE = """
 name: two

@@ -10,12 +10,13 @@ from PIL import Image
 from rich.console import Console
 
 from support.plans import small_set
-from trainer import checkpoint, kept_file
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
-from trainer.job import Job, plan_of, run_job
+from trainer.runs import append_only_log as kept_file
+from trainer.runs import checkpoint
+from trainer.runs.job import Job, plan_of, run_job
 
 JOB = Job(
     "A2",

@@ -14,7 +14,6 @@ from torch import nn
 from trainer.base import provenance
 from trainer.base.disk import END_S, keep_trying, why
 from trainer.base.errors import UserError
-from trainer.checkpoint import load_checkpoint
 from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
 from trainer.distributed.communicator import Ranks, alone
@@ -24,11 +23,12 @@ from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import Settings
 from trainer.inject import Faults
-from trainer.log import Log, SilentLog
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
-from trainer.saver import Saver
+from trainer.runs.checkpoint import load_checkpoint
+from trainer.runs.checkpoint_writer import Saver
+from trainer.runs.loggers.logger import Log, SilentLog
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -24,10 +24,10 @@ from trainer.engine.micro_batches import cut, fitted, num_pieces, told
 from trainer.engine.precise_norm import make_norms_precise
 from trainer.engine.settings import Settings
 from trainer.engine.state import State, Watch
-from trainer.log import Log, SilentLog
-from trainer.pictures import draw_first_batch
 from trainer.recipe.plan import Plan
-from trainer.room import check_room
+from trainer.runs.free_space import check_room
+from trainer.runs.loggers.first_batch import draw_first_batch
+from trainer.runs.loggers.logger import Log, SilentLog
 
 MOST_REPLACED_SHARE = 0.01
 

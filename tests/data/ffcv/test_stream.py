@@ -224,7 +224,7 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
     from support.plans import small_plan
     from trainer.base.signals import StopRequest
     from trainer.engine.settings import make_settings
-    from trainer.job import Job, run_job
+    from trainer.runs.job import Job, run_job
 
     plan = small_plan(overrides="epochs=1 batch.images=128 batch.norm_images=32")
     for split in ("train", "val"):
@@ -249,7 +249,7 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
 def test_faults_of_a_loader_are_refused(photos):
     from trainer.engine.settings import make_settings
     from trainer.inject import parse_faults
-    from trainer.job import Job, plan_of
+    from trainer.runs.job import Job, plan_of
 
     plan = plan_of(
         Job(

@@ -1,0 +1,97 @@
+"""From what was asked to a plan; where a result comes from."""
+
+import json
+import subprocess
+
+import pytest
+
+from support.plans import small_plan, small_set
+from support.rows import ROW
+from trainer.base import provenance
+from trainer.engine.settings import make_settings
+from trainer.recipe.plan import PlanError
+from trainer.runs.job import Job, plan_of, run_name, write_plan
+from trainer.runs.results import store_row
+from trainer.runs.run_folder import recipe_of
+
+
+def test_the_page_is_adapted_first_and_overridden_second():
+    plan = plan_of(Job("A1", "resnet50", overrides="epochs=3"))
+    assert [(change.path, change.origin) for change in plan.deviations if change.path == "epochs"] == [
+        ("epochs", "profile"), ("epochs", "set"),
+    ]  # fmt: skip
+    assert plan.recipe.epochs == 3
+
+
+def test_the_rows_digest_is_the_pages_not_the_deviating_runs():
+    assert (
+        plan_of(Job("A1", "resnet50", overrides="epochs=3")).page_digest
+        == plan_of(Job("A1.v1", "resnet50", "imagenet-1k")).recipe.digest
+    )
+
+
+def test_again_takes_the_first_name_without_a_row(tmp_path):
+    plan, settings = small_plan(), make_settings("cpu", results=tmp_path)
+    name = plan.run_name("f")
+    job = Job("A2", "test_resnet", again=True)
+    assert run_name(job, plan, settings, "f") == name
+    for taken, free in ((name, f"{name}-2"), (f"{name}-2", f"{name}-3")):
+        store_row(tmp_path, ROW.model_copy(update={"run": taken}))
+        assert run_name(job, plan, settings, "f") == free
+
+
+def test_the_run_folders_plan_is_readable_and_its_page_re_loads(tmp_path):
+    job = Job("A2", "test_resnet", overrides=small_set("smoothing=0.05 loss.threshold=null"))
+    plan = plan_of(job)
+    write_plan(tmp_path, job, plan)
+    recipe, facts = recipe_of(tmp_path)
+    assert recipe.digest == plan.recipe.digest
+    assert facts["num_steps"] == plan.num_steps and len(facts["lr_at_epoch_starts"]) == 2
+    assert {change["path"]: change["after"] for change in facts["deviations"]}[
+        "smoothing"
+    ] == "0.05"
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(PlanError, match="not a run folder"):
+        recipe_of(tmp_path)
+
+
+def test_the_commit_is_gits_and_rows_do_not_make_it_dirty(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "results").mkdir()
+    for name in ("program.py", "results/row.json"):
+        (tmp_path / name).write_text("1")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", tmp_path)
+    assert provenance.commit() == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "results/row.json").write_text("2")
+    assert provenance.commit()[1] is False
+    (tmp_path / "program.py").write_text("2")
+    assert provenance.commit()[1] is True
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE_ROOT", tmp_path)
+    assert provenance.commit() == (None, None)
+
+
+def test_versions_name_what_can_move_a_result():
+    import torch
+
+    found = provenance.versions()
+    assert (
+        found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    )
+    assert {"python", "timm", "trainer", "torchvision"} <= set(found)
+    json.dumps(found)

@@ -1,0 +1,1 @@
+"""A run from request to stored row: its folder, lock, checkpoints, export, verification, reproduction."""

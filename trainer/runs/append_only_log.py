@@ -1,0 +1,145 @@
+"""A file that grows at its end and loses nothing: what the disk does not take now is kept, and written once it does."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from trainer.base.errors import UserError
+from trainer.inject import disk as ask_injected
+from trainer.runs.lock import make_folder
+
+
+class KeptFile:
+    """A file whose end one process writes; safe to use from several threads.
+
+    num_bytes: its length at the start, what stands after that is cut away; None keeps all. is_safe: are its bytes kept
+    until `sync` has put them on the disk for sure? Else until the system has taken them. error: why the last try to
+    write failed, or None.
+
+    A file or folder that is removed meanwhile is made anew, with all that stood there.
+
+    Raises UserError where the file is shorter than num_bytes, OSError where it cannot be opened.
+    """
+
+    def __init__(self, path: Path, num_bytes: int | None = None, is_safe: bool = False) -> None:
+        self.path, self.is_safe = Path(path), is_safe
+        self.error: OSError | None = None
+        self.unwritten: bytes | None = None
+        self._guard = threading.Lock()
+        found = self.path.stat().st_size if self.path.exists() else 0
+        if num_bytes is not None and found < num_bytes:  # to lengthen it would fill it with zeros
+            raise UserError(
+                f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the curves are lost; "
+                f"without {self.path.parent / 'checkpoints'} the run would start anew"
+            )
+        self._num_done = (
+            found if num_bytes is None else num_bytes
+        )  # bytes that need not be kept any more
+        self._kept = bytearray()  # what comes after them
+        self._num_written = 0  # of what is kept
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._descriptor, self._num_done)
+
+    @property
+    def num_bytes(self) -> int:
+        """The file's length with all that is still to be written."""
+        with self._guard:
+            return self._num_done + len(self._kept)
+
+    def write(self, content: bytes) -> int:
+        """Add bytes at the end; gives their number. Whether the disk has them is what `error` says."""
+        with self._guard:
+            self._kept += content
+            self._flush()
+        return len(content)
+
+    def sync(self) -> None:
+        """Put all that was added until now on the disk for sure. Raises OSError."""
+        with self._guard:
+            self._flush()
+            if self.error is not None:
+                raise self.error
+            descriptor, num_new = self._descriptor, len(self._kept)
+            copy = os.dup(descriptor)  # the file may be opened anew while this waits
+        try:
+            os.fsync(copy)  # without the guard: nobody waits for the disk to add a line
+        except OSError as error:
+            with self._guard:
+                self._num_written, self.error = (
+                    0,
+                    error,
+                )  # the system may have dropped what it had taken
+            raise
+        finally:
+            os.close(copy)
+        with self._guard:
+            if self._descriptor == descriptor:
+                self._forget(num_new)
+
+    def close(self) -> None:
+        """Try once more to write what is left, and let go of the file. `unwritten`: all of it, where that fails."""
+        with self._guard:
+            self._flush()
+            if self.error is not None:
+                try:
+                    self.unwritten = self._before() + bytes(self._kept)
+                except OSError:
+                    self.unwritten = bytes(self._kept)
+            try:
+                os.close(self._descriptor)
+            except OSError as error:  # a network file system tells of a failed write here
+                self.error = self.error or error
+
+    def _flush(self) -> None:
+        try:
+            if self.is_safe:
+                ask_injected(self.path)
+            if not self._is_in_place():
+                self._put_back()
+            while self._num_written < len(self._kept):
+                rest = bytes(self._kept[self._num_written :])
+                self._num_written += os.pwrite(
+                    self._descriptor, rest, self._num_done + self._num_written
+                )
+            if not self.is_safe:
+                self._forget(len(self._kept))
+            self.error = None
+        except OSError as error:
+            self.error = error
+
+    def _forget(self, num_bytes: int) -> None:
+        del self._kept[:num_bytes]
+        self._num_done += num_bytes
+        self._num_written -= num_bytes
+
+    def _is_in_place(self) -> bool:
+        """Is the open file the one that the path names? It is not where somebody removed or replaced it."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _put_back(self) -> None:
+        """Open the path's own file, and give it what stood before that which is kept, unless it has that."""
+        make_folder(self.path.parent)
+        opened = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            if os.fstat(opened).st_size < self._num_done:
+                content, done = self._before(), 0
+                while done < len(content):
+                    done += os.pwrite(opened, content[done:], done)
+            os.ftruncate(opened, self._num_done)
+        except OSError:
+            os.close(opened)
+            raise
+        os.close(self._descriptor)
+        self._descriptor, self._num_written = opened, 0
+
+    def _before(self) -> bytes:
+        """What stands before that which is kept, read from the open file: removed files can be read until closed."""
+        content = os.pread(self._descriptor, self._num_done, 0)
+        if len(content) < self._num_done:
+            raise OSError(f"{len(content)} of {self._num_done} bytes are left of {self.path.name}")
+        return content

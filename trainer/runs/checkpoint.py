@@ -1,0 +1,231 @@
+"""Saving and resuming: files that a kill at any moment leaves whole.
+
+A checkpoint is weights, optimizer, average, scaler, step and the length of the metrics: no generator states, because
+nothing random is stored. Only tensors and plain types, so `torch.load(..., weights_only=True)` opens it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from trainer.base.errors import UserError
+from trainer.runs.lock import make_folder
+
+NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
+_NAME = re.compile(r"step_([0-9]+)\.pt")
+
+
+def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False) -> Path:
+    """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but the last two.
+
+    Those of later steps are dropped too: a run goes on from the newest whole one, so they were damaged.
+
+    is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in place before the file
+    appears under its own name, and both are synced, so a file that can be seen can be checked. What a killed process left
+    half written or half removed goes.
+
+    Raises OSError where the disk does not take it; those that were there stay, and nothing half written does.
+    """
+    make_folder(folder)
+    for unfinished in folder.glob(".step_*.part"):
+        unfinished.unlink()
+    path = folder / f"step_{step:09d}.pt"
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        checksums = [_write_state(temporary, state).encode()]
+        if _checksum_path(path).exists():
+            # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
+            checksums += _checksum_path(path).read_bytes().split()
+        write_atomically(_checksum_path(path), b"\n".join(checksums))
+        if is_kept:
+            _kept_path(path).touch()
+        os.replace(temporary, path)
+    _sync_folder(folder)
+    paths = _newest_first(folder)
+    place = paths.index(path)
+    later = paths[:place]  # passed over when the run was taken up: damaged
+    for old in later + [old for old in paths[place + NUM_KEPT :] if not _kept_path(old).exists()]:
+        old.unlink(missing_ok=True)
+    _drop_orphans(folder)
+    return path
+
+
+def _drop_orphans(folder: Path) -> None:
+    """Remove the checksums and marks of checkpoints that are gone, or that a kill kept from appearing."""
+    for file in folder.glob("step_*"):
+        if file.suffix in (".sha256", ".keep") and not file.with_suffix(".pt").exists():
+            file.unlink(missing_ok=True)
+
+
+def _write_state(path: Path, state: dict) -> str:
+    """Write a state to the disk as it is serialized, without a copy of it in memory; gives its SHA-256."""
+    import torch
+
+    from trainer.inject import disk as ask_injected
+
+    ask_injected(path)
+    with open(path, "wb", buffering=0) as file:
+        hashed = _Hashed(file)
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(
+            False
+        )  # a second checksum, which would take a sixth of the writer's time
+        try:
+            torch.save(state, hashed)
+        finally:
+            torch.serialization.set_crc32_options(before)
+        if hashed.error is not None:
+            raise hashed.error
+        os.fsync(file.fileno())
+    return hashed.digest.hexdigest()
+
+
+class _Hashed:
+    """A file whose checksum grows with it.
+
+    Torch's own writer, at an error in `write`, fails once more while it ends: so the error is kept, for later.
+    """
+
+    def __init__(self, file) -> None:
+        self._file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, content) -> int:
+        """All of content, counted into the checksum; an error is kept."""
+        rest = memoryview(content)
+        self.digest.update(rest)
+        try:
+            while self.error is None and len(rest):
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed once, when it is whole."""
+
+
+def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
+    """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line.
+
+    Raises UserError where a disk does not give one that is there: that may pass, and nothing is given up for it.
+    """
+    import torch
+
+    try:
+        paths = _newest_first(folder)
+    except OSError as error:
+        raise _not_given(folder, error) from None
+    for path in paths:
+        damage = _damage(path)
+        if damage is None:
+            try:
+                return _opened(path, device)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except OSError as error:
+                raise _not_given(path, error) from None
+            except (
+                Exception
+            ) as error:  # its checksum is right: whatever torch raises over somebody else's bytes
+                damage = f"it cannot be read: {type(error).__name__}"
+        remedy = (
+            "none is left, the run starts anew"
+            if path == paths[-1]
+            else "falling back to the one before it"
+        )
+        say(f"checkpoint {path.name} is damaged ({damage}): {remedy}")
+    return None
+
+
+def _opened(path: Path, device: str) -> dict:
+    import torch
+
+    state = torch.load(path, map_location=device, weights_only=True)
+    if not isinstance(state, dict):
+        raise TypeError("no state")
+    return state
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that its name shows the old content or the new, never a part."""
+    temporary = _temporary(path)
+    with _removed_on_error(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that this process alone writes in."""
+    for path in folder.glob(".*.part"):
+        if not path.name.startswith(".claim."):  # which others may be about to raise
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    """A block that leaves no half-written file on a full disk."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, which need not be there. Raises OSError where the disk does not show it."""
+    # Not by glob, which takes a folder that may not be read for an empty one: the run would start anew, over all of them.
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    steps = {int(found[1]): folder / name for name in names if (found := _NAME.fullmatch(name))}
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _kept_path(path: Path) -> Path:
+    return path.with_suffix(".keep")
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        expected = _checksum_path(path).read_bytes().split()
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest().encode()
+    except FileNotFoundError as error:
+        return f"without {Path(error.filename).name}"
+    except OSError as error:
+        raise _not_given(path, error) from None
+    return None if found in expected else "its checksum differs"
+
+
+def _not_given(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or without this file"
+    )

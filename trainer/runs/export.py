@@ -1,0 +1,88 @@
+"""The trained model as other programs take it.
+
+`timm.create_model("local-dir:<run folder>", pretrained=True)` where timm alone builds the model, and in any case
+`trainer.runs.run_folder.open_model("<run folder>")`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainer.engine.state import State
+from trainer.models.build import takes_option
+from trainer.recipe.plan import Plan
+from trainer.runs.checkpoint import write_atomically
+
+
+def export_model(folder: Path, plan: Plan, state: State, classes: tuple[str, ...]) -> str:
+    """Write model.safetensors and config.json of the scored weights; gives their digest.
+
+    config.json comes last: where it is, the weights are whole.
+    """
+    model = state.weights()[state.scored]
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    write_atomically(
+        folder / "model.safetensors", safetensors.torch.save(tensors, metadata={"format": "pt"})
+    )
+    facts = json.dumps(timm_facts(plan, classes), indent=2) + "\n"
+    write_atomically(folder / "config.json", facts.encode())
+    return weights_digest(model)
+
+
+def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
+    """What timm reads from config.json: the architecture and how to show it an image."""
+    image, profile = plan.recipe.image, plan.profile
+    section = plan.recipe.model
+    layer_scale = section.layer_scale if section else None
+    return {
+        # timm would load the weights of a changed model into its own without a word where the names are the same
+        "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
+        "num_classes": profile.num_classes,
+        "model_args": ({} if layer_scale is None else {"ls_init_value": layer_scale})
+        | ({} if profile.channels == 3 else {"in_chans": profile.channels}),
+        "label_names": list(classes),
+        "pretrained_cfg": {
+            "input_size": [profile.channels, image.test_px, image.test_px],
+            "crop_pct": image.test_crop_share,
+            "crop_mode": "center",
+            "interpolation": image.test_interpolation,
+            "mean": list(profile.mean),
+            "std": list(profile.std),
+            "num_classes": profile.num_classes,
+        },
+    }
+
+
+def is_timms(plan: Plan) -> bool:
+    """Does timm alone build this model, so that its local-dir: opens the run folder?"""
+    section = plan.recipe.model
+    if section is None:
+        return True
+    return section.is_plain and (
+        section.layer_scale is None or takes_option(plan.model, ls_init_value=section.layer_scale)
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    return digest_of(model.state_dict())
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of a model's parameters and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(
+            tensor.view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
+    return digest.hexdigest()

@@ -1,0 +1,353 @@
+"""From what a user asked to a plan, and from a plan to a stored row: the one road that every command joins."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.base import provenance
+from trainer.base.disk import must_write
+from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.memory import peak_mem_mib
+from trainer.base.signals import StopRequest
+from trainer.data.index import DataError
+from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.settings import Settings
+from trainer.inject import touches_result
+from trainer.recipe.adapt import adaptation
+from trainer.recipe.explain import shown
+from trainer.recipe.load import Positions
+from trainer.recipe.overrides import Deviation, deviations_between
+from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.profiles import Profile, find_profile
+from trainer.recipe.schema import (
+    Recipe,
+    apply_overrides,
+    find_recipe,
+    load_recipe,
+    open_recipe,
+    recipe_paths,
+)
+from trainer.runs.checkpoint import write_atomically
+from trainer.runs.finalize import end_run, rescued, write_curves
+from trainer.runs.lock import make_folder
+from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row
+from trainer.runs.run_folder import own_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a user asked for, as they wrote it. ablation, cell: what it is a part of, for the row."""
+
+    recipe: str
+    model: str
+    data: str = "digits"
+    data_dir: Path | None = None
+    seed: int = 0
+    overrides: str = ""
+    bad_images: str = "fail"
+    again: bool = False
+    ablation: str | None = None
+    cell: str | None = None
+    world_size: int = 1
+
+
+def resolve(
+    job: Job, profile: Profile | None
+) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
+    """The page, where its keys stand, the recipe that a job makes of it, and every departure on the way.
+
+    profile: None leaves the page as it was published.
+
+    Raises UserError for what is wrong in the page or in the overrides.
+    """
+    page, positions = open_recipe(find_recipe(job.recipe))
+    recipe = page.for_model(job.model)
+    origin = published_page(page)
+    written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
+    adapted: tuple[Deviation, ...] = ()
+    if profile and recipe.adapted_to != profile.name:
+        recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
+        recipe = recipe.model_copy(update={"adapted_to": profile.name})
+    recipe, overridden = apply_overrides(recipe, job.overrides, "set")
+    return page, positions, recipe, written + adapted + overridden
+
+
+def published_page(page: Recipe) -> Recipe | None:
+    """The page of this name and version that comes with the suite: what a file of the same name is measured against.
+
+    So a run folder's recipe.yaml, or an edited copy, is not taken for the page whose name it bears.
+    """
+    found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
+    return load_recipe(found[0]) if found else None
+
+
+def plan_of(job: Job) -> Plan:
+    """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+
+    Raises UserError for whatever does not fit.
+    """
+    profile = find_profile(job.data, job.data_dir)
+    page, _, recipe, deviations = resolve(job, profile)
+    return make_plan(
+        recipe,
+        model=job.model,
+        profile=profile,
+        seed=job.seed,
+        page_digest=(published_page(page) or page).for_model(job.model).digest,
+        deviations=deviations,
+        world_size=job.world_size,
+        bad_images=job.bad_images,
+    )
+
+
+def run_job(
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks = alone(),
+) -> tuple[int, Row | None]:
+    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped).
+
+    Of several ranks all train, and rank 0 alone reads and writes folders: the others get no row.
+
+    Raises ClaimedError where another process works in the run's folder, DataError where ranks see unlike images.
+    """
+    if not ranks.is_same(int(data.fingerprint[:15], 16)):
+        raise DataError(
+            f"{plan.profile.name}: the ranks' machines hold unlike images; one folder that all see would do"
+        )
+    name = ranks.broadcast(
+        run_name(job, plan, settings, data.fingerprint) if ranks.is_first else ""
+    )
+    row = _stored_row(settings, name, ranks)
+    if not ranks.any(row is not None):
+        with own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
+            row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
+            if not ranks.any(row is not None):
+                return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
+    by = row.loader.split(",")[0] if row else settings.loader
+    made = "" if by == settings.loader else f", made with loader={by}"
+    console.print(
+        f"{name} has its row already{made}; again=1 would run it anew",
+        markup=False,
+        highlight=False,
+    )
+    status = ranks.broadcast(row.status if row else "")
+    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
+    return read_row(settings.results, name) if ranks.is_first else None
+
+
+def _run_to_row(
+    name: str,
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks,
+) -> tuple:
+    from trainer.engine.train import run
+
+    folder = settings.runs / name
+    if ranks.is_first:
+        with must_write(folder):
+            write_plan(folder, job, plan)
+    outcome = run(plan, settings, data, folder, console, stop, ranks)
+    if outcome.status == "stopped":
+        if not ranks.any(outcome.state.saver.error is not None):
+            return EXIT_STOPPED, None
+        if ranks.is_first:
+            missing = rescued(
+                outcome, outcome.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
+            )
+            console.print(
+                f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+            )
+        return EXIT_UNWRITTEN, None
+    if not ranks.is_first:
+        return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
+    row, missing = end_run(
+        outcome,
+        lambda to: _write_end(to, job, plan, settings, data, outcome),
+        lambda row: _store(settings.results, row, folder, console),
+        row_path(settings.results, name),
+        lambda: stop.is_requested,
+    )
+    if missing:
+        console.print(
+            f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
+        return EXIT_UNWRITTEN, row
+    return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
+
+
+def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
+    """Write all that a run ends with into its folder, or into one that takes its place. Raises OSError."""
+    from trainer.runs.export import export_model
+
+    _write_stopped(folder, job, plan, outcome)
+    digest = (
+        export_model(folder, plan, outcome.state, data.classes)
+        if outcome.status == "finished"
+        else None
+    )
+    row = make_row(outcome.state.folder.name, plan, settings, data, outcome, digest)
+    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
+    write_atomically(folder / "row.json", row.as_json())
+    return row
+
+
+def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
+    make_folder(folder)
+    if not (folder / "plan.json").exists():
+        write_plan(folder, job, plan)
+    write_curves(outcome, folder)
+
+
+def _store(results: Path, row: Row, folder: Path, console: Console) -> None:
+    if not touches_result(row.injected):
+        store_row(results, row)
+        return
+    console.print(
+        f"the row stays out of the store: inject={','.join(row.injected)}; it is {folder / 'row.json'}",
+        style="yellow",
+        markup=False,
+    )
+
+
+def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
+    """The plan's own name; with `again`, the first of name-2, name-3 ... that has no row."""
+    name = plan.run_name(fingerprint)
+    if not job.again or read_row(settings.results, name) is None:
+        return name
+    number = 2
+    while read_row(settings.results, f"{name}-{number}") is not None:
+        number += 1
+    return f"{name}-{number}"
+
+
+def write_plan(folder: Path, job: Job, plan: Plan) -> None:
+    """Put the resolved page and the plan into the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    epochs = range(plan.recipe.epochs)
+    facts = {
+        "model": plan.model,
+        "data": job.data,
+        "data_dir": str(Path(job.data_dir).resolve()) if job.data_dir else None,
+        "profile": plan.profile.model_dump(mode="json"),
+        "seed": plan.seed,
+        "bad_images": plan.bad_images,
+        "page_digest": plan.page_digest,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "num_steps": plan.num_steps,
+        "num_micro_batches": plan.num_micro_batches,
+        "world_size": plan.world_size,
+        "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
+        "deviations": [row.model_dump() for row in deviation_rows(plan)],
+    }
+    write_atomically(folder / "recipe.yaml", plan.recipe.to_yaml().encode())
+    write_atomically(folder / "plan.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
+    """The plan's deviations as a row keeps them: values as they stand in YAML, absent ones as "off"."""
+    return tuple(
+        RowDeviation(
+            path=change.path,
+            before=shown(change.before),
+            after=shown(change.after),
+            origin=change.origin,
+        )
+        for change in plan.deviations
+    )
+
+
+def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
+    """Of a row: norms sampled fewer images than the page says, as memory had run out under micro_batch=auto."""
+    from trainer.engine.micro_batches import norm_images_used
+
+    asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
+    if used == asked:
+        return ()
+    return (
+        RowDeviation(path="batch.norm_images", before=str(asked), after=str(used), origin="memory"),
+    )
+
+
+def make_row(
+    name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
+) -> Row:
+    """The row of an outcome."""
+    from trainer.models.build import gmacs, num_parameters
+
+    state, recipe = outcome.state, plan.recipe
+    progress = state.progress
+    scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
+    other = (
+        progress.scores.get("model")
+        if state.scored == "average"
+        else progress.scores.get("average")
+    )
+    commit, dirty = provenance.commit()
+    return Row(
+        run=name,
+        recipe=recipe.name,
+        version=recipe.version,
+        digest=plan.page_digest,
+        model=plan.model,
+        data=plan.profile.name,
+        data_fingerprint=data.fingerprint,
+        split="val",
+        seed=plan.seed,
+        deviations=deviation_rows(plan) + deviation_of_memory(state),
+        status=outcome.status,
+        scored=state.scored,
+        top1_pct=_percent(scores, "num_top1"),
+        top5_pct=_percent(scores, "num_top5"),
+        loss_nats=scores.get("loss_nats"),
+        other_top1_pct=_percent(other, "num_top1"),
+        num_val_images=plan.profile.num_val,
+        num_replaced_images=progress.num_replaced,
+        epochs=recipe.epochs,
+        steps=progress.step,
+        batch_images=recipe.batch.images,
+        norm_images=recipe.batch.norm_images,
+        num_params=num_parameters(state.model),
+        gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
+        images_per_s=round(progress.num_seen / progress.train_s, 2) if progress.train_s else 0.0,
+        train_s=round(progress.train_s, 2),
+        peak_mem_mib=round(peak_mem_mib(settings), 1),
+        precision=settings.precision,
+        loader=data.loader_name(settings),
+        num_workers=settings.num_workers,
+        num_threads=settings.num_threads,
+        world_size=plan.world_size,
+        bitwise=settings.is_bitwise and not progress.changes,
+        changes=tuple(progress.changes),
+        injected=tuple(progress.injected),
+        activation_checkpointing=settings.activation_checkpointing,
+        compiled=settings.compile,
+        weights_sha256=weights_sha256,
+        device=provenance.device_name(settings.device),
+        versions=provenance.versions(),
+        commit=commit,
+        dirty=dirty,
+        finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _percent(scores: dict | None, count: str) -> float | None:
+    return 100 * scores[count] / scores["num_images"] if scores else None

@@ -1,0 +1,1 @@
+"""Where a run's progress goes: terminal, JSON lines, TensorBoard, pictures."""

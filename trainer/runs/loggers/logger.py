@@ -1,0 +1,190 @@
+"""The only writer to the terminal and to the curves during a run.
+
+metrics.jsonl holds what a rerun must repeat (steps, losses, learning rates, scores) and no time of day: it is the
+truth of the curves, equal byte for byte after a kill. Speeds go to speed.jsonl, which a kill may shorten.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from trainer.base.disk import Troubles
+from trainer.base.terminal import readable
+from trainer.runs.append_only_log import KeptFile
+from trainer.runs.loggers.tensorboard import Board
+
+PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
+
+
+class Log:
+    """Curves, log file, TensorBoard and progress of one run; a context, so that every file is closed.
+
+    first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl had then; what a
+    killed process wrote after it is cut away. unwritten: all of metrics.jsonl, where the disk did not take its end.
+
+    What cannot be written is kept, said once a minute, and written once it can be; it ends no run.
+
+    Raises UserError where metrics.jsonl is shorter than that.
+    """
+
+    def __init__(
+        self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = console
+        self.num_steps, self.first_step = num_steps, first_step
+        self.unwritten: bytes | None = None
+        self._troubles = Troubles(folder, self.say)
+        self._metrics = KeptFile(folder / "metrics.jsonl", metrics_bytes, is_safe=True)
+        self._speed = KeptFile(folder / "speed.jsonl")
+        self._text = KeptFile(folder / "log.txt")
+        self._board = Board(folder / "tensorboard", first_step)
+        self._started_s = self._last_line_s = time.monotonic()
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            "", total=num_steps, completed=first_step, epoch="", facts=""
+        )
+
+    def __enter__(self) -> Log:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._progress.stop()
+        for file in (self._metrics, self._speed, self._board.file, self._text):
+            file.close()
+        self.unwritten = self._metrics.unwritten
+
+    def metrics_bytes(self) -> int:
+        """The length of metrics.jsonl, once all of it is written."""
+        return self._metrics.num_bytes
+
+    def sync(self) -> None:
+        """Have all of metrics.jsonl on the disk for sure; any thread may ask. Raises OSError."""
+        self._metrics.sync()
+
+    def trouble(self, what: str, error: OSError | None, more: str = "") -> None:
+        """Note how the last try to write something ended, told once a minute as long as it fails; more: told with it."""
+        self._troubles.note(what, error, more)
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """One line for the reader, on the terminal and in log.txt."""
+        self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        self._write("log.txt", self._text, readable(line) + "\n")
+
+    def window(
+        self,
+        step: int,
+        epoch: float,
+        loss_nats: float,
+        lr: float,
+        images_per_s: float,
+        wait_share: float,
+    ) -> None:
+        """The mean training loss since the last window, after `step` steps; how fast, and how long data was awaited."""
+        self._write_metrics(
+            {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
+        )
+        speed = {"step": step, "images_per_s": images_per_s, "wait_share": wait_share}
+        self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
+        for name, value in {
+            "train/loss_nats": loss_nats,
+            "train/lr": lr,
+            "speed/images_per_s": images_per_s,
+            "speed/wait_share": wait_share,
+        }.items():
+            self._board.scalar(name, value, step)
+        self.trouble("tensorboard", self._board.file.error)
+        facts = f"loss {loss_nats:.4f}  lr {lr:.2e}  {images_per_s:.0f} images/s  wait {100 * wait_share:.0f} %"
+        self._progress.update(self._task, completed=step, epoch=f"{epoch:.1f}", facts=facts)
+        now_s = time.monotonic()
+        if not self.console.is_terminal and now_s - self._last_line_s >= PLAIN_LINE_S:
+            self._last_line_s = now_s
+            left_s = (now_s - self._started_s) / (step - self.first_step) * (self.num_steps - step)
+            left = timedelta(seconds=round(left_s))
+            self.say(f"step {step}/{self.num_steps}  epoch {epoch:.1f}  {facts}  time left {left}")
+
+    def scores(self, step: int, epoch: int, which: str, scores) -> None:
+        """One evaluation: `which` weights (model or average), counts and percentages."""
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "weights": which,
+            "top1_pct": scores.top1_pct,
+            "top5_pct": scores.top5_pct,
+        }
+        counts = {
+            "num_top1": scores.num_top1,
+            "num_top5": scores.num_top5,
+            "num_images": scores.num_images,
+        }
+        self._write_metrics(line | counts | {"val_loss_nats": scores.loss_nats})
+        for name in ("top1_pct", "top5_pct", "loss_nats"):
+            self._board.scalar(f"val_{which}/{name}", getattr(scores, name), step)
+        label = "val" if which == "model" else "val (average)"
+        self.say(
+            f"epoch {epoch:>4}  {label} top-1 {scores.top1_pct:.2f} %  top-5 {scores.top5_pct:.2f} %  loss {scores.loss_nats:.4f}"
+        )
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Put a PNG file beside the curves."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._board.image(name, np.asarray(image.convert("RGB")), step)
+
+    def _write_metrics(self, line: dict) -> None:
+        self._write("metrics.jsonl", self._metrics, json.dumps(line) + "\n")
+
+    def _write(self, name: str, file: KeptFile, text: str) -> None:
+        file.write(text.encode(errors="backslashreplace"))
+        self.trouble(name, file.error)
+
+
+class SilentLog:
+    """The Log of a rank that is not the first: nothing is written, nothing is said."""
+
+    unwritten = None
+
+    def __enter__(self) -> SilentLog:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def metrics_bytes(self) -> int:
+        return 0
+
+    def sync(self) -> None:
+        pass
+
+    def trouble(self, *facts) -> None:
+        pass
+
+    def say(self, line: str, style: str | None = None) -> None:
+        pass
+
+    def window(self, *facts) -> None:
+        pass
+
+    def scores(self, *facts) -> None:
+        pass
+
+    def picture(self, *facts) -> None:
+        pass

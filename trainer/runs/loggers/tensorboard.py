@@ -1,0 +1,53 @@
+"""The curves once more, as TensorBoard reads them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from pathlib import Path
+
+from trainer.runs.append_only_log import KeptFile
+
+_numbers = itertools.count()  # two boards of one process may be opened in one second
+
+
+class Board:
+    """An event file of TensorBoard's, written record by record and without a thread: what the disk does not take is kept.
+
+    first_step: where this process takes up the run: TensorBoard hides the points from there on that stand there already.
+    Points are written at steps done, so the one at first_step belongs to what was saved.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self.file = KeptFile(folder / name)
+        self._records = RecordWriter(self.file)
+        self._add(file_version="brain.Event:2")
+        self._hide_from(first_step + 1 if first_step else 0)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """One point of a curve."""
+        from torch.utils.tensorboard.summary import scalar
+
+        self._add(step=step, summary=scalar(name, value))
+
+    def image(self, name: str, pixels, step: int) -> None:
+        """A picture, uint8 [H, W, 3]."""
+        from torch.utils.tensorboard.summary import image
+
+        self._add(step=step, summary=image(name, pixels, dataformats="HWC"))
+
+    def _hide_from(self, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._add(step=step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **facts) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **facts).SerializeToString())

@@ -1,0 +1,53 @@
+"""Scoring the exported model of a finished run again, from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.data.dataset import open_data
+from trainer.engine.evaluate import Scores, evaluate
+from trainer.engine.settings import Settings
+from trainer.recipe.plan import PlanError
+from trainer.recipe.profiles import data_folder
+from trainer.runs.results import Row, read_row_file
+from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
+
+
+def most_moved(row: Row, settings: Settings) -> int:
+    """Images by which a score found with these settings may differ from the row's.
+
+    None where a CPU adds up in float32 what a CPU has added up so. Elsewhere, on a GPU, in another precision, or of a run
+    that was compiled or went on elsewhere, sums come in another order: one in a thousand, at least one.
+    """
+    is_repeated = (
+        row.bitwise
+        and not row.compiled
+        and settings.device == "cpu"
+        and row.precision == settings.precision == "float32"
+    )
+    return 0 if is_repeated else max(1, row.num_val_images // 1000)
+
+
+def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Row, Scores]:
+    """The row of a run folder, and the scores of its exported weights on the validation images of now.
+
+    Raises PlanError where the folder holds no finished run, DataError where its images are not found.
+    """
+    import torch
+
+    _, facts = recipe_of(folder)
+    if not (folder / "row.json").exists():
+        raise PlanError(
+            f"{folder}: the run has not finished; the command that started it goes on with it"
+        )
+    row = read_row_file(folder / "row.json")
+    plan = plan_of_run(folder)
+    memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model = open_model(folder).to(settings.device, memory_format=memory_format)
+    where = data_dir or facts["data_dir"]
+    data = open_data(
+        plan.profile,
+        data_folder(facts["data"], Path(where) if where else None),
+        in_beton=row.loader == "ffcv",
+    )
+    return row, evaluate(plan, settings, model, data.val_batches(plan, settings))

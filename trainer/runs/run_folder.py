@@ -1,0 +1,132 @@
+"""What a run left, read back: its page, its plan, its trained model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from trainer.base.disk import must_write
+from trainer.base.errors import did_you_mean
+from trainer.base.json_text import json_file
+from trainer.base.names import check_links, inside
+from trainer.models.build import assembled, check_model_name
+from trainer.recipe import check
+from trainer.recipe.plan import Plan, PlanError, make_plan
+from trainer.recipe.profiles import Profile
+from trainer.recipe.schema import Recipe, load_recipe
+from trainer.runs.checkpoint import remove_unfinished
+from trainer.runs.lock import Claim, claimed
+
+_FACTS = {
+    "model": str,
+    "data": str,
+    "data_dir": (str, type(None)),
+    "profile": dict,
+    "seed": int,
+    "bad_images": str,
+}
+
+
+def own_folder(folder: Path) -> Claim:
+    """This process's claim on a run's folder, free of what a killed one left half written.
+
+    Raises what claimed, inside, check_links and must_write do.
+    """
+    inside(folder.parent, folder.name, "run")
+    check_links(folder)
+    with must_write(folder):
+        own = claimed(folder)
+        remove_unfinished(folder)
+        return own
+
+
+def find_run_folder(run: str, runs: Path) -> Path:
+    """The folder of a run, by its name or as a path.
+
+    Raises PlanError where it is no run folder, FolderError for a name that leads out of the runs.
+    """
+    if run and os.path.isfile(Path(run) / "plan.json"):
+        return Path(run)
+    folder = inside(runs, run, "run")
+    if not os.path.isfile(folder / "plan.json"):
+        known = sorted(path.parent.name for path in runs.glob("*/plan.json"))
+        near = did_you_mean(run, known[-1000:]) or f"; one of the {len(known)} in {runs} would do"
+        raise PlanError(f"run={run}: not a run folder: there is no {folder / 'plan.json'}{near}")
+    return folder
+
+
+def recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The resolved page and the facts of plan.json of a run folder.
+
+    Raises PlanError where it is not a run folder, PageError for what is wrong in its page.
+    """
+    try:
+        facts = json_file(folder / "plan.json")
+        wrong = [name for name, kind in _FACTS.items() if not isinstance(facts[name], kind)]
+        if wrong:
+            raise ValueError(wrong[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "there is no plan.json" if isinstance(error, OSError) else "its plan.json is damaged"
+        raise PlanError(
+            f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do"
+        ) from None
+    return load_recipe(folder / "recipe.yaml"), facts
+
+
+def plan_of_run(folder: Path) -> Plan:
+    """The plan that a run folder was made by, as far as a model and its images depend on it.
+
+    Raises PlanError where it is not a run folder.
+    """
+    recipe, facts = recipe_of(folder)
+    try:
+        profile = check.check(Profile, _tuples(facts["profile"]))
+    except check.Refusal as refusal:
+        raise PlanError(
+            f"{folder / 'plan.json'}: profile: {refusal}; the file as the run wrote it would do"
+        ) from None
+    check_model_name(facts["model"])
+    return make_plan(
+        recipe,
+        model=facts["model"],
+        profile=profile,
+        seed=facts["seed"],
+        bad_images=facts["bad_images"],
+    )
+
+
+def _tuples(data: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(data, dict):
+        return {key: _tuples(part) for key, part in data.items()}
+    return tuple(map(_tuples, data)) if isinstance(data, list) else data
+
+
+def open_model(folder: Path | str) -> nn.Module:
+    """The trained model of a finished run, whatever its page changed in it: on the CPU, in evaluation mode.
+
+    Raises PlanError where the folder holds no finished run.
+    """
+    folder = Path(folder)
+    plan = plan_of_run(folder)
+    if not (folder / "config.json").exists():
+        raise PlanError(
+            f"{folder}: the run has not finished; the command that started it goes on with it"
+        )
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
+        model, _ = assembled(plan)
+    try:
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    except (
+        Exception
+    ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model
+        reason = " ".join(str(error).split())[:200]
+        raise PlanError(
+            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); the file as it was would do"
+        ) from None
+    return model.eval()

@@ -1,0 +1,354 @@
+"""What the commands print: tables and lines, no decisions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainer.base.terminal import open_terminal
+from trainer.components.pixels.channels import channel_notes
+from trainer.engine.settings import Settings
+from trainer.inject import touches_result
+from trainer.models.edit.replacement import Swap
+from trainer.recipe.explain import Row as Explained
+from trainer.recipe.explain import shown
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import Recipe
+from trainer.runs.rescore import most_moved
+from trainer.runs.results import Row, row_path
+
+_MOST_SIDES = 4  # of growing images, on one line
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def console() -> Console:
+    """The terminal, as every command but those of tables has it."""
+    return open_terminal()
+
+
+def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[Swap] = ()) -> None:
+    """The lines that stand above a run: page, deviations, what is changed in the model, batch, length, machine."""
+    recipe = plan.recipe
+    out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
+    out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
+    deviations(out, plan)
+    replaced(out, recipe, swaps)
+    warmup_note(out, plan)
+    channel_note(out, plan)
+    out.print(batch_line(plan))
+    out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
+    workers = (
+        f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
+    )
+    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+
+
+def deviations(out: Console, plan: Plan) -> None:
+    """One line for each departure from the page."""
+    if not plan.deviations:
+        out.print("deviations  none: the page as it stands")
+    for change in plan.deviations:
+        line = f"deviation  {change.path}: {shown(change.before)} -> {shown(change.after)}  ({change.origin})"
+        out.print(line, style="yellow", markup=False)
+
+
+def warmup_note(out: Console, plan: Plan) -> None:
+    """Where nothing is left of the run after its warm-up, the page's rate is never reached."""
+    if plan.num_warmup_steps >= plan.num_steps:
+        length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
+        line = f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves it out'
+        out.print(line, style="yellow", markup=False)
+
+
+def channel_note(out: Console, plan: Plan) -> None:
+    """Which operations of the page make no sense for the data's channels, and are not drawn."""
+    for line in channel_notes(plan.recipe.augment, plan.profile.channels):
+        out.print(line, style="yellow", markup=False)
+
+
+def batch_line(plan: Plan) -> str:
+    batch, world = plan.recipe.batch, plan.world_size
+    accumulation = plan.num_micro_batches // world
+    return (
+        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
+        f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
+        + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
+    )
+
+
+def surgery(plan: Plan) -> tuple[Swap, ...]:
+    """What the page changes in timm's model, tried out; nothing is built where timm alone does it, weights and all.
+
+    Raises UserError where the page and the model do not fit.
+    """
+    from trainer.models.build import assemble, check_model_name
+    from trainer.runs.export import is_timms
+
+    section = plan.recipe.model
+    if section is None or (is_timms(plan) and section.start is None and section.pretrained is None):
+        return ()
+    check_model_name(plan.model)
+    return assemble(plan)[1]
+
+
+def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
+    """One line for each part of the model section; what `auto` chose stands out."""
+    for swap in swaps:
+        is_auto = getattr(getattr(recipe.model, swap.part, None), "name", None) == "auto"
+        line = (
+            str(swap)
+            if swap.places
+            else f"{swap.part}: nothing replaced: {swap.note or swap.after}"
+        )
+        out.print(
+            f"{'auto' if is_auto else 'replaced':9}  {line}",
+            style="yellow" if is_auto else None,
+            markup=False,
+        )
+
+
+def off_note(out: Console, rows: Sequence[Explained]) -> None:
+    """How to write what a table shows as off."""
+    if any(row.value is None for row in rows):
+        out.print(
+            'off: not there; a page leaves the key out, and set="key=null" turns it off',
+            markup=False,
+        )
+
+
+def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
+    """All of a plan that a reader would check before spending hours. model, swaps: as `assemble` gives them."""
+    from trainer.engine.precise_norm import statistics_note
+
+    recipe = plan.recipe
+    out.print(
+        f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}"
+    )
+    out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
+    deviations(out, plan)
+    replaced(out, recipe, swaps)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in {
+        "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
+        "batch": batch_line(plan),
+        "images seen": f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}",
+        "unique images per epoch": f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+        + (f" (each up to {recipe.repeats} times)" if recipe.repeats else ""),
+        "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
+        "image": f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
+        + (" (with the mirror image)" if recipe.image.test_flip else ""),
+        "model": model_facts(plan, model),
+    }.items():
+        table.add_row(name, value)
+    out.print(table)
+    out.print(statistics_note(model, plan), markup=False)
+    out.print("learning rate at the first step of an epoch")
+    out.print(lr_table(plan, num_columns=10 if out.width >= 120 else 5))
+    out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
+    scaling_note(out, plan)
+    warmup_note(out, plan)
+    channel_note(out, plan)
+
+
+def model_facts(plan: Plan, model) -> str:
+    """How large a model is, and what one image costs."""
+    from trainer.models.build import gmacs, num_parameters
+
+    test_px = plan.recipe.image.test_px
+    cost = gmacs(model, plan.profile.channels, test_px)
+    return (
+        f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
+    )
+
+
+def growth_line(plan: Plan) -> str:
+    """The side of the training images and, where they grow, the first step of each side."""
+    sides = (
+        [plan.train_px_at(step) for step in range(plan.num_steps)]
+        if plan.recipe.image.growth
+        else []
+    )
+    changes = [step for step in range(1, len(sides)) if sides[step] != sides[step - 1]]
+    if not changes:
+        return f"{plan.recipe.image.train_px} px"
+    shown_steps = changes if len(changes) <= _MOST_SIDES else [*changes[:2], changes[-1]]
+    parts = [
+        f"{sides[step]} px from step {step:,} (epoch {step / plan.steps_per_epoch:.4g})"
+        for step in shown_steps
+    ]
+    if len(changes) > _MOST_SIDES:
+        parts.insert(2, f"… {len(changes) - 3} sizes …")
+    return f"{sides[0]} px from step 0, {', '.join(parts)}"
+
+
+def lr_per_epoch(plan: Plan) -> list[float]:
+    """The learning rate of the first step of every epoch."""
+    return [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in range(plan.recipe.epochs)]
+
+
+def lr_table(plan: Plan, num_columns: int) -> Table:
+    """The learning rate at the first step of every epoch, a few epochs a line."""
+    rates = [f"{rate:.3e}" for rate in lr_per_epoch(plan)]
+    table = Table("epoch", *(f"+{place}" for place in range(num_columns)), box=None, pad_edge=False)
+    for first in range(0, len(rates), num_columns):
+        table.add_row(str(first), *rates[first : first + num_columns])
+    return table
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """Values as a line of blocks, at most `width` wide."""
+    top = max(values) or 1.0
+    picked = [
+        values[round(i * (len(values) - 1) / (min(width, len(values)) - 1 or 1))]
+        for i in range(min(width, len(values)))
+    ]
+    return "".join(
+        _BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in picked
+    )
+
+
+def scaling_note(out: Console, plan: Plan) -> None:
+    """Where the batch was overridden and the learning rate was not: what the page's own rule would make of it."""
+    changed = {change.path: change for change in plan.deviations if change.origin == "set"}
+    if "batch.images" not in changed or "lr.peak" in changed:
+        return
+    before, peak, rule = (
+        int(changed["batch.images"].before),
+        plan.recipe.lr.peak,
+        plan.recipe.lr.scaling,
+    )
+    if rule is None:
+        out.print(
+            f"note: lr.peak stays {peak:g}: the page has no rule for another batch",
+            style="yellow",
+            markup=False,
+        )
+        return
+    ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
+    line = f'note: lr.peak stays {peak:g}; the page\'s {rule} rule would make it {ruled:.4g}: set="lr.peak={ruled:.4g}"'
+    out.print(line, style="yellow", markup=False)
+
+
+def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
+    """The last lines of a run."""
+    is_stored = not touches_result(row.injected)
+    path = (
+        row_path(settings.results, row.run) if is_stored else settings.runs / row.run / "row.json"
+    )
+    if row.status == "diverged":
+        out.print(
+            f"{row.run}: diverged after {row.steps} steps; row {path}",
+            style="bold red",
+            markup=False,
+        )
+        return
+    other = (
+        f" ({'model' if row.scored == 'average' else 'average'} {row.other_top1_pct:.2f} %)"
+        if row.other_top1_pct
+        else ""
+    )
+    out.print(f"run    {row.run}", markup=False)
+    out.print(
+        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images",
+        style="bold",
+    )
+    out.print(
+        f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False
+    )
+    out.print(f"row    {path}", markup=False)
+    out.print(
+        f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})",
+        markup=False,
+    )
+
+
+def opening(folder, plan: Plan) -> str:
+    """The line of Python that opens a finished run's model."""
+    from trainer.runs.export import is_timms
+
+    if is_timms(plan):
+        return f"timm: create_model('local-dir:{folder}', pretrained=True)"
+    return f"not timm's alone: trainer.runs.run_folder.open_model('{folder}')"
+
+
+@contextlib.contextmanager
+def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error while work is done; the function that it gives is called after each piece."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
+    """The row's score beside the one found now; are they the same, to what may have moved where it was found?"""
+    most = most_moved(row, settings)
+    off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
+    is_same = scores.num_images == row.num_val_images and off <= most
+    out.print(
+        f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images"
+    )
+    out.print(
+        f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images"
+    )
+    allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
+    told = f"{'' if is_same else 'not '}the same" + (
+        f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""
+    )
+    out.print(told, style="bold green" if is_same else "bold red", markup=False)
+    return is_same
+
+
+def data_reports(out: Console, data, check, num_threads: int) -> bool:
+    """Both splits' reports; would a run meet no bad image?"""
+    from trainer.data.check import report_table
+
+    is_sound = True
+    for split, images in (("train", data.train), ("val", data.val)):
+        report = check(images, num_threads)
+        out.print(report_table(report, split))
+        is_sound &= report.is_sound
+    out.print(
+        "sound: training meets no bad image"
+        if is_sound
+        else "not sound: training would stop at a bad image; mended files, or up to 1 % of them bad with bad_images=skip, would do",
+        style="bold",
+    )
+    return is_sound
+
+
+def recipe_list(out: Console) -> None:
+    """One line for each page: name, what is special, its score for ResNet-50 or its first model, source."""
+    from trainer.recipe.schema import load_recipe, recipe_paths
+
+    table = Table("recipe", "what is special", "published top-1", "source")
+    for path in recipe_paths():
+        page = load_recipe(path)
+        best = next(
+            (score for score in page.published if score.model == "resnet50"),
+            next(iter(page.published), None),
+        )
+        table.add_row(
+            *map(
+                escape,
+                (
+                    path.stem,
+                    page.title,
+                    f"{best.model} {best.top1_pct} %" if best else "none",
+                    page.source,
+                ),
+            )
+        )
+    out.print(table)

@@ -1,0 +1,104 @@
+"""Are the lines of metrics.jsonl those of the run: each once, in order, the last ones those of its row?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trainer.engine.settings import Settings
+from trainer.recipe.plan import Plan
+from trainer.runs.results import Row
+
+_SCORES = {
+    "top1_pct": "top1_pct",
+    "top5_pct": "top5_pct",
+    "val_loss_nats": "loss_nats",
+    "num_images": "num_val_images",
+}
+
+
+def curve_checks(
+    lines: Sequence[dict], plan: Plan, row: Row | None
+) -> Iterator[tuple[str, Any, Any]]:
+    """(what, expected, found) of each thing that is checked.
+
+    row: None where the run has not finished: its lines are then as many as there are.
+    """
+    expected = expected_lines(plan, Settings.log_steps)
+    found = [name_of(line) for line in lines]
+    is_whole = row is not None and row.status == "finished"
+    wanted = expected if is_whole else expected[: len(found)]
+    wrong = next(
+        (
+            place
+            for place in range(max(len(wanted), len(found)))
+            if wanted[place : place + 1] != found[place : place + 1]
+        ),
+        None,
+    )
+    if wrong is None:
+        yield f"metrics.jsonl, {len(found)} lines", "each once", "each once"
+    else:
+        wanted_here, found_here = (
+            "".join(names[wrong : wrong + 1]) or "no line" for names in (wanted, found)
+        )
+        yield (
+            f"metrics.jsonl:{wrong + 1}",
+            wanted_here,
+            found_here + (" once more" if found_here in found[:wrong] else ""),
+        )
+    yield from _rates(lines, plan)
+    if is_whole:
+        yield from _last_scores(lines, row)
+
+
+def expected_lines(plan: Plan, log_steps: int) -> list[str]:
+    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end, then its scores."""
+    kinds = ("model", "average") if plan.recipe.average else ("model",)
+    names = []
+    for step in range(1, plan.num_steps + 1):
+        is_end = step % plan.steps_per_epoch == 0
+        if is_end or step % log_steps == 0:
+            names.append(f"loss at step {step}")
+        if is_end:
+            names += [f"scores of the {kind} at step {step}" for kind in kinds]
+    return names
+
+
+def name_of(line: Any) -> str:
+    """What a line tells of."""
+    if not isinstance(line, dict):
+        return "no facts"
+    if "loss_nats" in line:
+        return f"loss at step {line.get('step')}"
+    return f"scores of the {line.get('weights')} at step {line.get('step')}"
+
+
+def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
+    """The learning rates are the plan's; the first that is not is told."""
+    steps = [
+        line
+        for line in lines
+        if isinstance(line, dict) and "loss_nats" in line and isinstance(line.get("step"), int)
+    ]
+    for line in steps:
+        step = line["step"]
+        if 0 < step <= plan.num_steps and line.get("lr") != plan.lr_at(step - 1):
+            yield f"learning rate at step {step}", plan.lr_at(step - 1), line.get("lr")
+            return
+    yield "learning rates", "the plan's", "the plan's"
+
+
+def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, Any]]:
+    """The last line of the weights that are scored is the row's result; that of the others its other score."""
+    last = {line["weights"]: line for line in lines if isinstance(line, dict) and "weights" in line}
+    scored = last.get(row.scored, {})
+    for name, of_row in _SCORES.items():
+        yield f"the row's {of_row}, as its last line", getattr(row, of_row), scored.get(name)
+    yield "the last line's step", row.steps, scored.get("step")
+    other = last.get("average" if row.scored == "model" else "model")
+    yield (
+        "the score of the weights not scored",
+        row.other_top1_pct,
+        other["top1_pct"] if other else None,
+    )
