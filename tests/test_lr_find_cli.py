@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from support.found import found_of
 from support.plans import small_set
 from support.range_trials import drawn, network
-from trainer import range_show
 from trainer.base.exits import EXIT_STOPPED
 from trainer.cli import app
-from trainer.range_rules import Curve
+from trainer.lr_finder import show as range_show
+from trainer.lr_finder.rules import Curve
 
 SET = small_set("batch.images=8 epochs=1")
 FLAGS = [

@@ -68,5 +68,5 @@ def __getattr__(name: str):
     if name == "lr_find":
         import importlib
 
-        return importlib.import_module("trainer.range_test").lr_find
+        return importlib.import_module("trainer.lr_finder.api").lr_find
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

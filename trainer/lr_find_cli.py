@@ -69,8 +69,8 @@ def lr_find(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
+        from trainer.lr_finder.api import Question
         from trainer.range_ranks import find
-        from trainer.range_test import Question
         from trainer.runs.job import Job
 
         job = Job(recipe, model, data, data_dir, 0, set_, again=again)

@@ -6,10 +6,10 @@ import numpy as np
 
 from support.plans import small_plan
 from trainer.engine.settings import make_settings
-from trainer.ramp import RATE, Scalar
-from trainer.range_race import decide, lengths_for
-from trainer.range_rules import Floors
-from trainer.range_test import RangeTest
+from trainer.lr_finder.api import RangeTest
+from trainer.lr_finder.decision import decide, lengths_for
+from trainer.lr_finder.ramp import RATE, Scalar
+from trainer.lr_finder.rules import Floors
 from trainer.runs.job import Job
 
 

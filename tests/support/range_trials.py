@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from trainer.range_rules import Curve
+from trainer.lr_finder.rules import Curve
 
 
 def descend(start, loss_of, gradient_of, values, seed, purpose, noise=0.0):

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 
 from support import ranked
-from trainer import held_out
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
-from trainer.ramp import find_scalar
-from trainer.range_files import TrialFolder
-from trainer.range_test import trial_plan
-from trainer.trial import Trials, plain_curve
+from trainer.lr_finder import held_out
+from trainer.lr_finder.api import trial_plan
+from trainer.lr_finder.files import TrialFolder
+from trainer.lr_finder.ramp import find_scalar
+from trainer.lr_finder.trial import Trials, plain_curve
 
 PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null"
 

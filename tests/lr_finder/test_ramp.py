@@ -5,16 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import trainer.held_out
+import trainer.lr_finder.held_out
 from support.plans import small_plan
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.held_out import hold_out
-from trainer.ramp import RATE, RampError, check_effect, find_scalar, ramp_values, without_schedule
-from trainer.range_files import TrialFolder
-from trainer.range_test import trial_plan
+from trainer.lr_finder.api import trial_plan
+from trainer.lr_finder.files import TrialFolder
+from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.ramp import (
+    RATE,
+    RampError,
+    check_effect,
+    find_scalar,
+    ramp_values,
+    without_schedule,
+)
+from trainer.lr_finder.trial import Trials
 from trainer.recipe.overrides import OverrideError
-from trainer.trial import Trials
 
 NUM_STEPS = 3
 
@@ -22,7 +29,7 @@ NUM_STEPS = 3
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
         yield
 
 

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from trainer.range_files import floor_of, median_curve
-from trainer.range_rules import Spread, series
+from trainer.lr_finder.files import floor_of, median_curve
+from trainer.lr_finder.rules import Spread, series
 
 # Okabe and Ito 2008, "Color universal design": told apart by every kind of colour vision.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = (

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.found import found_of
 from support.plans import small_plan
 from support.range_trials import drawn, network
-from trainer.range_files import TrialFolder, median_curve, range_name, write_results
-from trainer.range_rules import Curve
-from trainer.trial import curve_of, plain_curve
+from trainer.lr_finder.files import TrialFolder, median_curve, range_name, write_results
+from trainer.lr_finder.rules import Curve
+from trainer.lr_finder.trial import curve_of, plain_curve
 
 TRIAL = drawn(network(best=0.05), 0.02)
 

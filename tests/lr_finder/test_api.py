@@ -10,17 +10,17 @@ import pytest
 import torch
 from rich.console import Console
 
-import trainer.held_out
-import trainer.trial
+import trainer.lr_finder.held_out
+import trainer.lr_finder.trial
 from support.plans import small_plan, small_set
 from trainer import lr_find
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.ramp import RATE, Scalar
-from trainer.range_command import train_command
-from trainer.range_test import Question, RangeTest, floors_of, run, schedule_shape, set_up
+from trainer.lr_finder.api import Question, RangeTest, floors_of, run, schedule_shape, set_up
+from trainer.lr_finder.command import train_command
+from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides, find_recipe
 from trainer.runs.job import Job, plan_of, run_job
@@ -41,7 +41,7 @@ SMALL = {
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
         yield
 
 
@@ -103,7 +103,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_what_is_there_is_found_again_and_again_runs_it_anew(found, monkeypatch):
-    monkeypatch.setattr(trainer.trial, "optimizer_step", None)  # no trial may run
+    monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", None)  # no trial may run
     second = lr_find(**SMALL, runs=found.folder.parent)
     assert second.folder == found.folder and second.suggestion.value == found.suggestion.value
     assert [curve.losses.tolist() for curve in second.suggestion.curves] == [
@@ -146,9 +146,9 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
 
 def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
     monkeypatch.setattr(
-        trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5)
+        trainer.lr_finder.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5)
     )
-    monkeypatch.setattr(trainer.held_out.HeldOut, "loss", lambda self, model: 0.5)
+    monkeypatch.setattr(trainer.lr_finder.held_out.HeldOut, "loss", lambda self, model: 0.5)
     made = lr_find(**SMALL)
     assert made.suggestion.value is None and made.command is None
     assert made.suggestion.reason.startswith("no reliable suggestion: ")
@@ -156,7 +156,9 @@ def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
 
 def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch):
     monkeypatch.setattr(
-        trainer.trial, "optimizer_step", lambda state, window, step: torch.tensor(float("nan"))
+        trainer.lr_finder.trial,
+        "optimizer_step",
+        lambda state, window, step: torch.tensor(float("nan")),
     )
     made = lr_find(**SMALL)
     assert made.suggestion.value is None and made.suggestion.reason.startswith(
@@ -276,7 +278,7 @@ def test_the_command_goes_through_the_shell_to_the_same_overrides():
 
 def test_the_package_gives_the_function_and_nothing_else_that_is_not_there():
     import trainer as package
-    from trainer.range_test import lr_find as own
+    from trainer.lr_finder.api import lr_find as own
 
     assert package.lr_find is own
     with pytest.raises(AttributeError, match="lr_fnd"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from trainer.ramp import Scalar
+from trainer.lr_finder.ramp import Scalar
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job
 

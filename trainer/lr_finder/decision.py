@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.race import Ladder, Lengths, Race, Trial, probe
-from trainer.range_rules import (
+from trainer.lr_finder.halving import Ladder, Lengths, Race, Trial, probe
+from trainer.lr_finder.rules import (
     RULES,
     Candidate,
     Curve,

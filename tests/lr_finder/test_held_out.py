@@ -13,8 +13,8 @@ from support.plans import small_plan
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.index import DataError
 from trainer.engine.settings import make_settings
-from trainer.held_out import HeldOut, hold_out
-from trainer.range_test import trial_plan
+from trainer.lr_finder.api import trial_plan
+from trainer.lr_finder.held_out import HeldOut, hold_out
 from trainer.recipe.sections import Batch
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.held_out
-import trainer.trial
+import trainer.lr_finder.held_out
+import trainer.lr_finder.trial
 from support import ranged
 from support.plans import small_plan
 from support.ranked import on_ranks
@@ -17,11 +17,11 @@ from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
-from trainer.held_out import hold_out
-from trainer.ramp import RATE, find_scalar, without_schedule
-from trainer.range_files import TrialFolder
-from trainer.range_test import trial_plan
-from trainer.trial import MOST_SKIPPED, Trials, Watch, _Record, untouched
+from trainer.lr_finder.api import trial_plan
+from trainer.lr_finder.files import TrialFolder
+from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.ramp import RATE, find_scalar, without_schedule
+from trainer.lr_finder.trial import MOST_SKIPPED, Trials, Watch, _Record, untouched
 
 VALUES = np.geomspace(1e-4, 1e-2, 6)
 
@@ -29,7 +29,7 @@ VALUES = np.geomspace(1e-4, 1e-2, 6)
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
         yield
 
 
@@ -59,7 +59,7 @@ def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(
     one, tmp_path, monkeypatch
 ):
     made_fast = []
-    monkeypatch.setattr("trainer.trial.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.lr_finder.trial.fast_algorithms", made_fast.append)
     curve = one(3, VALUES, "ramp")
     assert made_fast == ["cpu"]
     plan = replace(one.plan, seed=3, num_steps=len(VALUES))
@@ -115,12 +115,12 @@ def test_the_cut_into_micro_batches_does_not_move_the_curve_of_a_model_without_b
 
 def with_losses(monkeypatch, change):
     """The losses of a trial's steps, each as `change(step, loss)` makes it."""
-    real = trainer.trial.optimizer_step
+    real = trainer.lr_finder.trial.optimizer_step
 
     def step_of(state, window, step):
         return change(step, real(state, window, step))
 
-    monkeypatch.setattr(trainer.trial, "optimizer_step", step_of)
+    monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", step_of)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -194,7 +194,7 @@ def test_a_trial_that_fp16_skips_for_ever_ends(monkeypatch):
     monkeypatch.setattr(Scaler, "skips", frozenset(range(10_000)))
     monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
     monkeypatch.setattr(
-        trainer.trial,
+        trainer.lr_finder.trial,
         "optimizer_step",
         lambda state, window, step: (
             state.scaler.unscale_(None),
@@ -236,7 +236,7 @@ def test_a_blow_up_ends_a_trial_and_spikes_and_noise_do_not():
 
 
 def test_what_was_kept_is_not_run_again(one, monkeypatch):
-    monkeypatch.setattr(trainer.trial, "optimizer_step", None)
+    monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", None)
     told = []
     one.watch = Watch()
     one.watch.end = lambda curve, was_kept: told.append(was_kept)
@@ -248,7 +248,7 @@ def test_in_a_race_of_another_number_the_learning_rate_follows_the_pages_schedul
     made = trials(scalar="weight_decay")
     made.rate_shape = np.linspace(1.0, 0.0, len(VALUES))
     rates = []
-    real = trainer.trial.optimizer_step
+    real = trainer.lr_finder.trial.optimizer_step
 
     def step_of(state, window, step):
         loss = real(state, window, step)
@@ -257,7 +257,7 @@ def test_in_a_race_of_another_number_the_learning_rate_follows_the_pages_schedul
         )
         return loss
 
-    monkeypatch.setattr(trainer.trial, "optimizer_step", step_of)
+    monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", step_of)
     peak = made.plan.recipe.lr.peak
     made(0, np.full(len(VALUES), 0.3), "race")
     assert rates == [(pytest.approx(peak * share), 0.3) for share in made.rate_shape]

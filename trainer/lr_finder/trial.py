@@ -18,9 +18,9 @@ from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
 from trainer.engine.state import State
 from trainer.engine.train import fast_algorithms, optimizer_step
-from trainer.held_out import HeldOut
-from trainer.ramp import Dial, Scalar
-from trainer.range_rules import Curve
+from trainer.lr_finder.held_out import HeldOut
+from trainer.lr_finder.ramp import Dial, Scalar
+from trainer.lr_finder.rules import Curve
 from trainer.recipe.plan import Plan
 
 NUM_MEASURES = 20  # of a ramp, on the held-out slice

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from trainer.range_files import median_curve
-from trainer.range_pictures import is_even
-from trainer.range_rules import Curve, Spread
+from trainer.lr_finder.files import median_curve
+from trainer.lr_finder.pictures import is_even
+from trainer.lr_finder.rules import Curve, Spread
+from trainer.lr_finder.trial import Watch
 from trainer.runs import summary as show
-from trainer.trial import Watch
 
 _WORDS = {"ramp": "ramp", "probe": "probe of a constant value", "race": "race of a candidate"}
 _PLOT_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 14, 30, 100

@@ -11,8 +11,8 @@ from PIL import Image
 
 from support.found import found_of
 from support.range_trials import drawn, network
-from trainer.range_pictures import WIDTH_PX, draw, marks
-from trainer.range_rules import Floors
+from trainer.lr_finder.pictures import WIDTH_PX, draw, marks
+from trainer.lr_finder.rules import Floors
 
 # where the marked values lie: apart, next to each other, on top of each other, at the ends of the axis
 CASES = {
@@ -116,7 +116,7 @@ def test_colours_are_told_apart_by_every_kind_of_colour_vision():
     """In Okabe and Ito's set, and of unlike lightness where lines lie over each other."""
     from matplotlib.colors import to_rgb
 
-    from trainer.range_pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+    from trainer.lr_finder.pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 
     okabe_ito = {
         "#000000",

@@ -16,7 +16,7 @@ import numpy as np
 
 from trainer.base import provenance
 from trainer.base.json_text import json_file
-from trainer.range_rules import Curve, Floors, series, smoothed, smoothing_for
+from trainer.lr_finder.rules import Curve, Floors, series, smoothed, smoothing_for
 from trainer.recipe.plan import Plan
 from trainer.runs.checkpoint import write_atomically
 
@@ -63,7 +63,7 @@ def _trial_name(seed: int, values: np.ndarray, purpose: str) -> str:
 
 def write_results(found) -> None:
     """Write curve.csv, the pictures, TensorBoard's events and, last, suggestion.json into a RangeTest's folder."""
-    from trainer.range_pictures import draw
+    from trainer.lr_finder.pictures import draw
 
     folder = found.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trainer.range_rules import Candidate, Curve, Floors, start_of
+from trainer.lr_finder.rules import Candidate, Curve, Floors, start_of
 
 # trial(seed, values [N], purpose): from the seed's initial weights one optimizer step with each value, in order
 Trial = Callable[[int, np.ndarray, str], Curve]

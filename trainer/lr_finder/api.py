@@ -22,19 +22,19 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.data.dataset import OpenedData, open_data
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings, make_settings
-from trainer.floor import bias_only_loss
-from trainer.held_out import hold_out
+from trainer.lr_finder.baseline import bias_only_loss
+from trainer.lr_finder.command import train_command
+from trainer.lr_finder.decision import Lengths, decide, lengths_for
+from trainer.lr_finder.files import TrialFolder, range_name, write_results
+from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
+from trainer.lr_finder.rules import CURVES, LEAST_POINTS, Floors, Suggestion
+from trainer.lr_finder.trial import Trials, Watch, untouched
 from trainer.models.build import check_model_name
-from trainer.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
-from trainer.range_command import train_command
-from trainer.range_files import TrialFolder, range_name, write_results
-from trainer.range_race import Lengths, decide, lengths_for
-from trainer.range_rules import CURVES, LEAST_POINTS, Floors, Suggestion
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 from trainer.runs.lock import claimed
-from trainer.trial import Trials, Watch, untouched
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
@@ -128,7 +128,7 @@ class RangeTest:
 
     def plot(self):
         """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
-        from trainer.range_pictures import draw
+        from trainer.lr_finder.pictures import draw
 
         return draw(self)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.range_trials import bowl, descend, drawn, network
-from trainer.race import Ladder, Lengths, probe
-from trainer.range_race import decide, lengths_for
-from trainer.range_rules import Floors
+from trainer.lr_finder.decision import decide, lengths_for
+from trainer.lr_finder.halving import Ladder, Lengths, probe
+from trainer.lr_finder.rules import Floors
 
 SEEDS = (0, 1, 2)
 LARGE = replace(lengths_for(100_000), num_run_steps=0)  # a run as long as the race

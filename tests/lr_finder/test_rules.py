@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.range_rules import (
+from trainer.lr_finder.rules import (
     RULES,
     Curve,
     Floors,
