@@ -10,7 +10,7 @@ import pytest
 
 from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from support.tabled import cell, table_of
-from trainer.ablation import ablation_paths
+from trainer.ablation.spec import ablation_paths
 from trainer.report import ASSETS, as_html, notes_html, store_report
 from trainer.report_curves import find_curves
 from trainer.table_query import make_view

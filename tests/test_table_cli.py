@@ -9,7 +9,7 @@ import pytest
 from support.commands import door, make, rsb
 from support.studies import page, study, table
 from support.tabled import stored_row
-from trainer.ablation import ablation_paths, load_ablation
+from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.runs.results import read_row_file, store_row
 from trainer.table_query import make_view
 from trainer.table_rows import open_table
@@ -81,7 +81,7 @@ def test_nothing_is_stored_where_no_run_has_a_row(page, tmp_path):
 
 def test_why_a_run_failed_is_printed(study):
     from support.tabled import key_of
-    from trainer.failures import store_failure
+    from trainer.ablation.failures import store_failure
 
     other = load_ablation(study[0]).cells[1]
     store_failure(

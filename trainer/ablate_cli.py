@@ -81,12 +81,12 @@ def ablate(
     check_words(on, device, gpus, per_cell)
     if on == "here":
         use_threads(runs, ablation, jobs or gpus or 1)
-    from trainer.ablate import Sweep
-    from trainer.ablation import load_ablation
+    from trainer.ablation.cell_run import repeats_of
+    from trainer.ablation.live_table import SweepTable, closing_lines
+    from trainer.ablation.runner import Sweep
+    from trainer.ablation.spec import load_ablation
     from trainer.base.signals import StopRequest
-    from trainer.cell_run import repeats_of
     from trainer.runs import summary as show
-    from trainer.sweep_table import SweepTable, closing_lines
 
     page = load_ablation(ablation)
     repeats = repeats_of(page, data_dir)
@@ -150,8 +150,8 @@ def use_threads(runs: Path, ablation: str, jobs: int) -> None:
 
     Who sets OMP_NUM_THREADS has chosen already.
     """
+    from trainer.ablation.backends.local import choose_threads
     from trainer.engine.settings import check_writable, num_cores
-    from trainer.local_cells import choose_threads
 
     check_writable("runs", runs)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -163,7 +163,7 @@ def shared_of(runs: Path, results: str, **settings):
 
     Raises UserError for a folder that cannot be written or a URL that cannot be listed.
     """
-    from trainer.cell_run import Shared
+    from trainer.ablation.cell_run import Shared
     from trainer.engine.settings import check_writable
     from trainer.runs.remote_rows import check_url, is_url
     from trainer.runs.results import rows_folder
@@ -182,9 +182,9 @@ def shared_of(runs: Path, results: str, **settings):
 def _here(shared, jobs: int | None, gpus: int | None):
     from functools import partial
 
+    from trainer.ablation.backends.local import LocalCells, count_gpus, preload
+    from trainer.ablation.cell_run import run_repeat
     from trainer.base.errors import UserError
-    from trainer.cell_run import run_repeat
-    from trainer.local_cells import LocalCells, count_gpus, preload
 
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     num_there = 0 if shared.device == "cpu" or gpus == 0 else count_gpus()
@@ -198,6 +198,6 @@ def _here(shared, jobs: int | None, gpus: int | None):
 
 
 def _on_ray(shared, address: str, per_cell: str, jobs: int | None, retries: int):
-    from trainer.ray_cells import RayCells, share_of
+    from trainer.ablation.backends.ray import RayCells, share_of
 
     return RayCells(shared, address, share_of(per_cell), jobs, retries)

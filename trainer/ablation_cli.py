@@ -13,13 +13,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from trainer.ablation import Ablation, load_ablation
+from trainer.ablation.cells import Cell, command, plan_of_cell
+from trainer.ablation.questions import question_of
+from trainer.ablation.spec import Ablation, load_ablation
 from trainer.base.errors import UserError
-from trainer.cells import Cell, command, plan_of_cell
 from trainer.data.dataset import open_data
 from trainer.engine.settings import Settings, make_settings
 from trainer.models.build import assemble
-from trainer.questions import question_of
 from trainer.recipe.explain import diff_rows, shown
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
@@ -28,7 +28,7 @@ from trainer.runs.results import Row
 from trainer.table_rows import by_cell, find_rows
 
 if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
-    from trainer.pace import Pace
+    from trainer.ablation.throughput import Pace
 
 MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
 BOUND_S = 4.0  # of measuring one shape
@@ -129,7 +129,7 @@ def check_models(ablation: Ablation) -> None:
 
     Raises PageError.
     """
-    from trainer.pace import shape_of
+    from trainer.ablation.throughput import shape_of
 
     tried = set()
     for cell in ablation.cells:
@@ -261,7 +261,7 @@ def print_hours(
     machine: Mapping[str, str], num_measured: int,
 ) -> None:  # fmt: skip
     """How long the missing runs would take here, one after another, and what that rests on."""
-    from trainer.pace import shape_of
+    from trainer.ablation.throughput import shape_of
 
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
@@ -298,7 +298,7 @@ def measured(
     cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
 ) -> dict[str, Pace]:
     """The pace of every shape among cells."""
-    from trainer.pace import measure, shape_of
+    from trainer.ablation.throughput import measure, shape_of
 
     plans = {shape_of(cell.plan): cell for cell in cells}
     with show.progress(show.console(), "measuring", len(plans)) as each:

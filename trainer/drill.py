@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.ablation.backends.local import PRELOADED
 from trainer.base.errors import UserError, did_you_mean
-from trainer.local_cells import PRELOADED
 
 LONGEST_S = 240  # of one process
 _FORKED = multiprocessing.get_context("forkserver")

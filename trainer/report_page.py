@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from trainer.cells import command
+from trainer.ablation.cells import command
 from trainer.runs.results import Row
 from trainer.table_notes import versions_text
 from trainer.table_query import View, frame_of

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from trainer import cells
+from trainer.ablation import cells
+from trainer.ablation.cells import row_key
 from trainer.base.json_text import json_file
-from trainer.cells import row_key
 from trainer.data.index import cache_folder
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import read_row_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from trainer.cells import command
+from trainer.ablation.cells import command
 from trainer.table_notes import remarks, warnings
 from trainer.table_query import View, field_names, frame_of
 from trainer.table_texts import STATE_WORDS, heading_of, is_text, number, shown_columns, text_of

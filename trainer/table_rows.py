@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from trainer.ablation.cells import Cell
+from trainer.ablation.failures import read_failures
+from trainer.ablation.questions import Question, open_question
 from trainer.base.errors import UserError
-from trainer.cells import Cell
-from trainer.failures import read_failures
-from trainer.questions import Question, open_question
 from trainer.row_index import keys_of
 from trainer.runs.results import Row, read_row_file
 from trainer.tables import Metric, Table, summarize

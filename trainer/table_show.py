@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from trainer.ablation.questions import open_question, shipped_pages
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
 from trainer.compare import differences, plot, read_curves
-from trainer.questions import open_question, shipped_pages
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 from trainer.table_formats import as_csv, as_markdown

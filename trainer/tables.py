@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from trainer.ablation.cells import Cell, command
+from trainer.ablation.questions import Question
 from trainer.base import stats as comparisons
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import Difference
-from trainer.cells import Cell, command
-from trainer.questions import Question
 from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]

@@ -5,7 +5,7 @@ import pytest
 from support.commands import rsb
 from support.plans import small_set
 from support.tabled import row, stored_row
-from trainer.ablation import load_ablation
+from trainer.ablation.spec import load_ablation
 from trainer.base import provenance
 from trainer.base.errors import UserError
 from trainer.runs.job import Job, deviation_rows, plan_of

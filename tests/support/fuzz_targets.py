@@ -18,10 +18,11 @@ from support.fuzzed import Mutator
 from support.plans import small_plan
 from support.rows import ROW
 from trainer import table_show
-from trainer.ablation import ablation_paths, load_ablation
+from trainer.ablation.cells import row_key
+from trainer.ablation.live_table import read_progress
+from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
 from trainer.base.terminal import Terminal
-from trainer.cells import row_key
 from trainer.compare import differences, read_curves
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
@@ -39,7 +40,6 @@ from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
 from trainer.runs.run_folder import plan_of_run
-from trainer.sweep_table import read_progress
 
 OVERRIDES = (
     "epochs=5 loss.name=ce", "lr.peak=5e-3 lr.warmup_epochs=2", "mix={name: mixup, alpha: 0.2}", "smoothing=null drop_path=0.1",

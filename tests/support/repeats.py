@@ -4,8 +4,8 @@ import functools
 
 from support.plans import small_set
 from support.rows import ROW
-from trainer.cell_run import Repeat, Shared
-from trainer.cells import plan_key
+from trainer.ablation.cell_run import Repeat, Shared
+from trainer.ablation.cells import plan_key
 from trainer.runs.job import Job, deviation_rows, plan_of
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from support.commands import rsb
 from support.tabled import stored_row
-from trainer.ablation import load_ablation
+from trainer.ablation.spec import load_ablation
 from trainer.runs.results import store_row
 
 PAGE = """

@@ -9,12 +9,12 @@ import os
 import runpy
 import sys
 
-from trainer.local_cells import preload
+from trainer.ablation.backends.local import preload
 
 preload()
 import trainer.ablate_cli
-import trainer.dry_run
-import trainer.sweep_table
+import trainer.ablation.dry_run
+import trainer.ablation.live_table
 from support import faults
 
 

@@ -3,8 +3,8 @@
 import hashlib
 
 from support.rows import ROW
-from trainer.cells import Cell, plan_key, plan_of_cell
-from trainer.questions import Question
+from trainer.ablation.cells import Cell, plan_key, plan_of_cell
+from trainer.ablation.questions import Question
 from trainer.runs.job import deviation_rows
 from trainer.tables import METRICS, Table, summarize
 

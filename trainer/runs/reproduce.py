@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from trainer.ablation.cells import row_key
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.cells import row_key
 from trainer.engine.settings import Settings
 from trainer.recipe import check
 from trainer.recipe.adapt import adaptation

@@ -14,17 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer.ablation.cells import Cell, plan_key, plan_of_cell
 from trainer.base.json_text import json_file
 from trainer.base.provenance import package_version, shipped_folder
-from trainer.cells import Cell, plan_key, plan_of_cell
 from trainer.data.index import cache_folder
 from trainer.runs.checkpoint import write_atomically
 
 if TYPE_CHECKING:
-    from trainer.ablation import Ablation
+    from trainer.ablation.spec import Ablation
 
 _LAYOUT = 1  # of the cached files
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def open_question(source: Path | str) -> Question:
             return _read(record)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a damaged cache is no cache
-    from trainer.ablation import load_ablation
+    from trainer.ablation.spec import load_ablation
 
     ablation = load_ablation(source)
     question = question_of(ablation)

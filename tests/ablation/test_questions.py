@@ -9,13 +9,13 @@ import pytest
 
 from support.studies import PAGE
 from support.tabled import key_of
-from trainer import questions
-from trainer.ablation import load_ablation
+from trainer.ablation import questions
+from trainer.ablation.questions import open_question, shipped_pages
+from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
-from trainer.questions import open_question, shipped_pages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture()
@@ -30,7 +30,7 @@ def loaded(monkeypatch):
     """How often pages are worked out."""
     count = []
     monkeypatch.setattr(
-        "trainer.ablation.load_ablation",
+        "trainer.ablation.spec.load_ablation",
         lambda source: count.append(source) or load_ablation(source),
     )
     return count

@@ -4,7 +4,15 @@ import functools
 
 import pytest
 
-from trainer.designs import MOST_CELLS, Cumulative, Full, LeaveOneOut, Listed, OneAtATime, put_over
+from trainer.ablation.designs import (
+    MOST_CELLS,
+    Cumulative,
+    Full,
+    LeaveOneOut,
+    Listed,
+    OneAtATime,
+    put_over,
+)
 from trainer.recipe import check
 from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.ablation.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED
-from trainer.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.runs.results import Row, read_row, store_row
 
 NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it

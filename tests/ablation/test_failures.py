@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.failures import (
+from trainer.ablation.failures import (
     FailureError,
     drop_failure,
     failure_path,

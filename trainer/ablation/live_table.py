@@ -15,7 +15,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from trainer.ablate import (
+from trainer.ablation.cell_run import Repeat, Shared, run_folder_of
+from trainer.ablation.failures import cell_folder
+from trainer.ablation.runner import (
     DIVERGED,
     ELSEWHERE,
     FAILED,
@@ -27,8 +29,6 @@ from trainer.ablate import (
 )
 from trainer.base.errors import printable
 from trainer.base.json_text import json_of
-from trainer.cell_run import Repeat, Shared, run_folder_of
-from trainer.failures import cell_folder
 
 PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the output is not a terminal
 _REFRESH_S = 0.5

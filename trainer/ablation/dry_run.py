@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from trainer.ablation.cell_run import Repeat, Shared, written_to
 from trainer.base import provenance
 from trainer.base.errors import UserError
-from trainer.cell_run import Repeat, Shared, written_to
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 

@@ -7,13 +7,13 @@ import threading
 import pytest
 
 from support.sweeps import wait_until, write_page, write_pictures
-from trainer.ablate import Sweep
-from trainer.ablation import load_ablation
+from trainer.ablation.backends.ray import RayCells, Share, share_of
+from trainer.ablation.cell_run import Shared, repeats_of
+from trainer.ablation.failures import cell_folder
+from trainer.ablation.runner import Sweep
+from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.cell_run import Shared, repeats_of
-from trainer.failures import cell_folder
-from trainer.ray_cells import RayCells, Share, share_of
 from trainer.runs.lock import owner_of
 
 
@@ -75,8 +75,8 @@ def undisturbed_weights(repeats, folder) -> list[str]:
     """Of the same cells in processes of this machine."""
     from functools import partial
 
-    from trainer.cell_run import run_repeat
-    from trainer.local_cells import LocalCells
+    from trainer.ablation.backends.local import LocalCells
+    from trainer.ablation.cell_run import run_repeat
 
     shared = shared_in(folder)
     sweep = Sweep(

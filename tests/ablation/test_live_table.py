@@ -8,10 +8,18 @@ import pytest
 from rich.console import Console
 
 from support.repeats import repeat_of, row_of, shared_in
-from trainer.ablate import DIVERGED, ELSEWHERE, FAILED, FINISHED, RUNNING, WAITING, Standing
-from trainer.cell_run import record_failure
+from trainer.ablation.cell_run import record_failure
+from trainer.ablation.live_table import Reading, SweepTable, closing_lines, read_progress, summary
+from trainer.ablation.runner import (
+    DIVERGED,
+    ELSEWHERE,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    WAITING,
+    Standing,
+)
 from trainer.runs.job import write_plan
-from trainer.sweep_table import Reading, SweepTable, closing_lines, read_progress, summary
 
 
 def standing(smoothing: float, state: str, **facts) -> Standing:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
 from support.rows import row_of
-from trainer.ablation import AblationPage, ablation_paths, load_ablation
-from trainer.cells import command, plan_of_cell, row_key
-from trainer.questions import question_of
+from trainer.ablation.cells import command, plan_of_cell, row_key
+from trainer.ablation.questions import question_of
+from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
 from trainer.recipe import check
 from trainer.recipe.load import PageError, parse
 from trainer.recipe.schema import find_recipe, load_recipe
@@ -21,7 +21,7 @@ from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 from trainer.table_rows import by_cell
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATHS = ablation_paths()
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 NUM_CELLS = {

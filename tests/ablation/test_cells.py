@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from support.plans import small_plan
 from support.rows import row_of
-from trainer.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
+from trainer.ablation.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.plan import PlanError
 from trainer.runs.results import RowDeviation

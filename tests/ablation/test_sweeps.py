@@ -11,7 +11,7 @@ import time
 import pytest
 
 from support.sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
-from trainer.failures import read_failures
+from trainer.ablation.failures import read_failures
 from trainer.runs.lock import ClaimedError, claimed, owner_of
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`

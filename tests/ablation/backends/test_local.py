@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.sweeps import wait_until
-from trainer.local_cells import LocalCells, choose_threads, streamed
+from trainer.ablation.backends.local import LocalCells, choose_threads, streamed
 
 
 def all_ended(cells: LocalCells) -> dict:
@@ -74,7 +74,7 @@ def test_close_leaves_no_process_behind():
 ORPHAN = """
 import os, signal, sys, time
 from pathlib import Path
-from trainer.local_cells import LocalCells
+from trainer.ablation.backends.local import LocalCells
 
 def work(path):
     stopped = []
@@ -94,7 +94,7 @@ cells.ended(60)
 def test_a_process_whose_parent_was_killed_saves_and_ends(tmp_path):
     path = tmp_path / "child"
     parent = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN, str(path)], cwd=Path(__file__).parent.parent
+        [sys.executable, "-c", ORPHAN, str(path)], cwd=Path(__file__).parents[3]
     )
     wait_until(lambda: path.exists() and path.read_text())
     parent.kill()

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from trainer.ablation.budget import Budget, budget_lines
+from trainer.ablation.cells import Cell, plan_key, text_of
+from trainer.ablation.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.base.component import Page
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
-from trainer.budget import Budget, budget_lines
-from trainer.cells import Cell, plan_key, text_of
-from trainer.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.models.build import check_model_name
 from trainer.recipe import check
 from trainer.recipe.check import refuse

@@ -11,17 +11,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from support.rows import row_of
-from trainer import ablation
-from trainer.ablation import AblationError, AblationPage, find_ablation, load_ablation
+from trainer.ablation import spec as ablation
+from trainer.ablation.budget import Budget, budget_lines
+from trainer.ablation.cells import plan_key, plan_of_cell, text_of
+from trainer.ablation.questions import question_of
+from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
+from trainer.ablation.throughput import measure, shape_of
 from trainer.ablation_cli import print_plan
 from trainer.base.errors import UserError
-from trainer.budget import Budget, budget_lines
-from trainer.cells import plan_key, plan_of_cell, text_of
 from trainer.cli import app
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.pace import measure, shape_of
-from trainer.questions import question_of
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import PageError, parse_page
@@ -363,9 +363,9 @@ def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, mo
     """With a clock that moves one second at each reading: a step is 1 s, one batch of val too."""
     plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
     ticks = iter(range(1000))
-    monkeypatch.setattr("trainer.pace.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("trainer.ablation.throughput.time.perf_counter", lambda: float(next(ticks)))
     made_fast = []
-    monkeypatch.setattr("trainer.pace.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.ablation.throughput.fast_algorithms", made_fast.append)
     pace = measure(
         plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0
     )

@@ -3,8 +3,8 @@
 import pytest
 
 from support.repeats import repeat_of, shared_in
-from trainer import dry_run
-from trainer.dry_run import mark_tried, shape_of, try_shapes, untried
+from trainer.ablation import dry_run
+from trainer.ablation.dry_run import mark_tried, shape_of, try_shapes, untried
 from trainer.engine import train
 
 

@@ -5,14 +5,14 @@ from itertools import count
 import pytest
 
 from support.repeats import repeat_of, row_of, shared_in
-from trainer import ablate
-from trainer.ablate import Sweep
+from trainer.ablation import runner as ablate
+from trainer.ablation.cell_run import record_failure
+from trainer.ablation.dry_run import Trial
+from trainer.ablation.failures import cell_folder, read_failures
+from trainer.ablation.runner import Sweep
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import StopRequest
-from trainer.cell_run import record_failure
-from trainer.dry_run import Trial
-from trainer.failures import cell_folder, read_failures
 from trainer.runs.lock import claim
 from trainer.runs.results import store_row
 

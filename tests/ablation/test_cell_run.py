@@ -7,10 +7,17 @@ import sys
 import pytest
 
 from support.repeats import repeat_of, row_of, shared_in
-from trainer import cell_run
+from trainer.ablation import cell_run
+from trainer.ablation.cell_run import (
+    find_row,
+    num_failed,
+    run_folder_of,
+    run_repeat,
+    words_of,
+    written_to,
+)
+from trainer.ablation.failures import cell_folder, read_failure, read_failures
 from trainer.base.exits import EXIT_CLAIMED
-from trainer.cell_run import find_row, num_failed, run_folder_of, run_repeat, words_of, written_to
-from trainer.failures import cell_folder, read_failure, read_failures
 from trainer.runs.job import write_plan
 from trainer.runs.lock import claim
 from trainer.runs.results import rows_folder, store_row

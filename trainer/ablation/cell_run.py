@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from trainer.ablation import Ablation
+from trainer.ablation.cells import Cell, plan_key, plan_of_cell, row_key
+from trainer.ablation.failures import cell_folder, drop_failure, read_failure, store_failure
+from trainer.ablation.spec import Ablation
 from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.json_text import json_file
-from trainer.cells import Cell, plan_key, plan_of_cell, row_key
-from trainer.failures import cell_folder, drop_failure, read_failure, store_failure
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, deviation_rows
 from trainer.runs.lock import claim

@@ -8,12 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trainer.ablation.cell_run import (
+    Repeat,
+    Shared,
+    find_row,
+    num_failed,
+    record_failure,
+    row_names,
+)
+from trainer.ablation.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
+from trainer.ablation.failures import (
+    Failure,
+    cell_folder,
+    drop_failure,
+    read_failure,
+    store_failure,
+)
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import StopRequest
-from trainer.cell_run import Repeat, Shared, find_row, num_failed, record_failure, row_names
-from trainer.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
-from trainer.failures import Failure, cell_folder, drop_failure, read_failure, store_failure
 from trainer.runs.lock import owner_of
 from trainer.runs.remote_rows import pull_rows, push_missing
 from trainer.runs.results import Row, rows_folder

@@ -1,0 +1,1 @@
+"""One question: its cells, the runner, failures, estimates."""
