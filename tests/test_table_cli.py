@@ -10,11 +10,11 @@ from support.commands import door, make, rsb
 from support.studies import page, study, table
 from support.tabled import stored_row
 from trainer.ablation.spec import ablation_paths, load_ablation
+from trainer.report.query import make_view
+from trainer.report.table_rows import open_table
+from trainer.report.tables import METRICS
 from trainer.runs.results import read_row_file, store_row
-from trainer.table_query import make_view
-from trainer.table_rows import open_table
 from trainer.table_show import FORMATS
-from trainer.tables import METRICS
 
 ROOT = Path(__file__).parent.parent
 

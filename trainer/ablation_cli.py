@@ -23,9 +23,9 @@ from trainer.models.build import assemble
 from trainer.recipe.explain import diff_rows, shown
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
+from trainer.report.table_rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
-from trainer.table_rows import by_cell, find_rows
 
 if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
     from trainer.ablation.throughput import Pace

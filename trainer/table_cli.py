@@ -43,9 +43,9 @@ def table(
 ) -> None:
     """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex,html} too."""
     from trainer import table_show
-    from trainer.table_query import make_view
-    from trainer.table_rows import open_table
-    from trainer.tables import find_metric
+    from trainer.report.query import make_view
+    from trainer.report.table_rows import open_table
+    from trainer.report.tables import find_metric
 
     out = table_show.console()
     if not ablation:
@@ -67,8 +67,8 @@ def table(
         return
     table_show.print_table(out, view)
     if view.is_whole and metric == "top1":
-        from trainer.report import store_report
-        from trainer.report_hparams import hparams_folder, write_hparams
+        from trainer.report.hparams import hparams_folder, write_hparams
+        from trainer.report.html import store_report
 
         paths = table_show.store_table(results, view)
         table_show.print_stored(out, view.table, [*paths, *store_report(results, view.table)])
@@ -87,7 +87,7 @@ def compare(
     """Two rows side by side where they differ, and both learning curves where the run folders are."""
     from trainer import table_show
     from trainer.base.errors import UserError
-    from trainer.compare import find_row
+    from trainer.report.compare import find_row
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
@@ -122,10 +122,10 @@ def reproduce(
 
     with StopRequest() as stop:
         from trainer import table_show
-        from trainer.compare import find_row
         from trainer.engine.settings import make_settings
+        from trainer.report.compare import find_row
+        from trainer.report.table_rows import stored_rows
         from trainer.runs.reproduce import plan_again, run_again, same_cell, verdict
-        from trainer.table_rows import stored_rows
 
         out, found = table_show.console(), find_row(row, results, runs)
         again = plan_again(found, runs, recipe, data, data_dir)

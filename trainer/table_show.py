@@ -13,16 +13,16 @@ from trainer.ablation.questions import open_question, shipped_pages
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.compare import differences, plot, read_curves
+from trainer.report.compare import differences, plot, read_curves
+from trainer.report.formats import as_csv, as_markdown
+from trainer.report.latex import as_latex
+from trainer.report.query import COST_COLUMNS, DEFAULT_COLUMNS, View
+from trainer.report.table_notes import remarks, warnings
+from trainer.report.table_rows import by_cell, errors_in, find_rows
+from trainer.report.table_texts import heading_of, is_text, shown_columns, text_of
+from trainer.report.tables import METRICS, Table, summarize
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
-from trainer.table_formats import as_csv, as_markdown
-from trainer.table_latex import as_latex
-from trainer.table_notes import remarks, warnings
-from trainer.table_query import COST_COLUMNS, DEFAULT_COLUMNS, View
-from trainer.table_rows import by_cell, errors_in, find_rows
-from trainer.table_texts import heading_of, is_text, shown_columns, text_of
-from trainer.tables import METRICS, Table, summarize
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 

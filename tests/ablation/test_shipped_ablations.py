@@ -17,9 +17,9 @@ from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
 from trainer.recipe import check
 from trainer.recipe.load import PageError, parse
 from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.report.table_rows import by_cell
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
-from trainer.table_rows import by_cell
 
 ROOT = Path(__file__).parents[2]
 PATHS = ablation_paths()

@@ -23,7 +23,6 @@ from trainer.ablation.live_table import read_progress
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
 from trainer.base.terminal import Terminal
-from trainer.compare import differences, read_curves
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.decode import oddities, read_image, train_square
@@ -36,6 +35,7 @@ from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
+from trainer.report.compare import differences, read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder

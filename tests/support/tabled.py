@@ -5,8 +5,8 @@ import hashlib
 from support.rows import ROW
 from trainer.ablation.cells import Cell, plan_key, plan_of_cell
 from trainer.ablation.questions import Question
+from trainer.report.tables import METRICS, Table, summarize
 from trainer.runs.job import deviation_rows
-from trainer.tables import METRICS, Table, summarize
 
 SEEDS = (0, 1, 2)
 

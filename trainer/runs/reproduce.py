@@ -24,10 +24,10 @@ from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.profiles import Profile, data_folder, find_profile
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
 from trainer.recipe.tree import plain
+from trainer.report.table_rows import AGAIN
 from trainer.runs.job import Job, run_job
 from trainer.runs.results import Row, RowDeviation
 from trainer.runs.run_folder import recipe_of
-from trainer.table_rows import AGAIN
 
 _MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from trainer.table_notes import remarks, warnings
-from trainer.table_query import View
-from trainer.table_texts import heading_of, is_text, shown_columns, text_of
+from trainer.report.query import View
+from trainer.report.table_notes import remarks, warnings
+from trainer.report.table_texts import heading_of, is_text, shown_columns, text_of
 
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",

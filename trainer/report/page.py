@@ -9,11 +9,18 @@ from urllib.parse import quote
 import pandas as pd
 
 from trainer.ablation.cells import command
+from trainer.report.query import View, frame_of
+from trainer.report.table_notes import versions_text
+from trainer.report.table_texts import (
+    STATE_WORDS,
+    heading_of,
+    is_text,
+    number,
+    shown_columns,
+    text_of,
+)
+from trainer.report.tables import CellSummary, SeedResult, Table
 from trainer.runs.results import Row
-from trainer.table_notes import versions_text
-from trainer.table_query import View, frame_of
-from trainer.table_texts import STATE_WORDS, heading_of, is_text, number, shown_columns, text_of
-from trainer.tables import CellSummary, SeedResult, Table
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from trainer.report.tables import CellSummary, Table
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
-from trainer.tables import CellSummary, Table
 
 _METRICS = {
     "top1_pct": "top-1 %",

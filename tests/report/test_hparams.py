@@ -7,7 +7,7 @@ import pytest
 from support.reported import study
 from support.studies import page, table
 from support.studies import study as cli_study
-from trainer.report_hparams import hparams_folder, write_hparams
+from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.runs.results import read_row_file
 
 

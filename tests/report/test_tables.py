@@ -6,8 +6,8 @@ import pytest
 
 from support.tabled import SEEDS, cell, row, table_of
 from trainer.base.errors import UserError
-from trainer.table_notes import facts_of, remarks, warnings
-from trainer.tables import METRICS, find_metric, value_of
+from trainer.report.table_notes import facts_of, remarks, warnings
+from trainer.report.tables import METRICS, find_metric, value_of
 
 BASE, SAME, BETTER = cell("base", is_base=True), cell("same"), cell("better")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from support.tabled import row
-from trainer.compare import differences, find_row, plot, read_curves
+from trainer.report.compare import differences, find_row, plot, read_curves
 from trainer.runs.results import RowDeviation, RowError, store_row
 
 A = row("a", 0, 95.0, images_per_s=100.0)

@@ -12,8 +12,8 @@ from trainer.base.stats import (
     binomial_error_pct,
     published_spread_pct,
 )
+from trainer.report.tables import CellSummary, Table
 from trainer.runs.results import Row
-from trainer.tables import CellSummary, Table
 
 _MOST_NAMED = 4  # cells in one warning
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from support.reported import study
 from support.tabled import cell, table_of
-from trainer.report_page import cell_lines, numbers_of, pieces_of, result_tables, runs_of, states_of
-from trainer.table_query import make_view
+from trainer.report.page import cell_lines, numbers_of, pieces_of, result_tables, runs_of, states_of
+from trainer.report.query import make_view
 
 
 def test_numbers_are_sorted_by_their_value_and_what_is_absent_has_no_key():

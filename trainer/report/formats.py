@@ -6,10 +6,17 @@ import re
 from collections.abc import Sequence
 
 from trainer.ablation.cells import command
-from trainer.table_notes import remarks, warnings
-from trainer.table_query import View, field_names, frame_of
-from trainer.table_texts import STATE_WORDS, heading_of, is_text, number, shown_columns, text_of
-from trainer.tables import CellSummary
+from trainer.report.query import View, field_names, frame_of
+from trainer.report.table_notes import remarks, warnings
+from trainer.report.table_texts import (
+    STATE_WORDS,
+    heading_of,
+    is_text,
+    number,
+    shown_columns,
+    text_of,
+)
+from trainer.report.tables import CellSummary
 
 _CSV_DIGITS = "%.8g"  # the last digits of a quantile are the machine's, not the study's
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainer.base.stats import MOST_SEEDS
-from trainer.table_query import COLUMNS, DEFAULT_COLUMNS, View
-from trainer.tables import CellSummary, Metric, Needed
+from trainer.report.query import COLUMNS, DEFAULT_COLUMNS, View
+from trainer.report.tables import CellSummary, Metric, Needed
 
 # What stands where a value would.
 STATE_WORDS = {

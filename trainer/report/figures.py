@@ -11,9 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from trainer.compare import Curves
-from trainer.report_scales import Scale, Tick, scale_over
-from trainer.tables import CellSummary, Metric, Table
+from trainer.report.compare import Curves
+from trainer.report.scales import Scale, Tick, scale_over
+from trainer.report.tables import CellSummary, Metric, Table
 
 MOST_DRAWN = 60  # cells of one figure; all are in the table
 CLEAR_P = 0.05  # from where on an effect is drawn as one

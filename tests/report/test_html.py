@@ -11,14 +11,14 @@ import pytest
 from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from support.tabled import cell, table_of
 from trainer.ablation.spec import ablation_paths
-from trainer.report import ASSETS, as_html, notes_html, store_report
-from trainer.report_curves import find_curves
-from trainer.table_query import make_view
-from trainer.table_rows import open_table
-from trainer.table_texts import heading_of, shown_columns, text_of
-from trainer.tables import METRICS
+from trainer.report.curves import find_curves
+from trainer.report.html import ASSETS, as_html, notes_html, store_report
+from trainer.report.query import make_view
+from trainer.report.table_rows import open_table
+from trainer.report.table_texts import heading_of, shown_columns, text_of
+from trainer.report.tables import METRICS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from support.browser import Browser, chromium
 from support.reported import HOSTILE, curves_of, hostile, large, study
-from trainer.report import as_html
+from trainer.report.html import as_html
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from support.reported import curves_of, large, study
 from support.tabled import cell, table_of
-from trainer.compare import Curves
-from trainer.report_figures import (
+from trainer.report.compare import Curves
+from trainer.report.figures import (
     MOST_DRAWN,
     PANEL_INNER_PX,
     cost_figures,
@@ -18,7 +18,7 @@ from trainer.report_figures import (
     forest,
     is_front,
 )
-from trainer.report_scales import Scale, scale_over
+from trainer.report.scales import Scale, scale_over
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 

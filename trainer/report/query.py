@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.tables import CellSummary, Table
+from trainer.report.tables import CellSummary, Table
 
 _LONGEST_FILTER = 400  # so that none nests deeper than Python walks
 _EXAMPLE = 'filter="mean > 90 and n >= 3" would do'

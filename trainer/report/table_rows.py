@@ -10,9 +10,9 @@ from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import Question, open_question
 from trainer.base.errors import UserError
-from trainer.row_index import keys_of
+from trainer.report.row_index import keys_of
+from trainer.report.tables import Metric, Table, summarize
 from trainer.runs.results import Row, read_row_file
-from trainer.tables import Metric, Table, summarize
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # a Path has one slash left of the two
 AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 puts behind a run's name

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
-from trainer.compare import Curves, Points, read_curves
+from trainer.report.compare import Curves, Points, read_curves
+from trainer.report.tables import Table
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
-from trainer.tables import Table
 
 MOST_POINTS = 120  # of one line: more than a panel of a report has pixels to tell apart
 _KINDS = ("train_loss", "val_top1")

@@ -7,9 +7,8 @@ import pytest
 
 from support.tabled import cell, table_of
 from trainer.base.errors import UserError
-from trainer.compare import Curves
-from trainer.report import store_report
-from trainer.report_curves import (
+from trainer.report.compare import Curves
+from trainer.report.curves import (
     MOST_POINTS,
     curves_path,
     find_curves,
@@ -17,6 +16,7 @@ from trainer.report_curves import (
     read_kept,
     thin,
 )
+from trainer.report.html import store_report
 
 
 @pytest.fixture()

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from support.tabled import cell, table_of
-from trainer.table_formats import as_csv, as_markdown, markdown_code, markdown_text
-from trainer.table_latex import as_latex, latex_text
-from trainer.table_query import make_view
-from trainer.table_texts import number, text_of
+from trainer.report.formats import as_csv, as_markdown, markdown_code, markdown_text
+from trainer.report.latex import as_latex, latex_text
+from trainer.report.query import make_view
+from trainer.report.table_texts import number, text_of
 
-GOLDEN = Path(__file__).parent / "golden_tables"
+GOLDEN = Path(__file__).parents[1] / "golden_tables"
 FORMATS = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 

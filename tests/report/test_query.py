@@ -4,7 +4,7 @@ import pytest
 
 from support.tabled import cell, table_of
 from trainer.base.errors import UserError
-from trainer.table_query import COLUMNS, frame_of, make_view
+from trainer.report.query import COLUMNS, frame_of, make_view
 
 CELLS = {
     cell("batch_norm", is_base=True, levels=(("model.norm", "batch"), ("images", "64"))): {

@@ -7,15 +7,15 @@ import pytest
 
 from support.studies import page
 from support.tabled import asked, cell, key_of, row, stored_row
-from trainer import row_index
 from trainer.ablation.failures import store_failure
 from trainer.ablation.questions import open_question
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
+from trainer.report import row_index
+from trainer.report.table_rows import errors_in, find_rows, open_table, stored_rows
+from trainer.report.tables import METRICS
 from trainer.runs.results import RowError, store_row
-from trainer.table_rows import errors_in, find_rows, open_table, stored_rows
-from trainer.tables import METRICS
 
 
 def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monkeypatch):

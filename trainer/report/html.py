@@ -18,17 +18,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from trainer import report_figures as figures
-from trainer.compare import Curves
-from trainer.report_curves import find_curves, keep_curves
-from trainer.report_page import cell_lines, numbers_of, result_tables, runs_of, states_of
+from trainer.report import figures
+from trainer.report.compare import Curves
+from trainer.report.curves import find_curves, keep_curves
+from trainer.report.page import cell_lines, numbers_of, result_tables, runs_of, states_of
+from trainer.report.query import make_view
+from trainer.report.table_notes import remarks, warnings
+from trainer.report.table_texts import text_of
+from trainer.report.tables import Table
 from trainer.runs.checkpoint import write_atomically
-from trainer.table_notes import remarks, warnings
-from trainer.table_query import make_view
-from trainer.table_texts import text_of
-from trainer.tables import Table
 
-ASSETS = Path(__file__).parent / "report_assets"
+ASSETS = Path(__file__).parent / "assets"
 # no character of a page: control characters but tab and line end, halves of pairs, what Unicode keeps for itself
 _NO_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 

@@ -1,0 +1,1 @@
+"""Statistics, tables and their formats, the HTML report, comparison of runs."""
