@@ -12,7 +12,7 @@ if sys.argv[1:2] == ["train"]:  # the imports below take a second, in which a si
 if sys.argv[1:2] == [
     "doctor"
 ]:  # asked where Typer, or what it needs, may be the one that is broken
-    from trainer.doctor_show import answer_words
+    from trainer.tools.doctor_show import answer_words
 
     answer_words(sys.argv[2:])
 

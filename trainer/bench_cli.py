@@ -84,14 +84,14 @@ def _asked(recipe: str, model: str, on_gpu: bool) -> list[tuple[str, str]]:
     """Pages and models: on a GPU those that its targets are for, unless another is named."""
     if not on_gpu:
         return [(recipe or "A3", model or "resnet18")]
-    from trainer.bench_gpu import PAGES
+    from trainer.tools.bench_gpu import PAGES
 
     return [(recipe or PAGES[0][0], model or PAGES[0][1])] if recipe or model else list(PAGES)
 
 
 def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
     from trainer.base.errors import UserError
-    from trainer.bench_data import files_of, image_folder
+    from trainer.tools.bench_data import files_of, image_folder
 
     files = files_of(src, made / "files", 128)
     if not files:
@@ -105,7 +105,7 @@ def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
 
 def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
     from trainer.base.terminal import open_terminal
-    from trainer.bench_run import facts_of, machine_facts, measure, verdict
+    from trainer.tools.bench_run import facts_of, machine_facts, measure, verdict
 
     out = open_terminal(120)
     out.print(
@@ -131,8 +131,8 @@ def measure_on_gpu(
     began_s: of time.perf_counter, since when the time is counted.
     """
     from trainer.base.terminal import open_terminal
-    from trainer.bench_gpu import BOUND_S, bench_page
-    from trainer.bench_run import machine_facts
+    from trainer.tools.bench_gpu import BOUND_S, bench_page
+    from trainer.tools.bench_run import machine_facts
 
     out = open_terminal(120)
     out.print(

@@ -381,9 +381,9 @@ def matrix(
 ) -> None:
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
     from trainer.engine.settings import check_writable
-    from trainer.matrix import as_markdown, chosen_models, chosen_pages, fill
     from trainer.runs import summary as show
     from trainer.runs.checkpoint import write_atomically
+    from trainer.tools.matrix import as_markdown, chosen_models, chosen_pages, fill
 
     pages, columns = chosen_pages(recipes), chosen_models(models)
     is_whole, out = not models and not recipes, show.console()

@@ -14,7 +14,7 @@ from trainer.cli import Results, Runs, app, user_errors
 def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> None:
     """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device; exit 1 where
     `make recipe=A1 model=resnet50` would fail."""
-    from trainer.doctor_finding import Asked
-    from trainer.doctor_show import answer
+    from trainer.tools.doctor_finding import Asked
+    from trainer.tools.doctor_show import answer
 
     raise typer.Exit(answer(Asked(str(runs), str(results))))

@@ -17,7 +17,6 @@ from trainer.distributed.env import Place, find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, slurm_job
 from trainer.engine.micro_batches import check_pieces
 from trainer.engine.settings import check_writable, make_settings, rank_device
-from trainer.inject import check_faults
 from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan, PlanError
@@ -25,6 +24,7 @@ from trainer.recipe.profiles import data_folder
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import rows_folder
+from trainer.tools.faults import check_faults
 
 
 def train_job(

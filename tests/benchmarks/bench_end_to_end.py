@@ -21,14 +21,14 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
-from trainer.bench_data import files_of, image_folder
-from trainer.bench_timm import TimmLoop
 from trainer.data.dataset import open_data
 from trainer.engine.settings import Settings, make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
+from trainer.tools.bench_data import files_of, image_folder
+from trainer.tools.bench_timm import TimmLoop
 
 NUM_TRAIN, NUM_VAL = 1024, 64
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from trainer.bench_data import image_folder
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.transforms import prepare
 from trainer.recipe.profiles import find_profile
+from trainer.tools.bench_data import image_folder
 
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
 

@@ -32,14 +32,14 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
-from trainer.bench import in_turns, median_ratio
-from trainer.bench_data import files_of
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
 from trainer.data.transforms import prepare
 from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of
+from trainer.tools.bench import in_turns, median_ratio
+from trainer.tools.bench_data import files_of
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}

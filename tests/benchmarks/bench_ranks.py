@@ -21,7 +21,6 @@ from written import write
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import StopRequest
-from trainer.bench import Rate, median_ratio
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import make_settings
@@ -29,6 +28,7 @@ from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
 from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
+from trainer.tools.bench import Rate, median_ratio
 
 KINDS = ("none", "one rank")
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from bench_ffcv import STORAGES, has_ffcv, write_betons
 from timm.data import Mixup
 
-from trainer.bench_data import image_folder
-from trainer.bench_timm import timm_loader
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.transforms import prepare
 from trainer.engine.settings import Settings, make_settings
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
+from trainer.tools.bench_data import image_folder
+from trainer.tools.bench_timm import timm_loader
 
 NUM_MICRO_BATCHES = 4  # of a step of the page A2
 DEVICE, MODEL = "ready for the device", "ready for the model"

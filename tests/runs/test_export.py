@@ -9,9 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.plans import small_plan
-from trainer.matrix import MODELS
 from trainer.models.build import build_model, gmacs, num_parameters
 from trainer.runs.export import export_model, is_timms, timm_facts
+from trainer.tools.matrix import MODELS
 
 NORM = "'model.norm={name: group_norm, groups: 16, eps: 1e-5}'"
 

@@ -19,7 +19,7 @@ from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import arriving
 from trainer.data.transforms import fill_of
 from trainer.distributed.communicator import Ranks, alone
-from trainer.inject import Fault
+from trainer.tools.faults import Fault
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
 

@@ -14,7 +14,7 @@ from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.order import epoch_order
-from trainer.inject import Fault
+from trainer.tools.faults import Fault
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
 from trainer.distributed.env import Place
-from trainer.inject import Fault, parse_faults
+from trainer.tools.faults import Fault, parse_faults
 
 PRECISIONS = ("float32", "bf16", "fp16")
 LOADERS = ("auto", "torch", "pil", "ffcv")

@@ -22,13 +22,13 @@ from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import Settings
-from trainer.inject import Faults
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.checkpoint_writer import Saver
 from trainer.runs.loggers.logger import Log, SilentLog
+from trainer.tools.faults import Faults
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

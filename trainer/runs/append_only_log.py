@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from trainer.base.errors import UserError
-from trainer.inject import disk as ask_injected
 from trainer.runs.lock import make_folder
+from trainer.tools.faults import disk as ask_injected
 
 
 class KeptFile:

@@ -66,7 +66,7 @@ def _write_state(path: Path, state: dict) -> str:
     """Write a state to the disk as it is serialized, without a copy of it in memory; gives its SHA-256."""
     import torch
 
-    from trainer.inject import disk as ask_injected
+    from trainer.tools.faults import disk as ask_injected
 
     ask_injected(path)
     with open(path, "wb", buffering=0) as file:

@@ -18,7 +18,6 @@ from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
-from trainer.inject import touches_result
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.explain import shown
 from trainer.recipe.load import Positions
@@ -38,6 +37,7 @@ from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.lock import make_folder
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row
 from trainer.runs.run_folder import own_folder
+from trainer.tools.faults import touches_result
 
 
 @dataclass(frozen=True)

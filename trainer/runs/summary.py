@@ -12,7 +12,6 @@ from rich.table import Table
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
 from trainer.engine.settings import Settings
-from trainer.inject import touches_result
 from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import Row as Explained
 from trainer.recipe.explain import shown
@@ -20,6 +19,7 @@ from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path
+from trainer.tools.faults import touches_result
 
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"

@@ -11,7 +11,6 @@ from typing import Any
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
-from trainer.inject import touches_result
 from trainer.recipe.plan import Plan
 from trainer.report.table_rows import AGAIN
 from trainer.runs.export import digest_of, timm_facts
@@ -20,6 +19,7 @@ from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.results import Row, read_row, read_row_file, row_path
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.runs.verify_curves import curve_checks
+from trainer.tools.faults import touches_result
 
 
 @dataclass(frozen=True)

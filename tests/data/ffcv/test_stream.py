@@ -248,8 +248,8 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
 
 def test_faults_of_a_loader_are_refused(photos):
     from trainer.engine.settings import make_settings
-    from trainer.inject import parse_faults
     from trainer.runs.job import Job, plan_of
+    from trainer.tools.faults import parse_faults
 
     plan = plan_of(
         Job(

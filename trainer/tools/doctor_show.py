@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from trainer.base.errors import printable
-from trainer.doctor import PROBES, examine, is_fit
-from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
-from trainer.doctor_probes import pair_warning
+from trainer.tools.doctor import PROBES, examine, is_fit
+from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
+from trainer.tools.doctor_probes import pair_warning
 
 _HEADINGS = ("what", "found", "wanted", "", "mended by")
 _STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}

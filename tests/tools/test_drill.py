@@ -9,13 +9,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from trainer import drill
 from trainer.base.errors import UserError
 from trainer.cli import app
-from trainer.drill import DRILLS, Drill, chosen_drills, distance, run_drills
 from trainer.drill_cli import drill_table
-from trainer.inject import KINDS, check_faults, parse_faults
 from trainer.runs.job import Job, plan_of
+from trainer.tools import drill
+from trainer.tools.drill import DRILLS, Drill, chosen_drills, distance, run_drills
+from trainer.tools.faults import KINDS, check_faults, parse_faults
 
 
 def test_every_kind_of_fault_is_drilled_and_strikes_in_its_run():

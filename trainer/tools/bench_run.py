@@ -14,7 +14,6 @@ import torch
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
-from trainer.bench import Rate, in_turns
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
 from trainer.data.parts import Parts, has_parts, part_keys
@@ -25,6 +24,7 @@ from trainer.engine.settings import Settings
 from trainer.engine.state import State
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan
+from trainer.tools.bench import Rate, in_turns
 
 BOUND_SHARE = (
     0.95  # of the step on data that lies on the device: at least that much is no waiting for data

@@ -9,10 +9,10 @@ import torch
 from timm.data import auto_augment
 from timm.data.loader import PrefetchLoader
 
-from trainer.bench_data import image_folder, photos
-from trainer.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against
 from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of
+from trainer.tools.bench_data import image_folder, photos
+from trainer.tools.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against
 
 SMALL = "image.train_px=32 image.test_px=32"
 BATCH = "batch.images=8 batch.norm_images=4"

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from trainer import matrix
 from trainer.base.errors import UserError
-from trainer.matrix import (
+from trainer.recipe.schema import recipe_paths
+from trainer.runs import summary as show
+from trainer.tools import matrix
+from trainer.tools.matrix import (
     MODELS,
     Cell,
     as_markdown,
@@ -18,10 +20,8 @@ from trainer.matrix import (
     noise_plan,
     try_cell,
 )
-from trainer.recipe.schema import recipe_paths
-from trainer.runs import summary as show
 
-TABLE = (Path(__file__).parent.parent / "results" / "matrix.md").read_text()
+TABLE = (Path(__file__).parents[2] / "results" / "matrix.md").read_text()
 ROWS = {
     cells[0]: dict(zip(MODELS, cells[1:], strict=True))
     for line in TABLE.splitlines()

@@ -12,8 +12,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.bench import Rate, in_turns, seconds_a_step
-from trainer.bench_run import (
+from trainer.data.dataset import OpenedData
+from trainer.data.loader import MicroBatch
+from trainer.engine.settings import Settings
+from trainer.engine.state import State
+from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.recipe.plan import Plan
+from trainer.tools.bench import Rate, in_turns, seconds_a_step
+from trainer.tools.bench_run import (
     clock_of,
     facts_of,
     first_batch,
@@ -22,7 +28,7 @@ from trainer.bench_run import (
     step_alone,
     verdict,
 )
-from trainer.bench_targets import (
+from trainer.tools.bench_targets import (
     Floor,
     Measured,
     Target,
@@ -31,13 +37,7 @@ from trainer.bench_targets import (
     floor_of,
     targets_of,
 )
-from trainer.bench_timm import TimmLoop, reason_against
-from trainer.data.dataset import OpenedData
-from trainer.data.loader import MicroBatch
-from trainer.engine.settings import Settings
-from trainer.engine.state import State
-from trainer.engine.train import fast_algorithms, optimizer_step
-from trainer.recipe.plan import Plan
+from trainer.tools.bench_timm import TimmLoop, reason_against
 
 PAGES = (("A2", "resnet50"), ("convnext", "convnext_tiny"))
 BOUND_S = 420.0  # of the whole command, which is to take less than eight minutes

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from support.packing import write_tar
 from support.plans import small_plan
-from trainer.bench import Rate, in_turns, median_ratio, seconds_a_step
-from trainer.bench_data import files_of, image_folder, photos
-from trainer.bench_run import _decoding, _on_one_thread, measure, verdict
 from trainer.cli import app
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
 from trainer.engine.settings import make_settings
 from trainer.recipe.profiles import find_profile
+from trainer.tools.bench import Rate, in_turns, median_ratio, seconds_a_step
+from trainer.tools.bench_data import files_of, image_folder, photos
+from trainer.tools.bench_run import _decoding, _on_one_thread, measure, verdict
 
 
 def test_parts_take_turns_and_are_timed_by_the_clock_given():
@@ -190,7 +190,7 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
 
 def test_what_is_measured_runs_as_a_run_does(monkeypatch):
     made_fast, plan = [], small_plan("A3")
-    monkeypatch.setattr("trainer.bench_run.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.tools.bench_run.fast_algorithms", made_fast.append)
     rates = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 2, 1)
     assert made_fast == ["cpu"] and rates["end to end"].num_images == 32
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import doctor, doctor_probes, doctor_show, doctor_steps
 from trainer.base.terminal import open_terminal
-from trainer.doctor import PROBES, examine, is_fit
-from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
-from trainer.doctor_show import table_of
 from trainer.engine.train import fast_algorithms
+from trainer.tools import doctor, doctor_probes, doctor_show, doctor_steps
+from trainer.tools.doctor import PROBES, examine, is_fit
+from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
+from trainer.tools.doctor_show import table_of
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUICK = tuple(
     name
     for name in PROBES
@@ -107,7 +107,7 @@ def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(
         "import sys; sys.modules['ffcv'] = None  # as if it were not installed\n"
     )
     if not is_checkout:  # as a wheel is installed: no Makefile beside the package
-        content = "\nfrom pathlib import Path; import trainer.doctor_probes as probes; probes.PACKAGE_ROOT = Path('/nowhere')\n"
+        content = "\nfrom pathlib import Path; import trainer.tools.doctor_probes as probes; probes.PACKAGE_ROOT = Path('/nowhere')\n"
         (tmp_path / "sitecustomize.py").write_text(
             (tmp_path / "sitecustomize.py").read_text()
             + f"sys.path.insert(0, {str(ROOT)!r})"
@@ -136,7 +136,7 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
     script = (
-        "import trainer.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
+        "import trainer.tools.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
         "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; import trainer.__main__"
     )
     environment = {
@@ -205,7 +205,7 @@ def test_a_container_with_little_shared_memory_is_marked(tmp_path, monkeypatch):
 
 
 def test_an_ascii_machine_is_broken_and_told_what_to_export():
-    script = "from trainer.doctor_probes import locale; from trainer.doctor_finding import Asked; one, = locale(Asked()); print(one.state, one.remedy)"
+    script = "from trainer.tools.doctor_probes import locale; from trainer.tools.doctor_finding import Asked; one, = locale(Asked()); print(one.state, one.remedy)"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-c", script],

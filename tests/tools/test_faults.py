@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from support.plans import small_plan, small_set
-from trainer import inject
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.signals import StopRequest
@@ -24,7 +23,9 @@ from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import MemoryFull
 from trainer.engine.settings import make_settings
-from trainer.inject import (
+from trainer.runs.job import Job, plan_of, run_job
+from trainer.tools import faults as inject
+from trainer.tools.faults import (
     Fault,
     Faults,
     check_faults,
@@ -34,7 +35,6 @@ from trainer.inject import (
     step_of,
     touches_result,
 )
-from trainer.runs.job import Job, plan_of, run_job
 
 
 def test_faults_are_read_strictly():

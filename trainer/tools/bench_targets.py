@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.bench import Rate, ratios
-from trainer.bench_run import BOUND_SHARE
 from trainer.engine.state import State
 from trainer.models.build import gmacs
+from trainer.tools.bench import Rate, ratios
+from trainer.tools.bench_run import BOUND_SHARE
 
 TIMM_RATIO = 1.3  # images/s, times those of a loop of timm's parts
 OPTIMIZER_MS = 2.0  # of one step of the optimizer, clipping included

@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from trainer import doctor_probes as probes
-from trainer import doctor_steps
 from trainer.base.json_text import json_of
 from trainer.base.provenance import PACKAGE_ROOT
-from trainer.doctor_finding import ABSENT, BROKEN, Asked, Finding, first_line
+from trainer.tools import doctor_probes as probes
+from trainer.tools import doctor_steps
+from trainer.tools.doctor_finding import ABSENT, BROKEN, Asked, Finding, first_line
 
 PATIENCE_S = 300.0  # for one question, on a slow disk or a busy machine
 _MARK = "\x1e"  # before a line of ours: packages write on standard output too
@@ -86,7 +86,7 @@ class _Child:
         words = [
             sys.executable,
             "-c",
-            "from trainer.doctor import answer; answer()",
+            "from trainer.tools.doctor import answer; answer()",
             json.dumps(asdict(asked)),
             *names,
         ]

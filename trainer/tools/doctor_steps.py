@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
+from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
 NUM_STEPS = (

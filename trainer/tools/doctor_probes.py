@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trainer.base.cores import num_cores
 from trainer.base.provenance import PACKAGE_ROOT
-from trainer.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
+from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 OLDEST_PYTHON = (3, 11)
 # Three checkpoints of resnet50 under LAMB (weights and two moments, 282 MB) on the disk at a time, and the model.

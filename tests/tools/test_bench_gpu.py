@@ -13,11 +13,15 @@ import torch
 from support.plans import small_plan
 from trainer import bench_cli
 from trainer.base.terminal import Terminal
-from trainer.bench import Rate
 from trainer.bench_cli import _asked, measure_on_gpu
-from trainer.bench_data import image_folder, photos
-from trainer.bench_gpu import PAGES, Memory, Turn, bench_page, in_rounds, optimizer_rates
-from trainer.bench_targets import (
+from trainer.data.dataset import open_data
+from trainer.engine.settings import make_settings
+from trainer.engine.state import State
+from trainer.runs.job import Job, plan_of
+from trainer.tools.bench import Rate
+from trainer.tools.bench_data import image_folder, photos
+from trainer.tools.bench_gpu import PAGES, Memory, Turn, bench_page, in_rounds, optimizer_rates
+from trainer.tools.bench_targets import (
     Floor,
     Measured,
     comparison_facts,
@@ -25,13 +29,9 @@ from trainer.bench_targets import (
     floor_of,
     targets_of,
 )
-from trainer.bench_timm import TimmLoop
-from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
-from trainer.engine.state import State
-from trainer.runs.job import Job, plan_of
+from trainer.tools.bench_timm import TimmLoop
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = "image.train_px=32 image.test_px=32 batch.images=8 batch.norm_images=4"
 
 
@@ -207,7 +207,7 @@ def test_a_page_is_measured_beside_timms_parts_whatever_the_device(folder):
 
 
 def test_the_command_stores_and_prints_each_page_when_it_is_measured(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.bench_gpu.BOUND_S", 0.0)
+    monkeypatch.setattr("trainer.tools.bench_gpu.BOUND_S", 0.0)
     printed = io.StringIO()
     monkeypatch.setattr(
         "trainer.base.terminal.open_terminal", lambda width: Terminal(file=printed, width=width)

@@ -1,0 +1,1 @@
+"""Doctor, bench, fault injection, the compatibility matrix."""
