@@ -179,7 +179,7 @@ help:  ## this list
 #: pytest flags for make test
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything
-warm := import timm, matplotlib.figure, sklearn.datasets, torchvision, torch.utils.tensorboard, torch.utils.flop_counter, trainer.cli, trainer.runs.job, trainer.runs.summary, trainer.engine.train, trainer.runs.export
+warm := import timm, matplotlib.figure, sklearn.datasets, torchvision, torch.utils.tensorboard, torch.utils.flop_counter, trainer.cli.main, trainer.runs.job, trainer.runs.summary, trainer.engine.train, trainer.runs.export
 
 # ---- set-up: uv where it is (or installed into the venv first), else pip alone; the lock's hashes are required
 $(VENV)/.ready: pyproject.toml requirements.lock

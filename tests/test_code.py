@@ -193,7 +193,7 @@ def test_nothing_heavy_is_imported_for_the_help():
     import subprocess
     import sys
 
-    script = "import sys; from trainer.cli import app; bad = {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
+    script = "import sys; from trainer.cli.main import app; bad = {'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )

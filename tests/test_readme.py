@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.recipe.explain import recipes_table
 from trainer.recipe.load import parse_page
 from trainer.recipe.profiles import Profile

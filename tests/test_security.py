@@ -28,7 +28,7 @@ from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image

@@ -19,7 +19,7 @@ if sys.argv[1:2] == [
 import typer  # noqa: E402
 
 from trainer.base.errors import printable  # noqa: E402
-from trainer.cli import app  # noqa: E402
+from trainer.cli.main import app  # noqa: E402
 
 _ClickError = typer.BadParameter.__mro__[
     2

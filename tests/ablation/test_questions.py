@@ -122,7 +122,7 @@ def test_a_cached_table_needs_no_torch(page, tmp_path):
         "n >= 0",
     ]
     script = (
-        f"import sys; from trainer.cli import app; app({words!r}, standalone_mode=False); "
+        f"import sys; from trainer.cli.main import app; app({words!r}, standalone_mode=False); "
         "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
     )
     done = subprocess.run(

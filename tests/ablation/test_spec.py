@@ -17,9 +17,9 @@ from trainer.ablation.cells import plan_key, plan_of_cell, text_of
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation.throughput import measure, shape_of
-from trainer.ablation_cli import print_plan
 from trainer.base.errors import UserError
-from trainer.cli import app
+from trainer.cli.main import app
+from trainer.cli.plan_ablation import print_plan
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.recipe import tree

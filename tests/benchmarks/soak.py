@@ -346,7 +346,13 @@ def main() -> int:
     asked = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["trainer.cli", "trainer.runs.job", "trainer.engine.train", "trainer.runs.export", "timm"]
+        [
+            "trainer.cli.main",
+            "trainer.runs.job",
+            "trainer.engine.train",
+            "trainer.runs.export",
+            "timm",
+        ]
     )
     soak, draw, began = Soak(), random.Random(asked.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="rsb-soak-") as folder:

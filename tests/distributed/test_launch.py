@@ -13,11 +13,11 @@ import pytest
 from support.plans import small_plan, small_set
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
+from trainer.cli.train import check_norms
 from trainer.distributed import launch
 from trainer.distributed.env import find_place, first_host
 from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
 from trainer.engine.settings import make_settings, rank_device
-from trainer.ranks_cli import check_norms
 from trainer.recipe.plan import PlanError, make_plan
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from support.built import needs_ffcv
 
 needs_ffcv()
 
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.data.ffcv import stream as ffcv_stream
 
 SET = "batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32"

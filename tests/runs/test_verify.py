@@ -12,7 +12,7 @@ from support.plans import small_set
 from trainer.base.exits import EXIT_DONE
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.runs import rescore

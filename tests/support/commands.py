@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainer.cli import app
+from trainer.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 

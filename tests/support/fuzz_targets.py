@@ -17,12 +17,12 @@ from support import packing
 from support.fuzzed import Mutator
 from support.plans import small_plan
 from support.rows import ROW
-from trainer import table_show
 from trainer.ablation.cells import row_key
 from trainer.ablation.live_table import read_progress
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
 from trainer.base.terminal import Terminal
+from trainer.cli import table_show
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.decode import oddities, read_image, train_square

@@ -12,9 +12,9 @@ import sys
 from trainer.ablation.backends.local import preload
 
 preload()
-import trainer.ablate_cli
 import trainer.ablation.dry_run
 import trainer.ablation.live_table
+import trainer.cli.ablate
 from support import faults
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from support.packing import write_tar
 from support.plans import small_plan
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
 from trainer.engine.settings import make_settings

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from support.plans import small_plan
-from trainer import bench_cli
 from trainer.base.terminal import Terminal
-from trainer.bench_cli import _asked, measure_on_gpu
+from trainer.cli import bench as bench_cli
+from trainer.cli.bench import _asked, measure_on_gpu
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State

@@ -83,7 +83,7 @@ def test_a_python_that_does_not_start_is_one_line(monkeypatch):
 def test_the_command_ends_with_1_where_the_main_job_would_fail(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from trainer.cli import app
+    from trainer.cli.main import app
 
     monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "disk")})
     (tmp_path / "file").touch()
@@ -101,7 +101,7 @@ def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(
     """Nothing of the main job asks for it: exit 0."""
     from typer.testing import CliRunner
 
-    from trainer.cli import app
+    from trainer.cli.main import app
 
     (tmp_path / "sitecustomize.py").write_text(
         "import sys; sys.modules['ffcv'] = None  # as if it were not installed\n"

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from trainer.base.errors import UserError
-from trainer.cli import app
-from trainer.drill_cli import drill_table
+from trainer.cli.drill import drill_table
+from trainer.cli.main import app
 from trainer.runs.job import Job, plan_of
 from trainer.tools import drill
 from trainer.tools.drill import DRILLS, Drill, chosen_drills, distance, run_drills

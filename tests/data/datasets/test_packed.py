@@ -241,7 +241,7 @@ def test_an_image_folder_in_place_of_shards_is_seen_and_the_other_way_round(
 
 
 def test_check_data_takes_shards_from_the_command_line(packed_photos):
-    from trainer.cli import app
+    from trainer.cli.main import app
 
     done = CliRunner().invoke(
         app, ["check-data", "--data", str(packed_photos["folders"]), "--workers", "1"]

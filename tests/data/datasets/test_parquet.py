@@ -184,7 +184,7 @@ def test_files_that_name_their_classes_differently_are_refused(tmp_path):
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
-    from trainer.cli import app
+    from trainer.cli.main import app
 
     write(tmp_path, packing.table_of(ROWS, None))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import (
+from trainer.cli.main import (
     Again,
     Data,
     DataDir,
@@ -69,8 +69,8 @@ def lr_find(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
+        from trainer.cli.lr_find_ranks import find
         from trainer.lr_finder.api import Question
-        from trainer.range_ranks import find
         from trainer.runs.job import Job
 
         job = Job(recipe, model, data, data_dir, 0, set_, again=again)

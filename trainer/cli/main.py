@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.ablate_cli import ablate
+from trainer.cli.ablate import ablate
 
 app = typer.Typer(
     help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
@@ -182,8 +182,8 @@ def train(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
+        from trainer.cli.train import train_job
         from trainer.engine.settings import check_loader
-        from trainer.ranks_cli import train_job
         from trainer.runs.job import Job
 
         check_loader(loader)
@@ -229,7 +229,7 @@ def plan(
     """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images.
 
     With --ablation what an ablation would do; its estimate of time needs the images."""
-    from trainer import ablation_cli
+    from trainer.cli import plan_ablation as ablation_cli
     from trainer.models.build import assemble
     from trainer.runs import summary as show
     from trainer.runs.job import Job, plan_of
@@ -396,13 +396,11 @@ def matrix(
         write_atomically(results / "matrix.md", table.encode())
 
 
-from trainer import (  # noqa: E402, F401  put their commands beside these
-    bench_cli,
-    data_cli,
-    doctor_cli,
-    drill_cli,
-    lr_find_cli,
-    slurm_cli,
-    table_cli,
-    verify_cli,
-)
+from trainer.cli import bench as bench_cli
+from trainer.cli import data as data_cli
+from trainer.cli import doctor as doctor_cli
+from trainer.cli import drill as drill_cli
+from trainer.cli import lr_find as lr_find_cli
+from trainer.cli import slurm as slurm_cli
+from trainer.cli import table as table_cli
+from trainer.cli import verify as verify_cli

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import DataDir, Device, Results, Runs, Workers, app, user_errors
+from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Anyway = Annotated[
     bool,
@@ -42,7 +42,7 @@ def table(
     results: Results = Path("results"),
 ) -> None:
     """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex,html} too."""
-    from trainer import table_show
+    from trainer.cli import table_show
     from trainer.report.query import make_view
     from trainer.report.table_rows import open_table
     from trainer.report.tables import find_metric
@@ -85,8 +85,8 @@ def compare(
     results: Results = Path("results"),
 ) -> None:
     """Two rows side by side where they differ, and both learning curves where the run folders are."""
-    from trainer import table_show
     from trainer.base.errors import UserError
+    from trainer.cli import table_show
     from trainer.report.compare import find_row
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
@@ -121,7 +121,7 @@ def reproduce(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
-        from trainer import table_show
+        from trainer.cli import table_show
         from trainer.engine.settings import make_settings
         from trainer.report.compare import find_row
         from trainer.report.table_rows import stored_rows

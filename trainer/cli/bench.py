@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import DataDir, Device, Loader, Precision, Results, Set, Workers, app, user_errors
+from trainer.cli.main import (
+    DataDir,
+    Device,
+    Loader,
+    Precision,
+    Results,
+    Set,
+    Workers,
+    app,
+    user_errors,
+)
 
 _SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=64"  # what a CPU does in seconds
 

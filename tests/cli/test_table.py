@@ -10,13 +10,13 @@ from support.commands import door, make, rsb
 from support.studies import page, study, table
 from support.tabled import stored_row
 from trainer.ablation.spec import ablation_paths, load_ablation
+from trainer.cli.table_show import FORMATS
 from trainer.report.query import make_view
 from trainer.report.table_rows import open_table
 from trainer.report.tables import METRICS
 from trainer.runs.results import read_row_file, store_row
-from trainer.table_show import FORMATS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_is_printed_and_stored_in_every_format(study):
@@ -127,7 +127,7 @@ def test_without_an_ablation_all_are_listed_with_what_they_have(tmp_path, monkey
     known = load_ablation("norm-micro-batch")
     store_row(tmp_path, stored_row(known.cells[0], 0, 90.0))
     store_row(tmp_path, stored_row(known.cells[0], 1, None))
-    monkeypatch.setattr("trainer.table_show.shipped_pages", lambda: [known.path])
+    monkeypatch.setattr("trainer.cli.table_show.shipped_pages", lambda: [known.path])
     done = rsb("table", "--results", tmp_path, "--runs", tmp_path)
     assert done.exit_code == 0, done.output
     line = next(line for line in done.output.splitlines() if "norm-micro-batch" in line)

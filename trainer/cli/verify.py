@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import DataDir, Device, Results, Runs, Workers, app, user_errors
+from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Evaluate = Annotated[
     bool, typer.Option("--evaluate/--no-evaluate", help="Score the exported model once more.")
@@ -30,11 +30,11 @@ def verify(
 ) -> None:
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
     from trainer.base.terminal import open_terminal
+    from trainer.cli.verify_show import check_table, failed_lines
     from trainer.engine.settings import make_settings
     from trainer.runs.run_folder import find_run_folder
     from trainer.runs.verify import scores_check
     from trainer.runs.verify import verify as checks_of
-    from trainer.verify_show import check_table, failed_lines
 
     folder = find_run_folder(run, runs)
     found = list(checks_of(folder, results))

@@ -10,13 +10,13 @@ from typing import Any
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
+from trainer.cli.train import check_norms, say
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.engine.settings import check_writable, rank_device
 from trainer.lr_finder import show as range_show
 from trainer.lr_finder.api import Question, run, set_up
-from trainer.ranks_cli import check_norms, say
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
 

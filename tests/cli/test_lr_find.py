@@ -17,7 +17,7 @@ from support.found import found_of
 from support.plans import small_set
 from support.range_trials import drawn, network
 from trainer.base.exits import EXIT_STOPPED
-from trainer.cli import app
+from trainer.cli.main import app
 from trainer.lr_finder import show as range_show
 from trainer.lr_finder.rules import Curve
 

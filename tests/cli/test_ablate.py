@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from support.commands import ROOT, door, make, rsb
-from trainer import ablate_cli
-from trainer.ablate_cli import shared_of, use_threads
+from trainer.cli import ablate as ablate_cli
+from trainer.cli.ablate import shared_of, use_threads
 
 
 @pytest.mark.parametrize(

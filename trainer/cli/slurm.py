@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli import app, user_errors
+from trainer.cli.main import app, user_errors
 
 
 @app.command(
@@ -32,7 +32,7 @@ def launch_slurm(
 
     All other words are those of `train`."""
     from trainer.base.errors import printable
-    from trainer.ranks_cli import write_job
+    from trainer.cli.train import write_job
     from trainer.runs.job import Job
 
     words = [*context.args, *(() if gpus else ("--device", "cpu"))]
