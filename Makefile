@@ -39,7 +39,7 @@ anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(va
 evaluate_flag = $(if $(filter evaluate,$(written)),$(if $(filter-out 0 no false,$(value evaluate)),--evaluate,--no-evaluate))
 again_flag = $(if $(filter again,$(written)),$(if $(filter-out 0 no false,$(value again)),--again))
 
-.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data data parity eval verify doctor test drill bench help setup clean
+.PHONY: train plan ablate table compare reproduce explain diff recipes matrix lr-find launch-slurm check-data data parity eval verify doctor test lint drill bench help setup clean
 
 # a mistyped target is one line with the nearest name, as a mistyped variable is
 .DEFAULT:
@@ -101,6 +101,12 @@ doctor: $(VENV)/.ready  ## does this machine train? Packages, GPUs, disk, a step
 
 test: $(VENV)/.ready  ## the test suite (pytest="flags for pytest")
 	@PYTEST_ADDOPTS="-n auto --dist worksteal "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.ready  ## ruff format and check, the import contracts, mypy
+	@$(VENV)/bin/ruff format --check trainer tests
+	@$(VENV)/bin/ruff check trainer tests
+	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/mypy
 
 # one process more than there are cores: a drill waits for half of its time
 drill: $(VENV)/.ready  ## every fault of inject= on the digits, in a table; then the tests that kill, lose and take up processes for minutes (pytest="flags for pytest")

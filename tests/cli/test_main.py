@@ -286,3 +286,13 @@ def test_make_help_lists_every_target_and_variable(door):
         line for line in text.splitlines() if line.startswith("TRAIN_VARIABLES :=")
     ).split()[2:]
     assert set(phony) | set(variables) | {"a,b", "run", "models,recipes", "pytest"} <= set(listed)
+
+
+def test_nothing_heavy_is_imported_for_the_help():
+    """`rsb --help` answers before torch, timm or pydantic could be imported."""
+    script = (
+        "import sys; from trainer.cli.main import app; "
+        "sys.exit(str({'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() == ""

@@ -65,7 +65,7 @@ def test_an_unknown_name_lists_what_there_is(pages):
 def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
     package = tmp_path / "site" / "trainer"
     shutil.copytree(recipe.pages_folder(), package / "recipes")
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "base" / "provenance.py"))
     assert find_recipe("A1").is_relative_to(package / "recipes")
     (
         package.parent / "recipes"

@@ -260,7 +260,7 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
 
 
 def test_where_no_chromium_is_a_user_is_told_and_ci_fails(monkeypatch):
-    monkeypatch.setattr("browser.shutil.which", lambda name: None)
+    monkeypatch.setattr("support.browser.shutil.which", lambda name: None)
     monkeypatch.delitem(os.environ, "RSB_CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no Chromium here: apt-get install"):
         chromium()

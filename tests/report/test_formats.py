@@ -25,7 +25,7 @@ from trainer.report.latex import as_latex, latex_text
 from trainer.report.query import make_view
 from trainer.report.table_texts import number, text_of
 
-GOLDEN = Path(__file__).parents[1] / "golden_tables"
+GOLDEN = Path(__file__).parent / "golden_tables"
 FORMATS = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 

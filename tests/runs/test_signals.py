@@ -197,7 +197,7 @@ def test_what_came_before_there_was_a_request_is_in_it():
 def test_a_second_interrupt_ends_the_process_whatever_it_is_in(begin, between):
     script = f"""
 import os, signal, time
-from trainer import stop
+from trainer.base import signals as stop
 {begin}
 os.kill(os.getpid(), signal.SIGTERM)
 os.kill(os.getpid(), signal.SIGINT)
