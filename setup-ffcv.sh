@@ -9,7 +9,7 @@ if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then uv=uv; el
 shim=$(dirname "$(dirname "$python")")/opencv-of-two-modules
 
 lacking() {
-    echo "error: ffcv=1: $1; sudo apt-get install -y --no-install-recommends g++ python3-dev pkg-config libturbojpeg0-dev libopencv-core-dev libopencv-imgproc-dev would do" >&2
+    echo "error: ffcv=1: $1; run sudo apt-get install -y --no-install-recommends g++ python3-dev pkg-config libturbojpeg0-dev libopencv-core-dev libopencv-imgproc-dev" >&2
     exit 2
 }
 

@@ -21,20 +21,21 @@ import typer  # noqa: E402
 from trainer.base.errors import printable  # noqa: E402
 from trainer.cli.main import app  # noqa: E402
 
-_ClickError = typer.BadParameter.__mro__[
-    2
-]  # click's ClickException, of whichever click this Typer brings
+try:
+    from typer import TyperException
+except ImportError:  # a Typer that still stands on click
+    from click import ClickException as TyperException
 
 
 def main() -> None:
     """Run one command and end with its exit code; words that it does not take are one line and exit 2."""
     try:
         code = app(prog_name="rsb", standalone_mode=False)
-    except _ClickError as error:
+    except TyperException as error:
         message = error.format_message().rstrip(".")
         if message:  # else no command was named, and the help stands there already
             asked = error.ctx.command_path if getattr(error, "ctx", None) else "rsb"
-            typer.echo(f"error: {printable(message)}; {asked} --help lists what would do", err=True)
+            typer.echo(f"error: {printable(message)}; see {asked} --help", err=True)
         code = error.exit_code
     except typer.Abort:
         code = 1

@@ -35,7 +35,7 @@ def test_a_failure_is_read_back_and_each_attempt_is_counted(tmp_path):
     ("exit_code", "output", "error"),
     [
         (1, ["a", "ValueError: no", ""], "ValueError: no"),
-        (2, ["error: data: not found; x would do"], "data: not found; x would do"),
+        (2, ["error: data: not found; use x"], "data: not found; use x"),
         (-11, ["a"], "ended by SIGSEGV"),
         (7, [], "exit code 7, nothing was written"),
     ],

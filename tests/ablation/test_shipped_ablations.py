@@ -14,8 +14,9 @@ from support.rows import row_of
 from trainer.ablation.cells import command, plan_of_cell, row_key
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
+from trainer.base.errors import PageError
 from trainer.recipe import check
-from trainer.recipe.load import PageError, parse
+from trainer.recipe.load import parse
 from trainer.recipe.schema import find_recipe, load_recipe
 from trainer.report.table_rows import by_cell
 from trainer.runs.job import Job, plan_of
@@ -175,9 +176,9 @@ def test_each_key_of_the_page_mutated_by_a_letter_is_refused_at_its_place(path):
         new = mutated(place[-1], draw)
         if new in check.value_at(data, place[:-1]):
             continue
-        with pytest.raises(check.Refusal) as refusal:
+        with pytest.raises(PageError) as error:
             check.check(AblationPage, renamed(data, place, new))
-        assert refusal.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
+        assert error.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
 
 
 SAMPLED = [

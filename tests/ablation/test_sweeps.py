@@ -225,4 +225,4 @@ def test_what_the_user_wrote_wrong_is_one_line_and_exit_2(sweep, world, tmp_path
     page = write_page(tmp_path / "wrong.yaml", tmp_path / "no-pictures", [0.1])
     assert sweep.run(page=page) == 2
     (line,) = sweep.output.read_text().splitlines()
-    assert line.startswith("error: ") and "no-pictures" in line and "would do" in line
+    assert line.startswith("error: ") and "no-pictures" in line and "; " in line

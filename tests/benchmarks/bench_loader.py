@@ -216,9 +216,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = files_of(given.src, Path(folder) / "files")
         if not files:
-            parser.error(
-                f"--src {given.src}: holds no .jpg; a folder or a tar of JPEG files would do"
-            )
+            parser.error(f"--src {given.src}: holds no .jpg; use a folder or a tar of JPEG files")
         print(
             f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single parts, {given.rounds} times each in turns ...",
             flush=True,

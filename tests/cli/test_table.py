@@ -109,7 +109,7 @@ def test_why_a_run_failed_is_printed(study):
         (["table", "--ablation", "activations", "--format", "html"], "format=html", "tex"),
         (["table", "--ablation", "activations", "--sort", "acc"], "sort=acc", "mean"),
         (["table", "--ablation", "activations", "--columns", "acc"], "columns=acc", "mean"),
-        (["table", "--ablation", "activations", "--filter", "exit()"], "filter=exit()", "would do"),
+        (["table", "--ablation", "activations", "--filter", "exit()"], "filter=exit()", "; "),
         (["table", "--sort", "mean"], "sort=", "ablation="),
         (["compare", "--a", "x"], "b= not given", "b=<run>"),
         (["compare", "--a", "x", "--b", "y"], "run x", "rows lie in"),

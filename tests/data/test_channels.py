@@ -175,7 +175,7 @@ def test_a_folder_of_other_channels_than_the_profiles_stops_in_one_line(bands):
     )  # the folder itself: three channels
     stream = open_data(plan.profile, root).train_stream(plan, make_settings("cpu", workers="0"), 0)
     with pytest.raises(
-        UserError, match=r"\.npy: channels: 4, where the profile has 3; .* would do"
+        UserError, match=r"\.npy: channels: 4, where the profile has 3; use .*"
     ) as refused:
         next(stream)
     assert "\n" not in str(refused.value)

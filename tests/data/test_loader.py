@@ -211,7 +211,7 @@ def test_torchs_own_generator_stays_where_it_is(digits):
 
 
 def test_a_page_without_a_crop_is_refused(digits):
-    with pytest.raises(UserError, match="random_resized_crop in it would do"):
+    with pytest.raises(UserError, match="add random_resized_crop"):
         stream_of(digits, augment=(Flip(),))
 
 
@@ -230,7 +230,7 @@ def test_a_bad_image_ends_the_run_with_its_own_line(photos, num_workers):
     with pytest.raises(BadImage) as refused:
         list(stream.batches(0, 4, num_workers, "cpu"))
     text = str(refused.value)
-    assert text.endswith("(0 bytes); a whole image would do, or bad_images=skip in training")
+    assert text.endswith("(0 bytes); use a whole image, or bad_images=skip in training")
     assert text.startswith(str(photos.index.folder)) and "\n" not in text
 
 

@@ -98,7 +98,7 @@ def test_gpus_and_procs_must_fit_each_other_the_device_and_what_was_started():
         (2, None, "cpu", None),
         (4, None, "auto", place),
     ):
-        with pytest.raises(UserError, match="would do"):
+        with pytest.raises(UserError, match="; (use|valid|leave|run|try)"):
             asked_ranks(*asked)
 
 
@@ -130,7 +130,7 @@ def test_a_world_that_does_not_divide_is_refused_with_what_would():
     plan = small_plan(overrides="batch.images=32 batch.norm_images=32")
     with pytest.raises(
         PlanError,
-        match=r'= 1 micro-batch cannot be shared by 2 ranks; 1 rank would do, or set="batch.norm_images=16"',
+        match=r'= 1 micro-batch cannot be shared by 2 ranks; use 1 rank, or set="batch.norm_images=16"',
     ):
         make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
 
@@ -209,7 +209,7 @@ def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert "cannot be shared by 3 ranks" in line and "1, 2, 4 ranks would do" in line
+    assert "cannot be shared by 3 ranks" in line and "1, 2, 4 ranks" in line
 
 
 def test_the_job_file_is_one_that_sbatch_takes():

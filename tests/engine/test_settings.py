@@ -44,13 +44,13 @@ def test_a_small_set_in_memory_needs_no_workers():
     ids=lambda asked: "-".join(asked.values()),
 )
 def test_what_is_not_there_is_refused_with_what_would_do(asked):
-    with pytest.raises(UserError, match="would do"):
+    with pytest.raises(UserError, match="; (use|valid|leave|run|try)"):
         make_settings(**asked)
 
 
 def test_an_unknown_loader_is_refused():
     check_loader("auto")
-    with pytest.raises(UserError, match="would do"):
+    with pytest.raises(UserError, match="; (use|valid|leave|run|try)"):
         check_loader("ffcv2")
 
 
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(
-            UserError, match="results: cannot write into .*results=<another folder> would do"
+            UserError, match="results: cannot write into .*results=<another folder>"
         ):
             check_writable("results", folder)
 

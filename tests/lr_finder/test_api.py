@@ -276,6 +276,14 @@ def test_the_command_goes_through_the_shell_to_the_same_overrides():
     assert overrides_of(text) == overrides_of(given + " lr.peak=0.00312")
 
 
+def test_an_item_in_quotation_marks_is_put_out_by_the_value_too():
+    import shlex
+
+    given = "\"lr.peak=0.01\" 'mix={name: mixup, alpha: 0.2, partner: rolled}'"
+    text = next(word for word in shlex.split(command(given)) if word.startswith("set="))[4:]
+    assert overrides_of(text) == overrides_of(given) | {"lr.peak": 0.00312}
+
+
 def test_the_package_gives_the_function_and_nothing_else_that_is_not_there():
     import trainer as package
     from trainer.lr_finder.api import lr_find as own

@@ -177,7 +177,7 @@ def edges_apart(value, seed):
     [
         (lambda value, seed: 2.3, FLOORS, "never falls clearly below its start"),
         (stuck_at_the_floor, Floors(0.325, 0.325), "the floor of 0.325 nats"),
-        (network(best=30.0, edge=1e9), FLOORS, "a larger to= would do"),
+        (network(best=30.0, edge=1e9), FLOORS, "try a larger to="),
         (edges_apart, FLOORS, "the seeds' edges differ"),
     ],
     ids=["constant", "stuck at the floor", "edge outside", "seeds apart"],

@@ -77,7 +77,7 @@ def test_no_step_is_left_with_a_single_image(images):
 
 def test_a_batch_that_leaves_nothing_is_refused_with_one_that_would_do():
     with pytest.raises(
-        DataError, match=r'100 training images that leaves 2 .* set="batch.images=90" would do'
+        DataError, match=r'100 training images that leaves 2 .* set="batch.images=90"'
     ):
         hold_out(made_up([0, 1] * 50), Batch(images=98, norm_images=1, drop_last=True))
 

@@ -106,7 +106,7 @@ def test_other_numbers_start_from_the_pages_own():
         ("exponential", 0.0, 1.0, "from=1e-06"),
         ("linear", -1.0, 1.0, "from=1e-06"),
         ("exponential", 1e-3, 1000.0, "at most 100"),
-        ("exponential", 1e-3, float("inf"), "would do"),
+        ("exponential", 1e-3, float("inf"), "from=1e-06 to=10"),
         ("weight_decay", 1e-3, 2.0, "at most 1"),
         ("smoothing", 0.0, 0.5, "above 0"),
         ("optimizer.clip_adaptive", None, None, "from=<number>"),

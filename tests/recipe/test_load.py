@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from trainer.base.component import Ingredient, Page, Positive
-from trainer.recipe.load import PageError, load_page, parse, parse_page
+from trainer.base.errors import PageError
+from trainer.recipe.load import load_page, parse, parse_page
 from trainer.recipe.model_section import Pretrained
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe
@@ -64,11 +65,12 @@ def test_no_text_takes_long_to_be_told_from_a_number(text):
     assert time.process_time() - before_s < 2.0
 
 
-def refusal(text: str, kind=Basket) -> str:
+def refusal(text: str, kind=Basket) -> PageError:
     with pytest.raises(PageError) as error:
         parse_page(text, "page", kind)
     assert ONE_LINE.fullmatch(str(error.value))
-    return str(error.value)
+    assert str(error.value).startswith(f"page:{error.value.line}: ")
+    return error.value
 
 
 def test_a_page_becomes_typed_values_with_lines():
@@ -81,12 +83,13 @@ def test_a_page_becomes_typed_values_with_lines():
 
 
 @pytest.mark.parametrize(
-    ("value", "found", "would_do"),
+    ("value", "found", "remedy"),
     [
-        ("5e-3", "5e-3 is text", "write 5.0e-3"),
-        ("1.5e3", "1.5e3 is text", "write 1.5e+3"),
-        ("-.5e3", "text", "write -0.5e+3"),
+        ("5e-3", "5e-3 is text", "write 0.005"),
+        ("1.5e3", "1.5e3 is text", "write 1500.0"),
+        ("-.5e3", "text", "write -500.0"),
         ("08", "08 is text", "write 8"),
+        ("08_", "weight is '08_'", "write a number"),
         ("no", "'no' is read as false", "write false"),
         ("On", "'On' is read as true", "write true"),
         ("TRUE", "'TRUE' is read as true", "write true"),
@@ -117,44 +120,88 @@ def test_a_page_becomes_typed_values_with_lines():
         ("@x", "not YAML", "quote the text"),
     ],
 )
-def test_values_that_mislead_are_refused_with_their_line(value, found, would_do):
+def test_values_that_mislead_are_refused_with_their_line(value, found, remedy):
     text = BASKET.replace("weight: 1.5", f"weight: {value}")
-    message = refusal(text)
+    error = refusal(text)
     # PyYAML gives no place for an escape beyond Unicode.
-    assert message.startswith("page:1: " if "UFFFFFFFF" in value else "page:2: ")
-    assert found in message and would_do in message
+    assert error.line == (1 if "UFFFFFFFF" in value else 2)
+    assert found in error.found and remedy in str(error).removeprefix(error.found)
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "sentence"),
+    ("old", "new", "line", "path", "kind", "words"),
     [
-        ("weight: 1.5", "wieght: 1.5", 2, "'wieght' is no key of this page (did you mean weight?)"),
+        ("weight: 1.5", "wieght: 1.5", 2, ("wieght",), "unknown_key", "did you mean weight?"),
+        ("weight: 1.5\n", "", 1, (), "missing", "weight"),
+        ("title: fruit\nweight: 1.5\n", "", 1, (), "missing", "title, weight"),
+        (
+            "seeds: 5",
+            "sides: [1, 2]",
+            5,
+            ("first", "sides"),
+            "unknown_key",
+            "sides is a key of pear, not of apple",
+        ),
+        ("seeds: 5", "seed: 5", 5, ("first", "seed"), "unknown_key", "did you mean seeds?"),
+        ("  seeds: 5\n", "", 3, ("first",), "missing", "seeds"),
+        ("name: apple", "nmae: apple", 4, ("first", "nmae"), "unknown_key", "did you mean name?"),
+        ("  name: apple\n", "", 3, ("first",), "missing", "one of apple, pear"),
+        ("name: apple", "name: aple", 4, ("first", "name"), "unknown_name", "did you mean apple?"),
+        ("name: apple", "name: 5", 4, ("first", "name"), "unknown_name", "known: apple, pear"),
+        ("seeds: 5", "seeds: 100", 5, ("first", "seeds"), "less_than", "100; it must be below 100"),
+        ("seeds: 5", "seeds: 5.0", 5, ("first", "seeds"), "int_type", "5.0; write a whole number"),
+        (
+            "seeds: 5",
+            "seeds: 5\n  is_red: 1",
+            6,
+            ("first", "is_red"),
+            "bool_type",
+            "1; write true or false",
+        ),
         (
             "weight: 1.5",
-            "weight: 1.5\nweight: 2.5",
-            3,
-            "'weight' is written twice, first in line 2; keep one",
+            "weight: 0",
+            2,
+            ("weight",),
+            "greater_than",
+            "leave the key out to turn it off",
         ),
-        ("weight: 1.5\n", "", 1, "this page has no weight; add it"),
-        ("seeds: 5", "sides: [1, 2]", 5, "sides is a key of pear, not of apple; leave it out"),
-        ("seeds: 5", "seed: 5", 5, "'seed' is no key of first (did you mean seeds?)"),
-        ("  seeds: 5\n", "", 3, "first has no seeds; add it"),
-        ("name: apple", "nmae: apple", 4, "'nmae' is no key of first (did you mean name?)"),
-        ("  name: apple\n", "", 3, "first has no name; add name: one of apple, pear"),
-        ("name: apple", "name: aple", 4, "'aple' is no first (did you mean apple?)"),
-        ("name: apple", "name: 5", 4, "'5' is no first; known: apple, pear"),
-        ("seeds: 5", "seeds: 100", 5, "first.seeds is 100; it must be below 100"),
-        ("seeds: 5", "seeds: 5.0", 5, "first.seeds is 5.0; write a whole number"),
-        ("seeds: 5", "seeds: 5\n  is_red: 1", 6, "first.is_red is 1; write true or false"),
-        ("[1, 2.5]", "[1]", 7, "others.0.sides is a list of 1; write 2 values"),
-        ("[1, 2.5]", "[1, 2, 3]", 7, "others.0.sides"),
-        ("{name: pear", "{<<: {}, name: pear", 7, "the merge key <<"),
+        (
+            "[1, 2.5]",
+            "[1]",
+            7,
+            ("others", 0, "sides"),
+            "missing",
+            "others.pear.sides is a list of 1; write 2 values",
+        ),
+        ("[1, 2.5]", "[1, 2, 3]", 7, ("others", 0, "sides"), "too_long", "others.pear.sides"),
         (
             "title: fruit",
             "title: fruit\nsize: medium",
             2,
-            "size is 'medium'; write 'small' or 'large'",
+            ("size",),
+            "literal_error",
+            "write 'small' or 'large'",
         ),
+    ],
+)
+def test_slips_are_refused_at_their_place(old, new, line, path, kind, words):
+    assert old in BASKET
+    error = refusal(BASKET.replace(old, new))
+    assert (error.line, error.path, error.kind) == (line, path, kind)
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        (
+            "weight: 1.5",
+            "weight: 1.5\nweight: 2.5",
+            3,
+            "'weight' is written twice, first in line 2",
+        ),
+        ("{name: pear", "{<<: {}, name: pear", 7, "the merge key <<"),
         ("title: fruit", "title: fruit\non: 1", 2, "the key 'on' is not text"),
         ("title: fruit", "title: fruit\n? [a]\n: 1", 2, "a key that is a list"),
         ("weight: 1.5", "weight:\t1.5", 2, "a tab"),
@@ -163,9 +210,10 @@ def test_values_that_mislead_are_refused_with_their_line(value, found, would_do)
         ("others:", "...\n---\nothers:", 7, "a second document"),
     ],
 )
-def test_slips_are_refused_at_their_line(old, new, line, sentence):
+def test_yaml_that_misleads_is_refused_at_its_line(old, new, line, words):
     assert old in BASKET
-    assert refusal(BASKET.replace(old, new)).startswith(f"page:{line}: {sentence}")
+    error = refusal(BASKET.replace(old, new))
+    assert error.line == line and words in error.found and error.hint
 
 
 @pytest.mark.parametrize(
@@ -188,8 +236,8 @@ def test_slips_are_refused_at_their_line(old, new, line, sentence):
         ),
     ],
 )
-def test_a_text_of_other_letters_is_refused_by_what_would_do(kind, page, words):
-    found = refusal(page, kind)
+def test_a_text_of_other_letters_is_refused_by_what_it_is_made_of(kind, page, words):
+    found = str(refusal(page, kind))
     assert words in found and "pattern" not in found and "matches" not in found
 
 
@@ -202,7 +250,8 @@ def test_what_is_no_page_is_refused(text):
 
 def test_nesting_has_an_end():
     deep = "".join(f"{' ' * depth}a:\n" for depth in range(30))
-    assert refusal(deep) == "page:20: nested more than 20 deep; a page is flat"
+    error = refusal(deep)
+    assert error.line == 20 and "20 deep" in error.found
 
 
 def test_the_command_line_reads_bare_exponents_and_no_words():

@@ -68,14 +68,14 @@ def test_ranks_must_share_the_micro_batches_exactly(world_size, fits):
             == world_size
         )
     else:
-        with pytest.raises(PlanError, match="1, 2, 4 ranks would do"):
+        with pytest.raises(PlanError, match="1, 2, 4 ranks"):
             make_plan(plan.recipe, "resnet50", plan.profile, world_size=world_size)
 
 
 def test_a_batch_larger_than_the_set_is_refused_with_one_that_fits():
-    with pytest.raises(PlanError, match='set="batch.images=1280" would do'):
+    with pytest.raises(PlanError, match='set="batch.images=1280"'):
         small_plan(overrides="batch.images=2048 batch.norm_images=256 batch.drop_last=true")
-    with pytest.raises(PlanError, match='set="batch.images=1437 batch.norm_images=1437" would do'):
+    with pytest.raises(PlanError, match='set="batch.images=1437 batch.norm_images=1437"'):
         small_plan(overrides="batch.images=2048 batch.norm_images=2048 batch.drop_last=true")
 
 
@@ -168,7 +168,7 @@ def test_sizes_may_grow_by_the_step():
         ("'lr.schedule={name: multi_step, at_epochs: [30, 90], factor: 0.1}'", "at_epochs 90 does not fit .* write 89 at most"),
         ("'lr.schedule={name: warmup_stable_decay, decay_epochs: 91, end: 0.0, shape: linear}'", "decay_epochs 91 does not fit"),
         ("loss={name: jensen_shannon, weight: 12, loss: {name: ce}}", "none; add augment_splits: 3"),
-        ("augment_splits=3", "ce does not, jensen_shannon would"),
+        ("augment_splits=3", "as ce does not; use jensen_shannon"),
         ("augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'", "nothing in augment makes them differ"),
         ("smoothing=0.1 'loss={name: focal, gamma: 2, threshold: 0.2}'", "erased by loss.threshold 0.2"),
     ],
@@ -333,7 +333,7 @@ def test_a_decay_apart_from_the_rate_follows_the_batch_where_the_page_has_a_rule
 
 def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
     with pytest.raises(
-        UserError, match='these images have 1 channel; set="augment.lighting=null" would do'
+        UserError, match='these images have 1 channel; use set="augment.lighting=null"'
     ):
         plan_of(Job("pycls-dds", "resnet50", data="mnist-grey"))
     plan_of(Job("pycls-dds", "resnet50", data="mnist-grey", overrides="augment.lighting=null"))
@@ -345,10 +345,10 @@ def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
         (
             16,
             16,
-            'model.norm.images 16: the 16 images .* which is batch_norm; set="model.norm.images=8" would do',
+            'model.norm.images 16: the 16 images .* which is batch_norm; use set="model.norm.images=8"',
         ),
         (16, 15, "one virtual batch"),  # the one image that is left joins it
-        (2, 2, "batch.norm_images of 4 or more would do"),
+        (2, 2, "batch.norm_images of 4 or more"),
         (16, 14, None),
         (16, 8, None),
     ],

@@ -81,7 +81,7 @@ def test_a_folder_of_one_class_is_refused(folder):
     for split in ("train", "val"):
         (folder / split / "wren/0.png").unlink()
         (folder / split / "wren").rmdir()
-    with pytest.raises(UserError, match="one class only; at least two would do"):
+    with pytest.raises(UserError, match="one class only; use two at least"):
         find_profile(str(folder))
 
 

@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.base import provenance
-from trainer.base.errors import UserError
+from trainer.base.errors import OverrideError, PageError, UserError
 from trainer.recipe import check, tree
 from trainer.recipe import schema as recipe
-from trainer.recipe.load import PageError, parse_page
-from trainer.recipe.overrides import OverrideError
+from trainer.recipe.load import parse_page
 from trainer.recipe.schema import (
     Deviation,
     Recipe,
@@ -293,54 +292,66 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "labels", "kind", "words"),
     [
-        ("epohcs=5", "set=epohcs=5: 'epohcs' is no key of this page (did you mean epochs?)"),
-        ("lr.peek=1", "set=lr.peek=1: 'peek' is no key of lr (did you mean peak?)"),
-        ("epochs=0", "set=epochs=0: epochs is 0; it must be at least 1"),
-        ("epochs=no", "set=epochs=no: 'no' is read as false by YAML; write false"),
-        ("epochs=", "set=epochs=: no value; write epochs=null to turn it off"),
-        ("epochs", "set=epochs: no path=value"),
-        ("epochs=5 epochs=6", "set=epochs=6: epochs is set twice"),
-        ("epochs.x=5", "set=epochs.x=5: epochs is a single value"),
-        ("title='x", "set=title='x: a quotation mark is not closed"),
+        ("epohcs=5", ["epohcs"], "unknown_key", "did you mean epochs?"),
+        ("lr.peek=1", ["lr.peek"], "unknown_key", "did you mean peak?"),
+        ("epochs=0", ["epochs"], "greater_than_equal", "0; it must be at least 1"),
+        (
+            "lr.peak=0",
+            ["lr.peak"],
+            "greater_than",
+            "it must be above 0, or write lr.peak=null to turn it off",
+        ),
+        ("mix=~", ["mix"], "misleading", "write mix=null to turn it off"),
+        ("epochs=no", ["epochs"], "misleading", "write false"),
+        ("epochs=", ["epochs"], "", "no value; write epochs=null to turn it off"),
+        ("mix=off", ["mix"], "", "write mix=null"),
+        ("epochs", ["epochs"], "", "no path=value"),
+        ("epochs=5 epochs=6", ["epochs"], "", "epochs is set twice"),
+        ("epochs.x=5", ["epochs.x"], "single_value", "epochs is a single value"),
+        ("title='x", [], "", "a quotation mark is not closed"),
         (
             "optimizer.nesterov=true",
-            "set=optimizer.nesterov=true: nesterov is a key of sgd and decoupled_sgd, not of lamb",
+            ["optimizer.nesterov"],
+            "unknown_key",
+            "of sgd and decoupled_sgd, not of lamb",
         ),
-        (
-            "optimizer.name=lmab",
-            "set=optimizer.name=lmab: 'lmab' is not known here (did you mean lamb?)",
-        ),
-        (
-            "lr.schedule.name=step",
-            "set=lr.schedule.name=step: lr.schedule has no every_epochs, factor; add them",
-        ),
-        (
-            "average.decay=0.9",
-            "set=average.decay=0.9: average is off; set it whole: average={name: ...}",
-        ),
-        (
-            "augment.7.name=flip",
-            "set=augment.7.name=flip: '7' is not in augment; known: flip, rand_augment",
-        ),
-        ("augment.flp=null", "set=augment.flp=null: 'flp' is not in augment (did you mean flip?)"),
+        ("optimizer.name=lmab", ["optimizer.name"], "unknown_name", "did you mean lamb?"),
+        ("lr.schedule.name=step", ["lr.schedule.name"], "missing", "every_epochs, factor"),
+        ("average.decay=0.9", ["average.decay"], "off", "set it whole: average={name: ...}"),
+        ("augment.7.name=flip", ["augment.7.name"], "unknown_name", "known: flip, rand_augment"),
+        ("augment.flp=null", ["augment.flp"], "unknown_name", "did you mean flip?"),
         (
             "epochs=9 loss.threshold=0.2",
-            "set=epochs=9 set=loss.threshold=0.2: smoothing 0.1 is erased",
+            ["epochs", "loss.threshold"],
+            "conflict",
+            "smoothing 0.1 is erased",
         ),
         (
             "epochs=9 batch.norm_images=300",
-            "set=batch.norm_images=300: batch.images 2048 is no multiple",
+            ["batch.norm_images"],
+            "conflict",
+            "batch.images 2048 is no multiple",
         ),
-        ("name=B1", "set=name=B1: this is what the page says about itself"),
-        ("assumed.epochs=x", "set=assumed.epochs=x: this is what the page says about itself"),
+        ("name=B1", ["name"], "locked", "a page of your own"),
+        ("assumed.epochs=x", ["assumed.epochs"], "locked", "a page of your own"),
     ],
 )
-def test_overrides_that_do_not_fit_name_their_item(text, sentence):
+def test_overrides_that_do_not_fit_name_their_item(text, labels, kind, words):
     with pytest.raises(OverrideError) as error:
         apply_overrides(A1.for_model("resnet50"), text)
-    assert str(error.value).startswith(sentence)
+    found = error.value
+    assert (list(found.labels), found.kind) == (labels, kind)
+    item = {"epochs=5 epochs=6": "epochs=6"}.get(text, text)
+    assert found.place.split(" ") == [
+        f"set={one}" for one in item.split(" ") if not labels or one.partition("=")[0] in labels
+    ]
+    assert (
+        str(found).startswith(f"{found.place}: ")
+        and words in str(found)
+        and "leave the key out" not in str(found)
+    )
 
 
 LABELS = sorted(tree.leaves(tree.plain(A2.for_model("resnet50"))))

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
+from trainer.base.errors import PageError
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
-from trainer.recipe.load import PageError, parse, parse_page
+from trainer.recipe.load import parse, parse_page
 from trainer.recipe.schema import ABOUT, Recipe, find_recipe, recipe_paths
 from trainer.recipe.schema import load_recipe as read_recipe
 
@@ -328,9 +329,9 @@ def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
             data, place[:-1]
         ):  # the same word, or a key written twice: see the test below
             continue
-        with pytest.raises(check.Refusal) as refusal:
+        with pytest.raises(PageError) as error:
             check.check(Recipe, renamed(data, place, new))
-        assert refusal.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
+        assert error.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
 
 
 SAMPLED = [(path, place) for path in PATHS for place in keys_of(path)]

@@ -77,7 +77,7 @@ def test_what_is_no_comparison_of_columns_is_refused_and_never_run(text, tmp_pat
 
 def test_a_refusal_names_the_part_and_what_would_do():
     with pytest.raises(
-        UserError, match=r"filter=abs\(mean\): is no column, number or text; filter=.*would do"
+        UserError, match=r"filter=abs\(mean\): is no column, number or text; try filter=.*"
     ):
         make_view(TABLE, filter_="n > 1 and abs(mean) > 3")
     with pytest.raises(UserError, match=r"filter=mena: no column \(did you mean mean\?\)"):

@@ -130,7 +130,7 @@ def test_parity_and_data_say_what_is_missing(photos, tmp_path):
     done, _ = parity(photos, tmp_path, tmp_path / "a")
     assert done.exit_code == 2 and "holds no train.beton and val.beton" in done.output
     done = rsb("data", "--data", "digits")
-    assert done.exit_code == 2 and "out=<folder> would do" in done.output
+    assert done.exit_code == 2 and "out=<folder>" in done.output
     rsb("data", "--data", photos, "--out", tmp_path / "whole")
     shutil.copy(photos / "val" / "cat" / "0.jpg", photos / "train" / "dog" / "9.jpg")
     done, _ = parity(photos, tmp_path / "whole", tmp_path / "a")

@@ -44,7 +44,7 @@ def test_a_row_that_a_killed_process_left_behind_follows(url, tmp_path):
 
 def test_a_store_that_cannot_be_opened_is_refused(url):
     check_url(url)
-    with pytest.raises(UserError, match="results=nosuch://x: cannot be listed .*would do"):
+    with pytest.raises(UserError, match="results=nosuch://x: cannot be listed .*; use "):
         check_url("nosuch://x")
 
 

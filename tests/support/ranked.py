@@ -282,7 +282,7 @@ def failing(ranks, how: str, bad_rank: int) -> str:
             if how == "user":
                 from trainer.base.errors import UserError
 
-                raise UserError("set=x: a mistake of theirs; set=y would do")
+                raise UserError("set=x: a mistake of theirs; use set=y")
             if how == "interrupt":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGKILL)

@@ -59,10 +59,10 @@ def test_faults_are_read_strictly():
         ("kill@9999999999999999", "counted from 1"),
         ("kill@3,", "unknown"),
         ("bad_image@x", "needs the number of an image"),
-        ("slow@5", "slow@5:3s would do"),
-        ("slow@5:0s", "slow@5:3s would do"),
+        ("slow@5", "slow@5:3s"),
+        ("slow@5:0s", "slow@5:3s"),
         ("slow@5:3", "needs the number of a step"),
-        ("kill@5:3s", "kill lasts no time; kill@5 would do"),
+        ("kill@5:3s", "kill lasts no time; use kill@5"),
         ("kill@5,nan@3,kill@5", "given twice"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_fault_that_would_never_strike_is_refused():
     plan = digits_plan("fail")  # 2 epochs of 11 steps
     check_faults(parse_faults("kill@22,bad_image@2816"), plan)
     with pytest.raises(
-        UserError, match="inject=kill@23: the run has 22 steps; kill@22 at most would do"
+        UserError, match="inject=kill@23: the run has 22 steps; use kill@22 at most"
     ):
         check_faults(parse_faults("kill@23"), plan)
     with pytest.raises(UserError, match="has 2816 images"):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.recipe.overrides import OverrideError, overrides_of
+from trainer.base.errors import OverrideError
+from trainer.recipe.overrides import overrides_of
 from trainer.runs.results import Row, RowDeviation
 
 if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
@@ -65,7 +66,7 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
     if cell.plan is None:
         return plan_of(cell.job(seed))
     if not 0 <= seed < 2**32:
-        raise PlanError(f"seed={seed}: outside 0 .. 4294967295; seed=0 would do")
+        raise PlanError(f"seed={seed}: outside 0 .. 4294967295; use seed=0")
     return replace(cell.plan, seed=seed)
 
 
@@ -111,9 +112,11 @@ def text_of(overrides: Mapping[str, Any]) -> str:
     """
     text = " ".join(_item(f"{label}={_written(value)}") for label, value in overrides.items())
     if overrides_of(text) != dict(overrides):
-        raise OverrideError(
-            f"set={text}: cannot be told apart from other overrides; write paths as lr.peak, and plain values"
+        found, hint = (
+            "cannot be told apart from other overrides",
+            "write paths as lr.peak, and plain values",
         )
+        raise OverrideError(found, hint, place=f"set={text}", labels=tuple(overrides))
     return text
 
 

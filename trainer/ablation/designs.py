@@ -151,7 +151,8 @@ class Full(Page):
         if num_cells > MOST_CELLS:
             raise refuse(
                 ("factors",),
-                f"{num_cells} combinations; {MOST_CELLS} at most, leave out factors or levels",
+                f"{num_cells} combinations",
+                f"{MOST_CELLS} at most, leave out factors or levels",
             )
         return self
 
@@ -273,7 +274,8 @@ def check_apart(labels: Mapping[str, Any], place: Path) -> None:
             if label.startswith(f"{around}."):
                 raise refuse(
                     (*place, label),
-                    f"{label} lies within {around}, which is set too; write it there",
+                    f"{label} lies within {around}, which is set too",
+                    "write it there",
                 )
 
 
@@ -285,7 +287,9 @@ def _check_names(named: Sequence[Change | Factor], place: Path) -> None:
     names = [one.name for one in named]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise refuse((*place, number, "name"), f"{name} is there twice; give each its own name")
+            raise refuse(
+                (*place, number, "name"), f"{name} is there twice", "give each its own name"
+            )
 
 
 def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> None:
@@ -294,7 +298,8 @@ def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> No
         if change.name == base:
             raise refuse(
                 (*place, number, "name"),
-                f"{base} is the base's name already; give each its own name",
+                f"{base} is the base's name already",
+                "give each its own name",
             )
 
 
@@ -305,7 +310,7 @@ def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
     for place, level in _placed(factor.levels, ("factors", number, "levels")):
         if level.recipe and names_recipe:
             raise refuse(
-                (*place, "recipe"), f"{earlier.name} chooses the recipe already; one factor can"
+                (*place, "recipe"), f"{earlier.name} chooses the recipe already", "one factor can"
             )
         for label in level.set:
             both = [

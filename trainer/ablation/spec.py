@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from trainer.ablation.budget import Budget, budget_lines
 from trainer.ablation.cells import Cell, plan_key, text_of
 from trainer.ablation.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.base.component import Page
-from trainer.base.errors import UserError, did_you_mean, printable
+from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean, printable
+from trainer.base.errors import Path as ValuePath
 from trainer.base.provenance import shipped_folder
 from trainer.models.build import check_model_name
-from trainer.recipe import check
-from trainer.recipe.check import refuse
-from trainer.recipe.load import PageError, Positions, load_page
+from trainer.recipe.check import quoted, refuse, suggestion
+from trainer.recipe.load import Positions, load_page
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import Profile, find_profile
@@ -74,7 +73,7 @@ class AblationPage(Page):
             values = getattr(self, key)
             for number, value in enumerate(values):
                 if value in values[:number]:
-                    raise refuse((key, number), f"{value} is there twice; keep one")
+                    raise refuse((key, number), f"{value} is there twice", "keep one")
         check_apart(self.set, ("set",))
         return self
 
@@ -87,12 +86,12 @@ class AblationPage(Page):
                 ("model", score.model, self.models),
             ):
                 if value is not None and value not in known:
-                    sentence = f"{check.quoted(value)} is no {key} of this page{check.suggestion(value, known)}"
+                    sentence = f"{quoted(value)} is no {key} of this page{suggestion(value, known)}"
                     raise refuse(("published", number, key), sentence)
             if (score.cell, score.model) in [
                 (other.cell, other.model) for other in self.published[:number]
             ]:
-                raise refuse(("published", number), f"{score.cell} has a score already; keep one")
+                raise refuse(("published", number), f"{score.cell} has a score already", "keep one")
         return self
 
 
@@ -112,12 +111,12 @@ class Ablation:
     page: AblationPage
     path: Path
     positions: Positions
-    places: Mapping[str, check.Path]
+    places: Mapping[str, ValuePath]
 
-    def error(self, cell: Cell, sentence: str) -> PageError:
-        """An error about one cell, at its line."""
-        return self.positions.error(
-            self.places[cell.name], f"the cell {cell.name}, {cell.group}: {sentence}"
+    def located(self, error: UserError, cell: Cell) -> PageError:
+        """An error of one cell, at its line."""
+        return self.positions.located(
+            error, self.places[cell.name], f"the cell {cell.name}, {cell.group}"
         )
 
 
@@ -149,13 +148,13 @@ def find_ablation(name: str) -> Path:
 def load_ablation(source: Path | str) -> Ablation:
     """The ablation on a page, by name or path: every cell planned, nothing run, no image read.
 
-    Raises UserError, for a mistake in the page as `file:line: what was found; what would do`.
+    Raises UserError, for a mistake in the page as `file:line: what was found; what to do`.
     """
     path = find_ablation(source) if isinstance(source, str) else source
     page, positions = load_page(path, AblationPage)
     if page.name != path.stem:
         raise positions.error(
-            ("name",), f"this page is {page.name}; name its file {page.name}.yaml"
+            ("name",), f"this page is {page.name}", f"name its file {page.name}.yaml"
         )
     placed = [found for group in _groups(page, positions) for found in group]
     places = {cell.name: place for cell, place in placed}
@@ -191,9 +190,7 @@ def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
     return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
 
 
-def _groups(
-    page: AblationPage, positions: Positions
-) -> Iterator[Iterator[tuple[Cell, check.Path]]]:
+def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, ValuePath]]]:
     """The cells of each model on each data set, with their places."""
     recipes = {page.recipe: ("recipe",)} | dict(
         variant.recipe for variant in page.design.variants() if variant.recipe
@@ -209,32 +206,30 @@ def _groups(
             yield _cells(page, positions, model, data, profile)
 
 
-def _located(function, path: check.Path, positions: Positions, value: str):
+def _located(function, path: ValuePath, positions: Positions, value: str):
     """What a function makes of a value of the page; its refusal as one of the page's line."""
     try:
         return function(value)
-    except PageError:
-        raise
     except UserError as error:
-        raise positions.error(path, str(error)) from None
+        raise positions.located(error, path) from None
 
 
-def _check_recipe(name: str, path: check.Path, positions: Positions) -> None:
+def _check_recipe(name: str, path: ValuePath, positions: Positions) -> None:
     """Refuse a recipe that is not there at the line that names it; what is wrong in it has a line of its own."""
     _check_file(name, path, positions)
     _located(find_recipe, path, positions, name)
 
 
-def _check_file(name: str, path: check.Path, positions: Positions) -> None:
+def _check_file(name: str, path: ValuePath, positions: Positions) -> None:
     if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
         raise positions.error(
-            path, f"{check.quoted(name)} is no file; give the path of one, or a name that is known"
+            path, f"{quoted(name)} is no file", "give the path of one, or a name that is known"
         )
 
 
 def _cells(
     page: AblationPage, positions: Positions, model: str, data: str, profile: Profile
-) -> Iterator[tuple[Cell, check.Path]]:
+) -> Iterator[tuple[Cell, ValuePath]]:
     """The cells of one group, the base first.
 
     Raises PageError for a cell that its plan refuses, that changes nothing, or that is the same run as another.
@@ -251,15 +246,14 @@ def _cells(
             shorter = budget_lines(page.budget, start.page, start.adapted, profile)
             text = text_of(variant.over(put_over(shorter, page.set)))
             plan = start.plan(text, page.seeds[0])
-        except PageError:
-            raise  # in the recipe, or the profile: it names its own line
         except UserError as error:
-            raise _refused(str(error), page, positions, variant, group) from None
+            raise _refused(error, page, positions, variant, group) from None
         key = plan_key(plan)
         if key in known:
             raise positions.error(
                 variant.place,
-                f"the cell {variant.name} {_same_as(known, key)}, {group}; leave it out",
+                f"the cell {variant.name} {_same_as(known, key)}, {group}",
+                "leave it out",
             )
         known[key] = variant.name
         name = f"{variant.name} ({suffix})" if suffix else variant.name
@@ -306,28 +300,30 @@ def _check_budget(page: AblationPage, positions: Positions, variant: Variant) ->
     for place, lines in places:
         if "epochs" in lines:
             raise positions.error(
-                (*place, "epochs"), "the budget says how many epochs already; leave one of them out"
+                (*place, "epochs"),
+                "the budget says how many epochs already",
+                "leave one of them out",
             )
 
 
 def _refused(
-    sentence: str, page: AblationPage, positions: Positions, variant: Variant, group: str
+    error: UserError, page: AblationPage, positions: Positions, variant: Variant, group: str
 ) -> PageError:
-    """A refusal of a cell, at the line of the override that it names, else of the cell."""
-    changes = [
-        ((*place, "set", label)) for place, change in variant.changes for label in change.set
-    ]
-    places = [*(("set", label) for label in page.set), *changes]
-    named = [place for place in places if f"set={place[-1]}=" in sentence]
-    named = named or [
-        place for place in places if re.search(rf"(?<![\w.]){re.escape(place[-1])}(?!\w)", sentence)
+    """A refusal of a cell, at the line of the override that it is about, else of the cell; one in the recipe or the
+    profile names its own line."""
+    changes = [(*place, "set", label) for place, change in variant.changes for label in change.set]
+    about = error.labels if isinstance(error, OverrideError) else (".".join(map(str, error.path)),)
+    named = [
+        place
+        for place in [*(("set", label) for label in page.set), *changes]
+        if any(
+            f"{one}.".startswith(f"{place[-1]}.") or place[-1].startswith(f"{one}.")
+            for one in about
+        )
     ]
     path = named[-1] if named else variant.place
-    for inner in positions.lines:  # a key within the value
-        if (
-            inner[: len(path)] == path
-            and f"{check.quoted(inner[-1])} is no key" in sentence
-            and len(inner) > len(path)
-        ):
-            path = inner
-    return positions.error(path, f"the cell {variant.name}, {group}: {sentence}")
+    inner = (
+        (*path, *error.path[len(path[-1].split(".")) :]) if named else path
+    )  # a key within the value
+    path = inner if inner in positions.lines else path
+    return positions.located(error, path, f"the cell {variant.name}, {group}")

@@ -29,7 +29,7 @@ def must_write(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write there ({why(error)}); room, the right to write, or runs=<another folder> would do"
+            f"{folder}: cannot write there ({why(error)}); check free space and permissions, or use runs=<another folder>"
         ) from None
 
 

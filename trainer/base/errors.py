@@ -4,10 +4,62 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any, TypeVar
+
+# Keys and list positions from the top of a file's values to one of them: ("augment", 2, "area").
+Path = tuple[str | int, ...]
 
 
 class UserError(ValueError):
-    """What the user wrote is wrong: one line that says where, what was found and what would do."""
+    """What the user wrote is wrong. The one line that is shown is made from the fields: `place: found; hint`.
+
+    found: what was found. hint: what to do. path: of the value, where the error is about one. kind: a word for programs,
+    such as `missing`. place: a file, or the word of the command line; line: of the file, from 1. can_be_off: leaving
+    the key out is a way out too.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        hint: str = "",
+        *,
+        path: Path = (),
+        kind: str = "",
+        place: str = "",
+        line: int | None = None,
+        can_be_off: bool = False,
+    ):
+        super().__init__(found)
+        self.found, self.hint, self.path, self.kind = found, hint, path, kind
+        self.place, self.line, self.can_be_off = place, line, can_be_off
+
+    def __str__(self) -> str:
+        place = self.place if self.line is None else f"{self.place}:{self.line}"
+        off = "leave the key out to turn it off" if self.can_be_off else ""
+        hint = ", or ".join(filter(None, [self.hint, off]))
+        return printable(
+            (f"{place}: " if place else "") + self.found + (f"; {hint}" if hint else "")
+        )
+
+    def raised_as(self, error: type[Error], **changed: Any) -> Error:
+        """The same error as one of another class, with some fields changed."""
+        fields = ("found", "hint", "path", "kind", "place", "line", "can_be_off")
+        return error(**{name: getattr(self, name) for name in fields} | changed)
+
+
+Error = TypeVar("Error", bound=UserError)
+
+
+class PageError(UserError):
+    """A value of a YAML file that does not fit, or a file that cannot be read."""
+
+
+class OverrideError(UserError):
+    """An override that does not fit its page. place: the items as given. labels: their paths, as given."""
+
+    def __init__(self, found: str, hint: str = "", *, labels: tuple[str, ...] = (), **fields: Any):
+        super().__init__(found, hint, **fields)
+        self.labels = labels
 
 
 def printable(text: str) -> str:

@@ -39,7 +39,7 @@ def one_name(text: str) -> str:
     """The text itself. Raises ValueError where it is not the name of one file: for the types of pages and rows."""
     reason = why_no_name(text)
     if reason:
-        raise ValueError(f"{reason}; letters, digits, . and - would do")
+        raise ValueError(f"{reason}; use letters, digits, . and -")
     return text
 
 
@@ -47,7 +47,7 @@ def plain_text(text: str) -> str:
     """The text itself. Raises ValueError where it holds what a terminal would obey, or half a character."""
     for mark in text:
         if unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\t\n":
-            raise ValueError(f"holds the character {mark!a}; text that can be printed would do")
+            raise ValueError(f"holds the character {mark!a}; use printable text")
     return text
 
 
@@ -59,11 +59,11 @@ def inside(folder: Path, name: str, what: str) -> Path:
     reason = why_no_name(name)
     if reason:
         raise FolderError(
-            f"{what}={printable(name[:200])}: {reason}; the name of one in {folder} would do"
+            f"{what}={printable(name[:200])}: {reason}; use the name of one in {folder}"
         )
     path = folder / name
     if path.is_symlink() and not _is_within(path, folder):
-        raise FolderError(f"{path}: a link that leads out of {folder}; the {what} itself would do")
+        raise FolderError(f"{path}: a link that leads out of {folder}; use the {what} itself")
     return path
 
 
@@ -74,7 +74,7 @@ def check_links(folder: Path) -> None:
     """
     for path in links_out(folder):
         raise FolderError(
-            f"{path}: a link that leads out of {folder}; without it, or with the file itself, it would do"
+            f"{path}: a link that leads out of {folder}; leave it out, or put the file itself there"
         )
 
 

@@ -126,20 +126,16 @@ def check_words(on: str, device: str, gpus: int | None, per_cell: str) -> None:
     from trainer.base.errors import UserError, did_you_mean
 
     if on not in ("here", "ray"):
-        raise UserError(
-            f"on={on}: unknown{did_you_mean(on, ('here', 'ray'))}; here or ray would do"
-        )
+        raise UserError(f"on={on}: unknown{did_you_mean(on, ('here', 'ray'))}; valid: here, ray")
     if per_cell and on != "ray":
         raise UserError(
             f"per_cell={per_cell}: is for on=ray; jobs= and gpus= share out this machine"
         )
     if gpus is not None and on == "ray":
-        raise UserError(
-            f'gpus={gpus}: is for this machine; per_cell="gpus=1" would do on a cluster'
-        )
+        raise UserError(f'gpus={gpus}: is for this machine; on a cluster use per_cell="gpus=1"')
     if ":" in device:
         raise UserError(
-            f"device={device}: every run gets a GPU of its own; CUDA_VISIBLE_DEVICES={device.partition(':')[2]} would do"
+            f"device={device}: every run gets a GPU of its own; use CUDA_VISIBLE_DEVICES={device.partition(':')[2]}"
         )
     if gpus and device == "cpu":
         raise UserError(f"gpus={gpus}: device=cpu uses none; leave one of the two out")
@@ -189,7 +185,7 @@ def _here(shared, jobs: int | None, gpus: int | None):
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     num_there = 0 if shared.device == "cpu" or gpus == 0 else count_gpus()
     if gpus and gpus > num_there:
-        raise UserError(f"gpus={gpus}: torch sees {num_there} GPUs here; gpus={num_there} would do")
+        raise UserError(f"gpus={gpus}: torch sees {num_there} GPUs here; use gpus={num_there}")
     names = (named or [str(number) for number in range(num_there)])[
         : num_there if gpus is None else gpus
     ]

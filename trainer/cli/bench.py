@@ -105,7 +105,7 @@ def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
 
     files = files_of(src, made / "files", 128)
     if not files:
-        raise UserError(f"src={src}: holds no .jpg; a folder or a tar of JPEG files would do")
+        raise UserError(f"src={src}: holds no .jpg; use a folder or a tar of JPEG files")
     return (
         image_folder(made / "data", files, 8192, 1000, 1000)
         if on_gpu

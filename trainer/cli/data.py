@@ -52,7 +52,7 @@ def write_data(
     folder = data_folder(data, src)
     to = out or folder
     if to is None:
-        raise UserError(f"data={data}: no folder to write into; out=<folder> would do")
+        raise UserError(f"data={data}: no folder to write into; use out=<folder>")
     storage = Storage(max_side, jpeg_share, quality)
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile, console = find_profile(data, src), show.console()

@@ -142,7 +142,7 @@ def user_errors(command):
                 raise
             said = printable(str(error).partition("\n")[0])
             typer.echo(
-                f"error: out of memory: {said}; fewer images at once (batch.norm_images), or a device with more memory, would do",
+                f"error: out of memory: {said}; use fewer images at once (batch.norm_images), or a device with more memory",
                 err=True,
             )
             raise typer.Exit(2) from None
@@ -300,9 +300,7 @@ def diff(
 
     missing = [f"{name}=" for name, page in (("a", a), ("b", b)) if not page]
     if missing:
-        raise UserError(
-            f"{' and '.join(missing)} not given: two pages are compared; a=A1 b=A3 would do"
-        )
+        raise UserError(f"{' and '.join(missing)} not given: two pages are compared; use a=A1 b=A3")
     pages = [load_recipe(find_recipe(name)) for name in (a, b)]
     show.console().print(
         diff_table(diff_rows(*pages), *(f"{page.name}.v{page.version}" for page in pages))

@@ -52,7 +52,7 @@ def check_words(context: typer.Context, ablation: str) -> None:
             )
         if not ablation and name in _OF_AN_ABLATION:
             raise UserError(
-                f"{name}=: is for the plan of an ablation; ablation=<a page> would do, or leave it out"
+                f"{name}=: is for the plan of an ablation; use ablation=<a page>, or leave it out"
             )
 
 
@@ -138,7 +138,7 @@ def check_models(ablation: Ablation) -> None:
             try:
                 assemble(cell.plan)
             except UserError as error:
-                raise ablation.error(cell, str(error)) from None
+                raise ablation.located(error, cell) from None
         tried.add(shape)
 
 

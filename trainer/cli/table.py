@@ -92,7 +92,7 @@ def compare(
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do"
+            f"{' and '.join(missing)} not given: two runs are compared; use a=<run> b=<run>"
         )
     table_show.print_comparison(
         table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs

@@ -39,7 +39,7 @@ def find_format(name: str) -> Callable[[View], str] | None:
     if name not in FORMATS:
         known = ["terminal", *FORMATS]
         raise UserError(
-            f"format={name}: unknown{did_you_mean(name, known)}; {', '.join(known)} would do"
+            f"format={name}: unknown{did_you_mean(name, known)}; valid: {', '.join(known)}"
         )
     return FORMATS[name]
 
@@ -48,9 +48,7 @@ def refuse_alone(**given) -> None:
     """Refuse what belongs to one ablation where none is named. Raises UserError."""
     names = [name for name, is_given in given.items() if is_given]
     if names:
-        raise UserError(
-            f"{names[0]}= is for the table of one ablation; ablation=<its name> would do"
-        )
+        raise UserError(f"{names[0]}= is for the table of one ablation; use ablation=<its name>")
 
 
 def print_table(out: Console, view: View) -> None:

@@ -108,8 +108,8 @@ def check_norms(plan: Plan, device: str) -> None:
     norm = plan.recipe.model.norm if plan.recipe.model else None
     if isinstance(norm, SyncBatchNorm) and plan.world_size > 1 and device == "cpu":
         raise PlanError(
-            "model.norm sync_batch_norm: joins ranks on GPUs alone; one rank, or "
-            'set="model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}" would do'
+            "model.norm sync_batch_norm: joins ranks on GPUs alone; use one rank, or "
+            'set="model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}"'
             % (norm.momentum, norm.eps)
         )
 

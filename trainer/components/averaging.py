@@ -84,6 +84,7 @@ class Average:
         floats = [
             (old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()
         ]
+        # see lamb.py for torch._foreach_*
         torch._foreach_lerp_(*map(list, zip(*floats)), weight)
         if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
             torch._foreach_copy_(*map(list, zip(*counters)))

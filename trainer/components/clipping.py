@@ -23,6 +23,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     norm = torch.linalg.vector_norm(norms(gradients))
     # Reading the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stop the queue.
     if norm.device.type != "cpu" or norm > max_norm:
+        # see lamb.py for torch._foreach_*
         torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0))
     return norm
 

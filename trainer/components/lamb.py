@@ -58,6 +58,7 @@ class Lamb(torch.optim.Optimizer):
             update_norms = norms(updates)
             has_ratio = (weight_norms > 0) & (update_norms > 0)
             ratios = torch.where(has_ratio, weight_norms / update_norms, group["weight_decay"])
+            # torch has no public call over a list of tensors; its own optimizers stand on torch._foreach_*
             torch._foreach_addcmul_(weights, updates, ratios.unbind(), value=-group["lr"])
 
     def _add_adam_step(

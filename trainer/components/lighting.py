@@ -44,7 +44,7 @@ class Lighting(Ingredient):
         if num_channels != len(_VALUES):
             found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
             raise UserError(
-                f'augment.lighting: it is about red, green and blue; {found}; set="augment.lighting=null" would do'
+                f'augment.lighting: it is about red, green and blue; {found}; use set="augment.lighting=null"'
             )
 
     def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:

@@ -34,5 +34,6 @@ class DecoupledSgd(torch.optim.SGD):
             weights = [weight for weight in group["params"] if weight.grad is not None]
             lost_share = group["decoupled_decay"] * group["lr"] / group["initial_lr"]
             if weights and lost_share:
+                # see lamb.py for torch._foreach_*
                 torch._foreach_mul_(weights, 1 - lost_share)
         super().step()

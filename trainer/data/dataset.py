@@ -64,7 +64,7 @@ class OpenedData:
         stream = self.stream(plan, settings, ranks)
         if faults and settings.loader == "ffcv":
             raise UserError(
-                "inject=: a loader's faults are made by the torch loader; loader=torch would do"
+                "inject=: a loader's faults are made by the torch loader; use loader=torch"
             )
         if faults:
             stream = FaultyStream(

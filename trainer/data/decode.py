@@ -60,7 +60,7 @@ class BadImage(DataError):
 
 
 class _Unfit(ValueError):
-    """A whole image, but not one of the profile's: what was found, and what would do."""
+    """A whole image, but not one of the profile's: what was found, and what to do."""
 
 
 class Planes:
@@ -206,7 +206,7 @@ def named(path: Path) -> Iterator[None]:
             else " ".join(str(error).split())
         )
         reason = reason or type(error).__name__
-        remedy = "a whole image would do, or bad_images=skip in training"
+        remedy = "use a whole image, or bad_images=skip in training"
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
 
 
@@ -237,7 +237,7 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
     """An array as it lies: [H, W, C] uint8, or [H, W] for one channel."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise _Unfit(
-            f"an array {list(array.shape)} of {array.dtype}; [height, width, channels] of uint8 would do"
+            f"an array {list(array.shape)} of {array.dtype}; use [height, width, channels] of uint8"
         )
     array = array[:, :, None] if array.ndim == 2 else array
     if array.shape[2] != channels:
@@ -249,8 +249,8 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
 
 
 def _other_channels(found: str, channels: int) -> _Unfit:
-    remedy = "a profile of its own with channels, mean and std (data=<its .yaml>), or bad_images=skip in training,"
-    return _Unfit(f"channels: {found}, where the profile has {channels}; {remedy} would do")
+    remedy = "a profile of its own with channels, mean and std (data=<its .yaml>), or bad_images=skip in training"
+    return _Unfit(f"channels: {found}, where the profile has {channels}; use {remedy}")
 
 
 def _is_16_bit(image: Image.Image) -> bool:

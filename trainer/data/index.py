@@ -133,7 +133,7 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
     except OSError as error:
         raise DataError(
             f"{record.parent}: the index of {folder} cannot be written there ({error.strerror}); "
-            "XDG_CACHE_HOME=<a folder you may write to> would do"
+            "use XDG_CACHE_HOME=<a folder you may write to>"
         ) from None
     return Index(folder, stem_of(record, fingerprint), classes, fingerprint)
 
@@ -206,7 +206,7 @@ def _split_folder(root: Path, split: str) -> Path:
         if (Path(root) / name).is_dir():
             return Path(root) / name
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
-    raise DataError(f"{root}: holds no {names}; train/<class>/… and val/<class>/… would do")
+    raise DataError(f"{root}: holds no {names}; use train/<class>/… and val/<class>/…")
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -214,12 +214,10 @@ def _classes(root: Path) -> tuple[str, ...]:
     train, val = (_class_names(_split_folder(root, split)) for split in FOLDERS)
     for name in sorted(set(train) ^ set(val)):
         where = "train" if name in train else _split_folder(root, "val").name
-        raise DataError(
-            f"{root}: class {name!r} is in {where}/ only; the same classes in both would do"
-        )
+        raise DataError(f"{root}: class {name!r} is in {where}/ only; use the same classes in both")
     if not train:
         raise DataError(
-            f"{root}: train/ holds no class folder; train/<class>/… and val/<class>/… would do"
+            f"{root}: train/ holds no class folder; use train/<class>/… and val/<class>/…"
         )
     return train
 
@@ -242,7 +240,7 @@ def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray]
         files = sorted(_files(folder, name, stamps))
         if not files:
             raise DataError(
-                f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); at least one would do"
+                f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); add one at least"
             )
         for path, size in files:
             paths += path
@@ -267,7 +265,7 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
                 if entry.is_dir():
                     if entry.is_symlink():
                         raise DataError(
-                            f"{folder / path}: a link to a folder in a class; the folder itself would do"
+                            f"{folder / path}: a link to a folder in a class; use the folder itself"
                         )
                     pending.append(path)
                 elif entry.name.lower().endswith(EXTENSIONS):
@@ -287,7 +285,7 @@ def _size(entry: os.DirEntry) -> int:
         return 0
     if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
         raise DataError(
-            f"{entry.path}: a pipe or a device; an image in its place, or nothing, would do"
+            f"{entry.path}: a pipe or a device; put an image in its place, or remove it"
         )
     return about.st_size
 

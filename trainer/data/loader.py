@@ -94,9 +94,7 @@ class TrainStream:
 
     def __post_init__(self):
         if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
-            raise UserError(
-                "augment: makes images of no common size; a random_resized_crop in it would do"
-            )
+            raise UserError("augment: makes images of no common size; add random_resized_crop")
 
     def batches(
         self, first_step: int, num_steps: int, num_workers: int, device: str

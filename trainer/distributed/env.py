@@ -46,7 +46,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         return None
     if not 0 <= place.rank < place.world_size:
         raise UserError(
-            f"{place.by}: rank {place.rank} of {place.world_size} processes; 0 .. {place.world_size - 1} would do"
+            f"{place.by}: rank {place.rank} of {place.world_size} processes; valid: 0 .. {place.world_size - 1}"
         )
     return place if place.world_size > 1 else None
 

@@ -38,23 +38,23 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
     """
     if gpus is not None and procs is not None:
         raise UserError(
-            f"gpus={gpus} procs={procs}: ranks are on GPUs or on the CPU; one of the two would do"
+            f"gpus={gpus} procs={procs}: ranks are on GPUs or on the CPU; use one of the two"
         )
     name, asked = ("procs", procs) if gpus is None else ("gpus", gpus)
     if asked is None:
         return place.local_world_size if place else 1
     if name == "procs" and device.startswith("cuda"):
         raise UserError(
-            f"procs={asked} device={device}: procs are ranks on the CPU; gpus={asked} would do"
+            f"procs={asked} device={device}: procs are ranks on the CPU; use gpus={asked}"
         )
     if name == "gpus" and device not in ("auto", "cuda"):
         raise UserError(
-            f"gpus={asked} device={device}: each rank has a GPU of its own; without device= it would do"
+            f"gpus={asked} device={device}: each rank has a GPU of its own; leave device= out"
         )
     if place is not None and asked != place.local_world_size:
         raise UserError(
-            f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine already; without "
-            f"{name}= it would do"
+            f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine already; leave "
+            f"{name}= out"
         )
     return asked
 
@@ -66,8 +66,8 @@ def check_gpus(gpus: int | None) -> None:
 
         found = torch.cuda.device_count()
         if found < gpus:
-            would = f"gpus={found}" if found else f"procs={gpus}, on the CPU,"
-            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; {would} would do")
+            would = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
+            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {would}")
 
 
 def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
@@ -235,7 +235,7 @@ def slurm_job(
     for what, text in (("name", name), ("sbatch", extra)):
         if not text.isprintable():
             raise UserError(
-                f"{what}={text!r}: becomes a line of the job file; without line breaks it would do"
+                f"{what}={text!r}: becomes a line of the job file; write it without line breaks"
             )
     minutes = max(5, round(hours * 60))
     lines = [

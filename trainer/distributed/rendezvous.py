@@ -85,8 +85,8 @@ class Meeting:
                 self._server = self._open_store(place, True)
             except RuntimeError:
                 raise UserError(
-                    f"MASTER_PORT={place.port}: cannot be opened on this machine, another program has it; another "
-                    "MASTER_PORT would do"
+                    f"MASTER_PORT={place.port}: cannot be opened on this machine, another program has it; use another "
+                    "MASTER_PORT"
                 ) from None
         else:
             _await_port(place, check)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from trainer.base.errors import UserError
+from trainer.models.edit.layer_kinds import FROZEN_NORMS, RUNNING_NORMS
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 
 
@@ -34,7 +34,7 @@ def _recompute_stages(model: nn.Module) -> None:
     ]
     if not stages:
         raise UserError(
-            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; activation_checkpointing=0 would do"
+            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; use activation_checkpointing=0"
         )
     for stage in stages:
         stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False)
@@ -42,11 +42,11 @@ def _recompute_stages(model: nn.Module) -> None:
 
 def _check_norms(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        is_moving = getattr(module, "running_var", None) is not None and not type(
+        is_moving = getattr(module, "running_var", None) is not None and not FROZEN_NORMS.has(
             module
-        ).__name__.startswith("Frozen")
-        if is_moving and not isinstance(module, (_NormBase, EstimatedBatchNorm2d)):
+        )
+        if is_moving and not isinstance(module, (*RUNNING_NORMS, EstimatedBatchNorm2d)):
             raise UserError(
                 f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "
-                "activation_checkpointing=0 would do"
+                "use activation_checkpointing=0"
             )

@@ -31,13 +31,14 @@ class Compiled:
 
         if any(isinstance(module, EstimatedBatchNorm2d) for module in model.modules()):
             raise UserError(
-                "compile=1: norms with estimated statistics count what every micro-batch adds; compile=0 would do"
+                "compile=1: norms with estimated statistics count what every micro-batch adds; use compile=0"
             )
         if has_precise_norm:
             raise UserError(
-                "compile=1: the page's precise_norm weighs every micro-batch by another number; compile=0 would do"
+                "compile=1: the page's precise_norm weighs every micro-batch by another number; use compile=0"
             )
         _check_compiler()
+        # The two settings and the two callbacks have no public names; torch's documentation names _dynamo.config.
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, _MOST_SHAPES
         )
@@ -70,5 +71,5 @@ def _check_compiler() -> None:
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([named] if named else ("g++", "clang++"))):
         raise UserError(
-            f"compile=1: no C++ compiler here ({named or 'g++'}); apt-get install -y g++, or compile=0, would do"
+            f"compile=1: no C++ compiler here ({named or 'g++'}); run apt-get install -y g++, or use compile=0"
         )

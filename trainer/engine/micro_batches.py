@@ -152,7 +152,7 @@ def _line(state: State) -> str:
     *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
     return (
         f"out of memory in step {step + 1}: a micro-batch of {images} images of {plan.train_px_at(step)} px does not fit on "
-        f"{state.settings.device} in {state.settings.precision}; {', '.join(most)}{', or ' if most else ''}{last} would do"
+        f"{state.settings.device} in {state.settings.precision}; use {', '.join(most)}{', or ' if most else ''}{last}"
     )
 
 
@@ -188,5 +188,5 @@ def check_pieces(plan: Plan, settings: Settings) -> None:
     norm = plan.recipe.model.norm if plan.recipe.model else None
     if settings.micro_batch == "auto" and isinstance(norm, SyncBatchNorm) and plan.world_size > 1:
         raise UserError(
-            "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do"
+            "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; leave micro_batch= out"
         )

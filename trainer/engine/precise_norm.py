@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from trainer.data.transforms import autocast, prepare
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
+from trainer.models.edit.layer_kinds import FROZEN_NORMS
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import Plan
@@ -121,6 +121,7 @@ class StepStatistics:
         if running:
             flat = torch.cat(running) * (num_own / num_micro_batches)
             ranks.sum(flat)
+            # see lamb.py for torch._foreach_*
             torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
             torch._foreach_add_(
                 [norm.num_batches_tracked for norm, _ in self.norms], num_micro_batches - num_own
@@ -175,7 +176,7 @@ def make_norms_precise(
 
 
 def _pass(
-    plan: Plan, settings: Settings, models, norms: list[_NormBase], batches: Iterable, each
+    plan: Plan, settings: Settings, models, norms: list[nn.Module], batches: Iterable, each
 ) -> None:
     num_images, seen = plan.recipe.precise_norm.images, 0
     for batch in batches:
@@ -235,6 +236,4 @@ def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
 
 def _has_statistics(norm: nn.Module) -> bool:
     """Are there running statistics that training moves? timm's frozen norms have them as constants."""
-    return getattr(norm, "running_var", None) is not None and not type(norm).__name__.startswith(
-        "Frozen"
-    )
+    return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)

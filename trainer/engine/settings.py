@@ -77,12 +77,12 @@ def make_settings(
 
     if micro_batch not in MICRO_BATCHES:
         raise UserError(
-            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; page or auto would do"
+            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid: page, auto"
         )
     check_loader(loader)
     if compile and activation_checkpointing:
         raise UserError(
-            "compile=1 activation_checkpointing=1: each changes how a pass runs; one of the two would do"
+            "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
         )
     device = _resolve_device(device)
     on_gpu = device.startswith("cuda")
@@ -120,10 +120,10 @@ def _resolve_device(device: str) -> str:
         number = int(device[5:] or 0) if ":" in device else 0
         if number >= torch.cuda.device_count():
             raise UserError(
-                f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; device=cpu would do"
+                f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; use device=cpu"
             )
         return device
-    raise UserError(f"device={device}: not a device; auto, cpu, cuda or cuda:N would do")
+    raise UserError(f"device={device}: not a device; valid: auto, cpu, cuda, cuda:N")
 
 
 def _resolve_precision(precision: str, on_gpu: bool) -> str:
@@ -136,12 +136,10 @@ def _resolve_precision(precision: str, on_gpu: bool) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision not in PRECISIONS:
         raise UserError(
-            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; auto, {', '.join(PRECISIONS)} would do"
+            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto, {', '.join(PRECISIONS)}"
         )
     if precision == "fp16" and not on_gpu:
-        raise UserError(
-            "precision=fp16: needs a GPU (its gradient scaler); precision=float32 would do"
-        )
+        raise UserError("precision=fp16: needs a GPU (its gradient scaler); use precision=float32")
     return precision
 
 
@@ -172,8 +170,8 @@ def rank_device(device: str, place: Place | None) -> str:
         return "cuda:0"
     if num_gpus < place.local_world_size:
         raise UserError(
-            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; gpus={num_gpus}, or "
-            f"procs={place.local_world_size} on the CPU, would do"
+            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; use gpus={num_gpus}, or "
+            f"procs={place.local_world_size} on the CPU"
         )
     return f"cuda:{place.local_rank}"
 
@@ -186,7 +184,7 @@ def worker_count(workers: str, auto: int) -> int:
     if workers == "auto":
         return auto
     if not workers.isdigit() or int(workers) > 256:
-        raise UserError(f"workers={workers}: not a number of processes; auto or 0 .. 256 would do")
+        raise UserError(f"workers={workers}: not a number of processes; valid: auto, 0 .. 256")
     return int(workers)
 
 
@@ -201,7 +199,7 @@ def check_writable(what: str, folder: Path) -> None:
             file.write(b"\n")
     except OSError as error:
         raise UserError(
-            f"{what}: cannot write into {folder} ({error.strerror}); {what}=<another folder> would do"
+            f"{what}: cannot write into {folder} ({error.strerror}); use {what}=<another folder>"
         ) from None
 
 
@@ -212,5 +210,5 @@ def check_loader(loader: str) -> None:
     """
     if loader not in LOADERS:
         raise UserError(
-            f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; {', '.join(LOADERS[:-1])} or {LOADERS[-1]} would do"
+            f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; valid: {', '.join(LOADERS)}"
         )

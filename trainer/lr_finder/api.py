@@ -199,14 +199,14 @@ def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks =
 def _check(question: Question) -> None:
     if question.curve not in (None, *CURVES):
         near = did_you_mean(question.curve, CURVES)
-        raise UserError(f"curve={question.curve}: unknown{near}; {', '.join(CURVES)} would do")
+        raise UserError(f"curve={question.curve}: unknown{near}; valid: {', '.join(CURVES)}")
     if not 1 <= question.num_seeds <= _MOST_SEEDS:
         raise UserError(
-            f"seeds={question.num_seeds}: 1 to {_MOST_SEEDS} repeats would do; seeds=3 is the default"
+            f"seeds={question.num_seeds}: out of range; valid: 1 to {_MOST_SEEDS} (default: seeds=3)"
         )
     if question.num_steps is not None and not LEAST_POINTS <= question.num_steps <= _MOST_STEPS:
         raise UserError(
-            f"steps={question.num_steps}: {LEAST_POINTS} to {_MOST_STEPS} steps would do; steps=200 is one"
+            f"steps={question.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such as steps=200"
         )
 
 

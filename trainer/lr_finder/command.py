@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 
+from trainer.ablation.cells import text_of
 from trainer.lr_finder.ramp import Scalar
+from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job
 
 
 def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:
-    """`make recipe=... set="... lr.peak=..."`: the user's own items stay as written, but for those that this replaces."""
+    """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this replaces."""
     given = {"recipe": job.recipe, "model": job.model, "data": job.data}
     given |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
     words = [f"{name}={shlex.quote(text)}" for name, text in given.items()]
     items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
-    theirs = job.overrides
-    for label in items:
-        theirs = re.sub(rf"(?<!\S){re.escape(label)}=\S+", "", theirs)
-    ours = (
-        f"{label}={each if isinstance(each, int) else format(each, '.3g')}"
+    ours = {
+        label: each if isinstance(each, int) else float(f"{each:.3g}")
         for label, each in items.items()
-    )
-    text = " ".join([*theirs.split(), *ours])
+    }
+    theirs = {
+        label: each for label, each in overrides_of(job.overrides).items() if label not in ours
+    }
+    text = text_of(theirs | ours)
     is_plain = not set(text) & set('"\\$`')
     return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
 

@@ -220,10 +220,7 @@ class Race:
     def result(self, floors: Floors) -> tuple[float | None, str]:
         """The winner and why; or None, and why none."""
         if not self.losses:
-            return (
-                None,
-                "no candidate lies below the values that are unstable; a smaller from= would do",
-            )
+            return None, "no candidate lies below the values that are unstable; try a smaller from="
         best = self._winner()
         level = min(
             self.start_loss, self.start_loss if floors.held_out is None else floors.held_out
@@ -243,7 +240,7 @@ class Race:
                 )
             if not self.ladder.has(best + 2 * side):
                 end = "larger to=" if side < 0 else "smaller from="
-                return None, f"the race still improves at the end of the ramp; a {end} would do"
+                return None, f"the race still improves at the end of the ramp; try a {end}"
         winner = self._settled(best)
         value, count = self.ladder.at(winner), len(self.losses[winner])
         seeds = f", {count} seeds" if count > 1 else ""

@@ -94,7 +94,7 @@ def _num_held(num_images: int, batch: Batch) -> int:
     if num_held < LEAST_IMAGES:
         raise DataError(
             f"batch.images {batch.images}: of {num_images} training images that leaves {max(0, num_held)} to hold out, and "
-            f"at least {LEAST_IMAGES} are needed; {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)} would do"
+            f"at least {LEAST_IMAGES} are needed; use {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)}"
         )
     is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
     return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.base.errors import UserError, did_you_mean
+from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.state import State, as_it_runs
 from trainer.models.build import assembled
 from trainer.recipe import tree
-from trainer.recipe.check import Refusal, value_at
-from trainer.recipe.overrides import OverrideError
+from trainer.recipe.check import label_of, value_at
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
@@ -97,22 +96,22 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     label = RATE if text in SPACINGS else _whole_path(page, text)
     try:
         path = tree.find(Recipe, page, label)
-    except Refusal as refusal:
-        raise RampError(f"ramp={text}: {refusal.sentence}") from None
-    label, own = tree.label_of(page, path), value_at(page, path)
+    except PageError as error:
+        raise error.raised_as(RampError, place=f"ramp={text}") from None
+    label, own = label_of(page, path), value_at(page, path)
     why = _FIXED.get(path[0]) or ("what the page says about itself" if path[0] in ABOUT else None)
     if why and label != RATE:
         raise RampError(
-            f"ramp={text}: {why} is one for a whole trial; {RATE} or optimizer.weight_decay would do"
+            f"ramp={text}: {why} is one for a whole trial; use {RATE} or optimizer.weight_decay"
         )
     inside = [f"{label}.{key}" for key in _parts(own)]
     if inside:
         raise RampError(
-            f"ramp={text}: {label} is more than one number; {' or '.join(inside[:4])} would do"
+            f"ramp={text}: {label} is more than one number; valid: {', '.join(inside[:4])}"
         )
     if isinstance(own, (bool, str)):
         raise RampError(
-            f"ramp={text}: {label} is {own!r}, no number; {RATE} or optimizer.weight_decay would do"
+            f"ramp={text}: {label} is {own!r}, no number; use {RATE} or optimizer.weight_decay"
         )
     return Scalar(label, None if own is None else float(own), is_whole=_is_whole(recipe, label))
 
@@ -135,10 +134,10 @@ def _whole_path(page: Mapping, text: str) -> str:
     if not found and "." not in text and text not in Recipe.model_fields:
         near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
         raise RampError(
-            f"ramp={text}: no number of this page is called so{near}; {RATE} or optimizer.weight_decay would do"
+            f"ramp={text}: no number of this page is called so{near}; use {RATE} or optimizer.weight_decay"
         )
     if len(found) > 1 and text not in found:
-        raise RampError(f"ramp={text}: there is more than one; {' or '.join(found)} would do")
+        raise RampError(f"ramp={text}: there is more than one; valid: {', '.join(found)}")
     return found[0] if len(found) == 1 else text
 
 
@@ -146,7 +145,7 @@ def _is_whole(recipe: Recipe, label: str) -> bool:
     try:
         apply_overrides(recipe, {label: 1.5}, "ramp")
     except OverrideError as error:
-        return "whole number" in str(error)
+        return error.kind in ("int_type", "int_from_float")
     return False
 
 
@@ -162,12 +161,10 @@ def ramp_values(
     low, high = _range(recipe, scalar, low, high)
     if not (np.isfinite([low, high]).all() and low < high):
         raise RampError(
-            f"from={low:g} to={high:g}: the range does not rise; from={FROM:g} to={TO:g} would do for {RATE}"
+            f"from={low:g} to={high:g}: the range does not rise; for {RATE} try from={FROM:g} to={TO:g}"
         )
     if scalar.is_rate and low <= 0:
-        raise RampError(
-            f"from={low:g}: a learning rate's ramp starts above 0; from={FROM:g} would do"
-        )
+        raise RampError(f"from={low:g}: a learning rate's ramp starts above 0; use from={FROM:g}")
     for value in (low, high):
         apply_overrides(without_schedule(recipe), scalar.override(value), "ramp")
     is_linear = text == "linear" if scalar.is_rate else low <= 0 or high < _WIDE * low
@@ -196,9 +193,7 @@ def _range(
             return (
                 0.0 if high < _WIDE * scalar.own and _is_taken(recipe, scalar, 0.0) else low
             ), high
-    raise RampError(
-        f"ramp={scalar.label}: its range is not given; from=<number> to=<number> would do"
-    )
+    raise RampError(f"ramp={scalar.label}: its range is not given; use from=<number> to=<number>")
 
 
 def _is_taken(recipe: Recipe, scalar: Scalar, value: float) -> bool:
@@ -234,13 +229,13 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
             ]
             if shapes[0] != shapes[1]:
                 raise RampError(
-                    f"ramp={scalar.label}: the model has other weights at every value; a run for each value would do"
+                    f"ramp={scalar.label}: the model has other weights at every value; make a run for each value"
                 )
             is_noticed = _settings_of(models[0]) != _settings_of(models[1])
             why = "it makes the first weights, and no step after them"
     if not is_noticed:
         raise RampError(
-            f'ramp={scalar.label}: {why}; a run for each value (set="{scalar.label}=...") would do'
+            f'ramp={scalar.label}: {why}; make a run for each value (set="{scalar.label}=...")'
         )
 
 
@@ -310,7 +305,11 @@ class Dial:
             model, _ = assembled(state.plan)
         for name, module in model.named_modules():
             if name in before:
-                module._parameters.update(before[name]._parameters)
-                module._buffers.update(before[name]._buffers)
+                kept = before[name]
+                for held, tensor in [
+                    *kept.named_parameters(recurse=False),
+                    *kept.named_buffers(recurse=False),
+                ]:
+                    setattr(module, held, tensor)
         state.model = as_it_runs(model, state.settings).train(state.model.training)
         state.step_statistics = StepStatistics(model, state.settings.activation_checkpointing)

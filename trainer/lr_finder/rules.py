@@ -171,7 +171,7 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
     values, losses = series(curve, which)
     if len(losses) < LEAST_POINTS:
         return _nothing(
-            f"only {len(losses)} points before the loss was no number; {LEAST_POINTS} would do"
+            f"only {len(losses)} points before the loss was no number; it needs {LEAST_POINTS}"
         )
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
@@ -189,7 +189,7 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
     rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
     edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
     if edge == 0:
-        return _nothing("the loss is past its edge from the first step; a smaller from= would do")
+        return _nothing("the loss is past its edge from the first step; try a smaller from=")
     if not from_level and edge is None:
         return _nothing(
             f"the loss never falls clearly below the floor of {floor:.4g} nats, where it knows the bias only"
@@ -294,7 +294,7 @@ def trouble(readings: Sequence[Reading]) -> str:
         return reasons[0]
     edge = spread([reading.edge for reading in readings])
     if edge is None:
-        return "the loss does not turn up before the end of the ramp; a larger to= would do"
+        return "the loss does not turn up before the end of the ramp; try a larger to="
     if edge.highest > MOST_DISAGREEMENT * edge.lowest:
         return f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g} to {edge.highest:.3g}"
     return ""

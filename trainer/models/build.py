@@ -6,10 +6,10 @@ import re
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from trainer.base import streams
 from trainer.base.errors import did_you_mean
+from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
 from trainer.models.edit.replacement import Swap
 from trainer.models.initialization import first_weights
 from trainer.models.parts.depth import LayerScale
@@ -37,14 +37,14 @@ def check_model_name(model: str) -> None:
     ):  # which looks at what is left of a point
         known = timm.list_models()
         raise PlanError(
-            f"model={model}: timm has no such model{did_you_mean(model, known)}; model=resnet50 would do"
+            f"model={model}: timm has no such model{did_you_mean(model, known)}; use model=resnet50"
         )
     try:
         timm.models.get_pretrained_cfg(model)
     except RuntimeError:
         name, _, tag = model.partition(".")
         raise PlanError(
-            f"model={model}: timm has no weights {tag!r} of {name}; model={name} would do, whose first weights are drawn"
+            f"model={model}: timm has no weights {tag!r} of {name}; use model={name}, whose first weights are drawn"
         ) from None
 
 
@@ -111,7 +111,7 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
             )
             remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
             raise PlanError(
-                f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); {remedy} would do"
+                f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); use {remedy}"
             )
 
 
@@ -157,10 +157,10 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
                 if px > image_px and _single_value(model, channels, px) is None
             )
             fitting_px = next(larger, None)
-            remedy = f', or larger images (set="{place}={fitting_px}"),' if fitting_px else ""
+            remedy = f', or larger images (set="{place}={fitting_px}")' if fitting_px else ""
             raise PlanError(
                 f"batch.norm_images {plan.recipe.batch.norm_images}: {name} is given a map of 1x1 from an image of {image_px} px "
-                f"({place}), and takes statistics of one value; batch.norm_images of 2 or more{remedy} would do"
+                f"({place}), and takes statistics of one value; use batch.norm_images of 2 or more{remedy}"
             )
 
 
@@ -176,7 +176,7 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     norms = {
         name: norm
         for name, norm in model.named_modules()
-        if isinstance(norm, _BatchNorm) and norm.training
+        if isinstance(norm, BATCH_NORMS) and norm.training
     }
     handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
     try:
@@ -187,12 +187,12 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     return found[0] if found else None
 
 
-def running_norms(model: nn.Module) -> list[_NormBase]:
+def running_norms(model: nn.Module) -> list[nn.Module]:
     """Norms that keep running statistics of batches."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, _NormBase) and module.track_running_stats
+        if isinstance(module, RUNNING_NORMS) and module.track_running_stats
     ]
 
 
@@ -214,11 +214,11 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
     if rest:
         near = " or ".join(str(n * batch.norm_images) for n in (whole, whole + 1) if n)
         sentence = f"precise_norm.images {section.images} is no multiple of batch.norm_images {batch.norm_images}"
-        raise PlanError(f"{sentence}; {near} would do")
+        raise PlanError(f"{sentence}; use {near}")
     num_images = plan.profile.num_train // batch.images * batch.images
     if section.images > num_images:
         remedy = (
-            f'set="precise_norm.images={num_images}" would do'
+            f'use set="precise_norm.images={num_images}"'
             if num_images
             else "leave precise_norm out"
         )
@@ -238,11 +238,14 @@ def create_model(
 
     try:
         return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
-    except TypeError as error:
-        if "zero_init_last" in options and "zero_init_last" in str(error):
+    except TypeError:
+        refused = [
+            name for name, value in options.items() if not takes_option(model, **{name: value})
+        ]
+        if "zero_init_last" in refused:
             if options["zero_init_last"]:
                 raise PlanError(
-                    f'model.zero_init_last: {_no_last_gamma(model)}; set="model.zero_init_last=null" would do'
+                    f'model.zero_init_last: {_no_last_gamma(model)}; use set="model.zero_init_last=null"'
                 ) from None
             # `false` is followed as it is: in a class without the option no gamma starts at zero
             rest = {name: value for name, value in options.items() if name != "zero_init_last"}
@@ -251,9 +254,9 @@ def create_model(
             "drop_path_rate": "drop_path"
         }
         for theirs, ours in page_words.items():
-            if theirs in options and theirs in str(error):
+            if theirs in refused:
                 raise PlanError(
-                    f'{ours}: {model} has no such option; set="{ours}=null" would do'
+                    f'{ours}: {model} has no such option; use set="{ours}=null"'
                 ) from None
         raise
 

@@ -88,7 +88,7 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
         swaps.append(_set_head_bias(model, start.head_bias))
     if not swaps:
         raise SurgeryError(
-            "model.start: says nothing; convolutions, norm_gamma, head_std or head_bias in it would do"
+            "model.start: says nothing; valid: convolutions, norm_gamma, head_std, head_bias"
         )
     return tuple(swaps)
 
@@ -140,7 +140,7 @@ def _draw_truncated(module: nn.Module) -> None:
 
 def _is_convolution(module: nn.Module) -> bool:
     """With a kernel and the weights of one: also torchvision's deformable one, which is no Conv2d."""
-    weight = module._parameters.get("weight")
+    weight = _own_weight(module)
     return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
 
 
@@ -156,7 +156,12 @@ def _draw_gammas(model: nn.Module) -> Swap:
 
 
 def _has_gamma(module: nn.Module) -> bool:
-    return is_norm(module) and module._parameters.get("weight") is not None
+    return is_norm(module) and _own_weight(module) is not None
+
+
+def _own_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter `weight` of a module itself; None where it has none, or computes it."""
+    return dict(module.named_parameters(recurse=False)).get("weight")
 
 
 def _draw_head(model: nn.Module, std: float) -> Swap:
@@ -266,22 +271,22 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        remedy = "a .safetensors file, or the folder of a finished run, would do"
+        remedy = "use a .safetensors file, or the folder of a finished run"
         raise WeightsError(
             f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}"
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != pretrained.sha256:
         raise WeightsError(
-            f"model.pretrained.sha256: {path} has {found}, the page says {pretrained.sha256}; the file that the page "
-            f'means, or set="model.pretrained.sha256={found}", would do'
+            f"model.pretrained.sha256: {path} has {found}, the page says {pretrained.sha256}; use the file that the page "
+            f'means, or set="model.pretrained.sha256={found}"'
         )
     try:
         return path, safetensors.torch.load(content)
     except Exception as error:  # whatever a reader raises over anybody's bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
-            f"model.pretrained.file: {path}: not safetensors ({reason}); a .safetensors file would do"
+            f"model.pretrained.file: {path}: not safetensors ({reason}); use a .safetensors file"
         ) from None
 
 
@@ -304,8 +309,8 @@ def _check_keys(
     )
     if found:
         raise WeightsError(
-            f"model.pretrained.file: {path}: {'; '.join(found)}; weights of this timm model, with the same parts in "
-            "its `model` section, would do"
+            f"model.pretrained.file: {path}: {'; '.join(found)}; use weights of this timm model, with the same parts in "
+            "its `model` section"
         )
 
 

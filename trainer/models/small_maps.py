@@ -17,6 +17,7 @@ def leave_out_padding_taps(model: nn.Module) -> None:
     """Let every torch convolution of a model, weight standardization included, leave out what only padding would meet."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and _is_plain(module):
+            # a hook on forward would see no weight that a subclass has standardized: _conv_forward is given it
             module._conv_forward = types.MethodType(
                 _conv_forward, module
             )  # a method, so that copies are bound to themselves

@@ -1,20 +1,21 @@
-"""Plain data to typed values, or one refusal: where, what was found, what would do.
+"""Plain data to typed values, or one error: where, what was found, what to do.
 
 pydantic finds what is wrong; this file says it in one sentence that a user can act on, and knows the keys of every
 section and ingredient, so that it can suggest the one that was meant.
+
+A place has one name everywhere: its label, as pages and users write it: lr.peak, and augment.rand_augment.magnitude for
+an item of a list, by its name, or by its number where it has none. tree.find reads labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
 
-from trainer.base.errors import UserError, did_you_mean
+from trainer.base.errors import PageError, Path, did_you_mean
 
-Path = tuple[str | int, ...]
 Kind = TypeVar("Kind", bound=BaseModel)
 
 _WANTED = {
@@ -44,34 +45,34 @@ _MADE_OF = {
 _LONGEST_QUOTE = 60
 
 
-class Refusal(UserError):
-    """Plain data that is not what it should be.
-
-    path: keys and list positions from the top to the place. sentence: what was found; what would do.
-    """
-
-    def __init__(self, path: Path, sentence: str):
-        super().__init__(f"{dotted(path)}: {sentence}" if path else sentence)
-        self.path = path
-        self.sentence = sentence
-
-
-def refuse(path: Path, sentence: str) -> PydanticCustomError:
+def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> PageError:
     """What a page's own validator raises: the path is counted from the page being validated."""
-    return PydanticCustomError("page", "{sentence}", {"path": path, "sentence": sentence})
+    return PageError(found, hint, path=path, kind=kind)
 
 
-def check(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
+def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
     """Plain data as a value of `kind`.
 
-    Raises Refusal for the first thing that is wrong, in the order of the data.
+    line: of a path, by which the first of several errors is told; without lines the one that is nested least is it.
+
+    Raises PageError for the first thing that is wrong; its path is counted from the data.
     """
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        refusals = [_refusal(kind, data, found) for found in error.errors(include_url=False)]
-    order = {path: number for number, path in enumerate(_paths(data))}
-    raise min(_merged(refusals), key=lambda refusal: order[_nearest(refusal.path, order)]) from None
+        found = error.errors(include_url=False)
+    missing: dict[Path, list[str | int]] = {}
+    errors = []
+    for one in found:
+        path = _untagged(data, one["loc"])
+        if one["type"] == "missing":
+            missing.setdefault(path[:-1], []).append(path[-1])
+        else:
+            errors.append(_error(kind, data, path, one))
+    # A missing key beside one that is wrong is the same key, mistyped.
+    wrong = {error.path[:-1] for error in errors}
+    errors += [_missing(data, path, keys) for path, keys in missing.items() if path not in wrong]
+    raise min(errors, key=lambda error: line(error.path)) from None
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:
@@ -80,9 +81,19 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
     return did_you_mean(word, known) or f"; known: {', '.join(known)}"
 
 
-def dotted(path: Path) -> str:
-    """A path as a user writes it: lr.peak, augment.2.magnitude."""
-    return ".".join(str(part) for part in path)
+def label_of(data: Any, path: Path) -> str:
+    """A path as a label: items of a list by their names, or by their numbers where they have none."""
+    parts = []
+    for part in path:
+        data = value_at(data, (part,))
+        name = name_of(data) if isinstance(part, int) else None
+        parts.append(name if isinstance(name, str) else str(part))
+    return ".".join(parts)
+
+
+def name_of(item: Any) -> Any:
+    """The name that an ingredient's plain data has; None where it has none."""
+    return item.get("name") if isinstance(item, Mapping) else None
 
 
 def quoted(value: Any) -> str:
@@ -122,8 +133,7 @@ def tag_of(kind: type[BaseModel]) -> str | None:
 
 def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
     """Those of the classes that the data's own `name` chooses; a section is always chosen."""
-    name = data.get("name") if isinstance(data, Mapping) else None
-    return [kind for kind in kinds if tag_of(kind) in (None, name)]
+    return [kind for kind in kinds if tag_of(kind) in (None, name_of(data))]
 
 
 def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseModel]]:
@@ -137,38 +147,34 @@ def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseMode
                 if part in one.model_fields
             ]
             kinds = [found for annotation in annotations for found in kinds_in(annotation)]
-        data = _step(data, part)
+        data = value_at(data, (part,))
     return kinds
 
 
-def unknown_key(
-    kinds: Sequence[type[BaseModel]], here: Sequence[type[BaseModel]], path: Path
-) -> Refusal:
-    """The refusal of the last key of `path`, where `kinds` may stand and `here` are those that the data chose."""
-    key = str(path[-1])
+def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> PageError:
+    """The error of the last key of `path`, which none of the classes that may stand there has."""
+    key, section = str(path[-1]), path[:-1]
+    kinds = kinds_at(kind, data, section)
+    here = chosen(kinds, value_at(data, section)) or kinds
     elsewhere = [str(tag_of(one)) for one in kinds if one not in here and key in one.model_fields]
-    if elsewhere and here:
-        sentence = (
-            f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}; leave it out"
-        )
-    else:
-        sentence = f"{quoted(key)} is no key of {_place(path[:-1])}{suggestion(key, _keys(here))}"
-    return Refusal(path, sentence)
+    if elsewhere:
+        found = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}"
+        return PageError(found, "leave it out", path=path, kind="unknown_key")
+    known = {key for one in here for key in one.model_fields}
+    found = f"{quoted(key)} is no key of {_place(data, section)}{suggestion(key, known)}"
+    return PageError(found, path=path, kind="unknown_key")
 
 
 def value_at(data: Any, path: Path) -> Any:
     """The part of plain data at a path, None where there is none."""
     for part in path:
-        data = _step(data, part)
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
+            data = data[part]
+        else:
+            return None
     return data
-
-
-def _step(data: Any, part: str | int) -> Any:
-    if isinstance(data, Mapping):
-        return data.get(part)
-    if isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data):
-        return data[part]
-    return None
 
 
 def _untagged(data: Any, location: Path) -> Path:
@@ -179,127 +185,79 @@ def _untagged(data: Any, location: Path) -> Path:
         if (
             isinstance(data, Mapping)
             and part not in data
-            and not (is_last and part != data.get("name"))
+            and not (is_last and part != name_of(data))
         ):
             continue
         if isinstance(part, str) and not isinstance(data, Mapping):
             continue
         path.append(part)
-        data = _step(data, part)
+        data = value_at(data, (part,))
     return tuple(path)
 
 
-def _refusal(kind: type[BaseModel], data: Mapping[str, Any], error: Mapping[str, Any]) -> Refusal:
-    path, reason, context = _untagged(data, error["loc"]), error["type"], error.get("ctx", {})
-    if reason == "page":
-        return Refusal(path + tuple(context["path"]), context["sentence"])
+def _error(
+    kind: type[BaseModel], data: Mapping[str, Any], path: Path, error: Mapping[str, Any]
+) -> PageError:
+    reason, context, value = error["type"], error.get("ctx", {}), error["input"]
+    if isinstance(raised := context.get("error"), PageError):
+        return raised.raised_as(PageError, path=path + raised.path)
     if reason == "extra_forbidden":
-        kinds = kinds_at(kind, data, path[:-1])
-        return unknown_key(kinds, chosen(kinds, value_at(data, path[:-1])), path)
-    if reason == "missing":
-        return _Missing(path[:-1], path[-1])
+        return unknown_key(kind, data, path)
     if reason == "union_tag_not_found":
-        return _untold_name(kind, data, path)
+        return _no_name(kind, data, path)
     if reason == "union_tag_invalid":
         names = [tag_of(one) or "" for one in kinds_at(kind, data, path)]
-        name = str(error["input"]["name"])
-        return Refusal(
-            (*path, "name"), f"{quoted(name)} is no {_last_word(path)}{suggestion(name, names)}"
-        )
-    return Refusal(
-        path, f"{dotted(path)} is {quoted(error['input'])}; {_remedy(reason, context, error)}"
+        what = next((part for part in reversed(path) if isinstance(part, str)), "ingredient")
+        found = f"{quoted(str(value['name']))} is no {what}{suggestion(str(value['name']), names)}"
+        return PageError(found, path=(*path, "name"), kind="unknown_name")
+    off = reason == "greater_than" and value == 0
+    found = f"{label_of(data, path)} is {quoted(value)}"
+    return PageError(
+        found, _remedy(reason, context, error["msg"]), path=path, kind=reason, can_be_off=off
     )
 
 
-class _Missing(Refusal):
+def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> PageError:
     """Keys that are not there; the path is that of the section."""
+    place = _place(data, path)
+    if isinstance(keys[0], int):
+        return PageError(
+            f"{place} is a list of {keys[0]}",
+            f"write {keys[-1] + 1} values",
+            path=path,
+            kind="missing",
+        )
+    them, these = ("them", "these") if len(keys) > 1 else ("it", "this one")
+    hint = f"add {them}: an absent key means off, and {these} cannot be off"
+    return PageError(f"{place} has no {', '.join(map(str, keys))}", hint, path=path, kind="missing")
 
-    def __init__(self, path: Path, *keys: str | int):
-        self.keys = keys
-        if isinstance(keys[0], int):
-            super().__init__(
-                path, f"{_place(path)} is a list of {keys[0]}; write {keys[-1] + 1} values"
-            )
-        else:
-            these = "these" if len(keys) > 1 else "this one"
-            off = f"add {'them' if len(keys) > 1 else 'it'}: an absent key means off, and {these} cannot be off"
-            super().__init__(path, f"{_place(path)} has no {', '.join(map(str, keys))}; {off}")
 
-
-def _untold_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Refusal:
+def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> PageError:
     """An ingredient without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
-        if key not in _keys(kinds):
-            return Refusal(
-                (*path, key),
-                f"{quoted(key)} is no key of {_place(path)}{suggestion(key, _keys(kinds))}",
-            )
+        if not any(key in one.model_fields for one in kinds):
+            return unknown_key(kind, data, (*path, key))
     names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
-    return Refusal(path, f"{_place(path)} has no name; add name: one of {names}")
+    return PageError(
+        f"{_place(data, path)} has no name", f"add name: one of {names}", path=path, kind="missing"
+    )
 
 
-def _remedy(reason: str, context: Mapping[str, Any], error: Mapping[str, Any]) -> str:
+def _remedy(reason: str, context: Mapping[str, Any], message: str) -> str:
     if reason in _WANTED:
         return _WANTED[reason]
     if reason in _BOUNDS:
         key, word = _BOUNDS[reason]
-        off = (
-            ", or leave the key out to turn it off"
-            if error["input"] == 0 and reason == "greater_than"
-            else ""
-        )
-        return f"it must be {word} {context[key]:g}{off}"
+        return f"it must be {word} {context[key]:g}"
     if reason == "literal_error":
         return f"write {context['expected']}"
     if reason == "string_pattern_mismatch":
         return (
             f"write {_MADE_OF.get(context['pattern'], 'text that matches ' + context['pattern'])}"
         )
-    message = error["msg"].removeprefix("Value error, ")
-    return " ".join(message.split())
+    return " ".join(message.removeprefix("Value error, ").split())
 
 
-def _merged(refusals: list[Refusal]) -> list[Refusal]:
-    """All missing keys of a section as one, or none where it has a key that is not known: that is the one, mistyped."""
-    others = [refusal for refusal in refusals if not isinstance(refusal, _Missing)]
-    missing: dict[Path, list[str | int]] = {}
-    for refusal in refusals:
-        if isinstance(refusal, _Missing) and refusal.path not in {
-            other.path[:-1] for other in others
-        }:
-            missing.setdefault(refusal.path, []).extend(refusal.keys)
-    return others + [_Missing(path, *keys) for path, keys in missing.items()]
-
-
-def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
-    """All paths of plain data in its own order, each section before its parts."""
-    yield path
-    parts = (
-        data.items()
-        if isinstance(data, Mapping)
-        else enumerate(data)
-        if isinstance(data, (list, tuple))
-        else ()
-    )
-    for key, part in parts:
-        yield from _paths(part, (*path, key))
-
-
-def _nearest(path: Path, known: Container[Path]) -> Path:
-    while path not in known:
-        path = path[:-1]
-    return path
-
-
-def _keys(kinds: Iterable[type[BaseModel]]) -> set[str]:
-    return {key for kind in kinds for key in kind.model_fields}
-
-
-def _place(path: Path) -> str:
-    return dotted(path) or "this page"
-
-
-def _last_word(path: Path) -> str:
-    words = [part for part in path if isinstance(part, str)]
-    return words[-1] if words else "ingredient"
+def _place(data: Any, path: Path) -> str:
+    return label_of(data, path) or "this page"

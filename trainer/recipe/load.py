@@ -1,4 +1,4 @@
-"""YAML text to typed values, or one error with file, line and what would do.
+"""YAML text to typed values, or one error with file, line and what to do.
 
 A page is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8 and `5e-3` for text,
 and says nothing about a key written twice. Here each of these is an error, and so is all that would let a page say
@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from trainer.base.errors import UserError, printable
-from trainer.recipe import check
+from trainer.base.errors import PageError, UserError, printable
+from trainer.base.errors import Path as ValuePath
+from trainer.recipe.check import check, quoted
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -28,7 +29,7 @@ DEEPEST_NESTING = 20
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,40}([eE][-+][0-9]{1,4})?")
 _ALMOST_A_NUMBER = re.compile(
-    r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+    r"[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
 )  # one way to match: no text takes long
 # Nor what turns the direction of the text around it: a line would read otherwise than it says.
 _UNPRINTABLE = re.compile(
@@ -38,30 +39,31 @@ _UNPRINTABLE = re.compile(
 _TAG = "tag:yaml.org,2002:"
 
 
-class PageError(UserError):
-    """A page that cannot be read: `file:line: what was found; what would do`."""
-
-    def __init__(self, place: str, line: int, sentence: str):
-        super().__init__(f"{place}:{line}: {sentence}")
-        self.sentence = sentence
-
-
 @dataclass(frozen=True)
 class Positions:
     """Where each part of a page stands: `lines` counts from 1, by path of keys and list positions."""
 
     place: str
-    lines: dict[check.Path, int] = field(default_factory=dict)
+    lines: dict[ValuePath, int] = field(default_factory=dict)
 
-    def line(self, path: check.Path) -> int:
+    def line(self, path: ValuePath) -> int:
         """The line of a path, or of the nearest section around it."""
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
 
-    def error(self, path: check.Path, sentence: str) -> PageError:
+    def error(self, path: ValuePath, found: str, hint: str = "") -> PageError:
         """An error about one path of the page."""
-        return PageError(self.place, self.line(path), sentence)
+        return PageError(found, hint, path=path, place=self.place, line=self.line(path))
+
+    def located(self, error: UserError, path: ValuePath, about: str = "") -> PageError:
+        """An error from elsewhere as one about a path of the page; one that has its own line in a file stays as it is."""
+        if isinstance(error, PageError) and error.line is not None:
+            return error
+        found = ": ".join(filter(None, [about, error.place, error.found]))
+        return error.raised_as(
+            PageError, found=found, path=path, place=self.place, line=self.line(path)
+        )
 
 
 def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
@@ -83,13 +85,11 @@ def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions
     """YAML text as a value of `kind`; `place` stands in the errors where a file's name would."""
     data, positions = parse(text, place)
     if not isinstance(data, dict):
-        raise positions.error(
-            (), f"{check.quoted(data)} where a page begins; write key: value lines"
-        )
+        raise positions.error((), f"{quoted(data)} where a page begins", "write key: value lines")
     try:
-        return check.check(kind, data), positions
-    except check.Refusal as refusal:
-        raise positions.error(refusal.path, refusal.sentence) from None
+        return check(kind, data, positions.line), positions
+    except PageError as error:
+        raise positions.located(error, error.path) from None
 
 
 def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[Any, Positions]:
@@ -101,34 +101,34 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
     """
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
-        raise PageError(place, line, f"the character {found.group()!a}; a page is printable text")
+        raise PageError(
+            f"the character {found.group()!a}", "a page is printable text", place=place, line=line
+        )
     reader = _Reader(Positions(place), reads_bare_exponents)
     return reader.value(_compose(text, place), ()), reader.positions
 
 
 def _text(path: Path, place: str) -> str:
+    line = 1
     try:
         if not path.is_file():
-            found = "is a folder, not a page" if path.is_dir() else "is no file"
-            raise PageError(place, 1, f"{found}; give the path of a .yaml file")
-        if path.stat().st_size > LARGEST_PAGE_KIB * 1024:
-            raise PageError(
-                place,
-                1,
-                f"{path.stat().st_size} bytes; a page holds at most {LARGEST_PAGE_KIB} KiB",
+            found, hint = (
+                "is a folder, not a page" if path.is_dir() else "is no file",
+                "give the path of a .yaml file",
             )
-        raw = path.read_bytes()
+        elif path.stat().st_size > LARGEST_PAGE_KIB * 1024:
+            found, hint = (
+                f"{path.stat().st_size} bytes",
+                f"a page holds at most {LARGEST_PAGE_KIB} KiB",
+            )
+        else:
+            return (raw := path.read_bytes()).decode()
     except OSError as error:
-        raise PageError(
-            place, 1, f"cannot be read ({error.strerror}); check its path and permissions"
-        ) from None
-    try:
-        return raw.decode()
+        found, hint = f"cannot be read ({error.strerror})", "check its path and permissions"
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise PageError(
-            place, line, f"the byte 0x{raw[error.start]:02x}; save the page as UTF-8"
-        ) from None
+        found, hint = f"the byte 0x{raw[error.start]:02x}", "save the page as UTF-8"
+    raise PageError(found, hint, place=place, line=line)
 
 
 def _shown(path: Path) -> str:
@@ -143,56 +143,56 @@ def _shown(path: Path) -> str:
 class _Composer(yaml.SafeLoader):
     """PyYAML up to its tree of nodes; no object is ever built from a tag."""
 
-    depth = 0
+    def __init__(self, text: str, place: str):
+        super().__init__(text)
+        self.place, self.depth = place, 0
 
     def compose_node(self, parent, index):
         """One node, unless it is an anchor, an alias, tagged or too deep: called by PyYAML."""
-        event = self.peek_event()
+        event, refused = self.peek_event(), None
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise _Misleading("an anchor or alias; write the value out where it is used", event)
-        if event.tag is not None:
-            raise _Misleading(f"the tag {event.tag[:40]!a}; leave it out", event)
-        if self.depth == DEEPEST_NESTING:
-            raise _Misleading(f"nested more than {DEEPEST_NESTING} deep; a page is flat", event)
+            refused = "an anchor or alias", "write the value out where it is used"
+        elif event.tag is not None:
+            refused = f"the tag {event.tag[:40]!a}", "leave it out"
+        elif self.depth == DEEPEST_NESTING:
+            refused = f"nested more than {DEEPEST_NESTING} deep", "a page is flat"
+        if refused:
+            raise PageError(*refused, place=self.place, line=event.start_mark.line + 1)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
 
-class _Misleading(yaml.MarkedYAMLError):
-    def __init__(self, sentence: str, event):
-        super().__init__(problem=sentence, problem_mark=event.start_mark)
-
-
 def _compose(text: str, place: str) -> yaml.Node:
+    line, node = 1, None
+    found, hint = "nothing is written here", "write key: value lines"
     try:
-        node = _Composer(text).get_single_node()
+        node = _Composer(text, place).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise PageError(place, mark.line + 1 if mark else 1, f"{_yaml_problem(error)}") from None
+        line = mark.line + 1 if mark else 1
+        found, hint = _yaml_problem(" ".join(str(error.problem or error.context).split()))
+    except PageError:
+        raise
     except (
         yaml.YAMLError,
         ValueError,
         OverflowError,
     ) as error:  # as for "\UFFFFFFFF" and long versions through
-        raise PageError(
-            place, 1, f"this is not YAML ({' '.join(str(error).split())[:80]}); mend it"
-        ) from None
+        found, hint = f"this is not YAML ({' '.join(str(error).split())[:80]})", "mend it"
     if node is None:
-        raise PageError(place, 1, "nothing is written here; write key: value lines")
+        raise PageError(found, hint, place=place, line=line)
     return node
 
 
-def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
-    problem = " ".join(str(error.problem or error.context).split())
-    if isinstance(error, _Misleading):
-        return problem
+def _yaml_problem(problem: str) -> tuple[str, str]:
+    """What PyYAML calls a problem, in a user's words: it has one exception for all of them, and no codes."""
     if "'\\t'" in problem:
-        return "a tab; indent and separate with spaces"
+        return "a tab", "indent and separate with spaces"
     if "another document" in problem:
-        return "a second document; a page is one, without ---"
-    return f"this is not YAML: {problem}; mend the line or quote the text"
+        return "a second document", "a page is one, without ---"
+    return f"this is not YAML: {problem}", "mend the line or quote the text"
 
 
 class _Reader:
@@ -202,7 +202,7 @@ class _Reader:
         self.positions = positions
         self.reads_bare_exponents = reads_bare_exponents
 
-    def value(self, node: yaml.Node, path: check.Path) -> Any:
+    def value(self, node: yaml.Node, path: ValuePath) -> Any:
         self.positions.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
@@ -212,15 +212,14 @@ class _Reader:
             )
         return self._scalar(node)
 
-    def _mapping(self, node: yaml.MappingNode, path: check.Path) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: ValuePath) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = self._key(key_node)
             if key in mapping:
                 first = self.positions.lines[(*path, key)]
                 raise self._error(
-                    key_node,
-                    f"{check.quoted(key)} is written twice, first in line {first}; keep one",
+                    key_node, f"{quoted(key)} is written twice, first in line {first}", "keep one"
                 )
             self.positions.lines[(*path, key)] = key_node.start_mark.line + 1
             mapping[key] = self.value(value_node, (*path, key))
@@ -228,13 +227,15 @@ class _Reader:
 
     def _key(self, node: yaml.Node) -> str:
         if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, "a key that is a list or a mapping; a key is one word")
+            raise self._error(node, "a key that is a list or a mapping", "a key is one word")
         if node.tag == _TAG + "merge":
-            raise self._error(node, "the merge key <<; write the keys out, a page inherits nothing")
+            raise self._error(
+                node, "the merge key <<", "write the keys out, a page inherits nothing"
+            )
         key = self._str(node) if node.tag == _TAG + "str" else None
         if not isinstance(key, str):
             raise self._error(
-                node, f"the key {node.value[:40]!a} is not text; quote it if it is meant"
+                node, f"the key {node.value[:40]!a} is not text", "quote it if it is meant"
             )
         return key
 
@@ -250,51 +251,49 @@ class _Reader:
             return int(text)
         if kind == "float" and _FRACTION.fullmatch(text) and math.isfinite(float(text)):
             return float(text)
-        raise self._error(node, _misread(text, kind))
+        raise self._error(node, *_misread(text, kind), can_be_off=kind == "null")
 
     def _str(self, node: yaml.ScalarNode) -> str | float:
         text = node.value
         if _UNPRINTABLE.search(text):
-            raise self._error(node, "an escaped character that cannot be printed; leave it out")
+            raise self._error(node, "an escaped character that cannot be printed", "leave it out")
         if node.style is not None or not _ALMOST_A_NUMBER.fullmatch(text):
             return text
         number = float(text) if len(text) <= 40 else math.inf
         if not math.isfinite(number):
             raise self._error(
-                node, f"{text[:40]} is no finite number; write one, or quote it for text"
+                node, f"{text[:40]} is no finite number", "write one, or quote it for text"
             )
         if self.reads_bare_exponents:
             return number
-        raise self._error(
-            node, f"{text} is text in YAML; write {_as_number(text)}, or quote it for text"
+        plain = yaml.safe_dump(int(text) if text.isdigit() else number).split()[0]
+        raise self._error(node, f"{text} is text in YAML", f"write {plain}, or quote it for text")
+
+    def _error(self, node: yaml.Node, found: str, hint: str, can_be_off: bool = False) -> PageError:
+        line = node.start_mark.line + 1
+        return PageError(
+            found,
+            hint,
+            place=self.positions.place,
+            line=line,
+            kind="misleading",
+            can_be_off=can_be_off,
         )
 
-    def _error(self, node: yaml.Node, sentence: str) -> PageError:
-        return PageError(self.positions.place, node.start_mark.line + 1, sentence)
 
-
-def _misread(text: str, kind: str) -> str:
+def _misread(text: str, kind: str) -> tuple[str, str]:
+    """What YAML makes of a text, and what to write."""
     found = f"{text[:40]!a}"
     if kind == "bool":
-        value = text.lower() in ("yes", "on", "true")
-        return f"{found} is read as {str(value).lower()} by YAML; write {str(value).lower()}, or quote it for text"
+        value = str(text.lower() in ("yes", "on", "true")).lower()
+        return f"{found} is read as {value} by YAML", f"write {value}, or quote it for text"
     if kind == "null":
-        return f"{found or 'nothing'} is read as null by YAML; give a value, or leave the key out to turn it off"
+        return f"{found} is read as null by YAML", "give a value"
     if kind in ("int", "float"):
-        return f"{found} is not read as it looks; write a plain finite number such as 90, 0.5 or 5.0e-3"
+        return (
+            f"{found} is not read as it looks",
+            "write a plain finite number such as 90, 0.5 or 5.0e-3",
+        )
     if kind == "timestamp":
-        return f"{found} is read as a date by YAML; quote it for text"
-    return f"{found} means something else in YAML; quote it for text"
-
-
-def _as_number(text: str) -> str:
-    """The same number as YAML 1.1 reads it: with digits around its point and a sign in its exponent."""
-    sign, text = ("-" if text.startswith("-") else ""), text.lstrip("+-").replace("_", "").lower()
-    mantissa, exponent, power = text.partition("e")
-    whole, point, fraction = mantissa.partition(".")
-    whole = whole.lstrip("0") or "0"
-    if not point and not exponent:
-        return sign + whole
-    return f"{sign}{whole}.{fraction or 0}" + (
-        f"e{power if power[0] in '+-' else '+' + power}" if exponent else ""
-    )
+        return f"{found} is read as a date by YAML", "quote it for text"
+    return f"{found} means something else in YAML", "quote it for text"

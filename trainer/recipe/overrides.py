@@ -10,19 +10,21 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.base.errors import UserError, printable
-from trainer.recipe import check, tree
-from trainer.recipe.check import Refusal, suggestion
-from trainer.recipe.load import PageError, parse
+from trainer.base.errors import OverrideError, PageError, Path
+from trainer.recipe import tree
+from trainer.recipe.check import (
+    check,
+    kinds_at,
+    label_of,
+    name_of,
+    quoted,
+    suggestion,
+    tag_of,
+    value_at,
+)
+from trainer.recipe.load import parse
 
 Kind = TypeVar("Kind", bound=BaseModel)
-
-
-class OverrideError(UserError):
-    """An override that does not fit its page: the item, what was found, what would do."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,21 @@ def overrides_of(text: str) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for item in _items(text):
         label, equals, value = item.partition("=")
+        found = hint = ""
         if not equals or not label:
-            raise OverrideError(f"set={item}: no path=value; write for instance epochs=5")
-        if label in overrides:
-            raise OverrideError(f"set={item}: {label} is set twice; keep one")
-        if not value.strip():
-            raise OverrideError(f"set={item}: no value; write {label}=null to turn it off")
-        if value.strip().lower() == "off":
-            raise OverrideError(f"set={item}: off is written null; {label}=null would do")
+            found, hint = "no path=value", "write for instance epochs=5"
+        elif label in overrides:
+            found, hint = f"{label} is set twice", "keep one"
+        elif not value.strip():
+            found, hint = "no value", f"write {label}=null to turn it off"
+        elif value.strip().lower() == "off":
+            found, hint = "off is written null", f"write {label}=null"
+        if found:
+            raise OverrideError(found, hint, place=f"set={item}", labels=(label,))
         try:
             overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
         except PageError as error:
-            raise OverrideError(f"set={item}: {error.sentence}") from None
+            raise _about(error, f"set={item}", (label,)) from None
     return overrides
 
 
@@ -69,7 +74,9 @@ def _items(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError:
-        raise OverrideError(f"set={text}: a quotation mark is not closed; close it") from None
+        raise OverrideError(
+            "a quotation mark is not closed", "close it", place=f"set={text}"
+        ) from None
     items: list[str] = []
     num_open = 0
     for word in words:
@@ -97,8 +104,8 @@ def overridden(
     for label, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         try:
             after = _put(kind, after, label, tree.plain(value), locked)
-        except Refusal as refusal:
-            raise OverrideError(f"{_item(origin, label, value)}: {refusal.sentence}") from None
+        except PageError as error:
+            raise _about(error, _item(origin, label, value), (label,)) from None
     changes = list(tree.differences(before, after))
     if not changes:
         return page, ()
@@ -107,15 +114,20 @@ def overridden(
         kind, {**after, "published": ()}, [label for label, _, _ in changes]
     )
     try:
-        result = check.check(kind, after)
-    except Refusal as refusal:
-        blamed = _blamed(after, refusal.path, overrides)
-        items = " ".join(_item(origin, label, overrides[label]) for label in blamed)
-        remedy = refusal.sentence.replace(
-            "leave the key out to turn it off", f"write {blamed[0]}=null to turn it off"
-        )
-        raise OverrideError(f"{items}: {remedy}") from None
+        result = check(kind, after)
+    except PageError as error:
+        labels = _blamed(after, error.path, overrides)
+        place = " ".join(_item(origin, label, overrides[label]) for label in labels)
+        raise _about(error, place, labels) from None
     return result, deviations_between(page, result, origin)
+
+
+def _about(error: PageError, place: str, labels: tuple[str, ...]) -> OverrideError:
+    """An error of a value as one of the items that set it: null, not a missing key, turns a part off there."""
+    off = f"write {labels[0]}=null to turn it off" if error.can_be_off else ""
+    hint = ", or ".join(filter(None, [error.hint, off]))
+    fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}
+    return error.raised_as(OverrideError, **fields)
 
 
 def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
@@ -132,40 +144,43 @@ def _put(
     kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]
 ) -> dict:
     if label.partition(".")[0] in locked:
-        raise Refusal(
-            (), "this is what the page says about itself; to change it, write a page of your own"
+        raise PageError(
+            "this is what the page says about itself",
+            "to change it, write a page of your own",
+            kind="locked",
         )
     path = tree.find(kind, page, label)
-    section = check.value_at(page, path[:-1])
-    if path[-1] == "name" and isinstance(section, Mapping) and "name" in section:
+    section = value_at(page, path[:-1])
+    if path[-1] == "name" and name_of(section) is not None:
         return tree.replaced(
-            page, path[:-1], _renamed(check.kinds_at(kind, page, path[:-1]), section, value)
+            page, path[:-1], _renamed(kinds_at(kind, page, path[:-1]), section, value)
         )
     return tree.replaced(page, path, value)
 
 
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
-    named = [kind for kind in kinds if check.tag_of(kind) == name]
-    if not named:
-        names = [str(check.tag_of(kind)) for kind in kinds]
-        raise Refusal((), f"{check.quoted(name)} is not known here{suggestion(str(name), names)}")
+    by_name = {str(tag_of(kind)): kind for kind in kinds}
+    if not isinstance(name, str) or name not in by_name:
+        raise PageError(
+            f"{quoted(name)} is not known here{suggestion(str(name), by_name)}", kind="unknown_name"
+        )
     return {
-        **{key: value for key, value in section.items() if key in named[0].model_fields},
+        **{key: value for key, value in section.items() if key in by_name[name].model_fields},
         "name": name,
     }
 
 
-def _blamed(page: Mapping[str, Any], path: check.Path, overrides: Mapping[str, Any]) -> list[str]:
+def _blamed(page: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> tuple[str, ...]:
     """The overrides nearest to the place that is refused; all of them where none is near."""
-    place = tree.label_of(page, path).split(".")
+    place = label_of(page, path).split(".")
 
     def shared(label: str) -> int:
         pairs = zip(label.split("."), place, strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
     nearest = max(map(shared, overrides))
-    return [label for label in overrides if shared(label) == nearest]
+    return tuple(label for label in overrides if shared(label) == nearest)
 
 
 def _item(origin: str, label: str, value: Any) -> str:
-    return f"{origin}={label}={value if isinstance(value, str) else check.quoted(value)}"
+    return f"{origin}={label}={value if isinstance(value, str) else quoted(value)}"

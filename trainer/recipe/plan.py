@@ -117,11 +117,13 @@ def make_plan(
     batch = recipe.batch
     num_micro_batches = batch.images // batch.norm_images
     if not 0 <= seed < 2**32:
-        raise PlanError(f"seed={seed}: outside 0 .. 4294967295; seed=0 would do")
+        raise PlanError("outside 0 .. 4294967295", "try seed=0", place=f"seed={seed}")
     if bad_images not in BAD_IMAGES:
-        raise PlanError(f"bad_images={bad_images}: unknown; {' or '.join(BAD_IMAGES)} would do")
+        raise PlanError(
+            "unknown", f"valid: {', '.join(BAD_IMAGES)}", place=f"bad_images={bad_images}"
+        )
     if num_micro_batches % world_size:
-        raise PlanError(_unshareable(recipe, num_micro_batches, world_size))
+        raise _unshareable(recipe, num_micro_batches, world_size)
     for part in recipe.augment:
         if isinstance(part, Lighting):
             part.check_channels(profile.channels)
@@ -150,19 +152,23 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
         if full == 0:
             raise PlanError(
                 f"batch.images {recipe.batch.images} with batch.drop_last is more than the {profile.num_train} training "
-                f"images of {profile.name}; {_largest_batch(profile.num_train, recipe)} would do"
+                f"images of {profile.name}",
+                f"use {_largest_batch(profile.num_train, recipe)}",
+                path=("batch", "images"),
             )
         return full
     if rest == 1:
         raise PlanError(
             f"the last step of an epoch would hold one image ({profile.num_train} = {full} x {recipe.batch.images} + 1): "
-            "a batch statistic of one image is none; batch.drop_last=true would do"
+            "a batch statistic of one image is none",
+            "use batch.drop_last=true",
+            path=("batch", "images"),
         )
     return full + bool(rest)
 
 
-def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> str:
-    """The line that says which numbers of ranks, and which micro-batch, would share a step's micro-batches."""
+def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> PlanError:
+    """The error that says which numbers of ranks, and which micro-batch, would share a step's micro-batches."""
     batch = recipe.batch
     near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
     smaller = [
@@ -176,9 +182,11 @@ def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> str
         if smaller
         else ""
     )
-    return (
+    return PlanError(
         f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} "
-        f"micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks; {ranks} would do{other}"
+        f"micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks",
+        f"use {ranks}{other}",
+        path=("batch", "norm_images"),
     )
 
 
@@ -192,7 +200,9 @@ def _check_joined_statistics(
     if isinstance(norm, SyncBatchNorm) and last % world_size:
         raise PlanError(
             f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {world_size} ranks "
-            'cannot join; set="batch.drop_last=true" would do'
+            "cannot join",
+            'use set="batch.drop_last=true"',
+            path=("model", "norm"),
         )
 
 
@@ -210,7 +220,9 @@ def _check_virtual_batches(recipe: Recipe) -> None:
         )
         raise PlanError(
             f"model.norm.images {norm.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
-            f"virtual batch, which is batch_norm; {smaller} would do"
+            "virtual batch, which is batch_norm",
+            f"use {smaller}",
+            path=("model", "norm", "images"),
         )
 
 
@@ -222,8 +234,9 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
         raise PlanError(
-            f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps} steps; "
-            f'set="lr.warmup_steps={max(1, num_steps - needed)}" at most would do'
+            f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps} steps",
+            f'use set="lr.warmup_steps={max(1, num_steps - needed)}" or less',
+            path=("lr", "warmup_steps"),
         )
 
 

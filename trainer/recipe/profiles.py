@@ -77,7 +77,8 @@ class Profile(Page):
                 )
                 raise refuse(
                     (key,),
-                    f"{found} number{'s' * (found != 1)} where {known}; one per channel would do",
+                    f"{found} number{'s' * (found != 1)} where {known}",
+                    "write one per channel",
                 )
         return self
 
@@ -168,18 +169,18 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return _folder_profile(path)
     if os.sep in data:
         raise UserError(
-            f"data={data}: there is no such folder; one with train/<class>/… and val/<class>/…, or a profile's .yaml, would do"
+            f"data={data}: there is no such folder; use one with train/<class>/… and val/<class>/…, or a profile's .yaml"
         )
     raise UserError(
-        f"data={data}: unknown{did_you_mean(data, PROFILES)}; {', '.join(PROFILES)}, an image folder "
-        "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, or a profile's .yaml would do"
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, an image folder "
+        "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, a profile's .yaml"
     )
 
 
 def _folder_profile(root: Path) -> Profile:
     train, val = open_files(root, "train"), open_files(root, "val")
     if len(train.classes) < 2:
-        raise UserError(f"{root / 'train'}: one class only; at least two would do")
+        raise UserError(f"{root / 'train'}: one class only; use two at least")
     return Profile(
         name=re.sub(r"[^\w.+-]+", "-", root.resolve().name)[:100] or "root",
         num_classes=len(train.classes),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import Page
-from trainer.base.errors import UserError, did_you_mean, printable
+from trainer.base.errors import PageError, UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
@@ -21,8 +21,8 @@ from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.models.parts.norms import has_gamma
-from trainer.recipe import check, tree
-from trainer.recipe.check import Refusal, refuse
+from trainer.recipe import tree
+from trainer.recipe.check import check, label_of, refuse
 from trainer.recipe.load import Positions, load_page
 from trainer.recipe.model_section import Model
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
@@ -88,7 +88,9 @@ class Recipe(Page):
             raise refuse(("batch", "images"), sentence)
         if self.mix and norm_images == 1:
             raise refuse(
-                ("mix",), "mix needs two images, batch.norm_images is 1; raise it, or leave mix out"
+                ("mix",),
+                "mix needs two images, batch.norm_images is 1",
+                "raise it, or leave mix out",
             )
         return self
 
@@ -128,12 +130,13 @@ class Recipe(Page):
         if is_compared and self.augment_splits is None:
             raise refuse(
                 ("loss",),
-                "jensen_shannon compares splits, and there are none; add augment_splits: 3",
+                "jensen_shannon compares splits, and there are none",
+                "add augment_splits: 3",
             )
         if self.augment_splits is None:
             return self
         if not is_compared:
-            sentence = f"augment_splits needs a loss that compares them; {self.loss.name} does not, jensen_shannon would"
+            sentence = f"augment_splits needs a loss that compares them, as {self.loss.name} does not; use jensen_shannon"
             raise refuse(("augment_splits",), sentence)
         if self.mix:
             sentence = f"{self.mix.name} blends the images that jensen_shannon compares; leave mix or augment_splits out"
@@ -150,7 +153,9 @@ class Recipe(Page):
             if part.name in names[:number]:
                 # Both would draw from the same stream: the same numbers twice.
                 raise refuse(
-                    ("augment", number), f"{part.name} is there twice; an augmentation is used once"
+                    ("augment", number),
+                    f"{part.name} is there twice",
+                    "an augmentation is used once",
                 )
             later = [
                 one
@@ -193,7 +198,7 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _average_is_named(self) -> Self:
         if self.average and "name" not in self.average.model_fields_set:
-            raise refuse(("average",), "average has no name; add name: ema")
+            raise refuse(("average",), "average has no name", "add name: ema")
         return self
 
     @model_validator(mode="after")
@@ -201,13 +206,14 @@ class Recipe(Page):
         page = tree.plain(self)
         for label in self.assumed:
             try:
-                found = tree.label_of(page, tree.find(Recipe, page, label))
-            except Refusal as refusal:
-                raise refuse(("assumed", label), refusal.sentence) from None
+                found = label_of(page, tree.find(Recipe, page, label))
+            except PageError as error:
+                raise error.raised_as(PageError, path=("assumed", label)) from None
             if found != label or label.partition(".")[0] in ABOUT:
                 raise refuse(
                     ("assumed", label),
-                    f"{label} is not assumable; write a path such as {found} or lr.peak",
+                    f"{label} is not assumable",
+                    f"write a path such as {found} or lr.peak",
                 )
         return self
 
@@ -224,12 +230,13 @@ class Recipe(Page):
                 if key in ABOUT:
                     raise refuse(
                         ("per_model", model, key),
-                        f"{key} belongs to the whole page; leave it out here",
+                        f"{key} belongs to the whole page",
+                        "leave it out here",
                     )
             try:
-                check.check(Recipe, self._folded(model))
-            except Refusal as refusal:
-                raise refuse(("per_model", model, *refusal.path), refusal.sentence) from None
+                check(Recipe, self._folded(model))
+            except PageError as error:
+                raise error.raised_as(PageError, path=("per_model", model, *error.path)) from None
         return self
 
     @model_validator(mode="after")
@@ -248,12 +255,12 @@ class Recipe(Page):
                         else ("published", number, key)
                     )
                     sentence = f"{score.model} was scored at {key} {getattr(score, key)}, its page says {image[key]}"
-                    raise refuse(place, f"{sentence}; make image.{key} the same under per_model")
+                    raise refuse(place, sentence, f"make image.{key} the same under per_model")
         return self
 
     def for_model(self, model: str) -> Recipe:
         """This page with the lines for one model folded in: mappings merged, lists replaced, other models dropped."""
-        return check.check(Recipe, self._folded(model))
+        return check(Recipe, self._folded(model))
 
     def _folded(self, model: str) -> dict[str, Any]:
         page, lines = tree.plain(self), self.per_model.get(model, {})
@@ -331,7 +338,9 @@ def open_recipe(path: Path) -> tuple[Recipe, Positions]:
     recipe, positions = load_page(path, Recipe)
     identity = f"{recipe.name}.v{recipe.version}"
     if Path(path).stem not in (identity, "recipe"):
-        raise positions.error(("name",), f"this page is {identity}; name its file {identity}.yaml")
+        raise positions.error(
+            ("name",), f"this page is {identity}", f"name its file {identity}.yaml"
+        )
     return recipe, positions
 
 

@@ -1,8 +1,4 @@
-"""Pages as plain trees: paths into them, merging, differences.
-
-A label is a path as pages and users write it: lr.peak, and augment.rand_augment.magnitude for an item of a list, by its
-name. A user may also count: augment.2.magnitude.
-"""
+"""Pages as plain trees: reading labels, merging, differences. A user may also count: augment.2.magnitude."""
 
 from __future__ import annotations
 
@@ -13,8 +9,18 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainer.recipe import check
-from trainer.recipe.check import Path, Refusal, suggestion
+from trainer.base.errors import PageError, Path
+from trainer.recipe.check import (
+    chosen,
+    kinds_at,
+    label_of,
+    name_of,
+    quoted,
+    suggestion,
+    tag_of,
+    unknown_key,
+    value_at,
+)
 
 
 def plain(value: Any) -> Any:
@@ -46,26 +52,16 @@ def plain(value: Any) -> Any:
 def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
     """The path that a label means in a page of `kind`; its last key may be absent from the data, that is, off.
 
-    Raises Refusal for a part that the page cannot have, with what was meant.
+    Raises PageError for a part that the page cannot have, with what was meant.
     """
     path: Path = ()
     for part in label.split("."):
-        value = check.value_at(data, path)
+        value = value_at(data, path)
         path = (
             *path,
-            _item(value, path, part) if isinstance(value, tuple) else _key(kind, data, path, part),
+            _item(data, path, part) if isinstance(value, tuple) else _key(kind, data, path, part),
         )
     return path
-
-
-def label_of(data: Any, path: Path) -> str:
-    """A path as a label: items of a list by their names."""
-    parts = []
-    for part in path:
-        data = check.value_at(data, (part,))
-        name = _name(data) if isinstance(part, int) else None
-        parts.append(name if isinstance(name, str) else str(part))
-    return ".".join(parts)
 
 
 def leaves(data: Any, label: str = "") -> dict[str, Any]:
@@ -123,7 +119,7 @@ def without_assumed(
             return False
         try:
             find(kind, page, label)
-        except Refusal:
+        except PageError:
             return False
         return True
 
@@ -155,14 +151,10 @@ def _parts(data: Any) -> dict[str, Any] | None:
     """The parts of a section by key, or of a list of ingredients by name; None for a single value."""
     if isinstance(data, Mapping):
         return dict(data)
-    if isinstance(data, tuple) and data and all(isinstance(_name(item), str) for item in data):
-        by_name = {_name(item): item for item in data}
+    if isinstance(data, tuple) and data and all(isinstance(name_of(item), str) for item in data):
+        by_name = {name_of(item): item for item in data}
         return by_name if len(by_name) == len(data) else None
     return None
-
-
-def _name(item: Any) -> Any:
-    return item.get("name") if isinstance(item, Mapping) else None
 
 
 def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
@@ -175,32 +167,31 @@ def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[
     ]
 
 
-def _item(items: tuple, path: Path, part: str) -> int:
-    names = [str(_name(item)) for item in items]
+def _item(data: Any, path: Path, part: str) -> int:
+    items = value_at(data, path)
+    names = [str(name_of(item)) for item in items]
     if part in names:
         return names.index(part)
     if part.isascii() and part.isdigit() and len(part) < 4 and int(part) < len(items):
         return int(part)
-    raise Refusal(
-        path, f"{check.quoted(part)} is not in {check.dotted(path)}{suggestion(part, names)}"
-    )
+    found = f"{quoted(part)} is not in {label_of(data, path)}{suggestion(part, names)}"
+    raise PageError(found, path=path, kind="unknown_name")
 
 
 def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
-    kinds, value = check.kinds_at(kind, data, path), check.value_at(data, path)
+    kinds, value, label = kinds_at(kind, data, path), value_at(data, path), label_of(data, path)
     if not kinds and isinstance(
         value, Mapping
     ):  # its keys are free, such as the fields of a timm optimizer
         return part
     if not kinds:
-        raise Refusal(
-            path, f"{check.dotted(path)} is a single value; it has no {check.quoted(part)}"
+        raise PageError(
+            f"{label} is a single value; it has no {quoted(part)}", path=path, kind="single_value"
         )
-    if value is None and check.tag_of(kinds[0]) is not None:
-        raise Refusal(
-            path, f"{check.dotted(path)} is off; set it whole: {check.dotted(path)}={{name: ...}}"
+    if value is None and tag_of(kinds[0]) is not None:
+        raise PageError(
+            f"{label} is off", f"set it whole: {label}={{name: ...}}", path=path, kind="off"
         )
-    here = check.chosen(kinds, value)
-    if not any(part in one.model_fields for one in here):
-        raise check.unknown_key(kinds, here, (*path, part))
+    if not any(part in one.model_fields for one in chosen(kinds, value)):
+        raise unknown_key(kind, data, (*path, part))
     return part

@@ -168,7 +168,7 @@ def read_curves(folder: Path, row: Row) -> Curves | None:
                 scores.append((float(found["epoch"]), float(found["top1_pct"])))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise RowError(
-                f"{path}:{number}: no line of a run's curves; the folder without this file would do"
+                f"{path}:{number}: no line of a run's curves; remove this file from the folder"
             ) from None
     return Curves(_points(losses), _points(scores))
 

@@ -19,7 +19,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.report.tables import CellSummary, Table
 
 _LONGEST_FILTER = 400  # so that none nests deeper than Python walks
-_EXAMPLE = 'filter="mean > 90 and n >= 3" would do'
+_EXAMPLE = 'try filter="mean > 90 and n >= 3"'
 _COMPARED = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
@@ -169,7 +169,7 @@ class _Filter:
         """Which lines it keeps. Raises UserError naming the part that may not stand in a filter."""
         if len(self.text) > _LONGEST_FILTER:
             raise UserError(
-                f"filter=: {len(self.text)} characters; at most {_LONGEST_FILTER} would do"
+                f"filter=: {len(self.text)} characters; write at most {_LONGEST_FILTER}"
             )
         try:
             with warnings.catch_warnings():

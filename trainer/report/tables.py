@@ -159,7 +159,7 @@ def find_metric(name: str) -> Metric:
     """The metric of a name. Raises UserError for an unknown one."""
     if name not in METRICS:
         raise UserError(
-            f"metric={name}: unknown{did_you_mean(name, METRICS)}; {', '.join(METRICS)} would do"
+            f"metric={name}: unknown{did_you_mean(name, METRICS)}; valid: {', '.join(METRICS)}"
         )
     return METRICS[name]
 

@@ -46,7 +46,7 @@ def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: 
         kept = f", {num_kept} more of keep_every=" if num_kept else ""
         raise UserError(
             f"{folder}: the run will need {_mib(wanted)} MiB there ({_NUM_ON_DISK} checkpoints of {_mib(checkpoint_bytes)} MiB{kept}, "
-            f"the model, curves), and {_mib(found)} MiB are free; room there, or runs=<a folder on another disk> would do"
+            f"the model, curves), and {_mib(found)} MiB are free; free some space, or use runs=<a folder on another disk>"
         )
 
 

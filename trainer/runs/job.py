@@ -123,7 +123,7 @@ def run_job(
     """
     if not ranks.is_same(int(data.fingerprint[:15], 16)):
         raise DataError(
-            f"{plan.profile.name}: the ranks' machines hold unlike images; one folder that all see would do"
+            f"{plan.profile.name}: the ranks' machines hold unlike images; use one folder that all see"
         )
     name = ranks.broadcast(
         run_name(job, plan, settings, data.fingerprint) if ranks.is_first else ""

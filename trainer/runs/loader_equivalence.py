@@ -55,7 +55,7 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     ours = open_data(plan.profile, source)
     if ours.train.fingerprint != theirs.train.facts.source:
         raise UserError(
-            f"{folder}: its .beton files were written from other images than {source or job.data}; `make data` anew would do"
+            f"{folder}: its .beton files were written from other images than {source or job.data}; run `make data` again"
         )
     # without workers neither augments: what is compared is cropped, resized and flipped
     settings = {

@@ -28,7 +28,7 @@ def check_url(url: str) -> None:
         _names(url)
     except Exception as error:  # each file system has errors of its own
         raise UserError(
-            f"results={url}: cannot be listed ({_said(error)}); a folder, or a URL that fsspec opens, would do"
+            f"results={url}: cannot be listed ({_said(error)}); use a folder, or a URL that fsspec opens"
         ) from None
 
 

@@ -134,7 +134,7 @@ def read_row(results: Path, run: str) -> Row | None:
     path = row_path(results, run)
     row = read_row_file(path) if path.exists() else None
     if row is not None and row.run != run:
-        raise RowError(f"{path}: the row of {row.run}; a file that is named after it would do")
+        raise RowError(f"{path}: the row of {row.run}; use a file that is named after it")
     return row
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from trainer.base.disk import must_write
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import PageError, did_you_mean
 from trainer.base.json_text import json_file
 from trainer.base.names import check_links, inside
 from trainer.models.build import assembled, check_model_name
-from trainer.recipe import check
+from trainer.recipe.check import check
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, load_recipe
@@ -55,7 +55,7 @@ def find_run_folder(run: str, runs: Path) -> Path:
     folder = inside(runs, run, "run")
     if not os.path.isfile(folder / "plan.json"):
         known = sorted(path.parent.name for path in runs.glob("*/plan.json"))
-        near = did_you_mean(run, known[-1000:]) or f"; one of the {len(known)} in {runs} would do"
+        near = did_you_mean(run, known[-1000:]) or f"; use one of the {len(known)} in {runs}"
         raise PlanError(f"run={run}: not a run folder: there is no {folder / 'plan.json'}{near}")
     return folder
 
@@ -73,7 +73,7 @@ def recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "there is no plan.json" if isinstance(error, OSError) else "its plan.json is damaged"
         raise PlanError(
-            f"{folder}: not a run folder: {what}; the name of a folder under runs/ would do"
+            f"{folder}: not a run folder: {what}; use the name of a folder under runs/"
         ) from None
     return load_recipe(folder / "recipe.yaml"), facts
 
@@ -85,10 +85,10 @@ def plan_of_run(folder: Path) -> Plan:
     """
     recipe, facts = recipe_of(folder)
     try:
-        profile = check.check(Profile, _tuples(facts["profile"]))
-    except check.Refusal as refusal:
+        profile = check(Profile, _tuples(facts["profile"]))
+    except PageError as error:
         raise PlanError(
-            f"{folder / 'plan.json'}: profile: {refusal}; the file as the run wrote it would do"
+            f"{folder / 'plan.json'}: profile: {error}; put the file back as the run wrote it"
         ) from None
     check_model_name(facts["model"])
     return make_plan(
@@ -127,6 +127,6 @@ def open_model(folder: Path | str) -> nn.Module:
     ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model
         reason = " ".join(str(error).split())[:200]
         raise PlanError(
-            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); the file as it was would do"
+            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); put the file back as it was"
         ) from None
     return model.eval()

@@ -323,7 +323,7 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
     out.print(
         "sound: training meets no bad image"
         if is_sound
-        else "not sound: training would stop at a bad image; mended files, or up to 1 % of them bad with bad_images=skip, would do",
+        else "not sound: training would stop at a bad image; mend the files, or use bad_images=skip for up to 1 % of them",
         style="bold",
     )
     return is_sound

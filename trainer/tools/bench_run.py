@@ -89,9 +89,9 @@ def verdict(
     text = f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
     cores = num_cores() if available_cores is None else available_cores
     text += (
-        f"workers={enough} would do"
+        f"try workers={enough}"
         if enough <= cores
-        else f"it would take {enough} workers, and here are {cores} cores"
+        else f"it needs {enough} workers, and this machine has {cores} cores"
     )
     return Verdict("data-bound", text, limit, delivered, enough)
 

@@ -168,7 +168,7 @@ def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
     from packaging.version import Version
 
     if Version(torch).public == _TORCHVISION_WITHOUT_NMS:
-        return f"torch {torch} is known not to fit torchvision's wheels (operator torchvision::nms does not exist); another torch would do"
+        return f"torch {torch} is known not to fit torchvision's wheels (operator torchvision::nms does not exist); use another torch"
     if not Requirement(wanted).specifier.contains(Version(torch).public, prereleases=True):
         return f"torchvision {torchvision} is built for {wanted}, and torch is {torch}: known not to fit; {install('torchvision')}"
     return None

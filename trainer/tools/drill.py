@@ -131,7 +131,7 @@ def chosen_drills(only: str) -> tuple[Drill, ...]:
     for word in words:
         if word not in kinds:
             raise UserError(
-                f"only={word}: no such fault{did_you_mean(word, kinds)}; {', '.join(kinds)} would do"
+                f"only={word}: no such fault{did_you_mean(word, kinds)}; valid: {', '.join(kinds)}"
             )
     return tuple(drill for drill in DRILLS if not words or drill.fault.partition("@")[0] in words)
 

@@ -64,7 +64,7 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
     for fault in faults:
         if faults.count(fault) > 1:
             raise UserError(
-                f"inject={fault}: given twice, and strikes once in a run folder; another number would do"
+                f"inject={fault}: given twice, and strikes once in a run folder; use another number"
             )
     return faults
 
@@ -73,16 +73,16 @@ def _parsed(word: str) -> Fault:
     kind = word.partition("@")[0]
     if kind not in KINDS:
         raise UserError(
-            f"inject={word}: unknown{did_you_mean(kind, KINDS)}; {', '.join(KINDS)} would do, as in {_EXAMPLE}"
+            f"inject={word}: unknown{did_you_mean(kind, KINDS)}; valid: {', '.join(KINDS)}, as in {_EXAMPLE}"
         )
     found = _WRITTEN.fullmatch(word)
     what = "the number of an image" if kind == "bad_image" else "the number of a step"
     if found is None:
-        raise UserError(f"inject={word}: needs {what}, counted from 1; {_EXAMPLE} would do")
+        raise UserError(f"inject={word}: needs {what}, counted from 1; use {_EXAMPLE}")
     if kind == "slow" and not float(found[3] or 0):
-        raise UserError(f"inject={word}: needs how many seconds; slow@{found[2]}:3s would do")
+        raise UserError(f"inject={word}: needs how many seconds; use slow@{found[2]}:3s")
     if found[3] is not None and kind not in ("slow", "enospc"):
-        raise UserError(f"inject={word}: {kind} lasts no time; {kind}@{found[2]} would do")
+        raise UserError(f"inject={word}: {kind} lasts no time; use {kind}@{found[2]}")
     return Fault(kind, int(found[2]), float(found[3] or 0))
 
 
@@ -96,7 +96,7 @@ def check_faults(faults: Iterable[Fault], plan) -> None:
         )
         if fault.number > num:
             raise UserError(
-                f"inject={fault}: the run has {num} {what}; {fault.kind}@{num} at most would do"
+                f"inject={fault}: the run has {num} {what}; use {fault.kind}@{num} at most"
             )
 
 

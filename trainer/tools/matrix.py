@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.base.errors import UserError, did_you_mean
+from trainer.base.errors import PageError, UserError, did_you_mean
 from trainer.data.dataset import OpenedData
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
-from trainer.recipe.load import PageError
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
 from trainer.recipe.schema import find_recipe, recipe_paths

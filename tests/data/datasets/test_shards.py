@@ -162,8 +162,8 @@ def _negative():
             "'cat/1.jpg' is a link, a sparse file or a device; ",
         ),
         (_about(type=tarfile.FIFOTYPE), "'cat/1.jpg' is a link, a sparse file or a device; "),
-        (_bytes({"1.jpg": b"x"}), "'1.jpg' has no label; 1.cls, "),
-        (_bytes(WHOLE | {"3.jpg": b"x"}), "'3.jpg' has no label; 3.cls, "),
+        (_bytes({"1.jpg": b"x"}), "'1.jpg' has no label; use 1.cls, "),
+        (_bytes(WHOLE | {"3.jpg": b"x"}), "'3.jpg' has no label; use 3.cls, "),
         (_bytes(WHOLE | {"1.png": b"x"}), "two images called '1'; "),
         (_bytes({"1.jpg": b"x", "1.cls": b""}), "'1.cls' holds no label"),
         (_bytes({"1.jpg": b"x", "1.cls": b"\xff"}), "'1.cls' holds no label"),
@@ -186,12 +186,7 @@ def test_what_is_damaged_or_has_no_label_is_refused_in_one_line(tmp_path, conten
     with pytest.raises(DataError) as refused:
         shards.scan([path])
     text = str(refused.value)
-    assert (
-        text.startswith(f"{path}: ")
-        and message in text
-        and text.endswith("would do")
-        and "\n" not in text
-    )
+    assert text.startswith(f"{path}: ") and message in text and "; " in text and "\n" not in text
     assert os.listdir(tmp_path) == ["train-0.tar"]  # nothing is extracted
 
 

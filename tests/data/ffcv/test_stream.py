@@ -260,7 +260,7 @@ def test_faults_of_a_loader_are_refused(photos):
         )
     )
     opened = open_data(plan.profile, photos, in_beton=True)
-    with pytest.raises(UserError, match="loader=torch would do"):
+    with pytest.raises(UserError, match="loader=torch"):
         opened.train_stream(
             plan, make_settings("cpu", loader="ffcv"), 0, faults=parse_faults("bad_image@3")
         )

@@ -1,4 +1,4 @@
-"""Norms come into their places on every family of models, or are refused with one line that says what would do."""
+"""Norms come into their places on every family of models, or are refused with one line that says what to do."""
 
 import pytest
 import timm
@@ -61,16 +61,16 @@ def test_what_was_replaced_and_what_was_left_is_said():
 def test_groups_that_do_not_divide_are_refused_with_the_nearest_that_do():
     part = norms.GroupNorm(groups=32, eps=1e-5)
     assert refused("convnext_atto", part) == (
-        "model.norm.groups 32: stem.1 has 40 channels; 20 or 40 would do for all channel counts of ConvNeXt (40, 80, 160, 320)"
+        "model.norm.groups 32: stem.1 has 40 channels; use 20 or 40, for all channel counts of ConvNeXt (40, 80, 160, 320)"
     )
     made("convnext_atto", norms.GroupNorm(groups=20, eps=1e-5))
     message = refused("convnext_atto", norms.GroupNorm(channels_per_group=16, eps=1e-5))
     assert message.startswith(
-        "model.norm.channels_per_group 16: stem.1 has 40 channels; 10 or 20 would do"
+        "model.norm.channels_per_group 16: stem.1 has 40 channels; use 10 or 20"
     )
     bcn = norms.BatchChannelNorm(groups=32, eps=1e-5, momentum=0.1, statistics="batch")
-    assert "stem.1 has 40 channels; 20 or 40 would do" in refused("convnext_atto", bcn)
-    assert "conv1.1 has 16 channels; 16 would do" in refused(
+    assert "stem.1 has 40 channels; use 20 or 40" in refused("convnext_atto", bcn)
+    assert "conv1.1 has 16 channels; use 16" in refused(
         "test_resnet", norms.EvoNormS0(groups=32, eps=1e-5)
     )
 
@@ -132,7 +132,7 @@ def test_a_model_without_norms_is_refused():
 def test_a_statistic_of_a_single_value_is_refused(part):
     assert refused("resnet18", part, image_px=32) == (
         f"model.norm: layer4.0.bn1 is given maps of 1x1 from images of 32 px, and {part.name} there a single value for each "
-        "statistic; larger images (image.train_px), fewer groups or another norm would do"
+        "statistic; use larger images (image.train_px), fewer groups or another norm"
     )
     made("resnet18", part, image_px=64)
 
@@ -146,7 +146,7 @@ def test_an_activation_that_is_also_used_without_a_norm_is_not_taken_away(model,
     message = refused(model, part)
     assert f"{part.name} brings its own activation, but layer1.0.relu (ReLU)" in message
     assert (
-        "also acts where no norm comes before it; a norm without one, such as group_norm, or model=resnet50 would do"
+        "also acts where no norm comes before it; use a norm without one, such as group_norm, or model=resnet50"
         in message
     )
 

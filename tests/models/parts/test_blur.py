@@ -107,5 +107,5 @@ def test_strides_of_another_kind_of_convolution_are_not_guessed_at():
 
     model = timm.create_model("test_resnet")
     model.layer3[0].conv1 = Other(32, 32, 3, stride=2, padding=1, bias=False)
-    with pytest.raises(SurgeryError, match=r"layer3.0.conv1 is a Other; before would do"):
+    with pytest.raises(SurgeryError, match=r"layer3.0.conv1 is a Other; use before"):
         blur("after").apply(model, 64)

@@ -171,7 +171,7 @@ def test_a_zero_gamma_beside_layer_scale_is_said_and_stops_the_scales_first_grad
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SurgeryError, match="drop_path: 0.05 would do"):
+    with pytest.raises(SurgeryError, match="drop_path: 0.05"):
         StochasticDepth(over_depth="linear", per="batch").apply(
             timm.create_model("test_resnet"), 64
         )

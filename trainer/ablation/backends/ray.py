@@ -46,7 +46,7 @@ def share_of(text: str) -> Share:
             number = math.nan
         if name not in Share.__dataclass_fields__ or not 0 <= number < math.inf:
             raise UserError(
-                f'per_cell={word}: not understood; per_cell="cpus=4 gpus=1 memory_gib=8" would do'
+                f'per_cell={word}: not understood; use per_cell="cpus=4 gpus=1 memory_gib=8"'
             )
         values[name] = number
     return Share(**values)
@@ -162,7 +162,7 @@ def _connected(address: str, jobs: int | None, share: Share):
         import ray
     except ImportError:
         raise UserError(
-            'on=ray: Ray is not installed; .venv/bin/python -m pip install "rsb[ray]" would do'
+            'on=ray: Ray is not installed; run .venv/bin/python -m pip install "rsb[ray]"'
         ) from None
     here = (
         {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)}

@@ -176,7 +176,7 @@ def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
         beside = FolderSet(open_files(folder, split), profile.channels).fingerprint
         if beside != images.facts.source:
             raise DataError(
-                f"{images.path}: written from other images than now lie beside it; `make data` anew, or loader=torch, would do"
+                f"{images.path}: written from other images than now lie beside it; run `make data` again, or use loader=torch"
             )
     return _of_profile(images, profile, folder, split)
 
@@ -187,13 +187,13 @@ def _of_profile(images: ImageSet, profile: Profile, data_dir: Path | None, split
     found = (images.num_images, len(images.classes))
     if found != (expected, profile.num_classes):
         remedy = (
-            f"data={data_dir}, which takes the folder as it is,"
+            f"data={data_dir}, which takes the folder as it is"
             if data_dir
             else "a profile with these numbers"
         )
         raise DataError(
             f"{data_dir or profile.name}: {found[0]} {split} images of {found[1]} classes, where the profile "
-            f"{profile.name} has {expected} of {profile.num_classes}; {remedy} would do"
+            f"{profile.name} has {expected} of {profile.num_classes}; use {remedy}"
         )
     return images
 
@@ -202,7 +202,7 @@ def _check_channels(images: ImageSet, profile: Profile) -> None:
     if isinstance(images, ArraySet) and profile.channels not in (1, 3):
         raise DataError(
             f"{profile.name}: channels: {profile.channels}, where {profile.images_of or profile.name} can be seen in 1 "
-            "or in 3; either of them would do"
+            "or in 3; use one of them"
         )
 
 
@@ -217,7 +217,7 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
         return _cifar(name, data_dir, split)
     if data_dir is None:
         raise DataError(
-            f"data={name}: is not downloaded; data_dir=<folder with train/<class>/… and val/…> would do"
+            f"data={name}: is not downloaded; use data_dir=<folder with train/<class>/… and val/…>"
         )
     return FolderSet(open_files(data_dir, split))  # which says what the folder lacks
 
@@ -252,9 +252,7 @@ def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
         )
         if images and labels:
             return _checked_idx(images.parent, _read_idx(images), _read_idx(labels), classes)
-    raise DataError(
-        f"{root}: holds images of {name} but not their labels; all four idx files would do"
-    )
+    raise DataError(f"{root}: holds images of {name} but not their labels; add all four idx files")
 
 
 def _checked_idx(
@@ -265,7 +263,7 @@ def _checked_idx(
     if not fits or labels.max(initial=0) >= len(classes):
         shapes = f"images {list(images.shape)}, labels {list(labels.shape)} up to {labels.max(initial=0)}"
         raise DataError(
-            f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; the files fetched anew would do"
+            f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; fetch the files again"
         )
     return ArraySet(images, labels.astype(np.int64), classes)
 
@@ -287,7 +285,7 @@ def _read_idx(path: Path) -> np.ndarray:
             raise ValueError("not an idx file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise DataError(f"{path}: damaged ({error}); the file fetched anew would do") from None
+        raise DataError(f"{path}: damaged ({error}); fetch the file again") from None
 
 
 def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
@@ -310,7 +308,7 @@ def _download(name: str, class_name: str, root: Path, remedy: str) -> None:
     except Exception as error:  # whatever a network, a proxy or a disk can do
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"data={name}: not in {root}, and the download failed ({reason}); {remedy} would do"
+            f"data={name}: not in {root}, and the download failed ({reason}); use {remedy}"
         ) from None
 
 

@@ -40,7 +40,7 @@ def columns_of(where, schema, features: dict) -> Columns:
     named = [name for name in _IMAGES if name in images] or images
     if len(named) != 1:
         raise DataError(
-            f"{where}: {len(named)} columns of images among {', '.join(names)}; one called image, of the files' bytes, would do"
+            f"{where}: {len(named)} columns of images among {', '.join(names)}; use one called image, of the files' bytes"
         )
     feature_of = {
         name: features.get(name) for name in names if isinstance(features.get(name), dict)
@@ -49,11 +49,11 @@ def columns_of(where, schema, features: dict) -> Columns:
     labels = [name for name in _LABELS if name in names][:1] or classes
     if len(labels) != 1:
         raise DataError(
-            f"{where}: {len(labels)} labels among {', '.join(names)}; a column called label would do"
+            f"{where}: {len(labels)} labels among {', '.join(names)}; use a column called label"
         )
     if not _is_label(kinds[labels[0]]):
         raise DataError(
-            f"{where}: {labels[0]} is of {kinds[labels[0]]}; whole numbers or names would do"
+            f"{where}: {labels[0]} is of {kinds[labels[0]]}; use whole numbers or names"
         )
     said = (feature_of.get(labels[0]) or {}).get("names")
     class_names = tuple(map(str, said)) if isinstance(said, list) and said else None
@@ -104,12 +104,10 @@ def add_rows(listing: Listing, where, images, labels, file: int, first: int) -> 
     paths = images.field("path").to_pylist() if has_paths else [None] * len(sizes)
     for place, (label, size, path) in enumerate(zip(labels.to_pylist(), sizes, paths)):
         if label is None or label == "":
-            raise DataError(
-                f"{where}: row {first + place} has no label; one for every image would do"
-            )
+            raise DataError(f"{where}: row {first + place} has no label; add one for every image")
         if size is None:
             raise DataError(
-                f"{where}: row {first + place} has no bytes of an image ({path}); the files' own bytes in the table would do"
+                f"{where}: row {first + place} has no bytes of an image ({path}); put the files' own bytes in the table"
             )
         listing.add(
             path if isinstance(path, str) and path else f"{listing.num_images:09d}",

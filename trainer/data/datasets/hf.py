@@ -22,7 +22,7 @@ def files(root: Path, split: str) -> list[Path]:
     root = Path(root)
     if (root / "state.json").is_file() and not (root / "dataset_dict.json").is_file():
         raise DataError(
-            f"{root}: one split alone; a DatasetDict with train and val or validation would do"
+            f"{root}: one split alone; use a DatasetDict with train and val or validation"
         )
     if not (root / "dataset_dict.json").is_file():
         return []
@@ -54,7 +54,7 @@ def _open(folder: Path):
         import datasets
     except ImportError:
         raise DataError(
-            f'{folder.parent}: is read by datasets, which is not installed; .venv/bin/python -m pip install "rsb[hf]" would do'
+            f'{folder.parent}: is read by datasets, which is not installed; run .venv/bin/python -m pip install "rsb[hf]"'
         ) from None
     try:
         for part in json_file(folder / _FACTS[0])["_data_files"]:
@@ -64,12 +64,10 @@ def _open(folder: Path):
         schema, features = dataset.data.schema, dataset.features.to_dict()
     except Exception as error:  # whatever it says of anybody's files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"{folder}: damaged ({reason}); the folder written or fetched anew would do"
-        ) from None
+        raise DataError(f"{folder}: damaged ({reason}); write or fetch the folder again") from None
     if len(dataset) != dataset.data.num_rows:
         raise DataError(
-            f"{folder}: a selection of its rows; flatten_indices() before save_to_disk would do"
+            f"{folder}: a selection of its rows; call flatten_indices() before save_to_disk"
         )
     return dataset, columns_of(folder, schema, features)
 

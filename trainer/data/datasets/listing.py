@@ -105,13 +105,13 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
     places = [place for place, paths in found.items() if paths]
     if len(places) > 1:
         raise DataError(
-            f"{root}: images of {split} in {places[0]} and in {places[1]}; in one of the two would do"
+            f"{root}: images of {split} in {places[0]} and in {places[1]}; keep them in one of the two"
         )
     files = found[places[0]] if places else []
     for path in files:
         if path.suffix in _COMPRESSED:
             raise DataError(
-                f"{path}: compressed, so that no image in it can be read by itself; {path.stem} would do"
+                f"{path}: compressed, so that no image in it can be read by itself; use {path.stem}"
             )
     _check_parts(files)
     return files
@@ -139,9 +139,7 @@ def _split_name(stem: str, path: Path) -> str | None:
         return stem
     numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))
     if numbered and len(named | set(numbered)) > 1:
-        raise DataError(
-            f"{path}: of {' or of '.join(sorted(named))}? A name with one of them would do"
-        )
+        raise DataError(f"{path}: of {' or of '.join(sorted(named))}; use a name with one of them")
     return numbered[0] if numbered else None
 
 
@@ -150,7 +148,7 @@ def _check_parts(files: list[Path]) -> None:
     if said and said != {len(files)}:
         wanted = " or ".join(map(str, sorted(said)))
         raise DataError(
-            f"{files[0]}: {len(files)} files where the names say {wanted} belong together; all of them would do"
+            f"{files[0]}: {len(files)} files where the names say {wanted} belong together; add the others"
         )
 
 
@@ -164,7 +162,7 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
         raise DataError(
-            f"{root}: some labels are numbers, some names; one of the two throughout would do"
+            f"{root}: some labels are numbers, some names; use one of the two throughout"
         )
     declared = _declared(root, train.class_names, val.class_names)
     if declared is None:
@@ -175,12 +173,12 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     unknown = sorted(label for label in labels if label not in known)
     if unknown:
         raise DataError(
-            f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; one of them would do"
+            f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; use one of them"
         )
     for number, label in enumerate(known):
         if label not in train.labels_found:
             raise DataError(
-                f"{root}: class {classes[number]!r} has no image in train; at least one would do"
+                f"{root}: class {classes[number]!r} has no image in train; add one at least"
             )
     return classes
 
@@ -189,7 +187,7 @@ def _check_shared(root: Path, train: set, val: set) -> None:
     for label in sorted(train ^ val):
         where = "train" if label in train else "val"
         raise DataError(
-            f"{root}: class {str(label)!r} is in {where} only; the same classes in both, or a classes.txt, would do"
+            f"{root}: class {str(label)!r} is in {where} only; use the same classes in both, or add a classes.txt"
         )
 
 
@@ -201,7 +199,7 @@ def _numbered(root: Path, labels: set[int]) -> tuple[str, ...]:
             else next(i for i in range(len(labels)) if i not in labels)
         )
         problem = f"label {odd}" if odd < 0 else f"no label {odd} though there is {max(labels)}"
-        raise DataError(f"{root}: {problem}; every number from 0 on, or a classes.txt, would do")
+        raise DataError(f"{root}: {problem}; use every number from 0 on, or add a classes.txt")
     return tuple(map(str, range(len(labels))))
 
 
@@ -211,7 +209,7 @@ def _declared(root: Path, *named: tuple[str, ...] | None) -> tuple[str, ...] | N
     said = {names for names in (*named, written) if names is not None}
     if len(said) > 1:
         raise DataError(
-            f"{root}: classes are named in two ways (train, val, classes.txt); the same names in all would do"
+            f"{root}: classes are named in two ways (train, val, classes.txt); use the same names in all"
         )
     return said.pop() if said else None
 
@@ -221,9 +219,7 @@ def _lines(path: Path) -> tuple[str, ...]:
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); one class name a line would do"
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error}); write one class name a line") from None
     if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
-        raise DataError(f"{path}: an empty line, or a name twice; one class name a line would do")
+        raise DataError(f"{path}: an empty line, or a name twice; write one class name a line")
     return tuple(names)

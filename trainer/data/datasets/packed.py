@@ -118,7 +118,7 @@ def packed_kind(root: Path) -> str | None:
     words = ["an image folder"] * is_image_folder(root) + [KINDS[kind] for kind in found]
     if len(words) > 1:
         raise DataError(
-            f"{root}: holds {' and '.join(words)}; one of them, in a folder of its own, would do"
+            f"{root}: holds {' and '.join(words)}; use one of them, in a folder of its own"
         )
     return found[0] if found else None
 
@@ -143,8 +143,8 @@ def _refuse_unsplit(root: Path) -> None:
     for path in sorted(root.glob("*")) + sorted(root.glob("*/*")):
         if path.suffix in (".tar", ".parquet", ".arrow"):
             raise DataError(
-                f"{path}: of no split by name or place; train-000000{path.suffix} or train/*{path.suffix} in {root}, and as "
-                "much for val, would do (for .arrow a DatasetDict that save_to_disk wrote)"
+                f"{path}: of no split by name or place; use train-000000{path.suffix} or train/*{path.suffix} in {root}, and as "
+                "much for val (for .arrow a DatasetDict that save_to_disk wrote)"
             )
 
 
@@ -157,7 +157,7 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
     for name, paths in files.items():
         if not paths:
             raise DataError(
-                f"{root}: {KINDS[kind]} without {name}; {_EXAMPLES[kind].format(name, name)} would do"
+                f"{root}: {KINDS[kind]} without {name}; use {_EXAMPLES[kind].format(name, name)}"
             )
     record = (
         cache_folder()
@@ -199,7 +199,7 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
     for split, paths in files.items():
         listings[split] = _MODULES[kind].scan(paths)
         if not listings[split].num_images:
-            raise DataError(f"{paths[0]}: holds no image of {split}; at least one would do")
+            raise DataError(f"{paths[0]}: holds no image of {split}; add one at least")
     classes = classes_of(root, listings)
     for split, listing in listings.items():
         arrays = listing.arrays(classes)
@@ -222,7 +222,7 @@ def _store(root: Path, arrays: dict[str, np.ndarray], facts: dict, record: Path)
     except OSError as error:
         raise DataError(
             f"{record.parent}: the index of {root} cannot be written there ({error.strerror}); "
-            "XDG_CACHE_HOME=<a folder you may write to> would do"
+            "use XDG_CACHE_HOME=<a folder you may write to>"
         ) from None
 
 

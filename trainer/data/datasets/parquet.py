@@ -42,14 +42,14 @@ def scan(paths: list[Path]) -> Listing:
                 listing = Listing(columns.class_names)
             elif listing.class_names != columns.class_names:
                 raise DataError(
-                    f"{path}: names other classes than {paths[0]}; the same in all files would do"
+                    f"{path}: names other classes than {paths[0]}; use the same in all files"
                 )
             _list(listing, path, file, columns, number)
         except DataError:
             raise
         except Exception as error:  # whatever pyarrow says of anybody's bytes
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: damaged ({reason}); the file fetched anew would do") from None
+            raise DataError(f"{path}: damaged ({reason}); fetch the file again") from None
     return listing
 
 
@@ -69,7 +69,7 @@ def _pyarrow():
         import pyarrow.parquet
     except ImportError:
         raise DataError(
-            'parquet files are read by pyarrow, which is not installed; .venv/bin/python -m pip install "rsb[parquet]" would do'
+            'parquet files are read by pyarrow, which is not installed; run .venv/bin/python -m pip install "rsb[parquet]"'
         ) from None
     return pyarrow.parquet
 
@@ -103,7 +103,7 @@ def _check_groups(path: Path, file, columns: Columns) -> None:
         if mib > _LARGEST_GROUP_MIB:
             raise DataError(
                 f"{path}: a row group of {mib:.0f} MiB, which every image in it would cost, where {_LARGEST_GROUP_MIB} are "
-                "allowed; one written with row_group_size=100, or tar shards, would do"
+                "allowed; use one written with row_group_size=100, or tar shards"
             )
 
 

@@ -91,11 +91,11 @@ def _checked(path: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
             continue
         if name.startswith("/") or ".." in name.split("/"):
             raise DataError(
-                f"{path}: holds {name!r}, a name that leads out of the tar; names within it would do"
+                f"{path}: holds {name!r}, a name that leads out of the tar; use names within it"
             )
         if not about.isreg() or about.issparse():
             raise DataError(
-                f"{path}: {name!r} is a link, a sparse file or a device; the file itself (tar --dereference --hard-dereference) would do"
+                f"{path}: {name!r} is a link, a sparse file or a device; use the file itself (tar --dereference --hard-dereference)"
             )
         if not 0 <= about.size <= num_bytes - about.offset_data:
             raise _damaged(
@@ -118,7 +118,7 @@ def _check_end(path: Path, end: int, num_bytes: int) -> None:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: damaged ({reason}); the tar made or fetched anew would do")
+    return DataError(f"{path}: damaged ({reason}); make or fetch the tar again")
 
 
 def _key(name: str) -> tuple[str, str, str]:
@@ -133,7 +133,7 @@ def _check_once(path: Path, images: list[_Member], is_keyed: bool) -> None:
     for image in images:
         name = _key(image.name)[0] if is_keyed else image.name
         if name in seen:
-            raise DataError(f"{path}: two images called {name!r}; a name for each would do")
+            raise DataError(f"{path}: two images called {name!r}; give each its own name")
         seen.add(name)
 
 
@@ -155,7 +155,7 @@ def _labelled(
         ).partition("/")
         if labels is not None or not slash:
             raise DataError(
-                f'{path}: {image.name!r} has no label; {key}.cls, {key}.json with a "label", or <class>/<file>, would do'
+                f'{path}: {image.name!r} has no label; use {key}.cls, {key}.json with a "label", or <class>/<file>'
             )
         yield image, class_name, name
 
@@ -172,7 +172,7 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
     except (ValueError, KeyError, TypeError) as error:
         reason = 'no "label"' if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(
-            f"{path}: {member.name!r} holds no label ({reason}); a number from 0 on, or a class's name, would do"
+            f"{path}: {member.name!r} holds no label ({reason}); use a number from 0 on, or a class's name"
         ) from None
 
 

@@ -120,7 +120,7 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
         return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
         raise UserError(
-            "loader=ffcv: ffcv is not installed; make setup ffcv=1, or loader=torch, would do"
+            "loader=ffcv: ffcv is not installed; run make setup ffcv=1, or use loader=torch"
         )
     if not is_written:
         place = (
@@ -128,7 +128,7 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
             if folder
             else "no data_dir= says where train.beton and val.beton lie"
         )
-        raise UserError(f"loader=ffcv: {place}; `make data` and then data_dir=<its out> would do")
+        raise UserError(f"loader=ffcv: {place}; run `make data`, then use data_dir=<its out>")
     return asked
 
 
@@ -228,7 +228,7 @@ class BetonSet:
         found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
         if zlib.crc32(found) != int(self.samples["crc"][i]):
             raise BadImage(
-                f"{self.path}: image {i} is damaged (another CRC-32); `make data` anew would do"
+                f"{self.path}: image {i} is damaged (another CRC-32); run `make data` again"
             )
         return found
 
@@ -247,11 +247,11 @@ def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB")
     except Exception as error:  # whatever a decoder raises over damaged bytes
         raise BadImage(
-            f"{where} does not decode ({' '.join(str(error).split())}); `make data` anew would do"
+            f"{where} does not decode ({' '.join(str(error).split())}); run `make data` again"
         ) from None
     if image.size != (width, height):
         raise BadImage(
-            f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; `make data` anew would do"
+            f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; run `make data` again"
         )
     return image
 
@@ -269,11 +269,11 @@ def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: not a .beton with its .json ({reason}); `make data` anew, or loader=torch on an image folder, would do"
+            f"{path}: not a .beton with its .json ({reason}); run `make data` again, or use loader=torch on an image folder"
         ) from None
     if facts.channels != channels:
         raise DataError(
-            f"{path}: {facts.channels} channels, where the profile has {channels}; `make data` with that profile would do"
+            f"{path}: {facts.channels} channels, where the profile has {channels}; run `make data` with that profile"
         )
     return found
 

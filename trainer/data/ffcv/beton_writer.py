@@ -47,12 +47,14 @@ class Storage:
     def __post_init__(self):
         if not (self.max_side_px == 0 or 8 <= self.max_side_px <= _LARGEST_SIDE_PX):
             raise UserError(
-                f"max_side={self.max_side_px}: 0 (as they are) or 8 .. {_LARGEST_SIDE_PX} px would do"
+                f"max_side={self.max_side_px}: not a side; valid: 0 (as they are), 8 .. {_LARGEST_SIDE_PX} px"
             )
         if self.jpeg_share is not None and not 0 <= self.jpeg_share <= 1:
-            raise UserError(f"jpeg_share={self.jpeg_share}: a share, 0 .. 1, would do")
+            raise UserError(f"jpeg_share={self.jpeg_share}: not a share; valid: 0 .. 1")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"quality={self.quality}: 1 .. 100 would do; 90 is usual")
+            raise UserError(
+                f"quality={self.quality}: not a JPEG quality; valid: 1 .. 100 (90 is usual)"
+            )
 
     def is_jpeg(self, i: int, was_jpeg: bool) -> bool:
         """Is image i stored as JPEG? A share is spread evenly over the order, so that every class has it."""
@@ -161,7 +163,7 @@ def write_beton(
     """
     if profile.channels not in (1, 3):
         raise UserError(
-            f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; loader=torch would do"
+            f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; use loader=torch"
         )
     path = beton.beton_file(folder, split)
     words = (
@@ -191,7 +193,7 @@ def write_beton(
         part.notes.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write there ({error.strerror or error}); room, or out=<another folder>, would do"
+            f"{folder}: cannot write there ({error.strerror or error}); check free space and permissions, or use out=<another folder>"
         ) from None
     return facts
 
@@ -274,12 +276,12 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
     image = image_set.read(i)
     if isinstance(image, Planes):
         raise UserError(
-            f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; loader=torch would do"
+            f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; use loader=torch"
         )
     source_size = image.size
     if max(source_size) > _LARGEST_SIDE_PX:
         raise UserError(
-            f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; max_side=500 would do"
+            f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; use max_side=500"
         )
     own = _own_bytes(image_set, i, image.mode)
     if storage.max_side_px and max(source_size) > storage.max_side_px:
@@ -300,7 +302,7 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
         )
     if len(stored.content) > beton.PAGE_BYTES:
         raise UserError(
-            f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; max_side=2000 would do"
+            f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; use max_side=2000"
         )
     about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
     beton.decoded(stored.content, about, f"image {i}, as it is stored,")

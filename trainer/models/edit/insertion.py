@@ -65,7 +65,7 @@ def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
         )
     raise SurgeryError(
         f"model.{key}: {name} is a {type(block).__name__}, in which timm leaves no place before the addition; "
-        "resnet50 or convnext_tiny would do"
+        "use resnet50 or convnext_tiny"
     )
 
 
@@ -94,7 +94,7 @@ def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], 
     if not found or sum(call[0] == found[-1][0] for call in calls) > 1:
         raise SurgeryError(
             f"model.{key}: {name} is a {type(block).__name__} without one activation behind its middle convolution; "
-            "position: after_last_norm would do"
+            "use position: after_last_norm"
         )
     maker, module, num_channels = found[-1]
     if isinstance(getattr(block, "se", None), nn.Identity):  # RegNet keeps the place
@@ -114,7 +114,7 @@ def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[lis
     found = blocks_of(model)
     if num_stages is not None and num_stages > len(found):
         raise SurgeryError(
-            f"model.{part}.stages={num_stages}: the model has {len(found)} of them; {len(found)} would do"
+            f"model.{part}.stages={num_stages}: the model has {len(found)} of them; use {len(found)}"
         )
     return found if num_stages is None else found[-num_stages:]
 
@@ -267,6 +267,7 @@ def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
     """
     import timm.models
 
+    # timm keeps the rule beside each family's class, under this name and no public one
     rule = getattr(sys.modules[type(model).__module__], "_init_weights", None)
     if rule is not None:
         timm.models.named_apply(rule, module, include_root=True)

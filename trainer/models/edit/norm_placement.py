@@ -58,7 +58,7 @@ class NormPart(Part):
         if all(_is_same(place.module, layer) for place, layer in zip(places, layers, strict=True)):
             raise SurgeryError(
                 f"model.norm: all {len(places)} of {type(model).__name__} are that already: {_kinds(layers)}; "
-                "other numbers, another norm or no model.norm would do"
+                "use other numbers, another norm or no model.norm"
             )
         lost = [
             place.name
@@ -115,7 +115,7 @@ class NormPart(Part):
             if num_values == 1:
                 raise SurgeryError(
                     f"model.norm: {place.name} is given maps of 1x1 from images of {image_px} px, and {self.name} there "
-                    f"a single value for each statistic; larger images (image.train_px), fewer groups or another norm would do"
+                    f"a single value for each statistic; use larger images (image.train_px), fewer groups or another norm"
                 )
 
     def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
@@ -130,7 +130,7 @@ class NormPart(Part):
                 kind = type(place.module).__name__
                 raise SurgeryError(
                     f"model.norm: {place.name} is a {kind}, whose activation cannot be told from the norm; "
-                    f"a model without {kind}, or a norm with an activation of its own (evo_norm_s0) would do"
+                    f"use a model without {kind}, or a norm with an activation of its own (evo_norm_s0)"
                 )
         return set()
 
@@ -203,7 +203,7 @@ def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> N
             kind = type(model.get_submodule(activation)).__name__
             raise SurgeryError(
                 f"model.norm: {name} brings its own activation, but {activation} ({kind}) of {type(model).__name__} also "
-                f"acts where no norm comes before it; a norm without one, such as group_norm, or model=resnet50 would do"
+                f"acts where no norm comes before it; use a norm without one, such as group_norm, or model=resnet50"
             )
 
 
@@ -233,7 +233,7 @@ def _no_division(
     shown = ", ".join(map(str, widths[:8])) + (" …" if len(widths) > 8 else "")
     return SurgeryError(
         f"model.norm.{key} {number}: {place.name} has {place.num_channels} channels; "
-        f"{' or '.join(map(str, below + above))} would do for all channel counts of {type(model).__name__} ({shown})"
+        f"use {' or '.join(map(str, below + above))}, for all channel counts of {type(model).__name__} ({shown})"
     )
 
 

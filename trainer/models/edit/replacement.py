@@ -16,36 +16,16 @@ from torch import Tensor, nn
 
 from trainer.base.component import Ingredient
 from trainer.base.errors import UserError
+from trainer.models.edit.layer_kinds import (
+    ACTIVATIONS,
+    ATTENTION,
+    CHANNELS_FIRST_LAYER_NORMS,
+    NORMS,
+)
+from trainer.models.parts.norm_layers import ChannelsLast
 
 # Large enough that a feature map of the last stage is no single pixel; the second for a stem of very large patches.
 _TRIED_PX = (128, 1024)
-
-_TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-# timm's norms (RmsNorm, EvoNorm ...) have no base class in common, but only norms are defined in these files; ours too.
-_NORM_FILES = {
-    f"timm.layers.{name}" for name in ("norm", "norm_act", "evo_norm", "filter_response_norm")
-}
-_NORM_FILES |= {"trainer.models.parts.norm_layers"}
-# Attention brings activations, gates and convolutions of its own, which its paper fixes. Selective kernels and split
-# attention are not here: they hold the 3x3 convolutions of the body.
-_ATTENTION_FILES = {"trainer.models.parts.attention_layers"} | {
-    f"timm.layers.{name}"
-    for name in ("squeeze_excite", "eca", "cbam", "gather_excite", "global_context", "coord_attn")
-}
-_ATTENTION_CLASSES = {"timm.models.senet.SEModule"}  # in files that hold other things too
-_ACTIVATION_FILES = {
-    "torch.nn.modules.activation",
-    "timm.layers.activations",
-    "trainer.models.parts.activation_layers",
-}
-_GATES = {
-    "Sigmoid",
-    "HardSigmoid",
-    "Hardsigmoid",
-    "Softmax",
-    "MultiheadAttention",
-    "Tanh",
-}  # no nonlinearity of a body
 
 
 class SurgeryError(UserError):
@@ -139,21 +119,18 @@ class Anatomy:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Is this a normalization layer, of torch, timm or ours?"""
-    return isinstance(module, _TORCH_NORMS) or _is_from(module, _NORM_FILES)
+    """Is this a normalization layer?"""
+    return NORMS.has(module)
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Is this an attention module, of timm or ours?"""
-    return (
-        _is_from(module, _ATTENTION_FILES)
-        or f"{type(module).__module__}.{type(module).__name__}" in _ATTENTION_CLASSES
-    )
+    """Is this an attention module?"""
+    return ATTENTION.has(module)
 
 
 def is_activation(module: nn.Module) -> bool:
     """Is this a nonlinearity of a model's body (no gate such as a sigmoid)?"""
-    return type(module).__module__ in _ACTIVATION_FILES and type(module).__name__ not in _GATES
+    return ACTIVATIONS.has(module)
 
 
 def has_activation(norm: nn.Module) -> bool:
@@ -161,10 +138,6 @@ def has_activation(norm: nn.Module) -> bool:
     return isinstance(getattr(norm, "act", None), nn.Module) and not isinstance(
         norm.act, nn.Identity
     )
-
-
-def _is_from(module: nn.Module, files: set[str]) -> bool:
-    return not files.isdisjoint(base.__module__ for base in type(module).__mro__)
 
 
 def inside_attention(model: nn.Module) -> set[str]:
@@ -215,7 +188,7 @@ def probe(
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
     raise SurgeryError(
         f"model: {type(model).__name__} cannot be asked for its parts: it refuses an image of {first[0]} px ({first[1]}); "
-        "a ResNet or a ConvNeXt would do"
+        "use a ResNet or a ConvNeXt"
     )
 
 
@@ -308,9 +281,9 @@ def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
 
 def _is_over_last(norm: nn.Module) -> bool:
     """Is a norm given [B, H, W, C]?"""
-    if isinstance(norm, nn.LayerNorm):
-        return not type(norm).__name__.endswith("2d")
-    return type(norm).__name__ == "ChannelsLast"
+    return isinstance(norm, (nn.LayerNorm, ChannelsLast)) and not CHANNELS_FIRST_LAYER_NORMS.has(
+        norm
+    )
 
 
 def _once(calls: Iterable[tuple]) -> list[tuple]:
@@ -327,6 +300,7 @@ def _once(calls: Iterable[tuple]) -> list[tuple]:
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
+    # _version counts changes in place; autograd's own check reads it, and torch has no public name for it
     return tensor.untyped_storage().data_ptr(), tensor._version
 
 

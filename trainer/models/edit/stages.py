@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import SurgeryError, is_attention
-
-# Convolutions that are no Conv2d; ours hold convolutions and norms of their own.
-_CONVOLUTION_FILES = {"trainer.models.parts.convolution_layers", "torchvision.ops.deform_conv"}
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -42,7 +40,7 @@ def _series(model: nn.Module) -> list[str]:
     if not innermost:
         kind = type(model).__name__
         raise SurgeryError(
-            f"model: {kind} has no stages of residual blocks; a ResNet or a ConvNeXt would do"
+            f"model: {kind} has no stages of residual blocks; use a ResNet or a ConvNeXt"
         )
     return innermost
 
@@ -74,8 +72,7 @@ def _num_layers(module: nn.Module) -> int:
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    is_one = isinstance(module, nn.Conv2d) or type(module).__module__ in _CONVOLUTION_FILES
-    return is_one and next(module.parameters(), None) is not None
+    return CONVOLUTIONS.has(module) and next(module.parameters(), None) is not None
 
 
 def _with_downsampling(model: nn.Module, series: str, all_series: list[str]) -> str:

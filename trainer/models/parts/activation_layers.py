@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trainer.models.edit.layer_kinds import ACTIVATIONS
 
+
+@ACTIVATIONS.register
 class LearnedSwish(nn.Module):
     """x * sigmoid(beta * x), with one learned beta [1] for the layer.
 

@@ -39,6 +39,7 @@ from trainer.models.edit.replacement import (
     inside_attention,
     is_activation,
     nothing,
+    put,
 )
 from trainer.models.parts.activation_layers import LearnedSwish
 
@@ -229,7 +230,6 @@ def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Wherever a module stands, under however many names."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            put(model, name, new)

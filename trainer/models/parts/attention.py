@@ -17,6 +17,7 @@ from trainer.models.edit.insertion import (
     output_shapes,
     wholes,
 )
+from trainer.models.edit.layer_kinds import CONVOLVING_ATTENTION
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, is_attention
 from trainer.models.edit.stages import blocks
 from trainer.models.parts.attention_layers import BottleneckAttention
@@ -27,8 +28,6 @@ Stages = Annotated[int, Field(ge=1, le=4)]
 Kernel = Annotated[int, Field(ge=1, le=31)]
 
 _PLACES = {"after_last_norm": ends, "after_middle": middles, "after_block": wholes}
-# Attention that surgery counts to the body, as it holds the body's 3x3 convolutions; and that of timm's first SENet.
-_OTHER_ATTENTION = {"SplitAttn", "SelectiveKernel", "SEModule"}
 
 
 class _Attention(Part):
@@ -191,7 +190,7 @@ class Bam(Part):
         last_blocks = [stage[-1] for stage in blocks(model)[:-1][:3]]
         if not last_blocks:
             raise SurgeryError(
-                f"model.attention: {type(model).__name__} has one stage; squeeze_excite would do"
+                f"model.attention: {type(model).__name__} has one stage; use squeeze_excite"
             )
         widths = {name: shape[1] for name, shape in output_shapes(model, last_blocks).items()}
         before = counted(model.get_submodule(name) for name in last_blocks)
@@ -257,18 +256,14 @@ def _refuse_attention(model: nn.Module) -> None:
     there = [
         module
         for module in model.modules()
-        if is_attention(module) or type(module).__name__ in _OTHER_ATTENTION
+        if is_attention(module) or CONVOLVING_ATTENTION.has(module)
     ]
-    whole = [
-        kind
-        for kind in counted(there)
-        if kind[0] not in ("ChannelAttn", "SpatialAttn", "SelectiveKernelAttn")
-    ]
+    whole = [kind for kind in counted(there) if kind[0] not in ("ChannelAttn", "SpatialAttn")]
     if whole:
         has = ", ".join(f"{count} {kind}" for kind, count in whole)
         raise SurgeryError(
             f"model.attention: {type(model).__name__} has {has} already, to which it would add; "
-            "a model without attention, such as resnet50, would do"
+            "use a model without attention, such as resnet50"
         )
 
 
@@ -279,14 +274,14 @@ def _with(layer: nn.Module) -> str:
 def _reduced(num_channels: int, reduction: int) -> int:
     if num_channels < reduction:
         raise SurgeryError(
-            f"model.attention.reduction={reduction}: a block has {num_channels} channels; {num_channels} or less would do"
+            f"model.attention.reduction={reduction}: a block has {num_channels} channels; use {num_channels} or less"
         )
     return num_channels // reduction
 
 
 def _odd(kernel: int) -> int:
     if kernel % 2 == 0:
-        raise ValueError(f"{kernel} is even, so it has no middle; {kernel + 1} would do")
+        raise ValueError(f"{kernel} is even, so it has no middle; use {kernel + 1}")
     return kernel
 
 

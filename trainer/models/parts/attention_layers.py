@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from trainer.models.edit.layer_kinds import ATTENTION
 
+
+@ATTENTION.register
 class BottleneckAttention(nn.Module):
     """What a feature map F becomes under BAM: F + F * sigmoid(c + s), a map of channels plus a map of places.
 

@@ -70,7 +70,7 @@ class BlurPool(Part):
         if self.pool and not pools:
             kind = type(model).__name__
             raise SurgeryError(
-                f"model.blur_pool.pool: {kind} has no strided max pooling; false would do"
+                f"model.blur_pool.pool: {kind} has no strided max pooling; use false"
             )
         self._check_plain(taken)
         for name, conv in taken.items():
@@ -90,7 +90,7 @@ class BlurPool(Part):
         for name, conv in taken.items():
             if self.place != "before" and type(conv) is not nn.Conv2d:
                 raise SurgeryError(
-                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; before would do"
+                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; use before"
                 )
 
     def _around(self, conv: nn.Conv2d) -> nn.Module:

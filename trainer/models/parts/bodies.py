@@ -139,7 +139,7 @@ def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
         found = f"the stem has {type(model.bn1).__name__} and {type(model.maxpool).__name__}"
     else:
         return blocks
-    raise SurgeryError(f"model.body: {found}; model=resnet50 would do, or leave model.body out")
+    raise SurgeryError(f"model.body: {found}; use model=resnet50, or leave model.body out")
 
 
 def _drop_path(blocks: list[nn.Module]) -> float:

@@ -11,6 +11,8 @@ from torch.nn import functional
 from torch.utils.flop_counter import register_flop_formula
 from torchvision.ops import deform_conv2d
 
+from trainer.models.edit.layer_kinds import CONVOLUTIONS
+
 
 class DeformableConv2d(nn.Conv2d):
     """A convolution whose taps move, each by an offset, and are weighed, each by a mask, both told by the input.
@@ -67,6 +69,7 @@ def _deformable_flops(images, weight, *rest, out_shape=None, **options) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
 
 
+@CONVOLUTIONS.register
 class SelfCalibratedConv2d(nn.Module):
     """A 3x3 convolution of which one half of the channels is gated by a wider look at itself.
 
@@ -110,6 +113,7 @@ class SelfCalibratedConv2d(nn.Module):
         )
 
 
+@CONVOLUTIONS.register
 class Blur(nn.Module):
     """A binomial low-pass filter [1, 2, 1] / 4 across and down (here for filter_px 3), taken at every stride-th pixel.
 
@@ -139,6 +143,7 @@ class Blur(nn.Module):
         return f"{len(self.kernel)}, stride={self.stride}, padding={self.mode}"
 
 
+@CONVOLUTIONS.register
 class BlurConv2d(nn.Module):
     """A strided convolution with the blur before it, or one of stride 1 with the strided blur behind it."""
 

@@ -38,7 +38,7 @@ class _Convolution(Part):
         if self.stages > len(names):
             raise SurgeryError(
                 f"model.convolution.stages: {self.stages}, but {type(model).__name__} has {len(names)} stages; "
-                f"{len(names)} would do"
+                f"use {len(names)}"
             )
         return names[-self.stages :]
 
@@ -186,7 +186,7 @@ class Dilated(_Convolution):
             if not strides or not in_attention.isdisjoint(strides):
                 found = "hides its stride inside attention" if strides else "has no stride to lose"
                 raise SurgeryError(
-                    f"model.convolution: {stage} {found}; fewer stages or no model.convolution would do"
+                    f"model.convolution: {stage} {found}; use fewer stages or no model.convolution"
                 )
             wider = dilation * max(strides.values())
             for name, module in inner.items():

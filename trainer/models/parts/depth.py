@@ -55,7 +55,7 @@ class StochasticDepth(Part):
         rate = max((module.drop_prob for module in there), default=0.0)
         if rate == 0:
             raise SurgeryError(
-                "model.stochastic_depth: the page drops no path; drop_path: 0.05 would do, or leave it out"
+                "model.stochastic_depth: the page drops no path; add drop_path: 0.05, or leave it out"
             )
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
@@ -180,7 +180,7 @@ class LayerScale(Part):
             for name in names
         ):
             raise SurgeryError(
-                f"model.layer_scale: {type(model).__name__} has its own (gamma); timm's option would do"
+                f"model.layer_scale: {type(model).__name__} has its own (gamma); use timm's option"
             )
         before = counted(model.get_submodule(name) for name in names)
         norms = [

@@ -74,7 +74,7 @@ def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
     if not isinstance(model, ConvNeXt):
         found = f"{type(model).__name__} is no ConvNeXt of timm's"
         raise SurgeryError(
-            f"model.isotropic: {found}; model=convnext_small would do, or leave model.isotropic out"
+            f"model.isotropic: {found}; use model=convnext_small, or leave model.isotropic out"
         )
     return [block for stage in model.stages for block in stage.blocks]
 

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.models.edit.layer_kinds import NORMS
 
+
+@NORMS.register
 class ChannelsLast(nn.Module):
     """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
 
@@ -62,6 +65,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return f"{super().extra_repr()}, images={self.images}"
 
 
+@NORMS.register
 class EstimatedBatchNorm2d(nn.Module):
     """Batch normalization by running estimates, in training as in evaluation; the estimates are constants to a gradient.
 
@@ -124,6 +128,7 @@ class EstimatedBatchNorm2d(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
 
 
+@NORMS.register
 class BatchChannelNorm2d(nn.Module):
     """Batch normalization, then normalization over groups of channels with one gamma and beta per group.
 

@@ -202,7 +202,7 @@ class EvoNormS0(GroupedNormPart):
         if not activated:
             raise SurgeryError(
                 f"model.norm: no activation follows a norm of {type(model).__name__} directly, and {self.name} is norm and "
-                "activation in one; filter_response_norm, group_norm or a ResNet would do"
+                "activation in one; use filter_response_norm, group_norm or a ResNet"
             )
         return activated
 

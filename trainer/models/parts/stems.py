@@ -64,7 +64,7 @@ class _Stem(Part):
         swap = self.exchanged(model)
         if there == [str(model.get_submodule(name)) for name in children]:
             raise SurgeryError(
-                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; another or no model.stem would do"
+                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; use another or no model.stem"
             )
         return swap
 
@@ -300,7 +300,7 @@ def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
         raise SurgeryError(
-            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; {num_groups} would do"
+            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; use {num_groups}"
         )
     for name, values in [*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)]:
         if values.ndim == 1:

@@ -1,0 +1,49 @@
+"""Errors carry fields, and their one line is made from them."""
+
+import copy
+import pickle
+
+import pytest
+
+from trainer.base.errors import OverrideError, PageError, UserError
+
+FIELDS = {
+    "hint": "write 5",
+    "path": ("lr", "peak"),
+    "kind": "missing",
+    "place": "a.yaml",
+    "line": 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no place"), "no place"),
+        (UserError("no folder", "use another", place="runs=x"), "runs=x: no folder; use another"),
+        (PageError("none", **FIELDS), "a.yaml:3: none; write 5"),
+        (
+            PageError("zero", "write 1", can_be_off=True),
+            "zero; write 1, or leave the key out to turn it off",
+        ),
+        (PageError("zero", can_be_off=True), "zero; leave the key out to turn it off"),
+        (UserError("two\nlines \x1b[2J"), r"two\nlines \x1b[2J"),
+    ],
+)
+def test_the_line_is_place_cause_and_remedy(error, line):
+    assert str(error) == line
+
+
+@pytest.mark.parametrize("pass_on", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_an_error_of_another_process_keeps_its_fields(pass_on):
+    error = OverrideError("none", labels=("lr.peak",), **FIELDS)
+    again = pass_on(error)
+    assert type(again) is OverrideError and vars(again) == vars(error) and str(again) == str(error)
+
+
+def test_an_error_raised_as_another_keeps_what_is_not_changed():
+    error = PageError("none", **FIELDS).raised_as(
+        OverrideError, place="set=lr.peak=", line=None, labels=("lr.peak",)
+    )
+    assert str(error) == "set=lr.peak=: none; write 5"
+    assert (error.path, error.kind, error.labels) == (("lr", "peak"), "missing", ("lr.peak",))

@@ -1,0 +1,108 @@
+"""Which classes of modules are norms, attention, activations and convolutions: of torch, timm, ours, or registered.
+
+A model's own class counts where it is a subclass of one of them. One that is not can be registered:
+
+    @NORMS.register
+    class MyNorm(nn.Module): ...
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
+
+Module = TypeVar("Module", bound=type[nn.Module])
+
+
+class LayerKind:
+    """A set of module classes. timm: names in timm.layers, or full dotted names for what is not public there.
+
+    timm is imported at the first question, as it takes seconds; a name that an older timm lacks is left out.
+    """
+
+    def __init__(self, *classes: type[nn.Module], timm: tuple[str, ...] = ()) -> None:
+        self._classes, self.timm = classes, timm
+        self._is_complete = False
+
+    def register(self, kind: Module) -> Module:
+        """Add a class, and with it its subclasses. To be used as a decorator, too."""
+        self._classes = (*self._classes, kind)
+        return kind
+
+    def has(self, module: nn.Module) -> bool:
+        """Is this module of the kind?"""
+        if not self._is_complete:
+            self._classes = (*self._classes, *filter(None, map(timm_class, self.timm)))
+            self._is_complete = True
+        return isinstance(module, self._classes)
+
+
+def timm_class(name: str) -> type[nn.Module] | None:
+    """A class of timm by its name in timm.layers, or by a path below timm (`layers.cbam.CbamModule`)."""
+    import timm
+
+    found = timm.layers
+    if "." in name:
+        found = timm
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Norms that can keep running statistics.
+RUNNING_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+NORMS = LayerKind(
+    *RUNNING_NORMS,
+    nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
+    timm=(
+        "RmsNorm", "RmsNormFp32", "RmsNorm2d", "RmsNorm2dFp32",
+        "SimpleNorm", "SimpleNormFp32", "SimpleNorm2d", "SimpleNorm2dFp32",
+        "FrozenBatchNormAct2d", "RmsNormAct", "RmsNormActFp32", "RmsNormAct2d", "RmsNormAct2dFp32",
+        "EvoNorm2dB0", "EvoNorm2dB1", "EvoNorm2dB2",
+        "EvoNorm2dS0", "EvoNorm2dS0a", "EvoNorm2dS1", "EvoNorm2dS1a", "EvoNorm2dS2", "EvoNorm2dS2a",
+        "FilterResponseNormTlu2d", "FilterResponseNormAct2d",
+    ),
+)  # fmt: skip
+
+# Their statistics are constants.
+FROZEN_NORMS = LayerKind(FrozenBatchNorm2d, timm=("FrozenBatchNormAct2d",))
+
+# LayerNorms that are given [B, C, H, W]; torch's own and all others are given [B, H, W, C].
+CHANNELS_FIRST_LAYER_NORMS = LayerKind(
+    timm=(
+        "LayerNorm2d",
+        "LayerNorm2dFp32",
+        "LayerNormAct2d",
+        "LayerNormAct2dFp32",
+        "layers.norm.LayerNormExp2d",
+    ),
+)
+
+# Attention brings activations, gates and convolutions of its own, which its paper fixes.
+ATTENTION = LayerKind(
+    timm=(
+        "SqueezeExcite", "EffectiveSqueezeExcite", "EcaModule", "CecaModule", "GatherExcite", "GlobalContext",
+        "layers.squeeze_excite.SqueezeExciteCl", "models.senet.SEModule",
+        "layers.cbam.CbamModule", "layers.cbam.LightCbamModule", "layers.cbam.ChannelAttn",
+        "layers.cbam.SpatialAttn", "layers.cbam.LightSpatialAttn",
+        "layers.coord_attn.CoordAttn", "layers.coord_attn.SimpleCoordAttn",
+        "layers.coord_attn.EfficientLocalAttn", "layers.coord_attn.StripAttn",
+    ),
+)  # fmt: skip
+
+# Attention that holds the 3x3 convolutions of the body.
+CONVOLVING_ATTENTION = LayerKind(timm=("SelectiveKernel", "SplitAttn"))
+
+# Nonlinearities of a model's body: no gate, such as a sigmoid or a softmax.
+ACTIVATIONS = LayerKind(
+    nn.Threshold, nn.ReLU, nn.RReLU, nn.Hardtanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.GLU,
+    nn.GELU, nn.Hardshrink, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus, nn.Softshrink, nn.PReLU, nn.Softsign,
+    nn.Tanhshrink,
+    timm=("Swish", "Mish", "HardSwish", "HardMish", "PReLU", "GELU", "GELUTanh", "QuickGELU"),
+)  # fmt: skip
+
+CONVOLUTIONS = LayerKind(nn.Conv2d, DeformConv2d)
