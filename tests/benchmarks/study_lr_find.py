@@ -159,7 +159,7 @@ def find(pair: Pair, runs: Path) -> dict:
     from trainer import lr_find
     from trainer.base import provenance
 
-    made = lr_find(pair.page, pair.model, "digits", overrides=pair.also, device="cpu", runs=runs)
+    made = lr_find(pair.page, pair.model, "digits", set=pair.also, device="cpu", runs=runs)
     commit, is_dirty = provenance.commit()
     return {"commit": commit, "dirty": is_dirty, **kept(made.suggestion)}
 

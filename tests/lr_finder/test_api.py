@@ -13,7 +13,7 @@ from rich.console import Console
 import trainer.lr_finder.held_out
 import trainer.lr_finder.trial
 from support.plans import small_plan, small_set
-from trainer import lr_find
+from trainer.api import lr_find
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
@@ -30,7 +30,7 @@ TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"
 SMALL = {
     "recipe": "A2",
     "model": "test_resnet",
-    "overrides": SET,
+    "set": SET,
     "seeds": 2,
     "steps": 8,
     "device": "cpu",
@@ -196,8 +196,8 @@ def test_any_number_of_the_page_has_a_range_test_with_the_same_outputs(ramp, tmp
         ({"high": 1e9}, "at most 100"),
         ({"device": "tpu"}, "cuda"),
         ({"model": "resnet5O"}, "resnet50"),
-        ({"overrides": "batch.images=1437 batch.norm_images=1437"}, "batch.images="),
-        ({"overrides": "lr.paek=1"}, "peak"),
+        ({"set": "batch.images=1437 batch.norm_images=1437"}, "batch.images="),
+        ({"set": "lr.paek=1"}, "peak"),
     ],
 )
 def test_what_does_not_fit_is_one_line_that_says_what_would_do(change, remedy):
@@ -282,12 +282,3 @@ def test_an_item_in_quotation_marks_is_put_out_by_the_value_too():
     given = "\"lr.peak=0.01\" 'mix={name: mixup, alpha: 0.2, partner: rolled}'"
     text = next(word for word in shlex.split(command(given)) if word.startswith("set="))[4:]
     assert overrides_of(text) == overrides_of(given) | {"lr.peak": 0.00312}
-
-
-def test_the_package_gives_the_function_and_nothing_else_that_is_not_there():
-    import trainer as package
-    from trainer.lr_finder.api import lr_find as own
-
-    assert package.lr_find is own
-    with pytest.raises(AttributeError, match="lr_fnd"):
-        package.lr_fnd

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.signals import Stopped, StopRequest
@@ -21,9 +23,10 @@ from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan, PlanError
 from trainer.recipe.profiles import data_folder
+from trainer.runs import summary as show
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
-from trainer.runs.results import rows_folder
+from trainer.runs.results import Row, rows_folder
 from trainer.tools.faults import check_faults
 
 
@@ -43,7 +46,7 @@ def train_job(
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
         try:
-            return _train(job, device, machine, place, ranks, stop)
+            return train_rank(job, device, machine, place, ranks, show.console(), stop)[0]
         except Stopped as signal_name:
             if ranks.is_first:
                 say(f"stopped by {signal_name} before the first step; the same command goes on")
@@ -63,12 +66,21 @@ def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> 
     return launch(num_ranks, sys.argv[1:], stop)
 
 
-def _train(
-    job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest
-) -> int:
-    from trainer.runs import summary as show
+def train_rank(
+    job: Job,
+    device: str,
+    machine: dict,
+    place: Place | None,
+    ranks: Ranks,
+    console: Console,
+    stop: StopRequest,
+) -> tuple[int, Row | None]:
+    """Train a job on this process's rank, with all that is said on the way: (exit code, row or None, as run_job).
 
-    console = show.console()
+    machine: the rest of what make_settings takes.
+
+    Raises UserError.
+    """
     console.quiet = not ranks.is_first
     ranks.check(stop)
     job = dataclasses.replace(job, world_size=ranks.world_size)
@@ -100,7 +112,7 @@ def _train(
     code, row = run_job(job, plan, settings, opened, console, stop, ranks)
     if row is not None:
         show.row(console, row, settings, plan)
-    return code
+    return code, row
 
 
 def check_norms(plan: Plan, device: str) -> None:

@@ -29,7 +29,7 @@ from trainer.lr_finder.files import TrialFolder, range_name, write_results
 from trainer.lr_finder.held_out import hold_out
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.lr_finder.rules import CURVES, LEAST_POINTS, Floors, Suggestion
-from trainer.lr_finder.trial import Trials, Watch, untouched
+from trainer.lr_finder.trial import Trials, Watch
 from trainer.models.build import check_model_name
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
@@ -131,45 +131,6 @@ class RangeTest:
         from trainer.lr_finder.pictures import draw
 
         return draw(self)
-
-
-def lr_find(
-    recipe: str = "A1",
-    model: str = "resnet50",
-    data: str = "digits",
-    data_dir: Path | str | None = None,
-    overrides: str = "",
-    *,
-    seeds: int = 3,
-    low: float | None = None,
-    high: float | None = None,
-    steps: int | None = None,
-    ramp: str = "exponential",
-    curve: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    workers: str = "auto",
-    runs: Path | str | None = None,
-    again: bool = False,
-) -> RangeTest:
-    """Find the learning rate, or another number, for a recipe on a model and a data set.
-
-    overrides: as set= takes them. low, high: from= and to=. runs: write the files of `make lr-find` into a folder under
-    it; None writes nothing. The process, its generators and the page stay as they were.
-
-    Raises UserError for whatever does not fit.
-    """
-    job = Job(recipe, model, data, Path(data_dir) if data_dir else None, 0, overrides, again=again)
-    question = Question(ramp, low, high, steps, seeds, curve)
-    machine = {
-        "device": device,
-        "precision": precision,
-        "workers": workers,
-        "runs": Path(runs or "runs"),
-    }
-    with untouched(device):
-        bench = set_up(job, question, machine)
-        return run(bench, is_written=runs is not None)
 
 
 def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks = alone()) -> Bench:

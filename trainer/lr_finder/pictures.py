@@ -8,6 +8,7 @@ import numpy as np
 
 from trainer.lr_finder.files import floor_of, median_curve
 from trainer.lr_finder.rules import Spread, series
+from trainer.notebook import NotebookFigure
 
 # Okabe and Ito 2008, "Color universal design": told apart by every kind of colour vision.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, GREY = (
@@ -32,12 +33,10 @@ _AROUND_PX = (
 
 def draw(found):
     """A RangeTest as a matplotlib Figure, 900 px wide: losses above, then the rules over seeds, then the race."""
-    from matplotlib.figure import Figure
-
     suggestion = found.suggestion
     ratios = [3.0, 1.05, 1.25] if suggestion.candidates else [3.0, 1.05]
     height_px = _AROUND_PX[0] + _AROUND_PX[1] + 95 * sum(ratios)
-    figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
+    figure = NotebookFigure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
     place = {
         "left": 0.115,
         "right": 0.975,

@@ -1,0 +1,387 @@
+"""The Python API: what the command line does, for a notebook or a script; `import trainer` has it.
+
+    from trainer import evaluate, load_recipe, load_run, lr_find, plan, train
+
+    recipe = load_recipe("A3")
+    plan(recipe, "resnet18", set={"epochs": 2})           steps, learning rates, deviations
+    run = train(recipe, "resnet18", set={"epochs": 2})
+    run.row.top1_pct, run.history, run.plot(), run.model
+    evaluate(run)                                         the exported weights scored again
+    load_run(run.name)                                    a run of before, the same object
+    lr_find(recipe, "resnet18").suggestion
+
+Runs, rows and weights are those of `make` with the same words, bit for bit: what one has trained,
+the other finds. What a caller asked wrongly raises UserError, a ValueError whose text says where,
+what and what to write instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas
+from torch import nn
+
+from trainer.base.errors import UserError
+from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.json_text import json_of
+from trainer.base.signals import Stopped, StopRequest
+from trainer.base.terminal import Terminal
+from trainer.cli.train import train_rank
+from trainer.distributed.communicator import alone
+from trainer.engine.evaluate import Scores
+from trainer.engine.settings import make_settings
+from trainer.lr_finder.api import Question, RangeTest, set_up
+from trainer.lr_finder.api import run as run_range_test
+from trainer.lr_finder.trial import untouched
+from trainer.models.build import assemble
+from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import Recipe, find_recipe
+from trainer.recipe.schema import load_recipe as load_file
+from trainer.runs import summary as show
+from trainer.runs.job import Job, plan_of
+from trainer.runs.rescore import rescore
+from trainer.runs.results import Row, read_row_file
+from trainer.runs.run_folder import find_run_folder, open_model
+
+__all__ = ["Run", "ShownPlan", "evaluate", "load_recipe", "load_run", "lr_find", "plan", "train"]
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by its name, "A3" for the newest version or "A3.v1", or the one in a .yaml file.
+
+    `print(recipe.to_yaml())` shows it. Raises UserError for a name that no recipe has, or a file
+    with a mistake.
+    """
+    return load_file(find_recipe(str(name)))
+
+
+def plan(
+    recipe: str | Path | Recipe = "A1",
+    model: str = "resnet50",
+    data: str | Path = "digits",
+    data_dir: Path | str | None = None,
+    seed: int = 0,
+    set: Mapping[str, Any] | str = "",
+) -> ShownPlan:
+    """What `train` with the same words would do: steps, images, learning rates, deviations.
+
+    Needs no GPU and no images.
+
+    set: overrides by dotted path, {"epochs": 2, "loss.name": "ce", "mix": None}, or as text
+    "epochs=2 loss.name=ce mix=null".
+
+    Raises UserError for whatever does not fit.
+    """
+    with _job(recipe, model, data, data_dir, seed, set) as job:
+        return ShownPlan(**vars(plan_of(job)))
+
+
+def train(
+    recipe: str | Path | Recipe = "A1",
+    model: str = "resnet50",
+    data: str | Path = "digits",
+    data_dir: Path | str | None = None,
+    seed: int = 0,
+    set: Mapping[str, Any] | str = "",
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | str = "auto",
+    loader: str = "auto",
+    runs: Path | str = "runs",
+    results: Path | str = "results",
+    again: bool = False,
+    bad_images: str = "fail",
+    checkpoint_s: float = 60.0,
+    keep_every: int = 0,
+    micro_batch: str = "page",
+    activation_checkpointing: bool = False,
+    compile: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train a model by a recipe, in this process; its run, or the one that has its row already.
+
+    set: as `plan` takes it; every other argument means what the variable of `make` of that name
+    does. progress: print the lines that the command prints. An interrupt (Ctrl-C, a notebook's stop
+    button) saves the run and raises KeyboardInterrupt; the same call resumes it. Generators,
+    threads and signal handlers of the process stay as they were.
+
+    Raises UserError for whatever does not fit, OSError where the end of the run cannot be written.
+    """
+    machine = {
+        "precision": precision,
+        "workers": str(workers),
+        "loader": loader,
+        "runs": Path(runs),
+        "results": Path(results),
+        "checkpoint_s": checkpoint_s,
+        "keep_every": keep_every,
+        "micro_batch": micro_batch,
+        "activation_checkpointing": activation_checkpointing,
+        "compile": compile,
+    }
+    width = None if progress and sys.stdout.isatty() else 140
+    # no HTML in a notebook either: rich would make an output of its own of every line
+    console = Terminal(
+        file=None if progress else io.StringIO(), width=width, soft_wrap=True, force_jupyter=False
+    )
+    with (
+        _job(recipe, model, data, data_dir, seed, set, bad_images, again) as job,
+        untouched(device),
+        Interrupt() as interrupt,
+    ):
+        try:
+            code, row = train_rank(job, device, machine, None, alone(), console, interrupt)
+        except Stopped:
+            code, row = EXIT_STOPPED, None
+    if code == EXIT_STOPPED:
+        raise KeyboardInterrupt(f"stopped and saved in {runs}; the same call of train resumes it")
+    if code == EXIT_UNWRITTEN or row is None:
+        said = "its last lines say where it is" if progress else console.file.getvalue()
+        raise OSError(f"{runs}: the end of the run could not be written; {said}")
+    return Run(Path(runs) / row.run, row)
+
+
+def lr_find(
+    recipe: str | Path | Recipe = "A1",
+    model: str = "resnet50",
+    data: str | Path = "digits",
+    data_dir: Path | str | None = None,
+    set: Mapping[str, Any] | str = "",
+    *,
+    seeds: int = 3,
+    low: float | None = None,
+    high: float | None = None,
+    steps: int | None = None,
+    ramp: str = "exponential",
+    curve: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | str = "auto",
+    runs: Path | str | None = None,
+    again: bool = False,
+) -> RangeTest:
+    """Find the learning rate, or another number, to train with: `.suggestion`, `.plot()`.
+
+    set: as `plan` takes it. low, high: from= and to=. runs: write the files of `make lr-find` into
+    a folder under it; None writes nothing. The process and its generators stay as they were.
+
+    Raises UserError for whatever does not fit.
+    """
+    question = Question(ramp, low, high, steps, seeds, curve)
+    machine = {
+        "device": device,
+        "precision": precision,
+        "workers": str(workers),
+        "runs": Path(runs or "runs"),
+    }
+    with _job(recipe, model, data, data_dir, 0, set, again=again) as job, untouched(device):
+        return run_range_test(set_up(job, question, machine), is_written=runs is not None)
+
+
+def load_run(run: str | Path, runs: Path | str = "runs") -> Run:
+    """A run of before, by its name under `runs` or as a folder: the object that `train` gave.
+
+    Raises UserError where it is no run folder, or its row is damaged.
+    """
+    folder = find_run_folder(str(run), Path(runs))
+    path = folder / "row.json"
+    return Run(folder, read_row_file(path) if path.exists() else None)
+
+
+def evaluate(
+    run: Run | str | Path,
+    *,
+    data_dir: Path | str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    workers: int | str = "auto",
+    runs: Path | str = "runs",
+) -> Scores:
+    """Score the exported weights of a finished run again, on the validation images.
+
+    run: as `train` gave it, or what `load_run` takes.
+
+    Raises UserError where the run has not finished, or its images are not found.
+    """
+    folder = run.folder if isinstance(run, Run) else find_run_folder(str(run), Path(runs))
+    with untouched(device):
+        settings = make_settings(device, precision, str(workers), folder.parent)
+        _, scores = rescore(folder, settings, Path(data_dir) if data_dir else None)
+    return scores
+
+
+class ShownPlan(Plan):
+    """A plan that a notebook shows as `make plan` prints it; to print it builds the model."""
+
+    def __str__(self) -> str:
+        return printed(lambda out: show.plan_in_full(out, self, *assemble(self)))
+
+    def _repr_html_(self) -> str:
+        return html_of_text(str(self))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, as its folder and its row tell of it.
+
+    row: None where it has not ended yet. folder: checkpoints, curves and weights; it may lie on
+    another machine, where the row was found in the store alone.
+    """
+
+    folder: Path
+    row: Row | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def is_finished(self) -> bool:
+        return self.row is not None and self.row.status == "finished"
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model that the row scores, on the CPU, in evaluation mode. Raises UserError."""
+        return open_model(self.folder)
+
+    @property
+    def history(self) -> pandas.DataFrame:
+        """The curves, one line of metrics.jsonl a row, NaN where a line has no such value.
+
+        step, epoch. Of training: loss_nats (mean since the line before), lr. Of an evaluation:
+        weights ("model" or "average"), top1_pct, top5_pct, val_loss_nats.
+
+        Raises UserError where the folder is not here.
+        """
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; runs= is where the run's folder lies")
+        lines = path.read_bytes().split(b"\n")
+        whole = [json_of(line) for line in lines if line.endswith(b"}")]  # one may be half written
+        return pandas.DataFrame(whole, columns=list(_COLUMNS))
+
+    def plot(self) -> NotebookFigure:
+        """The curves as a matplotlib Figure: losses on the left, top-1 on the right."""
+        history = self.history
+        figure = NotebookFigure(figsize=(9, 3.2), dpi=100, layout="constrained")
+        losses, scores = figure.subplots(1, 2)
+        trained = history.dropna(subset="loss_nats")
+        losses.plot(trained["epoch"], trained["loss_nats"], label="train, augmented")
+        for weights, part in history.dropna(subset="top1_pct").groupby("weights"):
+            label = "val" if weights == "model" else "val (average)"
+            losses.plot(part["epoch"], part["val_loss_nats"], "o-", markersize=3, label=label)
+            scores.plot(part["epoch"], part["top1_pct"], "o-", markersize=3, label=label)
+        losses.set(xlabel="epoch", ylabel="loss (nats)")
+        scores.set(xlabel="epoch", ylabel="top-1 (%)")
+        for axes in (losses, scores):
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend()
+        figure.suptitle(self.name, fontsize=10)
+        return figure
+
+    def __repr__(self) -> str:
+        if self.row is None:
+            return f"Run {self.name}: not ended; the call that started it resumes it"
+        score = f", top-1 {self.row.top1_pct:.2f} %" if self.is_finished else ""
+        return f"Run {self.name}: {self.row.status}{score}"
+
+    def _repr_html_(self) -> str:
+        row = self.row
+        if row is None:
+            return html_of_text(repr(self))
+        pairs: list[tuple[str, object]]
+        pairs = [("status", row.status), ("steps", f"{row.steps:,} ({row.epochs} epochs)")]
+        if self.is_finished:
+            pairs.append(("top-1", f"{row.top1_pct:.2f} % of {row.num_val_images:,} images"))
+            pairs += [("top-5", f"{row.top5_pct:.2f} %"), ("val loss", f"{row.loss_nats:.4f} nats")]
+        pairs += [
+            ("training", f"{row.train_s:,.0f} s, {row.images_per_s:,.0f} images/s"),
+            ("folder", self.folder),
+        ]
+        pairs += [
+            (f"deviation ({change.origin})", f"{change.path}: {change.before} → {change.after}")
+            for change in row.deviations
+        ]
+        return html_of_pairs(row.run, pairs)
+
+
+_COLUMNS = ("step", "epoch", "loss_nats", "lr", "weights", "top1_pct", "top5_pct", "val_loss_nats")
+
+
+class Interrupt(StopRequest):
+    """A StopRequest for a guest in the process: notes Ctrl-C in its block, and no other signal.
+
+    A second Ctrl-C ends the training where it stands, at its last checkpoint. Outside of the main
+    thread, where Python takes no signal handlers, it notes nothing.
+    """
+
+    def __enter__(self) -> Interrupt:
+        self._is_heard = threading.current_thread() is threading.main_thread()
+        if self._is_heard:
+            self._own_before = signal.signal(signal.SIGINT, self._note_interrupt)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._is_heard:
+            signal.signal(signal.SIGINT, self._own_before)
+
+    def _note_interrupt(self, number: int, frame) -> None:
+        if self.is_requested:
+            raise KeyboardInterrupt
+        self.signal_name = signal.SIGINT.name
+
+
+@contextlib.contextmanager
+def _job(
+    recipe: str | Path | Recipe,
+    model: str,
+    data: str | Path,
+    data_dir,
+    seed: int,
+    set,
+    bad_images: str = "fail",
+    again: bool = False,
+) -> Iterator[Job]:
+    """The job of a call. A recipe in memory is written to a file, as a job names one."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = str(recipe)
+        if isinstance(recipe, Recipe):
+            name = str(Path(folder) / "recipe.yaml")
+            Path(name).write_text(recipe.to_yaml())
+        where = Path(data_dir) if data_dir else None
+        yield Job(name, model, str(data), where, seed, text_of(set), bad_images, again)
+
+
+def text_of(overrides: Mapping[str, Any] | str) -> str:
+    """Overrides as set= writes them, every number to its last bit.
+
+    {"epochs": 2, "mix": None} is "epochs=2 mix=null".
+    """
+    if isinstance(overrides, str):
+        return overrides
+    items = (f"{path}={json.dumps(value, default=_plain)}" for path, value in overrides.items())
+    return " ".join(map(shlex.quote, items))
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own."""
+    if hasattr(value, "item"):
+        return value.item()
+    kinds = "numbers, texts, True and False, None, lists and dicts"
+    raise UserError(f"set: {value!r} is not a value of a recipe; valid: {kinds}")
