@@ -1,6 +1,7 @@
 """One seed of a cell in its process: the words of `train`, the row that is its own, the failure that it leaves."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,27 +9,22 @@ import pytest
 
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation import cell_run
-from trainer.ablation.cell_run import (
-    find_row,
-    num_failed,
-    run_folder_of,
-    run_repeat,
-    words_of,
-    written_to,
-)
+from trainer.ablation.cell_run import find_row, num_failed, run_folder_of, run_repeat, written_to
 from trainer.ablation.failures import cell_folder, read_failure, read_failures
+from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
+from trainer.base.signals import SIGNALS
 from trainer.runs.job import write_plan
 from trainer.runs.lock import claim
 from trainer.runs.results import rows_folder, store_row
 
 
-def ran_as(monkeypatch, code: int, says: str = "", then=lambda: None) -> list[list[str]]:
+def ran_as(monkeypatch, code: int, says: str = "", then=lambda: None) -> list:
     """In the place of the training: what it says, what it leaves, how it ends."""
     asked = []
 
-    def trained(words):
-        asked.append(words)
+    def trained(job, shared):
+        asked.append(job)
         print(says)
         then()
         return code
@@ -37,35 +33,34 @@ def ran_as(monkeypatch, code: int, says: str = "", then=lambda: None) -> list[li
     return asked
 
 
-def test_the_words_are_those_that_a_user_would_write(tmp_path):
-    words = words_of(
-        repeat_of(0.1, seed=3, ablation="losses", cell="a b").job,
+def test_a_cell_is_trained_as_its_own_job_with_the_settings_of_the_sweep(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(cell_run, "train_job", lambda *words: given.append(words[:-1]) or 0)
+    repeat, shared = (
+        repeat_of(0.1, seed=3, ablation="losses", cell="a b"),
         shared_in(tmp_path, checkpoint_s=5.0),
     )
-    assert words[0] == "train"
-    named = dict(word.removeprefix("--").split("=", 1) for word in words[1:])
-    assert (
-        named["seed"] == "3"
-        and named["cell"] == "a b"
-        and named["ablation"] == "losses"
-        and named["checkpoint-s"] == "5.0"
-    )
-    assert (
-        "smoothing=0.1" in named["set"]
-        and named["runs"] == str(tmp_path / "runs")
-        and "data-dir" not in named
-    )
+    assert cell_run._train(repeat.job, shared) == 0
+    machine = {
+        "precision": "auto",
+        "workers": "auto",
+        "loader": "auto",
+        "checkpoint_s": 5.0,
+        "runs": shared.runs,
+        "results": shared.results,
+    }
+    assert given == [(repeat.job, "cpu", machine, None, None)]
 
 
 def test_the_row_of_a_cell_is_the_first_run_with_its_key(tmp_path):
     shared, repeat, other = shared_in(tmp_path), repeat_of(0.1), repeat_of(0.2)
     assert find_row(shared, repeat) is None
     store_row(
-        shared.results, row_of(other, "000000")
+        shared.results, row_of(other)
     )  # the same recipe, model, data and seed: not the same run
     assert find_row(shared, repeat) is None
-    store_row(shared.results, row_of(repeat, "abcdef-2", top1_pct=1.0))
-    store_row(shared.results, row_of(repeat, "abcdef", top1_pct=2.0))
+    store_row(shared.results, row_of(repeat, "-2", top1_pct=1.0))
+    store_row(shared.results, row_of(repeat, top1_pct=2.0))
     assert find_row(shared, repeat).top1_pct == 2.0
     assert find_row(shared, repeat_of(0.1, seed=1)) is None
 
@@ -140,27 +135,33 @@ def test_all_output_goes_to_the_file_also_that_of_other_processes(tmp_path, capf
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("error", "code", "says"),
     [
-        (["recipes"], 0, "A1.v1"),
-        (["plan", "--recipe=A9"], 2, "recipe=A9"),
-        (["--help"], 0, "train"),
+        (UserError("smoothing=2: too much; smoothing=0.1"), 2, "error: smoothing=2: too much; smoothing=0.1\n"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TiB"), 2, "error: out of memory: DefaultCPUAllocator"),
+        (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
+        (KeyboardInterrupt(), 75, ""),
     ],
-)
-def test_the_program_runs_in_this_process(words, code, says, capsys):
-    before = sys.argv
-    assert cell_run._train(words) == code
-    captured = capsys.readouterr()
-    assert says in captured.out + captured.err and sys.argv is before
+    ids=["user", "memory", "bug", "interrupt"],
+)  # fmt: skip
+def test_how_a_training_fails_is_its_exit_code_and_what_it_says(
+    tmp_path, monkeypatch, capsys, error, code, says
+):
+    def failing(*_):
+        raise error
+
+    monkeypatch.setattr(cell_run, "train_job", failing)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    assert cell_run._train(repeat_of(0.1).job, shared_in(tmp_path)) == code
+    said = capsys.readouterr().err
+    assert says in said and ("Traceback" in said) == (code == 1)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
-def test_a_bug_is_a_traceback_and_exit_1(monkeypatch, capsys):
-    def broken(*_, **__):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(cell_run.runpy, "run_module", broken)
-    assert cell_run._train(["train"]) == 1
-    assert "RuntimeError: a bug" in capsys.readouterr().err
+def test_a_failure_of_the_job_itself_is_one_line_in_the_cells_output(tmp_path):
+    shared, repeat = shared_in(tmp_path, precision="fp17"), repeat_of(0.1)
+    assert run_repeat(repeat, shared) == 2
+    assert read_failure(shared.runs, repeat.key).error.startswith("precision=fp17: unknown")
 
 
 def test_the_store_is_listed_once_where_many_rows_are_looked_for(tmp_path):

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from support.plans import small_plan
 from support.rows import row_of
-from trainer.ablation.cells import Cell, command, plan_key, plan_of_cell, row_key, text_of
+from trainer.ablation.cells import Cell, command, plan_of_cell, text_of
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.plan import PlanError
-from trainer.runs.results import RowDeviation
 
 V1 = "torchvision-v1"
 CELL = Cell(
@@ -48,7 +47,8 @@ def test_a_planned_cell_gives_the_plan_of_every_seed():
         plan_of_cell(planned, -1)
 
 
-def test_a_plan_and_its_row_have_one_key():
+def test_a_run_is_known_by_its_row_and_no_other_run_is():
+    rows = {}
     for overrides in (
         "",
         "loss.name=bce",
@@ -56,29 +56,39 @@ def test_a_plan_and_its_row_have_one_key():
         "batch.images=1437 batch.norm_images=1437",
     ):
         plan = small_plan(V1, overrides=overrides, seed=7)
-        assert plan_key(plan) == row_key(row_of(plan))
-        assert len(plan_key(plan)) == 16 and int(plan_key(plan), 16) >= 0
+        rows[overrides] = row_of(plan)
+        assert len(plan.identity.key) == 16 and int(plan.identity.key, 16) >= 0
+    for overrides in rows:
+        identity = small_plan(V1, overrides=overrides, seed=7).identity
+        assert [text for text, row in rows.items() if identity.is_of(row)] == [overrides]
 
 
 def test_the_key_is_over_what_may_change_the_score_and_not_over_where_the_data_lies():
     plan = small_plan(V1)
-    row = row_of(plan)
     others = [
-        small_plan("pycls-dds"),
-        small_plan(V1, "test_convnext"),
-        small_plan(V1, overrides="loss.name=bce"),
-        small_plan(V1, seed=1),
-    ]
-    assert len({plan_key(other) for other in [plan, *others]}) == 5
-    for change in ({"digest": "1" * 12}, {"version": 2}, {"data": "mnist"}, {"recipe": "A4"}):
-        assert row_key(row.model_copy(update=change)) != row_key(row)
+        small_plan("pycls-dds"), small_plan(V1, "test_convnext"), small_plan(V1, overrides="loss.name=bce"), small_plan(V1, seed=1),
+        small_plan(V1, bad_images="skip"), dataclasses.replace(plan, plugins={"my_losses.py": "a" * 64}),
+        dataclasses.replace(plan, plugins={"my_losses.py": "b" * 64}),
+    ]  # fmt: skip
+    assert (
+        len({other.identity.key for other in [plan, *others]})
+        == len({other.run_name("f") for other in [plan, *others]})
+        == 8
+    )
+    assert (
+        dataclasses.replace(others[-1], plugins={"elsewhere/my_losses.py": "b" * 64}).identity
+        == others[-1].identity
+    )
+    row = row_of(plan)
     for change in (
-        {"data_fingerprint": "1" * 64},
-        {"run": "another"},
+        {"run": f"{row.run}-2"},
         {"top1_pct": 1.0},
         {"ablation": "x", "cell": "y"},
+        {"deviations": ()},
     ):
-        assert row_key(row.model_copy(update=change)) == row_key(row)
+        assert plan.identity.is_of(row.model_copy(update=change))
+    for change in ({"run": "another"}, {"data_fingerprint": "1" * 64}):
+        assert not plan.identity.is_of(row.model_copy(update=change))
 
 
 def test_two_spellings_of_one_run_have_one_key():
@@ -88,23 +98,18 @@ def test_two_spellings_of_one_run_have_one_key():
         "smoothing=null loss.name=bce",
         "'loss={name: bce}' epochs=2",
     ]
-    assert len({plan_key(small_plan(V1, overrides=text)) for text in spellings}) == 1
+    assert len({small_plan(V1, overrides=text).identity.key for text in spellings}) == 1
 
 
-def test_what_was_changed_and_changed_back_is_no_deviation():
-    profile, back = (
-        RowDeviation(path="image.train_px", before=a, after=b, origin="set")
-        for a, b in (("224", "32"), ("32", "224"))
-    )
-    other = RowDeviation(path="epochs", before="90", after="9", origin="profile")
-    row = row_of(small_plan(V1))
-    keys = {
-        row_key(row.model_copy(update={"deviations": changes}))
-        for changes in ((other,), (profile, other, back))
-    }
+def test_values_that_are_equal_to_six_digits_are_two_runs():
+    plans = [
+        small_plan(V1, overrides=f"lr.peak={value}")
+        for value in ("0.00123456", "0.0012345649", "0.0012345600000000002")
+    ]
     assert (
-        len(keys) == 1
-        and row_key(row.model_copy(update={"deviations": (profile, other)})) not in keys
+        len({plan.identity.key for plan in plans})
+        == len({plan.run_name("f") for plan in plans})
+        == 3
     )
 
 

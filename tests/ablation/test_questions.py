@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from support.studies import PAGE
-from support.tabled import key_of
 from trainer.ablation import questions
+from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.questions import open_question, shipped_pages
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
@@ -48,8 +48,10 @@ def test_the_cache_says_what_the_page_says(page, loaded):
         (0, 1),
     )
     assert first.cells == ablation.cells and all(cell.plan is None for cell in first.cells)
-    assert first.keys == {
-        (cell.name, seed): key_of(cell, seed) for cell in ablation.cells for seed in (0, 1)
+    assert first.identities == {
+        (cell.name, seed): plan_of_cell(cell, seed).identity
+        for cell in ablation.cells
+        for seed in (0, 1)
     }
 
 

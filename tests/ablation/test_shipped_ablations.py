@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
 from support.rows import row_of
-from trainer.ablation.cells import command, plan_of_cell, row_key
+from trainer.ablation.cells import command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
 from trainer.base.errors import PageError
 from trainer.recipe import check
 from trainer.recipe.load import parse
 from trainer.recipe.schema import find_recipe, load_recipe
-from trainer.report.table_rows import by_cell
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 
@@ -105,7 +104,10 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
     )
     rows = [read_row_file(path) for path in paths if path.stem.endswith(older)]
     assert len(rows) == 12
-    cells = by_cell(question_of(found), {row_key(row): row for row in rows})
+    question = question_of(found)
+    cells = {
+        place: next(filter(run.is_of, rows), None) for place, run in question.identities.items()
+    }
     assert {row.run for row in cells.values() if row} == {row.run for row in rows}
     sizes = {"64 images": 64, "8 images": 8, "2 images": 2}
     for (name, seed), row in cells.items():
@@ -124,16 +126,12 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
 def test_no_run_is_in_one_ablation_twice_and_shared_ones_are_the_same_run():
     """A2 on resnet18 is the base of many: one key, so it is run once."""
     keys = [
-        row_key_of(cell)
+        (plan_of_cell(cell, 0).identity.key, cell.model)
         for path in PATHS
         for cell in loaded(path).cells
         if (cell.recipe, cell.overrides) == ("A2", "")
     ]
     assert len(keys) >= 5 and len({key for key in keys if key[1] == "resnet18"}) == 1
-
-
-def row_key_of(cell):
-    return row_key(row_of(plan_of_cell(cell, 0))), cell.model
 
 
 def test_the_readme_lists_every_page():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from support.rows import row_of
 from trainer.ablation import spec as ablation
 from trainer.ablation.budget import Budget, budget_lines
-from trainer.ablation.cells import plan_key, plan_of_cell, text_of
+from trainer.ablation.cells import plan_of_cell, text_of
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation.throughput import measure, shape_of
@@ -447,6 +447,6 @@ def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
     rows = by_cell(question, find_rows(results, [question]))
     assert {key for key, row in rows.items() if row} == {("BCE", 0), ("CE", 0), ("CE", 1)}
     assert (
-        len({plan_key(plan_of_cell(cell, seed)) for cell in found.cells for seed in found.seeds})
+        len({plan_of_cell(cell, seed).identity.key for cell in found.cells for seed in found.seeds})
         == 6
     )

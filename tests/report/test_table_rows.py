@@ -7,6 +7,7 @@ import pytest
 
 from support.studies import page
 from support.tabled import asked, cell, key_of, row, stored_row
+from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.failures import store_failure
 from trainer.ablation.questions import open_question
 from trainer.ablation.spec import load_ablation
@@ -40,7 +41,7 @@ def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp
         results, first.model_copy(update={"run": f"{first.run}-2", "top1_pct": 50.0})
     )  # made by again=1
     store_row(results, stored_row(base, 7, 10.0))  # a seed that the page does not ask for
-    store_row(results, stored_row(other, 1, 91.0, run="A2.v1-test_resnet-digits-s1-123456"))
+    store_row(results, stored_row(other, 1, 91.0))
     store_row(
         results,
         row("a neighbour", 0, 1.0, run="A2.v1-test_resnet-digits-s0-abcdef", model="test_resnet"),
@@ -84,11 +85,16 @@ def test_notes_that_are_no_text_are_named(page, tmp_path):
 
 def test_a_run_that_has_not_failed_has_no_error(tmp_path):
     one = cell("a")
-    assert errors_in(tmp_path, replace(asked([one]), keys={("a", 0): "0" * 16}))(one, 0) is None
+    assert (
+        errors_in(
+            tmp_path, replace(asked([one]), identities={("a", 0): plan_of_cell(one, 0).identity})
+        )(one, 0)
+        is None
+    )
 
 
 def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, page, monkeypatch):
-    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 files are read for their keys."""
+    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 files are read."""
     monkeypatch.setattr(row_index, "_LEAST_NEW", 1)
     question = open_question(page)
     own = [stored_row(one, seed, 90.0) for one in load_ablation(page).cells for seed in (0, 1)]
@@ -121,7 +127,7 @@ def test_a_large_store_is_opened_once_and_only_where_it_is_asked_for(tmp_path, p
     assert {made.run for made in found.values()} == {made.run for made in own}
     assert sorted(opened) == sorted([own[3].run, path.stem])  # the others are in the index
     own[0] = own[0].model_copy(
-        update={"digest": "0" * 12}
+        update={"data_fingerprint": "0" * 64}
     )  # another row under a name that is known
     store_row(tmp_path, own[0])
     assert {made.run for made in find_rows(tmp_path, [question]).values()} == {

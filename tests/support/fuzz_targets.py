@@ -17,7 +17,6 @@ from support import packing
 from support.fuzzed import Mutator
 from support.plans import small_plan
 from support.rows import ROW
-from trainer.ablation.cells import row_key
 from trainer.ablation.live_table import read_progress
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
@@ -37,6 +36,7 @@ from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
 from trainer.report.compare import differences, read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
+from trainer.runs.identity import first_name
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
 from trainer.runs.run_folder import plan_of_run
@@ -99,7 +99,7 @@ def rows(mutate: Mutator, folder: Path):
 
     def read():
         row = read_row(folder, ROW.run)
-        row_key(row), row.as_json(), inside(folder, row.run, "run")
+        first_name(row.run), row.as_json(), inside(folder, row.run, "run")
         differences(row, ROW), table_show.print_comparison(out, row, ROW, folder)
         out.file.seek(0), out.file.truncate()
 

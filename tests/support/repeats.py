@@ -5,7 +5,6 @@ import functools
 from support.plans import small_set
 from support.rows import ROW
 from trainer.ablation.cell_run import Repeat, Shared
-from trainer.ablation.cells import plan_key
 from trainer.runs.job import Job, deviation_rows, plan_of
 
 
@@ -19,13 +18,13 @@ def repeat_of(smoothing: float, seed: int = 0, overrides: str = "", **job) -> Re
         **job,
     )
     plan = plan_of(asked)
-    return Repeat(plan_key(plan), f"{smoothing:g}", seed, asked, plan)
+    return Repeat(plan.identity.key, f"{smoothing:g}", seed, asked, plan)
 
 
-def row_of(repeat: Repeat, digits: str | None = None, **facts):
-    plan, digits = repeat.plan, digits or repeat.key[:6]
+def row_of(repeat: Repeat, again: str = "", **facts):
+    plan = repeat.plan
     identity = {
-        "run": repeat.prefix + digits, "recipe": plan.recipe.name, "version": plan.recipe.version, "digest": plan.page_digest,
+        "run": plan.run_name(ROW.data_fingerprint) + again, "recipe": plan.recipe.name, "version": plan.recipe.version, "digest": plan.page_digest,
         "model": plan.model, "data": plan.profile.name, "seed": plan.seed, "deviations": deviation_rows(plan),
     }  # fmt: skip
     return ROW.model_copy(update=identity | facts)

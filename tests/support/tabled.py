@@ -3,7 +3,7 @@
 import hashlib
 
 from support.rows import ROW
-from trainer.ablation.cells import Cell, plan_key, plan_of_cell
+from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.ablation.questions import Question
 from trainer.report.tables import METRICS, Table, summarize
 from trainer.runs.job import deviation_rows
@@ -29,7 +29,14 @@ def cell(name: str, group: str = "resnet18 on digits", overrides: str = "", **fa
 
 def asked(cells, seeds=SEEDS) -> Question:
     return Question(
-        "norms", "Norms", "Which norm?", "a paper", tuple(seeds), tuple(cells), keys={}, prefixes=()
+        "norms",
+        "Norms",
+        "Which norm?",
+        "a paper",
+        tuple(seeds),
+        tuple(cells),
+        identities={},
+        prefixes=(),
     )
 
 
@@ -77,4 +84,4 @@ def stored_row(one: Cell, seed: int, top1_pct: float | None, **facts):
 
 
 def key_of(one: Cell, seed: int) -> str:
-    return plan_key(plan_of_cell(one, seed))
+    return plan_of_cell(one, seed).identity.key

@@ -1,23 +1,33 @@
-"""One seed of a cell, run: the command `train` under a claim, its output kept, its failure recorded."""
+"""One seed of a cell, run: what the command `train` does, under a claim, its output kept, its failure recorded."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import runpy
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from trainer.ablation.cells import Cell, plan_key, plan_of_cell, row_key
+from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.ablation.failures import cell_folder, drop_failure, read_failure, store_failure
 from trainer.ablation.spec import Ablation
-from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.base.exits import (
+    EXIT_CLAIMED,
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER,
+)
 from trainer.base.json_text import json_file
+from trainer.base.memory import line_of
+from trainer.base.signals import StopRequest
+from trainer.cli.train import train_job
 from trainer.recipe.plan import Plan
-from trainer.runs.job import Job, deviation_rows
+from trainer.runs.job import Job
 from trainer.runs.lock import claim
 from trainer.runs.remote_rows import pull_rows, push_row
 from trainer.runs.results import Row, read_row_file, rows_folder
@@ -27,7 +37,7 @@ _NUM_TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Shared:
-    """What all runs of a sweep share: folders, and settings as text.
+    """What all runs of a sweep share: folders, and settings as they were asked for.
 
     results: the store, of a store behind a `url` the folder that mirrors it.
     """
@@ -40,10 +50,20 @@ class Shared:
     workers: str = "auto"
     checkpoint_s: float = 60.0
 
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What `train_job` takes of it."""
+        settings = {"precision": self.precision, "workers": self.workers, "loader": "auto"}
+        return settings | {
+            "checkpoint_s": self.checkpoint_s,
+            "runs": self.runs,
+            "results": self.results,
+        }
+
 
 @dataclass(frozen=True)
 class Repeat:
-    """One seed of a cell: what one process runs, on this machine or on another. key: as `cells.plan_key`."""
+    """One seed of a cell: what one process runs, on this machine or on another. key: of its plan's identity."""
 
     key: str
     cell: str
@@ -54,7 +74,7 @@ class Repeat:
     @property
     def prefix(self) -> str:
         """The run's name but for its last six digits, which depend on the data's bytes."""
-        return self.plan.run_name("")[:-6]
+        return self.plan.identity.prefix
 
 
 def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]:
@@ -72,32 +92,7 @@ def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]
 def _repeat(ablation: Ablation, cell: Cell, seed: int, data_dir: Path | None) -> Repeat:
     plan = plan_of_cell(cell, seed)
     job = replace(cell.job(seed, data_dir), ablation=ablation.name, cell=cell.name)
-    return Repeat(plan_key(plan), cell.name, seed, job, plan)
-
-
-def words_of(job: Job, shared: Shared) -> list[str]:
-    """The words behind `python -m trainer` that run a job."""
-    named = {
-        "recipe": job.recipe,
-        "model": job.model,
-        "data": job.data,
-        "data-dir": job.data_dir,
-        "seed": job.seed,
-        "set": job.overrides,
-        "bad-images": job.bad_images,
-        "ablation": job.ablation,
-        "cell": job.cell,
-        "device": shared.device,
-        "precision": shared.precision,
-        "workers": shared.workers,
-        "checkpoint-s": shared.checkpoint_s,
-        "runs": shared.runs,
-        "results": shared.results,
-    }
-    return [
-        "train",
-        *(f"--{name}={value}" for name, value in named.items() if value not in (None, "")),
-    ]
+    return Repeat(plan.identity.key, cell.name, seed, job, plan)
 
 
 def run_repeat(repeat: Repeat, shared: Shared) -> int:
@@ -124,7 +119,7 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
 def _run_claimed(repeat: Repeat, shared: Shared, output: Path) -> int:
     start = output.stat().st_size if output.exists() else 0
     with written_to(output):
-        code = _train(words_of(repeat.job, shared))
+        code = _train(repeat.job, shared)
         if code in (EXIT_DONE, EXIT_DIVERGED) and shared.url:
             push_row(shared.url, find_row(shared, repeat))
     if code not in (EXIT_DONE, EXIT_DIVERGED, EXIT_STOPPED):
@@ -132,22 +127,20 @@ def _run_claimed(repeat: Repeat, shared: Shared, output: Path) -> int:
     return code
 
 
-def _train(words: list[str]) -> int:
-    """What `python -m trainer` with these words does, in this process."""
-    words_before = sys.argv
-    sys.argv = ["rsb", *words]
+def _train(job: Job, shared: Shared) -> int:
+    """What the command `train` does, in this process; never raises."""
     try:
-        runpy.run_module("trainer", run_name="__main__")
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        with StopRequest() as stop:
+            return train_job(job, shared.device, shared.machine, None, None, stop)
     except KeyboardInterrupt:
         return EXIT_STOPPED
-    except BaseException:  # whatever it was, the others go on
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.argv = words_before
-    return EXIT_DONE
+    except BaseException as error:  # whatever it was, the others go on
+        line = line_of(error)
+        if line is None:
+            traceback.print_exc()
+            return EXIT_FAILED
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        return EXIT_USER
 
 
 @contextlib.contextmanager
@@ -207,7 +200,8 @@ def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> 
         key=lambda name: (len(name), name),
     )
     rows = (read_row_file(folder / name) for name in found)
-    return next((row for row in rows if row_key(row) == repeat.key), None)
+    identity = repeat.plan.identity
+    return next((row for row in rows if identity.is_of(row)), None)
 
 
 def row_names(shared: Shared) -> list[str]:
@@ -221,10 +215,7 @@ def row_names(shared: Shared) -> list[str]:
 def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
     """The run folder of one seed of a cell, once it is there: the one whose plan says what the repeat's plan says."""
     plan = repeat.plan
-    expected = {
-        "page_digest": plan.page_digest,
-        "deviations": [change.model_dump() for change in deviation_rows(plan)],
-    }
+    expected = {"page_digest": plan.page_digest, "recipe_digest": plan.recipe.digest}
     for path in Path(shared.runs).glob(f"{repeat.prefix}{'[0-9a-f]' * 6}/plan.json"):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             facts = json_file(path)

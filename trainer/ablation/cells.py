@@ -1,21 +1,19 @@
-"""Cells of an ablation, their plans and their rows: a cell and a row meet where their keys are equal."""
+"""Cells of an ablation: their jobs, their plans, and the text that makes them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.base.errors import OverrideError
 from trainer.recipe.overrides import overrides_of
-from trainer.runs.results import Row, RowDeviation
 
-if TYPE_CHECKING:  # rows meet keys without torch; only plans need it
+if TYPE_CHECKING:  # tables know cells without torch; only plans need it
     from trainer.recipe.plan import Plan
     from trainer.runs.job import Job
 
@@ -68,41 +66,6 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
     if not 0 <= seed < 2**32:
         raise PlanError(f"seed={seed}: outside 0 .. 4294967295; use seed=0")
     return replace(cell.plan, seed=seed)
-
-
-def plan_key(plan: Plan) -> str:
-    """16 hex digits over all that may change the score and that a row tells too: see row_key."""
-    from trainer.runs.job import deviation_rows
-
-    recipe = plan.recipe
-    identity = (
-        plan.page_digest,
-        recipe.name,
-        recipe.version,
-        plan.model,
-        plan.profile.name,
-        plan.seed,
-    )
-    return _key(identity, deviation_rows(plan))
-
-
-def row_key(row: Row) -> str:
-    """16 hex digits over page digest, recipe, version, model, data, seed and deviations.
-
-    Not the data's fingerprint, so that a table can be rendered where the data is not; nor bad_images, which a row does
-    not tell. A path that was changed and changed back is no deviation.
-    """
-    identity = row.digest, row.recipe, row.version, row.model, row.data, row.seed
-    return _key(identity, row.deviations)
-
-
-def _key(identity: tuple, deviations: Sequence[RowDeviation]) -> str:
-    before: dict[str, str] = {}
-    for change in deviations:
-        before.setdefault(change.path, change.before)
-    after = {change.path: change.after for change in deviations}
-    changes = sorted((path, value) for path, value in after.items() if value != before[path])
-    return hashlib.sha256(json.dumps([*identity, changes]).encode()).hexdigest()[:16]
 
 
 def text_of(overrides: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ class FailureError(UserError):
 class Failure(Page):
     """One seed of a cell that ended in an error, in its last attempt.
 
-    run: its run folder's name, None where it did not come so far. key: as `cells.plan_key`. error: one line.
+    run: its run folder's name, None where it did not come so far. key: as `identity.RunIdentity.key`. error: one line.
     exit_code: the process's; negative is the signal that ended it. log_tail: the last lines that it wrote.
     num_attempts: that failed so far.
     """

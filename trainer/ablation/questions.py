@@ -1,4 +1,4 @@
-"""What a table needs of an ablation's page: its cells and their keys, without their plans.
+"""What a table needs of an ablation's page: its cells and what identifies their runs, without their plans.
 
 Working out a page takes torch and timm: seconds, and most of a gigabyte. So what came of it is kept in the user's cache
 folder under a digest of all that it follows from: the page, every recipe, and the program itself. A page that names files of
@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.ablation.cells import Cell, plan_key, plan_of_cell
+from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.base.json_text import json_file
 from trainer.base.provenance import package_version, shipped_folder
 from trainer.data.index import cache_folder
 from trainer.runs.checkpoint import write_atomically
+from trainer.runs.identity import RunIdentity
 
 if TYPE_CHECKING:
     from trainer.ablation.spec import Ablation
 
-_LAYOUT = 1  # of the cached files
+_LAYOUT = 2  # of the cached files
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -31,8 +32,8 @@ _PACKAGE = Path(__file__).parents[1]
 class Question:
     """An ablation without its plans.
 
-    keys: of every run that it asks for, by (cell's name, seed); a row with the key is that run's. prefixes: how the names of
-    its runs begin: `<recipe>.v<N>-<model>-<data>-s`.
+    identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of its runs begin:
+    `<recipe>.v<N>-<model>-<data>-s`.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Question:
     source: str
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-    keys: Mapping[tuple[str, int], str]
+    identities: Mapping[tuple[str, int], RunIdentity]
     prefixes: tuple[str, ...]
 
 
@@ -72,8 +73,8 @@ def shipped_pages() -> list[Path]:
 
 def question_of(ablation: Ablation) -> Question:
     """An ablation without its plans."""
-    keys = {
-        (cell.name, seed): plan_key(plan_of_cell(cell, seed))
+    identities = {
+        (cell.name, seed): plan_of_cell(cell, seed).identity
         for cell in ablation.cells
         for seed in ablation.seeds
     }
@@ -84,7 +85,7 @@ def question_of(ablation: Ablation) -> Question:
     }
     cells = tuple(replace(cell, plan=None) for cell in ablation.cells)
     facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
-    return Question(*facts, cells, keys, tuple(sorted(prefixes)))
+    return Question(*facts, cells, identities, tuple(sorted(prefixes)))
 
 
 def _record(source: Path | str) -> Path | None:
@@ -116,8 +117,10 @@ def _write(record: Path, question: Question) -> None:
         {key: value for key, value in asdict(cell).items() if key != "plan"}
         for cell in question.cells
     ]
-    keys = [[name, seed, key] for (name, seed), key in question.keys.items()]
-    content = {**vars(question), "cells": cells, "keys": keys}
+    identities = [
+        [name, seed, run.prefix, run.science] for (name, seed), run in question.identities.items()
+    ]
+    content = {**vars(question), "cells": cells, "identities": identities}
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(record, json.dumps(content).encode())
@@ -131,6 +134,6 @@ def _read(record: Path) -> Question:
         Cell(**{**cell, "levels": tuple((factor, level) for factor, level in cell["levels"])})
         for cell in content["cells"]
     )
-    keys = {(name, seed): key for name, seed, key in content["keys"]}
+    identities = {(name, seed): RunIdentity(*run) for name, seed, *run in content["identities"]}
     tuples = {"seeds": tuple(content["seeds"]), "prefixes": tuple(content["prefixes"])}
-    return Question(**{**content, **tuples, "cells": cells, "keys": keys})
+    return Question(**{**content, **tuples, "cells": cells, "identities": identities})

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.ablation.budget import Budget, budget_lines
-from trainer.ablation.cells import Cell, plan_key, text_of
+from trainer.ablation.cells import Cell, text_of
 from trainer.ablation.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.base.component import Page
 from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean, printable
@@ -248,7 +248,7 @@ def _cells(
             plan = start.plan(text, page.seeds[0])
         except UserError as error:
             raise _refused(error, page, positions, variant, group) from None
-        key = plan_key(plan)
+        key = plan.identity.key
         if key in known:
             raise positions.error(
                 variant.place,

@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 
-from trainer.base.errors import UserError
+from trainer.base.errors import UserError, printable
 
 # Numbers of mallopt's options, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -26,6 +26,16 @@ def is_memory_full(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _CPU_SAYS in str(error)
     )
+
+
+def line_of(error: BaseException) -> str | None:
+    """The one line that a command ends with where the user can mend the error; None for a bug, which is a traceback."""
+    if isinstance(error, UserError):
+        return printable(str(error))
+    if isinstance(error, RuntimeError) and is_memory_full(error):
+        said = printable(str(error).partition("\n")[0])
+        return f"out of memory: {said}; use fewer images at once (batch.norm_images), or a device with more memory"
+    return None
 
 
 def keep_freed_memory() -> bool:

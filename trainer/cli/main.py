@@ -128,23 +128,15 @@ def user_errors(command):
     @functools.wraps(command)
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
-        from trainer.base.errors import UserError, printable
+        from trainer.base.memory import line_of
 
         try:
             return command(*positional, **named)
-        except UserError as error:
-            typer.echo(f"error: {printable(str(error))}", err=True)
-            raise typer.Exit(2) from None
-        except RuntimeError as error:
-            from trainer.base.memory import is_memory_full
-
-            if not is_memory_full(error):
+        except Exception as error:
+            line = line_of(error)
+            if line is None:
                 raise
-            said = printable(str(error).partition("\n")[0])
-            typer.echo(
-                f"error: out of memory: {said}; use fewer images at once (batch.norm_images), or a device with more memory",
-                err=True,
-            )
+            typer.echo(f"error: {line}", err=True)
             raise typer.Exit(2) from None
 
     return wrapped

@@ -20,9 +20,10 @@ from trainer.base.errors import UserError
 from trainer.data.dataset import open_data
 from trainer.engine.settings import Settings, make_settings
 from trainer.models.build import assemble
-from trainer.recipe.explain import diff_rows, shown
+from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
+from trainer.recipe.tree import shown
 from trainer.report.table_rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
@@ -198,10 +199,8 @@ def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
     return [
         (path, change.after)
         for path, change in final[0].items()
-        if shown(change.before) != shown(change.after)
-        and all(
-            path in other and shown(other[path].after) == shown(change.after) for other in final
-        )
+        if change.before != change.after
+        and all(path in other and other[path].after == change.after for other in final)
     ]
 
 
@@ -217,7 +216,7 @@ def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
         for path, value in kept
     ]
     return [
-        f"{path} {'on' if path.endswith(f'.{value}') else shown(value)}"
+        f"{path} {'on' if path.endswith(f'.{value}') else shown(value, exact=True)}"
         for path, value in [*renamed.items(), *named]
     ]
 

@@ -137,7 +137,7 @@ def reproduce(
         raise typer.Exit(code)
     prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
     judged = verdict(
-        found, new, same_cell(found, itertools.chain([found], stored_rows(results, prefix)))
+        found, new, same_cell(again.plan, itertools.chain([found], stored_rows(results, prefix)))
     )
     table_show.print_verdict(out, found, new, judged)
     raise typer.Exit(0 if judged.is_reproduced else 1)

@@ -14,6 +14,7 @@ from trainer.recipe import tree
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe, recipe_paths
+from trainer.recipe.tree import shown
 
 _ORIGINS = {"set": "override"}
 _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "override": "red"}
@@ -86,7 +87,13 @@ def explain_table(rows: Sequence[Row], title: str) -> Table:
     )
     for row in rows:
         line = "" if row.line is None else str(row.line)
-        cells = (row.path, shown(row.value), row.origin, line, row.note)
+        cells = (
+            row.path,
+            shown(row.value, exact=row.origin != "profile"),
+            row.origin,
+            line,
+            row.note,
+        )
         table.add_row(
             *map(Text, cells), style=_STYLES.get(row.origin)
         )  # Text: a list in brackets is no markup
@@ -97,23 +104,8 @@ def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
     """The rows of diff_rows for a terminal; a and b are the recipes' names."""
     table = Table("path", a, b)
     for row in rows:
-        table.add_row(*map(Text, (row.path, shown(row.a), shown(row.b))))
+        table.add_row(*map(Text, (row.path, shown(row.a, exact=True), shown(row.b, exact=True))))
     return table
-
-
-def shown(value: Any) -> str:
-    """A value as a page would write it, numbers to six digits."""
-    if value is None:
-        return "off"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown(part)}" for key, part in value.items()) + "}"
-    return str(value)
 
 
 def recipes_table(folder: str = "") -> str:
@@ -190,7 +182,11 @@ def _row(label, value, page, positions, recipe, model, deviations) -> Row:
     if changes:
         first, last = changes[0], changes[-1]
         return Row(
-            label, value, _ORIGINS.get(last.origin, last.origin), None, f"was {shown(first.before)}"
+            label,
+            value,
+            _ORIGINS.get(last.origin, last.origin),
+            None,
+            f"was {shown(first.before, exact=first.origin != 'profile')}",
         )
     lines = page.per_model.get(model, {})
     path = tree.find(Recipe, tree.plain(recipe), label)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from trainer.base.errors import UserError
 from trainer.components.lighting import Lighting
@@ -12,6 +11,7 @@ from trainer.data.order import num_micro_batches_in
 from trainer.models.parts.norms import GhostBatchNorm, SyncBatchNorm
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Deviation, Recipe
+from trainer.runs.identity import RunIdentity
 
 BAD_IMAGES = ("fail", "skip")
 
@@ -25,7 +25,8 @@ class Plan:
     """Everything a run follows, in steps.
 
     recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: statistics samples per full
-    step; each rank takes num_micro_batches / world_size of them. num_steps: optimizer steps of the whole run.
+    step; each rank takes num_micro_batches / world_size of them. num_steps: optimizer steps of the whole run. plugins:
+    sha256 of each file outside the package that the recipe's components come from, by its path.
     """
 
     recipe: Recipe
@@ -39,6 +40,7 @@ class Plan:
     num_micro_batches: int
     steps_per_epoch: int
     num_steps: int
+    plugins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def draws_per_epoch(self) -> int:
@@ -83,20 +85,26 @@ class Plan:
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
 
-    def run_name(self, data_fingerprint: str) -> str:
-        """`<recipe>.v<N>-<model>-<data>-s<seed>-<6 hex of all that may change the score>`."""
+    @property
+    def identity(self) -> RunIdentity:
+        """All that may change the score, but for the bytes of the images."""
         science = {
             "recipe": self.recipe.digest,
             "model": self.model,
-            "data": data_fingerprint,
             "profile": self.profile.model_dump(
                 include={"num_classes", "mean", "std", "channels"}, mode="json"
             ),
             "seed": self.seed,
             "bad_images": self.bad_images,
         }
-        digest = hashlib.sha256(json.dumps(science, sort_keys=True).encode()).hexdigest()[:6]
-        return f"{self.recipe.name}.v{self.recipe.version}-{self.model}-{self.profile.name}-s{self.seed}-{digest}"
+        if self.plugins:
+            science["plugins"] = sorted(self.plugins.values())
+        prefix = f"{self.recipe.name}.v{self.recipe.version}-{self.model}-{self.profile.name}-s{self.seed}-"
+        return RunIdentity(prefix, science)
+
+    def run_name(self, data_fingerprint: str) -> str:
+        """`<recipe>.v<N>-<model>-<data>-s<seed>-<6 hex of all that may change the score>`."""
+        return self.identity.run_name(data_fingerprint)
 
 
 def make_plan(
@@ -108,6 +116,7 @@ def make_plan(
     deviations: tuple[Deviation, ...] = (),
     world_size: int = 1,
     bad_images: str = "fail",
+    plugins: Mapping[str, str] | None = None,
 ) -> Plan:
     """Work out every unit of a resolved recipe, or refuse.
 
@@ -143,6 +152,7 @@ def make_plan(
         num_micro_batches=num_micro_batches,
         steps_per_epoch=steps_per_epoch,
         num_steps=steps_per_epoch * recipe.epochs,
+        plugins=dict(plugins or {}),
     )
 
 

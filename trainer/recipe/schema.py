@@ -27,11 +27,10 @@ from trainer.recipe.load import Positions, load_page
 from trainer.recipe.model_section import Model
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
 from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
+from trainer.recipe.tree import ABOUT
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
-# What a page says about itself; the rest is what it does.
-ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_model", "published")
 _NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "published")
 _STAGES = ("decode", "pixels", "normalized")
 _FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9][0-9]*)")
@@ -271,13 +270,18 @@ class Recipe(Page):
     @property
     def digest(self) -> str:
         """12 hex digits over all that is on; the same for every spelling of the same science."""
-        page = {key: value for key, value in tree.plain(self).items() if key not in _NOT_IN_DIGEST}
-        canonical = json.dumps(page, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return digest_of(tree.plain(self))
 
     def to_yaml(self) -> str:
         """The page as YAML that reads back to the same digest."""
         return tree.to_yaml(tree.plain(self))
+
+
+def digest_of(data: Mapping[str, Any]) -> str:
+    """The digest of a recipe that is plain data, as `Recipe.digest`."""
+    science = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
+    canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def apply_overrides(

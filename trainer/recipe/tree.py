@@ -22,6 +22,9 @@ from trainer.recipe.check import (
     value_at,
 )
 
+# What a recipe says about itself; the rest is what it does.
+ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_model", "published")
+
 
 def plain(value: Any) -> Any:
     """A typed page as plain data of what is on: what is off, and a section with nothing in it, is left out.
@@ -47,6 +50,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(plain(part) for part in value)
     return value
+
+
+def from_json(data: Any) -> Any:
+    """Plain data that was JSON: its lists are the tuples that they were."""
+    if isinstance(data, dict):
+        return {key: from_json(part) for key, part in data.items()}
+    return tuple(map(from_json, data)) if isinstance(data, list) else data
 
 
 def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
@@ -127,6 +137,22 @@ def without_assumed(
         **page,
         "assumed": {label: why for label, why in page.get("assumed", {}).items() if stays(label)},
     }
+
+
+def shown(value: Any, exact: bool = False) -> str:
+    """A value as a recipe would write it, numbers to six digits; exact: by the shortest text that gives them back."""
+    if value is None:
+        return "off"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        rounded = f"{value:.6g}"
+        return repr(value) if exact and float(rounded) != value else rounded
+    if isinstance(value, tuple):
+        return f"[{', '.join(shown(part, exact) for part in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {shown(part, exact)}" for key, part in value.items()) + "}"
+    return str(value)
 
 
 def to_yaml(data: Mapping[str, Any]) -> str:

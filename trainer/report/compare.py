@@ -11,6 +11,7 @@ from pathlib import Path
 from trainer.base.errors import did_you_mean
 from trainer.base.json_text import json_of
 from trainer.base.names import why_no_name
+from trainer.recipe import tree
 from trainer.runs.results import Row, RowError, read_row, read_row_file
 
 _MOST_NAMES = 2_000  # among which the nearest is looked for
@@ -111,19 +112,33 @@ def _listed(
 
 
 def _deviations(a: Row, b: Row) -> Iterator[Difference]:
-    """What the runs do differently; for a path that one of them leaves alone, what its page says where the other tells."""
-    of_a, of_b = _after(a), _after(b)
-    before = {change.path: change.before for row in (b, a) for change in reversed(row.deviations)}
+    """What the runs do differently, by their exact recipes where both rows hold one.
+
+    Else by what they tell: for a path that one of them leaves alone, what its page says where the other tells.
+    """
+    if a.resolved_recipe is not None and b.resolved_recipe is not None:
+        for path, *values in tree.differences(
+            tree.from_json(a.resolved_recipe), tree.from_json(b.resolved_recipe)
+        ):
+            if path.partition(".")[0] not in tree.ABOUT:
+                yield Difference(
+                    "deviation", path, *(tree.shown(value, exact=True) for value in values)
+                )
+        told = [
+            [change for change in row.deviations if change.origin == "memory"] for row in (a, b)
+        ]
+    else:
+        told = [row.deviations for row in (a, b)]
+    of_a, of_b = ({change.path: change.after for change in changes} for changes in told)
+    before = {
+        change.path: change.before for changes in reversed(told) for change in reversed(changes)
+    }
     is_same_page = (a.recipe, a.version, a.digest) == (b.recipe, b.version, b.digest)
     for path in sorted(set(of_a) | set(of_b)):
         left_alone = before[path] if is_same_page else "as its page"
         found = of_a.get(path, left_alone), of_b.get(path, left_alone)
         if found[0] != found[1]:
             yield Difference("deviation", path, *found)
-
-
-def _after(row: Row) -> dict[str, str]:
-    return {change.path: change.after for change in row.deviations}
 
 
 def _versions(a: Row, b: Row) -> Iterator[Difference]:

@@ -10,12 +10,12 @@ from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import Question, open_question
 from trainer.base.errors import UserError
-from trainer.report.row_index import keys_of
+from trainer.report.row_index import fingerprints_of
 from trainer.report.tables import Metric, Table, summarize
+from trainer.runs.identity import first_name, is_repetition
 from trainer.runs.results import Row, read_row_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # a Path has one slash left of the two
-AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 puts behind a run's name
 
 
 def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) -> Table:
@@ -36,7 +36,7 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
 
 
 def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
-    """The rows of some ablations by key; of several of one key the first run, not what again=1 made later.
+    """The rows of some ablations by their runs' keys; of several of one run the first run, not what again=1 made later.
 
     Raises UserError for a store that is no folder, RowError for a damaged row that may be one of theirs.
     """
@@ -46,16 +46,23 @@ def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
             "ablate keeps under runs/cells/stores"
         )
     questions = list(questions)
-    wanted = {key for question in questions for key in question.keys.values()}
+    identities = {run.key: run for question in questions for run in question.identities.values()}
     prefixes = {prefix for question in questions for prefix in question.prefixes}
     seeds = {seed for question in questions for seed in question.seeds}
     folder = results / "rows"
     if not folder.is_dir():
         return {}
     begins = _begins(prefixes, seeds)
+    found = dict(fingerprints_of(folder, lambda run: begins.match(run) is not None))
+    images = set(found.values())
+    key_of = {
+        (one.run_name(fingerprint), fingerprint): key
+        for key, one in identities.items()
+        for fingerprint in images
+    }
     runs: dict[str, list[str]] = {}
-    for run, key in keys_of(folder, lambda run: begins.match(run) is not None):
-        if key in wanted:
+    for run, fingerprint in found.items():
+        if (key := key_of.get((first_name(run), fingerprint))) is not None:
             runs.setdefault(key, []).append(run)
     return {
         key: read_row_file(folder / f"{min(of_key, key=_first_run)}.json")
@@ -65,7 +72,7 @@ def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
 
 def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int], Row | None]:
     """The row of every cell and seed, None where there is none."""
-    return {place: rows.get(key) for place, key in question.keys.items()}
+    return {place: rows.get(run.key) for place, run in question.identities.items()}
 
 
 def _begins(prefixes: Iterable[str], seeds: Iterable[int]) -> re.Pattern:
@@ -76,7 +83,7 @@ def _begins(prefixes: Iterable[str], seeds: Iterable[int]) -> re.Pattern:
 
 
 def _first_run(run: str) -> tuple[bool, str]:
-    return AGAIN.search(run) is not None, run
+    return is_repetition(run), run
 
 
 def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
@@ -109,7 +116,7 @@ def errors_in(runs: Path, question: Question) -> Callable[[Cell, int], str | Non
     failures = read_failures(runs)
 
     def error_of(cell: Cell, seed: int) -> str | None:
-        failure = failures.get(question.keys[cell.name, seed])
+        failure = failures.get(question.identities[cell.name, seed].key)
         return failure.error if failure else None
 
     return error_of

@@ -18,20 +18,22 @@ from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
+from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
-from trainer.recipe.explain import shown
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation, deviations_between
-from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile, find_profile
 from trainer.recipe.schema import (
     Recipe,
     apply_overrides,
+    digest_of,
     find_recipe,
     load_recipe,
     open_recipe,
     recipe_paths,
 )
+from trainer.recipe.tree import shown
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.lock import make_folder
@@ -134,6 +136,14 @@ def run_job(
             row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
             if not ranks.any(row is not None):
                 return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
+    if (
+        row is not None
+        and row.resolved_recipe is not None
+        and digest_of(row.resolved_recipe) != plan.recipe.digest
+    ):
+        raise PlanError(
+            f"{name}: the store has the row of another recipe under this name; another seed= has another name"
+        )
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
@@ -251,6 +261,8 @@ def write_plan(folder: Path, job: Job, plan: Plan) -> None:
         "seed": plan.seed,
         "bad_images": plan.bad_images,
         "page_digest": plan.page_digest,
+        "recipe_digest": plan.recipe.digest,
+        "plugins": dict(plan.plugins),
         "steps_per_epoch": plan.steps_per_epoch,
         "num_steps": plan.num_steps,
         "num_micro_batches": plan.num_micro_batches,
@@ -263,16 +275,15 @@ def write_plan(folder: Path, job: Job, plan: Plan) -> None:
 
 
 def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
-    """The plan's deviations as a row keeps them: values as they stand in YAML, absent ones as "off"."""
-    return tuple(
-        RowDeviation(
-            path=change.path,
-            before=shown(change.before),
-            after=shown(change.after),
-            origin=change.origin,
-        )
-        for change in plan.deviations
-    )
+    """The plan's deviations for reading: values as in YAML, "off" where absent; what a profile worked out is rounded."""
+    return tuple(map(_deviation_row, plan.deviations))
+
+
+def _deviation_row(change: Deviation) -> RowDeviation:
+    before, after = shown(change.before), shown(change.after, exact=change.origin != "profile")
+    if before == after:
+        before, after = shown(change.before, exact=True), shown(change.after, exact=True)
+    return RowDeviation(path=change.path, before=before, after=after, origin=change.origin)
 
 
 def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
@@ -313,6 +324,9 @@ def make_row(
         split="val",
         seed=plan.seed,
         deviations=deviation_rows(plan) + deviation_of_memory(state),
+        resolved_recipe=tree.plain(recipe),
+        bad_images=plan.bad_images,
+        plugins=dict(plan.plugins),
         status=outcome.status,
         scored=state.scored,
         top1_pct=_percent(scores, "num_top1"),

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from trainer.ablation.cells import row_key
 from trainer.base import provenance
 from trainer.base import stats as comparisons
-from trainer.base.errors import UserError
+from trainer.base.errors import PageError, UserError
 from trainer.base.signals import StopRequest
 from trainer.engine.settings import Settings
-from trainer.recipe import check
-from trainer.recipe.adapt import adaptation
+from trainer.recipe import tree
+from trainer.recipe.check import check
 from trainer.recipe.load import parse
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
-from trainer.recipe.profiles import Profile, data_folder, find_profile
-from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
-from trainer.recipe.tree import plain
-from trainer.report.table_rows import AGAIN
-from trainer.runs.job import Job, run_job
-from trainer.runs.results import Row, RowDeviation
+from trainer.recipe.profiles import data_folder, find_profile
+from trainer.recipe.schema import Recipe, apply_overrides
+from trainer.runs.identity import is_repetition
+from trainer.runs.job import Job, resolve, run_job
+from trainer.runs.results import Row
 from trainer.runs.run_folder import recipe_of
-
-_MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where
 
 
 class ReproduceError(UserError):
@@ -38,7 +34,7 @@ class ReproduceError(UserError):
 
 @dataclass(frozen=True)
 class Again:
-    """What will run. reasons: why it may not be the row's run after all; none where page, plan and versions are its own."""
+    """What will run. reasons: why it may not be the row's run after all; none where recipe, images and versions are its own."""
 
     job: Job
     plan: Plan
@@ -60,41 +56,86 @@ class Verdict:
 def plan_again(
     row: Row, runs: Path, recipe: str = "", data: str = "", data_dir: Path | None = None
 ) -> Again:
-    """The plan of a row, from its page and its deviations; held against the row's own name, a digest over all of it.
+    """The plan of a row: its resolved recipe on its data, held against the row's own name, a digest over all of it.
 
-    recipe, data: where the page and the images are now, if not under the names that the row has. Its run folder, where
-    it is on this machine, says where the images were.
+    data: where the images are now, if not under the name that the row has; its run folder, where it is on this machine,
+    says where they were. A row of the first edition has no recipe: that of its run folder is taken, or else the page,
+    `recipe` where it is not under the row's name, with the row's own overrides.
 
-    Raises UserError where there is no such page or data set.
+    Raises UserError where there is no such page or data set, or the row's recipe is none.
     """
-    facts = _facts(runs / row.run)
+    folder = runs / row.run
+    left, facts = recipe_of(folder) if (folder / "plan.json").exists() else (None, {})
     data = data or facts.get("data") or row.data
     where = data_dir or (Path(facts["data_dir"]) if facts.get("data_dir") else None)
     name = recipe or f"{row.recipe}.v{row.version}"
-    page = load_recipe(find_recipe(name)).for_model(row.model)
-    plans = itertools.islice(_plans(row, page, find_profile(data, where)), _MOST_TRIES)
-    first = next(plans)
-    plan = next((plan for plan in itertools.chain([first], plans) if _is_of(plan, row)), first)
+    if row.resolved_recipe is not None:
+        resolved = _recorded(row)
+    else:
+        resolved = left or _from_page(row, Job(name, row.model, data, where))
+    told = tuple(
+        Deviation(**change.model_dump()) for change in row.deviations if change.origin != "memory"
+    )
+    profile, known = find_profile(data, where), row.bad_images or facts.get("bad_images")
+    plans = [
+        make_plan(
+            resolved,
+            row.model,
+            profile,
+            row.seed,
+            row.digest,
+            told,
+            bad_images=bad_images,
+            plugins=row.plugins,
+        )
+        for bad_images in ([known] if known else BAD_IMAGES)
+    ]
+    plan = next((plan for plan in plans if plan.identity.is_of(row)), plans[0])
     job = Job(name, row.model, data, where, row.seed, bad_images=plan.bad_images, again=True)
     return Again(job, plan, tuple(_reasons(row, plan)))
 
 
-def _facts(folder: Path) -> dict:
-    return recipe_of(folder)[1] if (folder / "plan.json").exists() else {}
+def _recorded(row: Row) -> Recipe:
+    """The recipe that a row holds. Raises ReproduceError where it is none of this version."""
+    try:
+        return check(Recipe, tree.from_json(row.resolved_recipe))
+    except PageError as error:
+        raise ReproduceError(f"row={row.run}: its resolved recipe: {error}") from None
 
 
-def _is_of(plan: Plan, row: Row) -> bool:
-    """Does the plan lead to the row's own name?"""
-    return plan.run_name(row.data_fingerprint) == AGAIN.sub("", row.run)
+def _from_page(row: Row, job: Job) -> Recipe:
+    """A row of the first edition: its page with the texts of its overrides, which may have been rounded.
+
+    What another component lacks is not turned off; what was added to a list of components comes last.
+    """
+    changes = {change.path: change.after for change in row.deviations if change.origin == "set"}
+    renamed = [path.removesuffix("name") for path in changes if path.endswith(".name")]
+    values: dict[str, Any] = {}
+    for path, text in changes.items():
+        if text != "off":
+            values[path] = parse(text, path, reads_bare_exponents=True)[0]
+        elif not path.startswith(tuple(renamed)):
+            values[path] = None
+    page = resolve(job, find_profile(job.data, job.data_dir))[2]
+    there = {f"augment.{part.name}" for part in page.augment}
+    added = [
+        values.pop(path)
+        for path in list(values)
+        if re.fullmatch(r"augment\.\w+", path) and path not in there
+    ]
+    if added:
+        page, _ = apply_overrides(page, {"augment": (*tree.plain(page)["augment"], *added)}, "set")
+    return apply_overrides(page, values, "set")[0]
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:
-    if plan.page_digest != row.digest:
-        yield f"the page {row.recipe}.v{row.version} has the digest {plan.page_digest} now, the row's had {row.digest}"
-    elif not _is_of(plan, row):
+    if not plan.identity.is_of(row):
+        now = plan.run_name(row.data_fingerprint)
         yield (
-            f"page and deviations lead to {plan.run_name(row.data_fingerprint)} now: the row's text does not tell all of its "
-            f"plan; make recipe=runs/{row.run}/recipe.yaml does, where that folder is"
+            f"its record leads to {now} now, a run of another recipe or of another profile of the data"
+            if row.resolved_recipe is not None
+            else f"a row of the first edition does not hold its recipe, and its page and overrides lead to {now} now; "
+            f"make recipe=runs/{row.run}/recipe.yaml, where that folder is, runs it"
         )
     now = provenance.versions()
     for name in sorted(set(now) | set(row.versions)):
@@ -117,116 +158,14 @@ def _refusal(row: Row, reasons: Sequence[str]) -> ReproduceError:
     )
 
 
-def _plans(row: Row, page: Recipe, profile: Profile) -> Iterator[Plan]:
-    """Every plan that the record may mean, on the road of job.resolve: the file's own departures, profile, set=."""
-    changes = {
-        origin: [change for change in row.deviations if change.origin == origin]
-        for origin in ("file", "profile", "set")
-    }
-    for written, first in _applied(page, changes["file"], "file"):
-        is_adapted = (
-            bool(changes["file"]) and not changes["profile"]
-        )  # a run folder's recipe.yaml is so already
-        adapted, second = (
-            (written, ())
-            if is_adapted
-            else apply_overrides(written, adaptation(written, profile), "profile")
-        )
-        adapted = adapted.model_copy(update={"adapted_to": profile.name})
-        for recipe, third in _applied(adapted, changes["set"], "set"):
-            for bad_images in BAD_IMAGES:
-                yield make_plan(
-                    recipe,
-                    row.model,
-                    profile,
-                    row.seed,
-                    page.digest,
-                    first + second + third,
-                    bad_images=bad_images,
-                )
-
-
-def _applied(
-    recipe: Recipe, changes: Sequence[RowDeviation], origin: str
-) -> Iterator[tuple[Recipe, tuple[Deviation, ...]]]:
-    """A recipe with a record's departures, once for every order that it takes.
-
-    Raises UserError where it takes none.
-    """
-    refused, num_taken = None, 0
-    for values in _overrides(recipe, changes):
-        try:
-            result = apply_overrides(recipe, values, origin)
-        except UserError as error:
-            refused = refused or error
-        else:
-            num_taken += 1
-            yield result
-    if refused and not num_taken:
-        raise refused
-
-
-def _overrides(recipe: Recipe, changes: Sequence[RowDeviation]) -> Iterator[dict[str, Any]]:
-    """The values that a row's texts mean, by path; for parts added to a list, with each order that they may have.
-
-    An ingredient with another name is set as a whole: its changes tell all of it, and a new name alone keeps keys.
-    """
-    page, values, added = plain(recipe), {}, {}
-    renamed = [
-        change.path.removesuffix(".name") for change in changes if change.path.endswith(".name")
-    ]
-    for change in changes:
-        value = (
-            None
-            if change.after == "off"
-            else parse(change.after, change.path, reads_bare_exponents=True)[0]
-        )
-        whole = next(
-            (section for section in renamed if change.path.startswith(f"{section}.")), None
-        )
-        section, _, name = change.path.rpartition(".")
-        if whole is not None:
-            before = values.get(whole) or check.value_at(page, tuple(whole.split(".")))
-            values[whole] = _with(before, change.path.removeprefix(f"{whole}.").split("."), value)
-        elif isinstance(page.get(section), tuple) and name not in [
-            item.get("name") for item in page[section]
-        ]:
-            added.setdefault(section, []).append(value)
-        else:
-            values[change.path] = value
-    for lists in itertools.product(
-        *(_orders(page[section], items) for section, items in added.items())
-    ):
-        yield dict(zip(added, lists, strict=True)) | values
-
-
-def _with(section: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
-    """A section with another value under some keys; None takes it out."""
-    first, *others = keys
-    inner = _with(section.get(first) or {}, others, value) if others else value
-    return {key: part for key, part in {**section, first: inner}.items() if part is not None}
-
-
-def _orders(items: tuple, added: Iterable) -> Iterator[tuple]:
-    """The list with the parts added, at the end first."""
-    first, *others = added
-    for place in reversed(range(len(items) + 1)):
-        longer = (*items[:place], first, *items[place:])
-        if others:
-            yield from _orders(longer, others)
-        else:
-            yield longer
-
-
-def same_cell(row: Row, rows: Iterable[Row]) -> dict[int, float]:
-    """Top-1 of all first runs of the row's cell, by seed: the same in all but the seed."""
-    key = row_key(row)
+def same_cell(plan: Plan, rows: Iterable[Row]) -> dict[int, float]:
+    """Top-1 of all first runs of the plan's cell, by seed: the same in all but the seed."""
     return {
-        other.seed: other.top1_pct
-        for other in rows
-        if other.top1_pct is not None
-        and not AGAIN.search(other.run)
-        and row_key(other.model_copy(update={"seed": row.seed})) == key
+        row.seed: row.top1_pct
+        for row in rows
+        if row.top1_pct is not None
+        and not is_repetition(row.run)
+        and replace(plan, seed=row.seed).identity.is_of(row)
     }
 
 
@@ -284,7 +223,7 @@ def run_again(
 ) -> tuple[int, Row | None]:
     """Run a row's plan into a run of its own, on as many threads as it had: (exit code, row or None where it was stopped).
 
-    Raises ReproduceError where page, plan, versions or images are not the row's and `anyway` is not said.
+    Raises ReproduceError where recipe, versions or images are not the row's and `anyway` is not said.
     """
     import torch
 

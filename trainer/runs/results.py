@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
@@ -26,11 +27,32 @@ def _is_time(text: str) -> str:
     return text
 
 
+def _exact_json(value: Any) -> Any:
+    """The value as JSON has it, sequences as lists. Raises ValueError for what JSON cannot hold, or no printable text."""
+    if isinstance(value, dict):
+        return {plain_text(key): _exact_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_exact_json(part) for part in value]
+    if isinstance(value, str):
+        return plain_text(value)
+    if (
+        value is None
+        or isinstance(value, bool | int)
+        or (isinstance(value, float) and math.isfinite(value))
+    ):
+        return value
+    raise ValueError(
+        f"holds {value!r}, which is no JSON; write null, true, numbers, text, lists or mappings"
+    )
+
+
 # A row may come from anybody: its names stay in their folders, its texts are texts, its numbers are ones to reckon with.
 Name = Annotated[str, AfterValidator(one_name)]
 Text = Annotated[str, AfterValidator(plain_text)]
 Time = Annotated[str, AfterValidator(_is_time)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ExactJson = Annotated[dict[str, Any], AfterValidator(_exact_json)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
@@ -47,7 +69,10 @@ class RowDeviation(Page):
 class Row(Page):
     """The whole truth of a run.
 
-    digest: of the page as published; deviations: every departure of this run from it. data_fingerprint: of the files
+    digest: of the page as published. resolved_recipe: what ran, complete and exact, floats by their shortest exact
+    text; None in rows of the first edition, and so is bad_images. deviations: every departure from the page, rounded
+    for reading: nothing is worked out from them. plugins: sha256 of each file of components of the user's own, by its
+    path. data_fingerprint: of the files
     or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is the recipe's
     loss against unsmoothed targets. scored: the weights that the scores belong to, the model's own or their average;
     other_top1_pct: of the ones not scored, where the run kept an average. bitwise: may a rerun on this machine be
@@ -67,6 +92,9 @@ class Row(Page):
     split: Text
     seed: Count
     deviations: tuple[RowDeviation, ...]
+    resolved_recipe: ExactJson | None = None
+    bad_images: Literal["fail", "skip"] | None = None
+    plugins: dict[Text, Sha256] = {}
     ablation: Text | None = None
     cell: Text | None = None
     status: Literal["finished", "diverged"]

@@ -15,6 +15,7 @@ from trainer.base.errors import PageError, did_you_mean
 from trainer.base.json_text import json_file
 from trainer.base.names import check_links, inside
 from trainer.models.build import assembled, check_model_name
+from trainer.recipe import tree
 from trainer.recipe.check import check
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
@@ -85,7 +86,7 @@ def plan_of_run(folder: Path) -> Plan:
     """
     recipe, facts = recipe_of(folder)
     try:
-        profile = check(Profile, _tuples(facts["profile"]))
+        profile = check(Profile, tree.from_json(facts["profile"]))
     except PageError as error:
         raise PlanError(
             f"{folder / 'plan.json'}: profile: {error}; put the file back as the run wrote it"
@@ -97,14 +98,8 @@ def plan_of_run(folder: Path) -> Plan:
         profile=profile,
         seed=facts["seed"],
         bad_images=facts["bad_images"],
+        plugins=facts.get("plugins"),
     )
-
-
-def _tuples(data: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    if isinstance(data, dict):
-        return {key: _tuples(part) for key, part in data.items()}
-    return tuple(map(_tuples, data)) if isinstance(data, list) else data
 
 
 def open_model(folder: Path | str) -> nn.Module:

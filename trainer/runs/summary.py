@@ -14,9 +14,9 @@ from trainer.components.pixels.channels import channel_notes
 from trainer.engine.settings import Settings
 from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import Row as Explained
-from trainer.recipe.explain import shown
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
+from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path
 from trainer.tools.faults import touches_result
@@ -51,8 +51,8 @@ def deviations(out: Console, plan: Plan) -> None:
     """One line for each departure from the page."""
     if not plan.deviations:
         out.print("deviations  none: the page as it stands")
-    for change in plan.deviations:
-        line = f"deviation  {change.path}: {shown(change.before)} -> {shown(change.after)}  ({change.origin})"
+    for change in deviation_rows(plan):
+        line = f"deviation  {change.path}: {change.before} -> {change.after}  ({change.origin})"
         out.print(line, style="yellow", markup=False)
 
 

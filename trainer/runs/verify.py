@@ -11,9 +11,10 @@ from typing import Any
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
+from trainer.recipe import schema as recipe
 from trainer.recipe.plan import Plan
-from trainer.report.table_rows import AGAIN
 from trainer.runs.export import digest_of, timm_facts
+from trainer.runs.identity import first_name
 from trainer.runs.job import published_page
 from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.results import Row, read_row, read_row_file, row_path
@@ -148,10 +149,12 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that may change the score."""
     _, facts = recipe_of(folder)
     yield same(
-        "the run's name from recipe.yaml",
-        AGAIN.sub("", row.run),
-        plan.run_name(row.data_fingerprint),
+        "the run's name from recipe.yaml", first_name(row.run), plan.run_name(row.data_fingerprint)
     )
+    if row.resolved_recipe is not None:
+        yield same(
+            "the row's resolved recipe", plan.recipe.digest, recipe.digest_of(row.resolved_recipe)
+        )
     yield same("plan.json's page digest", row.digest, facts.get("page_digest"))
     yield same("plan.json's steps", plan.num_steps, facts.get("num_steps"))
     told = [
