@@ -10,6 +10,10 @@ class UserError(ValueError):
     """What the user wrote is wrong: one line that says where, what was found and what would do."""
 
 
+class PlanError(UserError):
+    """The recipe, the data set and the machine do not fit together."""
+
+
 def printable(text: str) -> str:
     """Text on one line, what a terminal would obey written out: \\x1b."""
     return "".join(

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from trainer.base.errors import UserError
-from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
+from trainer.models.parts.norm_layers import StepNorm
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -45,7 +45,7 @@ def _check_norms(model: nn.Module) -> None:
         is_moving = getattr(module, "running_var", None) is not None and not type(
             module
         ).__name__.startswith("Frozen")
-        if is_moving and not isinstance(module, (_NormBase, EstimatedBatchNorm2d)):
+        if is_moving and not isinstance(module, (_NormBase, StepNorm)):
             raise UserError(
                 f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "
                 "activation_checkpointing=0 would do"

@@ -14,6 +14,7 @@ from trainer.base import provenance
 from trainer.base.disk import must_write
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.memory import peak_mem_mib
+from trainer.base.plugins import loaded_plugins
 from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks, alone
@@ -340,6 +341,7 @@ def make_row(
         injected=tuple(progress.injected),
         activation_checkpointing=settings.activation_checkpointing,
         compiled=settings.compile,
+        plugins=loaded_plugins(),
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),

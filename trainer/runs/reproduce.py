@@ -14,6 +14,7 @@ from trainer.ablation.cells import row_key
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import UserError
+from trainer.base.plugins import reasons_against
 from trainer.base.signals import StopRequest
 from trainer.engine.settings import Settings
 from trainer.recipe import check
@@ -96,6 +97,7 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             f"page and deviations lead to {plan.run_name(row.data_fingerprint)} now: the row's text does not tell all of its "
             f"plan; make recipe=runs/{row.run}/recipe.yaml does, where that folder is"
         )
+    yield from reasons_against(row.plugins)
     now = provenance.versions()
     for name in sorted(set(now) | set(row.versions)):
         if now.get(name) != row.versions.get(name):
@@ -109,6 +111,12 @@ def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
     return (
         f"the images have the fingerprint {fingerprint[:12]}, the row's had {row.data_fingerprint[:12]}",
     )
+
+
+def check_plugins(row: Row) -> None:
+    """Refuse plugins that are not the row's, before they are missed as an unknown component. Raises ReproduceError."""
+    if reasons := reasons_against(row.plugins):
+        raise _refusal(row, reasons)
 
 
 def _refusal(row: Row, reasons: Sequence[str]) -> ReproduceError:

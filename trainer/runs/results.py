@@ -55,6 +55,7 @@ class Row(Page):
     threads, versions), each with its step, and where
     memory ran out; the row's own values are those of the last process. injected: faults on purpose (inject=) that touched its
     result or its speed; with the first it stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
+    plugins: the user's own files that were loaded, by name, each with its sha256.
     """
 
     run: Name
@@ -96,6 +97,7 @@ class Row(Page):
     injected: tuple[Text, ...] = ()
     activation_checkpointing: bool = False
     compiled: bool = False
+    plugins: dict[Text, Text] = {}
     weights_sha256: Text | None
     device: Text
     versions: dict[Text, Text]
