@@ -13,7 +13,7 @@ VENV := .venv
 RSB := $(VENV)/bin/python -m trainer
 
 TRAIN_VARIABLES := recipe model data data_dir seed set device precision workers loader bad_images checkpoint_s runs results again gpus procs micro_batch activation_checkpointing compile inject keep_every
-VARIABLES := $(TRAIN_VARIABLES) nodes cpus hours sbatch job a b run models recipes ablation measure jobs retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
+VARIABLES := $(TRAIN_VARIABLES) plugins nodes cpus hours sbatch job a b run models recipes ablation measure jobs retries fail_fast on address per_cell seeds from to steps ramp curve metric sort columns filter format row anyway evaluate src out max_side jpeg_share quality images ffcv pytest gpu rounds
 
 # ---- variables reach the program as text: never expanded by make, quoted for the shell, unknown names refused
 written := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
@@ -33,7 +33,7 @@ define newline
 
 endef
 quoted = '$(subst $(newline),$(space),$(subst ','\'',$(value $(1))))'
-flags = $(foreach name,$(filter $(filter-out again,$(1)),$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
+flags = $(foreach name,$(filter $(filter-out again,$(1)) plugins,$(written)),--$(subst _,-,$(name)) $(call quoted,$(name)))
 fail_fast_flag = $(if $(filter fail_fast,$(written)),$(if $(filter-out 0 no false,$(value fail_fast)),--fail-fast))
 anyway_flag = $(if $(filter anyway,$(written)),$(if $(filter-out 0 no false,$(value anyway)),--anyway))
 evaluate_flag = $(if $(filter evaluate,$(written)),$(if $(filter-out 0 no false,$(value evaluate)),--evaluate,--no-evaluate))
@@ -70,7 +70,7 @@ diff: $(VENV)/.ready  ## what two pages say differently (a b)
 	@$(RSB) diff $(call flags,a b)
 
 recipes: $(VENV)/.ready  ## the pages there are
-	@$(RSB) recipes
+	@$(RSB) recipes $(call flags,)
 
 matrix: $(VENV)/.ready  ## one real step of every page on every family of models, or the reason why not (models recipes results)
 	@$(RSB) matrix $(call flags,models recipes results)
@@ -147,6 +147,7 @@ help:  ## this list
 #: keep_every epochs between two checkpoints that stay: keep_every=50; default 0: only the last two do
 #: runs folder of the run folders; default runs
 #: results the store of rows; default results
+#: plugins Python files with components of your own, in every command that reads a page: plugins=my_losses.py,my_norms.py
 #: again again=1 makes a new run where the row is there already
 #: nodes,cpus,hours of make launch-slurm: machines, cores of each rank, the job's time; default 1, 8, 24
 #: sbatch further words for sbatch: sbatch="--partition=big"; job is the file to write, default job.sh

@@ -1,7 +1,5 @@
 """The losses against timm, torch, torchvision and float64 NumPy."""
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from timm.loss import SoftTargetCrossEntropy as TimmSoft
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
+from trainer.base.component import registered
 from trainer.components.losses import (
     AsymmetricLoss,
     BinaryCrossEntropy,
@@ -260,7 +259,7 @@ def test_a_split_batch_adds_up(loss):
     torch.testing.assert_close(halves, loss(logits, targets), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", get_args(get_args(Loss)[0]), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", registered(Loss), ids=lambda kind: kind.__name__)
 def test_every_loss_has_an_example(kind):
     loss = TypeAdapter(Loss).validate_python(
         {"name": kind.model_fields["name"].default, **kind.example}

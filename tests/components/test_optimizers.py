@@ -1,7 +1,6 @@
 """Groups, clipping and the optimizers that torch provides."""
 
 import copy
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from timm.layers import BatchNormAct2d, LayerNorm2d, RmsNorm
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from trainer.base.component import registered
 from trainer.components import lamb
 from trainer.components.optimizers import (
     AdamW,
@@ -209,7 +209,7 @@ def test_rmsprop_equals_its_formula(centered, decoupled_decay):
     np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", get_args(get_args(Optimizer)[0]), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", registered(Optimizer), ids=lambda kind: kind.__name__)
 def test_every_optimizers_example_moves_weights_downhill(kind):
     page = TypeAdapter(Optimizer).validate_python(
         {"name": kind.model_fields["name"].default, **kind.example}

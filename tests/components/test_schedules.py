@@ -1,7 +1,6 @@
 """Schedules against timm's and torch's schedulers, numpy.interp and closed forms."""
 
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from timm.scheduler import PolyLRScheduler
 from torch.optim import lr_scheduler
 
+from trainer.base.component import registered
 from trainer.components.learning_rate import LearningRate
 from trainer.components.schedules import Schedule
 
@@ -140,7 +140,7 @@ def test_a_warmup_in_steps_is_one_in_epochs_of_as_many():
     )
 
 
-@pytest.mark.parametrize("kind", get_args(get_args(Schedule)[0]), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", registered(Schedule), ids=lambda kind: kind.__name__)
 def test_every_schedules_example_is_a_page(kind):
     lr = rate(name=kind.model_fields["name"].default, **kind.example)
     found = rates(lr, 5, 100)

@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,12 +14,11 @@ import pytest
 from support.plans import small_plan, small_set
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.cli.train import check_norms
 from trainer.distributed import launch
 from trainer.distributed.env import find_place, first_host
 from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
 from trainer.engine.settings import make_settings, rank_device
-from trainer.recipe.plan import PlanError, make_plan
+from trainer.recipe.plan import PlanError, check_settings, make_plan
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -140,11 +140,12 @@ SYNC = "'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}' "
 
 def test_joined_statistics_need_gpus_and_equal_shares():
     plan = small_plan(overrides=SYNC)
-    check_norms(plan, "cpu")
+    settings = make_settings("cpu")
+    check_settings(plan, settings)
     joined = make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
-    check_norms(joined, "cuda:0")
+    check_settings(joined, replace(settings, device="cuda:0"))
     with pytest.raises(PlanError, match="GPUs alone; one rank"):
-        check_norms(joined, "cpu")
+        check_settings(joined, settings)
     plan = small_plan(
         overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false"
     )  # 1437 = 179 x 8 + 5

@@ -18,12 +18,12 @@ from trainer.data.dataset import open_data
 from trainer.distributed.communicator import alone
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.evaluate import evaluate
-from trainer.engine.micro_batches import check_pieces, cut, pieces_at, remedies, told
+from trainer.engine.micro_batches import cut, pieces_at, remedies, told
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
-from trainer.recipe.plan import make_plan
+from trainer.recipe.plan import check_settings, make_plan
 from trainer.runs.job import deviation_of_memory
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
@@ -244,9 +244,9 @@ def test_one_image_that_does_not_fit_ends_an_evaluation_in_a_line():
 def test_ranks_that_join_statistics_cannot_try_again():
     plan = small_plan(overrides="'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}'")
     settings = make_settings("cpu", workers="0", micro_batch="auto")
-    check_pieces(plan, settings)
+    check_settings(plan, settings)
     with pytest.raises(UserError, match="without micro_batch="):
-        check_pieces(make_plan(plan.recipe, plan.model, plan.profile, world_size=2), settings)
+        check_settings(make_plan(plan.recipe, plan.model, plan.profile, world_size=2), settings)
     with pytest.raises(UserError, match="micro_batch=atuo: unknown .did you mean auto"):
         make_settings("cpu", micro_batch="atuo")
 

@@ -194,6 +194,7 @@ def layers_in(file: str) -> list[type[nn.Module]]:
         if isinstance(found, type)
         and issubclass(found, nn.Module)
         and found.__module__ == module.__name__
+        and not inspect.isabstract(found)
     ]
 
 

@@ -36,7 +36,7 @@ from trainer.recipe.profiles import PROFILES, find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
 from trainer.report.compare import differences, read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
-from trainer.runs.identity import first_name
+from trainer.recipe.identity import first_name
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
 from trainer.runs.run_folder import plan_of_run

@@ -14,6 +14,7 @@ from typing import Any
 from trainer.ablation.cell_run import Repeat, Shared, written_to
 from trainer.base import provenance
 from trainer.base.errors import UserError
+from trainer.base.plugins import loaded_plugins
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 
@@ -43,7 +44,7 @@ class Trial:
 
 
 def shape_of(plan: Plan) -> str:
-    """16 hex digits over all that decides whether a step works: the page without its real numbers, model, data, versions."""
+    """16 hex digits over all that decides whether a step works: the page without its real numbers, model, data, versions, plugins."""
     page = {
         key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE
     }
@@ -55,7 +56,9 @@ def shape_of(plan: Plan) -> str:
         plan.bad_images,
     )
     text = json.dumps(
-        [_without_reals(page), facts, provenance.versions()], sort_keys=True, default=str
+        [_without_reals(page), facts, provenance.versions() | loaded_plugins()],
+        sort_keys=True,
+        default=str,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -62,6 +62,10 @@ class OverrideError(UserError):
         self.labels = labels
 
 
+class PlanError(UserError):
+    """The recipe, the data set and the machine do not fit together."""
+
+
 def printable(text: str) -> str:
     """Text on one line, what a terminal would obey written out: \\x1b."""
     return "".join(

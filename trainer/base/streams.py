@@ -8,6 +8,8 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philo
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 # One purpose, one stream. A number here is part of every published run: add, never renumber.
@@ -25,6 +27,13 @@ PURPOSES = {
     "replacement": 11,
     "lighting": 12,
 }
+
+
+def add_purpose(purpose: str) -> None:
+    """A stream for a component from elsewhere; its number, far above those here, depends on its name alone."""
+    digest = hashlib.sha256(purpose.encode()).digest()
+    PURPOSES.setdefault(purpose, 2**31 + int.from_bytes(digest[:4], "big") // 2)
+
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)

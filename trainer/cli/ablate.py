@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.plugins import load_plugins
+
 Ablation = Annotated[
     str, typer.Option(help="A page: a name in ablations/, or a path to a .yaml file.")
 ]
@@ -73,6 +75,12 @@ def ablate(
     checkpoint_s: CheckpointS = 60.0,
     runs: Runs = Path("runs"),
     results: Results = "results",
+    plugins: Annotated[
+        str,
+        typer.Option(
+            help="Python files with components of your own: my_losses.py, several with commas."
+        ),
+    ] = "",
 ) -> None:
     """Run the cells of an ablation that have no row yet. The same command goes on where it was stopped or killed.
 
@@ -81,6 +89,7 @@ def ablate(
     check_words(on, device, gpus, per_cell)
     if on == "here":
         use_threads(runs, ablation, jobs or gpus or 1)
+    load_plugins(plugins)  # after the threads: a plugin may import torch
     from trainer.ablation.cell_run import repeats_of
     from trainer.ablation.live_table import SweepTable, closing_lines
     from trainer.ablation.runner import Sweep

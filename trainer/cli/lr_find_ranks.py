@@ -10,13 +10,14 @@ from typing import Any
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
-from trainer.cli.train import check_norms, say
+from trainer.cli.train import say
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.engine.settings import check_writable, rank_device
 from trainer.lr_finder import show as range_show
 from trainer.lr_finder.api import Question, run, set_up
+from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
 
@@ -60,7 +61,7 @@ def _find(
     out = show.console()
     out.quiet = not ranks.is_first
     bench = set_up(job, question, machine, ranks)
-    check_norms(bench.plan, bench.settings.device)
+    check_settings(bench.plan, bench.settings)
     if ranks.is_first:
         check_writable("runs", bench.settings.runs)
     range_show.head(out, bench)

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 from __future__ import annotations
 
 import functools
+import inspect
 from pathlib import Path
 from typing import Annotated
 
@@ -122,15 +123,31 @@ BadImages = Annotated[
 ]
 
 
+Plugins = Annotated[
+    str,
+    typer.Option(
+        help="Python files with components of your own: my_losses.py, several with commas."
+    ),
+]
+
+
 def user_errors(command):
-    """Turn what a user wrote wrong into one line on standard error and exit 2."""
+    """Turn what a user wrote wrong into one line on standard error and exit 2; and load plugins before the command runs.
+
+    A command with a parameter `plugins` of its own loads them itself.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    loads_itself = "plugins" in signature.parameters
 
     @functools.wraps(command)
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
         from trainer.base.memory import line_of
+        from trainer.base.plugins import load_plugins
 
         try:
+            if not loads_itself:
+                load_plugins(named.pop("plugins", ""))
             return command(*positional, **named)
         except Exception as error:
             line = line_of(error)
@@ -139,6 +156,16 @@ def user_errors(command):
             typer.echo(f"error: {line}", err=True)
             raise typer.Exit(2) from None
 
+    if not loads_itself:
+        given = inspect.Parameter(
+            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Plugins
+        )
+        wrapped.__signature__ = signature.replace(
+            parameters=[*signature.parameters.values(), given]
+        )
+        wrapped.__annotations__ = inspect.get_annotations(command, eval_str=True) | {
+            "plugins": Plugins
+        }
     return wrapped
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import app, user_errors
+from trainer.base.plugins import load_plugins
+from trainer.cli.main import Plugins, app, user_errors
 
 
 @app.command(
@@ -27,6 +28,7 @@ def launch_slurm(
         str, typer.Option(help='Further words for sbatch: "--partition=big --account=me".')
     ] = "",
     job: Annotated[Path, typer.Option(help="The file to write.")] = Path("job.sh"),
+    plugins: Plugins = "",
 ) -> None:
     """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into the queue again.
 
@@ -35,7 +37,12 @@ def launch_slurm(
     from trainer.cli.train import write_job
     from trainer.runs.job import Job
 
-    words = [*context.args, *(() if gpus else ("--device", "cpu"))]
+    load_plugins(plugins)
+    words = [
+        *context.args,
+        *(() if gpus else ("--device", "cpu")),
+        *(("--plugins", plugins) if plugins else ()),
+    ]
     asked = (
         typer.main.get_command(app)
         .commands["train"]

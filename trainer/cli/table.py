@@ -125,9 +125,11 @@ def reproduce(
         from trainer.engine.settings import make_settings
         from trainer.report.compare import find_row
         from trainer.report.table_rows import stored_rows
-        from trainer.runs.reproduce import plan_again, run_again, same_cell, verdict
+        from trainer.runs.reproduce import check_plugins, plan_again, run_again, same_cell, verdict
 
         out, found = table_show.console(), find_row(row, results, runs)
+        if not anyway:
+            check_plugins(found)
         again = plan_again(found, runs, recipe, data, data_dir)
         settings = make_settings(
             device, precision or found.precision, workers, runs, results, in_memory=True

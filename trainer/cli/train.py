@@ -17,11 +17,9 @@ from trainer.data.ffcv.beton import chosen_loader
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, slurm_job
-from trainer.engine.micro_batches import check_pieces
 from trainer.engine.settings import check_writable, make_settings, rank_device
 from trainer.models.build import check_model_name
-from trainer.models.parts.norms import SyncBatchNorm
-from trainer.recipe.plan import Plan, PlanError
+from trainer.recipe.plan import check_settings
 from trainer.recipe.profiles import data_folder
 from trainer.runs import summary as show
 from trainer.runs.checkpoint import write_atomically
@@ -101,8 +99,7 @@ def train_rank(
         in_memory=opened.train.is_in_memory,
         num_ranks_here=num_ranks_here,
     )
-    check_norms(plan, settings.device)
-    check_pieces(plan, settings)
+    check_settings(plan, settings)
     check_faults(settings.inject, plan)
     if ranks.is_first:
         check_writable("runs", settings.runs)
@@ -113,17 +110,6 @@ def train_rank(
     if row is not None:
         show.row(console, row, settings, plan)
     return code, row
-
-
-def check_norms(plan: Plan, device: str) -> None:
-    """Refuse SyncBatchNorm over ranks on the CPU, which torch does not have. Raises PlanError."""
-    norm = plan.recipe.model.norm if plan.recipe.model else None
-    if isinstance(norm, SyncBatchNorm) and plan.world_size > 1 and device == "cpu":
-        raise PlanError(
-            "model.norm sync_batch_norm: joins ranks on GPUs alone; use one rank, or "
-            'set="model.norm={name: batch_norm, momentum: %g, eps: %g, affine: true}"'
-            % (norm.momentum, norm.eps)
-        )
 
 
 def write_job(words: list[str], job: Job, slurm: dict, path: Path) -> None:

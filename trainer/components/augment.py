@@ -1,18 +1,20 @@
-"""All augmentations that a page's `augment` list can hold."""
+"""All augmentations that come with the suite: to import them is to register them."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
+from trainer.components.augmentation import Augmentation
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.lighting import Lighting
 from trainer.components.rand_augment import RandAugment
 from trainer.components.trivial_augment import TrivialAugment
 
-Augmentation = Annotated[
-    RandomResizedCrop | Flip | RandAugment | TrivialAugment | Lighting | RandomErasing,
-    Field(discriminator="name"),
+__all__ = [
+    "Augmentation",
+    "Flip",
+    "Lighting",
+    "RandAugment",
+    "RandomErasing",
+    "RandomResizedCrop",
+    "TrivialAugment",
 ]

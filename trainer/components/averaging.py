@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from trainer.base.component import Ingredient
 
+Change = tuple[int, int]
+
 
 class WeightAverage(Ingredient):
     """An exponential moving average of all weights and floating-point buffers.
@@ -32,6 +34,20 @@ class WeightAverage(Ingredient):
     adjusted: bool = False
     restarts_in_warmup: bool = False
     is_scored: bool = False
+
+    def scaled(self, num_steps: Change, batch_images: Change, epochs: Change) -> WeightAverage:
+        """The average over the same share of a run of other length: over its last tenth it stays so.
+
+        What an update takes in grows as updates become fewer, up to a half. Each is (before, after), num_steps of the run.
+        """
+        every_steps = max(1, round(self.every_steps * num_steps[1] / num_steps[0]))
+        taken = 1 - self.decay
+        if self.adjusted:
+            taken *= batch_images[0] * self.every_steps / epochs[0]
+        taken = min(0.5, taken * (num_steps[0] / self.every_steps) / (num_steps[1] / every_steps))
+        if self.adjusted:
+            taken /= batch_images[1] * every_steps / epochs[1]
+        return self.model_copy(update={"decay": round(1 - taken, 6), "every_steps": every_steps})
 
     def start(self, model: nn.Module) -> Average:
         """An average that begins as a copy of `model`, on the same device."""

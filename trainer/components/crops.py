@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from trainer.base.component import Ingredient
 from trainer.base.streams import uniforms
+from trainer.components.augmentation import Crop, Mirror
 from trainer.components.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
@@ -19,7 +19,7 @@ from trainer.components.boxes import (
 )
 
 
-class RandomResizedCrop(Ingredient):
+class RandomResizedCrop(Crop):
     """A box of random area and aspect, later resized to the training size.
 
     area: bounds of the box's share of the image.
@@ -35,17 +35,18 @@ class RandomResizedCrop(Ingredient):
     area: AreaRange
     aspect: AspectRange
     interpolation: Literal["bilinear", "bicubic", "random"]
-    stage: ClassVar[str] = "decode"
+    purpose: ClassVar[str] = "crop"
+    example: ClassVar[dict[str, Any]] = {
+        "area": (0.08, 1.0),
+        "aspect": (0.75, 1.3333),
+        "interpolation": "random",
+    }
 
     def draw(
         self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [B, 4] int64 as (top, left, height, width) in px, and whether each resize is bicubic [B] bool.
-
-        ids: [B, 3] (epoch, sample, repeat). heights, widths: [B], the sizes of the whole images in px.
-        """
         heights, widths = (np.asarray(side, dtype=np.int64) for side in (heights, widths))
-        draws = uniforms(seed, "crop", ids, 2 * NUM_ATTEMPTS + 3)
+        draws = uniforms(seed, self.purpose, ids, 2 * NUM_ATTEMPTS + 3)
         tried_w, tried_h = drawn_sides(draws[:, :-3], heights * widths, self.area, self.aspect)
         fits = (
             (tried_w >= 1)
@@ -59,6 +60,9 @@ class RandomResizedCrop(Ingredient):
         top = np.where(found, drawn_start(draws[:, -3], heights - height), (heights - height) // 2)
         left = np.where(found, drawn_start(draws[:, -2], widths - width), (widths - width) // 2)
         return np.stack([top, left, height, width], axis=1), self._is_bicubic(draws[:, -1])
+
+    def with_least_area(self, share: float) -> Self:
+        return self.model_copy(update={"area": (share, 1.0)})
 
     def _central_sides(
         self, heights: np.ndarray, widths: np.ndarray
@@ -74,15 +78,14 @@ class RandomResizedCrop(Ingredient):
         return draws < {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[self.interpolation]
 
 
-class Flip(Ingredient):
+class Flip(Mirror):
     """Left and right change places in half of the images."""
 
     name: Literal["flip"] = "flip"
-    stage: ClassVar[str] = "decode"
+    purpose: ClassVar[str] = "flip"
 
     def draw(self, seed: int, ids: np.ndarray) -> np.ndarray:
-        """Whether each image is flipped: [B] bool, for ids [B, 3] (epoch, sample, repeat)."""
-        return uniforms(seed, "flip", ids, 1)[:, 0] < 0.5
+        return uniforms(seed, self.purpose, ids, 1)[:, 0] < 0.5
 
 
 def evaluation_size(test_px: int, crop_share: float) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.base.component import Ingredient, Share
+from trainer.base.component import Share
 from trainer.base.streams import device_normals, uniforms
+from trainer.components.augmentation import OfNormalized
 from trainer.components.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
@@ -21,7 +22,7 @@ from trainer.components.boxes import (
 from trainer.components.pixels.transfer import on
 
 
-class RandomErasing(Ingredient):
+class RandomErasing(OfNormalized):
     """One box in some of the images is replaced by noise or by the mean.
 
     share: how many of the images, in [0, 1].
@@ -40,15 +41,23 @@ class RandomErasing(Ingredient):
     area: AreaRange
     aspect: AspectRange
     fill: Literal["noise", "mean"]
-    stage: ClassVar[str] = "normalized"
+    purpose: ClassVar[str] = "erase"
+    example: ClassVar[dict[str, Any]] = {
+        "share": 0.25,
+        "area": (0.02, 0.33),
+        "aspect": (0.3, 3.3),
+        "fill": "noise",
+    }
 
-    def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
         """The box of each image of image_px x image_px, for ids [B, 3] (epoch, sample, repeat).
 
         Gives box [B, 4] int64 as (top, left, height, width) in px, all zero where nothing is erased, and
         noise_key [B] int64 below 2**32.
         """
-        draws = uniforms(seed, "erase", ids, 2 * NUM_ATTEMPTS + 4)
+        draws = uniforms(seed, self.purpose, ids, 2 * NUM_ATTEMPTS + 4)
         tried_h, tried_w = drawn_sides(
             draws[:, :-4], np.full(len(draws), image_px**2), self.area, self.aspect
         )

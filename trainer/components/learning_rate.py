@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import NonNegative, Page
-from trainer.components.schedules import NumEpochs, PiecewiseLinear, Schedule
+from trainer.components.schedules import NumEpochs, Schedule
 
 
 class LearningRate(Page):
@@ -53,9 +53,9 @@ class LearningRate(Page):
             raise ValueError(
                 "warmup_steps needs a rate that moves at every step: write updated: per_step"
             )
-        if lengths and isinstance(self.schedule, PiecewiseLinear):
+        if lengths and self.schedule.has_own_warmup:
             raise ValueError(
-                f"piecewise_linear holds its own warm-up: leave {lengths[0]} and warmup_from out"
+                f"{self.schedule.name} holds its own warm-up: leave {lengths[0]} and warmup_from out"
             )
         return self
 
@@ -65,7 +65,7 @@ class LearningRate(Page):
             raise ValueError(
                 f"warmup_from {self.warmup_from:g} is above the peak {self.peak:g}: start at or below it"
             )
-        end = getattr(self.schedule, "end", 0.0)
+        end = self.schedule.end_rate()
         if end > self.peak:
             raise ValueError(
                 f"schedule.end {end:g} is above the peak {self.peak:g}: end at or below it"

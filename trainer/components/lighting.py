@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.special import ndtri
 from torch import Tensor
 
-from trainer.base.component import Ingredient, Positive
-from trainer.base.errors import UserError
+from trainer.base.component import Positive
 from trainer.base.streams import uniforms
+from trainer.components.augmentation import OfNormalized
 from trainer.components.pixels.transfer import on
 
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue, column k for value k:
@@ -23,7 +23,7 @@ _VECTORS = np.array(
 _STD = np.array([0.229, 0.224, 0.225])
 
 
-class Lighting(Ingredient):
+class Lighting(OfNormalized):
     """One colour is added to the whole image: a random mixture of the three main directions of ImageNet's colours.
 
     std: deviation of the three normal numbers that are multiplied with the directions' eigenvalues.
@@ -37,23 +37,19 @@ class Lighting(Ingredient):
 
     name: Literal["lighting"] = "lighting"
     std: Positive
-    stage: ClassVar[str] = "normalized"
+    purpose: ClassVar[str] = "lighting"
+    needs_rgb: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {"std": 0.1}
 
-    def check_channels(self, num_channels: int) -> None:
-        """Refuse images that are not red, green and blue. Raises UserError."""
-        if num_channels != len(_VALUES):
-            found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
-            raise UserError(
-                f'augment.lighting: it is about red, green and blue; {found}; use set="augment.lighting=null"'
-            )
-
-    def draw(self, seed: int, ids: np.ndarray, image_px: int) -> dict[str, np.ndarray]:
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
         """The colour of each image, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
 
         Gives color [B, 3] float32 in units of a normalized image: red, green, blue.
         """
         # A draw is a multiple of 2**-32, 0 among them: half a unit more keeps the normal number finite.
-        strengths = self.std * ndtri(uniforms(seed, "lighting", ids, 3) + 2.0**-33)
+        strengths = self.std * ndtri(uniforms(seed, self.purpose, ids, 3) + 2.0**-33)
         return {"color": (strengths * _VALUES @ _VECTORS.T / _STD).astype(np.float32)}
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -15,9 +15,57 @@ from trainer.base.component import Ingredient, NonNegative, Positive
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _PerClass(Ingredient):
+class Loss(Ingredient):
+    """How far answers are from targets.
+
+    compares_splits: it is given several answers to each image, one for each of a page's augment_splits.
+    """
+
+    kind: ClassVar[str] = "loss"
+    compares_splits: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
+
+    @property
+    @abstractmethod
+    def of_image(self) -> ImageLoss:
+        """The part that the answer to a single image can be wrong for."""
+
+
+class ImageLoss(Loss):
+    """A loss of one answer an image; most are, and derive from this."""
+
+    kind: ClassVar[str] = "loss"
+
+    @property
+    @abstractmethod
+    def is_linear(self) -> bool:
+        """Is it linear in its targets, once they have passed `target_threshold`? Then their mean tells all of them."""
+
+    @property
+    def of_image(self) -> Self:
+        return self
+
+    @property
+    def target_threshold(self) -> float | None:
+        """Targets above it count as 1, the others as 0; None keeps them soft."""
+        return None
+
+    def without_threshold(self) -> Self:
+        """The same loss of soft targets."""
+        return self
+
+    def best_logits(self, shares: Tensor) -> Tensor:
+        """About the best constant logits for the mean targets [K] in (0, 1): a search for them starts there."""
+        return shares.logit()
+
+
+class _PerClass(ImageLoss):
     """What the losses share that ask one independent yes/no question per class: see BinaryCrossEntropy."""
 
+    is_linear: ClassVar[bool] = True
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     sum_classes: bool = False
 
@@ -28,6 +76,13 @@ class _PerClass(Ingredient):
         # Half-precision logits are widened first: the sum over thousands of classes would lose them.
         loss = self._mean(logits.to(targets.dtype), targets)
         return loss * targets.shape[1] if self.sum_classes else loss
+
+    @property
+    def target_threshold(self) -> float | None:
+        return self.threshold
+
+    def without_threshold(self) -> Self:
+        return self.model_copy(update={"threshold": None})
 
     @abstractmethod
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -114,7 +169,7 @@ class AsymmetricLoss(_PerClass):
         return -(yes + (1 - targets) * weight * log_rest).mean()
 
 
-class CrossEntropy(Ingredient):
+class CrossEntropy(ImageLoss):
     """One question with K answers: the softmax of the scores against the target's shares.
 
     Called with the logits and the soft targets of one micro-batch:
@@ -126,14 +181,18 @@ class CrossEntropy(Ingredient):
     """
 
     name: Literal["ce"] = "ce"
+    is_linear: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
         return functional.cross_entropy(logits.to(targets.dtype), targets)
 
+    def best_logits(self, shares: Tensor) -> Tensor:
+        return shares.log()
 
-class JensenShannon(Ingredient):
+
+class JensenShannon(Loss):
     """A loss of the plain images, and how much the answers differ between splits that are augmented differently.
 
     Called with the logits of all splits, the plain one first, and the soft targets of the images:
@@ -148,9 +207,8 @@ class JensenShannon(Ingredient):
 
     name: Literal["jensen_shannon"] = "jensen_shannon"
     weight: Positive
-    loss: Annotated[
-        BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy, Field(discriminator="name")
-    ]
+    loss: ImageLoss
+    compares_splits: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"weight": 12.0, "loss": {"name": "ce"}}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -159,6 +217,10 @@ class JensenShannon(Ingredient):
         loss = self.loss(splits[0], targets)
         return loss if len(splits) == 1 else loss + self.weight * self._divergence(splits)
 
+    @property
+    def of_image(self) -> ImageLoss:
+        return self.loss
+
     @staticmethod
     def _divergence(splits: Tensor) -> Tensor:
         """[S, B, K] logits to a scalar: the mean over images of the mean over splits of KL(split | mixture)."""
@@ -166,9 +228,3 @@ class JensenShannon(Ingredient):
         shares = log_shares.exp()
         log_mixture = shares.mean(dim=0).clamp(1e-7, 1).log()
         return (shares * (log_shares - log_mixture)).sum(dim=2).mean()
-
-
-Loss = Annotated[
-    BinaryCrossEntropy | FocalLoss | AsymmetricLoss | CrossEntropy | JensenShannon,
-    Field(discriminator="name"),
-]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,18 +32,22 @@ class Mix:
     box: Box | None
 
 
-class _Mixing(Ingredient):
+class Mixing(Ingredient):
     """What all ways of mixing share.
 
     partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b - 1 (torchvision).
     """
 
+    kind: ClassVar[str] = "mix"
+    purpose: ClassVar[str] = "mix"
     partner: Literal["reversed", "rolled"]
 
     def draw(self, seed: int, step: int, micro_batch: int, image_px: int) -> Mix:
         """The mix of one micro-batch of square images of image_px pixels a side, a pure function of its address."""
-        which, level, down, across = uniforms(seed, "mix", np.array([[step, micro_batch]]), 4)[0]
-        alpha, has_box = self._choose(which)
+        which, level, down, across = uniforms(
+            seed, self.purpose, np.array([[step, micro_batch]]), 4
+        )[0]
+        alpha, has_box = self.choose(which)
         share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
         if not has_box:
             return Mix(share, None)
@@ -53,7 +57,7 @@ class _Mixing(Ingredient):
         return Mix(1 - (bottom - top) * (right - left) / image_px**2, box)
 
     @abstractmethod
-    def _choose(self, which: float) -> tuple[float, bool]:
+    def choose(self, which: float) -> tuple[float, bool]:
         """The Beta distribution's alpha, and whether a box is cut, for a uniform draw in [0, 1)."""
 
     def _partners(self, tensor: Tensor) -> Tensor:
@@ -87,44 +91,49 @@ def _blended_in_pairs(tensor: Tensor, share: float) -> Tensor:
     return tensor
 
 
-class Mixup(_Mixing):
+class Mixup(Mixing):
     """Whole images blended: share * own + (1 - share) * partner, share ~ Beta(alpha, alpha).
 
     Source: Zhang et al. 2017, arXiv:1710.09412.
     """
 
     name: Literal["mixup"] = "mixup"
+    example: ClassVar[dict[str, Any]] = {"alpha": 0.2, "partner": "reversed"}
     alpha: Alpha
 
-    def _choose(self, which: float) -> tuple[float, bool]:
+    def choose(self, which: float) -> tuple[float, bool]:
         return self.alpha, False
 
 
-class CutMix(_Mixing):
+class CutMix(Mixing):
     """A box pasted from the partner, of about 1 - Beta(alpha, alpha) of the area; targets follow the exact area.
 
     Source: Yun et al. 2019, arXiv:1905.04899.
     """
 
     name: Literal["cutmix"] = "cutmix"
+    example: ClassVar[dict[str, Any]] = {"alpha": 1.0, "partner": "reversed"}
     alpha: Alpha
 
-    def _choose(self, which: float) -> tuple[float, bool]:
+    def choose(self, which: float) -> tuple[float, bool]:
         return self.alpha, True
 
 
-class MixupOrCutMix(_Mixing):
+class MixupOrCutMix(Mixing):
     """CutMix for cutmix_share of the micro-batches, Mixup for the others.
 
     Source: Wightman et al. 2021, arXiv:2110.00476.
     """
 
     name: Literal["mixup_or_cutmix"] = "mixup_or_cutmix"
+    example: ClassVar[dict[str, Any]] = {
+        "mixup_alpha": 0.1, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "partner": "reversed",
+    }  # fmt: skip
     mixup_alpha: Alpha
     cutmix_alpha: Alpha
     cutmix_share: Annotated[float, Field(gt=0, lt=1)]
 
-    def _choose(self, which: float) -> tuple[float, bool]:
+    def choose(self, which: float) -> tuple[float, bool]:
         has_box = which < self.cutmix_share
         return (self.cutmix_alpha if has_box else self.mixup_alpha), has_box
 
@@ -138,9 +147,6 @@ def _box(share: float, image_px: int, row: int, column: int) -> Box:
     top, bottom = max(row - half_px, 0), min(row + half_px, image_px)
     left, right = max(column - half_px, 0), min(column + half_px, image_px)
     return top, left, bottom, right
-
-
-Mixing = Annotated[Mixup | CutMix | MixupOrCutMix, Field(discriminator="name")]
 
 
 def one_hot_targets(labels: Tensor, num_classes: int, smoothing: float | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -21,7 +22,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["norms", "biases", "vectors", "bn_in_name"]
 
 
-class _Optimizer(Ingredient):
+class Optimizer(Ingredient):
     """What all optimizers share.
 
     weight_decay: in [0, 1].
@@ -36,6 +37,7 @@ class _Optimizer(Ingredient):
     Raises ValueError for a kind that is there twice, or both ways of clipping.
     """
 
+    kind: ClassVar[str] = "optimizer"
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     no_decay: tuple[Kind, ...] = ()
     clip_global_norm: Positive | None = None
@@ -54,6 +56,26 @@ class _Optimizer(Ingredient):
             raise ValueError("clip_global_norm and clip_adaptive are both there: keep one of them")
         return self
 
+    @property
+    @abstractmethod
+    def decay_follows_rate(self) -> bool:
+        """Is the share of itself that a weight loses in a step in proportion to the learning rate's height?
+
+        Where it is not, a batch of other size, with a rate in proportion to it, needs another weight_decay.
+        """
+
+    @abstractmethod
+    def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+        """The optimizer of the groups that `param_groups` made; lr: the page's peak."""
+
+    def scaled_by(self, ratio: float) -> Self:
+        """The same optimizer where rate and batch are `ratio` times as large: an image takes as much of a weight as before."""
+        return (
+            self
+            if self.decay_follows_rate
+            else self.model_copy(update={"weight_decay": self.weight_decay * ratio})
+        )
+
     def clip(self, model: nn.Module) -> None:
         """Cut down the gradients of a model as the page says, in place."""
         if self.clip_global_norm is not None:
@@ -62,41 +84,41 @@ class _Optimizer(Ingredient):
             clip_adaptively(model, self.clip_adaptive)
 
 
-class Lamb(_Optimizer):
+class Lamb(Optimizer):
     """LAMB as timm has it, without its hidden clipping: a page states clip_global_norm itself.
 
     Sources: see `lamb.Lamb`.
     """
 
     name: Literal["lamb"] = "lamb"
+    decay_follows_rate: ClassVar[bool] = True
     betas: tuple[Beta, Beta]
     eps: Epsilon
     example: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02}
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made."""
         return _resumable(lamb.Lamb(groups, lr=lr, betas=self.betas, eps=self.eps))
 
 
-class AdamW(_Optimizer):
+class AdamW(Optimizer):
     """Adam with decay apart from the gradient, scaled by the learning rate.
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101.
     """
 
     name: Literal["adamw"] = "adamw"
+    decay_follows_rate: ClassVar[bool] = True
     betas: tuple[Beta, Beta]
     eps: Epsilon
     example: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.05}
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made."""
         return _resumable(
             torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
         )
 
 
-class Sgd(_Optimizer):
+class Sgd(Optimizer):
     """Gradient descent with heavy-ball or Nesterov momentum; decay is added to the gradient.
 
     timm's `sgd` is Nesterov, torchvision's is not: the page says which.
@@ -106,6 +128,7 @@ class Sgd(_Optimizer):
     """
 
     name: Literal["sgd"] = "sgd"
+    decay_follows_rate: ClassVar[bool] = True
     momentum: Momentum
     nesterov: bool = False
     example: ClassVar[dict[str, Any]] = {"momentum": 0.9, "weight_decay": 1e-4}
@@ -115,7 +138,6 @@ class Sgd(_Optimizer):
         return _with_momentum(self)
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made."""
         return _resumable(
             torch.optim.SGD(
                 groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
@@ -123,13 +145,14 @@ class Sgd(_Optimizer):
         )
 
 
-class DecoupledSgd(_Optimizer):
+class DecoupledSgd(Optimizer):
     """Gradient descent with momentum; each step first shrinks the weights by weight_decay * lr / lr.peak.
 
     Sources: see `sgd.DecoupledSgd`.
     """
 
     name: Literal["decoupled_sgd"] = "decoupled_sgd"
+    decay_follows_rate: ClassVar[bool] = False
     momentum: Momentum
     nesterov: bool = False
     example: ClassVar[dict[str, Any]] = {"momentum": 0.875, "weight_decay": 5e-4}
@@ -139,13 +162,12 @@ class DecoupledSgd(_Optimizer):
         return _with_momentum(self)
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made; lr: the page's peak."""
         return _resumable(
             _DecoupledSgd(groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov)
         )
 
 
-class RmspropTf(_Optimizer):
+class RmspropTf(Optimizer):
     """Gradients over the root of their mean square, in the form of TensorFlow 1, as timm has it.
 
     The mean square starts at one, eps stands inside the root, and the learning rate enters the momentum. Decay is added
@@ -158,6 +180,7 @@ class RmspropTf(_Optimizer):
     """
 
     name: Literal["rmsprop_tf"] = "rmsprop_tf"
+    decay_follows_rate: ClassVar[bool] = True
     alpha: Beta
     eps: Epsilon
     momentum: Momentum
@@ -171,14 +194,13 @@ class RmspropTf(_Optimizer):
     }
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made."""
         fields = self.model_dump(
             include={"alpha", "eps", "momentum", "centered", "decoupled_decay"}
         )
         return _resumable(RMSpropTF(groups, lr=lr, **fields))
 
 
-class TimmOptimizer(_Optimizer):
+class TimmOptimizer(Optimizer):
     """Any optimizer of timm by name.
 
     optimizer: as timm.optim.list_optimizers() has it. fields: the class's own, under its own names, checked against
@@ -188,6 +210,7 @@ class TimmOptimizer(_Optimizer):
     """
 
     name: Literal["timm"] = "timm"
+    decay_follows_rate: ClassVar[bool] = True
     optimizer: str
     fields: dict[str, Any] = {}
     example: ClassVar[dict[str, Any]] = {
@@ -200,13 +223,7 @@ class TimmOptimizer(_Optimizer):
         return self
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made."""
         return _resumable(timm_optimizer.build(self.optimizer, groups, lr, self.fields))
-
-
-Optimizer = Annotated[
-    Lamb | AdamW | Sgd | DecoupledSgd | RmspropTf | TimmOptimizer, Field(discriminator="name")
-]
 
 
 def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:

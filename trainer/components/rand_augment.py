@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -71,7 +71,13 @@ class RandAugment(FromOperations):
     magnitude_std: Positive | None = None
     increasing: bool = False
     interpolation: Literal["bilinear", "bicubic", "random"]
-    stage: ClassVar[str] = "pixels"
+    purpose: ClassVar[str] = "rand_augment"
+    example: ClassVar[dict[str, Any]] = {
+        "num_ops": 2,
+        "op_share": 0.5,
+        "magnitude": 7.0,
+        "interpolation": "random",
+    }
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -86,7 +92,7 @@ class RandAugment(FromOperations):
         Gives operation [B, num_ops] int64 as places in OPERATIONS (0 where none), argument [B, num_ops] float64 and
         interpolation [B, num_ops] int64 as places in INTERPOLATIONS.
         """
-        draws = uniforms(seed, "rand_augment", ids, _DRAWS_PER_OP * self.num_ops)
+        draws = uniforms(seed, self.purpose, ids, _DRAWS_PER_OP * self.num_ops)
         which, whether, strength, side, filtering = draws.reshape(
             len(draws), self.num_ops, -1
         ).transpose(2, 0, 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -16,13 +18,83 @@ Factor = Annotated[float, Field(gt=0, lt=1)]
 Period = Literal["run", "after_warmup"]
 
 
+class Schedule(Ingredient):
+    """What the rate does after its warm-up. All epochs are counted from the start of the run.
+
+    has_own_warmup: it says what happens from the first step on, and a page gives it no other warm-up.
+    """
+
+    kind: ClassVar[str] = "schedule"
+    has_own_warmup: ClassVar[bool] = False
+
+    @abstractmethod
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        """The rate of one update at or after the warm-up's end; all counts in updates."""
+
+    @abstractmethod
+    def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
+        """The same schedule in a run of other length: what it counts in epochs keeps its share of the run."""
+
+    @abstractmethod
+    def scaled_by(self, ratio: float) -> Schedule:
+        """The same schedule under a peak that is `ratio` times as high: rates of its own follow, shares stay."""
+
+    def end_rate(self) -> float:
+        """The rate of its own that it ends at; 0 where its end is a share of the peak."""
+        return 0.0
+
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        """(field, epochs in it, the most that a run of `epochs` has room for) of each field that counts in epochs."""
+        return iter(())
+
+    def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
+        """How many steps it needs between the warm-up's end and the run's."""
+        return 0
+
+
+def scaled_epochs(length: float, epochs: int, epochs_before: int) -> float:
+    """So many epochs of one run as the same share of a run of another length."""
+    return round(length * epochs / epochs_before, 6)
+
+
+def whole_epochs(length: int, epochs: int, epochs_before: int) -> int:
+    """The same in whole epochs, at least one."""
+    return max(1, round(scaled_epochs(length, epochs, epochs_before)))
+
+
+class _Unscaled(Schedule):
+    """Schedules that count nothing in epochs."""
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        return self
+
+
+class _ShareOfPeak(Schedule):
+    """Schedules all of whose rates are shares of the peak."""
+
+    def scaled_by(self, ratio: float) -> Self:
+        return self
+
+
+class _ToEnd(Schedule):
+    """Schedules that fall to a rate of their own, in their field `end`."""
+
+    def scaled_by(self, ratio: float) -> Self:
+        return self.model_copy(update={"end": self.end * ratio})
+
+    def end_rate(self) -> float:
+        return self.end
+
+
 def _share_done(period: Period, update: int, num_warmup: int, num_updates: int) -> float:
     """How much of the period is over, in [0, 1)."""
     skipped = 0 if period == "run" else num_warmup
     return (update - skipped) / (num_updates - skipped)
 
 
-class Cosine(Ingredient):
+class Cosine(_ToEnd, _Unscaled):
     """Half a cosine from the peak down to `end`.
 
     period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its beginning and the rate
@@ -40,13 +112,15 @@ class Cosine(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         skipped = 0 if self.period == "run" else num_warmup
         angle = math.pi * (update - skipped) / (num_updates - skipped)
         return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
 
+    def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
+        return int(self.period == "after_warmup")
 
-class Polynomial(Ingredient):
+
+class Polynomial(_ToEnd, _Unscaled):
     """From the peak down to `end` with the share of the period that is left, raised to `power`; 1 is a straight line.
 
     period: what the fall spans, as of a cosine: "run" or "after_warmup".
@@ -63,12 +137,14 @@ class Polynomial(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         left_share = 1 - _share_done(self.period, update, num_warmup, num_updates)
         return self.end + (peak - self.end) * left_share**self.power
 
+    def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
+        return int(self.period == "after_warmup")
 
-class Constant(Ingredient):
+
+class Constant(_ShareOfPeak, _Unscaled):
     """The peak, to the end of the run."""
 
     name: Literal["constant"] = "constant"
@@ -77,11 +153,10 @@ class Constant(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak
 
 
-class StepDecay(Ingredient):
+class StepDecay(_ShareOfPeak):
     """The peak, multiplied by `factor` after every `every_epochs` epochs, counted from the start of the run."""
 
     name: Literal["step"] = "step"
@@ -92,11 +167,15 @@ class StepDecay(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak * self.factor ** (update // updates_per_epoch // self.every_epochs)
 
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        return self.model_copy(
+            update={"every_epochs": whole_epochs(self.every_epochs, epochs, epochs_before)}
+        )
 
-class MultiStep(Ingredient):
+
+class MultiStep(_ShareOfPeak):
     """The peak, multiplied by `factor` at the start of each epoch in `at_epochs`, counted from the start of the run.
 
     Raises ValueError for epochs that do not rise.
@@ -120,11 +199,19 @@ class MultiStep(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         return peak * self.factor ** bisect_right(self.at_epochs, update // updates_per_epoch)
 
+    def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
+        """Whole epochs, each once and inside the run: those that fall together in a short run become one."""
+        scaled = {round(scaled_epochs(epoch, epochs, epochs_before)) for epoch in self.at_epochs}
+        kept = tuple(sorted(epoch for epoch in scaled if 1 <= epoch < epochs))
+        return self.model_copy(update={"at_epochs": kept}) if kept else Constant()
 
-class PiecewiseLinear(Ingredient):
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        yield "at_epochs", self.at_epochs[-1], epochs - 1
+
+
+class PiecewiseLinear(_ShareOfPeak):
     """Straight lines between points, each (epoch, share of the peak); the last share holds to the end of the run.
 
     Its rise is its warm-up: a page gives it no other.
@@ -134,6 +221,7 @@ class PiecewiseLinear(Ingredient):
     """
 
     name: Literal["piecewise_linear"] = "piecewise_linear"
+    has_own_warmup: ClassVar[bool] = True
     points: Annotated[tuple[tuple[NonNegative, Share], ...], Field(min_length=2)]
     example: ClassVar[dict[str, Any]] = {"points": ((0.0, 1e-4), (2.0, 1.0), (16.0, 0.0))}
 
@@ -156,7 +244,6 @@ class PiecewiseLinear(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update, from the first on; all counts in updates."""
         epoch = update / updates_per_epoch
         for (start, share_before), (end, share_after) in pairwise(self.points):
             if epoch < end:
@@ -165,8 +252,17 @@ class PiecewiseLinear(Ingredient):
                 )
         return peak * self.points[-1][1]
 
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        points = (
+            (scaled_epochs(epoch, epochs, epochs_before), share) for epoch, share in self.points
+        )
+        return self.model_copy(update={"points": tuple(points)})
 
-class WarmupStableDecay(Ingredient):
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        yield "points", self.points[-1][0], epochs
+
+
+class WarmupStableDecay(_ToEnd):
     """The peak until the run's last `decay_epochs`, then down to `end`.
 
     shape: with t the share of the decay that is over, the excess over `end` is multiplied by 1 - t ("linear"),
@@ -184,7 +280,6 @@ class WarmupStableDecay(Ingredient):
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        """The rate of one update at or after the warm-up's end; all counts in updates."""
         num_decay = self.decay_epochs * updates_per_epoch
         done_share = max(0.0, (update - (num_updates - num_decay)) / num_decay)
         left = {
@@ -194,8 +289,13 @@ class WarmupStableDecay(Ingredient):
         }[self.shape]
         return self.end + (peak - self.end) * left
 
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        return self.model_copy(
+            update={"decay_epochs": whole_epochs(self.decay_epochs, epochs, epochs_before)}
+        )
 
-Schedule = Annotated[
-    Cosine | Polynomial | Constant | StepDecay | MultiStep | PiecewiseLinear | WarmupStableDecay,
-    Field(discriminator="name"),
-]
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        yield "decay_epochs", self.decay_epochs, epochs - warmup_epochs
+
+    def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
+        return self.decay_epochs * steps_per_epoch

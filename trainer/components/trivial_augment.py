@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ class TrivialAugment(FromOperations):
     name: Literal["trivial_augment"] = "trivial_augment"
     num_bins: Annotated[int, Field(ge=2)]
     interpolation: Literal["nearest", "bilinear", "bicubic"]
-    stage: ClassVar[str] = "pixels"
+    purpose: ClassVar[str] = "trivial_augment"
+    example: ClassVar[dict[str, Any]] = {"num_bins": 31, "interpolation": "nearest"}
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -56,7 +57,7 @@ class TrivialAugment(FromOperations):
 
         Gives operation [B] int64 as places in OPERATIONS and argument [B] float64.
         """
-        which, strength, side = uniforms(seed, "trivial_augment", ids, 3).T
+        which, strength, side = uniforms(seed, self.purpose, ids, 3).T
         left_out = self.left_out(num_channels)
         ranges = {name: levels for name, levels in self._ranges().items() if name not in left_out}
         choice = np.floor(which * len(ranges)).astype(np.int64)

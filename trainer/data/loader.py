@@ -17,10 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.base import streams
-from trainer.base.component import Ingredient
 from trainer.base.errors import UserError
-from trainer.components.crops import Flip, RandomResizedCrop
-from trainer.components.pixels.channels import draw_part
+from trainer.components.augmentation import Augmentation
 from trainer.data.datasets.builtin import ImageSet, decoding_whole
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
@@ -77,7 +75,7 @@ class TrainStream:
 
     image_set: ImageSet
     seed: int
-    augment: tuple[Ingredient, ...]
+    augment: tuple[Augmentation, ...]
     train_px: int
     repeats: int
     batch_images: int
@@ -93,7 +91,7 @@ class TrainStream:
     shares_repeats: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not any(isinstance(part, RandomResizedCrop) for part in self.augment):
+        if not any(part.crops for part in self.augment):
             raise UserError("augment: makes images of no common size; add random_resized_crop")
 
     def batches(
@@ -171,7 +169,7 @@ class TrainStream:
         """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
         canvas = np.empty((len(ids), self.image_set.num_channels, image_px, image_px), np.uint8)
         shown = np.empty(len(ids), np.int64)
-        flips = [part.draw(self.seed, ids) for part in self.augment if isinstance(part, Flip)]
+        flips = [part.draw(self.seed, ids) for part in self.augment if part.flips]
         is_flipped = np.logical_xor.reduce(flips).tolist() if flips else [False] * len(ids)
         for i, (square, place) in enumerate(self._squares(ids, image_px)):
             canvas[i] = (
@@ -209,7 +207,7 @@ class TrainStream:
 
     def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""
-        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
+        crop = next(part for part in self.augment if part.crops)
         widths, heights = np.array([image.size for image in images]).T
         boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
         return boxes.tolist(), [
@@ -257,9 +255,7 @@ class TrainStream:
             for part in self.augment
             if part.stage == stage
         ]
-        drawn = (
-            draw_part(part, self.seed, ids, image_px, self.image_set.num_channels) for part in later
-        )
+        drawn = (part.draw(self.seed, ids, image_px, self.image_set.num_channels) for part in later)
         return tuple(
             {name: torch.from_numpy(values) for name, values in each.items()} for each in drawn
         )

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainer.base.errors import UserError
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, RUNNING_NORMS
-from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
+from trainer.models.parts.norm_layers import StepNorm
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -45,7 +45,7 @@ def _check_norms(model: nn.Module) -> None:
         is_moving = getattr(module, "running_var", None) is not None and not FROZEN_NORMS.has(
             module
         )
-        if is_moving and not isinstance(module, (*RUNNING_NORMS, EstimatedBatchNorm2d)):
+        if is_moving and not isinstance(module, (*RUNNING_NORMS, StepNorm)):
             raise UserError(
                 f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "
                 "use activation_checkpointing=0"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.base.errors import UserError
-from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
+from trainer.models.parts.norm_layers import StepNorm
 
 if TYPE_CHECKING:  # two seconds of importing
     from torch._dynamo.callback import CallbackArgs
@@ -29,7 +29,7 @@ class Compiled:
         """Raises UserError for what would be compiled anew at every step, and where there is no compiler."""
         import torch._dynamo
 
-        if any(isinstance(module, EstimatedBatchNorm2d) for module in model.modules()):
+        if any(isinstance(module, StepNorm) for module in model.modules()):
             raise UserError(
                 "compile=1: norms with estimated statistics count what every micro-batch adds; use compile=0"
             )

@@ -14,11 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.engine.settings import Settings
 from trainer.engine.state import State
-from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan
 
 Found = TypeVar("Found")
@@ -178,15 +176,3 @@ def norm_images_used(state: State) -> int:
     """Images that norms took their statistics over in the end: batch.norm_images, or less where memory had run out."""
     number = num_pieces(state, 0) if state.step_statistics.is_sampled else 1
     return -(-state.plan.recipe.batch.norm_images // number)
-
-
-def check_pieces(plan: Plan, settings: Settings) -> None:
-    """Refuse micro_batch=auto where ranks join their statistics inside the forward pass: one alone cannot try again.
-
-    Raises UserError.
-    """
-    norm = plan.recipe.model.norm if plan.recipe.model else None
-    if settings.micro_batch == "auto" and isinstance(norm, SyncBatchNorm) and plan.world_size > 1:
-        raise UserError(
-            "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; leave micro_batch= out"
-        )

@@ -14,7 +14,7 @@ from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.models.edit.layer_kinds import FROZEN_NORMS
 from trainer.models.edit.replacement import counted, is_norm
-from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
+from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
 
 
@@ -23,7 +23,7 @@ class StepStatistics:
 
     Norms with batch statistics: with micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b
     is the layer's own, the M updates amount to R <- (1-b) R + b * mean of the M statistics. Norms with estimated ones
-    (EstimatedBatchNorm2d) add up what the micro-batches saw and move once, when the step is finished.
+    (StepNorm) add up what the micro-batches saw and move once, when the step is finished.
 
     Ranks that share the micro-batches of a step each do so with their own; at its end the statistics of all ranks become
     the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
@@ -39,9 +39,7 @@ class StepStatistics:
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
         self.norms = [(norm, norm.momentum) for norm in self.running if norm.momentum is not None]
-        self.estimated = [
-            module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)
-        ]
+        self.estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
         if is_compiled:
             for norm, _ in self.norms:
                 norm.momentum = 1.0  # what runs becomes the micro-batch's own statistics, which `finish` takes the mean of
@@ -131,14 +129,9 @@ class StepStatistics:
         for norm in self.estimated:
             if not num_own:  # what an unfinished step has left is no part of this one
                 norm.start_step()
-            held = norm.running_mean.new_zeros(2 * len(norm.running_mean) + 1, dtype=torch.float64)
-            if norm._sums is not None:
-                held[:-1], held[-1] = norm._sums.flatten(), norm._num_values
-            ranks.sum(held)
-            norm._sums, norm._num_values = (
-                held[:-1].view(2, -1).to(norm.running_mean.dtype),
-                int(held[-1]),
-            )
+            added = norm.added()
+            ranks.sum(added)
+            norm.set_added(added)
 
 
 @torch.no_grad()
@@ -156,7 +149,7 @@ def make_norms_precise(
     micro-batch. The new statistics stay in the models, as in pycls: the scored weights are the exported ones. They depend
     on weights and images alone, not on the statistics before: a pass that a stop has cut short is simply done again.
 
-    Estimated statistics (EstimatedBatchNorm2d) stay as they are: training normalizes by the same ones as evaluation.
+    Estimated statistics (StepNorm) stay as they are: training normalizes by the same ones as evaluation.
     each: called after every micro-batch.
     """
     norms = [norm for model in models for norm in running_norms(model)]
@@ -198,16 +191,14 @@ def _pass(
 def statistics_note(model: nn.Module, plan: Plan) -> str:
     """What batch.norm_images means for this model: part of the science, or memory only; one or two sentences."""
     batch = norms_of_micro_batch(model)
-    estimated = [module for module in model.modules() if isinstance(module, EstimatedBatchNorm2d)]
-    ghost = [module for module in batch.values() if isinstance(module, GhostBatchNorm2d)]
+    estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
     images = plan.recipe.batch.norm_images
+    notes = [
+        module.sample_note(images) for module in batch.values() if hasattr(module, "sample_note")
+    ]
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
-        sample = (
-            f"virtual batches of {ghost[0].images} out of the {images}"
-            if ghost
-            else f"the {images}"
-        )
+        sample = notes[0] if notes else f"the {images}"
         return (
             f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample} images of a micro-batch: "
             "batch.norm_images is part of the science, as another sample has other statistics and gives another result."
@@ -227,11 +218,7 @@ def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if is_norm(module) and _has_statistics(module)
     }
-    return {
-        name: module
-        for name, module in named.items()
-        if not isinstance(module, EstimatedBatchNorm2d)
-    }
+    return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}
 
 
 def _has_statistics(norm: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch import nn
 from trainer.base import provenance
 from trainer.base.disk import END_S, keep_trying, why
 from trainer.base.errors import UserError
+from trainer.base.plugins import loaded_plugins
 from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
 from trainer.distributed.communicator import Ranks, alone
@@ -281,6 +282,7 @@ def machine_of(settings: Settings) -> dict[str, str]:
         else settings.loader,
         "compile": str(int(settings.compile)),
         **provenance.versions(),
+        **loaded_plugins(),
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.components.losses import CrossEntropy, Loss
+from trainer.components.losses import Loss
 from trainer.components.mixing import one_hot_targets
 from trainer.data.order import micro_batch_ids
 from trainer.recipe.plan import Plan
@@ -26,19 +27,25 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
     Binary cross-entropy over many classes starts at log 2 and falls steeply to this level by the classifier's bias alone.
     labels: [N], of the images trained on. is_mixed: as in training; False is the level of an evaluation.
     """
-    return lowest_loss(plan.recipe.loss, mean_targets(plan, labels, is_mixed))
+    loss = plan.recipe.loss.of_image
+    return lowest_loss(
+        loss,
+        mean_targets(plan, labels, is_mixed)
+        if loss.is_linear
+        else _targets(plan, labels, is_mixed),
+    )
 
 
 def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tensor:
     """The mean over images of what the loss makes of their targets: [K] float64.
 
-    Every loss here is linear in its targets once they have passed its threshold, so that their mean tells all of them.
-    Smoothing and mixing keep the mean; a threshold on mixed targets does not, and is measured on the page's own draws.
+    A loss that is linear in its targets, once they have passed its threshold, is told all of them by their mean.
+    Smoothing and mixing keep it; a threshold on mixed targets does not, and is measured on the page's own draws.
     """
     num_classes, smoothing = plan.profile.num_classes, plan.recipe.smoothing
     counts = torch.from_numpy(np.bincount(labels, minlength=num_classes)).double()
     of_each = one_hot_targets(torch.arange(num_classes), num_classes, smoothing).double()
-    threshold = getattr(_classifying(plan.recipe.loss), "threshold", None)
+    threshold = plan.recipe.loss.of_image.target_threshold
     if threshold is None:
         return counts / counts.sum() @ of_each
     if plan.recipe.mix is None or not is_mixed:
@@ -47,8 +54,29 @@ def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tenso
 
 
 def _mean_above(plan: Plan, labels: np.ndarray, threshold: float) -> Tensor:
-    recipe, num_classes = plan.recipe, plan.profile.num_classes
-    total, num_images = torch.zeros(num_classes, dtype=torch.float64), 0
+    total, num_images = torch.zeros(plan.profile.num_classes, dtype=torch.float64), 0
+    for targets in _mixed_targets(plan, labels):
+        total += targets.gt(threshold).sum(0)
+        num_images += len(targets)
+    return total / num_images
+
+
+def _targets(plan: Plan, labels: np.ndarray, is_mixed: bool) -> Tensor:
+    """The targets of enough images, [N, K] float64."""
+    if plan.recipe.mix and is_mixed:
+        return torch.cat(list(_mixed_targets(plan, labels))).double()
+    places = np.linspace(0, len(labels) - 1, min(_num_wanted(plan), len(labels))).astype(np.int64)
+    chosen = torch.from_numpy(labels[places].astype(np.int64))
+    return one_hot_targets(chosen, plan.profile.num_classes, plan.recipe.smoothing).double()
+
+
+def _num_wanted(plan: Plan) -> int:
+    return max(_LEAST_IMAGES, _IMAGES_PER_CLASS * plan.profile.num_classes)
+
+
+def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
+    """Targets [b, K] of a recipe's own micro-batches, from the first on until there are enough."""
+    recipe, num_classes, num_images = plan.recipe, plan.profile.num_classes, 0
     for step in itertools.count():
         for micro_batch in range(plan.micro_batches(step)):
             ids = micro_batch_ids(
@@ -59,39 +87,33 @@ def _mean_above(plan: Plan, labels: np.ndarray, threshold: float) -> Tensor:
                 torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
             )
             mix = recipe.mix.draw(plan.seed, step, micro_batch, plan.train_px_at(step))
-            _, targets = recipe.mix.apply(torch.zeros(len(targets), 1, 1, 1), targets, mix)
-            total += targets.gt(threshold).sum(0)
+            yield recipe.mix.apply(torch.zeros(len(targets), 1, 1, 1), targets, mix)[1]
             num_images += len(targets)
-        if num_images >= max(_LEAST_IMAGES, _IMAGES_PER_CLASS * num_classes):
-            return total / num_images
+        if num_images >= _num_wanted(plan):
+            return
 
 
-def lowest_loss(loss: Loss, mean: Tensor) -> float:
-    """The least that a loss can be over constant logits, for mean targets [K] float64 in [0, 1]: a few steps of L-BFGS.
+def lowest_loss(loss: Loss, targets: Tensor) -> float:
+    """The least that a loss can be over constant logits, by a few steps of L-BFGS.
+
+    targets: float64 in [0, 1], the mean ones [K] of a loss that is linear in them, else those of many images [N, K].
 
     They start where cross-entropies have their optimum, log t and log t - log(1 - t), and end there at once.
     """
-    loss = _classifying(loss)
-    loss = loss.model_copy(update={"threshold": None}) if hasattr(loss, "threshold") else loss
-    shares = mean.clamp(_SMALLEST, 1 - _SMALLEST)
+    targets = torch.atleast_2d(targets)
+    loss = loss.of_image.without_threshold() if len(targets) == 1 else loss.of_image
+    shares = targets.mean(0).clamp(_SMALLEST, 1 - _SMALLEST)
     with torch.enable_grad():
-        logits = (
-            shares.log() if isinstance(loss, CrossEntropy) else shares.logit()
-        ).requires_grad_()
+        logits = loss.best_logits(shares).requires_grad_()
         search = torch.optim.LBFGS(
             [logits], max_iter=100, line_search_fn="strong_wolfe", tolerance_change=1e-12
         )
 
         def value() -> Tensor:
             search.zero_grad()
-            found = loss(logits[None], mean[None])
+            found = loss(logits.expand(len(targets), -1), targets)
             found.backward()
             return found
 
         search.step(value)
-    return float(loss(logits.detach()[None], mean[None]))
-
-
-def _classifying(loss: Loss) -> Loss:
-    """The part of a loss that answers can be wrong for: constant ones do not differ between splits."""
-    return getattr(loss, "loss", loss)
+    return float(loss(logits.detach().expand(len(targets), -1), targets))

@@ -6,6 +6,7 @@ import shlex
 
 from trainer.ablation.cells import text_of
 from trainer.lr_finder.ramp import Scalar
+from trainer.recipe import tree
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job
@@ -37,6 +38,6 @@ def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float 
     lr, ends = recipe.lr, {}
     if (lr.warmup_from or 0) > value:
         ends["lr.warmup_from"] = lr.warmup_from * value / lr.peak
-    if getattr(lr.schedule, "end", 0) > value:
-        ends["lr.schedule.end"] = lr.schedule.end * value / lr.peak
+    if lr.schedule.end_rate() > value:
+        ends |= tree.changed("lr.schedule", lr.schedule, lr.schedule.scaled_by(value / lr.peak))
     return given | ends

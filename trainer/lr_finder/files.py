@@ -16,6 +16,7 @@ import numpy as np
 
 from trainer.base import provenance
 from trainer.base.json_text import json_file
+from trainer.base.plugins import loaded_plugins
 from trainer.lr_finder.rules import Curve, Floors, series, smoothed, smoothing_for
 from trainer.recipe.plan import Plan
 from trainer.runs.checkpoint import write_atomically
@@ -137,7 +138,7 @@ def plain_suggestion(found) -> dict[str, Any]:
         "num_steps": sum(len(curve.losses) for curve in suggestion.curves),
         "device": provenance.device_name(found.settings.device),
         "precision": found.settings.precision,
-        "versions": provenance.versions(),
+        "versions": provenance.versions() | loaded_plugins(),
     }
     return facts
 

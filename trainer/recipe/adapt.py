@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from trainer.recipe.profiles import PROFILES, Profile
 from trainer.recipe.schema import Recipe
+from trainer.recipe.tree import changed
 
 _LEAST_GROWTH_PX = (
     32  # a model of stride 32 without padding, such as ConvNeXt, takes nothing smaller
@@ -24,6 +25,7 @@ def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
     _fit_images(changes, recipe, adapt)
     _fit_growth(changes, recipe, adapt)
     _fit_batch(changes, recipe, adapt)
+    _fit_schedule(changes, recipe, adapt)
     _fit_precise_norm(changes, recipe, profile)
     _fit_lengths(changes, recipe, profile)
     _fit_average(changes, recipe, profile)
@@ -34,9 +36,9 @@ def _fit_images(changes, recipe: Recipe, adapt) -> None:
     for key in ("train_px", "test_px", "test_crop_share"):
         if getattr(adapt, key) is not None:
             changes[f"image.{key}"] = getattr(adapt, key)
-    crops = [part.name for part in recipe.augment if part.name == "random_resized_crop"]
-    if adapt.crop_area is not None and crops:
-        changes["augment.random_resized_crop.area"] = (adapt.crop_area, 1.0)
+    if adapt.crop_area is not None:
+        for part in recipe.augment:
+            changes |= changed(f"augment.{part.name}", part, part.with_least_area(adapt.crop_area))
 
 
 def _fit_growth(changes, recipe: Recipe, adapt) -> None:
@@ -59,35 +61,43 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
             return
         changes |= {"image.growth.from_px": from_px, "image.growth.multiple_px": multiple_px}
     if adapt.epochs is not None:
-        for key in ("from_epoch", "to_epoch"):
-            changes[f"image.growth.{key}"] = _shared(getattr(growth, key), recipe, adapt)
+        changes |= changed("image.growth", growth, growth.scaled_to(adapt.epochs, recipe.epochs))
 
 
 def _fit_batch(changes, recipe: Recipe, adapt) -> None:
     """The batch of the profile, at the rate that the page's own rule gives it.
 
-    The decay of decoupled_sgd is a share lost in a step, whatever the rate: where the rate is in proportion to the batch
-    the decay is so too, and an image takes as much of a weight as before. A page without a rule, such as mosaic-mild,
-    keeps both as they are. Every other optimizer multiplies its decay with the rate, which has changed already.
+    Where the rate is in proportion to the batch, so is a decay that does not follow the rate by itself (see
+    Optimizer.decay_follows_rate). A page without a rule, such as mosaic-mild, keeps both as they are.
     """
     if adapt.batch_images is None:
         return
     changes["batch.images"] = adapt.batch_images
     changes["batch.norm_images"] = adapt.norm_images or adapt.batch_images
-    ratio = recipe.lr.scaled(recipe.batch.images, adapt.batch_images) / recipe.lr.peak
+    ratio = _rate_ratio(recipe, adapt)
     if ratio == 1:
         return
     changes["lr.peak"] = recipe.lr.peak * ratio
     if recipe.lr.warmup_from:
         changes["lr.warmup_from"] = recipe.lr.warmup_from * ratio
-    if getattr(recipe.lr.schedule, "end", None):
-        changes["lr.schedule.end"] = recipe.lr.schedule.end * ratio
-    if (
-        recipe.lr.scaling == "linear"
-        and recipe.optimizer.name == "decoupled_sgd"
-        and recipe.optimizer.weight_decay
-    ):
-        changes["optimizer.weight_decay"] = recipe.optimizer.weight_decay * ratio
+    if recipe.lr.scaling == "linear":
+        changes |= changed("optimizer", recipe.optimizer, recipe.optimizer.scaled_by(ratio))
+
+
+def _rate_ratio(recipe: Recipe, adapt) -> float:
+    """How much higher the rate is under the profile's batch, by the page's own rule."""
+    if adapt.batch_images is None:
+        return 1.0
+    return recipe.lr.scaled(recipe.batch.images, adapt.batch_images) / recipe.lr.peak
+
+
+def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
+    before = after = recipe.lr.schedule
+    if (ratio := _rate_ratio(recipe, adapt)) != 1:
+        after = after.scaled_by(ratio)
+    if adapt.epochs is not None:
+        after = after.scaled_to(adapt.epochs, recipe.epochs)
+    changes |= changed("lr.schedule", before, after)
 
 
 def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
@@ -105,7 +115,7 @@ def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
 
 
 def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
-    adapt, schedule = profile.adapt, recipe.lr.schedule
+    adapt = profile.adapt
     if recipe.lr.warmup_steps:
         _fit_warmup_steps(changes, recipe, profile)
     if adapt.epochs is None:
@@ -113,32 +123,6 @@ def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
     changes["epochs"] = adapt.epochs
     if recipe.lr.warmup_epochs:
         _fit_warmup(changes, recipe, adapt)
-    for key in ("every_epochs", "decay_epochs"):
-        if getattr(schedule, key, None) is not None:
-            changes[f"lr.schedule.{key}"] = max(
-                1, round(_shared(getattr(schedule, key), recipe, adapt))
-            )
-    if getattr(schedule, "points", None) is not None:
-        changes["lr.schedule.points"] = tuple(
-            (_shared(epoch, recipe, adapt), share) for epoch, share in schedule.points
-        )
-    if getattr(schedule, "at_epochs", None) is not None:
-        _fit_milestones(changes, recipe, adapt)
-
-
-def _shared(epochs: float, recipe: Recipe, adapt) -> float:
-    """So many epochs of the page's run, as the same share of the adapted one."""
-    return round(epochs * adapt.epochs / recipe.epochs, 6)
-
-
-def _fit_milestones(changes, recipe: Recipe, adapt) -> None:
-    """Whole epochs, each once and inside the run: those that fall together in a short run become one."""
-    epochs = (round(_shared(epoch, recipe, adapt)) for epoch in recipe.lr.schedule.at_epochs)
-    kept = tuple(sorted({epoch for epoch in epochs if 1 <= epoch < adapt.epochs}))
-    if kept:
-        changes["lr.schedule.at_epochs"] = kept
-    else:
-        changes["lr.schedule"] = {"name": "constant"}
 
 
 def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
@@ -171,22 +155,11 @@ def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
-    """An average over the last tenth of a long run stays an average over the last tenth of a short one.
-
-    What an update takes in grows as updates become fewer, up to a half.
-    """
     average, adapt = recipe.average, profile.adapt
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
     if average is None or (recipe.batch.images, recipe.epochs) == (batch_images, epochs):
         return
-    page_steps, run_steps = _num_steps(recipe, profile)
-    every_steps = max(1, round(average.every_steps * run_steps / page_steps))
-    taken = 1 - average.decay
-    if average.adjusted:
-        taken *= recipe.batch.images * average.every_steps / recipe.epochs
-    taken = min(0.5, taken * (page_steps / average.every_steps) / (run_steps / every_steps))
-    if average.adjusted:
-        taken /= batch_images * every_steps / epochs
-    changes["average.decay"] = round(1 - taken, 6)
-    if every_steps != average.every_steps:
-        changes["average.every_steps"] = every_steps
+    batches, lengths = (recipe.batch.images, batch_images), (recipe.epochs, epochs)
+    changes |= changed(
+        "average", average, average.scaled(_num_steps(recipe, profile), batches, lengths)
+    )

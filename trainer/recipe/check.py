@@ -10,10 +10,11 @@ an item of a list, by its name, or by its number where it has none. tree.find re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from trainer.base.component import is_kind, registered, tag_of
 from trainer.base.errors import PageError, Path, did_you_mean
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -119,16 +120,8 @@ def kinds_in(annotation: Any) -> list[type[BaseModel]]:
         and get_origin(annotation) is None
         and issubclass(annotation, BaseModel)
     ):
-        return [annotation]
+        return list(registered(annotation)) if is_kind(annotation) else [annotation]
     return [kind for argument in get_args(annotation) for kind in kinds_in(argument)]
-
-
-def tag_of(kind: type[BaseModel]) -> str | None:
-    """The name that chooses an ingredient's class; None for a section, which is not chosen."""
-    field = kind.model_fields.get("name")
-    return (
-        get_args(field.annotation)[0] if field and get_origin(field.annotation) is Literal else None
-    )
 
 
 def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.base.errors import UserError
-from trainer.components.lighting import Lighting
+from trainer.base.component import parts_of
+from trainer.base.errors import PlanError
+from trainer.base.plugins import loaded_plugins
 from trainer.data.order import num_micro_batches_in
-from trainer.models.parts.norms import GhostBatchNorm, SyncBatchNorm
+from trainer.recipe.identity import RunIdentity
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Deviation, Recipe
-from trainer.runs.identity import RunIdentity
 
 BAD_IMAGES = ("fail", "skip")
-
-
-class PlanError(UserError):
-    """The recipe, the data set and the machine do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +116,8 @@ def make_plan(
 ) -> Plan:
     """Work out every unit of a resolved recipe, or refuse.
 
-    Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError for an augmentation of
-    colours where the images have none.
+    Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError where a component does not
+    fit the rest (see Ingredient.check).
     """
     batch = recipe.batch
     num_micro_batches = batch.images // batch.norm_images
@@ -133,14 +129,9 @@ def make_plan(
         )
     if num_micro_batches % world_size:
         raise _unshareable(recipe, num_micro_batches, world_size)
-    for part in recipe.augment:
-        if isinstance(part, Lighting):
-            part.check_channels(profile.channels)
-    _check_virtual_batches(recipe)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
-    _check_joined_statistics(recipe, profile, num_micro_batches, world_size)
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         page_digest=page_digest or recipe.digest,
         deviations=deviations,
@@ -152,8 +143,17 @@ def make_plan(
         num_micro_batches=num_micro_batches,
         steps_per_epoch=steps_per_epoch,
         num_steps=steps_per_epoch * recipe.epochs,
-        plugins=dict(plugins or {}),
+        plugins=dict(loaded_plugins() if plugins is None else plugins),
     )
+    for part in parts_of(recipe):
+        part.check(plan)
+    return plan
+
+
+def check_settings(plan: Plan, settings) -> None:
+    """Refuse a machine on which a component of the recipe cannot work. Raises UserError."""
+    for part in parts_of(plan.recipe):
+        part.check_settings(plan, settings)
 
 
 def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
@@ -200,47 +200,11 @@ def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> Pla
     )
 
 
-def _check_joined_statistics(
-    recipe: Recipe, profile: Profile, num_micro_batches: int, world_size: int
-) -> None:
-    """SyncBatchNorm waits for all ranks in every micro-batch: none may have one fewer than another."""
-    norm = recipe.model.norm if recipe.model else None
-    rest = 0 if recipe.batch.drop_last else profile.num_train % recipe.batch.images
-    last = num_micro_batches_in(rest, recipe.batch.images, num_micro_batches) if rest else 0
-    if isinstance(norm, SyncBatchNorm) and last % world_size:
-        raise PlanError(
-            f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {world_size} ranks "
-            "cannot join",
-            'use set="batch.drop_last=true"',
-            path=("model", "norm"),
-        )
-
-
-def _check_virtual_batches(recipe: Recipe) -> None:
-    """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another name."""
-    norm = recipe.model.norm if recipe.model else None
-    if not isinstance(norm, GhostBatchNorm):
-        return
-    num_images = recipe.batch.norm_images * (recipe.augment_splits or 1)
-    if num_images < norm.images + 2:  # one image alone joins the virtual batch before it
-        smaller = (
-            f'set="model.norm.images={num_images // 2}"'
-            if num_images >= 4
-            else "batch.norm_images of 4 or more"
-        )
-        raise PlanError(
-            f"model.norm.images {norm.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
-            "virtual batch, which is batch_norm",
-            f"use {smaller}",
-            path=("model", "norm", "images"),
-        )
-
-
 def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
     """A warm-up in steps fits into the run, and leaves what its schedule needs, as one in epochs does."""
-    schedule, num_steps = recipe.lr.schedule, recipe.epochs * steps_per_epoch
-    needed = getattr(schedule, "decay_epochs", 0) * steps_per_epoch + (
-        getattr(schedule, "period", None) == "after_warmup"
+    num_steps, needed = (
+        recipe.epochs * steps_per_epoch,
+        recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
         raise PlanError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -24,7 +24,21 @@ Channels = Annotated[int, Field(ge=1, le=64)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-KnownSet = Literal["digits", "fashion-mnist", "mnist", "cifar10", "cifar100"]
+KNOWN_SETS = {
+    "digits",
+    "fashion-mnist",
+    "mnist",
+    "cifar10",
+    "cifar100",
+}  # and those of `data.sets.known_set`
+
+
+def _is_known(name: str) -> str:
+    if name not in KNOWN_SETS:
+        raise ValueError(
+            f"{name!r} is no data set known by name; write one of {', '.join(sorted(KNOWN_SETS))}"
+        )
+    return name
 
 
 class Adapt(Page):
@@ -64,7 +78,7 @@ class Profile(Page):
     std: tuple[Positive, ...]
     channels: Channels = 3
     native_px: Count | None = None
-    images_of: KnownSet | None = None
+    images_of: Annotated[str, AfterValidator(_is_known)] | None = None
     adapt: Adapt | None = None
 
     @model_validator(mode="after")

@@ -20,7 +20,6 @@ from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
-from trainer.models.parts.norms import has_gamma
 from trainer.recipe import tree
 from trainer.recipe.check import check, label_of, refuse
 from trainer.recipe.load import Positions, load_page
@@ -96,7 +95,7 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:
         # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the smoothing.
-        threshold = getattr(getattr(self.loss, "loss", self.loss), "threshold", None)
+        threshold = self.loss.of_image.target_threshold
         if self.smoothing and threshold is not None:
             sentence = f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one of them out"
             raise refuse(("smoothing",), sentence)
@@ -115,7 +114,7 @@ class Recipe(Page):
             ("head_init_scale", model.isotropic, f"{isotropic} draws the head anew; leave it out"),
             (
                 "zero_init_last",
-                norm and not has_gamma(norm),
+                norm and not norm.has_gamma,
                 "model.norm has no gamma that could start at zero; write false",
             ),
         ):
@@ -125,11 +124,11 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _splits_are_compared(self) -> Self:
-        is_compared = self.loss.name == "jensen_shannon"
+        is_compared = self.loss.compares_splits
         if is_compared and self.augment_splits is None:
             raise refuse(
                 ("loss",),
-                "jensen_shannon compares splits, and there are none",
+                f"{self.loss.name} compares splits, and there are none",
                 "add augment_splits: 3",
             )
         if self.augment_splits is None:
@@ -138,7 +137,7 @@ class Recipe(Page):
             sentence = f"augment_splits needs a loss that compares them, as {self.loss.name} does not; use jensen_shannon"
             raise refuse(("augment_splits",), sentence)
         if self.mix:
-            sentence = f"{self.mix.name} blends the images that jensen_shannon compares; leave mix or augment_splits out"
+            sentence = f"{self.mix.name} blends the images that {self.loss.name} compares; leave mix or augment_splits out"
             raise refuse(("mix",), sentence)
         if all(part.stage == "decode" for part in self.augment):
             sentence = "augment_splits shows one image many times, and nothing in augment makes them differ; add rand_augment"
@@ -147,15 +146,19 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _augment_in_order(self) -> Self:
-        names = [part.name for part in self.augment]
         for number, part in enumerate(self.augment):
-            if part.name in names[:number]:
-                # Both would draw from the same stream: the same numbers twice.
+            before = {other.purpose: other.name for other in self.augment[:number]}.get(
+                part.purpose
+            )
+            if before == part.name:
                 raise refuse(
                     ("augment", number),
                     f"{part.name} is there twice",
                     "an augmentation is used once",
                 )
+            if before:
+                sentence = f"{part.name} draws the same random numbers as {before} ({part.purpose}); leave one of them out"
+                raise refuse(("augment", number), sentence)
             later = [
                 one
                 for one in self.augment[:number]
@@ -169,8 +172,8 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         warmup_epochs = self.lr.warmup_epochs or 0
-        # A cosine over what the warm-up leaves needs something left.
-        most = self.epochs - (getattr(self.lr.schedule, "period", None) == "after_warmup")
+        # A schedule over what the warm-up leaves needs something left; a length of its own is refused for itself, below.
+        most = self.epochs - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
             sentence = f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}; write {most} at most"
             raise refuse(("lr", "warmup_epochs"), sentence)
@@ -179,14 +182,13 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
         """What is counted in epochs lies within the run: a number that is never reached would do nothing."""
-        schedule, growth = self.lr.schedule, self.image.growth
-        points, at_epochs = getattr(schedule, "points", ()), getattr(schedule, "at_epochs", ())
-        decay_epochs = getattr(schedule, "decay_epochs", 0)
-        last = self.epochs - (self.lr.warmup_epochs or 0)
+        growth = self.image.growth
+        lengths = [
+            (("lr", "schedule", key), *rest)
+            for key, *rest in self.lr.schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
+        ]
         for path, found, most in (
-            (("lr", "schedule", "points"), points and points[-1][0], self.epochs),
-            (("lr", "schedule", "at_epochs"), at_epochs and at_epochs[-1], self.epochs - 1),
-            (("lr", "schedule", "decay_epochs"), decay_epochs, last),
+            *lengths,
             (("image", "growth", "to_epoch"), growth and growth.to_epoch, self.epochs),
         ):
             if found and found > most:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import NonNegative, Page
+from trainer.components.schedules import scaled_epochs
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -50,6 +51,14 @@ class Growth(Page):
                 f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start earlier"
             )
         return self
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Growth:
+        """The same growth in a run of other length: over the same share of it."""
+        places = {
+            key: scaled_epochs(getattr(self, key), epochs, epochs_before)
+            for key in ("from_epoch", "to_epoch")
+        }
+        return self.model_copy(update=places)
 
     def px_at(self, step: int, steps_per_epoch: int, train_px: int) -> int:
         """The side of the training images of an optimizer step, in px."""

@@ -119,6 +119,13 @@ def differences(before: Any, after: Any, label: str = "") -> Iterator[tuple[str,
         yield from differences(old.get(key), new.get(key), f"{label}.{key}" if label else key)
 
 
+def changed(label: str, before: BaseModel, after: BaseModel) -> dict[str, Any]:
+    """What differs between two sections or components as overrides: by path, or whole where it is another component."""
+    if type(after) is not type(before):
+        return {label: plain(after)}
+    return {place: value for place, _, value in differences(plain(before), plain(after), label)}
+
+
 def without_assumed(
     kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]
 ) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import Question, open_question
 from trainer.base.errors import UserError
+from trainer.recipe.identity import first_name, is_repetition
 from trainer.report.row_index import fingerprints_of
 from trainer.report.tables import Metric, Table, summarize
-from trainer.runs.identity import first_name, is_repetition
 from trainer.runs.results import Row, read_row_file
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # a Path has one slash left of the two

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
-from trainer.components.crops import Flip
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.ffcv.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
@@ -154,11 +153,11 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     from trainer.data.ffcv.stream import boxes_in
 
     ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
-    crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
+    crop = next(part for part in plan.recipe.augment if part.crops)
     boxes, _ = boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
     is_flipped = np.zeros(len(ids), bool)
     for part in plan.recipe.augment:
-        is_flipped ^= part.draw(plan.seed, ids) if isinstance(part, Flip) else False
+        is_flipped ^= part.draw(plan.seed, ids) if part.flips else False
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         part = np.asarray(theirs.train.read(int(ids[i, 1])))[
             top : top + height, left : left + width
@@ -174,7 +173,7 @@ def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     """How far the edges of ffcv's boxes lie from the drawn ones, at most, in stored pixels."""
     from trainer.data.ffcv.stream import boxes_in
 
-    crop = next(part for part in plan.recipe.augment if part.name == "random_resized_crop")
+    crop = next(part for part in plan.recipe.augment if part.crops)
     images = theirs.train
     boxes, _ = boxes_in(images, crop, plan.seed, ids, ids[:, 1])
     source, stored = (

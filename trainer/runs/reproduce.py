@@ -13,16 +13,17 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import PageError, UserError
+from trainer.base.plugins import reasons_against
 from trainer.base.signals import StopRequest
 from trainer.engine.settings import Settings
 from trainer.recipe import tree
 from trainer.recipe.check import check
+from trainer.recipe.identity import is_repetition
 from trainer.recipe.load import parse
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.profiles import data_folder, find_profile
 from trainer.recipe.schema import Recipe, apply_overrides
-from trainer.runs.identity import is_repetition
 from trainer.runs.job import Job, resolve, run_job
 from trainer.runs.results import Row
 from trainer.runs.run_folder import recipe_of
@@ -137,6 +138,7 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             else f"a row of the first edition does not hold its recipe, and its page and overrides lead to {now} now; "
             f"make recipe=runs/{row.run}/recipe.yaml, where that folder is, runs it"
         )
+    yield from reasons_against(row.plugins)
     now = provenance.versions()
     for name in sorted(set(now) | set(row.versions)):
         if now.get(name) != row.versions.get(name):
@@ -150,6 +152,12 @@ def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
     return (
         f"the images have the fingerprint {fingerprint[:12]}, the row's had {row.data_fingerprint[:12]}",
     )
+
+
+def check_plugins(row: Row) -> None:
+    """Refuse plugins that are not the row's, before they are missed as an unknown component. Raises ReproduceError."""
+    if reasons := reasons_against(row.plugins):
+        raise _refusal(row, reasons)
 
 
 def _refusal(row: Row, reasons: Sequence[str]) -> ReproduceError:

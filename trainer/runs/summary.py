@@ -98,7 +98,7 @@ def surgery(plan: Plan) -> tuple[Swap, ...]:
 def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
     """One line for each part of the model section; what `auto` chose stands out."""
     for swap in swaps:
-        is_auto = getattr(getattr(recipe.model, swap.part, None), "name", None) == "auto"
+        is_auto = any(part.chooses for key, part in recipe.model.parts() if key == swap.part)
         line = (
             str(swap)
             if swap.places

@@ -12,9 +12,9 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
 from trainer.recipe import schema as recipe
+from trainer.recipe.identity import first_name
 from trainer.recipe.plan import Plan
 from trainer.runs.export import digest_of, timm_facts
-from trainer.runs.identity import first_name
 from trainer.runs.job import published_page
 from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.results import Row, read_row, read_row_file, row_path

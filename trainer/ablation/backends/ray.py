@@ -16,6 +16,7 @@ from pathlib import Path
 from trainer.ablation.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED
+from trainer.base.plugins import VARIABLE, load_plugins
 from trainer.runs.results import Row, read_row, store_row
 
 NUM_RETRIES = 3  # of a task whose worker died, as Ray itself has it
@@ -70,6 +71,10 @@ class RayCells:
             "num_gpus": self._gpus(share),
             "max_retries": max(NUM_RETRIES, retries),
         }
+        if plugins := os.environ.get(
+            VARIABLE
+        ):  # a task's arguments may be objects of their classes
+            options["runtime_env"] = {"env_vars": {VARIABLE: plugins}}
         if share.memory_gib:
             options["memory"] = int(share.memory_gib * 2**30)
         # a new process for each cell: nothing is left of the one before, and its peak of memory is its own
@@ -201,3 +206,4 @@ def _settle_in(num_threads: int, folder: str) -> None:
     torch.set_num_threads(num_threads)
     if Path(folder).is_dir():
         os.chdir(folder)
+    load_plugins()

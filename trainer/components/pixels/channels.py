@@ -10,14 +10,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 
-import numpy as np
-
-from trainer.base.component import Ingredient
+from trainer.components.augmentation import Augmentation, OfPixels
 
 RGB_ONLY = ("color",)
 
 
-class FromOperations(Ingredient):
+class FromOperations(OfPixels):
     """An augmentation that draws from named operations."""
 
     @property
@@ -32,20 +30,10 @@ class FromOperations(Ingredient):
         )
 
 
-def draw_part(
-    part, seed: int, ids: np.ndarray, image_px: int, num_channels: int
-) -> dict[str, np.ndarray]:
-    """The parameters of one augmentation for images of so many channels; most draw the same for any number."""
-    if isinstance(part, FromOperations):
-        return part.draw(seed, ids, image_px, num_channels)
-    return part.draw(seed, ids, image_px)
-
-
-def channel_notes(augment: Iterable[Ingredient], num_channels: int) -> tuple[str, ...]:
+def channel_notes(augment: Iterable[Augmentation], num_channels: int) -> tuple[str, ...]:
     """One line for each augmentation of a page that leaves operations out for images of so many channels."""
-    operated = [part for part in augment if isinstance(part, FromOperations)]
     return tuple(
         f"note: {part.name} leaves out {', '.join(left)} for {num_channels}-channel images"
-        for part in operated
+        for part in augment
         if (left := part.left_out(num_channels))
     )

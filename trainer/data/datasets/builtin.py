@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 
 from trainer.base import streams
+from trainer.base.errors import UserError
 from trainer.data.datasets.members import read_for_training, read_image
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.decode import Pixels, Planes
 from trainer.data.ffcv.beton import BetonSet, open_beton
 from trainer.data.index import DataError, Index, cache_folder
-from trainer.recipe.profiles import Profile
+from trainer.recipe.profiles import KNOWN_SETS, PROFILES, Profile
 
 DIGITS_VAL_PER_CLASS = 36
 _DEBIAN = Path("/usr/share/datasets")
@@ -131,6 +132,37 @@ class FolderSet:
         return self.reader(self.index.path(i), self.num_channels)
 
 
+Opener = Callable[[str, Path | None, str], ImageSet]
+_OPENERS: dict[str, Opener] = {}
+
+
+def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
+    """Mark a function (name, data_dir, split) -> ImageSet as what opens the sets of these profiles: `data=<name>`.
+
+    The set is a dataclass with a field num_channels, as ArraySet and FolderSet are; what it holds must not depend on the
+    time or the machine. data_dir: what the user gave. split: "train" or "val".
+
+    Raises UserError for a name that is known already.
+    """
+
+    def register(opener: Opener) -> Opener:
+        for profile in profiles:
+            if isinstance(profile, Profile):
+                there = _OPENERS.get(profile.name)
+                if profile.name in PROFILES and (
+                    there is None or there.__module__ != opener.__module__
+                ):
+                    raise UserError(
+                        f"{opener.__module__}.{opener.__qualname__}: the data set {profile.name} is known already; choose another name"
+                    )
+                PROFILES[profile.name] = profile
+                KNOWN_SETS.add(profile.name)
+            _OPENERS[profile if isinstance(profile, str) else profile.name] = opener
+        return opener
+
+    return register
+
+
 def for_training(images: ImageSet) -> ImageSet:
     """The same set, whose images are decoded, or copied, only as far as a crop needs."""
     if isinstance(images, ArraySet):
@@ -209,12 +241,8 @@ def _check_channels(images: ImageSet, profile: Profile) -> None:
 def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
     if data_dir is not None and holds_files(data_dir):
         return FolderSet(open_files(data_dir, split))
-    if name == "digits":
-        return _digits(split)
-    if name in _IDX_SETS:
-        return _idx_set(name, data_dir, split)
-    if name in _CIFAR_SETS:
-        return _cifar(name, data_dir, split)
+    if name in _OPENERS:
+        return _OPENERS[name](name, data_dir, split)
     if data_dir is None:
         raise DataError(
             f"data={name}: is not downloaded; use data_dir=<folder with train/<class>/… and val/…>"
@@ -222,7 +250,8 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
     return FolderSet(open_files(data_dir, split))  # which says what the folder lacks
 
 
-def _digits(split: str) -> ArraySet:
+@known_set("digits")
+def _digits(name: str, data_dir: Path | None, split: str) -> ArraySet:
     """scikit-learn's 1,797 scanned digits of 8 x 8: per class 36 drawn for val, the others for train."""
     from sklearn.datasets import load_digits
 
@@ -237,6 +266,7 @@ def _digits(split: str) -> ArraySet:
     return ArraySet(images, bunch.target[chosen].astype(np.int64), tuple("0123456789"))
 
 
+@known_set(*_IDX_SETS)
 def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
     folder_name, classes = _IDX_SETS[name]
     root = data_dir or cache_folder() / "data"
@@ -288,6 +318,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path}: damaged ({error}); fetch the file again") from None
 
 
+@known_set(*_CIFAR_SETS)
 def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
     """Its files are pickles, which may run anything: torchvision opens them only where they have the published MD5."""
     import torchvision

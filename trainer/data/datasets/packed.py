@@ -16,6 +16,7 @@ import numpy as np
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf, parquet, shards
 from trainer.data.datasets.listing import PLACES, classes_of
+from trainer.data.formats import FORMATS, FileFormat
 from trainer.data.index import (
     DataError,
     Index,
@@ -28,15 +29,33 @@ from trainer.data.index import (
     store_index,
 )
 
-KINDS = {"shards": "tar shards", "parquet": "parquet files", "hf": "a datasets folder"}
-_MODULES = {"shards": shards, "parquet": parquet, "hf": hf}  # each with files, scan and Reader
-_EXAMPLES = {
-    "shards": "{}-000000.tar or {}/*.tar",
-    "parquet": "data/{}-00000-of-00001.parquet or {}/*.parquet",
-    "hf": "a {}/ that save_to_disk wrote",
-}
 _LAYOUT = "packed 1"  # of the cached files
 _SETTLED_NS = 2_000_000_000  # as for folders
+
+
+class Shards(FileFormat):
+    """See shards."""
+
+    name, title, example = "shards", "tar shards", "{}-000000.tar or {}/*.tar"
+    files, scan, reader = staticmethod(shards.files), staticmethod(shards.scan), shards.Reader
+
+
+class Parquet(FileFormat):
+    """See parquet."""
+
+    name, title, example = (
+        "parquet",
+        "parquet files",
+        "data/{}-00000-of-00001.parquet or {}/*.parquet",
+    )
+    files, scan, reader = staticmethod(parquet.files), staticmethod(parquet.scan), parquet.Reader
+
+
+class Datasets(FileFormat):
+    """See hf."""
+
+    name, title, example = "hf", "a datasets folder", "a {}/ that save_to_disk wrote"
+    files, scan, reader = staticmethod(hf.files), staticmethod(hf.scan), hf.Reader
 
 
 class Member:
@@ -57,7 +76,7 @@ class Member:
 class PackedIndex(Index):
     """One split of packed images: class by class, in the order of the names' bytes.
 
-    kind: see KINDS. files: of the split, below the root. fingerprint: as the image folder <class>/<name> of the same files would have it.
+    kind: the name of its format (see FORMATS). files: of the split, below the root. fingerprint: as the image folder <class>/<name> of the same files would have it.
     """
 
     def __init__(
@@ -74,7 +93,7 @@ class PackedIndex(Index):
         self._files, self._starts = (
             np.load(array_file(stem, name), mmap_mode="r", allow_pickle=False) for name in PLACES
         )
-        self._reader = _MODULES[kind].Reader([Path(root) / file for file in files])
+        self._reader = FORMATS[kind].reader([Path(root) / file for file in files])
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again."""
@@ -106,16 +125,16 @@ class PackedIndex(Index):
 
 
 def packed_kind(root: Path) -> str | None:
-    """Which of KINDS a folder holds; None for an image folder, and for a folder of neither.
+    """Which of FORMATS a folder holds, by name; None for an image folder, and for a folder of neither.
 
     Raises DataError where it holds two kinds.
     """
     found = [
         kind
-        for kind in KINDS
-        if any(_MODULES[kind].files(root, split) for split in ("train", "val"))
+        for kind in FORMATS
+        if any(FORMATS[kind].files(root, split) for split in ("train", "val"))
     ]
-    words = ["an image folder"] * is_image_folder(root) + [KINDS[kind] for kind in found]
+    words = ["an image folder"] * is_image_folder(root) + [FORMATS[kind].title for kind in found]
     if len(words) > 1:
         raise DataError(
             f"{root}: holds {' and '.join(words)}; use one of them, in a folder of its own"
@@ -153,11 +172,12 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
 
     Raises DataError for a missing split, what cannot be read, images without labels, and classes that do not fit.
     """
-    files = {name: _MODULES[kind].files(root, name) for name in ("train", "val")}
+    files = {name: FORMATS[kind].files(root, name) for name in ("train", "val")}
     for name, paths in files.items():
         if not paths:
             raise DataError(
-                f"{root}: {KINDS[kind]} without {name}; use {_EXAMPLES[kind].format(name, name)}"
+                f"{root}: {FORMATS[kind].title} without {name}; "
+                f"use {FORMATS[kind].example.replace('{}', name)}"
             )
     record = (
         cache_folder()
@@ -197,7 +217,7 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
     """List both splits, since they share their classes, and store an index of each."""
     listings = {}
     for split, paths in files.items():
-        listings[split] = _MODULES[kind].scan(paths)
+        listings[split] = FORMATS[kind].scan(paths)
         if not listings[split].num_images:
             raise DataError(f"{paths[0]}: holds no image of {split}; add one at least")
     classes = classes_of(root, listings)

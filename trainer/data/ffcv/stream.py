@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from trainer.base import streams
-from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.augmentation import Crop
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
@@ -86,12 +86,12 @@ class FfcvStream(TrainStream):
 
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
         """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it is made of, [b]."""
-        crop = next(part for part in self.augment if isinstance(part, RandomResizedCrop))
+        crop = next(part for part in self.augment if part.crops)
         boxes, is_bicubic = boxes_in(self.image_set, crop, self.seed, ids, shown)
         height, width = boxes[:, 2], boxes[:, 3]
         is_flipped = np.zeros(len(ids), bool)
         for part in self.augment:
-            if isinstance(part, Flip):
+            if part.flips:
                 is_flipped ^= part.draw(self.seed, ids)
         is_down_first = ffcv_resize.goes_down_first(height, width, side)
         num_bytes = self.image_set.places["size"][shown]
@@ -179,7 +179,7 @@ class FfcvStream(TrainStream):
 
 
 def boxes_in(
-    images: BetonSet, crop: RandomResizedCrop, seed: int, ids: np.ndarray, shown: np.ndarray
+    images: BetonSet, crop: Crop, seed: int, ids: np.ndarray, shown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b] bool.
 

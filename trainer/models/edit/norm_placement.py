@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar
@@ -32,11 +33,17 @@ class NormPart(Part):
     follows the new one. gamma starts at 1, or at 0 where the one before started at 0; beta at 0.
     """
 
+    kind: ClassVar[str] = "norm"
     brings_activation: ClassVar[bool] = False
 
+    @abstractmethod
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         """The norm over [B, num_channels, H, W]. is_activated: does an activation follow that it takes the place of?"""
-        raise NotImplementedError
+
+    @property
+    def has_gamma(self) -> bool:
+        """Does it multiply by a gamma that is learned?"""
+        return True
 
     def num_groups(self, num_channels: int) -> int | None:
         """Groups of channels that share a statistic of one image; None for statistics over images, or none at all."""

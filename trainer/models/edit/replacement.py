@@ -60,10 +60,10 @@ class Swap:
 class Part(Ingredient):
     """One part of the `model` section. Its one method changes a model in place and says what it replaced.
 
-    example: fields, `name` left out, as its source has them: what documentation and tests make it with.
+    chooses: it decides by the model what to do; its note says what, and why.
     """
 
-    example: ClassVar[dict[str, Any]] = {}
+    chooses: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, model: nn.Module, image_px: int) -> Swap:

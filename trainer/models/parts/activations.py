@@ -23,10 +23,9 @@ uses the input.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from trainer.base.component import Positive
@@ -44,8 +43,10 @@ from trainer.models.edit.replacement import (
 from trainer.models.parts.activation_layers import LearnedSwish
 
 
-class _Activation(Part):
+class Activation(Part):
     """In the place of every nonlinearity of the body, also of those inside norms; gates and attention keep theirs."""
+
+    kind: ClassVar[str] = "activation"
 
     @abstractmethod
     def layer(self, in_place: bool) -> nn.Module:
@@ -75,7 +76,7 @@ class _Activation(Part):
         return Swap("activation", counted(before), type(wanted).__name__, tuple(changed), note)
 
 
-class Relu(_Activation):
+class Relu(Activation):
     """max(x, 0).
 
     Source: Nair and Hinton 2010, ICML.
@@ -87,7 +88,7 @@ class Relu(_Activation):
         return nn.ReLU(in_place)
 
 
-class LeakyRelu(_Activation):
+class LeakyRelu(Activation):
     """x where it is positive, slope * x elsewhere.
 
     Source: Maas et al. 2013, ICML workshop.
@@ -101,7 +102,7 @@ class LeakyRelu(_Activation):
         return nn.LeakyReLU(self.slope, in_place)
 
 
-class Gelu(_Activation):
+class Gelu(Activation):
     """x * Phi(x), with the normal distribution's Phi.
 
     approximate: "tanh" takes x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))); absent, the exact Phi.
@@ -116,7 +117,7 @@ class Gelu(_Activation):
         return nn.GELU(self.approximate or "none")
 
 
-class Silu(_Activation):
+class Silu(Activation):
     """x * sigmoid(x): Swish with beta 1.
 
     Source: Elfwing et al. 2017, arXiv:1702.03118.
@@ -128,7 +129,7 @@ class Silu(_Activation):
         return nn.SiLU()
 
 
-class Swish(_Activation):
+class Swish(Activation):
     """x * sigmoid(beta * x), with one learned beta a layer.
 
     beta: where each starts. It is one-dimensional: it decays as norms and biases do.
@@ -144,7 +145,7 @@ class Swish(_Activation):
         return LearnedSwish(self.beta)
 
 
-class Mish(_Activation):
+class Mish(Activation):
     """x * tanh(ln(1 + exp(x))).
 
     Source: Misra 2019, arXiv:1908.08681.
@@ -156,7 +157,7 @@ class Mish(_Activation):
         return nn.Mish()
 
 
-class HardSwish(_Activation):
+class HardSwish(Activation):
     """x * min(max(x + 3, 0), 6) / 6.
 
     Source: Howard et al. 2019, arXiv:1905.02244.
@@ -168,7 +169,7 @@ class HardSwish(_Activation):
         return nn.Hardswish()
 
 
-class Elu(_Activation):
+class Elu(Activation):
     """x where it is positive, alpha * (exp(x) - 1) elsewhere.
 
     Source: Clevert et al. 2015, arXiv:1511.07289.
@@ -182,7 +183,7 @@ class Elu(_Activation):
         return nn.ELU(self.alpha, in_place)
 
 
-class Prelu(_Activation):
+class Prelu(Activation):
     """x where it is positive, slope * x elsewhere, with one learned slope a layer (the paper's channel-shared form).
 
     slope: where each starts. The paper lets slopes undecayed: they are one-dimensional, as norms and biases are.
@@ -196,12 +197,6 @@ class Prelu(_Activation):
 
     def layer(self, in_place: bool) -> nn.Module:
         return nn.PReLU(1, self.slope)
-
-
-Activation = Annotated[
-    Relu | LeakyRelu | Gelu | Silu | Swish | Mish | HardSwish | Elu | Prelu,
-    Field(discriminator="name"),
-]
 
 
 def _places(model: nn.Module) -> list[str]:

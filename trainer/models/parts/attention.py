@@ -30,7 +30,13 @@ Kernel = Annotated[int, Field(ge=1, le=31)]
 _PLACES = {"after_last_norm": ends, "after_middle": middles, "after_block": wholes}
 
 
-class _Attention(Part):
+class Attention(Part):
+    """Attention put into a model that has none."""
+
+    kind: ClassVar[str] = "attention"
+
+
+class _InBlocks(Attention):
     """position: `after_last_norm`, at the end of the residual branch, before layer scale and the addition;
     `after_middle`, behind the activation of the 3x3 of a bottleneck or of a basic block's first convolution, in
     ConvNeXt behind the norm of the depthwise convolution; `after_block`, behind the addition.
@@ -77,7 +83,7 @@ class _Attention(Part):
     def _note(self, widths: dict[int, None]) -> str: ...
 
 
-class _Reduced(_Attention):
+class _Reduced(_InBlocks):
     """reduction: how many times fewer hidden channels than channels; the quotient is rounded down."""
 
     reduction: Reduction
@@ -107,7 +113,7 @@ class SqueezeExcite(_Reduced):
         return SEModule(num_channels, rd_channels=self._hidden(num_channels))
 
 
-class Eca(_Attention):
+class Eca(_InBlocks):
     """Each channel times a gate that a short convolution along the channels makes of their means (ECA).
 
     kernel: its length, odd; None for the paper's rule, the odd number next to (log2(num_channels) + 1) / 2, at least 3.
@@ -168,7 +174,7 @@ class Cbam(_Reduced):
         return CbamModule(num_channels, rd_channels=hidden, spatial_kernel_size=self.kernel)
 
 
-class Bam(Part):
+class Bam(Attention):
     """A map of channels and a map of places, added and gated, at the end of each stage but the last (BAM).
 
     reduction: how many times fewer hidden channels than channels. dilation, num_convolutions: of its 3x3 convolutions.
@@ -283,9 +289,3 @@ def _odd(kernel: int) -> int:
     if kernel % 2 == 0:
         raise ValueError(f"{kernel} is even, so it has no middle; use {kernel + 1}")
     return kernel
-
-
-Attention = Annotated[
-    SqueezeExcite | Eca | Cbam | Bam | GlobalContext | CoordinateAttention,
-    Field(discriminator="name"),
-]

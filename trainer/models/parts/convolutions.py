@@ -28,9 +28,10 @@ from trainer.models.parts.convolution_layers import DeformableConv2d, SelfCalibr
 Stages = Annotated[int, Field(ge=1, le=4)]
 
 
-class _Convolution(Part):
+class Convolution(Part):
     """stages: of how many last stages."""
 
+    kind: ClassVar[str] = "convolution"
     stages: Stages
 
     def _last_stages(self, model: nn.Module) -> list[str]:
@@ -43,7 +44,7 @@ class _Convolution(Part):
         return names[-self.stages :]
 
 
-class _Exchanged(_Convolution):
+class _Exchanged(Convolution):
     """Convolutions of 3x3 that become another kind, each by itself."""
 
     wanted: ClassVar[str]
@@ -156,7 +157,7 @@ class SelfCalibrated(_Exchanged):
         )
 
 
-class Dilated(_Convolution):
+class Dilated(Convolution):
     """The last stages keep the resolution of the stage before them; their convolutions widen by 2, 4, … instead.
 
     Where a stage had a stride of 2 it gets none, and its convolutions over more than a pixel are dilated by twice the
@@ -239,6 +240,3 @@ def _same(conv: nn.Conv2d, dilation: int) -> nn.Conv2d:
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)
-
-
-Convolution = Annotated[Deformable | SelfCalibrated | Dilated, Field(discriminator="name")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,10 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         return torch.cat(made)
 
+    def sample_note(self, num_images: int) -> str:
+        """Which of a micro-batch's images make a sample of the statistics."""
+        return f"virtual batches of {self.images} out of the {num_images}"
+
     def _sizes(self, num_images: int) -> list[int]:
         full, rest = divmod(num_images, self.images)
         sizes = [self.images] * full
@@ -65,8 +71,34 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return f"{super().extra_repr()}, images={self.images}"
 
 
+class StepNorm(nn.Module, ABC):
+    """A norm whose running statistics move once in an optimizer step, by what all its micro-batches have added.
+
+    It does not normalize by the micro-batch: how a step is cut into micro-batches makes no difference to it.
+    is_adding: False where a pass is only made again, and adds nothing.
+    """
+
+    is_adding = True
+
+    @abstractmethod
+    def start_step(self) -> None:
+        """Forget what has been added since the last step."""
+
+    @abstractmethod
+    def finish_step(self) -> None:
+        """Move the statistics by what the micro-batches of a step have added; without any, leave them."""
+
+    @abstractmethod
+    def added(self) -> Tensor:
+        """What has been added since the last step, as numbers [N] float64 that ranks can sum up."""
+
+    @abstractmethod
+    def set_added(self, added: Tensor) -> None:
+        """Take the sum over ranks in the place of what this one has added."""
+
+
 @NORMS.register
-class EstimatedBatchNorm2d(nn.Module):
+class EstimatedBatchNorm2d(StepNorm):
     """Batch normalization by running estimates, in training as in evaluation; the estimates are constants to a gradient.
 
     All micro-batches of an optimizer step are normalized by the estimates as they stood before it. Each adds what it
@@ -84,11 +116,9 @@ class EstimatedBatchNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
-        self.is_adding = True  # not where a pass is only made again
         self.start_step()
 
     def start_step(self) -> None:
-        """Forget what has been added since the last step."""
         self._sums: Tensor | None = (
             None  # [2, C]: of distances from the estimated mean, and of their squares
         )
@@ -113,7 +143,6 @@ class EstimatedBatchNorm2d(nn.Module):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """Move the estimates by what the micro-batches of a step have added; without any, leave them."""
         if self._sums is None:
             return
         shift, square = self._sums / self._num_values
@@ -123,6 +152,18 @@ class EstimatedBatchNorm2d(nn.Module):
         self.running_mean.add_(shift, alpha=rate)
         self.running_var.lerp_(variance, rate)
         self.start_step()
+
+    def added(self) -> Tensor:
+        held = self.running_mean.new_zeros(2 * len(self.running_mean) + 1, dtype=torch.float64)
+        if self._sums is not None:
+            held[:-1], held[-1] = self._sums.flatten(), self._num_values
+        return held
+
+    def set_added(self, added: Tensor) -> None:
+        self._sums, self._num_values = (
+            added[:-1].view(2, -1).to(self.running_mean.dtype),
+            int(added[-1]),
+        )
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"

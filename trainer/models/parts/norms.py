@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import nn
 
+from trainer.base.errors import PlanError, UserError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
 from trainer.models.edit.replacement import NormPlace, SurgeryError
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
@@ -36,6 +37,10 @@ class BatchNorm(NormPart):
             num_channels, eps=self.eps, momentum=self.momentum, affine=self.affine
         )
 
+    @property
+    def has_gamma(self) -> bool:
+        return self.affine
+
 
 class GhostBatchNorm(NormPart):
     """BatchNorm by the statistics of virtual batches, smaller than the micro-batch. See GhostBatchNorm2d.
@@ -54,6 +59,20 @@ class GhostBatchNorm(NormPart):
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return GhostBatchNorm2d(num_channels, self.images, eps=self.eps, momentum=self.momentum)
 
+    def check(self, plan) -> None:
+        """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another name."""
+        num_images = plan.recipe.batch.norm_images * (plan.recipe.augment_splits or 1)
+        if num_images < self.images + 2:  # one image alone joins the virtual batch before it
+            smaller = (
+                f'set="model.norm.images={num_images // 2}"'
+                if num_images >= 4
+                else "batch.norm_images of 4 or more"
+            )
+            raise PlanError(
+                f"model.norm.images {self.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
+                f"virtual batch, which is batch_norm; {smaller} would do"
+            )
+
 
 class SyncBatchNorm(NormPart):
     """BatchNorm by the statistics of one micro-batch of every rank together; one rank's is BatchNorm, on any device.
@@ -70,6 +89,29 @@ class SyncBatchNorm(NormPart):
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return nn.SyncBatchNorm(num_channels, eps=self.eps, momentum=self.momentum)
+
+    def check(self, plan) -> None:
+        """It waits for all ranks in every micro-batch: none may have one fewer than another."""
+        last = plan.micro_batches(plan.steps_per_epoch - 1)
+        if last % plan.world_size:
+            raise PlanError(
+                f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {plan.world_size} ranks "
+                'cannot join; set="batch.drop_last=true" would do'
+            )
+
+    def check_settings(self, plan, settings) -> None:
+        """torch joins ranks on GPUs alone; and of ranks that join inside a forward pass one alone cannot try it again."""
+        if plan.world_size == 1:
+            return
+        if settings.micro_batch == "auto":
+            raise UserError(
+                "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do"
+            )
+        if settings.device == "cpu":
+            raise PlanError(
+                'model.norm sync_batch_norm: joins ranks on GPUs alone; one rank, or set="model.norm={name: batch_norm, '
+                f'momentum: {self.momentum:g}, eps: {self.eps:g}, affine: true}}" would do'
+            )
 
 
 class GroupNorm(GroupedNormPart):
@@ -148,6 +190,10 @@ class InstanceNorm(NormPart):
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return nn.InstanceNorm2d(num_channels, eps=self.eps, affine=self.affine)
+
+    @property
+    def has_gamma(self) -> bool:
+        return self.affine
 
 
 class FilterResponseNorm(NormPart):
@@ -253,17 +299,12 @@ class NoNorm(NormPart):
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return nn.Identity()
 
+    @property
+    def has_gamma(self) -> bool:
+        return False
+
     def over_last(self, norm: nn.Module) -> nn.Module:
         return norm
 
 
-Norm = Annotated[
-    BatchNorm | GhostBatchNorm | SyncBatchNorm | GroupNorm | LayerNorm2d | InstanceNorm | FilterResponseNorm | EvoNormS0
-    | BatchChannelNorm | NoNorm,
-    Field(discriminator="name"),
-]  # fmt: skip
-
-
-def has_gamma(norm: Norm) -> bool:
-    """Does a kind of norm multiply by a gamma that is learned?"""
-    return norm.name != "no_norm" and getattr(norm, "affine", True)
+Norm = NormPart

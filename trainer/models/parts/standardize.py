@@ -25,9 +25,10 @@ Epsilon = Annotated[float, Field(gt=0, le=1)]
 Of = Literal["followed_by_norm", "all"]
 
 
-class _Standardization(Part):
+class Standardization(Part):
     """of: the convolutions whose output goes straight into a norm, or all over feature maps. depthwise: those too."""
 
+    kind: ClassVar[str] = "weight standardization"
     of: Of
     depthwise: bool
 
@@ -69,7 +70,7 @@ class _Standardization(Part):
         return "of one weight a filter" if conv.weight[0].numel() == 1 else ""
 
 
-class WeightStandardization(_Standardization):
+class WeightStandardization(Standardization):
     """A convolution's weights with mean 0 and variance 1 over each output channel's filter.
 
     w becomes (w - mean) / (sqrt(v) + eps), eps outside the root, or (w - mean) / sqrt(v + eps), inside. The optimizer
@@ -100,7 +101,7 @@ class WeightStandardization(_Standardization):
         )
 
 
-class ScaledWeightStandardization(_Standardization):
+class ScaledWeightStandardization(Standardization):
     """Standardized weights that keep the variance of what flows through, for networks without norms.
 
     w becomes gain * gamma * (w - mean) / sqrt((v + eps) * n), with the biased variance v of a filter's n weights and
@@ -125,11 +126,6 @@ class ScaledWeightStandardization(_Standardization):
 
     def standardized(self, conv: nn.Conv2d) -> nn.Conv2d:
         return ScaledStandardizedConv2d.around(conv, gamma=self.gamma, eps=self.eps)
-
-
-Standardization = Annotated[
-    WeightStandardization | ScaledWeightStandardization, Field(discriminator="name")
-]
 
 
 def _classifier(model: nn.Module) -> nn.Module | None:

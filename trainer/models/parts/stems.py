@@ -49,12 +49,13 @@ class _Present:
     inner_activation: nn.Module | None
 
 
-class _Stem(Part):
+class Stem(Part):
     """The norm and the activation that end the present stem are kept; convolutions are drawn by timm's rule.
 
     Raises SurgeryError where no convolution comes before the first stage, and where the stem is that already.
     """
 
+    kind: ClassVar[str] = "stem"
     has_pool: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
@@ -87,7 +88,7 @@ class _Stem(Part):
     def _after(self) -> str: ...
 
 
-class ImagenetStem(_Stem):
+class ImagenetStem(Stem):
     """A 7x7 convolution of stride 2, norm, the stem's activation where it has one, 3x3 max pooling of stride 2.
 
     Source: He et al. 2015, arXiv:1512.03385.
@@ -102,7 +103,7 @@ class ImagenetStem(_Stem):
         return "7x7 of stride 2, 3x3 max pooling of stride 2"
 
 
-class CifarStem(_Stem):
+class CifarStem(Stem):
     """A 3x3 convolution of stride 1, norm, the stem's activation where it has one, no pooling: small images stay large.
 
     Source: He et al. 2015, arXiv:1512.03385, section 4.2.
@@ -118,7 +119,7 @@ class CifarStem(_Stem):
         return "3x3 of stride 1"
 
 
-class DeepStem(_Stem):
+class DeepStem(Stem):
     """Three 3x3 convolutions, the first of stride 2, with norm and activation between them, then max pooling: the -D stem.
 
     width: channels of the first two; the third has those of the first stage. At 32 it is that of timm's resnet50d.
@@ -152,7 +153,7 @@ class DeepStem(_Stem):
         return f"three 3x3 of width {self.width}, 3x3 max pooling of stride 2"
 
 
-class PatchifyStem(_Stem):
+class PatchifyStem(Stem):
     """One convolution over patches that do not overlap, norm, the stem's activation where it has one, no pooling.
 
     patch_px: the side of a patch, and the stride.
@@ -174,10 +175,11 @@ class PatchifyStem(_Stem):
         return f"{self.patch_px}x{self.patch_px} of stride {self.patch_px}"
 
 
-class AutoStem(_Stem):
+class AutoStem(Stem):
     """The cifar stem where images are under 96 px a side, else the model's own; the note says which, and why."""
 
     name: Literal["auto"] = "auto"
+    chooses: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace the stem, or leave it, by the size of the images."""
@@ -312,8 +314,3 @@ def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     if hasattr(new, "normalized_shape"):
         new.normalized_shape = (num_channels,)
     return new
-
-
-Stem = Annotated[
-    ImagenetStem | CifarStem | DeepStem | PatchifyStem | AutoStem, Field(discriminator="name")
-]

@@ -1,0 +1,115 @@
+"""What an augmentation is: the four classes that every one derives from, by where in a sample's way it stands."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from torch import Tensor
+
+from trainer.base.component import Ingredient
+from trainer.base.errors import UserError
+
+Stage = Literal["decode", "pixels", "normalized"]
+
+
+class Augmentation(Ingredient):
+    """One augmentation; derive from Crop, Mirror, OfPixels or OfNormalized, which say when it happens.
+
+    purpose: each augmentation names a random stream of its own; two of one stream would draw the same numbers.
+    stage: "decode", by the loader; "pixels", on uint8 images of the training size; "normalized", on what the model sees.
+    crops, flips: what one of stage "decode" does.
+    needs_rgb: it is about red, green and blue, and refused for other images.
+    """
+
+    kind: ClassVar[str] = "augmentation"
+    crops: ClassVar[bool] = False
+    flips: ClassVar[bool] = False
+    needs_rgb: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def purpose(self) -> str:
+        """The name of its random stream."""
+
+    @property
+    @abstractmethod
+    def stage(self) -> Stage:
+        """When it happens."""
+
+    def with_least_area(self, share: float) -> Self:
+        """The same, showing at least this share of an image: what a profile of small images asks for (crop_area)."""
+        return self
+
+    def left_out(self, num_channels: int) -> tuple[str, ...]:
+        """What it does not do for images of so many channels, to be noted in a plan."""
+        return ()
+
+    def check_channels(self, num_channels: int) -> None:
+        """Refuse images that are not red, green and blue, where it needs them. Raises UserError."""
+        if self.needs_rgb and num_channels != 3:
+            found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
+            remedy = f'set="augment.{self.name}=null" would do'
+            raise UserError(
+                f"augment.{self.name}: it is about red, green and blue; {found}; {remedy}"
+            )
+
+    def check(self, plan) -> None:
+        self.check_channels(plan.profile.channels)
+
+
+class Crop(Augmentation):
+    """Chooses the part of an image that is resized to the training size."""
+
+    stage: ClassVar[Stage] = "decode"
+    crops: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(
+        self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [B, 4] int64 as (top, left, height, width) in px, and whether each resize is bicubic [B] bool.
+
+        ids: [B, 3] (epoch, sample, repeat). heights, widths: [B], the sizes of the whole images in px.
+        """
+
+
+class Mirror(Augmentation):
+    """Chooses the images whose left and right change places."""
+
+    stage: ClassVar[Stage] = "decode"
+    flips: ClassVar[bool] = True
+
+    @abstractmethod
+    def draw(self, seed: int, ids: np.ndarray) -> np.ndarray:
+        """Whether each image is flipped: [B] bool, for ids [B, 3] (epoch, sample, repeat)."""
+
+
+class _OfTensors(Augmentation):
+    """Draws its parameters on the CPU, and is a deterministic function of images and parameters on any device."""
+
+    @abstractmethod
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
+        """The parameters by name, [B, ...] each, for ids [B, 3] (epoch, sample, repeat).
+
+        Of images [num_channels, image_px, image_px]. By `streams.uniforms(seed, self.purpose, ids, num_draws)`.
+        """
+
+    @abstractmethod
+    def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
+        """The augmented images, of the same shape and dtype. fill: one grey level in 0..255 per channel."""
+
+
+class OfPixels(_OfTensors):
+    """Changes uint8 images [B, C, H, W] of the training size."""
+
+    stage: ClassVar[Stage] = "pixels"
+
+
+class OfNormalized(_OfTensors):
+    """Changes normalized float images [B, C, H, W]."""
+
+    stage: ClassVar[Stage] = "normalized"
