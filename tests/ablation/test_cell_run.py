@@ -19,7 +19,7 @@ from trainer.ablation.cell_run import (
 from trainer.ablation.failures import cell_folder, read_failure, read_failures
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.runs.job import write_plan
-from trainer.runs.lock import claim
+from trainer.runs.lock import try_acquire
 from trainer.runs.results import rows_folder, store_row
 
 
@@ -83,7 +83,7 @@ def test_a_row_that_is_there_is_not_run_again(tmp_path, monkeypatch):
 def test_a_claimed_cell_is_left_alone(tmp_path, monkeypatch):
     shared, repeat = shared_in(tmp_path), repeat_of(0.1)
     asked = ran_as(monkeypatch, 0)
-    with claim(cell_folder(shared.runs, repeat.key)):
+    with try_acquire(cell_folder(shared.runs, repeat.key)):
         assert run_repeat(repeat, shared) == EXIT_CLAIMED
     assert asked == [] and read_failures(shared.runs) == {}
 

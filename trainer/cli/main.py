@@ -129,12 +129,17 @@ def user_errors(command):
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
         from trainer.base.errors import UserError, printable
+        from trainer.base.exits import EXIT_FAILED
+        from trainer.runs.lock import LockLost
 
         try:
             return command(*positional, **named)
         except UserError as error:
             typer.echo(f"error: {printable(str(error))}", err=True)
             raise typer.Exit(2) from None
+        except LockLost as error:
+            typer.echo(f"error: {printable(str(error))}; ending", err=True)
+            raise typer.Exit(EXIT_FAILED) from None
         except RuntimeError as error:
             from trainer.base.memory import is_memory_full
 
@@ -198,10 +203,9 @@ def train(
         machine |= {
             "micro_batch": micro_batch,
             "activation_checkpointing": bool(activation_checkpointing),
-            "inject": inject,
         }
         machine |= {"keep_every": keep_every, "loader": loader, "compile": bool(compile)}
-        code = train_job(job, device, machine, gpus, procs, stop)
+        code = train_job(job, device, machine, gpus, procs, stop, inject)
     raise typer.Exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -24,15 +25,21 @@ from trainer.recipe.profiles import data_folder
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import rows_folder
-from trainer.tools.faults import check_faults
+from trainer.tools.faults import Faults, check_faults, parse_faults
 
 
 def train_job(
-    job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest
+    job: Job,
+    device: str,
+    machine: dict,
+    gpus: int | None,
+    procs: int | None,
+    stop: StopRequest,
+    inject: str = "",
 ) -> int:
     """Train a job on as many ranks as were asked for, or as have been started; gives the exit code.
 
-    machine: the rest of what make_settings takes.
+    machine: the rest of what make_settings takes. inject: faults on purpose, as inject= has them.
 
     Raises UserError.
     """
@@ -43,7 +50,7 @@ def train_job(
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
         try:
-            return _train(job, device, machine, place, ranks, stop)
+            return _train(job, device, machine, place, ranks, stop, inject)
         except Stopped as signal_name:
             if ranks.is_first:
                 say(f"stopped by {signal_name} before the first step; the same command goes on")
@@ -64,7 +71,13 @@ def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> 
 
 
 def _train(
-    job: Job, device: str, machine: dict, place: Place | None, ranks: Ranks, stop: StopRequest
+    job: Job,
+    device: str,
+    machine: dict,
+    place: Place | None,
+    ranks: Ranks,
+    stop: StopRequest,
+    inject: str,
 ) -> int:
     from trainer.runs import summary as show
 
@@ -91,13 +104,23 @@ def _train(
     )
     check_norms(plan, settings.device)
     check_pieces(plan, settings)
-    check_faults(settings.inject, plan)
+    faults = parse_faults(inject)
+    check_faults(faults, plan)
     if ranks.is_first:
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
     ranks.check(stop)
-    code, row = run_job(job, plan, settings, opened, console, stop, ranks)
+    code, row = run_job(
+        job,
+        plan,
+        settings,
+        opened,
+        console,
+        stop,
+        ranks,
+        functools.partial(Faults, faults) if faults else None,
+    )
     if row is not None:
         show.row(console, row, settings, plan)
     return code
