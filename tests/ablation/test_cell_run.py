@@ -15,7 +15,7 @@ from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import SIGNALS
 from trainer.runs.job import write_plan
-from trainer.runs.lock import claim
+from trainer.runs.lock import try_acquire
 from trainer.runs.results import rows_folder, store_row
 
 
@@ -78,7 +78,7 @@ def test_a_row_that_is_there_is_not_run_again(tmp_path, monkeypatch):
 def test_a_claimed_cell_is_left_alone(tmp_path, monkeypatch):
     shared, repeat = shared_in(tmp_path), repeat_of(0.1)
     asked = ran_as(monkeypatch, 0)
-    with claim(cell_folder(shared.runs, repeat.key)):
+    with try_acquire(cell_folder(shared.runs, repeat.key)):
         assert run_repeat(repeat, shared) == EXIT_CLAIMED
     assert asked == [] and read_failures(shared.runs) == {}
 

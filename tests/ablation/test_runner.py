@@ -13,7 +13,7 @@ from trainer.ablation.runner import Sweep
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import StopRequest
-from trainer.runs.lock import claim
+from trainer.runs.lock import try_acquire
 from trainer.runs.results import store_row
 
 
@@ -187,7 +187,7 @@ def test_a_process_that_says_done_and_stored_no_row_has_failed(sweeps, monkeypat
 
 def test_a_cell_that_another_caller_runs_is_waited_for(sweeps):
     theirs = repeat_of(CELLS[0])
-    own = claim(cell_folder(sweeps.shared.runs, theirs.key))
+    own = try_acquire(cell_folder(sweeps.shared.runs, theirs.key))
 
     def they_finish():
         store_row(sweeps.shared.results, row_of(theirs))
@@ -199,14 +199,14 @@ def test_a_cell_that_another_caller_runs_is_waited_for(sweeps):
 
 
 def test_a_cell_that_another_caller_gave_up_is_taken_over(sweeps):
-    own = claim(cell_folder(sweeps.shared.runs, repeat_of(CELLS[0]).key))
+    own = try_acquire(cell_folder(sweeps.shared.runs, repeat_of(CELLS[0]).key))
     sweep = sweeps({}, meanwhile={"0.03": own.release})
     assert sweep.code == 0 and sorted(sweep.workers.started) == [(f"{cell:g}", 0) for cell in CELLS]
 
 
 def test_what_failed_under_another_caller_is_not_tried_by_this_call_too(sweeps):
     theirs = repeat_of(CELLS[0])
-    own = claim(cell_folder(sweeps.shared.runs, theirs.key))
+    own = try_acquire(cell_folder(sweeps.shared.runs, theirs.key))
 
     def they_fail():
         record_failure(theirs, sweeps.shared, 1)

@@ -12,7 +12,7 @@ import pytest
 
 from support.sweeps import STEPS, Sweep, sweeping, wait_until, write_page, write_pictures
 from trainer.ablation.failures import read_failures
-from trainer.runs.lock import ClaimedError, claimed, owner_of
+from trainer.runs.lock import LockedError, acquire, owner_of
 
 pytestmark = pytest.mark.drill  # minutes of processes that are killed: `make drill`
 
@@ -191,13 +191,13 @@ def test_a_run_that_is_being_trained_is_refused_to_a_second_process(sweep):
     pid = sweep.begin(faults={"0.01": "hang"})
     wait_until(lambda: sweep.num_steps() > 0)
     (run,) = [path.stem for path in sweep.trace.glob("*.steps")]
-    with pytest.raises(ClaimedError, match="works here; wait for its end"):
-        claimed(sweep.runs / run)
+    with pytest.raises(LockedError, match="works here; wait for its end"):
+        acquire(sweep.runs / run)
     sweep.kill(pid)
     wait_until(
         lambda: owner_of(sweep.runs / run) is None
     )  # the kernel takes a moment to end what was killed
-    claimed(sweep.runs / run).release()
+    acquire(sweep.runs / run).release()
 
 
 def test_cells_that_another_ablation_ran_are_there_already(undisturbed, world, tmp_path):

@@ -291,5 +291,7 @@ def test_nothing_heavy_is_imported_for_the_help():
         "import sys; from trainer.cli.main import app; "
         "sys.exit(str({'torch', 'timm', 'pydantic', 'numpy'} & set(sys.modules) or ''))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert done.stderr.strip() == ""

@@ -16,7 +16,7 @@ from support.endings import ending
 from support.forked import words
 from support.killed import STARTS, strike_at_start
 from trainer.base import signals as stop
-from trainer.base.signals import Stopped, StopRequest
+from trainer.base.signals import EarlySignals, Stopped, StopRequest
 
 ROOT = Path(__file__).parents[2]
 # sends itself a signal at the first look for a module: as if it had come while the program was still importing
@@ -172,25 +172,24 @@ def test_a_signal_is_noted_and_handed_back():
 
 def test_what_came_before_there_was_a_request_is_in_it():
     actions = [signal.getsignal(number) for number in stop.SIGNALS]
-    try:
-        stop.listen_early()
+    with EarlySignals():
         os.kill(os.getpid(), signal.SIGTERM)
         with StopRequest() as request:
             assert request.signal_name == "SIGTERM"
+        assert [
+            signal.getsignal(number) for number in stop.SIGNALS
+        ] == actions  # what follows the run is as ever
         with StopRequest() as request:
             assert not request.is_requested
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        for number, action in zip(stop.SIGNALS, actions, strict=True):
-            signal.signal(number, action)
+    assert [signal.getsignal(number) for number in stop.SIGNALS] == actions
 
 
 @pytest.mark.parametrize(
     ("begin", "between"),
     [
-        ("stop.listen_early()", ""),
+        ("stop.EarlySignals().__enter__()", ""),
         ("stop.StopRequest().__enter__()", ""),
-        ("stop.listen_early()", "stop.StopRequest().__enter__()"),
+        ("stop.EarlySignals().__enter__()", "stop.StopRequest().__enter__()"),
     ],
     ids=["early", "late", "one early and one late"],
 )

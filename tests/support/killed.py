@@ -137,7 +137,7 @@ STARTS = {
     "plan": ("trainer.cli.train", "plan_of", 1),
     "data": ("trainer.cli.train", "open_data", 1),
     "settings": ("trainer.cli.train", "make_settings", 1),
-    "claim": ("trainer.runs.run_folder", "claimed", 1),
+    "claim": ("trainer.runs.run_folder", "acquire", 1),
     "flag": ("trainer.runs.lock.os", "rename", 1),
     "page": ("trainer.runs.job", "write_atomically", 1),
     "facts": ("trainer.runs.job", "write_atomically", 2),

@@ -5,10 +5,12 @@ from pathlib import Path
 import torch
 
 from support.ranked import noting, ranked_plan
+from trainer.base.guard import Guard
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
 from trainer.engine.state import State
+from trainer.tools.faults import Faults, parse_faults
 
 
 def steps(
@@ -23,18 +25,17 @@ def steps(
 ) -> dict:
     """The first optimizer steps of a run under inject=; all there is to compare."""
     plan = ranked_plan(ranks, recipe, model, overrides)
-    settings = make_settings("cpu", workers="0", inject=inject, **machine)
-    state = State(plan, settings, Path(folder), ranks)
+    settings = make_settings("cpu", workers="0", **machine)
+    guard = Guard(faults=Faults(parse_faults(inject), plan, Path(folder), ranks))
+    state = State(plan, settings, Path(folder), ranks, guard)
     seen, said, losses = [], [], []
     state.say = lambda line, style=None: said.append(line)
     window = noting(
-        open_data(plan.profile, None).train_stream(
-            plan, settings, 0, ranks, state.faults.in_loader(state)
-        ),
+        open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, guard.wrap(state)),
         seen,
     )
     for step in range(num_steps):
-        state.faults.strike(step, state)
+        guard.before_step(step, state)
         losses.append(train.optimizer_step(state, window, step).item())
         state.progress.step = step + 1
     state.check_equal()

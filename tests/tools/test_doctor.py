@@ -137,7 +137,7 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
         (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
     script = (
         "import trainer.tools.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
-        "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; import trainer.__main__"
+        "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; from trainer.__main__ import main; main()"
     )
     environment = {
         **os.environ,

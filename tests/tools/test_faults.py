@@ -24,17 +24,9 @@ from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import MemoryFull
 from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.results import touches_result
 from trainer.tools import faults as inject
-from trainer.tools.faults import (
-    Fault,
-    Faults,
-    check_faults,
-    disk,
-    fill_disk,
-    parse_faults,
-    step_of,
-    touches_result,
-)
+from trainer.tools.faults import Disk, Fault, Faults, check_faults, parse_faults, step_of
 
 
 def test_faults_are_read_strictly():
@@ -100,20 +92,21 @@ def test_an_image_is_counted_in_the_order_of_the_run():
 
 
 def test_a_full_disk_is_full_for_one_write_or_for_a_time(monkeypatch):
-    disk(Path("x"))
-    fill_disk()
+    disk = Disk()
+    disk.before_write(Path("x"))
+    disk.fill()
     with pytest.raises(OSError) as caught:
-        disk(Path("folder/x"))
+        disk.before_write(Path("folder/x"))
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == "folder/x"
-    disk(Path("x"))
+    disk.before_write(Path("x"))
     clock = {"s": 100.0}
     monkeypatch.setattr(inject.time, "monotonic", lambda: clock["s"])
-    fill_disk(2.0)
+    disk.fill(2.0)
     for clock["s"] in (100.0, 101.9):
         with pytest.raises(OSError):
-            disk(Path("x"))
+            disk.before_write(Path("x"))
     clock["s"] = 102.0
-    disk(Path("x"))
+    disk.before_write(Path("x"))
 
 
 @functools.cache
@@ -141,27 +134,27 @@ def test_each_strikes_once_in_a_folder_and_is_marked_before(tmp_path, monkeypatc
     )
     faults, state = struck("kill@2,term@3", tmp_path)
     for step in range(4):
-        faults.strike(step, state)
+        faults.before_step(step, state)
     assert signals == [(signal.SIGKILL, "kill@2\n"), (signal.SIGTERM, "kill@2\nterm@3\n")]
     assert state.said == ["injected: kill@2", "injected: term@3"] and state.progress.injected == []
     again, state = struck("kill@2,term@3,kill@4", tmp_path)
     for step in range(4):
-        again.strike(step, state)
+        again.before_step(step, state)
     assert len(signals) == 3 and signals[-1][0] == signal.SIGKILL
 
 
 def test_what_touches_the_row_is_noted(tmp_path):
     faults, state = struck("nan@1,slow@2:1s,enospc@3,bad_image@500", tmp_path, bad_images="skip")
     for step in range(4):
-        faults.strike(step, state)
+        faults.before_step(step, state)
     disk_is_full = pytest.raises(OSError)
     with disk_is_full:
-        disk(tmp_path)
+        faults.before_write(tmp_path)
     assert state.progress.injected == ["nan@1", "slow@2:1s", "bad_image@500"]
     assert [touches_result([fault]) for fault in state.progress.injected] == [True, False, True]
     assert not touches_result([])
     faults, state = struck("bad_image@1", tmp_path / "other")
-    faults.strike(0, state)
+    faults.before_step(0, state)
     assert state.progress.injected == []  # under bad_images=fail the next process reads it whole
 
 
@@ -200,7 +193,7 @@ def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the
         "slow@3:1s"
     ]  # not the image of the first step
     for step in range(3):
-        faults.strike(step, state)
+        faults.before_step(step, state)
     assert not signals and state.progress.injected == ["slow@3:1s"]  # the loader was at it already
     assert [line.partition(":")[0] for line in state.said] == [
         "not injected",
@@ -211,22 +204,26 @@ def test_a_fault_that_a_full_disk_does_not_let_be_marked_does_not_strike_and_the
         "injected (No space left on device)" in line and "\n" not in line for line in state.said
     )
     monkeypatch.setattr(inject.os, "fsync", sync)
-    faults.strike(3, state)
+    faults.before_step(3, state)
     assert signals == [signal.SIGTERM] and state.said[-1] == "injected: term@4"
     assert (tmp_path / "injected").read_text() == "term@4\n"
 
 
-def stream(inject: str, **job):
+def stream(folder: Path, inject: str, **job):
     plan = small_plan(
         "A1", overrides="batch.images=128 batch.norm_images=32", **job
     )  # with repeats
     settings = make_settings("cpu", workers="0")
     data = open_data(plan.profile, None)
-    return plan, data, data.train_stream(plan, settings, 0, faults=parse_faults(inject))
+    state = SimpleNamespace(
+        progress=SimpleNamespace(step=0, injected=[]), settings=settings, say=lambda line: None
+    )
+    faults = Faults(parse_faults(inject), plan, folder, alone())
+    return plan, data, data.train_stream(plan, settings, 0, wrap=faults.wrap(state))
 
 
-def test_a_bad_image_is_the_one_of_that_number_and_no_other():
-    plan, data, batches = stream("bad_image@200", bad_images="skip")
+def test_a_bad_image_is_the_one_of_that_number_and_no_other(tmp_path):
+    plan, data, batches = stream(tmp_path, "bad_image@200", bad_images="skip")
     plain = data.train_stream(plan, make_settings("cpu", workers="0"), 0)
     replaced = []
     for _, batch, other in zip(range(8), batches, plain):
@@ -235,7 +232,7 @@ def test_a_bad_image_is_the_one_of_that_number_and_no_other():
             replaced.append((batch.step, tuple(batch.ids[row].tolist()), batch.num_replaced))
     order = epoch_order(plan.seed, 0, plan.profile.num_train, plan.recipe.repeats)
     assert replaced == [(1, tuple(order[199].tolist()), 1)]
-    plan, data, batches = stream("bad_image@200")
+    plan, data, batches = stream(tmp_path, "bad_image@200")
     with pytest.raises(
         BadImage,
         match=f"image {order[199][1]} of the training set: damaged, as inject=bad_image@200 has it",
@@ -244,10 +241,10 @@ def test_a_bad_image_is_the_one_of_that_number_and_no_other():
             next(batches)
 
 
-def test_a_slow_loader_waits_once_in_its_step(monkeypatch):
+def test_a_slow_loader_waits_once_in_its_step(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr("trainer.data.faulty.time.sleep", waits.append)
-    _, _, batches = stream("slow@2:3s,slow@3:0.5s")
+    _, _, batches = stream(tmp_path, "slow@2:3s,slow@3:0.5s")
     for _ in range(12):
         next(batches)
     assert [wait for wait in waits if wait] == [3, 0.5]
@@ -268,13 +265,16 @@ def trained(folder: Path, inject: str = "", **machine):
         runs=folder / "runs",
         results=folder / "results",
         checkpoint_s=0,
-        inject=inject,
         **machine,
     )
     out = io.StringIO()
     with StopRequest() as stop:
+        console, faults = (
+            Console(file=out, width=300),
+            functools.partial(Faults, parse_faults(inject)),
+        )
         code, row = run_job(
-            job, plan, settings, open_data(plan.profile, None), Console(file=out, width=300), stop
+            job, plan, settings, open_data(plan.profile, None), console, stop, faults=faults
         )
     return code, row, out.getvalue()
 
@@ -366,7 +366,7 @@ def test_memory_that_runs_out_under_auto_is_in_the_row(tmp_path):
 
 def test_without_faults_nothing_is_marked(tmp_path):
     faults, state = struck("", tmp_path)
-    faults.strike(0, state)
+    faults.before_step(0, state)
     assert (
         faults.in_loader(state) == ()
         and list(tmp_path.iterdir()) == []

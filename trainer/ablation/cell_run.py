@@ -28,7 +28,7 @@ from trainer.base.signals import StopRequest
 from trainer.cli.train import train_job
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job
-from trainer.runs.lock import claim
+from trainer.runs.lock import try_acquire
 from trainer.runs.remote_rows import pull_rows, push_row
 from trainer.runs.results import Row, read_row_file, rows_folder
 
@@ -102,7 +102,7 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
     a failure, before its claim is given up, so that nobody takes it up in between.
     """
     folder = cell_folder(shared.runs, repeat.key)
-    own = claim(folder)
+    own = try_acquire(folder)
     if own is None:
         return EXIT_CLAIMED
     with own:

@@ -10,15 +10,17 @@ from trainer.base.exits import EXIT_INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-_early: list[str] = []  # what came before there was a StopRequest
-
 
 class Stopped(Exception):
     """A signal asked for the end in the middle of something that need not be finished."""
 
 
 class StopRequest:
-    """A context in which the signals are noted instead of obeyed; a second Ctrl-C ends the process at once."""
+    """A context in which the signals are noted instead of obeyed; a second Ctrl-C ends the process at once.
+
+    For a command line: whoever trains from Python gives one that is not entered, which changes no handler and asks for
+    nothing.
+    """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -28,12 +30,12 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
             before = signal.signal(number, self._note)
-            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            self._before[number] = usual if before is _note_early else before
-        if _early:
-            self._is_interrupted = signal.SIGINT.name in _early
-            self.signal_name = _early.pop()
-            _early.clear()
+            early = _early(before)
+            self._before[number] = early.before(number) if early else before
+        if early and early.seen:
+            self._is_interrupted |= signal.SIGINT.name in early.seen
+            self.signal_name = self.signal_name or early.seen[-1]
+            early.seen.clear()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -56,16 +58,36 @@ class StopRequest:
             raise Stopped(self.signal_name)
 
 
-def listen_early() -> None:
-    """Note the signals from now on, for the StopRequest that will be made once all is imported."""
-    for number in SIGNALS:
-        signal.signal(number, _note_early)
+class EarlySignals:
+    """A context that notes the signals for the StopRequest that is made in it once all is imported."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> EarlySignals:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, action in self._before.items():
+            signal.signal(number, action)
+
+    def before(self, number: int):
+        """What a signal did before this context."""
+        return self._before[number]
+
+    def _note(self, number: int, frame) -> None:
+        if number == signal.SIGINT and signal.SIGINT.name in self.seen:
+            _end_at_once()
+        self.seen.append(signal.Signals(number).name)
 
 
-def _note_early(number: int, frame) -> None:
-    if number == signal.SIGINT and signal.SIGINT.name in _early:
-        _end_at_once()
-    _early.append(signal.Signals(number).name)
+def _early(action) -> EarlySignals | None:
+    """The EarlySignals that a signal's handler belongs to."""
+    owner = getattr(action, "__self__", None)
+    return owner if isinstance(owner, EarlySignals) else None
 
 
 def _end_at_once() -> None:

@@ -142,13 +142,18 @@ def user_errors(command):
     @functools.wraps(command)
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
+        from trainer.base.exits import EXIT_FAILED
         from trainer.base.memory import line_of
         from trainer.base.plugins import load_plugins
+        from trainer.runs.lock import LockLost
 
         try:
             if not loads_itself:
                 load_plugins(named.pop("plugins", ""))
             return command(*positional, **named)
+        except LockLost as error:
+            typer.echo(f"error: {error}; ending", err=True)
+            raise typer.Exit(EXIT_FAILED) from None
         except Exception as error:
             line = line_of(error)
             if line is None:
@@ -217,10 +222,9 @@ def train(
         machine |= {
             "micro_batch": micro_batch,
             "activation_checkpointing": bool(activation_checkpointing),
-            "inject": inject,
         }
         machine |= {"keep_every": keep_every, "loader": loader, "compile": bool(compile)}
-        code = train_job(job, device, machine, gpus, procs, stop)
+        code = train_job(job, device, machine, gpus, procs, stop, inject)
     raise typer.Exit(code)
 
 

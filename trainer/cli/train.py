@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -25,15 +26,21 @@ from trainer.runs import summary as show
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import Row, rows_folder
-from trainer.tools.faults import check_faults
+from trainer.tools.faults import Faults, check_faults, parse_faults
 
 
 def train_job(
-    job: Job, device: str, machine: dict, gpus: int | None, procs: int | None, stop: StopRequest
+    job: Job,
+    device: str,
+    machine: dict,
+    gpus: int | None,
+    procs: int | None,
+    stop: StopRequest,
+    inject: str = "",
 ) -> int:
     """Train a job on as many ranks as were asked for, or as have been started; gives the exit code.
 
-    machine: the rest of what make_settings takes.
+    machine: the rest of what make_settings takes. inject: faults on purpose, as inject= has them.
 
     Raises UserError.
     """
@@ -44,7 +51,7 @@ def train_job(
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
         try:
-            return train_rank(job, device, machine, place, ranks, show.console(), stop)[0]
+            return train_rank(job, device, machine, place, ranks, show.console(), stop, inject)[0]
         except Stopped as signal_name:
             if ranks.is_first:
                 say(f"stopped by {signal_name} before the first step; the same command goes on")
@@ -72,6 +79,7 @@ def train_rank(
     ranks: Ranks,
     console: Console,
     stop: StopRequest,
+    inject: str = "",
 ) -> tuple[int, Row | None]:
     """Train a job on this process's rank, with all that is said on the way: (exit code, row or None, as run_job).
 
@@ -100,13 +108,23 @@ def train_rank(
         num_ranks_here=num_ranks_here,
     )
     check_settings(plan, settings)
-    check_faults(settings.inject, plan)
+    faults = parse_faults(inject)
+    check_faults(faults, plan)
     if ranks.is_first:
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
     ranks.check(stop)
-    code, row = run_job(job, plan, settings, opened, console, stop, ranks)
+    code, row = run_job(
+        job,
+        plan,
+        settings,
+        opened,
+        console,
+        stop,
+        ranks,
+        functools.partial(Faults, faults) if faults else None,
+    )
     if row is not None:
         show.row(console, row, settings, plan)
     return code, row

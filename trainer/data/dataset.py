@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from trainer.base.errors import UserError
 from trainer.data.datasets.builtin import ImageSet, for_training, open_beton_set, open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
-from trainer.data.faulty import FaultyStream
 from trainer.data.ffcv.beton import has_betons
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import arriving
 from trainer.data.transforms import fill_of
 from trainer.distributed.communicator import Ranks, alone
-from trainer.tools.faults import Fault
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
 
@@ -55,21 +52,15 @@ class OpenedData:
         settings,
         first_step: int,
         ranks: Ranks = alone(),
-        faults: tuple[Fault, ...] = (),
+        wrap: Callable[[TrainStream], TrainStream] | None = None,
     ) -> Iterator[MicroBatch]:
         """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
 
-        faults: on purpose, of those that a loader can have.
+        wrap: what takes the stream's place, as for faults on purpose.
         """
         stream = self.stream(plan, settings, ranks)
-        if faults and settings.loader == "ffcv":
-            raise UserError(
-                "inject=: a loader's faults are made by the torch loader; use loader=torch"
-            )
-        if faults:
-            stream = FaultyStream(
-                **vars(stream), faults=faults, draws_per_epoch=plan.draws_per_epoch
-            )
+        if wrap is not None:
+            stream = wrap(stream)
         return arriving(
             stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device),
             settings.device,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,6 @@ from PIL import Image, UnidentifiedImageError
 
 from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
-
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # advice about files (palettes, EXIF, size), which check-data lists
 
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ODD_MODES = {

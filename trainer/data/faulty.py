@@ -14,7 +14,21 @@ from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.order import epoch_order
-from trainer.tools.faults import Fault
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault. number: of the step that it strikes in, for a bad_image of the image; the first of a run is 1.
+
+    seconds: how much longer the loader takes (slow), how long the disk is full (enospc; 0: for one write).
+    """
+
+    kind: str
+    number: int
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind}@{self.number}" + (f":{self.seconds:g}s" if self.seconds else "")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
 from trainer.distributed.env import Place
-from trainer.tools.faults import Fault, parse_faults
 
 PRECISIONS = ("float32", "bf16", "fp16")
 LOADERS = ("auto", "torch", "pil", "ffcv")
@@ -23,7 +22,7 @@ class Settings:
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. num_workers: loader
     processes, or ffcv's threads. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
     log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
-    runs out. activation_checkpointing: are activations made again in the backward pass? compile: are the model's passes compiled? inject: faults on purpose.
+    runs out. activation_checkpointing: are activations made again in the backward pass? compile: are the model's passes compiled?
     keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with every
     JPEG file decoded whole by PIL, or "ffcv".
     """
@@ -40,7 +39,6 @@ class Settings:
     micro_batch: str = "page"
     activation_checkpointing: bool = False
     compile: bool = False
-    inject: tuple[Fault, ...] = ()
     keep_every_epochs: int = 0
     loader: str = "torch"
 
@@ -62,7 +60,6 @@ def make_settings(
     micro_batch: str = "page",
     activation_checkpointing: bool = False,
     compile: bool = False,
-    inject: str = "",
     keep_every: int = 0,
     loader: str = "auto",
 ) -> Settings:
@@ -103,7 +100,6 @@ def make_settings(
         micro_batch=micro_batch,
         activation_checkpointing=activation_checkpointing,
         compile=compile,
-        inject=parse_faults(inject),
         keep_every_epochs=keep_every,
         loader="torch" if loader == "auto" else loader,
     )

@@ -14,6 +14,7 @@ from torch import nn
 from trainer.base import provenance
 from trainer.base.disk import END_S, keep_trying, why
 from trainer.base.errors import UserError
+from trainer.base.guard import Guard
 from trainer.base.plugins import loaded_plugins
 from trainer.components.optimizers import param_groups
 from trainer.data.jpeg import decoder_name
@@ -29,7 +30,6 @@ from trainer.recipe.plan import Plan
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.checkpoint_writer import Saver
 from trainer.runs.loggers.logger import Log, SilentLog
-from trainer.tools.faults import Faults
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -89,9 +89,20 @@ class State:
     """Model, optimizer, average, scaler and progress of one run in one folder: on every rank the same, bit for bit."""
 
     def __init__(
-        self, plan: Plan, settings: Settings, folder: Path, ranks: Ranks = alone()
+        self,
+        plan: Plan,
+        settings: Settings,
+        folder: Path,
+        ranks: Ranks = alone(),
+        guard: Guard = Guard(),
     ) -> None:
-        self.plan, self.settings, self.folder, self.ranks = plan, settings, folder, ranks
+        self.plan, self.settings, self.folder, self.ranks, self.guard = (
+            plan,
+            settings,
+            folder,
+            ranks,
+            guard,
+        )
         self.model = as_it_runs(build_model(plan), settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
@@ -106,12 +117,11 @@ class State:
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
         )  # after the average has copied it
         self.gradients = Gradients(self.model.parameters(), ranks)
-        self.faults = Faults(settings.inject, plan, folder, ranks)
         self.say = _say_nothing
         self.progress = Progress(machine=self._machine())
         # the device's running sum of losses: read only where a line is written, so that no step waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
-        self.saver = Saver(folder / "checkpoints", settings.checkpoint_s)
+        self.saver = Saver(folder / "checkpoints", settings.checkpoint_s, guard.before_write)
         self._begun: tuple[int, int] | None = (
             None  # step and evaluated_step of the checkpoint begun last
         )

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from trainer.base import streams
 from trainer.base.disk import END_S, STOP_S, must_write, why
+from trainer.base.guard import Guard
 from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import OpenedData
@@ -53,15 +54,18 @@ def run(
     console: Console,
     stop: StopRequest,
     ranks: Ranks = alone(),
+    guard: Guard = Guard(),
 ) -> Outcome:
     """Train one model to the end of its plan; the last evaluation is the result.
 
     The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint, with as many
     ranks as there are now. Every rank goes through this story; rank 0 alone writes and speaks.
+
+    Raises LockLost where another process has taken the folder over.
     """
     keep_freed_memory()
     fast_algorithms(settings.device)
-    state = State(plan, settings, folder, ranks)
+    state = State(plan, settings, folder, ranks, guard)
     check_room(state)
     notes = state.resume()
     progress = state.progress
@@ -71,7 +75,7 @@ def run(
         state.say = log.say
         watch = Watch(progress)
         window = watch.batches(
-            data.train_stream(plan, settings, progress.step, ranks, state.faults.in_loader(state))
+            data.train_stream(plan, settings, progress.step, ranks, guard.wrap(state))
         )
         try:
             if not evaluate_epoch(state, data, log, stop):
@@ -80,7 +84,7 @@ def run(
                 window = show_first_batch(state, window, data.classes, log)
             for step in range(progress.step, plan.num_steps):
                 ranks.check(stop)
-                state.faults.strike(step, state)
+                guard.before_step(step, state)
                 with watch, told(state):
                     state.loss_sum += optimizer_step(state, window, step)
                     progress.loss_steps += 1
@@ -202,7 +206,12 @@ def evaluate_epoch(state: State, data: OpenedData, log: Log, stop: StopRequest) 
         )
         state.ranks.copy(buffer for model in models for buffer in model.buffers())
     batches = data.val_batches(plan, state.settings, state.ranks)
-    scores = evaluate_all(plan, state.settings, state.weights(), batches, stop.check, state.ranks)
+
+    def check() -> None:
+        state.guard.check()
+        stop.check()
+
+    scores = evaluate_all(plan, state.settings, state.weights(), batches, check, state.ranks)
     loss_nats = scores[state.scored].loss_nats
     if not math.isfinite(loss_nats):
         log.say(
@@ -228,6 +237,7 @@ def open_log(state: State, console: Console) -> Log | SilentLog:
             state.progress.step,
             state.progress.metrics_bytes,
             console,
+            state.guard.before_write,
         )
 
 

@@ -34,7 +34,7 @@ from trainer.models.build import check_model_name
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
-from trainer.runs.lock import claimed
+from trainer.runs.lock import Lock, acquire
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
@@ -197,17 +197,26 @@ def run(
 
     check: called before every step; what it raises ends the range test, and finished trials stay.
 
-    Raises ClaimedError where another process works in the folder.
+    Raises LockedError where another process works in the folder.
     """
     folder = bench.settings.runs / bench.name if is_written else None
-    with claimed(folder) if folder and ranks.is_first else contextlib.nullcontext():
+    with acquire(folder) if folder and ranks.is_first else contextlib.nullcontext() as lock:
         if folder and ranks.is_first and bench.job.again:
             for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
                 path.unlink(missing_ok=True)
-        found = _decided(bench, folder, watch, check, ranks)
+        found = _decided(bench, folder, watch, _both(check, lock), ranks)
         if folder and ranks.is_first:
             write_results(found)
     return found
+
+
+def _both(check: Callable[[], None], lock: Lock | None) -> Callable[[], None]:
+    def asked() -> None:
+        if lock is not None:
+            lock.check()
+        check()
+
+    return asked
 
 
 def _decided(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from trainer.base.errors import UserError
-from trainer.runs.lock import make_folder
-from trainer.tools.faults import disk as ask_injected
 
 
 class KeptFile:
@@ -16,15 +16,22 @@ class KeptFile:
 
     num_bytes: its length at the start, what stands after that is cut away; None keeps all. is_safe: are its bytes kept
     until `sync` has put them on the disk for sure? Else until the system has taken them. error: why the last try to
-    write failed, or None.
+    write failed, or None. before_write: called with the path first; what it raises that is no OSError goes on to
+    whoever writes.
 
     A file or folder that is removed meanwhile is made anew, with all that stood there.
 
     Raises UserError where the file is shorter than num_bytes, OSError where it cannot be opened.
     """
 
-    def __init__(self, path: Path, num_bytes: int | None = None, is_safe: bool = False) -> None:
-        self.path, self.is_safe = Path(path), is_safe
+    def __init__(
+        self,
+        path: Path,
+        num_bytes: int | None = None,
+        is_safe: bool = False,
+        before_write: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.path, self.is_safe, self._before_write = Path(path), is_safe, before_write
         self.error: OSError | None = None
         self.unwritten: bytes | None = None
         self._guard = threading.Lock()
@@ -92,10 +99,15 @@ class KeptFile:
             except OSError as error:  # a network file system tells of a failed write here
                 self.error = self.error or error
 
+    def abandon(self) -> None:
+        """Let go of the file and write nothing more: it is another process's by now."""
+        with self._guard, contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
     def _flush(self) -> None:
         try:
-            if self.is_safe:
-                ask_injected(self.path)
+            if self._before_write is not None:
+                self._before_write(self.path)
             if not self._is_in_place():
                 self._put_back()
             while self._num_written < len(self._kept):
@@ -123,7 +135,7 @@ class KeptFile:
 
     def _put_back(self) -> None:
         """Open the path's own file, and give it what stood before that which is kept, unless it has that."""
-        make_folder(self.path.parent)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         opened = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.fstat(opened).st_size < self._num_done:

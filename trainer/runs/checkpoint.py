@@ -14,29 +14,36 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trainer.base.errors import UserError
-from trainer.runs.lock import make_folder
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
 _NAME = re.compile(r"step_([0-9]+)\.pt")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict, is_kept: bool = False) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: dict,
+    is_kept: bool = False,
+    before_write: Callable[[Path], None] | None = None,
+) -> Path:
     """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but the last two.
 
     Those of later steps are dropped too: a run goes on from the newest whole one, so they were damaged.
 
     is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in place before the file
     appears under its own name, and both are synced, so a file that can be seen can be checked. What a killed process left
-    half written or half removed goes.
+    half written or half removed goes. before_write: called with the path of the file that is about to be written.
 
     Raises OSError where the disk does not take it; those that were there stay, and nothing half written does.
     """
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".step_*.part"):
         unfinished.unlink()
     path = folder / f"step_{step:09d}.pt"
     temporary = _temporary(path)
     with _removed_on_error(temporary):
+        if before_write is not None:
+            before_write(temporary)
         checksums = [_write_state(temporary, state).encode()]
         if _checksum_path(path).exists():
             # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
@@ -66,9 +73,6 @@ def _write_state(path: Path, state: dict) -> str:
     """Write a state to the disk as it is serialized, without a copy of it in memory; gives its SHA-256."""
     import torch
 
-    from trainer.tools.faults import disk as ask_injected
-
-    ask_injected(path)
     with open(path, "wb", buffering=0) as file:
         hashed = _Hashed(file)
         before = torch.serialization.get_crc32_options()

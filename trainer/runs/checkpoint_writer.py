@@ -21,8 +21,10 @@ class Saver:
     the disk, None before the first. error: why the last one is not. A context, at whose end nothing is being written.
     """
 
-    def __init__(self, folder: Path, every_s: float) -> None:
-        self.folder, self.every_s = folder, every_s
+    def __init__(
+        self, folder: Path, every_s: float, before_write: Callable[[Path], None] | None = None
+    ) -> None:
+        self.folder, self.every_s, self._before_write = folder, every_s, before_write
         self.last_step: int | None = None
         self.error: OSError | None = None
         self._thread: threading.Thread | None = None
@@ -83,7 +85,7 @@ class Saver:
         try:
             is_copied()
             before()
-            save_checkpoint(self.folder, step, held.pop(), is_kept)
+            save_checkpoint(self.folder, step, held.pop(), is_kept, self._before_write)
             self.last_step, self.error = step, None
         except OSError as error:
             self.error = error.with_traceback(None)  # which would hold the copy

@@ -13,6 +13,7 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base.disk import must_write
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.guard import Guard
 from trainer.base.memory import peak_mem_mib
 from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
@@ -36,10 +37,8 @@ from trainer.recipe.schema import (
 from trainer.recipe.tree import shown
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.finalize import end_run, rescued, write_curves
-from trainer.runs.lock import make_folder
-from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row
+from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
 from trainer.runs.run_folder import own_folder
-from trainer.tools.faults import touches_result
 
 
 @dataclass(frozen=True)
@@ -116,12 +115,15 @@ def run_job(
     console: Console,
     stop: StopRequest,
     ranks: Ranks = alone(),
+    faults=None,
 ) -> tuple[int, Row | None]:
     """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped).
 
     Of several ranks all train, and rank 0 alone reads and writes folders: the others get no row.
 
-    Raises ClaimedError where another process works in the run's folder, DataError where ranks see unlike images.
+    faults: what makes a run's faults on purpose of (plan, folder, ranks), or None.
+
+    Raises LockedError where another process works in the run's folder, DataError where ranks see unlike images.
     """
     if not ranks.is_same(int(data.fingerprint[:15], 16)):
         raise DataError(
@@ -132,10 +134,14 @@ def run_job(
     )
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
-        with own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext():
-            row = _stored_row(settings, name, ranks)  # who had the claim before may have stored it
+        with (
+            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext() as lock
+        ):
+            row = _stored_row(settings, name, ranks)  # who had the lock before may have stored it
             if not ranks.any(row is not None):
-                return _run_to_row(name, job, plan, settings, data, console, stop, ranks)
+                return _run_to_row(
+                    name, job, plan, settings, data, console, stop, ranks, lock, faults
+                )
     if (
         row is not None
         and row.resolved_recipe is not None
@@ -168,6 +174,8 @@ def _run_to_row(
     console: Console,
     stop: StopRequest,
     ranks: Ranks,
+    lock,
+    faults,
 ) -> tuple:
     from trainer.engine.train import run
 
@@ -175,7 +183,8 @@ def _run_to_row(
     if ranks.is_first:
         with must_write(folder):
             write_plan(folder, job, plan)
-    outcome = run(plan, settings, data, folder, console, stop, ranks)
+    guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
+    outcome = run(plan, settings, data, folder, console, stop, ranks, guard)
     if outcome.status == "stopped":
         if not ranks.any(outcome.state.saver.error is not None):
             return EXIT_STOPPED, None
@@ -221,7 +230,7 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
 
 
 def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "plan.json").exists():
         write_plan(folder, job, plan)
     write_curves(outcome, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import stat
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -134,6 +135,11 @@ class Row(Page):
     def as_json(self) -> bytes:
         """The row as its file holds it."""
         return (self.model_dump_json(indent=2) + "\n").encode()
+
+
+def touches_result(injected: Iterable[str]) -> bool:
+    """Has one of the faults that a row names moved its result? `slow` moves its speed alone."""
+    return any(not fault.startswith("slow@") for fault in injected)
 
 
 def rows_folder(results: Path) -> Path:

@@ -21,7 +21,7 @@ from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, load_recipe
 from trainer.runs.checkpoint import remove_unfinished
-from trainer.runs.lock import Claim, claimed
+from trainer.runs.lock import Lock, acquire
 
 _FACTS = {
     "model": str,
@@ -33,15 +33,15 @@ _FACTS = {
 }
 
 
-def own_folder(folder: Path) -> Claim:
-    """This process's claim on a run's folder, free of what a killed one left half written.
+def own_folder(folder: Path) -> Lock:
+    """This process's lock on a run's folder, free of what a killed one left half written.
 
-    Raises what claimed, inside, check_links and must_write do.
+    Raises what acquire, inside, check_links and must_write do.
     """
     inside(folder.parent, folder.name, "run")
     check_links(folder)
     with must_write(folder):
-        own = claimed(folder)
+        own = acquire(folder)
         remove_unfinished(folder)
         return own
 

@@ -18,8 +18,7 @@ from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
-from trainer.runs.results import Row, row_path
-from trainer.tools.faults import touches_result
+from trainer.runs.results import Row, row_path, touches_result
 
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"

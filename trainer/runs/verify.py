@@ -17,10 +17,9 @@ from trainer.recipe.plan import Plan
 from trainer.runs.export import digest_of, timm_facts
 from trainer.runs.job import published_page
 from trainer.runs.loader_equivalence import certificates_of
-from trainer.runs.results import Row, read_row, read_row_file, row_path
+from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.runs.verify_curves import curve_checks
-from trainer.tools.faults import touches_result
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,11 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer.base.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:  # whoever only writes files has no need of torch
-    from trainer.distributed.communicator import Ranks
+from trainer.data.faulty import Fault, FaultyStream
+from trainer.distributed.communicator import Ranks
 
 # What a fault touches of a row: nothing that a later process does not mend, its speed, or its result.
 KINDS = {
@@ -38,21 +35,6 @@ IN_LOADER = ("slow", "bad_image")
 _MARKS = "injected"
 _WRITTEN = re.compile(r"([a-z_]+)@([1-9][0-9]{0,14})(?::([0-9]{1,6}(?:\.[0-9]{1,6})?)s)?")
 _EXAMPLE = "inject=kill@37,slow@5:3s"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault. number: of the step that it strikes in, for a bad_image of the image; the first of a run is 1.
-
-    seconds: how much longer the loader takes (slow), how long the disk is full (enospc; 0: for one write).
-    """
-
-    kind: str
-    number: int
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.kind}@{self.number}" + (f":{self.seconds:g}s" if self.seconds else "")
 
 
 def parse_faults(text: str) -> tuple[Fault, ...]:
@@ -113,10 +95,13 @@ class Faults:
 
     A fault of one process strikes the last rank that has a micro-batch in the step; that of the disk, rank 0.
 
+    disk: full on purpose for a while; the run's writers ask it first.
+
     Raises UserError where the folder's marks cannot be read.
     """
 
     def __init__(self, faults: tuple[Fault, ...], plan, folder: Path, ranks: Ranks) -> None:
+        self.disk = Disk()
         self.plan, self.ranks, self._path = plan, ranks, Path(folder) / _MARKS
         self.left = faults
         if faults:
@@ -133,7 +118,27 @@ class Faults:
         struck = self._mark(first, state)
         return tuple(fault for fault in due if fault not in first or fault in struck)
 
-    def strike(self, step: int, state) -> None:
+    def wrap(self, state) -> Callable | None:
+        """What makes the training stream that begins at state.progress.step a faulty one, if it is to be.
+
+        Raises UserError where the loader is not torch's.
+        """
+        due = self.in_loader(state)
+        if not due:
+            return None
+        if state.settings.loader == "ffcv":
+            raise UserError(
+                "inject=: a loader's faults are made by the torch loader; use loader=torch"
+            )
+        return lambda stream: FaultyStream(
+            **vars(stream), faults=due, draws_per_epoch=self.plan.draws_per_epoch
+        )
+
+    def before_write(self, path: Path) -> None:
+        """Raises OSError where the disk is full on purpose."""
+        self.disk.before_write(path)
+
+    def before_step(self, step: int, state) -> None:
         """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the row."""
         due = [fault for fault in self.left if step_of(fault, self.plan) == step]
         if not due:
@@ -142,7 +147,7 @@ class Faults:
         is_struck = self.ranks.rank == min(self.ranks.world_size, self.plan.micro_batches(step)) - 1
         for fault in due:
             if fault.kind == "enospc" and self.ranks.is_first:
-                fill_disk(fault.seconds)
+                self.disk.fill(fault.seconds)
             elif is_struck and fault.kind in _IN_PROCESS:
                 _IN_PROCESS[fault.kind](state.model)
 
@@ -207,11 +212,6 @@ def _marked(path: Path, due: list[Fault]) -> str:
     return ""
 
 
-def touches_result(injected: Iterable[str]) -> bool:
-    """Has one of these faults, as a row names them, moved its result?"""
-    return any(KINDS.get(fault.partition("@")[0], "result") == "result" for fault in injected)
-
-
 def _kill(model) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -254,18 +254,19 @@ def _in_next_forward(model, act: Callable) -> None:
     handle = model.register_forward_hook(hook)
 
 
-# ---- the disk, which is one for a process: whoever writes asks `disk` first
-_full = {"num_writes": 0, "until_s": -math.inf}
+class Disk:
+    """A disk that meets writes as a full one does: the next write, or all for some seconds."""
 
+    def __init__(self) -> None:
+        self._num_writes, self._until_s = 0, -math.inf
 
-def fill_disk(seconds: float = 0.0) -> None:
-    """Let writes meet a full disk: the next one, or all for so many seconds."""
-    _full["num_writes"] = 0 if seconds else 1
-    _full["until_s"] = time.monotonic() + seconds if seconds else -math.inf
+    def fill(self, seconds: float = 0.0) -> None:
+        """Be full for the next write, or for so many seconds."""
+        self._num_writes = 0 if seconds else 1
+        self._until_s = time.monotonic() + seconds if seconds else -math.inf
 
-
-def disk(path: Path) -> None:
-    """Before a checkpoint or a line of metrics is written to a path. Raises OSError where the disk is full on purpose."""
-    if _full["num_writes"] or time.monotonic() < _full["until_s"]:
-        _full["num_writes"] = 0
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    def before_write(self, path: Path) -> None:
+        """Raises OSError where the disk is full."""
+        if self._num_writes or time.monotonic() < self._until_s:
+            self._num_writes = 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

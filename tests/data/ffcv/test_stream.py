@@ -246,10 +246,13 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
     assert rows["ffcv"].weights_sha256 == rows["torch"].weights_sha256
 
 
-def test_faults_of_a_loader_are_refused(photos):
+def test_faults_of_a_loader_are_refused(photos, tmp_path):
+    from types import SimpleNamespace
+
+    from trainer.distributed.communicator import alone
     from trainer.engine.settings import make_settings
     from trainer.runs.job import Job, plan_of
-    from trainer.tools.faults import parse_faults
+    from trainer.tools.faults import Faults, parse_faults
 
     plan = plan_of(
         Job(
@@ -259,9 +262,10 @@ def test_faults_of_a_loader_are_refused(photos):
             overrides="batch.images=8 batch.norm_images=4 epochs=9",
         )
     )
-    opened = open_data(plan.profile, photos, in_beton=True)
+    progress = SimpleNamespace(step=0, injected=[])
+    state = SimpleNamespace(
+        progress=progress, settings=make_settings("cpu", loader="ffcv"), say=lambda line: None
+    )
     with pytest.raises(UserError, match="loader=torch"):
-        opened.train_stream(
-            plan, make_settings("cpu", loader="ffcv"), 0, faults=parse_faults("bad_image@3")
-        )
+        Faults(parse_faults("bad_image@3"), plan, tmp_path, alone()).wrap(state)
     assert beton_file(photos, "train").exists()

@@ -1,11 +1,13 @@
-"""ffcv 1.0.2 as an engine: rows of numbers in, squares out, in the order of the rows' own iterator.
+"""ffcv 1.0.2 as a decoder: rows of numbers in, squares out, in the order of the rows' own iterator.
 
-Its traps, and the way round each: it draws crops from generators that no seed reaches (ours come as numbers, with the
-rows); its decoder takes the fast transform and its callers ignore a JPEG that does not decode (we call its
-TurboJPEG with the exact one, and each image's return code comes out beside it); an exception in its
-thread leaves the main one waiting for ever (it is passed on); it sets torch's number of threads (it no longer does);
-for every image it builds Python sets and reserves a whole one's memory in each slot (we hand it an empty table, and a
-decoder that reserves squares); its batches lie in slots that are written over (they are copied out by its own thread).
+Only its file reader and its library, which brings TurboJPEG, are used; its loader has traps. It draws crops from
+generators that no seed reaches (ours come as numbers, with the rows); its decoder takes the fast transform and its
+callers ignore a JPEG that does not decode (we call its TurboJPEG with the exact one, and each image's return code comes
+out beside it); an exception in its thread leaves the main one waiting for ever (ours is passed on); it sets torch's
+number of threads; for every image it builds Python sets and reserves a whole one's memory in each slot; its batches lie
+in slots that are written over (ours are copied out by the thread that decodes).
+
+Whoever imports this finds torch's and numba's settings as they were.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ import contextlib
 import ctypes
 import queue
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numba
@@ -27,23 +28,29 @@ import torch
 
 from trainer.data.ffcv import resize as ffcv_resize
 
-numba.config.THREADING_LAYER = (
-    "omp"  # numba's own layer ends the process where two threads call it at a time
-)
-_torch_threads = torch.get_num_threads()
 
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
-from ffcv.libffcv import lib  # noqa: E402
-from ffcv.loader import epoch_iterator  # noqa: E402
-from ffcv.memory_managers import OSCacheManager  # noqa: E402
-from ffcv.pipeline import Compiler, PipelineSpec  # noqa: E402
-from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
-from ffcv.pipeline.graph import Graph  # noqa: E402
-from ffcv.reader import Reader  # noqa: E402
-from ffcv.types import ALLOC_TABLE_TYPE  # noqa: E402
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """ffcv sets torch's and numba's number of threads where it is imported; numba starts its threads there.
 
-torch.set_num_threads(_torch_threads)
-epoch_iterator.IS_CUDA = False  # its slots never reach the GPU: what is copied out of them does
+    Of its threading layers numba's own ("workqueue") ends the process where two threads call it at a time: "omp" is
+    asked for, and the setting put back.
+    """
+    torch_threads, layer = torch.get_num_threads(), numba.config.THREADING_LAYER
+    numba.config.THREADING_LAYER = "omp"
+    numba_threads = numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        numba.set_num_threads(numba_threads)
+        numba.config.THREADING_LAYER = layer
+
+
+with _settings_kept():
+    from ffcv.libffcv import lib
+    from ffcv.reader import Reader
+    from ffcv.types import ALLOC_TABLE_TYPE
 
 # The columns of a row: what is made of one image, in its own stored pixels; num_bytes: as it is stored.
 COLUMNS = (
@@ -99,76 +106,56 @@ def _decode_jpeg(content, image):
     return code
 
 
-def _set_num_threads(compiler, number: int) -> None:
-    """numba's number of threads, and not torch's."""
-    compiler.num_threads = max(1, min(number, numba.config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(compiler.num_threads)
+@lru_cache(maxsize=2)
+def _compiled(is_parallel: bool) -> Callable:
+    """The loop over a batch: decodes, crops, resizes and flips as the rows say; compiled once, which takes seconds.
 
+    Gives squares [b, C, side, side] uint8 and return codes [b], 0 where an image is whole, both in `memory`.
+    """
+    images = numba.prange if is_parallel else range
+    decode_jpeg = numba.njit(fastmath=True, nogil=True, error_model="numpy")(_decode_jpeg)
+    crop_and_resize = ffcv_resize.crop_and_resize
 
-Compiler.set_num_threads = classmethod(_set_num_threads)
+    def decode(rows, memory, metadata, content_of_file):
+        """The squares of a batch's rows and the decoder's answer for each, 0 where it is whole.
 
+        Rows of one image in a row share its decoding.
+        """
+        squares, codes = memory
+        for place in images(len(rows)):
+            row = rows[place]
+            if place > 0 and rows[place - 1][_IMAGE] == row[_IMAGE]:
+                continue
+            stored = metadata[row[_IMAGE]]
+            first = np.int64(stored["data_ptr"])
+            content = content_of_file[first : first + row[_BYTES]]
+            height, width = np.int64(stored["height"]), np.int64(stored["width"])
+            if stored["mode"] == 0:
+                image = np.empty((height, width, 3), np.uint8)
+                code = decode_jpeg(content, image)
+            else:
+                image = content.reshape(height, width, 3)
+                code = 0
+            for repeat in range(place, len(rows)):
+                row = rows[repeat]
+                if row[_IMAGE] != rows[place][_IMAGE]:
+                    break
+                codes[repeat] = code
+                crop_and_resize(
+                    image,
+                    row[_TOP],
+                    row[_LEFT],
+                    row[_HEIGHT],
+                    row[_WIDTH],
+                    row[_SIDE],
+                    row[_BICUBIC] != 0,
+                    row[_DOWN] != 0,
+                    row[_FLIPPED] != 0,
+                    squares[repeat],
+                )
+        return squares, codes
 
-class DrawnCropDecoder(SimpleRGBImageDecoder):
-    """Decodes, crops, resizes and flips as its rows say: (squares [b, C, side, side] uint8, return codes [b])."""
-
-    def __init__(self, num_channels: int, side: int):
-        super().__init__()
-        self.num_channels, self.side = num_channels, side
-
-    def declare_state_and_memory(self, previous_state):
-        """Squares of the largest side, and a return code for each."""
-        shape = (self.num_channels, self.side, self.side)
-        squares = AllocationQuery(shape, np.dtype("u1"))
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=np.dtype("u1"))
-        return state, (squares, AllocationQuery((), np.dtype("i8")))
-
-    def generate_code(self) -> Callable:
-        """The loop over a batch, for numba."""
-        images = Compiler.get_iterator()
-        decode_jpeg = Compiler.compile(_decode_jpeg)
-        crop_and_resize = ffcv_resize.crop_and_resize
-
-        def decode(rows, memory, metadata, storage_state):
-            """The squares of a batch's rows and the decoder's answer for each, 0 where it is whole.
-
-            Rows of one image in a row share its decoding.
-            """
-            squares, codes = memory
-            for place in images(len(rows)):
-                row = rows[place]
-                if place > 0 and rows[place - 1][_IMAGE] == row[_IMAGE]:
-                    continue
-                stored = metadata[row[_IMAGE]]
-                first = np.int64(stored["data_ptr"])
-                content = storage_state[0][first : first + row[_BYTES]]
-                height, width = np.int64(stored["height"]), np.int64(stored["width"])
-                if stored["mode"] == 0:
-                    image = np.empty((height, width, 3), np.uint8)
-                    code = decode_jpeg(content, image)
-                else:
-                    image = content.reshape(height, width, 3)
-                    code = 0
-                for repeat in range(place, len(rows)):
-                    row = rows[repeat]
-                    if row[_IMAGE] != rows[place][_IMAGE]:
-                        break
-                    codes[repeat] = code
-                    crop_and_resize(
-                        image,
-                        row[_TOP],
-                        row[_LEFT],
-                        row[_HEIGHT],
-                        row[_WIDTH],
-                        row[_SIDE],
-                        row[_BICUBIC] != 0,
-                        row[_DOWN] != 0,
-                        row[_FLIPPED] != 0,
-                        squares[repeat],
-                    )
-            return squares, codes
-
-        decode.is_parallel = True
-        return decode
+    return numba.njit(fastmath=True, nogil=True, error_model="numpy", parallel=is_parallel)(decode)
 
 
 class _LeanReader(Reader):
@@ -184,110 +171,95 @@ class _LeanReader(Reader):
         self.alloc_table = np.empty(0, ALLOC_TABLE_TYPE)
 
 
-@lru_cache(maxsize=2)
-def _compiled(is_parallel: bool) -> Callable:
-    """The decoder's loop, compiled once for a process: ffcv would compile it for every loader, which takes seconds."""
-    Compiler.num_threads = 2 if is_parallel else 1
-    return Compiler.compile(DrawnCropDecoder(3, 1).generate_code())
-
-
-def _engine(path: Path, num_channels: int, side: int, num_threads: int) -> SimpleNamespace:
-    """What ffcv's iterator wants of a loader; its graph holds the one field that we read."""
-    decode = _compiled(num_threads > 1)
-    Compiler.set_num_threads(num_threads)
-    reader = _LeanReader(str(path))
-    spec = PipelineSpec("image", decoder=DrawnCropDecoder(num_channels, side), transforms=[])
-    field = list(reader.handlers).index("image")
-    graph = Graph({"image": spec}, reader.handlers, {"image": field}, reader.metadata, None)
-    node = graph.nodes[0].id
-
-    def stage(batch_indices, metadata, storage_state, **memory):
-        return (
-            decode(batch_indices, memory[f"memory_{node}"], metadata[f"f{field}"], storage_state),
-        )
-
-    code = [(stage, [node])], [node]
-    cache = OSCacheManager(reader)
-    return SimpleNamespace(
-        reader=reader, memory_manager=cache, graph=graph, code=code, num_workers=num_threads
-    )
-
-
 class _Raised(NamedTuple):
-    """What its thread raised, not an item."""
+    """What the thread raised, not an item."""
 
     error: BaseException
 
 
-class _Batches(epoch_iterator.EpochIterator):
-    """ffcv's thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
+class _Batches(threading.Thread):
+    """A thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
 
     def __init__(
         self,
-        engine: SimpleNamespace,
+        path: Path,
+        num_channels: int,
+        side: int,
         largest_batch: int,
+        num_threads: int,
         keys: Iterable,
         rows_of: Callable,
         finish: Callable,
         device: str,
-    ):
+    ) -> None:
+        super().__init__(name="ffcv", daemon=True)
         self.keys, self.rows_of, self.finish = keys, rows_of, finish
         self.gpu = torch.cuda.current_device() if device.startswith("cuda") else None
-        loader = SimpleNamespace(
-            **vars(engine), batch_size=largest_batch, batches_ahead=_AHEAD, traversal_order=None
-        )
-        super().__init__(loader, ())
+        self.num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
+        if numba.threading_layer() == "workqueue":  # started by somebody else; see _settings_kept
+            self.num_threads = 1
+        reader = _LeanReader(str(path))
+        self._metadata = reader.metadata[f"f{list(reader.handlers).index('image')}"]
+        self._content = np.memmap(str(path), np.uint8, "r")
+        self._squares = np.empty((largest_batch, num_channels, side, side), np.uint8)
+        self._codes = np.empty(largest_batch, np.int64)
+        self._made: queue.Queue = queue.Queue(_AHEAD)
+        self._is_over = threading.Event()
+        self.start()
 
     def run(self) -> None:
-        """As ffcv's, over keys; an exception goes to whoever waits for a batch."""
+        """Decode one batch after the other; an exception goes to whoever waits for a batch."""
         try:
             if self.gpu is not None:
                 torch.cuda.set_device(self.gpu)  # a thread begins with the first
-            self.iter_ixes = iter(self.keys)
-            super().run()
+            numba.set_num_threads(self.num_threads)  # of this thread
+            for key in self.keys:
+                if self._is_over.is_set():
+                    return
+                self._put(self.finish(key, *self.decoded(self.rows_of(key))))
+            self._put(None)
         except BaseException as error:
-            self._put(error)
+            self._put(_Raised(error))
 
-    def _put(self, error: BaseException) -> None:
-        while not self.terminate_event.is_set():
+    def _put(self, item) -> None:
+        while not self._is_over.is_set():
             try:
-                return self.output_queue.put((None, _Raised(error)), timeout=_WAIT_S)
+                return self._made.put(item, timeout=_WAIT_S)
             except queue.Full:
                 continue
 
     def end(self) -> None:
-        """Have its thread end, which may wait for room to say that it is done."""
-        self.close()
+        """Have the thread end, which may wait for room."""
+        self._is_over.set()
         while (
             self.is_alive() and not sys.is_finalizing()
         ):  # where a thread stands still and counts as alive
             with contextlib.suppress(queue.Empty):
-                self.output_queue.get(timeout=0.05)
+                self._made.get(timeout=0.05)
 
-    def run_pipeline(self, number, key, slot, event):
-        """One batch, copied out of its slot."""
-        return self.finish(key, *self.decoded(self.rows_of(key), slot))
-
-    def decoded(self, rows: np.ndarray, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Squares and return codes of rows; both lie in the slot."""
-        assert len(rows) <= self.loader.batch_size, "more rows than a slot has room for"
-        ((squares, codes),) = super().run_pipeline(0, rows, slot, None)
+    def decoded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Squares and return codes of rows, both written over by the next call."""
+        assert len(rows) <= len(self._codes), "more rows than there is room for"
+        memory = self._squares[: len(rows)], self._codes[: len(rows)]
+        squares, codes = _compiled(self.num_threads > 1)(
+            rows, memory, self._metadata, self._content
+        )
         side = int(rows[0, _SIDE])
         return squares[:, :, :side, :side], codes
 
-    def __next__(self):
+    def __iter__(self) -> Iterator:
         while True:
             try:
-                found = self.output_queue.get(timeout=_WAIT_S)
-                break
+                found = self._made.get(timeout=_WAIT_S)
             except queue.Empty:
-                if not self.is_alive() and self.output_queue.empty():
+                if not self.is_alive() and self._made.empty():
                     raise RuntimeError("ffcv's thread has ended without a word") from None
-        if found is None:
-            raise StopIteration
-        if isinstance(found[1], _Raised):
-            raise found[1].error
-        return found[1]
+                continue
+            if found is None:
+                return
+            if isinstance(found, _Raised):
+                raise found.error
+            yield found
 
 
 def batches(
@@ -306,8 +278,10 @@ def batches(
     rows_of(key): [b, len(COLUMNS)] int64, b <= largest_batch. finish(key, squares [b, C, side, side] uint8, codes [b]):
     called in that thread; the arrays are written over later; a code other than 0 is a JPEG that did not decode cleanly.
     """
-    engine = _engine(path, num_channels, largest_side, max(1, num_threads))
-    made = _Batches(engine, largest_batch, keys, rows_of, finish, device)
+    threads = max(1, num_threads)
+    made = _Batches(
+        path, num_channels, largest_side, largest_batch, threads, keys, rows_of, finish, device
+    )
     try:
         yield from made
     finally:

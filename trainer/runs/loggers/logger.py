@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from trainer.base.disk import Troubles
 from trainer.base.terminal import readable
 from trainer.runs.append_only_log import KeptFile
+from trainer.runs.lock import LockLost
 from trainer.runs.loggers.tensorboard import Board
 
 PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
@@ -34,14 +36,22 @@ class Log:
     """
 
     def __init__(
-        self, folder: Path, num_steps: int, first_step: int, metrics_bytes: int, console: Console
+        self,
+        folder: Path,
+        num_steps: int,
+        first_step: int,
+        metrics_bytes: int,
+        console: Console,
+        before_write: Callable[[Path], None] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = console
         self.num_steps, self.first_step = num_steps, first_step
         self.unwritten: bytes | None = None
         self._troubles = Troubles(folder, self.say)
-        self._metrics = KeptFile(folder / "metrics.jsonl", metrics_bytes, is_safe=True)
+        self._metrics = KeptFile(
+            folder / "metrics.jsonl", metrics_bytes, is_safe=True, before_write=before_write
+        )
         self._speed = KeptFile(folder / "speed.jsonl")
         self._text = KeptFile(folder / "log.txt")
         self._board = Board(folder / "tensorboard", first_step)
@@ -64,10 +74,13 @@ class Log:
         self._progress.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind=None, *exception) -> None:
         self._progress.stop()
+        is_lost = kind is not None and issubclass(
+            kind, LockLost
+        )  # the files are another process's by now
         for file in (self._metrics, self._speed, self._board.file, self._text):
-            file.close()
+            file.abandon() if is_lost else file.close()
         self.unwritten = self._metrics.unwritten
 
     def metrics_bytes(self) -> int:
