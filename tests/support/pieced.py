@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from support.ranked import noting, ranked_plan
+from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
+from trainer.runs.run import Run
 
 
 def steps(
@@ -24,17 +27,15 @@ def steps(
     """The first optimizer steps of a run under inject=; all there is to compare."""
     plan = ranked_plan(ranks, recipe, model, overrides)
     settings = make_settings("cpu", workers="0", inject=inject, **machine)
-    state = State(plan, settings, Path(folder), ranks)
-    seen, said, losses = [], [], []
-    state.say = lambda line, style=None: said.append(line)
+    state = TrainingState(plan, settings, ranks)
+    run = Run(Path(folder), state, Console(), StopRequest())
+    seen, losses = [], []
     window = noting(
-        open_data(plan.profile, None).train_stream(
-            plan, settings, 0, ranks, state.faults.in_loader(state)
-        ),
+        open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, run.loader_faults()),
         seen,
     )
     for step in range(num_steps):
-        state.faults.strike(step, state)
+        run.start_step(step)
         losses.append(train.optimizer_step(state, window, step).item())
         state.progress.step = step + 1
     state.check_equal()
@@ -44,7 +45,7 @@ def steps(
         },
         "buffers": {name: buffer.clone() for name, buffer in state.model.named_buffers()},
         "ids": seen,
-        "said": said,
+        "said": [line for line, _ in state.notes],
         "losses": losses,
         "num_pieces": state.progress.num_pieces,
         "changes": state.progress.changes,

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.signals import Stopped, StopRequest
@@ -21,7 +22,6 @@ from trainer.models.build import check_model_name
 from trainer.models.parts.norms import SyncBatchNorm
 from trainer.recipe.plan import Plan, PlanError
 from trainer.recipe.profiles import data_folder
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import rows_folder
 from trainer.tools.faults import check_faults

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from trainer.ablation import cells
 from trainer.ablation.cells import row_key
+from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.data.index import cache_folder
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import read_row_file
 
 _LAYOUT = 1  # of the cached file
