@@ -40,7 +40,7 @@ def _small_picture(request):
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__.rpartition(".")[2] not in _DRAWING:
             patch.setattr(
-                "trainer.engine.train.draw_first_batch",
+                "trainer.runs.run.draw_first_batch",
                 lambda path, *_: Image.new("RGB", (2, 2)).save(path),
             )
         yield

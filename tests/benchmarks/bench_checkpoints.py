@@ -22,7 +22,7 @@ from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.profiles import data_folder
 from trainer.runs.checkpoint_writer import Saver
@@ -70,7 +70,7 @@ def main() -> None:
     data = open_data(plan.profile, data_folder(given.data, None))
     settings = make_settings(given.device, in_memory=data.train.is_in_memory)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        state = State(plan, settings, Path(folder))
+        state = TrainingState(plan, settings)
         stream, number = data.train_stream(plan, settings, 0), iter(range(10**9))
         saver = Timed(Path(folder) / "checkpoints")
 
@@ -79,7 +79,7 @@ def main() -> None:
                 torch.cuda.synchronize()
             before = time.perf_counter()
             if kind != "none":
-                saver.start(next(steps), state.facts(), lambda: None)
+                saver.start(next(steps), state.state_dict(), lambda: None)
             if kind == "waited":
                 saver.wait()
             for _ in range(given.steps):

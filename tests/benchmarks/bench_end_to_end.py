@@ -23,7 +23,7 @@ from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.data.dataset import open_data
 from trainer.engine.settings import Settings, make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
@@ -58,7 +58,7 @@ def plan_over(folder: Path, px: int, batch: int) -> Plan:
 def ours(plan: Plan, settings: Settings, folder: Path):
     """(a call that makes one step, the stream that it waits for) of the suite."""
     data = open_data(plan.profile, folder)
-    state, number = State(plan, settings, Path("unused")), iter(range(10**9))
+    state, number = TrainingState(plan, settings), iter(range(10**9))
     stream = Timed(data.train_stream(plan, settings, 0))
     return lambda: optimizer_step(state, stream, next(number)), stream
 

@@ -12,8 +12,8 @@ import torch
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.transforms import prepare
 from trainer.recipe.profiles import find_profile
+from trainer.tasks import task_of
 from trainer.tools.bench_data import image_folder
 
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
@@ -43,7 +43,7 @@ def ffcv_parts(
         )
         stages["ready for the device"][f"ours, loader=ffcv ({name})"] = _pass_of(stream)
         stages["ready for the model"][f"ours, loader=ffcv ({name})"] = _pass_of(
-            stream, lambda batch: prepare(one, settings, batch)[0]
+            stream, lambda batch: task_of(one, settings).prepare(batch)[0]
         )
         stages["ready for the device"][f"ffcv's stock pipeline ({name})"] = _stock(
             folder / name / "train.beton", plan.recipe.image.train_px, batch_images

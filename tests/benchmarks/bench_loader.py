@@ -35,9 +35,9 @@ from trainer.base.memory import keep_freed_memory
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
-from trainer.data.transforms import prepare
 from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of
+from trainer.tasks import task_of
 from trainer.tools.bench import in_turns, median_ratio
 from trainer.tools.bench_data import files_of
 
@@ -133,10 +133,14 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
                 mix(torch.stack([after(crop(tv(path))) for path in chosen(n)]), labels())[0]
             ),
             "ours, loader=pil": lambda n: len(
-                prepare(one, settings, streams["pil"][n % streams["pil"].steps_per_epoch, 0])[0]
+                task_of(one, settings).prepare(
+                    streams["pil"][n % streams["pil"].steps_per_epoch, 0]
+                )[0]
             ),
             "ours, loader=torch": lambda n: len(
-                prepare(one, settings, streams["torch"][n % streams["torch"].steps_per_epoch, 0])[0]
+                task_of(one, settings).prepare(
+                    streams["torch"][n % streams["torch"].steps_per_epoch, 0]
+                )[0]
             ),
         },
     }

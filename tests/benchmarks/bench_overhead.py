@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,15 +18,15 @@ import torch
 from trainer.base.memory import keep_freed_memory
 from trainer.components.optimizers import clip_gradients
 from trainer.data.dataset import open_data
-from trainer.data.transforms import autocast, prepare
+from trainer.data.transforms import autocast
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 
 
-def bare_step(state: State, images: torch.Tensor, targets: torch.Tensor) -> None:
+def bare_step(state: TrainingState, images: torch.Tensor, targets: torch.Tensor) -> None:
     """Forward, backward, clip and optimizer step on tensors in memory."""
     recipe = state.plan.recipe
     with autocast(state.settings):
@@ -65,9 +64,9 @@ def main() -> None:
     data = open_data(plan.profile, data_folder(given.data, given.data_dir))
     settings = make_settings(given.device, workers=given.workers, in_memory=data.train.is_in_memory)
     on_gpu = settings.device.startswith("cuda")
-    state = State(plan, settings, Path(tempfile.gettempdir()))
+    state = TrainingState(plan, settings)
     stream = data.train_stream(plan, settings, 0)
-    images, targets = prepare(plan, settings, next(data.train_stream(plan, settings, 0)))
+    images, targets = state.task.prepare(next(data.train_stream(plan, settings, 0)))
     number = iter(range(10**9))
     suite = lambda: optimizer_step(state, stream, next(number))  # noqa: E731
     bare = lambda: bare_step(state, images, targets)  # noqa: E731

@@ -24,7 +24,7 @@ from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
@@ -41,7 +41,7 @@ class OneOfOne(Ranks):
 
 def block_of(plan, settings, data, ranks: Ranks, num_steps: int, folder: Path):
     """A call that makes so many steps and gives their last loss."""
-    state = State(plan, settings, folder, ranks)
+    state = TrainingState(plan, settings, ranks)
     stream, number, stop = (
         data.train_stream(plan, settings, 0, ranks),
         iter(range(10**9)),

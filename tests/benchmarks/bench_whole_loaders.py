@@ -14,10 +14,10 @@ from bench_ffcv import STORAGES, has_ffcv, write_betons
 from timm.data import Mixup
 
 from trainer.data.dataset import OpenedData, open_data
-from trainer.data.transforms import prepare
 from trainer.engine.settings import Settings, make_settings
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
+from trainer.tasks import task_of
 from trainer.tools.bench_data import image_folder
 from trainer.tools.bench_timm import timm_loader
 
@@ -95,7 +95,7 @@ def _ours(plan: Plan, settings: Settings, data: OpenedData, stage: str) -> Calla
         first = max(0, number) * plan.steps_per_epoch
         batches = stream.batches(first, first + plan.steps_per_epoch, settings.num_workers, "cpu")
         return sum(
-            len(batch.images if stage == DEVICE else prepare(plan, settings, batch)[0])
+            len(batch.images if stage == DEVICE else task_of(plan, settings).prepare(batch)[0])
             for batch in batches
         )
 

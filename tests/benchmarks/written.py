@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from trainer.runs.checkpoint import write_atomically
+from trainer.base.disk import write_atomically
 
 BENCH = Path(__file__).parents[2] / "results" / "bench"
 

@@ -9,10 +9,10 @@ import torch
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.index import open_index
-from trainer.data.transforms import prepare
 from trainer.engine.settings import make_settings
 from trainer.recipe.profiles import PROFILES
 from trainer.runs.job import Job, plan_of
+from trainer.tasks import task_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,10 @@ def digits():
 def test_workers_that_augment_give_the_model_the_same_bits(digits, page, departures):
     plan = plan_of(Job(page, "resnet18", "digits", None, 0, departures))
     settings = make_settings("cpu", workers="0")
-    ahead = digits.train_stream(plan, replace(settings, num_workers=2), 3)
+    task, ahead = (
+        task_of(plan, settings),
+        digits.train_stream(plan, replace(settings, num_workers=2), 3),
+    )
     for own in (batch for batch, _ in zip(digits.train_stream(plan, settings, 3), range(3))):
         other = next(ahead)
         assert (
@@ -43,9 +46,7 @@ def test_workers_that_augment_give_the_model_the_same_bits(digits, page, departu
             and other.is_augmented
             and not torch.equal(own.images, other.images)
         )
-        for mine, theirs in zip(
-            prepare(plan, settings, own), prepare(plan, settings, other), strict=True
-        ):
+        for mine, theirs in zip(task.prepare(own), task.prepare(other), strict=True):
             assert torch.equal(mine, theirs)
 
 

@@ -24,7 +24,7 @@ from trainer.data.loader import TrainStream, _packed
 from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.workers import items_of
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.runs.job import make_row
 
@@ -156,14 +156,14 @@ def test_a_row_and_a_checkpoint_are_as_long_after_more_steps(tmp_path):
         make_settings("cpu", workers="0", runs=tmp_path),
     )
     data = open_data(plan.profile, None)
-    state, lengths = State(plan, settings, tmp_path), []
+    state, lengths = TrainingState(plan, settings), []
     window = data.train_stream(plan, settings, 0)
     for step in range(22):
         state.loss_sum += optimizer_step(state, window, step)
         state.progress.step, state.progress.loss_steps = step + 1, step + 1
         if step in (1, 21):
             saved, outcome = io.BytesIO(), SimpleNamespace(state=state, status="diverged")
-            torch.save(state.facts(), saved)
+            torch.save(state.state_dict(), saved)
             row = make_row("name", plan, settings, data, outcome, None)
             lengths.append(
                 (

@@ -24,7 +24,7 @@ from trainer.engine import train
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 from trainer.recipe.profiles import find_profile
 
@@ -42,7 +42,7 @@ def after_steps(num_steps: int = NUM_STEPS, folder: Path | None = None, **change
         "A2", "test_resnet", f"{SET} {OF_FOLDER if folder else ''}", data=str(folder or "digits")
     )
     settings = dataclasses.replace(make_settings("cpu", workers="0"), **changes)
-    state, seen = State(plan, settings, Path("unused")), []
+    state, seen = TrainingState(plan, settings), []
     opened = open_data(plan.profile, folder, in_beton=settings.loader == "ffcv")
     stream = opened.train_stream(plan, settings, 0)
     window = noting(stream, seen)

@@ -1,7 +1,6 @@
 """Where memory runs out, a step is made again in smaller pieces; activations made again change no bit."""
 
 import math
-from pathlib import Path
 
 import pytest
 import timm
@@ -18,10 +17,10 @@ from trainer.data.dataset import open_data
 from trainer.distributed.communicator import alone
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.evaluate import evaluate
-from trainer.engine.micro_batches import cut, pieces_at, remedies, told
+from trainer.engine.micro_batches import explained, pieces_at, remedies, split
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import check_settings, make_plan
 from trainer.runs.job import deviation_of_memory
@@ -133,10 +132,10 @@ def test_a_micro_batch_is_cut_by_images_with_all_their_splits():
     )  # two splits of 5 images
     parts = [
         (some.flatten().tolist(), theirs.flatten().tolist())
-        for some, theirs in cut(images, targets, 2)
+        for some, theirs in split(images, targets, 2)
     ]
     assert parts == [([0, 1, 2, 5, 6, 7], [0, 1, 2]), ([3, 4, 8, 9], [3, 4])]
-    assert [len(theirs) for _, theirs in cut(images, targets, 1)] == [5]
+    assert [len(theirs) for _, theirs in split(images, targets, 1)] == [5]
 
 
 def test_every_micro_batch_of_a_step_has_the_same_number_of_pieces_and_none_is_too_small():
@@ -153,13 +152,13 @@ def test_without_auto_one_line_says_what_would_fit(tmp_path):
         run(tmp_path / "a", BATCH, 1, "oom@1")
     found = run(tmp_path / "b", GROUPS, 1)
     state = found["state"]
-    with pytest.raises(MemoryFull) as caught, told(state):
+    with pytest.raises(MemoryFull) as caught, explained(state):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB\nand much more")
     line = str(caught.value)
     assert "\n" not in line
     assert line.startswith("out of memory in step 2: a micro-batch of 8 images of ")
     assert "micro_batch=auto, activation_checkpointing=1, or precision=bf16" in line
-    with pytest.raises(RuntimeError, match="something else"), told(state):
+    with pytest.raises(RuntimeError, match="something else"), explained(state):
         raise RuntimeError("something else")
 
 
@@ -201,7 +200,7 @@ def test_what_the_cpu_says_when_memory_is_out_is_known():
 )
 def test_an_evaluation_that_memory_does_not_hold_goes_on_in_halves(most, sizes):
     plan, settings = small_plan(), make_settings("cpu", workers="0")
-    model = State(plan, settings, Path("unused")).model
+    model = TrainingState(plan, settings).model
     images, labels = next(iter(open_data(plan.profile, None).val_batches(plan, settings)))
     batches = list(zip(images[:20].split(8), labels[:20].split(8), strict=True))
     expected, seen = evaluate(plan, settings, model, batches), []
@@ -224,7 +223,7 @@ def test_an_evaluation_that_memory_does_not_hold_goes_on_in_halves(most, sizes):
 
 def test_one_image_that_does_not_fit_ends_an_evaluation_in_a_line():
     plan, settings = small_plan(), make_settings("cpu", workers="0")
-    model = State(plan, settings, Path("unused")).model
+    model = TrainingState(plan, settings).model
 
     def full(module, given):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")

@@ -2,7 +2,6 @@
 
 import signal
 from copy import deepcopy
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,14 +11,15 @@ from torch import nn
 from support.plans import small_plan
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
-from trainer.data.transforms import prepare
 from trainer.engine.evaluate import evaluate
+from trainer.engine.null_run import NullRun
 from trainer.engine.precise_norm import StepStatistics, make_norms_precise, statistics_note
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import evaluate_epoch
 from trainer.models.parts import norms
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, EstimatedBatchNorm2d
+from trainer.tasks import task_of
 
 PRECISE = "precise_norm='{images: 24}' "
 
@@ -180,7 +180,7 @@ def test_precise_statistics_are_the_plain_mean_over_the_first_images_of_the_epoc
     batches = opened.train_stream(plan, settings, first_step)
     make_norms_precise(plan, settings, [model], batches)
     stream = opened.train_stream(plan, settings, first_step)
-    micro_batches = [prepare(plan, settings, next(stream))[0] for _ in range(3)]
+    micro_batches = [task_of(plan, settings).prepare(next(stream))[0] for _ in range(3)]
     size = 4 if affected == "ghost_batch_norm" else 8
     samples = [part for batch in micro_batches for part in batch.split(size)]
     check_running(model[1], [model[0](part) for part in samples])
@@ -236,7 +236,7 @@ def test_an_epoch_is_evaluated_with_precise_statistics_of_the_weights_and_of_the
     opened, settings, tmp_path
 ):
     plan = small_plan(overrides=PRECISE + "average='{name: ema, decay: 0.9, every_steps: 1}'")
-    state = State(plan, settings, tmp_path)
+    state = TrainingState(plan, settings)
     state.progress.step = plan.steps_per_epoch
     expected = {}
     for which, model in state.weights().items():
@@ -244,8 +244,7 @@ def test_an_epoch_is_evaluated_with_precise_statistics_of_the_weights_and_of_the
         make_norms_precise(plan, settings, [model], opened.train_stream(plan, settings, 0))
         expected[which] = vars(evaluate(plan, settings, model, opened.val_batches(plan, settings)))
     raw = vars(evaluate(plan, settings, state.model, opened.val_batches(plan, settings)))
-    log = SimpleNamespace(scores=lambda *given: None, say=lambda *given, **named: None)
-    assert evaluate_epoch(state, opened, log, StopRequest())
+    assert evaluate_epoch(state, opened, NullRun())
     assert state.progress.scores == expected and expected["model"] != raw
     assert state.model.training and not state.average.model.training
 

@@ -19,17 +19,18 @@ from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
-from trainer.data.transforms import normalize, prepare
+from trainer.data.transforms import normalize
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate, evaluate_all
 from trainer.engine.settings import make_settings
-from trainer.engine.state import Progress, Watch
+from trainer.engine.state import Progress, Timer, TrainingState
 from trainer.models.build import build_model
 from trainer.runs.export import weights_digest
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.rescore import rescore
 from trainer.runs.results import read_row
 from trainer.runs.summary import batch_line, growth_line
+from trainer.tasks import task_of
 
 
 def go(folder: Path, plan=None, job=None, stopped=False):
@@ -185,13 +186,12 @@ def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, 
 
 
 def test_a_run_that_goes_on_elsewhere_says_so_in_its_row(tmp_path, monkeypatch):
-    from trainer.engine import state
-
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_epoch", stop_after_the_first(train.evaluate_epoch))
         assert go(tmp_path, stopped=True) is None
     monkeypatch.setattr(
-        state, "machine_of", lambda settings: {"device": "another", "precision": "float32"}
+        "trainer.runs.run.machine_of",
+        lambda settings: {"device": "another", "precision": "float32"},
     )
     _, row, printed, _ = go(tmp_path)
     assert row.bitwise is False and len(row.changes) == 1
@@ -199,10 +199,10 @@ def test_a_run_that_goes_on_elsewhere_says_so_in_its_row(tmp_path, monkeypatch):
 
 
 def stop_after_the_first(evaluate_epoch):
-    def evaluated(state, data, log, stop):
-        done = evaluate_epoch(state, data, log, stop)
+    def evaluated(state, data, run):
+        done = evaluate_epoch(state, data, run)
         if state.progress.evaluated_step:
-            stop._note(15, None)
+            run.stop._note(15, None)
         return done
 
     return evaluated
@@ -261,7 +261,7 @@ def entering(plan, workers: int, first_step: int = 0, number: int = 50) -> list[
     stream = open_data(plan.profile, None).train_stream(plan, settings, first_step)
     digests = []
     for _ in range(number):
-        images, targets = prepare(plan, settings, next(stream))
+        images, targets = task_of(plan, settings).prepare(next(stream))
         digests.append(
             hashlib.sha256(images.numpy().tobytes() + targets.numpy().tobytes()).hexdigest()
         )
@@ -291,8 +291,6 @@ def test_normalizing_is_the_closed_form():
 
 def test_accumulated_gradients_equal_those_of_the_whole_step():
     """Norm-free of the batch (LayerNorm), unequal micro-batches included: 1437 = 14 x 100 + 37."""
-    from trainer.engine.state import State
-
     grads = {}
     for norm_images in (100, 25):
         plan = small_plan(
@@ -301,7 +299,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_step():
             f"batch.images=100 batch.norm_images={norm_images} optimizer.weight_decay=0.0",
         )
         settings = make_settings("cpu", workers="0")
-        state = State(plan, settings, Path("unused"))
+        state = TrainingState(plan, settings)
         before = {name: weight.clone() for name, weight in state.model.named_parameters()}
         stream = open_data(plan.profile, None).train_stream(plan, settings, 14)
         assert plan.window_images(14) == 37
@@ -322,7 +320,7 @@ def test_splits_enter_the_model_one_after_another_the_plain_one_first():
     plan = small_plan("A2", overrides=f"{JSD} smoothing=0.1")
     settings = make_settings("cpu", workers="0")
     batch = next(open_data(plan.profile, None).train_stream(plan, settings, 0))
-    images, targets = prepare(plan, settings, batch)
+    images, targets = task_of(plan, settings).prepare(batch)
     assert images.shape == (24, 3, 32, 32) and targets.shape == (8, 10)
     assert torch.equal(images[:8], normalize(batch.images, plan.profile))
     assert torch.equal(targets.argmax(1), batch.labels) and targets.max() == pytest.approx(0.91)
@@ -393,11 +391,11 @@ def test_the_share_of_waiting_is_of_the_time_of_training(monkeypatch):
     seconds = iter(range(100))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     progress = Progress()
-    watch = Watch(progress)
-    stream = watch.batches(iter("abc"))
+    timer = Timer(progress)
+    stream = timer.batches(iter("abc"))
     next(stream)
     for _ in range(2):
-        with watch:  # four looks at the clock, two of them around a wait
+        with timer:  # four looks at the clock, two of them around a wait
             next(stream)
         progress.num_seen += 30
-    assert watch.lap() == (60 / 6, 2 / 6)
+    assert timer.restart() == (60 / 6, 2 / 6)

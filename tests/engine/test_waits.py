@@ -21,7 +21,7 @@ from support.plans import small_plan
 from trainer.data.dataset import open_data
 from trainer.engine import state
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import build_model
 
@@ -43,7 +43,7 @@ _INDEXING = {aten.index, aten.index_put, aten.index_put_}
 def test_no_step_waits_for_the_gpu(page, micro_batches, tmp_path):
     plan = small_plan(*page, overrides=f"batch.norm_images={32 // micro_batches}")
     settings = make_settings("cuda", workers="0")
-    one = State(plan, settings, tmp_path)
+    one = TrainingState(plan, settings)
     window = open_data(plan.profile, None).train_stream(plan, settings, 0)
     for step in range(2):  # the first ones copy what stays
         optimizer_step(one, window, step)
@@ -98,7 +98,6 @@ def _waits(func, args, kwargs) -> bool:
 def fake_gpu(monkeypatch):
     """Tensors on "cuda" have a shape and no values; what would have to be read from one is an error."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    monkeypatch.setattr(state, "machine_of", lambda settings: {})
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         yield waits
 
@@ -124,7 +123,7 @@ def fake_state(plan, settings, folder, monkeypatch):
         model = build_model(plan)
     monkeypatch.setattr(state, "build_model", lambda plan: model)
     monkeypatch.setattr(state, "as_it_runs", lambda model, settings: placed(model))
-    one = State(plan, settings, folder)
+    one = TrainingState(plan, settings)
 
     def backward(loss):
         for weight in model.parameters():

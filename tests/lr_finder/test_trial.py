@@ -15,7 +15,7 @@ from support.plans import small_plan
 from support.ranked import on_ranks
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.files import TrialFolder
@@ -63,7 +63,7 @@ def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(
     curve = one(3, VALUES, "ramp")
     assert made_fast == ["cpu"]
     plan = replace(one.plan, seed=3, num_steps=len(VALUES))
-    state = State(plan, one.settings, tmp_path)
+    state = TrainingState(plan, one.settings)
     window = one.data.train_stream(plan, one.settings, 0)
     losses = []
     for step, rate in enumerate(VALUES):

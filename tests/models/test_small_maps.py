@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from pathlib import Path
 
 import pytest
 import timm
@@ -12,7 +11,7 @@ from torch import nn
 from support.pieced import relative
 from support.plans import small_plan
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.models.parts.standardize_layers import StandardizedConv2d
 from trainer.models.small_maps import leave_out_padding_taps, used_taps
 
@@ -71,7 +70,7 @@ def test_it_is_in_every_run_on_a_cpu_and_its_copies_and_evaluations_are_their_ow
     plan = small_plan(
         overrides="average='{name: ema, decay: 0.9, every_steps: 1}' 'model={norm: {name: group_norm, groups: 4, eps: 1e-5}, weight_standardization: {name: weight_standardization, of: all, depthwise: false, eps: 1e-5, eps_place: inside, variance: biased}}'"
     )
-    state = State(plan, make_settings("cpu", workers="0"), Path("unused"))
+    state = TrainingState(plan, make_settings("cpu", workers="0"))
     assert any(
         isinstance(module, StandardizedConv2d) and "_conv_forward" in vars(module)
         for module in state.model.modules()

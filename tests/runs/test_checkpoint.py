@@ -11,14 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.runs import checkpoint
-from trainer.runs.checkpoint import (
-    load_checkpoint,
-    remove_unfinished,
-    save_checkpoint,
-    write_atomically,
-)
+from trainer.runs.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
 
 
 def state(step: int) -> dict:

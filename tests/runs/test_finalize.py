@@ -12,8 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.unwritable import NUM_STEPS, FullDisk, at_steps, go, left_by, run_folder
 from trainer.base import disk
 from trainer.base.exits import EXIT_DONE, EXIT_UNWRITTEN
-from trainer.engine import train
-from trainer.runs import finalize as ending
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.export import weights_digest
 from trainer.runs.lock import owner_of
@@ -32,13 +30,13 @@ def undisturbed(tmp_path_factory) -> dict:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """The end is tried once."""
-    for module in (train, ending):
-        monkeypatch.setattr(module, "END_S", 0.0)
-    monkeypatch.setattr(train, "STOP_S", 0.0)
+    for module in ("run", "ending"):
+        monkeypatch.setattr(f"trainer.{module}.END_S", 0.0)
+    monkeypatch.setattr("trainer.runs.run.STOP_S", 0.0)
 
 
 def fill(full: FullDisk, is_full: bool):
-    def act(state) -> None:
+    def act(run) -> None:
         full.is_full = is_full
 
     return act
@@ -57,8 +55,8 @@ def test_a_disk_that_takes_nothing_for_a_while_changes_nothing(
     full = FullDisk(monkeypatch, tmp_path, number)
     seen = []
 
-    def look(state) -> None:
-        seen.append(load_checkpoint(state.folder / "checkpoints", print)["progress"]["step"])
+    def look(run) -> None:
+        seen.append(load_checkpoint(run.folder / "checkpoints", print)["progress"]["step"])
         full.is_full = False
 
     at_steps(monkeypatch, {5: fill(full, True), 12: look})  # a line of metrics between
@@ -79,11 +77,11 @@ def test_a_disk_that_takes_nothing_for_a_while_changes_nothing(
 
 
 def test_a_removed_folder_is_made_again_whole(undisturbed, tmp_path, monkeypatch):
-    def remove(state) -> None:
-        shutil.rmtree(state.folder)
+    def remove(run) -> None:
+        shutil.rmtree(run.folder)
 
     owners = []
-    at_steps(monkeypatch, {8: remove, 11: lambda state: owners.append(owner_of(state.folder))})
+    at_steps(monkeypatch, {8: remove, 11: lambda run: owners.append(owner_of(run.folder))})
     code, row, _ = go(tmp_path)
     assert code == EXIT_DONE and left_by(tmp_path) == undisturbed
     folder = run_folder(tmp_path)
@@ -106,11 +104,11 @@ def test_removed_with_all_runs_and_unwritable_for_a_while_it_comes_back(
     """A network folder that vanishes: its path is there no more, then it is, with all that it held."""
     away = tmp_path / "away"
 
-    def vanish(state) -> None:
+    def vanish(run) -> None:
         os.rename(tmp_path / "runs", away)
         (tmp_path / "runs").write_text("no folder")
 
-    def return_(state) -> None:
+    def return_(run) -> None:
         (tmp_path / "runs").unlink()
         os.rename(away, tmp_path / "runs")
 
@@ -216,7 +214,7 @@ def test_a_stop_that_cannot_be_saved_is_no_75_and_its_state_is_in_another_place(
     with monkeypatch.context() as patch:
         full = FullDisk(patch, tmp_path / "here")
 
-        def stop(state) -> None:
+        def stop(run) -> None:
             os.kill(os.getpid(), 15)
 
         at_steps(patch, {3: fill(full, True), 9: stop})

@@ -11,7 +11,7 @@ from trainer.base.errors import UserError
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.runs import free_space as room
 from trainer.runs.checkpoint import save_checkpoint
 from trainer.runs.free_space import check_free, check_room
@@ -32,13 +32,13 @@ OPTIMIZERS = {
 def test_the_estimate_is_what_a_checkpoint_takes(tmp_path, monkeypatch, name, average):
     plan = small_plan("A2", "test_resnet", f"{OPTIMIZERS[name]} {average}")
     settings = make_settings("cpu", workers="0")
-    state = State(plan, settings, tmp_path / "run")
+    state = TrainingState(plan, settings)
     asked = []
     monkeypatch.setattr(room, "check_free", lambda *given: asked.append(given))
-    check_room(state)
+    check_room(state, tmp_path / "run")
     _, estimate, num_kept, _ = asked[0]
     train.optimizer_step(state, open_data(plan.profile, None).train_stream(plan, settings, 0), 0)
-    size = save_checkpoint(tmp_path, 1, state.facts()).stat().st_size
+    size = save_checkpoint(tmp_path, 1, state.state_dict()).stat().st_size
     framing = (
         300 * len(state.model.state_dict()) * (4 if average else 3)
     )  # what torch's file has around each tensor
@@ -71,7 +71,7 @@ def test_what_the_run_has_written_already_counts_as_free(tmp_path, monkeypatch):
 
 def test_a_real_run_is_refused_before_its_first_step(tmp_path, monkeypatch):
     plan = small_plan("A2", "test_resnet")
-    state = State(plan, make_settings("cpu", workers="0", keep_every=1), tmp_path / "run")
+    state = TrainingState(plan, make_settings("cpu", workers="0", keep_every=1))
     weights_mib = sum(weight.numel() for weight in state.model.parameters()) * 4 / MIB
     monkeypatch.setattr(
         shutil,
@@ -81,9 +81,9 @@ def test_a_real_run_is_refused_before_its_first_step(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="2 more of keep_every="
     ):  # LAMB: weights and two moments, and the model is missing
-        check_room(state)
+        check_room(state, tmp_path / "run")
     check_room(
-        SimpleNamespace(ranks=SimpleNamespace(is_first=False))
+        SimpleNamespace(ranks=SimpleNamespace(is_first=False)), tmp_path
     )  # another rank has no folder to look at
     assert not (tmp_path / "run").exists()
 

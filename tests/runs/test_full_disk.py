@@ -16,10 +16,8 @@ from pathlib import Path
 import pytest
 
 from support import unwritable
-from support.unwritable import at_steps, go, left_by, run_folder
+from support.unwritable import at_steps, go, left_by
 from trainer.base.exits import EXIT_DONE, EXIT_UNWRITTEN
-from trainer.engine import train
-from trainer.runs import finalize as ending
 from trainer.runs.append_only_log import KeptFile
 from trainer.runs.checkpoint import load_checkpoint
 
@@ -41,7 +39,7 @@ class Tmpfs:
         self.folder, self.filler = folder, folder / "filler"
         self.is_mounted = mount(folder, "-t", "tmpfs", "-o", "size=40m", "tmpfs")
 
-    def fill(self, state=None) -> None:
+    def fill(self, run=None) -> None:
         with open(self.filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(MIB // 16))
@@ -49,7 +47,7 @@ class Tmpfs:
             while True:
                 file.write(b"\0")
 
-    def empty(self, state=None) -> None:
+    def empty(self, run=None) -> None:
         self.filler.unlink()
 
     def close(self) -> None:
@@ -62,10 +60,10 @@ class ShortFiles:
 
     is_mounted = False
 
-    def fill(self, state=None) -> None:
+    def fill(self, run=None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, resource.RLIM_INFINITY))
 
-    def empty(self, state=None) -> None:
+    def empty(self, run=None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     close = empty
@@ -111,8 +109,8 @@ def test_a_run_on_a_disk_that_is_full_for_a_while_ends_as_the_undisturbed_one(
 ):
     last = []
 
-    def look(state) -> None:
-        last.append(load_checkpoint(state.folder / "checkpoints", pytest.fail)["progress"]["step"])
+    def look(run) -> None:
+        last.append(load_checkpoint(run.folder / "checkpoints", pytest.fail)["progress"]["step"])
         disk.empty()
 
     at_steps(monkeypatch, {6: disk.fill, 12: look})
@@ -135,8 +133,8 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(
     if not disk.is_mounted:  # the limit on lengths would hold in the other place too
         return same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch)
     try:
-        for module in (train, ending):
-            monkeypatch.setattr(module, "END_S", 0.0)
+        for module in ("run", "ending"):
+            monkeypatch.setattr(f"trainer.{module}.END_S", 0.0)
         (tmp_path / "other").mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
         with monkeypatch.context() as patch:
@@ -161,14 +159,14 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(
 
 
 def same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch):
-    for module in (train, ending):
-        monkeypatch.setattr(module, "END_S", 0.0)
+    for module in ("run", "ending"):
+        monkeypatch.setattr(f"trainer.{module}.END_S", 0.0)
     (tmp_path / "other").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
     with monkeypatch.context() as patch:
         full = unwritable.FullDisk(patch, tmp_path / "here")
 
-        def fill(state) -> None:
+        def fill(run) -> None:
             full.is_full = True
 
         at_steps(patch, {6: fill})
@@ -200,14 +198,14 @@ def test_a_folder_in_which_nothing_can_be_made_is_tried_until_it_can(
         else unwritable.FullDisk(monkeypatch, tmp_path, errno.EPERM)
     )
 
-    def forbid(state) -> None:
-        folders.append(state.folder / "checkpoints")
+    def forbid(run) -> None:
+        folders.append(run.folder / "checkpoints")
         if full is None:
             assert changes(folders[0], "+i")
         else:
             full.is_full = True
 
-    def allow(state=None) -> None:
+    def allow(run=None) -> None:
         if full is None:
             assert changes(folders[0], "-i")
         else:

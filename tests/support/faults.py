@@ -47,20 +47,25 @@ def trace(folder: Path, run: str, step: int) -> None:
 
 def install() -> None:
     from trainer.engine import train
-    from trainer.runs import job
+    from trainer.runs import job, run
 
     wanted = json.loads(os.environ.get("FAULTS", "{}"))
     folder = Path(os.environ["TRACE"]) if "TRACE" in os.environ else None
-    steps, store = train.optimizer_step, job.store_row
+    start, steps, store = run.Run.start_step, train.optimizer_step, job.store_row
+    started = []  # the runs whose step comes next: none in the one step before a sweep
 
-    def stepping(state, window, step):
-        is_run = (state.folder / "plan.json").exists()  # else the one step before a sweep
-        if is_run and folder:
-            trace(folder, state.folder.name, step)
+    def starting(one, step):
+        start(one, step)
+        started.append(one)
+        if folder:
+            trace(folder, one.folder.name, step)
+
+    def stepping(state, loader, step):
+        is_run = bool(started) and started.pop() is not None
         if is_run and step == 1 and f"{state.plan.recipe.smoothing:g}" in wanted:
             if strike(wanted[f"{state.plan.recipe.smoothing:g}"]) == "diverge":
                 return torch.full((), math.nan, dtype=torch.float64)
-        return steps(state, window, step)
+        return steps(state, loader, step)
 
     def storing(results, row):
         path = store(results, row)
@@ -68,7 +73,5 @@ def install() -> None:
             note(folder / f"{row.run}.stored", str(os.getpid()))
         return path
 
-    train.optimizer_step, job.store_row = stepping, storing
-    train.show_first_batch = lambda state, window, classes, log: (
-        window
-    )  # a third of such a short run's time
+    run.Run.start_step, train.optimizer_step, job.store_row = starting, stepping, storing
+    run.Run.first_batch = lambda one, loader, classes: loader  # a third of such a short run's time

@@ -17,7 +17,7 @@ from PIL import Image
 from support.killed import strike_at
 from trainer.__main__ import main
 from trainer.engine import train
-from trainer.runs import export, job
+from trainer.runs import export, job, run
 
 HERE = Path(__file__).parents[1]
 NUM_STEPS = 22  # 2 epochs of 180 // 16
@@ -94,7 +94,7 @@ def started(words: list[str], moment: str = "", step: int = -1, act=None, prepar
 
 def _run(words, moment, step, act, prepare, printed: Path) -> None:
     torch.set_num_threads(1)
-    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
+    run.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
         path
     )  # seconds of matplotlib's
     with open(printed, "ab", buffering=0) as file:

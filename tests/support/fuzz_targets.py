@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 
 from support import packing
 from support.fuzzed import Mutator
@@ -20,6 +21,7 @@ from support.rows import ROW
 from trainer.ablation.live_table import read_progress
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
+from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli import table_show
 from trainer.data.dataset import open_data
@@ -29,7 +31,7 @@ from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, find_profile
@@ -39,6 +41,7 @@ from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.recipe.identity import first_name
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
+from trainer.runs.run import Run
 from trainer.runs.run_folder import plan_of_run
 
 OVERRIDES = (
@@ -162,11 +165,12 @@ def checkpoints(mutate: Mutator, folder: Path):
 
 def states(mutate: Mutator, folder: Path):
     """Checkpoints that open, but hold another state than the run's."""
-    state = State(small_plan(), make_settings("cpu", workers="0"), folder / "run")
-    saved = _lists(state.facts())
+    state = TrainingState(small_plan(), make_settings("cpu", workers="0"))
+    run = Run(folder / "run", state, Console(), StopRequest())
+    saved = _lists(run.state_dict())
 
     def resumed():
-        state.resume()
+        run.resume()
         state.progress.step + state.progress.loss_steps
 
     while True:

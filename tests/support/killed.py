@@ -15,9 +15,9 @@ import torch
 torch.set_num_threads(1)
 
 from trainer.__main__ import main
-from trainer.engine import train
+from trainer.engine import state, train
 from trainer.runs import append_only_log as kept_file
-from trainer.runs import checkpoint, export, job
+from trainer.runs import checkpoint, export, job, run
 from trainer.runs import checkpoint_writer as saver
 
 
@@ -32,9 +32,9 @@ class Moments:
         self.first, self.act, self.step, self.is_done = step, act, -1, False
         steps = train.optimizer_step
 
-        def noting(state, window, number):
-            self.step, self.state = number, state
-            return steps(state, window, number)
+        def noting(state, loader, number):
+            self.step = number
+            return steps(state, loader, number)
 
         train.optimizer_step = noting
 
@@ -66,16 +66,16 @@ class Moments:
         setattr(owner, name, calling)
 
     def in_model(self, is_training: bool) -> None:
-        made = train.State.__init__
+        made = state.TrainingState.__init__
 
-        def making(state, *given, **named):
-            made(state, *given, **named)
-            for model in state.weights().values():
+        def making(one, *given, **named):
+            made(one, *given, **named)
+            for model in one.weights().values():
                 model.register_forward_hook(
                     lambda module, *_: self.strike() if module.training == is_training else None
                 )
 
-        train.State.__init__ = making
+        state.TrainingState.__init__ = making
 
     def in_write(self) -> None:
         """Strike with a part of a checkpoint written."""
@@ -120,7 +120,7 @@ MOMENTS = {
     "write": lambda moments: moments.in_write(),
     "written": lambda moments: moments.after(checkpoint, "_write_state"),
     "rename": lambda moments: moments.before(checkpoint.os, "replace", _is_checkpoint),
-    "renamed": lambda moments: moments.before(checkpoint, "_sync_folder", _is_in_checkpoints),
+    "renamed": lambda moments: moments.before(checkpoint, "sync_folder", _is_in_checkpoints),
     "drop": lambda moments: moments.before(checkpoint, "_newest_first"),
     "export": lambda moments: moments.before(export, "weights_digest"),
     "row": lambda moments: moments.before(job, "make_row"),
@@ -142,15 +142,15 @@ STARTS = {
     "page": ("trainer.runs.job", "write_atomically", 1),
     "facts": ("trainer.runs.job", "write_atomically", 2),
     "model": ("trainer.engine.state", "build_model", 1),
-    "resume": ("trainer.engine.state", "load_checkpoint", 1),
-    "log": ("trainer.engine.train", "open_log", 1),
+    "resume": ("trainer.runs.run", "load_checkpoint", 1),
+    "log": ("trainer.runs.run", "Log", 1),
     "cut": (
         "trainer.runs.append_only_log.os",
         "ftruncate",
         1,
     ),  # of the curves, to what the checkpoint counts
     "curves": ("trainer.runs.append_only_log.os", "ftruncate", 2),
-    "picture": ("trainer.engine.train", "draw_first_batch", 1),  # of a fresh run alone
+    "picture": ("trainer.runs.run", "draw_first_batch", 1),  # of a fresh run alone
 }
 
 

@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from support.ranked import noting, ranked_plan
-from trainer.base.guard import Guard
+from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
+from trainer.runs.guard import Guard
+from trainer.runs.run import Run
 from trainer.tools.faults import Faults, parse_faults
 
 
@@ -26,16 +29,16 @@ def steps(
     """The first optimizer steps of a run under inject=; all there is to compare."""
     plan = ranked_plan(ranks, recipe, model, overrides)
     settings = make_settings("cpu", workers="0", **machine)
+    state = TrainingState(plan, settings, ranks)
     guard = Guard(faults=Faults(parse_faults(inject), plan, Path(folder), ranks))
-    state = State(plan, settings, Path(folder), ranks, guard)
-    seen, said, losses = [], [], []
-    state.say = lambda line, style=None: said.append(line)
+    run = Run(Path(folder), state, Console(), StopRequest(), guard)
+    seen, losses = [], []
     window = noting(
-        open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, guard.wrap(state)),
+        open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, run.loader_faults()),
         seen,
     )
     for step in range(num_steps):
-        guard.before_step(step, state)
+        run.start_step(step)
         losses.append(train.optimizer_step(state, window, step).item())
         state.progress.step = step + 1
     state.check_equal()
@@ -45,7 +48,7 @@ def steps(
         },
         "buffers": {name: buffer.clone() for name, buffer in state.model.named_buffers()},
         "ids": seen,
-        "said": said,
+        "said": [line for line, _ in state.notes],
         "losses": losses,
         "num_pieces": state.progress.num_pieces,
         "changes": state.progress.changes,

@@ -6,13 +6,13 @@ import numpy as np
 
 from support import ranked
 from trainer.data.dataset import open_data
-from trainer.engine import train
 from trainer.engine.settings import make_settings
 from trainer.lr_finder import held_out
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.files import TrialFolder
 from trainer.lr_finder.ramp import find_scalar
 from trainer.lr_finder.trial import Trials, plain_curve
+from trainer.tasks import Classification
 
 PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null"
 
@@ -22,15 +22,15 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
 
     Each rank keeps trials in a folder of its own: which of them wrote there, tells its name.
     """
-    prepare = train.prepare
+    prepare = Classification.prepare
 
-    def preparing(plan, settings, batch):
-        images, targets = prepare(plan, settings, batch)
+    def preparing(task, batch):
+        images, targets = prepare(task, batch)
         return images * (
             float("nan") if (ranks.rank, batch.step) == (bad_rank, bad_step) else 1
         ), targets
 
-    train.prepare, before = preparing, held_out.MOST_IMAGES
+    Classification.prepare, before = preparing, held_out.MOST_IMAGES
     held_out.MOST_IMAGES = 40
     try:
         plan = ranked.ranked_plan(ranks, "A2", "test_convnext", PAGE)
@@ -53,4 +53,4 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
         )  # rank 0 has kept it, the others get it from there
         return first
     finally:
-        train.prepare, held_out.MOST_IMAGES = prepare, before
+        Classification.prepare, held_out.MOST_IMAGES = prepare, before

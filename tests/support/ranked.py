@@ -28,8 +28,10 @@ from trainer.distributed.env import Place
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.recipe.plan import make_plan
+from trainer.runs.run import train_in_folder
+from trainer.tasks import Classification
 
 HERE = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -152,7 +154,7 @@ def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: in
     plan = ranked_plan(ranks, recipe, model, overrides)
     settings = make_settings("cpu", workers="0")
     first = first % plan.steps_per_epoch
-    state = State(plan, settings, Path("unused"), ranks)
+    state = TrainingState(plan, settings, ranks)
     seen = []
     window = noting(open_data(plan.profile, None).train_stream(plan, settings, first, ranks), seen)
     found = {"losses": [], "lrs": [], "gradients": {}}
@@ -188,7 +190,7 @@ def scores(ranks, num_images: int) -> tuple:
     """The scores of a freshly drawn model over the first validation images, in batches of 3."""
     plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")
-    model = State(plan, settings, Path("unused")).model
+    model = TrainingState(plan, settings).model
     batches = list(open_data(plan.profile, None).val_batches(plan, settings))
     images, labels = (torch.cat(parts)[:num_images] for parts in zip(*batches, strict=True))
     found = evaluate(
@@ -218,12 +220,12 @@ class StopAt(StopRequest):
 
 
 def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step: int = 0) -> dict:
-    """train.run in a folder, where a signal may come to one rank in the middle of a step."""
+    """train_in_folder, where a signal may come to one rank in the middle of a step."""
     plan = ranked_plan(ranks, "A1", "test_resnet", overrides)
     settings = make_settings("cpu", workers="0", checkpoint_s=0)
     out = Console(file=io.StringIO(), width=200)
     stop = StopAt(stop_step if ranks.rank == stop_rank else None)
-    outcome = train.run(
+    outcome = train_in_folder(
         plan, settings, open_data(plan.profile, None), Path(folder), out, stop, ranks
     )
     progress = outcome.state.progress
@@ -252,11 +254,11 @@ def killed_run(ranks, folder: str, overrides: str, bad_rank: int, moment: str, s
 def diverging(ranks, folder: str, bad_rank: int) -> dict:
     """A run in which one rank's loss is no number from step 7 on."""
     step = train.optimizer_step
-    made = train.prepare
+    made = Classification.prepare
     number = {"step": 0}
 
-    def preparing(plan, settings, batch):
-        images, targets = made(plan, settings, batch)
+    def preparing(task, batch):
+        images, targets = made(task, batch)
         return images * (
             float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1
         ), targets
@@ -265,7 +267,7 @@ def diverging(ranks, folder: str, bad_rank: int) -> dict:
         number["step"] = place
         return step(state, window, place)
 
-    train.prepare, train.optimizer_step = preparing, stepping
+    Classification.prepare, train.optimizer_step = preparing, stepping
     return whole_run(
         ranks,
         folder,
@@ -318,7 +320,7 @@ def stopped_in_evaluation(ranks, stop_rank: int) -> str:
 
     plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")
-    model = State(plan, settings, Path("unused")).model
+    model = TrainingState(plan, settings).model
     stop = StopAt(0 if ranks.rank == stop_rank else None)
     batches = open_data(plan.profile, None).val_batches(plan, settings, ranks)
     try:

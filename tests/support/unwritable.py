@@ -10,12 +10,12 @@ from PIL import Image
 from rich.console import Console
 
 from support.plans import small_set
+from trainer.base import disk
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.engine import train
 from trainer.engine.settings import make_settings
 from trainer.runs import append_only_log as kept_file
-from trainer.runs import checkpoint
+from trainer.runs import checkpoint, run
 from trainer.runs.job import Job, plan_of, run_job
 
 JOB = Job(
@@ -39,7 +39,7 @@ def go(folder: Path, results: Path | None = None, **settings):
         **{"checkpoint_s": 0} | settings,
     )
     out = Console(file=io.StringIO(), width=200)
-    train.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
+    run.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
         path
     )  # seconds of matplotlib's
     with StopRequest() as stop:
@@ -48,15 +48,15 @@ def go(folder: Path, results: Path | None = None, **settings):
 
 
 def at_steps(patch, acts: dict) -> None:
-    """Call acts[step](state) before a step."""
-    steps = train.optimizer_step
+    """Call acts[step](run) before a step."""
+    start = run.Run.start_step
 
-    def stepping(state, window, step):
+    def starting(one, step):
+        start(one, step)
         if step in acts:
-            acts[step](state)
-        return steps(state, window, step)
+            acts[step](one)
 
-    patch.setattr(train, "optimizer_step", stepping)
+    patch.setattr(run.Run, "start_step", starting)
 
 
 class FullDisk:
@@ -65,7 +65,8 @@ class FullDisk:
     def __init__(self, patch, folder: Path, number: int = errno.ENOSPC) -> None:
         self.is_full, self.folder, self.number = False, str(folder), number
         self.opened, self.pwrite = os.open, os.pwrite
-        patch.setattr(checkpoint, "open", self._open_file, raising=False)
+        for module in (checkpoint, disk):
+            patch.setattr(module, "open", self._open_file, raising=False)
         patch.setattr(kept_file.os, "pwrite", self._pwrite)
         patch.setattr(kept_file.os, "open", self._open)
 

@@ -16,7 +16,7 @@ from trainer.cli import bench as bench_cli
 from trainer.cli.bench import _asked, measure_on_gpu
 from trainer.data.dataset import open_data
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.runs.job import Job, plan_of
 from trainer.tools.bench import Rate
 from trainer.tools.bench_data import image_folder, photos
@@ -82,7 +82,7 @@ def test_memory_is_counted_on_a_gpu_alone():
 def test_the_floor_of_a_step_is_what_it_must_compute_read_and_write(folder, tmp_path):
     plan = plan_of(Job("A2", "test_resnet", str(folder), None, 0, SMALL))
     settings = make_settings("cpu", workers="0")
-    state = State(plan, settings, tmp_path)
+    state = TrainingState(plan, settings)
     now = iter(range(10**6))
     rates = optimizer_rates(state, TimmLoop(plan, settings, folder), lambda: float(next(now)), 3.0)
     assert {name: (rate.num_images, set(rate.seconds)) for name, rate in rates.items()} == {

@@ -286,7 +286,7 @@ def stored(folder: Path) -> int:
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
     """A third of such a short run's time."""
-    monkeypatch.setattr("trainer.engine.train.draw_first_batch", lambda *given: None)
+    monkeypatch.setattr("trainer.runs.run.draw_first_batch", lambda *given: None)
     monkeypatch.setattr("trainer.runs.loggers.logger.Log.picture", lambda *given: None)
 
 

@@ -111,7 +111,7 @@ def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     from trainer.data.dataset import open_data
     from trainer.engine.evaluate import evaluate
     from trainer.engine.settings import make_settings
-    from trainer.engine.state import State
+    from trainer.engine.state import TrainingState
     from trainer.engine.train import optimizer_step
     from trainer.models.build import check_model_name
     from trainer.recipe.profiles import data_folder
@@ -123,7 +123,7 @@ def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
         opened[where] = open_data(plan.profile, data_folder(*where))
     data = opened[where]
     settings = make_settings(shared.device, shared.precision, "0", shared.runs, shared.results)
-    state = State(plan, settings, Path(shared.runs))
+    state = TrainingState(plan, settings)
     step = (plan.recipe.epochs - 1) * plan.steps_per_epoch
     stream = data.train_stream(replace(plan, num_steps=step + 1), settings, step)
     optimizer_step(state, stream, step).item()

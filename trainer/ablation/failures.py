@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainer.base.component import Page
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
-from trainer.runs.checkpoint import write_atomically
 
 NUM_TAIL_LINES = 40
 

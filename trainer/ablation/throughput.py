@@ -6,15 +6,13 @@ import hashlib
 import itertools
 import json
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
 from trainer.engine.evaluate import evaluate_all
 from trainer.engine.settings import Settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
@@ -58,16 +56,15 @@ def measure(
     first = max(0, plan.num_steps - num_steps - 1)
     seconds: list[float] = []
     fast_algorithms(settings.device)
-    with tempfile.TemporaryDirectory() as folder:
-        state = State(plan, settings, Path(folder))
-        window = data.train_stream(plan, settings, first)
-        for step in range(first, plan.num_steps):
-            began = time.perf_counter()
-            optimizer_step(state, window, step).item()  # waits for the device
-            seconds.append(time.perf_counter() - began)
-            if len(seconds) > 1 and sum(seconds) > bound_s:
-                break
-        evaluation_s = _evaluation_s(plan, settings, state.weights(), data)
+    state = TrainingState(plan, settings)
+    window = data.train_stream(plan, settings, first)
+    for step in range(first, plan.num_steps):
+        began = time.perf_counter()
+        optimizer_step(state, window, step).item()  # waits for the device
+        seconds.append(time.perf_counter() - began)
+        if len(seconds) > 1 and sum(seconds) > bound_s:
+            break
+    evaluation_s = _evaluation_s(plan, settings, state.weights(), data)
     counted = seconds[1:] or seconds
     return Pace(statistics.median(counted), evaluation_s, len(counted))
 

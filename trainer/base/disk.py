@@ -1,9 +1,10 @@
-"""A disk that takes nothing: what to say of it, and how long to try."""
+"""Files that are whole or absent, and a disk that takes nothing: what to say of it, and how long to try."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,3 +73,40 @@ def keep_trying(
             if time.monotonic() >= until_s or is_over():
                 return error
         time.sleep(min(_END_RETRY_S, max(0.0, until_s - time.monotonic())))
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that its name shows the old content or the new, never a part."""
+    temporary = temporary_path(path)
+    with removed_on_error(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Where a process writes a file before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def removed_on_error(temporary: Path) -> Iterator[None]:
+    """A block that leaves no half-written file on a full disk."""
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk for sure."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -174,7 +174,7 @@ def measure_on_gpu(
 
 
 def _write(results: Path, settings, facts: dict) -> None:
-    from trainer.runs.checkpoint import write_atomically
+    from trainer.base.disk import write_atomically
 
     path = results / "bench" / f"run-{'cuda' if settings.device.startswith('cuda') else 'cpu'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -401,9 +401,9 @@ def matrix(
     results: Results = Path("results"),
 ) -> None:
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
+    from trainer.base.disk import write_atomically
     from trainer.engine.settings import check_writable
     from trainer.runs import summary as show
-    from trainer.runs.checkpoint import write_atomically
     from trainer.tools.matrix import as_markdown, chosen_models, chosen_pages, fill
 
     pages, columns = chosen_pages(recipes), chosen_models(models)

@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_pages
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
@@ -21,7 +22,6 @@ from trainer.report.table_notes import remarks, warnings
 from trainer.report.table_rows import by_cell, errors_in, find_rows
 from trainer.report.table_texts import heading_of, is_text, shown_columns, text_of
 from trainer.report.tables import METRICS, Table, summarize
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.signals import Stopped, StopRequest
@@ -23,7 +24,6 @@ from trainer.models.build import check_model_name
 from trainer.recipe.plan import check_settings
 from trainer.recipe.profiles import data_folder
 from trainer.runs import summary as show
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import Row, rows_folder
 from trainer.tools.faults import Faults, check_faults, parse_faults

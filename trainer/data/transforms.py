@@ -6,8 +6,6 @@ import functools
 
 import torch
 
-from trainer.components.mixing import one_hot_targets
-
 _CACHED_PX = 1 << 15
 
 
@@ -69,11 +67,11 @@ def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
     return batch._replace(images=images, drawn=batch.drawn[len(parts) :], is_augmented=True)
 
 
-def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """One micro-batch as it enters the model: (images [B, C, H, W] float32, targets [B, K] float32).
+def inputs_of(plan, settings, batch) -> torch.Tensor:
+    """The images of a micro-batch on the device, before they are mixed: [B, C, H, W] float32.
 
-    In the order of the sources: operations on grey levels, normalization, erasing, then mixing across the micro-batch.
-    With augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the others augmented.
+    In the order of the sources: operations on grey levels, normalization, erasing. With augment_splits S the images are
+    [S * B, C, H, W], split after split: the first as it came, the others augmented.
     """
     recipe = plan.recipe
     fill = fill_of(plan.profile)
@@ -85,11 +83,4 @@ def prepare(plan, settings, batch) -> tuple[torch.Tensor, torch.Tensor]:
     plain, images = images[:num_plain], images[num_plain:]
     for part, drawn in zip(_of_stage(recipe.augment, "normalized"), batch.drawn, strict=True):
         images = part.apply(images, drawn, fill)
-    if num_plain:
-        images = torch.cat([plain, images])
-    labels = batch.labels.to(settings.device, non_blocking=True)
-    targets = one_hot_targets(labels, plan.profile.num_classes, recipe.smoothing or 0.0)
-    if recipe.mix is not None:
-        mix = recipe.mix.draw(plan.seed, batch.step, batch.micro_batch, images.shape[-1])
-        images, targets = recipe.mix.apply(images, targets, mix)
-    return in_format(images, settings), targets
+    return torch.cat([plain, images]) if num_plain else images

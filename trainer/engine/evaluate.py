@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,33 +10,10 @@ from torch import nn
 
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.signals import Stopped
-from trainer.components.mixing import one_hot_targets
-from trainer.data.transforms import autocast, in_format, normalize
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
 from trainer.recipe.plan import Plan
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Counts over one pass; the percentages follow from them.
-
-    num_top1, num_top5: images whose class is the first, or among the first five scores (all, with fewer classes).
-    loss_nats: the recipe's loss against unsmoothed targets, mean over images; with image.test_flip, of summed logits.
-    """
-
-    num_top1: int
-    num_top5: int
-    num_images: int
-    loss_nats: float
-
-    @property
-    def top1_pct(self) -> float:
-        return 100 * self.num_top1 / self.num_images
-
-    @property
-    def top5_pct(self) -> float:
-        return 100 * self.num_top5 / self.num_images
+from trainer.tasks import Scores, task_of
 
 
 def evaluate(
@@ -71,11 +47,12 @@ def evaluate_all(
     Raises MemoryFull where it does not hold one image.
     """
     was_training = {name: model.training for name, model in models.items()}
-    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=settings.device)
+    task = task_of(plan, settings)
+    totals = torch.zeros(len(models), task.num_sums, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
     in_pieces = [
-        _InPieces(partial(_batch_totals, plan, settings, model.eval()), settings.device)
+        _InPieces(partial(task.evaluate, model.eval()), settings.device)
         for model in models.values()
     ]
     try:
@@ -92,10 +69,9 @@ def evaluate_all(
     _agree(ranks, stopped)
     ranks.sum(totals)
     num_images = ranks.total(num_images)
-    counted = zip(models, totals.tolist(), strict=True)
     return {
-        name: Scores(int(num_top1), int(num_top5), num_images, loss_sum / num_images)
-        for name, (num_top1, num_top5, loss_sum) in counted
+        name: task.scores(sums, num_images)
+        for name, sums in zip(models, totals.tolist(), strict=True)
     }
 
 
@@ -135,15 +111,3 @@ class _InPieces:
                 f"out of memory in evaluation: one image of {px} px does not fit on {self._device}; use a device with more memory"
             )
         self._most = -(-num_images // 2)
-
-
-def _batch_totals(plan: Plan, settings: Settings, model: nn.Module, images, labels) -> torch.Tensor:
-    images, labels = (part.to(settings.device, non_blocking=True) for part in (images, labels))
-    images = in_format(normalize(images, plan.profile), settings)
-    with autocast(settings):
-        logits = model(images)
-        mirrored = model(images.flip(3)) if plan.recipe.image.test_flip else None
-    logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
-    first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    loss = plan.recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
-    return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.engine.settings import Settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
 
 Found = TypeVar("Found")
@@ -28,17 +28,17 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
     return max(1, min(num_pieces, smallest // least_images))
 
 
-def num_pieces(state: State, step: int) -> int:
+def num_pieces(state: TrainingState, step: int) -> int:
     """Pieces that each micro-batch of a step is taken in: one, until memory has run out."""
     return pieces_at(state.plan, state.progress.num_pieces, step, least_images(state))
 
 
-def least_images(state: State) -> int:
+def least_images(state: TrainingState) -> int:
     """Of a piece: one image alone may have no statistics."""
     return 2 if state.step_statistics.is_sampled else 1
 
 
-def cut(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces of its B images, in order."""
     if number == 1:
         yield images, targets
@@ -50,19 +50,19 @@ def cut(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, 
         yield some.flatten(0, 1), theirs
 
 
-def fitted(
-    add_gradients: Callable[[State, Iterator, int], Found],
-    state: State,
-    window: Iterator,
+def retry_on_out_of_memory(
+    add_gradients: Callable[[TrainingState, Iterator, int], Found],
+    state: TrainingState,
+    loader: Iterator,
     step: int,
 ) -> Found:
-    """add_gradients(state, window, step); where memory runs out on any rank, on all of them again in smaller pieces.
+    """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again in smaller pieces.
 
     That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
     """
     if state.settings.micro_batch != "auto":
-        return add_gradients(state, window, step)
-    again = _Again(window)
+        return add_gradients(state, loader, step)
+    again = _Again(loader)
     before = [buffer.clone() for buffer in state.model.buffers()]
     while True:
         found, error = _tried(add_gradients, state, again, step)
@@ -79,7 +79,7 @@ def fitted(
         again.start()
 
 
-def _tried(add_gradients, state: State, window: Iterator, step: int) -> tuple:
+def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> tuple:
     """What add_gradients gives, and None; or None, and the error without the frames that hold on to the memory."""
     try:
         return add_gradients(state, window, step), None
@@ -89,8 +89,8 @@ def _tried(add_gradients, state: State, window: Iterator, step: int) -> tuple:
         return None, error.with_traceback(None)
 
 
-def _halve(state: State, step: int, error: RuntimeError | None) -> None:
-    """Twice as many pieces from this step on, said and noted. Raises OutOfMemoryError where they would be too small."""
+def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
+    """Twice as many pieces from this step on, noted. Raises OutOfMemoryError where they would be too small."""
     plan, progress = state.plan, state.progress
     before = num_pieces(state, step)
     after = pieces_at(plan, 2 * before, step, least_images(state))
@@ -100,15 +100,18 @@ def _halve(state: State, step: int, error: RuntimeError | None) -> None:
     sizes = [-(-plan.recipe.batch.norm_images // number) for number in (before, after)]
     note = f"micro_batch {sizes[0]} -> {sizes[1]} images after step {step}: out of memory"
     progress.changes.append(note)
-    state.say(
-        f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise"
+    state.notes.append(
+        (
+            f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise",
+            None,
+        )
     )
     if state.step_statistics.is_sampled:
-        state.say(
+        deviation = (
             f"DEVIATION: norms now normalize by {sizes[1]} images where the page says batch.norm_images {sizes[0]}: "
-            "another result than the page's; the row keeps it as a deviation",
-            style="bold red",
+            "another result than the page's; the row keeps it as a deviation"
         )
+        state.notes.append((deviation, "bold red"))
 
 
 class _Again:
@@ -131,7 +134,7 @@ class _Again:
 
 
 @contextmanager
-def told(state: State) -> Iterator[None]:
+def explained(state: TrainingState) -> Iterator[None]:
     """A block of training in which memory that runs out becomes one line: what is too much, and what would fit.
 
     Raises MemoryFull.
@@ -141,10 +144,10 @@ def told(state: State) -> Iterator[None]:
     except RuntimeError as error:
         if not is_memory_full(error):
             raise
-        raise MemoryFull(_line(state)) from None
+        raise MemoryFull(_explanation(state)) from None
 
 
-def _line(state: State) -> str:
+def _explanation(state: TrainingState) -> str:
     plan, step = state.plan, state.progress.step
     images = -(-plan.recipe.batch.norm_images // num_pieces(state, step))
     *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
@@ -172,7 +175,7 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
     return found or ["a device with more memory"]
 
 
-def norm_images_used(state: State) -> int:
+def norm_images_used(state: TrainingState) -> int:
     """Images that norms took their statistics over in the end: batch.norm_images, or less where memory had run out."""
     number = num_pieces(state, 0) if state.step_statistics.is_sampled else 1
     return -(-state.plan.recipe.batch.norm_images // number)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from trainer.data.transforms import autocast, prepare
+from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
@@ -16,6 +16,7 @@ from trainer.models.edit.layer_kinds import FROZEN_NORMS
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
+from trainer.tasks import task_of
 
 
 class StepStatistics:
@@ -171,9 +172,9 @@ def make_norms_precise(
 def _pass(
     plan: Plan, settings: Settings, models, norms: list[nn.Module], batches: Iterable, each
 ) -> None:
-    num_images, seen = plan.recipe.precise_norm.images, 0
+    task, num_images, seen = task_of(plan, settings), plan.recipe.precise_norm.images, 0
     for batch in batches:
-        images, _ = prepare(plan, settings, batch)
+        images, _ = task.prepare(batch)
         seen += len(images)
         for norm in norms:
             norm.momentum = (

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from trainer.base import provenance
+from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.base.plugins import loaded_plugins
 from trainer.lr_finder.rules import Curve, Floors, series, smoothed, smoothing_for
 from trainer.recipe.plan import Plan
-from trainer.runs.checkpoint import write_atomically
 
 COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
 

@@ -13,16 +13,15 @@ import torch
 from torch import nn
 
 from trainer.base import streams
-from trainer.components.mixing import one_hot_targets
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
-from trainer.data.transforms import autocast, in_format, normalize
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.recipe.plan import Plan
 from trainer.recipe.sections import Batch
+from trainer.tasks import task_of
 
 SHARE = 0.1
 MOST_IMAGES, LEAST_IMAGES = 1024, 10
@@ -145,20 +144,17 @@ class HeldOut:
         Nothing is dropped. Ranks share the samples, and all get the same number. Norms take the statistics of
         these images, in samples of about batch.norm_images or 32: their running ones lag behind weights that move fast.
         """
-        plan, settings = self.plan, self.settings
+        plan, task = self.plan, task_of(self.plan, self.settings)
         norms = running_norms(model)
         sample = max(_LEAST_SAMPLE, plan.recipe.batch.norm_images) if norms else _FORWARD_IMAGES
         num_parts = max(1, len(self.labels) // sample)
-        total = torch.zeros((), dtype=torch.float64, device=settings.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.settings.device)
         samples = zip(
             self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True
         )
         with _measuring(model, norms):
             for images, labels in self.ranks.share(samples):
-                targets = one_hot_targets(labels, plan.profile.num_classes, plan.recipe.smoothing)
-                with autocast(settings):
-                    logits = model(in_format(normalize(images, plan.profile), settings))
-                total += plan.recipe.loss(logits.float(), targets).double() * len(labels)
+                total += task.validation_loss(model, images, labels).double() * len(labels)
         self.ranks.sum(total)
         return float(total) / len(self.labels)
 

@@ -13,7 +13,7 @@ from trainer.base.errors import OverrideError, PageError, UserError, did_you_mea
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
-from trainer.engine.state import State, as_it_runs
+from trainer.engine.state import TrainingState, as_it_runs
 from trainer.models.build import assembled
 from trainer.recipe import tree
 from trainer.recipe.check import label_of, value_at
@@ -276,7 +276,7 @@ class Dial:
     built anew around the same weights.
     """
 
-    def __init__(self, scalar: Scalar, state: State) -> None:
+    def __init__(self, scalar: Scalar, state: TrainingState) -> None:
         self.scalar, self.state, self.plan = scalar, state, state.plan
         self._held = _hyperparameters(state.optimizer)
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from trainer.data.dataset import OpenedData
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.settings import Settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.lr_finder.held_out import HeldOut
 from trainer.lr_finder.ramp import Dial, Scalar
@@ -148,7 +147,7 @@ class Trials:
         fast_algorithms(self.settings.device)
         peaks, rates = self._rates(values, purpose)
         first = self.scalar.plan_at(plan, self.scalar.used(values[0]), rates[0])
-        state = State(first, self.settings, Path("a trial writes no checkpoint"), self.ranks)
+        state = TrainingState(first, self.settings, self.ranks)
         state.plan = plan
         dial = Dial(self.scalar, state)
         record = _Record(self._measured(state))
@@ -189,10 +188,10 @@ class Trials:
         peaks = np.full(len(values), self.plan.recipe.lr.peak)
         return peaks, peaks * (self.rate_shape[: len(values)] if purpose == "race" else 1.0)
 
-    def _measured(self, state: State) -> float:
+    def _measured(self, state: TrainingState) -> float:
         return self.held_out.loss(state.model)
 
-    def _measure(self, state: State, record: _Record) -> bool:
+    def _measure(self, state: TrainingState, record: _Record) -> bool:
         """Note the slice's loss after the step just taken, if it is one."""
         loss = self._measured(state)
         if not math.isfinite(loss):
@@ -203,7 +202,7 @@ class Trials:
         return True
 
 
-def _step(state: State, window: Iterator, step: int) -> tuple[float, bool]:
+def _step(state: TrainingState, window: Iterator, step: int) -> tuple[float, bool]:
     """The loss of one optimizer step, and whether the weights were moved: fp16 skips what its scale makes infinite."""
     before = state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
     loss = optimizer_step(state, window, step).item()

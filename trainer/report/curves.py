@@ -11,11 +11,11 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.report.compare import Curves, Points, read_curves
 from trainer.report.tables import Table
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 
 MOST_POINTS = 120  # of one line: more than a panel of a report has pixels to tell apart

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.report.tables import CellSummary, Table
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 
 _METRICS = {

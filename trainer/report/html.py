@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from trainer.base.disk import write_atomically
 from trainer.report import figures
 from trainer.report.compare import Curves
 from trainer.report.curves import find_curves, keep_curves
@@ -26,7 +27,6 @@ from trainer.report.query import make_view
 from trainer.report.table_notes import remarks, warnings
 from trainer.report.table_texts import text_of
 from trainer.report.tables import Table
-from trainer.runs.checkpoint import write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 # no character of a page: control characters but tab and line end, halves of pairs, what Unicode keeps for itself

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.data.index import cache_folder
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import read_row_file
 
 _LAYOUT = 2  # of the cached file

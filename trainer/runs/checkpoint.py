@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from trainer.base.disk import removed_on_error, sync_folder, temporary_path, write_atomically
 from trainer.base.errors import UserError
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
@@ -40,8 +41,8 @@ def save_checkpoint(
     for unfinished in folder.glob(".step_*.part"):
         unfinished.unlink()
     path = folder / f"step_{step:09d}.pt"
-    temporary = _temporary(path)
-    with _removed_on_error(temporary):
+    temporary = temporary_path(path)
+    with removed_on_error(temporary):
         if before_write is not None:
             before_write(temporary)
         checksums = [_write_state(temporary, state).encode()]
@@ -52,7 +53,7 @@ def save_checkpoint(
         if is_kept:
             _kept_path(path).touch()
         os.replace(temporary, path)
-    _sync_folder(folder)
+    sync_folder(folder)
     paths = _newest_first(folder)
     place = paths.index(path)
     later = paths[:place]  # passed over when the run was taken up: damaged
@@ -155,47 +156,12 @@ def _opened(path: Path, device: str) -> dict:
     return state
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that its name shows the old content or the new, never a part."""
-    temporary = _temporary(path)
-    with _removed_on_error(temporary):
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left half written in a folder that this process alone writes in."""
     for path in folder.glob(".*.part"):
         if not path.name.startswith(".claim."):  # which others may be about to raise
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-@contextlib.contextmanager
-def _removed_on_error(temporary: Path) -> Iterator[None]:
-    """A block that leaves no half-written file on a full disk."""
-    try:
-        yield
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _newest_first(folder: Path) -> list[Path]:

@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainer.engine.state import State
+from trainer.base.disk import write_atomically
+from trainer.engine.state import TrainingState
 from trainer.models.build import takes_option
 from trainer.recipe.plan import Plan
-from trainer.runs.checkpoint import write_atomically
 
 
-def export_model(folder: Path, plan: Plan, state: State, classes: tuple[str, ...]) -> str:
+def export_model(folder: Path, plan: Plan, state: TrainingState, classes: tuple[str, ...]) -> str:
     """Write model.safetensors and config.json of the scored weights; gives their digest.
 
     config.json comes last: where it is, the weights are whole.

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.base.disk import END_S, keep_trying, why
-from trainer.runs.checkpoint import save_checkpoint, write_atomically
+from trainer.base.disk import END_S, keep_trying, why, write_atomically
+from trainer.runs.checkpoint import save_checkpoint
 from trainer.runs.results import Row
 
 
@@ -26,8 +26,8 @@ def end_run(
     Once the store has the row, the same command does nothing more. stored: the row's file there. is_over: asked whether
     to give up sooner.
     """
-    folder, rows = outcome.state.folder, []
-    for_s = 0.0 if outcome.unsaved else END_S  # else the disk was tried for long already
+    folder, rows = outcome.run.folder, []
+    for_s = 0.0 if outcome.run.unsaved else END_S  # else the disk was tried for long already
     error = keep_trying(lambda: rows.append(write(folder)), for_s, is_over)
     if error is not None:
         return None, rescued(outcome, why(error), write)
@@ -43,20 +43,20 @@ def end_run(
 
 def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
     """Write what `write` writes, and the state, to another place; gives the line that names what is where."""
-    state = outcome.state
+    state, run = outcome.state, outcome.run
 
     def write_all(to: Path) -> None:
         write(to)
         if outcome.status != "diverged" and math.isfinite(state.progress.loss_sum):
-            save_checkpoint(to / "checkpoints", state.progress.step, state.facts())
+            save_checkpoint(to / "checkpoints", state.progress.step, run.state_dict())
 
-    place, last = _in_another_place(state.folder.name, write_all), state.saver.last_step
+    place, last = _in_another_place(run.folder.name, write_all), run.saver.last_step
     there = (
         "no checkpoint is there"
         if last is None
         else f"the last checkpoint there is that of step {last}"
     )
-    begin = f"{state.folder}: cannot write the run's end ({reason}); {there}"
+    begin = f"{run.folder}: cannot write the run's end ({reason}); {there}"
     if place is None:
         return f"{begin}; no other place took it; with room there the same command goes on"
     names = (
@@ -86,10 +86,10 @@ def _in_another_place(run: str, write: Callable[[Path], None]) -> Path | None:
 
 def write_curves(outcome, folder: Path) -> None:
     """Have all of a run's metrics.jsonl in its folder, or in one that takes its place. Raises OSError."""
-    if outcome.log.unwritten is not None:
-        write_atomically(folder / "metrics.jsonl", outcome.log.unwritten)
-    elif folder != outcome.state.folder:
+    if outcome.run.logger.unwritten is not None:
+        write_atomically(folder / "metrics.jsonl", outcome.run.logger.unwritten)
+    elif folder != outcome.run.folder:
         with contextlib.suppress(OSError):
             write_atomically(
-                folder / "metrics.jsonl", (outcome.state.folder / "metrics.jsonl").read_bytes()
+                folder / "metrics.jsonl", (outcome.run.folder / "metrics.jsonl").read_bytes()
             )

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from trainer.base.errors import UserError
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 
 _NUM_ON_DISK = 3  # checkpoints at a time: the last, the one before it, and the one being written
 _LINE_BYTES = 800  # of a window, in all files that keep curves
 
 
-def check_room(state: State) -> None:
-    """Refuse a run whose disk cannot hold it to the end. Raises UserError, on rank 0."""
+def check_room(state: TrainingState, folder: Path) -> None:
+    """Refuse a run whose disk cannot hold it to the end in its folder. Raises UserError, on rank 0."""
     if not state.ranks.is_first:
         return
     plan, settings = state.plan, state.settings
@@ -27,7 +27,7 @@ def check_room(state: State) -> None:
     checkpoint_bytes = model_bytes * (2 if state.average else 1) + moment_bytes
     num_kept = plan.recipe.epochs // settings.keep_every_epochs if settings.keep_every_epochs else 0
     num_lines = plan.num_steps // settings.log_steps + 3 * plan.recipe.epochs
-    check_free(state.folder, checkpoint_bytes, num_kept, model_bytes + num_lines * _LINE_BYTES)
+    check_free(folder, checkpoint_bytes, num_kept, model_bytes + num_lines * _LINE_BYTES)
 
 
 def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: int) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.base import provenance
-from trainer.base.disk import must_write
+from trainer.base.disk import must_write, write_atomically
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
-from trainer.base.guard import Guard
+from trainer.runs.guard import Guard
 from trainer.base.memory import peak_mem_mib
 from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
@@ -35,7 +35,6 @@ from trainer.recipe.schema import (
     recipe_paths,
 )
 from trainer.recipe.tree import shown
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
 from trainer.runs.run_folder import own_folder
@@ -177,20 +176,20 @@ def _run_to_row(
     lock,
     faults,
 ) -> tuple:
-    from trainer.engine.train import run
+    from trainer.runs.run import train_in_folder
 
     folder = settings.runs / name
     if ranks.is_first:
         with must_write(folder):
             write_plan(folder, job, plan)
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
-    outcome = run(plan, settings, data, folder, console, stop, ranks, guard)
+    outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard)
     if outcome.status == "stopped":
-        if not ranks.any(outcome.state.saver.error is not None):
+        if not ranks.any(outcome.run.saver.error is not None):
             return EXIT_STOPPED, None
         if ranks.is_first:
             missing = rescued(
-                outcome, outcome.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
+                outcome, outcome.run.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
             )
             console.print(
                 f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
@@ -223,7 +222,7 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         if outcome.status == "finished"
         else None
     )
-    row = make_row(outcome.state.folder.name, plan, settings, data, outcome, digest)
+    row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
     row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
     write_atomically(folder / "row.json", row.as_json())
     return row

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 from trainer.data.dataset import OpenedData, open_data
@@ -28,7 +29,6 @@ from trainer.data.transforms import normalize
 from trainer.engine.settings import Settings, make_settings
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import data_folder
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.job import Job, plan_of
 from trainer.runs.run_folder import find_run_folder, open_model
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside
-from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import LARGEST_ROW_KIB, Row, read_row_file
 
 WAITS_S = (1.0, 4.0)  # before a store that did not answer is asked again

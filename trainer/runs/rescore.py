@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from trainer.data.dataset import open_data
-from trainer.engine.evaluate import Scores, evaluate
+from trainer.engine.evaluate import evaluate
 from trainer.engine.settings import Settings
 from trainer.recipe.plan import PlanError
 from trainer.recipe.profiles import data_folder
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
+from trainer.tasks import ClassificationScores
 
 
 def most_moved(row: Row, settings: Settings) -> int:
@@ -28,7 +29,9 @@ def most_moved(row: Row, settings: Settings) -> int:
     return 0 if is_repeated else max(1, row.num_val_images // 1000)
 
 
-def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Row, Scores]:
+def rescore(
+    folder: Path, settings: Settings, data_dir: Path | None
+) -> tuple[Row, ClassificationScores]:
     """The row of a run folder, and the scores of its exported weights on the validation images of now.
 
     Raises PlanError where the folder holds no finished run, DataError where its images are not found.

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from trainer.base.component import NonNegative, Page
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside, one_name, plain_text
-from trainer.runs.checkpoint import write_atomically
 
 LARGEST_ROW_KIB = 1024
 

@@ -15,7 +15,7 @@ from torch import nn
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
 from trainer.engine.settings import Settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.tools.bench import Rate, in_turns, seconds_a_step
@@ -46,7 +46,6 @@ _LEAST_TURNS = 3  # of each loop, where the time allows
 _TIMED = 3  # things in a round: two loops, and the step alone
 _STEPS = 8  # counted in a turn
 _OPTIMIZER_STEPS, _OPTIMIZER_ROUNDS = 10, 30  # steps in a row, which the device is waited for once
-_NOWHERE = Path("no checkpoint is written")
 
 Clock = Callable[[], float]
 
@@ -145,7 +144,7 @@ def _ours(
 ) -> dict[str, Turn]:
     """A run's steps end to end, then with its workers gone the same step on data that lies on the device."""
     memory = Memory(settings.device)
-    state = State(plan, settings, _NOWHERE)
+    state = TrainingState(plan, settings)
     whole_s = _whole_step_s(state, data, clock, bound_s, memory)
     peak_mib = memory.peak_mib()
     step = step_alone(state, batch)
@@ -154,7 +153,7 @@ def _ours(
 
 
 def _whole_step_s(
-    state: State, data: OpenedData, clock: Clock, bound_s: float, memory: Memory
+    state: TrainingState, data: OpenedData, clock: Clock, bound_s: float, memory: Memory
 ) -> float:
     plan, numbers = state.plan, itertools.count()
     stream = data.train_stream(replace(plan, num_steps=10**9), state.settings, 0)
@@ -191,7 +190,7 @@ def _alone(
 ) -> tuple[dict[str, Rate], dict[str, Rate], Floor]:
     """The parts, but for the step that takes its turns with the loops; the optimizers; and the floor."""
     began = clock()
-    state = State(plan, settings, _NOWHERE)
+    state = TrainingState(plan, settings)
     parts = parts_of(state, data)
     del parts["step"]
     rates = in_turns(parts, num_rounds, clock, seconds - (clock() - began))
@@ -200,7 +199,7 @@ def _alone(
 
 
 def optimizer_rates(
-    state: State, loop: TimmLoop | None, clock: Clock, bound_s: float
+    state: TrainingState, loop: TimmLoop | None, clock: Clock, bound_s: float
 ) -> dict[str, Rate]:
     """Steps of our optimizer and of timm's, clipping included, over gradients that mostly are not clipped."""
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -17,11 +15,11 @@ from trainer.base.cores import num_cores
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
 from trainer.data.parts import Parts, has_parts, part_keys
-from trainer.data.transforms import augmented, autocast, fill_of, prepare
+from trainer.data.transforms import augmented, fill_of
 from trainer.data.workers import whole
 from trainer.engine.evaluate import evaluate
 from trainer.engine.settings import Settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.tools.bench import Rate, in_turns
@@ -56,10 +54,9 @@ def measure(
 ) -> dict[str, Rate]:
     """The rates of all parts, taking turns, then of so many whole steps in a row, which must not share the machine."""
     fast_algorithms(settings.device)
-    with tempfile.TemporaryDirectory() as folder:
-        state = State(plan, settings, Path(folder))
-        rates = in_turns(parts_of(state, data), num_rounds, clock_of(settings))
-        return rates | {"end to end": _end_to_end(state, data, num_steps)}
+    state = TrainingState(plan, settings)
+    rates = in_turns(parts_of(state, data), num_rounds, clock_of(settings))
+    return rates | {"end to end": _end_to_end(state, data, num_steps)}
 
 
 def verdict(
@@ -111,19 +108,17 @@ def clock_of(settings: Settings) -> Callable[[], float]:
     return now
 
 
-def parts_of(state: State, data: OpenedData) -> dict[str, Callable[[int], int]]:
+def parts_of(state: TrainingState, data: OpenedData) -> dict[str, Callable[[int], int]]:
     """By name, calls that do one part for one micro-batch, or for one step, and give its images."""
     plan, settings, recipe = state.plan, state.settings, state.plan.recipe
     batch = first_batch(plan, settings, data)
     there = batch._replace(images=batch.images.to(settings.device))
-    images, targets = prepare(plan, settings, batch)
+    inputs, targets = state.task.prepare(batch)
     pixels = batch.images.pin_memory() if settings.device.startswith("cuda") else batch.images
     shown = list(itertools.islice(data.val_batches(plan, replace(settings, num_workers=0)), 1))
 
     def model(_: int) -> int:
-        with autocast(settings):
-            logits = state.model(images)
-        recipe.loss(logits.float(), targets).backward()
+        state.task.loss(state.model, inputs, targets).backward()
         return len(targets)
 
     def optimizer(_: int) -> int:
@@ -158,7 +153,7 @@ def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
     return next(whole([data.stream(plan, replace(settings, num_workers=0, device="cpu"))[0, 0]]))
 
 
-def step_alone(state: State, batch: MicroBatch) -> Callable[[int], int]:
+def step_alone(state: TrainingState, batch: MicroBatch) -> Callable[[int], int]:
     """A call that does one whole step on a micro-batch, over and over, and gives its images: nothing to wait for."""
     plan, steps = state.plan, itertools.count()
     device = state.settings.device
@@ -214,7 +209,7 @@ def _ready(batch, plan: Plan, settings: Settings):
     return augmented(batch, plan.recipe.augment, plan.recipe.augment_splits, fill_of(plan.profile))
 
 
-def _repeated(state: State, batch) -> Callable[[int], Iterator]:
+def _repeated(state: TrainingState, batch) -> Callable[[int], Iterator]:
     """For each step, its micro-batches: the same images each time."""
     return lambda step: (
         batch._replace(step=step, micro_batch=place)
@@ -246,7 +241,7 @@ def machine_facts(settings: Settings, data: OpenedData) -> dict:
     }  # fmt: skip
 
 
-def _end_to_end(state: State, data: OpenedData, num_steps: int) -> Rate:
+def _end_to_end(state: TrainingState, data: OpenedData, num_steps: int) -> Rate:
     """Whole steps, each timed, once what the workers had made ahead is used up."""
     plan, clock = state.plan, clock_of(state.settings)
     first = num_first_steps(plan, state.settings)

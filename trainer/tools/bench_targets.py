@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.models.build import gmacs
 from trainer.tools.bench import Rate, ratios
 from trainer.tools.bench_run import BOUND_SHARE
@@ -78,7 +78,7 @@ class Measured:
     against: str
 
 
-def floor_of(state: State) -> Floor:
+def floor_of(state: TrainingState) -> Floor:
     """Of a plan's model and its optimizer, once that has done a step."""
     plan = state.plan
     px, channels = plan.recipe.image.train_px, plan.profile.channels

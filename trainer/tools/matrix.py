@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from PIL import Image
 from trainer.base.errors import PageError, UserError, did_you_mean
 from trainer.data.dataset import OpenedData
 from trainer.engine.settings import make_settings
-from trainer.engine.state import State
+from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
@@ -125,12 +123,11 @@ def stepped(plan: Plan) -> torch.nn.Module:
     """The model of a plan after one step of its own at full rate, on the CPU."""
     settings = make_settings("cpu", workers="0")
     step = plan.num_warmup_steps
-    with tempfile.TemporaryDirectory() as folder:
-        state = State(plan, settings, Path(folder))
-        before = [weight.detach().clone() for weight in state.model.parameters()]
-        loss = optimizer_step(
-            state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step
-        )
+    state = TrainingState(plan, settings)
+    before = [weight.detach().clone() for weight in state.model.parameters()]
+    loss = optimizer_step(
+        state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step
+    )
     after = list(state.model.parameters())
     assert loss.isfinite() and all(weight.isfinite().all() for weight in after), (
         "the step ended in no number"

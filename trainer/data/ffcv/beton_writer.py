@@ -19,6 +19,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.decode import Planes
@@ -26,7 +27,6 @@ from trainer.data.ffcv import beton
 from trainer.data.ffcv.beton import Beton, BetonSet
 from trainer.data.index import DataError
 from trainer.recipe.profiles import Profile
-from trainer.runs.checkpoint import write_atomically
 
 _IMAGES_AT_ONCE = 256  # encoded but not yet written: bounds the memory, and what a stop loses
 _LARGEST_SIDE_PX = 65_535

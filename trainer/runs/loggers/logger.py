@@ -134,25 +134,14 @@ class Log:
 
     def scores(self, step: int, epoch: int, which: str, scores) -> None:
         """One evaluation: `which` weights (model or average), counts and percentages."""
-        line = {
-            "step": step,
-            "epoch": epoch,
-            "weights": which,
-            "top1_pct": scores.top1_pct,
-            "top5_pct": scores.top5_pct,
-        }
-        counts = {
-            "num_top1": scores.num_top1,
-            "num_top5": scores.num_top5,
-            "num_images": scores.num_images,
-        }
-        self._write_metrics(line | counts | {"val_loss_nats": scores.loss_nats})
-        for name in ("top1_pct", "top5_pct", "loss_nats"):
-            self._board.scalar(f"val_{which}/{name}", getattr(scores, name), step)
-        label = "val" if which == "model" else "val (average)"
-        self.say(
-            f"epoch {epoch:>4}  {label} top-1 {scores.top1_pct:.2f} %  top-5 {scores.top5_pct:.2f} %  loss {scores.loss_nats:.4f}"
+        line = {"step": step, "epoch": epoch, "weights": which}
+        self._write_metrics(
+            line | scores.percentages() | scores.counts() | {"val_loss_nats": scores.loss_nats}
         )
+        for name, value in (scores.percentages() | {"loss_nats": scores.loss_nats}).items():
+            self._board.scalar(f"val_{which}/{name}", value, step)
+        label = "val" if which == "model" else "val (average)"
+        self.say(f"epoch {epoch:>4}  {label} {scores.summary()}")
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Put a PNG file beside the curves."""
@@ -168,36 +157,3 @@ class Log:
     def _write(self, name: str, file: KeptFile, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
         self.trouble(name, file.error)
-
-
-class SilentLog:
-    """The Log of a rank that is not the first: nothing is written, nothing is said."""
-
-    unwritten = None
-
-    def __enter__(self) -> SilentLog:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        pass
-
-    def metrics_bytes(self) -> int:
-        return 0
-
-    def sync(self) -> None:
-        pass
-
-    def trouble(self, *facts) -> None:
-        pass
-
-    def say(self, line: str, style: str | None = None) -> None:
-        pass
-
-    def window(self, *facts) -> None:
-        pass
-
-    def scores(self, *facts) -> None:
-        pass
-
-    def picture(self, *facts) -> None:
-        pass

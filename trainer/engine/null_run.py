@@ -1,0 +1,83 @@
+"""What training asks of the run that it belongs to, answered by one that keeps nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from trainer.base.signals import StopRequest
+
+
+class NullLogger:
+    """A logger that writes nothing: of a training that nobody reads, and of all ranks but the first."""
+
+    unwritten: bytes | None = None
+
+    def __enter__(self) -> NullLogger:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def metrics_bytes(self) -> int:
+        return 0
+
+    def sync(self) -> None:
+        pass
+
+    def trouble(self, *what) -> None:
+        pass
+
+    def say(self, line: str, style: str | None = None) -> None:
+        pass
+
+    def window(self, *values) -> None:
+        pass
+
+    def scores(self, *values) -> None:
+        pass
+
+    def picture(self, *what) -> None:
+        pass
+
+
+class NullRun:
+    """A run without a folder: nothing is resumed, logged, saved or injected, and no signal stops it.
+
+    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run keeps what it is told.
+
+    stop: the signals that ask for the end. logger: where lines and curves go.
+    """
+
+    def __init__(self) -> None:
+        self.stop = StopRequest()
+        self.logger = NullLogger()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """The block that trains: it begins with the state of the newest checkpoint, and ends with all files closed."""
+        yield
+
+    def loader_faults(self) -> Callable | None:
+        """What makes the training stream a faulty one, for tests of what a run promises; None leaves it."""
+        return None
+
+    def start_step(self, step: int) -> None:
+        """Before every optimizer step, on every rank. Raises Stopped once a signal has come to any of them."""
+
+    def check(self) -> None:
+        """Between two batches of an evaluation, on this rank alone. Raises Stopped once a signal has come to it."""
+        self.stop.check()
+
+    def first_batch(self, loader: Iterator, classes: list[str]) -> Iterator:
+        """Look at the first micro-batch of a fresh run; gives the loader with that in front."""
+        return loader
+
+    def save_if_due(self) -> None:
+        """After every step: begin a checkpoint where it is time for one."""
+
+    def save(self) -> None:
+        """Have the last checkpoint written before going on."""
+
+    def stopped(self, signal_name: BaseException) -> None:
+        """After a signal: save and say so."""

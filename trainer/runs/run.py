@@ -1,0 +1,297 @@
+"""One training in its folder: resumed, logged, saved, stopped, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from trainer.base import provenance
+from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
+from trainer.base.errors import UserError
+from trainer.base.plugins import loaded_plugins
+from trainer.base.signals import StopRequest
+from trainer.data.dataset import OpenedData
+from trainer.data.jpeg import decoder_name
+from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.null_run import NullRun
+from trainer.engine.settings import Settings
+from trainer.engine.state import Progress, TrainingState
+from trainer.engine.train import Status, train
+from trainer.recipe.plan import Plan
+from trainer.runs.checkpoint import load_checkpoint
+from trainer.runs.checkpoint_writer import Saver
+from trainer.runs.free_space import check_room
+from trainer.runs.guard import Guard
+from trainer.runs.loggers.first_batch import draw_first_batch
+from trainer.runs.loggers.logger import Log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended as, the state it ended in, and its closed run."""
+
+    status: Status
+    state: TrainingState
+    run: Run
+
+
+def train_in_folder(
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    folder: Path,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks = alone(),
+    guard: Guard = Guard(),
+) -> Outcome:
+    """Train a plan in a folder to its end.
+
+    The same call on a folder that a stopped or killed run left resumes from its newest whole checkpoint, with as many
+    ranks as there are now.
+
+    Raises LockLost where another process has taken the folder over.
+    """
+    state = TrainingState(plan, settings, ranks)
+    run = Run(folder, state, console, stop, guard)
+    return Outcome(train(state, data, run), state, run)
+
+
+class Run(NullRun):
+    """A training state's folder: its checkpoints, its logger, the faults to inject. Rank 0 alone writes and speaks.
+
+    logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is in no checkpoint, or
+    "". metrics_bytes: the length of metrics.jsonl at the last checkpoint. machine: what may move the last digits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainingState,
+        console: Console,
+        stop: StopRequest,
+        guard: Guard = Guard(),
+    ) -> None:
+        super().__init__()
+        self.folder, self.state, self.console, self.stop = folder, state, console, stop
+        self.ranks = state.ranks
+        self.guard = guard
+        self.saver = Saver(folder / "checkpoints", self.settings.checkpoint_s, guard.before_write)
+        self.machine = machine_of(state.settings) | {"ranks": str(state.ranks.world_size)}
+        self.metrics_bytes = 0
+        self.unsaved = ""
+        self._begun: tuple[int, int] | None = (
+            None  # step and evaluated_step of the checkpoint begun last
+        )
+
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
+
+    @property
+    def settings(self) -> Settings:
+        return self.state.settings
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.state.model
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """One line for the reader."""
+        self.logger.say(line, style)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """The block that trains. Raises UserError where the disk is too small, or holds another run's state."""
+        check_room(self.state, self.folder)
+        notes = self.resume()
+        if self.ranks.is_first:
+            with must_write(self.folder):
+                self.logger = Log(
+                    self.folder,
+                    self.state.plan.num_steps,
+                    self.progress.step,
+                    self.metrics_bytes,
+                    self.console,
+                    self.guard.before_write,
+                )
+        with self.logger, self.saver:
+            for note in notes:
+                self.say(note)
+            yield
+
+    def loader_faults(self) -> Callable | None:
+        return self.guard.wrap(self)
+
+    def start_step(self, step: int) -> None:
+        self.ranks.check(self.stop)
+        self.guard.before_step(step, self)
+
+    def check(self) -> None:
+        self.guard.check()
+        super().check()
+
+    def first_batch(self, loader: Iterator, classes: list[str]) -> Iterator:
+        """Draw the first micro-batch as the model will see it."""
+        if not self.ranks.is_first:
+            return loader
+        first = next(loader)
+        path = self.folder / "first_batch.png"
+        try:
+            draw_first_batch(
+                path, *self.state.task.prepare(first), self.state.plan.profile, classes
+            )
+            self.logger.picture("first_batch", path, 0)
+        except OSError as error:
+            self.say(f"{path}: not drawn ({why(error)})")
+        return itertools.chain([first], loader)
+
+    # ---- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint holds: the state, and beside its progress what the run knows of the curves and the machine."""
+        saved = self.state.state_dict()
+        saved["progress"] |= {"metrics_bytes": self.metrics_bytes, "machine": self.machine}
+        return saved
+
+    def resume(self) -> list[str]:
+        """Load the newest whole checkpoint, if there is one; gives the lines to tell the reader.
+
+        Rank 0 alone reads the folder: the others get what it found, were it on a disk of its own.
+        """
+        notes: list[str] = []
+        saved = (
+            load_checkpoint(self.saver.folder, notes.append, self.state.settings.device)
+            if self.ranks.is_first
+            else None
+        )
+        saved = self.ranks.broadcast(saved)
+        if saved is not None:
+            machine = self._load(saved)
+            self.saver.last_step = self.progress.step
+            notes.append(f"going on after step {self.progress.step} of {self.state.plan.num_steps}")
+            notes += self._note_changes(machine)
+        self.state.check_equal()
+        return notes
+
+    def _load(self, saved: dict[str, Any]) -> dict[str, str]:
+        """Take a checkpoint's content; gives the machine that wrote it. Raises UserError where it is another run's."""
+        try:
+            self.state.load_state_dict(saved)
+            num_bytes, machine = (
+                saved["progress"].get("metrics_bytes", 0),
+                saved["progress"].get("machine", {}),
+            )
+            if not (isinstance(num_bytes, int) and num_bytes >= 0 and isinstance(machine, dict)):
+                raise ValueError(f"metrics_bytes is {num_bytes!r}, machine is {machine!r}"[:100])
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever torch raises over a state of another kind
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"{self.saver.folder}: another run's state ({type(error).__name__}: {reason}); without it the run would start anew"
+            ) from None
+        self.metrics_bytes = num_bytes
+        return machine
+
+    def _note_changes(self, before: dict[str, str]) -> list[str]:
+        """Compare this machine with the one that saved: a run that went on elsewhere is not one to compare bit for bit."""
+        changes = [
+            f"{name} {before[name]} -> {now} after step {self.progress.step}"
+            for name, now in self.machine.items()
+            if before.get(name, now) != now
+        ]
+        self.progress.changes += changes
+        return [f"note: {change}; the row says so, and is not bitwise" for change in changes]
+
+    def save_if_due(self) -> None:
+        """Begin a checkpoint where rank 0's clock says that it is time for one, or where keep_every= wants one."""
+        self._log_trouble()
+        is_due = self._is_kept() or self.ranks.any(self.ranks.is_first and self.saver.is_due())
+        if is_due and self._can_save() and self.ranks.is_first:
+            self._begin()
+
+    def save(self, for_s: float | None = None, is_over: Callable[[], bool] | None = None) -> None:
+        """Have the state on the disk before going on; `unsaved` says why it is not, though it was tried for so many seconds.
+
+        is_over: asked whether to give up sooner. Weights on their way to nowhere are not written.
+        """
+        if not self._can_save():
+            self.unsaved = "the loss is no number"
+            return
+        for_s, is_over = (
+            END_S if for_s is None else for_s,
+            is_over or (lambda: self.stop.is_requested),
+        )
+        error = keep_trying(self._finish, for_s, is_over) if self.ranks.is_first else None
+        self.unsaved = self.ranks.broadcast(why(error) if error else "")
+
+    def stopped(self, signal_name: BaseException) -> None:
+        self.save(STOP_S, lambda: False)
+        saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
+        self.say(
+            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command goes on"
+        )
+
+    def _can_save(self) -> bool:
+        """Is the loss a number? All ranks ask together, and are found equal."""
+        if not math.isfinite(self.state.loss_sum.item()):
+            return False
+        self.state.check_equal()
+        return True
+
+    def _begin(self) -> None:
+        self.metrics_bytes = self.logger.metrics_bytes()
+        self._begun = (self.progress.step, self.progress.evaluated_step)
+        self.saver.start(self.progress.step, self.state_dict(), self.logger.sync, self._is_kept())
+        self._log_trouble()
+
+    def _finish(self) -> None:
+        """Have this very moment's checkpoint on the disk, unless it is there. Raises OSError."""
+        self.saver.wait()
+        if self.saver.error is not None or self._begun != (
+            self.progress.step,
+            self.progress.evaluated_step,
+        ):
+            self._begin()
+            self.saver.wait()
+        self._log_trouble()
+        if self.saver.error is not None:
+            raise self.saver.error
+
+    def _log_trouble(self) -> None:
+        last = self.saver.last_step
+        more = (
+            "; none is there yet"
+            if last is None
+            else f"; the last one there is that of step {last}"
+        )
+        self.logger.trouble("a checkpoint", self.saver.error, more)
+
+    def _is_kept(self) -> bool:
+        """Is this the end of an epoch whose checkpoint keep_every= wants to stay?"""
+        every = self.state.settings.keep_every_epochs * self.state.plan.steps_per_epoch
+        return every > 0 and self.progress.step > 0 and self.progress.step % every == 0
+
+
+def machine_of(settings: Settings) -> dict[str, str]:
+    """What may move the last digits of a result."""
+    return {
+        "device": provenance.device_name(settings.device),
+        "precision": settings.precision,
+        "threads": str(settings.num_threads),
+        "loader": f"{settings.loader}, {decoder_name()}"
+        if settings.loader == "torch"
+        else settings.loader,
+        "compile": str(int(settings.compile)),
+        **provenance.versions(),
+        **loaded_plugins(),
+    }

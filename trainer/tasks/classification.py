@@ -1,0 +1,98 @@
+"""One class for each image: soft targets, top-1 and top-5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer.components.mixing import one_hot_targets
+from trainer.data.loader import MicroBatch
+from trainer.data.transforms import autocast, in_format, inputs_of, normalize
+from trainer.tasks.base import Scores, Task
+
+
+@dataclass(frozen=True)
+class ClassificationScores(Scores):
+    """Counts over one pass; the percentages follow from them.
+
+    num_top1, num_top5: images whose class is the first, or among the first five scores (all, with fewer classes).
+    loss_nats: the recipe's loss against unsmoothed targets, mean over images; with image.test_flip, of summed logits.
+    """
+
+    num_top1: int
+    num_top5: int
+
+    @property
+    def top1_pct(self) -> float:
+        return 100 * self.num_top1 / self.num_images
+
+    @property
+    def top5_pct(self) -> float:
+        return 100 * self.num_top5 / self.num_images
+
+    def percentages(self) -> dict[str, float]:
+        return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct}
+
+    def counts(self) -> dict[str, int]:
+        return {"num_top1": self.num_top1, "num_top5": self.num_top5, "num_images": self.num_images}
+
+    def summary(self) -> str:
+        return (
+            f"top-1 {self.top1_pct:.2f} %  top-5 {self.top5_pct:.2f} %  loss {self.loss_nats:.4f}"
+        )
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Soft targets [B, K] float32: one-hot, smoothed by the recipe's `smoothing`, mixed by its `mix`."""
+
+    num_sums = 3  # images with the right class first, among the first five, and their losses
+
+    def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """(images [B, C, H, W] float32, targets [B, K] float32), mixed across the micro-batch.
+
+        With augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the others
+        augmented; the targets stay [B, K].
+        """
+        plan, mixing = self.plan, self.plan.recipe.mix
+        images = inputs_of(plan, self.settings, batch)
+        labels = batch.labels.to(self.settings.device, non_blocking=True)
+        targets = self.targets(labels)
+        if mixing is not None:
+            mix = mixing.draw(plan.seed, batch.step, batch.micro_batch, images.shape[-1])
+            images, targets = mixing.apply(images, targets, mix)
+        return in_format(images, self.settings), targets
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Smoothed, unmixed targets [B, K] of labels [B] int64."""
+        return one_hot_targets(labels, self.plan.profile.num_classes, self.plan.recipe.smoothing)
+
+    def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The recipe's loss of float32 logits."""
+        with autocast(self.settings):
+            logits = model(inputs)
+        return self.plan.recipe.loss(logits.float(), targets)
+
+    def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        inputs = in_format(normalize(images, self.plan.profile), self.settings)
+        return self.loss(model, inputs, self.targets(labels))
+
+    def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Sums over a batch: right at the first, right among the first five, the loss against unsmoothed targets."""
+        recipe, device = self.plan.recipe, self.settings.device
+        images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
+        images = in_format(normalize(images, self.plan.profile), self.settings)
+        with autocast(self.settings):
+            logits = model(images)
+            mirrored = model(images.flip(3)) if recipe.image.test_flip else None
+        logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
+        first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
+        return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()
+
+    def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
+        num_top1, num_top5, loss_sum = sums
+        return ClassificationScores(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
