@@ -132,7 +132,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
         ("batch.images: 64", "batch.imags: 64", "batch.imags", "'imags' is no key of batch (did you mean images?)"),
         ("batch.images: 64", "batch.images: 63", "batch.images: 63", "no multiple of batch.norm_images"),
         ("batch.images: 64", "batch.images: 2048", "batch.images: 2048", "is more than the 1437 training images"),
-        ("batch.images: 64", "batch: {images: 2048, norm_images: 64}", "  batch: {", "is more than the 1437 training images"),
+        ("batch.images: 64", "batch: {images: 2048, norm_images: 64, drop_last: true}", "  batch: {", "is more than the 1437 training images"),
         ("batch.images: 64", "lr.peak: 0", "  lr.peak", "write lr.peak=null to turn it off"),
         ("batch.images: 64", "name: B2", "  name: B2", "this is what the page says about itself"),
         ("batch.images: 64", "mix: null\n  mix.alpha: 1.0", "  mix.alpha", "mix.alpha lies within mix"),

@@ -91,7 +91,8 @@ def test_a_signal_ends_the_trying(clock):
 def test_a_run_that_cannot_begin_is_one_line(tmp_path):
     with (
         pytest.raises(
-            UserError, match=r"runs/x: cannot write there \(No space left on device\); room.*runs="
+            UserError,
+            match=r"runs/x: cannot write there \(No space left on device\); check free space.*runs=",
         ) as caught,
         must_write(Path("runs/x")),
     ):

@@ -51,7 +51,7 @@ def test_a_misspelt_name_gets_one_line_with_the_nearest():
         find_profile("fashion_mnist")
     text = str(refused.value)
     assert (
-        "data=fashion_mnist: unknown (did you mean fashion-mnist?); digits, " in text
+        "data=fashion_mnist: unknown (did you mean fashion-mnist?); valid: digits, " in text
         and "\n" not in text
     )
 
@@ -144,7 +144,7 @@ def test_a_users_page_may_have_other_channels(tmp_path, channels):
     [
         (
             ("num_classes: 2", "num_classes: 2\nchannels: 4"),
-            "birds.yaml:6: .*3 numbers where channels is 4; one per channel",
+            "birds.yaml:6: .*3 numbers where channels is 4; write one per channel",
         ),
         (
             ("std: [0.25, 0.25, 0.25]", "std: [0.25]"),

@@ -98,7 +98,7 @@ def rates(decode, augment, step, whole):
             9,
             "data-bound: 3,100 of 5,400 images/s; decoding 67 % of a worker's time; try workers=18",
         ),
-        ((500, 1000, 9999, 3100), 9, "it would take 33 workers, and here are 24 cores"),
+        ((500, 1000, 9999, 3100), 9, "it needs 33 workers, and this machine has 24 cores"),
         ((500, 1000, 900, 700), 4, "neither data-bound nor compute-bound"),
         ((500, 1000, 900, 240), 0, "no workers: 240 of 900 images/s (27 %)"),
     ],

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from trainer.base.errors import PageError, UserError, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.recipe.check import check, quoted
+from trainer.recipe.tree import to_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -266,8 +267,10 @@ class _Reader:
             )
         if self.reads_bare_exponents:
             return number
-        plain = yaml.safe_dump(int(text) if text.isdigit() else number).split()[0]
-        raise self._error(node, f"{text} is text in YAML", f"write {plain}, or quote it for text")
+        written = to_yaml(int(text) if text.isdigit() else number)
+        raise self._error(
+            node, f"{text} is text in YAML", f"write {written.split()[0]}, or quote it for text"
+        )
 
     def _error(self, node: yaml.Node, found: str, hint: str, can_be_off: bool = False) -> PageError:
         line = node.start_mark.line + 1

@@ -162,7 +162,7 @@ def shown(value: Any, exact: bool = False) -> str:
     return str(value)
 
 
-def to_yaml(data: Mapping[str, Any]) -> str:
+def to_yaml(data: Any) -> str:
     """Plain data as YAML that a strict reader takes back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
