@@ -51,7 +51,7 @@ train: $(VENV)/.ready  ## train a model by a recipe, store its row (recipe model
 plan: $(VENV)/.ready  ## what a run or an ablation would do, without doing it (recipe model data data_dir seed set, or ablation measure data_dir device precision workers results)
 	@$(RSB) plan $(call flags,recipe model data data_dir seed set ablation measure device precision workers results)
 
-ablate: $(VENV)/.ready  ## run the cells of an ablation that have no row yet (ablation jobs gpus retries fail_fast on address per_cell data_dir device precision workers checkpoint_s runs results)
+ablate: $(VENV)/.ready  ## run the cells of an ablation that have no row yet (ablation jobs gpus retries fail_fast on address per_cell data_dir device precision workers checkpoint_s runs results plugins)
 	@$(RSB) ablate $(call flags,ablation jobs gpus retries on address per_cell data_dir device precision workers checkpoint_s runs results) $(fail_fast_flag)
 
 table: $(VENV)/.ready  ## an ablation's table from its rows, in results/<ablation>.md .csv .tex .html too; without one: all, with what they have (ablation metric sort columns filter format runs results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
@@ -41,6 +42,20 @@ __path__ = _Folders()
 
 class PluginError(UserError):
     """A plugin that is not there, or cannot be imported."""
+
+
+class _OfBytes(importlib.machinery.SourceFileLoader):
+    """Runs the very bytes whose digest is kept, not what a cache has of a file of the same time and size."""
+
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self._source = source
+
+    def path_stats(self, path: str) -> dict:
+        raise OSError("no cache")
+
+    def get_data(self, path: str) -> bytes:
+        return self._source
 
 
 def load_plugins(text: str = "") -> dict[str, str]:
@@ -106,13 +121,11 @@ def _load_file(path: Path) -> None:
 
 
 def _run(name: str, source: bytes, path: Path, full: Path) -> None:
-    module = sys.modules[name] = importlib.util.module_from_spec(
-        importlib.util.spec_from_file_location(name, full)
-    )
+    loader = _OfBytes(name, str(full), source)
+    spec = importlib.util.spec_from_file_location(name, full, loader=loader)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        exec(
-            compile(source, str(full), "exec"), vars(module)
-        )  # these bytes, not a cache of others: the digest is theirs
+        loader.exec_module(module)
     except Exception as error:
         sys.modules.pop(name, None)
         os.environ[VARIABLE] = os.pathsep.join(str(other) for other in _files() if other != full)

@@ -97,14 +97,8 @@ class PackedIndex(Index):
 
     def __reduce__(self):
         """Sent to another process, it maps the same files again."""
-        return PackedIndex, (
-            self.folder,
-            self.kind,
-            self.files,
-            self.stem_of,
-            self.classes,
-            self.fingerprint,
-        )
+        given = (self.folder, self.kind, self.files, self.stem_of, self.classes, self.fingerprint)
+        return _again, (type(FORMATS[self.kind]), *given)
 
     @property
     def places_sha256(self) -> str:
@@ -122,6 +116,11 @@ class PackedIndex(Index):
     def content(self, i: int) -> bytes:
         """The bytes of image i's file. Raises OSError or ValueError."""
         return self._reader.content(int(self._files[i]), int(self._starts[i]), int(self.sizes[i]))
+
+
+def _again(_format: type[FileFormat], *given) -> PackedIndex:
+    """_format: named, so that whoever reads this has imported it, and by that registered it."""
+    return PackedIndex(*given)
 
 
 def packed_kind(root: Path) -> str | None:
