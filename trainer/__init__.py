@@ -32,7 +32,7 @@ log          the only writer to the terminal and the curves during a run; pictur
 explain      where each value comes from; show: what the commands print
 matrix       every page on a model of every family: one real step, or the reason why not
 ablation     one question's page and the cells that answer it; designs: how they are made; budget: how long they train
-cells        a cell's text, plan and key, by which it meets its row; pace: how fast a run would be here
+cells        a cell's text and plan; identity: what identifies a run and its row; pace: how fast a run would be here
 ablation_cli what `plan --ablation` prints
 ablate       a sweep: every cell that has no row, run to it once; sweep_table: what it shows; ablate_cli: its command
 cell_run     one seed of a cell, run; local_cells: in forks of one process; ray_cells: on a cluster
