@@ -9,8 +9,16 @@ import pytest
 
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation import cell_run
-from trainer.ablation.cell_run import find_row, num_failed, run_folder_of, run_repeat, written_to
+from trainer.ablation.cell_run import (
+    find_row,
+    num_failed,
+    repeats_of,
+    run_folder_of,
+    run_repeat,
+    written_to,
+)
 from trainer.ablation.failures import cell_folder, read_failure, read_failures
+from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import SIGNALS
@@ -162,6 +170,44 @@ def test_a_failure_of_the_job_itself_is_one_line_in_the_cells_output(tmp_path):
     shared, repeat = shared_in(tmp_path, precision="fp17"), repeat_of(0.1)
     assert run_repeat(repeat, shared) == 2
     assert read_failure(shared.runs, repeat.key).error.startswith("precision=fp17: unknown")
+
+
+NEAR = """
+name: near
+title: "Near"
+question: "Do two nearly equal rates train apart?"
+source: "none"
+recipe: A2
+models: [test_resnet]
+data: [digits]
+seeds: [0]
+set: {epochs: 1, batch.images: 256, batch.norm_images: 256, lr.warmup_epochs: null, lr.warmup_from: null}
+design:
+  name: listed
+  cells: [{name: base}, {name: low, set: {lr.peak: 0.00123456}}, {name: high, set: {lr.peak: 0.0012345649}}]
+"""
+
+
+def test_two_cells_whose_values_are_nearly_equal_are_two_runs(tmp_path):
+    """Equal to six digits: each has a key, a run and a row of its own, and the row holds its own value."""
+    (tmp_path / "near.yaml").write_text(NEAR)
+    shared = shared_in(tmp_path, workers="0")
+    low, high = repeats_of(load_ablation(tmp_path / "near.yaml"))[1:]
+    assert low.key != high.key
+    assert [run_repeat(repeat, shared) for repeat in (low, high)] == [0, 0]
+    rows = [find_row(shared, repeat) for repeat in (low, high)]
+    assert [row.resolved_recipe["lr"]["peak"] for row in rows] == [0.00123456, 0.0012345649]
+    assert [
+        next(change.after for change in row.deviations if change.path == "lr.peak") for row in rows
+    ] == ["0.00123456", "0.0012345649"]
+    assert rows[0].weights_sha256 != rows[1].weights_sha256 and {row.cell for row in rows} == {
+        "low",
+        "high",
+    }
+    assert (
+        run_folder_of(shared, low).name == rows[0].run
+        and run_folder_of(shared, high).name == rows[1].run
+    )
 
 
 def test_the_store_is_listed_once_where_many_rows_are_looked_for(tmp_path):

@@ -149,6 +149,13 @@ def test_values_are_shown_as_pages_write_them(value, text):
     assert shown(value) == text
 
 
+def test_an_exact_value_is_the_shortest_text_that_gives_it_back():
+    assert (
+        shown(0.0012345678, exact=True) == "0.0012345678"
+        and shown((4 / 3, 1.0), exact=True) == f"[{4 / 3!r}, 1]"
+    )
+
+
 @pytest.mark.parametrize("table", [recipes_table, roadmap_table, scores_table, assumed_table])
 def test_the_committed_tables_are_current(table):
     assert table() in (pages_folder() / "README.md").read_text()

@@ -68,6 +68,40 @@ def test_deviations_are_compared_by_what_they_lead_to():
     assert found(a, elsewhere)["deviation", "mix"] == ("off", "as its page", "")
 
 
+def test_rows_that_hold_their_recipes_are_compared_by_exact_values():
+    """What their texts hide is told, and what ran as memory allowed is told beside it."""
+    recipe = {
+        "name": "A1",
+        "title": "a",
+        "epochs": 9,
+        "lr": {"peak": 0.00123456},
+        "augment": [{"name": "flip"}],
+    }
+    other = recipe | {
+        "title": "b",
+        "lr": {"peak": 0.0012345649},
+        "augment": [{"name": "flip"}, {"name": "cutout", "px": 8}],
+    }
+    memory = RowDeviation(path="batch.norm_images", before="32", after="16", origin="memory")
+    a = A.model_copy(
+        update={
+            "resolved_recipe": recipe,
+            "deviations": (change("lr.peak", "0.005", "0.00123456"),),
+        }
+    )
+    b = A.model_copy(
+        update={
+            "resolved_recipe": other,
+            "deviations": (change("lr.peak", "0.005", "0.00123456"), memory),
+        }
+    )
+    assert [(one.name, one.a, one.b) for one in differences(a, b)] == [
+        ("lr.peak", "0.00123456", "0.0012345649"),
+        ("augment.cutout", "off", "{name: cutout, px: 8}"),
+        ("batch.norm_images", "32", "16"),
+    ]
+
+
 def test_a_diverged_run_has_no_score_to_subtract():
     assert found(A, row("a", 0, None, images_per_s=100.0))["score", "top-1 %"] == (
         "95.00",

@@ -2,15 +2,19 @@
 
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from support.plans import small_plan, small_set
 from support.rows import ROW
 from trainer.base import provenance
+from trainer.base.signals import StopRequest
 from trainer.engine.settings import make_settings
+from trainer.recipe import tree
 from trainer.recipe.plan import PlanError
-from trainer.runs.job import Job, plan_of, run_name, write_plan
+from trainer.runs.job import Job, plan_of, run_job, run_name, write_plan
 from trainer.runs.results import store_row
 from trainer.runs.run_folder import recipe_of
 
@@ -38,6 +42,29 @@ def test_again_takes_the_first_name_without_a_row(tmp_path):
     for taken, free in ((name, f"{name}-2"), (f"{name}-2", f"{name}-3")):
         store_row(tmp_path, ROW.model_copy(update={"run": taken}))
         assert run_name(job, plan, settings, "f") == free
+
+
+def test_a_row_of_another_recipe_under_a_runs_name_is_not_taken_for_its_own(tmp_path):
+    """A name has 24 bits of its digest: where two recipes share one, neither is taken for the other."""
+    plan, settings, data = (
+        small_plan(),
+        make_settings("cpu", results=tmp_path),
+        SimpleNamespace(fingerprint="f" * 64),
+    )
+    own = ROW.model_copy(
+        update={
+            "run": plan.run_name(data.fingerprint),
+            "resolved_recipe": json.loads(json.dumps(tree.plain(plan.recipe))),
+        }
+    )
+    job, out = Job("A2", "test_resnet"), Console(quiet=True)
+    store_row(tmp_path, own)
+    assert run_job(job, plan, settings, data, out, StopRequest()) == (0, own)
+    store_row(
+        tmp_path, own.model_copy(update={"resolved_recipe": own.resolved_recipe | {"epochs": 77}})
+    )
+    with pytest.raises(PlanError, match=own.run):
+        run_job(job, plan, settings, data, out, StopRequest())
 
 
 def test_the_run_folders_plan_is_readable_and_its_page_re_loads(tmp_path):

@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from support.rows import ROW
 from trainer.recipe.schema import find_recipe, load_recipe
-from trainer.runs.results import RowError, read_row, row_path, store_row
+from trainer.runs.results import Row, RowError, read_row, row_path, store_row
 
 
 def test_a_row_is_read_back_as_it_was_stored(tmp_path):
@@ -15,6 +18,25 @@ def test_a_row_is_read_back_as_it_was_stored(tmp_path):
     assert path == row_path(tmp_path, ROW.run)
     assert read_row(tmp_path, ROW.run) == ROW
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_of_the_recipe_is_read_back_to_the_last_bit(value):
+    row = ROW.model_copy(
+        update={"resolved_recipe": {"lr": {"peak": value}, "points": [[0, value]]}}
+    )
+    read = Row.model_validate_json(row.as_json()).resolved_recipe
+    assert [number.hex() for number in (read["lr"]["peak"], read["points"][0][1])] == [
+        value.hex()
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"a": "\x1b[2J"}, {"\x07": 1}, {"a": [{"b": float("nan")}]}, {"a": {1, 2}}, [1]]
+)
+def test_a_recipe_that_is_no_printable_json_is_refused(recipe):
+    with pytest.raises(ValidationError):
+        Row(**ROW.model_dump() | {"resolved_recipe": recipe})
 
 
 def test_a_run_without_a_row_has_none(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -107,16 +109,18 @@ def _recorded(row: Row) -> Recipe:
 def _from_page(row: Row, job: Job) -> Recipe:
     """A row of the first edition: its page with the texts of its overrides, which may have been rounded.
 
-    What another component lacks is not turned off; what was added to a list of components comes last.
+    What another component lacks need not be turned off; what was added to the augmentations comes last.
     """
     changes = {change.path: change.after for change in row.deviations if change.origin == "set"}
     renamed = [path.removesuffix("name") for path in changes if path.endswith(".name")]
-    values: dict[str, Any] = {}
-    for path, text in changes.items():
-        if text != "off":
-            values[path] = parse(text, path, reads_bare_exponents=True)[0]
-        elif not path.startswith(tuple(renamed)):
-            values[path] = None
+    off = [
+        path for path, text in changes.items() if text == "off" and path.startswith(tuple(renamed))
+    ]
+    values: dict[str, Any] = {
+        path: None if text == "off" else parse(text, path, reads_bare_exponents=True)[0]
+        for path, text in changes.items()
+        if path not in off
+    }
     page = resolve(job, find_profile(job.data, job.data_dir))[2]
     there = {f"augment.{part.name}" for part in page.augment}
     added = [
@@ -126,7 +130,11 @@ def _from_page(row: Row, job: Job) -> Recipe:
     ]
     if added:
         page, _ = apply_overrides(page, {"augment": (*tree.plain(page)["augment"], *added)}, "set")
-    return apply_overrides(page, values, "set")[0]
+    page, _ = apply_overrides(page, values, "set")
+    for path, value in itertools.product(off, (None, ())):  # a list that is off is empty
+        with contextlib.suppress(UserError):
+            page, _ = apply_overrides(page, {path: value}, "set")
+    return page
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:
