@@ -37,7 +37,8 @@ ablation_cli what `plan --ablation` prints
 ablate       a sweep: every cell that has no row, run to it once; sweep_table: what it shows; ablate_cli: its command
 cell_run     one seed of a cell, run; local_cells: in forks of one process; ray_cells: on a cluster
 dry_run      one step of every shape of cell; failures: what a cell without a row left; row_urls: a store behind a URL
-claims       at most one process in a folder, on any number of machines
+claims       the lock: at most one process in a folder, on any number of machines
+guard        what a run asks before each step and write: the lock, faults to inject
 comparisons  statistics of few repeats: spread, intervals, p, the seeds needed
 questions    an ablation without its plans, cached; table_rows: its rows out of a large store, by a row_index
 tables       one ablation as one typed table; table_notes: what stands under it

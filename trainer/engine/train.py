@@ -14,7 +14,6 @@ from rich.console import Console
 from trainer.base import streams
 from trainer.base.disk import END_S, STOP_S, must_write, why
 from trainer.base.guard import Guard
-from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
@@ -61,9 +60,29 @@ def run(
     The same call on a folder that a stopped or killed run left goes on from its newest whole checkpoint, with as many
     ranks as there are now. Every rank goes through this story; rank 0 alone writes and speaks.
 
+    torch's generators and settings are left as they were found.
+
     Raises LockLost where another process has taken the folder over.
     """
-    keep_freed_memory()
+    gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng(gpus):
+            return _run(plan, settings, data, folder, console, stop, ranks, guard)
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _run(
+    plan: Plan,
+    settings: Settings,
+    data: OpenedData,
+    folder: Path,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks,
+    guard: Guard,
+) -> Outcome:
     fast_algorithms(settings.device)
     state = State(plan, settings, folder, ranks, guard)
     check_room(state)

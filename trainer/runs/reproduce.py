@@ -14,6 +14,7 @@ from trainer.ablation.cells import row_key
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import UserError
+from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import StopRequest
 from trainer.engine.settings import Settings
 from trainer.recipe import check
@@ -304,6 +305,7 @@ def run_again(
     for reason in reasons:
         console.print(f"anyway: {reason}", style="yellow", markup=False)
     torch.set_num_threads(row.num_threads)
+    keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
     show.plan_in_brief(console, again.plan, settings, show.surgery(again.plan))
     return run_job(again.job, again.plan, settings, data, console, stop)
