@@ -1,5 +1,6 @@
 """gpus= and procs= start ranks from inside the command; their end is the command's. What they do at work: test_launched."""
 
+import inspect
 import os
 import shlex
 import signal
@@ -176,6 +177,35 @@ def test_the_command_ends_as_the_first_rank_that_did(capsys):
     assert capsys.readouterr().err == ""
     assert exit_code(ended(0, -9, 1), False) == 1
     assert "rank 1 (process 101) was ended by SIGKILL" in capsys.readouterr().err
+
+
+def test_torchs_launcher_takes_the_time_it_may_wait_for_a_rank_that_hangs():
+    """By its public parameter, or for an older torch by private names that must be there then."""
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+    class Newer:
+        def __init__(self, spec, shutdown_timeout=30):
+            self.shutdown_timeout = shutdown_timeout
+
+    class Older:
+        def __init__(self, spec):
+            self.closed = []
+
+        def _start_workers(self, group):
+            self._pcontext = SimpleNamespace(
+                close=lambda death_sig, timeout: self.closed.append(timeout)
+            )
+
+    assert launch.agent_class(Newer)("spec").shutdown_timeout == launch.END_S
+    older = launch.agent_class(Older)("spec")
+    older._start_workers("group")
+    older._pcontext.close()
+    assert older.closed == [launch.END_S]
+    made = launch.agent_class(LocalElasticAgent)
+    if isinstance(made, type):
+        assert callable(LocalElasticAgent._start_workers) and "_pcontext" in inspect.getsource(
+            LocalElasticAgent
+        )
 
 
 def test_a_signal_before_there_are_ranks_starts_none(monkeypatch, capsys):

@@ -31,7 +31,7 @@ class Writing:
         self.now, self.most, self.seen, self.error = 0, 0, [], None
         patch.setattr(module, "save_checkpoint", self)
 
-    def __call__(self, folder, step, held, is_kept):
+    def __call__(self, folder, step, held, is_kept, before_write):
         self.now += 1
         self.most = max(self.most, self.now)
         self.entered.release()

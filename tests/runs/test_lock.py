@@ -152,7 +152,8 @@ def test_where_files_cannot_be_locked_the_heartbeat_tells(tmp_path, monkeypatch)
     def refused(*_):
         raise OSError(37, "no locks available")
 
-    monkeypatch.setattr(fcntl, "lockf", refused)
+    for name in ("fcntl", "flock"):
+        monkeypatch.setattr(fcntl, name, refused)
     own = try_acquire(tmp_path)
     assert try_acquire(tmp_path) is None and own.path.exists()
     os.utime(own.path, (0, 0))

@@ -21,9 +21,11 @@ from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
 from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine import train
 from trainer.engine.micro_batches import MemoryFull
 from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.lock import LockLost
 from trainer.runs.results import touches_result
 from trainer.tools import faults as inject
 from trainer.tools.faults import Disk, Fault, Faults, check_faults, parse_faults, step_of
@@ -372,3 +374,25 @@ def test_without_faults_nothing_is_marked(tmp_path):
         and list(tmp_path.iterdir()) == []
         and np.size(state.said) == 0
     )
+
+
+def test_a_run_whose_folder_was_taken_over_ends_at_the_next_step_and_writes_no_more(
+    tmp_path, monkeypatch
+):
+    step, steps = train.optimizer_step, []
+
+    def stepping(state, window, number):
+        steps.append(number)
+        if number == 4:
+            state.guard.lock.path.unlink()
+            state.guard.lock.beat()
+            (state.folder / "metrics.jsonl").unlink()
+            (state.folder / "metrics.jsonl").write_text("theirs")
+        return step(state, window, number)
+
+    monkeypatch.setattr(train, "optimizer_step", stepping)
+    with pytest.raises(LockLost):
+        trained(tmp_path)
+    assert steps[-1] == 4 and stored(tmp_path) == 0
+    (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
+    assert metrics.read_text() == "theirs"

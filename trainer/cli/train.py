@@ -13,6 +13,7 @@ from rich.console import Console
 from trainer.base.disk import write_atomically
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
+from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.ffcv.beton import chosen_loader
@@ -89,6 +90,7 @@ def train_rank(
     """
     console.quiet = not ranks.is_first
     ranks.check(stop)
+    keep_freed_memory()
     job = dataclasses.replace(job, world_size=ranks.world_size)
     plan = plan_of(job)
     check_model_name(job.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import shlex
@@ -10,7 +12,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.base.cores import num_cores
@@ -192,15 +194,6 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
     number = uuid.uuid4().hex
     here = "localhost"
 
-    class Agent(LocalElasticAgent):
-        """Waits for less than torch's 30 s for a rank that hangs: with the 20 s in which it did not come, or was not heard of, that is too long."""
-
-        def _start_workers(self, worker_group):
-            found = super()._start_workers(worker_group)
-            close = self._pcontext.close
-            self._pcontext.close = lambda death_sig=None, timeout=None: close(death_sig, END_S)
-            return found
-
     meeting = RendezvousParameters(
         "c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here
     )
@@ -218,7 +211,25 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
         monitor_interval=_POLL_S,
         local_addr=here,
     )
-    return Agent(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
+    return agent_class(LocalElasticAgent)(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
+
+
+def agent_class(agent: type) -> Callable:
+    """torch's LocalElasticAgent, or its like, that waits END_S, not torch's 30 s, for a rank that hangs.
+
+    With the 20 s in which it did not come, or was not heard of, that would be too long.
+    """
+    if "shutdown_timeout" in inspect.signature(agent).parameters:
+        return functools.partial(agent, shutdown_timeout=END_S)
+
+    class Agent(agent):  # older torch, from 2.9 on, has no public way to say so
+        def _start_workers(self, worker_group):
+            found = super()._start_workers(worker_group)
+            close = self._pcontext.close
+            self._pcontext.close = lambda death_sig=None, timeout=None: close(death_sig, END_S)
+            return found
+
+    return Agent
 
 
 def slurm_job(

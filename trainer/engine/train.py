@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from trainer.base import streams
-from trainer.base.memory import keep_freed_memory
 from trainer.base.signals import Stopped
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
@@ -32,7 +31,6 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
-    keep_freed_memory()
     fast_algorithms(settings.device)
     with run.open():
         progress = state.progress

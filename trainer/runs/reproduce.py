@@ -15,6 +15,7 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base import stats as comparisons
 from trainer.base.errors import PageError, UserError
+from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.signals import StopRequest
 from trainer.engine.settings import Settings
@@ -259,6 +260,7 @@ def run_again(
     for reason in reasons:
         console.print(f"anyway: {reason}", style="yellow", markup=False)
     torch.set_num_threads(row.num_threads)
+    keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
     show.plan_in_brief(console, again.plan, settings, show.surgery(again.plan))
     return run_job(again.job, again.plan, settings, data, console, stop)

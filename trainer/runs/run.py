@@ -58,11 +58,19 @@ def train_in_folder(
     The same call on a folder that a stopped or killed run left resumes from its newest whole checkpoint, with as many
     ranks as there are now.
 
+    torch's generators and settings are left as they were found.
+
     Raises LockLost where another process has taken the folder over.
     """
-    state = TrainingState(plan, settings, ranks)
-    run = Run(folder, state, console, stop, guard)
-    return Outcome(train(state, data, run), state, run)
+    gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        with torch.random.fork_rng(gpus):
+            state = TrainingState(plan, settings, ranks)
+            run = Run(folder, state, console, stop, guard)
+            return Outcome(train(state, data, run), state, run)
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 class Run(NullRun):
