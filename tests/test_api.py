@@ -201,8 +201,7 @@ NOTEBOOK = [
     "run = rsb.train(recipe, 'test_resnet', set=short, **cpu)\nrun",
     "run.plot()",
     "rsb.evaluate(rsb.load_run(run.name), **cpu).top1_pct == run.row.top1_pct",
-    "found = rsb.lr_find(recipe, 'test_resnet', set=short, seeds=2, steps=8, **cpu)\n"
-    "found.suggestion.reason",
+    "found = rsb.lr_find(recipe, 'test_resnet', set=short, seeds=2, steps=8, **cpu)\nfound",
     "found.plot()",
 ]
 
@@ -229,5 +228,6 @@ def test_a_notebook_runs_top_to_bottom_and_shows_plans_runs_and_plots(tmp_path, 
     assert "22 = 2 epochs x 11" in shown[2]["text/html"]
     assert "top-1" in printed[3] and "<table>" in shown[3]["text/html"]
     assert shown[5]["text/plain"] == "True"
+    assert "suggest" in shown[6]["text/plain"] or "lr.peak" in shown[6]["text/plain"]
     for plot in (4, 7):
         assert shown[plot]["image/png"].startswith("iVBOR")

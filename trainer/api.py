@@ -49,7 +49,7 @@ from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, find_recipe
+from trainer.recipe.schema import Recipe, find_recipe, recipe_paths
 from trainer.recipe.schema import load_recipe as load_file
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
@@ -178,7 +178,8 @@ def lr_find(
     """Find the learning rate, or another number, to train with: `.suggestion`, `.plot()`.
 
     set: as `plan` takes it. low, high: from= and to=. runs: write the files of `make lr-find` into
-    a folder under it; None writes nothing. The process and its generators stay as they were.
+    a folder under it; None writes nothing. `.command` names the recipe's file: save a recipe that
+    was changed in memory (`to_yaml()`) to use it. The process and its generators stay as they were.
 
     Raises UserError for whatever does not fit.
     """
@@ -358,12 +359,14 @@ def _job(
     bad_images: str = "fail",
     again: bool = False,
 ) -> Iterator[Job]:
-    """The job of a call. A recipe in memory is written to a file, as a job names one."""
+    """The job of a call, which names a file: a recipe changed in memory gets one meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         name = str(recipe)
         if isinstance(recipe, Recipe):
-            name = str(Path(folder) / "recipe.yaml")
-            Path(name).write_text(recipe.to_yaml())
+            name = f"{recipe.name}.v{recipe.version}"
+            if name not in [path.stem for path in recipe_paths()] or load_recipe(name) != recipe:
+                name = str(Path(folder) / "recipe.yaml")
+                Path(name).write_text(recipe.to_yaml())
         where = Path(data_dir) if data_dir else None
         yield Job(name, model, str(data), where, seed, text_of(set), bad_images, again)
 

@@ -152,6 +152,7 @@ def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
     made = lr_find(**SMALL)
     assert made.suggestion.value is None and made.command is None
     assert made.suggestion.reason.startswith("no reliable suggestion: ")
+    assert repr(made) == made.suggestion.reason
 
 
 def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch):

@@ -126,6 +126,11 @@ class RangeTest:
             None if value is None else train_command(self.job, self.plan.recipe, self.scalar, value)
         )
 
+    def __repr__(self) -> str:
+        value = self.suggestion.value
+        found = "" if value is None else f"{self.scalar.label} {value:.3g}: "
+        return f"{found}{self.suggestion.reason}"
+
     def plot(self):
         """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
         from trainer.lr_finder.pictures import draw
