@@ -70,7 +70,7 @@ class GhostBatchNorm(NormPart):
             )
             raise PlanError(
                 f"model.norm.images {self.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
-                f"virtual batch, which is batch_norm; {smaller} would do"
+                f"virtual batch, which is batch_norm; use {smaller}"
             )
 
 
@@ -96,7 +96,7 @@ class SyncBatchNorm(NormPart):
         if last % plan.world_size:
             raise PlanError(
                 f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {plan.world_size} ranks "
-                'cannot join; set="batch.drop_last=true" would do'
+                'cannot join; use set="batch.drop_last=true"'
             )
 
     def check_settings(self, plan, settings) -> None:
@@ -105,7 +105,7 @@ class SyncBatchNorm(NormPart):
             return
         if settings.micro_batch == "auto":
             raise UserError(
-                "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; without micro_batch= it would do"
+                "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; leave micro_batch= out"
             )
         if settings.device == "cpu":
             raise PlanError(
