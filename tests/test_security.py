@@ -26,6 +26,7 @@ from support.rows import ROW
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli.main import app
@@ -35,7 +36,6 @@ from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
 from trainer.distributed import rendezvous as meeting
 from trainer.distributed.launch import slurm_job
-from trainer.engine.settings import make_settings
 from trainer.models.build import check_model_name
 from trainer.recipe import explain
 from trainer.recipe.load import PageError, load_page, parse

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.data.transforms import in_format, inputs_of, normalize
 from trainer.engine.null_run import NullLogger, NullRun
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step, train
 from trainer.tasks import Scores, Task, task_of

@@ -37,12 +37,12 @@ from torch import nn
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
+from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli.train import train_rank
 from trainer.distributed.communicator import alone
 from trainer.engine.evaluate import Scores
-from trainer.engine.settings import make_settings
 from trainer.lr_finder.api import Question, RangeTest, set_up
 from trainer.lr_finder.api import run as run_range_test
 from trainer.lr_finder.trial import untouched

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
-from support.rows import row_of
 from trainer.ablation.cells import command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation

@@ -18,10 +18,10 @@ from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
 from trainer.ablation.throughput import measure, shape_of
 from trainer.base.errors import UserError
+from trainer.base.settings import make_settings
 from trainer.cli.main import app
 from trainer.cli.plan_ablation import print_plan
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import PageError, parse_page

@@ -20,11 +20,11 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
+from trainer.data.profile import data_folder
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
-from trainer.recipe.profiles import data_folder
 from trainer.runs.checkpoint_writer import Saver
 from trainer.runs.job import Job, plan_of
 

@@ -21,8 +21,8 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import Settings, make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan

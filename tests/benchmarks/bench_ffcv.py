@@ -12,7 +12,7 @@ import torch
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 from trainer.tasks import task_of
 from trainer.tools.bench_data import image_folder
 

@@ -32,10 +32,10 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import make_settings
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
-from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 from trainer.tools.bench import in_turns, median_ratio

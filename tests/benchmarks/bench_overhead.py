@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import make_settings
 from trainer.components.optimizers import clip_gradients
 from trainer.data.dataset import open_data
+from trainer.data.profile import data_folder
 from trainer.data.transforms import autocast
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
-from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 
 

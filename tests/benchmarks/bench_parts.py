@@ -19,11 +19,11 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import make_settings
 from trainer.data.transforms import autocast
-from trainer.engine.settings import make_settings
 from trainer.models.edit.replacement import SurgeryError
+from trainer.models.spec import Model
 from trainer.recipe.check import check, kinds_in, tag_of
-from trainer.recipe.model_section import Model
 from trainer.recipe.tree import plain
 
 MODEL = "resnet50"

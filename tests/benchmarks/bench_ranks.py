@@ -20,13 +20,13 @@ from written import write
 
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
+from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
-from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 from trainer.tools.bench import Rate, median_ratio
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from bench_ffcv import STORAGES, has_ffcv, write_betons
 from timm.data import Mixup
 
+from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
-from trainer.engine.settings import Settings, make_settings
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of

@@ -189,9 +189,9 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
     """One run on the road of `make recipe=... set=...`; its exit code."""
     from rich.console import Console
 
+    from trainer.base.settings import make_settings
     from trainer.base.signals import StopRequest
     from trainer.data.dataset import open_data
-    from trainer.engine.settings import make_settings
     from trainer.runs.job import Job, plan_of, run_job
 
     job = Job(pair.page, pair.model, seed=seed, overrides=pair.overrides(peak_text(peak)))

@@ -44,7 +44,7 @@ def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(
 
 
 def test_the_threads_are_a_jobs_share_of_the_cores_chosen_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.engine.settings.num_cores", lambda: 8)
+    monkeypatch.setattr("trainer.base.settings.num_cores", lambda: 8)
     for jobs, expected in ((2, "4"), (8, "4")):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
         use_threads(tmp_path, "losses", jobs)

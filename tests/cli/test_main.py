@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from support.commands import ROOT, door, make, program, rsb
-from trainer.engine.settings import num_cores
+from trainer.base.settings import num_cores
 
 
 @pytest.mark.parametrize(

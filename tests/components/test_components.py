@@ -20,10 +20,10 @@ from trainer.components.losses import ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
+from trainer.models.spec import Model
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import parse
-from trainer.recipe.model_section import Model
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe

@@ -13,14 +13,14 @@ from rich.console import Console
 
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DONE
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import TrainStream
-from trainer.engine.settings import make_settings
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch

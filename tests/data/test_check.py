@@ -11,7 +11,8 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
-from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.data.profile import find_profile
+from trainer.recipe.profiles import PROFILES
 
 
 def rendered(report):

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.index import open_index
-from trainer.engine.settings import make_settings
 from trainer.recipe.profiles import PROFILES
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of

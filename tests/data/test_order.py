@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from trainer.base import streams
-from trainer.data.order import epoch_order, micro_batch_ids, num_micro_batches_in, window
+from trainer.data.order import epoch_order, micro_batch_ids, window
+from trainer.recipe.plan import num_micro_batches_in
 
 
 def step_micro_batches(

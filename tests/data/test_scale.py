@@ -16,6 +16,7 @@ from PIL import Image
 
 from support.plans import small_plan
 from trainer.base import streams
+from trainer.base.settings import make_settings
 from trainer.components.crops import RandomResizedCrop
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet
@@ -23,7 +24,6 @@ from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_ind
 from trainer.data.loader import TrainStream, _packed
 from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.workers import items_of
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.runs.job import make_row

@@ -14,11 +14,11 @@ import pytest
 
 from support.plans import small_plan, small_set
 from trainer.base.errors import UserError
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.distributed import launch
-from trainer.distributed.env import find_place, first_host
+from trainer.distributed.env import find_place, first_host, rank_device
 from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
-from trainer.engine.settings import make_settings, rank_device
 from trainer.recipe.plan import PlanError, check_settings, make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_ranks_share_the_cores_for_their_workers(monkeypatch):
-    monkeypatch.setattr("trainer.engine.settings.num_cores", lambda: 16)
+    monkeypatch.setattr("trainer.base.settings.num_cores", lambda: 16)
     assert [
         make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)
     ] == [8, 4, 1, 1]

@@ -17,16 +17,16 @@ from support.pieced import relative
 from support.plans import small_plan
 from support.ranked import noting
 from trainer.base.errors import UserError
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import write_beton
+from trainer.data.profile import find_profile
 from trainer.engine import train
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
-from trainer.recipe.profiles import find_profile
 
 # smooth, so that a last digit stays one; with batch norm, stochastic depth, mixing and four micro-batches in a step
 SET = "drop_path=0.2 lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}'"

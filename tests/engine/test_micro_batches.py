@@ -13,13 +13,13 @@ from support.plans import small_plan
 from support.ranked import on_ranks
 from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import alone
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.evaluate import evaluate
 from trainer.engine.micro_batches import explained, pieces_at, remedies, split
 from trainer.engine.precise_norm import StepStatistics
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import check_settings, make_plan

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine.evaluate import evaluate
 from trainer.engine.null_run import NullRun
 from trainer.engine.precise_norm import StepStatistics, make_norms_precise, statistics_note
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import evaluate_epoch
 from trainer.models.parts import norms

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves
 
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine import state
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import build_model

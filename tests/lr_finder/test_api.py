@@ -15,9 +15,9 @@ import trainer.lr_finder.trial
 from support.plans import small_plan, small_set
 from trainer.api import lr_find
 from trainer.base.errors import UserError
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.lr_finder.api import Question, RangeTest, floors_of, run, schedule_shape, set_up
 from trainer.lr_finder.command import train_command
 from trainer.lr_finder.ramp import RATE, Scalar

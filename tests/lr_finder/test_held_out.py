@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.index import DataError
-from trainer.engine.settings import make_settings
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.held_out import HeldOut, hold_out
 from trainer.recipe.sections import Batch

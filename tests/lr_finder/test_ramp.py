@@ -7,8 +7,8 @@ import pytest
 
 import trainer.lr_finder.held_out
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.files import TrialFolder
 from trainer.lr_finder.held_out import hold_out

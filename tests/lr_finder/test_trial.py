@@ -13,8 +13,8 @@ import trainer.lr_finder.trial
 from support import ranged
 from support.plans import small_plan
 from support.ranked import on_ranks
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.api import trial_plan

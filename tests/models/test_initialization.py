@@ -22,7 +22,7 @@ from trainer.models.initialization import (
     fitted_to_channels,
     load_pretrained,
 )
-from trainer.recipe.model_section import Model, Pretrained, Start
+from trainer.models.spec import Model, Pretrained, Start
 
 
 def make(name="resnet18", seed=0, **options):

@@ -10,7 +10,7 @@ from torch import nn
 
 from support.pieced import relative
 from support.plans import small_plan
-from trainer.engine.settings import make_settings
+from trainer.base.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.models.parts.standardize_layers import StandardizedConv2d
 from trainer.models.small_maps import leave_out_padding_taps, used_taps

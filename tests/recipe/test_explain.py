@@ -8,6 +8,7 @@ import textwrap
 import pytest
 from rich.console import Console
 
+from trainer.models.spec import Model
 from trainer.recipe import explain, tree
 from trainer.recipe.explain import (
     Difference,
@@ -22,7 +23,6 @@ from trainer.recipe.explain import (
     shown,
 )
 from trainer.recipe.load import parse_page
-from trainer.recipe.model_section import Model
 from trainer.recipe.schema import (
     ABOUT,
     apply_overrides,

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from trainer.base.component import Ingredient, Page, Positive
 from trainer.base.errors import PageError
+from trainer.models.spec import Pretrained
 from trainer.recipe.load import load_page, parse, parse_page
-from trainer.recipe.model_section import Pretrained
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from trainer.base.errors import UserError
 from trainer.data.datasets.builtin import open_set
-from trainer.recipe.profiles import PROFILES, Adapt, data_folder, find_profile
+from trainer.data.profile import data_folder, find_profile
+from trainer.recipe.profiles import PROFILES, Adapt
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 
 from support.plans import small_plan
 from trainer.base.errors import UserError
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine import train
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.runs import free_space as room
 from trainer.runs.checkpoint import save_checkpoint

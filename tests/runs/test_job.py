@@ -10,8 +10,8 @@ from rich.console import Console
 from support.plans import small_plan, small_set
 from support.rows import ROW
 from trainer.base import provenance
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
-from trainer.engine.settings import make_settings
 from trainer.recipe import tree
 from trainer.recipe.plan import PlanError
 from trainer.runs.job import Job, plan_of, run_job, run_name, write_plan

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from support.plans import small_set
 from trainer.base.exits import EXIT_DONE
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine.evaluate import evaluate
-from trainer.engine.settings import make_settings
 from trainer.recipe.plan import PlanError
 from trainer.runs import summary as show
 from trainer.runs.export import is_timms, weights_digest

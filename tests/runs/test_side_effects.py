@@ -72,14 +72,14 @@ said = []
 TRAIN = """
 import io
 import trainer
-import trainer.runs.job, trainer.data.dataset, trainer.engine.settings, trainer.base.signals
+import trainer.runs.job, trainer.data.dataset, trainer.base.settings, trainer.base.signals
 from rich.console import Console
 
 said += [f"import: {line}" for line in changed(before)]
 job = trainer.runs.job.Job("A2", "test_resnet", overrides=SET)
 plan = trainer.runs.job.plan_of(job)
 data = trainer.data.dataset.open_data(plan.profile, None)
-settings = trainer.engine.settings.make_settings("cpu", workers="1", runs=folder / "runs", results=folder / "results", checkpoint_s=0)
+settings = trainer.base.settings.make_settings("cpu", workers="1", runs=folder / "runs", results=folder / "results", checkpoint_s=0)
 code, row = trainer.runs.job.run_job(job, plan, settings, data, Console(file=io.StringIO()), trainer.base.signals.StopRequest())
 assert code == 0 and row.steps == 11, row
 """

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from support.plans import small_set
 from trainer.base.exits import EXIT_DONE
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli.main import app
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.runs import rescore
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loader_equivalence import certificates_of

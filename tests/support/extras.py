@@ -16,8 +16,8 @@ from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
 from trainer.data.datasets.builtin import ArraySet, known_set
+from trainer.data.datasets.formats import FileFormat
 from trainer.data.datasets.listing import Listing
-from trainer.data.formats import FileFormat
 from trainer.models.edit.norm_placement import NormPart
 from trainer.recipe.profiles import Adapt, Profile
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 
 from support.plans import small_plan
-from trainer.engine.settings import make_settings
+from trainer.base.settings import make_settings
 from trainer.lr_finder.api import RangeTest
 from trainer.lr_finder.decision import decide, lengths_for
 from trainer.lr_finder.ramp import RATE, Scalar

@@ -21,6 +21,7 @@ from support.rows import ROW
 from trainer.ablation.live_table import read_progress
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.base.names import inside
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.base.terminal import Terminal
 from trainer.cli import table_show
@@ -30,15 +31,15 @@ from trainer.data.decode import oddities, read_image, train_square
 from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg, read_for_training
-from trainer.engine.settings import make_settings
+from trainer.data.profile import find_profile
 from trainer.engine.state import TrainingState
+from trainer.recipe.identity import first_name
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
-from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
 from trainer.report.compare import differences, read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
-from trainer.recipe.identity import first_name
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
 from trainer.runs.run import Run

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 from trainer.__main__ import main
 from trainer.engine import state, train
 from trainer.runs import append_only_log as kept_file
-from trainer.runs import checkpoint, export, job, run
+from trainer.runs import checkpoint, export, job
 from trainer.runs import checkpoint_writer as saver
 
 

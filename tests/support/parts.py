@@ -10,8 +10,8 @@ from support.plans import small_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part
 from trainer.models.parts.depth import LayerScale
+from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
-from trainer.recipe.model_section import PARTS, Model
 from trainer.recipe.tree import plain
 
 IMAGE_PX = 64

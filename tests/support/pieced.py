@@ -6,10 +6,10 @@ import torch
 from rich.console import Console
 
 from support.ranked import noting, ranked_plan
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.engine import train
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.runs.guard import Guard
 from trainer.runs.run import Run

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from support import ranked
+from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.lr_finder import held_out
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.files import TrialFolder

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data import transforms as prepare
 from trainer.data.dataset import open_data
@@ -27,7 +28,6 @@ from trainer.distributed.communicator import alone, meet
 from trainer.distributed.env import Place
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import make_plan
 from trainer.runs.run import train_in_folder

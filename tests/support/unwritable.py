@@ -11,9 +11,9 @@ from rich.console import Console
 
 from support.plans import small_set
 from trainer.base import disk
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.engine.settings import make_settings
 from trainer.runs import append_only_log as kept_file
 from trainer.runs import checkpoint, run
 from trainer.runs.job import Job, plan_of, run_job

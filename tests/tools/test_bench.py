@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from support.packing import write_tar
 from support.plans import small_plan
+from trainer.base.settings import make_settings
 from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
-from trainer.engine.settings import make_settings
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 from trainer.tools.bench import Rate, in_turns, median_ratio, seconds_a_step
 from trainer.tools.bench_data import files_of, image_folder, photos
 from trainer.tools.bench_run import _decoding, _on_one_thread, measure, verdict

@@ -9,7 +9,7 @@ import torch
 from timm.data import auto_augment
 from timm.data.loader import PrefetchLoader
 
-from trainer.engine.settings import make_settings
+from trainer.base.settings import make_settings
 from trainer.runs.job import Job, plan_of
 from trainer.tools.bench_data import image_folder, photos
 from trainer.tools.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against

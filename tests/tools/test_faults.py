@@ -16,6 +16,7 @@ from rich.console import Console
 from support.plans import small_plan, small_set
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
@@ -23,7 +24,6 @@ from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine import train
 from trainer.engine.micro_batches import MemoryFull
-from trainer.engine.settings import make_settings
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.lock import LockLost
 from trainer.runs.results import touches_result

@@ -108,13 +108,13 @@ def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
 
 def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     """The first step of the last epoch: a whole batch, of the largest images where they grow."""
+    from trainer.base.settings import make_settings
     from trainer.data.dataset import open_data
+    from trainer.data.profile import data_folder
     from trainer.engine.evaluate import evaluate
-    from trainer.engine.settings import make_settings
     from trainer.engine.state import TrainingState
     from trainer.engine.train import optimizer_step
     from trainer.models.build import check_model_name
-    from trainer.recipe.profiles import data_folder
 
     job, plan = repeat.job, repeat.plan
     check_model_name(job.model)

@@ -16,12 +16,13 @@ from trainer.base.component import Page
 from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.base.provenance import shipped_folder
+from trainer.data.profile import find_profile
 from trainer.models.build import check_model_name
 from trainer.recipe.check import quoted, refuse, suggestion
 from trainer.recipe.load import Positions, load_page
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import Plan, make_plan
-from trainer.recipe.profiles import Profile, find_profile
+from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe
 from trainer.runs.job import Job, published_page, resolve
 

@@ -9,9 +9,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from trainer.base.settings import Settings
 from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
 from trainer.engine.evaluate import evaluate_all
-from trainer.engine.settings import Settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe import tree

@@ -156,7 +156,7 @@ def use_threads(runs: Path, ablation: str, jobs: int) -> None:
     Who sets OMP_NUM_THREADS has chosen already.
     """
     from trainer.ablation.backends.local import choose_threads
-    from trainer.engine.settings import check_writable, num_cores
+    from trainer.base.settings import check_writable, num_cores
 
     check_writable("runs", runs)
     if "OMP_NUM_THREADS" not in os.environ:
@@ -169,7 +169,7 @@ def shared_of(runs: Path, results: str, **settings):
     Raises UserError for a folder that cannot be written or a URL that cannot be listed.
     """
     from trainer.ablation.cell_run import Shared
-    from trainer.engine.settings import check_writable
+    from trainer.base.settings import check_writable
     from trainer.runs.remote_rows import check_url, is_url
     from trainer.runs.results import rows_folder
 

@@ -64,8 +64,8 @@ def bench(
     """
     began_s = time.perf_counter()
     from trainer.base.memory import keep_freed_memory
-    from trainer.engine.settings import make_settings
-    from trainer.recipe.profiles import data_folder
+    from trainer.base.settings import make_settings
+    from trainer.data.profile import data_folder
     from trainer.runs.job import Job, plan_of
 
     keep_freed_memory()
@@ -74,7 +74,7 @@ def bench(
     set_ = set_ or ("" if on_gpu or data else _SMALL)
     with tempfile.TemporaryDirectory() as made:
         from trainer.data.dataset import open_data
-        from trainer.data.ffcv.beton import chosen_loader
+        from trainer.data.datasets.beton import chosen_loader
 
         data = data or str(_folder(Path(made), src, on_gpu))
         plans = [

@@ -43,10 +43,10 @@ def write_data(
     """Write train.beton and val.beton, each with its .json; a stopped call goes on where it was. Every image is decoded
     again from what was stored. Needs no ffcv."""
     from trainer.base.errors import UserError
+    from trainer.base.settings import num_cores, worker_count
     from trainer.data.datasets.builtin import open_set
     from trainer.data.ffcv.beton_writer import Storage, write_beton
-    from trainer.engine.settings import num_cores, worker_count
-    from trainer.recipe.profiles import data_folder, find_profile
+    from trainer.data.profile import data_folder, find_profile
     from trainer.runs import summary as show
 
     folder = data_folder(data, src)

@@ -9,12 +9,12 @@ from typing import Any
 
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import check_writable
 from trainer.base.signals import Stopped, StopRequest
 from trainer.cli.train import say
 from trainer.distributed.communicator import Ranks, meet
-from trainer.distributed.env import find_place
+from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
-from trainer.engine.settings import check_writable, rank_device
 from trainer.lr_finder import show as range_show
 from trainer.lr_finder.api import Question, run, set_up
 from trainer.recipe.plan import check_settings

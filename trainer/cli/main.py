@@ -207,7 +207,7 @@ def train(
 
     with StopRequest() as stop:
         from trainer.cli.train import train_job
-        from trainer.engine.settings import check_loader
+        from trainer.base.settings import check_loader
         from trainer.runs.job import Job
 
         check_loader(loader)
@@ -288,7 +288,8 @@ def explain(
     its model section replaces in the model."""
     from trainer.recipe.explain import explain_rows, explain_table
     from trainer.recipe.plan import make_plan
-    from trainer.recipe.profiles import PROFILES, find_profile
+    from trainer.recipe.profiles import PROFILES
+    from trainer.data.profile import find_profile
     from trainer.runs import summary as show
     from trainer.runs.job import Job, resolve
 
@@ -340,8 +341,8 @@ def check_data(
     """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
     from trainer.data.check import check_data as check
     from trainer.data.dataset import open_data
-    from trainer.engine.settings import num_cores, worker_count
-    from trainer.recipe.profiles import data_folder, find_profile
+    from trainer.base.settings import num_cores, worker_count
+    from trainer.data.profile import data_folder, find_profile
     from trainer.runs import summary as show
 
     num_threads = max(1, worker_count(workers, auto=num_cores()))
@@ -365,7 +366,7 @@ def evaluate(
 ) -> None:
     """Score the exported model of a run again; exit 1 where it is not the row's score, which on a GPU or in another
     precision may be one image in a thousand off."""
-    from trainer.engine.settings import make_settings
+    from trainer.base.settings import make_settings
     from trainer.runs import summary as show
     from trainer.runs.rescore import rescore
     from trainer.runs.run_folder import find_run_folder
@@ -402,7 +403,7 @@ def matrix(
 ) -> None:
     """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
     from trainer.base.disk import write_atomically
-    from trainer.engine.settings import check_writable
+    from trainer.base.settings import check_writable
     from trainer.runs import summary as show
     from trainer.tools.matrix import as_markdown, chosen_models, chosen_pages, fill
 

@@ -17,12 +17,12 @@ from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.base.errors import UserError
+from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.settings import Settings, make_settings
+from trainer.data.profile import data_folder
 from trainer.models.build import assemble
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import Plan
-from trainer.recipe.profiles import data_folder
 from trainer.recipe.tree import shown
 from trainer.report.table_rows import by_cell, find_rows
 from trainer.runs import summary as show

@@ -121,8 +121,8 @@ def reproduce(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
+        from trainer.base.settings import make_settings
         from trainer.cli import table_show
-        from trainer.engine.settings import make_settings
         from trainer.report.compare import find_row
         from trainer.report.table_rows import stored_rows
         from trainer.runs.reproduce import check_plugins, plan_again, run_again, same_cell, verdict

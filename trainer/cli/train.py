@@ -14,16 +14,16 @@ from trainer.base.disk import write_atomically
 from trainer.base.errors import printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
+from trainer.base.settings import check_writable, make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
-from trainer.data.ffcv.beton import chosen_loader
+from trainer.data.datasets.beton import chosen_loader
+from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
-from trainer.distributed.env import Place, find_place
+from trainer.distributed.env import Place, find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, slurm_job
-from trainer.engine.settings import check_writable, make_settings, rank_device
 from trainer.models.build import check_model_name
 from trainer.recipe.plan import check_settings
-from trainer.recipe.profiles import data_folder
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.results import Row, rows_folder

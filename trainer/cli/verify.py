@@ -29,9 +29,9 @@ def verify(
     results: Results = Path("results"),
 ) -> None:
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
+    from trainer.base.settings import make_settings
     from trainer.base.terminal import open_terminal
     from trainer.cli.verify_show import check_table, failed_lines
-    from trainer.engine.settings import make_settings
     from trainer.runs.run_folder import find_run_folder
     from trainer.runs.verify import scores_check
     from trainer.runs.verify import verify as checks_of

@@ -50,7 +50,7 @@ class Augmentation(Ingredient):
         """Refuse images that are not red, green and blue, where it needs them. Raises UserError."""
         if self.needs_rgb and num_channels != 3:
             found = f"these images have {num_channels} channel{'s' * (num_channels != 1)}"
-            remedy = f'set="augment.{self.name}=null" would do'
+            remedy = f'use set="augment.{self.name}=null"'
             raise UserError(
                 f"augment.{self.name}: it is about red, green and blue; {found}; {remedy}"
             )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from trainer.data.datasets.beton import has_betons
 from trainer.data.datasets.builtin import ImageSet, for_training, open_beton_set, open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
-from trainer.data.ffcv.beton import has_betons
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import arriving

@@ -22,10 +22,11 @@ from trainer.components.augmentation import Augmentation
 from trainer.data.datasets.builtin import ImageSet, decoding_whole
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
-from trainer.data.order import micro_batch_ids, num_micro_batches_in, window
+from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
 from trainer.data.workers import items_of, whole
+from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
 _NUM_REPLACEMENTS = 10

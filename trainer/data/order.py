@@ -13,23 +13,12 @@ from functools import lru_cache
 import numpy as np
 
 from trainer.base import streams
+from trainer.recipe.plan import num_micro_batches_in
 
 
 def epoch_order(seed: int, epoch: int, num_images: int, repeats: int) -> np.ndarray:
     """All draws of one epoch in order: ids [num_images, 3] int64 = (epoch, image, repeat)."""
     return _ids(seed, epoch, num_images, repeats, np.arange(num_images))
-
-
-def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:
-    """Micro-batches of a step of so many draws, num_micro_batches of a full one.
-
-    In an epoch's last, smaller step each has at least two draws, so that statistics have a variance.
-    """
-    return (
-        num_micro_batches
-        if num_draws == batch_images
-        else min(num_micro_batches, max(1, num_draws // 2))
-    )
 
 
 def window(

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from trainer.data.decode import BadImage
-from trainer.data.order import num_micro_batches_in, step_ids, window
+from trainer.data.order import step_ids, window
 from trainer.data.threads import pool_of
 from trainer.data.workers import ended
+from trainer.recipe.plan import num_micro_batches_in
 
 if TYPE_CHECKING:
     from trainer.data.loader import MicroBatch, TrainStream

@@ -126,3 +126,29 @@ def _tasks_on_node(per_node: str, node: int) -> int:
     for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", per_node):
         counts += [int(number)] * int(times or 1)
     return counts[min(node, len(counts) - 1)]
+
+
+def rank_device(device: str, place: Place | None) -> str:
+    """The device asked for, as make_settings takes it: of several ranks on one machine each has a GPU of its own.
+
+    Raises UserError where there are fewer GPUs than ranks, and for one GPU asked for by its number.
+    """
+    if place is None or device not in ("auto", "cuda"):
+        if place is not None and device.startswith("cuda:"):
+            raise UserError(
+                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own"
+            )
+        return device
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if num_gpus == 0:
+        return device
+    if num_gpus == 1 and place.by == "srun":  # Slurm shows each task its own
+        return "cuda:0"
+    if num_gpus < place.local_world_size:
+        raise UserError(
+            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; use gpus={num_gpus}, or "
+            f"procs={place.local_world_size} on the CPU"
+        )
+    return f"cuda:{place.local_rank}"

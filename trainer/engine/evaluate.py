@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from trainer.base.memory import MemoryFull, is_memory_full
+from trainer.base.settings import Settings
 from trainer.base.signals import Stopped
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.tasks import Scores, task_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.base.memory import MemoryFull, is_memory_full
-from trainer.engine.settings import Settings
+from trainer.base.settings import Settings
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from trainer.base.settings import Settings
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.models.edit.layer_kinds import FROZEN_NORMS
 from trainer.models.edit.replacement import counted, is_norm

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
-from trainer.engine.settings import Settings
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
+from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings, make_settings
 from trainer.lr_finder.baseline import bias_only_loss
 from trainer.lr_finder.command import train_command
 from trainer.lr_finder.decision import Lengths, decide, lengths_for
@@ -32,7 +33,6 @@ from trainer.lr_finder.rules import CURVES, LEAST_POINTS, Floors, Suggestion
 from trainer.lr_finder.trial import Trials, Watch
 from trainer.models.build import check_model_name
 from trainer.recipe.plan import Plan, make_plan
-from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 from trainer.runs.lock import Lock, acquire
 

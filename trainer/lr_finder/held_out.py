@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from trainer.base import streams
+from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings
 from trainer.models.build import running_norms
 from trainer.recipe.plan import Plan
 from trainer.recipe.sections import Batch

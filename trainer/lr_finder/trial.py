@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.lr_finder.held_out import HeldOut

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from trainer.base import streams
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
 from trainer.models.edit.replacement import Swap
 from trainer.models.initialization import first_weights
 from trainer.models.parts.depth import LayerScale
-from trainer.recipe.plan import Plan, PlanError
+
+if TYPE_CHECKING:
+    from trainer.recipe.plan import Plan
 
 # The page's word for an option -> timm's.
 _OPTIONS = {

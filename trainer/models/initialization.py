@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.base.errors import UserError
 from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing
-from trainer.recipe.model_section import Model, Pretrained, Start
+from trainer.models.spec import Model, Pretrained, Start
 
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
 from trainer.base.plugins import loaded_plugins
-from trainer.data.order import num_micro_batches_in
 from trainer.recipe.identity import RunIdentity
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Deviation, Recipe
@@ -219,3 +218,15 @@ def _largest_batch(num_images: int, recipe: Recipe) -> str:
     if norm_images > num_images:
         return f'set="batch.images={num_images} batch.norm_images={num_images}"'
     return f'set="batch.images={num_images // norm_images * norm_images}"'
+
+
+def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:
+    """Micro-batches of a step of so many draws, num_micro_batches of a full one.
+
+    In an epoch's last, smaller step each has at least two draws, so that statistics have a variance.
+    """
+    return (
+        num_micro_batches
+        if num_draws == batch_images
+        else min(num_micro_batches, max(1, num_draws // 2))
+    )

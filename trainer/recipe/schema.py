@@ -20,10 +20,10 @@ from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
+from trainer.models.spec import Model
 from trainer.recipe import tree
 from trainer.recipe.check import check, label_of, refuse
 from trainer.recipe.load import Positions, load_page
-from trainer.recipe.model_section import Model
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
 from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
 from trainer.recipe.tree import ABOUT

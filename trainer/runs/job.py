@@ -13,18 +13,18 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
-from trainer.runs.guard import Guard
 from trainer.base.memory import peak_mem_mib
+from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
+from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.settings import Settings
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation, deviations_between
 from trainer.recipe.plan import Plan, PlanError, make_plan
-from trainer.recipe.profiles import Profile, find_profile
+from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import (
     Recipe,
     apply_overrides,
@@ -36,6 +36,7 @@ from trainer.recipe.schema import (
 )
 from trainer.recipe.tree import shown
 from trainer.runs.finalize import end_run, rescued, write_curves
+from trainer.runs.guard import Guard
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
 from trainer.runs.run_folder import own_folder
 

@@ -22,13 +22,13 @@ from rich.table import Table
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
+from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
-from trainer.data.ffcv.beton import chosen_loader
+from trainer.data.datasets.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
+from trainer.data.profile import data_folder
 from trainer.data.transforms import normalize
-from trainer.engine.settings import Settings, make_settings
 from trainer.recipe.plan import Plan
-from trainer.recipe.profiles import data_folder
 from trainer.runs.job import Job, plan_of
 from trainer.runs.run_folder import find_run_folder, open_model
 

@@ -17,15 +17,15 @@ from trainer.base import stats as comparisons
 from trainer.base.errors import PageError, UserError
 from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
+from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
-from trainer.engine.settings import Settings
+from trainer.data.profile import data_folder, find_profile
 from trainer.recipe import tree
 from trainer.recipe.check import check
 from trainer.recipe.identity import is_repetition
 from trainer.recipe.load import parse
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
-from trainer.recipe.profiles import data_folder, find_profile
 from trainer.recipe.schema import Recipe, apply_overrides
 from trainer.runs.job import Job, resolve, run_job
 from trainer.runs.results import Row
@@ -245,7 +245,7 @@ def run_again(
     import torch
 
     from trainer.data.dataset import open_data
-    from trainer.data.ffcv.beton import chosen_loader
+    from trainer.data.datasets.beton import chosen_loader
     from trainer.runs import summary as show
 
     if again.reasons and not anyway:

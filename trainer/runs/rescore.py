@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer.base.settings import Settings
 from trainer.data.dataset import open_data
+from trainer.data.profile import data_folder
 from trainer.engine.evaluate import evaluate
-from trainer.engine.settings import Settings
 from trainer.recipe.plan import PlanError
-from trainer.recipe.profiles import data_folder
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.tasks import ClassificationScores

@@ -17,12 +17,12 @@ from trainer.base import provenance
 from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
 from trainer.base.errors import UserError
 from trainer.base.plugins import loaded_plugins
+from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
-from trainer.engine.settings import Settings
 from trainer.engine.state import Progress, TrainingState
 from trainer.engine.train import Status, train
 from trainer.recipe.plan import Plan

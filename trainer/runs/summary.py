@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainer.base.settings import Settings
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.engine.settings import Settings
 from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import Row as Explained
 from trainer.recipe.plan import Plan

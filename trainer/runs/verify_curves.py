@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trainer.engine.settings import Settings
+from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.runs.results import Row
 

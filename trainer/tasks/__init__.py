@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.engine.settings import Settings
+from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.tasks.base import Scores, Task
 from trainer.tasks.classification import Classification, ClassificationScores

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
-from trainer.engine.settings import Settings
 from trainer.recipe.plan import Plan
 
 

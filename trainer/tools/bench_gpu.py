@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
-from trainer.engine.settings import Settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan

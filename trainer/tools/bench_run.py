@@ -12,13 +12,13 @@ import torch
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
+from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
 from trainer.data.parts import Parts, has_parts, part_keys
 from trainer.data.transforms import augmented, fill_of
 from trainer.data.workers import whole
 from trainer.engine.evaluate import evaluate
-from trainer.engine.settings import Settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
 from trainer.recipe.plan import Plan

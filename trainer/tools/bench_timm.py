@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainer.base.settings import Settings
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
@@ -15,7 +16,6 @@ from trainer.components.mixing import MixupOrCutMix
 from trainer.components.optimizers import AdamW, Lamb
 from trainer.components.rand_augment import RandAugment
 from trainer.data.transforms import autocast, in_format
-from trainer.engine.settings import Settings
 from trainer.models.build import build_model
 from trainer.recipe.plan import Plan
 

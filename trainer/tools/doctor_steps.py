@@ -123,8 +123,8 @@ def trained(device: str) -> tuple[str, list[float]]:
 
     On the CPU it is the process's own time, so that a busy machine counts for nothing.
     """
+    from trainer.base.settings import make_settings
     from trainer.data.dataset import open_data
-    from trainer.engine.settings import make_settings
     from trainer.engine.state import TrainingState
     from trainer.engine.train import fast_algorithms, optimizer_step
     from trainer.runs.export import weights_digest

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from trainer.base.errors import PageError, UserError, did_you_mean
+from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData
-from trainer.engine.settings import make_settings
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters

@@ -12,7 +12,8 @@ from sklearn.datasets import load_digits
 from trainer.data.datasets import builtin as sets
 from trainer.data.datasets.builtin import ArraySet, FolderSet, open_set
 from trainer.data.index import DataError
-from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.data.profile import find_profile
+from trainer.recipe.profiles import PROFILES
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import pytest
 from trainer.data.datasets import hf
 from trainer.data.datasets.packed import open_files
 from trainer.data.index import DataError
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 
 ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]
 FEATURES = datasets.Features(

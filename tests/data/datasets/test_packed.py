@@ -17,16 +17,16 @@ from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data.check import check_data
 from trainer.data.dataset import open_data
 from trainer.data.datasets import packed
+from trainer.data.datasets.beton import open_beton
 from trainer.data.datasets.builtin import FolderSet, for_training
 from trainer.data.datasets.packed import PackedIndex, open_files, packed_kind
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import evaluation_batches
-from trainer.data.ffcv.beton import open_beton
 from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import DataError, open_index
 from trainer.data.jpeg import Jpeg
 from trainer.data.loader import TrainStream
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 
 CLASSES = ["ant", "bee", "cat"]
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")

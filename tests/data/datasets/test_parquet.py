@@ -10,7 +10,7 @@ from support import packing
 from trainer.data.datasets import parquet
 from trainer.data.datasets.packed import open_files
 from trainer.data.index import DataError
-from trainer.recipe.profiles import find_profile
+from trainer.data.profile import find_profile
 
 ROWS = [("cat", "a.jpg", b"1"), ("dog", "b.jpg", b"22"), ("cat", None, b"333")]
 

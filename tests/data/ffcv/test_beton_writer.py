@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from trainer.base.errors import UserError
+from trainer.data.datasets.beton import JPEG, RAW, beton_file, open_beton
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import beton_writer
-from trainer.data.ffcv.beton import JPEG, RAW, beton_file, open_beton
 from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.index import open_index
-from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.data.profile import find_profile
+from trainer.recipe.profiles import PROFILES
 
 
 @pytest.fixture

@@ -15,16 +15,17 @@ from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
 from trainer.data.dataset import open_data
+from trainer.data.datasets.beton import beton_file, open_beton
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.ffcv import loader as ffcv_loader
-from trainer.data.ffcv.beton import beton_file, open_beton
 from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.ffcv.stream import FfcvStream, boxes_in
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
-from trainer.recipe.profiles import PROFILES, find_profile
+from trainer.data.profile import find_profile
+from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
 
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
@@ -222,8 +223,8 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
     from rich.console import Console
 
     from support.plans import small_plan
+    from trainer.base.settings import make_settings
     from trainer.base.signals import StopRequest
-    from trainer.engine.settings import make_settings
     from trainer.runs.job import Job, run_job
 
     plan = small_plan(overrides="epochs=1 batch.images=128 batch.norm_images=32")
@@ -249,8 +250,8 @@ def test_a_run_ends_in_the_same_weights_whoever_reads(tmp_path):
 def test_faults_of_a_loader_are_refused(photos, tmp_path):
     from types import SimpleNamespace
 
+    from trainer.base.settings import make_settings
     from trainer.distributed.communicator import alone
-    from trainer.engine.settings import make_settings
     from trainer.runs.job import Job, plan_of
     from trainer.tools.faults import Faults, parse_faults
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.models.edit.layer_kinds import ChannelsLast  # fmt: skip
 from trainer.models.parts.norm_layers import (
     BatchChannelNorm2d,
-    ChannelsLast,
     EstimatedBatchNorm2d,
     GhostBatchNorm2d,
-)  # fmt: skip
+)
 
 EPS, RATE = 1e-5, 0.1
 LAYERS = {

@@ -9,7 +9,7 @@ import torch
 from support.parts import CASES, FAMILIES, IMAGE_PX, PAGE, case_name, plain_model, written
 from trainer.base.errors import UserError
 from trainer.models.build import assemble
-from trainer.recipe.model_section import PARTS
+from trainer.models.spec import PARTS
 from trainer.runs.job import Job, plan_of
 
 pytestmark = pytest.mark.drill  # minutes in all: `make drill`

@@ -16,10 +16,10 @@ from PIL import Image
 
 from trainer.base import streams
 from trainer.base.errors import UserError
+from trainer.data.datasets.beton import BetonSet, open_beton
 from trainer.data.datasets.members import read_for_training, read_image
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.decode import Pixels, Planes
-from trainer.data.ffcv.beton import BetonSet, open_beton
 from trainer.data.index import DataError, Index, cache_folder
 from trainer.recipe.profiles import KNOWN_SETS, PROFILES, Profile
 

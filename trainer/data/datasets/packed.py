@@ -15,8 +15,8 @@ import numpy as np
 
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf, parquet, shards
+from trainer.data.datasets.formats import FORMATS, FileFormat
 from trainer.data.datasets.listing import PLACES, classes_of
-from trainer.data.formats import FORMATS, FileFormat
 from trainer.data.index import (
     DataError,
     Index,

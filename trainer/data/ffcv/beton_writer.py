@@ -21,10 +21,10 @@ from PIL import Image
 
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
+from trainer.data.datasets import beton
+from trainer.data.datasets.beton import Beton, BetonSet
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.decode import Planes
-from trainer.data.ffcv import beton
-from trainer.data.ffcv.beton import Beton, BetonSet
 from trainer.data.index import DataError
 from trainer.recipe.profiles import Profile
 

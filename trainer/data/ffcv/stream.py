@@ -16,16 +16,16 @@ from PIL import Image
 
 from trainer.base import streams
 from trainer.components.augmentation import Crop
+from trainer.data.datasets.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
-from trainer.data.ffcv.beton import BetonSet
 from trainer.data.loader import MicroBatch, TrainStream
-from trainer.data.order import num_micro_batches_in
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.threads import in_threads
 from trainer.data.transforms import augmented
 from trainer.data.workers import whole
+from trainer.recipe.plan import num_micro_batches_in
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
 _DECODING = 3  # of so many threads that augment one more decodes, which takes a third of the time

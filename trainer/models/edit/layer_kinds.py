@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 Module = TypeVar("Module", bound=type[nn.Module])
@@ -106,3 +106,15 @@ ACTIVATIONS = LayerKind(
 )  # fmt: skip
 
 CONVOLUTIONS = LayerKind(nn.Conv2d, DeformConv2d)
+
+
+@NORMS.register
+class ChannelsLast(nn.Module):
+    """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

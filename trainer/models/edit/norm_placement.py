@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from trainer.models.edit.layer_kinds import ChannelsLast
 from trainer.models.edit.replacement import (
     NormPlace,
     Part,
@@ -23,7 +24,6 @@ from trainer.models.edit.replacement import (
     put,
     starts_at_zero,
 )  # fmt: skip
-from trainer.models.parts.norm_layers import ChannelsLast
 
 
 class NormPart(Part):

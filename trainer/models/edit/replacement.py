@@ -21,8 +21,8 @@ from trainer.models.edit.layer_kinds import (
     ATTENTION,
     CHANNELS_FIRST_LAYER_NORMS,
     NORMS,
+    ChannelsLast,
 )
-from trainer.models.parts.norm_layers import ChannelsLast
 
 # Large enough that a feature map of the last stage is no single pixel; the second for a stem of very large patches.
 _TRIED_PX = (128, 1024)

@@ -11,18 +11,6 @@ from torch import Tensor, nn
 from trainer.models.edit.layer_kinds import NORMS
 
 
-@NORMS.register
-class ChannelsLast(nn.Module):
-    """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization by the statistics of virtual batches.
 

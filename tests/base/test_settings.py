@@ -7,7 +7,7 @@ import torch
 
 from trainer.base.cores import group_cores
 from trainer.base.errors import UserError
-from trainer.engine.settings import (
+from trainer.base.settings import (
     check_loader,
     check_writable,
     make_settings,

@@ -27,8 +27,8 @@ from support.plans import small_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part, SurgeryError, counted
 from trainer.models.parts import body_layers
+from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
-from trainer.recipe.model_section import PARTS, Model
 from trainer.recipe.tree import plain
 from trainer.runs.export import export_model, is_timms
 from trainer.runs.job import Job, write_plan

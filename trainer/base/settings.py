@@ -8,7 +8,6 @@ from pathlib import Path
 
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
-from trainer.distributed.env import Place
 
 PRECISIONS = ("float32", "bf16", "fp16")
 LOADERS = ("auto", "torch", "pil", "ffcv")
@@ -144,32 +143,6 @@ def _auto_workers(on_gpu: bool, in_memory: bool, num_ranks_here: int) -> int:
         return 0
     num_own = max(1, num_cores() // num_ranks_here)
     return min(16, num_own) if on_gpu else max(1, num_own // 2)
-
-
-def rank_device(device: str, place: Place | None) -> str:
-    """The device asked for, as make_settings takes it: of several ranks on one machine each has a GPU of its own.
-
-    Raises UserError where there are fewer GPUs than ranks, and for one GPU asked for by its number.
-    """
-    if place is None or device not in ("auto", "cuda"):
-        if place is not None and device.startswith("cuda:"):
-            raise UserError(
-                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own"
-            )
-        return device
-    import torch
-
-    num_gpus = torch.cuda.device_count()
-    if num_gpus == 0:
-        return device
-    if num_gpus == 1 and place.by == "srun":  # Slurm shows each task its own
-        return "cuda:0"
-    if num_gpus < place.local_world_size:
-        raise UserError(
-            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; use gpus={num_gpus}, or "
-            f"procs={place.local_world_size} on the CPU"
-        )
-    return f"cuda:{place.local_rank}"
 
 
 def worker_count(workers: str, auto: int) -> int:

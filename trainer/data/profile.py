@@ -1,0 +1,60 @@
+"""What a user called data=: a known set, a profile of their own, or a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from trainer.base.errors import UserError, did_you_mean
+from trainer.data.datasets.packed import open_files
+from trainer.recipe.load import load_page
+from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profile
+
+
+def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
+    """Where the images lie as far as the user said: data_dir, or `data` itself where that is a folder."""
+    if data_dir is not None:
+        return Path(data_dir)
+    return Path(data) if data not in PROFILES and os.path.isdir(data) else None
+
+
+def find_profile(data: str, data_dir: Path | None = None) -> Profile:
+    """The profile of what a user called `data`: a known name, a page of the user's own, an image folder, or a
+    folder of files that hold many images.
+
+    A folder's counts come from its index, it is seen in three channels, mean and deviation are ImageNet's, and it
+    adapts nothing.
+
+    Raises UserError if `data` is none of these, PageError for a mistake in a user's page.
+    """
+    if data in PROFILES:
+        return PROFILES[data]
+    path = Path(data)
+    if path.suffix in (".yaml", ".yml"):
+        profile, _ = load_page(path, Profile)
+        return profile
+    if os.path.isdir(path):
+        return _folder_profile(path)
+    if os.sep in data:
+        raise UserError(
+            f"data={data}: there is no such folder; use one with train/<class>/… and val/<class>/…, or a profile's .yaml"
+        )
+    raise UserError(
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, an image folder "
+        "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, a profile's .yaml"
+    )
+
+
+def _folder_profile(root: Path) -> Profile:
+    train, val = open_files(root, "train"), open_files(root, "val")
+    if len(train.classes) < 2:
+        raise UserError(f"{root / 'train'}: one class only; use two at least")
+    return Profile(
+        name=re.sub(r"[^\w.+-]+", "-", root.resolve().name)[:100] or "root",
+        num_classes=len(train.classes),
+        num_train=train.num_images,
+        num_val=val.num_images,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
