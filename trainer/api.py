@@ -40,7 +40,6 @@ from trainer.base.json_text import json_of
 from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
-from trainer.cli.train import train_rank
 from trainer.distributed.communicator import alone
 from trainer.engine.evaluate import Scores
 from trainer.lr_finder.api import Question, RangeTest, set_up
@@ -56,6 +55,7 @@ from trainer.runs.job import Job, plan_of
 from trainer.runs.rescore import rescore
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import find_run_folder, open_model
+from trainer.runs.start import train_rank
 
 __all__ = ["Run", "ShownPlan", "evaluate", "load_recipe", "load_run", "lr_find", "plan", "train"]
 

@@ -134,9 +134,9 @@ def strike_at(moment: str, step: int, act=die) -> None:
 
 # A start, in the order in which it comes: the function that is about to be called, and for which time.
 STARTS = {
-    "plan": ("trainer.cli.train", "plan_of", 1),
-    "data": ("trainer.cli.train", "open_data", 1),
-    "settings": ("trainer.cli.train", "make_settings", 1),
+    "plan": ("trainer.runs.start", "plan_of", 1),
+    "data": ("trainer.runs.start", "open_data", 1),
+    "settings": ("trainer.runs.start", "make_settings", 1),
     "claim": ("trainer.runs.run_folder", "acquire", 1),
     "flag": ("trainer.runs.lock.os", "rename", 1),
     "page": ("trainer.runs.job", "write_atomically", 1),

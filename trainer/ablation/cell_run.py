@@ -25,12 +25,12 @@ from trainer.base.exits import (
 from trainer.base.json_text import json_file
 from trainer.base.memory import line_of
 from trainer.base.signals import StopRequest
-from trainer.cli.train import train_job
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job
 from trainer.runs.lock import try_acquire
 from trainer.runs.remote_rows import pull_rows, push_row
 from trainer.runs.results import Row, read_row_file, rows_folder
+from trainer.runs.start import train_job
 
 _NUM_TAIL_BYTES = 1 << 16
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import (
+from trainer.cli.options import (
     DataDir,
     Device,
     Loader,

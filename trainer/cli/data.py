@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import Data, DataDir, Recipe, Results, Seed, Set, Workers, app, user_errors
+from trainer.cli.options import Data, DataDir, Recipe, Results, Seed, Set, Workers, app, user_errors
 
 Src = Annotated[
     Path | None, typer.Option(help="Where the source images lie; absent: data itself, or data-dir.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from trainer.cli.main import Results, Runs, app, user_errors
+from trainer.cli.options import Results, Runs, app, user_errors
 
 
 @app.command()

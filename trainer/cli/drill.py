@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import app, user_errors
+from trainer.cli.options import app, user_errors
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import (
+from trainer.cli.options import (
     Again,
     Data,
     DataDir,

@@ -11,7 +11,6 @@ from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import check_writable
 from trainer.base.signals import Stopped, StopRequest
-from trainer.cli.train import say
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
@@ -20,6 +19,7 @@ from trainer.lr_finder.api import Question, run, set_up
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
+from trainer.runs.start import say
 
 
 def find(

@@ -5,173 +5,47 @@ Nothing heavy is imported before a command needs it, so that `--help` answers at
 
 from __future__ import annotations
 
-import functools
-import inspect
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+import trainer.cli.bench  # noqa: F401  it adds its commands
+import trainer.cli.data  # noqa: F401  it adds its commands
+import trainer.cli.doctor  # noqa: F401  it adds its commands
+import trainer.cli.drill  # noqa: F401  it adds its commands
+import trainer.cli.lr_find  # noqa: F401  it adds its commands
+import trainer.cli.slurm  # noqa: F401  it adds its commands
+import trainer.cli.table  # noqa: F401  it adds its commands
+import trainer.cli.verify  # noqa: F401  it adds its commands
 from trainer.cli.ablate import ablate
-
-app = typer.Typer(
-    help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from trainer.cli.options import (
+    Again,
+    BadImages,
+    Checkpointing,
+    CheckpointS,
+    Compile,
+    Data,
+    DataDir,
+    Device,
+    Gpus,
+    Inject,
+    KeepEvery,
+    Loader,
+    MicroBatch,
+    Model,
+    PartOf,
+    Precision,
+    Procs,
+    Recipe,
+    Results,
+    Runs,
+    Seed,
+    Set,
+    Workers,
+    app,
+    user_errors,
 )
-
-Recipe = Annotated[
-    str, typer.Option(help="A page: A1 (its newest version), A1.v1, or a path to a .yaml file.")
-]
-Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, "
-        "a folder of tar shards, parquet or `datasets`, a profile's .yaml."
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to."),
-]
-Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
-Set = Annotated[
-    str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[
-    str,
-    typer.Option(
-        help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."
-    ),
-]
-Workers = Annotated[
-    str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")
-]
-Loader = Annotated[
-    str,
-    typer.Option(
-        help="Who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv."
-    ),
-]
-Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
-Results = Annotated[Path, typer.Option(help="The store of result rows.")]
-Again = Annotated[
-    bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")
-]
-Gpus = Annotated[int | None, typer.Option(min=1, help="Ranks, each on a GPU of its own.")]
-Procs = Annotated[int | None, typer.Option(min=1, help="Ranks on the CPU.")]
-PartOf = Annotated[
-    str | None, typer.Option(hidden=True, help="For the row: what the run is a part of.")
-]
-CheckpointS = Annotated[
-    float,
-    typer.Option(
-        "--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints."
-    ),
-]
-MicroBatch = Annotated[
-    str,
-    typer.Option(
-        "--micro-batch",
-        "--micro_batch",
-        help="page, or auto: where memory runs out, the same step in smaller pieces.",
-    ),
-]
-Checkpointing = Annotated[
-    int,
-    typer.Option(
-        "--activation-checkpointing",
-        "--activation_checkpointing",
-        min=0,
-        max=1,
-        help="1: less memory, more time, the same result.",
-    ),
-]
-Compile = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        max=1,
-        help="1: the model's passes as compiled code (torch.compile); the same result to rounding.",
-    ),
-]
-Inject = Annotated[
-    str,
-    typer.Option(
-        help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9."
-    ),
-]
-KeepEvery = Annotated[
-    int,
-    typer.Option(
-        "--keep-every",
-        "--keep_every",
-        min=0,
-        help="Epochs between two checkpoints that stay; 0: only the last two do.",
-    ),
-]
-BadImages = Annotated[
-    str,
-    typer.Option(
-        "--bad-images",
-        "--bad_images",
-        help="fail, or skip: take another image instead, counted, at most 1 %.",
-    ),
-]
-
-
-Plugins = Annotated[
-    str,
-    typer.Option(
-        help="Python files with components of your own: my_losses.py, several with commas."
-    ),
-]
-
-
-def user_errors(command):
-    """Turn what a user wrote wrong into one line on standard error and exit 2; and load plugins before the command runs.
-
-    A command with a parameter `plugins` of its own loads them itself.
-    """
-    signature = inspect.signature(command, eval_str=True)
-    loads_itself = "plugins" in signature.parameters
-
-    @functools.wraps(command)
-    def wrapped(*positional, **named):
-        """The command, whose refusals are one line."""
-        from trainer.base.exits import EXIT_FAILED
-        from trainer.base.memory import line_of
-        from trainer.base.plugins import load_plugins
-        from trainer.runs.lock import LockLost
-
-        try:
-            if not loads_itself:
-                load_plugins(named.pop("plugins", ""))
-            return command(*positional, **named)
-        except LockLost as error:
-            typer.echo(f"error: {error}; ending", err=True)
-            raise typer.Exit(EXIT_FAILED) from None
-        except Exception as error:
-            line = line_of(error)
-            if line is None:
-                raise
-            typer.echo(f"error: {line}", err=True)
-            raise typer.Exit(2) from None
-
-    if not loads_itself:
-        given = inspect.Parameter(
-            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Plugins
-        )
-        wrapped.__signature__ = signature.replace(
-            parameters=[*signature.parameters.values(), given]
-        )
-        wrapped.__annotations__ = inspect.get_annotations(command, eval_str=True) | {
-            "plugins": Plugins
-        }
-    return wrapped
 
 
 @app.command()
@@ -206,9 +80,10 @@ def train(
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
-        from trainer.cli.train import train_job
         from trainer.base.settings import check_loader
         from trainer.runs.job import Job
+        from trainer.runs.start import train_job
+        from trainer.tools.faults import parse_injection
 
         check_loader(loader)
         job = Job(recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell)
@@ -224,7 +99,7 @@ def train(
             "activation_checkpointing": bool(activation_checkpointing),
         }
         machine |= {"keep_every": keep_every, "loader": loader, "compile": bool(compile)}
-        code = train_job(job, device, machine, gpus, procs, stop, inject)
+        code = train_job(job, device, machine, gpus, procs, stop, parse_injection(inject))
     raise typer.Exit(code)
 
 
@@ -286,10 +161,10 @@ def explain(
 ) -> None:
     """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
     its model section replaces in the model."""
+    from trainer.data.profile import find_profile
     from trainer.recipe.explain import explain_rows, explain_table
     from trainer.recipe.plan import make_plan
     from trainer.recipe.profiles import PROFILES
-    from trainer.data.profile import find_profile
     from trainer.runs import summary as show
     from trainer.runs.job import Job, resolve
 
@@ -339,9 +214,9 @@ def check_data(
     workers: Workers = "auto",
 ) -> None:
     """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
+    from trainer.base.settings import num_cores, worker_count
     from trainer.data.check import check_data as check
     from trainer.data.dataset import open_data
-    from trainer.base.settings import num_cores, worker_count
     from trainer.data.profile import data_folder, find_profile
     from trainer.runs import summary as show
 
@@ -416,13 +291,3 @@ def matrix(
     out.print(table, markup=False)
     if is_whole:
         write_atomically(results / "matrix.md", table.encode())
-
-
-from trainer.cli import bench as bench_cli
-from trainer.cli import data as data_cli
-from trainer.cli import doctor as doctor_cli
-from trainer.cli import drill as drill_cli
-from trainer.cli import lr_find as lr_find_cli
-from trainer.cli import slurm as slurm_cli
-from trainer.cli import table as table_cli
-from trainer.cli import verify as verify_cli

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trainer.base.plugins import load_plugins
-from trainer.cli.main import Plugins, app, user_errors
+from trainer.cli.options import Plugins, app, user_errors
+
+if TYPE_CHECKING:
+    from trainer.runs.job import Job
 
 
 @app.command(
@@ -34,7 +38,6 @@ def launch_slurm(
 
     All other words are those of `train`."""
     from trainer.base.errors import printable
-    from trainer.cli.train import write_job
     from trainer.runs.job import Job
 
     load_plugins(plugins)
@@ -52,7 +55,27 @@ def launch_slurm(
     asked = {("overrides" if name == "set_" else name): value for name, value in asked.items()}
     fields = ("recipe", "model", "data", "data_dir", "seed", "overrides", "bad_images", "again")
     slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
-    write_job(["train", *words], Job(**{name: asked[name] for name in fields}), slurm, job)
+    _write_job(["train", *words], Job(**{name: asked[name] for name in fields}), slurm, job)
     typer.echo(
         f"{printable(str(job))}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {printable(str(job))}"
     )
+
+
+def _write_job(words: list[str], job: Job, slurm: dict, path: Path) -> None:
+    """Write the job file of a training command, refused now where every rank would refuse it later.
+
+    words: of the command. slurm: nodes, gpus, cpus, hours and extra, as slurm_job takes them.
+
+    Raises UserError.
+    """
+    from trainer.base.disk import write_atomically
+    from trainer.distributed.launch import slurm_job
+    from trainer.models.build import check_model_name
+    from trainer.runs.job import plan_of
+
+    world_size = slurm["nodes"] * (slurm["gpus"] or 1)
+    plan = plan_of(dataclasses.replace(job, world_size=world_size))
+    check_model_name(job.model)
+    name = "-".join((plan.recipe.name, plan.model, plan.profile.name, f"s{plan.seed}"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, slurm_job(words, name, **slurm).encode())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_errors
+from trainer.cli.options import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Anyway = Annotated[
     bool,

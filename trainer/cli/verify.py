@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_errors
+from trainer.cli.options import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Evaluate = Annotated[
     bool, typer.Option("--evaluate/--no-evaluate", help="Score the exported model once more.")

@@ -14,6 +14,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.base.errors import UserError, did_you_mean
@@ -88,6 +89,27 @@ def step_of(fault: Fault, plan) -> int:
         return fault.number - 1
     epoch, place = divmod(fault.number - 1, plan.draws_per_epoch)
     return epoch * plan.steps_per_epoch + place // plan.recipe.batch.images
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What inject= asks for: checked against a run's plan, then made the faults of its folder."""
+
+    faults: tuple[Fault, ...]
+
+    def check(self, plan) -> None:
+        """Refuse faults that would never strike. Raises UserError."""
+        check_faults(self.faults, plan)
+
+    def __call__(self, plan, folder: Path, ranks: Ranks) -> Faults:
+        """The faults that are left to strike in a run folder."""
+        return Faults(self.faults, plan, folder, ranks)
+
+
+def parse_injection(text: str) -> Injection | None:
+    """inject= as a user wrote it; None for nothing. Raises UserError."""
+    faults = parse_faults(text)
+    return Injection(faults) if faults else None
 
 
 class Faults:

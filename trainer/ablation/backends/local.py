@@ -24,7 +24,7 @@ from trainer.base.json_text import json_file
 
 PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",
-    "trainer.cli.train", "trainer.runs.summary", "trainer.engine.train", "trainer.runs.export", "trainer.data.dataset", "trainer.runs.job",
+    "trainer.runs.start", "trainer.runs.summary", "trainer.engine.train", "trainer.runs.export", "trainer.data.dataset", "trainer.runs.job",
 )  # fmt: skip
 _FORK = multiprocessing.get_context("fork")
 _PARENT_POLL_S = 0.5
