@@ -30,7 +30,8 @@ def _own_words(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-# Where the picture of a run's first batch is itself looked at; elsewhere it is most of a second of a run of two.
+# Where the picture of a run's first batch is itself looked at; elsewhere it is most of a second of
+# a run of two.
 _DRAWING = ("test_story", "test_channels")
 
 

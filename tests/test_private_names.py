@@ -1,4 +1,6 @@
-"""Names that other libraries keep private and that trainer/ uses: one that disappears or changes fails here first."""
+"""Names that other libraries keep private and that trainer/ uses: one that disappears or changes
+fails here first.
+"""
 
 import inspect
 

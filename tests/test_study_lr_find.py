@@ -1,4 +1,6 @@
-"""The study of the range test says what its rows say, and other finders' rules are what their descriptions say."""
+"""The study of the range test says what its rows say, and other finders' rules are what their
+descriptions say.
+"""
 
 import importlib.util
 import json
@@ -110,7 +112,9 @@ def made_up_score(peak):
 
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
-    """A study whose range test finds 0.03 and whose runs score by made_up_score; the list of runs that were trained."""
+    """A study whose range test finds 0.03 and whose runs score by made_up_score; the list of runs
+    that were trained.
+    """
     (tmp_path / "rows").mkdir()
     (tmp_path / "lr-find.md").write_text((ROOT / "results/lr-find.md").read_text())
     trained = []

@@ -1,4 +1,6 @@
-"""A task answers for targets, loss and score: training without a folder, and a task that the engine does not know."""
+"""A task answers for targets, loss and score: training without a folder, and a task that the engine
+does not know.
+"""
 
 from dataclasses import dataclass
 

@@ -12,7 +12,8 @@ from trainer.base.signals import EarlySignals
 def main() -> None:
     """Run one command and end with its exit code.
 
-    The only place that changes anything of the process: signal handlers and warning filters, both put back at the end.
+    The only place that changes anything of the process: signal handlers and warning filters, both
+    put back at the end.
     """
     words = sys.argv[1:]
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:

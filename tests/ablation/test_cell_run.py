@@ -1,4 +1,6 @@
-"""One seed of a cell in its process: the words of `train`, the row that is its own, the failure that it leaves."""
+"""One seed of a cell in its process: the words of `train`, the row that is its own, the failure
+that it leaves.
+"""
 
 import os
 import signal
@@ -189,7 +191,9 @@ design:
 
 
 def test_two_cells_whose_values_are_nearly_equal_are_two_runs(tmp_path):
-    """Equal to six digits: each has a key, a run and a row of its own, and the row holds its own value."""
+    """Equal to six digits: each has a key, a run and a row of its own, and the row holds its own
+    value.
+    """
     (tmp_path / "near.yaml").write_text(NEAR)
     shared = shared_in(tmp_path, workers="0")
     low, high = repeats_of(load_ablation(tmp_path / "near.yaml"))[1:]

@@ -66,8 +66,10 @@ def test_a_run_is_known_by_its_row_and_no_other_run_is():
 def test_the_key_is_over_what_may_change_the_score_and_not_over_where_the_data_lies():
     plan = small_plan(V1)
     others = [
-        small_plan("pycls-dds"), small_plan(V1, "test_convnext"), small_plan(V1, overrides="loss.name=bce"), small_plan(V1, seed=1),
-        small_plan(V1, bad_images="skip"), dataclasses.replace(plan, plugins={"my_losses.py": "a" * 64}),
+        small_plan("pycls-dds"), small_plan(V1, "test_convnext"),
+        small_plan(V1, overrides="loss.name=bce"), small_plan(V1, seed=1),
+        small_plan(V1, bad_images="skip"),
+        dataclasses.replace(plan, plugins={"my_losses.py": "a" * 64}),
         dataclasses.replace(plan, plugins={"my_losses.py": "b" * 64}),
     ]  # fmt: skip
     assert (

@@ -145,8 +145,8 @@ LAYERS = [
 def test_what_is_put_over_at_once_is_what_is_put_over_one_after_another(layers):
     """The recipe made by one text of overrides is the one made by each layer's overrides in turn.
 
-    Where a section becomes another ingredient, what the older layer said of the old one is gone: here it had nothing
-    that both ingredients have, or the page's own value is back.
+    Where a section becomes another ingredient, what the older layer said of the old one is gone:
+    here it had nothing that both ingredients have, or the page's own value is back.
     """
     at_once, _ = apply_overrides(A2, functools.reduce(put_over, layers, {}))
     in_turn = A2

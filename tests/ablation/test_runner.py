@@ -1,4 +1,6 @@
-"""A sweep: what runs, what waits, what is tried again, and what its end means. Processes are pretended here."""
+"""A sweep: what runs, what waits, what is tried again, and what its end means. Processes are
+pretended here.
+"""
 
 from itertools import count
 
@@ -18,7 +20,9 @@ from trainer.runs.results import store_row
 
 
 class Pretended:
-    """Workers whose processes end as told: by cell, the exit codes of one attempt after another; 0 where none is told."""
+    """Workers whose processes end as told: by cell, the exit codes of one attempt after another; 0
+    where none is told.
+    """
 
     def __init__(self, shared, told=None, num_slots=2, trials=None) -> None:
         self.shared, self.told, self.num_slots = (

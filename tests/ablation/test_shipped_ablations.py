@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 PATHS = ablation_paths()
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 NUM_CELLS = {
-    "activations": 4, "attention": 5, "norm-micro-batch": 12, "recipes": 12, "repeated-augmentation": 4, "roadmap": 17,
-    "rsb-ingredients": 12, "rsb-loss": 8, "rsb-mixing": 7, "rsb-optimizer": 3, "smoothing": 6, "stochastic-depth": 4,
+    "activations": 4, "attention": 5, "norm-micro-batch": 12, "recipes": 12,
+    "repeated-augmentation": 4, "roadmap": 17, "rsb-ingredients": 12, "rsb-loss": 8,
+    "rsb-mixing": 7, "rsb-optimizer": 3, "smoothing": 6, "stochastic-depth": 4,
     "tv2-cumulative": 13,
 }  # fmt: skip
 
@@ -61,7 +62,9 @@ def test_a_cells_text_makes_its_run(path):
 
 @EACH_PAGE
 def test_published_scores_of_whole_recipes_are_those_of_the_recipes_pages(path):
-    """A base without overrides of its own, and a cell that is a recipe, have their recipe's score where it has one."""
+    """A base without overrides of its own, and a cell that is a recipe, have their recipe's score
+    where it has one.
+    """
     for cell in loaded(path).cells:
         if cell.published is None or cell.overrides:
             continue

@@ -1,4 +1,6 @@
-"""An ablation's page: what it makes, what is refused and where, and what `plan --ablation` prints of it."""
+"""An ablation's page: what it makes, what is refused and where, and what `plan --ablation` prints
+of it.
+"""
 
 import dataclasses
 import io
@@ -237,8 +239,7 @@ WORDS = st.sampled_from(
      "levels", "cells", "steps", "parts", "base", "epochs", "share", "cell", "source", "loss.name", "mix"]
 )  # fmt: skip
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
-    | st.sampled_from(["full", "listed", "cumulative", "leave_one_out", "one_at_a_time", "ce", "A2", "digits", "loss"]),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5) | st.sampled_from(["full", "listed", "cumulative", "leave_one_out", "one_at_a_time", "ce", "A2", "digits", "loss"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
@@ -303,9 +304,10 @@ def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     for said in (
-        "loss BCE or CE", "Which loss?", "one at a time", "A2 with test_resnet on digits", "2 epochs", "0, 1",
-        "test_resnet on digits: 3 cells, 44 steps each, 2 epochs", "batch.images 64", "79.8", "published: Table 1",
-        "6 runs, 3 with a row", "3 to run", "by hand: make recipe=A2 model=test_resnet data=digits seed=1",
+        "loss BCE or CE", "Which loss?", "one at a time", "A2 with test_resnet on digits",
+        "2 epochs", "0, 1", "test_resnet on digits: 3 cells, 44 steps each, 2 epochs",
+        "batch.images 64", "79.8", "published: Table 1", "6 runs, 3 with a row", "3 to run",
+        "by hand: make recipe=A2 model=test_resnet data=digits seed=1",
     ):  # fmt: skip
         assert said in flat, said
     rows = {

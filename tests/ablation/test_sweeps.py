@@ -1,4 +1,6 @@
-"""Real sweeps: killed, doubled, stopped, with cells that fail, each cell ends once and as if nothing had happened."""
+"""Real sweeps: killed, doubled, stopped, with cells that fail, each cell ends once and as if
+nothing had happened.
+"""
 
 import os
 import random
@@ -48,7 +50,9 @@ def undisturbed(world, tmp_path_factory):
 
 
 def check_ended_as(undisturbed: Sweep, sweep: Sweep, num_cells: int) -> None:
-    """Every cell has one row, trained once, that is the undisturbed sweep's: weights, scores, curves."""
+    """Every cell has one row, trained once, that is the undisturbed sweep's: weights, scores,
+    curves.
+    """
     expected, found = undisturbed.endings(), sweep.endings()
     assert len(found) == num_cells and found == {run: expected[run] for run in found}
     sweep.check_each_ran_once()
@@ -65,7 +69,9 @@ def test_an_undisturbed_sweep_has_a_row_for_each_cell(undisturbed):
 
 
 def test_a_cell_is_bit_for_bit_the_run_of_a_fresh_process(undisturbed, tmp_path, world):
-    """The fork of a process that has imported everything computes what `train` computes, and train finds its row."""
+    """The fork of a process that has imported everything computes what `train` computes, and train
+    finds its row.
+    """
     run, row = next(iter(undisturbed.rows().items()))
     words = [
         "--recipe",

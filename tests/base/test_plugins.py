@@ -1,4 +1,6 @@
-"""Components from a file of the user's own: loaded, recorded, carried to every process, and held against a row."""
+"""Components from a file of the user's own: loaded, recorded, carried to every process, and held
+against a row.
+"""
 
 import os
 import shutil
@@ -48,12 +50,15 @@ def plugin(folder: Path, text: str, name: str = "mine.py") -> Path:
 
 
 def test_components_of_a_users_own_train_ablate_and_reproduce(tmp_path):
-    """All kinds at once; in forked cells with loader processes, which get the classes by their names."""
+    """All kinds at once; in forked cells with loader processes, which get the classes by their
+    names.
+    """
     shutil.copy(EXTRAS, tmp_path / "extras.py")
     cells = [{"name": "ours", "set": OURS}, {"name": "plain"}]
     page = {
-        "name": "own", "title": "t", "question": "q", "source": "s", "recipe": "A2", "models": ["test_resnet"],
-        "data": ["digits", "stripes"], "seeds": [0], "design": {"name": "listed", "cells": cells},
+        "name": "own", "title": "t", "question": "q", "source": "s", "recipe": "A2",
+        "models": ["test_resnet"], "data": ["digits", "stripes"], "seeds": [0],
+        "design": {"name": "listed", "cells": cells},
     }  # fmt: skip
     page["budget"] = {"epochs": 1}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(page))

@@ -98,7 +98,9 @@ def test_purposes_have_numbers_of_their_own():
 
 @pytest.mark.parametrize("vary", [0, 1, 2], ids=["epoch", "sample", "repeat"])
 def test_draws_are_uniform_and_unrelated(vary):
-    """Along each index in turn: 16 bins by chi-square, and each draw with the next draw and the next row."""
+    """Along each index in turn: 16 bins by chi-square, and each draw with the next draw and the
+    next row.
+    """
     ids = np.full((40_000, 3), 7)
     ids[:, vary] = np.arange(len(ids))
     draws = streams.uniforms(0, "rand_augment", ids, 6)

@@ -87,7 +87,8 @@ def test_make_passes_every_variable(door):  # noqa: F811
     words = [eval(line) for line in done.stdout.splitlines()]
     assert words[:3] == ["-m", "trainer", "ablate"] and words[-1] == "--fail-fast"
     assert dict(zip(words[3:-1:2], words[4:-1:2], strict=True)) == {
-        **{f"--{name.replace('_', '-')}": value for name, value in named.items()}, "--runs": "r", "--results": "s",
+        **{f"--{name.replace('_', '-')}": value for name, value in named.items()}, "--runs": "r",
+        "--results": "s",
     }  # fmt: skip
     assert "--fail-fast" not in make(door, "ablate", "fail_fast=0").stdout
 

@@ -188,7 +188,9 @@ def test_what_auto_chose_stands_out_with_its_reason():
 
 
 def test_the_plan_counts_the_model():
-    """25,557,032 weights and 4.089 G multiply-adds: the numbers of resnet50 in timm's and torchvision's own tables."""
+    """25,557,032 weights and 4.089 G multiply-adds: the numbers of resnet50 in timm's and
+    torchvision's own tables.
+    """
     done = rsb("plan", "--recipe", "A2", "--model", "resnet50", "--data", "imagenet-1k")
     assert "25,557,032 parameters, 4.089 G multiply-adds an image of 224 px" in done.stdout
 

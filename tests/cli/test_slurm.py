@@ -1,4 +1,6 @@
-"""A job file on a real Slurm: two ranks, a signal before the time is over, the queue again, the same run."""
+"""A job file on a real Slurm: two ranks, a signal before the time is over, the queue again, the
+same run.
+"""
 
 import json
 import subprocess

@@ -63,7 +63,9 @@ def test_equals_timms_average_buffers_included(model, foreach):
 def test_equals_torchvisions_adjusted_average(
     model, warmup_epochs, decay, batch_images, steps_per_epoch
 ):
-    """Its classification reference: the adjusted decay, an update every 4 steps, the count reset in the warm-up."""
+    """Its classification reference: the adjusted decay, an update every 4 steps, the count reset in
+    the warm-up.
+    """
     epochs, every_steps = 5, 4
     share = min(1.0, (1 - decay) * batch_images * every_steps / epochs)
     visions = AveragedModel(

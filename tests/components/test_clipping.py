@@ -26,7 +26,9 @@ def with_gradients(model, size):
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 1.0])
 def test_gradients_are_cut_as_timm_cuts_them(name, size):
-    """Outside timm's own `exclude_head`, which takes the last two weights for the head, as they are here."""
+    """Outside timm's own `exclude_head`, which takes the last two weights for the head, as they are
+    here.
+    """
     torch.manual_seed(0)
     model = with_gradients(timm.create_model(name, num_classes=7), size)
     timms = copy.deepcopy(model)

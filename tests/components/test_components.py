@@ -1,4 +1,6 @@
-"""What every registered component can do, whichever kind it is of: also those that a plugin brings (RSB_PLUGINS)."""
+"""What every registered component can do, whichever kind it is of: also those that a plugin brings
+(RSB_PLUGINS).
+"""
 
 import math
 import os

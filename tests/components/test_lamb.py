@@ -38,7 +38,9 @@ def groups_of(weights, decay=0.02):
 
 
 def set_gradients(weights, step, size):
-    """The same gradients on every call; the fourth tensor's are zero, and every second entry of the first's."""
+    """The same gradients on every call; the fourth tensor's are zero, and every second entry of the
+    first's.
+    """
     generator = torch.Generator().manual_seed(100 + step)
     for index, weight in enumerate(weights):
         gradient = torch.randn(weight.shape, generator=generator) * size
@@ -70,7 +72,9 @@ def assert_same(ours, theirs, tolerance=1e-6):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("size", "clip"), [(1e-6, 1.0), (1e-3, 1.0), (1.0, 1.0), (1e-3, None)])
 def test_equals_timm_over_many_steps(device, size, clip):
-    """With the clip idle, active, and off; zero gradients, zero weights, groups with and without decay."""
+    """With the clip idle, active, and off; zero gradients, zero weights, groups with and without
+    decay.
+    """
     ours, theirs = weights_of(device), weights_of(device)
     run(ours, own(ours), range(20), size, clip)
     run(theirs, TimmLamb(groups_of(theirs), max_grad_norm=clip, **RULE), range(20), size)
@@ -163,7 +167,9 @@ def test_a_saved_state_goes_on_bit_for_bit():
 
 @pytest.mark.parametrize("start", [torch.contiguous_format, torch.channels_last])
 def test_the_memory_format_changes_nothing_not_even_across_a_resume(start):
-    """torch's fused kernels walk memory by address: a moment laid out otherwise than its weight scrambles both."""
+    """torch's fused kernels walk memory by address: a moment laid out otherwise than its weight
+    scrambles both.
+    """
     page = LambPage(betas=(0.9, 0.999), eps=1e-6, weight_decay=0.02)
     plain = weights_of()
     run(plain, page.build(groups_of(plain), 5e-3), range(6))

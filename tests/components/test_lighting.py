@@ -1,4 +1,6 @@
-"""Lighting is AlexNet's colour jitter as pycls does it to images between 0 and 1, before they are normalized."""
+"""Lighting is AlexNet's colour jitter as pycls does it to images between 0 and 1, before they are
+normalized.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ EIG_VECS = np.array(
 
 
 def source_colors(alpha):
-    """What the source adds to (red, green, blue) of an image in [0, 1] for its three normal numbers."""
+    """What the source adds to (red, green, blue) of an image in [0, 1] for its three normal
+    numbers.
+    """
     return np.sum(
         EIG_VECS * np.repeat(alpha[None], 3, axis=0) * np.repeat(EIG_VALS, 3, axis=0), axis=1
     )

@@ -144,7 +144,9 @@ def test_focal_loss_equals_torchvisions_on_hard_targets(gamma, alpha):
 
 
 def test_focal_loss_weighs_yes_and_no_by_a_soft_target():
-    """A plain float64 loop over images and classes, from the paper's definition for y = 1 and y = 0."""
+    """A plain float64 loop over images and classes, from the paper's definition for y = 1 and y =
+    0.
+    """
     logits, targets, x, t = micro_batch(spread=3.0)
     total = 0.0
     for score, target in zip(x.ravel(), t.ravel(), strict=True):

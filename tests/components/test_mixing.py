@@ -101,7 +101,9 @@ def test_a_boxs_share_is_exactly_the_area_that_stays(px):
 
 
 def test_box_centres_are_uniform_and_sides_as_drawn():
-    """Where no border cuts it, the box's half side is half the root of the area that was drawn, floored."""
+    """Where no border cuts it, the box's half side is half the root of the area that was drawn,
+    floored.
+    """
     page, px, rows = CutMix(alpha=1.0, partner="rolled"), 224, []
     for step in range(2000):
         _, level, down, across = draws_of(step)

@@ -66,7 +66,9 @@ def test_norms_are_torchvisions_groups(model):
 
 
 def test_names_with_bn_are_ffcvs_groups():
-    """Its script: `"bn" in name`. So the norms of the shortcuts decay, and so does the bias of the head."""
+    """Its script: `"bn" in name`. So the norms of the shortcuts decay, and so does the bias of the
+    head.
+    """
     model = timm.create_model("resnet50")
     named = {name for name, _ in model.named_parameters() if "bn" in name}
     groups = names_by_decay(model, param_groups(model, sgd("bn_in_name")))
@@ -179,7 +181,9 @@ def test_sgd_equals_its_formula(momentum, nesterov):
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("decoupled_decay", [False, True])
 def test_rmsprop_equals_its_formula(centered, decoupled_decay):
-    """TensorFlow 1: the mean square starts at one, eps is inside the root, the rate enters the momentum."""
+    """TensorFlow 1: the mean square starts at one, eps is inside the root, the rate enters the
+    momentum.
+    """
     page = RmspropTf(
         alpha=0.9,
         eps=1e-3,

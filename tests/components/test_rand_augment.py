@@ -119,7 +119,9 @@ def test_choices_are_distributed_as_timms(text, changes):
 
 
 def assert_alike(first, second):
-    """Two samples may come from one distribution: the same few values about equally often, or alike as wholes."""
+    """Two samples may come from one distribution: the same few values about equally often, or alike
+    as wholes.
+    """
     values = np.union1d(first, second)
     counts = np.array([[np.sum(sample == value) for value in values] for sample in (first, second)])
     frequent = counts[:, counts.sum(0) > 10]
@@ -203,7 +205,8 @@ def test_pictures_equal_timms(changes):
     )
     expected = np.stack([timm_picture(*row) for row in zip(pixels, *drawn.values(), strict=True)])
     differences = np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - expected).mean((1, 2, 3))
-    # Two operations in a row: a table drawn from pixels that differ by one level may differ a little more.
+    # Two operations in a row: a table drawn from pixels that differ by one level may differ a
+    # little more.
     assert differences.max() < 1 and differences.mean() < 0.02
 
 
@@ -217,7 +220,9 @@ def test_absurd_pages_are_refused(wrong):
 
 @pytest.mark.parametrize("increasing", [True, False])
 def test_three_channels_draw_what_they_always_drew(increasing):
-    """The stream behind stored rows: five uniform numbers an operation; which = floor(15 u) in timm's order."""
+    """The stream behind stored rows: five uniform numbers an operation; which = floor(15 u) in
+    timm's order.
+    """
     augment, ids = make(increasing=increasing, magnitude_std=None), make_ids(500)
     drawn, draws = augment.draw(7, ids, IMAGE_PX), uniforms(7, "rand_augment", ids, 10)
     for op in range(2):

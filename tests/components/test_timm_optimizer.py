@@ -1,4 +1,6 @@
-"""Every optimizer of timm: a step as timm's own factory takes it, fields checked, a resume that changes nothing."""
+"""Every optimizer of timm: a step as timm's own factory takes it, fields checked, a resume that
+changes nothing.
+"""
 
 import io
 

@@ -91,7 +91,9 @@ def test_a_draw_depends_on_its_own_address_alone():
 
 
 def test_three_channels_draw_what_they_always_drew():
-    """The stream behind stored rows: three uniform numbers an image; which = floor(14 u) in torchvision's order."""
+    """The stream behind stored rows: three uniform numbers an image; which = floor(14 u) in
+    torchvision's order.
+    """
     ids = make_ids(500)
     drawn = TrivialAugment(num_bins=31, interpolation="nearest").draw(7, ids, IMAGE_PX)
     which, strength, side = uniforms(7, "trivial_augment", ids, 3).T

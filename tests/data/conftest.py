@@ -16,7 +16,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def make_folder(tmp_path):
-    """Write an image folder of so many JPEGs per class: make_folder(train={"a": 3, "b": 2}, val={"a": 1, "b": 1})."""
+    """Write an image folder of so many JPEGs per class: make_folder(train={"a": 3, "b": 2},
+    val={"a": 1, "b": 1}).
+    """
 
     def make(name="photos", **splits):
         root = tmp_path / name
@@ -36,7 +38,9 @@ def make_folder(tmp_path):
 
 @pytest.fixture
 def settle():
-    """Set the times of all folders below a root into the past: a folder that is too young is not believed."""
+    """Set the times of all folders below a root into the past: a folder that is too young is not
+    believed.
+    """
 
     def age(root):
         for folder, _, _ in os.walk(root):

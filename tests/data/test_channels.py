@@ -33,7 +33,9 @@ SHORT = "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch
 
 @pytest.fixture
 def bands(tmp_path):
-    """Write a folder of 12 + 12 and 3 + 3 images in two classes and its profile: bands(4) gives (profile, folder)."""
+    """Write a folder of 12 + 12 and 3 + 3 images in two classes and its profile: bands(4) gives
+    (profile, folder).
+    """
 
     def make(channels, as_png=False):
         root = tmp_path / ("png" if as_png else "npy")

@@ -1,5 +1,6 @@
-"""Orders and indexes of millions of images: what they take in memory, and that they are the orders they always were; and
-what a long run leaves, which is as long as a short one's."""
+"""Orders and indexes of millions of images: what they take in memory, and that they are the orders
+they always were; and what a long run leaves, which is as long as a short one's.
+"""
 
 import io
 import json
@@ -114,8 +115,9 @@ class Unread(FolderSet):
 
 
 def own_mib(pid: int) -> dict[str, float]:
-    """Memory of a process's own: all that is resident and no file's, and the pages that it has written, copies of those
-    that it shared with its parent included."""
+    """Memory of a process's own: all that is resident and no file's, and the pages that it has
+    written, copies of those that it shared with its parent included.
+    """
     found = {}
     for name, word in (("status", "RssAnon:"), ("smaps_rollup", "Private_Dirty:")):
         lines = Path(f"/proc/{pid}/{name}").read_text().splitlines()
@@ -126,7 +128,9 @@ def own_mib(pid: int) -> dict[str, float]:
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("every", [50, pytest.param(4, marks=pytest.mark.drill)])
 def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
-    """A worker of its own process over every so-manieth step of an epoch, from its first to its last."""
+    """A worker of its own process over every so-manieth step of an epoch, from its first to its
+    last.
+    """
     crop = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 4 / 3), interpolation="bilinear")
     images, steps = Unread(stored_index(tmp_path, 1_000_000)), 1000
     stream = TrainStream(
@@ -144,7 +148,8 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
     for kind in sizes[0]:
         held = np.array([size[kind] for size in sizes[1:]])
         first, second = np.triu_indices(len(held), 1)
-        # By Theil and Sen's median of slopes: a collector or an allocator that reaches further once is no growth.
+        # By Theil and Sen's median of slopes: a collector or an allocator that reaches further once
+        # is no growth.
         grown = np.median((held[second] - held[first]) / (second - first)) * (len(held) - 1)
         assert grown < MOST_GROWN_MIB, (kind, held[:: max(1, len(held) // 20)])
 

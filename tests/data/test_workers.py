@@ -24,7 +24,9 @@ kept = [next(items) for _ in range(3)]
     [("raise ZeroDivisionError('of its own')", 1), ("sys.exit(7)", 7), ("pass", 0)],
 )
 def test_a_process_ends_at_once_with_its_loaders_processes(last, code):
-    """They ignore what multiprocessing asks them to end with, and an error's traceback holds the loader."""
+    """They ignore what multiprocessing asks them to end with, and an error's traceback holds the
+    loader.
+    """
     done = subprocess.run(
         [sys.executable, "-c", ENDING.format(last)], capture_output=True, text=True, timeout=100
     )

@@ -13,13 +13,15 @@ from trainer.distributed.communicator import alone
 from trainer.distributed.gradients import Gradients
 
 # BatchNorm, mixing, repeats, LAMB, an average, a last step of 29 images
-# Smooth: where max pooling meets a tie, as on a plain background, the last bit decides where a gradient goes.
+# Smooth: where max pooling meets a tie, as on a plain background, the last bit decides where a
+# gradient goes.
 SMOOTH = "'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}' lr.peak=5e-4 "
 EVERYTHING = (
     SMOOTH
     + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9, every_steps: 1}'"
 )
-# a last step of 5 images: 2 micro-batches, of 3 and of 2 images, so that two of four ranks have none
+# a last step of 5 images: 2 micro-batches, of 3 and of 2 images, so that two of four ranks have
+# none
 SMALL_LAST = "batch.images=8 batch.norm_images=2 batch.drop_last=false"
 
 
@@ -92,7 +94,9 @@ def test_ranks_and_accumulated_micro_batches_are_interchangeable(one_rank, num_r
 
 
 def test_in_float64_ranks_differ_in_the_last_digits_alone():
-    """What float32 shows as 1e-6 after many steps is rounding: nothing is weighted or counted otherwise."""
+    """What float32 shows as 1e-6 after many steps is rounding: nothing is weighted or counted
+    otherwise.
+    """
     words = ("A1", "test_resnet", EVERYTHING, -3, 6)
     expected = on_ranks(ranked.steps64, 1, *words)[0]
     for rank in on_ranks(ranked.steps64, 4, *words):
@@ -117,7 +121,9 @@ def test_without_statistics_over_images_ranks_differ_by_rounding_alone():
 @pytest.mark.parametrize(("num_ranks", "norm_images"), [(1, 2), (2, 2), (4, 2)])
 @pytest.mark.parametrize("last", [False, True])
 def test_the_gradient_is_that_of_the_whole_step_in_one_piece(num_ranks, norm_images, last):
-    """A model without norms over images; the last step has micro-batches of 3 and of 2 images, on two of four ranks."""
+    """A model without norms over images; the last step has micro-batches of 3 and of 2 images, on
+    two of four ranks.
+    """
     page = ("torchvision-v1", "test_convnext")
     first = -1 if last else 0
     whole = on_ranks(

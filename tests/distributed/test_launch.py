@@ -1,4 +1,6 @@
-"""gpus= and procs= start ranks from inside the command; their end is the command's. What they do at work: test_launched."""
+"""gpus= and procs= start ranks from inside the command; their end is the command's. What they do at
+work: test_launched.
+"""
 
 import inspect
 import os
@@ -23,12 +25,14 @@ from trainer.recipe.plan import PlanError, check_settings, make_plan
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
-    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "29500",
-    "TORCHELASTIC_RUN_ID": "r", "TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node7", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "r",
+    "TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
 }  # fmt: skip
 SRUN = {
-    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_NUM_NODES": "2",
-    "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "123",
+    "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_NODEID": "1", "SLURM_JOB_ID": "123",
     "SLURM_STEP_ID": "0",
 }  # fmt: skip
 
@@ -257,8 +261,8 @@ def test_the_job_file_is_one_that_sbatch_takes():
     lines = text.splitlines()
     assert lines[0] == "#!/bin/bash"
     for line in (
-        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8", "--time=24:30:00", "--signal=USR1@120",
-        "--requeue", '--partition big --comment="a b"',
+        "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=8",
+        "--time=24:30:00", "--signal=USR1@120", "--requeue", '--partition big --comment="a b"',
     ):  # fmt: skip
         assert f"#SBATCH {line}" in lines
     directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH")]

@@ -1,5 +1,6 @@
-"""Several processes that the command, or torchrun, really starts: what they make together, and what becomes of it where one
-is lost."""
+"""Several processes that the command, or torchrun, really starts: what they make together, and what
+becomes of it where one is lost.
+"""
 
 import contextlib
 import functools
@@ -95,7 +96,9 @@ def as_rank(rank: int, port: int, come_s: float) -> None:
 def ends_of(
     words: list[str], come=(0, 1), come_s: float = 20, timeout_s: float = 40
 ) -> list[tuple[int, str]]:
-    """(exit code, all that was printed) of the program on two ranks, in processes that are forked; come: only these come."""
+    """(exit code, all that was printed) of the program on two ranks, in processes that are forked;
+    come: only these come.
+    """
     port = free_port()
     with contextlib.ExitStack() as stack:
         prepare = [functools.partial(as_rank, rank, port, come_s) for rank in come]
@@ -114,8 +117,9 @@ def undisturbed(tmp_path_factory) -> dict:
 
 
 def test_two_agents_of_torchrun_make_the_run_of_two_processes(undisturbed, tmp_path):
-    """As on two machines: each agent starts one rank, and they find each other at one address. The run of procs=2, bit
-    for bit, as is the one that test_two_processes_stop_together makes."""
+    """As on two machines: each agent starts one rank, and they find each other at one address. The
+    run of procs=2, bit for bit, as is the one that test_two_processes_stop_together makes.
+    """
     address = [
         "--nnodes=2",
         "--nproc-per-node=1",

@@ -1,4 +1,6 @@
-"""A rank that waits for the others looks up: for a signal, for one that has failed, for the meeting point itself."""
+"""A rank that waits for the others looks up: for a signal, for one that has failed, for the meeting
+point itself.
+"""
 
 import json
 import socket

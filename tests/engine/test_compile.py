@@ -1,4 +1,6 @@
-"""What a run runs on moves its result by rounding alone: the same samples, the same weights after 20 steps."""
+"""What a run runs on moves its result by rounding alone: the same samples, the same weights after
+20 steps.
+"""
 
 import dataclasses
 import subprocess
@@ -28,7 +30,8 @@ from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d
 
-# smooth, so that a last digit stays one; with batch norm, stochastic depth, mixing and four micro-batches in a step
+# smooth, so that a last digit stays one; with batch norm, stochastic depth, mixing and four
+# micro-batches in a step
 SET = "drop_path=0.2 lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}'"
 OF_FOLDER = "epochs=10 lr.warmup_epochs=1 image.train_px=32 image.test_px=32"  # two steps an epoch
 NUM_STEPS = 20
@@ -36,8 +39,9 @@ MOST_BY_DECODER = 0.02  # of the loss: 0.006 was measured; another seed moves it
 
 
 def after_steps(num_steps: int = NUM_STEPS, folder: Path | None = None, **changes) -> dict:
-    """Samples, weights and statistics after some steps of a run with some of its settings changed; without a folder of
-    the digits."""
+    """Samples, weights and statistics after some steps of a run with some of its settings changed;
+    without a folder of the digits.
+    """
     plan = small_plan(
         "A2", "test_resnet", f"{SET} {OF_FOLDER if folder else ''}", data=str(folder or "digits")
     )
@@ -91,8 +95,9 @@ def test_after_20_steps_samples_are_the_same_and_weights_within_rounding(plain, 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """An image folder of 64 + 2 smooth JPEGs, as photos are, most of them large enough to be decoded at a half; beside
-    them their .beton files."""
+    """An image folder of 64 + 2 smooth JPEGs, as photos are, most of them large enough to be
+    decoded at a half; beside them their .beton files.
+    """
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("photos")
     for split, num_images in (("train", 32), ("val", 1)):
         for number, name in enumerate(("cat", "dog")):
@@ -160,7 +165,8 @@ def test_the_second_epoch_compiles_nothing_and_a_killed_run_ends_the_same(tmp_pa
     lines = done.stdout.splitlines()
     compiled = [place for place, line in enumerate(lines) if line.startswith("compiled ")]
     evaluated = [place for place, line in enumerate(lines) if "val top-1" in line]
-    # the evaluation's own passes are compiled at the end of the first epoch, and told with the first line after it
+    # the evaluation's own passes are compiled at the end of the first epoch, and told with the
+    # first line after it
     assert compiled and sum(place > evaluated[0] for place in compiled) <= 1
     assert forked.end_of([*forked.words(killed), "--compile=1"], "update", 14)[0] < 0
     assert forked.end_of([*forked.words(killed), "--compile=1"])[0] == 0
@@ -168,7 +174,9 @@ def test_the_second_epoch_compiles_nothing_and_a_killed_run_ends_the_same(tmp_pa
 
 
 def test_each_shape_is_compiled_once_and_its_statistics_move_once_a_step(tmp_path, monkeypatch):
-    """Of the smallest model there is, twice: a graph that torch's cache on disk does not hold comes in two parts, one that it holds whole."""
+    """Of the smallest model there is, twice: a graph that torch's cache on disk does not hold comes
+    in two parts, one that it holds whole.
+    """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for _ in range(2):
         torch._dynamo.reset()

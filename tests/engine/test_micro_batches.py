@@ -1,4 +1,6 @@
-"""Where memory runs out, a step is made again in smaller pieces; activations made again change no bit."""
+"""Where memory runs out, a step is made again in smaller pieces; activations made again change no
+bit.
+"""
 
 import math
 

@@ -1,4 +1,6 @@
-"""Statistics over images do not depend on how a step is cut, and are exact where the page asks for it."""
+"""Statistics over images do not depend on how a step is cut, and are exact where the page asks for
+it.
+"""
 
 import signal
 from copy import deepcopy
@@ -78,7 +80,9 @@ def test_what_an_unfinished_step_left_is_forgotten():
 
 
 def steps_of(part, sizes, model, num_steps):
-    """Gradients of the last of some steps over 32 images cut into micro-batches of the given sizes, and the buffers."""
+    """Gradients of the last of some steps over 32 images cut into micro-batches of the given sizes,
+    and the buffers.
+    """
     torch.manual_seed(0)
     net = nets(model)
     part.apply(net, 64)
@@ -144,7 +148,9 @@ def test_32_images_at_once_and_16_times_2_are_one_step_for_norms_without_batch_s
 
 
 def test_a_bad_start_of_the_estimates_does_no_harm():
-    """Inputs a thousand times too large, and the estimates still at their start: what comes out is of size one."""
+    """Inputs a thousand times too large, and the estimates still at their start: what comes out is
+    of size one.
+    """
     norm = BatchChannelNorm2d(8, 2, 1e-5, 0.1, "estimated")
     statistics = StepStatistics(norm)
     for step in range(3):
@@ -210,7 +216,9 @@ def check_running(norm, maps):
 
 
 def test_a_stop_in_the_middle_of_recomputing_leaves_nothing_behind(opened, settings):
-    """Its checkpoint has statistics half recomputed; the next process recomputes them to the same bits."""
+    """Its checkpoint has statistics half recomputed; the next process recomputes them to the same
+    bits.
+    """
     plan = small_plan(overrides=PRECISE)
     torch.manual_seed(0)
     whole = timm.create_model("test_resnet", num_classes=10)

@@ -34,7 +34,9 @@ from trainer.tasks import task_of
 
 
 def go(folder: Path, plan=None, job=None, stopped=False):
-    """Run a small plan in a folder: (exit code, row, what was printed, run folder); None where it is to be stopped."""
+    """Run a small plan in a folder: (exit code, row, what was printed, run folder); None where it
+    is to be stopped.
+    """
     job = job or Job(
         "A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48")
     )
@@ -60,8 +62,8 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
     assert code == EXIT_DONE and row.status == "finished"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt", "tensorboard", "checkpoints",
-        "model.safetensors", "config.json", "row.json", "first_batch.png",
+        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt", "tensorboard",
+        "checkpoints", "model.safetensors", "config.json", "row.json", "first_batch.png",
     }  # fmt: skip
     stored = folder.parent.parent / "results" / "rows" / f"{row.run}.json"
     assert stored.read_bytes() == (folder / "row.json").read_bytes()
@@ -209,7 +211,9 @@ def stop_after_the_first(evaluate_epoch):
 
 
 def broken_folder(tmp_path, num_bad: int) -> Path:
-    """Two classes of 100 noise images each for training, 4 for testing; some of the training files are cut short."""
+    """Two classes of 100 noise images each for training, 4 for testing; some of the training files
+    are cut short.
+    """
     generator = np.random.default_rng(0)
     for split, number in (("train", 100), ("val", 4)):
         for name in ("cat", "dog"):

@@ -1,5 +1,6 @@
-"""No optimizer step makes the host wait for the GPU: checked on a GPU where there is one, and without one on tensors that
-only say that they lie on one."""
+"""No optimizer step makes the host wait for the GPU: checked on a GPU where there is one, and
+without one on tensors that only say that they lie on one.
+"""
 
 import contextlib
 import itertools
@@ -56,7 +57,9 @@ def test_no_step_waits_for_the_gpu(page, micro_batches, tmp_path):
 
 
 class Waits(TorchDispatchMode):
-    """Where the host would wait for a GPU. Inside a FakeTensorMode: what has no part on the GPU is computed as ever."""
+    """Where the host would wait for a GPU. Inside a FakeTensorMode: what has no part on the GPU is
+    computed as ever.
+    """
 
     def __init__(self):
         super().__init__()
@@ -96,7 +99,9 @@ def _waits(func, args, kwargs) -> bool:
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """Tensors on "cuda" have a shape and no values; what would have to be read from one is an error."""
+    """Tensors on "cuda" have a shape and no values; what would have to be read from one is an
+    error.
+    """
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
         yield waits
@@ -118,7 +123,9 @@ def placed(model):
 
 
 def fake_state(plan, settings, folder, monkeypatch):
-    """A run on the fake GPU. Its backward passes, in which no line is ours, are left out: autograd would want a real one."""
+    """A run on the fake GPU. Its backward passes, in which no line is ours, are left out: autograd
+    would want a real one.
+    """
     with unset_fake_temporarily():
         model = build_model(plan)
     monkeypatch.setattr(state, "build_model", lambda plan: model)

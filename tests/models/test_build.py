@@ -118,7 +118,8 @@ def test_stochastic_depth_grows_linearly_with_depth():
 def test_counts_are_timms_and_the_papers():
     model = timm.create_model("resnet50")
     assert num_parameters(model) == 25_557_032
-    # 4.089 G: convolutions and the last matrix product at 224 px, He et al.'s "3.8 billion" before v1.5 moved a stride
+    # 4.089 G: convolutions and the last matrix product at 224 px, He et al.'s "3.8 billion" before
+    # v1.5 moved a stride
     assert gmacs(model, 3, 224) == pytest.approx(4.089, abs=0.001)
     assert model.training
 

@@ -145,7 +145,8 @@ def test_a_convolution_that_starts_at_zero_and_a_classifier_are_no_such_convolut
 def test_every_gamma_is_drawn_from_0_to_1(name):
     model = make(name)
     (swap,) = apply_start(model, Start(norm_gamma="uniform"))
-    # each vector of a norm is a weight or a bias; of these models' other vectors none is called weight
+    # each vector of a norm is a weight or a bias; of these models' other vectors none is called
+    # weight
     gammas = [
         value
         for key, value in model.named_parameters()

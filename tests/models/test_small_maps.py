@@ -1,4 +1,6 @@
-"""On small maps a convolution leaves out the taps that only padding would meet: the same numbers, exact zeros elsewhere."""
+"""On small maps a convolution leaves out the taps that only padding would meet: the same numbers,
+exact zeros elsewhere.
+"""
 
 import copy
 import itertools

@@ -1,4 +1,5 @@
-"""Every part of the model section, found by walking the section: what is new there is tested without a new test.
+"""Every part of the model section, found by walking the section: what is new there is tested
+without a new test.
 
 And every layer of our own, found by walking the files of layers, against numerical gradients.
 """
@@ -72,7 +73,9 @@ def outputs(model: nn.Module, seed: int) -> torch.Tensor:
 
 
 def check_swap(swap, key: str, model: nn.Module, plain_model: nn.Module) -> None:
-    """Its places are there, each once, and what it says that it found is what stands there in timm's own model."""
+    """Its places are there, each once, and what it says that it found is what stands there in
+    timm's own model.
+    """
     assert swap.part == key and swap.after and "\n" not in str(swap)
     assert swap.places and len(set(swap.places)) == len(swap.places)
     for place in swap.places:
@@ -94,7 +97,9 @@ def check_equal(model: nn.Module, other: nn.Module) -> None:
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Every weight is reached in one of a few passes: in another it may be left out at random, or its ReLU be shut."""
+    """Every weight is reached in one of a few passes: in another it may be left out at random, or
+    its ReLU be shut.
+    """
     missed = dict(model.named_parameters())
     first = copy.deepcopy(model.state_dict())
     for seed in range(40):
@@ -120,7 +125,9 @@ def check_gradients(model: nn.Module) -> None:
 
 
 def is_taken_away(model: nn.Module, name: str) -> bool:
-    """Is it a bias of a convolution straight before a batch normalization, which takes it away: gradient zero?"""
+    """Is it a bias of a convolution straight before a batch normalization, which takes it away:
+    gradient zero?
+    """
     parent, _, word = name.rpartition(".")
     chain, _, number = parent.rpartition(".")
     if word != "bias" or not number.isdigit():

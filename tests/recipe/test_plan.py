@@ -197,7 +197,9 @@ def test_a_warmup_in_steps_must_fit_into_the_run():
 
 
 def page_with(tmp_path, **sections):
-    """torchvision's first page with other sections, as a page of its own; the digits' profile then adapts it."""
+    """torchvision's first page with other sections, as a page of its own; the digits' profile then
+    adapts it.
+    """
     page = imagenet("torchvision-v1").recipe
     lines = {"name": "own", "published": (), "assumed": {}, **sections}
     text = check.check(Recipe, {**tree.plain(page), **lines}).to_yaml()

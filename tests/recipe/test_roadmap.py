@@ -1,4 +1,6 @@
-"""The pages from ResNet-50 to ConvNeXt-T: one step each, the paper's scores, its multiply-adds, the models at both ends."""
+"""The pages from ResNet-50 to ConvNeXt-T: one step each, the paper's scores, its multiply-adds, the
+models at both ends.
+"""
 
 import pytest
 import timm
@@ -14,7 +16,8 @@ from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
 from trainer.recipe.schema import find_recipe, load_recipe, recipe_paths
 from trainer.runs.job import Job, resolve
 
-# Liu et al. 2022, arXiv:2201.03545, Table 10: page, top-1 %, its deviation over three seeds, G multiply-adds.
+# Liu et al. 2022, arXiv:2201.03545, Table 10: page, top-1 %, its deviation over three seeds, G
+# multiply-adds.
 TABLE_10 = [
     ("roadmap-01-recipe", 78.82, 0.07, 4.09),
     ("roadmap-02-stage-ratio", 79.36, 0.07, 4.53),
@@ -117,15 +120,17 @@ def test_the_recipe_is_convnexts_without_the_average():
         page("convnext").for_model("convnext_tiny"), page("roadmap-01-recipe").for_model("resnet50")
     )
     assert {row.path.partition(".")[0] for row in rows} == {"average", "model"}
-    # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer scale, and its weights
-    # as timm draws a ResNet's
+    # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer
+    # scale, and its weights as timm draws a ResNet's
     of_model = {row.path for row in rows if row.path.startswith("model")}
     assert of_model == {"model.head_init_scale", "model.zero_init_last", "model.start"}
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Layers without random weights: to count, none are needed, and drawing them takes most of the time."""
+    """Layers without random weights: to count, none are needed, and drawing them takes most of the
+    time.
+    """
     for name in ("kaiming_uniform_", "kaiming_normal_"):
         monkeypatch.setattr(nn.init, name, lambda tensor, *given, **named: tensor)
 
@@ -137,10 +142,12 @@ COUNTED = [
 
 @pytest.mark.parametrize(("name", "published"), COUNTED, ids=[name for name, _ in COUNTED])
 def test_multiply_adds_are_the_tables(name, published, undrawn):
-    """To two digits, which pins what Figure 3 leaves open: the stride, the shortcuts, the first block's width.
+    """To two digits, which pins what Figure 3 leaves open: the stride, the shortcuts, the first
+    block's width.
 
-    Steps 9 to 11 change no convolution. Step 12: the table's 4.46 contradicts Figure 2's 4.2, and a norm brings no
-    product. Step 13: the paper's count of ConvNeXt-T holds 0.03 more than convolutions and products.
+    Steps 9 to 11 change no convolution. Step 12: the table's 4.46 contradicts Figure 2's 4.2, and a
+    norm brings no product. Step 13: the paper's count of ConvNeXt-T holds 0.03 more than
+    convolutions and products.
     """
     wanted, tolerance = {"12": (4.15, 0.006), "13": (4.49, 0.05)}.get(
         name.split("-")[1], (published, 0.006)
@@ -152,7 +159,9 @@ def test_multiply_adds_are_the_tables(name, published, undrawn):
 
 
 def scattered(model, seed=0):
-    """The model with weights at which every layer matters: a layer scale of 1e-6 would hide its whole branch."""
+    """The model with weights at which every layer matters: a layer scale of 1e-6 would hide its
+    whole branch.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

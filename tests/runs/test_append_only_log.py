@@ -1,4 +1,6 @@
-"""Whatever the disk refuses, and however often, in the end the file holds every byte once and in order."""
+"""Whatever the disk refuses, and however often, in the end the file holds every byte once and in
+order.
+"""
 
 import errno
 import os
@@ -34,7 +36,8 @@ class Disk:
 
     def _fsync(self, descriptor):
         if self.choose() == "fail":
-            # what the kernel does: pages that it could not write are dropped, and are not there when read back
+            # what the kernel does: pages that it could not write are dropped, and are not there
+            # when read back
             os.ftruncate(descriptor, max(self.file._num_done, os.fstat(descriptor).st_size - 5))
             self._fail()
         self.fsync(descriptor)

@@ -66,7 +66,9 @@ def test_a_damaged_one_falls_back_with_a_line(tmp_path, damage):
 
 @pytest.mark.parametrize("reader", ["hashlib.file_digest", "torch.load"])
 def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatch, reader):
-    """A network's disk may give it a minute later: whoever went on from the one before, or anew, would delete it."""
+    """A network's disk may give it a minute later: whoever went on from the one before, or anew,
+    would delete it.
+    """
     for step in (1, 2):
         save_checkpoint(tmp_path, step, state(step))
 

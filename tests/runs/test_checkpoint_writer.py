@@ -1,4 +1,6 @@
-"""Checkpoints are written beside the training: one at a time, from one copy, and no failure of the disk ends it."""
+"""Checkpoints are written beside the training: one at a time, from one copy, and no failure of the
+disk ends it.
+"""
 
 import errno
 import gc
@@ -24,7 +26,9 @@ def state(step: int) -> dict:
 
 
 class Writing:
-    """Stands for save_checkpoint: each call waits until it is let go, and notes how many write at once."""
+    """Stands for save_checkpoint: each call waits until it is let go, and notes how many write at
+    once.
+    """
 
     def __init__(self, patch) -> None:
         self.entered, self.may_end = threading.Semaphore(0), threading.Semaphore(0)

@@ -1,4 +1,6 @@
-"""What is exported is timm's own where timm alone builds it; counts of unchanged models are timm's and torch's."""
+"""What is exported is timm's own where timm alone builds it; counts of unchanged models are timm's
+and torch's.
+"""
 
 import json
 from types import SimpleNamespace
@@ -75,7 +77,9 @@ def test_the_facts_come_last_so_that_where_they_are_the_weights_are_whole(tmp_pa
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_counts_of_an_unchanged_model_are_timms(model):
-    """Parameters as timm's model has them, multiply-adds as torch counts them on timm's model, on no device at all."""
+    """Parameters as timm's model has them, multiply-adds as torch counts them on timm's model, on
+    no device at all.
+    """
     sizes = "image.train_px=64 image.test_px=64"
     ours = build_model(small_plan("torchvision-v1", model=model, overrides=sizes))
     with torch.device("meta"):

@@ -1,4 +1,6 @@
-"""Whatever the disk does in the middle, the run ends as it would have; where it takes no end, that is in another place."""
+"""Whatever the disk does in the middle, the run ends as it would have; where it takes no end, that
+is in another place.
+"""
 
 import errno
 import os

@@ -1,4 +1,6 @@
-"""A run is refused before it trains where its disk cannot hold it, and by no more than it will need."""
+"""A run is refused before it trains where its disk cannot hold it, and by no more than it will
+need.
+"""
 
 import shutil
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""Real disks that are full, read-only or gone: small file systems in memory where the machine lets a test mount one.
+"""Real disks that are full, read-only or gone: small file systems in memory where the machine lets
+a test mount one.
 
 Where it does not, the kernel's own limit on the length of files stands in: its errors are as real.
 """
@@ -56,7 +57,9 @@ class Tmpfs:
 
 
 class ShortFiles:
-    """No file of this process may grow beyond what it has now: the kernel refuses, as a full disk does."""
+    """No file of this process may grow beyond what it has now: the kernel refuses, as a full disk
+    does.
+    """
 
     is_mounted = False
 
@@ -183,7 +186,9 @@ def same_where_nothing_can_be_mounted(undisturbed, tmp_path, monkeypatch):
 def test_a_folder_in_which_nothing_can_be_made_is_tried_until_it_can(
     undisturbed, tmp_path, monkeypatch
 ):
-    """chattr +i, which holds for root too; where the file system has none, the errors that it would give."""
+    """chattr +i, which holds for root too; where the file system has none, the errors that it would
+    give.
+    """
 
     def changes(folder: Path, flag: str) -> bool:
         return (

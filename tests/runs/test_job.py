@@ -45,7 +45,9 @@ def test_again_takes_the_first_name_without_a_row(tmp_path):
 
 
 def test_a_row_of_another_recipe_under_a_runs_name_is_not_taken_for_its_own(tmp_path):
-    """A name has 24 bits of its digest: where two recipes share one, neither is taken for the other."""
+    """A name has 24 bits of its digest: where two recipes share one, neither is taken for the
+    other.
+    """
     plan, settings, data = (
         small_plan(),
         make_settings("cpu", results=tmp_path),

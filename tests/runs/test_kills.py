@@ -1,4 +1,6 @@
-"""kill -9 at random moments, and a second process in the middle: the run ends as the undisturbed one does, bit for bit."""
+"""kill -9 at random moments, and a second process in the middle: the run ends as the undisturbed
+one does, bit for bit.
+"""
 
 import functools
 import os
@@ -31,7 +33,9 @@ def undisturbed(tmp_path_factory) -> dict:
 
 
 def random_moments(seed: int) -> list[tuple[str, int]]:
-    """20 moments over the whole of a run, each kind at least once, in the order in which they come, so that each does."""
+    """20 moments over the whole of a run, each kind at least once, in the order in which they come,
+    so that each does.
+    """
     draw = random.Random(seed)
     names = [name for name in MOMENTS if name not in LATE]
     names += draw.choices(names, k=20 - len(LATE) - len(names))
@@ -87,7 +91,9 @@ def test_the_command_itself_killed_at_any_time_ends_the_same(undisturbed, tmp_pa
 
 
 def test_one_of_two_ranks_killed_at_random_moments_ends_the_same(tmp_path):
-    """In a step either of them, while it writes the first, which alone writes; in the evaluation the second."""
+    """In a step either of them, while it writes the first, which alone writes; in the evaluation
+    the second.
+    """
     flags = "batch.images=128 batch.norm_images=32 epochs=1 average='{name: ema, decay: 0.9, every_steps: 2}'"
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     expected = ranked.end_of(ranked.whole_run, 2, str(undisturbed), flags, timeout_s=400)[0].value

@@ -73,7 +73,8 @@ def test_parity_on_whole_and_on_shrunk_images(photos, tmp_path):
         and whole["found"]["val_images"] == 8
         and whole["source"] == whole["beton"]
     )
-    # the default torch loader decodes otherwise: close, and not the same; another filter is further away
+    # the default torch loader decodes otherwise: close, and not the same; another filter is further
+    # away
     assert (
         0 < whole["found"]["torch_levels"] < whole["found"]["inter_area_levels"]
         and whole["allowed"]["torch_levels"] == 3.0

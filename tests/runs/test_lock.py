@@ -128,7 +128,9 @@ def test_another_machines_claim_lives_by_its_heartbeat(tmp_path, monkeypatch, ag
 def test_what_another_machine_held_is_had_once_it_shows_no_life(
     tmp_path, monkeypatch, capsys, is_touched
 ):
-    """A machine that is gone leaves a claim that is fresh for a minute: the same command elsewhere waits for it."""
+    """A machine that is gone leaves a claim that is fresh for a minute: the same command elsewhere
+    waits for it.
+    """
     with monkeypatch.context() as patched:
         patched.setattr(claims, "machine_id", lambda: "000000000000")
         elsewhere = try_acquire(tmp_path)

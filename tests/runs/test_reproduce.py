@@ -1,4 +1,6 @@
-"""A row leads back to its run: the recipe that it holds, refusals with the reason, and what a rerun says."""
+"""A row leads back to its run: the recipe that it holds, refusals with the reason, and what a rerun
+says.
+"""
 
 import json
 
@@ -20,7 +22,9 @@ FINGERPRINT = "f" * 64
 
 
 def row_of(job: Job, is_old: bool = False, **facts):
-    """The row that a job's run would have on this machine. is_old: as the first edition wrote it, without its recipe."""
+    """The row that a job's run would have on this machine. is_old: as the first edition wrote it,
+    without its recipe.
+    """
     plan = plan_of(job)
     if not is_old:
         facts = {
@@ -43,11 +47,14 @@ def row_of(job: Job, is_old: bool = False, **facts):
 
 
 OVERRIDES = [
-    "", "epochs=3 lr.peak=1.234e-3", "loss.name=ce", "mix=null loss.threshold=null smoothing=0.1", "repeats=null drop_path=null",
+    "", "epochs=3 lr.peak=1.234e-3", "loss.name=ce", "mix=null loss.threshold=null smoothing=0.1",
+    "repeats=null drop_path=null",
     "optimizer={name: adamw, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05}",
-    "optimizer.name=sgd optimizer.momentum=0.9", "lr.schedule={name: step, every_epochs: 3, factor: 0.1}",
+    "optimizer.name=sgd optimizer.momentum=0.9",
+    "lr.schedule={name: step, every_epochs: 3, factor: 0.1}",
     "model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: swish, beta: 1.0}",
-    "augment.rand_augment=null", "augment.rand_augment.magnitude=9 augment.random_resized_crop.area=[0.5, 1]",
+    "augment.rand_augment=null",
+    "augment.rand_augment.magnitude=9 augment.random_resized_crop.area=[0.5, 1]",
     "batch.images=64 batch.norm_images=16 average={name: ema, decay: 0.99, every_steps: 1}",
 ]  # fmt: skip
 EXACT = [

@@ -1,4 +1,6 @@
-"""A run that is killed or stopped, at whatever moment, ends as the undisturbed run does: bit for bit."""
+"""A run that is killed or stopped, at whatever moment, ends as the undisturbed run does: bit for
+bit.
+"""
 
 import functools
 import json
@@ -19,8 +21,9 @@ from support.plans import small_set
 HERE = Path(__file__).parents[1]
 # mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once
 FLAGS = [
-    "train", "--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--checkpoint-s", "0", "--workers", "0",
-    "--set", small_set("batch.images=128 batch.norm_images=32 average='{name: ema, decay: 0.9, every_steps: 2}'"),
+    "train", "--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--checkpoint-s", "0",
+    "--workers", "0", "--set",
+    small_set("batch.images=128 batch.norm_images=32 average='{name: ema, decay: 0.9, every_steps: 2}'"),
 ]  # fmt: skip
 NUM_STEPS = 22  # 2 epochs of 1437 // 128
 
@@ -60,7 +63,9 @@ def test_the_undisturbed_run_is_whole(undisturbed):
 
 
 def test_killed_as_it_starts_at_five_random_steps_and_as_it_goes_on_it_ends_the_same(tmp_path):
-    """In processes forked from one that has imported all there is to import; the drills start the program itself."""
+    """In processes forked from one that has imported all there is to import; the drills start the
+    program itself.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (
         forked.end_of(forked.words(whole, checkpoint_s=3600))[0] == 0

@@ -55,8 +55,9 @@ def test_the_opened_model_has_the_rows_weights_and_gives_its_scores(finished):
 
 
 def test_timm_refuses_a_changed_model_by_its_name(finished):
-    """Its norms and activations have the shapes of timm's own: loaded by the model's own name, it would be another
-    function without a word."""
+    """Its norms and activations have the shapes of timm's own: loaded by the model's own name, it
+    would be another function without a word.
+    """
     plan, _, folder, _ = finished
     assert not is_timms(plan)
     with pytest.raises(RuntimeError, match=r"test_resnet\+A2"):

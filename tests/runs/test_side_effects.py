@@ -108,7 +108,9 @@ def test_a_process_that_imports_and_trains_is_as_it_was(tmp_path):
 
 
 def test_the_ends_of_loaders_are_not_those_of_other_children(tmp_path):
-    """A program that ends while a loader still works: its own processes are ended, nobody else's by our hand."""
+    """A program that ends while a loader still works: its own processes are ended, nobody else's by
+    our hand.
+    """
     script = """
 import atexit, multiprocessing, os, sys, time
 import torch

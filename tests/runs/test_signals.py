@@ -1,4 +1,6 @@
-"""A signal at any time: what there is is saved, the exit code is 75, the same command ends as the undisturbed run does."""
+"""A signal at any time: what there is is saved, the exit code is 75, the same command ends as the
+undisturbed run does.
+"""
 
 import functools
 import os
@@ -19,7 +21,8 @@ from trainer.base import signals as stop
 from trainer.base.signals import EarlySignals, Stopped, StopRequest
 
 ROOT = Path(__file__).parents[2]
-# sends itself a signal at the first look for a module: as if it had come while the program was still importing
+# sends itself a signal at the first look for a module: as if it had come while the program was
+# still importing
 AT_IMPORT = """
 import os, runpy, signal, sys
 module, name, how, *words = sys.argv[1:]

@@ -1,4 +1,6 @@
-"""A run folder that is whole is found whole; each thing that is wrong with one is named, with what was expected."""
+"""A run folder that is whole is found whole; each thing that is wrong with one is named, with what
+was expected.
+"""
 
 import dataclasses
 import io

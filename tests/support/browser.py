@@ -1,4 +1,5 @@
-"""A real Chromium for tests, over the pipe of its DevTools protocol: no driver, no port, no package.
+"""A real Chromium for tests, over the pipe of its DevTools protocol: no driver, no port, no
+package.
 
 Where no Chromium is, a test is skipped; with RSB_CI=1, as in .ci/run, it fails instead.
 Protocol: https://chromedevtools.github.io/devtools-protocol/
@@ -117,7 +118,9 @@ class Browser:
 
 
 class Tab:
-    """One page. requests: every address that it asked for. errors: what the console or an exception said."""
+    """One page. requests: every address that it asked for. errors: what the console or an exception
+    said.
+    """
 
     def __init__(self, browser, path, width_px, height_px, dark, script, print_media) -> None:
         self.browser = browser

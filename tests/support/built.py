@@ -1,4 +1,6 @@
-"""ffcv in tests: where it is not built, they are skipped; with RSB_CI=1, as in .ci/run, they fail instead."""
+"""ffcv in tests: where it is not built, they are skipped; with RSB_CI=1, as in .ci/run, they fail
+instead.
+"""
 
 import importlib.util
 import os

@@ -1,4 +1,6 @@
-"""A plugin as a user would write it: one component of each kind, a data set known by name, and a file format."""
+"""A plugin as a user would write it: one component of each kind, a data set known by name, and a
+file format.
+"""
 
 import io
 from typing import Annotated, Any, ClassVar, Literal
@@ -107,7 +109,8 @@ class HalfMix(Mixing):
 
 
 STRIPES = Profile(
-    name="stripes", num_classes=2, num_train=64, num_val=20, mean=(0.5,) * 3, std=(0.5,) * 3, native_px=8,
+    name="stripes", num_classes=2, num_train=64, num_val=20, mean=(0.5,) * 3, std=(0.5,) * 3,
+    native_px=8,
     adapt=Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=4, warmup_epochs=1, batch_images=16),
 )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """What tests do to runs: faults in some cells, and a trace of what trained where.
 
-FAULTS: JSON, the smoothing of a cell -> "raise", "memory" (torch's error), "kill" (what the kernel does where memory is
-out), "hang", "diverge" (a loss that is no number); it strikes at the run's second step. TRACE: a folder; every step leaves a line in <run>.steps, and a line in
-<run>.overlaps where another living process has trained the same run; a stored row leaves one in <run>.stored.
+FAULTS: JSON, the smoothing of a cell -> "raise", "memory" (torch's error), "kill" (what the kernel
+does where memory is out), "hang", "diverge" (a loss that is no number); it strikes at the run's
+second step. TRACE: a folder; every step leaves a line in <run>.steps, and a line in <run>.overlaps
+where another living process has trained the same run; a stored row leaves one in <run>.stored.
 """
 
 import fcntl

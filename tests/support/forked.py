@@ -1,4 +1,6 @@
-"""The program in processes forked from one that has imported all of it: a run starts in no time, and can be killed."""
+"""The program in processes forked from one that has imported all of it: a run starts in no time,
+and can be killed.
+"""
 
 import atexit
 import contextlib
@@ -21,7 +23,8 @@ from trainer.runs import export, job, run
 
 HERE = Path(__file__).parents[1]
 NUM_STEPS = 22  # 2 epochs of 180 // 16
-# mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once, on few and small images
+# mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once, on
+# few and small images
 SET = (
     "epochs=2 batch.images=16 batch.norm_images=4 lr.warmup_epochs=1 image.train_px=32 image.test_px=32 "
     "average='{name: ema, decay: 0.9, every_steps: 2}'"
@@ -47,8 +50,9 @@ def images() -> Path:
 def words(folder: Path, checkpoint_s: float = 0) -> list[str]:
     """Those of a run of NUM_STEPS steps in a folder."""
     named = {
-        "recipe": "A1", "model": "test_resnet", "data": images(), "device": "cpu", "workers": 0, "set": SET,
-        "checkpoint-s": checkpoint_s, "runs": folder / "runs", "results": folder / "results",
+        "recipe": "A1", "model": "test_resnet", "data": images(), "device": "cpu", "workers": 0,
+        "set": SET, "checkpoint-s": checkpoint_s, "runs": folder / "runs",
+        "results": folder / "results",
     }  # fmt: skip
     return ["train", *(f"--{name}={value}" for name, value in named.items())]
 
@@ -72,7 +76,9 @@ def end_of(
 
 @contextlib.contextmanager
 def started(words: list[str], moment: str = "", step: int = -1, act=None, prepare=None):
-    """The same at work; killed where it still runs at the end of the block. printed: the file of what it says."""
+    """The same at work; killed where it still runs at the end of the block. printed: the file of
+    what it says.
+    """
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), str(HERE.parent)]

@@ -1,4 +1,6 @@
-"""Range tests that nothing was trained for: the decision over a made-up trial, with all that the pictures need."""
+"""Range tests that nothing was trained for: the decision over a made-up trial, with all that the
+pictures need.
+"""
 
 from dataclasses import asdict
 

@@ -46,9 +46,11 @@ from trainer.runs.run import Run
 from trainer.runs.run_folder import plan_of_run
 
 OVERRIDES = (
-    "epochs=5 loss.name=ce", "lr.peak=5e-3 lr.warmup_epochs=2", "mix={name: mixup, alpha: 0.2}", "smoothing=null drop_path=0.1",
-    "augment.rand_augment.magnitude=9", "optimizer.name=adamw optimizer.weight_decay=0.05", "batch.images=64 batch.norm_images=16",
-    "'model.norm={name: group_norm, groups: 8, eps: 1e-5}'", "average={name: ema, decay: 0.99, every_steps: 4}", "image.train_px=64",
+    "epochs=5 loss.name=ce", "lr.peak=5e-3 lr.warmup_epochs=2", "mix={name: mixup, alpha: 0.2}",
+    "smoothing=null drop_path=0.1", "augment.rand_augment.magnitude=9",
+    "optimizer.name=adamw optimizer.weight_decay=0.05", "batch.images=64 batch.norm_images=16",
+    "'model.norm={name: group_norm, groups: 8, eps: 1e-5}'",
+    "average={name: ema, decay: 0.99, every_steps: 4}", "image.train_px=64",
 )  # fmt: skip
 
 
@@ -315,7 +317,9 @@ def _photos(root: Path) -> Path:
 
 
 def _read_damaged(mutate: Mutator, out: Path, read):
-    """One file of a folder damaged at a time, never the same time of change, so that nothing is found in the cache."""
+    """One file of a folder damaged at a time, never the same time of change, so that nothing is
+    found in the cache.
+    """
     files = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
     for number in itertools.count():
         damaged = mutate.chosen(sorted(files))
@@ -380,6 +384,7 @@ def names(mutate: Mutator, folder: Path):
 
 # How many of 20,000: as many as each is worth, and cheap.
 TARGETS = {
-    pages: 2500, profiles: 1000, overrides: 3000, values: 2000, rows: 3300, indexes: 1000, checkpoints: 1500, states: 100,
-    images: 2500, ablations: 400, run_folders: 500, idx_files: 800, names: 500, tars: 550, parquets: 250, betons: 100,
+    pages: 2500, profiles: 1000, overrides: 3000, values: 2000, rows: 3300, indexes: 1000,
+    checkpoints: 1500, states: 100, images: 2500, ablations: 400, run_folders: 500, idx_files: 800,
+    names: 500, tars: 550, parquets: 250, betons: 100,
 }  # fmt: skip

@@ -1,7 +1,8 @@
-"""Damaged inputs for tests: mutations of valid ones from a seed, and a watch over what reading them does.
+"""Damaged inputs for tests: mutations of valid ones from a seed, and a watch over what reading them
+does.
 
-Nothing may come of a damaged input but a value or a UserError: no other exception, no wait, no file written elsewhere, no
-program started, no connection made, nothing unpickled.
+Nothing may come of a damaged input but a value or a UserError: no other exception, no wait, no file
+written elsewhere, no program started, no connection made, nothing unpickled.
 """
 
 import contextlib
@@ -19,15 +20,19 @@ from trainer.base.errors import UserError
 
 LONGEST_S = 5.0
 TOKENS = (
-    "../", "../../../../tmp/out", "/etc/passwd", "C:\\x", "\x00", "\\u0000", "\x1b[2J", "\x1b]0;t\x07", "\u202e", "\ud800", "\ufeff",
-    "&a", "*a", "<<: *a", "!!python/object/apply:os.system [\"touch out\"]", "!!binary x", "%TAG ! tag:x,2000:", "---\n", "...\n",
-    "{", "}", "[", "]", ": ", "? ", "- ", "|", ">-", "'", '"', "#", "\t", "\r", "\n", "\n  ", ",", "=", "=null", "=off",
-    "null", "true", "no", "~", "NaN", ".inf", "-.inf", "1e999", "-1", "0", "1e-400", "9" * 30, "9" * 5000, "0x10", "1:30", "1_0",
-    "[" * 300, "{a: " * 300, "a." * 300, "x" * 5000, "name", "epochs", "lr", "norm", "$(touch out)", "`touch out`", "[/]", "[bold", "[link=x]",
+    "../", "../../../../tmp/out", "/etc/passwd", "C:\\x", "\x00", "\\u0000", "\x1b[2J",
+    "\x1b]0;t\x07", "\u202e", "\ud800", "\ufeff", "&a", "*a", "<<: *a",
+    "!!python/object/apply:os.system [\"touch out\"]", "!!binary x", "%TAG ! tag:x,2000:", "---\n",
+    "...\n", "{", "}", "[", "]", ": ", "? ", "- ", "|", ">-", "'", '"', "#", "\t", "\r", "\n",
+    "\n  ", ",", "=", "=null", "=off", "null", "true", "no", "~", "NaN", ".inf", "-.inf", "1e999",
+    "-1", "0", "1e-400", "9" * 30, "9" * 5000, "0x10", "1:30", "1_0", "[" * 300, "{a: " * 300,
+    "a." * 300, "x" * 5000, "name", "epochs", "lr", "norm", "$(touch out)", "`touch out`", "[/]",
+    "[bold", "[link=x]",
 )  # fmt: skip
 VALUES = (
-    None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 10**40, 0.5, -0.0, 1e308, 1e-320, "", ".", "..", "../x", "/etc", "a/b", "x\x00", "\x1b[2J",
-    "\u202e", "x" * 400, "NaN", "[/bold]", [], {}, [[]], {"": ""}, [None] * 3, "0" * 64, {"name": "bce"}, [1, "a", None],
+    None, True, False, 0, -1, 1, 2**31, 2**53 + 1, 10**40, 0.5, -0.0, 1e308, 1e-320, "", ".", "..",
+    "../x", "/etc", "a/b", "x\x00", "\x1b[2J", "\u202e", "x" * 400, "NaN", "[/bold]", [], {}, [[]],
+    {"": ""}, [None] * 3, "0" * 64, {"name": "bce"}, [1, "a", None],
 )  # fmt: skip
 
 
@@ -44,7 +49,9 @@ class Mutator:
         return things[self.below(len(things))]
 
     def bytes(self, content: bytes) -> bytes:
-        """One to eight of: a bit flipped, bytes put in, taken out, written twice, written over, the end cut off."""
+        """One to eight of: a bit flipped, bytes put in, taken out, written twice, written over, the
+        end cut off.
+        """
         found = bytearray(content)
         for _ in range(1 + self.below(8)):
             place, length = self.below(len(found)), self.below(1 + self.below(64))
@@ -70,7 +77,9 @@ class Mutator:
         return bytes(found)
 
     def text(self, content: str) -> str:
-        """One to six of: a token put in, a piece taken out, moved, written twice, or letters changed."""
+        """One to six of: a token put in, a piece taken out, moved, written twice, or letters
+        changed.
+        """
         found = content
         for _ in range(1 + self.below(6)):
             place, length = self.below(len(found) + 1), self.below(1 + self.below(80))
@@ -147,7 +156,9 @@ def _places(data):
 
 
 class Elsewhere:
-    """What is done outside some folders, told by Python's own audit events. There is one for a process: hooks stay."""
+    """What is done outside some folders, told by Python's own audit events. There is one for a
+    process: hooks stay.
+    """
 
     _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     _PATHS = (
@@ -212,7 +223,9 @@ class Hang(BaseException):
 
 @contextlib.contextmanager
 def watched(*folders):
-    """A block in which nothing is done but in these folders; gives the list of what was done elsewhere."""
+    """A block in which nothing is done but in these folders; gives the list of what was done
+    elsewhere.
+    """
     _elsewhere.seen.clear()
     _elsewhere.allowed = tuple(os.path.realpath(folder) + os.sep for folder in folders)
     try:
@@ -227,7 +240,9 @@ def _late(number, frame):
 
 @contextlib.contextmanager
 def in_time(seconds: float = LONGEST_S):
-    """A block of so many seconds of this process's own time, however busy the machine; one that waits has a minute."""
+    """A block of so many seconds of this process's own time, however busy the machine; one that
+    waits has a minute.
+    """
     timers = {
         signal.SIGPROF: (signal.ITIMER_PROF, seconds),
         signal.SIGALRM: (signal.ITIMER_REAL, 60.0),
@@ -244,7 +259,9 @@ def in_time(seconds: float = LONGEST_S):
 
 
 def survived(tries, folder) -> tuple[int, int, dict[str, str]]:
-    """Make all tries, functions without a word: (how many, how many refused, what went wrong by its place in the program)."""
+    """Make all tries, functions without a word: (how many, how many refused, what went wrong by its
+    place in the program).
+    """
     num_tries, num_refused, wrong = 0, 0, {}
     with watched(folder) as elsewhere, contextlib.redirect_stdout(io.StringIO()):
         for number, attempt in enumerate(tries):

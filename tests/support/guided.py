@@ -1,8 +1,10 @@
-"""A reader of somebody else's bytes under atheris: mutations that follow which lines the ones before them reached.
+"""A reader of somebody else's bytes under atheris: mutations that follow which lines the ones
+before them reached.
 
     python tests/guided.py <reader> -atheris_runs=2000 -seed=1 <folder of first inputs>
 
-As in fuzzed.py nothing may come of them but a value or a UserError, and nothing be written or started elsewhere.
+As in fuzzed.py nothing may come of them but a value or a UserError, and nothing be written or
+started elsewhere.
 """
 
 import contextlib

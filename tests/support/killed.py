@@ -1,7 +1,8 @@
-"""`python killed.py MOMENT STEP train ...`: the program, killed as `kill -9` does, at a moment of a step.
+"""`python killed.py MOMENT STEP train ...`: the program, killed as `kill -9` does, at a moment of a
+step.
 
-MOMENT: one of MOMENTS, named after what is about to happen. STEP: of the run, counted from 0: it strikes the first time
-from there on; `-` for the moments that come once.
+MOMENT: one of MOMENTS, named after what is about to happen. STEP: of the run, counted from 0: it
+strikes the first time from there on; `-` for the moments that come once.
 """
 
 import importlib
@@ -26,7 +27,9 @@ def die(*anything, **named):
 
 
 class Moments:
-    """Where to strike: each method patches the program so that `act` is called there once, from the step on."""
+    """Where to strike: each method patches the program so that `act` is called there once, from the
+    step on.
+    """
 
     def __init__(self, step: int, act=die) -> None:
         self.first, self.act, self.step, self.is_done = step, act, -1, False
@@ -132,7 +135,8 @@ def strike_at(moment: str, step: int, act=die) -> None:
     MOMENTS[moment](Moments(step, act))
 
 
-# A start, in the order in which it comes: the function that is about to be called, and for which time.
+# A start, in the order in which it comes: the function that is about to be called, and for which
+# time.
 STARTS = {
     "plan": ("trainer.runs.start", "plan_of", 1),
     "data": ("trainer.runs.start", "open_data", 1),

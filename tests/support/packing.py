@@ -1,4 +1,6 @@
-"""The images of an image folder packed into tar shards, parquet files and a folder of Hugging Face's `datasets`."""
+"""The images of an image folder packed into tar shards, parquet files and a folder of Hugging
+Face's `datasets`.
+"""
 
 import io
 import json
@@ -68,7 +70,9 @@ def image_type():
 
 
 def table_of(rows, classes: list[str] | None, is_struct: bool = True):
-    """A table as the Hub has it: labels are numbers with the classes' names in the metadata, or the names themselves."""
+    """A table as the Hub has it: labels are numbers with the classes' names in the metadata, or the
+    names themselves.
+    """
     import pyarrow
 
     labels = (

@@ -1,4 +1,6 @@
-"""Every part of the model section as a test writes it: walked, so that a new one is there without being named."""
+"""Every part of the model section as a test writes it: walked, so that a new one is there without
+being named.
+"""
 
 import functools
 
@@ -20,7 +22,9 @@ PAGE = "torchvision-v1"  # the shortest page
 
 @register_model
 def bottlenecks(pretrained=False, **options):
-    """A whole ResNet of few channels, for tests: four stages of bottlenecks, one of them with a plain shortcut."""
+    """A whole ResNet of few channels, for tests: four stages of bottlenecks, one of them with a
+    plain shortcut.
+    """
     shape = {"block": Bottleneck, "layers": (1, 2, 1, 1), "channels": (32, 32, 32, 64)}
     return build_model_with_cfg(ResNet, "bottlenecks", pretrained, **shape, **options)
 

@@ -1,4 +1,6 @@
-"""Steps in which memory runs out on one rank, for tests; each rank's own process imports this by name."""
+"""Steps in which memory runs out on one rank, for tests; each rank's own process imports this by
+name.
+"""
 
 from pathlib import Path
 

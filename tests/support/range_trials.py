@@ -1,4 +1,6 @@
-"""Problems whose range tests are known: trials in plain NumPy for the tests of the rules and of the race."""
+"""Problems whose range tests are known: trials in plain NumPy for the tests of the rules and of the
+race.
+"""
 
 import numpy as np
 
@@ -6,7 +8,9 @@ from trainer.lr_finder.rules import Curve
 
 
 def descend(start, loss_of, gradient_of, values, seed, purpose, noise=0.0):
-    """Gradient descent with one value a step, as a range test takes it; the loss is exact, the gradient may be noisy."""
+    """Gradient descent with one value a step, as a range test takes it; the loss is exact, the
+    gradient may be noisy.
+    """
     draws = np.random.default_rng(seed)
     weights = np.array(start, dtype=float)
     start_loss = loss_of(weights)
@@ -39,7 +43,9 @@ def descend(start, loss_of, gradient_of, values, seed, purpose, noise=0.0):
 
 
 def bowl(curvatures, noise=0.0):
-    """A quadratic bowl: SGD with a constant value is stable below 2 / its largest curvature, and not above."""
+    """A quadratic bowl: SGD with a constant value is stable below 2 / its largest curvature, and
+    not above.
+    """
     curvatures = np.asarray(curvatures, dtype=float)
 
     def trial(seed, values, purpose):
@@ -59,7 +65,9 @@ def bowl(curvatures, noise=0.0):
 
 
 def drawn(loss_at, noise=0.0, rate=0.15, floor=0.0):
-    """A made-up model: at each step the loss moves by `rate` towards loss_at(value); steps are noisy, the slice hardly."""
+    """A made-up model: at each step the loss moves by `rate` towards loss_at(value); steps are
+    noisy, the slice hardly.
+    """
 
     def trial(seed, values, purpose):
         draws = np.random.default_rng(
@@ -94,7 +102,9 @@ def drawn(loss_at, noise=0.0, rate=0.15, floor=0.0):
 
 
 def network(best=0.05, start=2.3, lowest=0.5, width=1.0, edge=20.0):
-    """Where a loss ends up by its learning rate: at `lowest` for `best`, at the start for tiny ones, above it beyond edge * best."""
+    """Where a loss ends up by its learning rate: at `lowest` for `best`, at the start for tiny
+    ones, above it beyond edge * best.
+    """
 
     def loss_at(value, seed):
         if value <= 0:

@@ -18,7 +18,8 @@ PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null
 
 
 def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
-    """The curve of a ramp on a model without batch statistics; one rank's images may be no numbers at a step.
+    """The curve of a ramp on a model without batch statistics; one rank's images may be no numbers
+    at a step.
 
     Each rank keeps trials in a folder of its own: which of them wrote there, tells its name.
     """

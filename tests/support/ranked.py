@@ -1,4 +1,5 @@
-"""Ranks for tests: processes forked from one that has imported all they need, and what they do there.
+"""Ranks for tests: processes forked from one that has imported all they need, and what they do
+there.
 
 Not torchrun, which takes seconds to start: each process is told its place.
 """
@@ -62,7 +63,9 @@ class Ended:
 def end_of(
     function, num_ranks: int, *given, come=None, come_s: float = 20, timeout_s: float = 90
 ) -> list[Ended]:
-    """function(ranks, *given) on each of the ranks at once. come: only these ranks come; come_s: how long they wait."""
+    """function(ranks, *given) on each of the ranks at once. come: only these ranks come; come_s:
+    how long they wait.
+    """
     path = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), str(HERE.parent)]
@@ -149,8 +152,9 @@ def steps64(*given) -> dict:
 
 
 def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: int) -> dict:
-    """Some optimizer steps from a place before the end of the first epoch (first < 0) or from its start; all there is to
-    compare."""
+    """Some optimizer steps from a place before the end of the first epoch (first < 0) or from its
+    start; all there is to compare.
+    """
     plan = ranked_plan(ranks, recipe, model, overrides)
     settings = make_settings("cpu", workers="0")
     first = first % plan.steps_per_epoch

@@ -24,8 +24,9 @@ def repeat_of(smoothing: float, seed: int = 0, overrides: str = "", **job) -> Re
 def row_of(repeat: Repeat, again: str = "", **facts):
     plan = repeat.plan
     identity = {
-        "run": plan.run_name(ROW.data_fingerprint) + again, "recipe": plan.recipe.name, "version": plan.recipe.version, "digest": plan.page_digest,
-        "model": plan.model, "data": plan.profile.name, "seed": plan.seed, "deviations": deviation_rows(plan),
+        "run": plan.run_name(ROW.data_fingerprint) + again, "recipe": plan.recipe.name,
+        "version": plan.recipe.version, "digest": plan.page_digest, "model": plan.model,
+        "data": plan.profile.name, "seed": plan.seed, "deviations": deviation_rows(plan),
     }  # fmt: skip
     return ROW.model_copy(update=identity | facts)
 

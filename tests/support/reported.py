@@ -1,4 +1,6 @@
-"""Reports for tests: a study with every kind of cell, one with hostile texts, one with 2,000 rows; and a reader of pages."""
+"""Reports for tests: a study with every kind of cell, one with hostile texts, one with 2,000 rows;
+and a reader of pages.
+"""
 
 import dataclasses
 import math
@@ -121,7 +123,9 @@ def curves_of(table) -> dict[str, Curves]:
 
 
 class Page(HTMLParser):
-    """What a page's HTML holds: (tag, attributes) of all elements, texts of those asked for, and whether all is closed."""
+    """What a page's HTML holds: (tag, attributes) of all elements, texts of those asked for, and
+    whether all is closed.
+    """
 
     _EMPTY = ("meta", "input", "br", "hr", "link", "img")
 

@@ -1,7 +1,8 @@
 """A real Slurm of one node for tests: its own munge, ports and folders, bound to 127.0.0.1.
 
-Where Slurm is not installed or this is not root (its daemon starts jobs as their users), a test is skipped; with
-RSB_CI=1, as in .ci/run, it fails instead. Settings: https://slurm.schedmd.com/slurm.conf.html
+Where Slurm is not installed or this is not root (its daemon starts jobs as their users), a test is
+skipped; with RSB_CI=1, as in .ci/run, it fails instead. Settings:
+https://slurm.schedmd.com/slurm.conf.html
 """
 
 import contextlib
@@ -151,7 +152,9 @@ class Slurm:
         key.chmod(0o600)
         self.folder.chmod(
             0o755
-        )  # munge wants every folder above its socket to be closed to others' writing, and open to their reading
+            # munge wants every folder above its socket to be closed to others' writing, and open to
+            # their reading
+        )
         host = socket.gethostname().partition(".")[0]
         text = _CONFIG.format(
             host=host, folder=self.folder, ports=_free_ports(2), num_cores=os.cpu_count()

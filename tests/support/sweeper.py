@@ -1,7 +1,9 @@
-"""`python sweeper.py`: imports everything once; each line that it reads becomes a process of the program, forked.
+"""`python sweeper.py`: imports everything once; each line that it reads becomes a process of the
+program, forked.
 
-A line is JSON: {"words": [...], "environment": {...}, "output": path} begins one, and is answered by its process id;
-{"wait": id} is answered by its exit code. Every process is a session of its own, so that all of it can be killed.
+A line is JSON: {"words": [...], "environment": {...}, "output": path} begins one, and is answered
+by its process id; {"wait": id} is answered by its exit code. Every process is a session of its own,
+so that all of it can be killed.
 """
 
 import json

@@ -17,7 +17,9 @@ STEPS = 4
 
 
 def write_pictures(root: Path) -> Path:
-    """Two classes, 16 pictures each for training and 4 for validation, of noise about two brightnesses."""
+    """Two classes, 16 pictures each for training and 4 for validation, of noise about two
+    brightnesses.
+    """
     draws = np.random.default_rng(5)
     for split, count in (("train", 16), ("val", 4)):
         for label, level in (("dark", 80), ("light", 170)):
@@ -30,18 +32,21 @@ def write_pictures(root: Path) -> Path:
 
 
 def write_page(path: Path, data: Path, smoothings, overrides: dict | None = None) -> Path:
-    """A page whose cells differ in smoothing, each STEPS steps long. overrides: by smoothing, what a cell sets besides."""
+    """A page whose cells differ in smoothing, each STEPS steps long. overrides: by smoothing, what
+    a cell sets besides.
+    """
     shared = {
-        "epochs": STEPS // 2, "batch.images": 16, "batch.norm_images": 8, "lr.warmup_epochs": None, "lr.warmup_from": None,
-        "image.train_px": 32, "image.test_px": 32, "repeats": None,
+        "epochs": STEPS // 2, "batch.images": 16, "batch.norm_images": 8, "lr.warmup_epochs": None,
+        "lr.warmup_from": None, "image.train_px": 32, "image.test_px": 32, "repeats": None,
     }  # fmt: skip
     levels = [
         {"name": f"{value:g}", "set": {"smoothing": value, **(overrides or {}).get(value, {})}}
         for value in smoothings
     ]
     page = {
-        "name": path.stem, "title": "smoothings", "question": "How much?", "source": "a test", "recipe": "A1",
-        "models": ["test_resnet"], "data": [str(data)], "seeds": [0], "set": shared,
+        "name": path.stem, "title": "smoothings", "question": "How much?", "source": "a test",
+        "recipe": "A1", "models": ["test_resnet"], "data": [str(data)], "seeds": [0],
+        "set": shared,
         "design": {"name": "full", "factors": [{"name": "smoothing", "levels": levels}]},
     }  # fmt: skip
     path.write_text(json.dumps(page, indent=1))  # JSON is YAML
@@ -127,7 +132,9 @@ class Sweep:
         }
 
     def endings(self) -> dict[str, tuple]:
-        """What must be equal however a sweep was disturbed: status, weights, scores and curves of every run."""
+        """What must be equal however a sweep was disturbed: status, weights, scores and curves of
+        every run.
+        """
         facts = (
             "status",
             "weights_sha256",

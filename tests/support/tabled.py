@@ -52,7 +52,9 @@ def row(name: str, seed: int, top1_pct: float | None, **facts):
 def table_of(
     values: dict[Cell, dict[int, float | None]], seeds=SEEDS, metric="top1", errors=None, **facts
 ) -> Table:
-    """The table of cells whose rows have these values by seed; None is a diverged run. facts: by cell's name."""
+    """The table of cells whose rows have these values by seed; None is a diverged run. facts: by
+    cell's name.
+    """
     rows = {
         (one.name, seed): row(one.name, seed, value, **facts.get(one.name, {}))
         for one, by_seed in values.items()

@@ -51,7 +51,9 @@ def test_the_distance_of_weights_is_in_their_lengths(tmp_path):
 
 
 def faked(monkeypatch, **otherwise):
-    """Commands that end at once; otherwise: what the one under a fault leaves that an undisturbed one does not."""
+    """Commands that end at once; otherwise: what the one under a fault leaves that an undisturbed
+    one does not.
+    """
 
     def calling(words, output):
         output.write_text("said this")

@@ -1,4 +1,6 @@
-"""The committed table of every page on every family is whole, and a sample of its cells is as computed now."""
+"""The committed table of every page on every family is whole, and a sample of its cells is as
+computed now.
+"""
 
 import re
 from pathlib import Path

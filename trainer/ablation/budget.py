@@ -15,10 +15,11 @@ from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
 
 class Budget(Page):
-    """How long each cell is trained: a number of epochs, or a share of those that the recipe has on its data.
+    """How long each cell is trained: a number of epochs, or a share of those that the recipe has on
+    its data.
 
-    What a recipe says in epochs (warm-up, drops of the rate, growth of the images, average) keeps its share of the run,
-    as under a profile; what the ablation itself sets stays as it is written.
+    What a recipe says in epochs (warm-up, drops of the rate, growth of the images, average) keeps
+    its share of the run, as under a profile; what the ablation itself sets stays as it is written.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -51,7 +52,9 @@ def budget_lines(
 
 
 def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
-    """The overrides that make one recipe of another; an ingredient that becomes another one is written whole."""
+    """The overrides that make one recipe of another; an ingredient that becomes another one is
+    written whole.
+    """
     pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
     found = [(label, new) for label, _, new in tree.differences(*pages)]
     changed = [(label, new) for label, new in found if label.partition(".")[0] not in ABOUT]

@@ -1,4 +1,6 @@
-"""One seed of a cell, run: what the command `train` does, under a claim, its output kept, its failure recorded."""
+"""One seed of a cell, run: what the command `train` does, under a claim, its output kept, its
+failure recorded.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ class Shared:
 
 @dataclass(frozen=True)
 class Repeat:
-    """One seed of a cell: what one process runs, on this machine or on another. key: of its plan's identity."""
+    """One seed of a cell: what one process runs, on this machine or on another. key: of its plan's
+    identity.
+    """
 
     key: str
     cell: str
@@ -78,7 +82,8 @@ class Repeat:
 
 
 def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]:
-    """All that an ablation runs: the first seed of every cell first, so that a whole table is there early.
+    """All that an ablation runs: the first seed of every cell first, so that a whole table is there
+    early.
 
     Raises UserError for a cell whose page, model and data do not fit together.
     """
@@ -96,10 +101,12 @@ def _repeat(ablation: Ablation, cell: Cell, seed: int, data_dir: Path | None) ->
 
 
 def run_repeat(repeat: Repeat, shared: Shared) -> int:
-    """Run one seed of a cell to its row in this process; gives the exit code of `train`, or EXIT_CLAIMED.
+    """Run one seed of a cell to its row in this process; gives the exit code of `train`, or
+    EXIT_CLAIMED.
 
-    Its output goes to output.txt in the cell's folder. A run that has its row already is not run; one that fails leaves
-    a failure, before its claim is given up, so that nobody takes it up in between.
+    Its output goes to output.txt in the cell's folder. A run that has its row already is not run;
+    one that fails leaves a failure, before its claim is given up, so that nobody takes it up in
+    between.
     """
     folder = cell_folder(shared.runs, repeat.key)
     own = try_acquire(folder)
@@ -213,7 +220,9 @@ def row_names(shared: Shared) -> list[str]:
 
 
 def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
-    """The run folder of one seed of a cell, once it is there: the one whose plan says what the repeat's plan says."""
+    """The run folder of one seed of a cell, once it is there: the one whose plan says what the
+    repeat's plan says.
+    """
     plan = repeat.plan
     expected = {"page_digest": plan.page_digest, "recipe_digest": plan.recipe.digest}
     for path in Path(shared.runs).glob(f"{repeat.prefix}{'[0-9a-f]' * 6}/plan.json"):

@@ -27,11 +27,12 @@ _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 class Cell:
     """One variant of an ablation: what all its seeds have in common.
 
-    name: as the table's first column says it, unique in its ablation. overrides: the exact text of set= that makes this
-    cell, the budget included. levels: (factor, level) pairs, for grouping and plots. is_base: differences are taken
-    against it; one per group. group: cells are compared within it: "resnet18 on digits". published: the paper's top-1
-    for this cell in per cent, of the paper's model and data as published_source says them. plan: for the first seed;
-    None where a cell was made by hand.
+    name: as the table's first column says it, unique in its ablation. overrides: the exact text of
+    set= that makes this cell, the budget included. levels: (factor, level) pairs, for grouping and
+    plots. is_base: differences are taken against it; one per group. group: cells are compared
+    within it: "resnet18 on digits". published: the paper's top-1 for this cell in per cent, of the
+    paper's model and data as published_source says them. plan: for the first seed; None where a
+    cell was made by hand.
     """
 
     name: str
@@ -54,7 +55,8 @@ class Cell:
 
 
 def plan_of_cell(cell: Cell, seed: int) -> Plan:
-    """The plan of one seed of a cell; no image is read, and for a cell of an ablation's page no file either.
+    """The plan of one seed of a cell; no image is read, and for a cell of an ablation's page no
+    file either.
 
     Raises UserError as plan_of does.
     """
@@ -123,7 +125,9 @@ def command(cell: Cell, seed: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For a shell: double quotes where nothing in the text means something within them, as they are easy to read."""
+    """For a shell: double quotes where nothing in the text means something within them, as they are
+    easy to read.
+    """
     if shlex.quote(text) == text:
         return text
     return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)

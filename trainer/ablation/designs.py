@@ -1,4 +1,5 @@
-"""Designs: from the factors, parts, steps or cells of an ablation's page to named variants of its base.
+"""Designs: from the factors, parts, steps or cells of an ablation's page to named variants of its
+base.
 
 The first variant of every design is the base, which the others are compared with.
 """
@@ -29,7 +30,9 @@ def _label(text: str) -> str:
 
 
 def not_empty(items: tuple) -> tuple:
-    """A list with something in it. (A bound on the length would count only the items that are sound.)"""
+    """A list with something in it. (A bound on the length would count only the items that are
+    sound.)
+    """
     if not items:
         raise ValueError("write one at least")
     return items
@@ -76,10 +79,11 @@ Factors = Annotated[tuple[Factor, ...], AfterValidator(not_empty)]
 
 @dataclass(frozen=True)
 class Variant:
-    """A cell before its model and its data: the changes to put over the base, in order, each with its place in the page.
+    """A cell before its model and its data: the changes to put over the base, in order, each with
+    its place in the page.
 
-    place: where the page names the variant. levels: (factor, level) pairs. at_once: the changes are of different
-    factors, none on top of another.
+    place: where the page names the variant. levels: (factor, level) pairs. at_once: the changes are
+    of different factors, none on top of another.
     """
 
     name: str
@@ -169,7 +173,9 @@ class Full(Page):
 
 
 class LeaveOneOut(Page):
-    """The base with all its parts, then the base without each of them: a part's changes take it out."""
+    """The base with all its parts, then the base without each of them: a part's changes take it
+    out.
+    """
 
     name: Literal["leave_one_out"]
     base: Label
@@ -190,7 +196,9 @@ class LeaveOneOut(Page):
 
 
 class Cumulative(Page):
-    """The base, then steps, each on top of the last; a step that names a recipe starts anew from that."""
+    """The base, then steps, each on top of the last; a step that names a recipe starts anew from
+    that.
+    """
 
     name: Literal["cumulative"]
     base: Label
@@ -233,10 +241,11 @@ Design = Annotated[
 
 
 def put_over(lines: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides by path with others over them: what lies at or within a new path goes, and what lies within an older
-    section is written into that.
+    """Overrides by path with others over them: what lies at or within a new path goes, and what
+    lies within an older section is written into that.
 
-    A new `name` of a section takes the place of the older paths within it, as they belong to the older ingredient.
+    A new `name` of a section takes the place of the older paths within it, as they belong to the
+    older ingredient.
     """
     sections = [label.removesuffix(".name") for label in layer]
     result = {

@@ -35,7 +35,9 @@ _NOT_OF_THE_SHAPE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """How the one step of a shape went. error: one line, None where it went well. is_users: by what a user wrote."""
+    """How the one step of a shape went. error: one line, None where it went well. is_users: by what
+    a user wrote.
+    """
 
     shape: str
     error: str | None = None
@@ -44,7 +46,9 @@ class Trial:
 
 
 def shape_of(plan: Plan) -> str:
-    """16 hex digits over all that decides whether a step works: the page without its real numbers, model, data, versions, plugins."""
+    """16 hex digits over all that decides whether a step works: the page without its real numbers,
+    model, data, versions, plugins.
+    """
     page = {
         key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE
     }
@@ -91,7 +95,9 @@ def _mark(shared: Shared, shape: str) -> Path:
 
 
 def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
-    """Make one step of each shape in this process, and score one batch; the data is opened once for each set."""
+    """Make one step of each shape in this process, and score one batch; the data is opened once for
+    each set.
+    """
     opened: dict[tuple, Any] = {}
     for shape, repeat in shapes.items():
         try:

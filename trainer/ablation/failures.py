@@ -21,9 +21,9 @@ class FailureError(UserError):
 class Failure(Page):
     """One seed of a cell that ended in an error, in its last attempt.
 
-    run: its run folder's name, None where it did not come so far. key: as `identity.RunIdentity.key`. error: one line.
-    exit_code: the process's; negative is the signal that ended it. log_tail: the last lines that it wrote.
-    num_attempts: that failed so far.
+    run: its run folder's name, None where it did not come so far. key: as
+    `identity.RunIdentity.key`. error: one line. exit_code: the process's; negative is the signal
+    that ended it. log_tail: the last lines that it wrote. num_attempts: that failed so far.
     """
 
     run: str | None
@@ -81,7 +81,9 @@ def store_failure(
     exit_code: int,
     output: list[str],
 ) -> Failure:
-    """Record one more failed attempt. output: the lines that it wrote; the last one that says something is the error."""
+    """Record one more failed attempt. output: the lines that it wrote; the last one that says
+    something is the error.
+    """
     before = read_failure(runs, key)
     failure = Failure(
         run=run,

@@ -106,7 +106,9 @@ def _last_lines(path: Path) -> list[dict]:
 
 
 class SweepTable:
-    """Shows a sweep's standings; a context. Called with them as often as one likes, it draws twice a second."""
+    """Shows a sweep's standings; a context. Called with them as often as one likes, it draws twice
+    a second.
+    """
 
     def __init__(self, console: Console, shared: Shared, title: str) -> None:
         self._console, self._shared, self._title = console, shared, title
@@ -241,7 +243,9 @@ def summary(standings: Sequence[Standing]) -> str:
 
 
 def closing_lines(standings: Sequence[Standing], shared: Shared, ablation: str) -> list[str]:
-    """What a sweep leaves to its reader: the counts, each failure with its error and where its output lies."""
+    """What a sweep leaves to its reader: the counts, each failure with its error and where its
+    output lies.
+    """
     lines = [summary(standings)]
     for standing in standings:
         if standing.failure is not None:

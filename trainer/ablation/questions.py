@@ -1,8 +1,9 @@
-"""What a table needs of an ablation's page: its cells and what identifies their runs, without their plans.
+"""What a table needs of an ablation's page: its cells and what identifies their runs, without their
+plans.
 
-Working out a page takes torch and timm: seconds, and most of a gigabyte. So what came of it is kept in the user's cache
-folder under a digest of all that it follows from: the page, every recipe, and the program itself. A page that names files of
-its own is worked out each time.
+Working out a page takes torch and timm: seconds, and most of a gigabyte. So what came of it is kept
+in the user's cache folder under a digest of all that it follows from: the page, every recipe, and
+the program itself. A page that names files of its own is worked out each time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _PACKAGE = Path(__file__).parents[1]
 class Question:
     """An ablation without its plans.
 
-    identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of its runs begin:
-    `<recipe>.v<N>-<model>-<data>-s`.
+    identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of
+    its runs begin: `<recipe>.v<N>-<model>-<data>-s`.
     """
 
     name: str
@@ -89,7 +90,9 @@ def question_of(ablation: Ablation) -> Question:
 
 
 def _record(source: Path | str) -> Path | None:
-    """Where the question of a page is kept; None where the page is not found without working it out."""
+    """Where the question of a page is kept; None where the page is not found without working it
+    out.
+    """
     is_path = isinstance(source, Path) or source.endswith((".yaml", ".yml"))
     page = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
     if not page.is_file():
@@ -103,7 +106,9 @@ def _record(source: Path | str) -> Path | None:
 
 
 def _names_files(ablation: Ablation) -> bool:
-    """Does the page depend on more than is in the digest: profiles, recipes or images of the user's own?"""
+    """Does the page depend on more than is in the digest: profiles, recipes or images of the user's
+    own?
+    """
     from trainer.recipe.profiles import PROFILES
 
     return any(

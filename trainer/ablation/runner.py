@@ -1,4 +1,6 @@
-"""A sweep: every cell of an ablation that has no row yet, run to its row, once, however often it is called."""
+"""A sweep: every cell of an ablation that has no row yet, run to its row, once, however often it is
+called.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,8 @@ class Workers(Protocol):
 class Standing:
     """How one seed of a cell stands in this sweep.
 
-    num_failed_before: attempts that had failed when the sweep began; num_failed_then: when the last attempt did.
-    is_done_before: its row was there already.
+    num_failed_before: attempts that had failed when the sweep began; num_failed_then: when the last
+    attempt did. is_done_before: its row was there already.
     """
 
     repeat: Repeat
@@ -73,8 +75,9 @@ class Standing:
 class Sweep:
     """One call's work on an ablation.
 
-    retries: how often a cell that failed is tried again by this call. fail_fast: begin nothing more after the first
-    failure, and stop what runs. watch: called about twice a second with all standings.
+    retries: how often a cell that failed is tried again by this call. fail_fast: begin nothing more
+    after the first failure, and stop what runs. watch: called about twice a second with all
+    standings.
     """
 
     def __init__(
@@ -94,7 +97,8 @@ class Sweep:
         self._looked_s = self._asked_s = 0.0
 
     def run(self) -> int:
-        """Run what has no row: 0 all finished, 3 some diverged, 1 some failed, 75 stopped by a signal.
+        """Run what has no row: 0 all finished, 3 some diverged, 1 some failed, 75 stopped by a
+        signal.
 
         Raises UserError where a cell's first step meets something that the user wrote.
         """
@@ -170,7 +174,9 @@ class Sweep:
                 standing.state = FAILED
 
     def _row_names(self) -> list[str]:
-        """The names of the store's rows; of one behind a URL that does not answer, those that are known."""
+        """The names of the store's rows; of one behind a URL that does not answer, those that are
+        known.
+        """
         if self.shared.url:
             prefixes = tuple({standing.repeat.prefix for standing in self.standings})
             with contextlib.suppress(UserError):

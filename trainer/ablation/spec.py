@@ -36,9 +36,11 @@ class AblationError(UserError):
 
 
 class Published(Page):
-    """A paper's own top-1 of one cell, in per cent, with the model and the data that the source had.
+    """A paper's own top-1 of one cell, in per cent, with the model and the data that the source
+    had.
 
-    model: the one of this page's models that it belongs to; absent: it stands beside the cell for each of them.
+    model: the one of this page's models that it belongs to; absent: it stands beside the cell for
+    each of them.
     """
 
     cell: str
@@ -50,9 +52,9 @@ class Published(Page):
 class AblationPage(Page):
     """The page: a question, what all cells share, and the design that makes them.
 
-    recipe: which all cells start from, unless a change of the design names another. models, data: every combination is
-    a group of cells with a base of its own. set: overrides by path that all cells share. source: where the question is
-    from. published: scores of the sources, by cell.
+    recipe: which all cells start from, unless a change of the design names another. models, data:
+    every combination is a group of cells with a base of its own. set: overrides by path that all
+    cells share. source: where the question is from. published: scores of the sources, by cell.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -98,10 +100,11 @@ class AblationPage(Page):
 
 @dataclass(frozen=True)
 class Ablation:
-    """A page with its cells worked out: planned, checked against each other, the base of each group first.
+    """A page with its cells worked out: planned, checked against each other, the base of each group
+    first.
 
-    seeds: every cell is run with each. page: as written. path: of its file. positions: where the page's keys stand;
-    places: the keys that make a cell, by its name.
+    seeds: every cell is run with each. page: as written. path: of its file. positions: where the
+    page's keys stand; places: the keys that make a cell, by its name.
     """
 
     name: str
@@ -167,7 +170,9 @@ def load_ablation(source: Path | str) -> Ablation:
 
 @dataclass(frozen=True)
 class _Start:
-    """A recipe for a model, as a profile adapts it: what cells put their overrides on, read once for all of them."""
+    """A recipe for a model, as a profile adapts it: what cells put their overrides on, read once
+    for all of them.
+    """
 
     page: Recipe
     adapted: Recipe
@@ -216,7 +221,9 @@ def _located(function, path: ValuePath, positions: Positions, value: str):
 
 
 def _check_recipe(name: str, path: ValuePath, positions: Positions) -> None:
-    """Refuse a recipe that is not there at the line that names it; what is wrong in it has a line of its own."""
+    """Refuse a recipe that is not there at the line that names it; what is wrong in it has a line
+    of its own.
+    """
     _check_file(name, path, positions)
     _located(find_recipe, path, positions, name)
 
@@ -233,7 +240,8 @@ def _cells(
 ) -> Iterator[tuple[Cell, ValuePath]]:
     """The cells of one group, the base first.
 
-    Raises PageError for a cell that its plan refuses, that changes nothing, or that is the same run as another.
+    Raises PageError for a cell that its plan refuses, that changes nothing, or that is the same run
+    as another.
     """
     group = f"{model} on {data}"
     suffix = ", ".join([model] * (len(page.models) > 1) + [data] * (len(page.data) > 1))
@@ -310,8 +318,9 @@ def _check_budget(page: AblationPage, positions: Positions, variant: Variant) ->
 def _refused(
     error: UserError, page: AblationPage, positions: Positions, variant: Variant, group: str
 ) -> PageError:
-    """A refusal of a cell, at the line of the override that it is about, else of the cell; one in the recipe or the
-    profile names its own line."""
+    """A refusal of a cell, at the line of the override that it is about, else of the cell; one in
+    the recipe or the profile names its own line.
+    """
     changes = [(*place, "set", label) for place, change in variant.changes for label in change.set]
     about = error.labels if isinstance(error, OverrideError) else (".".join(map(str, error.path)),)
     named = [

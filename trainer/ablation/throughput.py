@@ -25,7 +25,9 @@ _BY_KIND = ("optimizer", "loss", "mix", "average")
 
 @dataclass(frozen=True)
 class Pace:
-    """step_s: of one optimizer step, the median of num_steps. evaluation_s: of one evaluation, from one batch of it."""
+    """step_s: of one optimizer step, the median of num_steps. evaluation_s: of one evaluation, from
+    one batch of it.
+    """
 
     step_s: float
     evaluation_s: float
@@ -37,7 +39,9 @@ class Pace:
 
 
 def shape_of(plan: Plan) -> str:
-    """What makes a step of a plan cost what it costs, as a digest: plans of one shape are measured once."""
+    """What makes a step of a plan cost what it costs, as a digest: plans of one shape are measured
+    once.
+    """
     page = {
         key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST
     }
@@ -49,7 +53,8 @@ def shape_of(plan: Plan) -> str:
 def measure(
     plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float
 ) -> Pace:
-    """The pace of the last steps of a plan, where images that grow are largest; the first one is not counted.
+    """The pace of the last steps of a plan, where images that grow are largest; the first one is
+    not counted.
 
     Fewer than num_steps where they would take longer than bound_s; one at least.
     """

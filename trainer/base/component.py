@@ -1,9 +1,11 @@
-"""What every ingredient is: one small frozen class whose fields are its YAML; and the registry of all of them.
+"""What every ingredient is: one small frozen class whose fields are its YAML; and the registry of
+all of them.
 
-A kind (a schedule, a loss, a norm ...) is an abstract class that has `kind` in its own body. A component is a class below
-it with a `name` of its own: to define the class is to register it, here or in anybody's file. What core code has to know
-of a component the kind's hooks answer; those whose absence would be a silent error are abstract, and a class that lacks
-one is refused where it is defined.
+A kind (a schedule, a loss, a norm ...) is an abstract class that has `kind` in its own body. A
+component is a class below it with a `name` of its own: to define the class is to register it, here
+or in anybody's file. What core code has to know of a component the kind's hooks answer; those whose
+absence would be a silent error are abstract, and a class that lacks one is refused where it is
+defined.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class ComponentError(UserError):
 class Page(BaseModel):
     """A frozen, strict part of a page: unknown keys, wrong types, NaN and infinity are refused.
 
-    Sequences are tuples, so that a page is immutable all the way down. A field that may be absent defaults to None or
-    False, which means off: a page never gets a number that nobody wrote.
+    Sequences are tuples, so that a page is immutable all the way down. A field that may be absent
+    defaults to None or False, which means off: a page never gets a number that nobody wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -55,11 +57,13 @@ _REGISTRY: dict[type[Ingredient], dict[str, type[Ingredient]]] = {}
 
 
 class Ingredient(Page):
-    """One exchangeable part of a recipe. Its `name` chooses the class; its one method is its mathematics.
+    """One exchangeable part of a recipe. Its `name` chooses the class; its one method is its
+    mathematics.
 
-    kind: in the body of an abstract class, what the classes below it are one of, as messages say it.
-    purpose: the stream of random numbers (trainer.base.streams) that a component draws from; None for one that draws nothing.
-    example: fields, `name` left out, as its source has them: what documentation and tests make it with.
+    kind: in the body of an abstract class, what the classes below it are one of, as messages say
+    it. purpose: the stream of random numbers (trainer.base.streams) that a component draws from;
+    None for one that draws nothing. example: fields, `name` left out, as its source has them: what
+    documentation and tests make it with.
     """
 
     kind: ClassVar[str]
@@ -67,7 +71,8 @@ class Ingredient(Page):
     example: ClassVar[dict[str, Any]] = {}
 
     def check(self, plan) -> None:
-        """Refuse a plan (trainer.recipe.plan.Plan) that this part does not fit, in units that only a plan knows.
+        """Refuse a plan (trainer.recipe.plan.Plan) that this part does not fit, in units that only
+        a plan knows.
 
         Raises UserError.
         """
@@ -139,7 +144,8 @@ def _register(name: str, cls: type[Ingredient]) -> None:
     of = [base for base in cls.__mro__ if is_kind(base)]
     for kind in of:
         there = _REGISTRY.setdefault(kind, {}).get(name)
-        # the same class once more, as when a cell of a notebook runs again, takes the place of the one before
+        # the same class once more, as when a cell of a notebook runs again, takes the place of the
+        # one before
         if there is not None and f"{there.__module__}.{there.__qualname__}" != where:
             raise ComponentError(
                 f"{where}: the {kind.kind} {name} is {there.__module__}.{there.__qualname__} already; choose another name"

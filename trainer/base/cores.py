@@ -9,17 +9,20 @@ from pathlib import Path
 
 
 def num_cores() -> int:
-    """The cores of this process's affinity, and no more than its control group has time for: a container's --cpus=."""
+    """The cores of this process's affinity, and no more than its control group has time for: a
+    container's --cpus=.
+    """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = group_cores()
     return own if share is None else max(1, min(own, math.ceil(share)))
 
 
 def group_cores(root: Path = Path("/")) -> float | None:
-    """The processor time of this process's control group, in cores; None where none is set. root: of the file system.
+    """The processor time of this process's control group, in cores; None where none is set. root:
+    of the file system.
 
-    Source: Linux's cgroup-v2 (cpu.max) and cgroup-v1 (cpu.cfs_quota_us) documentation; a group's limit is one of all
-    below it, and inside a container its own group may stand at the top.
+    Source: Linux's cgroup-v2 (cpu.max) and cgroup-v1 (cpu.cfs_quota_us) documentation; a group's
+    limit is one of all below it, and inside a container its own group may stand at the top.
     """
     shares = [share for folder in _groups(root) if (share := _share_of(folder)) is not None]
     return min(shares, default=None)

@@ -1,4 +1,6 @@
-"""Files that are whole or absent, and a disk that takes nothing: what to say of it, and how long to try."""
+"""Files that are whole or absent, and a disk that takes nothing: what to say of it, and how long to
+try.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def why(error: OSError) -> str:
 
 @contextlib.contextmanager
 def must_write(folder: Path) -> Iterator[None]:
-    """A block without which no run begins. Raises UserError where the disk does not take what it writes."""
+    """A block without which no run begins. Raises UserError where the disk does not take what it
+    writes.
+    """
     try:
         yield
     except OSError as error:
@@ -63,7 +67,9 @@ class Troubles:
 def keep_trying(
     write: Callable[[], None], for_s: float, is_over: Callable[[], bool] = lambda: False
 ) -> OSError | None:
-    """Call `write` until it raises no OSError, for so many seconds at most; gives the last one. is_over: stop trying?"""
+    """Call `write` until it raises no OSError, for so many seconds at most; gives the last one.
+    is_over: stop trying?
+    """
     until_s = time.monotonic() + for_s
     while True:
         try:

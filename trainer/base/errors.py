@@ -1,4 +1,6 @@
-"""The one tree of errors that a user can cause. The command line turns each into one line and exit 2."""
+"""The one tree of errors that a user can cause. The command line turns each into one line and exit
+2.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,12 @@ Path = tuple[str | int, ...]
 
 
 class UserError(ValueError):
-    """What the user wrote is wrong. The one line that is shown is made from the fields: `place: found; hint`.
+    """What the user wrote is wrong. The one line that is shown is made from the fields: `place:
+    found; hint`.
 
-    found: what was found. hint: what to do. path: of the value, where the error is about one. kind: a word for programs,
-    such as `missing`. place: a file, or the word of the command line; line: of the file, from 1. can_be_off: leaving
-    the key out is a way out too.
+    found: what was found. hint: what to do. path: of the value, where the error is about one. kind:
+    a word for programs, such as `missing`. place: a file, or the word of the command line; line: of
+    the file, from 1. can_be_off: leaving the key out is a way out too.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class PageError(UserError):
 
 
 class OverrideError(UserError):
-    """An override that does not fit its page. place: the items as given. labels: their paths, as given."""
+    """An override that does not fit its page. place: the items as given. labels: their paths, as
+    given.
+    """
 
     def __init__(self, found: str, hint: str = "", *, labels: tuple[str, ...] = (), **fields: Any):
         super().__init__(found, hint, **fields)

@@ -11,7 +11,9 @@ LARGEST_MIB = 64
 
 
 def json_of(text: str | bytes) -> Any:
-    """JSON text as plain data. Raises ValueError for all that is none, and for what is nested too deep to be read."""
+    """JSON text as plain data. Raises ValueError for all that is none, and for what is nested too
+    deep to be read.
+    """
     try:
         return json.loads(text)
     except RecursionError:
@@ -19,7 +21,9 @@ def json_of(text: str | bytes) -> Any:
 
 
 def json_file(path: Path, largest_mib: float = LARGEST_MIB) -> Any:
-    """The plain data in a file. Raises OSError, and ValueError as json_of does and for what is no file or too large."""
+    """The plain data in a file. Raises OSError, and ValueError as json_of does and for what is no
+    file or too large.
+    """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
         raise ValueError("no file")

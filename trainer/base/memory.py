@@ -29,7 +29,9 @@ def is_memory_full(error: BaseException) -> bool:
 
 
 def line_of(error: BaseException) -> str | None:
-    """The one line that a command ends with where the user can mend the error; None for a bug, which is a traceback."""
+    """The one line that a command ends with where the user can mend the error; None for a bug,
+    which is a traceback.
+    """
     if isinstance(error, UserError):
         return printable(str(error))
     if isinstance(error, RuntimeError) and is_memory_full(error):
@@ -39,10 +41,12 @@ def line_of(error: BaseException) -> str | None:
 
 
 def keep_freed_memory() -> bool:
-    """Keep what tensors free for the next ones, rather than hand it back: True where the C library can.
+    """Keep what tensors free for the next ones, rather than hand it back: True where the C library
+    can.
 
-    A training step on the CPU frees and takes hundreds of MiB. glibc gives large pieces back to the system at once and
-    pays for fresh, zeroed pages at every step: a fifth to a quarter of a ResNet-50 step at 32 px. No result changes.
+    A training step on the CPU frees and takes hundreds of MiB. glibc gives large pieces back to the
+    system at once and pays for fresh, zeroed pages at every step: a fifth to a quarter of a
+    ResNet-50 step at 32 px. No result changes.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,7 +1,8 @@
-"""Names that become files, each kept in the folder that it names something of; and what a text may hold.
+"""Names that become files, each kept in the folder that it names something of; and what a text may
+hold.
 
-A name comes from a row, a page or a store that somebody else may have written. What a user writes as a path of their
-own is followed wherever it leads.
+A name comes from a row, a page or a store that somebody else may have written. What a user writes
+as a path of their own is followed wherever it leads.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def why_no_name(text: str) -> str | None:
 
 
 def one_name(text: str) -> str:
-    """The text itself. Raises ValueError where it is not the name of one file: for the types of pages and rows."""
+    """The text itself. Raises ValueError where it is not the name of one file: for the types of
+    pages and rows.
+    """
     reason = why_no_name(text)
     if reason:
         raise ValueError(f"{reason}; use letters, digits, . and -")
@@ -44,7 +47,9 @@ def one_name(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """The text itself. Raises ValueError where it holds what a terminal would obey, or half a character."""
+    """The text itself. Raises ValueError where it holds what a terminal would obey, or half a
+    character.
+    """
     for mark in text:
         if unicodedata.category(mark) in ("Cc", "Cs") and mark not in "\t\n":
             raise ValueError(f"holds the character {mark!a}; use printable text")
@@ -54,7 +59,8 @@ def plain_text(text: str) -> str:
 def inside(folder: Path, name: str, what: str) -> Path:
     """The path of a name in a folder, whether or not anything is there.
 
-    Raises FolderError for a name that is none, and for a link that leads out of the folder. what: the user's word for it.
+    Raises FolderError for a name that is none, and for a link that leads out of the folder. what:
+    the user's word for it.
     """
     reason = why_no_name(name)
     if reason:
@@ -68,7 +74,8 @@ def inside(folder: Path, name: str, what: str) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a folder with a link in it that leads out of it: what is written there would be written elsewhere.
+    """Refuse a folder with a link in it that leads out of it: what is written there would be
+    written elsewhere.
 
     Raises FolderError.
     """

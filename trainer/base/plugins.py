@@ -1,8 +1,10 @@
-"""Components from a user's own files: plugins=my_losses.py, or an installed package's entry point in the group rsb.plugins.
+"""Components from a user's own files: plugins=my_losses.py, or an installed package's entry point
+in the group rsb.plugins.
 
-A plugin is a Python file that defines components (see ingredients/base.py), data sets (data/sets.known_set) or formats
-(data/formats.FileFormat). It is imported as a module below this one, so that whatever process gets one of its objects,
-a loader's or a cluster's, finds its class again: the path travels in the environment.
+A plugin is a Python file that defines components (see ingredients/base.py), data sets
+(data/sets.known_set) or formats (data/formats.FileFormat). It is imported as a module below this
+one, so that whatever process gets one of its objects, a loader's or a cluster's, finds its class
+again: the path travels in the environment.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from pathlib import Path
 from trainer.base.errors import UserError, did_you_mean, printable
 
 GROUP = "rsb.plugins"
-VARIABLE = "RSB_PLUGINS"  # the files of this process and of those that it starts, absolute, os.pathsep between them
+# the files of this process and of those that it starts, absolute, os.pathsep between them
+VARIABLE = "RSB_PLUGINS"
 
 _digests: dict[str, str] = {}  # of what has been loaded: file name, or entry point, to sha256 (hex)
 
@@ -31,7 +34,9 @@ def _files() -> list[Path]:
 
 
 class _Folders:
-    """Where modules below this one are looked for: the folders of the plugins, as the environment now says."""
+    """Where modules below this one are looked for: the folders of the plugins, as the environment
+    now says.
+    """
 
     def __iter__(self):
         return iter(dict.fromkeys(str(path.parent) for path in _files()))
@@ -45,7 +50,9 @@ class PluginError(UserError):
 
 
 class _OfBytes(importlib.machinery.SourceFileLoader):
-    """Runs the very bytes whose digest is kept, not what a cache has of a file of the same time and size."""
+    """Runs the very bytes whose digest is kept, not what a cache has of a file of the same time and
+    size.
+    """
 
     def __init__(self, name: str, path: str, source: bytes) -> None:
         super().__init__(name, path)
@@ -59,7 +66,8 @@ class _OfBytes(importlib.machinery.SourceFileLoader):
 
 
 def load_plugins(text: str = "") -> dict[str, str]:
-    """Import plugins, those of the environment, and those that installed packages bring; gives what `loaded_plugins` does.
+    """Import plugins, those of the environment, and those that installed packages bring; gives what
+    `loaded_plugins` does.
 
     text: paths of Python files, commas between them. One that is loaded already is left alone.
 
@@ -73,12 +81,16 @@ def load_plugins(text: str = "") -> dict[str, str]:
 
 
 def loaded_plugins() -> dict[str, str]:
-    """sha256 (hex) of every plugin of this process, by its file's name, or by an entry point's package and name."""
+    """sha256 (hex) of every plugin of this process, by its file's name, or by an entry point's
+    package and name.
+    """
     return dict(_digests)
 
 
 def reasons_against(then: dict[str, str]) -> list[str]:
-    """Why the plugins of this process are not those of a row, a line each; none where all of them are here as they were."""
+    """Why the plugins of this process are not those of a row, a line each; none where all of them
+    are here as they were.
+    """
     reasons = []
     for name, sha256 in then.items():
         now = _digests.get(name)

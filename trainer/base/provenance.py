@@ -11,13 +11,17 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder of pages that comes with the package: beside it in a source tree, inside it in an installed wheel."""
+    """A folder of pages that comes with the package: beside it in a source tree, inside it in an
+    installed wheel.
+    """
     inside = Path(__file__).parents[1] / name
     return inside if inside.is_dir() else PACKAGE_ROOT / name
 
 
 def package_version(name: str) -> str:
-    """The installed version of a distribution, or "source" when it runs from a checkout that is not installed."""
+    """The installed version of a distribution, or "source" when it runs from a checkout that is not
+    installed.
+    """
     try:
         return version(name)
     except PackageNotFoundError:
@@ -33,7 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> tuple[str | None, bool | None]:
-    """(commit of the checkout the program runs from, whether tracked files differ from it); (None, None) outside one."""
+    """(commit of the checkout the program runs from, whether tracked files differ from it); (None,
+    None) outside one.
+    """
     if not (PACKAGE_ROOT / ".git").exists():
         return None, None
     head = _git("rev-parse", "HEAD")

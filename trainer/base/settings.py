@@ -18,12 +18,13 @@ MICRO_BATCHES = ("page", "auto")
 class Settings:
     """Resolved settings: no `auto` is left.
 
-    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. num_workers: loader
-    processes, or ffcv's threads. num_threads: torch's threads on the CPU. checkpoint_s: least time between two checkpoints.
-    log_steps: optimizer steps between two lines of metrics. micro_batch: "page", or "auto" for smaller pieces where memory
-    runs out. activation_checkpointing: are activations made again in the backward pass? compile: are the model's passes compiled?
-    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with every
-    JPEG file decoded whole by PIL, or "ffcv".
+    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32.
+    num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
+    checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
+    of metrics. micro_batch: "page", or "auto" for smaller pieces where memory runs out.
+    activation_checkpointing: are activations made again in the backward pass? compile: are the
+    model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the last two.
+    loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or "ffcv".
     """
 
     device: str
@@ -64,8 +65,8 @@ def make_settings(
 ) -> Settings:
     """Resolve what was asked against this machine.
 
-    in_memory: the data set is held in memory and small, so that loader processes would cost more than they save.
-    num_ranks_here: processes of the run that share this machine's cores.
+    in_memory: the data set is held in memory and small, so that loader processes would cost more
+    than they save. num_ranks_here: processes of the run that share this machine's cores.
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
@@ -89,7 +90,8 @@ def make_settings(
     return Settings(
         device=device,
         precision=_resolve_precision(precision, on_gpu),
-        # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there for small images.
+        # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there
+        # for small images.
         channels_last=on_gpu,
         num_workers=worker_count(workers, auto=_auto_workers(on_gpu, in_memory, num_ranks_here)),
         num_threads=torch.get_num_threads(),

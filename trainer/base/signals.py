@@ -1,4 +1,6 @@
-"""Signals that ask a run to save and end: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a cluster's warning)."""
+"""Signals that ask a run to save and end: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a cluster's
+warning).
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """A context in which the signals are noted instead of obeyed; a second Ctrl-C ends the process at once.
+    """A context in which the signals are noted instead of obeyed; a second Ctrl-C ends the process
+    at once.
 
-    For a command line: whoever trains from Python gives one that is not entered, which changes no handler and asks for
-    nothing.
+    For a command line: whoever trains from Python gives one that is not entered, which changes no
+    handler and asks for nothing.
     """
 
     def __init__(self) -> None:
@@ -91,7 +94,9 @@ def _early(action) -> EarlySignals | None:
 
 
 def _end_at_once() -> None:
-    """End without a look at anything: no library may take this for an exception of its own, and go on."""
+    """End without a look at anything: no library may take this for an exception of its own, and go
+    on.
+    """
     if sys.stdout is not None and sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the progress bar had hidden the cursor
     os._exit(EXIT_INTERRUPTED)

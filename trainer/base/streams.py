@@ -1,7 +1,8 @@
 """All randomness of a run, as a pure function of (seed, purpose, indices).
 
-Counter-based: a draw is found by its address, never by what was drawn before it. So nothing random is stored, a run
-resumed at step k draws what the undisturbed run would have drawn, and workers and ranks share no state.
+Counter-based: a draw is found by its address, never by what was drawn before it. So nothing random
+is stored, a run resumed at step k draws what the undisturbed run would have drawn, and workers and
+ranks share no state.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox4x32-10).
 """
@@ -30,7 +31,9 @@ PURPOSES = {
 
 
 def add_purpose(purpose: str) -> None:
-    """A stream for a component from elsewhere; its number, far above those here, depends on its name alone."""
+    """A stream for a component from elsewhere; its number, far above those here, depends on its
+    name alone.
+    """
     digest = hashlib.sha256(purpose.encode()).digest()
     PURPOSES.setdefault(purpose, 2**31 + int.from_bytes(digest[:4], "big") // 2)
 
@@ -58,7 +61,9 @@ def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 def _philox(
     c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: tuple[int, int]
 ) -> tuple[np.ndarray, ...]:
-    """The same of words that lie apart, each [N] uint64 and changed in place: several times as fast as across rows of four."""
+    """The same of words that lie apart, each [N] uint64 and changed in place: several times as fast
+    as across rows of four.
+    """
     p0, p1 = np.empty_like(c0), np.empty_like(c0)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -106,7 +111,8 @@ def _check_address(seed: int, indices: np.ndarray) -> None:
 def uniforms(seed: int, purpose: str, indices: np.ndarray, num_draws: int) -> np.ndarray:
     """Uniform numbers in [0, 1): row b depends on (seed, purpose, indices[b]) and on nothing else.
 
-    indices: [B] or [B, k] with k <= 3, integers in [0, 2**32). Gives [B, num_draws] float64, multiples of 2**-32.
+    indices: [B] or [B, k] with k <= 3, integers in [0, 2**32). Gives [B, num_draws] float64,
+    multiples of 2**-32.
     """
     return words(seed, purpose, indices, num_draws) * 2.0**-32
 
@@ -114,8 +120,9 @@ def uniforms(seed: int, purpose: str, indices: np.ndarray, num_draws: int) -> np
 def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
     """A uniformly drawn order of `size` things for one epoch: [size] int64.
 
-    By rising 64-bit keys, equal ones by place. Sorted are the keys' upper bits with the places in the lower ones, in one
-    array: several times as fast as an argsort, in half of its memory. The few whose upper bits are equal follow singly.
+    By rising 64-bit keys, equal ones by place. Sorted are the keys' upper bits with the places in
+    the lower ones, in one array: several times as fast as an argsort, in half of its memory. The
+    few whose upper bits are equal follow singly.
     """
     _check_address(seed, np.array([epoch, max(0, size - 1)]))
     place_bits = np.uint64(max(1, (size - 1).bit_length()))
@@ -155,7 +162,9 @@ def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.nda
 
 
 def _runs(tied: np.ndarray) -> list[slice]:
-    """Stretches in which each is tied with the next, told by the places of the former ones, in rising order."""
+    """Stretches in which each is tied with the next, told by the places of the former ones, in
+    rising order.
+    """
     breaks = np.flatnonzero(np.diff(tied) > 1) + 1
     return [slice(run[0], run[-1] + 2) for run in np.split(tied, breaks) if len(run)]
 
@@ -169,14 +178,17 @@ def torch_seed(seed: int, purpose: str, *indices: int) -> int:
 
 
 def device_normals(keys, which, positions):
-    """Standard normal noise made on the device of its arguments, the same numbers on every device up to rounding.
+    """Standard normal noise made on the device of its arguments, the same numbers on every device
+    up to rounding.
 
-    keys: [N] int64 tensor, values below 2**32, one per image. which: [M] int64, places in `keys`. positions: [M] int64.
-    Gives [M] float32, number positions[i] of key keys[which[i]], by Box and Muller's transform of two hashes of the two.
+    keys: [N] int64 tensor, values below 2**32, one per image. which: [M] int64, places in `keys`.
+    positions: [M] int64. Gives [M] float32, number positions[i] of key keys[which[i]], by Box and
+    Muller's transform of two hashes of the two.
     """
     import torch
 
-    # The key enters twice: two keys whose first hashes differ in low bits only visit the same words, in another order.
+    # The key enters twice: two keys whose first hashes differ in low bits only visit the same
+    # words, in another order.
     state = _mix32(_mix32(keys)[which] ^ positions) + _mix32(keys + 0x85EBCA6B)[which]
     first = (_mix32(state + 0x9E3779B9) + 1).to(
         torch.float32
@@ -186,7 +198,9 @@ def device_normals(keys, which, positions):
 
 
 def _mix32(value):
-    """A bijection of 32-bit words held in int64 (lowbias32: Wellons 2018, "Prospecting for hash functions")."""
+    """A bijection of 32-bit words held in int64 (lowbias32: Wellons 2018, "Prospecting for hash
+    functions").
+    """
     value = value & 0xFFFFFFFF
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     value = ((value ^ (value >> 15)) * 0x846CA68B) & 0xFFFFFFFF

@@ -1,7 +1,8 @@
 """The terminal: what is printed is text, whatever it was made of.
 
-A file's name, a row or a page may hold what a terminal obeys: to rename the window, to wipe a line, to write in the other
-direction. All that the program prints goes through this console, which writes such characters out: \\x1b.
+A file's name, a row or a page may hold what a terminal obeys: to rename the window, to wipe a line,
+to write in the other direction. All that the program prints goes through this console, which writes
+such characters out: \\x1b.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ _SPACES = ("Zs",)  # category of the spaces that str.isprintable takes for none
 
 
 class Terminal(Console):
-    """Rich's console on which no text can do more than be read; nor is a long one searched for what to colour."""
+    """Rich's console on which no text can do more than be read; nor is a long one searched for what
+    to colour.
+    """
 
     def __init__(self, **facts) -> None:
         super().__init__(**{"highlight": False, **facts})
 
     def render(self, renderable, options=None) -> Iterable[Segment]:
-        """The segments of what is printed; Rich's own movements of the cursor are no text, and stay."""
+        """The segments of what is printed; Rich's own movements of the cursor are no text, and
+        stay.
+        """
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment
@@ -43,7 +48,9 @@ def _readable(mark: str) -> str:
 
 
 def open_terminal(least_columns: int = 140, stderr: bool = False) -> Terminal:
-    """The terminal; where the output goes into a file or a pipe, lines are wide enough for every table."""
+    """The terminal; where the output goes into a file or a pipe, lines are wide enough for every
+    table.
+    """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else least_columns
     return Terminal(soft_wrap=True, width=width, stderr=stderr)

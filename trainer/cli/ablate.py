@@ -82,9 +82,11 @@ def ablate(
         ),
     ] = "",
 ) -> None:
-    """Run the cells of an ablation that have no row yet. The same command goes on where it was stopped or killed.
+    """Run the cells of an ablation that have no row yet. The same command goes on where it was
+    stopped or killed.
 
-    Ends with 0 where all have finished, 3 where some diverged, 1 where some failed, 75 where a signal stopped it.
+    Ends with 0 where all have finished, 3 where some diverged, 1 where some failed, 75 where a
+    signal stopped it.
     """
     check_words(on, device, gpus, per_cell)
     if on == "here":
@@ -151,7 +153,8 @@ def check_words(on: str, device: str, gpus: int | None, per_cell: str) -> None:
 
 
 def use_threads(runs: Path, ablation: str, jobs: int) -> None:
-    """Set the number of threads, before anything is imported that reads it, for this process and all it starts.
+    """Set the number of threads, before anything is imported that reads it, for this process and
+    all it starts.
 
     Who sets OMP_NUM_THREADS has chosen already.
     """

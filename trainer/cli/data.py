@@ -1,4 +1,6 @@
-"""`data` writes the .beton files that loader=ffcv reads; `parity` certifies that it reads from them what the torch loader does."""
+"""`data` writes the .beton files that loader=ffcv reads; `parity` certifies that it reads from them
+what the torch loader does.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,9 @@ def write_data(
     quality: Annotated[int, typer.Option(help="Of JPEGs that are made here.")] = 90,
     workers: Workers = "auto",
 ) -> None:
-    """Write train.beton and val.beton, each with its .json; a stopped call goes on where it was. Every image is decoded
-    again from what was stored. Needs no ffcv."""
+    """Write train.beton and val.beton, each with its .json; a stopped call goes on where it was.
+    Every image is decoded again from what was stored. Needs no ffcv.
+    """
     from trainer.base.errors import UserError
     from trainer.base.settings import num_cores, worker_count
     from trainer.data.datasets.builtin import open_set
@@ -94,8 +97,10 @@ def parity(
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """The torch loader on the source against ffcv on its .beton: order, boxes, pixels, top-1 of a fixed model. Writes
-    results/parity/<data>-<6 hex>.json; exit 1 where they differ by more than it allows."""
+    """The torch loader on the source against ffcv on its .beton: order, boxes, pixels, top-1 of a
+    fixed model. Writes results/parity/<data>-<6 hex>.json; exit 1 where they differ by more than it
+    allows.
+    """
     from trainer.runs import summary as show
     from trainer.runs.job import Job
     from trainer.runs.loader_equivalence import certify, notes, parity_table, write_certificate

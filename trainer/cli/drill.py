@@ -19,9 +19,12 @@ def drill(
         int | None, typer.Option(min=1, help="Drills at a time; absent: one for each core.")
     ] = None,
 ) -> None:
-    """Train on the digits under every fault of inject=, and compare with an undisturbed run. Exit 1 where one is not as promised.
+    """Train on the digits under every fault of inject=, and compare with an undisturbed run. Exit 1
+    where one is not as promised.
 
-    It runs on the CPU, where the same means the same bits; on your own machines: rsb train --inject."""
+    It runs on the CPU, where the same means the same bits; on your own machines: rsb train
+    --inject.
+    """
     from trainer.base.settings import num_cores
     from trainer.runs import summary as show
     from trainer.tools.drill import chosen_drills, run_drills

@@ -76,7 +76,9 @@ def train(
     inject: Inject = "",
     keep_every: KeepEvery = 0,
 ) -> None:
-    """Train a model by a recipe and store the run's row. The same command goes on where a run was stopped."""
+    """Train a model by a recipe and store the run's row. The same command goes on where a run was
+    stopped.
+    """
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
@@ -124,9 +126,11 @@ def plan(
     workers: Workers = "auto",
     results: Results = Path("results"),
 ) -> None:
-    """What a run would do: steps, images, learning rates, micro-batches, deviations, the model. Needs no GPU and no images.
+    """What a run would do: steps, images, learning rates, micro-batches, deviations, the model.
+    Needs no GPU and no images.
 
-    With --ablation what an ablation would do; its estimate of time needs the images."""
+    With --ablation what an ablation would do; its estimate of time needs the images.
+    """
     from trainer.cli import plan_ablation as ablation_cli
     from trainer.models.build import assemble
     from trainer.runs import summary as show
@@ -159,8 +163,9 @@ def explain(
         bool, typer.Option("--off", help="Also all that could be on and is not.")
     ] = False,
 ) -> None:
-    """Every value of a page and where it came from: page, assumed, the model's own lines, profile, override; and what
-    its model section replaces in the model."""
+    """Every value of a page and where it came from: page, assumed, the model's own lines, profile,
+    override; and what its model section replaces in the model.
+    """
     from trainer.data.profile import find_profile
     from trainer.recipe.explain import explain_rows, explain_table
     from trainer.recipe.plan import make_plan
@@ -213,7 +218,9 @@ def check_data(
     data_dir: DataDir = None,
     workers: Workers = "auto",
 ) -> None:
-    """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training would fail."""
+    """Decode every image; list the ones that cannot be read and the odd ones. Exit 1 where training
+    would fail.
+    """
     from trainer.base.settings import num_cores, worker_count
     from trainer.data.check import check_data as check
     from trainer.data.dataset import open_data
@@ -239,8 +246,9 @@ def evaluate(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Score the exported model of a run again; exit 1 where it is not the row's score, which on a GPU or in another
-    precision may be one image in a thousand off."""
+    """Score the exported model of a run again; exit 1 where it is not the row's score, which on a
+    GPU or in another precision may be one image in a thousand off.
+    """
     from trainer.base.settings import make_settings
     from trainer.runs import summary as show
     from trainer.runs.rescore import rescore
@@ -276,7 +284,9 @@ def matrix(
     ] = "",
     results: Results = Path("results"),
 ) -> None:
-    """One real step of every page on every family, or the reason why not; the whole table goes into results/matrix.md."""
+    """One real step of every page on every family, or the reason why not; the whole table goes into
+    results/matrix.md.
+    """
     from trainer.base.disk import write_atomically
     from trainer.base.settings import check_writable
     from trainer.runs import summary as show

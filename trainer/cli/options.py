@@ -127,7 +127,8 @@ Plugins = Annotated[
 
 
 def user_errors(command):
-    """Turn what a user wrote wrong into one line on standard error and exit 2; and load plugins before the command runs.
+    """Turn what a user wrote wrong into one line on standard error and exit 2; and load plugins
+    before the command runs.
 
     A command with a parameter `plugins` of its own loads them itself.
     """

@@ -1,4 +1,6 @@
-"""`plan --ablation`: what an ablation would run, what has its row already, and how long the rest would take."""
+"""`plan --ablation`: what an ablation would run, what has its row already, and how long the rest
+would take.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ _OF_AN_ABLATION = ("measure", "device", "precision", "workers", "results")
 
 
 def check_words(context: typer.Context, ablation: str) -> None:
-    """Refuse words that would do nothing: those of one run beside ablation=, those of an ablation without it.
+    """Refuse words that would do nothing: those of one run beside ablation=, those of an ablation
+    without it.
 
     Raises UserError.
     """
@@ -65,7 +68,8 @@ def print_plan(
     results: Path,
     num_measured: int,
 ) -> None:
-    """All that a reader would check before an ablation takes hours. machine: device, precision and workers as written.
+    """All that a reader would check before an ablation takes hours. machine: device, precision and
+    workers as written.
 
     Raises UserError for a page, or a model of one of its cells, that cannot be.
     """
@@ -126,7 +130,8 @@ def groups_of(ablation: Ablation) -> list[list[Cell]]:
 
 
 def check_models(ablation: Ablation) -> None:
-    """Build every model that the cells have, once each: a part that does not fit is refused at its cell's line.
+    """Build every model that the cells have, once each: a part that does not fit is refused at its
+    cell's line.
 
     Raises PageError.
     """

@@ -34,9 +34,11 @@ def launch_slurm(
     job: Annotated[Path, typer.Option(help="The file to write.")] = Path("job.sh"),
     plugins: Plugins = "",
 ) -> None:
-    """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into the queue again.
+    """Write a job file that trains on a Slurm cluster: saved before its time is over, and put into
+    the queue again.
 
-    All other words are those of `train`."""
+    All other words are those of `train`.
+    """
     from trainer.base.errors import printable
     from trainer.runs.job import Job
 

@@ -28,7 +28,9 @@ def verify(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more; exit 1 where one fails."""
+    """Check a run folder: checksums, plan, row, store, curves, weights, and the score once more;
+    exit 1 where one fails.
+    """
     from trainer.base.settings import make_settings
     from trainer.base.terminal import open_terminal
     from trainer.cli.verify_show import check_table, failed_lines

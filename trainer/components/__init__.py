@@ -1,1 +1,3 @@
-"""Losses, optimizers, schedules, augmentation, mixing, weight averaging: one small frozen class each."""
+"""Losses, optimizers, schedules, augmentation, mixing, weight averaging: one small frozen class
+each.
+"""

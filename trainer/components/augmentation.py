@@ -1,4 +1,6 @@
-"""What an augmentation is: the four classes that every one derives from, by where in a sample's way it stands."""
+"""What an augmentation is: the four classes that every one derives from, by where in a sample's way
+it stands.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,13 @@ Stage = Literal["decode", "pixels", "normalized"]
 
 
 class Augmentation(Ingredient):
-    """One augmentation; derive from Crop, Mirror, OfPixels or OfNormalized, which say when it happens.
+    """One augmentation; derive from Crop, Mirror, OfPixels or OfNormalized, which say when it
+    happens.
 
-    purpose: each augmentation names a random stream of its own; two of one stream would draw the same numbers.
-    stage: "decode", by the loader; "pixels", on uint8 images of the training size; "normalized", on what the model sees.
-    crops, flips: what one of stage "decode" does.
-    needs_rgb: it is about red, green and blue, and refused for other images.
+    purpose: each augmentation names a random stream of its own; two of one stream would draw the
+    same numbers. stage: "decode", by the loader; "pixels", on uint8 images of the training size;
+    "normalized", on what the model sees. crops, flips: what one of stage "decode" does. needs_rgb:
+    it is about red, green and blue, and refused for other images.
     """
 
     kind: ClassVar[str] = "augmentation"
@@ -39,7 +42,9 @@ class Augmentation(Ingredient):
         """When it happens."""
 
     def with_least_area(self, share: float) -> Self:
-        """The same, showing at least this share of an image: what a profile of small images asks for (crop_area)."""
+        """The same, showing at least this share of an image: what a profile of small images asks
+        for (crop_area).
+        """
         return self
 
     def left_out(self, num_channels: int) -> tuple[str, ...]:
@@ -69,9 +74,11 @@ class Crop(Augmentation):
     def draw(
         self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [B, 4] int64 as (top, left, height, width) in px, and whether each resize is bicubic [B] bool.
+        """Boxes [B, 4] int64 as (top, left, height, width) in px, and whether each resize is
+        bicubic [B] bool.
 
-        ids: [B, 3] (epoch, sample, repeat). heights, widths: [B], the sizes of the whole images in px.
+        ids: [B, 3] (epoch, sample, repeat). heights, widths: [B], the sizes of the whole images in
+        px.
         """
 
 
@@ -87,7 +94,9 @@ class Mirror(Augmentation):
 
 
 class _OfTensors(Augmentation):
-    """Draws its parameters on the CPU, and is a deterministic function of images and parameters on any device."""
+    """Draws its parameters on the CPU, and is a deterministic function of images and parameters on
+    any device.
+    """
 
     @abstractmethod
     def draw(
@@ -95,12 +104,15 @@ class _OfTensors(Augmentation):
     ) -> dict[str, np.ndarray]:
         """The parameters by name, [B, ...] each, for ids [B, 3] (epoch, sample, repeat).
 
-        Of images [num_channels, image_px, image_px]. By `streams.uniforms(seed, self.purpose, ids, num_draws)`.
+        Of images [num_channels, image_px, image_px]. By `streams.uniforms(seed, self.purpose, ids,
+        num_draws)`.
         """
 
     @abstractmethod
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
-        """The augmented images, of the same shape and dtype. fill: one grey level in 0..255 per channel."""
+        """The augmented images, of the same shape and dtype. fill: one grey level in 0..255 per
+        channel.
+        """
 
 
 class OfPixels(_OfTensors):

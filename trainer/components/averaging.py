@@ -18,10 +18,13 @@ class WeightAverage(Ingredient):
     """An exponential moving average of all weights and floating-point buffers.
 
     decay: what an update keeps of the average, in (0, 1).
-    every_steps: an update at steps 0, every_steps, 2 * every_steps ... of each epoch, as torchvision counts.
-    adjusted: 1 - decay is multiplied by batch_images * every_steps / epochs, at most 1. torchvision's 0.99998 at
-        1024 images, 32 steps, 600 epochs is 0.99891 per update: the raw number would average over the whole run.
-    restarts_in_warmup: the average is the model itself until the first update after the warm-up has copied it
+    every_steps: an update at steps 0, every_steps, 2 * every_steps ... of each epoch, as
+    torchvision counts. adjusted: 1 - decay is multiplied by batch_images * every_steps / epochs, at
+    most 1. torchvision's 0.99998 at
+        1024 images, 32 steps, 600 epochs is 0.99891 per update: the raw number would average over
+        the whole run.
+    restarts_in_warmup: the average is the model itself until the first update after the warm-up has
+    copied it
         (torchvision); without it, it starts from the initial weights (timm, ConvNeXt).
     is_scored: the published score is the average's.
 
@@ -36,9 +39,11 @@ class WeightAverage(Ingredient):
     is_scored: bool = False
 
     def scaled(self, num_steps: Change, batch_images: Change, epochs: Change) -> WeightAverage:
-        """The average over the same share of a run of other length: over its last tenth it stays so.
+        """The average over the same share of a run of other length: over its last tenth it stays
+        so.
 
-        What an update takes in grows as updates become fewer, up to a half. Each is (before, after), num_steps of the run.
+        What an update takes in grows as updates become fewer, up to a half. Each is (before,
+        after), num_steps of the run.
         """
         every_steps = max(1, round(self.every_steps * num_steps[1] / num_steps[0]))
         taken = 1 - self.decay
@@ -56,14 +61,15 @@ class WeightAverage(Ingredient):
     def weight_at(
         self, step: int, num_warmup_steps: int, batch_images: int, epochs: int, steps_per_epoch: int
     ) -> float | None:
-        """How much of the model enters the average after step `step`, in (0, 1]; None where there is no update.
+        """How much of the model enters the average after step `step`, in (0, 1]; None where there
+        is no update.
 
         step: of the run, counted from 0. num_warmup_steps: those of whole epochs.
         """
         if step % steps_per_epoch % self.every_steps:
             return None
-        # torchvision sets its count back after each update of the warm-up, so the first one after it copies too, and
-        # that is at the first step of an epoch.
+        # torchvision sets its count back after each update of the warm-up, so the first one after
+        # it copies too, and that is at the first step of an epoch.
         if self.restarts_in_warmup and step <= num_warmup_steps:
             return 1.0
         scale = batch_images * self.every_steps / epochs if self.adjusted else 1.0
@@ -87,7 +93,9 @@ class Average:
         epochs: int,
         steps_per_epoch: int,
     ) -> None:
-        """Takes in the weights as they are after optimizer step `step`, counted from 0, where the rule says so."""
+        """Takes in the weights as they are after optimizer step `step`, counted from 0, where the
+        rule says so.
+        """
         weight = self.rule.weight_at(step, num_warmup_steps, batch_images, epochs, steps_per_epoch)
         if weight is None:
             return

@@ -1,4 +1,6 @@
-"""Rectangles of a drawn area and aspect: what a random crop keeps and what random erasing blots out."""
+"""Rectangles of a drawn area and aspect: what a random crop keeps and what random erasing blots
+out.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def drawn_sides(
 
 
 def first_fitting(fits: np.ndarray, *sides: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Whether any attempt fits [B], and the sides of the first that does [B] each (of the first one where none does).
+    """Whether any attempt fits [B], and the sides of the first that does [B] each (of the first one
+    where none does).
 
     fits: [B, NUM_ATTEMPTS] bool. sides: [B, NUM_ATTEMPTS] each.
     """

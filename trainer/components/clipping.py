@@ -15,13 +15,15 @@ _LEAST_GRADIENT = 1e-6  # keeps the quotient finite; timm's
 
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Divides all gradients by max(1, norm / max_norm), in place; gives their global norm before that, a scalar.
+    """Divides all gradients by max(1, norm / max_norm), in place; gives their global norm before
+    that, a scalar.
 
     timm's rule, without the small number that torch's clip_grad_norm_ adds. No host sync on a GPU.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.linalg.vector_norm(norms(gradients))
-    # Reading the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stop the queue.
+    # Reading the norm is free on a CPU and saves a pass over all gradients; on a GPU it would stop
+    # the queue.
     if norm.device.type != "cpu" or norm > max_norm:
         # see lamb.py for torch._foreach_*
         torch._foreach_div_(gradients, (norm / max_norm).clamp(min=1.0))
@@ -32,9 +34,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 def clip_adaptively(model: nn.Module, most_share: float) -> None:
     """Cuts the gradient of each unit to `most_share` of the unit's own weight norm, in place.
 
-    A unit is what makes one output: a row of a linear layer, a filter of a convolution; a vector of weights is one
-    unit. The weight norm counts as at least 1e-3. The last linear layer, weight and bias, is left alone, as in the
-    paper. No host sync.
+    A unit is what makes one output: a row of a linear layer, a filter of a convolution; a vector of
+    weights is one unit. The weight norm counts as at least 1e-3. The last linear layer, weight and
+    bias, is left alone, as in the paper. No host sync.
 
     Sources: Brock et al. 2021, arXiv:2102.06171; timm's adaptive_clip_grad.
     """

@@ -1,4 +1,6 @@
-"""Which part of each image is seen: random crops and flips for training, one central crop for evaluation."""
+"""Which part of each image is seen: random crops and flips for training, one central crop for
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ class RandomResizedCrop(Crop):
     aspect: bounds of its width / height.
     interpolation: the filter of the resize; "random" draws bilinear or bicubic for each image.
 
-    Ten boxes are tried; where none fits, the largest central box within the bounds of the aspect is taken.
+    Ten boxes are tried; where none fits, the largest central box within the bounds of the aspect is
+    taken.
 
-    Source: Szegedy et al. 2014, arXiv:1409.4842; the rule is torchvision's and timm's, in distribution.
+    Source: Szegedy et al. 2014, arXiv:1409.4842; the rule is torchvision's and timm's, in
+    distribution.
     """
 
     name: Literal["random_resized_crop"] = "random_resized_crop"
@@ -67,7 +71,9 @@ class RandomResizedCrop(Crop):
     def _central_sides(
         self, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The whole image, or all of its shorter side where the image itself is outside the bounds of the aspect."""
+        """The whole image, or all of its shorter side where the image itself is outside the bounds
+        of the aspect.
+        """
         narrowest, widest = self.aspect
         ratio = widths / heights
         height = np.where(ratio < narrowest, np.rint(widths / narrowest), heights)
@@ -99,10 +105,12 @@ def evaluation_size(test_px: int, crop_share: float) -> int:
 def evaluation_geometry(
     height: int, width: int, test_px: int, crop_share: float
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """How one image is evaluated: the (height, width) it is resized to, then the box (top, left, height, width) kept.
+    """How one image is evaluated: the (height, width) it is resized to, then the box (top, left,
+    height, width) kept.
 
     All in px. The longer side is truncated and the margins are rounded half to even.
-    Source: timm's evaluation transform, which is torchvision's Resize of the shorter side and CenterCrop.
+    Source: timm's evaluation transform, which is torchvision's Resize of the shorter side and
+    CenterCrop.
     """
     short_px = evaluation_size(test_px, crop_share)
     shorter = min(height, width)

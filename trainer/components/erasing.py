@@ -28,12 +28,14 @@ class RandomErasing(OfNormalized):
     share: how many of the images, in [0, 1].
     area: bounds of the box's share of the image.
     aspect: bounds of its height / width.
-    fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, for the images are
+    fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, for the
+    images are
         normalized (torchvision).
 
     Ten boxes are tried; an image in which none fits is left alone.
 
-    Source: Zhong et al. 2017, arXiv:1708.04896; the rule is timm's and torchvision's, in distribution.
+    Source: Zhong et al. 2017, arXiv:1708.04896; the rule is timm's and torchvision's, in
+    distribution.
     """
 
     name: Literal["random_erasing"] = "random_erasing"
@@ -54,8 +56,8 @@ class RandomErasing(OfNormalized):
     ) -> dict[str, np.ndarray]:
         """The box of each image of image_px x image_px, for ids [B, 3] (epoch, sample, repeat).
 
-        Gives box [B, 4] int64 as (top, left, height, width) in px, all zero where nothing is erased, and
-        noise_key [B] int64 below 2**32.
+        Gives box [B, 4] int64 as (top, left, height, width) in px, all zero where nothing is
+        erased, and noise_key [B] int64 below 2**32.
         """
         draws = uniforms(seed, self.purpose, ids, 2 * NUM_ATTEMPTS + 4)
         tried_h, tried_w = drawn_sides(
@@ -73,7 +75,9 @@ class RandomErasing(OfNormalized):
         return {"box": box, "noise_key": (draws[:, -1] * 2.0**32).astype(np.int64)}
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
-        """Erases the drawn boxes: images [B, C, H, W] float, normalized, to the same. `fill` is not used."""
+        """Erases the drawn boxes: images [B, C, H, W] float, normalized, to the same. `fill` is not
+        used.
+        """
         boxes = drawn["box"].numpy()
         erased = np.flatnonzero(boxes[:, 2] * boxes[:, 3])
         if not len(erased):
@@ -91,8 +95,9 @@ class RandomErasing(OfNormalized):
 def _values(images: Tensor, rows: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """All values in one box of each of some images [B, C, H, W], one after another on their device.
 
-    rows: [N] the images. boxes: [N, 4] as drawn, none empty. Gives three of [M] int64: which box a value is in, its place
-    in it, and its place in all images. By one copy to the device and a few calls, whatever N is.
+    rows: [N] the images. boxes: [N, 4] as drawn, none empty. Gives three of [M] int64: which box a
+    value is in, its place in it, and its place in all images. By one copy to the device and a few
+    calls, whatever N is.
     """
     num_channels, image_height, image_width = images.shape[1:]
     top, left, height, width = boxes.T

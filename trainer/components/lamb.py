@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-# Weights that go through the three passes together. On a CPU the second and the third then find them in the cache;
-# a GPU wants few, large launches. A tensor above the limit goes alone.
+# Weights that go through the three passes together. On a CPU the second and the third then find
+# them in the cache; a GPU wants few, large launches. A tensor above the limit goes alone.
 _CPU_BUNDLE_WEIGHTS = 1 << 18
 _GPU_BUNDLE_WEIGHTS = 1 << 26
 
@@ -17,14 +17,17 @@ _GPU_BUNDLE_WEIGHTS = 1 << 26
 class Lamb(torch.optim.Optimizer):
     """Adam whose step on each tensor is as long as the tensor's own norm, times the learning rate.
 
-    With u = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w, a tensor w moves by
-    -lr * |w| / |u| * u; where either norm is zero the ratio is 1. A group with weight_decay 0 has no ratio: it takes
-    Adam's step at the full learning rate (timm's rule, so the choice of what decays also sets step lengths).
-    Gradients are not clipped here: timm's class does that inside, ours leaves it to `clip_gradients`.
+    With u = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w, a tensor w
+    moves by
+    -lr * |w| / |u| * u; where either norm is zero the ratio is 1. A group with weight_decay 0 has
+    no ratio: it takes Adam's step at the full learning rate (timm's rule, so the choice of what
+    decays also sets step lengths). Gradients are not clipped here: timm's class does that inside,
+    ours leaves it to `clip_gradients`.
 
     groups: dictionaries of "params", dense and floating-point, and "weight_decay".
 
-    Sources: You et al. 2019, arXiv:1904.00962; timm's lamb.py at fbf59c04, of the week of arXiv:2110.00476.
+    Sources: You et al. 2019, arXiv:1904.00962; timm's lamb.py at fbf59c04, of the week of
+    arXiv:2110.00476.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One optimizer step from the gradients; weights without one are left as they are. No host sync."""
+        """One optimizer step from the gradients; weights without one are left as they are. No host
+        sync.
+        """
         assert closure is None, "LAMB evaluates no loss"
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
@@ -51,20 +56,24 @@ class Lamb(torch.optim.Optimizer):
         room = max(sum(weight.numel() for weight in bundle) for bundle in bundles)
         scratch = bundles[0][0].new_empty(room)
         for weights in bundles:
-            # The ratio is blind to the length of u, so u / weight_decay serves: the weights plus Adam's step.
+            # The ratio is blind to the length of u, so u / weight_decay serves: the weights plus
+            # Adam's step.
             updates = _copies(weights, scratch)
             self._add_adam_step(updates, weights, 1 / group["weight_decay"], group)
             weight_norms = norms(weights)
             update_norms = norms(updates)
             has_ratio = (weight_norms > 0) & (update_norms > 0)
             ratios = torch.where(has_ratio, weight_norms / update_norms, group["weight_decay"])
-            # torch has no public call over a list of tensors; its own optimizers stand on torch._foreach_*
+            # torch has no public call over a list of tensors; its own optimizers stand on
+            # torch._foreach_*
             torch._foreach_addcmul_(weights, updates, ratios.unbind(), value=-group["lr"])
 
     def _add_adam_step(
         self, targets: list[Tensor], weights: list[Tensor], factor: float, group: dict
     ) -> None:
-        """Moves the moments of `weights` by their gradients and adds factor * Adam's update to `targets`."""
+        """Moves the moments of `weights` by their gradients and adds factor * Adam's update to
+        `targets`.
+        """
         states = [self._state_of(weight) for weight in weights]
         adam(
             targets,
@@ -120,8 +129,8 @@ def _copies(weights: list[Tensor], scratch: Tensor) -> list[Tensor]:
 def norms(tensors: list[Tensor]) -> Tensor:
     """The Euclidean norm of each tensor: [N], on their device.
 
-    On a CPU the rows' norms come first: all cores take part, and the error falls from 3e-5 to 2e-7, for torch sums
-    a whole tensor of two million float32 in a few float32 lanes.
+    On a CPU the rows' norms come first: all cores take part, and the error falls from 3e-5 to 2e-7,
+    for torch sums a whole tensor of two million float32 in a few float32 lanes.
     """
     if tensors[0].device.type != "cpu":
         return torch.stack(torch._foreach_norm(tensors))

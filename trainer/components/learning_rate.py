@@ -15,11 +15,13 @@ class LearningRate(Page):
     """The learning rate as a function of the step.
 
     peak: the highest rate, for the page's own batch.images.
-    warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one length and the start,
+    warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
+    length and the start,
         or none of them. A warm-up in optimizer steps moves at every step.
-    warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt), not the one after.
-    updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up; "per_step" moves at every step.
-    scaling: how the peak follows the number of images per step when a profile changes it; None keeps it.
+    warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
+    not the one after. updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up;
+    "per_step" moves at every step. scaling: how the peak follows the number of images per step when
+    a profile changes it; None keeps it.
 
     Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
     """
@@ -91,7 +93,8 @@ class LearningRate(Page):
     def scaled(self, images_from: int, images_to: int) -> float:
         """The peak for another number of images per step, by the page's own rule.
 
-        Sources: Goyal et al. 2017, arXiv:1706.02677 (linear); Krizhevsky 2014, arXiv:1404.5997 (square root).
+        Sources: Goyal et al. 2017, arXiv:1706.02677 (linear); Krizhevsky 2014, arXiv:1404.5997
+        (square root).
         """
         ratio = images_to / images_from
         return self.peak * {None: 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.scaling]

@@ -18,7 +18,8 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 class Loss(Ingredient):
     """How far answers are from targets.
 
-    compares_splits: it is given several answers to each image, one for each of a page's augment_splits.
+    compares_splits: it is given several answers to each image, one for each of a page's
+    augment_splits.
     """
 
     kind: ClassVar[str] = "loss"
@@ -42,7 +43,9 @@ class ImageLoss(Loss):
     @property
     @abstractmethod
     def is_linear(self) -> bool:
-        """Is it linear in its targets, once they have passed `target_threshold`? Then their mean tells all of them."""
+        """Is it linear in its targets, once they have passed `target_threshold`? Then their mean
+        tells all of them.
+        """
 
     @property
     def of_image(self) -> Self:
@@ -58,12 +61,16 @@ class ImageLoss(Loss):
         return self
 
     def best_logits(self, shares: Tensor) -> Tensor:
-        """About the best constant logits for the mean targets [K] in (0, 1): a search for them starts there."""
+        """About the best constant logits for the mean targets [K] in (0, 1): a search for them
+        starts there.
+        """
         return shares.logit()
 
 
 class _PerClass(ImageLoss):
-    """What the losses share that ask one independent yes/no question per class: see BinaryCrossEntropy."""
+    """What the losses share that ask one independent yes/no question per class: see
+    BinaryCrossEntropy.
+    """
 
     is_linear: ClassVar[bool] = True
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -73,7 +80,8 @@ class _PerClass(ImageLoss):
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
         if self.threshold is not None:
             targets = targets.gt(self.threshold).to(targets.dtype)
-        # Half-precision logits are widened first: the sum over thousands of classes would lose them.
+        # Half-precision logits are widened first: the sum over thousands of classes would lose
+        # them.
         loss = self._mean(logits.to(targets.dtype), targets)
         return loss * targets.shape[1] if self.sum_classes else loss
 
@@ -114,12 +122,14 @@ class FocalLoss(_PerClass):
     """Yes/no questions that count for less the surer the right answer is.
 
     With p the sigmoid of a logit, "yes" costs alpha * (1 - p)**gamma * -log(p) and "no" costs
-    (1 - alpha) * p**gamma * -log(1 - p). A soft target t is t of a yes and 1 - t of a no, as in binary cross-entropy,
-    so that the loss is linear in it; at 0 and 1 it is the paper's, and with gamma 0 and no alpha it is `bce`.
+    (1 - alpha) * p**gamma * -log(1 - p). A soft target t is t of a yes and 1 - t of a no, as in
+    binary cross-entropy, so that the loss is linear in it; at 0 and 1 it is the paper's, and with
+    gamma 0 and no alpha it is `bce`.
 
     gamma: how fast sure answers lose weight, at least 0.
     alpha: the weight of a yes, in (0, 1), a no weighing 1 - alpha; None weighs both with 1.
-    threshold, sum_classes: as of `bce`. Summed over classes, one class an image, it is the paper's normalization by
+    threshold, sum_classes: as of `bce`. Summed over classes, one class an image, it is the paper's
+    normalization by
         the number of positives.
 
     Source: Lin et al. 2017, arXiv:1708.02002.
@@ -133,7 +143,8 @@ class FocalLoss(_PerClass):
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         log_yes, log_no = functional.logsigmoid(logits), functional.logsigmoid(-logits)
         of_yes, of_no = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
-        # The power is taken of a logarithm: where the sigmoid is 0 the gradient then is a number for any gamma.
+        # The power is taken of a logarithm: where the sigmoid is 0 the gradient then is a number
+        # for any gamma.
         yes = of_yes * targets * (self.gamma * log_no).exp() * log_yes
         no = of_no * (1 - targets) * (self.gamma * log_yes).exp() * log_no
         return -(yes + no).mean()
@@ -142,8 +153,9 @@ class FocalLoss(_PerClass):
 class AsymmetricLoss(_PerClass):
     """Yes/no questions in which a sure "no" loses its weight faster than a sure "yes".
 
-    With p the sigmoid of a logit and q = max(p - clip, 0), "yes" costs (1 - p)**gamma_positive * -log(p) and "no" costs
-    q**gamma_negative * -log(1 - q). A soft target t is t of a yes and 1 - t of a no.
+    With p the sigmoid of a logit and q = max(p - clip, 0), "yes" costs (1 - p)**gamma_positive *
+    -log(p) and "no" costs q**gamma_negative * -log(1 - q). A soft target t is t of a yes and 1 - t
+    of a no.
 
     gamma_positive, gamma_negative: at least 0.
     clip: a "no" that is surer than this, in probability, costs nothing; None shifts nothing.
@@ -193,16 +205,18 @@ class CrossEntropy(ImageLoss):
 
 
 class JensenShannon(Loss):
-    """A loss of the plain images, and how much the answers differ between splits that are augmented differently.
+    """A loss of the plain images, and how much the answers differ between splits that are augmented
+    differently.
 
     Called with the logits of all splits, the plain one first, and the soft targets of the images:
         logits   [S * B, K] float: image b of split s stands at s * B + b
         targets  [B, K] float in [0, 1], after smoothing
-    gives a scalar in the targets' dtype: `loss` of the first split, plus `weight` times the Jensen-Shannon divergence
-    between the S softmax distributions of an image, mean over images, in nats. Softmax it is whatever `loss` is. For
-    one split, as in an evaluation, the divergence is 0.
+    gives a scalar in the targets' dtype: `loss` of the first split, plus `weight` times the
+    Jensen-Shannon divergence between the S softmax distributions of an image, mean over images, in
+    nats. Softmax it is whatever `loss` is. For one split, as in an evaluation, the divergence is 0.
 
-    Source: Hendrycks et al. 2019, arXiv:1912.02781; the mixture is kept from 0 at 1e-7, as in its code and timm's.
+    Source: Hendrycks et al. 2019, arXiv:1912.02781; the mixture is kept from 0 at 1e-7, as in its
+    code and timm's.
     """
 
     name: Literal["jensen_shannon"] = "jensen_shannon"
@@ -223,7 +237,9 @@ class JensenShannon(Loss):
 
     @staticmethod
     def _divergence(splits: Tensor) -> Tensor:
-        """[S, B, K] logits to a scalar: the mean over images of the mean over splits of KL(split | mixture)."""
+        """[S, B, K] logits to a scalar: the mean over images of the mean over splits of KL(split |
+        mixture).
+        """
         log_shares = splits.log_softmax(dim=2)
         shares = log_shares.exp()
         log_mixture = shares.mean(dim=0).clamp(1e-7, 1).log()

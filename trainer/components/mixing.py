@@ -24,8 +24,9 @@ Box = tuple[int, int, int, int]
 class Mix:
     """What one micro-batch is mixed with.
 
-    share: how much of each image and target stays, in [0, 1]; with a box, exactly the area outside it.
-    box: (top, left, bottom, right) in px, the part that comes from the partner; None blends whole images.
+    share: how much of each image and target stays, in [0, 1]; with a box, exactly the area outside
+    it. box: (top, left, bottom, right) in px, the part that comes from the partner; None blends
+    whole images.
     """
 
     share: float
@@ -35,7 +36,8 @@ class Mix:
 class Mixing(Ingredient):
     """What all ways of mixing share.
 
-    partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b - 1 (torchvision).
+    partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b
+    - 1 (torchvision).
     """
 
     kind: ClassVar[str] = "mix"
@@ -43,7 +45,9 @@ class Mixing(Ingredient):
     partner: Literal["reversed", "rolled"]
 
     def draw(self, seed: int, step: int, micro_batch: int, image_px: int) -> Mix:
-        """The mix of one micro-batch of square images of image_px pixels a side, a pure function of its address."""
+        """The mix of one micro-batch of square images of image_px pixels a side, a pure function of
+        its address.
+        """
         which, level, down, across = uniforms(
             seed, self.purpose, np.array([[step, micro_batch]]), 4
         )[0]
@@ -106,7 +110,8 @@ class Mixup(Mixing):
 
 
 class CutMix(Mixing):
-    """A box pasted from the partner, of about 1 - Beta(alpha, alpha) of the area; targets follow the exact area.
+    """A box pasted from the partner, of about 1 - Beta(alpha, alpha) of the area; targets follow
+    the exact area.
 
     Source: Yun et al. 2019, arXiv:1905.04899.
     """
@@ -141,7 +146,8 @@ class MixupOrCutMix(Mixing):
 def _box(share: float, image_px: int, row: int, column: int) -> Box:
     """A square of about 1 - share of the image's area around (row, column), cut off at the border.
 
-    The half side is floored: torchvision's rule, and timm's up to 1.0.26; later ones keep an odd last pixel.
+    The half side is floored: torchvision's rule, and timm's up to 1.0.26; later ones keep an odd
+    last pixel.
     """
     half_px = int(math.sqrt(1 - share) * image_px) // 2
     top, bottom = max(row - half_px, 0), min(row + half_px, image_px)
@@ -150,7 +156,8 @@ def _box(share: float, image_px: int, row: int, column: int) -> Box:
 
 
 def one_hot_targets(labels: Tensor, num_classes: int, smoothing: float | None = None) -> Tensor:
-    """Targets [B, num_classes] float32 of labels [B] int64: smoothing / K everywhere, the rest on the label.
+    """Targets [B, num_classes] float32 of labels [B] int64: smoothing / K everywhere, the rest on
+    the label.
 
     Source: Szegedy et al. 2015, arXiv:1512.00567.
     """

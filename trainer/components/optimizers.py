@@ -26,12 +26,15 @@ class Optimizer(Ingredient):
     """What all optimizers share.
 
     weight_decay: in [0, 1].
-    no_decay: what is spared from it. "norms": all of a normalization layer; "biases": all that is called `bias`;
-        "vectors": all with at most one dimension; "bn_in_name": all whose dotted name contains "bn". timm and ConvNeXt
-        spare vectors and biases, torchvision's newer recipe norms, its older one nothing. ffcv's script goes by the
-        name, and so decays the norms of a ResNet's shortcuts (downsample.1) and fc.bias.
-    clip_global_norm: the norm over all gradients is cut down to it (see `clip_gradients`); None leaves it.
-    clip_adaptive: the gradient of each unit is cut down to this share of its weight norm (see `clip_adaptively`), but
+    no_decay: what is spared from it. "norms": all of a normalization layer; "biases": all that is
+    called `bias`;
+        "vectors": all with at most one dimension; "bn_in_name": all whose dotted name contains
+        "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe norms, its
+        older one nothing. ffcv's script goes by the name, and so decays the norms of a ResNet's
+        shortcuts (downsample.1) and fc.bias.
+    clip_global_norm: the norm over all gradients is cut down to it (see `clip_gradients`); None
+    leaves it. clip_adaptive: the gradient of each unit is cut down to this share of its weight norm
+    (see `clip_adaptively`), but
         not of the last linear layer; None leaves it.
 
     Raises ValueError for a kind that is there twice, or both ways of clipping.
@@ -59,9 +62,11 @@ class Optimizer(Ingredient):
     @property
     @abstractmethod
     def decay_follows_rate(self) -> bool:
-        """Is the share of itself that a weight loses in a step in proportion to the learning rate's height?
+        """Is the share of itself that a weight loses in a step in proportion to the learning rate's
+        height?
 
-        Where it is not, a batch of other size, with a rate in proportion to it, needs another weight_decay.
+        Where it is not, a batch of other size, with a rate in proportion to it, needs another
+        weight_decay.
         """
 
     @abstractmethod
@@ -69,7 +74,9 @@ class Optimizer(Ingredient):
         """The optimizer of the groups that `param_groups` made; lr: the page's peak."""
 
     def scaled_by(self, ratio: float) -> Self:
-        """The same optimizer where rate and batch are `ratio` times as large: an image takes as much of a weight as before."""
+        """The same optimizer where rate and batch are `ratio` times as large: an image takes as
+        much of a weight as before.
+        """
         return (
             self
             if self.decay_follows_rate
@@ -124,7 +131,8 @@ class Sgd(Optimizer):
     timm's `sgd` is Nesterov, torchvision's is not: the page says which.
 
     Raises ValueError for nesterov without momentum.
-    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning".
+    Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep
+    learning".
     """
 
     name: Literal["sgd"] = "sgd"
@@ -146,7 +154,8 @@ class Sgd(Optimizer):
 
 
 class DecoupledSgd(Optimizer):
-    """Gradient descent with momentum; each step first shrinks the weights by weight_decay * lr / lr.peak.
+    """Gradient descent with momentum; each step first shrinks the weights by weight_decay * lr /
+    lr.peak.
 
     Sources: see `sgd.DecoupledSgd`.
     """
@@ -170,11 +179,11 @@ class DecoupledSgd(Optimizer):
 class RmspropTf(Optimizer):
     """Gradients over the root of their mean square, in the form of TensorFlow 1, as timm has it.
 
-    The mean square starts at one, eps stands inside the root, and the learning rate enters the momentum. Decay is added
-    to the gradient.
+    The mean square starts at one, eps stands inside the root, and the learning rate enters the
+    momentum. Decay is added to the gradient.
 
-    alpha: how much of the mean square stays at a step. decoupled_decay: the weights shrink by lr * weight_decay instead.
-    centered: the mean square less the square of the mean.
+    alpha: how much of the mean square stays at a step. decoupled_decay: the weights shrink by lr *
+    weight_decay instead. centered: the mean square less the square of the mean.
 
     Source: Tieleman and Hinton 2012, "Lecture 6.5: RMSProp"; timm's RMSpropTF.
     """
@@ -203,10 +212,12 @@ class RmspropTf(Optimizer):
 class TimmOptimizer(Optimizer):
     """Any optimizer of timm by name.
 
-    optimizer: as timm.optim.list_optimizers() has it. fields: the class's own, under its own names, checked against
-    its signature. Each number of the class must be there; a switch that is left out stands as timm has it.
+    optimizer: as timm.optim.list_optimizers() has it. fields: the class's own, under its own names,
+    checked against its signature. Each number of the class must be there; a switch that is left out
+    stands as timm has it.
 
-    Raises ValueError for an optimizer or a field that timm does not have, a value of another type, a number left out.
+    Raises ValueError for an optimizer or a field that timm does not have, a value of another type,
+    a number left out.
     """
 
     name: Literal["timm"] = "timm"
@@ -227,9 +238,11 @@ class TimmOptimizer(Optimizer):
 
 
 def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
-    """The trainable weights as at most two groups: those that decay, and those that `no_decay` spares.
+    """The trainable weights as at most two groups: those that decay, and those that `no_decay`
+    spares.
 
-    Each is {"params": list of tensors, "weight_decay": number}; a weight used twice in the model appears once.
+    Each is {"params": list of tensors, "weight_decay": number}; a weight used twice in the model
+    appears once.
     """
     spared = {
         id(weight)
@@ -265,8 +278,8 @@ def _is_of_kind(kind: Kind, module: nn.Module, name: str, weight: Tensor) -> boo
 def _resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Lets a saved state go on under another memory format.
 
-    torch's fused kernels walk weight, gradient and state by address: on the CPU a channels_last weight with a
-    contiguous moment is not refused but scrambled.
+    torch's fused kernels walk weight, gradient and state by address: on the CPU a channels_last
+    weight with a contiguous moment is not refused but scrambled.
     """
     optimizer.register_load_state_dict_post_hook(_relay_state)
     return optimizer

@@ -19,7 +19,8 @@ from trainer.components.pixels.operations import OPERATIONS, operate
 _STRONGEST = 10.0  # the magnitude at which every operation is at its strongest
 _DRAWS_PER_OP = 5  # which, whether, magnitude, sign, interpolation
 
-# Level in [0, 1], sign and image size in px to the operation's argument. Truncation (np.trunc) is timm's int().
+# Level in [0, 1], sign and image size in px to the operation's argument. Truncation (np.trunc) is
+# timm's int().
 _ARGUMENTS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "autocontrast": lambda level, sign, px: level,
     "equalize": lambda level, sign, px: level,
@@ -48,20 +49,24 @@ _INCREASING = _ARGUMENTS | {
 
 
 class RandAugment(FromOperations):
-    """Some operations in a row, drawn with replacement from fifteen, all at about the same magnitude.
+    """Some operations in a row, drawn with replacement from fifteen, all at about the same
+    magnitude.
 
     num_ops: operations drawn per image.
     op_share: each of them is then done with this probability.
-    magnitude, magnitude_std: mean and deviation of the normal distribution of the strength, which is clipped to
+    magnitude, magnitude_std: mean and deviation of the normal distribution of the strength, which
+    is clipped to
         [0, 10]; without a deviation every strength is the magnitude.
-    increasing: every operation changes the image more at a higher magnitude (timm's "inc1"); otherwise posterize and
-        solarize change it less, and color, contrast, brightness and sharpness run from 0.1 up to 1.9.
+    increasing: every operation changes the image more at a higher magnitude (timm's "inc1");
+    otherwise posterize and
+        solarize change it less, and color, contrast, brightness and sharpness run from 0.1 up to
+        1.9.
     interpolation: how moved pixels are read; "random" draws bilinear or bicubic for each operation.
 
     Images that are not RGB go without color: the other fourteen are drawn.
 
-    Source: Cubuk et al. 2019, arXiv:1909.13719, as in timm: op_share 0.5, a magnitude that varies, PIL operations, the
-    fill colour of the training mean, translations by a share of the image.
+    Source: Cubuk et al. 2019, arXiv:1909.13719, as in timm: op_share 0.5, a magnitude that varies,
+    PIL operations, the fill colour of the training mean, translations by a share of the image.
     """
 
     name: Literal["rand_augment"] = "rand_augment"
@@ -87,10 +92,11 @@ class RandAugment(FromOperations):
     def draw(
         self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
     ) -> dict[str, np.ndarray]:
-        """What is done to each image [num_channels, image_px, image_px], for ids [B, 3] (epoch, sample, repeat).
+        """What is done to each image [num_channels, image_px, image_px], for ids [B, 3] (epoch,
+        sample, repeat).
 
-        Gives operation [B, num_ops] int64 as places in OPERATIONS (0 where none), argument [B, num_ops] float64 and
-        interpolation [B, num_ops] int64 as places in INTERPOLATIONS.
+        Gives operation [B, num_ops] int64 as places in OPERATIONS (0 where none), argument [B,
+        num_ops] float64 and interpolation [B, num_ops] int64 as places in INTERPOLATIONS.
         """
         draws = uniforms(seed, self.purpose, ids, _DRAWS_PER_OP * self.num_ops)
         which, whether, strength, side, filtering = draws.reshape(
@@ -112,7 +118,9 @@ class RandAugment(FromOperations):
         }
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
-        """The augmented images, [B, C, H, W] uint8 as before. fill: one value in 0..255 per channel."""
+        """The augmented images, [B, C, H, W] uint8 as before. fill: one value in 0..255 per
+        channel.
+        """
         for operation, argument, interpolation in zip(
             drawn["operation"].T, drawn["argument"].T, drawn["interpolation"].T, strict=True
         ):

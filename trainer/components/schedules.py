@@ -21,7 +21,8 @@ Period = Literal["run", "after_warmup"]
 class Schedule(Ingredient):
     """What the rate does after its warm-up. All epochs are counted from the start of the run.
 
-    has_own_warmup: it says what happens from the first step on, and a page gives it no other warm-up.
+    has_own_warmup: it says what happens from the first step on, and a page gives it no other
+    warm-up.
     """
 
     kind: ClassVar[str] = "schedule"
@@ -35,18 +36,24 @@ class Schedule(Ingredient):
 
     @abstractmethod
     def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
-        """The same schedule in a run of other length: what it counts in epochs keeps its share of the run."""
+        """The same schedule in a run of other length: what it counts in epochs keeps its share of
+        the run.
+        """
 
     @abstractmethod
     def scaled_by(self, ratio: float) -> Schedule:
-        """The same schedule under a peak that is `ratio` times as high: rates of its own follow, shares stay."""
+        """The same schedule under a peak that is `ratio` times as high: rates of its own follow,
+        shares stay.
+        """
 
     def end_rate(self) -> float:
         """The rate of its own that it ends at; 0 where its end is a share of the peak."""
         return 0.0
 
     def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
-        """(field, epochs in it, the most that a run of `epochs` has room for) of each field that counts in epochs."""
+        """(field, epochs in it, the most that a run of `epochs` has room for) of each field that
+        counts in epochs.
+        """
         return iter(())
 
     def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
@@ -97,9 +104,9 @@ def _share_done(period: Period, update: int, num_warmup: int, num_updates: int) 
 class Cosine(_ToEnd, _Unscaled):
     """Half a cosine from the peak down to `end`.
 
-    period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its beginning and the rate
-    after it starts a little under the peak (timm without prefix); "after_warmup" spans the epochs that are left
-    (torchvision, ConvNeXt).
+    period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its
+    beginning and the rate after it starts a little under the peak (timm without prefix);
+    "after_warmup" spans the epochs that are left (torchvision, ConvNeXt).
 
     Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
@@ -121,7 +128,8 @@ class Cosine(_ToEnd, _Unscaled):
 
 
 class Polynomial(_ToEnd, _Unscaled):
-    """From the peak down to `end` with the share of the period that is left, raised to `power`; 1 is a straight line.
+    """From the peak down to `end` with the share of the period that is left, raised to `power`; 1
+    is a straight line.
 
     period: what the fall spans, as of a cosine: "run" or "after_warmup".
 
@@ -157,7 +165,9 @@ class Constant(_ShareOfPeak, _Unscaled):
 
 
 class StepDecay(_ShareOfPeak):
-    """The peak, multiplied by `factor` after every `every_epochs` epochs, counted from the start of the run."""
+    """The peak, multiplied by `factor` after every `every_epochs` epochs, counted from the start of
+    the run.
+    """
 
     name: Literal["step"] = "step"
     every_epochs: NumEpochs
@@ -176,7 +186,8 @@ class StepDecay(_ShareOfPeak):
 
 
 class MultiStep(_ShareOfPeak):
-    """The peak, multiplied by `factor` at the start of each epoch in `at_epochs`, counted from the start of the run.
+    """The peak, multiplied by `factor` at the start of each epoch in `at_epochs`, counted from the
+    start of the run.
 
     Raises ValueError for epochs that do not rise.
     Source: He et al. 2015, arXiv:1512.03385.
@@ -202,7 +213,9 @@ class MultiStep(_ShareOfPeak):
         return peak * self.factor ** bisect_right(self.at_epochs, update // updates_per_epoch)
 
     def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
-        """Whole epochs, each once and inside the run: those that fall together in a short run become one."""
+        """Whole epochs, each once and inside the run: those that fall together in a short run
+        become one.
+        """
         scaled = {round(scaled_epochs(epoch, epochs, epochs_before)) for epoch in self.at_epochs}
         kept = tuple(sorted(epoch for epoch in scaled if 1 <= epoch < epochs))
         return self.model_copy(update={"at_epochs": kept}) if kept else Constant()
@@ -212,12 +225,13 @@ class MultiStep(_ShareOfPeak):
 
 
 class PiecewiseLinear(_ShareOfPeak):
-    """Straight lines between points, each (epoch, share of the peak); the last share holds to the end of the run.
+    """Straight lines between points, each (epoch, share of the peak); the last share holds to the
+    end of the run.
 
     Its rise is its warm-up: a page gives it no other.
 
-    Raises ValueError for points that do not start at epoch 0 and rise, or of which none is the peak.
-    Source: ffcv's ImageNet training script, which interpolates the same lines.
+    Raises ValueError for points that do not start at epoch 0 and rise, or of which none is the
+    peak. Source: ffcv's ImageNet training script, which interpolates the same lines.
     """
 
     name: Literal["piecewise_linear"] = "piecewise_linear"
@@ -265,8 +279,8 @@ class PiecewiseLinear(_ShareOfPeak):
 class WarmupStableDecay(_ToEnd):
     """The peak until the run's last `decay_epochs`, then down to `end`.
 
-    shape: with t the share of the decay that is over, the excess over `end` is multiplied by 1 - t ("linear"),
-    (1 + cos(pi t)) / 2 ("cosine") or 1 - sqrt(t) ("one_minus_sqrt").
+    shape: with t the share of the decay that is over, the excess over `end` is multiplied by 1 - t
+    ("linear"), (1 + cos(pi t)) / 2 ("cosine") or 1 - sqrt(t) ("one_minus_sqrt").
 
     Sources: Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392 (shapes).
     """

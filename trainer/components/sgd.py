@@ -8,12 +8,14 @@ import torch
 class DecoupledSgd(torch.optim.SGD):
     """torch's SGD on weights that first shrink by weight_decay * lr / initial_lr.
 
-    The decay follows the shape of the schedule but not its height: at the first rate, initial_lr, a weight loses
-    weight_decay of itself in a step, whatever that rate is.
+    The decay follows the shape of the schedule but not its height: at the first rate, initial_lr, a
+    weight loses weight_decay of itself in a step, whatever that rate is.
 
-    groups: dictionaries of "params" and "weight_decay". lr: the rate that the decay counts as whole, the peak.
+    groups: dictionaries of "params" and "weight_decay". lr: the rate that the decay counts as
+    whole, the peak.
 
-    Sources: Loshchilov and Hutter 2017, arXiv:1711.05101; the form is that of MosaicML's composer 0.7.1, DecoupledSGDW.
+    Sources: Loshchilov and Hutter 2017, arXiv:1711.05101; the form is that of MosaicML's composer
+    0.7.1, DecoupledSGDW.
     """
 
     def __init__(self, groups, lr: float, momentum: float, nesterov: bool):
@@ -23,7 +25,8 @@ class DecoupledSgd(torch.optim.SGD):
         ]
         groups = [{**group, "initial_lr": lr} for group in groups]
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-        # A step that the scaler finds infinite must leave out the decay too: the scaler decides, not the fused kernel.
+        # A step that the scaler finds infinite must leave out the decay too: the scaler decides,
+        # not the fused kernel.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()

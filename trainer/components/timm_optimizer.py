@@ -52,7 +52,9 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
 
 
 def fixed_by_name(name: str) -> dict[str, Any]:
-    """The fields that make the class what the name says, such as Nesterov's momentum of `sgd`; numbers are not."""
+    """The fields that make the class what the name says, such as Nesterov's momentum of `sgd`;
+    numbers are not.
+    """
     defaults = get_optimizer_info(name).defaults or {}
     return {
         key: value
@@ -73,7 +75,8 @@ def numbers_of(name: str) -> dict[str, Any]:
 
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """Refuse fields that the optimizer does not have, that are of another type, or whose number nobody wrote.
+    """Refuse fields that the optimizer does not have, that are of another type, or whose number
+    nobody wrote.
 
     Raises ValueError in one line with what there is.
     """

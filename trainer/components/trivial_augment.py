@@ -28,15 +28,17 @@ _SIGNED = (
 
 
 class TrivialAugment(FromOperations):
-    """One operation per image, drawn from fourteen with a strength drawn from its whole range (the "Wide" ranges).
+    """One operation per image, drawn from fourteen with a strength drawn from its whole range (the
+    "Wide" ranges).
 
     num_bins: how many strengths each range is divided into.
     interpolation: how moved pixels are read.
 
-    Pixels that come from outside the image are black, whatever the data's mean. Images that are not RGB go without
-    color: the other thirteen are drawn.
+    Pixels that come from outside the image are black, whatever the data's mean. Images that are not
+    RGB go without color: the other thirteen are drawn.
 
-    Source: Mueller and Hutter 2021, arXiv:2103.10158, as torchvision's TrivialAugmentWide does it to PIL images.
+    Source: Mueller and Hutter 2021, arXiv:2103.10158, as torchvision's TrivialAugmentWide does it
+    to PIL images.
     """
 
     name: Literal["trivial_augment"] = "trivial_augment"
@@ -53,7 +55,8 @@ class TrivialAugment(FromOperations):
     def draw(
         self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
     ) -> dict[str, np.ndarray]:
-        """What is done to each image of num_channels, for ids [B, 3] (epoch, sample, repeat); image_px plays no part.
+        """What is done to each image of num_channels, for ids [B, 3] (epoch, sample, repeat);
+        image_px plays no part.
 
         Gives operation [B] int64 as places in OPERATIONS and argument [B] float64.
         """
@@ -76,7 +79,9 @@ class TrivialAugment(FromOperations):
         return operate(images, operation, drawn["argument"], interpolation, (0,) * images.shape[1])
 
     def _ranges(self) -> dict[str, np.ndarray]:
-        """The strengths of every operation, [num_bins] float64 each; float32 spacing, as torchvision's."""
+        """The strengths of every operation, [num_bins] float64 each; float32 spacing, as
+        torchvision's.
+        """
         unused = np.zeros(self.num_bins)
 
         def spaced(start: float, end: float) -> np.ndarray:
@@ -102,7 +107,9 @@ class TrivialAugment(FromOperations):
 
 
 def _arguments(operation: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    """Strengths in the operations' own units: factors around 1, and whole pixels, read against the movement."""
+    """Strengths in the operations' own units: factors around 1, and whole pixels, read against the
+    movement.
+    """
     is_named = {name: operation == OPERATIONS.index(name) for name in _SIGNED}
     factors = (
         is_named["brightness"] | is_named["color"] | is_named["contrast"] | is_named["sharpness"]

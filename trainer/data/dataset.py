@@ -42,7 +42,9 @@ class OpenedData:
         ).hexdigest()
 
     def loader_name(self, settings) -> str:
-        """Who reads the training images, for the row: with the decoder of JPEG files where there may be such."""
+        """Who reads the training images, for the row: with the decoder of JPEG files where there
+        may be such.
+        """
         is_plain = self.train.is_in_memory or settings.loader != "torch"
         return settings.loader if is_plain else f"{settings.loader}, {decoder_name()}"
 
@@ -91,7 +93,9 @@ class OpenedData:
     def val_batches(
         self, plan, settings, ranks: Ranks = alone()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order; of several ranks each has some of the batches, none of them padded."""
+        """Every validation image once, in order; of several ranks each has some of the batches,
+        none of them padded.
+        """
         image = plan.recipe.image
         return iter(
             evaluation_batches(
@@ -119,7 +123,8 @@ def _stream_of(loader: str) -> type[TrainStream]:
 def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedData:
     """Open both splits.
 
-    in_beton: from the folder's .beton files, whatever else lies there; without it, where nothing else does.
+    in_beton: from the folder's .beton files, whatever else lies there; without it, where nothing
+    else does.
 
     Raises DataError where they are not found or do not fit the profile.
     """

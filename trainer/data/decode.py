@@ -1,11 +1,12 @@
 """From a file to pixels, and from an image to a square of them: by PIL, as timm does it.
 
-What timm's `Image.open(...).convert("RGB")` decides is decided here too: alpha is dropped, not composited; CMYK goes by
-PIL's plain formula; EXIF orientation is not applied (check-data lists such files). One thing differs: 16-bit grey is
-scaled to 8 bits, where PIL may clip it to white.
+What timm's `Image.open(...).convert("RGB")` decides is decided here too: alpha is dropped, not
+composited; CMYK goes by PIL's plain formula; EXIF orientation is not applied (check-data lists such
+files). One thing differs: 16-bit grey is scaled to 8 bits, where PIL may clip it to white.
 
-A profile of one channel sees the luma (PIL's "L") of what three channels would see. Any other number of channels must
-be in the files themselves: LA, RGBA, RGBX and CMYK as they lie, and .npy arrays [H, W, C] uint8 for every number.
+A profile of one channel sees the luma (PIL's "L") of what three channels would see. Any other
+number of channels must be in the files themselves: LA, RGBA, RGBX and CMYK as they lie, and .npy
+arrays [H, W, C] uint8 for every number.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _PLAIN_MODES = (
 )  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
 _NPY_MAGIC = b"\x93NUMPY"
-# Of all that PIL opens, what may lie under EXTENSIONS: others run programs (EPS runs Ghostscript) or are rarely looked at.
+# Of all that PIL opens, what may lie under EXTENSIONS: others run programs (EPS runs Ghostscript)
+# or are rarely looked at.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
 _LARGEST_FILE_MIB = 1024
 
@@ -59,9 +61,11 @@ class _Unfit(ValueError):
 
 
 class Planes:
-    """An image of any number of channels, each a grey image of PIL's: so much of PIL's surface as squares need.
+    """An image of any number of channels, each a grey image of PIL's: so much of PIL's surface as
+    squares need.
 
-    PIL resizes the channels of an RGB image one by one, so three planes give the same bytes as that image.
+    PIL resizes the channels of an RGB image one by one, so three planes give the same bytes as that
+    image.
     """
 
     def __init__(self, planes: Sequence[Image.Image]):
@@ -82,7 +86,9 @@ class Planes:
 
 
 class Pixels:
-    """An image that lies in memory: [H, W] grey or [H, W, 3] uint8. Only the part within a box ever becomes PIL's."""
+    """An image that lies in memory: [H, W] grey or [H, W, 3] uint8. Only the part within a box ever
+    becomes PIL's.
+    """
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
@@ -98,7 +104,8 @@ class Pixels:
 
 
 def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
-    """Decode one file, 8 bits per channel: to RGB, to its luma ("L") for one channel, else to as many planes.
+    """Decode one file, 8 bits per channel: to RGB, to its luma ("L") for one channel, else to as
+    many planes.
 
     Raises BadImage with the path and the reason.
     """
@@ -121,7 +128,8 @@ def content_of(path: Path) -> bytes:
 
 
 def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
-    """What is unusual about a file that decodes: CMYK, palette, 1-bit, 16-bit grey, alpha, EXIF-rotated.
+    """What is unusual about a file that decodes: CMYK, palette, 1-bit, 16-bit grey, alpha,
+    EXIF-rotated.
 
     Raises BadImage as read_image does.
     """
@@ -142,7 +150,9 @@ def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
 
 
 def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
-    """What is unusual about an open image. is_as_it_lies: any mode is usual, as its channels are taken as they are."""
+    """What is unusual about an open image. is_as_it_lies: any mode is usual, as its channels are
+    taken as they are.
+    """
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
     if _is_16_bit(image):
         odd.append("16-bit grey")
@@ -156,8 +166,8 @@ def train_square(
 ) -> np.ndarray:
     """Crop, then resize: the pixels [C, train_px, train_px] uint8, C = 1 for a grey image.
 
-    box: (top, left, height, width) in the image's own pixels. Cropping comes first, so that the filter never sees what
-    lies outside the box, as in torchvision's resized_crop.
+    box: (top, left, height, width) in the image's own pixels. Cropping comes first, so that the
+    filter never sees what lies outside the box, as in torchvision's resized_crop.
     """
     top, left, height, width = box
     return _square_of(image.crop((left, top, left + width, top + height)), resampling, train_px)
@@ -171,7 +181,9 @@ def _square_of(part: Image.Image | Planes, resampling: int, train_px: int) -> np
 def evaluation_square(
     image: Image.Image | Planes, test_px: int, test_crop_share: float, interpolation: str
 ) -> bytes:
-    """Resize by the shorter side, then keep the centre: the pixels of a [test_px, test_px, C] square, as timm's."""
+    """Resize by the shorter side, then keep the centre: the pixels of a [test_px, test_px, C]
+    square, as timm's.
+    """
     (height, width), (top, left, *_) = evaluation_geometry(
         image.height, image.width, test_px, test_crop_share
     )
@@ -206,7 +218,9 @@ def named(path: Path) -> Iterator[None]:
 
 
 def open_content(content: bytes) -> Image.Image | np.ndarray:
-    """An image file's bytes: an image not yet decoded, or the array of an .npy file. Raises whatever a decoder does."""
+    """An image file's bytes: an image not yet decoded, or the array of an .npy file. Raises
+    whatever a decoder does.
+    """
     if not content:
         raise ValueError("0 bytes")
     if content.startswith(_NPY_MAGIC):
@@ -215,7 +229,9 @@ def open_content(content: bytes) -> Image.Image | np.ndarray:
 
 
 def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
-    """Decode it into so many channels: 3 is RGB, 1 is luma, any other number the file must hold itself."""
+    """Decode it into so many channels: 3 is RGB, 1 is luma, any other number the file must hold
+    itself.
+    """
     if isinstance(image, np.ndarray):
         return _of_array(image, channels)
     if channels == 3:

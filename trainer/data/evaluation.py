@@ -18,7 +18,8 @@ from trainer.data.workers import items_of, whole
 class EvaluationStream:
     """The evaluation batches of a pass by number: every image once, in order, none padded.
 
-    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another score.
+    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another
+    score.
     """
 
     image_set: ImageSet
@@ -58,10 +59,12 @@ def evaluation_batches(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a GPU.
+    """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
+    GPU.
 
-    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many ranks share them.
-    The processes end with the pass: ones that stayed would hold copies of all memory that training writes anew.
+    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many
+    ranks share them. The processes end with the pass: ones that stayed would hold copies of all
+    memory that training writes anew.
 
     Raises BadImage.
     """

@@ -18,9 +18,11 @@ from trainer.data.order import epoch_order
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. number: of the step that it strikes in, for a bad_image of the image; the first of a run is 1.
+    """One fault. number: of the step that it strikes in, for a bad_image of the image; the first of
+    a run is 1.
 
-    seconds: how much longer the loader takes (slow), how long the disk is full (enospc; 0: for one write).
+    seconds: how much longer the loader takes (slow), how long the disk is full (enospc; 0: for one
+    write).
     """
 
     kind: str

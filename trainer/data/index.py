@@ -1,9 +1,11 @@
-"""The index of an image folder: built once, cached, memory-mapped, the same arrays in every process.
+"""The index of an image folder: built once, cached, memory-mapped, the same arrays in every
+process.
 
 A file is a stretch of one blob of path bytes, so 1.3 million of them cost no Python objects.
 
-Links: a link to a file counts as that file, wherever it points; train/, val/ and class folders may be links; a link to
-a folder further down is refused, since it could close a circle. A link that leads nowhere counts as a file of 0 bytes.
+Links: a link to a file counts as that file, wherever it points; train/, val/ and class folders may
+be links; a link to a folder further down is refused, since it could close a circle. A link that
+leads nowhere counts as a file of 0 bytes.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ class DataError(UserError):
 class Index:
     """One split of an image folder: class by class, in the order of the paths' bytes.
 
-    labels: [N] int32, places in `classes`. sizes: [N] int64, bytes. classes: folder names in sorted order.
-    fingerprint: sha256 (hex) over relative path, label and size of every file; not over the pixels.
+    labels: [N] int32, places in `classes`. sizes: [N] int64, bytes. classes: folder names in sorted
+    order. fingerprint: sha256 (hex) over relative path, label and size of every file; not over the
+    pixels.
     """
 
     def __init__(self, folder: Path, stem: Path, classes: tuple[str, ...], fingerprint: str):
@@ -64,7 +67,9 @@ class Index:
         return Index, (self.folder, self.stem_of, self.classes, self.fingerprint)
 
     def check(self) -> None:
-        """Read all of the arrays once. Raises ValueError where they are not those that the fingerprint is of."""
+        """Read all of the arrays once. Raises ValueError where they are not those that the
+        fingerprint is of.
+        """
         arrays = dict(
             zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True)
         )
@@ -101,12 +106,14 @@ def is_image_folder(root: Path) -> bool:
 
 
 def open_index(root: Path, split: str) -> Index:
-    """The index of root/train or root/val (or validation), from the cache where the folders' times have not moved.
+    """The index of root/train or root/val (or validation), from the cache where the folders' times
+    have not moved.
 
-    A file that is rewritten in place moves no folder's time: its size in the index is then the old one.
+    A file that is rewritten in place moves no folder's time: its size in the index is then the old
+    one.
 
-    Raises DataError without train/ or val/, for an empty class, for classes that differ between the two, and where the
-    cache cannot be written.
+    Raises DataError without train/ or val/, for an empty class, for classes that differ between the
+    two, and where the cache cannot be written.
     """
     folder = _split_folder(root, split)
     classes = _classes(root)
@@ -119,7 +126,9 @@ def open_index(root: Path, split: str) -> Index:
 
 
 def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
-    """List the files of the class folders, store the arrays beside the record, the record last, and open it."""
+    """List the files of the class folders, store the arrays beside the record, the record last, and
+    open it.
+    """
     arrays, stamps = _scan(folder, classes)
     fingerprint = fingerprint_of(arrays)
     facts = {
@@ -139,9 +148,11 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
 
 
 def store_index(arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
-    """Write the arrays under names that hold their fingerprint, then the record that names them; drop older arrays.
+    """Write the arrays under names that hold their fingerprint, then the record that names them;
+    drop older arrays.
 
-    Each file appears whole or not at all; two processes that build the same index write the same bytes.
+    Each file appears whole or not at all; two processes that build the same index write the same
+    bytes.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
     stem = stem_of(record, facts["fingerprint"])
@@ -232,7 +243,9 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The four arrays of a split, and the time of every folder in it (ns, by path relative to the split's)."""
+    """The four arrays of a split, and the time of every folder in it (ns, by path relative to the
+    split's).
+    """
     stamps: dict[str, int] = {}
     _stamp(folder, ".", stamps)
     paths, offsets, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
@@ -273,7 +286,9 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
 
 
 def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
-    """Note a folder's time before it is listed; one so young that it may change unseen gets a time that never fits."""
+    """Note a folder's time before it is listed; one so young that it may change unseen gets a time
+    that never fits.
+    """
     changed_ns = os.stat(folder / inside).st_mtime_ns
     stamps[inside] = changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else -1
 

@@ -1,16 +1,21 @@
-"""JPEG files for training, decoded as far as a crop needs and no further: faster, and the same within grey levels.
+"""JPEG files for training, decoded as far as a crop needs and no further: faster, and the same
+within grey levels.
 
 Three savings over decoding by PIL, each left out where a file is not made for it:
     rows     below the crop are not decoded: the pixels above them stay as they are, bit for bit
-    scale    a crop at least twice, four or eight times the wanted size is decoded at a half, a quarter or an eighth, by
+    scale    a crop at least twice, four or eight times the wanted size is decoded at a half, a
+             quarter or an eighth, by
              a smaller inverse cosine transform
     resize   by torch where no scale is used: its filter is PIL's up to rounding
 
-Against PIL's own road (whole decoding, crop, resize) the mean difference of a square is under TOLERANCE_LEVELS (of 255)
-where no scale is used, mostly a tenth of that; where one is, the mean over squares is under SCALED_LEVELS. Evaluation never comes here: its images are PIL's byte for byte.
+Against PIL's own road (whole decoding, crop, resize) the mean difference of a square is under
+TOLERANCE_LEVELS (of 255) where no scale is used, mostly a tenth of that; where one is, the mean
+over squares is under SCALED_LEVELS. Evaluation never comes here: its images are PIL's byte for
+byte.
 
-What is no plain JPEG in colour or grey, has no end marker or makes the decoder stumble is PIL's to decode or refuse. So
-the same files are bad as anywhere, but for damage that lies wholly below a crop, which nobody sees.
+What is no plain JPEG in colour or grey, has no end marker or makes the decoder stumble is PIL's to
+decode or refuse. So the same files are bad as anywhere, but for damage that lies wholly below a
+crop, which nobody sees.
 """
 
 from __future__ import annotations
@@ -42,7 +47,8 @@ _MODES = {value: name for name, value in RESAMPLING.items()}
 
 
 class Jpeg:
-    """A JPEG file of which only the header has been read: so much of PIL's surface as training needs.
+    """A JPEG file of which only the header has been read: so much of PIL's surface as training
+    needs.
 
     size: (width, height) of the whole image in px.
     """
@@ -54,10 +60,11 @@ class Jpeg:
         self.width, self.height = size
 
     def decoded_for(self, boxes: list[tuple[int, int, int, int]], train_px: int) -> Jpeg:
-        """The same file, decoded already as far as its squares need it, where more than one does at full scale.
+        """The same file, decoded already as far as its squares need it, where more than one does at
+        full scale.
 
-        Each square is what it would be by itself, bit for bit; at a smaller scale the filter looks across the box's edge,
-        where it may see how far the file was decoded.
+        Each square is what it would be by itself, bit for bit; at a smaller scale the filter looks
+        across the box's edge, where it may see how far the file was decoded.
         """
         lowest = [
             top + height
@@ -117,7 +124,8 @@ def _resized(
 
 
 def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | Jpeg:
-    """One file as training takes it: its header alone where it is a plain JPEG, else decoded as evaluation would.
+    """One file as training takes it: its header alone where it is a plain JPEG, else decoded as
+    evaluation would.
 
     Raises BadImage.
     """
@@ -136,10 +144,12 @@ def decoder_name() -> str:
 
 
 def first_rows(content: bytes, num_rows: int, height: int) -> tuple[bytes, int]:
-    """The file as one of fewer rows, where it can be told to end early, and how many it has then: at least num_rows.
+    """The file as one of fewer rows, where it can be told to end early, and how many it has then:
+    at least num_rows.
 
-    The height in the header of a baseline file with one interleaved scan is lowered to whole blocks, and one row of
-    blocks more, since colour is interpolated between rows of blocks. Decoders then ignore the rest of the data.
+    The height in the header of a baseline file with one interleaved scan is lowered to whole
+    blocks, and one row of blocks more, since colour is interpolated between rows of blocks.
+    Decoders then ignore the rest of the data.
     """
     place, block_px = _frame(content)
     rows = (-(-num_rows // block_px) + 1) * block_px if place else height
@@ -149,7 +159,9 @@ def first_rows(content: bytes, num_rows: int, height: int) -> tuple[bytes, int]:
 
 
 def _frame(content: bytes) -> tuple[int, int]:
-    """Where the header of the frame begins, and the height of its blocks in px; (0, 0) for files of other kinds."""
+    """Where the header of the frame begins, and the height of its blocks in px; (0, 0) for files of
+    other kinds.
+    """
     place, found = 2, (0, 0)
     while place + 4 <= len(content) and content[place] == 0xFF:
         kind = content[place + 1]
@@ -168,7 +180,9 @@ def _frame(content: bytes) -> tuple[int, int]:
 
 
 def plain_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in colour or grey that has its end; None for anything else, the giants included."""
+    """(width, height) of a JPEG in colour or grey that has its end; None for anything else, the
+    giants included.
+    """
     if not (content.startswith(_START) and content.endswith(_END)):
         return None
     try:

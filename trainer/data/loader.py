@@ -1,7 +1,8 @@
 """Micro-batches in order, from any step on: the same bytes however many processes make them.
 
-One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step, micro-batch), and each image in it
-one of its draw: so images that stand in unlike micro-batches may be made together (see `parts`).
+One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step,
+micro-batch), and each image in it one of its draw: so images that stand in unlike micro-batches may
+be made together (see `parts`).
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ _IMAGES_AT_ONCE = (
 class MicroBatch(NamedTuple):
     """One statistics sample of a step, as it comes from the loader.
 
-    images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 = (epoch, image, repeat).
-    drawn: the parameters by name, [b, ...], of each augmentation of stage `pixels`, then of each of stage `normalized`;
+    images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 =
+    (epoch, image, repeat). drawn: the parameters by name, [b, ...], of each augmentation of stage
+    `pixels`, then of each of stage `normalized`;
         with S splits [(S - 1) * b, ...], one split after another, for the first is not augmented.
-    shown: [b] int64, the images of the set that are shown: others than ids name where one stands for a bad one, whose
+    shown: [b] int64, the images of the set that are shown: others than ids name where one stands
+    for a bad one, whose
         draws it takes over.
-    is_augmented: stage `pixels` is done, its parameters are gone; with splits the images are [S * b, ...], see `augmented`.
+    is_augmented: stage `pixels` is done, its parameters are gone; with splits the images are [S *
+    b, ...], see `augmented`.
     """
 
     step: int
@@ -65,13 +69,15 @@ class MicroBatch(NamedTuple):
 class TrainStream:
     """The training micro-batches of a run by key: stream[step, micro_batch].
 
-    repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images: "fail" or "skip".
-    growth: what makes the images of early steps smaller than train_px; the draws are the same. num_splits: 1 for none.
-    fill: the grey levels for uncovered pixels, where stage `pixels` is done here; None leaves it to `prepare`.
-    rank, num_ranks: of a step's micro-batches only the rank-th is made, and every num_ranks-th after it.
-    shares_repeats: is an image that a step repeats read and decoded once, as far as that can be?
+    repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images:
+    "fail" or "skip". growth: what makes the images of early steps smaller than train_px; the draws
+    are the same. num_splits: 1 for none. fill: the grey levels for uncovered pixels, where stage
+    `pixels` is done here; None leaves it to `prepare`. rank, num_ranks: of a step's micro-batches
+    only the rank-th is made, and every num_ranks-th after it. shares_repeats: is an image that a
+    step repeats read and decoded once, as far as that can be?
 
-    A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a traceback.
+    A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a
+    traceback.
     """
 
     image_set: ImageSet
@@ -98,7 +104,8 @@ class TrainStream:
     def batches(
         self, first_step: int, num_steps: int, num_workers: int, device: str
     ) -> Iterator[MicroBatch]:
-        """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
+        """All from first_step to the end of step num_steps - 1, in order; images pinned where the
+        device is a GPU.
 
         Raises BadImage.
         """
@@ -189,7 +196,9 @@ class TrainStream:
                 yield from self._squares_of(list(repeats), image_px)
 
     def _squares_of(self, repeats: list[tuple], image_px: int) -> Iterator[tuple[np.ndarray, int]]:
-        """The same of one image's repeats: (draw, image, place, box, filter) each. Decoded once where that can be."""
+        """The same of one image's repeats: (draw, image, place, box, filter) each. Decoded once
+        where that can be.
+        """
         image = repeats[0][1]
         if isinstance(image, Jpeg):
             image = image.decoded_for([box for *_, box, _ in repeats], image_px)
@@ -224,7 +233,8 @@ class TrainStream:
             yield found, place
 
     def _read(self, draw: np.ndarray) -> tuple[Image.Image, int]:
-        """The image of one draw and its place in the set; under "skip" a bad one's place is taken by another.
+        """The image of one draw and its place in the set; under "skip" a bad one's place is taken
+        by another.
 
         The candidates are a function of seed and draw, so every run puts the same image there.
         """
@@ -263,8 +273,10 @@ class TrainStream:
 
 
 def _packed(item):
-    """A micro-batch whose small tensors are arrays: torch opens a socket for every tensor that it sends, which takes
-    the main process longer than a copy of all these. Anything else stays as it is."""
+    """A micro-batch whose small tensors are arrays: torch opens a socket for every tensor that it
+    sends, which takes the main process longer than a copy of all these. Anything else stays as it
+    is.
+    """
     if not isinstance(item, MicroBatch):
         return item
     drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)

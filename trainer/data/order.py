@@ -1,9 +1,9 @@
 """Which image sits where: pure functions of seed and epoch.
 
-An epoch of N images has N draws. With repeats R its order is a permutation in which every image stands R times in a
-row, cut after N draws: about N / R different images (timm's RepeatAugSampler). Step s takes draws s*B to (s+1)*B, and
-its micro-batch j of M every M-th of them from the j-th on, as timm's ranks do: the repeats of one image fall into
-different micro-batches.
+An epoch of N images has N draws. With repeats R its order is a permutation in which every image
+stands R times in a row, cut after N draws: about N / R different images (timm's RepeatAugSampler).
+Step s takes draws s*B to (s+1)*B, and its micro-batch j of M every M-th of them from the j-th on,
+as timm's ranks do: the repeats of one image fall into different micro-batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def epoch_order(seed: int, epoch: int, num_images: int, repeats: int) -> np.ndar
 def window(
     step: int, num_images: int, batch_images: int, steps_per_epoch: int
 ) -> tuple[int, int, int]:
-    """(epoch, first draw, number of draws) of one step; the last step of an epoch takes what is left."""
+    """(epoch, first draw, number of draws) of one step; the last step of an epoch takes what is
+    left.
+    """
     epoch, step_in_epoch = divmod(step, steps_per_epoch)
     first = step_in_epoch * batch_images
     return epoch, first, min(batch_images, num_images - first)

@@ -1,8 +1,10 @@
-"""Steps made part by part, for pages that repeat images: all repeats of an image in one part, decoded once for all.
+"""Steps made part by part, for pages that repeat images: all repeats of an image in one part,
+decoded once for all.
 
-The repeats of an image stand in a row in a step's order and fall into different micro-batches of it. Made micro-batch by
-micro-batch, each of them would be decoded anew. So the draws of a step are cut into as many runs as there are
-micro-batches, the processes make those, and the micro-batches are put together from them: the same bytes.
+The repeats of an image stand in a row in a step's order and fall into different micro-batches of
+it. Made micro-batch by micro-batch, each of them would be decoded anew. So the draws of a step are
+cut into as many runs as there are micro-batches, the processes make those, and the micro-batches
+are put together from them: the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 def has_parts(stream: TrainStream) -> bool:
     """Would a process that makes a part of a step, not a micro-batch of it, decode less?
 
-    A rank of several has only some micro-batches of a step: with as many ranks as repeats none has an image twice.
+    A rank of several has only some micro-batches of a step: with as many ranks as repeats none has
+    an image twice.
     """
     is_shared = stream.shares_repeats and stream.num_ranks < stream.repeats
     has_several = stream.num_micro_batches > stream.num_ranks
@@ -41,7 +44,9 @@ def has_parts(stream: TrainStream) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a stream's steps by key, (step, part): the draws of a part as if they were a micro-batch."""
+    """The parts of a stream's steps by key, (step, part): the draws of a part as if they were a
+    micro-batch.
+    """
 
     stream: TrainStream
 
@@ -63,7 +68,9 @@ class Parts:
 
 
 def part_keys(stream: TrainStream, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
-    """(step, part) from first_step up to the end of step num_steps - 1: as many as there are micro-batches."""
+    """(step, part) from first_step up to the end of step num_steps - 1: as many as there are
+    micro-batches.
+    """
     for step in range(first_step, num_steps):
         yield from ((step, part) for part, _ in enumerate(stream.keys(step, step + 1)))
 
@@ -76,10 +83,11 @@ def in_micro_batches(
     device: str,
     is_ahead: bool,
 ) -> Iterator[MicroBatch]:
-    """The micro-batches of a stream from the parts of its steps, in order; images pinned where the device is a GPU.
+    """The micro-batches of a stream from the parts of its steps, in order; images pinned where the
+    device is a GPU.
 
-    is_ahead: while a step's micro-batches are taken the parts of the step after it are, one for each, so that no process
-    waits. A thread puts them together as they come.
+    is_ahead: while a step's micro-batches are taken the parts of the step after it are, one for
+    each, so that no process waits. A thread puts them together as they come.
 
     Raises BadImage, where the step of the image begins.
     """
@@ -101,7 +109,9 @@ def in_micro_batches(
 
 
 class _Step:
-    """The micro-batches of one step, while its parts come in: one after another in one piece of memory."""
+    """The micro-batches of one step, while its parts come in: one after another in one piece of
+    memory.
+    """
 
     def __init__(self, stream: TrainStream, step: int, device: str) -> None:
         places, owners = _parts(stream, step)

@@ -1,4 +1,6 @@
-"""Micro-batches on their way to a GPU, on a stream of their own: the copy runs beside the step before it."""
+"""Micro-batches on their way to a GPU, on a stream of their own: the copy runs beside the step
+before it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Lane(Protocol):
         """Begin the copy; what comes back may not be read yet."""
 
     def join(self, tensors: Iterable[Tensor]) -> None:
-        """Have whatever computes next wait for all that was sent, and the memory of these stay until it is done."""
+        """Have whatever computes next wait for all that was sent, and the memory of these stay
+        until it is done.
+        """
 
 
 class CudaLane:
@@ -45,8 +49,9 @@ def arriving(
 ) -> Iterator[MicroBatch]:
     """The same micro-batches, images and labels sent ahead where the device is a GPU.
 
-    A micro-batch is sent when it is asked for. The host asks while the device still works on the step before it, so the
-    copy is done by the time that its own step begins; nothing waits for the micro-batch after it.
+    A micro-batch is sent when it is asked for. The host asks while the device still works on the
+    step before it, so the copy is done by the time that its own step begins; nothing waits for the
+    micro-batch after it.
     """
     if lane is None:
         if not device.startswith("cuda"):

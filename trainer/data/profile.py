@@ -13,18 +13,20 @@ from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profi
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
-    """Where the images lie as far as the user said: data_dir, or `data` itself where that is a folder."""
+    """Where the images lie as far as the user said: data_dir, or `data` itself where that is a
+    folder.
+    """
     if data_dir is not None:
         return Path(data_dir)
     return Path(data) if data not in PROFILES and os.path.isdir(data) else None
 
 
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
-    """The profile of what a user called `data`: a known name, a page of the user's own, an image folder, or a
-    folder of files that hold many images.
+    """The profile of what a user called `data`: a known name, a page of the user's own, an image
+    folder, or a folder of files that hold many images.
 
-    A folder's counts come from its index, it is seen in three channels, mean and deviation are ImageNet's, and it
-    adapts nothing.
+    A folder's counts come from its index, it is seen in three channels, mean and deviation are
+    ImageNet's, and it adapts nothing.
 
     Raises UserError if `data` is none of these, PageError for a mistake in a user's page.
     """

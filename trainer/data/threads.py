@@ -17,7 +17,8 @@ _AHEAD = 1  # items that wait for a thread, beside those that have one
 def in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
     """work(item) of each item, in order: so many at a time, with one of torch's own threads each.
 
-    What an item raises, or the work on it, is raised where it is due. Ending early ends the items too.
+    What an item raises, or the work on it, is raised where it is due. Ending early ends the items
+    too.
     """
     items, due = iter(items), deque()
     with pool_of(num_threads) as pool, ended(items):

@@ -1,4 +1,6 @@
-"""From a micro-batch of decoded images to what the model sees: tensor operations on the device, without randomness."""
+"""From a micro-batch of decoded images to what the model sees: tensor operations on the device,
+without randomness.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tenso
 
 
 def in_format(images: torch.Tensor, settings) -> torch.Tensor:
-    """Images [B, C, H, W] in the memory format of the run's model: the last thing before the model sees them."""
+    """Images [B, C, H, W] in the memory format of the run's model: the last thing before the model
+    sees them.
+    """
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     return images.contiguous(memory_format=memory_format)
 
@@ -57,7 +61,9 @@ def _of_stage(augment, stage: str) -> list:
 
 
 def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
-    """A micro-batch after its operations on grey levels; with splits its images [S * b, C, H, W], the first b as they came."""
+    """A micro-batch after its operations on grey levels; with splits its images [S * b, C, H, W],
+    the first b as they came.
+    """
     parts = _of_stage(augment, "pixels")
     images = batch.images if num_splits is None else batch.images.repeat(num_splits - 1, 1, 1, 1)
     for part, drawn in zip(parts, batch.drawn):
@@ -70,8 +76,9 @@ def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
 def inputs_of(plan, settings, batch) -> torch.Tensor:
     """The images of a micro-batch on the device, before they are mixed: [B, C, H, W] float32.
 
-    In the order of the sources: operations on grey levels, normalization, erasing. With augment_splits S the images are
-    [S * B, C, H, W], split after split: the first as it came, the others augmented.
+    In the order of the sources: operations on grey levels, normalization, erasing. With
+    augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the
+    others augmented.
     """
     recipe = plan.recipe
     fill = fill_of(plan.profile)

@@ -1,4 +1,6 @@
-"""Processes that make the items of a stream ahead of time, in order: one DataLoader for as long as the stream lasts."""
+"""Processes that make the items of a stream ahead of time, in order: one DataLoader for as long as
+the stream lasts.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def _as_it_is(item):
 def items_of(
     stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is
 ) -> DataLoader:
-    """stream[key] for every key, in order, made by so many processes, or by this one with none; pinned where the device is a GPU.
+    """stream[key] for every key, in order, made by so many processes, or by this one with none;
+    pinned where the device is a GPU.
 
     packed: what a process makes of an item before it is sent.
     """
@@ -48,9 +51,10 @@ class _Loader(DataLoader):
             return super().__iter__()
         started = self.multiprocessing_context.started = []
         items = super().__iter__()
-        # They do not hear what multiprocessing would end them with (see _start_worker), and it waits for them: where an
-        # error's traceback still holds the loader at the end of the program, that end would not come. The hook that is
-        # registered last runs first, before those of torch and multiprocessing.
+        # They do not hear what multiprocessing would end them with (see _start_worker), and it
+        # waits for them: where an error's traceback still holds the loader at the end of the
+        # program, that end would not come. The hook that is registered last runs first, before
+        # those of torch and multiprocessing.
         end = functools.partial(_kill, started)
         atexit.register(end)
         return _with_end(items, end)
@@ -69,8 +73,11 @@ def _kill(processes: list) -> None:
 
 
 def _noting_context():
-    """A context of multiprocessing that starts processes as this program does, and keeps them in `started`."""
-    # By its name: to ask for "the" context would settle it for whoever imports us, who may yet choose another.
+    """A context of multiprocessing that starts processes as this program does, and keeps them in
+    `started`.
+    """
+    # By its name: to ask for "the" context would settle it for whoever imports us, who may yet
+    # choose another.
     name = (
         multiprocessing.get_start_method(allow_none=True)
         or multiprocessing.get_all_start_methods()[0]
@@ -96,7 +103,9 @@ def whole(items: Iterable) -> Iterator:
 
 @contextmanager
 def ended(items: Iterable) -> Iterator[None]:
-    """Whatever makes items ends with whoever takes them, not when it is forgotten: a generator may have threads."""
+    """Whatever makes items ends with whoever takes them, not when it is forgotten: a generator may
+    have threads.
+    """
     try:
         yield
     finally:
@@ -105,7 +114,9 @@ def ended(items: Iterable) -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it saves, and its end ends the workers."""
+    """A signal to the whole process group is the main process's to answer: it saves, and its end
+    ends the workers.
+    """
     torch.set_num_threads(1)
     ignore_advice_about_files()
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -113,5 +124,7 @@ def _start_worker(number: int) -> None:
 
 
 def ignore_advice_about_files() -> None:
-    """No warnings of PIL's (palettes, EXIF, size) in this process, which must be ours: check-data lists such files."""
+    """No warnings of PIL's (palettes, EXIF, size) in this process, which must be ours: check-data
+    lists such files.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")

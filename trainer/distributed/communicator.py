@@ -1,7 +1,8 @@
 """Several processes that make one run: how they agree, and how one's end ends all.
 
-The only file that knows torch.distributed (launch.py starts processes by its launcher). A process by itself is `alone()`:
-every method does nothing there, so that the story of a run reads the same for any number.
+The only file that knows torch.distributed (launch.py starts processes by its launcher). A process
+by itself is `alone()`: every method does nothing there, so that the story of a run reads the same
+for any number.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.distributed.env import Place
 from trainer.distributed.rendezvous import Meeting
 
-# Rank 0 alone saves, exports and draws: the others wait for it in the next thing that all do together.
+# Rank 0 alone saves, exports and draws: the others wait for it in the next thing that all do
+# together.
 LONGEST_WAIT = timedelta(minutes=30)
 _STORE_WAIT = timedelta(seconds=30)
 
@@ -51,7 +53,9 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: Iterable) -> Iterator:
-        """This rank's of things that stand in one order for all: the rank-th, and every world_size-th after it."""
+        """This rank's of things that stand in one order for all: the rank-th, and every
+        world_size-th after it.
+        """
         return itertools.islice(items, self.rank, None, self.world_size)
 
     def sum(self, tensor: torch.Tensor) -> None:
@@ -59,7 +63,9 @@ class Ranks:
         self.start_sum(tensor)()
 
     def start_sum(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """Begin `sum`, and go on; the function that it gives makes what comes after it wait for the sum."""
+        """Begin `sum`, and go on; the function that it gives makes what comes after it wait for the
+        sum.
+        """
         if self.is_alone:
             return lambda: None
         with _others():
@@ -98,7 +104,9 @@ class Ranks:
             raise Stopped(signal.Signals(number).name)
 
     def broadcast(self, value):
-        """Rank 0's value: plain types and tensors; what the others hold is not looked at. Tensors come on the CPU."""
+        """Rank 0's value: plain types and tensors; what the others hold is not looked at. Tensors
+        come on the CPU.
+        """
         if self.is_alone:
             return value
         buffer = io.BytesIO()
@@ -125,7 +133,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def first_here(self) -> Iterator[None]:
-        """A block that one process of each machine goes through before the others: what it fetches, they find."""
+        """A block that one process of each machine goes through before the others: what it fetches,
+        they find.
+        """
         if self.local_rank:
             self.barrier()
         yield
@@ -157,12 +167,15 @@ def meet(
 ) -> Iterator[Ranks]:
     """The ranks of a run for as long as the block lasts; `alone()` where there is no place.
 
-    check: called while this rank waits for the others to come; where it raises Stopped, all end with 75.
+    check: called while this rank waits for the others to come; where it raises Stopped, all end
+    with 75.
 
-    Rank 0 says who came. A rank that does not come is named after 20 s. An error on one rank ends all of them, with the
-    exit code that it has there; only that rank tells its error. A rank that is killed is named by one that is left.
+    Rank 0 says who came. A rank that does not come is named after 20 s. An error on one rank ends
+    all of them, with the exit code that it has there; only that rank tells its error. A rank that
+    is killed is named by one that is left.
 
-    Raises UserError where the meeting point cannot be opened. Ends the process (SystemExit) where another failed first.
+    Raises UserError where the meeting point cannot be opened. Ends the process (SystemExit) where
+    another failed first.
     """
     if place is None:
         yield alone()
@@ -175,7 +188,8 @@ def meet(
         _join(place, device, meeting)
         ranks = Ranks(place.rank, place.world_size, place.local_rank)
         yield ranks
-        ranks.barrier()  # nobody leaves while another still writes: what starts the ranks ends all with the first
+        # nobody leaves while another still writes: what starts the ranks ends all with the first
+        ranks.barrier()
         dist.destroy_process_group()
     except LostRanks as error:
         raise SystemExit(meeting.end_by_loss(str(error))) from None
@@ -211,7 +225,9 @@ def _join(place: Place, device: str, meeting: Meeting) -> None:
 
 @contextlib.contextmanager
 def _others() -> Iterator[None]:
-    """What fails between ranks fails because of another one: torch has an error for each way of finding that out."""
+    """What fails between ranks fails because of another one: torch has an error for each way of
+    finding that out.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,6 @@
-"""Where this process stands among the processes of a run, as torchrun or Slurm's srun says in its environment."""
+"""Where this process stands among the processes of a run, as torchrun or Slurm's srun says in its
+environment.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ _FIRST_PORT, _NUM_PORTS = 20000, 12000  # below the ports that Linux gives out b
 class Place:
     """One of several processes.
 
-    rank: 0 .. world_size - 1. local_rank: among the local_world_size of this machine. host, port: where all meet.
-    serves: does this process open that port? torchrun does it by itself. attempt: what tells this start from others.
-    by: who started it, "torchrun" or "srun".
+    rank: 0 .. world_size - 1. local_rank: among the local_world_size of this machine. host, port:
+    where all meet. serves: does this process open that port? torchrun does it by itself. attempt:
+    what tells this start from others. by: who started it, "torchrun" or "srun".
     """
 
     rank: int
@@ -34,7 +36,8 @@ class Place:
 def find_place(environment: Mapping[str, str]) -> Place | None:
     """The place that the environment names, or None for a process by itself.
 
-    srun counts only inside a job step: the shell of `salloc` and the script of `sbatch` know the job's size too.
+    srun counts only inside a job step: the shell of `salloc` and the script of `sbatch` know the
+    job's size too.
 
     Raises UserError for numbers that make no place.
     """
@@ -129,7 +132,8 @@ def _tasks_on_node(per_node: str, node: int) -> int:
 
 
 def rank_device(device: str, place: Place | None) -> str:
-    """The device asked for, as make_settings takes it: of several ranks on one machine each has a GPU of its own.
+    """The device asked for, as make_settings takes it: of several ranks on one machine each has a
+    GPU of its own.
 
     Raises UserError where there are fewer GPUs than ranks, and for one GPU asked for by its number.
     """

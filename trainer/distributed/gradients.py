@@ -14,13 +14,16 @@ _ALIGNED = 16  # numbers: a tensor begins at a multiple of 64 bytes, where fused
 
 
 class Gradients:
-    """Sums gradients over ranks, bucket by bucket, while the last backward pass of the step still makes others.
+    """Sums gradients over ranks, bucket by bucket, while the last backward pass of the step still
+    makes others.
 
-    A gradient is a view of its bucket, a flat tensor, so nothing is copied. Buckets go out in one fixed order, from the
-    last weights to the first, as a backward pass makes them. A rank without a micro-batch in the step sends zeros. A
-    process by itself keeps its gradients as autograd makes them.
+    A gradient is a view of its bucket, a flat tensor, so nothing is copied. Buckets go out in one
+    fixed order, from the last weights to the first, as a backward pass makes them. A rank without a
+    micro-batch in the step sends zeros. A process by itself keeps its gradients as autograd makes
+    them.
 
-    torch's DistributedDataParallel cannot leave a rank without a micro-batch, and divides by the number of ranks.
+    torch's DistributedDataParallel cannot leave a rank without a micro-batch, and divides by the
+    number of ranks.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class Gradients:
             weight.grad = view
 
     def expect_last(self) -> None:
-        """Before the backward pass of this rank's last micro-batch: a bucket goes out once it is full."""
+        """Before the backward pass of this rank's last micro-batch: a bucket goes out once it is
+        full.
+        """
         self._is_last = True
 
     def finish(self) -> None:
@@ -71,7 +76,9 @@ class Gradients:
             ].grad = None  # as in one process: an optimizer then leaves the weight alone
 
     def drain(self) -> None:
-        """Send what has not gone out yet, and wait: also where a pass was broken off, as the others wait for its buckets."""
+        """Send what has not gone out yet, and wait: also where a pass was broken off, as the others
+        wait for its buckets.
+        """
         while len(self._waits) < len(self._buckets):
             self._send()
         for wait in self._waits:

@@ -1,4 +1,6 @@
-"""Starting the ranks of a run: by torchrun's launcher from inside the command, or by a job file for Slurm."""
+"""Starting the ranks of a run: by torchrun's launcher from inside the command, or by a job file for
+Slurm.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _POLL_S = 0.1
 END_S = (
     10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
 )
-# What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no SIGHUP.
+# What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no
+# SIGHUP.
 _SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {
     signal.SIGHUP: signal.SIGTERM
 }
@@ -34,7 +37,8 @@ _SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.
 def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
     """How many ranks this machine is to have, from gpus= and procs=; 1 where neither is given.
 
-    place: of this process, where something has started it as one of several: the two must then say what is.
+    place: of this process, where something has started it as one of several: the two must then say
+    what is.
 
     Raises UserError where they contradict each other, or device=.
     """
@@ -73,10 +77,12 @@ def check_gpus(gpus: int | None) -> None:
 
 
 def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
-    """Start `python -m trainer` with these words once for each rank, and wait for all; gives the run's exit code.
+    """Start `python -m trainer` with these words once for each rank, and wait for all; gives the
+    run's exit code.
 
-    A signal to this process is passed on to every rank: they save and end together, with 75; where one has come before
-    there are any, none is started. Where a rank fails, the code is the first one's, and the others are ended.
+    A signal to this process is passed on to every rank: they save and end together, with 75; where
+    one has come before there are any, none is started. Where a rank fails, the code is the first
+    one's, and the others are ended.
     """
     logging.disable(
         logging.ERROR
@@ -108,9 +114,11 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
 
 
 def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
-    """The run's exit code, from how its ranks ended: by rank, with `exitcode`, `pid` and `timestamp`; none failed, none in it.
+    """The run's exit code, from how its ranks ended: by rank, with `exitcode`, `pid` and
+    `timestamp`; none failed, none in it.
 
-    A rank that a signal has ended is named on standard error, unless the run was asked to stop: before it could listen.
+    A rank that a signal has ended is named on standard error, unless the run was asked to stop:
+    before it could listen.
     """
     in_time = sorted(failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in in_time]
@@ -122,7 +130,8 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
         -signal.SIGINT,
         -signal.SIGUSR1,
     ):
-        return EXIT_STOPPED  # the others may have missed it since, and said so by 1, or were too slow and killed
+        # the others may have missed it since, and said so by 1, or were too slow and killed
+        return EXIT_STOPPED
     rank, first = in_time[0]
     if first.exitcode > 0:
         return first.exitcode
@@ -134,7 +143,9 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
 
 
 class _Running(threading.Thread):
-    """The launcher at work. Beside the main thread, as in that it would answer signals itself, and by killing."""
+    """The launcher at work. Beside the main thread, as in that it would answer signals itself, and
+    by killing.
+    """
 
     def __init__(self, agent) -> None:
         super().__init__(daemon=True)
@@ -215,7 +226,8 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
 
 
 def agent_class(agent: type) -> Callable:
-    """torch's LocalElasticAgent, or its like, that waits END_S, not torch's 30 s, for a rank that hangs.
+    """torch's LocalElasticAgent, or its like, that waits END_S, not torch's 30 s, for a rank that
+    hangs.
 
     With the 20 s in which it did not come, or was not heard of, that would be too long.
     """
@@ -235,11 +247,12 @@ def agent_class(agent: type) -> Callable:
 def slurm_job(
     words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = ""
 ) -> str:
-    """The text of a job file for sbatch that runs `python -m trainer` with these words on nodes x gpus ranks.
+    """The text of a job file for sbatch that runs `python -m trainer` with these words on nodes x
+    gpus ranks.
 
-    Two minutes before its time is over Slurm sends SIGUSR1 to the ranks: they save, end with 75, and the job puts itself
-    into the queue again; so does a pre-emption. gpus: of each node; 0: one rank each on the CPU. extra: a further line
-    for sbatch, as "--partition=big --account=me".
+    Two minutes before its time is over Slurm sends SIGUSR1 to the ranks: they save, end with 75,
+    and the job puts itself into the queue again; so does a pre-emption. gpus: of each node; 0: one
+    rank each on the CPU. extra: a further line for sbatch, as "--partition=big --account=me".
 
     Raises UserError for text that would be more than its line.
     """
@@ -267,8 +280,8 @@ def slurm_job(
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"
         if not gpus
         else "export OMP_NUM_THREADS=1",
-        # a rank that has saved and left with 75 must not have the others killed, which are about to; where one fails they
-        # end by themselves
+        # a rank that has saved and left with 75 must not have the others killed, which are about
+        # to; where one fails they end by themselves
         f"srun --cpus-per-task={cpus} --kill-on-bad-exit=0 {shlex.join([sys.executable, '-m', 'trainer', *words])}",
         "code=$?",
         "# 75: stopped and saved before its time was over; the same job goes on where it stopped",

@@ -28,8 +28,8 @@ class MissingRank(Exception):
 class Meeting:
     """One rank's side of the meeting point, a store of words that all ranks see.
 
-    rank/R: host, process and device of rank R. beat/R: grows while R lives. failed: who failed first, and with what
-    exit code; never written twice. heard/R: rank R has read it.
+    rank/R: host, process and device of rank R. beat/R: grows while R lives. failed: who failed
+    first, and with what exit code; never written twice. heard/R: rank R has read it.
 
     open_store: connects to the place's port, or keeps it: (place, does it keep it) -> store.
     """
@@ -45,10 +45,11 @@ class Meeting:
         self.heard: dict | None = None  # who failed first, once this rank has read it
 
     def check_in(self, check: Callable[[], None] = lambda: None) -> None:
-        """Come, and wait for the others. check: called while it waits, raises Stopped once a signal has come.
+        """Come, and wait for the others. check: called while it waits, raises Stopped once a signal
+        has come.
 
-        Raises MissingRank where one does not come in time, UserError where the meeting point cannot be opened, SystemExit
-        where it is gone.
+        Raises MissingRank where one does not come in time, UserError where the meeting point cannot
+        be opened, SystemExit where it is gone.
         """
         try:
             self._await_others(check)
@@ -108,7 +109,9 @@ class Meeting:
         return json.loads(self.store.compare_set("failed", "", mine))
 
     def end_by(self, error: BaseException) -> int | None:
-        """Tell the others of an error here. None where it is the first, and to be raised; else the first one's code."""
+        """Tell the others of an error here. None where it is the first, and to be raised; else the
+        first one's code.
+        """
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
         if isinstance(error, KeyboardInterrupt):
             code = EXIT_INTERRUPTED
@@ -146,7 +149,9 @@ class Meeting:
         return None
 
     def hear(self, first: dict, store) -> int:
-        """Keep who failed first, for the meeting point may be gone when it is asked for, and say so; gives the exit code."""
+        """Keep who failed first, for the meeting point may be gone when it is asked for, and say
+        so; gives the exit code.
+        """
         self.heard = first
         store.set(f"heard/{self.place.rank}", "1")
         return first["code"]
@@ -169,7 +174,9 @@ class Meeting:
             time.sleep(0.05)
 
     def end_by_loss(self, reason: str) -> int:
-        """The exit code once the others no longer answer: that of the first who failed, or of the one found silent."""
+        """The exit code once the others no longer answer: that of the first who failed, or of the
+        one found silent.
+        """
         if self.heard is not None:
             return self._leave()
         try:
@@ -224,8 +231,8 @@ class Meeting:
 
 
 class _Beats(threading.Thread):
-    """Says once a second that this rank lives, and ends it where it cannot end by itself: a rank that waits for one
-    that is gone may wait in the GPU's driver, where no exception reaches it.
+    """Says once a second that this rank lives, and ends it where it cannot end by itself: a rank
+    that waits for one that is gone may wait in the GPU's driver, where no exception reaches it.
 
     Each rank watches the next one.
     """
@@ -236,7 +243,9 @@ class _Beats(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Beat until done is set; end the process where a rank has failed, fallen silent, or the meeting point is gone."""
+        """Beat until done is set; end the process where a rank has failed, fallen silent, or the
+        meeting point is gone.
+        """
         meeting, place = self.meeting, self.meeting.place
         next_rank, beat, heard_s = (place.rank + 1) % place.world_size, -1, time.monotonic()
         try:
@@ -257,7 +266,9 @@ class _Beats(threading.Thread):
             self._end()
 
     def _end(self, code: int | None = None) -> None:
-        """End the process, unless it does so by itself in time. code: None where the meeting point is gone."""
+        """End the process, unless it does so by itself in time. code: None where the meeting point
+        is gone.
+        """
         if not self.done.wait(GRACE_S):
             code = self.meeting.lost_point() if code is None else code
             sys.stdout.flush()
@@ -266,7 +277,9 @@ class _Beats(threading.Thread):
 
 
 def _await_port(place: Place, check: Callable[[], None]) -> None:
-    """Wait until somebody keeps the meeting point: torch's own client would print a warning for each try."""
+    """Wait until somebody keeps the meeting point: torch's own client would print a warning for
+    each try.
+    """
     until_s = time.monotonic() + COME_S
     while True:
         try:

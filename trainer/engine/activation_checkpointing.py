@@ -1,4 +1,6 @@
-"""Activation checkpointing: what the backward pass needs is made again instead of kept. Less memory, the same bits."""
+"""Activation checkpointing: what the backward pass needs is made again instead of kept. Less
+memory, the same bits.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from trainer.models.parts.norm_layers import StepNorm
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Let a model keep only what goes into its blocks, as timm does it; a model that timm has no way for, into its stages.
+    """Let a model keep only what goes into its blocks, as timm does it; a model that timm has no
+    way for, into its stages.
 
     Norms move their statistics in the first pass alone: see StepStatistics.at_rest.
 
-    Raises UserError for a model without stages, and for norms whose statistics cannot be kept from moving twice.
+    Raises UserError for a model without stages, and for norms whose statistics cannot be kept from
+    moving twice.
     """
     _check_norms(model)
     try:

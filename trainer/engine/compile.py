@@ -1,4 +1,6 @@
-"""compile=1: the passes of a model as code made for its shapes (torch.compile), with what the making takes."""
+"""compile=1: the passes of a model as code made for its shapes (torch.compile), with what the
+making takes.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,22 @@ from trainer.models.parts.norm_layers import StepNorm
 if TYPE_CHECKING:  # two seconds of importing
     from torch._dynamo.callback import CallbackArgs
 
-_MOST_SHAPES = 64  # of one model: sizes of images and micro-batches, in training and in evaluation; torch gives up after 8
+# of one model: sizes of images and micro-batches, in training and in evaluation; torch gives up
+# after 8
+_MOST_SHAPES = 64
 
 
 class Compiled:
     """A model whose passes are compiled as they are first called, under the same names of weights.
 
-    Draws (dropout, stochastic depth) are those of the uncompiled model. Every shape is compiled once, when it first comes.
-    num_graphs, seconds: what has been compiled so far.
+    Draws (dropout, stochastic depth) are those of the uncompiled model. Every shape is compiled
+    once, when it first comes. num_graphs, seconds: what has been compiled so far.
     """
 
     def __init__(self, model: nn.Module, has_precise_norm: bool = False) -> None:
-        """Raises UserError for what would be compiled anew at every step, and where there is no compiler."""
+        """Raises UserError for what would be compiled anew at every step, and where there is no
+        compiler.
+        """
         import torch._dynamo
 
         if any(isinstance(module, StepNorm) for module in model.modules()):
@@ -38,7 +44,8 @@ class Compiled:
                 "compile=1: the page's precise_norm weighs every micro-batch by another number; use compile=0"
             )
         _check_compiler()
-        # The two settings and the two callbacks have no public names; torch's documentation names _dynamo.config.
+        # The two settings and the two callbacks have no public names; torch's documentation names
+        # _dynamo.config.
         torch._dynamo.config.recompile_limit = max(
             torch._dynamo.config.recompile_limit, _MOST_SHAPES
         )
@@ -61,13 +68,16 @@ class Compiled:
         self._begun_s = time.perf_counter()
 
     def _end(self, call: CallbackArgs) -> None:
-        # a backward pass that torch's cache on disk does not hold is compiled later, as a part of the same graph
+        # a backward pass that torch's cache on disk does not hold is compiled later, as a part of
+        # the same graph
         self.num_graphs += call.callback_trigger.name == "DYNAMO"
         self.seconds += time.perf_counter() - self._begun_s
 
 
 def _check_compiler() -> None:
-    """torch writes C++ for a CPU and, for a GPU, C: one line where nothing here translates it. Raises UserError."""
+    """torch writes C++ for a CPU and, for a GPU, C: one line where nothing here translates it.
+    Raises UserError.
+    """
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([named] if named else ("g++", "clang++"))):
         raise UserError(

@@ -37,12 +37,14 @@ def evaluate_all(
     each: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
 ) -> dict[str, Scores]:
-    """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once, none padded.
+    """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once,
+    none padded.
 
-    The images are decoded once for all models. each: called after every batch, so that a stop need not wait for the end of
-    the pass. ranks: those that share the images; each is given its own batches, as many as there are, and all get the scores
-    over all of them. Where `each` raises Stopped on one, all raise it at the end of their batches. A batch that memory does
-    not hold is scored in halves.
+    The images are decoded once for all models. each: called after every batch, so that a stop need
+    not wait for the end of the pass. ranks: those that share the images; each is given its own
+    batches, as many as there are, and all get the scores over all of them. Where `each` raises
+    Stopped on one, all raise it at the end of their batches. A batch that memory does not hold is
+    scored in halves.
 
     Raises MemoryFull where it does not hold one image.
     """
@@ -82,7 +84,9 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
 
 
 class _InPieces:
-    """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then on."""
+    """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then
+    on.
+    """
 
     def __init__(
         self, score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], device: str

@@ -1,8 +1,10 @@
-"""A micro-batch that memory does not hold, taken in pieces: the same step once more, with the same samples and draws.
+"""A micro-batch that memory does not hold, taken in pieces: the same step once more, with the same
+samples and draws.
 
-Loaded, augmented and mixed as a whole, a micro-batch then goes through the model piece by piece. Without norms over images
-that is rounding alone, but for dropout and stochastic depth, whose draws go on from piece to piece; norms over images
-normalize by a piece, which the row keeps as a deviation.
+Loaded, augmented and mixed as a whole, a micro-batch then goes through the model piece by piece.
+Without norms over images that is rounding alone, but for dropout and stochastic depth, whose draws
+go on from piece to piece; norms over images normalize by a piece, which the row keeps as a
+deviation.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Found = TypeVar("Found")
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
-    """Pieces of each micro-batch of a step, on every rank the same; none of fewer than least_images."""
+    """Pieces of each micro-batch of a step, on every rank the same; none of fewer than
+    least_images.
+    """
     smallest = plan.window_images(step) // plan.micro_batches(step)
     return max(1, min(num_pieces, smallest // least_images))
 
@@ -39,7 +43,9 @@ def least_images(state: TrainingState) -> int:
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces of its B images, in order."""
+    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces of its B images, in
+    order.
+    """
     if number == 1:
         yield images, targets
         return
@@ -56,7 +62,8 @@ def retry_on_out_of_memory(
     loader: Iterator,
     step: int,
 ) -> Found:
-    """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again in smaller pieces.
+    """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again
+    in smaller pieces.
 
     That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
     """
@@ -80,7 +87,9 @@ def retry_on_out_of_memory(
 
 
 def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> tuple:
-    """What add_gradients gives, and None; or None, and the error without the frames that hold on to the memory."""
+    """What add_gradients gives, and None; or None, and the error without the frames that hold on to
+    the memory.
+    """
     try:
         return add_gradients(state, window, step), None
     except RuntimeError as error:
@@ -90,7 +99,9 @@ def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> 
 
 
 def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
-    """Twice as many pieces from this step on, noted. Raises OutOfMemoryError where they would be too small."""
+    """Twice as many pieces from this step on, noted. Raises OutOfMemoryError where they would be
+    too small.
+    """
     plan, progress = state.plan, state.progress
     before = num_pieces(state, step)
     after = pieces_at(plan, 2 * before, step, least_images(state))
@@ -135,7 +146,8 @@ class _Again:
 
 @contextmanager
 def explained(state: TrainingState) -> Iterator[None]:
-    """A block of training in which memory that runs out becomes one line: what is too much, and what would fit.
+    """A block of training in which memory that runs out becomes one line: what is too much, and
+    what would fit.
 
     Raises MemoryFull.
     """
@@ -158,7 +170,9 @@ def _explanation(state: TrainingState) -> str:
 
 
 def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
-    """What lowers the memory of a step, the least harm first. is_sampled: do norms take statistics over a micro-batch?"""
+    """What lowers the memory of a step, the least harm first. is_sampled: do norms take statistics
+    over a micro-batch?
+    """
     norm_images, found = plan.recipe.batch.norm_images, []
     if not is_sampled and settings.micro_batch != "auto":
         found.append("micro_batch=auto")
@@ -176,6 +190,8 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
 
 
 def norm_images_used(state: TrainingState) -> int:
-    """Images that norms took their statistics over in the end: batch.norm_images, or less where memory had run out."""
+    """Images that norms took their statistics over in the end: batch.norm_images, or less where
+    memory had run out.
+    """
     number = num_pieces(state, 0) if state.step_statistics.is_sampled else 1
     return -(-state.plan.recipe.batch.norm_images // number)

@@ -9,7 +9,9 @@ from trainer.base.signals import StopRequest
 
 
 class NullLogger:
-    """A logger that writes nothing: of a training that nobody reads, and of all ranks but the first."""
+    """A logger that writes nothing: of a training that nobody reads, and of all ranks but the
+    first.
+    """
 
     unwritten: bytes | None = None
 
@@ -42,9 +44,11 @@ class NullLogger:
 
 
 class NullRun:
-    """A run without a folder: nothing is resumed, logged, saved or injected, and no signal stops it.
+    """A run without a folder: nothing is resumed, logged, saved or injected, and no signal stops
+    it.
 
-    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run keeps what it is told.
+    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run keeps what it is
+    told.
 
     stop: the signals that ask for the end. logger: where lines and curves go.
     """
@@ -55,18 +59,26 @@ class NullRun:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """The block that trains: it begins with the state of the newest checkpoint, and ends with all files closed."""
+        """The block that trains: it begins with the state of the newest checkpoint, and ends with
+        all files closed.
+        """
         yield
 
     def loader_faults(self) -> Callable | None:
-        """What makes the training stream a faulty one, for tests of what a run promises; None leaves it."""
+        """What makes the training stream a faulty one, for tests of what a run promises; None
+        leaves it.
+        """
         return None
 
     def start_step(self, step: int) -> None:
-        """Before every optimizer step, on every rank. Raises Stopped once a signal has come to any of them."""
+        """Before every optimizer step, on every rank. Raises Stopped once a signal has come to any
+        of them.
+        """
 
     def check(self) -> None:
-        """Between two batches of an evaluation, on this rank alone. Raises Stopped once a signal has come to it."""
+        """Between two batches of an evaluation, on this rank alone. Raises Stopped once a signal
+        has come to it.
+        """
         self.stop.check()
 
     def first_batch(self, loader: Iterator, classes: list[str]) -> Iterator:

@@ -1,4 +1,6 @@
-"""Statistics that norms take over images: moved once a step, recomputed before an evaluation, named in a plan."""
+"""Statistics that norms take over images: moved once a step, recomputed before an evaluation, named
+in a plan.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +24,23 @@ from trainer.tasks import task_of
 class StepStatistics:
     """Makes M accumulated micro-batches move running statistics as M ranks that each see one.
 
-    Norms with batch statistics: with micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 - b (M-j)/M), where b
-    is the layer's own, the M updates amount to R <- (1-b) R + b * mean of the M statistics. Norms with estimated ones
-    (StepNorm) add up what the micro-batches saw and move once, when the step is finished.
+    Norms with batch statistics: with micro-batch j of M (j = 1 .. M) at momentum m_j = (b/M) / (1 -
+    b (M-j)/M), where b is the layer's own, the M updates amount to R <- (1-b) R + b * mean of the M
+    statistics. Norms with estimated ones (StepNorm) add up what the micro-batches saw and move
+    once, when the step is finished.
 
-    Ranks that share the micro-batches of a step each do so with their own; at its end the statistics of all ranks become
-    the mean over them, weighted by their micro-batches, which is that of one rank that sees all M.
+    Ranks that share the micro-batches of a step each do so with their own; at its end the
+    statistics of all ranks become the mean over them, weighted by their micro-batches, which is
+    that of one rank that sees all M.
     """
 
     def __init__(
         self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False
     ) -> None:
-        """is_made_again: do backward passes make activations again, running norms a second time? is_compiled: is the model,
-        so that a momentum of its own for every micro-batch would be code of its own?"""
+        """is_made_again: do backward passes make activations again, running norms a second time?
+        is_compiled: is the model, so that a momentum of its own for every micro-batch would be code
+        of its own?
+        """
         self._is_made_again, self._is_compiled = is_made_again, is_compiled
         self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
@@ -43,7 +49,9 @@ class StepStatistics:
         self.estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
         if is_compiled:
             for norm, _ in self.norms:
-                norm.momentum = 1.0  # what runs becomes the micro-batch's own statistics, which `finish` takes the mean of
+                # what runs becomes the micro-batch's own statistics, which `finish` takes the mean
+                # of
+                norm.momentum = 1.0
         self._seen: list[
             list[torch.Tensor]
         ] = []  # of compiled norms: as the step found them, then after each micro-batch
@@ -64,7 +72,9 @@ class StepStatistics:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """A backward pass: norms that it runs a second time normalize as they did, and move nothing."""
+        """A backward pass: norms that it runs a second time normalize as they did, and move
+        nothing.
+        """
         if not self._is_made_again:
             yield
             return
@@ -83,7 +93,8 @@ class StepStatistics:
                 norm.is_adding = True
 
     def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
-        """After the backward pass of the last micro-batch: no gradient sees estimated statistics move.
+        """After the backward pass of the last micro-batch: no gradient sees estimated statistics
+        move.
 
         num_own: this rank's of the step's num_micro_batches.
         """
@@ -105,7 +116,9 @@ class StepStatistics:
 
     @torch.no_grad()
     def _move_once(self) -> None:
-        """R <- (1 - b) R + b * mean over the micro-batches of their statistics, from copies of R and of each of them."""
+        """R <- (1 - b) R + b * mean over the micro-batches of their statistics, from copies of R
+        and of each of them.
+        """
         before, *each = [*self._seen, self._copies()]
         momenta = [momentum for _, momentum in self.norms for _ in range(2)]
         for running, old, momentum, *seen in zip(
@@ -143,18 +156,21 @@ def make_norms_precise(
     batches: Iterable,
     each: Callable[[], None] = lambda: None,
 ) -> None:
-    """Set the running statistics of every norm to the plain mean over the page's precise_norm.images.
+    """Set the running statistics of every norm to the plain mean over the page's
+    precise_norm.images.
 
-    batches: training micro-batches as a step has them, augmented and mixed; each counts by its images, and its variance
-    is the unbiased one, as in training. The models are in evaluation mode but for the norms, which all normalize by the
-    micro-batch. The new statistics stay in the models, as in pycls: the scored weights are the exported ones. They depend
-    on weights and images alone, not on the statistics before: a pass that a stop has cut short is simply done again.
+    batches: training micro-batches as a step has them, augmented and mixed; each counts by its
+    images, and its variance is the unbiased one, as in training. The models are in evaluation mode
+    but for the norms, which all normalize by the micro-batch. The new statistics stay in the
+    models, as in pycls: the scored weights are the exported ones. They depend on weights and images
+    alone, not on the statistics before: a pass that a stop has cut short is simply done again.
 
-    Estimated statistics (StepNorm) stay as they are: training normalizes by the same ones as evaluation.
-    each: called after every micro-batch.
+    Estimated statistics (StepNorm) stay as they are: training normalizes by the same ones as
+    evaluation. each: called after every micro-batch.
     """
     norms = [norm for model in models for norm in running_norms(model)]
-    # The count of batches is a count of training's: else a pass done twice would show in the weights' digest.
+    # The count of batches is a count of training's: else a pass done twice would show in the
+    # weights' digest.
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     were_training = [model.training for model in models]
     for module in (*models, *norms):
@@ -190,7 +206,9 @@ def _pass(
 
 
 def statistics_note(model: nn.Module, plan: Plan) -> str:
-    """What batch.norm_images means for this model: part of the science, or memory only; one or two sentences."""
+    """What batch.norm_images means for this model: part of the science, or memory only; one or two
+    sentences.
+    """
     batch = norms_of_micro_batch(model)
     estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
     images = plan.recipe.batch.norm_images
@@ -213,7 +231,9 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
 
 
 def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is science."""
+    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is
+    science.
+    """
     named = {
         name: module
         for name, module in model.named_modules()

@@ -29,11 +29,12 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Progress:
     """How far training has come: all of it that is not weights. Saved with every checkpoint.
 
-    step: optimizer steps done. evaluated_step: the step of the last evaluation. loss_sum, loss_steps: of the training
-    losses since the last line of metrics. num_seen: images trained on. train_s: seconds in the loop, evaluations left
-    out. scores: of the last evaluation, by weights ("model", "average"). changes: where a later process found another
-    machine, and where memory ran out. num_pieces: of each micro-batch, since then. injected: faults on purpose that
-    touch the row.
+    step: optimizer steps done. evaluated_step: the step of the last evaluation. loss_sum,
+    loss_steps: of the training losses since the last line of metrics. num_seen: images trained on.
+    train_s: seconds in the loop, evaluations left out. scores: of the last evaluation, by weights
+    ("model", "average"). changes: where a later process found another machine, and where memory ran
+    out. num_pieces: of each micro-batch, since then. injected: faults on purpose that touch the
+    row.
     """
 
     step: int = 0
@@ -49,7 +50,9 @@ class Progress:
     injected: list[str] = field(default_factory=list)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take the values that `asdict` gave, whatever else stands there. Raises ValueError for what is none."""
+        """Take the values that `asdict` gave, whatever else stands there. Raises ValueError for
+        what is none.
+        """
         for name, default in asdict(Progress()).items():
             value, kind = saved.get(name, default), type(default)
             is_kind = isinstance(value, (int, float) if kind is float else kind)
@@ -72,10 +75,11 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
 
 
 class TrainingState:
-    """Model, optimizer, average, scaler and progress of one training: on every rank the same, bit for bit.
+    """Model, optimizer, average, scaler and progress of one training: on every rank the same, bit
+    for bit.
 
-    It knows no folder and no logger: trainer.runs.run.Run saves and resumes it. notes: lines (text, style) about what the
-    steps did that nobody has logged yet.
+    It knows no folder and no logger: trainer.runs.run.Run saves and resumes it. notes: lines (text,
+    style) about what the steps did that nobody has logged yet.
     """
 
     def __init__(self, plan: Plan, settings: Settings, ranks: Ranks = alone()) -> None:
@@ -95,17 +99,22 @@ class TrainingState:
         )  # after the average has copied it
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.progress = Progress()
-        # the device's running sum of losses: read only where a line is written, so that no step waits for it
+        # the device's running sum of losses: read only where a line is written, so that no step
+        # waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
 
     @property
     def task(self) -> Task:
-        """What the plan of now trains for: a learning-rate finder changes the plan from step to step."""
+        """What the plan of now trains for: a learning-rate finder changes the plan from step to
+        step.
+        """
         return task_of(self.plan, self.settings)
 
     def weights(self) -> dict[str, nn.Module]:
-        """The models that are evaluated: the trained one and, where the recipe keeps one, its average."""
+        """The models that are evaluated: the trained one and, where the recipe keeps one, its
+        average.
+        """
         return {"model": self.model} | ({"average": self.average.model} if self.average else {})
 
     @property
@@ -125,7 +134,9 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises whatever torch raises over a state of another kind."""
+        """Go on from what `state_dict` gave. Raises whatever torch raises over a state of another
+        kind.
+        """
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if saved["scaler"] and self.scaler.is_enabled():
@@ -136,7 +147,9 @@ class TrainingState:
         self.loss_sum.fill_(self.progress.loss_sum)
 
     def check_equal(self) -> None:
-        """Fail where another rank has other weights, statistics or averages: some sum was not one over all ranks."""
+        """Fail where another rank has other weights, statistics or averages: some sum was not one
+        over all ranks.
+        """
         if self.ranks.is_alone:
             return
         tensors = [
@@ -149,7 +162,9 @@ class TrainingState:
 
 
 def _fingerprint(tensors: Iterable[torch.Tensor]) -> int:
-    """A number that changes with any bit of one tensor: for each the sum of its words, and these in their order."""
+    """A number that changes with any bit of one tensor: for each the sum of its words, and these in
+    their order.
+    """
     flat = (tensor.detach().contiguous().view(-1) for tensor in tensors)
     sums = [each.view(_WORDS[each.element_size()]).sum(dtype=torch.int64) for each in flat]
     made = 0

@@ -26,8 +26,8 @@ Status = Literal["finished", "diverged", "stopped"]
 def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) -> Status:
     """Train a model to the end of its plan; the last evaluation is the result.
 
-    run: where the state is resumed from and saved, and what is told goes; None keeps nothing. Every rank goes through
-    this story; what a run writes and says, it does on rank 0 alone.
+    run: where the state is resumed from and saved, and what is told goes; None keeps nothing. Every
+    rank goes through this story; what a run writes and says, it does on rank 0 alone.
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
@@ -71,15 +71,19 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
 
 
 def fast_algorithms(device: str) -> None:
-    """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice, promised on a CPU alone."""
+    """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice,
+    promised on a CPU alone.
+    """
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.Tensor:
-    """One optimizer step over its micro-batches: the mean loss over its images, a float64 scalar on the device.
+    """One optimizer step over its micro-batches: the mean loss over its images, a float64 scalar on
+    the device.
 
-    Clipping comes after unscaling. Of several ranks each takes its own micro-batches; loss and gradients are those of all.
+    Clipping comes after unscaling. Of several ranks each takes its own micro-batches; loss and
+    gradients are those of all.
     """
     plan, model, optimizer, ranks = state.plan, state.model, state.optimizer, state.ranks
     recipe = plan.recipe
@@ -104,10 +108,12 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
 
 
 def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[torch.Tensor, int]:
-    """Add up the gradients of this rank's micro-batches: (its part of the step's mean loss, images replaced).
+    """Add up the gradients of this rank's micro-batches: (its part of the step's mean loss, images
+    replaced).
 
-    Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over the step. Dropout and
-    stochastic depth draw from torch's generator, re-seeded for each micro-batch.
+    Gradients are weighted by images, so that micro-batches of unequal size add up to the mean over
+    the step. Dropout and stochastic depth draw from torch's generator, re-seeded for each
+    micro-batch.
     """
     plan, task = state.plan, state.task
     own, number_each = own_micro_batches(state, step), num_pieces(state, step)
@@ -142,7 +148,8 @@ def own_micro_batches(state: TrainingState, step: int) -> list[int]:
 
 
 def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool:
-    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the next process.
+    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the
+    next process.
 
     False where the scored weights' loss is NaN or infinite: their score would mean nothing.
     """
@@ -183,7 +190,9 @@ def is_window_end(state: TrainingState) -> bool:
 
 
 def log_notes(state: TrainingState, run: NullRun) -> None:
-    """Log what the steps since the last call have to say: memory that ran out, and what has been compiled."""
+    """Log what the steps since the last call have to say: memory that ran out, and what has been
+    compiled.
+    """
     for line, style in state.notes:
         run.logger.say(line, style=style)
     state.notes.clear()
@@ -193,7 +202,8 @@ def log_notes(state: TrainingState, run: NullRun) -> None:
 
 
 def check_replaced(state: TrainingState) -> None:
-    """Refuse to go on where bad_images=skip has put other images in the place of more than 1 % of what was seen.
+    """Refuse to go on where bad_images=skip has put other images in the place of more than 1 % of
+    what was seen.
 
     Raises DataError.
     """

@@ -61,8 +61,9 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
 
     timm and the parts draw from torch's global generator, which is forked here and left as it was.
 
-    Raises PlanError for an unknown model, for one that cannot take the images, for an option that it lacks, and for
-    statistics that its norms do not have or would take of one value; SurgeryError for a part that finds nothing to replace.
+    Raises PlanError for an unknown model, for one that cannot take the images, for an option that
+    it lacks, and for statistics that its norms do not have or would take of one value; SurgeryError
+    for a part that finds nothing to replace.
     """
     check_model_name(plan.model)
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +101,9 @@ def takes_option(model: str, **option: object) -> bool:
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:
-    """Refuse image sizes that the model cannot take, rather than at the first step or after the first epoch."""
+    """Refuse image sizes that the model cannot take, rather than at the first step or after the
+    first epoch.
+    """
     channels = plan.profile.channels
     # where both sizes are one, it goes by the name of the first
     for image_px, place in (
@@ -119,7 +122,9 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
 
 
 def _train_sizes(plan: Plan) -> dict[int, str]:
-    """The largest and the smallest side of the training images, with the places where the page says so."""
+    """The largest and the smallest side of the training images, with the places where the page says
+    so.
+    """
     image = plan.recipe.image
     return {image.train_px: "image.train_px"} | (
         {image.growth.from_px: "image.growth.from_px"} if image.growth else {}
@@ -127,7 +132,9 @@ def _train_sizes(plan: Plan) -> dict[int, str]:
 
 
 def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
-    """Why a model cannot take images of a size, or None: one grey image goes through it, and changes nothing."""
+    """Why a model cannot take images of a size, or None: one grey image goes through it, and
+    changes nothing.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -145,7 +152,9 @@ def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
 
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:
-    """Refuse a statistic of one value, a pixel of an image that is a micro-batch by itself: torch ends in it."""
+    """Refuse a statistic of one value, a pixel of an image that is a micro-batch by itself: torch
+    ends in it.
+    """
     steps = (0, plan.steps_per_epoch - 1)  # the first is as any other, the last may be smaller
     least_images = min(plan.window_images(step) // plan.micro_batches(step) for step in steps)
     if least_images * (plan.recipe.augment_splits or 1) > 1:
@@ -168,7 +177,9 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
 
 
 def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
-    """The first norm with batch statistics that is given one value a channel by one image of a size, or None."""
+    """The first norm with batch statistics that is given one value a channel by one image of a
+    size, or None.
+    """
     found: list[str] = []
 
     def measuring(name: str):
@@ -202,8 +213,8 @@ def running_norms(model: nn.Module) -> list[nn.Module]:
 def check_precise_norm(plan: Plan, model: nn.Module) -> None:
     """Refuse a page's precise_norm where it cannot be followed.
 
-    Raises PlanError for a model whose norms keep no running statistics of batches, for images that make no whole
-    micro-batches, and for more images than the full steps of an epoch have.
+    Raises PlanError for a model whose norms keep no running statistics of batches, for images that
+    make no whole micro-batches, and for more images than the full steps of an epoch have.
     """
     section = plan.recipe.precise_norm
     if section is None:

@@ -21,13 +21,17 @@ _COUNTERS = "num_batches_tracked"  # counts steps of a BatchNorm; older files la
 
 
 class WeightsError(UserError):
-    """A file of weights that is not there, is not the one that the page means, or does not fit the model."""
+    """A file of weights that is not there, is not the one that the page means, or does not fit the
+    model.
+    """
 
 
 def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> tuple[Swap, ...]:
-    """Give an assembled model the first weights that its page's `model` section asks for: the file's, then `start`.
+    """Give an assembled model the first weights that its page's `model` section asks for: the
+    file's, then `start`.
 
-    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would undo another.
+    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would undo
+    another.
     """
     if section is None:
         return ()
@@ -70,10 +74,12 @@ def _check_no_key_undoes_another(section: Model, start: Start) -> None:
 
 
 def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
-    """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap for each key.
+    """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap
+    for each key.
 
-    Convolutions: those of the body, and for a truncated normal every matrix and the classifier; one that starts at zero
-    does so on purpose and is left alone. Norms: every gamma, those that start at zero too. The classifier last.
+    Convolutions: those of the body, and for a truncated normal every matrix and the classifier; one
+    that starts at zero does so on purpose and is left alone. Norms: every gamma, those that start
+    at zero too. The classifier last.
 
     Raises SurgeryError where the model has nothing of the kind.
     """
@@ -96,8 +102,9 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
 def _draw_convolutions(model: nn.Module, how: str) -> Swap:
     """Draw those that do not start at zero.
 
-    Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into one group, and what
-    goes out of all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02, as in its code, cut at 2.
+    Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into
+    one group, and what goes out of all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02, as
+    in its code, cut at 2.
     """
     is_truncated = how == _TRUNCATED
     classifier = _classifier_name(model)
@@ -182,7 +189,9 @@ def _set_head_bias(model: nn.Module, value: float) -> Swap:
 
 
 def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the classifier. Raises SurgeryError where it has no such part, a weight or a bias."""
+    """Name and module of the classifier. Raises SurgeryError where it has no such part, a weight or
+    a bias.
+    """
     name = _classifier_name(model)
     classifier = model.get_submodule(name) if name else None
     if classifier is None or getattr(classifier, part, None) is None:
@@ -200,12 +209,15 @@ def _classifier_name(model: nn.Module) -> str | None:
 
 
 def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Swap:
-    """Put the weights of a file into a model; what is left at its random start is said in the Swap's note.
+    """Put the weights of a file into a model; what is left at its random start is said in the
+    Swap's note.
 
-    The first convolution is fitted to the model's channels as timm does it: see `fitted_to_channels`. A classifier of
-    another shape, or none in the file, leaves the model's own at its random start.
+    The first convolution is fitted to the model's channels as timm does it: see
+    `fitted_to_channels`. A classifier of another shape, or none in the file, leaves the model's own
+    at its random start.
 
-    Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this model's.
+    Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this
+    model's.
     """
     path, tensors = _read(pretrained)
     own = model.state_dict()
@@ -243,10 +255,12 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
 
 
 def fitted_to_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h, w].
+    """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h,
+    w].
 
-    One channel gets the sum over all, so that a grey image gives what it gave standing in each of them. More channels
-    repeat the C in turn, scaled by C / num_channels, so that an image of equal channels gives about the same.
+    One channel gets the sum over all, so that a grey image gives what it gave standing in each of
+    them. More channels repeat the C in turn, scaled by C / num_channels, so that an image of equal
+    channels gives about the same.
 
     Source: timm's adapt_input_conv.
     """

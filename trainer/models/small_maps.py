@@ -1,8 +1,10 @@
-"""Convolutions in training on a CPU, over maps smaller than their kernels: taps that meet nothing but padding are left out.
+"""Convolutions in training on a CPU, over maps smaller than their kernels: taps that meet nothing
+but padding are left out.
 
-A 3 x 3 kernel over a map of 1 x 1 uses its middle alone; oneDNN multiplies all nine, and spent two fifths of a ResNet-18
-step at 32 px on such kernels' gradients. What is left out is a sum of zeros: results and gradients are the same but for the
-order of a sum, and unused taps keep a gradient of exactly zero. In evaluation nothing changes, not a bit.
+A 3 x 3 kernel over a map of 1 x 1 uses its middle alone; oneDNN multiplies all nine, and spent two
+fifths of a ResNet-18 step at 32 px on such kernels' gradients. What is left out is a sum of zeros:
+results and gradients are the same but for the order of a sum, and unused taps keep a gradient of
+exactly zero. In evaluation nothing changes, not a bit.
 """
 
 from __future__ import annotations
@@ -14,19 +16,24 @@ from torch import Tensor, nn
 
 
 def leave_out_padding_taps(model: nn.Module) -> None:
-    """Let every torch convolution of a model, weight standardization included, leave out what only padding would meet."""
+    """Let every torch convolution of a model, weight standardization included, leave out what only
+    padding would meet.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and _is_plain(module):
-            # a hook on forward would see no weight that a subclass has standardized: _conv_forward is given it
+            # a hook on forward would see no weight that a subclass has standardized: _conv_forward
+            # is given it
             module._conv_forward = types.MethodType(
                 _conv_forward, module
             )  # a method, so that copies are bound to themselves
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
-    """(first, end, padding): the taps of a kernel that any output of a map of `size` uses, and the padding that they need.
+    """(first, end, padding): the taps of a kernel that any output of a map of `size` uses, and the
+    padding that they need.
 
-    One axis, without dilation. (0, kernel, padding) where all are used, or no symmetric padding gives as many outputs.
+    One axis, without dilation. (0, kernel, padding) where all are used, or no symmetric padding
+    gives as many outputs.
     """
     num_out = (size + 2 * padding - kernel) // stride + 1
     used = [

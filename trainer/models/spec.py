@@ -21,7 +21,8 @@ from trainer.models.parts.stems import Stem
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
-# The order in which parts are put in: what brings norms or activations of its own comes before those that change them.
+# The order in which parts are put in: what brings norms or activations of its own comes before
+# those that change them.
 PARTS = (
     "isotropic", "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation",
     "weight_standardization", "stochastic_depth", "drop_block",
@@ -31,14 +32,16 @@ PARTS = (
 class Start(Page):
     """First weights other than timm's; an absent one is as timm draws it.
 
-    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out; "truncated_normal" draws
-    the matrices too, the classifier's among them, all with a standard deviation of 0.02, and sets their biases to zero.
-    norm_gamma: "uniform" draws every norm's gamma from [0, 1). head_std: the standard deviation of the normal
-    distribution of the classifier's weight; 0 sets it to zero. head_bias: the value of every bias of the classifier.
-    Over the classifier head_std and head_bias have the last word.
+    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out;
+    "truncated_normal" draws the matrices too, the classifier's among them, all with a standard
+    deviation of 0.02, and sets their biases to zero. norm_gamma: "uniform" draws every norm's gamma
+    from [0, 1). head_std: the standard deviation of the normal distribution of the classifier's
+    weight; 0 sets it to zero. head_bias: the value of every bias of the classifier. Over the
+    classifier head_std and head_bias have the last word.
 
-    Source: He et al. 2015, arXiv:1502.01852 (Kaiming); Liu et al. 2022, arXiv:2201.03545, with its code
-    (truncated_normal); MosaicML's ResNet benchmark (gamma and bias); pycls and big_vision (head_std).
+    Source: He et al. 2015, arXiv:1502.01852 (Kaiming); Liu et al. 2022, arXiv:2201.03545, with its
+    code (truncated_normal); MosaicML's ResNet benchmark (gamma and bias); pycls and big_vision
+    (head_std).
     """
 
     convolutions: Literal["kaiming_fan_in", "kaiming_fan_out", "truncated_normal"] | None = None
@@ -50,9 +53,10 @@ class Start(Page):
 class Pretrained(Page):
     """Weights to start from, in place of random ones.
 
-    file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are part of the page.
-    The classifier is taken where its shape is right, else drawn anew. A first convolution is summed over its input
-    channels for images of one; for more they are repeated in turn and scaled, as timm does it.
+    file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are
+    part of the page. The classifier is taken where its shape is right, else drawn anew. A first
+    convolution is summed over its input channels for images of one; for more they are repeated in
+    turn and scaled, as timm does it.
     """
 
     file: Annotated[str, Field(min_length=1)]
@@ -62,7 +66,8 @@ class Pretrained(Page):
 class Model(Page):
     """What is changed in the model as timm builds it; absent: nothing.
 
-    zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs to.
+    zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs
+    to.
     """
 
     zero_init_last: bool | None = None

@@ -1,5 +1,7 @@
-"""What a profile changes in a page, by the page's own rules: small images and small sets cannot take an ImageNet page
-as it stands. Every change is a deviation of the run: recorded, printed, stored in its row."""
+"""What a profile changes in a page, by the page's own rules: small images and small sets cannot
+take an ImageNet page as it stands. Every change is a deviation of the run: recorded, printed,
+stored in its row.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,12 @@ _LEAST_GROWTH_PX = (
 
 
 def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
-    """The overrides, by dotted path, that fit a page to a profile; empty where the profile adapts nothing.
+    """The overrides, by dotted path, that fit a page to a profile; empty where the profile adapts
+    nothing.
 
-    Lengths that a page gives in epochs keep their share of the run, learning rates follow the page's own scaling rule,
-    and an average keeps its share of the run's steps. A page that is adapted already is left as it is.
+    Lengths that a page gives in epochs keep their share of the run, learning rates follow the
+    page's own scaling rule, and an average keeps its share of the run's steps. A page that is
+    adapted already is left as it is.
     """
     adapt = profile.adapt
     if adapt is None:
@@ -42,9 +46,11 @@ def _fit_images(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_growth(changes, recipe: Recipe, adapt) -> None:
-    """Images grow over the same share of the run, from the same share of the final size, in about as many sizes.
+    """Images grow over the same share of the run, from the same share of the final size, in about
+    as many sizes.
 
-    Below 32 px many models have nothing left: where that leaves no smaller size to start from, nothing grows.
+    Below 32 px many models have nothing left: where that leaves no smaller size to start from,
+    nothing grows.
     """
     growth = recipe.image.growth
     if growth is None:
@@ -67,8 +73,9 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
 def _fit_batch(changes, recipe: Recipe, adapt) -> None:
     """The batch of the profile, at the rate that the page's own rule gives it.
 
-    Where the rate is in proportion to the batch, so is a decay that does not follow the rate by itself (see
-    Optimizer.decay_follows_rate). A page without a rule, such as mosaic-mild, keeps both as they are.
+    Where the rate is in proportion to the batch, so is a decay that does not follow the rate by
+    itself (see Optimizer.decay_follows_rate). A page without a rule, such as mosaic-mild, keeps
+    both as they are.
     """
     if adapt.batch_images is None:
         return
@@ -101,7 +108,9 @@ def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
-    """As many images as the page says, or the most in whole micro-batches of an epoch's full steps; off where none fit."""
+    """As many images as the page says, or the most in whole micro-batches of an epoch's full steps;
+    off where none fit.
+    """
     if recipe.precise_norm is None:
         return
     batch_images = changes.get("batch.images", recipe.batch.images)
@@ -136,7 +145,9 @@ def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
 
 
 def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
-    """Optimizer steps of the page's own run, which is the one on ImageNet-1k, and of the adapted one."""
+    """Optimizer steps of the page's own run, which is the one on ImageNet-1k, and of the adapted
+    one.
+    """
     adapt = profile.adapt
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
     page_steps = recipe.epochs * max(1, PROFILES["imagenet-1k"].num_train // recipe.batch.images)

@@ -1,10 +1,11 @@
 """Plain data to typed values, or one error: where, what was found, what to do.
 
-pydantic finds what is wrong; this file says it in one sentence that a user can act on, and knows the keys of every
-section and ingredient, so that it can suggest the one that was meant.
+pydantic finds what is wrong; this file says it in one sentence that a user can act on, and knows
+the keys of every section and ingredient, so that it can suggest the one that was meant.
 
-A place has one name everywhere: its label, as pages and users write it: lr.peak, and augment.rand_augment.magnitude for
-an item of a list, by its name, or by its number where it has none. tree.find reads labels.
+A place has one name everywhere: its label, as pages and users write it: lr.peak, and
+augment.rand_augment.magnitude for an item of a list, by its name, or by its number where it has
+none. tree.find reads labels.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> Pa
 def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
     """Plain data as a value of `kind`.
 
-    line: of a path, by which the first of several errors is told; without lines the one that is nested least is it.
+    line: of a path, by which the first of several errors is told; without lines the one that is
+    nested least is it.
 
     Raises PageError for the first thing that is wrong; its path is counted from the data.
     """
@@ -130,7 +132,9 @@ def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]
 
 
 def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseModel]]:
-    """The classes that may stand at `path` of the data; none where the value is not a section or an ingredient."""
+    """The classes that may stand at `path` of the data; none where the value is not a section or an
+    ingredient.
+    """
     kinds = [kind]
     for part in path:
         if isinstance(part, str):

@@ -1,4 +1,6 @@
-"""Where each value of a recipe comes from, how two recipes differ, and the tables that the pages' README shows."""
+"""Where each value of a recipe comes from, how two recipes differ, and the tables that the pages'
+README shows.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "over
 class Row(NamedTuple):
     """One value of a recipe.
 
-    value: None for off. origin: page, assumed, per_model, profile or override. line: in the page, None for what the
-    page does not hold. note: why it is assumed, or what it was before.
+    value: None for off. origin: page, assumed, per_model, profile or override. line: in the page,
+    None for what the page does not hold. note: why it is assumed, or what it was before.
     """
 
     path: str
@@ -52,8 +54,9 @@ def explain_rows(
 ) -> list[Row]:
     """Every value of `recipe` in the order of its page, and where it came from.
 
-    page, positions: as open_recipe gives them. recipe: the page for `model` with the deviations made. An assumption
-    that something is off is a row too; with_off: so is all else that the recipe could have and does not.
+    page, positions: as open_recipe gives them. recipe: the page for `model` with the deviations
+    made. An assumption that something is off is a row too; with_off: so is all else that the recipe
+    could have and does not.
     """
     values = {
         label: value
@@ -109,10 +112,11 @@ def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
 
 
 def recipes_table(folder: str = "") -> str:
-    """All pages but the roadmap's as a Markdown table: what is special, the best-known score, what is assumed.
+    """All pages but the roadmap's as a Markdown table: what is special, the best-known score, what
+    is assumed.
 
-    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the Markdown file to
-    the pages, such as "recipes/".
+    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the
+    Markdown file to the pages, such as "recipes/".
     """
     lines = [
         "| recipe | what is special | published top-1 % | assumed keys | source |",
@@ -136,7 +140,9 @@ def recipes_table(folder: str = "") -> str:
 
 
 def roadmap_table(folder: str = "") -> str:
-    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table: steps with the paper's scores."""
+    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table: steps with the
+    paper's scores.
+    """
     lines = ["| recipe | step | published top-1 % |", "|---|---|---|"]
     for recipe in filter(_is_roadmap, _pages()):
         step = recipe.title.partition(", step ")[2]
@@ -145,7 +151,8 @@ def roadmap_table(folder: str = "") -> str:
 
 
 def scores_table() -> str:
-    """The scores of all pages that have several models as a Markdown table, top-1 %: models down, pages across.
+    """The scores of all pages that have several models as a Markdown table, top-1 %: models down,
+    pages across.
 
     A page of one model has its score in recipes_table or roadmap_table.
     """
@@ -177,7 +184,9 @@ def assumed_table() -> str:
 
 
 def _row(label, value, page, positions, recipe, model, deviations) -> Row:
-    """One row. The newest change to a value is its origin: deviation, line for the model, assumption, page."""
+    """One row. The newest change to a value is its origin: deviation, line for the model,
+    assumption, page.
+    """
     changes = [change for change in deviations if _covers(change.path, label)]
     if changes:
         first, last = changes[0], changes[-1]
@@ -241,7 +250,9 @@ def _is_roadmap(recipe: Recipe) -> bool:
 
 
 def _series() -> list[list[Recipe]]:
-    """All pages but the roadmap's, those whose titles differ in the number of epochs alone together."""
+    """All pages but the roadmap's, those whose titles differ in the number of epochs alone
+    together.
+    """
     series: dict[tuple, list[Recipe]] = {}
     for recipe in _pages():
         if not _is_roadmap(recipe):

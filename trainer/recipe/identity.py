@@ -20,9 +20,9 @@ _AGAIN = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 appends to a run'
 class RunIdentity:
     """All that may change the score of a run, but for the bytes of its images.
 
-    prefix: `<recipe>.v<N>-<model>-<data>-s<seed>-`, how the run's name begins. science: exact JSON values: the
-    resolved recipe's digest, model, what the data profile says of the images, seed, bad_images, and the digests of
-    plugins where there are any.
+    prefix: `<recipe>.v<N>-<model>-<data>-s<seed>-`, how the run's name begins. science: exact JSON
+    values: the resolved recipe's digest, model, what the data profile says of the images, seed,
+    bad_images, and the digests of plugins where there are any.
     """
 
     prefix: str

@@ -1,8 +1,9 @@
 """YAML text to typed values, or one error with file, line and what to do.
 
-A page is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8 and `5e-3` for text,
-and says nothing about a key written twice. Here each of these is an error, and so is all that would let a page say
-something elsewhere than where it is read: anchors, aliases, merge keys, tags.
+A page is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8
+and `5e-3` for text, and says nothing about a key written twice. Here each of these is an error, and
+so is all that would let a page say something elsewhere than where it is read: anchors, aliases,
+merge keys, tags.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Positions:
         return PageError(found, hint, path=path, place=self.place, line=self.line(path))
 
     def located(self, error: UserError, path: ValuePath, about: str = "") -> PageError:
-        """An error from elsewhere as one about a path of the page; one that has its own line in a file stays as it is."""
+        """An error from elsewhere as one about a path of the page; one that has its own line in a
+        file stays as it is.
+        """
         if isinstance(error, PageError) and error.line is not None:
             return error
         found = ": ".join(filter(None, [about, error.place, error.found]))
@@ -94,7 +97,8 @@ def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions
 
 
 def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[Any, Positions]:
-    """YAML text as plain data (dict, tuple, str, bool, int, float, None), and where each part of it stands.
+    """YAML text as plain data (dict, tuple, str, bool, int, float, None), and where each part of it
+    stands.
 
     reads_bare_exponents: 5e-3 is a number, as on a command line, where every type is known.
 
@@ -133,7 +137,9 @@ def _text(path: Path, place: str) -> str:
 
 
 def _shown(path: Path) -> str:
-    """A path as the user would write it: relative where it lies under the current folder, always on one line."""
+    """A path as the user would write it: relative where it lies under the current folder, always on
+    one line.
+    """
     try:
         path = path.resolve().relative_to(Path.cwd())
     except (ValueError, OSError, RuntimeError):
@@ -188,7 +194,9 @@ def _compose(text: str, place: str) -> yaml.Node:
 
 
 def _yaml_problem(problem: str) -> tuple[str, str]:
-    """What PyYAML calls a problem, in a user's words: it has one exception for all of them, and no codes."""
+    """What PyYAML calls a problem, in a user's words: it has one exception for all of them, and no
+    codes.
+    """
     if "'\\t'" in problem:
         return "a tab", "indent and separate with spaces"
     if "another document" in problem:

@@ -31,8 +31,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Deviation:
     """One departure of a run from its page.
 
-    path: as the page writes it, items of a list by name. before, after: plain values, None for off. origin: who
-    changed it, "set" or "profile".
+    path: as the page writes it, items of a list by name. before, after: plain values, None for off.
+    origin: who changed it, "set" or "profile".
     """
 
     path: str
@@ -46,7 +46,8 @@ def overrides_of(text: str) -> dict[str, Any]:
 
     5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a page.
 
-    Raises OverrideError for an item that is no `path=value`, is there twice, or whose value misleads.
+    Raises OverrideError for an item that is no `path=value`, is there twice, or whose value
+    misleads.
     """
     overrides: dict[str, Any] = {}
     for item in _items(text):
@@ -95,7 +96,8 @@ def overridden(
 ) -> tuple[Kind, tuple]:
     """A typed page with values in the place of others, and what that changed.
 
-    A new `name` keeps the keys that both ingredients have and drops the others. locked: top-level keys that stay.
+    A new `name` keeps the keys that both ingredients have and drops the others. locked: top-level
+    keys that stay.
 
     Raises OverrideError for a path that the page cannot have, or for values that do not fit.
     """
@@ -123,7 +125,9 @@ def overridden(
 
 
 def _about(error: PageError, place: str, labels: tuple[str, ...]) -> OverrideError:
-    """An error of a value as one of the items that set it: null, not a missing key, turns a part off there."""
+    """An error of a value as one of the items that set it: null, not a missing key, turns a part
+    off there.
+    """
     off = f"write {labels[0]}=null to turn it off" if error.can_be_off else ""
     hint = ", or ".join(filter(None, [error.hint, off]))
     fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}

@@ -19,9 +19,10 @@ BAD_IMAGES = ("fail", "skip")
 class Plan:
     """Everything a run follows, in steps.
 
-    recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: statistics samples per full
-    step; each rank takes num_micro_batches / world_size of them. num_steps: optimizer steps of the whole run. plugins:
-    sha256 of each file outside the package that the recipe's components come from, by its path.
+    recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: statistics
+    samples per full step; each rank takes num_micro_batches / world_size of them. num_steps:
+    optimizer steps of the whole run. plugins: sha256 of each file outside the package that the
+    recipe's components come from, by its path.
     """
 
     recipe: Recipe
@@ -115,8 +116,8 @@ def make_plan(
 ) -> Plan:
     """Work out every unit of a resolved recipe, or refuse.
 
-    Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError where a component does not
-    fit the rest (see Ingredient.check).
+    Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
+    where a component does not fit the rest (see Ingredient.check).
     """
     batch = recipe.batch
     num_micro_batches = batch.images // batch.norm_images
@@ -177,7 +178,9 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
 
 
 def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> PlanError:
-    """The error that says which numbers of ranks, and which micro-batch, would share a step's micro-batches."""
+    """The error that says which numbers of ranks, and which micro-batch, would share a step's
+    micro-batches.
+    """
     batch = recipe.batch
     near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
     smaller = [
@@ -200,7 +203,9 @@ def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> Pla
 
 
 def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
-    """A warm-up in steps fits into the run, and leaves what its schedule needs, as one in epochs does."""
+    """A warm-up in steps fits into the run, and leaves what its schedule needs, as one in epochs
+    does.
+    """
     num_steps, needed = (
         recipe.epochs * steps_per_epoch,
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
@@ -223,7 +228,8 @@ def _largest_batch(num_images: int, recipe: Recipe) -> str:
 def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:
     """Micro-batches of a step of so many draws, num_micro_batches of a full one.
 
-    In an epoch's last, smaller step each has at least two draws, so that statistics have a variance.
+    In an epoch's last, smaller step each has at least two draws, so that statistics have a
+    variance.
     """
     return (
         num_micro_batches

@@ -36,11 +36,12 @@ def _is_known(name: str) -> str:
 
 
 class Adapt(Page):
-    """What a profile changes in any page, so that it fits small images and small sets; absent: the page's own value.
+    """What a profile changes in any page, so that it fits small images and small sets; absent: the
+    page's own value.
 
-    train_px, test_px, test_crop_share: of the page's `image`. epochs, warmup_epochs. batch_images, norm_images: of the
-    page's `batch`; without norm_images one statistics sample is the whole batch. crop_area: the lower bound of
-    random_resized_crop's area, a share of the image.
+    train_px, test_px, test_crop_share: of the page's `image`. epochs, warmup_epochs. batch_images,
+    norm_images: of the page's `batch`; without norm_images one statistics sample is the whole
+    batch. crop_area: the lower bound of random_resized_crop's area, a share of the image.
     """
 
     train_px: Count | None = None
@@ -58,8 +59,10 @@ class Profile(Page):
 
     name: letters, digits and . + - _ only, since it becomes part of file names.
     mean, std: per channel of the training images, in units where black is 0 and white is 1.
-    channels: of the images as the model takes them. For 1, a colour image becomes its luma; for 3, a grey one stands
-        three times; for any other number the files themselves hold as many (.npy of [H, W, C] uint8, or what PIL opens).
+    channels: of the images as the model takes them. For 1, a colour image becomes its luma; for 3,
+    a grey one stands
+        three times; for any other number the files themselves hold as many (.npy of [H, W, C]
+        uint8, or what PIL opens).
     native_px: side of its images where all have the same.
     images_of: the known set whose images these are, where `name` is another.
     """
@@ -94,7 +97,9 @@ class Profile(Page):
 def _grey(
     name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt
 ) -> tuple[Profile, Profile]:
-    """A grey set as the models of colour images take it, and as it is: `<name>-grey`, in one channel."""
+    """A grey set as the models of colour images take it, and as it is: `<name>-grey`, in one
+    channel.
+    """
     in_three = Profile(
         name=name,
         num_classes=10,
@@ -122,8 +127,8 @@ _CIFAR_LIKE = Adapt(
     train_px=32, test_px=32, test_crop_share=1.0, epochs=30, warmup_epochs=2, batch_images=128
 )
 
-# Means and deviations of the training split: the CIFAR and MNIST ones as commonly published and measured again on the
-# files; the digits' own are held by a test.
+# Means and deviations of the training split: the CIFAR and MNIST ones as commonly published and
+# measured again on the files; the digits' own are held by a test.
 PROFILES = {
     profile.name: profile
     for profile in (

@@ -42,11 +42,12 @@ class RecipeError(UserError):
 class Recipe(Page):
     """One page: what the source does, from data to score. An absent key means off.
 
-    adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile leaves it as it is.
-    per_model: the lines that the source gives to single models, by timm's exact name. assumed: what the source does
-    not state, by dotted path, each with what was chosen and why. published: the source's own scores. augment_splits:
-    every image is shown that many times in its micro-batch, cropped and flipped alike: the first time as it then is, the
-    others each with an augmentation of its own. A micro-batch is still norm_images different images.
+    adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
+    leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
+    name. assumed: what the source does not state, by dotted path, each with what was chosen and
+    why. published: the source's own scores. augment_splits: every image is shown that many times in
+    its micro-batch, cropped and flipped alike: the first time as it then is, the others each with
+    an augmentation of its own. A micro-batch is still norm_images different images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -94,7 +95,8 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:
-        # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the smoothing.
+        # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the
+        # smoothing.
         threshold = self.loss.of_image.target_threshold
         if self.smoothing and threshold is not None:
             sentence = f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one of them out"
@@ -172,7 +174,8 @@ class Recipe(Page):
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         warmup_epochs = self.lr.warmup_epochs or 0
-        # A schedule over what the warm-up leaves needs something left; a length of its own is refused for itself, below.
+        # A schedule over what the warm-up leaves needs something left; a length of its own is
+        # refused for itself, below.
         most = self.epochs - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
             sentence = f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}; write {most} at most"
@@ -181,7 +184,9 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
-        """What is counted in epochs lies within the run: a number that is never reached would do nothing."""
+        """What is counted in epochs lies within the run: a number that is never reached would do
+        nothing.
+        """
         growth = self.image.growth
         lengths = [
             (("lr", "schedule", key), *rest)
@@ -242,7 +247,9 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _scores_match_images(self) -> Self:
-        """A score at other sides than the page's own would be of another recipe: it needs a per_model line."""
+        """A score at other sides than the page's own would be of another recipe: it needs a
+        per_model line.
+        """
         for number, score in sorted(
             enumerate(self.published), key=lambda item: item[1].model not in self.per_model
         ):
@@ -260,7 +267,9 @@ class Recipe(Page):
         return self
 
     def for_model(self, model: str) -> Recipe:
-        """This page with the lines for one model folded in: mappings merged, lists replaced, other models dropped."""
+        """This page with the lines for one model folded in: mappings merged, lists replaced, other
+        models dropped.
+        """
         return check(Recipe, self._folded(model))
 
     def _folded(self, model: str) -> dict[str, Any]:
@@ -291,8 +300,9 @@ def apply_overrides(
 ) -> tuple[Recipe, tuple[Deviation, ...]]:
     """A recipe with values in the place of others, and each deviation that this makes.
 
-    overrides: plain values by path, or text such as `epochs=5 loss.name=ce lr.peak=0.002`. A part set to null is off.
-    The recipe is one of for_model: lines for single models are folded in before anything is put over them.
+    overrides: plain values by path, or text such as `epochs=5 loss.name=ce lr.peak=0.002`. A part
+    set to null is off. The recipe is one of for_model: lines for single models are folded in before
+    anything is put over them.
 
     Raises OverrideError naming the item that does not fit.
     """
@@ -316,7 +326,8 @@ def pages_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The page that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml file that file.
+    """The page that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml
+    file that file.
 
     Raises RecipeError for a name that no page has.
     """
@@ -338,8 +349,8 @@ def find_recipe(name: str) -> Path:
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
     """The recipe on a page, and where each of its keys stands.
 
-    Raises PageError for what is wrong in the page, or a file that is not named after it. A run's own recipe.yaml is
-    free of that name: it may hold deviations.
+    Raises PageError for what is wrong in the page, or a file that is not named after it. A run's
+    own recipe.yaml is free of that name: it may hold deviations.
     """
     recipe, positions = load_page(path, Recipe)
     identity = f"{recipe.name}.v{recipe.version}"

@@ -18,8 +18,9 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 class Batch(Page):
     """How many images there are per optimizer step, and per sample of the normalization statistics.
 
-    images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which BatchNorm sees; science
-    under BatchNorm, only memory under LayerNorm. drop_last: an epoch's last, smaller step is left out.
+    images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which
+    BatchNorm sees; science under BatchNorm, only memory under LayerNorm. drop_last: an epoch's
+    last, smaller step is left out.
     """
 
     images: NumImages
@@ -28,14 +29,16 @@ class Batch(Page):
 
 
 class Growth(Page):
-    """Training images that grow in the course of the run: from_px until from_epoch, train_px from to_epoch on.
+    """Training images that grow in the course of the run: from_px until from_epoch, train_px from
+    to_epoch on.
 
-    Between the two the side is on the straight line, rounded to the nearest multiple of multiple_px (halves to an even
-    multiple, as NumPy). updated: "per_epoch" takes the epoch's number and keeps the size for all of it; "per_step"
-    takes the share of the epoch that is over as well.
+    Between the two the side is on the straight line, rounded to the nearest multiple of multiple_px
+    (halves to an even multiple, as NumPy). updated: "per_epoch" takes the epoch's number and keeps
+    the size for all of it; "per_step" takes the share of the epoch that is over as well.
 
     Raises ValueError for a line that does not rise.
-    Sources: Tan and Le 2021, arXiv:2104.00298; the rounding is that of ffcv's ImageNet training script.
+    Sources: Tan and Le 2021, arXiv:2104.00298; the rounding is that of ffcv's ImageNet training
+    script.
     """
 
     from_px: Side
@@ -73,7 +76,8 @@ class Growth(Page):
 
 
 class PreciseNorm(Page):
-    """Before each evaluation the running statistics of all norms become the plain mean over training images.
+    """Before each evaluation the running statistics of all norms become the plain mean over
+    training images.
 
     images: how many, the first of the epoch just done, in micro-batches of batch.norm_images.
 
@@ -84,12 +88,14 @@ class PreciseNorm(Page):
 
 
 class Image(Page):
-    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops the centre.
+    """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops
+    the centre.
 
-    growth: smaller training images in the beginning; None trains on train_px throughout. test_flip: an image is scored
-    by the sum of its logits and those of its mirror image.
+    growth: smaller training images in the beginning; None trains on train_px throughout. test_flip:
+    an image is scored by the sum of its logits and those of its mirror image.
 
-    Raises ValueError for a growth from no smaller size, or sizes that are no multiples of its multiple_px.
+    Raises ValueError for a growth from no smaller size, or sizes that are no multiples of its
+    multiple_px.
     """
 
     train_px: Side
@@ -115,7 +121,9 @@ class Image(Page):
 
 
 class Score(Page):
-    """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states them."""
+    """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states
+    them.
+    """
 
     model: str
     top1_pct: Percent

@@ -1,4 +1,6 @@
-"""Pages as plain trees: reading labels, merging, differences. A user may also count: augment.2.magnitude."""
+"""Pages as plain trees: reading labels, merging, differences. A user may also count:
+augment.2.magnitude.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,11 @@ ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_mod
 
 
 def plain(value: Any) -> Any:
-    """A typed page as plain data of what is on: what is off, and a section with nothing in it, is left out.
+    """A typed page as plain data of what is on: what is off, and a section with nothing in it, is
+    left out.
 
-    Off is None, and what a field is when it is absent: False, an empty list. A false that differs from an absent key,
-    such as model.zero_init_last, stays.
+    Off is None, and what a field is when it is absent: False, an empty list. A false that differs
+    from an absent key, such as model.zero_init_last, stays.
     """
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
@@ -60,7 +63,8 @@ def from_json(data: Any) -> Any:
 
 
 def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
-    """The path that a label means in a page of `kind`; its last key may be absent from the data, that is, off.
+    """The path that a label means in a page of `kind`; its last key may be absent from the data,
+    that is, off.
 
     Raises PageError for a part that the page cannot have, with what was meant.
     """
@@ -84,7 +88,9 @@ def leaves(data: Any, label: str = "") -> dict[str, Any]:
 
 
 def merged(page: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
-    """A page with lines put over it: mappings merge, all else is replaced, and so is an ingredient by another one."""
+    """A page with lines put over it: mappings merge, all else is replaced, and so is an ingredient
+    by another one.
+    """
     result = dict(page)
     for key, value in lines.items():
         old = page.get(key)
@@ -109,7 +115,9 @@ def replaced(data: Any, path: Path, value: Any) -> Any:
 
 
 def differences(before: Any, after: Any, label: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees differ: (label, before, after), None for off; a part that is off in one of them is one line."""
+    """Where two trees differ: (label, before, after), None for off; a part that is off in one of
+    them is one line.
+    """
     old, new = _parts(before), _parts(after)
     if old is None or new is None or _is_reordered(before, after, old, new):
         if before != after:
@@ -120,7 +128,9 @@ def differences(before: Any, after: Any, label: str = "") -> Iterator[tuple[str,
 
 
 def changed(label: str, before: BaseModel, after: BaseModel) -> dict[str, Any]:
-    """What differs between two sections or components as overrides: by path, or whole where it is another component."""
+    """What differs between two sections or components as overrides: by path, or whole where it is
+    another component.
+    """
     if type(after) is not type(before):
         return {label: plain(after)}
     return {place: value for place, _, value in differences(plain(before), plain(after), label)}
@@ -147,7 +157,9 @@ def without_assumed(
 
 
 def shown(value: Any, exact: bool = False) -> str:
-    """A value as a recipe would write it, numbers to six digits; exact: by the shortest text that gives them back."""
+    """A value as a recipe would write it, numbers to six digits; exact: by the shortest text that
+    gives them back.
+    """
     if value is None:
         return "off"
     if isinstance(value, bool):
@@ -191,7 +203,9 @@ def _parts(data: Any) -> dict[str, Any] | None:
 
 
 def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two lists hold the same names in another order, so that no item-by-item line would tell it."""
+    """Whether two lists hold the same names in another order, so that no item-by-item line would
+    tell it.
+    """
     is_list = isinstance(before, tuple)
     if isinstance(after, tuple) != is_list:
         return True

@@ -1,1 +1,3 @@
-"""A run from request to stored row: its folder, lock, checkpoints, export, verification, reproduction."""
+"""A run from request to stored row: its folder, lock, checkpoints, export, verification,
+reproduction.
+"""

@@ -1,4 +1,6 @@
-"""A file that grows at its end and loses nothing: what the disk does not take now is kept, and written once it does."""
+"""A file that grows at its end and loses nothing: what the disk does not take now is kept, and
+written once it does.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from trainer.base.errors import UserError
 class KeptFile:
     """A file whose end one process writes; safe to use from several threads.
 
-    num_bytes: its length at the start, what stands after that is cut away; None keeps all. is_safe: are its bytes kept
-    until `sync` has put them on the disk for sure? Else until the system has taken them. error: why the last try to
-    write failed, or None. before_write: called with the path first; what it raises that is no OSError goes on to
-    whoever writes.
+    num_bytes: its length at the start, what stands after that is cut away; None keeps all. is_safe:
+    are its bytes kept until `sync` has put them on the disk for sure? Else until the system has
+    taken them. error: why the last try to write failed, or None. before_write: called with the path
+    first; what it raises that is no OSError goes on to whoever writes.
 
     A file or folder that is removed meanwhile is made anew, with all that stood there.
 
@@ -86,7 +88,9 @@ class KeptFile:
                 self._forget(num_new)
 
     def close(self) -> None:
-        """Try once more to write what is left, and let go of the file. `unwritten`: all of it, where that fails."""
+        """Try once more to write what is left, and let go of the file. `unwritten`: all of it,
+        where that fails.
+        """
         with self._guard:
             self._flush()
             if self.error is not None:
@@ -127,14 +131,18 @@ class KeptFile:
         self._num_written -= num_bytes
 
     def _is_in_place(self) -> bool:
-        """Is the open file the one that the path names? It is not where somebody removed or replaced it."""
+        """Is the open file the one that the path names? It is not where somebody removed or
+        replaced it.
+        """
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self._descriptor))
         except FileNotFoundError:
             return False
 
     def _put_back(self) -> None:
-        """Open the path's own file, and give it what stood before that which is kept, unless it has that."""
+        """Open the path's own file, and give it what stood before that which is kept, unless it has
+        that.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         opened = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -150,7 +158,9 @@ class KeptFile:
         self._descriptor, self._num_written = opened, 0
 
     def _before(self) -> bytes:
-        """What stands before that which is kept, read from the open file: removed files can be read until closed."""
+        """What stands before that which is kept, read from the open file: removed files can be read
+        until closed.
+        """
         content = os.pread(self._descriptor, self._num_done, 0)
         if len(content) < self._num_done:
             raise OSError(f"{len(content)} of {self._num_done} bytes are left of {self.path.name}")

@@ -1,7 +1,8 @@
 """Saving and resuming: files that a kill at any moment leaves whole.
 
-A checkpoint is weights, optimizer, average, scaler, step and the length of the metrics: no generator states, because
-nothing random is stored. Only tensors and plain types, so `torch.load(..., weights_only=True)` opens it.
+A checkpoint is weights, optimizer, average, scaler, step and the length of the metrics: no
+generator states, because nothing random is stored. Only tensors and plain types, so
+`torch.load(..., weights_only=True)` opens it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ def save_checkpoint(
     is_kept: bool = False,
     before_write: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but the last two.
+    """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but
+    the last two.
 
-    Those of later steps are dropped too: a run goes on from the newest whole one, so they were damaged.
+    Those of later steps are dropped too: a run goes on from the newest whole one, so they were
+    damaged.
 
-    is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in place before the file
-    appears under its own name, and both are synced, so a file that can be seen can be checked. What a killed process left
-    half written or half removed goes. before_write: called with the path of the file that is about to be written.
+    is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in
+    place before the file appears under its own name, and both are synced, so a file that can be
+    seen can be checked. What a killed process left half written or half removed goes. before_write:
+    called with the path of the file that is about to be written.
 
-    Raises OSError where the disk does not take it; those that were there stay, and nothing half written does.
+    Raises OSError where the disk does not take it; those that were there stay, and nothing half
+    written does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for unfinished in folder.glob(".step_*.part"):
@@ -47,7 +52,8 @@ def save_checkpoint(
             before_write(temporary)
         checksums = [_write_state(temporary, state).encode()]
         if _checksum_path(path).exists():
-            # The same step saved again: a kill before the file is replaced must leave the old one with its checksum.
+            # The same step saved again: a kill before the file is replaced must leave the old one
+            # with its checksum.
             checksums += _checksum_path(path).read_bytes().split()
         write_atomically(_checksum_path(path), b"\n".join(checksums))
         if is_kept:
@@ -64,14 +70,18 @@ def save_checkpoint(
 
 
 def _drop_orphans(folder: Path) -> None:
-    """Remove the checksums and marks of checkpoints that are gone, or that a kill kept from appearing."""
+    """Remove the checksums and marks of checkpoints that are gone, or that a kill kept from
+    appearing.
+    """
     for file in folder.glob("step_*"):
         if file.suffix in (".sha256", ".keep") and not file.with_suffix(".pt").exists():
             file.unlink(missing_ok=True)
 
 
 def _write_state(path: Path, state: dict) -> str:
-    """Write a state to the disk as it is serialized, without a copy of it in memory; gives its SHA-256."""
+    """Write a state to the disk as it is serialized, without a copy of it in memory; gives its
+    SHA-256.
+    """
     import torch
 
     with open(path, "wb", buffering=0) as file:
@@ -93,7 +103,8 @@ def _write_state(path: Path, state: dict) -> str:
 class _Hashed:
     """A file whose checksum grows with it.
 
-    Torch's own writer, at an error in `write`, fails once more while it ends: so the error is kept, for later.
+    Torch's own writer, at an error in `write`, fails once more while it ends: so the error is kept,
+    for later.
     """
 
     def __init__(self, file) -> None:
@@ -115,9 +126,11 @@ class _Hashed:
 
 
 def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
-    """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a line.
+    """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a
+    line.
 
-    Raises UserError where a disk does not give one that is there: that may pass, and nothing is given up for it.
+    Raises UserError where a disk does not give one that is there: that may pass, and nothing is
+    given up for it.
     """
     import torch
 
@@ -165,8 +178,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, which need not be there. Raises OSError where the disk does not show it."""
-    # Not by glob, which takes a folder that may not be read for an empty one: the run would start anew, over all of them.
+    """The checkpoints of a folder, which need not be there. Raises OSError where the disk does not
+    show it.
+    """
+    # Not by glob, which takes a folder that may not be read for an empty one: the run would start
+    # anew, over all of them.
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):

@@ -15,10 +15,12 @@ from trainer.runs.checkpoint import save_checkpoint
 
 
 class Saver:
-    """Writes the checkpoints of one run into a folder, one after the other; of a failed one the state is let go.
+    """Writes the checkpoints of one run into a folder, one after the other; of a failed one the
+    state is let go.
 
-    every_s: least seconds between two; 0: one after every step, which waits for it. last_step: of the newest that is on
-    the disk, None before the first. error: why the last one is not. A context, at whose end nothing is being written.
+    every_s: least seconds between two; 0: one after every step, which waits for it. last_step: of
+    the newest that is on the disk, None before the first. error: why the last one is not. A
+    context, at whose end nothing is being written.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class Saver:
     def start(
         self, step: int, state: dict, before: Callable[[], None], is_kept: bool = False
     ) -> None:
-        """Copy the state after `step` steps and begin to write it; `before` is called first, by the thread.
+        """Copy the state after `step` steps and begin to write it; `before` is called first, by the
+        thread.
 
         Waits for the checkpoint before it.
         """
@@ -96,8 +99,8 @@ class Saver:
 def copied_state(state: dict) -> tuple[dict, Callable[[], None]]:
     """A copy of a state on the CPU, and what waits until it is whole.
 
-    From a GPU it is copied into pinned memory in the order of its own work: no step waits for it, and the next one
-    changes the weights after they were copied.
+    From a GPU it is copied into pinned memory in the order of its own work: no step waits for it,
+    and the next one changes the weights after they were copied.
     """
     devices: set[torch.device] = set()
     made = _copied(state, devices)

@@ -1,7 +1,7 @@
 """The trained model as other programs take it.
 
-`timm.create_model("local-dir:<run folder>", pretrained=True)` where timm alone builds the model, and in any case
-`trainer.runs.run_folder.open_model("<run folder>")`.
+`timm.create_model("local-dir:<run folder>", pretrained=True)` where timm alone builds the model,
+and in any case `trainer.runs.run_folder.open_model("<run folder>")`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
     section = plan.recipe.model
     layer_scale = section.layer_scale if section else None
     return {
-        # timm would load the weights of a changed model into its own without a word where the names are the same
+        # timm would load the weights of a changed model into its own without a word where the names
+        # are the same
         "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
         "num_classes": profile.num_classes,
         "model_args": ({} if layer_scale is None else {"ls_init_value": layer_scale})
@@ -77,7 +78,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of a model's parameters and buffers, in the order of their names."""
+    """SHA-256 over names, shapes, dtypes and bytes of a model's parameters and buffers, in the
+    order of their names.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()

@@ -1,4 +1,6 @@
-"""The end of a run on the disk: in its folder, in the store, and where its own disk takes nothing, in another place."""
+"""The end of a run on the disk: in its folder, in the store, and where its own disk takes nothing,
+in another place.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ def end_run(
     stored: Path,
     is_over: Callable[[], bool],
 ) -> tuple[Row | None, str]:
-    """Write a run's end into its folder by `write`, then its row into the store: (row, why not all of it is there, or "").
+    """Write a run's end into its folder by `write`, then its row into the store: (row, why not all
+    of it is there, or "").
 
-    Once the store has the row, the same command does nothing more. stored: the row's file there. is_over: asked whether
-    to give up sooner.
+    Once the store has the row, the same command does nothing more. stored: the row's file there.
+    is_over: asked whether to give up sooner.
     """
     folder, rows = outcome.run.folder, []
     for_s = 0.0 if outcome.run.unsaved else END_S  # else the disk was tried for long already
@@ -42,7 +45,9 @@ def end_run(
 
 
 def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
-    """Write what `write` writes, and the state, to another place; gives the line that names what is where."""
+    """Write what `write` writes, and the state, to another place; gives the line that names what is
+    where.
+    """
     state, run = outcome.state, outcome.run
 
     def write_all(to: Path) -> None:
@@ -71,7 +76,9 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
 
 
 def _in_another_place(run: str, write: Callable[[Path], None]) -> Path | None:
-    """The new folder that takes what `write` writes: the system's temporary one, the user's own, the current one."""
+    """The new folder that takes what `write` writes: the system's temporary one, the user's own,
+    the current one.
+    """
     for place in (tempfile.gettempdir, Path.home, Path.cwd):
         folder = None
         try:
@@ -85,7 +92,9 @@ def _in_another_place(run: str, write: Callable[[Path], None]) -> Path | None:
 
 
 def write_curves(outcome, folder: Path) -> None:
-    """Have all of a run's metrics.jsonl in its folder, or in one that takes its place. Raises OSError."""
+    """Have all of a run's metrics.jsonl in its folder, or in one that takes its place. Raises
+    OSError.
+    """
     if outcome.run.logger.unwritten is not None:
         write_atomically(folder / "metrics.jsonl", outcome.run.logger.unwritten)
     elif folder != outcome.run.folder:

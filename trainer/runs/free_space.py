@@ -31,7 +31,8 @@ def check_room(state: TrainingState, folder: Path) -> None:
 
 
 def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: int) -> None:
-    """Refuse a folder without room for the checkpoints, num_kept of them for good, and for all else.
+    """Refuse a folder without room for the checkpoints, num_kept of them for good, and for all
+    else.
 
     What a process before has left in it counts as free: it is a part of what will be there.
 

@@ -1,4 +1,6 @@
-"""From what a user asked to a plan, and from a plan to a stored row: the one road that every command joins."""
+"""From what a user asked to a plan, and from a plan to a stored row: the one road that every
+command joins.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,8 @@ class Job:
 def resolve(
     job: Job, profile: Profile | None
 ) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
-    """The page, where its keys stand, the recipe that a job makes of it, and every departure on the way.
+    """The page, where its keys stand, the recipe that a job makes of it, and every departure on the
+    way.
 
     profile: None leaves the page as it was published.
 
@@ -80,7 +83,8 @@ def resolve(
 
 
 def published_page(page: Recipe) -> Recipe | None:
-    """The page of this name and version that comes with the suite: what a file of the same name is measured against.
+    """The page of this name and version that comes with the suite: what a file of the same name is
+    measured against.
 
     So a run folder's recipe.yaml, or an edited copy, is not taken for the page whose name it bears.
     """
@@ -117,13 +121,15 @@ def run_job(
     ranks: Ranks = alone(),
     faults=None,
 ) -> tuple[int, Row | None]:
-    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was stopped).
+    """Run a plan to its row, or find the row it has: (exit code, row or None where the run was
+    stopped).
 
     Of several ranks all train, and rank 0 alone reads and writes folders: the others get no row.
 
     faults: what makes a run's faults on purpose of (plan, folder, ranks), or None.
 
-    Raises LockedError where another process works in the run's folder, DataError where ranks see unlike images.
+    Raises LockedError where another process works in the run's folder, DataError where ranks see
+    unlike images.
     """
     if not ranks.is_same(int(data.fingerprint[:15], 16)):
         raise DataError(
@@ -214,7 +220,9 @@ def _run_to_row(
 
 
 def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
-    """Write all that a run ends with into its folder, or into one that takes its place. Raises OSError."""
+    """Write all that a run ends with into its folder, or into one that takes its place. Raises
+    OSError.
+    """
     from trainer.runs.export import export_model
 
     _write_stopped(folder, job, plan, outcome)
@@ -284,7 +292,9 @@ def write_plan(folder: Path, job: Job, plan: Plan) -> None:
 
 
 def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
-    """The plan's deviations for reading: values as in YAML, "off" where absent; what a profile worked out is rounded."""
+    """The plan's deviations for reading: values as in YAML, "off" where absent; what a profile
+    worked out is rounded.
+    """
     return tuple(map(_deviation_row, plan.deviations))
 
 
@@ -296,7 +306,9 @@ def _deviation_row(change: Deviation) -> RowDeviation:
 
 
 def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
-    """Of a row: norms sampled fewer images than the page says, as memory had run out under micro_batch=auto."""
+    """Of a row: norms sampled fewer images than the page says, as memory had run out under
+    micro_batch=auto.
+    """
     from trainer.engine.micro_batches import norm_images_used
 
     asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)

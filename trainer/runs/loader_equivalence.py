@@ -1,9 +1,11 @@
-"""`make parity`: what the torch loader reads from files against what ffcv reads from the .beton written from them.
+"""`make parity`: what the torch loader reads from files against what ffcv reads from the .beton
+written from them.
 
-ffcv's own decoders resize by OpenCV's INTER_AREA, which is another filter than the antialiased bicubic and bilinear of
-the recipes. Ours are Pillow's filters compiled, on the exact JPEG transform: where the .beton holds every image pixel by
-pixel, the tolerance against loader=pil, which decodes every JPEG file whole, is zero. Where it holds shrunk or newly
-compressed images, it is LOSSY_LEVELS. Against the default torch loader, which decodes at a half or less where the crop
+ffcv's own decoders resize by OpenCV's INTER_AREA, which is another filter than the antialiased
+bicubic and bilinear of the recipes. Ours are Pillow's filters compiled, on the exact JPEG
+transform: where the .beton holds every image pixel by pixel, the tolerance against loader=pil,
+which decodes every JPEG file whole, is zero. Where it holds shrunk or newly compressed images, it
+is LOSSY_LEVELS. Against the default torch loader, which decodes at a half or less where the crop
 allows, its own SCALED_LEVELS come on top.
 """
 
@@ -32,7 +34,9 @@ from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
 from trainer.runs.run_folder import find_run_folder, open_model
 
-LOSSY_LEVELS = 8.0  # mean difference of a pixel, of 255; photos shrunk to 256 px gave 5.8 in squares of 224 px, 2.4 in 64
+# mean difference of a pixel, of 255; photos shrunk to 256 px gave 5.8 in squares of 224 px, 2.4 in
+# 64
+LOSSY_LEVELS = 8.0
 LOSSY_EDGE_PX = 1.0  # of a box, in stored pixels: its sides are rounded to whole ones
 LOSSY_TOP1_SHARE = 0.02  # of the images
 RESIZE = (
@@ -43,7 +47,8 @@ _MEAN_PX = 16  # side of the class means
 
 
 def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -> dict:
-    """Compare both on the training images of whole steps until num_images are seen, and on all validation images.
+    """Compare both on the training images of whole steps until num_images are seen, and on all
+    validation images.
 
     Raises UserError where one of the two is not there.
     """
@@ -98,7 +103,9 @@ def _is_within(found: dict, allowed: dict) -> bool:
 def _training(
     plan: Plan, ours: OpenedData, theirs: OpenedData, settings: dict[str, Settings], num_images: int
 ) -> dict:
-    """Order, boxes and pixels of the training micro-batches from step 0, and of the last step once more from there."""
+    """Order, boxes and pixels of the training micro-batches from step 0, and of the last step once
+    more from there.
+    """
     num_steps = min(plan.num_steps, -(-num_images // plan.recipe.batch.images))
     streams = [
         (theirs if name == "ffcv" else ours).train_stream(plan, settings[name], 0)
@@ -237,7 +244,9 @@ def _exported(plan: Plan, folder: Path):
 
 
 def _nearest_mean(batches: list):
-    """The class whose mean image is nearest, made of the torch loader's validation images themselves."""
+    """The class whose mean image is nearest, made of the torch loader's validation images
+    themselves.
+    """
 
     def small(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), _MEAN_PX).flatten(1)
@@ -271,10 +280,11 @@ def notes(certificate: dict) -> tuple[str, ...]:
 
 
 def certificates_of(fingerprint: str, loader: str, results: Path) -> Iterator[tuple[Path, bool]]:
-    """The certificates in results/parity about the files of a row, and whether each is within what it allows.
+    """The certificates in results/parity about the files of a row, and whether each is within what
+    it allows.
 
-    fingerprint, loader: the row's. By ffcv it is that of the .beton files, by any other of the files that these were
-    written from.
+    fingerprint, loader: the row's. By ffcv it is that of the .beton files, by any other of the
+    files that these were written from.
     """
     for path in sorted((results / "parity").glob("*.json")):
         try:

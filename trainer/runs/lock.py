@@ -301,7 +301,9 @@ def _read_owner(descriptor: int) -> Owner | None:
 
 @functools.cache
 def machine_id() -> str:
-    """12 hex digits for the kernel that this process runs on, since it was started: locks hold within it."""
+    """12 hex digits for the kernel that this process runs on, since it was started: locks hold
+    within it.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:

@@ -1,4 +1,6 @@
-"""Rows in a store behind a URL (s3://, gs://, memory:// ... whatever fsspec knows), mirrored into a folder."""
+"""Rows in a store behind a URL (s3://, gs://, memory:// ... whatever fsspec knows), mirrored into a
+folder.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def check_url(url: str) -> None:
 
 
 def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
-    """A function of (url, ...) that a network's error does not end at once: UserError where it fails time and again."""
+    """A function of (url, ...) that a network's error does not end at once: UserError where it
+    fails time and again.
+    """
 
     @functools.wraps(function)
     def wrapped(url: str, *given) -> None:
@@ -55,7 +59,9 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
 
 @_tried_again
 def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> None:
-    """Copy the rows whose names begin with one of the prefixes and that the folder lacks. Raises UserError."""
+    """Copy the rows whose names begin with one of the prefixes and that the folder lacks. Raises
+    UserError.
+    """
     system, root = _opened(url)
     folder.mkdir(parents=True, exist_ok=True)
     for name in _names(url):
@@ -68,7 +74,9 @@ def pull_rows(url: str, folder: Path, prefixes: str | tuple[str, ...] = "") -> N
 
 @_tried_again
 def push_missing(url: str, folder: Path) -> None:
-    """Put the folder's rows into the store that lacks them: a process was killed between the two. Raises UserError."""
+    """Put the folder's rows into the store that lacks them: a process was killed between the two.
+    Raises UserError.
+    """
     there = set(_names(url))
     for path in sorted(folder.glob("*.json")):
         if path.name not in there:

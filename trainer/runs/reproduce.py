@@ -1,4 +1,6 @@
-"""A row run again from its own record, and what came of it: the same bits, within what seeds do, or something else."""
+"""A row run again from its own record, and what came of it: the same bits, within what seeds do, or
+something else.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class ReproduceError(UserError):
 
 @dataclass(frozen=True)
 class Again:
-    """What will run. reasons: why it may not be the row's run after all; none where recipe, images and versions are its own."""
+    """What will run. reasons: why it may not be the row's run after all; none where recipe, images
+    and versions are its own.
+    """
 
     job: Job
     plan: Plan
@@ -60,11 +64,13 @@ class Verdict:
 def plan_again(
     row: Row, runs: Path, recipe: str = "", data: str = "", data_dir: Path | None = None
 ) -> Again:
-    """The plan of a row: its resolved recipe on its data, held against the row's own name, a digest over all of it.
+    """The plan of a row: its resolved recipe on its data, held against the row's own name, a digest
+    over all of it.
 
-    data: where the images are now, if not under the name that the row has; its run folder, where it is on this machine,
-    says where they were. A row of the first edition has no recipe: that of its run folder is taken, or else the page,
-    `recipe` where it is not under the row's name, with the row's own overrides.
+    data: where the images are now, if not under the name that the row has; its run folder, where it
+    is on this machine, says where they were. A row of the first edition has no recipe: that of its
+    run folder is taken, or else the page, `recipe` where it is not under the row's name, with the
+    row's own overrides.
 
     Raises UserError where there is no such page or data set, or the row's recipe is none.
     """
@@ -108,9 +114,11 @@ def _recorded(row: Row) -> Recipe:
 
 
 def _from_page(row: Row, job: Job) -> Recipe:
-    """A row of the first edition: its page with the texts of its overrides, which may have been rounded.
+    """A row of the first edition: its page with the texts of its overrides, which may have been
+    rounded.
 
-    What another component lacks need not be turned off; what was added to the augmentations comes last.
+    What another component lacks need not be turned off; what was added to the augmentations comes
+    last.
     """
     changes = {change.path: change.after for change in row.deviations if change.origin == "set"}
     renamed = [path.removesuffix("name") for path in changes if path.endswith(".name")]
@@ -164,7 +172,9 @@ def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
 
 
 def check_plugins(row: Row) -> None:
-    """Refuse plugins that are not the row's, before they are missed as an unknown component. Raises ReproduceError."""
+    """Refuse plugins that are not the row's, before they are missed as an unknown component. Raises
+    ReproduceError.
+    """
     if reasons := reasons_against(row.plugins):
         raise _refusal(row, reasons)
 
@@ -187,7 +197,9 @@ def same_cell(plan: Plan, rows: Iterable[Row]) -> dict[int, float]:
 
 
 def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
-    """What a rerun says. seeds: top-1 of the row's cell by seed, its own included, as same_cell gives them."""
+    """What a rerun says. seeds: top-1 of the row's cell by seed, its own included, as same_cell
+    gives them.
+    """
     if row.status == again.status == "diverged":
         return Verdict(
             "diverged again", (f"diverged after {row.steps} steps then, after {again.steps} now",)
@@ -238,9 +250,11 @@ def _unlike(row: Row, again: Row) -> Iterator[str]:
 def run_again(
     row: Row, again: Again, settings: Settings, console: Console, stop: StopRequest, anyway: bool
 ) -> tuple[int, Row | None]:
-    """Run a row's plan into a run of its own, on as many threads as it had: (exit code, row or None where it was stopped).
+    """Run a row's plan into a run of its own, on as many threads as it had: (exit code, row or None
+    where it was stopped).
 
-    Raises ReproduceError where recipe, versions or images are not the row's and `anyway` is not said.
+    Raises ReproduceError where recipe, versions or images are not the row's and `anyway` is not
+    said.
     """
     import torch
 

@@ -17,8 +17,9 @@ from trainer.tasks import ClassificationScores
 def most_moved(row: Row, settings: Settings) -> int:
     """Images by which a score found with these settings may differ from the row's.
 
-    None where a CPU adds up in float32 what a CPU has added up so. Elsewhere, on a GPU, in another precision, or of a run
-    that was compiled or went on elsewhere, sums come in another order: one in a thousand, at least one.
+    None where a CPU adds up in float32 what a CPU has added up so. Elsewhere, on a GPU, in another
+    precision, or of a run that was compiled or went on elsewhere, sums come in another order: one
+    in a thousand, at least one.
     """
     is_repeated = (
         row.bitwise
@@ -32,9 +33,11 @@ def most_moved(row: Row, settings: Settings) -> int:
 def rescore(
     folder: Path, settings: Settings, data_dir: Path | None
 ) -> tuple[Row, ClassificationScores]:
-    """The row of a run folder, and the scores of its exported weights on the validation images of now.
+    """The row of a run folder, and the scores of its exported weights on the validation images of
+    now.
 
-    Raises PlanError where the folder holds no finished run, DataError where its images are not found.
+    Raises PlanError where the folder holds no finished run, DataError where its images are not
+    found.
     """
     import torch
 

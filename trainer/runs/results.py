@@ -1,4 +1,6 @@
-"""The store: one JSON file per finished or diverged run, written once; merging two stores is copying files."""
+"""The store: one JSON file per finished or diverged run, written once; merging two stores is
+copying files.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def _is_time(text: str) -> str:
 
 
 def _exact_json(value: Any) -> Any:
-    """The value as JSON has it, sequences as lists. Raises ValueError for what JSON cannot hold, or no printable text."""
+    """The value as JSON has it, sequences as lists. Raises ValueError for what JSON cannot hold, or
+    no printable text.
+    """
     if isinstance(value, dict):
         return {plain_text(key): _exact_json(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -47,7 +51,8 @@ def _exact_json(value: Any) -> Any:
     )
 
 
-# A row may come from anybody: its names stay in their folders, its texts are texts, its numbers are ones to reckon with.
+# A row may come from anybody: its names stay in their folders, its texts are texts, its numbers are
+# ones to reckon with.
 Name = Annotated[str, AfterValidator(one_name)]
 Text = Annotated[str, AfterValidator(plain_text)]
 Time = Annotated[str, AfterValidator(_is_time)]
@@ -59,7 +64,9 @@ Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
 class RowDeviation(Page):
-    """One departure of a run from its page: the value at `path` before and after, and who changed it."""
+    """One departure of a run from its page: the value at `path` before and after, and who changed
+    it.
+    """
 
     path: Text
     before: Text
@@ -70,17 +77,18 @@ class RowDeviation(Page):
 class Row(Page):
     """The whole truth of a run.
 
-    digest: of the page as published. resolved_recipe: what ran, complete and exact, floats by their shortest exact
-    text; None in rows of the first edition, and so is bad_images. deviations: every departure from the page, rounded
-    for reading: nothing is worked out from them. plugins: sha256 of each file of components of the user's own, by its
-    path. data_fingerprint: of the files
-    or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is the recipe's
-    loss against unsmoothed targets. scored: the weights that the scores belong to, the model's own or their average;
-    other_top1_pct: of the ones not scored, where the run kept an average. bitwise: may a rerun on this machine be
-    compared bit for bit? changes: what a resumed run found otherwise than the process before it (device, precision,
-    threads, versions), each with its step, and where
-    memory ran out; the row's own values are those of the last process. injected: faults on purpose (inject=) that touched its
-    result or its speed; with the first it stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
+    digest: of the page as published. resolved_recipe: what ran, complete and exact, floats by their
+    shortest exact text; None in rows of the first edition, and so is bad_images. deviations: every
+    departure from the page, rounded for reading: nothing is worked out from them. plugins: sha256
+    of each file of components of the user's own, by its path. data_fingerprint: of the files or
+    arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is
+    the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to, the
+    model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
+    average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
+    run found otherwise than the process before it (device, precision, threads, versions), each with
+    its step, and where memory ran out; the row's own values are those of the last process.
+    injected: faults on purpose (inject=) that touched its result or its speed; with the first it
+    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name

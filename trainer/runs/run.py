@@ -55,8 +55,8 @@ def train_in_folder(
 ) -> Outcome:
     """Train a plan in a folder to its end.
 
-    The same call on a folder that a stopped or killed run left resumes from its newest whole checkpoint, with as many
-    ranks as there are now.
+    The same call on a folder that a stopped or killed run left resumes from its newest whole
+    checkpoint, with as many ranks as there are now.
 
     torch's generators and settings are left as they were found.
 
@@ -74,10 +74,12 @@ def train_in_folder(
 
 
 class Run(NullRun):
-    """A training state's folder: its checkpoints, its logger, the faults to inject. Rank 0 alone writes and speaks.
+    """A training state's folder: its checkpoints, its logger, the faults to inject. Rank 0 alone
+    writes and speaks.
 
-    logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is in no checkpoint, or
-    "". metrics_bytes: the length of metrics.jsonl at the last checkpoint. machine: what may move the last digits.
+    logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is
+    in no checkpoint, or "". metrics_bytes: the length of metrics.jsonl at the last checkpoint.
+    machine: what may move the last digits.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class Run(NullRun):
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """The block that trains. Raises UserError where the disk is too small, or holds another run's state."""
+        """The block that trains. Raises UserError where the disk is too small, or holds another
+        run's state.
+        """
         check_room(self.state, self.folder)
         notes = self.resume()
         if self.ranks.is_first:
@@ -165,7 +169,9 @@ class Run(NullRun):
     # ---- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint holds: the state, and beside its progress what the run knows of the curves and the machine."""
+        """All that a checkpoint holds: the state, and beside its progress what the run knows of the
+        curves and the machine.
+        """
         saved = self.state.state_dict()
         saved["progress"] |= {"metrics_bytes": self.metrics_bytes, "machine": self.machine}
         return saved
@@ -191,7 +197,9 @@ class Run(NullRun):
         return notes
 
     def _load(self, saved: dict[str, Any]) -> dict[str, str]:
-        """Take a checkpoint's content; gives the machine that wrote it. Raises UserError where it is another run's."""
+        """Take a checkpoint's content; gives the machine that wrote it. Raises UserError where it
+        is another run's.
+        """
         try:
             self.state.load_state_dict(saved)
             num_bytes, machine = (
@@ -211,7 +219,9 @@ class Run(NullRun):
         return machine
 
     def _note_changes(self, before: dict[str, str]) -> list[str]:
-        """Compare this machine with the one that saved: a run that went on elsewhere is not one to compare bit for bit."""
+        """Compare this machine with the one that saved: a run that went on elsewhere is not one to
+        compare bit for bit.
+        """
         changes = [
             f"{name} {before[name]} -> {now} after step {self.progress.step}"
             for name, now in self.machine.items()
@@ -221,14 +231,17 @@ class Run(NullRun):
         return [f"note: {change}; the row says so, and is not bitwise" for change in changes]
 
     def save_if_due(self) -> None:
-        """Begin a checkpoint where rank 0's clock says that it is time for one, or where keep_every= wants one."""
+        """Begin a checkpoint where rank 0's clock says that it is time for one, or where
+        keep_every= wants one.
+        """
         self._log_trouble()
         is_due = self._is_kept() or self.ranks.any(self.ranks.is_first and self.saver.is_due())
         if is_due and self._can_save() and self.ranks.is_first:
             self._begin()
 
     def save(self, for_s: float | None = None, is_over: Callable[[], bool] | None = None) -> None:
-        """Have the state on the disk before going on; `unsaved` says why it is not, though it was tried for so many seconds.
+        """Have the state on the disk before going on; `unsaved` says why it is not, though it was
+        tried for so many seconds.
 
         is_over: asked whether to give up sooner. Weights on their way to nowhere are not written.
         """

@@ -103,7 +103,8 @@ def plan_of_run(folder: Path) -> Plan:
 
 
 def open_model(folder: Path | str) -> nn.Module:
-    """The trained model of a finished run, whatever its page changed in it: on the CPU, in evaluation mode.
+    """The trained model of a finished run, whatever its page changed in it: on the CPU, in
+    evaluation mode.
 
     Raises PlanError where the folder holds no finished run.
     """

@@ -37,7 +37,8 @@ def train_job(
 ) -> int:
     """Train a job on as many ranks as were asked for, or as have been started; gives the exit code.
 
-    machine: the rest of what make_settings takes. faults: to inject (trainer.tools.faults.Injection), or None.
+    machine: the rest of what make_settings takes. faults: to inject
+    (trainer.tools.faults.Injection), or None.
 
     Raises UserError.
     """
@@ -61,7 +62,9 @@ def say(line: str) -> None:
 
 
 def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> int:
-    """Refuse once, here, what every rank would refuse; then start them with this process's own words."""
+    """Refuse once, here, what every rank would refuse; then start them with this process's own
+    words.
+    """
     check_gpus(gpus)
     plan_of(dataclasses.replace(job, world_size=num_ranks))
     check_model_name(job.model)
@@ -78,7 +81,8 @@ def train_rank(
     stop: StopRequest,
     faults=None,
 ) -> tuple[int, Row | None]:
-    """Train a job on this process's rank, with all that is said on the way: (exit code, row or None, as run_job).
+    """Train a job on this process's rank, with all that is said on the way: (exit code, row or
+    None, as run_job).
 
     machine: the rest of what make_settings takes. faults: to inject, or None.
 

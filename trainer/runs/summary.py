@@ -30,7 +30,9 @@ def console() -> Console:
 
 
 def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[Swap] = ()) -> None:
-    """The lines that stand above a run: page, deviations, what is changed in the model, batch, length, machine."""
+    """The lines that stand above a run: page, deviations, what is changed in the model, batch,
+    length, machine.
+    """
     recipe = plan.recipe
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
@@ -80,7 +82,8 @@ def batch_line(plan: Plan) -> str:
 
 
 def surgery(plan: Plan) -> tuple[Swap, ...]:
-    """What the page changes in timm's model, tried out; nothing is built where timm alone does it, weights and all.
+    """What the page changes in timm's model, tried out; nothing is built where timm alone does it,
+    weights and all.
 
     Raises UserError where the page and the model do not fit.
     """
@@ -120,7 +123,9 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
 
 
 def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
-    """All of a plan that a reader would check before spending hours. model, swaps: as `assemble` gives them."""
+    """All of a plan that a reader would check before spending hours. model, swaps: as `assemble`
+    gives them.
+    """
     from trainer.engine.precise_norm import statistics_note
 
     recipe = plan.recipe
@@ -211,7 +216,9 @@ def sparkline(values: list[float], width: int = 60) -> str:
 
 
 def scaling_note(out: Console, plan: Plan) -> None:
-    """Where the batch was overridden and the learning rate was not: what the page's own rule would make of it."""
+    """Where the batch was overridden and the learning rate was not: what the page's own rule would
+    make of it.
+    """
     changed = {change.path: change for change in plan.deviations if change.origin == "set"}
     if "batch.images" not in changed or "lr.peak" in changed:
         return
@@ -276,7 +283,9 @@ def opening(folder, plan: Plan) -> str:
 
 @contextlib.contextmanager
 def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error while work is done; the function that it gives is called after each piece."""
+    """A bar on standard error while work is done; the function that it gives is called after each
+    piece.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -292,7 +301,9 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
 
 
 def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
-    """The row's score beside the one found now; are they the same, to what may have moved where it was found?"""
+    """The row's score beside the one found now; are they the same, to what may have moved where it
+    was found?
+    """
     most = most_moved(row, settings)
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
     is_same = scores.num_images == row.num_val_images and off <= most
@@ -329,7 +340,9 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
 
 
 def recipe_list(out: Console) -> None:
-    """One line for each page: name, what is special, its score for ResNet-50 or its first model, source."""
+    """One line for each page: name, what is special, its score for ResNet-50 or its first model,
+    source.
+    """
     from trainer.recipe.schema import load_recipe, recipe_paths
 
     table = Table("recipe", "what is special", "published top-1", "source")

@@ -1,4 +1,6 @@
-"""A run folder checked against itself, its row and the store: nothing lost, nothing doubled, nothing changed."""
+"""A run folder checked against itself, its row and the store: nothing lost, nothing doubled,
+nothing changed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Check:
 
 
 def verify(folder: Path, results: Path) -> Iterator[Check]:
-    """Every check that needs no images, in the order of a reader's trust: what was asked, what was saved, what came of it."""
+    """Every check that needs no images, in the order of a reader's trust: what was asked, what was
+    saved, what came of it.
+    """
     yield from _guarded("links", lambda: _links(folder))
     plan = yield from _opened("plan", lambda: plan_of_run(folder))
     row = None
@@ -145,7 +149,9 @@ def _parity(row: Row, results: Path) -> Iterator[Check]:
 
 
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
-    """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that may change the score."""
+    """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that
+    may change the score.
+    """
     _, facts = recipe_of(folder)
     yield same(
         "the run's name from recipe.yaml", first_name(row.run), plan.run_name(row.data_fingerprint)
@@ -165,9 +171,10 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     if written != told:
         yield Check("plan.json's deviations", False, _listed(told), _listed(written))
     for name, of_plan in (
-        ("recipe", plan.recipe.name), ("version", plan.recipe.version), ("model", plan.model), ("data", plan.profile.name),
-        ("seed", plan.seed), ("epochs", plan.recipe.epochs), ("batch_images", plan.recipe.batch.images),
-        ("norm_images", plan.recipe.batch.norm_images), ("num_val_images", plan.profile.num_val),
+        ("recipe", plan.recipe.name), ("version", plan.recipe.version), ("model", plan.model),
+        ("data", plan.profile.name), ("seed", plan.seed), ("epochs", plan.recipe.epochs),
+        ("batch_images", plan.recipe.batch.images), ("norm_images", plan.recipe.batch.norm_images),
+        ("num_val_images", plan.profile.num_val),
     ):  # fmt: skip
         if getattr(row, name) != of_plan:
             yield same(f"the row's {name}", of_plan, getattr(row, name))

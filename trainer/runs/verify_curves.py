@@ -1,4 +1,6 @@
-"""Are the lines of metrics.jsonl those of the run: each once, in order, the last ones those of its row?"""
+"""Are the lines of metrics.jsonl those of the run: each once, in order, the last ones those of its
+row?
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def curve_checks(
 
 
 def expected_lines(plan: Plan, log_steps: int) -> list[str]:
-    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end, then its scores."""
+    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end,
+    then its scores.
+    """
     kinds = ("model", "average") if plan.recipe.average else ("model",)
     names = []
     for step in range(1, plan.num_steps + 1):
@@ -90,7 +94,9 @@ def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, Any]]:
-    """The last line of the weights that are scored is the row's result; that of the others its other score."""
+    """The last line of the weights that are scored is the row's result; that of the others its
+    other score.
+    """
     last = {line["weights"]: line for line in lines if isinstance(line, dict) and "weights" in line}
     scored = last.get(row.scored, {})
     for name, of_row in _SCORES.items():

@@ -1,4 +1,6 @@
-"""What is learned: a sample's target, the forward pass with its loss, and the score of an evaluation."""
+"""What is learned: a sample's target, the forward pass with its loss, and the score of an
+evaluation.
+"""
 
 from __future__ import annotations
 

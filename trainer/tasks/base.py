@@ -17,7 +17,8 @@ from trainer.recipe.plan import Plan
 class Scores(ABC):
     """Exact results of one pass over an evaluation's images.
 
-    num_images: of the pass. loss_nats: the mean over them; NaN or infinite where training has diverged.
+    num_images: of the pass. loss_nats: the mean over them; NaN or infinite where training has
+    diverged.
     """
 
     num_images: int
@@ -40,7 +41,8 @@ class Scores(ABC):
 class Task(ABC):
     """A plan's targets, loss and score, computed with a run's settings.
 
-    Targets are a tensor with one entry for each sample along its first dimension, so that a micro-batch can be split.
+    Targets are a tensor with one entry for each sample along its first dimension, so that a
+    micro-batch can be split.
     """
 
     plan: Plan
@@ -48,11 +50,15 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """A decoded micro-batch as training uses it: (inputs of the model, targets), both on the device."""
+        """A decoded micro-batch as training uses it: (inputs of the model, targets), both on the
+        device.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The forward pass in the run's precision, and its loss: a scalar, the mean over samples, in nats."""
+        """The forward pass in the run's precision, and its loss: a scalar, the mean over samples,
+        in nats.
+        """
 
     @abstractmethod
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +66,9 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Sums over a batch of an evaluation, [N] float64 on the device; added up over batches they become `scores`."""
+        """Sums over a batch of an evaluation, [N] float64 on the device; added up over batches they
+        become `scores`.
+        """
 
     @property
     @abstractmethod

@@ -18,8 +18,9 @@ from trainer.tasks.base import Scores, Task
 class ClassificationScores(Scores):
     """Counts over one pass; the percentages follow from them.
 
-    num_top1, num_top5: images whose class is the first, or among the first five scores (all, with fewer classes).
-    loss_nats: the recipe's loss against unsmoothed targets, mean over images; with image.test_flip, of summed logits.
+    num_top1, num_top5: images whose class is the first, or among the first five scores (all, with
+    fewer classes). loss_nats: the recipe's loss against unsmoothed targets, mean over images; with
+    image.test_flip, of summed logits.
     """
 
     num_top1: int
@@ -47,15 +48,17 @@ class ClassificationScores(Scores):
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """Soft targets [B, K] float32: one-hot, smoothed by the recipe's `smoothing`, mixed by its `mix`."""
+    """Soft targets [B, K] float32: one-hot, smoothed by the recipe's `smoothing`, mixed by its
+    `mix`.
+    """
 
     num_sums = 3  # images with the right class first, among the first five, and their losses
 
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(images [B, C, H, W] float32, targets [B, K] float32), mixed across the micro-batch.
 
-        With augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the others
-        augmented; the targets stay [B, K].
+        With augment_splits S the images are [S * B, C, H, W], split after split: the first as it
+        came, the others augmented; the targets stay [B, K].
         """
         plan, mixing = self.plan, self.plan.recipe.mix
         images = inputs_of(plan, self.settings, batch)
@@ -81,7 +84,9 @@ class Classification(Task):
         return self.loss(model, inputs, self.targets(labels))
 
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Sums over a batch: right at the first, right among the first five, the loss against unsmoothed targets."""
+        """Sums over a batch: right at the first, right among the first five, the loss against
+        unsmoothed targets.
+        """
         recipe, device = self.plan.recipe, self.settings.device
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         images = in_format(normalize(images, self.plan.profile), self.settings)

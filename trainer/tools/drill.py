@@ -21,7 +21,8 @@ from trainer.base.errors import UserError, did_you_mean
 LONGEST_S = 240  # of one process
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(list(PRELOADED))
-CLOSE = 1e-5  # the distance of weights that only the order of sums tells apart, in lengths of the weights
+# the distance of weights that only the order of sums tells apart, in lengths of the weights
+CLOSE = 1e-5
 _FACTS_OF_TIME = (
     "images_per_s",
     "train_s",
@@ -57,9 +58,10 @@ _TRAIN = (
 class Drill:
     """One fault and its promise.
 
-    codes: the exit code of each call of the same command; the last one ends the run. ends: what the end must be against
-    the undisturbed run: "same" row, curves and weights; "close" weights; "other" weights, in a row of its own. is_stored:
-    does the store have the row? deviations: the paths that the row names beyond the undisturbed one's.
+    codes: the exit code of each call of the same command; the last one ends the run. ends: what the
+    end must be against the undisturbed run: "same" row, curves and weights; "close" weights;
+    "other" weights, in a row of its own. is_stored: does the store have the row? deviations: the
+    paths that the row names beyond the undisturbed one's.
     """
 
     fault: str
@@ -104,7 +106,9 @@ DRILLS = (
 
 @dataclass(frozen=True)
 class Seen:
-    """How a drill went. facts: what was seen, in words. wrong: what was promised otherwise, in words; empty where all held."""
+    """How a drill went. facts: what was seen, in words. wrong: what was promised otherwise, in
+    words; empty where all held.
+    """
 
     drill: Drill
     facts: str
@@ -125,7 +129,9 @@ class _End:
 
 
 def chosen_drills(only: str) -> tuple[Drill, ...]:
-    """The drills whose faults are of these kinds, names with commas between; all for an empty text. Raises UserError."""
+    """The drills whose faults are of these kinds, names with commas between; all for an empty text.
+    Raises UserError.
+    """
     kinds = sorted({drill.fault.partition("@")[0] for drill in DRILLS})
     words = [word.strip() for word in only.split(",") if word.strip()]
     for word in words:
@@ -139,7 +145,9 @@ def chosen_drills(only: str) -> tuple[Drill, ...]:
 def run_drills(
     drills: tuple[Drill, ...], num_jobs: int, each: Callable[[], None] = lambda: None
 ) -> list[Seen]:
-    """Run the drills, num_jobs at a time, each in processes and folders of its own. each: called when one is over."""
+    """Run the drills, num_jobs at a time, each in processes and folders of its own. each: called
+    when one is over.
+    """
 
     def seen(drill: Drill) -> Seen:
         found = _seen(
@@ -185,10 +193,11 @@ def _run(drill: Drill, folder: Path) -> _End:
 
 
 def call(words: list[str], output: Path) -> int:
-    """Call the program with these words in a process of its own, which adds what it says to a file; gives its exit code.
+    """Call the program with these words in a process of its own, which adds what it says to a file;
+    gives its exit code.
 
-    The process is forked from one that has imported everything: a program that starts anew takes longer for that than a
-    drill does. Raises TimeoutError.
+    The process is forked from one that has imported everything: a program that starts anew takes
+    longer for that than a drill does. Raises TimeoutError.
     """
     process = _FORKED.Process(target=_program, args=(words, output))
     process.start()
@@ -283,7 +292,9 @@ def _distance_in_words(reference: _End, end: _End) -> str:
 
 
 def distance(one: Path, other: Path) -> float:
-    """Of two files of weights: the largest distance of a tensor from its other, in lengths of the other."""
+    """Of two files of weights: the largest distance of a tensor from its other, in lengths of the
+    other.
+    """
     from safetensors.torch import load_file
 
     expected, found = load_file(one), load_file(other)

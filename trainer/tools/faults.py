@@ -1,7 +1,7 @@
 """Faults on purpose, `inject=kill@37,nan@50`: what a run promises can be tried on any machine.
 
-Each fault strikes once in a run folder: the file `injected` there names it before it strikes, so that the same command
-goes on past it.
+Each fault strikes once in a run folder: the file `injected` there names it before it strikes, so
+that the same command goes on past it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.data.faulty import Fault, FaultyStream
 from trainer.distributed.communicator import Ranks
 
-# What a fault touches of a row: nothing that a later process does not mend, its speed, or its result.
+# What a fault touches of a row: nothing that a later process does not mend, its speed, or its
+# result.
 KINDS = {
     "kill": "nothing",
     "term": "nothing",
@@ -113,9 +114,11 @@ def parse_injection(text: str) -> Injection | None:
 
 
 class Faults:
-    """The faults that are still to strike in one run folder, on every rank the same; without any it costs nothing.
+    """The faults that are still to strike in one run folder, on every rank the same; without any it
+    costs nothing.
 
-    A fault of one process strikes the last rank that has a micro-batch in the step; that of the disk, rank 0.
+    A fault of one process strikes the last rank that has a micro-batch in the step; that of the
+    disk, rank 0.
 
     disk: full on purpose for a while; the run's writers ask it first.
 
@@ -141,7 +144,8 @@ class Faults:
         return tuple(fault for fault in due if fault not in first or fault in struck)
 
     def wrap(self, state) -> Callable | None:
-        """What makes the training stream that begins at state.progress.step a faulty one, if it is to be.
+        """What makes the training stream that begins at state.progress.step a faulty one, if it is
+        to be.
 
         Raises UserError where the loader is not torch's.
         """
@@ -161,7 +165,9 @@ class Faults:
         self.disk.before_write(path)
 
     def before_step(self, step: int, state) -> None:
-        """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the row."""
+        """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the
+        row.
+        """
         due = [fault for fault in self.left if step_of(fault, self.plan) == step]
         if not due:
             return
@@ -176,8 +182,8 @@ class Faults:
     def _mark(self, due: list[Fault], state, made: Sequence[Fault] = ()) -> list[Fault]:
         """Name faults in the folder; gives those that strike. made: by a loader already.
 
-        Where the disk does not take the names the run goes on, as ever, and a fault that would then strike at every call
-        does not strike at all.
+        Where the disk does not take the names the run goes on, as ever, and a fault that would then
+        strike at every call does not strike at all.
         """
         if not due:
             return []

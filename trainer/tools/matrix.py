@@ -1,4 +1,6 @@
-"""Every page on models of every family: one optimizer step on random images, or the reason why there is none."""
+"""Every page on models of every family: one optimizer step on random images, or the reason why
+there is none.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ MODELS = (
     "convnext_tiny",
 )
 
-# Small enough for seven models a page; two micro-batches, so that their statistics and gradients are put together.
+# Small enough for seven models a page; two micro-batches, so that their statistics and gradients
+# are put together.
 NOISE = Profile(
     name="noise",
     num_classes=1000,
@@ -45,7 +48,9 @@ NOISE = Profile(
 
 @dataclass(frozen=True)
 class Cell:
-    """One page on one model. num_params: of the model after its step; None where it is refused, and `reason` says why."""
+    """One page on one model. num_params: of the model after its step; None where it is refused, and
+    `reason` says why.
+    """
 
     recipe: str
     model: str
@@ -64,7 +69,8 @@ def chosen_pages(names: str) -> list[str]:
 
 
 def chosen_models(names: str) -> Sequence[str]:
-    """The models that a text such as `resnet18 convnext_atto` names; those of the table for an empty one.
+    """The models that a text such as `resnet18 convnext_atto` names; those of the table for an
+    empty one.
 
     Raises UserError for a name that is not one of the table's.
     """
@@ -79,13 +85,17 @@ def chosen_models(names: str) -> Sequence[str]:
 
 
 def noise_plan(recipe: str, model: str) -> Plan:
-    """The plan of a page on random images, adapted as any profile adapts it. Raises UserError where it cannot be."""
+    """The plan of a page on random images, adapted as any profile adapts it. Raises UserError where
+    it cannot be.
+    """
     _, _, made, deviations = resolve(Job(recipe, model), NOISE)
     return make_plan(made, model=model, profile=NOISE, deviations=deviations)
 
 
 class NoiseSet:
-    """As many images as ImageNet has, random and of 80 px; few are different. The same in every process."""
+    """As many images as ImageNet has, random and of 80 px; few are different. The same in every
+    process.
+    """
 
     num_images = NOISE.num_train
     classes = tuple(map(str, range(NOISE.num_classes)))
@@ -103,10 +113,11 @@ class NoiseSet:
 
 
 def try_cell(recipe: str, model: str) -> Cell:
-    """Plan a page for a model and make the first step after its warm-up, as a run does; a refusal becomes the reason.
+    """Plan a page for a model and make the first step after its warm-up, as a run does; a refusal
+    becomes the reason.
 
-    Raises PageError for a page that does not load, AssertionError where the step leaves a weight that is no number, or
-    moves none.
+    Raises PageError for a page that does not load, AssertionError where the step leaves a weight
+    that is no number, or moves none.
     """
     try:
         return Cell(recipe, model, num_parameters(stepped(noise_plan(recipe, model))))
@@ -145,7 +156,8 @@ def fill(
     for recipe in pages:
         for model in models:
             cell = try_cell(recipe, model)
-            gc.collect()  # a model's modules refer to each other: without this, memory grows from cell to cell
+            # a model's modules refer to each other: without this, memory grows from cell to cell
+            gc.collect()
             each()
             yield cell
 

@@ -1,4 +1,6 @@
-"""Cells on a Ray cluster of this machine: the same rows, also where a worker is killed; a store behind a URL."""
+"""Cells on a Ray cluster of this machine: the same rows, also where a worker is killed; a store
+behind a URL.
+"""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""On a CPU large images are turned by PIL: its bytes, for any number of channels, and what tensors make within a level."""
+"""On a CPU large images are turned by PIL: its bytes, for any number of channels, and what tensors
+make within a level.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""Opening data sets: the digits' split, idx and CIFAR files, folders, and what is said when nothing is found."""
+"""Opening data sets: the digits' split, idx and CIFAR files, folders, and what is said when nothing
+is found.
+"""
 
 import gzip
 import pickle

@@ -1,4 +1,6 @@
-"""Packed images are the image folder they were packed from: the same numbers, bytes, classes and fingerprint."""
+"""Packed images are the image folder they were packed from: the same numbers, bytes, classes and
+fingerprint.
+"""
 
 import hashlib
 import os
@@ -45,7 +47,9 @@ WAYS = {
 
 
 def write_photos(root, num_train=7, num_val=3):
-    """Cut-outs of two photographs as JPEG (colour, grey, progressive, CMYK), PNG and WebP; names are unlike their order."""
+    """Cut-outs of two photographs as JPEG (colour, grey, progressive, CMYK), PNG and WebP; names
+    are unlike their order.
+    """
     photos, rng = load_sample_images().images, np.random.default_rng(0)
     forms = [
         ("jpg", "RGB", {}),

@@ -53,7 +53,8 @@ def test_folders_are_classes_where_no_image_has_a_label(tmp_path):
     )
     three = packing.write_tar(tmp_path / "c.tar", {"train/1.jpg": b"5"})
     assert listed(one, two, three) == [
-        ("7", "a.b.jpg", b"1"), ("7", "deeper/c.png", b"2"), ("cat", "1.jpg", b"3"), ("train", "1.jpg", b"4"), ("train", "1.jpg", b"5")
+        ("7", "a.b.jpg", b"1"), ("7", "deeper/c.png", b"2"), ("cat", "1.jpg", b"3"),
+        ("train", "1.jpg", b"4"), ("train", "1.jpg", b"5")
     ]  # fmt: skip
 
 
@@ -127,7 +128,9 @@ def _too_large():
 
 
 def _negative():
-    """A size below zero, as GNU tar's base-256 numbers allow: the next header would be before this one."""
+    """A size below zero, as GNU tar's base-256 numbers allow: the next header would be before this
+    one.
+    """
     about = bytearray(tarfile.TarInfo("cat/1.jpg").tobuf())
     about[124:136] = (256**12 - 2048).to_bytes(12, "big")
     about[148:156] = b" " * 8

@@ -36,7 +36,9 @@ GROWTH = Growth(from_px=16, from_epoch=0.5, to_epoch=1.5, multiple_px=4, updated
 
 @pytest.fixture
 def photos(make_folder):
-    """23 training photos and a .beton beside them in which half lie as they came, the others plainly."""
+    """23 training photos and a .beton beside them in which half lie as they came, the others
+    plainly.
+    """
     root = make_folder(train={"cat": 12, "dog": 11}, val={"cat": 3, "dog": 2})
     for split in ("train", "val"):
         write_beton(

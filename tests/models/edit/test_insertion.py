@@ -1,4 +1,6 @@
-"""A module that is put into a block runs once, on the residual branch, and survives copies and compilation."""
+"""A module that is put into a block runs once, on the residual branch, and survives copies and
+compilation.
+"""
 
 import copy
 

@@ -1,4 +1,6 @@
-"""Norms come into their places on every family of models, or are refused with one line that says what to do."""
+"""Norms come into their places on every family of models, or are refused with one line that says
+what to do.
+"""
 
 import pytest
 import timm

@@ -1,4 +1,6 @@
-"""A model is asked what its parts are by what flows where: names and classes differ from family to family."""
+"""A model is asked what its parts are by what flows where: names and classes differ from family to
+family.
+"""
 
 import pytest
 import timm
@@ -20,8 +22,8 @@ from trainer.models.edit.replacement import (
 )
 
 
-# What each model has, counted by hand from its definition: norms over maps, over vectors, in attention; convolutions,
-# those of them that feed a norm; activations, norms that feed one.
+# What each model has, counted by hand from its definition: norms over maps, over vectors, in
+# attention; convolutions, those of them that feed a norm; activations, norms that feed one.
 @pytest.mark.parametrize(
     ("model", "counts"),
     [

@@ -1,4 +1,6 @@
-"""Every nonlinearity of the body becomes the asked one, gates and attention keep theirs; in place costs no gradient."""
+"""Every nonlinearity of the body becomes the asked one, gates and attention keep theirs; in place
+costs no gradient.
+"""
 
 import re
 
@@ -23,7 +25,8 @@ from trainer.models.parts.activations import (
 )
 
 ALL = [
-    Relu(), LeakyRelu(slope=0.1), Gelu(), Silu(), Swish(beta=1.5), Mish(), HardSwish(), Elu(alpha=0.7), Prelu(slope=0.3)
+    Relu(), LeakyRelu(slope=0.1), Gelu(), Silu(), Swish(beta=1.5), Mish(), HardSwish(),
+    Elu(alpha=0.7), Prelu(slope=0.3)
 ]  # fmt: skip
 NAMES = [part.name for part in ALL]
 FORMULAS = {
@@ -37,8 +40,9 @@ FORMULAS = {
     "elu": lambda x: torch.where(x > 0, x, 0.7 * torch.expm1(x)),
     "prelu": lambda x: torch.where(x > 0, x, 0.3 * x),
 }
-# resnet18: 1 + 2 * 8; resnet50d: 3 of its stem + 3 * 16; resnetv2_50: inside its norms, 3 * 16 and the last one;
-# seresnet18: as resnet18, but not what lies inside its attention; ConvNeXts: one a block.
+# resnet18: 1 + 2 * 8; resnet50d: 3 of its stem + 3 * 16; resnetv2_50: inside its norms, 3 * 16 and
+# the last one; seresnet18: as resnet18, but not what lies inside its attention; ConvNeXts: one a
+# block.
 COUNTS = {
     "resnet18": (17, "act1", "layer4.1.act2"),
     "resnet50d": (51, "conv1.2", "layer4.2.act3"),

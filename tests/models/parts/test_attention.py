@@ -1,4 +1,6 @@
-"""Attention stands where its field says, costs what its formula says, and computes what timm's layer computes."""
+"""Attention stands where its field says, costs what its formula says, and computes what timm's
+layer computes.
+"""
 
 import copy
 
@@ -168,7 +170,9 @@ def halved_branch(block, features):
 
 
 def halved_middle(block, features):
-    """The block with what its last convolution is given halved; ConvNeXt: what its first linear layer is given."""
+    """The block with what its last convolution is given halved; ConvNeXt: what its first linear
+    layer is given.
+    """
     block = copy.deepcopy(block)
     last = {"BasicBlock": "conv2", "PreActBasic": "conv2", "ConvNeXtBlock": "mlp"}.get(
         type(block).__name__, "conv3"

@@ -1,4 +1,6 @@
-"""Which convolutions of timm's models are exchanged or dilated, and that the dilated models are timm's own."""
+"""Which convolutions of timm's models are exchanged or dilated, and that the dilated models are
+timm's own.
+"""
 
 import pytest
 import timm

@@ -1,4 +1,6 @@
-"""An isotropic ConvNeXt against closed forms, a plain forward pass over its weights, and timm's own blocks."""
+"""An isotropic ConvNeXt against closed forms, a plain forward pass over its weights, and timm's own
+blocks.
+"""
 
 import copy
 
@@ -56,7 +58,8 @@ def closed_form(depth, width, patch_px, classes=1000, px=224):
 
 
 @pytest.mark.parametrize(("model", "depth", "width", "millions", "giga"), [
-    ("convnext_small", 18, 384, 22, 4.3), ("convnext_base", 18, 768, 87, 16.9), ("convnext_large", 36, 1024, 306, 59.7),
+    ("convnext_small", 18, 384, 22, 4.3), ("convnext_base", 18, 768, 87, 16.9),
+    ("convnext_large", 36, 1024, 306, 59.7),
 ])  # fmt: skip
 def test_the_sources_sizes_have_its_parameters_and_multiply_adds(
     model, depth, width, millions, giga
@@ -229,7 +232,8 @@ def test_options_that_would_be_lost_are_refused(lost, remedy):
 
 
 @pytest.mark.parametrize(("model", "drop_path", "depth", "width", "gamma"), [
-    ("convnext_small", 0.1, 18, 384, None), ("convnext_base", 0.2, 18, 768, None), ("convnext_large", 0.5, 36, 1024, 1e-6),
+    ("convnext_small", 0.1, 18, 384, None), ("convnext_base", 0.2, 18, 768, None),
+    ("convnext_large", 0.5, 36, 1024, 1e-6),
 ])  # fmt: skip
 def test_the_page_has_the_sources_three_sizes(model, drop_path, depth, width, gamma):
     plan = small_plan("convnext-isotropic", model=model)

@@ -57,7 +57,9 @@ def drawn(layer, seed=1):
 
 
 def over_groups(x, num_groups, gamma, beta):
-    """Every image by itself: each group of channels by its mean and variance, then one gamma and beta for the group."""
+    """Every image by itself: each group of channels by its mean and variance, then one gamma and
+    beta for the group.
+    """
     size = x.shape[1] // num_groups
     made = []
     for image in x:
@@ -86,9 +88,11 @@ def moments(x):
 
 
 class PlainBcn:
-    """Batch channel normalization of Qiao et al. 2019, with batch statistics or with estimated ones.
+    """Batch channel normalization of Qiao et al. 2019, with batch statistics or with estimated
+    ones.
 
-    The estimates move once a step, by all its images: the mean first, then the variance around the moved mean.
+    The estimates move once a step, by all its images: the mean first, then the variance around the
+    moved mean.
     """
 
     def __init__(self, layer, statistics):

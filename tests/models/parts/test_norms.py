@@ -1,4 +1,6 @@
-"""Every norm does in a model what torch's or timm's own layer does, starts as the one before did, and trains."""
+"""Every norm does in a model what torch's or timm's own layer does, starts as the one before did,
+and trains.
+"""
 
 import pytest
 import timm
@@ -156,7 +158,9 @@ def test_bf16_goes_through(name):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_activation_inside_a_norm_stays_or_is_replaced(name):
-    """resnetv2's norms bring their ReLU: it follows the new norm, unless that brings an activation of its own."""
+    """resnetv2's norms bring their ReLU: it follows the new norm, unless that brings an activation
+    of its own.
+    """
     torch.manual_seed(0)
     model = timm.create_model("resnetv2_18", num_classes=10)
     num_norms = len(anatomy(model).norms)

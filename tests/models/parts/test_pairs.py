@@ -21,13 +21,16 @@ OWN_FAMILY = {"body": RESNET, "isotropic": CONVNEXT, "convolution": RESNET, "blu
 
 # What two parts may not go together for; anything else has to be looked at by a person.
 REASONS = (
-    "is no ResNet of timm's", "has no stride to lose", "has no 3x3 convolution", "has no strided convolution",
-    "has no convolution to standardize", "the model has 1 of them", "lost under model.isotropic", "that already",
+    "is no ResNet of timm's", "has no stride to lose", "has no 3x3 convolution",
+    "has no strided convolution", "has no convolution to standardize", "the model has 1 of them",
+    "lost under model.isotropic", "that already",
 )  # fmt: skip
 
 
 def pairs():
-    """Every two keys twice, each time with other parts of theirs and, where both families have both, on another family."""
+    """Every two keys twice, each time with other parts of theirs and, where both families have
+    both, on another family.
+    """
     for number, (one, other) in enumerate(itertools.combinations(KEYS, 2)):
         for turn in range(2):
             first = BY_KEY[one][(number + turn) % len(BY_KEY[one])]

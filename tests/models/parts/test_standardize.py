@@ -16,8 +16,9 @@ def standardization(of="followed_by_norm", depthwise=False):
     return WeightStandardization(of=of, depthwise=depthwise, **SAME)
 
 
-# What the models have: resnet18 has 20 convolutions, each before a norm; convnext_atto 40, of them 12 depthwise before
-# a norm, a stem before a norm, and 24 pointwise and 3 downsampling ones before none.
+# What the models have: resnet18 has 20 convolutions, each before a norm; convnext_atto 40, of them
+# 12 depthwise before a norm, a stem before a norm, and 24 pointwise and 3 downsampling ones before
+# none.
 FOUND = {
     ("resnet18", "followed_by_norm", False): (20, "conv1", "layer4.1.conv2", ""),
     ("resnet18", "all", True): (20, "conv1", "layer4.1.conv2", ""),

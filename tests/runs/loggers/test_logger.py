@@ -1,4 +1,6 @@
-"""Curves go on where a run is taken up: nothing that was saved is hidden, nothing that was lost is made up."""
+"""Curves go on where a run is taken up: nothing that was saved is hidden, nothing that was lost is
+made up.
+"""
 
 import io
 import os
@@ -91,7 +93,9 @@ class Counted:
 
 
 def test_a_line_costs_as_much_after_10000_steps_as_after_100(tmp_path, monkeypatch):
-    """Bytes and calls on files, of steps whose numbers are as long; saved from time to time, as a run is."""
+    """Bytes and calls on files, of steps whose numbers are as long; saved from time to time, as a
+    run is.
+    """
     counted, costs, first = Counted(), {}, 1_000_000
     monkeypatch.setattr(kept_file, "os", counted)
     with opened(tmp_path) as log:

@@ -1,7 +1,9 @@
-"""Cells on this machine: each in a fork of this process, which has imported everything and computed nothing.
+"""Cells on this machine: each in a fork of this process, which has imported everything and computed
+nothing.
 
-A process that starts anew spends seconds on imports, a fork milliseconds, and what it computes is the same bit for
-bit. Forking is sound as long as this process has started no threads of torch's and no GPU.
+A process that starts anew spends seconds on imports, a fork milliseconds, and what it computes is
+the same bit for bit. Forking is sound as long as this process has started no threads of torch's and
+no GPU.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from trainer.base.exits import EXIT_STOPPED
 from trainer.base.json_text import json_file
 
 PRELOADED = (
-    "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard", "torch.utils.flop_counter",
-    "trainer.runs.start", "trainer.runs.summary", "trainer.engine.train", "trainer.runs.export", "trainer.data.dataset", "trainer.runs.job",
+    "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard",
+    "torch.utils.flop_counter", "trainer.runs.start", "trainer.runs.summary",
+    "trainer.engine.train", "trainer.runs.export", "trainer.data.dataset", "trainer.runs.job",
 )  # fmt: skip
 _FORK = multiprocessing.get_context("fork")
 _PARENT_POLL_S = 0.5
@@ -39,8 +42,8 @@ def preload() -> None:
 def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
     """Threads of each process: its share of the cores, as the first call of this ablation chose it.
 
-    The number moves the last digits of a result, so that later calls keep it, whatever their `jobs`. Where two first
-    calls come at once, the one whose file is there first is right for both.
+    The number moves the last digits of a result, so that later calls keep it, whatever their
+    `jobs`. Where two first calls come at once, the one whose file is there first is right for both.
     """
     path = Path(runs) / "cells" / f"{Path(ablation).stem[:80]}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,9 @@ def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
 
 
 def count_gpus() -> int:
-    """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can use it after that."""
+    """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can
+    use it after that.
+    """
 
     def count() -> Iterator[int]:
         import torch
@@ -72,9 +77,11 @@ def count_gpus() -> int:
 
 
 class LocalCells:
-    """At most num_slots processes; slot i sees the i-th of `gpus` alone, in turn where there are fewer.
+    """At most num_slots processes; slot i sees the i-th of `gpus` alone, in turn where there are
+    fewer.
 
-    work: called in each process with what `start` was given; what it gives is the process's exit code.
+    work: called in each process with what `start` was given; what it gives is the process's exit
+    code.
     """
 
     def __init__(
@@ -96,7 +103,9 @@ class LocalCells:
         self._running[slot] = what, process
 
     def ended(self, timeout_s: float) -> list[tuple[object, int]]:
-        """What has ended by now, with exit codes; a signal's number is negative. Waits for the first, at most so long."""
+        """What has ended by now, with exit codes; a signal's number is negative. Waits for the
+        first, at most so long.
+        """
         if not self._running:
             time.sleep(timeout_s)
             return []
@@ -115,11 +124,15 @@ class LocalCells:
             process.terminate()
 
     def streamed(self, function: Callable[..., Iterator], *given) -> Iterator:
-        """The results of a generator that runs in a process of its own, as they come; fewer where it dies."""
+        """The results of a generator that runs in a process of its own, as they come; fewer where
+        it dies.
+        """
         return streamed(function, *given, gpu=self._gpus[0] if self._gpus else None)
 
     def close(self) -> None:
-        """Leave no process behind: what still runs, as after an error of this process's own, saves and ends."""
+        """Leave no process behind: what still runs, as after an error of this process's own, saves
+        and ends.
+        """
         self.stop()
         for _, process in self._running.values():
             process.join()

@@ -1,7 +1,7 @@
 """Cells on a Ray cluster: the same runs under the same claims, in a worker process each.
 
-A worker that dies is replaced by Ray, and the new one goes on from the run's checkpoint, as long as `runs` is a folder
-that all nodes share. Rows come back with the task's result too.
+A worker that dies is replaced by Ray, and the new one goes on from the run's checkpoint, as long as
+`runs` is a folder that all nodes share. Rows come back with the task's result too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _SAVING_S = 60.0
 
 @dataclass(frozen=True)
 class Share:
-    """What each cell has of the cluster. gpus: None for one where the cluster has any and the device is not cpu."""
+    """What each cell has of the cluster. gpus: None for one where the cluster has any and the
+    device is not cpu.
+    """
 
     cpus: float = 1.0
     gpus: float | None = None
@@ -56,7 +58,8 @@ def share_of(text: str) -> Share:
 class RayCells:
     """Cells as tasks of a cluster, as many at a time as it has room for now, or `jobs`.
 
-    address: "auto" for the cluster that this machine belongs to, a URL, "local" for one made here and for this call.
+    address: "auto" for the cluster that this machine belongs to, a URL, "local" for one made here
+    and for this call.
 
     Raises UserError where Ray or the cluster is not there.
     """
@@ -77,7 +80,8 @@ class RayCells:
             options["runtime_env"] = {"env_vars": {VARIABLE: plugins}}
         if share.memory_gib:
             options["memory"] = int(share.memory_gib * 2**30)
-        # a new process for each cell: nothing is left of the one before, and its peak of memory is its own
+        # a new process for each cell: nothing is left of the one before, and its peak of memory is
+        # its own
         self._run = self._ray.remote(max_calls=1, **options)(_run_there)
         self._listed = self._ray.remote(max_calls=1, **options)(_listed_there)
         self._num_threads = max(1, int(share.cpus))
@@ -94,7 +98,9 @@ class RayCells:
         self._running[self._run.remote(what, self._shared, self._num_threads, os.getcwd())] = what
 
     def ended(self, timeout_s: float) -> list[tuple[Repeat, int]]:
-        """What has ended by now, with exit codes; its row is in the store. Waits for the first, at most so long."""
+        """What has ended by now, with exit codes; its row is in the store. Waits for the first, at
+        most so long.
+        """
         if not self._running:
             time.sleep(timeout_s)
             return []
@@ -119,7 +125,9 @@ class RayCells:
         self._asked |= set(self._running)
 
     def streamed(self, function: Callable[..., Iterator], parts: dict, *given) -> Iterator:
-        """The results of function({name: part}, *given) for each part, in order; fewer where a worker dies of one."""
+        """The results of function({name: part}, *given) for each part, in order; fewer where a
+        worker dies of one.
+        """
         references = [
             self._listed.options(max_retries=0).remote(
                 function, {name: part}, given, self._num_threads, os.getcwd()

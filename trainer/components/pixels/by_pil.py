@@ -1,4 +1,6 @@
-"""On a CPU: movements of large images by PIL itself, which tensor operations equal within a grey level."""
+"""On a CPU: movements of large images by PIL itself, which tensor operations equal within a grey
+level.
+"""
 
 from __future__ import annotations
 

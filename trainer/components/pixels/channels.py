@@ -1,8 +1,9 @@
 """Which operations make sense for images of one channel, or of many.
 
-Most operations work on each channel for itself. `contrast` needs the image's mean grey: the mean luma of RGB images, the
-plain mean of all values otherwise. `color` is a blend with the grey image: in one channel it changes nothing, and bands
-other than red, green and blue have no grey; it is left out, and the others are drawn as often as each other.
+Most operations work on each channel for itself. `contrast` needs the image's mean grey: the mean
+luma of RGB images, the plain mean of all values otherwise. `color` is a blend with the grey image:
+in one channel it changes nothing, and bands other than red, green and blue have no grey; it is left
+out, and the others are drawn as often as each other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class FromOperations(OfPixels):
 
 
 def channel_notes(augment: Iterable[Augmentation], num_channels: int) -> tuple[str, ...]:
-    """One line for each augmentation of a page that leaves operations out for images of so many channels."""
+    """One line for each augmentation of a page that leaves operations out for images of so many
+    channels.
+    """
     return tuple(
         f"note: {part.name} leaves out {', '.join(left)} for {num_channels}-channel images"
         for part in augment

@@ -12,14 +12,16 @@ from trainer.components.pixels.color import blend
 
 
 def smooth(images: Tensor) -> Tensor:
-    """The mean of each pixel, counted five times, and its eight neighbours: [N, C, H, W] float32 whole numbers.
+    """The mean of each pixel, counted five times, and its eight neighbours: [N, C, H, W] float32
+    whole numbers.
 
     The outermost pixels stay as they are, as PIL leaves them.
     """
     across = images[..., :-2] + images[..., 1:-1] + images[..., 2:]
     total = across[:, :, :-2] + across[:, :, 1:-1] + across[:, :, 2:] + 4 * images[:, :, 1:-1, 1:-1]
     smoothed = images.clone()
-    # The sum is whole, so the quotient is never nearer than 1/26 to a rounding edge: float32 is exact here.
+    # The sum is whole, so the quotient is never nearer than 1/26 to a rounding edge: float32 is
+    # exact here.
     smoothed[:, :, 1:-1, 1:-1] = ((total + 6.5) / 13).floor()
     return smoothed
 

@@ -1,10 +1,11 @@
 """Operations that move pixels: one affine sampling for all of them.
 
-A matrix row [6] = (a, b, c, d, e, f) says where the result's pixel (x, y) is read: at (a x + b y + c, d x + e y + f) px
-of the source, where pixel centres lie at half-integers. What is read outside the source is the fill colour.
+A matrix row [6] = (a, b, c, d, e, f) says where the result's pixel (x, y) is read: at (a x + b y +
+c, d x + e y + f) px of the source, where pixel centres lie at half-integers. What is read outside
+the source is the fill colour.
 
-Source: PIL's Image.transform and Image.rotate. Its bicubic filter has a = -1 here (its resize has -0.5, torch -0.75),
-neighbours beyond the border repeat the border, and results are truncated.
+Source: PIL's Image.transform and Image.rotate. Its bicubic filter has a = -1 here (its resize has
+-0.5, torch -0.75), neighbours beyond the border repeat the border, and results are truncated.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Reach(NamedTuple):
 
     first: its first pixel, counted from the beginning of the margin; broadcastable to [N, H, W].
     is_inside: whether the position is inside the source; broadcastable to [N, H, W].
-    weights: of the differences between its other pixels and the left one of the middle, [N, 1, H * W] float32 each.
+    weights: of the differences between its other pixels and the left one of the middle, [N, 1, H *
+    W] float32 each.
     """
 
     first: Tensor
@@ -55,9 +57,8 @@ def affine(
 
     images: [N, C, H, W] uint8. matrices: [N, 6] float64.
     filters: [N] int64, places in INTERPOLATIONS; nearest for all images or for none.
-    axes: along which axes pixels may move, "x", "y" or "xy"; along the other one nothing is interpolated.
-    fill: one value in 0..255 per channel.
-    Gives [N, C, H, W] uint8.
+    axes: along which axes pixels may move, "x", "y" or "xy"; along the other one nothing is
+    interpolated. fill: one value in 0..255 per channel. Gives [N, C, H, W] uint8.
     """
     if len(axes) == 1 and filters.min() != _NEAREST:
         return _moved_along(images, matrices, filters, axes, fill)
@@ -80,11 +81,14 @@ def affine(
 def _moved_along(
     images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]
 ) -> Tensor:
-    """affine along one axis: all pixels of a line are read at one distance, so places and weights are told per line."""
+    """affine along one axis: all pixels of a line are read at one distance, so places and weights
+    are told per line.
+    """
     dim, across = (3, 2) if axis == "x" else (2, 3)
     length_px, width_px = images.shape[dim], images.shape[across]
     per_line, start = matrices[:, 1 if axis == "x" else 3], matrices[:, 2 if axis == "x" else 5]
-    # Where each line's first pixel is read, counted from the centre of the source's first pixel: [N, lines].
+    # Where each line's first pixel is read, counted from the centre of the source's first pixel:
+    # [N, lines].
     begin = start[:, None] + per_line[:, None] * 0.5 + per_line[:, None] * np.arange(width_px)
     first = np.floor(begin)
     edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(
@@ -109,7 +113,9 @@ def _moved_along(
 
 
 def _read_along(images: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Each line [N, C, H, W] at the places [N, 1, ...] along dimension dim, 2 or 3: as long as index is."""
+    """Each line [N, C, H, W] at the places [N, 1, ...] along dimension dim, 2 or 3: as long as
+    index is.
+    """
     if dim == 3:
         return images.gather(3, index.expand(-1, images.shape[1], -1, -1))
     # Torch gathers along the last dimension several times as fast.
@@ -175,8 +181,9 @@ def _walked(
 def _weights(share: Tensor, filters: np.ndarray) -> list[Tensor]:
     """The weights at `share` [N, 1, P] of the way between the two middle pixels.
 
-    Bilinear: of (right - left). With bicubic images also of (left - outer left) and (left - outer right), which are
-    zero where an image is bilinear: the cubic with a = -1 is the straight line and a multiple of s (1 - s).
+    Bilinear: of (right - left). With bicubic images also of (left - outer left) and (left - outer
+    right), which are zero where an image is bilinear: the cubic with a = -1 is the straight line
+    and a multiple of s (1 - s).
     """
     if filters.max() == _BILINEAR:
         return [share]
@@ -189,7 +196,9 @@ def _weights(share: Tensor, filters: np.ndarray) -> list[Tensor]:
 
 
 def _packed(images: Tensor) -> Tensor:
-    """Up to three channels [N, C, H, W] uint8 in one word each: [N, H, W] int32, so that one read fetches a pixel."""
+    """Up to three channels [N, C, H, W] uint8 in one word each: [N, H, W] int32, so that one read
+    fetches a pixel.
+    """
     return (images.int() << _shifts(images.shape[1], images.device)[:, None]).sum(
         1, dtype=torch.int32
     )
@@ -200,7 +209,9 @@ def _shifts(num_channels: int, device: torch.device) -> Tensor:
 
 
 def _with_margins(words: Tensor, colour: Tensor, across: _Reach, down: _Reach) -> Tensor:
-    """[N, H, W] with its border repeated as far as the filter reaches, flattened, then fill for one whole filter."""
+    """[N, H, W] with its border repeated as far as the filter reaches, flattened, then fill for one
+    whole filter.
+    """
     words = torch.cat(
         [words[:, :1]] * down.margin_px + [words] + [words[:, -1:]] * down.margin_px, 1
     )
@@ -219,17 +230,21 @@ def _sampled(
     down: list[Tensor],
     num_channels: int,
 ) -> Tensor:
-    """The filtered values, the filter beginning at index [N, P] of words [N, ...]: [N, num_channels, P] float32."""
+    """The filtered values, the filter beginning at index [N, P] of words [N, ...]: [N,
+    num_channels, P] float32.
+    """
     shifts = _shifts(num_channels, words.device)
     masks = (255 << shifts)[:, :, None]
     num_across = len(across) + 1
     everywhere = index[:, None].expand(-1, num_across, -1)
     rows = []
     for row in range(len(down) + 1):
-        # Overlapping views, one pixel apart: one gather reads the whole row of taps without any arithmetic on indices.
+        # Overlapping views, one pixel apart: one gather reads the whole row of taps without any
+        # arithmetic on indices.
         views = words[:, row * stride :].unfold(1, num_across, 1).transpose(1, 2)
         read = views.gather(2, everywhere)[:, None]
-        # Each channel stays in its own bits of the word: a power of two times its value, divided out at the end.
+        # Each channel stays in its own bits of the word: a power of two times its value, divided
+        # out at the end.
         rows.append(_interpolated((read & masks).float().unbind(2), across))
     return _interpolated(rows, down) / (1 << shifts)
 
@@ -237,7 +252,8 @@ def _sampled(
 def _interpolated(taps: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
     """The left one of the middle taps, plus weighted differences to it.
 
-    So equal taps give their value exactly; a rounding error below it would be truncated to one grey level less.
+    So equal taps give their value exactly; a rounding error below it would be truncated to one grey
+    level less.
     """
     if len(taps) == 1:
         return taps[0]

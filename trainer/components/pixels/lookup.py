@@ -1,10 +1,11 @@
 """Operations that give every pixel a new value by its old value alone, as tables of 256 entries.
 
-Fixed tables follow from the argument: each function takes it as [N] float64 and gives [N, 256] numbers in 0..255.
-Measured tables follow from the image too: each function takes images [N, C, H, W] uint8 and the argument, and gives
-[N, C or 1, 256] uint8 on the images' device.
+Fixed tables follow from the argument: each function takes it as [N] float64 and gives [N, 256]
+numbers in 0..255. Measured tables follow from the image too: each function takes images [N, C, H,
+W] uint8 and the argument, and gives [N, C or 1, 256] uint8 on the images' device.
 
-Source: PIL's ImageOps and ImageEnhance, whose rounding is kept: float32 blends and float64 contrasts, both truncated.
+Source: PIL's ImageOps and ImageEnhance, whose rounding is kept: float32 blends and float64
+contrasts, both truncated.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def look_up(images: Tensor, tables: Tensor) -> Tensor:
 
 
 def _translated(images: Tensor, tables: Tensor) -> Tensor:
-    """look_up on a CPU: Python translates bytes several times as fast as torch gathers them by 64-bit places."""
+    """look_up on a CPU: Python translates bytes several times as fast as torch gathers them by
+    64-bit places.
+    """
     levels, tables = images.numpy(), tables.numpy()
     is_one_table = (tables == tables[:, :1]).all((1, 2)).tolist()
     parts = []
@@ -44,7 +47,9 @@ def invert(argument: np.ndarray) -> np.ndarray:
 
 
 def posterize(bits: np.ndarray) -> np.ndarray:
-    """Only the highest bits of a value stay, 0 to 8 of them; none leaves black, which newer PILs refuse."""
+    """Only the highest bits of a value stay, 0 to 8 of them; none leaves black, which newer PILs
+    refuse.
+    """
     step = 2 ** (8 - bits[:, None])
     return _LEVELS // step * step
 
@@ -67,7 +72,8 @@ def brightness(factor: np.ndarray) -> np.ndarray:
 def contrast(images: Tensor, factor: np.ndarray) -> Tensor:
     """A blend with the image's mean grey: factor 1 changes nothing, 0 is plain grey.
 
-    The grey of RGB is its luma; of any other number of channels, as of PIL's "L", the values themselves.
+    The grey of RGB is its luma; of any other number of channels, as of PIL's "L", the values
+    themselves.
     """
     greys = (grey(images) if images.shape[1] == 3 else images).flatten(1)
     mean = (greys.sum(1, dtype=torch.int64).double() / greys.shape[1] + 0.5).floor().float()

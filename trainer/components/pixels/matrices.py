@@ -1,6 +1,8 @@
-"""The affine matrices of the operations that move pixels, as PIL's Image.transform and Image.rotate take them.
+"""The affine matrices of the operations that move pixels, as PIL's Image.transform and Image.rotate
+take them.
 
-Each function takes its argument as [N] float64 and the images' size in px, and gives [N, 6] float64.
+Each function takes its argument as [N] float64 and the images' size in px, and gives [N, 6]
+float64.
 """
 
 from __future__ import annotations

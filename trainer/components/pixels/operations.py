@@ -67,14 +67,18 @@ def _put(images: Tensor, rows: np.ndarray, changed: Tensor) -> None:
 
 
 def _images_at_once(images: Tensor, kind: str) -> int:
-    """How many images one call takes: on a CPU few enough for the intermediate results to stay in its cache."""
+    """How many images one call takes: on a CPU few enough for the intermediate results to stay in
+    its cache.
+    """
     if images.device.type != "cpu" or kind == "look up":  # which has none
         return len(images)
     return max(1, _CACHED_PX // images[0, 0].numel())
 
 
 def _groups(places: np.ndarray) -> dict[str, list[int]]:
-    """The images to be changed by what has to be done: a look-up, a blend, or a movement along "x", "y" or "xy"."""
+    """The images to be changed by what has to be done: a look-up, a blend, or a movement along "x",
+    "y" or "xy".
+    """
     groups: dict[str, list[int]] = {}
     for image, place in enumerate(places.tolist()):
         name = OPERATIONS[place]

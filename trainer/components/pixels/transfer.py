@@ -12,7 +12,8 @@ from torch import Tensor
 def on(device: torch.device, array: np.ndarray) -> Tensor:
     """The array as a tensor on a device; a GPU copies it in its own time.
 
-    From ordinary memory such a copy would hold up this process until it is done, which shows where there are many.
+    From ordinary memory such a copy would hold up this process until it is done, which shows where
+    there are many.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":

@@ -1,8 +1,10 @@
-"""A .beton file, one split in ffcv's format, and what stands beside it in a .json; read here without ffcv.
+"""A .beton file, one split in ffcv's format, and what stands beside it in a .json; read here
+without ffcv.
 
-Four fields: the image, its label, its size in the source (height << 32 | width) and the CRC-32 of its bytes. Images lie
-in the order of the source, as JPEG or as plain RGB; one of a single channel as RGB of three equal ones.
-Source of the layout: ffcv 1.0.2, ffcv/types.py; tests read the files with ffcv.
+Four fields: the image, its label, its size in the source (height << 32 | width) and the CRC-32 of
+its bytes. Images lie in the order of the source, as JPEG or as plain RGB; one of a single channel
+as RGB of three equal ones. Source of the layout: ffcv 1.0.2, ffcv/types.py; tests read the files
+with ffcv.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ FIELDS = {
     "crc": 1,
 }  # name: ffcv's type, of which 1 is a 64-bit number
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-# with the bytes that ffcv leaves between the first two as a field of their own: else they would be whatever was in memory
+# with the bytes that ffcv leaves between the first two as a field of their own: else they would be
+# whatever was in memory
 SAMPLE = np.dtype(
     [("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")]
 )
@@ -62,10 +65,11 @@ _LARGEST_FACTS_MIB = 64
 class Beton:
     """What the .json beside a .beton says.
 
-    source: fingerprint of the images it was written from. fingerprint: of what it holds, which is `source` where every
-    image is there pixel by pixel. max_side_px: longer sides were shrunk to it; 0: none. jpeg_share: share of the images
-    stored as JPEG of `quality`; None: JPEG files keep their own bytes, all others are stored plainly. mean, std: the
-    profile's. samples_sha256: of the metadata, which ties the two files together.
+    source: fingerprint of the images it was written from. fingerprint: of what it holds, which is
+    `source` where every image is there pixel by pixel. max_side_px: longer sides were shrunk to it;
+    0: none. jpeg_share: share of the images stored as JPEG of `quality`; None: JPEG files keep
+    their own bytes, all others are stored plainly. mean, std: the profile's. samples_sha256: of the
+    metadata, which ties the two files together.
     """
 
     layout: int
@@ -103,10 +107,11 @@ def has_betons(folder: Path | None) -> bool:
 
 
 def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = print) -> str:
-    """The loader of loader=: "auto" is ffcv where it is installed and the folder holds lossless .beton files, else torch.
+    """The loader of loader=: "auto" is ffcv where it is installed and the folder holds lossless
+    .beton files, else torch.
 
-    Shrunk images, or images stored anew, are other data: what a run learns would hang on what is installed. `say` is told
-    where such files are left alone.
+    Shrunk images, or images stored anew, are other data: what a run learns would hang on what is
+    installed. `say` is told where such files are left alone.
 
     Raises UserError where ffcv is asked for and one of the two is missing.
     """
@@ -133,7 +138,9 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
 
 
 def _changed(folder: Path) -> str:
-    """Which of a folder's two .beton files holds other pixels than its source, and how: "" where neither does."""
+    """Which of a folder's two .beton files holds other pixels than its source, and how: "" where
+    neither does.
+    """
     for path in (beton_file(folder, split) for split in ("train", "val")):
         try:
             facts = _facts(path.with_suffix(".json"))
@@ -257,9 +264,11 @@ def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
 
 
 def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
-    """Open a split's .beton, after a look at all of its metadata: nothing in it points outside the file.
+    """Open a split's .beton, after a look at all of its metadata: nothing in it points outside the
+    file.
 
-    Raises DataError where it or its .json is missing or damaged, or the two are not a pair, or it has other channels.
+    Raises DataError where it or its .json is missing or damaged, or the two are not a pair, or it
+    has other channels.
     """
     path = beton_file(folder, split)
     try:

@@ -33,16 +33,17 @@ _IDX_SETS = {  # torchvision's class (and folder), names of the classes
     "fashion-mnist": ("FashionMNIST", _GARMENTS),
 }
 _IDX_PREFIX = {"train": "train", "val": "t10k"}
-_LARGEST_IDX_MIB = 256  # unpacked: five times the largest there is, so that a few bytes do not become all of the memory
+# unpacked: five times the largest there is, so that a few bytes do not become all of the memory
+_LARGEST_IDX_MIB = 256
 _CIFAR_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
 class ImageSet(Protocol):
     """One split of a data set.
 
-    labels: [N] integers. classes: names; a label is a place in it. fingerprint: sha256 (hex) of what the set holds.
-    num_channels: of the images as a model takes them; a grey image stands for all of three.
-    is_in_memory: is reading an image next to free?
+    labels: [N] integers. classes: names; a label is a place in it. fingerprint: sha256 (hex) of
+    what the set holds. num_channels: of the images as a model takes them; a grey image stands for
+    all of three. is_in_memory: is reading an image next to free?
     """
 
     num_images: int
@@ -53,7 +54,9 @@ class ImageSet(Protocol):
     is_in_memory: bool
 
     def read(self, i: int) -> Image.Image | Planes:
-        """Image i, in num_channels; or grey ("L") for three in a set that is grey throughout. Raises BadImage."""
+        """Image i, in num_channels; or grey ("L") for three in a set that is grey throughout.
+        Raises BadImage.
+        """
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ class ArraySet:
 class FolderSet:
     """A split of an image folder, or of files that hold many images; decoded on reading.
 
-    reader: of one file in so many channels: read_image, or one that leaves to later what training may not need.
+    reader: of one file in so many channels: read_image, or one that leaves to later what training
+    may not need.
     """
 
     index: Index
@@ -124,7 +128,9 @@ class FolderSet:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over the files' relative paths, labels and sizes, and the channels where they are not three."""
+        """sha256 (hex) over the files' relative paths, labels and sizes, and the channels where
+        they are not three.
+        """
         return _fingerprint_of(self.index.fingerprint, self.num_channels)
 
     def read(self, i: int) -> Image.Image | Planes:
@@ -137,10 +143,12 @@ _OPENERS: dict[str, Opener] = {}
 
 
 def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
-    """Mark a function (name, data_dir, split) -> ImageSet as what opens the sets of these profiles: `data=<name>`.
+    """Mark a function (name, data_dir, split) -> ImageSet as what opens the sets of these profiles:
+    `data=<name>`.
 
-    The set is a dataclass with a field num_channels, as ArraySet and FolderSet are; what it holds must not depend on the
-    time or the machine. data_dir: what the user gave. split: "train" or "val".
+    The set is a dataclass with a field num_channels, as ArraySet and FolderSet are; what it holds
+    must not depend on the time or the machine. data_dir: what the user gave. split: "train" or
+    "val".
 
     Raises UserError for a name that is known already.
     """
@@ -176,7 +184,9 @@ def decoding_whole(images: ImageSet) -> ImageSet:
 
 
 def _fingerprint_of(files: str, num_channels: int) -> str:
-    """The fingerprint of files seen in so many channels: the same files in one channel are other images."""
+    """The fingerprint of files seen in so many channels: the same files in one channel are other
+    images.
+    """
     return (
         files
         if num_channels == 3
@@ -185,8 +195,8 @@ def _fingerprint_of(files: str, num_channels: int) -> str:
 
 
 def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
-    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever the profile; so are files
-    of many images (see packed).
+    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever
+    the profile; so are files of many images (see packed).
 
     Raises DataError where nothing is found, and where what is found is not what the profile says.
     """
@@ -200,8 +210,8 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
 def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
     """Open one split that lies in a folder's .beton.
 
-    Raises DataError where it is damaged, is not what the profile says, or was written from other images than the folder
-    holds beside it.
+    Raises DataError where it is damaged, is not what the profile says, or was written from other
+    images than the folder holds beside it.
     """
     images = open_beton(folder, split, profile.channels)
     if holds_files(folder):
@@ -252,7 +262,9 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
 
 @known_set("digits")
 def _digits(name: str, data_dir: Path | None, split: str) -> ArraySet:
-    """scikit-learn's 1,797 scanned digits of 8 x 8: per class 36 drawn for val, the others for train."""
+    """scikit-learn's 1,797 scanned digits of 8 x 8: per class 36 drawn for val, the others for
+    train.
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -303,7 +315,9 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of bytes: two zeros, type 8, the number of dimensions, each as a big-endian 32-bit number, values."""
+    """An idx file of bytes: two zeros, type 8, the number of dimensions, each as a big-endian
+    32-bit number, values.
+    """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content = file.read(_LARGEST_IDX_MIB * 2**20 + 1)
@@ -320,7 +334,9 @@ def _read_idx(path: Path) -> np.ndarray:
 
 @known_set(*_CIFAR_SETS)
 def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
-    """Its files are pickles, which may run anything: torchvision opens them only where they have the published MD5."""
+    """Its files are pickles, which may run anything: torchvision opens them only where they have
+    the published MD5.
+    """
     import torchvision
 
     root = data_dir or cache_folder() / "data"

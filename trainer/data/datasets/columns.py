@@ -1,7 +1,9 @@
-"""A table of images: which column holds them, which their labels, and what its rows say. For parquet and arrow alike.
+"""A table of images: which column holds them, which their labels, and what its rows say. For
+parquet and arrow alike.
 
-An image is its file's bytes: a binary column, or a struct {bytes, path} as Hugging Face's Image feature stores it. Of the
-path only the text counts, as the image's name; no file of that name is opened.
+An image is its file's bytes: a binary column, or a struct {bytes, path} as Hugging Face's Image
+feature stores it. Of the path only the text counts, as the image's name; no file of that name is
+opened.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ _LABELS = (
 
 
 class Columns(NamedTuple):
-    """Names of the two columns, is an image a struct, and the classes' names where the table has them."""
+    """Names of the two columns, is an image a struct, and the classes' names where the table has
+    them.
+    """
 
     image: str
     label: str
@@ -31,7 +35,8 @@ class Columns(NamedTuple):
 
 
 def columns_of(where, schema, features: dict) -> Columns:
-    """What of a table is used. schema: pyarrow's. features: what Hugging Face's datasets say of its columns, if any.
+    """What of a table is used. schema: pyarrow's. features: what Hugging Face's datasets say of its
+    columns, if any.
 
     Raises DataError where image or label are missing, or not the only ones.
     """

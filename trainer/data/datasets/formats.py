@@ -1,4 +1,6 @@
-"""What a format of files that hold many images is; each comes as a class, here or in anybody's file, and is found by it."""
+"""What a format of files that hold many images is; each comes as a class, here or in anybody's
+file, and is found by it.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ class Reader(Protocol):
 
 
 class FileFormat(ABC):
-    """A format of files that hold many images each. To define a class with a `name` is to register it.
+    """A format of files that hold many images each. To define a class with a `name` is to register
+    it.
 
-    title: what a folder of such files is called in messages. example: files of a split, {} standing for its name.
+    title: what a folder of such files is called in messages. example: files of a split, {} standing
+    for its name.
     """
 
     name: ClassVar[str]
@@ -45,11 +49,15 @@ class FileFormat(ABC):
 
     @abstractmethod
     def files(self, root: Path, split: str) -> list[Path]:
-        """The files of a split, "train" or "val", sorted by name; none where a folder holds no such files."""
+        """The files of a split, "train" or "val", sorted by name; none where a folder holds no such
+        files.
+        """
 
     @abstractmethod
     def scan(self, paths: list[Path]) -> Listing:
-        """Every image of the files with its label. Raises DataError for what is damaged, or has no images or labels."""
+        """Every image of the files with its label. Raises DataError for what is damaged, or has no
+        images or labels.
+        """
 
     @abstractmethod
     def reader(self, paths: list[Path]) -> Reader:

@@ -1,4 +1,6 @@
-"""Folders that Hugging Face's `datasets` wrote (save_to_disk), opened by it: arrow files, memory-mapped, read row by row."""
+"""Folders that Hugging Face's `datasets` wrote (save_to_disk), opened by it: arrow files,
+memory-mapped, read row by row.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def scan(paths: list[Path]) -> Listing:
-    """Every image of the split with its label. Raises DataError for what is damaged, or has no images or labels."""
+    """Every image of the split with its label. Raises DataError for what is damaged, or has no
+    images or labels.
+    """
     folder = paths[0].parent
     dataset, columns = _open(folder)
     table, listing, first = dataset.data, Listing(columns.class_names), 0
@@ -73,7 +77,9 @@ def _open(folder: Path):
 
 
 class Reader:
-    """The bytes of images in the arrow files, which are mapped: processes share what the system holds of them."""
+    """The bytes of images in the arrow files, which are mapped: processes share what the system
+    holds of them.
+    """
 
     def __init__(self, paths: list[Path]):
         dataset, columns = _open(paths[0].parent)

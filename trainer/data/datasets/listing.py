@@ -1,7 +1,9 @@
-"""The images of files that hold many: which files a split has, what a scan of them found, and the classes of both splits.
+"""The images of files that hold many: which files a split has, what a scan of them found, and the
+classes of both splits.
 
-Numbered as an image folder of the same images would be: class by class, within a class in the order of the names' bytes.
-So the same images have the same numbers, draws and fingerprint however they are packed.
+Numbered as an image folder of the same images would be: class by class, within a class in the order
+of the names' bytes. So the same images have the same numbers, draws and fingerprint however they
+are packed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Listing:
-    """The images of one split as they lie. class_names: of the labels 0, 1, ... where the files themselves say so."""
+    """The images of one split as they lie. class_names: of the labels 0, 1, ... where the files
+    themselves say so.
+    """
 
     def __init__(self, class_names: tuple[str, ...] | None = None):
         self.class_names = class_names
@@ -46,7 +50,9 @@ class Listing:
         return len(self._labels)
 
     def add(self, name: str, label: int | str, size: int, file: int, start: int) -> None:
-        """One image more. name: what it is called within its class. label: a number, or the class's name."""
+        """One image more. name: what it is called within its class. label: a number, or the class's
+        name.
+        """
         self._names += os.fsencode(name)
         self._ends.append(len(self._names))
         self._labels.append(self.labels_found.setdefault(label, len(self.labels_found)))
@@ -87,12 +93,13 @@ class Listing:
 
 
 def files_of(root: Path, split: str, suffix: str) -> list[Path]:
-    """The files of a split, sorted: all of root/<split>/, or those in root or root/data that are called after it.
+    """The files of a split, sorted: all of root/<split>/, or those in root or root/data that are
+    called after it.
 
     An archive beside a folder of its name is what that was unpacked from, and does not count.
 
-    Raises DataError where they lie in two places, are of two splits by their names, where parts are missing, and for a
-    compressed file without the plain one.
+    Raises DataError where they lie in two places, are of two splits by their names, where parts are
+    missing, and for a compressed file without the plain one.
     """
     root, found = Path(root), {}
     for name in FOLDERS[split]:
@@ -153,9 +160,11 @@ def _check_parts(files: list[Path]) -> None:
 
 
 def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
-    """The classes of both splits: as the files or classes.txt name them, else the labels themselves.
+    """The classes of both splits: as the files or classes.txt name them, else the labels
+    themselves.
 
-    Raises DataError where labels have no class, classes no image to learn from, or the splits differ.
+    Raises DataError where labels have no class, classes no image to learn from, or the splits
+    differ.
     """
     train, val = listings["train"], listings["val"]
     labels = set(train.labels_found) | set(val.labels_found)

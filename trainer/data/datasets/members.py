@@ -1,4 +1,6 @@
-"""The readers of image files, for images in files of many as well: from the same bytes the same image, by any road."""
+"""The readers of image files, for images in files of many as well: from the same bytes the same
+image, by any road.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Images packed many to a file, as tar shards, parquet files or a `datasets` folder: found, indexed, cached.
+"""Images packed many to a file, as tar shards, parquet files or a `datasets` folder: found,
+indexed, cached.
 
-The index is an image folder's with two arrays more: in which file an image lies, and where. It is cached as the folder's is,
-and stale where a file of either split has another time or size. Images are read on demand; nothing is unpacked.
+The index is an image folder's with two arrays more: in which file an image lies, and where. It is
+cached as the folder's is, and stale where a file of either split has another time or size. Images
+are read on demand; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class Member:
 class PackedIndex(Index):
     """One split of packed images: class by class, in the order of the names' bytes.
 
-    kind: the name of its format (see FORMATS). files: of the split, below the root. fingerprint: as the image folder <class>/<name> of the same files would have it.
+    kind: the name of its format (see FORMATS). files: of the split, below the root. fingerprint: as
+    the image folder <class>/<name> of the same files would have it.
     """
 
     def __init__(
@@ -124,7 +127,8 @@ def _again(_format: type[FileFormat], *given) -> PackedIndex:
 
 
 def packed_kind(root: Path) -> str | None:
-    """Which of FORMATS a folder holds, by name; None for an image folder, and for a folder of neither.
+    """Which of FORMATS a folder holds, by name; None for an image folder, and for a folder of
+    neither.
 
     Raises DataError where it holds two kinds.
     """
@@ -169,7 +173,8 @@ def _refuse_unsplit(root: Path) -> None:
 def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
     """The index of one split, from the cache where no file has moved; else both splits are listed.
 
-    Raises DataError for a missing split, what cannot be read, images without labels, and classes that do not fit.
+    Raises DataError for a missing split, what cannot be read, images without labels, and classes
+    that do not fit.
     """
     files = {name: FORMATS[kind].files(root, name) for name in ("train", "val")}
     for name, paths in files.items():

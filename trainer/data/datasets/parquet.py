@@ -1,7 +1,9 @@
-"""Parquet files as the Hugging Face Hub lays them out, read by pyarrow: data/train-00000-of-00005.parquet, or train/*.parquet.
+"""Parquet files as the Hugging Face Hub lays them out, read by pyarrow:
+data/train-00000-of-00005.parquet, or train/*.parquet.
 
-A group of rows is the least that can be read: one image costs its group, unless that is still at hand. The Hub's have 100
-rows. The first opening reads all files once, since no other place says how many bytes an image has.
+A group of rows is the least that can be read: one image costs its group, unless that is still at
+hand. The Hub's have 100 rows. The first opening reads all files once, since no other place says how
+many bytes an image has.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def files(root: Path, split: str) -> list[Path]:
 
 
 def scan(paths: list[Path]) -> Listing:
-    """Every image of the files with its label. Raises DataError for what is damaged, or has no images or labels."""
+    """Every image of the files with its label. Raises DataError for what is damaged, or has no
+    images or labels.
+    """
     listing = None
     for number, path in enumerate(paths):
         try:
@@ -108,7 +112,9 @@ def _check_groups(path: Path, file, columns: Columns) -> None:
 
 
 class Reader:
-    """The bytes of images in parquet files; of the groups last read some stay at hand, in each process its own."""
+    """The bytes of images in parquet files; of the groups last read some stay at hand, in each
+    process its own.
+    """
 
     def __init__(self, paths: list[Path]):
         _pyarrow()

@@ -1,7 +1,8 @@
-"""Tar shards, as WebDataset lays them out or with a folder for each class: listed by tarfile, read where they lie.
+"""Tar shards, as WebDataset lays them out or with a folder for each class: listed by tarfile, read
+where they lie.
 
-    <key>.jpg with <key>.cls, or <key>.json that has a "label"     a number or a name; the key ends at the name's first dot
-    <class>/<file>                                                  train/ or val/ before it is left out
+    <key>.jpg with <key>.cls, or <key>.json that has a "label" a number or a name; the key ends at
+    the name's first dot <class>/<file> train/ or val/ before it is left out
 
 Nothing is ever extracted: a member's name is text, and no file of that name is opened or written.
 """
@@ -42,7 +43,8 @@ def files(root: Path, split: str) -> list[Path]:
 def scan(shards: list[Path]) -> Listing:
     """Every image of the shards with its label.
 
-    Raises DataError for what is damaged, for an image without a label or twice, and for names that lead out of the tar.
+    Raises DataError for what is damaged, for an image without a label or twice, and for names that
+    lead out of the tar.
     """
     listing = Listing()
     for number, path in enumerate(shards):
@@ -62,7 +64,9 @@ def scan(shards: list[Path]) -> Listing:
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of every file in a tar, in order. Raises DataError for what is damaged or leads out of the tar."""
+    """(name, bytes) of every file in a tar, in order. Raises DataError for what is damaged or leads
+    out of the tar.
+    """
     reader = Reader([path])
     for member in _members(path):
         yield member.name, reader.content(0, member.start, member.size)
@@ -107,7 +111,9 @@ def _checked(path: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
 
 
 def _check_end(path: Path, end: int, num_bytes: int) -> None:
-    """tarfile stops as quietly at a damaged header, and where the file is cut between two members, as at the end."""
+    """tarfile stops as quietly at a damaged header, and where the file is cut between two members,
+    as at the end.
+    """
     with open(path, "rb") as file:
         file.seek(end)
         rest = file.read(_MOST_AFTER_END)
@@ -140,7 +146,9 @@ def _check_once(path: Path, images: list[_Member], is_keyed: bool) -> None:
 def _labelled(
     path: Path, images: list[_Member], labels: dict | None
 ) -> Iterator[tuple[_Member, int | str, str]]:
-    """(image, label, what it is called within its class) of a tar's images. labels: by key; None: folders are classes."""
+    """(image, label, what it is called within its class) of a tar's images. labels: by key; None:
+    folders are classes.
+    """
     file = _Open(path)
     is_split_first = all(
         image.name.count("/") > 1 and image.name.split("/")[0] in _SPLIT_FOLDERS for image in images
@@ -177,7 +185,9 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
 
 
 def label_of(found) -> int | str:
-    """A label as it is written: digits alone are a number. Raises ValueError for what is neither number nor name."""
+    """A label as it is written: digits alone are a number. Raises ValueError for what is neither
+    number nor name.
+    """
     if isinstance(found, str) and (text := found.strip()):
         return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
     if isinstance(found, int) and not isinstance(found, bool) and abs(found) < 10**9:

@@ -1,7 +1,9 @@
-"""Writing a .beton: in the order of the source, the same bytes every time, taken up where it was stopped.
+"""Writing a .beton: in the order of the source, the same bytes every time, taken up where it was
+stopped.
 
-Every image is decoded as the torch loader decodes it, stored, and what was stored is decoded again; at the end the file
-is read back and every image's CRC-32 compared. It takes its name when all of that is done.
+Every image is decoded as the torch loader decodes it, stored, and what was stored is decoded again;
+at the end the file is read back and every image's CRC-32 compared. It takes its name when all of
+that is done.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Storage:
             )
 
     def is_jpeg(self, i: int, was_jpeg: bool) -> bool:
-        """Is image i stored as JPEG? A share is spread evenly over the order, so that every class has it."""
+        """Is image i stored as JPEG? A share is spread evenly over the order, so that every class
+        has it.
+        """
         if self.jpeg_share is None:
             return was_jpeg
         return int((i + 1) * self.jpeg_share) > int(i * self.jpeg_share)
@@ -74,7 +78,9 @@ class _Stored(NamedTuple):
 
 
 class _Part:
-    """The unfinished file: images so far, each noted in a second file, so that the next call goes on there."""
+    """The unfinished file: images so far, each noted in a second file, so that the next call goes
+    on there.
+    """
 
     def __init__(self, path: Path, key: str, labels: np.ndarray):
         self.path, self.key = path, key.encode()
@@ -86,7 +92,9 @@ class _Part:
         self.num_done, self.end = 0, -(-first_page // beton.PAGE_BYTES) * beton.PAGE_BYTES
 
     def resume(self) -> None:
-        """Take up what an earlier call with the same images and the same storage has left; else begin."""
+        """Take up what an earlier call with the same images and the same storage has left; else
+        begin.
+        """
         try:
             noted = self.notes.read_bytes()
             noted = noted[
@@ -154,12 +162,14 @@ def write_beton(
     num_threads: int = 1,
     each: Callable[[], None] = lambda: None,
 ) -> Beton:
-    """Write one split into a folder, or go on where a call with the same images was stopped; nothing where it is there.
+    """Write one split into a folder, or go on where a call with the same images was stopped;
+    nothing where it is there.
 
-    each: called after every image. Decoders and encoders let go of Python's lock, so threads share the work.
+    each: called after every image. Decoders and encoders let go of Python's lock, so threads share
+    the work.
 
-    Raises BadImage for the first image that does not decode, UserError for what the format does not hold, and where the
-    disk does not take it.
+    Raises BadImage for the first image that does not decode, UserError for what the format does not
+    hold, and where the disk does not take it.
     """
     if profile.channels not in (1, 3):
         raise UserError(

@@ -1,11 +1,12 @@
 """ffcv 1.0.2 as a decoder: rows of numbers in, squares out, in the order of the rows' own iterator.
 
-Only its file reader and its library, which brings TurboJPEG, are used; its loader has traps. It draws crops from
-generators that no seed reaches (ours come as numbers, with the rows); its decoder takes the fast transform and its
-callers ignore a JPEG that does not decode (we call its TurboJPEG with the exact one, and each image's return code comes
-out beside it); an exception in its thread leaves the main one waiting for ever (ours is passed on); it sets torch's
-number of threads; for every image it builds Python sets and reserves a whole one's memory in each slot; its batches lie
-in slots that are written over (ours are copied out by the thread that decodes).
+Only its file reader and its library, which brings TurboJPEG, are used; its loader has traps. It
+draws crops from generators that no seed reaches (ours come as numbers, with the rows); its decoder
+takes the fast transform and its callers ignore a JPEG that does not decode (we call its TurboJPEG
+with the exact one, and each image's return code comes out beside it); an exception in its thread
+leaves the main one waiting for ever (ours is passed on); it sets torch's number of threads; for
+every image it builds Python sets and reserves a whole one's memory in each slot; its batches lie in
+slots that are written over (ours are copied out by the thread that decodes).
 
 Whoever imports this finds torch's and numba's settings as they were.
 """
@@ -31,10 +32,11 @@ from trainer.data.ffcv import resize as ffcv_resize
 
 @contextlib.contextmanager
 def _settings_kept() -> Iterator[None]:
-    """ffcv sets torch's and numba's number of threads where it is imported; numba starts its threads there.
+    """ffcv sets torch's and numba's number of threads where it is imported; numba starts its
+    threads there.
 
-    Of its threading layers numba's own ("workqueue") ends the process where two threads call it at a time: "omp" is
-    asked for, and the setting put back.
+    Of its threading layers numba's own ("workqueue") ends the process where two threads call it at
+    a time: "omp" is asked for, and the setting put back.
     """
     torch_threads, layer = torch.get_num_threads(), numba.config.THREADING_LAYER
     numba.config.THREADING_LAYER = "omp"
@@ -52,7 +54,8 @@ with _settings_kept():
     from ffcv.reader import Reader
     from ffcv.types import ALLOC_TABLE_TYPE
 
-# The columns of a row: what is made of one image, in its own stored pixels; num_bytes: as it is stored.
+# The columns of a row: what is made of one image, in its own stored pixels; num_bytes: as it is
+# stored.
 COLUMNS = (
     "image",
     "num_bytes",
@@ -88,7 +91,9 @@ _tj_decode.restype = ctypes.c_int
 
 
 def _decode_jpeg(content, image):
-    """Decode a JPEG into [H, W, 3] uint8, for numba; gives 0, or -1 where the JPEG has a fault of any kind."""
+    """Decode a JPEG into [H, W, 3] uint8, for numba; gives 0, or -1 where the JPEG has a fault of
+    any kind.
+    """
     height, width = image.shape[0], image.shape[1]
     decoder = _tj_new()
     code = _tj_decode(
@@ -108,9 +113,11 @@ def _decode_jpeg(content, image):
 
 @lru_cache(maxsize=2)
 def _compiled(is_parallel: bool) -> Callable:
-    """The loop over a batch: decodes, crops, resizes and flips as the rows say; compiled once, which takes seconds.
+    """The loop over a batch: decodes, crops, resizes and flips as the rows say; compiled once,
+    which takes seconds.
 
-    Gives squares [b, C, side, side] uint8 and return codes [b], 0 where an image is whole, both in `memory`.
+    Gives squares [b, C, side, side] uint8 and return codes [b], 0 where an image is whole, both in
+    `memory`.
     """
     images = numba.prange if is_parallel else range
     decode_jpeg = numba.njit(fastmath=True, nogil=True, error_model="numpy")(_decode_jpeg)
@@ -178,7 +185,9 @@ class _Raised(NamedTuple):
 
 
 class _Batches(threading.Thread):
-    """A thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is made of it."""
+    """A thread over keys: rows_of(key) gives a batch's rows, finish(key, squares, codes) what is
+    made of it.
+    """
 
     def __init__(
         self,
@@ -275,8 +284,9 @@ def batches(
 ) -> Iterator:
     """What `finish` makes of each key's batch, in order; made by a thread of its own, a few ahead.
 
-    rows_of(key): [b, len(COLUMNS)] int64, b <= largest_batch. finish(key, squares [b, C, side, side] uint8, codes [b]):
-    called in that thread; the arrays are written over later; a code other than 0 is a JPEG that did not decode cleanly.
+    rows_of(key): [b, len(COLUMNS)] int64, b <= largest_batch. finish(key, squares [b, C, side,
+    side] uint8, codes [b]): called in that thread; the arrays are written over later; a code other
+    than 0 is a JPEG that did not decode cleanly.
     """
     threads = max(1, num_threads)
     made = _Batches(

@@ -1,7 +1,9 @@
-"""Crop, resize and flip as Pillow does it, compiled: the same bytes as the torch loader's, without Python's lock.
+"""Crop, resize and flip as Pillow does it, compiled: the same bytes as the torch loader's, without
+Python's lock.
 
-Two passes of whole numbers, first along rows, then along columns, each pixel rounded to 8 bits in between.
-Source: Pillow's src/libImaging/Resample.c, of which this is the 8-bit case; a test compares the two byte by byte.
+Two passes of whole numbers, first along rows, then along columns, each pixel rounded to 8 bits in
+between. Source: Pillow's src/libImaging/Resample.c, of which this is the 8-bit case; a test
+compares the two byte by byte.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def _filter(x, is_bicubic):
 
 @njit(nogil=True, cache=True)
 def _weights(num_in, num_out, is_bicubic):
-    """Which source pixels each target pixel is made of: (first [num_out], how many [num_out], weights [num_out, most])."""
+    """Which source pixels each target pixel is made of: (first [num_out], how many [num_out],
+    weights [num_out, most]).
+    """
     scale = num_in / num_out
     stretch = max(scale, 1.0)
     support = _SUPPORT[1 if is_bicubic else 0] * stretch
@@ -63,7 +67,8 @@ def _pixel(total):
 
 @njit(nogil=True, cache=True)
 def _along_rows(image, top, left, height, width, side, is_bicubic):
-    """The box of an image [H, W, 3], its rows `side` long: [height, 3 * side] uint8, channel after channel.
+    """The box of an image [H, W, 3], its rows `side` long: [height, 3 * side] uint8, channel after
+    channel.
 
     Unsigned places: numba looks at every signed one whether it counts from the end.
     """
@@ -120,7 +125,8 @@ def _as_it_lies(image, top, left, height, width):
 def crop_and_resize(
     image, top, left, height, width, side, is_bicubic, is_down_first, is_flipped, out
 ):
-    """Fill out[C, :side, :side] from a box of an image [H, W, 3] uint8; C = 1 takes the first channel.
+    """Fill out[C, :side, :side] from a box of an image [H, W, 3] uint8; C = 1 takes the first
+    channel.
 
     is_down_first: along columns first, as goes_down_first() has it.
     """
@@ -146,7 +152,8 @@ def crop_and_resize(
 def goes_down_first(heights: np.ndarray, widths: np.ndarray, side: int) -> np.ndarray:
     """Does this Pillow resize boxes of these sides to a square along columns first? [B] bool.
 
-    From Pillow 13 on it does where the height loses more than twice what the width does; found by trying, and tested.
+    From Pillow 13 on it does where the height loses more than twice what the width does; found by
+    trying, and tested.
     """
     return pillow_may_go_down_first() & (heights > side) & (heights - side > 2 * (widths - side))
 

@@ -1,7 +1,8 @@
 """The training micro-batches of a run as ffcv makes them: the torch loader's, draw for draw.
 
-Order, boxes, filters, flips and all later draws come from the same functions; boxes are drawn on the source's pixels, and
-where a .beton holds smaller images they are scaled to those, their sides rounded to whole pixels.
+Order, boxes, filters, flips and all later draws come from the same functions; boxes are drawn on
+the source's pixels, and where a .beton holds smaller images they are scaled to those, their sides
+rounded to whole pixels.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class FfcvStream(TrainStream):
     def batches(
         self, first_step: int, num_steps: int, num_workers: int, device: str
     ) -> Iterator[MicroBatch]:
-        """All from first_step to the end of step num_steps - 1, in order; images pinned where the device is a GPU.
+        """All from first_step to the end of step num_steps - 1, in order; images pinned where the
+        device is a GPU.
 
         Raises BadImage.
         """
@@ -75,7 +77,9 @@ class FfcvStream(TrainStream):
         return batches if self.fill is None else in_threads(self._augmented, batches, num_workers)
 
     def _largest_batch(self) -> int:
-        """Images of the largest micro-batch: of an epoch's last step they may be larger than of a full one."""
+        """Images of the largest micro-batch: of an epoch's last step they may be larger than of a
+        full one.
+        """
         rest = self.image_set.num_images % self.batch_images
         last = (
             -(-rest // num_micro_batches_in(rest, self.batch_images, self.num_micro_batches))
@@ -85,7 +89,9 @@ class FfcvStream(TrainStream):
         return max(-(-self.batch_images // self.num_micro_batches), last)
 
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
-        """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it is made of, [b]."""
+        """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it
+        is made of, [b].
+        """
         crop = next(part for part in self.augment if part.crops)
         boxes, is_bicubic = boxes_in(self.image_set, crop, self.seed, ids, shown)
         height, width = boxes[:, 2], boxes[:, 3]
@@ -137,7 +143,9 @@ class FfcvStream(TrainStream):
         return np.zeros(self.image_set.num_images, bool)
 
     def _is_damaged(self, shown: np.ndarray) -> np.ndarray:
-        """Which images' bytes are not those that were written, [b] bool; each is looked at until it was whole once."""
+        """Which images' bytes are not those that were written, [b] bool; each is looked at until it
+        was whole once.
+        """
         is_damaged = np.zeros(len(shown), bool)
         for place in np.flatnonzero(~self._is_seen[shown]):
             try:
@@ -148,7 +156,8 @@ class FfcvStream(TrainStream):
         return is_damaged
 
     def _by_pil(self, draw: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-        """The square [C, side, side] of one draw, [1, 3], and which image it shows: another one for a bad one, if asked.
+        """The square [C, side, side] of one draw, [1, 3], and which image it shows: another one for
+        a bad one, if asked.
 
         Raises BadImage.
         """
@@ -181,7 +190,8 @@ class FfcvStream(TrainStream):
 def boxes_in(
     images: BetonSet, crop: Crop, seed: int, ids: np.ndarray, shown: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b] bool.
+    """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b]
+    bool.
 
     ids: [b, 3]. shown: the images that they are drawn for, [b].
     """

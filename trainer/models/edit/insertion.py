@@ -31,7 +31,9 @@ _TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end
 
 @dataclass(frozen=True)
 class Place:
-    """Where one module may go. block: dotted name of its residual block. name: the dotted name it will have."""
+    """Where one module may go. block: dotted name of its residual block. name: the dotted name it
+    will have.
+    """
 
     block: str
     name: str
@@ -40,7 +42,8 @@ class Place:
 
 
 def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
-    """The end of each residual branch, behind its last norm: before layer scale, stochastic depth and the addition.
+    """The end of each residual branch, behind its last norm: before layer scale, stochastic depth
+    and the addition.
 
     key: `attention` or `layer_scale`, the order in which they follow each other.
 
@@ -70,11 +73,14 @@ def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
 
 
 def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
-    """Behind the activation that feeds the last convolution of each residual branch; ConvNeXt: behind its norm.
+    """Behind the activation that feeds the last convolution of each residual branch; ConvNeXt:
+    behind its norm.
 
-    That is the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's depthwise convolution.
+    That is the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's depthwise
+    convolution.
 
-    Raises SurgeryError for a block in which no single module makes what the last convolution is given.
+    Raises SurgeryError for a block in which no single module makes what the last convolution is
+    given.
     """
     blocks = list(blocks)
     channels, calls = _output_channels(model, blocks), branch_calls(model, blocks)
@@ -130,7 +136,9 @@ def wholes(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
 
 
 def put_behind(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Let a module of the model be followed by another: `name` becomes `name.0`, the other `name.1`."""
+    """Let a module of the model be followed by another: `name` becomes `name.0`, the other
+    `name.1`.
+    """
     put(model, name, nn.Sequential(model.get_submodule(name), module))
 
 
@@ -152,7 +160,9 @@ def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
 
 
 def _following(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
-    """Adds a child that takes what the module gives. No name changes, and what the module holds may be replaced."""
+    """Adds a child that takes what the module gives. No name changes, and what the module holds may
+    be replaced.
+    """
 
     def add(child: nn.Module) -> None:
         module.add_module(key, child)
@@ -200,7 +210,8 @@ def before_last_convolution(
 def branch_calls(
     model: nn.Module, blocks: Iterable[str]
 ) -> dict[str, list[tuple[str, nn.Module, int]]]:
-    """For each block the modules of its residual branch as they are called: name, module, channels that it gives.
+    """For each block the modules of its residual branch as they are called: name, module, channels
+    that it gives.
 
     Convolutions, norms and activations; none that lie in attention or in the shortcut.
     """
@@ -239,11 +250,13 @@ def output_shapes(
 
 
 def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
-    """Does each new module run once a pass, on what its block has made and not on the block's own input?
+    """Does each new module run once a pass, on what its block has made and not on the block's own
+    input?
 
     places: of each, its block's dotted name and its own.
 
-    Raises SurgeryError, for some of timm's blocks have a place that they do not use, or on the shortcut.
+    Raises SurgeryError, for some of timm's blocks have a place that they do not use, or on the
+    shortcut.
     """
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
@@ -262,8 +275,9 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
 def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
     """Draw a new module's weights by the rule that timm has for the rest of this model.
 
-    A ResNet's convolutions follow Kaiming's normal distribution over what goes out, ConvNeXt's layers a normal one of
-    deviation 0.02 cut at 2. Biases and norms where timm's rule says nothing stay as torch drew them.
+    A ResNet's convolutions follow Kaiming's normal distribution over what goes out, ConvNeXt's
+    layers a normal one of deviation 0.02 cut at 2. Biases and norms where timm's rule says nothing
+    stay as torch drew them.
     """
     import timm.models
 

@@ -1,4 +1,5 @@
-"""Which classes of modules are norms, attention, activations and convolutions: of torch, timm, ours, or registered.
+"""Which classes of modules are norms, attention, activations and convolutions: of torch, timm,
+ours, or registered.
 
 A model's own class counts where it is a subclass of one of them. One that is not can be registered:
 
@@ -17,9 +18,11 @@ Module = TypeVar("Module", bound=type[nn.Module])
 
 
 class LayerKind:
-    """A set of module classes. timm: names in timm.layers, or full dotted names for what is not public there.
+    """A set of module classes. timm: names in timm.layers, or full dotted names for what is not
+    public there.
 
-    timm is imported at the first question, as it takes seconds; a name that an older timm lacks is left out.
+    timm is imported at the first question, as it takes seconds; a name that an older timm lacks is
+    left out.
     """
 
     def __init__(self, *classes: type[nn.Module], timm: tuple[str, ...] = ()) -> None:
@@ -40,7 +43,9 @@ class LayerKind:
 
 
 def timm_class(name: str) -> type[nn.Module] | None:
-    """A class of timm by its name in timm.layers, or by a path below timm (`layers.cbam.CbamModule`)."""
+    """A class of timm by its name in timm.layers, or by a path below timm
+    (`layers.cbam.CbamModule`).
+    """
     import timm
 
     found = timm.layers
@@ -99,9 +104,9 @@ CONVOLVING_ATTENTION = LayerKind(timm=("SelectiveKernel", "SplitAttn"))
 
 # Nonlinearities of a model's body: no gate, such as a sigmoid or a softmax.
 ACTIVATIONS = LayerKind(
-    nn.Threshold, nn.ReLU, nn.RReLU, nn.Hardtanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.GLU,
-    nn.GELU, nn.Hardshrink, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus, nn.Softshrink, nn.PReLU, nn.Softsign,
-    nn.Tanhshrink,
+    nn.Threshold, nn.ReLU, nn.RReLU, nn.Hardtanh, nn.SiLU, nn.Mish, nn.Hardswish, nn.ELU, nn.CELU,
+    nn.SELU, nn.GLU, nn.GELU, nn.Hardshrink, nn.LeakyReLU, nn.LogSigmoid, nn.Softplus,
+    nn.Softshrink, nn.PReLU, nn.Softsign, nn.Tanhshrink,
     timm=("Swish", "Mish", "HardSwish", "HardMish", "PReLU", "GELU", "GELUTanh", "QuickGELU"),
 )  # fmt: skip
 

@@ -29,8 +29,9 @@ from trainer.models.edit.replacement import (
 class NormPart(Part):
     """Puts one kind of norm in the place of every norm over feature maps.
 
-    Norms over one vector an image (ConvNeXt's last one, those in attention modules) stay. An activation inside a norm
-    follows the new one. gamma starts at 1, or at 0 where the one before started at 0; beta at 0.
+    Norms over one vector an image (ConvNeXt's last one, those in attention modules) stay. An
+    activation inside a norm follows the new one. gamma starts at 1, or at 0 where the one before
+    started at 0; beta at 0.
     """
 
     kind: ClassVar[str] = "norm"
@@ -38,7 +39,9 @@ class NormPart(Part):
 
     @abstractmethod
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        """The norm over [B, num_channels, H, W]. is_activated: does an activation follow that it takes the place of?"""
+        """The norm over [B, num_channels, H, W]. is_activated: does an activation follow that it
+        takes the place of?
+        """
 
     @property
     def has_gamma(self) -> bool:
@@ -46,14 +49,17 @@ class NormPart(Part):
         return True
 
     def num_groups(self, num_channels: int) -> int | None:
-        """Groups of channels that share a statistic of one image; None for statistics over images, or none at all."""
+        """Groups of channels that share a statistic of one image; None for statistics over images,
+        or none at all.
+        """
         return None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace every norm over feature maps.
 
-        Raises SurgeryError where there is none, where channels cannot be shared out into groups, where a statistic
-        would be of one value, and where an activation can be neither kept nor replaced.
+        Raises SurgeryError where there is none, where channels cannot be shared out into groups,
+        where a statistic would be of one value, and where an activation can be neither kept nor
+        replaced.
         """
         found = anatomy(model)
         places = found.norms
@@ -169,7 +175,9 @@ class GroupedNormPart(NormPart):
 
 
 def _is_activating(norm: nn.Module) -> bool:
-    """Does a norm bring an activation, as a module of its own or (timm's EvoNorm, FRN) inside its formula?"""
+    """Does a norm bring an activation, as a module of its own or (timm's EvoNorm, FRN) inside its
+    formula?
+    """
     return has_activation(norm) or bool(getattr(norm, "apply_act", False))
 
 
@@ -215,7 +223,9 @@ def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> N
 
 
 def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) -> dict[str, int]:
-    """Pixels of the map that each norm is given from images of image_px a side; nothing where they are too small."""
+    """Pixels of the map that each norm is given from images of image_px a side; nothing where they
+    are too small.
+    """
     channels = {place.name: place.num_channels for place in places}
     try:
         return dict(

@@ -1,7 +1,9 @@
-"""What a part of the `model` section works on: the modules of any timm model, found by what they do in a forward pass.
+"""What a part of the `model` section works on: the modules of any timm model, found by what they do
+in a forward pass.
 
-Names and classes differ from model to model; what flows where does not. So a model is asked once, with one grey image,
-which convolution feeds which norm, which activation follows it, and what lies behind the pooling.
+Names and classes differ from model to model; what flows where does not. So a model is asked once,
+with one grey image, which convolution feeds which norm, which activation follows it, and what lies
+behind the pooling.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from trainer.models.edit.layer_kinds import (
     ChannelsLast,
 )
 
-# Large enough that a feature map of the last stage is no single pixel; the second for a stem of very large patches.
+# Large enough that a feature map of the last stage is no single pixel; the second for a stem of
+# very large patches.
 _TRIED_PX = (128, 1024)
 
 
@@ -36,9 +39,10 @@ class SurgeryError(UserError):
 class Swap:
     """What one part did to a model.
 
-    part: `norm`, as the page calls it. before: class names that stood there, each with how often, in order of first
-    appearance. after: what stands there now. places: dotted names of the modules, in the order of the forward pass.
-    note: what was left alone on purpose, or why `auto` chose as it did; empty for nothing to say.
+    part: `norm`, as the page calls it. before: class names that stood there, each with how often,
+    in order of first appearance. after: what stands there now. places: dotted names of the modules,
+    in the order of the forward pass. note: what was left alone on purpose, or why `auto` chose as
+    it did; empty for nothing to say.
     """
 
     part: str
@@ -58,7 +62,8 @@ class Swap:
 
 
 class Part(Ingredient):
-    """One part of the `model` section. Its one method changes a model in place and says what it replaced.
+    """One part of the `model` section. Its one method changes a model in place and says what it
+    replaced.
 
     chooses: it decides by the model what to do; its note says what, and why.
     """
@@ -67,7 +72,8 @@ class Part(Ingredient):
 
     @abstractmethod
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Change a model of timm's, on the CPU and in training mode, that will train on images of image_px a side.
+        """Change a model of timm's, on the CPU and in training mode, that will train on images of
+        image_px a side.
 
         Random weights come from torch's global generator, which the caller has seeded.
 
@@ -79,8 +85,9 @@ class Part(Ingredient):
 class NormPlace:
     """A norm over feature maps.
 
-    name: dotted. module: a norm, or norm and activation in one (timm's *Act classes). is_channels_last: it is given
-    [B, H, W, C]. activation: dotted name of the module that takes its output directly; None where none does.
+    name: dotted. module: a norm, or norm and activation in one (timm's *Act classes).
+    is_channels_last: it is given [B, H, W, C]. activation: dotted name of the module that takes its
+    output directly; None where none does.
     """
 
     name: str
@@ -92,7 +99,9 @@ class NormPlace:
 
 @dataclass(frozen=True)
 class ConvPlace:
-    """A convolution over feature maps. norm: dotted name of the norm that takes its output directly, or None."""
+    """A convolution over feature maps. norm: dotted name of the norm that takes its output
+    directly, or None.
+    """
 
     name: str
     module: nn.Conv2d
@@ -107,8 +116,9 @@ class ConvPlace:
 class Anatomy:
     """The parts of a model in the order of its forward pass.
 
-    vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention modules. What lies in
-    those belongs to their paper, and the classifier to the classes: neither's parts are among the others.
+    vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention
+    modules. What lies in those belongs to their paper, and the classifier to the classes: neither's
+    parts are among the others.
     """
 
     norms: tuple[NormPlace, ...]
@@ -168,11 +178,12 @@ def probe(
     image_px: int | None = None,
     before: Callable | None = None,
 ) -> list[Any]:
-    """Send one grey image through a model; nothing of it changes. Returns what `after` says of each call, in order.
+    """Send one grey image through a model; nothing of it changes. Returns what `after` says of each
+    call, in order.
 
-    names: of the modules asked about. after: takes a module's name, the module, the tensor it was given and the one it
-    made. before: takes the first three before the module runs; what it says is in the list too. image_px: the side of
-    the image; absent: the first of two that the model takes.
+    names: of the modules asked about. after: takes a module's name, the module, the tensor it was
+    given and the one it made. before: takes the first three before the module runs; what it says is
+    in the list too. image_px: the side of the image; absent: the first of two that the model takes.
 
     Raises SurgeryError where it takes none.
     """
@@ -224,7 +235,9 @@ def _heard(
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as probe() does."""
+    """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as
+    probe() does.
+    """
     modules = dict(model.named_modules())
     watched = {
         name
@@ -232,8 +245,9 @@ def anatomy(model: nn.Module) -> Anatomy:
         if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)
     }
     heard = probe(
-        model, watched, lambda name, _, given, made: ("end", name, made, made.shape, _identity(made)),
-        before=lambda name, module, given: ("start", name, module, given.shape, _identity(given)),
+        model, watched, lambda name, _, given,
+        made: ("end", name, made, made.shape, _identity(made)), before=lambda name, module,
+        given: ("start", name, module, given.shape, _identity(given)),
     )  # fmt: skip
     return _found(model, _calls(heard))
 
@@ -241,8 +255,9 @@ def anatomy(model: nn.Module) -> Anatomy:
 def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
     """In order: name, module, its input's shape and maker, whose output goes straight into it.
 
-    Two tensors are one where they share storage and version: a permuted view, or what an identity hands on, but not
-    what an addition in place has changed. All outputs are held until the end, so that no storage is used twice.
+    Two tensors are one where they share storage and version: a permuted view, or what an identity
+    hands on, but not what an addition in place has changed. All outputs are held until the end, so
+    that no storage is used twice.
     """
     calls, makers = [], {}
     for moment, name, module, shape, identity in heard:
@@ -287,7 +302,9 @@ def _is_over_last(norm: nn.Module) -> bool:
 
 
 def _once(calls: Iterable[tuple]) -> list[tuple]:
-    """The calls without later ones of the same module, and without those inside another norm of the list."""
+    """The calls without later ones of the same module, and without those inside another norm of the
+    list.
+    """
     first: dict[str, tuple] = {}
     for call in calls:
         first.setdefault(call[0], call)
@@ -300,7 +317,8 @@ def _once(calls: Iterable[tuple]) -> list[tuple]:
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
-    # _version counts changes in place; autograd's own check reads it, and torch has no public name for it
+    # _version counts changes in place; autograd's own check reads it, and torch has no public name
+    # for it
     return tensor.untyped_storage().data_ptr(), tensor._version
 
 
@@ -322,7 +340,9 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
 def nothing(
     part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
 ) -> SurgeryError:
-    """The error of a part that found nothing: what it wanted, and what there is of `kinds` (default: convolutions)."""
+    """The error of a part that found nothing: what it wanted, and what there is of `kinds`
+    (default: convolutions).
+    """
     there = counted(
         module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,))
     )

@@ -34,7 +34,9 @@ def blocks(model: nn.Module) -> list[list[str]]:
 
 
 def _series(model: nn.Module) -> list[str]:
-    """Dotted names of the innermost modules that hold nothing with weights but blocks (and attention at their end)."""
+    """Dotted names of the innermost modules that hold nothing with weights but blocks (and
+    attention at their end).
+    """
     found = [name for name, module in model.named_modules() if name and _holds_blocks(module)]
     innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
     if not innermost:
@@ -54,7 +56,9 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """A class of its own around two layers with weights or more: no torch container, no convolution with its norm."""
+    """A class of its own around two layers with weights or more: no torch container, no convolution
+    with its norm.
+    """
     if (
         type(module).__module__.startswith("torch.")
         or is_attention(module)
@@ -76,7 +80,9 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def _with_downsampling(model: nn.Module, series: str, all_series: list[str]) -> str:
-    """The module that is one stage: the outermost of a class of its own that holds this series and no other."""
+    """The module that is one stage: the outermost of a class of its own that holds this series and
+    no other.
+    """
     stage, above = series, series.rpartition(".")[0]
     while above and not type(model.get_submodule(above)).__module__.startswith("torch."):
         if sum(name.startswith(f"{above}.") for name in all_series) > 1:

@@ -1,8 +1,9 @@
 """The nonlinearity of a model's body.
 
-What each layer keeps for the backward pass, in bytes for each float32 number that it is given; half under bf16
-autocast. What it keeps of its own output costs nothing where the next layer keeps its input, as a convolution does:
-the second column counts the rest. In place, nothing is written twice either.
+What each layer keeps for the backward pass, in bytes for each float32 number that it is given; half
+under bf16 autocast. What it keeps of its own output costs nothing where the next layer keeps its
+input, as a convolution does: the second column counts the rest. In place, nothing is written twice
+either.
 
                                    keeps   beside its output
     relu         in place              4                   0
@@ -15,9 +16,9 @@ the second column counts the rest. In place, nothing is written twice either.
     prelu                              4                   4
     swish        learned beta          8                   8
 
-In place are those three alone, whose slope can be told from their output; the others need their input. A layer is
-put in place where the one that stood there was, or knew no such choice (GELU behind a Linear): there nothing else
-uses the input.
+In place are those three alone, whose slope can be told from their output; the others need their
+input. A layer is put in place where the one that stood there was, or knew no such choice (GELU
+behind a Linear): there nothing else uses the input.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from trainer.models.parts.activation_layers import LearnedSwish
 
 
 class Activation(Part):
-    """In the place of every nonlinearity of the body, also of those inside norms; gates and attention keep theirs."""
+    """In the place of every nonlinearity of the body, also of those inside norms; gates and
+    attention keep theirs.
+    """
 
     kind: ClassVar[str] = "activation"
 
@@ -105,7 +108,8 @@ class LeakyRelu(Activation):
 class Gelu(Activation):
     """x * Phi(x), with the normal distribution's Phi.
 
-    approximate: "tanh" takes x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))); absent, the exact Phi.
+    approximate: "tanh" takes x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x**3))); absent, the exact
+    Phi.
 
     Source: Hendrycks and Gimpel 2016, arXiv:1606.08415.
     """
@@ -184,9 +188,11 @@ class Elu(Activation):
 
 
 class Prelu(Activation):
-    """x where it is positive, slope * x elsewhere, with one learned slope a layer (the paper's channel-shared form).
+    """x where it is positive, slope * x elsewhere, with one learned slope a layer (the paper's
+    channel-shared form).
 
-    slope: where each starts. The paper lets slopes undecayed: they are one-dimensional, as norms and biases are.
+    slope: where each starts. The paper lets slopes undecayed: they are one-dimensional, as norms
+    and biases are.
 
     Source: He et al. 2015, arXiv:1502.01852.
     """
@@ -200,7 +206,9 @@ class Prelu(Activation):
 
 
 def _places(model: nn.Module) -> list[str]:
-    """Dotted names of the body's nonlinearities, in the order of the modules, which is that of the forward pass."""
+    """Dotted names of the body's nonlinearities, in the order of the modules, which is that of the
+    forward pass.
+    """
     found = anatomy(model)
     in_attention = inside_attention(model)
     norms = [place.name for place in found.norms if place.name not in in_attention]
@@ -213,7 +221,9 @@ def _places(model: nn.Module) -> list[str]:
 
 
 def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
-    """Do two layers do the same? Asked by what they do: timm has classes of its own for torch's functions."""
+    """Do two layers do the same? Asked by what they do: timm has classes of its own for torch's
+    functions.
+    """
     if [weight.shape for weight in module.parameters()] != [
         weight.shape for weight in wanted.parameters()
     ]:

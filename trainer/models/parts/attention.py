@@ -37,14 +37,15 @@ class Attention(Part):
 
 
 class _InBlocks(Attention):
-    """position: `after_last_norm`, at the end of the residual branch, before layer scale and the addition;
-    `after_middle`, behind the activation of the 3x3 of a bottleneck or of a basic block's first convolution, in
-    ConvNeXt behind the norm of the depthwise convolution; `after_block`, behind the addition.
-    stages: in how many last stages; None for all.
+    """position: `after_last_norm`, at the end of the residual branch, before layer scale and the
+    addition; `after_middle`, behind the activation of the 3x3 of a bottleneck or of a basic block's
+    first convolution, in ConvNeXt behind the norm of the depthwise convolution; `after_block`,
+    behind the addition. stages: in how many last stages; None for all.
 
     Weights are drawn by the rule that timm has for the rest of the model.
 
-    Raises SurgeryError for a model that has attention already: a second one would come on top, not in its place.
+    Raises SurgeryError for a model that has attention already: a second one would come on top, not
+    in its place.
     """
 
     position: Position
@@ -98,8 +99,8 @@ class _Reduced(_InBlocks):
 class SqueezeExcite(_Reduced):
     """Each channel times a gate that two small layers make of all channels' means (SE).
 
-    reduction: hidden channels are exactly num_channels / reduction; timm's own models round them to eights, which
-    differs below 128 channels at a reduction of 16.
+    reduction: hidden channels are exactly num_channels / reduction; timm's own models round them to
+    eights, which differs below 128 channels at a reduction of 16.
 
     Source: Hu et al. 2017, arXiv:1709.01507.
     """
@@ -114,9 +115,11 @@ class SqueezeExcite(_Reduced):
 
 
 class Eca(_InBlocks):
-    """Each channel times a gate that a short convolution along the channels makes of their means (ECA).
+    """Each channel times a gate that a short convolution along the channels makes of their means
+    (ECA).
 
-    kernel: its length, odd; None for the paper's rule, the odd number next to (log2(num_channels) + 1) / 2, at least 3.
+    kernel: its length, odd; None for the paper's rule, the odd number next to (log2(num_channels) +
+    1) / 2, at least 3.
 
     Source: Wang et al. 2019, arXiv:1910.03151.
     """
@@ -146,10 +149,11 @@ class Eca(_InBlocks):
 
 
 class Cbam(_Reduced):
-    """A gate for channels, from their means and maxima, then one for places, from mean and maximum over channels.
+    """A gate for channels, from their means and maxima, then one for places, from mean and maximum
+    over channels.
 
-    reduction: hidden channels are exactly num_channels / reduction. kernel: of the convolution over places, odd.
-    No biases, and a BatchNorm behind the convolution, as in the authors' code.
+    reduction: hidden channels are exactly num_channels / reduction. kernel: of the convolution over
+    places, odd. No biases, and a BatchNorm behind the convolution, as in the authors' code.
 
     Source: Woo et al. 2018, arXiv:1807.06521.
     """
@@ -175,10 +179,12 @@ class Cbam(_Reduced):
 
 
 class Bam(Attention):
-    """A map of channels and a map of places, added and gated, at the end of each stage but the last (BAM).
+    """A map of channels and a map of places, added and gated, at the end of each stage but the last
+    (BAM).
 
-    reduction: how many times fewer hidden channels than channels. dilation, num_convolutions: of its 3x3 convolutions.
-    What is computed, and where the authors' code differs: attention_layers.BottleneckAttention.
+    reduction: how many times fewer hidden channels than channels. dilation, num_convolutions: of
+    its 3x3 convolutions. What is computed, and where the authors' code differs:
+    attention_layers.BottleneckAttention.
 
     Raises SurgeryError for a model that has attention already, or a single stage.
     Source: Park et al. 2018, arXiv:1807.06514.
@@ -216,10 +222,12 @@ class Bam(Attention):
 
 
 class GlobalContext(_Reduced):
-    """To each place is added what two small layers make of a weighted mean over all places (GCNet's block).
+    """To each place is added what two small layers make of a weighted mean over all places (GCNet's
+    block).
 
-    reduction: hidden channels are exactly num_channels / reduction. The last layer starts at zero, so that the block
-    starts as if it were not there. timm's layer can also gate; the paper adds, and so does this.
+    reduction: hidden channels are exactly num_channels / reduction. The last layer starts at zero,
+    so that the block starts as if it were not there. timm's layer can also gate; the paper adds,
+    and so does this.
 
     Source: Cao et al. 2019, arXiv:1904.11492.
     """
@@ -240,8 +248,8 @@ class GlobalContext(_Reduced):
 class CoordinateAttention(_Reduced):
     """Each place times a gate for its row and one for its column, made of the means along both.
 
-    reduction: hidden channels are num_channels / reduction, and eight at least, as in the authors' code; timm's layer
-    takes two thirds of that. Its convolutions have no biases, theirs have.
+    reduction: hidden channels are num_channels / reduction, and eight at least, as in the authors'
+    code; timm's layer takes two thirds of that. Its convolutions have no biases, theirs have.
 
     Source: Hou et al. 2021, arXiv:2103.02907.
     """

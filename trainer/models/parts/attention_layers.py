@@ -9,15 +9,17 @@ from trainer.models.edit.layer_kinds import ATTENTION
 
 @ATTENTION.register
 class BottleneckAttention(nn.Module):
-    """What a feature map F becomes under BAM: F + F * sigmoid(c + s), a map of channels plus a map of places.
+    """What a feature map F becomes under BAM: F + F * sigmoid(c + s), a map of channels plus a map
+    of places.
 
-    c = norm(W1 relu(W0 mean(F) + b0) + b1), one number a channel, with num_channels / reduction hidden ones;
-    s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one number a place, its 3x3 convolutions dilated. Both norms are
-    BatchNorm, over all images of a micro-batch: it must have two at least.
+    c = norm(W1 relu(W0 mean(F) + b0) + b1), one number a channel, with num_channels / reduction
+    hidden ones; s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one number a place, its 3x3 convolutions
+    dilated. Both norms are BatchNorm, over all images of a micro-batch: it must have two at least.
 
     Called with features [B, C, H, W]; gives the same shape.
-    The formulas are the paper's, with a ReLU behind each inner layer, of which it gives no sign. Its authors' released
-    code differs: BatchNorm behind each inner layer and none at the end, and the product of the two in place of the sum.
+    The formulas are the paper's, with a ReLU behind each inner layer, of which it gives no sign.
+    Its authors' released code differs: BatchNorm behind each inner layer and none at the end, and
+    the product of the two in place of the sum.
 
     Source: Park et al. 2018, arXiv:1807.06514, equations 1 to 4.
     """

@@ -24,18 +24,20 @@ from trainer.models.parts.convolution_layers import Blur, BlurConv2d
 
 
 class BlurPool(Part):
-    """A low-pass filter where pixels are left out: every strided convolution, and max pooling where asked.
+    """A low-pass filter where pixels are left out: every strided convolution, and max pooling where
+    asked.
 
     filter_px: the side of the binomial filter: 3 is [1, 2, 1] / 4 across and down.
     min_channels: convolutions of fewer input channels stay as they are; absent: all are taken.
-    place: "before", the blur and then the strided convolution (ffcv; composer's blur_first); "after", the convolution
-    at stride 1 and then the strided blur (composer's other form); "after_activation", as after, but behind the norm
-    and the nonlinearity that follow the convolution, the paper's and timm's form: one without them, as on a shortcut,
-    stays as it is.
-    padding: of the blur: "zeros" (ffcv, composer) or "reflect" (the paper, timm).
-    pool: max pooling too, at stride 1 with the strided blur behind it (the paper, timm, composer; not ffcv).
+    place: "before", the blur and then the strided convolution (ffcv; composer's blur_first);
+    "after", the convolution at stride 1 and then the strided blur (composer's other form);
+    "after_activation", as after, but behind the norm and the nonlinearity that follow the
+    convolution, the paper's and timm's form: one without them, as on a shortcut, stays as it is.
+    padding: of the blur: "zeros" (ffcv, composer) or "reflect" (the paper, timm). pool: max pooling
+    too, at stride 1 with the strided blur behind it (the paper, timm, composer; not ffcv).
 
-    Not in a union: `model.blur_pool: {filter_px: 3, min_channels: 16, place: before, padding: zeros, pool: false}`.
+    Not in a union: `model.blur_pool: {filter_px: 3, min_channels: 16, place: before, padding:
+    zeros, pool: false}`.
 
     Raises SurgeryError where no convolution is strided, or pool is asked and no max pooling is.
     Source: Zhang 2019, arXiv:1904.11486; ffcv-imagenet's train_imagenet.py (before).
@@ -108,7 +110,8 @@ class BlurPool(Part):
         )
 
     def _blurred(self, pool: nn.MaxPool2d) -> nn.Module:
-        # Where the last window may stand half outside (ceil_mode), a border keeps the side as long as it was.
+        # Where the last window may stand half outside (ceil_mode), a border keeps the side as long
+        # as it was.
         padding = pool.kernel_size // 2 if pool.ceil_mode else pool.padding
         at_each = nn.MaxPool2d(pool.kernel_size, 1, padding)
         return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(
@@ -129,7 +132,9 @@ def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
 
 
 def _activations_behind(model: nn.Module, wanted: Container[str]) -> dict[str, str]:
-    """For the wanted convolutions: the activation behind the norm behind it, where that is called there alone."""
+    """For the wanted convolutions: the activation behind the norm behind it, where that is called
+    there alone.
+    """
     found = anatomy(model)
     norms = {place.name: place for place in found.norms}
     behind = {}

@@ -18,28 +18,30 @@ _STAGES = ("layer1", "layer2", "layer3", "layer4")
 class StagedBody(Part):
     """The four stages of a ResNet, built anew from blocks of three convolutions.
 
-    depths, widths: blocks and channels of each stage; the stem gets the first stage's width. A block is 1x1, k x k,
-    1x1 and a shortcut around them, with a 1x1 convolution in it where the channels or the sides change.
-    block: "bottleneck" is `width` channels in the middle and four times as many behind; "depthwise" is the same with
-    one filter a channel in its k x k; "inverted" is depthwise too, with `width` channels behind and four times as many
-    in the middle; "inverted_moved_up" has the k x k first, on the channels that come in.
-    kernel_px: k. activations: "all" is one behind the first two norms and one behind the sum; "one" is that before the
-    block's last convolution alone, and none behind the stem.
-    norms: "all" is one behind each convolution; "one" is that behind the k x k alone, with a bias in each convolution
-    of block and stem; a shortcut's convolution keeps its norm.
-    downsampling: "in_block" is a stride in the first block of a stage; "separate" is a norm and a 2x2 convolution of
-    stride 2 before its blocks, and a layer norm behind the pooling.
+    depths, widths: blocks and channels of each stage; the stem gets the first stage's width. A
+    block is 1x1, k x k, 1x1 and a shortcut around them, with a 1x1 convolution in it where the
+    channels or the sides change. block: "bottleneck" is `width` channels in the middle and four
+    times as many behind; "depthwise" is the same with one filter a channel in its k x k; "inverted"
+    is depthwise too, with `width` channels behind and four times as many in the middle;
+    "inverted_moved_up" has the k x k first, on the channels that come in. kernel_px: k.
+    activations: "all" is one behind the first two norms and one behind the sum; "one" is that
+    before the block's last convolution alone, and none behind the stem. norms: "all" is one behind
+    each convolution; "one" is that behind the k x k alone, with a bias in each convolution of block
+    and stem; a shortcut's convolution keeps its norm. downsampling: "in_block" is a stride in the
+    first block of a stage; "separate" is a norm and a 2x2 convolution of stride 2 before its
+    blocks, and a layer norm behind the pooling.
 
-    The classifier is drawn anew; norms and activations are of the model's own kind, and what the page says of them is
-    done afterwards. drop_path grows from 0 at the first block to the model's rate at the last.
+    The classifier is drawn anew; norms and activations are of the model's own kind, and what the
+    page says of them is done afterwards. drop_path grows from 0 at the first block to the model's
+    rate at the last.
 
     Raises SurgeryError for a model other than a ResNet of plain bottlenecks.
     Source: Liu et al. 2022, arXiv:2201.03545, section 2, Figure 3 and Table 10.
     """
 
     example: ClassVar[dict[str, Any]] = {
-        "depths": [3, 3, 9, 3], "widths": [96, 192, 384, 768], "block": "inverted_moved_up", "kernel_px": 7,
-        "activations": "one", "norms": "one", "downsampling": "separate",
+        "depths": [3, 3, 9, 3], "widths": [96, 192, 384, 768], "block": "inverted_moved_up",
+        "kernel_px": 7, "activations": "one", "norms": "one", "downsampling": "separate",
     }  # fmt: skip
     depths: tuple[Count, Count, Count, Count]
     widths: tuple[Count, Count, Count, Count]
@@ -59,12 +61,15 @@ class StagedBody(Part):
         return kernel_px
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put new stages in the place of a ResNet's four, and norms where separate downsampling wants them."""
+        """Put new stages in the place of a ResNet's four, and norms where separate downsampling
+        wants them.
+        """
         from trainer.models.parts.body_layers import BlockForm, StagedBlock, make_stages, start
 
         old = _plain_bottlenecks(model)
         form = BlockForm(
-            self.block, self.kernel_px, self.activations, self.norms, type(model.bn1), type(old[0].act3),
+            self.block, self.kernel_px, self.activations, self.norms, type(model.bn1),
+            type(old[0].act3),
             pools_shortcuts=any(isinstance(part, nn.AvgPool2d) for block in old for part in block.modules()),
         )  # fmt: skip
         is_separate, starts_at_zero = (
@@ -89,7 +94,9 @@ class StagedBody(Part):
         return Swap("body", counted(old), f"{len(new)} {self.block}", tuple(new), ", ".join(notes))
 
     def _fit_stem(self, model: nn.Module) -> list[str]:
-        """Give the stem the first stage's width, and what "one" takes from it or adds to it; say so."""
+        """Give the stem the first stage's width, and what "one" takes from it or adds to it; say
+        so.
+        """
         from trainer.models.parts.body_layers import with_channels
 
         notes, width, before = [], self.widths[0], model.bn1.num_features
@@ -113,7 +120,9 @@ class StagedBody(Part):
 
 
 def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a ResNet; refused where there is more to them than a body would put in their place."""
+    """The blocks of a ResNet; refused where there is more to them than a body would put in their
+    place.
+    """
     from timm.models.resnet import Bottleneck, ResNet
 
     blocks = (

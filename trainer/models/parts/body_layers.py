@@ -11,7 +11,8 @@ from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models.resnet import Bottleneck, downsample_avg, downsample_conv
 from torch import Tensor, nn
 
-_EXPANSION = 4  # He et al. 2015 and Liu et al. 2022 alike: the wide end of a block is four times the narrow one
+# He et al. 2015 and Liu et al. 2022 alike: the wide end of a block is four times the narrow one
+_EXPANSION = 4
 _LAYER_NORM_EPS = 1e-6  # behind the pooling: Liu et al. 2022, in their code
 
 BlockKind = Literal["bottleneck", "depthwise", "inverted", "inverted_moved_up"]
@@ -30,8 +31,9 @@ class _Shape(NamedTuple):
 class BlockForm:
     """What all blocks of a body have in common.
 
-    kind, kernel_px, activations, norms: as StagedBody's. norm, activation: classes, made with the number of channels
-    and with nothing. pools_shortcuts: a strided shortcut averages its pixels before its 1x1 convolution.
+    kind, kernel_px, activations, norms: as StagedBody's. norm, activation: classes, made with the
+    number of channels and with nothing. pools_shortcuts: a strided shortcut averages its pixels
+    before its 1x1 convolution.
     """
 
     kind: BlockKind
@@ -43,7 +45,9 @@ class BlockForm:
     pools_shortcuts: bool
 
     def out_channels(self, width: int) -> int:
-        """The channels behind a block: the width itself, or, of a block that is narrow in its middle, four times it."""
+        """The channels behind a block: the width itself, or, of a block that is narrow in its
+        middle, four times it.
+        """
         return width * (_EXPANSION if self.kind in ("bottleneck", "depthwise") else 1)
 
     @property
@@ -69,8 +73,9 @@ class BlockForm:
 class StagedBlock(Bottleneck):
     """A residual block of three convolutions in one of four orders, on feature maps [B, C, H, W].
 
-    The forward pass and the names of the layers are those of timm's Bottleneck; what a block does without is an
-    identity there. Where all norms are there, no convolution has a bias; where one is, every one has: ConvNeXt's way.
+    The forward pass and the names of the layers are those of timm's Bottleneck; what a block does
+    without is an identity there. Where all norms are there, no convolution has a bias; where one
+    is, every one has: ConvNeXt's way.
     """
 
     def __init__(
@@ -124,8 +129,8 @@ def make_stages(
 ) -> list[nn.Sequential]:
     """The stages of a body, the first at the stem's sides and each other at half of those before.
 
-    is_separate: a norm and a 2x2 convolution halve the sides before the blocks; else the first block does. drop_path:
-    of the last block; it grows linearly from 0 at the first.
+    is_separate: a norm and a 2x2 convolution halve the sides before the blocks; else the first
+    block does. drop_path: of the last block; it grows linearly from 0 at the first.
     """
     stages, channels, number = [], stem_channels, 0
     for depth, width in zip(depths, widths, strict=True):
@@ -148,7 +153,9 @@ def make_stages(
 
 
 def start(module: nn.Module) -> None:
-    """Draw first weights as timm draws a ResNet's convolutions: Kaiming's normal by what comes out; biases are 0."""
+    """Draw first weights as timm draws a ResNet's convolutions: Kaiming's normal by what comes out;
+    biases are 0.
+    """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
@@ -159,8 +166,8 @@ def start(module: nn.Module) -> None:
 def with_channels(convolution: nn.Conv2d, out_channels: int) -> nn.Conv2d:
     """A convolution like another, with other output channels and weights of its own."""
     made = nn.Conv2d(
-        convolution.in_channels, out_channels, convolution.kernel_size, convolution.stride, convolution.padding,
-        convolution.dilation, bias=convolution.bias is not None,
+        convolution.in_channels, out_channels, convolution.kernel_size, convolution.stride,
+        convolution.padding, convolution.dilation, bias=convolution.bias is not None,
     )  # fmt: skip
     start(made)
     return made

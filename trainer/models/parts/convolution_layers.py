@@ -1,4 +1,6 @@
-"""Convolutions and poolings that torch lacks: with offsets, self-calibrated, and blurred against aliasing."""
+"""Convolutions and poolings that torch lacks: with offsets, self-calibrated, and blurred against
+aliasing.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,14 @@ from trainer.models.edit.layer_kinds import CONVOLUTIONS
 
 
 class DeformableConv2d(nn.Conv2d):
-    """A convolution whose taps move, each by an offset, and are weighed, each by a mask, both told by the input.
+    """A convolution whose taps move, each by an offset, and are weighed, each by a mask, both told
+    by the input.
 
-    One more convolution of the same size, stride and dilation, `offsets`, gives for each of K taps a step down and a
-    step right, and m, of which the tap's weight is 2 * sigmoid(m). It starts at zero, so that at the start every tap
-    is in its place with weight 1, and the output is the plain convolution's. (The paper's weight sigmoid(m) would
-    start at 1/2; the factor of 2 leaves what can be learned but for the scale, and needs no scaling of the weights.)
+    One more convolution of the same size, stride and dilation, `offsets`, gives for each of K taps
+    a step down and a step right, and m, of which the tap's weight is 2 * sigmoid(m). It starts at
+    zero, so that at the start every tap is in its place with weight 1, and the output is the plain
+    convolution's. (The paper's weight sigmoid(m) would start at 1/2; the factor of 2 leaves what
+    can be learned but for the scale, and needs no scaling of the weights.)
 
     Source: Zhu et al. 2018, arXiv:1811.11168.
     """
@@ -43,8 +47,8 @@ class DeformableConv2d(nn.Conv2d):
     def around(cls, conv: nn.Conv2d) -> Self:
         """The deformable convolution with the parameters of a plain one."""
         made = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None,
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, conv.bias is not None,
         )  # fmt: skip
         made.weight, made.bias = conv.weight, conv.bias
         return made.to(conv.weight.device, conv.weight.dtype).train(conv.training)
@@ -57,8 +61,8 @@ class DeformableConv2d(nn.Conv2d):
             steps, masks = told.split((2 * self.num_taps, self.num_taps), dim=1)
             bias = None if self.bias is None else self.bias.to(wide)
             made = deform_conv2d(
-                images.to(wide), steps, self.weight.to(wide), bias, self.stride, self.padding, self.dilation,
-                2 * masks.sigmoid(),
+                images.to(wide), steps, self.weight.to(wide), bias, self.stride, self.padding,
+                self.dilation, 2 * masks.sigmoid(),
             )  # fmt: skip
         return made.to(images.dtype)
 
@@ -73,13 +77,15 @@ def _deformable_flops(images, weight, *rest, out_shape=None, **options) -> int:
 class SelfCalibratedConv2d(nn.Module):
     """A 3x3 convolution of which one half of the channels is gated by a wider look at itself.
 
-    The first half of the channels goes through a plain 3x3 convolution. Of the second half x, with 3x3 convolutions
-    F2, F3 (each with its norm) and F4: F4(F3(x) * sigmoid(x + up(F2(pool(x))))), where pool averages over windows of
-    `pooling` and up repeats its pixels. The two are put side by side; the norm behind stays the model's own.
+    The first half of the channels goes through a plain 3x3 convolution. Of the second half x, with
+    3x3 convolutions F2, F3 (each with its norm) and F4: F4(F3(x) * sigmoid(x + up(F2(pool(x))))),
+    where pool averages over windows of `pooling` and up repeats its pixels. The two are put side by
+    side; the norm behind stays the model's own.
 
     groups: of the replaced convolution; each half has half as many, where there is more than one.
 
-    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated Convolutions".
+    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated
+    Convolutions".
     """
 
     def __init__(
@@ -115,9 +121,11 @@ class SelfCalibratedConv2d(nn.Module):
 
 @CONVOLUTIONS.register
 class Blur(nn.Module):
-    """A binomial low-pass filter [1, 2, 1] / 4 across and down (here for filter_px 3), taken at every stride-th pixel.
+    """A binomial low-pass filter [1, 2, 1] / 4 across and down (here for filter_px 3), taken at
+    every stride-th pixel.
 
-    A side of H pixels becomes ceil(H / stride). Odd filters at stride 2 are timm's BlurPool2d. Nothing is learned.
+    A side of H pixels becomes ceil(H / stride). Odd filters at stride 2 are timm's BlurPool2d.
+    Nothing is learned.
 
     Source: Zhang 2019, arXiv:1904.11486.
     """
@@ -145,7 +153,9 @@ class Blur(nn.Module):
 
 @CONVOLUTIONS.register
 class BlurConv2d(nn.Module):
-    """A strided convolution with the blur before it, or one of stride 1 with the strided blur behind it."""
+    """A strided convolution with the blur before it, or one of stride 1 with the strided blur
+    behind it.
+    """
 
     def __init__(self, conv: nn.Conv2d, filter_px: int, padding: str, is_before: bool):
         super().__init__()

@@ -62,8 +62,8 @@ class _Exchanged(Convolution):
         convolutions = {place.name: place for place in anatomy(model).convolutions}
         last = tuple(f"{stage}." for stage in self._last_stages(model))
         of_3x3 = [
-            name for name, place in convolutions.items()
-            if name.startswith(last) and type(place.module) is nn.Conv2d and place.module.kernel_size == (3, 3)
+            name for name,
+            place in convolutions.items() if name.startswith(last) and type(place.module) is nn.Conv2d and place.module.kernel_size == (3, 3)
         ]  # fmt: skip
         names = tuple(name for name in of_3x3 if self.takes(model, name, convolutions))
         if not names:
@@ -80,8 +80,9 @@ class _Exchanged(Convolution):
 class Deformable(_Exchanged):
     """Convolutions of 3x3 whose taps move to where the input tells them, and are weighed by it.
 
-    Offsets and masks come from one more 3x3 convolution that starts at zero; a mask is 2 * sigmoid, so that the model
-    starts as the plain one. (The paper's code slows the learning of the offsets to a tenth; here all learn alike.)
+    Offsets and masks come from one more 3x3 convolution that starts at zero; a mask is 2 * sigmoid,
+    so that the model starts as the plain one. (The paper's code slows the learning of the offsets
+    to a tenth; here all learn alike.)
 
     stages: of how many last stages; the paper takes three (conv3 to conv5).
 
@@ -101,16 +102,19 @@ class Deformable(_Exchanged):
 
 
 class SelfCalibrated(_Exchanged):
-    """The 3x3 convolution of a bottleneck, of which half the channels is gated by a wider look at itself.
+    """The 3x3 convolution of a bottleneck, of which half the channels is gated by a wider look at
+    itself.
 
-    Only between two 1x1 convolutions, as in the paper: without them, as in a basic block, the two halves of the
-    channels would never meet. New weights are drawn as timm draws those of a ResNet.
+    Only between two 1x1 convolutions, as in the paper: without them, as in a basic block, the two
+    halves of the channels would never meet. New weights are drawn as timm draws those of a ResNet.
 
     stages: of how many last stages; the paper takes all four.
-    pooling: the side of the windows that the wider look averages over; a feature map needs as many pixels.
+    pooling: the side of the windows that the wider look averages over; a feature map needs as many
+    pixels.
 
     Raises SurgeryError where they have no such convolution.
-    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated Convolutions".
+    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated
+    Convolutions".
     """
 
     name: Literal["self_calibrated"] = "self_calibrated"
@@ -119,7 +123,9 @@ class SelfCalibrated(_Exchanged):
     pooling: Annotated[int, Field(ge=2, le=16)]
 
     def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
-        """Does it stand alone between two 1x1 convolutions of one block, with channels that can be halved?"""
+        """Does it stand alone between two 1x1 convolutions of one block, with channels that can be
+        halved?
+        """
         conv = convolutions[name].module
         block = next(
             (each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None
@@ -158,15 +164,18 @@ class SelfCalibrated(_Exchanged):
 
 
 class Dilated(Convolution):
-    """The last stages keep the resolution of the stage before them; their convolutions widen by 2, 4, … instead.
+    """The last stages keep the resolution of the stage before them; their convolutions widen by 2,
+    4, … instead.
 
-    Where a stage had a stride of 2 it gets none, and its convolutions over more than a pixel are dilated by twice the
-    dilation before it; the once strided ones keep that before. As timm's output_stride 16 (1 stage) and 8 (2 stages).
+    Where a stage had a stride of 2 it gets none, and its convolutions over more than a pixel are
+    dilated by twice the dilation before it; the once strided ones keep that before. As timm's
+    output_stride 16 (1 stage) and 8 (2 stages).
 
     stages: of how many last stages; each must have a stride to lose.
 
     Raises SurgeryError where one has none, or hides it inside attention.
-    Source: Yu and Koltun 2017, arXiv:1705.09914; Chen et al. 2017, arXiv:1706.05587 (output stride).
+    Source: Yu and Koltun 2017, arXiv:1705.09914; Chen et al. 2017, arXiv:1706.05587 (output
+    stride).
     """
 
     name: Literal["dilated"] = "dilated"
@@ -212,7 +221,9 @@ class Dilated(Convolution):
 
 
 def _dilate(model: nn.Module, name: str, dilation: int) -> None:
-    """Stride 1, and the dilation; even windows are padded by one more pixel behind, so that no side shrinks."""
+    """Stride 1, and the dilation; even windows are padded by one more pixel behind, so that no side
+    shrinks.
+    """
     module = model.get_submodule(name)
     if isinstance(module, nn.Conv2d):
         module.stride = (1, 1)
@@ -235,8 +246,8 @@ def _dilate(model: nn.Module, name: str, dilation: int) -> None:
 
 def _same(conv: nn.Conv2d, dilation: int) -> nn.Conv2d:
     made = Conv2dSame(
-        conv.in_channels, conv.out_channels, conv.kernel_size, dilation=dilation, groups=conv.groups,
-        bias=conv.bias is not None, device="meta",
+        conv.in_channels, conv.out_channels, conv.kernel_size, dilation=dilation,
+        groups=conv.groups, bias=conv.bias is not None, device="meta",
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)

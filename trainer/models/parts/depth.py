@@ -35,12 +35,13 @@ from trainer.models.parts.depth_layers import BatchDropPath, BlockDropout
 class StochasticDepth(Part):
     """How the page's drop_path leaves residual branches out: `model.stochastic_depth`.
 
-    over_depth: `linear`, block i of n drops at rate * i / (n - 1), which is timm's rule and starts at zero;
-    `constant`, every block at the rate. per: `sample`, each image for itself (timm's), or `batch`, all images of a
-    micro-batch together (the paper's). What is kept is scaled up, so evaluation needs no factor.
+    over_depth: `linear`, block i of n drops at rate * i / (n - 1), which is timm's rule and starts
+    at zero; `constant`, every block at the rate. per: `sample`, each image for itself (timm's), or
+    `batch`, all images of a micro-batch together (the paper's). What is kept is scaled up, so
+    evaluation needs no factor.
 
-    Raises SurgeryError where the page has no drop_path, and for models in which timm drops something else.
-    Source: Huang et al. 2016, arXiv:1603.09382.
+    Raises SurgeryError where the page has no drop_path, and for models in which timm drops
+    something else. Source: Huang et al. 2016, arXiv:1603.09382.
     """
 
     example: ClassVar[dict[str, Any]] = {"over_depth": "constant", "per": "batch"}
@@ -88,12 +89,12 @@ class StochasticDepth(Part):
 class DropBlock(Part):
     """Squares of feature maps left out in training: `model.drop_block`.
 
-    rate: the share of a map to leave out, the same from the first step to the last (the paper lets it grow).
-    block_px: the side of a square, in pixels of the feature map; a smaller map has squares of its own size.
-    stages: in how many last stages; the paper took two.
-    It stands where timm's ResNet has it: behind the norm that feeds the last convolution of each branch, before the
-    activation where that is a module of its own; ConvNeXt: behind the norm of the depthwise convolution. The paper has
-    it behind every convolution and on the shortcut.
+    rate: the share of a map to leave out, the same from the first step to the last (the paper lets
+    it grow). block_px: the side of a square, in pixels of the feature map; a smaller map has
+    squares of its own size. stages: in how many last stages; the paper took two. It stands where
+    timm's ResNet has it: behind the norm that feeds the last convolution of each branch, before the
+    activation where that is a module of its own; ConvNeXt: behind the norm of the depthwise
+    convolution. The paper has it behind every convolution and on the shortcut.
 
     Raises SurgeryError for blocks without such a norm.
     Source: Ghiasi et al. 2018, arXiv:1810.12890.
@@ -156,12 +157,14 @@ class DropBlock(Part):
 
 
 class LayerScale(Part):
-    """Each channel of a residual branch times a learned number that starts small: `model.layer_scale: 1.0e-6`.
+    """Each channel of a residual branch times a learned number that starts small:
+    `model.layer_scale: 1.0e-6`.
 
-    start: of each number. It stands behind the last norm and the attention of the branch, before stochastic depth and
-    the addition. Where the branch's last gamma starts at zero as well (`zero_init_last`), the scales have no gradient
-    until that gamma has moved, and its own gradient is `start` times as large as without: the note says so, and
-    `zero_init_last: false` beside it avoids it.
+    start: of each number. It stands behind the last norm and the attention of the branch, before
+    stochastic depth and the addition. Where the branch's last gamma starts at zero as well
+    (`zero_init_last`), the scales have no gradient until that gamma has moved, and its own gradient
+    is `start` times as large as without: the note says so, and `zero_init_last: false` beside it
+    avoids it.
 
     Raises SurgeryError for a model that has layer scale of its own.
     Source: Touvron et al. 2021, arXiv:2103.17239.

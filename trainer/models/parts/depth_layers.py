@@ -8,12 +8,14 @@ from torch.nn import functional
 
 
 class BatchDropPath(nn.Module):
-    """A residual branch left out for a whole micro-batch at once, with probability drop_prob, in training only.
+    """A residual branch left out for a whole micro-batch at once, with probability drop_prob, in
+    training only.
 
-    A branch that is kept is multiplied by 1 / (1 - drop_prob), which leaves its mean as it is; Huang et al. instead
-    multiply it by 1 - drop_prob in evaluation, the same up to that scale.
+    A branch that is kept is multiplied by 1 / (1 - drop_prob), which leaves its mean as it is;
+    Huang et al. instead multiply it by 1 - drop_prob in evaluation, the same up to that scale.
 
-    Called with features [B, ...]; gives the same shape. One number is drawn from torch's generator of their device.
+    Called with features [B, ...]; gives the same shape. One number is drawn from torch's generator
+    of their device.
 
     Source: Huang et al. 2016, arXiv:1603.09382.
     """
@@ -33,12 +35,14 @@ class BatchDropPath(nn.Module):
 
 
 class BlockDropout(nn.Module):
-    """Squares of a feature map set to zero, each channel's its own, the rest scaled up to match; in training only.
+    """Squares of a feature map set to zero, each channel's its own, the rest scaled up to match; in
+    training only.
 
-    The corners of squares of b x b are drawn with probability gamma = rate * H W / (b**2 (H - b + 1) (W - b + 1)) where
-    a square fits into the map; what is left is multiplied by the share of places that are left, inverted. A map smaller
-    than b has squares of its own size. timm's layer draws squares that stick out too, and with the same gamma: it
-    drops more, nearly everything in a map of 7 x 7 with b = 7.
+    The corners of squares of b x b are drawn with probability gamma = rate * H W / (b**2 (H - b +
+    1) (W - b + 1)) where a square fits into the map; what is left is multiplied by the share of
+    places that are left, inverted. A map smaller than b has squares of its own size. timm's layer
+    draws squares that stick out too, and with the same gamma: it drops more, nearly everything in a
+    map of 7 x 7 with b = 7.
 
     Called with features [B, C, H, W]; gives the same shape.
 

@@ -1,4 +1,6 @@
-"""The whole body of a ConvNeXt, rebuilt as one stage: as many channels and pixels at its end as at its start."""
+"""The whole body of a ConvNeXt, rebuilt as one stage: as many channels and pixels at its end as at
+its start.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,16 @@ if TYPE_CHECKING:
 
 
 class IsotropicBody(Part):
-    """One stage of ConvNeXt's blocks behind a stem of large patches, built anew: an isotropic ConvNeXt.
+    """One stage of ConvNeXt's blocks behind a stem of large patches, built anew: an isotropic
+    ConvNeXt.
 
-    depth, width: blocks, and channels of stem and blocks. patch_px: side and stride of the stem's one convolution,
-    which has no norm behind it. layer_scale: where the gamma of each channel of each block starts; absent, blocks have
-    none, whatever timm gives the model.
+    depth, width: blocks, and channels of stem and blocks. patch_px: side and stride of the stem's
+    one convolution, which has no norm behind it. layer_scale: where the gamma of each channel of
+    each block starts; absent, blocks have none, whatever timm gives the model.
 
-    Blocks, norms and activations are of the model's own kind, as its first stage has them, and the head is the model's
-    own over `width` channels. All weights are drawn anew by timm's rule. drop_path grows from 0 at the first block to
-    the model's rate at the last.
+    Blocks, norms and activations are of the model's own kind, as its first stage has them, and the
+    head is the model's own over `width` channels. All weights are drawn anew by timm's rule.
+    drop_path grows from 0 at the first block to the model's rate at the last.
 
     Raises SurgeryError for a model other than a ConvNeXt.
     Source: Liu et al. 2022, arXiv:2201.03545, section 3.3.
@@ -38,7 +41,9 @@ class IsotropicBody(Part):
     layer_scale: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Rebuild a ConvNeXt as one stage behind one patchify convolution, with a head of its width."""
+        """Rebuild a ConvNeXt as one stage behind one patchify convolution, with a head of its
+        width.
+        """
         old = _blocks(model)
         channels, kind = input_channels(model), old[0]
         has_bias = kind.conv_dw.bias is not None
@@ -62,8 +67,9 @@ class IsotropicBody(Part):
         return ConvNeXtStage(
             self.width, self.width, kind.conv_dw.kernel_size[0], stride=1, depth=self.depth,
             drop_path_rates=[drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)],
-            ls_init_value=self.layer_scale, conv_mlp=kind.use_conv_mlp, conv_bias=kind.conv_dw.bias is not None,
-            use_grn=hasattr(kind.mlp, "grn"), act_layer=type(kind.mlp.act), norm_layer=norm, norm_layer_cl=norm,
+            ls_init_value=self.layer_scale, conv_mlp=kind.use_conv_mlp,
+            conv_bias=kind.conv_dw.bias is not None, use_grn=hasattr(kind.mlp, "grn"),
+            act_layer=type(kind.mlp.act), norm_layer=norm, norm_layer_cl=norm,
         )  # fmt: skip
 
 
@@ -90,7 +96,9 @@ def _like(norm: nn.Module) -> partial[nn.Module]:
 
 
 def _fit_head(model: ConvNeXt, width: int) -> None:
-    """Put a head of the model's kind over `width` channels: its norm before the pooling or behind it, its classifier."""
+    """Put a head of the model's kind over `width` channels: its norm before the pooling or behind
+    it, its classifier.
+    """
     from timm.layers import ClassifierHead, NormMlpClassifierHead
 
     old = model.head

@@ -14,9 +14,10 @@ from trainer.models.edit.layer_kinds import NORMS
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization by the statistics of virtual batches.
 
-    images: per virtual batch, in the order in which they come. A micro-batch that is no multiple ends in a smaller
-    virtual batch; one image that would be alone joins the virtual batch before it. A micro-batch of fewer images is one
-    virtual batch. The running statistics move once by `momentum`, towards the plain mean over the virtual batches.
+    images: per virtual batch, in the order in which they come. A micro-batch that is no multiple
+    ends in a smaller virtual batch; one image that would be alone joins the virtual batch before
+    it. A micro-batch of fewer images is one virtual batch. The running statistics move once by
+    `momentum`, towards the plain mean over the virtual batches.
     """
 
     def __init__(self, num_channels: int, images: int, eps: float, momentum: float) -> None:
@@ -24,7 +25,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, C, H, W], virtual batch by virtual batch in training, by the running statistics in evaluation."""
+        """Maps [B, C, H, W], virtual batch by virtual batch in training, by the running statistics
+        in evaluation.
+        """
         if not self.training:
             return super().forward(x)
         made, means, variances = [], [], []
@@ -60,10 +63,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 class StepNorm(nn.Module, ABC):
-    """A norm whose running statistics move once in an optimizer step, by what all its micro-batches have added.
+    """A norm whose running statistics move once in an optimizer step, by what all its micro-batches
+    have added.
 
-    It does not normalize by the micro-batch: how a step is cut into micro-batches makes no difference to it.
-    is_adding: False where a pass is only made again, and adds nothing.
+    It does not normalize by the micro-batch: how a step is cut into micro-batches makes no
+    difference to it. is_adding: False where a pass is only made again, and adds nothing.
     """
 
     is_adding = True
@@ -74,7 +78,9 @@ class StepNorm(nn.Module, ABC):
 
     @abstractmethod
     def finish_step(self) -> None:
-        """Move the statistics by what the micro-batches of a step have added; without any, leave them."""
+        """Move the statistics by what the micro-batches of a step have added; without any, leave
+        them.
+        """
 
     @abstractmethod
     def added(self) -> Tensor:
@@ -87,12 +93,14 @@ class StepNorm(nn.Module, ABC):
 
 @NORMS.register
 class EstimatedBatchNorm2d(StepNorm):
-    """Batch normalization by running estimates, in training as in evaluation; the estimates are constants to a gradient.
+    """Batch normalization by running estimates, in training as in evaluation; the estimates are
+    constants to a gradient.
 
-    All micro-batches of an optimizer step are normalized by the estimates as they stood before it. Each adds what it
-    saw, and `finish_step` moves both estimates once, by `momentum`, towards the mean over all values of the step and
-    towards their mean squared distance from the estimated mean as it has just been moved. How a step is cut into
-    micro-batches so makes no difference. What the micro-batches add is no part of the state: it is empty between steps.
+    All micro-batches of an optimizer step are normalized by the estimates as they stood before it.
+    Each adds what it saw, and `finish_step` moves both estimates once, by `momentum`, towards the
+    mean over all values of the step and towards their mean squared distance from the estimated mean
+    as it has just been moved. How a step is cut into micro-batches so makes no difference. What the
+    micro-batches add is no part of the state: it is empty between steps.
 
     The estimates start at mean 0 and variance 1: the first steps see the affine part alone.
     """
@@ -159,10 +167,11 @@ class EstimatedBatchNorm2d(StepNorm):
 
 @NORMS.register
 class BatchChannelNorm2d(nn.Module):
-    """Batch normalization, then normalization over groups of channels with one gamma and beta per group.
+    """Batch normalization, then normalization over groups of channels with one gamma and beta per
+    group.
 
-    x [B, C, H, W]: first normalized per channel by `batch`, which has an affine part per channel; then, image by image,
-    over the channels and pixels of each of `groups` groups.
+    x [B, C, H, W]: first normalized per channel by `batch`, which has an affine part per channel;
+    then, image by image, over the channels and pixels of each of `groups` groups.
 
     statistics: "batch", those of the micro-batch; "estimated", see EstimatedBatchNorm2d.
     weight, bias: [groups], of the second normalization: the outermost.

@@ -21,7 +21,8 @@ Groups = Annotated[int, Field(ge=1, le=4096)]
 class BatchNorm(NormPart):
     """Each channel by the statistics of the micro-batch; running ones in evaluation.
 
-    momentum: how far the running statistics move in one optimizer step. affine: with gamma and beta.
+    momentum: how far the running statistics move in one optimizer step. affine: with gamma and
+    beta.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
@@ -43,7 +44,8 @@ class BatchNorm(NormPart):
 
 
 class GhostBatchNorm(NormPart):
-    """BatchNorm by the statistics of virtual batches, smaller than the micro-batch. See GhostBatchNorm2d.
+    """BatchNorm by the statistics of virtual batches, smaller than the micro-batch. See
+    GhostBatchNorm2d.
 
     images: per virtual batch. momentum, eps: as in BatchNorm.
 
@@ -60,7 +62,9 @@ class GhostBatchNorm(NormPart):
         return GhostBatchNorm2d(num_channels, self.images, eps=self.eps, momentum=self.momentum)
 
     def check(self, plan) -> None:
-        """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another name."""
+        """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another
+        name.
+        """
         num_images = plan.recipe.batch.norm_images * (plan.recipe.augment_splits or 1)
         if num_images < self.images + 2:  # one image alone joins the virtual batch before it
             smaller = (
@@ -75,9 +79,11 @@ class GhostBatchNorm(NormPart):
 
 
 class SyncBatchNorm(NormPart):
-    """BatchNorm by the statistics of one micro-batch of every rank together; one rank's is BatchNorm, on any device.
+    """BatchNorm by the statistics of one micro-batch of every rank together; one rank's is
+    BatchNorm, on any device.
 
-    Accumulated micro-batches are not joined. torch's layer; with several ranks it works on GPUs alone.
+    Accumulated micro-batches are not joined. torch's layer; with several ranks it works on GPUs
+    alone.
 
     Source: Peng et al. 2018, arXiv:1711.07240.
     """
@@ -100,7 +106,9 @@ class SyncBatchNorm(NormPart):
             )
 
     def check_settings(self, plan, settings) -> None:
-        """torch joins ranks on GPUs alone; and of ranks that join inside a forward pass one alone cannot try it again."""
+        """torch joins ranks on GPUs alone; and of ranks that join inside a forward pass one alone
+        cannot try it again.
+        """
         if plan.world_size == 1:
             return
         if settings.micro_batch == "auto":
@@ -152,7 +160,8 @@ class GroupNorm(GroupedNormPart):
 class LayerNorm2d(NormPart):
     """Each pixel of each image by itself, over its channels, as in ConvNeXt.
 
-    Sources: Ba, Kiros and Hinton 2016, arXiv:1607.06450; Liu et al. 2022, arXiv:2201.03545 (per pixel).
+    Sources: Ba, Kiros and Hinton 2016, arXiv:1607.06450; Liu et al. 2022, arXiv:2201.03545 (per
+    pixel).
     """
 
     name: Literal["layer_norm_2d"] = "layer_norm_2d"
@@ -197,10 +206,12 @@ class InstanceNorm(NormPart):
 
 
 class FilterResponseNorm(NormPart):
-    """Each channel of each image over its root mean square, then gamma, beta and a learned threshold (TLU).
+    """Each channel of each image over its root mean square, then gamma, beta and a learned
+    threshold (TLU).
 
-    The threshold stands where an activation followed, in its place. Where none did (before an addition, in shortcuts),
-    the norm has none. eps is fixed; the paper learns it only for maps of 1x1, which are refused here.
+    The threshold stands where an activation followed, in its place. Where none did (before an
+    addition, in shortcuts), the norm has none. eps is fixed; the paper learns it only for maps of
+    1x1, which are refused here.
 
     Source: Singh and Krishnan 2019, arXiv:1911.09737.
     """
@@ -222,10 +233,12 @@ class FilterResponseNorm(NormPart):
 
 
 class EvoNormS0(GroupedNormPart):
-    """x * sigmoid(v x) over the standard deviation of each group of channels of an image, then gamma and beta.
+    """x * sigmoid(v x) over the standard deviation of each group of channels of an image, then
+    gamma and beta.
 
-    It stands where an activation followed, in its place. Where none did (before an addition, in shortcuts), only gamma
-    and beta stay, as in timm; a model without any activation behind a norm, such as ConvNeXt, is refused.
+    It stands where an activation followed, in its place. Where none did (before an addition, in
+    shortcuts), only gamma and beta stay, as in timm; a model without any activation behind a norm,
+    such as ConvNeXt, is refused.
 
     Source: Liu, Brock, Simonyan and Le 2020, arXiv:2004.02967.
     """
@@ -254,17 +267,20 @@ class EvoNormS0(GroupedNormPart):
 
 
 class BatchChannelNorm(GroupedNormPart):
-    """BatchNorm, then normalization over groups of channels of each image with one gamma and beta per group.
+    """BatchNorm, then normalization over groups of channels of each image with one gamma and beta
+    per group.
 
-    groups: of the second normalization. momentum: how far running statistics move in one optimizer step. eps: of both.
-    statistics: "batch" normalizes by those of the micro-batch; "estimated", made for small micro-batches, by running
-    estimates that no gradient goes through.
+    groups: of the second normalization. momentum: how far running statistics move in one optimizer
+    step. eps: of both. statistics: "batch" normalizes by those of the micro-batch; "estimated",
+    made for small micro-batches, by running estimates that no gradient goes through.
 
-    The paper moves its estimates with every micro-batch, and normalizes by the moved ones. Here they move once in an
-    optimizer step, after it, by what all its micro-batches saw: then the result does not depend on how a step is cut,
-    which is what the estimates are for. As in the paper, the variance is around the estimated mean just moved.
+    The paper moves its estimates with every micro-batch, and normalizes by the moved ones. Here
+    they move once in an optimizer step, after it, by what all its micro-batches saw: then the
+    result does not depend on how a step is cut, which is what the estimates are for. As in the
+    paper, the variance is around the estimated mean just moved.
 
-    Source: Qiao, Wang, Liu, Shen and Yuille 2019, arXiv:1903.10520; gamma per group as in the authors' code.
+    Source: Qiao, Wang, Liu, Shen and Yuille 2019, arXiv:1903.10520; gamma per group as in the
+    authors' code.
     """
 
     name: Literal["batch_channel_norm"] = "batch_channel_norm"
@@ -288,8 +304,8 @@ class BatchChannelNorm(GroupedNormPart):
 class NoNorm(NormPart):
     """No normalization: the feature map as it is, without gamma or beta.
 
-    Convolutions that left their bias to the norm get none back. A branch whose last gamma started at zero starts at full
-    strength.
+    Convolutions that left their bias to the norm get none back. A branch whose last gamma started
+    at zero starts at full strength.
 
     Source: none; what a study compares norms with.
     """

@@ -26,7 +26,9 @@ Of = Literal["followed_by_norm", "all"]
 
 
 class Standardization(Part):
-    """of: the convolutions whose output goes straight into a norm, or all over feature maps. depthwise: those too."""
+    """of: the convolutions whose output goes straight into a norm, or all over feature maps.
+    depthwise: those too.
+    """
 
     kind: ClassVar[str] = "weight standardization"
     of: Of
@@ -66,21 +68,23 @@ class Standardization(Part):
         if self.of == "followed_by_norm" and place.norm is None:
             return "without a norm straight behind"
         if not conv.weight.any():
-            return "starting at zero"  # standardized, its first gradient would be 1 / eps times too large
+            # standardized, its first gradient would be 1 / eps times too large
+            return "starting at zero"
         return "of one weight a filter" if conv.weight[0].numel() == 1 else ""
 
 
 class WeightStandardization(Standardization):
     """A convolution's weights with mean 0 and variance 1 over each output channel's filter.
 
-    w becomes (w - mean) / (sqrt(v) + eps), eps outside the root, or (w - mean) / sqrt(v + eps), inside. The optimizer
-    moves the raw weights, and they decay. Three forms are published: unbiased with 1e-5 outside (the paper's code,
-    and `example`); 1e-5 inside (its batch-channel normalization's code); biased with 1e-10 inside (BiT; timm: 1e-6).
+    w becomes (w - mean) / (sqrt(v) + eps), eps outside the root, or (w - mean) / sqrt(v + eps),
+    inside. The optimizer moves the raw weights, and they decay. Three forms are published: unbiased
+    with 1e-5 outside (the paper's code, and `example`); 1e-5 inside (its batch-channel
+    normalization's code); biased with 1e-10 inside (BiT; timm: 1e-6).
 
     of: which convolutions: those whose output goes straight into a norm, or all over feature maps.
-    depthwise: also convolutions with one filter a channel, whose 9 or 49 weights are their whole sample.
-    variance: v divided by the number of a filter's weights (biased), or by one less (unbiased).
-    Linear layers and the classifier are left as they are.
+    depthwise: also convolutions with one filter a channel, whose 9 or 49 weights are their whole
+    sample. variance: v divided by the number of a filter's weights (biased), or by one less
+    (unbiased). Linear layers and the classifier are left as they are.
 
     Raises SurgeryError where no convolution is left to standardize.
     Source: Qiao et al. 2019, arXiv:1903.10520; Kolesnikov et al. 2020, arXiv:1912.11370.
@@ -88,7 +92,8 @@ class WeightStandardization(Standardization):
 
     name: Literal["weight_standardization"] = "weight_standardization"
     example: ClassVar[dict[str, Any]] = {
-        "of": "followed_by_norm", "depthwise": False, "variance": "unbiased", "eps": 1e-5, "eps_place": "outside",
+        "of": "followed_by_norm", "depthwise": False, "variance": "unbiased", "eps": 1e-5,
+        "eps_place": "outside",
     }  # fmt: skip
     variance: Literal["biased", "unbiased"]
     eps: Epsilon
@@ -102,10 +107,11 @@ class WeightStandardization(Standardization):
 
 
 class ScaledWeightStandardization(Standardization):
-    """Standardized weights that keep the variance of what flows through, for networks without norms.
+    """Standardized weights that keep the variance of what flows through, for networks without
+    norms.
 
-    w becomes gain * gamma * (w - mean) / sqrt((v + eps) * n), with the biased variance v of a filter's n weights and
-    a learned gain for each output channel, from 1.
+    w becomes gain * gamma * (w - mean) / sqrt((v + eps) * n), with the biased variance v of a
+    filter's n weights and a learned gain for each output channel, from 1.
 
     of, depthwise: as in weight_standardization.
     gamma: what makes up for the variance that the nonlinearity takes: 1.7139588594436646 for relu.

@@ -1,7 +1,9 @@
-"""Convolutions whose weights are standardized each time they are used; the optimizer sees the raw ones.
+"""Convolutions whose weights are standardized each time they are used; the optimizer sees the raw
+ones.
 
-A filter's statistics are those of a row of layer normalization, so its one fused pass does the work: on a CPU it costs
-less than timm's way through batch normalization, and a fraction of separate passes for mean and variance.
+A filter's statistics are those of a row of layer normalization, so its one fused pass does the
+work: on a CPU it costs less than timm's way through batch normalization, and a fraction of separate
+passes for mean and variance.
 """
 
 from __future__ import annotations
@@ -13,19 +15,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# Keeps a filter of equal weights from 0 / 0 where eps stands outside the root. float32 still holds it and, which the
-# gradient needs, the third power of its inverse root; beside eps squared it is nothing.
+# Keeps a filter of equal weights from 0 / 0 where eps stands outside the root. float32 still holds
+# it and, which the gradient needs, the third power of its inverse root; beside eps squared it is
+# nothing.
 _TINY = 1e-24
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution that uses (w - mean) / std in place of its weights w, over each output channel's filter.
+    """A convolution that uses (w - mean) / std in place of its weights w, over each output
+    channel's filter.
 
-    With the mean and the variance v over a filter's n = in_channels / groups * height * width weights, v divided by n
-    (biased) or by n - 1 (unbiased), the std is sqrt(v + eps) with eps inside the root and sqrt(v) + eps outside. Both
-    are computed in float32 where the weights are half precision. Parameters are Conv2d's: weight, bias.
+    With the mean and the variance v over a filter's n = in_channels / groups * height * width
+    weights, v divided by n (biased) or by n - 1 (unbiased), the std is sqrt(v + eps) with eps
+    inside the root and sqrt(v) + eps outside. Both are computed in float32 where the weights are
+    half precision. Parameters are Conv2d's: weight, bias.
 
-    Sources: Qiao et al. 2019, arXiv:1903.10520; Kolesnikov et al. 2020, arXiv:1912.11370 (biased, inside).
+    Sources: Qiao et al. 2019, arXiv:1903.10520; Kolesnikov et al. 2020, arXiv:1912.11370 (biased,
+    inside).
     """
 
     def __init__(self, *shape, is_unbiased: bool, eps: float, is_inside: bool, **options):
@@ -63,11 +69,13 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class ScaledStandardizedConv2d(nn.Conv2d):
-    """A convolution that uses gain * gamma * (w - mean) / sqrt((v + eps) * n) in place of its weights w.
+    """A convolution that uses gain * gamma * (w - mean) / sqrt((v + eps) * n) in place of its
+    weights w.
 
-    With n = in_channels / groups * height * width weights in a filter and their biased variance v, a filter's squares
-    sum to gamma**2 * gain**2. gain [C'] is learned, from 1; being one-dimensional, it decays as norms and biases do.
-    eps stands as in timm: the paper's own code takes the larger of v * n and eps instead.
+    With n = in_channels / groups * height * width weights in a filter and their biased variance v,
+    a filter's squares sum to gamma**2 * gain**2. gain [C'] is learned, from 1; being
+    one-dimensional, it decays as norms and biases do. eps stands as in timm: the paper's own code
+    takes the larger of v * n and eps instead.
 
     Sources: Brock et al. 2021, arXiv:2101.08692; timm's ScaledStdConv2d.
     """
@@ -82,7 +90,9 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 
     @classmethod
     def around(cls, conv: nn.Conv2d, **form) -> Self:
-        """The standardized convolution with the parameters of a plain one, and a gain of 1; no weight is drawn."""
+        """The standardized convolution with the parameters of a plain one, and a gain of 1; no
+        weight is drawn.
+        """
         standardized = _taking(cls, conv, form)
         standardized.gain = nn.Parameter(torch.ones_like(conv.weight[:, 0, 0, 0]))
         return standardized
@@ -104,8 +114,9 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 class _EpsOutside(torch.autograd.Function):
     """(row - mean) / (widening * s + eps), where s is the biased std of a row; once differentiable.
 
-    It is f(s) = s / (widening * s + eps) times layer normalization, whose s comes for free; through autograd the
-    factor would cost four times the passes over the weights. f'(s) / f(s)**2 = eps / s**2.
+    It is f(s) = s / (widening * s + eps) times layer normalization, whose s comes for free; through
+    autograd the factor would cost four times the passes over the weights. f'(s) / f(s)**2 = eps /
+    s**2.
     """
 
     @staticmethod
@@ -137,16 +148,18 @@ class _EpsOutside(torch.autograd.Function):
 
 def _taking(kind: type, conv: nn.Conv2d, form: dict) -> nn.Module:
     made = kind(
-        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
-        dilation=conv.dilation, groups=conv.groups, bias=conv.bias is not None, padding_mode=conv.padding_mode,
-        device="meta", **form,
+        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride,
+        padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
+        bias=conv.bias is not None, padding_mode=conv.padding_mode, device="meta", **form,
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """[C', n], float32 at least, without a copy in either memory format: a filter's statistics know no order."""
+    """[C', n], float32 at least, without a copy in either memory format: a filter's statistics know
+    no order.
+    """
     wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
     return wide.flatten(1) if wide.is_contiguous() else wide.permute(0, 2, 3, 1).flatten(1)
 
@@ -160,6 +173,8 @@ def _like(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _normalized(rows: Tensor, eps: float, scale: float) -> Tensor:
-    """scale * (row - mean) / sqrt(biased variance + eps); the scale rides along as layer normalization's gamma."""
+    """scale * (row - mean) / sqrt(biased variance + eps); the scale rides along as layer
+    normalization's gamma.
+    """
     gamma = None if scale == 1 else rows.new_full(rows.shape[1:], scale)
     return functional.layer_norm(rows, rows.shape[1:], gamma, None, eps)

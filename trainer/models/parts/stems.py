@@ -34,9 +34,10 @@ _SMALL_PX = (
 class _Present:
     """The stem that a model has: everything before its first stage.
 
-    children: direct children of the model, in the order of the forward pass. convolution: its first. has_bias: has its
-    last convolution a bias? norm, activation: those behind it, which are kept; None where the first block brings them
-    (ResNetV2). inner_norm, inner_activation: of the kind that a deep stem has inside; None for a model without any.
+    children: direct children of the model, in the order of the forward pass. convolution: its
+    first. has_bias: has its last convolution a bias? norm, activation: those behind it, which are
+    kept; None where the first block brings them (ResNetV2). inner_norm, inner_activation: of the
+    kind that a deep stem has inside; None for a model without any.
     """
 
     children: tuple[str, ...]
@@ -50,9 +51,11 @@ class _Present:
 
 
 class Stem(Part):
-    """The norm and the activation that end the present stem are kept; convolutions are drawn by timm's rule.
+    """The norm and the activation that end the present stem are kept; convolutions are drawn by
+    timm's rule.
 
-    Raises SurgeryError where no convolution comes before the first stage, and where the stem is that already.
+    Raises SurgeryError where no convolution comes before the first stage, and where the stem is
+    that already.
     """
 
     kind: ClassVar[str] = "stem"
@@ -89,7 +92,8 @@ class Stem(Part):
 
 
 class ImagenetStem(Stem):
-    """A 7x7 convolution of stride 2, norm, the stem's activation where it has one, 3x3 max pooling of stride 2.
+    """A 7x7 convolution of stride 2, norm, the stem's activation where it has one, 3x3 max pooling
+    of stride 2.
 
     Source: He et al. 2015, arXiv:1512.03385.
     """
@@ -104,7 +108,8 @@ class ImagenetStem(Stem):
 
 
 class CifarStem(Stem):
-    """A 3x3 convolution of stride 1, norm, the stem's activation where it has one, no pooling: small images stay large.
+    """A 3x3 convolution of stride 1, norm, the stem's activation where it has one, no pooling:
+    small images stay large.
 
     Source: He et al. 2015, arXiv:1512.03385, section 4.2.
     """
@@ -120,9 +125,11 @@ class CifarStem(Stem):
 
 
 class DeepStem(Stem):
-    """Three 3x3 convolutions, the first of stride 2, with norm and activation between them, then max pooling: the -D stem.
+    """Three 3x3 convolutions, the first of stride 2, with norm and activation between them, then
+    max pooling: the -D stem.
 
-    width: channels of the first two; the third has those of the first stage. At 32 it is that of timm's resnet50d.
+    width: channels of the first two; the third has those of the first stage. At 32 it is that of
+    timm's resnet50d.
 
     Raises SurgeryError for a width that the model's norm cannot take.
     Source: He et al. 2018, arXiv:1812.01187 (ResNet-C).
@@ -154,7 +161,8 @@ class DeepStem(Stem):
 
 
 class PatchifyStem(Stem):
-    """One convolution over patches that do not overlap, norm, the stem's activation where it has one, no pooling.
+    """One convolution over patches that do not overlap, norm, the stem's activation where it has
+    one, no pooling.
 
     patch_px: the side of a patch, and the stride.
 
@@ -176,7 +184,9 @@ class PatchifyStem(Stem):
 
 
 class AutoStem(Stem):
-    """The cifar stem where images are under 96 px a side, else the model's own; the note says which, and why."""
+    """The cifar stem where images are under 96 px a side, else the model's own; the note says
+    which, and why.
+    """
 
     name: Literal["auto"] = "auto"
     chooses: ClassVar[bool] = True
@@ -284,7 +294,9 @@ def _convolution(
     in_channels: int | None = None,
     padding: int | None = None,
 ) -> nn.Conv2d:
-    """A convolution of the kind of the present stem's: the first one's class, with a bias where the last one has it."""
+    """A convolution of the kind of the present stem's: the first one's class, with a bias where the
+    last one has it.
+    """
     like = present.convolution
     return type(like)(
         like.in_channels if in_channels is None else in_channels,

@@ -14,10 +14,11 @@ NUM_SHOWN = 16
 def draw_first_batch(
     path: Path, images: torch.Tensor, targets: torch.Tensor, profile, classes: list[str]
 ) -> None:
-    """Draw the first augmented micro-batch as the model sees it, each image under its mixed targets.
+    """Draw the first augmented micro-batch as the model sees it, each image under its mixed
+    targets.
 
-    images: [B, C, H, W] float, normalized; of more than three channels the first three are shown as red, green and
-    blue, of two the first in grey. targets: [B, K] float in [0, 1].
+    images: [B, C, H, W] float, normalized; of more than three channels the first three are shown as
+    red, green and blue, of two the first in grey. targets: [B, K] float in [0, 1].
     """
     from matplotlib.figure import Figure
 

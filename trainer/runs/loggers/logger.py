@@ -1,7 +1,8 @@
 """The only writer to the terminal and to the curves during a run.
 
-metrics.jsonl holds what a rerun must repeat (steps, losses, learning rates, scores) and no time of day: it is the
-truth of the curves, equal byte for byte after a kill. Speeds go to speed.jsonl, which a kill may shorten.
+metrics.jsonl holds what a rerun must repeat (steps, losses, learning rates, scores) and no time of
+day: it is the truth of the curves, equal byte for byte after a kill. Speeds go to speed.jsonl,
+which a kill may shorten.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is
 
 
 class Log:
-    """Curves, log file, TensorBoard and progress of one run; a context, so that every file is closed.
+    """Curves, log file, TensorBoard and progress of one run; a context, so that every file is
+    closed.
 
-    first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl had then; what a
-    killed process wrote after it is cut away. unwritten: all of metrics.jsonl, where the disk did not take its end.
+    first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl
+    had then; what a killed process wrote after it is cut away. unwritten: all of metrics.jsonl,
+    where the disk did not take its end.
 
     What cannot be written is kept, said once a minute, and written once it can be; it ends no run.
 
@@ -92,7 +95,9 @@ class Log:
         self._metrics.sync()
 
     def trouble(self, what: str, error: OSError | None, more: str = "") -> None:
-        """Note how the last try to write something ended, told once a minute as long as it fails; more: told with it."""
+        """Note how the last try to write something ended, told once a minute as long as it fails;
+        more: told with it.
+        """
         self._troubles.note(what, error, more)
 
     def say(self, line: str, style: str | None = None) -> None:
@@ -109,7 +114,9 @@ class Log:
         images_per_s: float,
         wait_share: float,
     ) -> None:
-        """The mean training loss since the last window, after `step` steps; how fast, and how long data was awaited."""
+        """The mean training loss since the last window, after `step` steps; how fast, and how long
+        data was awaited.
+        """
         self._write_metrics(
             {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
         )

@@ -14,10 +14,12 @@ _numbers = itertools.count()  # two boards of one process may be opened in one s
 
 
 class Board:
-    """An event file of TensorBoard's, written record by record and without a thread: what the disk does not take is kept.
+    """An event file of TensorBoard's, written record by record and without a thread: what the disk
+    does not take is kept.
 
-    first_step: where this process takes up the run: TensorBoard hides the points from there on that stand there already.
-    Points are written at steps done, so the one at first_step belongs to what was saved.
+    first_step: where this process takes up the run: TensorBoard hides the points from there on that
+    stand there already. Points are written at steps done, so the one at first_step belongs to what
+    was saved.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
