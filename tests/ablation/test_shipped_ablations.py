@@ -17,7 +17,7 @@ from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
 from trainer.recipe import check
 from trainer.recipe.load import PageError, parse
 from trainer.recipe.schema import find_recipe, load_recipe
-from trainer.report.table_rows import by_cell
+from trainer.report.rows import by_cell
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 

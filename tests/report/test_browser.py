@@ -89,7 +89,7 @@ def test_a_click_on_a_heading_sorts(browser, pages):
                 "descending",
                 "sorted by top-1 %, descending",
             ),  # no value: last in both
-            (page_order, None, "in the order of the page"),
+            (page_order, None, "in the original order"),
         ]
         tab.click("table[data-table] th:nth-child(2) button")
         assert (
@@ -149,7 +149,7 @@ def test_the_theme_is_switched_and_named(browser, pages):
         for _ in range(3):
             seen.append((tab.js("document.getElementById('theme').textContent"), tab.js(ground)))
             tab.click("#theme")
-        light, dark = ("Dark colours", "rgb(255, 255, 255)"), ("Light colours", "rgb(20, 23, 28)")
+        light, dark = (("Dark colours", "rgb(255, 255, 255)"), ("Light colours", "rgb(20, 23, 28)"))
         assert seen == [light, dark, light]
 
 
@@ -260,7 +260,7 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
 
 
 def test_where_no_chromium_is_a_user_is_told_and_ci_fails(monkeypatch):
-    monkeypatch.setattr("browser.shutil.which", lambda name: None)
+    monkeypatch.setattr("support.browser.shutil.which", lambda name: None)
     monkeypatch.delitem(os.environ, "RSB_CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no Chromium here: apt-get install"):
         chromium()

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from support.reported import curves_of, large, study
 from support.tabled import cell, table_of
-from trainer.report.compare import Curves
+from trainer.report.curves import Curves
 from trainer.report.figures import (
-    MOST_DRAWN,
+    MAX_CELLS,
     PANEL_INNER_PX,
+    Scale,
     cost_figures,
     curve_figures,
     forest,
     is_front,
+    scale_over,
 )
-from trainer.report.scales import Scale, scale_over
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -68,8 +69,8 @@ def test_a_forest_has_every_difference_at_its_place():
         cells[1:]
     )
     clear, alone, torn, absent = found.effects
-    assert clear.is_clear and clear.low < clear.at < clear.high
-    value, ticks = clear.one.difference, {float(tick.label): tick.at for tick in found.ticks}
+    assert clear.is_significant and clear.low < clear.at < clear.high
+    value, ticks = (clear.one.difference, {float(tick.label): tick.at for tick in found.ticks})
     (x0, at0), (x1, at1) = list(ticks.items())[0], list(ticks.items())[-1]
     unit = (at1 - at0) / (x1 - x0)
     for place, number in (
@@ -109,14 +110,14 @@ def test_a_group_without_a_difference_has_no_forest():
 def test_of_many_cells_the_largest_effects_are_drawn_and_the_rest_counted():
     table = large()
     found = forest("g", table.cells)
-    assert len(found.effects) == MOST_DRAWN and found.num_left_out == 399 - MOST_DRAWN
+    assert len(found.effects) == MAX_CELLS and found.num_left_out == 399 - MAX_CELLS
     sizes = [abs(one.difference.value) for one in table.cells if one.difference]
     assert (
         min(abs(effect.one.difference.value) for effect in found.effects)
-        == sorted(sizes)[-MOST_DRAWN]
+        == sorted(sizes)[-MAX_CELLS]
     )
     (figure, _) = curve_figures(table, curves_of(table))
-    assert len(figure.panels) == MOST_DRAWN and figure.num_left_out > 0
+    assert len(figure.panels) == MAX_CELLS and figure.num_left_out > 0
 
 
 def points(text):

@@ -1,6 +1,6 @@
 """Markdown, CSV and LaTeX against golden files; every word escaped, LaTeX read by a small parser.
 
-`python tests/test_table_formats.py` writes the golden files anew: look at the difference before committing it.
+`python tests/report/test_formats.py` writes the golden files anew: look at the difference before committing it.
 """
 
 import csv
@@ -20,12 +20,19 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from support.tabled import cell, table_of
-from trainer.report.formats import as_csv, as_markdown, markdown_code, markdown_text
-from trainer.report.latex import as_latex, latex_text
-from trainer.report.query import make_view
-from trainer.report.table_texts import number, text_of
+from trainer.report.formats import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    format_number,
+    latex_text,
+    markdown_code,
+    markdown_text,
+    text_of,
+)
+from trainer.report.view import make_view
 
-GOLDEN = Path(__file__).parents[1] / "golden_tables"
+GOLDEN = Path(__file__).parent / "golden_tables"
 FORMATS = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
@@ -250,10 +257,10 @@ def test_letters_that_the_fonts_lack_are_told_by_their_code():
 
 def test_numbers_are_never_minus_zero():
     assert [
-        number(-0.001, 2),
-        number(-0.001, 2, "+"),
-        number(-0.5, 2, "+"),
-        number(0.5, 2, "+"),
+        format_number(-0.001, 2),
+        format_number(-0.001, 2, "+"),
+        format_number(-0.5, 2, "+"),
+        format_number(0.5, 2, "+"),
     ] == ["0.00", "+0.00", "-0.50", "+0.50"]
 
 

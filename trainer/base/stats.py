@@ -1,7 +1,7 @@
 """Statistics of a few repeats: their spread, differences with intervals, how many seeds would tell.
 
-SciPy's distributions do the arithmetic. What cannot be known from the numbers given is None, never a guess: one value has no spread,
-and values that do not vary have no interval.
+SciPy's distributions do the arithmetic. What cannot be known from the numbers given is None, never
+a guess: one value has no spread, and values that do not vary have no interval.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ _ROUNDING = 1e-9
 class Difference:
     """A cell minus its base.
 
-    kind: "paired", seed by seed over the num_pairs seeds that both have; "welch", all values of both, where fewer than two
-    seeds are common; "single", where one of them has one value, so that nothing more can be said.
-    low, high: the 95 % interval; p: two-sided, of Student's t. All three None where nothing varies, or for "single".
-    std: what the values of the difference vary by: of the pairs, or both cells' pooled; None where p is.
+    kind: "paired", seed by seed over the num_pairs seeds that both have; "welch", all values of
+    both, where fewer than two seeds are common; "single", where one of them has one value, so that
+    nothing more can be said. low, high: the 95 % interval; p: two-sided, of Student's t. All three
+    None where nothing varies, or for "single". std: what the values of the difference vary by: of
+    the pairs, or both cells' pooled; None where p is.
     """
 
     value: float
@@ -54,7 +55,9 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 def std_of(values: Sequence[float]) -> float | None:
-    """The standard deviation with n - 1; None of fewer than two values, exactly 0 where they differ in rounding alone."""
+    """The standard deviation with n - 1; None of fewer than two values, exactly 0 where they differ
+    in rounding alone.
+    """
     if len(values) < 2:
         return None
     found = statistics.stdev(values)
@@ -100,7 +103,9 @@ def _welch(cell: list[float], base: list[float]) -> Difference:
 
 
 def _interval_and_p(value: float, error: float, free: float) -> tuple[float, float, float]:
-    """(low, high, p) of a value with its standard error, by Student's t with so many degrees of freedom."""
+    """(low, high, p) of a value with its standard error, by Student's t with so many degrees of
+    freedom.
+    """
     reach = _quantile(free) * error
     return value - reach, value + reach, 2 * float(special.stdtr(free, -abs(value) / error))
 
@@ -111,7 +116,9 @@ def _quantile(free: float) -> float:
 
 
 def pooled_std(cells: Sequence[Sequence[float]]) -> float | None:
-    """What the values of several cells vary by around their own means, weighted by what each can say; None of none."""
+    """What the values of several cells vary by around their own means, weighted by what each can
+    say; None of none.
+    """
     known = [(len(values) - 1, std_of(values)) for values in cells if len(values) >= 2]
     if not known:
         return None
@@ -135,9 +142,11 @@ def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
 
 
 def power_of(effect: float, num_seeds: int, is_paired: bool) -> float:
-    """How often a two-sided t-test at 5 % sees an effect with so many seeds in each of the two cells.
+    """How often a two-sided t-test at 5 % sees an effect with so many seeds in each of the two
+    cells.
 
-    effect: the difference in units of what it varies by: the std of the pairs' differences, or both cells' pooled one.
+    effect: the difference in units of what it varies by: the std of the pairs' differences, or both
+    cells' pooled one.
     """
     effect = min(abs(effect), _LARGEST_EFFECT)
     free = num_seeds - 1 if is_paired else 2 * num_seeds - 2
@@ -149,8 +158,9 @@ def power_of(effect: float, num_seeds: int, is_paired: bool) -> float:
 
 
 def seeds_needed(difference: float, std: float, is_paired: bool) -> int | None:
-    """The fewest seeds in each cell that show such a difference with 80 % power; None where none would, or more than
-    MOST_SEEDS."""
+    """The fewest seeds in each cell that show such a difference with 80 % power; None where none
+    would, or more than MOST_SEEDS.
+    """
     if not difference or not std:
         return None
     return _fewest(lambda num_seeds: power_of(difference / std, num_seeds, is_paired) >= POWER)
@@ -170,7 +180,9 @@ def _fewest(is_enough: Callable[[int], bool]) -> int | None:
 
 
 def binomial_error_pct(score_pct: float, num_images: int) -> float:
-    """The standard error of a share of so many images, in points: what another val set of this size would move."""
+    """The standard error of a share of so many images, in points: what another val set of this size
+    would move.
+    """
     share = score_pct / 100
     return 100 * math.sqrt(share * (1 - share) / num_images)
 
@@ -178,13 +190,15 @@ def binomial_error_pct(score_pct: float, num_images: int) -> float:
 def published_spread_pct(num_images: int) -> float:
     """RSB's spread over seeds as it would be on so many val images, in points.
 
-    The spread of a share of n images goes with 1 / sqrt(n): seeds change which images are right, nearly one by one.
+    The spread of a share of n images goes with 1 / sqrt(n): seeds change which images are right,
+    nearly one by one.
     """
     return RSB_SPREAD_PCT * math.sqrt(RSB_VAL_IMAGES / num_images)
 
 
 def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
-    """Where one more value lies with 95 %, after these; None of fewer than two or where they do not vary.
+    """Where one more value lies with 95 %, after these; None of fewer than two or where they do not
+    vary.
 
     mean +- t * std * sqrt(1 + 1 / n): the prediction interval of a normal distribution.
     """

@@ -13,7 +13,7 @@ from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_
 Anyway = Annotated[
     bool,
     typer.Option(
-        "--anyway/--no-anyway", help="Run although page, data or versions are others now."
+        "--anyway/--no-anyway", help="Run although recipe, data or versions have changed."
     ),
 ]
 
@@ -23,14 +23,14 @@ Anyway = Annotated[
 def table(
     ablation: Annotated[
         str,
-        typer.Option(help="An ablation, or a path to its .yaml; absent: all, with what they have."),
+        typer.Option(
+            help="An ablation or a path to its .yaml; default: list all with their progress."
+        ),
     ] = "",
     metric: Annotated[
-        str, typer.Option(help="top1, top5, loss or ema (top-1 of the average).")
+        str, typer.Option(help="top1, top5, loss or ema (top-1 of the weight average).")
     ] = "top1",
-    sort: Annotated[
-        str, typer.Option(help='Columns, a minus for the largest first: "-mean cell".')
-    ] = "",
+    sort: Annotated[str, typer.Option(help='Columns, -name for descending: "-mean cell".')] = "",
     columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
     filter_: Annotated[
         str, typer.Option("--filter", help='Which cells: "mean > 90 and n >= 3".')
@@ -41,15 +41,17 @@ def table(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex,html} too."""
+    """An ablation's table from its stored rows; without options, also stored as
+    <results>/<ablation>.{md,csv,tex,html}.
+    """
     from trainer.cli import table_show
-    from trainer.report.query import make_view
-    from trainer.report.table_rows import open_table
+    from trainer.report.rows import open_table
     from trainer.report.tables import find_metric
+    from trainer.report.view import make_view
 
     out = table_show.console()
     if not ablation:
-        table_show.refuse_alone(
+        table_show.refuse_without_ablation(
             metric=metric != "top1",
             sort=sort,
             columns=columns,
@@ -84,16 +86,14 @@ def compare(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Two rows side by side where they differ, and both learning curves where the run folders are."""
+    """The differences of two rows, and their learning curves where the run folders are here."""
     from trainer.base.errors import UserError
     from trainer.cli import table_show
     from trainer.report.compare import find_row
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
-        raise UserError(
-            f"{' and '.join(missing)} not given: two runs are compared; a=<run> b=<run> would do"
-        )
+        raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
     table_show.print_comparison(
         table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs
     )
@@ -104,27 +104,27 @@ def compare(
 def reproduce(
     row: Annotated[str, typer.Option(help="A run's name, or its folder.")],
     recipe: Annotated[
-        str, typer.Option(help="The page, where it is not among the suite's own.")
+        str, typer.Option(help="The recipe file, if it is not one of the suite's.")
     ] = "",
     data: Annotated[
-        str, typer.Option(help="The data set, where it is not under the row's own name.")
+        str, typer.Option(help="The dataset, if it is not at the row's own name.")
     ] = "",
     data_dir: DataDir = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; absent: the row's.")] = "",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; default: the row's.")] = "",
     workers: Workers = "auto",
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     anyway: Anyway = False,
 ) -> None:
-    """Run a row again from its own record, into a run of its own; exit 1 where the result is not the row's."""
+    """Rerun a row from its own record, as a new run; exit 1 if the result differs."""
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
         from trainer.cli import table_show
         from trainer.engine.settings import make_settings
         from trainer.report.compare import find_row
-        from trainer.report.table_rows import stored_rows
+        from trainer.report.rows import stored_rows
         from trainer.runs.reproduce import plan_again, run_again, same_cell, verdict
 
         out, found = table_show.console(), find_row(row, results, runs)

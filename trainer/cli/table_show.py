@@ -1,8 +1,8 @@
-"""What table, compare and reproduce print and store; no decisions."""
+"""Printing and storing for the commands table, compare and reproduce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -13,14 +13,21 @@ from trainer.ablation.questions import open_question, shipped_pages
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.report.compare import differences, plot, read_curves
-from trainer.report.formats import as_csv, as_markdown
-from trainer.report.latex import as_latex
-from trainer.report.query import COST_COLUMNS, DEFAULT_COLUMNS, View
-from trainer.report.table_notes import remarks, warnings
-from trainer.report.table_rows import by_cell, errors_in, find_rows
-from trainer.report.table_texts import heading_of, is_text, shown_columns, text_of
+from trainer.report.compare import RowDifference, row_differences
+from trainer.report.curves import Points, read_curves, text_plot
+from trainer.report.formats import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    heading_of,
+    is_text,
+    shown_columns,
+    text_of,
+)
+from trainer.report.notes import remarks, warnings
+from trainer.report.rows import by_cell, errors_in, find_rows
 from trainer.report.tables import METRICS, Table, summarize
+from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 
@@ -28,7 +35,7 @@ FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "
 
 
 def console() -> Console:
-    """The terminal, as show.console gives it, without all that show prints: a table needs no torch."""
+    """A wide terminal; not runs.show.console, which imports torch."""
     return open_terminal(least_columns=160)
 
 
@@ -39,27 +46,25 @@ def find_format(name: str) -> Callable[[View], str] | None:
     if name not in FORMATS:
         known = ["terminal", *FORMATS]
         raise UserError(
-            f"format={name}: unknown{did_you_mean(name, known)}; {', '.join(known)} would do"
+            f"format={name}: unknown format{did_you_mean(name, known)}; valid: {', '.join(known)}"
         )
     return FORMATS[name]
 
 
-def refuse_alone(**given) -> None:
-    """Refuse what belongs to one ablation where none is named. Raises UserError."""
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        raise UserError(
-            f"{names[0]}= is for the table of one ablation; ablation=<its name> would do"
-        )
+def refuse_without_ablation(**is_given: bool) -> None:
+    """Raises UserError for options that need an ablation."""
+    given = [f"{name}=" for name in is_given if is_given[name]]
+    if given:
+        raise UserError(f"{given[0]} needs an ablation; add ablation=<name>")
 
 
 def print_table(out: Console, view: View) -> None:
-    """The table for a terminal: one for each group, what must be known under it, why runs failed."""
+    """The table for a terminal: one per group, warnings, errors of failed runs, remarks."""
     table = view.table
     out.print(table.title, style="bold", markup=False)
     out.print(table.question, markup=False)
     for group in table.groups:
-        for columns in _on_a_screen(view):
+        for columns in _split_columns(view):
             out.print(_group_table(view, group, columns))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
@@ -75,8 +80,8 @@ def print_table(out: Console, view: View) -> None:
         out.print(line, style="dim", markup=False)
 
 
-def _on_a_screen(view: View) -> list[tuple[str, ...]]:
-    """The columns in tables that a screen is wide enough for: scores and costs, where nobody asked for columns."""
+def _split_columns(view: View) -> list[tuple[str, ...]]:
+    """The default columns as two tables, scores and costs, which fit a screen; others as asked for."""
     columns = shown_columns(view)
     if view.columns != DEFAULT_COLUMNS:
         return [columns]
@@ -111,18 +116,17 @@ def store_table(results: Path, view: View) -> list[Path]:
 
 
 def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
-    """Where the table lies, or how it comes to be."""
+    """The files written, or how to get a first row."""
     if paths:
         out.print(f"stored {', '.join(map(str, paths))}", markup=False)
     else:
         out.print(
-            f"no run has a row yet, nothing is stored; make ablate ablation={table.name} runs it",
-            markup=False,
+            f"no rows yet, nothing stored; run make ablate ablation={table.name}", markup=False
         )
 
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
-    """One line for each ablation that comes with the suite: its question, and how far its runs are."""
+    """The shipped ablations, one per line: question and progress."""
     questions = [open_question(path) for path in shipped_pages()]
     rows = find_rows(results, questions)
     shown = RichTable(
@@ -148,14 +152,14 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
 
 
 def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
-    """What differs between two rows, then both curves, as far as their folders are here."""
+    """The differences of two rows, then the learning curves of those whose run folder is here."""
     out.print(f"a  {a.run}", markup=False, style="cyan")
     out.print(f"b  {b.run}", markup=False, style="magenta")
-    found = differences(a, b)
-    if found:
-        out.print(_differences_table(found))
+    differing = row_differences(a, b)
+    if differing:
+        out.print(_differences_table(differing))
     else:
-        out.print("the rows differ in their names and dates alone")
+        out.print("the rows differ only in name and date")
     if (
         a.top1_pct is not None
         and b.top1_pct is not None
@@ -163,49 +167,46 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
     ):
         size = a.num_val_images
         out.print(
-            f"one of {size:,} val images is {100 / size:.3g} points; seeds alone move top-1 by about "
-            f"{published_spread_pct(size):.2g} (RSB's 0.10 on 50,000): two runs are one pair, not a finding",
+            f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a standard deviation of about "
+            f"{published_spread_pct(size):.2g} points (RSB's 0.10 on 50,000 images, scaled): one pair of runs is no evidence",
             style="dim",
         )
-    curves = {letter: read_curves(runs / row.run, row) for letter, row in (("a", a), ("b", b))}
-    here = {letter: one for letter, one in curves.items() if one is not None}
+    curves = {}
     for letter, row in (("a", a), ("b", b)):
-        if letter not in here:
-            out.print(
-                f"{letter} has no curves here: no {runs / row.run / 'metrics.jsonl'}",
-                style="dim",
-                markup=False,
-            )
-    _print_plot(out, "val top-1 %", {letter: one.val_top1 for letter, one in here.items()})
+        found = read_curves(runs / row.run, row)
+        if found is None:
+            path = runs / row.run / "metrics.jsonl"
+            out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
+        else:
+            curves[letter] = found
+    _print_plot(out, "val top-1 %", {letter: one.val_top1 for letter, one in curves.items()})
     _print_plot(
-        out, "training loss, nats", {letter: one.train_loss for letter, one in here.items()}
+        out, "training loss, nats", {letter: one.train_loss for letter, one in curves.items()}
     )
 
 
-def _differences_table(found) -> RichTable:
+def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
     shown = RichTable("", "what", "a", "b", "b - a")
     last = None
-    for one in found:
+    for one in differing:
         if last not in (None, one.section):
             shown.add_section()
-        shown.add_row(
-            "" if one.section == last else one.section,
-            *map(Text, (one.name, one.a, one.b, one.change)),
-        )
+        heading = "" if one.section == last else one.section
+        shown.add_row(heading, *map(Text, (one.name, one.a, one.b, one.change)))
         last = one.section
     return shown
 
 
-def _print_plot(out: Console, title: str, curves: Mapping) -> None:
-    lines = plot(curves)
+def _print_plot(out: Console, title: str, curves: Mapping[str, Points]) -> None:
+    lines = text_plot(curves)
     if lines:
-        out.print(f"{title} ({', '.join(curves)}; * where they meet)", style="bold", markup=False)
+        out.print(f"{title} ({', '.join(curves)}; * both)", style="bold", markup=False)
         for line in lines:
             out.print(line, markup=False)
 
 
 def print_verdict(out: Console, row: Row, again: Row, judged) -> None:
-    """What a rerun says about a row. judged: a reproduce.Verdict."""
+    """judged: a reproduce.Verdict."""
     out.print(f"row    {row.run}", markup=False)
     out.print(f"again  {again.run}", markup=False)
     for line in judged.lines:

@@ -24,9 +24,8 @@ from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.profiles import Profile, data_folder, find_profile
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
 from trainer.recipe.tree import plain
-from trainer.report.table_rows import AGAIN
 from trainer.runs.job import Job, run_job
-from trainer.runs.results import Row, RowDeviation
+from trainer.runs.results import RERUN_SUFFIX, Row, RowDeviation
 from trainer.runs.run_folder import recipe_of
 
 _MOST_TRIES = 500  # orders of added augmentations: a row tells what was added, not where
@@ -85,7 +84,7 @@ def _facts(folder: Path) -> dict:
 
 def _is_of(plan: Plan, row: Row) -> bool:
     """Does the plan lead to the row's own name?"""
-    return plan.run_name(row.data_fingerprint) == AGAIN.sub("", row.run)
+    return plan.run_name(row.data_fingerprint) == RERUN_SUFFIX.sub("", row.run)
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:
@@ -225,7 +224,7 @@ def same_cell(row: Row, rows: Iterable[Row]) -> dict[int, float]:
         other.seed: other.top1_pct
         for other in rows
         if other.top1_pct is not None
-        and not AGAIN.search(other.run)
+        and not RERUN_SUFFIX.search(other.run)
         and row_key(other.model_copy(update={"seed": row.seed})) == key
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from trainer.base.names import inside, one_name, plain_text
 from trainer.runs.checkpoint import write_atomically
 
 LARGEST_ROW_KIB = 1024
+RERUN_SUFFIX = re.compile(r"(?<=-[0-9a-f]{6})-\d+$")  # what again=1 appends to a run's name
 
 
 class RowError(UserError):

@@ -12,11 +12,10 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
 from trainer.recipe.plan import Plan
-from trainer.report.table_rows import AGAIN
 from trainer.runs.export import digest_of, timm_facts
 from trainer.runs.job import published_page
 from trainer.runs.loader_equivalence import certificates_of
-from trainer.runs.results import Row, read_row, read_row_file, row_path
+from trainer.runs.results import RERUN_SUFFIX, Row, read_row, read_row_file, row_path
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.runs.verify_curves import curve_checks
 from trainer.tools.faults import touches_result
@@ -149,7 +148,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     _, facts = recipe_of(folder)
     yield same(
         "the run's name from recipe.yaml",
-        AGAIN.sub("", row.run),
+        RERUN_SUFFIX.sub("", row.run),
         plan.run_name(row.data_fingerprint),
     )
     yield same("plan.json's page digest", row.digest, facts.get("page_digest"))
