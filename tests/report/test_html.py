@@ -241,7 +241,7 @@ def test_numbers_are_sorted_by_their_value_and_what_is_absent_has_no_key():
     assert [first.group, second.group] == ["resnet18 on digits", "convnext_atto on digits"]
     names = [column.name for column in first.columns]
     by_cell = {
-        line.one.cell.name: dict(zip(names, line.entries, strict=True)) for line in first.lines
+        line.summary.cell.name: dict(zip(names, line.entries, strict=True)) for line in first.lines
     }
     assert (
         float(by_cell["CE (resnet18)"]["mean"].key) == pytest.approx(94.0666667)

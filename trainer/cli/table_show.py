@@ -68,11 +68,11 @@ def print_table(out: Console, view: View) -> None:
             out.print(_group_table(view, group, columns))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
-    for one in table.cells:
-        for result in one.seeds:
+    for summary in table.cells:
+        for result in summary.seeds:
             if result.state == "failed":
                 out.print(
-                    f"failed: {one.cell.name} seed {result.seed}: {result.error}",
+                    f"failed: {summary.cell.name} seed {result.seed}: {result.error}",
                     style="red",
                     markup=False,
                 )
@@ -81,7 +81,7 @@ def print_table(out: Console, view: View) -> None:
 
 
 def _split_columns(view: View) -> list[tuple[str, ...]]:
-    """The default columns as two tables, scores and costs, which fit a screen; others as asked for."""
+    """The default columns as two tables that fit a screen, scores and costs; others as given."""
     columns = shown_columns(view)
     if view.columns != DEFAULT_COLUMNS:
         return [columns]
@@ -96,15 +96,17 @@ def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
         shown.add_column(
             Text(heading_of(view, column)), justify="left" if is_text(column) else "right"
         )
-    for one in view.table.groups[group]:
-        texts = (Text(text_of(view, one, column)) for column in columns)
-        shown.add_row(*texts, style="bold" if one.cell.is_base else "yellow" if one.marks else None)
+    for summary in view.table.groups[group]:
+        texts = (Text(text_of(view, summary, column)) for column in columns)
+        shown.add_row(
+            *texts, style="bold" if summary.cell.is_base else "yellow" if summary.marks else None
+        )
     return shown
 
 
 def store_table(results: Path, view: View) -> list[Path]:
     """Write a whole table in every format; nothing where no run has a row yet."""
-    if not any(one.rows for one in view.table.cells):
+    if not any(summary.rows for summary in view.table.cells):
         return []
     paths = []
     for suffix, writer in FORMATS.items():
@@ -136,7 +138,7 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
         table = summarize(
             question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question)
         )
-        states = [result.state for one in table.cells for result in one.seeds]
+        states = [result.state for summary in table.cells for result in summary.seeds]
         counts = [
             states.count("finished") + states.count("no value"),
             *map(states.count, ("diverged", "failed", "missing")),
@@ -167,8 +169,9 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
     ):
         size = a.num_val_images
         out.print(
-            f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a standard deviation of about "
-            f"{published_spread_pct(size):.2g} points (RSB's 0.10 on 50,000 images, scaled): one pair of runs is no evidence",
+            f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a "
+            f"standard deviation of about {published_spread_pct(size):.2g} points (RSB's 0.10 on "
+            "50,000 images, scaled): one pair of runs is no evidence",
             style="dim",
         )
     curves = {}
@@ -179,21 +182,23 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
             out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
         else:
             curves[letter] = found
-    _print_plot(out, "val top-1 %", {letter: one.val_top1 for letter, one in curves.items()})
+    _print_plot(out, "val top-1 %", {letter: line.val_top1 for letter, line in curves.items()})
     _print_plot(
-        out, "training loss, nats", {letter: one.train_loss for letter, one in curves.items()}
+        out, "training loss, nats", {letter: line.train_loss for letter, line in curves.items()}
     )
 
 
 def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
     shown = RichTable("", "what", "a", "b", "b - a")
     last = None
-    for one in differing:
-        if last not in (None, one.section):
+    for difference in differing:
+        if last not in (None, difference.section):
             shown.add_section()
-        heading = "" if one.section == last else one.section
-        shown.add_row(heading, *map(Text, (one.name, one.a, one.b, one.change)))
-        last = one.section
+        heading = "" if difference.section == last else difference.section
+        shown.add_row(
+            heading, *map(Text, (difference.name, difference.a, difference.b, difference.change))
+        )
+        last = difference.section
     return shown
 
 

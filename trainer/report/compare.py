@@ -16,8 +16,9 @@ _MAX_SUGGESTIONS = 2_000  # names searched for the closest one
 
 @dataclass(frozen=True)
 class RowDifference:
-    """One property in which two rows differ. section: its heading. change: b - a, empty for what is
-    no number.
+    """One property in which two rows differ.
+
+    section: its heading. change: b - a, empty for what is no number.
     """
 
     section: str
@@ -104,8 +105,9 @@ def _differing(section: str, properties: _Properties, a: Row, b: Row) -> Iterato
 
 
 def _differing_deviations(a: Row, b: Row) -> Iterator[RowDifference]:
-    """A path that only one run changed has the recipe's value in the other, known where the recipe
-    is the same.
+    """Deviations; where one run has none, the other's record of the recipe's value.
+
+    That value is unknown where the recipes differ.
     """
     in_a, in_b = _final_values(a), _final_values(b)
     recipe_values = {

@@ -7,6 +7,7 @@ file counts only for the row whose weights it names.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -28,9 +29,7 @@ Points = tuple[tuple[float, float], ...]  # (epoch, value), by epoch
 
 @dataclass(frozen=True)
 class Curves:
-    """The training loss in nats, and the val top-1 in percent of the weights that were scored, by
-    epoch.
-    """
+    """By epoch: the training loss in nats, the val top-1 in percent of the scored weights."""
 
     train_loss: Points
     val_top1: Points
@@ -57,7 +56,7 @@ def read_curves(folder: Path, row: Row) -> Curves | None:
                 scores.append((float(record["epoch"]), float(record["top1_pct"])))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise RowError(
-                f"{path}:{number}: not a line of metrics; move this file away to go on without curves"
+                f"{path}:{number}: not a metrics record; without this file there are no curves"
             ) from None
     return Curves(_finite(losses), _finite(scores))
 
@@ -89,11 +88,9 @@ def curves_path(results: Path, name: str) -> Path:
 
 
 def find_curves(results: Path, table: Table) -> dict[str, Curves]:
-    """The curves of a table's rows by run: from the run folder where it is here, else as they were
-    kept.
-    """
+    """The curves of a table's rows by run: from the run folder if it is here, else as stored."""
     kept, found = read_kept(results, table.name), {}
-    for result in (result for one in table.cells for result in one.seeds if result.row):
+    for result in (result for summary in table.cells for result in summary.seeds if result.row):
         row = result.row
         curves = _folder_curves(result)
         if curves and (curves.train_loss or curves.val_top1):
@@ -119,7 +116,7 @@ def _folder_curves(result: SeedResult) -> Curves | None:
 
 def keep_curves(results: Path, table: Table, curves: Mapping[str, Curves]) -> Path | None:
     """Write the curves of a table's rows; no file where there are none."""
-    rows = {row.run: row for one in table.cells for row in one.rows}
+    rows = {row.run: row for summary in table.cells for row in summary.rows}
     path = curves_path(results, table.name)
     if not curves:
         path.unlink(missing_ok=True)
@@ -150,7 +147,8 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
             kept[record["run"]] = record["weights_sha256"], Curves(*points)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}:{number}: not a run's curves ({error}); delete the file, make table rewrites it"
+                f"{path}:{number}: not a run's curves ({error}); delete the file, "
+                "make table writes it again"
             ) from None
     return kept
 
@@ -159,9 +157,7 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
 
 
 def text_plot(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> list[str]:
-    """Curves as lines of text, each drawn with its one-letter name, * where two meet; empty without
-    points.
-    """
+    """Curves as lines of text, each drawn with its one-letter name; * where two meet."""
     points = [point for line in curves.values() for point in line]
     if not points:
         return []
@@ -193,12 +189,13 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _interpolate(line: Points, x: float, step: float) -> float | None:
-    """The curve at x, linear between its points; None outside. A single point is drawn at its
-    nearest column.
+    """The curve at x, linear between its points; None outside.
+
+    A single point counts at the nearest column.
     """
     if len(line) == 1:
         return line[0][1] if abs(line[0][0] - x) <= 0.5001 * step else None
-    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(line):
         if x0 <= x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
     return None

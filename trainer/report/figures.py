@@ -76,7 +76,7 @@ class Effect:
     that side? is_significant: p below SIGNIFICANT_P after Holm's correction.
     """
 
-    one: CellSummary
+    summary: CellSummary
     at: float | None
     low: float | None = None
     high: float | None = None
@@ -87,9 +87,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Forest:
-    """A forest plot: the differences of a group to its base. num_left_out: smaller ones that are
-    not drawn.
-    """
+    """A forest plot of a group's differences. num_left_out: smaller ones, not drawn."""
 
     group: str
     base: str
@@ -101,51 +99,56 @@ class Forest:
 
 def forest(group: str, cells: Sequence[CellSummary]) -> Forest | None:
     """The forest plot of a group; None where nothing is compared."""
-    base = next((one for one in cells if one.cell.is_base), None)
-    others = [one for one in cells if not one.cell.is_base]
-    if base is None or not any(one.difference for one in others):
+    base = next((summary for summary in cells if summary.cell.is_base), None)
+    others = [summary for summary in cells if not summary.cell.is_base]
+    if base is None or not any(summary.difference for summary in others):
         return None
     shown = others
     if len(others) > MAX_CELLS:
-        compared = [one for one in others if one.difference]
-        largest = sorted(compared, key=lambda one: -abs(one.difference.value))[:MAX_CELLS]
+        compared = [summary for summary in others if summary.difference]
+        largest = sorted(compared, key=lambda summary: -abs(summary.difference.value))[:MAX_CELLS]
         drawn = set(map(id, largest))
-        shown = [one for one in others if id(one) in drawn]
-    scale = _effect_scale([one.difference for one in shown if one.difference])
-    effects = tuple(_effect(one, scale) for one in shown)
+        shown = [summary for summary in others if id(summary) in drawn]
+    scale = _effect_scale([summary.difference for summary in shown if summary.difference])
+    effects = tuple(_effect(summary, scale) for summary in shown)
     return Forest(
         group, base.cell.name, scale.at(0), scale.ticks(5), effects, len(others) - len(shown)
     )
 
 
 def _effect_scale(differences: Sequence[Difference]) -> Scale:
-    """Wide enough for every difference and a typical interval; one far wider than the others is
-    cut.
-    """
-    values = [0.0, *(one.value for one in differences)]
-    halves = [(one.high - one.low) / 2 for one in differences if one.low is not None]
+    """Wide enough for all differences and a typical interval; much wider ones are cut."""
+    values = [0.0, *(summary.value for summary in differences)]
+    halves = [
+        (summary.high - summary.low) / 2 for summary in differences if summary.low is not None
+    ]
     typical = 1.2 * statistics.median(halves) if halves else 0.0
     margin = max((max(values) - min(values)) * 0.5, typical)
-    ends = [end for one in differences if one.low is not None for end in (one.low, one.high)]
+    ends = [
+        end
+        for summary in differences
+        if summary.low is not None
+        for end in (summary.low, summary.high)
+    ]
     low = max(min(values + ends), min(values) - margin)
     high = min(max(values + ends), max(values) + margin)
     return scale_over((low, high), 2, 98, margin_share=0.02)
 
 
-def _effect(one: CellSummary, scale: Scale) -> Effect:
-    difference = one.difference
+def _effect(summary: CellSummary, scale: Scale) -> Effect:
+    difference = summary.difference
     if difference is None:
-        return Effect(one, None)
+        return Effect(summary, None)
     if difference.low is None:
-        return Effect(one, scale.at(difference.value))
+        return Effect(summary, scale.at(difference.value))
     return Effect(
-        one,
+        summary,
         scale.at(difference.value),
         scale.at(difference.low),
         scale.at(difference.high),
         is_cut_low=difference.low < scale.low,
         is_cut_high=difference.high > scale.high,
-        is_significant=one.p_holm is not None and one.p_holm < SIGNIFICANT_P,
+        is_significant=summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P,
     )
 
 
@@ -157,11 +160,9 @@ PANEL_INNER_PX = (42, 8, 242, 136)  # left, top, right, bottom of the plotting a
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one cell, as SVG points. base: the mean curve of the group's base, for
-    comparison.
-    """
+    """The curves of one cell, as SVG points. base: the mean curve of the group's base."""
 
-    one: CellSummary
+    summary: CellSummary
     seeds: tuple[str, ...]
     band: str
     mean: str
@@ -170,9 +171,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class CurveFigure:
-    """One quantity over the epochs: a panel per cell, all with the same axes. without: cells that
-    have no curve.
-    """
+    """One quantity by epoch, a panel per cell, same axes. without: cells that have none."""
 
     group: str
     title: str
@@ -188,44 +187,44 @@ def curve_figures(table: Table, curves: Mapping[str, Curves]) -> tuple[CurveFigu
     figures = []
     for group, cells in table.groups.items():
         for kind, title in (("val_top1", "Top-1 % of val"), ("train_loss", "Training loss, nats")):
-            lines_of = [(one, _lines(one, curves, kind)) for one in cells]
+            lines_of = [(summary, _lines(summary, curves, kind)) for summary in cells]
             if any(lines for _, lines in lines_of):
                 figures.append(_curve_figure(group, title, lines_of))
     return tuple(figures)
 
 
-def _lines(one: CellSummary, curves: Mapping[str, Curves], kind: str) -> list[Points]:
-    lines = [getattr(curves[row.run], kind) for row in one.rows if row.run in curves]
+def _lines(summary: CellSummary, curves: Mapping[str, Curves], kind: str) -> list[Points]:
+    lines = [getattr(curves[row.run], kind) for row in summary.rows if row.run in curves]
     return [points for points in lines if points]
 
 
 def _curve_figure(
     group: str, title: str, lines_of: Sequence[tuple[CellSummary, list[Points]]]
 ) -> CurveFigure:
-    drawn = [(one, lines) for one, lines in lines_of if lines]
+    drawn = [(summary, lines) for summary, lines in lines_of if lines]
     points = [point for _, lines in drawn for line in lines for point in line]
     left, top, right, bottom = PANEL_INNER_PX
     x = scale_over((epoch for epoch, _ in points), left, right, margin_share=0.02)
     y = scale_over((value for _, value in points), bottom, top)
-    base_lines = next((lines for one, lines in drawn if one.cell.is_base), [])
+    base_lines = next((lines for summary, lines in drawn if summary.cell.is_base), [])
     base_mean = _svg([(epoch, mean) for epoch, _, mean, _ in _spread(base_lines)], x, y)
-    panels = tuple(_panel(one, lines, x, y, base_mean) for one, lines in drawn[:MAX_CELLS])
-    without = tuple(one.cell.name for one, lines in lines_of if not lines)
+    panels = tuple(_panel(summary, lines, x, y, base_mean) for summary, lines in drawn[:MAX_CELLS])
+    without = tuple(summary.cell.name for summary, lines in lines_of if not lines)
     num_left_out = len(drawn) - len(panels)
     return CurveFigure(group, title, x.ticks(5), y.ticks(5), panels, num_left_out, without)
 
 
-def _panel(one: CellSummary, lines: list[Points], x: Scale, y: Scale, base_mean: str) -> Panel:
+def _panel(summary: CellSummary, lines: list[Points], x: Scale, y: Scale, base_mean: str) -> Panel:
     spread = _spread(lines)
     lows = [(epoch, low) for epoch, low, _, _ in spread]
     highs = [(epoch, high) for epoch, _, _, high in spread]
     has_seeds = len(lines) > 1
     return Panel(
-        one,
+        summary,
         seeds=tuple(_svg(line, x, y) for line in lines) if has_seeds else (),
         band=_svg([*lows, *reversed(highs)], x, y) if has_seeds else "",
         mean=_svg([(epoch, mean) for epoch, _, mean, _ in spread], x, y),
-        base="" if one.cell.is_base else base_mean,
+        base="" if summary.cell.is_base else base_mean,
     )
 
 
@@ -262,11 +261,9 @@ _ENOUGH_PX = 14.0  # between a label and the next mark
 
 @dataclass(frozen=True)
 class CostPoint:
-    """A cell's mean against its cost. low, high: one standard deviation around it. label_*: where
-    its number stands.
-    """
+    """A cell's mean against its cost. low, high: mean ± one standard deviation."""
 
-    one: CellSummary
+    summary: CellSummary
     cost: str
     x: float
     y: float
@@ -295,18 +292,16 @@ def cost_figures(table: Table) -> tuple[CostFigure, ...]:
     """A figure for each group and each cost in which its cells differ."""
     figures = []
     for group, cells in table.groups.items():
-        cells = [one for one in cells if one.costs and one.mean is not None]
+        cells = [summary for summary in cells if summary.costs and summary.mean is not None]
         for field, name, unit, factor in _COSTS:
-            costs = [getattr(one.costs, field) / factor for one in cells]
+            costs = [getattr(summary.costs, field) / factor for summary in cells]
             if len(cells) > 1 and max(costs) > min(costs) * _MIN_COST_RATIO:
                 figures.append(_cost_figure(group, name, unit, cells, costs, table.metric))
     return tuple(figures)
 
 
 def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool:
-    """Is a cell on the Pareto front: no other is at least as cheap and as good, and better in one
-    of the two?
-    """
+    """Is a cell on the Pareto front, dominated by no other in cost and gain?"""
     cost, gain = costs[index], gains[index]
     return not any(
         c <= cost and g >= gain and (c < cost or g > gain)
@@ -317,7 +312,7 @@ def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool
 def _cost_figure(
     group: str, name: str, unit: str, cells: list[CellSummary], costs: list[float], metric: Metric
 ) -> CostFigure:
-    gains = [one.mean if metric.is_share else -one.mean for one in cells]
+    gains = [summary.mean if metric.is_share else -summary.mean for summary in cells]
     fronts = [is_front(index, costs, gains) for index in range(len(cells))]
     order = sorted(range(len(cells)), key=lambda index: (not fronts[index], -gains[index]))
     order = order[:MAX_CELLS]
@@ -344,12 +339,16 @@ def _front_path(points: Iterable[CostPoint]) -> str:
     return f"M{front[0].x:g},{front[0].y:g} {steps}"
 
 
-def _one_std(one: CellSummary) -> tuple[float, ...]:
-    return (one.mean,) if one.std is None else (one.mean - one.std, one.mean + one.std)
+def _one_std(summary: CellSummary) -> tuple[float, ...]:
+    return (
+        (summary.mean,)
+        if summary.std is None
+        else (summary.mean - summary.std, summary.mean + summary.std)
+    )
 
 
 def _cost_point(
-    one: CellSummary,
+    summary: CellSummary,
     cost: float,
     unit: str,
     is_on_front: bool,
@@ -357,8 +356,8 @@ def _cost_point(
     y: Scale,
     occupied: list[tuple[float, float]],
 ) -> CostPoint:
-    """A point with its label at the offset farthest from other marks; occupied grows by the label."""
-    at_x, at_y = x.at(cost), y.at(one.mean)
+    """A point, its label where most space is left; occupied grows by the label."""
+    at_x, at_y = x.at(cost), y.at(summary.mean)
     others = [mark for mark in occupied if mark != (at_x, at_y)]
     candidates = [
         (
@@ -373,9 +372,11 @@ def _cost_point(
         key=lambda label: min([_clearance_px(label, mark) for mark in others], default=99.0),
     )
     occupied.append((label[0], label[1] - 4))
-    low, high = (y.at(end) for end in _one_std(one)) if one.std is not None else (None, None)
+    low, high = (
+        (y.at(end) for end in _one_std(summary)) if summary.std is not None else (None, None)
+    )
     cost_text = f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"
-    return CostPoint(one, f"{cost_text} {unit}", at_x, at_y, low, high, is_on_front, *label)
+    return CostPoint(summary, f"{cost_text} {unit}", at_x, at_y, low, high, is_on_front, *label)
 
 
 def _clearance_px(label: tuple[float, float, str], mark: tuple[float, float]) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from trainer.ablation.cells import command
 from trainer.base.stats import MOST_SEEDS
 from trainer.report.notes import remarks, warnings
-from trainer.report.tables import CellSummary, Metric, Needed
+from trainer.report.tables import STATE_TEXTS, CellSummary, Metric, Needed
 from trainer.report.view import (
     COLUMNS,
     DEFAULT_COLUMNS,
@@ -23,13 +23,6 @@ from trainer.report.view import (
 
 # ---- columns as text, before any format escapes it
 
-STATE_TEXTS = {
-    "finished": "finished",
-    "diverged": "diverged",
-    "failed": "failed",
-    "missing": "no row",
-    "no value": "no such score",
-}
 _SMALLEST_P = 0.001
 _HEADINGS = {
     "p": "p (Holm)",
@@ -51,7 +44,7 @@ def shown_columns(view: View) -> tuple[str, ...]:
     return tuple(
         name
         for name in view.columns
-        if name in always or any(text_of(view, one, name) for one in view.table.cells)
+        if name in always or any(text_of(view, summary, name) for summary in view.table.cells)
     )
 
 
@@ -69,12 +62,12 @@ def heading_of(view: View, column: str) -> str:
     return _HEADINGS.get(column, column)
 
 
-def text_of(view: View, one: CellSummary, column: str) -> str:
+def text_of(view: View, summary: CellSummary, column: str) -> str:
     """One column of a cell's line; empty where there is no value."""
     format_column = _COLUMN_TEXTS.get(column)
     if format_column is None:
-        return dict(one.cell.levels).get(column, "")
-    return format_column(one, view.table.metric)
+        return dict(summary.cell.levels).get(column, "")
+    return format_column(summary, view.table.metric)
 
 
 def format_number(value: float, digits: int, sign: str = "") -> str:
@@ -83,36 +76,37 @@ def format_number(value: float, digits: int, sign: str = "") -> str:
     return text.replace("-", "+" if sign else "") if not text.strip("+-0.") else text
 
 
-def _n_text(one: CellSummary, _: Metric) -> str:
-    num_values, num_seeds = len(one.values), len(one.seeds)
+def _n_text(summary: CellSummary, _: Metric) -> str:
+    num_values, num_seeds = len(summary.values), len(summary.seeds)
     return str(num_values) if num_values == num_seeds else f"{num_values} of {num_seeds}"
 
 
-def _mean_text(one: CellSummary, metric: Metric) -> str:
-    if one.mean is None:
-        return ", ".join(dict.fromkeys(STATE_TEXTS[result.state] for result in one.seeds))
-    std = f" ± {format_number(one.std, metric.digits)}" if one.std is not None else ""
-    return format_number(one.mean, metric.digits) + std
+def _mean_text(summary: CellSummary, metric: Metric) -> str:
+    if summary.mean is None:
+        return ", ".join(dict.fromkeys(STATE_TEXTS[result.state] for result in summary.seeds))
+    std = f" ± {format_number(summary.std, metric.digits)}" if summary.std is not None else ""
+    return format_number(summary.mean, metric.digits) + std
 
 
-def _difference_text(one: CellSummary, metric: Metric) -> str:
-    if one.cell.is_base:
+def _difference_text(summary: CellSummary, metric: Metric) -> str:
+    if summary.cell.is_base:
         return "base"
-    if one.difference is None:
+    if summary.difference is None:
         return ""
-    value = format_number(one.difference.value, metric.digits, sign="+")
-    if one.difference.low is None:
+    value = format_number(summary.difference.value, metric.digits, sign="+")
+    if summary.difference.low is None:
         return value
     low, high = (
-        format_number(end, metric.digits) for end in (one.difference.low, one.difference.high)
+        format_number(end, metric.digits)
+        for end in (summary.difference.low, summary.difference.high)
     )
     return f"{value} [{low}, {high}]"
 
 
-def _p_text(one: CellSummary, _: Metric) -> str:
-    if one.p_holm is None:
+def _p_text(summary: CellSummary, _: Metric) -> str:
+    if summary.p_holm is None:
         return ""
-    return f"{one.p_holm:.3f}" if one.p_holm >= _SMALLEST_P else f"<{_SMALLEST_P}"
+    return f"{summary.p_holm:.3f}" if summary.p_holm >= _SMALLEST_P else f"<{_SMALLEST_P}"
 
 
 def _seeds_needed_text(needed: Needed | None) -> str:
@@ -124,31 +118,33 @@ def _seeds_needed_text(needed: Needed | None) -> str:
 
 
 def _cost_text(field: str, unit: float = 1.0) -> Callable[[CellSummary, Metric], str]:
-    def format_cost(one: CellSummary, _: Metric) -> str:
-        if one.costs is None:
+    def format_cost(summary: CellSummary, _: Metric) -> str:
+        if summary.costs is None:
             return ""
-        value = getattr(one.costs, field) / unit
+        value = getattr(summary.costs, field) / unit
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
     return format_cost
 
 
 _COLUMN_TEXTS: dict[str, Callable[[CellSummary, Metric], str]] = {
-    "group": lambda one, _: one.cell.group,
-    "cell": lambda one, _: one.cell.name,
+    "group": lambda summary, _: summary.cell.group,
+    "cell": lambda summary, _: summary.cell.name,
     "n": _n_text,
     "mean": _mean_text,
     "difference": _difference_text,
     "p": _p_text,
-    "seeds_needed": lambda one, _: _seeds_needed_text(one.needed),
-    "published": lambda one, _: "" if one.cell.published is None else f"{one.cell.published:g}",
+    "seeds_needed": lambda summary, _: _seeds_needed_text(summary.needed),
+    "published": lambda summary, _: (
+        "" if summary.cell.published is None else f"{summary.cell.published:g}"
+    ),
     "train_s": _cost_text("train_s"),
     "images_per_s": _cost_text("images_per_s"),
     "peak_mem_mib": _cost_text("peak_mem_mib"),
     "num_params": _cost_text("num_params", unit=1e6),
     "gmacs": _cost_text("gmacs"),
-    "marks": lambda one, _: "; ".join(one.marks),
-    "set": lambda one, _: one.cell.overrides,
+    "marks": lambda summary, _: "; ".join(summary.marks),
+    "set": lambda summary, _: summary.cell.overrides,
 }
 
 
@@ -158,11 +154,9 @@ _CSV_DIGITS = 8  # the last digits of a quantile depend on the machine
 
 
 def as_csv(view: View) -> str:
-    """One line per cell, one column per value, unrounded but for the last digits: for other
-    programs.
-    """
+    """One line per cell, one column per value with 8 digits, for other programs."""
     names = [*FIELDS, *factors_of(view.table)]
-    if view.columns and not view.is_whole:
+    if not view.is_whole:
         names = field_names(view.columns)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -179,10 +173,11 @@ def as_csv(view: View) -> str:
 
 
 def as_markdown(view: View) -> str:
-    """A document: question, tables, warnings, remarks, the user's notes, every row, every command."""
+    """A document: question, tables, warnings, remarks, the user's notes, rows and commands."""
     table = view.table
     parts = [
-        f"<!-- Generated by make table ablation={table.name} from the ablation file, its rows and {table.name}.notes.md: edit those. -->",
+        f"<!-- Generated by make table ablation={table.name} from the ablation file, its rows and "
+        f"{table.name}.notes.md: edit those. -->",
         f"# {markdown_text(table.title)}",
         table.question.strip(),
         f"Source: {table.source}" if table.source else "",
@@ -191,7 +186,8 @@ def as_markdown(view: View) -> str:
         "\n".join(f"- {markdown_text(line)}" for line in remarks(table)),
         table.notes,
         f"## Rows\n\n{_markdown_rows(view)}",
-        f"## Commands\n\nAll runs: `make ablate ablation={table.name}`. One run of each cell:\n\n{_commands(table.cells)}",
+        f"## Commands\n\nAll runs: `make ablate ablation={table.name}`. One run of each cell:",
+        _commands(table.cells),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -206,14 +202,15 @@ def _markdown_tables(view: View) -> list[str]:
         if len(view.table.groups) > 1:
             parts.append(f"## {markdown_text(group)}")
         lines = [
-            _markdown_line(_markdown_cell(view, one, name) for name in columns) for one in cells
+            _markdown_line(_markdown_cell(view, summary, name) for name in columns)
+            for summary in cells
         ]
         parts.append("\n".join([_markdown_line(headings), rule, *lines]))
     return parts
 
 
-def _markdown_cell(view: View, one: CellSummary, column: str) -> str:
-    text = text_of(view, one, column)
+def _markdown_cell(view: View, summary: CellSummary, column: str) -> str:
+    text = text_of(view, summary, column)
     if column == "set":
         return markdown_code(text)
     return markdown_text(text) if is_text(column) else text
@@ -222,9 +219,13 @@ def _markdown_cell(view: View, one: CellSummary, column: str) -> str:
 def _markdown_rows(view: View) -> str:
     table, metric = view.table, view.table.metric
     lines = [f"| cell | seed | {metric.heading} | run |", "|---|---:|---:|---|"]
-    for one in table.cells:
-        name = one.cell.name if len(table.groups) == 1 else f"{one.cell.name} ({one.cell.group})"
-        for result in one.seeds:
+    for summary in table.cells:
+        name = (
+            summary.cell.name
+            if len(table.groups) == 1
+            else f"{summary.cell.name} ({summary.cell.group})"
+        )
+        for result in summary.seeds:
             score = STATE_TEXTS[result.state]
             if result.value is not None:
                 score = format_number(result.value, metric.digits)
@@ -235,8 +236,11 @@ def _markdown_rows(view: View) -> str:
 
 def _commands(cells: Sequence[CellSummary]) -> str:
     lines = []
-    for one in cells:
-        lines += [f"# {' '.join(one.cell.name.split())}", command(one.cell, one.seeds[0].seed)]
+    for summary in cells:
+        lines += [
+            f"# {' '.join(summary.cell.name.split())}",
+            command(summary.cell, summary.seeds[0].seed),
+        ]
     text = "\n".join(lines)
     fence = _backticks(text, at_least=3)
     return f"{fence}sh\n{text}\n{fence}"
@@ -262,20 +266,22 @@ def markdown_code(text: str) -> str:
 
 
 def _backticks(text: str, at_least: int) -> str:
-    """A code fence longer than any run of backticks inside (CommonMark 0.31, sections 4.5 and 6.1)."""
+    """A fence longer than any run of backticks in the text (CommonMark 0.31, 4.5 and 6.1)."""
     return "`" * max(at_least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 # ---- LaTeX
 
 _LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\char34{}", "`": "{`}",
-    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$",
-    "→": r"$\rightarrow$", "…": r"\ldots{}", "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''",
-    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$", "λ": r"$\lambda$",
-    "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
+    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "·": r"$\cdot$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "…": r"\ldots{}",
+    "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
+    "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
 }  # fmt: skip
 # letters that pdfLaTeX sets in its default fonts without a package
 _ACCENTED = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœčćłńřšśžź"
@@ -313,8 +319,8 @@ def _latex_body(view: View, columns: tuple[str, ...]) -> list[str]:
         if len(view.table.groups) > 1:
             heading = rf"\textit{{{latex_text(group)}}}"
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\")
-        for one in cells:
-            texts = {column: text_of(view, one, column) for column in columns}
+        for summary in cells:
+            texts = {column: text_of(view, summary, column) for column in columns}
             lines.append(
                 _latex_line(  # a minus sign in numbers, where LaTeX would set a hyphen
                     latex_text(text if is_text(name) else text.replace("-", "−"))
@@ -329,8 +335,9 @@ def _latex_line(texts: Iterable[str]) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX sets as it is, on one line; characters that its default fonts lack as
-    [U+2713].
+    """Text that LaTeX sets as it is, on one line.
+
+    Characters that its default fonts lack become their code point: [U+2713].
     """
     escaped = "".join(map(_latex_char, " ".join(text.split())))
     escaped = re.sub(r"([-'])(?=\1)", r"\1{}", escaped)  # -- and '' are ligatures: a dash, a quote

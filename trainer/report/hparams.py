@@ -39,16 +39,16 @@ def write_hparams(table: Table, folder: Path) -> int:
     A row's hyperparameters are its cell, the levels of the factors, model, data and seed. Files of
     rows that the table no longer has are removed.
     """
-    rows = [(one, row) for one in table.cells for row in one.rows]
+    rows = [(summary, row) for summary in table.cells for row in summary.rows]
     current = {row.run for _, row in rows}
     for outdated in sorted(folder.glob("*/events.out.tfevents.row")):
         if outdated.parent.name not in current:
             outdated.unlink()
             outdated.parent.rmdir()
-    for one, row in rows:
+    for summary, row in rows:
         path = folder / row.run / "events.out.tfevents.row"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _serialize(_row_events(one, row)))
+        write_atomically(path, _serialize(_row_events(summary, row)))
     if rows:
         write_atomically(
             folder / "events.out.tfevents.ablation", _serialize(_experiment_events(rows))
@@ -56,26 +56,22 @@ def write_hparams(table: Table, folder: Path) -> int:
     return len(rows)
 
 
-def _hyperparameters(one: CellSummary, row: Row) -> dict[str, str | int]:
-    """What the plugin groups and sorts by; a factor named like a property of every row is hidden by
-    it.
-    """
+def _hyperparameters(summary: CellSummary, row: Row) -> dict[str, str | int]:
+    """What the plugin groups and sorts by; a row's properties hide factors of the same name."""
     return {
-        **dict(one.cell.levels),
-        "cell": one.cell.name,
+        **dict(summary.cell.levels),
+        "cell": summary.cell.name,
         "model": row.model,
         "data": row.data,
         "seed": row.seed,
     }
 
 
-def _row_events(one: CellSummary, row: Row) -> Iterator[Event]:
-    """The plugin's protocol: session start with the hyperparameters, the metrics, session end with
-    the status.
-    """
+def _row_events(summary: CellSummary, row: Row) -> Iterator[Event]:
+    """The plugin's protocol: session start with hyperparameters, metrics, session end."""
     end_s = _time_s(row)
     start = summary_v2.hparams_pb(
-        _hyperparameters(one, row), trial_id=row.run, start_time_secs=end_s - row.train_s
+        _hyperparameters(summary, row), trial_id=row.run, start_time_secs=end_s - row.train_s
     )
     status = api_pb2.STATUS_SUCCESS if row.status == "finished" else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end_s)
@@ -97,7 +93,7 @@ def _row_events(one: CellSummary, row: Row) -> Iterator[Event]:
 
 def _experiment_events(rows: Sequence[tuple[CellSummary, Row]]) -> Iterator[Event]:
     """The event that declares all hyperparameters and metrics."""
-    names = dict.fromkeys(name for one, row in rows for name in _hyperparameters(one, row))
+    names = dict.fromkeys(name for summary, row in rows for name in _hyperparameters(summary, row))
     end_s = max(_time_s(row) for _, row in rows)
     parameters = [summary_v2.HParam(name) for name in names]
     metrics = [

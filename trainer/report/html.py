@@ -26,7 +26,6 @@ from trainer.ablation.cells import command
 from trainer.report import figures
 from trainer.report.curves import Curves, find_curves, keep_curves
 from trainer.report.formats import (
-    STATE_TEXTS,
     format_number,
     heading_of,
     is_text,
@@ -34,7 +33,7 @@ from trainer.report.formats import (
     text_of,
 )
 from trainer.report.notes import remarks, versions_text, warnings
-from trainer.report.tables import CellSummary, SeedResult, Table
+from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import View, fields_of, make_view
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
@@ -46,7 +45,7 @@ _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\
 
 def store_report(results: Path, table: Table) -> list[Path]:
     """Write a table's report and the curves in it; nothing where no run has a row yet."""
-    if not any(one.rows for one in table.cells):
+    if not any(summary.rows for summary in table.cells):
         return []
     curves = find_curves(results, table)
     path = results / f"{table.name}.html"
@@ -80,7 +79,7 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
             remarks=remarks(table),
             notes=notes_html(table.notes),
             results=result_tables(view),
-            num_rows=sum(len(one.rows) for one in table.cells),
+            num_rows=sum(len(summary.rows) for summary in table.cells),
             cells=cell_lines(table),
             runs=run_table(table),
         )
@@ -89,7 +88,7 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
 
 def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
     forests = (figures.forest(group, cells) for group, cells in table.groups.items())
-    rows = [row for one in table.cells for row in one.rows]
+    rows = [row for summary in table.cells for row in summary.rows]
     return {
         "forests": [forest for forest in forests if forest],
         "curve_figures": figures.curve_figures(table, curves),
@@ -104,8 +103,9 @@ def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
 
 
 def notes_html(text: str) -> Markup:
-    """A user's Markdown as HTML: raw HTML escaped, images as links (they would be fetched),
-    headings one level down.
+    """A user's Markdown as HTML, headings one level down.
+
+    Raw HTML is escaped; images become links, because a browser would fetch them.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
     tokens = parser.parse(_replace_forbidden(text))
@@ -144,7 +144,10 @@ def _policy(style: str, script: str) -> str:
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
     )
-    return f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 # ---- the table of results
@@ -161,8 +164,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """key: what the entry is sorted by; empty: last in both directions. is_absent: a word in place
-    of a number.
+    """A cell of an HTML table.
+
+    key: sorts the column; empty is last in both directions. is_absent: a word instead of a number.
     """
 
     text: str
@@ -175,7 +179,7 @@ class ResultLine:
     """One cell. number: its place in the ablation, its label in the figures."""
 
     number: int
-    one: CellSummary
+    summary: CellSummary
     entries: tuple[Entry, ...]
 
 
@@ -190,23 +194,23 @@ class ResultTable:
 
 def cell_numbers(table: Table) -> dict[str, int]:
     """The cells' numbers in the report, from 1, by name."""
-    return {one.cell.name: number for number, one in enumerate(table.cells, start=1)}
+    return {summary.cell.name: number for number, summary in enumerate(table.cells, start=1)}
 
 
 def result_tables(view: View) -> tuple[ResultTable, ...]:
-    """The table of each group, with the texts of the other formats; marks go below the cell's name."""
+    """The table of each group; its marks stand below the names of the cells."""
     names = [name for name in shown_columns(view) if name != "marks"]
     columns = tuple(Column(name, heading_of(view, name), is_text(name)) for name in names)
     fields = fields_of(view.table)
     tables: dict[str, list[ResultLine]] = {group: [] for group in view.table.groups}
-    for number, one in enumerate(view.table.cells, start=1):
-        entries = tuple(_entry(view, one, column, fields[number - 1]) for column in columns)
-        tables[one.cell.group].append(ResultLine(number, one, entries))
+    for number, summary in enumerate(view.table.cells, start=1):
+        entries = tuple(_entry(view, summary, column, fields[number - 1]) for column in columns)
+        tables[summary.cell.group].append(ResultLine(number, summary, entries))
     return tuple(ResultTable(group, columns, tuple(lines)) for group, lines in tables.items())
 
 
-def _entry(view: View, one: CellSummary, column: Column, fields: Mapping[str, Any]) -> Entry:
-    text = text_of(view, one, column.name)
+def _entry(view: View, summary: CellSummary, column: Column, fields: Mapping[str, Any]) -> Entry:
+    text = text_of(view, summary, column.name)
     if column.is_text:
         return Entry(text, key=text)
     value = fields[column.name]
@@ -227,12 +231,10 @@ class OverrideText:
 
 @dataclass(frozen=True)
 class CellLine:
-    """A cell's overrides, and the command for its first seed. left_out: overrides that only the
-    base has.
-    """
+    """A cell's overrides. left_out: those that only the base has. command: for its first seed."""
 
     number: int
-    one: CellSummary
+    summary: CellSummary
     overrides: tuple[OverrideText, ...]
     left_out: tuple[str, ...]
     command: str
@@ -241,25 +243,24 @@ class CellLine:
 def cell_lines(table: Table) -> tuple[CellLine, ...]:
     """The overrides of each cell, compared with those of its base."""
     base_overrides = {
-        one.cell.group: split_overrides(one.cell.overrides)
-        for one in table.cells
-        if one.cell.is_base
+        summary.cell.group: split_overrides(summary.cell.overrides)
+        for summary in table.cells
+        if summary.cell.is_base
     }
     lines = []
-    for number, one in enumerate(table.cells, start=1):
-        of_base = base_overrides.get(one.cell.group, ())
-        own = split_overrides(one.cell.overrides)
+    for number, summary in enumerate(table.cells, start=1):
+        of_base = base_overrides.get(summary.cell.group, ())
+        own = split_overrides(summary.cell.overrides)
         paths = {text.partition("=")[0] for text in own}
         left_out = tuple(text for text in of_base if text.partition("=")[0] not in paths)
         overrides = tuple(OverrideText(text, text not in of_base) for text in own)
-        first_seed = command(one.cell, one.seeds[0].seed)
-        lines.append(CellLine(number, one, overrides, left_out, first_seed))
+        first_seed = command(summary.cell, summary.seeds[0].seed)
+        lines.append(CellLine(number, summary, overrides, left_out, first_seed))
     return tuple(lines)
 
 
 def split_overrides(text: str) -> tuple[str, ...]:
-    """The text of set= split at spaces outside of brackets and quotes; joined by spaces, it is the
-    text again.
+    """The text of set= split at spaces outside of brackets and quotes; " ".join restores it.
 
     shlex would drop the quotes, and any text must be shown here, a malformed one too.
     """
@@ -284,12 +285,10 @@ def split_overrides(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RunLine:
-    """One seed of a cell. facts: by heading, those in which the rows differ. address: of the row's
-    file.
-    """
+    """One seed of a cell. facts: values of RunTable.headings. address: link to the row's file."""
 
     number: int
-    one: CellSummary
+    summary: CellSummary
     result: SeedResult
     score: Entry
     state: str
@@ -338,20 +337,20 @@ _FACTS: dict[str, Callable[[Row], str]] = {
 
 def run_table(table: Table) -> RunTable:
     """Every run of a table, with its provenance and the command that reproduces it."""
-    rows = [row for one in table.cells for row in one.rows]
+    rows = [row for summary in table.cells for row in summary.rows]
     values = {name: [describe(row) for row in rows] for name, describe in _FACTS.items()}
     common = {name: v[0] for name, v in values.items() if len(v) > 1 and len(set(v)) == 1}
     headings = tuple(name for name in _FACTS if rows and name not in common)
     lines = tuple(
-        _run_line(table, number, one, result, headings)
-        for number, one in enumerate(table.cells, start=1)
-        for result in one.seeds
+        _run_line(table, number, summary, result, headings)
+        for number, summary in enumerate(table.cells, start=1)
+        for result in summary.seeds
     )
     return RunTable(tuple(common.items()), headings, lines)
 
 
 def _run_line(
-    table: Table, number: int, one: CellSummary, result: SeedResult, headings: Sequence[str]
+    table: Table, number: int, summary: CellSummary, result: SeedResult, headings: Sequence[str]
 ) -> RunLine:
     row, state = result.row, STATE_TEXTS[result.state]
     score = Entry(state, "", is_absent=True)
@@ -360,10 +359,10 @@ def _run_line(
         score = Entry(text, f"{result.value:.8g}")
     address = f"rows/{quote(row.run, safe='')}.json" if row else ""
     facts = tuple(_FACTS[name](row) if row else "" for name in headings)
-    return RunLine(number, one, result, score, state, address, facts)
+    return RunLine(number, summary, result, score, state, address, facts)
 
 
 def count_states(table: Table) -> tuple[tuple[str, int], ...]:
     """How many runs are in each state, without the states of none."""
-    states = [STATE_TEXTS[result.state] for one in table.cells for result in one.seeds]
+    states = [STATE_TEXTS[result.state] for summary in table.cells for result in summary.seeds]
     return tuple((text, states.count(text)) for text in STATE_TEXTS.values() if text in states)

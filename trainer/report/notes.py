@@ -1,6 +1,4 @@
-"""The text under a table: how its numbers were computed, how far to trust them, where they come
-from.
-"""
+"""The text under a table: method, uncertainty and provenance of its numbers."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ _MAX_NAMES = 4  # cells or runs listed in one warning
 
 @dataclass(frozen=True)
 class Fact:
-    """A property of a group's rows. values: each with the cells that have it; a single one where
-    all agree.
-    """
+    """A property of a group's rows. values: each distinct value with the cells that have it."""
 
     name: str
     values: tuple[tuple[str, tuple[str, ...]], ...]
@@ -63,9 +59,9 @@ def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
     facts = []
     for name, describe in _FACTS.items():
         cells_of: dict[str, dict[str, None]] = {}
-        for one in cells:
-            for row in one.rows:
-                cells_of.setdefault(describe(row), {})[one.cell.name] = None
+        for summary in cells:
+            for row in summary.rows:
+                cells_of.setdefault(describe(row), {})[summary.cell.name] = None
         facts.append(Fact(name, tuple((value, tuple(names)) for value, names in cells_of.items())))
     return tuple(facts)
 
@@ -109,11 +105,11 @@ def _score_remark(table: Table) -> str:
 
 
 def _comparison_remark(table: Table) -> list[str]:
-    compared = [one for one in table.cells if one.difference]
+    compared = [summary for summary in table.cells if summary.difference]
     if not compared:
         return []
     text = f"Differences are cell − base ({_listed(table.bases)})"
-    tests = {one.difference.kind for one in compared if one.p_holm is not None}
+    tests = {summary.difference.kind for summary in compared if summary.p_holm is not None}
     if not tests:
         return [f"{text}."]
     test = {
@@ -124,26 +120,27 @@ def _comparison_remark(table: Table) -> list[str]:
     }[tuple(sorted(tests))]
     count = f"{table.num_compared} comparison{'s' * (table.num_compared > 1)}"
     return [
-        f"{text}, {test}, with 95 % confidence intervals (Student's t); p is two-sided, Holm-corrected "
-        f"for the {count} of this table."
+        f"{text}, {test}, with 95 % confidence intervals (Student's t); p is two-sided, "
+        f"Holm-corrected for the {count} of this table."
     ]
 
 
 def _single_value_remark(table: Table) -> list[str]:
     """A single value has no spread; what the literature says about the spread over seeds."""
-    single = [one for one in table.cells if len(one.values) == 1]
+    single = [summary for summary in table.cells if len(summary.values) == 1]
     if not single:
         return []
-    text = f"{'One seed' if len(table.seeds) == 1 else 'n = 1'}: no confidence interval and no p-value."
+    prefix = "One seed" if len(table.seeds) == 1 else "n = 1"
+    text = f"{prefix}: no confidence interval and no p-value."
     if table.metric.name not in ("top1", "ema"):
         return [text]
-    sizes = {row.num_val_images for one in single for row in one.rows} - {RSB_VAL_IMAGES}
+    sizes = {row.num_val_images for summary in single for row in summary.rows} - {RSB_VAL_IMAGES}
     scaled = [f"about {published_spread_pct(size):.2f} on {size:,}" for size in sorted(sizes)]
     here = f"; scaled to this val set, {', '.join(scaled)} images" if scaled else ""
     return [
-        f"{text} The seed alone gives top-1 a standard deviation of {RSB_SPREAD_PCT:.2f} points on ImageNet's "
-        f"{RSB_VAL_IMAGES:,} val images (A2, ResNet-50, 100 seeds, arXiv:2110.00476){here}: smaller "
-        "differences are noise."
+        f"{text} The seed alone gives top-1 a standard deviation of {RSB_SPREAD_PCT:.2f} points "
+        f"on ImageNet's {RSB_VAL_IMAGES:,} val images (A2, ResNet-50, 100 seeds, "
+        f"arXiv:2110.00476){here}: smaller differences are noise."
     ]
 
 
@@ -153,49 +150,49 @@ def _val_size_remarks(table: Table) -> list[str]:
         return []
     lines = []
     for group, cells in table.groups.items():
-        scored = [one for one in cells if one.mean is not None]
+        scored = [summary for summary in cells if summary.mean is not None]
         if not scored:
             continue
-        one = next((one for one in scored if one.cell.is_base), scored[0])
-        size = one.rows[0].num_val_images
+        summary = next((summary for summary in scored if summary.cell.is_base), scored[0])
+        size = summary.rows[0].num_val_images
         lines.append(
-            f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; the "
-            f"binomial standard error of {one.mean:.2f} % on {size:,} images is "
-            f"{binomial_error_pct(one.mean, size):.2g} points, and more seeds do not reduce it."
+            f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; "
+            f"the binomial standard error of {summary.mean:.2f} % on {size:,} images is "
+            f"{binomial_error_pct(summary.mean, size):.2g} points, and more seeds do not reduce it."
         )
     return list(dict.fromkeys(lines))
 
 
 def _seeds_needed_remark(table: Table) -> list[str]:
-    origins = {one.needed.origin for one in table.cells if one.needed}
+    origins = {summary.needed.origin for summary in table.cells if summary.needed}
     if not origins:
         return []
     parts = [
-        "Seeds needed: per cell, to detect the observed difference with 80 % power (two-sided t-test "
-        "at 5 %)"
+        "Seeds needed: per cell, to detect the observed difference with 80 % power "
+        "(two-sided t-test at 5 %)"
     ]
     if "pooled" in origins:
         parts.append("≈: n = 1, standard deviation pooled from the other cells of the group")
     if "published" in origins:
         parts.append("≈: n = 1, standard deviation from RSB, scaled to this number of val images")
-    if any(one.needed and one.needed.num_seeds is None for one in table.cells):
+    if any(summary.needed and summary.needed.num_seeds is None for summary in table.cells):
         parts.append(f"> {MOST_SEEDS:,}: more than that")
     return [f"{'; '.join(parts)}."]
 
 
 def _published_remark(table: Table) -> list[str]:
-    published = [one.cell for one in table.cells if one.cell.published is not None]
+    published = [summary.cell for summary in table.cells if summary.cell.published is not None]
     if not published:
         return []
     sources = dict.fromkeys(cell.published_source for cell in published)
     return [
-        "Published: top-1 % as the source reports it, not measured here and not part of any comparison: "
-        f"{'; '.join(sources)}."
+        "Published: top-1 % as the source reports it, not measured here and not part of any "
+        f"comparison: {'; '.join(sources)}."
     ]
 
 
 def _provenance_remark(table: Table, group: str, cells: Sequence[CellSummary]) -> str:
-    """Data, length, machine, versions and commit where all rows agree; the warnings list the rest."""
+    """What all rows share: data, length, machine, versions, commit; warnings list the rest."""
     facts = facts_of(cells)
     shared = [fact.values[0][0] for fact in facts if len(fact.values) == 1]
     shared = [text for text in shared if text not in _DEFAULTS]
@@ -237,9 +234,9 @@ def _missing_value_warnings(table: Table) -> list[str]:
     lines = []
     for state, text in texts.items():
         runs = [
-            f"{one.cell.name} seed {result.seed}"
-            for one in table.cells
-            for result in one.seeds
+            f"{summary.cell.name} seed {result.seed}"
+            for summary in table.cells
+            for result in summary.seeds
             if result.state == state
         ]
         if runs:
@@ -257,4 +254,4 @@ def _group_prefix(table: Table, group: str) -> str:
 
 
 def _rows(cells: Sequence[CellSummary]) -> list[Row]:
-    return [row for one in cells for row in one.rows]
+    return [row for summary in cells for row in summary.rows]

@@ -1,6 +1,4 @@
-"""Reading what a table is made from: the rows of its cells out of a store, failures, the user's
-notes.
-"""
+"""Reading what a table is made from: rows of a store, failures, the user's notes."""
 
 from __future__ import annotations
 
@@ -42,16 +40,15 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
 
 
 def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
-    """The rows of some ablations by key; of several with one key the first run, not a rerun by
-    again=1.
+    """The rows of some ablations by key; the original run, not a rerun by again=1.
 
     Raises UserError for a store that is no folder, RowError for a damaged row that may be one of
     theirs.
     """
     if _URL.match(str(results)):
         raise UserError(
-            f"results={results}: a table needs a local folder; copy the rows into <folder>/rows, or use the copy that "
-            "make ablate keeps under runs/cells/stores"
+            f"results={results}: a table needs a local folder; copy the rows into <folder>/rows, "
+            "or use the copy that make ablate keeps under runs/cells/stores"
         )
     folder = results / "rows"
     if not folder.is_dir():
@@ -75,8 +72,7 @@ def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int]
 
 
 def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
-    """The rows whose run names start with a prefix, reruns last, then by name; no other file is
-    opened.
+    """The rows whose run names start with a prefix, reruns last; no other file is opened.
 
     Raises RowError for a damaged one.
     """
@@ -100,7 +96,7 @@ def read_notes(results: Path, name: str) -> str:
 
 
 def errors_in(runs: Path, question: Question) -> Callable[[Cell, int], str | None]:
-    """A lookup of the last error message of a failed cell and seed, None where it has not failed."""
+    """A function from cell and seed to the last error message, None where it has not failed."""
     failures = read_failures(runs)
 
     def error_of(cell: Cell, seed: int) -> str | None:
@@ -156,9 +152,7 @@ def _keys_in(folder: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[s
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int, str]]:
-    """(size in bytes, mtime in ns, key) by file name; empty for a missing, damaged or outdated
-    index.
-    """
+    """(size in bytes, mtime in ns, key) by file name; empty without a valid index."""
     try:
         content = json_file(path)
         rows = {

@@ -1,5 +1,4 @@
-"""An ablation as one typed table: the scores of each cell, its difference to the base, its costs,
-its caveats.
+"""An ablation as one typed table: scores, differences to the base, costs and caveats.
 
 Everything that is printed, stored or drawn is made from `Table`. It is a pure function of the
 ablation file, the rows and, for cells without a row, the failures: no clock, no dataset, no device.
@@ -30,6 +29,13 @@ from trainer.base.stats import (
 from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
+STATE_TEXTS: dict[State, str] = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "failed": "failed",
+    "missing": "no row",
+    "no value": "no such score",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ class SeedResult:
 
     @property
     def reproduce(self) -> str:
-        """The shell command that reruns the row from its own record; empty where there is no row."""
+        """The shell command that reruns the row from its record; empty without a row."""
         return f"make reproduce row={shlex.quote(self.row.run)}" if self.row else ""
 
 
@@ -98,8 +104,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Needed:
-    """The seeds per cell that detect the observed difference with 80 % power in a two-sided t-test
-    at 5 %.
+    """The seeds per cell that detect the observed difference (two-sided t-test, 5 %, power 80 %).
 
     num_seeds: None is more than MOST_SEEDS. std: the standard deviation assumed; origin: that of
     this difference ("measured"), of the other cells of the group ("pooled"), or RSB's scaled to
@@ -133,18 +138,18 @@ class CellSummary:
     @property
     def values(self) -> dict[int, float]:
         """The scores by seed, of the seeds that have one."""
-        return {one.seed: one.value for one in self.seeds if one.value is not None}
+        return {result.seed: result.value for result in self.seeds if result.value is not None}
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(one.row for one in self.seeds if one.row)
+        return tuple(result.row for result in self.seeds if result.row)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One ablation. source: of its question. cells: in the order of the file. notes: the user's
-    comments, Markdown.
+    """One ablation.
 
+    source: of its question. notes: the user's comments, Markdown. cells: in the order of the file.
     bases: names of the cells that differences are taken against, one per group. num_compared: how
     many differences have a p, the number that Holm's method corrects for. Both count all cells,
     also where a view shows only some.
@@ -164,15 +169,19 @@ class Table:
     @property
     def groups(self) -> dict[str, tuple[CellSummary, ...]]:
         """The cells that are compared with each other, by the name of their group."""
-        names = dict.fromkeys(one.cell.group for one in self.cells)
-        return {name: tuple(one for one in self.cells if one.cell.group == name) for name in names}
+        names = dict.fromkeys(summary.cell.group for summary in self.cells)
+        return {
+            name: tuple(summary for summary in self.cells if summary.cell.group == name)
+            for name in names
+        }
 
 
 def find_metric(name: str) -> Metric:
     """The metric of a name. Raises UserError for an unknown one."""
     if name not in METRICS:
         raise UserError(
-            f"metric={name}: unknown metric{did_you_mean(name, METRICS)}; valid: {', '.join(METRICS)}"
+            f"metric={name}: unknown metric{did_you_mean(name, METRICS)}; "
+            f"valid: {', '.join(METRICS)}"
         )
     return METRICS[name]
 
@@ -214,14 +223,15 @@ def summarize(
         )
         cells.append(_summary(cell, seeds))
     groups: dict[str, list[CellSummary]] = {}
-    for one in cells:
-        groups.setdefault(one.cell.group, []).append(one)
-    compared = [_against_base(one, groups[one.cell.group], metric) for one in cells]
-    ps = holm([one.difference.p if one.difference else None for one in compared])
+    for summary in cells:
+        groups.setdefault(summary.cell.group, []).append(summary)
+    compared = [_against_base(summary, groups[summary.cell.group], metric) for summary in cells]
+    ps = holm([summary.difference.p if summary.difference else None for summary in compared])
     marked = tuple(
-        replace(one, p_holm=p, marks=_marks(one)) for one, p in zip(compared, ps, strict=True)
+        replace(summary, p_holm=p, marks=_marks(summary))
+        for summary, p in zip(compared, ps, strict=True)
     )
-    bases = tuple(one.cell.name for one in marked if one.cell.is_base)
+    bases = tuple(summary.cell.name for summary in marked if summary.cell.is_base)
     return Table(
         question.name,
         question.title,
@@ -258,8 +268,8 @@ def _seed_result(
 
 def _summary(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
     """A cell by itself, before it is compared with others."""
-    values = [one.value for one in seeds if one.value is not None]
-    rows = [one.row for one in seeds if one.row and one.row.status == "finished"]
+    values = [result.value for result in seeds if result.value is not None]
+    rows = [result.row for result in seeds if result.row and result.row.status == "finished"]
     mean, std = mean_of(values), std_of(values)
     return CellSummary(cell, seeds, mean, std, None, None, None, _costs(rows), ())
 
@@ -274,20 +284,20 @@ def _costs(rows: Sequence[Row]) -> Costs | None:
     return Costs(*means, rows[0].num_params, rows[0].gmacs)
 
 
-def _against_base(one: CellSummary, group: Sequence[CellSummary], metric: Metric) -> CellSummary:
+def _against_base(
+    summary: CellSummary, group: Sequence[CellSummary], metric: Metric
+) -> CellSummary:
     """A cell with its difference to the base of its group."""
     bases = [other for other in group if other.cell.is_base]
-    if one.cell.is_base or not bases:
-        return one
-    difference = compare(one.values, bases[0].values)
+    if summary.cell.is_base or not bases:
+        return summary
+    difference = compare(summary.values, bases[0].values)
     needed = _needed(difference, group, metric) if difference else None
-    return replace(one, difference=difference, needed=needed)
+    return replace(summary, difference=difference, needed=needed)
 
 
 def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric) -> Needed | None:
-    """From the best standard deviation known: its own, else pooled, else published; None without
-    one.
-    """
+    """With the best standard deviation known: its own, else pooled, else published."""
     std, origin = difference.std, "measured"
     if std is None and difference.kind == "single":
         std, origin = (pooled_std([list(other.values.values()) for other in group]), "pooled")
@@ -300,30 +310,20 @@ def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric
     return Needed(num_seeds, std, origin)
 
 
-_STATE_MARKS: dict[State, str] = {
-    "failed": "failed",
-    "missing": "no row",
-    "diverged": "diverged",
-    "no value": "no such score",
-}
-
-
-def _marks(one: CellSummary) -> tuple[str, ...]:
-    """Seeds without a value, a single value, values that do not vary, a comparison over fewer
-    seeds.
-    """
+def _marks(summary: CellSummary) -> tuple[str, ...]:
+    """Seeds without a value, n = 1, values that do not vary, a comparison over fewer seeds."""
     marks = []
-    for state, text in _STATE_MARKS.items():
-        seeds = [str(result.seed) for result in one.seeds if result.state == state]
+    for state in ("failed", "missing", "diverged", "no value"):
+        seeds = [str(result.seed) for result in summary.seeds if result.state == state]
         if seeds:
-            is_all = len(seeds) == len(one.seeds) > 1
-            marks.append(f"{text}: {'all' if is_all else 'seed ' + ', '.join(seeds)}")
-    if len(one.values) == 1:
+            is_all = len(seeds) == len(summary.seeds) > 1
+            marks.append(f"{STATE_TEXTS[state]}: {'all' if is_all else 'seed ' + ', '.join(seeds)}")
+    if len(summary.values) == 1:
         marks.append("n = 1")
-    if one.std == 0:
+    if summary.std == 0:
         marks.append("all values equal")
-    difference = one.difference
-    if difference and difference.kind == "paired" and difference.num_pairs < len(one.values):
+    difference = summary.difference
+    if difference and difference.kind == "paired" and difference.num_pairs < len(summary.values):
         marks.append(f"paired over the {difference.num_pairs} seeds shared with the base")
     if difference and difference.kind == "welch":
         marks.append("Welch: fewer than two seeds shared with the base")

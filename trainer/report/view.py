@@ -1,6 +1,4 @@
-"""sort=, columns= and filter= of make table: which cells to show, in which order, with which
-columns.
-"""
+"""sort=, columns= and filter= of make table: the cells and columns to show."""
 
 from __future__ import annotations
 
@@ -68,13 +66,13 @@ def make_view(table: Table, sort: str = "", columns: str = "", filter_: str = ""
     lines = _sorted(lines, sort, known)
     group_order = list(table.groups)
     lines.sort(key=lambda line: group_order.index(line[0].cell.group))
-    cells = tuple(one for one, _ in lines)
+    cells = tuple(summary for summary, _ in lines)
     return View(replace(table, cells=cells), shown, not (sort or columns or filter_))
 
 
 def factors_of(table: Table) -> tuple[str, ...]:
     """The ablation's factors, except those with the name of a built-in column."""
-    factors = dict.fromkeys(factor for one in table.cells for factor, _ in one.cell.levels)
+    factors = dict.fromkeys(factor for summary in table.cells for factor, _ in summary.cell.levels)
     return tuple(name for name in factors if name not in FIELDS and name not in COLUMNS)
 
 
@@ -82,29 +80,29 @@ def fields_of(table: Table) -> list[Fields]:
     """All values of each cell, unrounded, in the units of the rows; factor levels as text."""
     factors = factors_of(table)
     return [
-        dict.fromkeys(factors) | dict(one.cell.levels) | _own_fields(table, one)
-        for one in table.cells
+        dict.fromkeys(factors) | dict(summary.cell.levels) | _own_fields(table, summary)
+        for summary in table.cells
     ]
 
 
-def _own_fields(table: Table, one: CellSummary) -> Fields:
-    difference, costs = one.difference, one.costs
+def _own_fields(table: Table, summary: CellSummary) -> Fields:
+    difference, costs = summary.difference, summary.costs
     fields = dict.fromkeys(FIELDS) | {
-        "group": one.cell.group,
-        "cell": one.cell.name,
-        "n": len(one.values),
+        "group": summary.cell.group,
+        "cell": summary.cell.name,
+        "n": len(summary.values),
         "metric": table.metric.name,
-        "mean": one.mean,
-        "std": one.std,
-        "p": one.p_holm,
-        "seeds_needed": one.needed.num_seeds if one.needed else None,
-        "published": one.cell.published,
-        "marks": "; ".join(one.marks),
-        "set": one.cell.overrides,
+        "mean": summary.mean,
+        "std": summary.std,
+        "p": summary.p_holm,
+        "seeds_needed": summary.needed.num_seeds if summary.needed else None,
+        "published": summary.cell.published,
+        "marks": "; ".join(summary.marks),
+        "set": summary.cell.overrides,
     }
     if difference:
         fields |= {"difference": difference.value, "low": difference.low, "high": difference.high}
-        fields["test"] = difference.kind if one.p_holm is not None else None
+        fields["test"] = difference.kind if summary.p_holm is not None else None
     return fields | (vars(costs) if costs else {})
 
 
@@ -162,9 +160,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 
 
 class _Operand(NamedTuple):
-    """One side of a comparison. kind: "number", "text" or "list"; value: None where a cell lacks
-    it.
-    """
+    """One side of a comparison. kind: "number", "text" or "list"."""
 
     kind: str
     is_column: bool
