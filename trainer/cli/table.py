@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.errors import UserError
+from trainer.base.signals import StopRequest
 from trainer.cli.main import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Anyway = Annotated[
@@ -41,41 +43,10 @@ def table(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """An ablation's table from its stored rows; without options, also stored as
-    <results>/<ablation>.{md,csv,tex,html}.
-    """
-    from trainer.cli import table_show
-    from trainer.report.rows import open_table
-    from trainer.report.tables import find_metric
-    from trainer.report.view import make_view
+    """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
+    from trainer.cli import table_show  # scipy and rich: not for --help and other commands
 
-    out = table_show.console()
-    if not ablation:
-        table_show.refuse_without_ablation(
-            metric=metric != "top1",
-            sort=sort,
-            columns=columns,
-            filter=filter_,
-            format=format_ != "terminal",
-        )
-        out.print(table_show.list_of_ablations(results, runs))
-        return
-    writer = table_show.find_format(format_)
-    view = make_view(
-        open_table(ablation, results, runs, find_metric(metric)), sort, columns, filter_
-    )
-    if writer is not None:
-        typer.echo(writer(view), nl=False)
-        return
-    table_show.print_table(out, view)
-    if view.is_whole and metric == "top1":
-        from trainer.report.hparams import hparams_folder, write_hparams
-        from trainer.report.html import store_report
-
-        paths = table_show.store_table(results, view)
-        table_show.print_stored(out, view.table, [*paths, *store_report(results, view.table)])
-        if paths and runs.is_dir():
-            write_hparams(view.table, hparams_folder(runs, view.table.name))
+    table_show.show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
 
 
 @app.command()
@@ -87,16 +58,12 @@ def compare(
     results: Results = Path("results"),
 ) -> None:
     """The differences of two rows, and their learning curves where the run folders are here."""
-    from trainer.base.errors import UserError
-    from trainer.cli import table_show
-    from trainer.report.compare import find_row
+    from trainer.cli import table_show  # as above
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
         raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
-    table_show.print_comparison(
-        table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs
-    )
+    table_show.show_comparison(a, b, results, runs)
 
 
 @app.command()
@@ -118,26 +85,25 @@ def reproduce(
     anyway: Anyway = False,
 ) -> None:
     """Rerun a row from its own record, as a new run; exit 1 if the result differs."""
-    from trainer.base.signals import StopRequest
-
-    with StopRequest() as stop:
+    with (
+        StopRequest() as stop
+    ):  # signals count from here on; the imports below take seconds (torch)
         from trainer.cli import table_show
         from trainer.engine.settings import make_settings
         from trainer.report.compare import find_row
         from trainer.report.rows import stored_rows
         from trainer.runs.reproduce import plan_again, run_again, same_cell, verdict
 
-        out, found = table_show.console(), find_row(row, results, runs)
-        again = plan_again(found, runs, recipe, data, data_dir)
+        out, old = table_show.console(), find_row(row, results, runs)
+        again = plan_again(old, runs, recipe, data, data_dir)
         settings = make_settings(
-            device, precision or found.precision, workers, runs, results, in_memory=True
+            device, precision or old.precision, workers, runs, results, in_memory=True
         )
-        code, new = run_again(found, again, settings, out, stop, anyway)
+        code, new = run_again(old, again, settings, out, stop, anyway)
     if new is None:
         raise typer.Exit(code)
-    prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
-    judged = verdict(
-        found, new, same_cell(found, itertools.chain([found], stored_rows(results, prefix)))
-    )
-    table_show.print_verdict(out, found, new, judged)
+    prefix = f"{old.recipe}.v{old.version}-{old.model}-{old.data}-s"
+    seeds = same_cell(old, itertools.chain([old], stored_rows(results, prefix)))
+    judged = verdict(old, new, seeds)
+    table_show.print_verdict(out, old, new, judged)
     raise typer.Exit(0 if judged.is_reproduced else 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -13,7 +14,7 @@ from trainer.ablation.questions import open_question, shipped_pages
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.report.compare import RowDifference, row_differences
+from trainer.report.compare import RowDifference, find_row, row_differences
 from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
     as_csv,
@@ -24,10 +25,12 @@ from trainer.report.formats import (
     shown_columns,
     text_of,
 )
+from trainer.report.hparams import hparams_folder, write_hparams
+from trainer.report.html import store_report
 from trainer.report.notes import remarks, warnings
-from trainer.report.rows import by_cell, errors_in, find_rows
-from trainer.report.tables import METRICS, Table, summarize
-from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View
+from trainer.report.rows import by_cell, errors_in, find_rows, open_table
+from trainer.report.tables import METRICS, Table, find_metric, summarize
+from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.checkpoint import write_atomically
 from trainer.runs.results import Row
 
@@ -39,23 +42,52 @@ def console() -> Console:
     return open_terminal(least_columns=160)
 
 
-def find_format(name: str) -> Callable[[View], str] | None:
-    """The writer of a format, None for the terminal's. Raises UserError for an unknown one."""
-    if name == "terminal":
+def show_table(
+    ablation: str,
+    results: Path,
+    runs: Path,
+    metric: str,
+    sort: str,
+    columns: str,
+    filter_: str,
+    format_: str,
+) -> None:
+    """Print the table of an ablation, or without a name the list of all; store a whole one."""
+    out = console()
+    if not ablation:
+        options = {"sort": sort, "columns": columns, "filter": filter_}
+        options |= {"metric": metric != "top1", "format": format_ != "terminal"}
+        _refuse_without_ablation([name for name, is_given in options.items() if is_given])
+        out.print(list_of_ablations(results, runs))
+        return
+    writer = _find_writer(format_)
+    table = open_table(ablation, results, runs, find_metric(metric))
+    view = make_view(table, sort, columns, filter_)
+    if writer is not None:
+        typer.echo(writer(view), nl=False)  # not out: it would wrap lines and read markup
+        return
+    print_table(out, view)
+    if view.is_whole and metric == "top1":
+        paths = [*store_table(results, view), *store_report(results, table)]
+        print_stored(out, table, paths)
+        if paths and runs.is_dir():
+            write_hparams(table, hparams_folder(runs, table.name))
+
+
+def _find_writer(format_: str) -> Callable[[View], str] | None:
+    """None for the terminal."""
+    if format_ == "terminal":
         return None
-    if name not in FORMATS:
+    if format_ not in FORMATS:
         known = ["terminal", *FORMATS]
-        raise UserError(
-            f"format={name}: unknown format{did_you_mean(name, known)}; valid: {', '.join(known)}"
-        )
-    return FORMATS[name]
+        hint = did_you_mean(format_, known)
+        raise UserError(f"format={format_}: unknown format{hint}; valid: {', '.join(known)}")
+    return FORMATS[format_]
 
 
-def refuse_without_ablation(**is_given: bool) -> None:
-    """Raises UserError for options that need an ablation."""
-    given = [f"{name}=" for name in is_given if is_given[name]]
-    if given:
-        raise UserError(f"{given[0]} needs an ablation; add ablation=<name>")
+def _refuse_without_ablation(options: Sequence[str]) -> None:
+    if options:
+        raise UserError(f"{options[0]}= needs an ablation; add ablation=<name>")
 
 
 def print_table(out: Console, view: View) -> None:
@@ -151,6 +183,11 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
             *(str(count or "") for count in counts),
         )
     return shown
+
+
+def show_comparison(a: str, b: str, results: Path, runs: Path) -> None:
+    """Print the comparison of two runs, each given by its name or folder."""
+    print_comparison(console(), find_row(a, results, runs), find_row(b, results, runs), runs)
 
 
 def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:

@@ -58,16 +58,15 @@ def make_view(table: Table, sort: str = "", columns: str = "", filter_: str = ""
     Raises UserError for an unknown column and for a filter that is no comparison of columns.
     """
     shown = _parse_columns(columns, (*COLUMNS, *factors_of(table)))
-    lines = list(zip(table.cells, fields_of(table), strict=True))
     known = (*FIELDS, *factors_of(table))
+    lines = list(zip(table.cells, fields_of(table), strict=True))
     if filter_:
         matches = _Filter(filter_, known).matches
-        lines = [line for line in lines if matches(line[1])]
-    lines = _sorted(lines, sort, known)
+        lines = [(summary, fields) for summary, fields in lines if matches(fields)]
+    cells = [summary for summary, _ in _sorted(lines, sort, known)]
     group_order = list(table.groups)
-    lines.sort(key=lambda line: group_order.index(line[0].cell.group))
-    cells = tuple(summary for summary, _ in lines)
-    return View(replace(table, cells=cells), shown, not (sort or columns or filter_))
+    cells.sort(key=lambda summary: group_order.index(summary.cell.group))
+    return View(replace(table, cells=tuple(cells)), shown, not (sort or columns or filter_))
 
 
 def factors_of(table: Table) -> tuple[str, ...]:
@@ -112,9 +111,9 @@ def field_names(columns: Collection[str]) -> list[str]:
 
 
 def _parse_columns(text: str, known: Collection[str]) -> tuple[str, ...]:
-    if not text:
-        return DEFAULT_COLUMNS
     names = _split_names(text)
+    if not names:
+        return DEFAULT_COLUMNS
     for name in names:
         _check_known(name, known, f"columns={name}")
         if names.count(name) > 1:
@@ -122,13 +121,16 @@ def _parse_columns(text: str, known: Collection[str]) -> tuple[str, ...]:
     return names
 
 
-def _sorted(lines: list[tuple[CellSummary, Fields]], sort: str, known: Collection[str]) -> list:
+def _sorted(
+    lines: list[tuple[CellSummary, Fields]], sort: str, known: Collection[str]
+) -> list[tuple[CellSummary, Fields]]:
     for key in reversed(_split_names(sort)):  # sorting is stable: the first key is applied last
         name, is_descending = key.removeprefix("-"), key.startswith("-")
         _check_known(name, known, f"sort={name}")
         present = [line for line in lines if line[1][name] is not None]
+        missing = [line for line in lines if line[1][name] is None]
         present.sort(key=lambda line, name=name: line[1][name], reverse=is_descending)
-        lines = present + [line for line in lines if line[1][name] is None]
+        lines = present + missing
     return lines
 
 
