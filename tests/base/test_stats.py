@@ -50,7 +50,9 @@ def test_a_difference_without_common_seeds_is_welchs_of_statsmodels():
 
 
 def test_the_interval_of_two_seeds_is_the_closed_form():
-    """One degree of freedom: t at 97.5 % is tan(0.475 pi) = 12.7062, and P(|T| > t) = 1 - 2 atan(t) / pi."""
+    """One degree of freedom: t at 97.5 % is tan(0.475 pi) = 12.7062, and P(|T| > t) = 1 - 2 atan(t)
+    / pi.
+    """
     found = compare({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0})
     reach = math.tan(0.475 * math.pi) * math.sqrt(0.5) / math.sqrt(2)
     assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - reach, 2.5 + reach))
@@ -58,7 +60,9 @@ def test_the_interval_of_two_seeds_is_the_closed_form():
 
 
 def test_p_is_near_that_of_an_exact_permutation_test():
-    """Paired: every assignment of signs to twelve gains; unpaired: every division of eleven values in two cells."""
+    """Paired: every assignment of signs to twelve gains; unpaired: every division of eleven values
+    in two cells.
+    """
     rng = np.random.default_rng(3)
     base = rng.normal(95, 0.8, 12)
     cell = base + rng.normal(0.4, 0.7, 12)
@@ -171,7 +175,9 @@ def test_an_effect_without_end_needs_few_seeds_and_none_needs_no_number():
 
 
 def test_what_the_val_set_itself_moves():
-    """RSB's 100 seeds: 0.10 points on 50,000 images. A coin's standard error is 50 / sqrt(n) points."""
+    """RSB's 100 seeds: 0.10 points on 50,000 images. A coin's standard error is 50 / sqrt(n)
+    points.
+    """
     assert binomial_error_pct(50, 400) == pytest.approx(2.5)
     assert binomial_error_pct(100, 360) == 0
     assert published_spread_pct(50_000) == pytest.approx(0.10)

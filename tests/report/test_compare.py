@@ -27,7 +27,7 @@ def test_a_run_does_not_differ_from_itself():
     )
 
 
-def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_change():
+def test_scores_costs_machine_and_versions_that_differ_are_listed_with_their_change():
     other = {
         "seed": 1,
         "top1_pct": 96.25,
@@ -48,7 +48,7 @@ def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_chang
 
 
 def test_deviations_are_compared_by_what_they_lead_to():
-    """Twice changed is what it is at last; what one run leaves alone is what its page says."""
+    """Twice changed is what it is at last; what one run leaves alone is what its recipe says."""
     a = A.model_copy(
         update={
             "deviations": (
@@ -91,7 +91,7 @@ def test_a_row_is_found_by_name_and_by_folder(tmp_path):
     with pytest.raises(RowError, match=f"did you mean {A.run}"):
         find_row(A.run[:-1], tmp_path, tmp_path / "runs")
     for nothing in ("", "../../etc/passwd", "no such run at all"):
-        with pytest.raises(RowError, match="no such row; .*rows has 1 row"):
+        with pytest.raises(RowError, match=r"no such row; .*rows has 1 row"):
             find_row(nothing, tmp_path, tmp_path / "runs")
 
 

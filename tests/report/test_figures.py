@@ -1,4 +1,6 @@
-"""Where marks stand: scales against closed forms, forest plots, bands, the Pareto front against a plain search."""
+"""Where marks stand: scales against closed forms, forest plots, bands, the Pareto front against a
+plain search.
+"""
 
 import itertools
 import re
@@ -71,7 +73,7 @@ def test_a_forest_has_every_difference_at_its_place():
     clear, alone, torn, absent = found.effects
     assert clear.is_significant and clear.low < clear.at < clear.high
     value, ticks = (clear.summary.difference, {float(tick.label): tick.at for tick in found.ticks})
-    (x0, at0), (x1, at1) = list(ticks.items())[0], list(ticks.items())[-1]
+    (x0, at0), (x1, at1) = min(ticks.items()), max(ticks.items())
     unit = (at1 - at0) / (x1 - x0)
     for place, number in (
         (clear.at, value.value),

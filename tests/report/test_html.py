@@ -1,8 +1,11 @@
-"""The report of an ablation: one page that says what the table says, loads nothing, and lets no text out of its place."""
+"""The report of an ablation: one page that says what the table says, loads nothing, and lets no
+text out of its place.
+"""
 
 import base64
 import dataclasses
 import hashlib
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -41,24 +44,26 @@ def text():
     return as_html(table, curves_of(table))
 
 
-def test_the_page_says_all_that_the_table_says(text):
+def test_the_report_has_all_that_the_table_has(text):
     table, page = study(), Page(text)
-    said = " ".join("".join(data for _, data in page.texts).replace("\xa0", " ").split())
+    shown_text = " ".join("".join(data for _, data in page.texts).replace("\xa0", " ").split())
     view = make_view(table)
     for column in shown_columns(view):
-        assert heading_of(view, column) in said or column == "marks"
+        assert heading_of(view, column) in shown_text or column == "marks"
         for one in table.cells:
             for part in (
                 text_of(view, one, column).split("; ")
                 if column == "marks"
                 else [text_of(view, one, column)]
             ):
-                assert part in said, (one.cell.name, column)
+                assert part in shown_text, (one.cell.name, column)
     for one in table.cells:
         for result in one.seeds:
-            assert not result.row or (result.row.run in said and result.reproduce in said)
-    assert "RuntimeError: out of memory" in said
-    assert "10 cells × 3 seeds: 16 finished, 2 diverged, 1 failed, 11 no row." in said
+            assert not result.row or (
+                result.row.run in shown_text and result.reproduce in shown_text
+            )
+    assert "RuntimeError: out of memory" in shown_text
+    assert "10 cells × 3 seeds: 16 finished, 2 diverged, 1 failed, 11 no row." in shown_text
 
 
 def test_the_exact_text_of_set_is_there_with_what_the_base_does_not_say_marked(text):
@@ -102,8 +107,7 @@ def test_the_page_is_whole_html_that_a_screen_reader_can_walk(text):
     assert len(tables.all("table")) == len(tables.all("caption")) == 6
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert (
-        all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
-        and levels[0] == 1
+        all(after - before <= 1 for before, after in itertools.pairwise(levels)) and levels[0] == 1
     )
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or svg.get("role") == "img" or "overflow" in svg
@@ -204,7 +208,7 @@ def test_other_metrics_and_nearly_empty_tables_have_a_page_too(metric):
         assert table.metric.heading in {data for _, data in page.texts}
 
 
-def test_missing_curves_are_told(text):
+def test_missing_curves_are_named(text):
     assert "No curves for 3 of the 18 rows: <bdi>A2.v1-resnet18-digits-s0-" in text
     assert "No curves for any of the 18 rows." in as_html(study(), {})
     assert "No run has a row yet." in as_html(table_of({cell("base", is_base=True): {}}), {})
@@ -264,7 +268,7 @@ def test_numbers_are_sorted_by_their_value_and_what_is_absent_has_no_key():
     assert "marks" not in names
 
 
-def test_a_piece_of_set_is_a_cells_own_where_its_base_says_otherwise():
+def test_an_override_is_a_cells_own_where_its_base_differs():
     lines = cell_lines(study())
     assert [[piece.text for piece in line.overrides if piece.is_own] for line in lines[:3]] == [
         [], ["loss.name=ce"], ["'loss={name: bce, reduction: sum}'"],
@@ -296,7 +300,7 @@ def test_pieces_are_those_of_a_shell_where_no_bracket_is_bare():
     )
 
 
-def test_what_all_rows_have_alike_is_told_once_and_the_rest_in_columns():
+def test_what_all_rows_share_is_listed_once_and_the_rest_in_columns():
     table = study()
     runs = run_table(table)
     common = dict(runs.common)

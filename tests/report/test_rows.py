@@ -1,4 +1,6 @@
-"""The store as tables read it: only what is theirs, damage named, and a large one without a second look."""
+"""The store as tables read it: only what is theirs, damage named, and a large one without a second
+look.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +91,9 @@ def test_a_run_that_has_not_failed_has_no_error(tmp_path):
 
 
 def test_a_large_store_is_indexed_once_and_only_where_it_is_asked_for(tmp_path, page, monkeypatch):
-    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 keys are computed."""
+    """Counted work: of 300 rows of others, 40 of other seeds and 5 that may be its own, 5 keys are
+    computed.
+    """
     monkeypatch.setattr(rows, "_MIN_NEW_ROWS", 1)
     question = open_question(page)
     own = [stored_row(one, seed, 90.0) for one in load_ablation(page).cells for seed in (0, 1)]
@@ -147,7 +151,7 @@ def test_a_damaged_index_is_none(tmp_path, page, monkeypatch):
 
 
 def test_a_store_behind_a_url_is_refused_with_where_its_copy_is(page, tmp_path):
-    with pytest.raises(UserError, match="results=s3:/bucket/rows: .*runs/cells/stores"):
+    with pytest.raises(UserError, match=r"results=s3:/bucket/rows: .*runs/cells/stores"):
         open_table(page, Path("s3://bucket/rows"), tmp_path, METRICS["top1"])
 
 

@@ -1,13 +1,15 @@
-"""The numbers of an ablation's table, its marks, remarks and warnings; no seed is left out silently."""
+"""The numbers of an ablation's table, its marks, remarks and warnings; no seed is left out
+silently.
+"""
 
 import math
 
 import pytest
 
-from support.tabled import SEEDS, cell, row, table_of
+from support.tabled import SEEDS, asked, cell, row, table_of
 from trainer.base.errors import UserError
 from trainer.report.notes import facts_of, remarks, warnings
-from trainer.report.tables import METRICS, find_metric, value_of
+from trainer.report.tables import METRICS, find_metric, summarize, value_of
 
 BASE, SAME, BETTER = cell("base", is_base=True), cell("same"), cell("better")
 
@@ -70,7 +72,7 @@ def test_a_failure_counts_only_where_there_is_no_row():
     assert [result.state for result in table.cells[0].seeds] == ["finished", "finished"]
 
 
-def test_one_seed_has_no_interval_and_the_note_says_what_seeds_do():
+def test_one_seed_has_no_interval_and_the_remark_says_what_a_seed_does():
     table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,))
     better = only(table, "better")
     assert (
@@ -159,22 +161,26 @@ def test_metrics_are_read_from_where_they_stand():
     assert (
         value_of(row("a", 0, None), METRICS["loss"]) is None
     )  # the loss of a run on its way to nowhere
-    with pytest.raises(UserError, match="metric=top2: unknown.*top1"):
+    with pytest.raises(UserError, match=r"metric=top2: unknown.*top1"):
         find_metric("top2")
 
 
 def test_costs_are_means_over_the_finished_seeds():
-    table = table_of({BASE: {0: 90.0, 1: 91.0, 2: None}}, base={"train_s": 10.0})
-    assert table.cells[0].costs.train_s == 10.0 and table.cells[0].costs.num_params == 23_528_522
-    values = [
-        row("base", seed, 90.0, train_s=train_s, peak_mem_mib=memory)
-        for seed, train_s, memory in ((0, 10, 100), (1, 30, 300))
-    ]
-    costs = table_of({BASE: {}}).cells[0].costs
-    assert costs is None and len(values) == 2
+    rows = {
+        ("base", seed): row("base", seed, top1_pct, train_s=train_s, peak_mem_mib=memory)
+        for seed, top1_pct, train_s, memory in (
+            (0, 90.0, 10.0, 100.0),
+            (1, 91.0, 30.0, 300.0),
+            (2, None, 1.0, 1.0),
+        )
+    }
+    (base,) = summarize(asked([BASE]), rows, METRICS["top1"]).cells
+    assert (base.costs.train_s, base.costs.peak_mem_mib) == (20.0, 200.0)
+    assert base.costs.num_params == 23_528_522
+    assert table_of({BASE: {}}).cells[0].costs is None
 
 
-def test_a_note_says_data_epochs_machine_versions_and_commit():
+def test_a_remark_has_data_epochs_machine_versions_and_commit():
     table = table_of(
         {BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), base={"commit": "abc" * 14, "dirty": False}
     )
@@ -198,7 +204,7 @@ def test_a_note_says_data_epochs_machine_versions_and_commit():
 
 
 @pytest.mark.parametrize(
-    ("fact", "other", "told"),
+    ("fact", "other", "expected"),
     [
         (
             "data_fingerprint",
@@ -221,12 +227,12 @@ def test_a_note_says_data_epochs_machine_versions_and_commit():
         ("changes", ("device a -> b after step 3",), "changed during training"),
     ],
 )
-def test_cells_that_are_unlike_in_more_than_the_cell_are_warned_of(fact, other, told):
+def test_rows_of_a_group_that_differ_in_anything_else_are_warned_of(fact, other, expected):
     table = table_of(
         {BASE: {0: 90.0, 1: 91.0}, BETTER: {0: 93.0, 1: 94.5}}, seeds=(0, 1), better={fact: other}
     )
     (line,) = warnings(table)
-    assert told in line
+    assert expected in line
 
 
 def test_groups_on_other_data_are_no_reason_to_warn():
@@ -251,7 +257,7 @@ def test_groups_on_other_data_are_no_reason_to_warn():
     ]
 
 
-def test_published_scores_are_told_with_their_source_and_never_compared():
+def test_published_scores_have_their_source_and_never_compared():
     known = cell("known", published=80.4, published_source="RSB, Table 1")
     table = table_of({BASE: {0: 90.0, 1: 91.0}, known: {0: 89.0, 1: 91.5}}, seeds=(0, 1))
     assert only(table, "known").difference.value == pytest.approx(-0.25)

@@ -112,12 +112,12 @@ def test_columns_are_those_asked_for_in_that_order():
         "cell",
         "model.norm",
     )
-    for text, told in (
+    for text, expected in (
         ("cell menas", r"columns=menas: unknown.*valid: group, cell"),
         ("n n", "columns=n n: duplicate"),
         ("sort", "columns=sort: unknown"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=expected):
             make_view(TABLE, columns=text)
     with pytest.raises(UserError, match="sort=menas: unknown"):
         make_view(TABLE, sort="-menas")
