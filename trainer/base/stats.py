@@ -51,6 +51,11 @@ class Difference:
     p: float | None = None
     std: float | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high)."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 def mean_of(values: Sequence[float]) -> float | None:
     """The mean; None without values."""
@@ -113,10 +118,10 @@ def _t_quantile(dof: float) -> float:
 
 def pooled_std(cells: Sequence[Sequence[float]]) -> float | None:
     """The standard deviation within cells, weighted by degrees of freedom; None without any."""
-    known = [(len(values) - 1, std_of(values)) for values in cells if len(values) >= 2]
-    if not known:
+    stds = [(len(values) - 1, std) for values in cells if (std := std_of(values)) is not None]
+    if not stds:
         return None
-    return math.sqrt(sum(dof * std**2 for dof, std in known) / sum(dof for dof, _ in known))
+    return math.sqrt(sum(dof * std**2 for dof, std in stds) / sum(dof for dof, _ in stds))
 
 
 def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
@@ -124,12 +129,12 @@ def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
+    ascending = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
     largest = 0.0  # a corrected p is never below that of a smaller p
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * ps[i]))
-        corrected[i] = largest
+    for rank, (p, index) in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(ascending) - rank) * p))
+        corrected[index] = largest
     return tuple(corrected)
 
 

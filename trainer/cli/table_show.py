@@ -55,8 +55,13 @@ def show_table(
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
     out = console()
     if not ablation:
-        options = {"sort": sort, "columns": columns, "filter": filter_}
-        options |= {"metric": metric != "top1", "format": format_ != "terminal"}
+        options = {
+            "sort": bool(sort),
+            "columns": bool(columns),
+            "filter": bool(filter_),
+            "metric": metric != "top1",
+            "format": format_ != "terminal",
+        }
         _refuse_without_ablation([name for name, is_given in options.items() if is_given])
         out.print(list_of_ablations(results, runs))
         return
@@ -173,7 +178,9 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
         states = [result.state for summary in table.cells for result in summary.seeds]
         counts = [
             states.count("finished") + states.count("no value"),
-            *map(states.count, ("diverged", "failed", "missing")),
+            states.count("diverged"),
+            states.count("failed"),
+            states.count("missing"),
         ]
         size = f"{len(table.cells)} x {len(table.seeds)}"
         shown.add_row(

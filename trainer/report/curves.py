@@ -90,8 +90,10 @@ def curves_path(results: Path, name: str) -> Path:
 def find_curves(results: Path, table: Table) -> dict[str, Curves]:
     """The curves of a table's rows by run: from the run folder if it is here, else as stored."""
     kept, found = read_kept(results, table.name), {}
-    for result in (result for summary in table.cells for result in summary.seeds if result.row):
+    for result in (result for summary in table.cells for result in summary.seeds):
         row = result.row
+        if row is None:
+            continue
         curves = _folder_curves(result)
         if curves and (curves.train_loss or curves.val_top1):
             found[row.run] = Curves(

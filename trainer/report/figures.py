@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.base.stats import Difference
 from trainer.report.curves import Curves, Points
@@ -105,9 +106,8 @@ def forest(group: str, cells: Sequence[CellSummary]) -> Forest | None:
         return None
     shown = others
     if len(others) > MAX_CELLS:
-        compared = [summary for summary in others if summary.difference]
-        largest = sorted(compared, key=lambda summary: -abs(summary.difference.value))[:MAX_CELLS]
-        drawn = set(map(id, largest))
+        sizes = {id(one): abs(one.difference.value) for one in others if one.difference}
+        drawn = sorted(sizes, key=lambda key: -sizes[key])[:MAX_CELLS]
         shown = [summary for summary in others if id(summary) in drawn]
     scale = _effect_scale([summary.difference for summary in shown if summary.difference])
     effects = tuple(_effect(summary, scale) for summary in shown)
@@ -118,18 +118,12 @@ def forest(group: str, cells: Sequence[CellSummary]) -> Forest | None:
 
 def _effect_scale(differences: Sequence[Difference]) -> Scale:
     """Wide enough for all differences and a typical interval; much wider ones are cut."""
-    values = [0.0, *(summary.value for summary in differences)]
-    halves = [
-        (summary.high - summary.low) / 2 for summary in differences if summary.low is not None
-    ]
+    values = [0.0, *(difference.value for difference in differences)]
+    intervals = [interval for one in differences if (interval := one.interval)]
+    halves = [(high - low) / 2 for low, high in intervals]
     typical = 1.2 * statistics.median(halves) if halves else 0.0
     margin = max((max(values) - min(values)) * 0.5, typical)
-    ends = [
-        end
-        for summary in differences
-        if summary.low is not None
-        for end in (summary.low, summary.high)
-    ]
+    ends = [end for interval in intervals for end in interval]
     low = max(min(values + ends), min(values) - margin)
     high = min(max(values + ends), max(values) + margin)
     return scale_over((low, high), 2, 98, margin_share=0.02)
@@ -139,15 +133,16 @@ def _effect(summary: CellSummary, scale: Scale) -> Effect:
     difference = summary.difference
     if difference is None:
         return Effect(summary, None)
-    if difference.low is None:
+    if difference.interval is None:
         return Effect(summary, scale.at(difference.value))
+    low, high = difference.interval
     return Effect(
         summary,
         scale.at(difference.value),
-        scale.at(difference.low),
-        scale.at(difference.high),
-        is_cut_low=difference.low < scale.low,
-        is_cut_high=difference.high > scale.high,
+        scale.at(low),
+        scale.at(high),
+        is_cut_low=low < scale.low,
+        is_cut_high=high > scale.high,
         is_significant=summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P,
     )
 
@@ -292,12 +287,30 @@ def cost_figures(table: Table) -> tuple[CostFigure, ...]:
     """A figure for each group and each cost in which its cells differ."""
     figures = []
     for group, cells in table.groups.items():
-        cells = [summary for summary in cells if summary.costs and summary.mean is not None]
         for field, name, unit, factor in _COSTS:
-            costs = [getattr(summary.costs, field) / factor for summary in cells]
-            if len(cells) > 1 and max(costs) > min(costs) * _MIN_COST_RATIO:
-                figures.append(_cost_figure(group, name, unit, cells, costs, table.metric))
+            scored = [
+                _Scored(summary, getattr(summary.costs, field) / factor, summary.mean)
+                for summary in cells
+                if summary.costs and summary.mean is not None
+            ]
+            costs = [one.cost for one in scored]
+            if len(costs) > 1 and max(costs) > min(costs) * _MIN_COST_RATIO:
+                figures.append(_cost_figure(group, name, unit, scored, table.metric))
     return tuple(figures)
+
+
+class _Scored(NamedTuple):
+    """A cell with both coordinates."""
+
+    summary: CellSummary
+    cost: float
+    mean: float
+
+    @property
+    def one_std(self) -> tuple[float, ...]:
+        """The mean ± one standard deviation; the mean alone without one."""
+        std = self.summary.std
+        return (self.mean,) if std is None else (self.mean - std, self.mean + std)
 
 
 def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool:
@@ -310,21 +323,21 @@ def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool
 
 
 def _cost_figure(
-    group: str, name: str, unit: str, cells: list[CellSummary], costs: list[float], metric: Metric
+    group: str, name: str, unit: str, scored: Sequence[_Scored], metric: Metric
 ) -> CostFigure:
-    gains = [summary.mean if metric.is_share else -summary.mean for summary in cells]
-    fronts = [is_front(index, costs, gains) for index in range(len(cells))]
-    order = sorted(range(len(cells)), key=lambda index: (not fronts[index], -gains[index]))
+    costs = [one.cost for one in scored]
+    gains = [one.mean if metric.is_share else -one.mean for one in scored]
+    fronts = [is_front(index, costs, gains) for index in range(len(scored))]
+    order = sorted(range(len(scored)), key=lambda index: (not fronts[index], -gains[index]))
     order = order[:MAX_CELLS]
     left, top, right, bottom = COST_INNER_PX
     x = scale_over((costs[index] for index in order), left, right)
-    y = scale_over((end for index in order for end in _one_std(cells[index])), bottom, top)
-    occupied = [(x.at(costs[index]), y.at(cells[index].mean)) for index in order]
+    y = scale_over((end for index in order for end in scored[index].one_std), bottom, top)
+    occupied = [(x.at(scored[index].cost), y.at(scored[index].mean)) for index in order]
     points = tuple(
-        _cost_point(cells[index], costs[index], unit, fronts[index], x, y, occupied)
-        for index in order
+        _cost_point(scored[index], unit, fronts[index], x, y, occupied) for index in order
     )
-    title, num_left_out = f"{name}, {unit}", len(cells) - len(order)
+    title, num_left_out = f"{name}, {unit}", len(scored) - len(order)
     return CostFigure(
         group, title, x.ticks(5), y.ticks(5), points, _front_path(points), num_left_out
     )
@@ -339,17 +352,8 @@ def _front_path(points: Iterable[CostPoint]) -> str:
     return f"M{front[0].x:g},{front[0].y:g} {steps}"
 
 
-def _one_std(summary: CellSummary) -> tuple[float, ...]:
-    return (
-        (summary.mean,)
-        if summary.std is None
-        else (summary.mean - summary.std, summary.mean + summary.std)
-    )
-
-
 def _cost_point(
-    summary: CellSummary,
-    cost: float,
+    scored: _Scored,
     unit: str,
     is_on_front: bool,
     x: Scale,
@@ -357,7 +361,7 @@ def _cost_point(
     occupied: list[tuple[float, float]],
 ) -> CostPoint:
     """A point, its label where most space is left; occupied grows by the label."""
-    at_x, at_y = x.at(cost), y.at(summary.mean)
+    at_x, at_y = x.at(scored.cost), y.at(scored.mean)
     others = [mark for mark in occupied if mark != (at_x, at_y)]
     candidates = [
         (
@@ -372,11 +376,10 @@ def _cost_point(
         key=lambda label: min([_clearance_px(label, mark) for mark in others], default=99.0),
     )
     occupied.append((label[0], label[1] - 4))
-    low, high = (
-        (y.at(end) for end in _one_std(summary)) if summary.std is not None else (None, None)
-    )
-    cost_text = f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"
-    return CostPoint(summary, f"{cost_text} {unit}", at_x, at_y, low, high, is_on_front, *label)
+    ends = [y.at(end) for end in scored.one_std]
+    low, high = ends if len(ends) == 2 else (None, None)
+    cost = f"{scored.cost:,.0f}" if scored.cost >= 100 else f"{scored.cost:.3g}"
+    return CostPoint(scored.summary, f"{cost} {unit}", at_x, at_y, low, high, is_on_front, *label)
 
 
 def _clearance_px(label: tuple[float, float, str], mark: tuple[float, float]) -> float:

@@ -94,12 +94,10 @@ def _difference_text(summary: CellSummary, metric: Metric) -> str:
     if summary.difference is None:
         return ""
     value = format_number(summary.difference.value, metric.digits, sign="+")
-    if summary.difference.low is None:
+    interval = summary.difference.interval
+    if interval is None:
         return value
-    low, high = (
-        format_number(end, metric.digits)
-        for end in (summary.difference.low, summary.difference.high)
-    )
+    low, high = (format_number(end, metric.digits) for end in interval)
     return f"{value} [{low}, {high}]"
 
 

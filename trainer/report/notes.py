@@ -105,11 +105,11 @@ def _score_remark(table: Table) -> str:
 
 
 def _comparison_remark(table: Table) -> list[str]:
-    compared = [summary for summary in table.cells if summary.difference]
-    if not compared:
+    differences = [summary.difference for summary in table.cells if summary.difference]
+    if not differences:
         return []
     text = f"Differences are cell − base ({_listed(table.bases)})"
-    tests = {summary.difference.kind for summary in compared if summary.p_holm is not None}
+    tests = {difference.kind for difference in differences if difference.p is not None}
     if not tests:
         return [f"{text}."]
     test = {
@@ -150,15 +150,15 @@ def _val_size_remarks(table: Table) -> list[str]:
         return []
     lines = []
     for group, cells in table.groups.items():
-        scored = [summary for summary in cells if summary.mean is not None]
+        scored = [(summary, summary.mean) for summary in cells if summary.mean is not None]
         if not scored:
             continue
-        summary = next((summary for summary in scored if summary.cell.is_base), scored[0])
+        summary, mean = next((pair for pair in scored if pair[0].cell.is_base), scored[0])
         size = summary.rows[0].num_val_images
         lines.append(
             f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; "
-            f"the binomial standard error of {summary.mean:.2f} % on {size:,} images is "
-            f"{binomial_error_pct(summary.mean, size):.2g} points, and more seeds do not reduce it."
+            f"the binomial standard error of {mean:.2f} % on {size:,} images is "
+            f"{binomial_error_pct(mean, size):.2g} points, and more seeds do not reduce it."
         )
     return list(dict.fromkeys(lines))
 

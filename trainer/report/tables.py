@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from trainer.base.stats import (
 from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
+Origin = Literal["measured", "pooled", "published"]
 STATE_TEXTS: dict[State, str] = {
     "finished": "finished",
     "diverged": "diverged",
@@ -113,7 +115,7 @@ class Needed:
 
     num_seeds: int | None
     std: float
-    origin: Literal["measured", "pooled", "published"]
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -277,11 +279,13 @@ def _summary(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
 def _costs(rows: Sequence[Row]) -> Costs | None:
     if not rows:
         return None
-    means = [
-        mean_of([getattr(row, key) for row in rows])
-        for key in ("train_s", "images_per_s", "peak_mem_mib")
-    ]
-    return Costs(*means, rows[0].num_params, rows[0].gmacs)
+    return Costs(
+        train_s=statistics.fmean(row.train_s for row in rows),
+        images_per_s=statistics.fmean(row.images_per_s for row in rows),
+        peak_mem_mib=statistics.fmean(row.peak_mem_mib for row in rows),
+        num_params=rows[0].num_params,
+        gmacs=rows[0].gmacs,
+    )
 
 
 def _against_base(
@@ -298,7 +302,8 @@ def _against_base(
 
 def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric) -> Needed | None:
     """With the best standard deviation known: its own, else pooled, else published."""
-    std, origin = difference.std, "measured"
+    std = difference.std
+    origin: Origin = "measured"
     if std is None and difference.kind == "single":
         std, origin = (pooled_std([list(other.values.values()) for other in group]), "pooled")
         if std is None and metric.name == "top1":

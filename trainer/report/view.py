@@ -14,6 +14,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.report.tables import CellSummary, Table
 
 Fields = dict[str, Any]  # of one cell, by field name; None where there is no value
+_Line = tuple[CellSummary, Fields]
 
 # Columns as a user names them, and the fields that each shows.
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -121,17 +122,18 @@ def _parse_columns(text: str, known: Collection[str]) -> tuple[str, ...]:
     return names
 
 
-def _sorted(
-    lines: list[tuple[CellSummary, Fields]], sort: str, known: Collection[str]
-) -> list[tuple[CellSummary, Fields]]:
+def _sorted(lines: list[_Line], sort: str, known: Collection[str]) -> list[_Line]:
     for key in reversed(_split_names(sort)):  # sorting is stable: the first key is applied last
         name, is_descending = key.removeprefix("-"), key.startswith("-")
         _check_known(name, known, f"sort={name}")
-        present = [line for line in lines if line[1][name] is not None]
-        missing = [line for line in lines if line[1][name] is None]
-        present.sort(key=lambda line, name=name: line[1][name], reverse=is_descending)
-        lines = present + missing
+        lines = _sorted_by(lines, name, is_descending)
     return lines
+
+
+def _sorted_by(lines: list[_Line], name: str, is_descending: bool) -> list[_Line]:
+    present = [line for line in lines if line[1][name] is not None]
+    missing = [line for line in lines if line[1][name] is None]
+    return sorted(present, key=lambda line: line[1][name], reverse=is_descending) + missing
 
 
 def _split_names(text: str) -> tuple[str, ...]:
@@ -244,12 +246,14 @@ class _Filter:
         return _Operand("text" if isinstance(value, str) else "number", False, lambda _: value)
 
     def _constant(self, node: ast.expr) -> float | str:
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float, str):
-            return node.value
+        if isinstance(node, ast.Constant):
+            value = node.value
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+                return value
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            value = self._constant(node.operand)
-            if not isinstance(value, str):
-                return -value
+            operand = self._constant(node.operand)
+            if not isinstance(operand, str):
+                return -operand
         raise self._error(node, "not a column, number or text")
 
     def _error(self, node: ast.expr, reason: str) -> UserError:
@@ -261,5 +265,7 @@ def _dotted_name(node: ast.expr) -> str | None:
     """The name of a column; a factor such as `model.norm` parses as an attribute of a name."""
     if isinstance(node, ast.Name):
         return node.id
-    prefix = _dotted_name(node.value) if isinstance(node, ast.Attribute) else None
-    return f"{prefix}.{node.attr}" if prefix else None
+    if isinstance(node, ast.Attribute):
+        prefix = _dotted_name(node.value)
+        return f"{prefix}.{node.attr}" if prefix else None
+    return None
