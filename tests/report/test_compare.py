@@ -41,7 +41,7 @@ def test_scores_costs_machine_and_versions_that_differ_are_listed_with_their_cha
         ("score", "top-1 %"): ("95.00", "96.25", "+1.25"),
         ("cost", "parameters"): ("23,528,522", "100", "-23,528,422"),
         ("machine", "device"): ("a processor", "another", ""),
-        ("machine", "uncommitted changes"): ("unknown", "yes", ""),
+        ("machine", "commit"): ("unknown", "unknown, with uncommitted changes", ""),
         ("machine", "version of timm"): ("none", "1", ""),
         ("machine", "version of torch"): ("2.15.0", "2.14.0", ""),
     }

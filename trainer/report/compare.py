@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainer.base.errors import did_you_mean
 from trainer.base.names import why_no_name
+from trainer.report.notes import ROW_FACTS
 from trainer.runs.results import Row, RowError, read_row, read_row_file
 
 _MAX_SUGGESTIONS = 2_000  # names searched for the closest one
@@ -48,24 +49,37 @@ def find_row(name: str, results: Path, runs: Path) -> Row:
 def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
     """All differences but names and dates, the most important first."""
     return (
-        *_differing("run", _IDENTITY, a, b),
+        *_differing("run", {name: ROW_FACTS[name] for name in _RUN}, a, b),
+        *_differing("run", {"seed": lambda row: str(row.seed)}, a, b),
         *_differing_deviations(a, b),
         *_differing("score", _SCORES, a, b),
         *_differing("cost", _COSTS, a, b),
-        *_differing("machine", _MACHINE, a, b),
+        *_differing("machine", {name: ROW_FACTS[name] for name in _MACHINE}, a, b),
         *_differing_versions(a, b),
     )
 
 
+_RUN = (
+    "recipe",
+    "model",
+    "data",
+    "scored on",
+    "epochs",
+    "steps",
+    "images per step",
+    "images per norm sample",
+)
+_MACHINE = (
+    "device",
+    "precision",
+    "threads",
+    "loader",
+    "ranks",
+    "bitwise reproducible",
+    "commit",
+    "changed during training",
+)
 _Properties = Mapping[str, Callable[[Row], object]]
-
-_IDENTITY: _Properties = {
-    "recipe": lambda row: f"{row.recipe}.v{row.version} ({row.digest})",
-    "model": lambda row: row.model,
-    "data": lambda row: f"{row.data} ({row.data_fingerprint[:12]})",
-    "val images": lambda row: f"{row.num_val_images} of {row.split}",
-    "seed": lambda row: str(row.seed),
-}
 _SCORES: _Properties = {
     "status": lambda row: row.status,
     "scored weights": lambda row: row.scored,
@@ -76,24 +90,12 @@ _SCORES: _Properties = {
     "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
 }
 _COSTS: _Properties = {
-    "steps": lambda row: row.steps,
     "train s": lambda row: row.train_s,
     "images/s": lambda row: row.images_per_s,
     "peak MiB": lambda row: row.peak_mem_mib,
     "parameters": lambda row: row.num_params,
     "GMACs": lambda row: row.gmacs,
     "images replaced": lambda row: row.num_replaced_images,
-}
-_MACHINE: _Properties = {
-    "device": lambda row: row.device,
-    "precision": lambda row: row.precision,
-    "threads": lambda row: str(row.num_threads),
-    "workers": lambda row: str(row.num_workers),
-    "loader": lambda row: row.loader,
-    "ranks": lambda row: str(row.world_size),
-    "commit": lambda row: (row.commit or "none")[:12],
-    "uncommitted changes": lambda row: {True: "yes", False: "no", None: "unknown"}[row.dirty],
-    "changed during training": lambda row: "; ".join(row.changes) or "none",
 }
 
 

@@ -11,7 +11,7 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,11 +32,10 @@ from trainer.report.formats import (
     shown_columns,
     text_of,
 )
-from trainer.report.notes import remarks, versions_text, warnings
+from trainer.report.notes import ROW_FACTS, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import View, fields_of, make_view
 from trainer.runs.checkpoint import write_atomically
-from trainer.runs.results import Row
 
 ASSETS = Path(__file__).parent / "assets"
 # Code points that HTML forbids (spec: noncharacters, surrogates, controls but tab and newline).
@@ -305,42 +304,12 @@ class RunTable:
     lines: tuple[RunLine, ...]
 
 
-def _commit(row: Row) -> str:
-    commit = row.commit[:12] if row.commit else "unknown"
-    return f"{commit}, with uncommitted changes" if row.dirty else commit
-
-
-_FACTS: dict[str, Callable[[Row], str]] = {
-    "recipe": lambda row: f"{row.recipe}.v{row.version} (digest {row.digest[:12]})",
-    "model": lambda row: row.model,
-    "data": lambda row: f"{row.data} (fingerprint {row.data_fingerprint[:12]})",
-    "scored on": lambda row: f"{row.num_val_images:,} images of {row.split}",
-    "scored weights": lambda row: row.scored,
-    "epochs": lambda row: f"{row.epochs:,}",
-    "steps": lambda row: f"{row.steps:,}",
-    "images per step": lambda row: f"{row.batch_images:,}",
-    "images per norm sample": lambda row: f"{row.norm_images:,}",
-    "device": lambda row: row.device,
-    "precision": lambda row: row.precision,
-    "threads": lambda row: f"{row.num_threads}",
-    "loader": lambda row: f"{row.loader}, {row.num_workers} workers",
-    "ranks": lambda row: f"{row.world_size}",
-    "bitwise reproducible": lambda row: "yes" if row.bitwise else "no",
-    "images replaced": lambda row: f"{row.num_replaced_images:,}",
-    "changed during training": lambda row: "; ".join(row.changes) or "nothing",
-    "versions": versions_text,
-    "commit": _commit,
-    "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
-    "finished UTC": lambda row: row.finished_utc,
-}
-
-
 def run_table(table: Table) -> RunTable:
     """Every run of a table, with its provenance and the command that reproduces it."""
     rows = [row for summary in table.cells for row in summary.rows]
-    values = {name: [describe(row) for row in rows] for name, describe in _FACTS.items()}
+    values = {name: [describe(row) for row in rows] for name, describe in ROW_FACTS.items()}
     common = {name: v[0] for name, v in values.items() if len(v) > 1 and len(set(v)) == 1}
-    headings = tuple(name for name in _FACTS if rows and name not in common)
+    headings = tuple(name for name in ROW_FACTS if rows and name not in common)
     lines = tuple(
         _run_line(table, number, summary, result, headings)
         for number, summary in enumerate(table.cells, start=1)
@@ -358,7 +327,7 @@ def _run_line(
         text = format_number(result.value, table.metric.digits)
         score = Entry(text, f"{result.value:.8g}")
     address = f"rows/{quote(row.run, safe='')}.json" if row else ""
-    facts = tuple(_FACTS[name](row) if row else "" for name in headings)
+    facts = tuple(ROW_FACTS[name](row) if row else "" for name in headings)
     return RunLine(number, summary, result, score, state, address, facts)
 
 

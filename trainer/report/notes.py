@@ -31,8 +31,38 @@ def versions_text(row: Row) -> str:
     return ", ".join(f"{name} {version}" for name, version in row.versions.items())
 
 
+def _commit(row: Row) -> str:
+    commit = row.commit[:12] if row.commit else "unknown"
+    return f"{commit}, with uncommitted changes" if row.dirty else commit
+
+
+# The provenance of a row, as reports and comparisons show it.
+ROW_FACTS: dict[str, Callable[[Row], str]] = {
+    "recipe": lambda row: f"{row.recipe}.v{row.version} (digest {row.digest[:12]})",
+    "model": lambda row: row.model,
+    "data": lambda row: f"{row.data} (fingerprint {row.data_fingerprint[:12]})",
+    "scored on": lambda row: f"{row.num_val_images:,} images of {row.split}",
+    "scored weights": lambda row: row.scored,
+    "epochs": lambda row: f"{row.epochs:,}",
+    "steps": lambda row: f"{row.steps:,}",
+    "images per step": lambda row: f"{row.batch_images:,}",
+    "images per norm sample": lambda row: f"{row.norm_images:,}",
+    "device": lambda row: row.device,
+    "precision": lambda row: row.precision,
+    "threads": lambda row: f"{row.num_threads}",
+    "loader": lambda row: f"{row.loader}, {row.num_workers} workers",
+    "ranks": lambda row: f"{row.world_size}",
+    "bitwise reproducible": lambda row: "yes" if row.bitwise else "no",
+    "images replaced": lambda row: f"{row.num_replaced_images:,}",
+    "changed during training": lambda row: "; ".join(row.changes) or "nothing",
+    "versions": versions_text,
+    "commit": _commit,
+    "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
+    "finished UTC": lambda row: row.finished_utc,
+}
+
 # What must be equal in all cells of a group for a difference to be the cell's own.
-_FACTS: dict[str, Callable[[Row], str]] = {
+_COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     "data": lambda row: f"{row.data} ({row.data_fingerprint[:12]})",
     "split": lambda row: f"{row.num_val_images:,} images of {row.split}",
     "epochs": lambda row: f"{row.epochs} epoch{'s' * (row.epochs != 1)}",
@@ -57,7 +87,7 @@ _DEFAULTS = ("1 rank", "torch loader", "not compiled", "none uncommitted", "not 
 def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
     """The facts of the rows of some cells."""
     facts = []
-    for name, describe in _FACTS.items():
+    for name, describe in _COMPARED_FACTS.items():
         cells_of: dict[str, dict[str, None]] = {}
         for summary in cells:
             for row in summary.rows:
