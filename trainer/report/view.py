@@ -217,9 +217,8 @@ class _Filter:
         a, b = self._operand(left), self._operand(right)
         if isinstance(sign, (ast.In, ast.NotIn)):
             is_choice = a.is_column and b.kind == "list"
-            if not is_choice and not (
-                not a.is_column and a.kind == b.kind == "text" and b.is_column
-            ):
+            is_substring = not a.is_column and b.is_column and a.kind == b.kind == "text"
+            if not (is_choice or is_substring):
                 raise self._error(node, 'neither "text" in column nor column in (a, b)')
         elif "list" in (a.kind, b.kind) or not (a.is_column or b.is_column):
             raise self._error(node, "compares no column")
