@@ -1,5 +1,6 @@
 """An ablation without its plans: the same from the cache as from the page, and never an old one."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from support.rows import ROW
 from support.studies import PAGE
 from trainer.ablation import questions
 from trainer.ablation.cells import plan_of_cell
-from trainer.ablation.questions import open_question, shipped_pages
+from trainer.ablation.questions import open_question, question_of, shipped_pages
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
@@ -61,16 +63,27 @@ def test_a_page_that_has_changed_is_worked_out_anew(page, loaded):
     assert open_question(page).seeds == (0, 2) and before.seeds == (0, 1) and len(loaded) == 2
 
 
-def test_so_is_one_whose_recipes_or_program_have_changed(page, loaded, tmp_path, monkeypatch):
+def test_so_is_one_whose_recipes_or_cache_version_have_changed(page, loaded, tmp_path, monkeypatch):
     open_question(page)
-    record = questions._record(page)
-    for name in ("recipes/A2.v1.yaml", "program.py"):
-        package = tmp_path / "package"
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text("epochs: 7")
-        monkeypatch.setattr(questions, "_PACKAGE", package)
-        assert questions._record(page) != record
-        record = questions._record(page)
+    monkeypatch.setattr(questions, "CACHE_VERSION", questions.CACHE_VERSION + 1)
+    open_question(page)
+    assert len(loaded) == 2
+    (tmp_path / "A2.v1.yaml").write_text("epochs: 7")
+    monkeypatch.setattr(questions, "shipped_folder", lambda name: tmp_path)
+    open_question(page)
+    assert len(loaded) == 3
+
+
+def test_the_cache_version_is_raised_with_every_change_of_the_keys():
+    """Caches made by an older version of the code must not be read for another key of the same run.
+
+    Where this fails, keys have changed: raise CACHE_VERSION and write both numbers here.
+    """
+    question = question_of(load_ablation("activations"))
+    places = [(cell.name, seed) for cell in question.cells for seed in question.seeds]
+    keys = [question.identities[place].key for place in places]
+    digest = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:12]
+    assert (questions.CACHE_VERSION, digest) == (2, "3848f2204b69")
 
 
 def test_a_damaged_cache_is_none(page, loaded):

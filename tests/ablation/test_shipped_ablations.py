@@ -17,6 +17,7 @@ from trainer.base.errors import PageError
 from trainer.recipe import check
 from trainer.recipe.load import parse
 from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.report.rows import by_cell
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 

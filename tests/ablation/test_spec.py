@@ -29,7 +29,7 @@ from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import PageError, parse_page
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
-from trainer.report.table_rows import by_cell, find_rows
+from trainer.report.rows import by_cell, find_rows
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import store_row
 

@@ -1,4 +1,6 @@
-"""The report in a real Chromium: silent, alone, sorted and searched by mouse and by keys, readable everywhere."""
+"""The report in a real Chromium: silent, alone, sorted and searched by mouse and by keys, readable
+everywhere.
+"""
 
 import json
 import os
@@ -39,7 +41,7 @@ HEADER = "table[data-table] th:nth-child(4)"  # top-1 of the first table
 
 @pytest.mark.parametrize("name", ["study", "hostile"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_page_says_nothing_to_the_console_and_asks_for_nothing(browser, pages, name, dark):
+def test_the_report_logs_nothing_and_requests_nothing(browser, pages, name, dark):
     with browser.open(pages[name], dark=dark) as tab:
         assert tab.requests == [pages[name].resolve().as_uri()]
         assert tab.errors == []
@@ -89,7 +91,7 @@ def test_a_click_on_a_heading_sorts(browser, pages):
                 "descending",
                 "sorted by top-1 %, descending",
             ),  # no value: last in both
-            (page_order, None, "in the order of the page"),
+            (page_order, None, "in the original order"),
         ]
         tab.click("table[data-table] th:nth-child(2) button")
         assert (
@@ -149,11 +151,11 @@ def test_the_theme_is_switched_and_named(browser, pages):
         for _ in range(3):
             seen.append((tab.js("document.getElementById('theme').textContent"), tab.js(ground)))
             tab.click("#theme")
-        light, dark = ("Dark colours", "rgb(255, 255, 255)"), ("Light colours", "rgb(20, 23, 28)")
+        light, dark = (("Dark colours", "rgb(255, 255, 255)"), ("Light colours", "rgb(20, 23, 28)"))
         assert seen == [light, dark, light]
 
 
-def test_a_point_says_its_cell_when_it_is_pointed_at(browser, pages):
+def test_a_point_has_its_cell_as_tooltip(browser, pages):
     with browser.open(pages["study"]) as tab:
         assert tab.js("document.getElementById('tip').hidden")
         tab.click("#costs .point.front[data-tip]")
@@ -164,7 +166,7 @@ def test_a_point_says_its_cell_when_it_is_pointed_at(browser, pages):
         )
 
 
-def test_without_script_the_page_says_all_the_same(browser, pages):
+def test_without_script_the_report_is_complete(browser, pages):
     with browser.open(pages["study"], script=False) as tab:
         assert names(tab) == ["BCE", "CE", "sum", "focal", "none"]
         assert tab.js("document.querySelector('.controls').checkVisibility()") is False
@@ -259,7 +261,7 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
     )
 
 
-def test_where_no_chromium_is_a_user_is_told_and_ci_fails(monkeypatch):
+def test_where_no_chromium_is_the_test_is_skipped_and_ci_fails(monkeypatch):
     monkeypatch.setattr("support.browser.shutil.which", lambda name: None)
     monkeypatch.delitem(os.environ, "RSB_CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no Chromium here: apt-get install"):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from support.tabled import row
-from trainer.report.compare import differences, find_row, plot, read_curves
+from trainer.report.compare import find_row, row_differences
+from trainer.report.curves import read_curves, text_plot
 from trainer.runs.results import RowDeviation, RowError, store_row
 
 A = row("a", 0, 95.0, images_per_s=100.0)
@@ -16,17 +17,17 @@ def change(path, before, after, origin="set"):
 
 
 def found(a, b):
-    return {(one.section, one.name): (one.a, one.b, one.change) for one in differences(a, b)}
+    return {(one.section, one.name): (one.a, one.b, one.change) for one in row_differences(a, b)}
 
 
 def test_a_run_does_not_differ_from_itself():
     assert (
-        differences(A, A) == ()
-        and differences(A, A.model_copy(update={"run": "b", "finished_utc": "later"})) == ()
+        row_differences(A, A) == ()
+        and row_differences(A, A.model_copy(update={"run": "b", "finished_utc": "later"})) == ()
     )
 
 
-def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_change():
+def test_scores_costs_machine_and_versions_that_differ_are_listed_with_their_change():
     other = {
         "seed": 1,
         "top1_pct": 96.25,
@@ -40,14 +41,14 @@ def test_scores_costs_machine_and_versions_that_differ_are_told_with_their_chang
         ("score", "top-1 %"): ("95.00", "96.25", "+1.25"),
         ("cost", "parameters"): ("23,528,522", "100", "-23,528,422"),
         ("machine", "device"): ("a processor", "another", ""),
-        ("machine", "uncommitted changes"): ("not known", "yes", ""),
+        ("machine", "commit"): ("unknown", "unknown, with uncommitted changes", ""),
         ("machine", "version of timm"): ("none", "1", ""),
         ("machine", "version of torch"): ("2.15.0", "2.14.0", ""),
     }
 
 
 def test_deviations_are_compared_by_what_they_lead_to():
-    """Twice changed is what it is at last; what one run leaves alone is what its page says."""
+    """Twice changed is what it is at last; what one run leaves alone is what its recipe says."""
     a = A.model_copy(
         update={
             "deviations": (
@@ -65,7 +66,7 @@ def test_deviations_are_compared_by_what_they_lead_to():
         ("deviation", "mix"): ("off", "on", ""),
     }
     elsewhere = b.model_copy(update={"recipe": "A1", "digest": "1" * 12})
-    assert found(a, elsewhere)["deviation", "mix"] == ("off", "as its page", "")
+    assert found(a, elsewhere)["deviation", "mix"] == ("off", "as in its recipe", "")
 
 
 def test_rows_that_hold_their_recipes_are_compared_by_exact_values():
@@ -95,7 +96,7 @@ def test_rows_that_hold_their_recipes_are_compared_by_exact_values():
             "deviations": (change("lr.peak", "0.005", "0.00123456"), memory),
         }
     )
-    assert [(one.name, one.a, one.b) for one in differences(a, b)] == [
+    assert [(one.name, one.a, one.b) for one in row_differences(a, b)] == [
         ("lr.peak", "0.00123456", "0.0012345649"),
         ("augment.cutout", "off", "{name: cutout, px: 8}"),
         ("batch.norm_images", "32", "16"),
@@ -124,7 +125,7 @@ def test_a_row_is_found_by_name_and_by_folder(tmp_path):
     with pytest.raises(RowError, match=f"did you mean {A.run}"):
         find_row(A.run[:-1], tmp_path, tmp_path / "runs")
     for nothing in ("", "../../etc/passwd", "no such run at all"):
-        with pytest.raises(RowError, match="there is no such row; 1 rows lie in"):
+        with pytest.raises(RowError, match=r"no such row; .*rows has 1 row"):
             find_row(nothing, tmp_path, tmp_path / "runs")
 
 
@@ -144,7 +145,7 @@ def test_curves_are_those_of_the_weights_that_were_scored(tmp_path):
 
 
 def test_the_plot_has_both_curves_where_they_are():
-    lines = plot(
+    lines = text_plot(
         {"a": [(0.0, 0.0), (10.0, 10.0)], "b": [(0.0, 10.0), (10.0, 0.0)]}, width=21, height=11
     )
     drawn = [line.partition("│")[2] for line in lines[:11]]
@@ -163,7 +164,7 @@ def test_the_plot_has_both_curves_where_they_are():
 
 
 def test_a_plot_of_one_point_and_of_none():
-    lines = plot({"a": [(3.0, 50.0)], "b": [(0.0, 0.0), (6.0, 0.0)]}, width=13, height=3)
+    lines = text_plot({"a": [(3.0, 50.0)], "b": [(0.0, 0.0), (6.0, 0.0)]}, width=13, height=3)
     assert [line.partition("│")[2] for line in lines[:3]] == ["      a", "", "bbbbbbbbbbbbb"]
-    assert plot({"a": [(3.0, 50.0)]}, width=5, height=3)[1].endswith("│  a")
-    assert plot({"a": []}) == [] and plot({}) == []
+    assert text_plot({"a": [(3.0, 50.0)]}, width=5, height=3)[1].endswith("│  a")
+    assert text_plot({"a": []}) == [] and text_plot({}) == []

@@ -7,9 +7,9 @@ import pytest
 
 from support.tabled import cell, table_of
 from trainer.base.errors import UserError
-from trainer.report.compare import Curves
 from trainer.report.curves import (
-    MOST_POINTS,
+    MAX_POINTS,
+    Curves,
     curves_path,
     find_curves,
     keep_curves,
@@ -97,18 +97,18 @@ def test_the_folder_of_another_run_of_the_same_name_is_not_this_rows(table, tmp_
 )
 def test_a_damaged_file_is_refused_with_its_line(table, tmp_path, line):
     curves_path(tmp_path, "norms").write_text(line + "\n")
-    with pytest.raises(UserError, match=r"norms.curves.jsonl:1: .*remove the file"):
+    with pytest.raises(UserError, match=r"norms\.curves\.jsonl:1: .*delete the file"):
         find_curves(tmp_path, table)
 
 
-@pytest.mark.parametrize("num_points", [0, 1, 2, MOST_POINTS, MOST_POINTS + 1, 1000, 12_345])
+@pytest.mark.parametrize("num_points", [0, 1, 2, MAX_POINTS, MAX_POINTS + 1, 1000, 12_345])
 def test_thinning_keeps_the_end_the_mean_and_few_points(num_points):
     points = tuple((float(place), float(place % 7)) for place in range(num_points))
     means, own = thin(points, is_mean=True), thin(points, is_mean=False)
-    assert len(means) == len(own) <= MOST_POINTS and (num_points > MOST_POINTS or own == points)
+    assert len(means) == len(own) <= MAX_POINTS and (num_points > MAX_POINTS or own == points)
     if num_points:
         assert means[-1][0] == own[-1][0] == points[-1][0] and set(own) <= set(points)
-        stride = -(-num_points // MOST_POINTS)
+        stride = -(-num_points // MAX_POINTS)
         whole = [y for _, y in means[1:]]
         expected = [
             sum(y for _, y in points[end - stride : end]) / stride

@@ -1,4 +1,6 @@
-"""Where marks stand: scales against closed forms, forest plots, bands, the Pareto front against a plain search."""
+"""Where marks stand: scales against closed forms, forest plots, bands, the Pareto front against a
+plain search.
+"""
 
 import itertools
 import re
@@ -9,16 +11,17 @@ from hypothesis import strategies as st
 
 from support.reported import curves_of, large, study
 from support.tabled import cell, table_of
-from trainer.report.compare import Curves
+from trainer.report.curves import Curves
 from trainer.report.figures import (
-    MOST_DRAWN,
+    MAX_CELLS,
     PANEL_INNER_PX,
+    Scale,
     cost_figures,
     curve_figures,
     forest,
     is_front,
+    scale_over,
 )
-from trainer.report.scales import Scale, scale_over
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -64,13 +67,13 @@ def test_a_forest_has_every_difference_at_its_place():
     table = study()
     cells = table.groups["resnet18 on digits"]
     found = forest("resnet18 on digits", cells)
-    assert found.base == "BCE (resnet18)" and [effect.one for effect in found.effects] == list(
+    assert found.base == "BCE (resnet18)" and [effect.summary for effect in found.effects] == list(
         cells[1:]
     )
     clear, alone, torn, absent = found.effects
-    assert clear.is_clear and clear.low < clear.at < clear.high
-    value, ticks = clear.one.difference, {float(tick.label): tick.at for tick in found.ticks}
-    (x0, at0), (x1, at1) = list(ticks.items())[0], list(ticks.items())[-1]
+    assert clear.is_significant and clear.low < clear.at < clear.high
+    value, ticks = (clear.summary.difference, {float(tick.label): tick.at for tick in found.ticks})
+    (x0, at0), (x1, at1) = min(ticks.items()), max(ticks.items())
     unit = (at1 - at0) / (x1 - x0)
     for place, number in (
         (clear.at, value.value),
@@ -109,14 +112,14 @@ def test_a_group_without_a_difference_has_no_forest():
 def test_of_many_cells_the_largest_effects_are_drawn_and_the_rest_counted():
     table = large()
     found = forest("g", table.cells)
-    assert len(found.effects) == MOST_DRAWN and found.num_left_out == 399 - MOST_DRAWN
+    assert len(found.effects) == MAX_CELLS and found.num_left_out == 399 - MAX_CELLS
     sizes = [abs(one.difference.value) for one in table.cells if one.difference]
     assert (
-        min(abs(effect.one.difference.value) for effect in found.effects)
-        == sorted(sizes)[-MOST_DRAWN]
+        min(abs(effect.summary.difference.value) for effect in found.effects)
+        == sorted(sizes)[-MAX_CELLS]
     )
     (figure, _) = curve_figures(table, curves_of(table))
-    assert len(figure.panels) == MOST_DRAWN and figure.num_left_out > 0
+    assert len(figure.panels) == MAX_CELLS and figure.num_left_out > 0
 
 
 def points(text):
@@ -152,7 +155,7 @@ def test_every_panel_has_the_bases_mean_and_who_has_no_curves_is_named():
     assert top1.without == ("CE (resnet18)", "none (resnet18)")
     base, *others = top1.panels
     assert all(panel.base == base.mean for panel in others)
-    alone = next(panel for panel in top1.panels if panel.one.cell.name == "sum (resnet18)")
+    alone = next(panel for panel in top1.panels if panel.summary.cell.name == "sum (resnet18)")
     assert alone.band == "" and alone.seeds == () and alone.mean
     assert curve_figures(table, {}) == ()
 
@@ -169,12 +172,12 @@ def test_accuracy_against_cost_marks_the_front():
     table = study()
     figure = cost_figures(table)[0]
     assert figure.title == "training time, s" and len(cost_figures(table)) == 2
-    front = {point.one.cell.name for point in figure.points if point.is_front}
+    front = {point.summary.cell.name for point in figure.points if point.is_front}
     assert front == {
         "BCE (resnet18)",
         "CE (resnet18)",
     }  # 50 s and 91 %, 57 s and 94 %; the others cost more for less
-    by_name = {point.one.cell.name: point for point in figure.points}
+    by_name = {point.summary.cell.name: point for point in figure.points}
     base, better = by_name["BCE (resnet18)"], by_name["CE (resnet18)"]
     assert base.x < better.x and base.y > better.y and base.cost == "50 s"
     assert re.fullmatch(rf"M{base.x:g},{base.y:g} H{better.x:g} V{better.y:g}", figure.front)
@@ -194,7 +197,10 @@ def test_of_a_loss_the_least_is_best():
         **facts,
     )
     (figure,) = cost_figures(table)
-    assert {point.one.cell.name for point in figure.points if point.is_front} == {"base", "better"}
+    assert {point.summary.cell.name for point in figure.points if point.is_front} == {
+        "base",
+        "better",
+    }
 
 
 def test_cells_that_cost_the_same_have_no_figure():

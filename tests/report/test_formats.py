@@ -1,6 +1,6 @@
 """Markdown, CSV and LaTeX against golden files; every word escaped, LaTeX read by a small parser.
 
-`python tests/test_table_formats.py` writes the golden files anew: look at the difference before committing it.
+`python tests/report/test_formats.py` rewrites the golden files; read the diff before a commit.
 """
 
 import csv
@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,17 +20,26 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from support.tabled import cell, table_of
-from trainer.report.formats import as_csv, as_markdown, markdown_code, markdown_text
-from trainer.report.latex import as_latex, latex_text
-from trainer.report.query import make_view
-from trainer.report.table_texts import number, text_of
+from trainer.report.formats import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    format_number,
+    latex_text,
+    markdown_code,
+    markdown_text,
+    text_of,
+)
+from trainer.report.view import make_view
 
 GOLDEN = Path(__file__).parent / "golden_tables"
 FORMATS = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
 def every_case():
-    """Two groups; n = 3, 2, 1 and 0; diverged, failed, missing; equal values; a published score; names that bite."""
+    """Two groups; n = 3, 2, 1 and 0; diverged, failed, missing; equal values; a published score;
+    names that bite.
+    """
     small, large = "resnet18 on digits", "resnet50 on digits"
     cells = {
         cell("BCE", small, is_base=True, levels=(("loss", "BCE"),), published=79.8, published_source="RSB, Table 1 (resnet50, ImageNet-1k)"): {0: 95.8333, 1: 97.2222, 2: 96.1111},
@@ -71,7 +80,7 @@ def one_seed():
 
 
 def test_the_numbers_of_the_golden_file_are_those_of_another_program():
-    """The CSV's means and deviations by pandas from the values above; cells without enough values are empty."""
+    """Means and deviations by NumPy; empty where there are too few values."""
     lines = {
         line["cell"]: line
         for line in csv.DictReader(io.StringIO((GOLDEN / "every-case.csv").read_text()))
@@ -81,9 +90,8 @@ def test_the_numbers_of_the_golden_file_are_those_of_another_program():
         "CE": [96.3889, 97.5, 97.2222],
         "*failed*": [97.0, 97.1],
     }.items():
-        column = pd.Series(values)
         assert [float(lines[name]["mean"]), float(lines[name]["std"])] == pytest.approx(
-            [column.mean(), column.std()], rel=1e-6
+            [np.mean(values), np.std(values, ddof=1)], rel=1e-6
         )
     assert (
         lines["one"]["std"]
@@ -100,9 +108,9 @@ def test_the_numbers_of_the_golden_file_are_those_of_another_program():
 
 
 def test_the_csv_is_read_back_as_it_was_meant():
-    frame = pd.read_csv(io.StringIO(as_csv(make_view(every_case()))))
-    assert frame["cell"].tolist() == [one.cell.name for one in every_case().cells]
-    assert frame["set"].tolist()[1] == "loss={name: ce}"
+    lines = list(csv.DictReader(io.StringIO(as_csv(make_view(every_case())))))
+    assert [line["cell"] for line in lines] == [one.cell.name for one in every_case().cells]
+    assert lines[1]["set"] == "loss={name: ce}"
 
 
 def test_columns_that_nobody_needs_are_left_out_and_those_asked_for_stay():
@@ -159,7 +167,9 @@ def test_any_name_survives_a_markdown_table(text):
 
 
 def latex_problems(text: str) -> list[str]:
-    """What a compiler would stop at: braces, environments, math, lines of the table, bare special signs."""
+    """What a compiler would stop at: braces, environments, math, lines of the table, bare special
+    signs.
+    """
     problems, stack, depth, in_math = [], [], 0, False
     for line in text.splitlines():
         for token in re.findall(
@@ -243,39 +253,39 @@ def test_any_name_survives_latex(text):
     assert latex_problems("\\begin{tabular}{ll}\n" + found + " & a \\\\\n\\end{tabular}") == []
 
 
-def test_letters_that_the_fonts_lack_are_told_by_their_code():
+def test_letters_that_the_fonts_lack_become_their_code_point():
     assert latex_text("Ω é ≥ 中") == r"{[}U+03A9] é $\geq$ [U+4E2D]"
     assert latex_text("a\nb\x1b[2J") == "a b[U+001B][2J"
 
 
 def test_numbers_are_never_minus_zero():
     assert [
-        number(-0.001, 2),
-        number(-0.001, 2, "+"),
-        number(-0.5, 2, "+"),
-        number(0.5, 2, "+"),
+        format_number(-0.001, 2),
+        format_number(-0.001, 2, "+"),
+        format_number(-0.5, 2, "+"),
+        format_number(0.5, 2, "+"),
     ] == ["0.00", "+0.00", "-0.50", "+0.50"]
 
 
 def test_the_words_of_a_line():
     view = make_view(every_case())
-    told = {
+    texts = {
         one.cell.name: {column: text_of(view, one, column) for column in view.columns}
         for one in view.table.cells
     }
-    assert told["BCE"]["mean"] == "96.39 ± 0.73" and told["BCE"]["difference"] == "base"
+    assert texts["BCE"]["mean"] == "96.39 ± 0.73" and texts["BCE"]["difference"] == "base"
     assert (
-        told["one"]["mean"] == "80.00"
-        and told["one"]["n"] == "1 of 3"
-        and told["one"]["difference"] == "-17.22"
+        texts["one"]["mean"] == "80.00"
+        and texts["one"]["n"] == "1 of 3"
+        and texts["one"]["difference"] == "-17.22"
     )
     assert (
-        told["never ran"]["mean"] == "no row"
-        and told["never ran"]["train_s"] == ""
-        and told["never ran"]["difference"] == ""
+        texts["never ran"]["mean"] == "no row"
+        and texts["never ran"]["train_s"] == ""
+        and texts["never ran"]["difference"] == ""
     )
-    assert re.fullmatch(r"\+0\.65 \[-?\d\.\d\d, \d\.\d\d\]", told["CE"]["difference"])
-    assert told["equal"]["marks"] == "" or "interval" in told["equal"]["marks"]
+    assert re.fullmatch(r"\+0\.65 \[-?\d\.\d\d, \d\.\d\d\]", texts["CE"]["difference"])
+    assert texts["equal"]["marks"] == "" or "interval" in texts["equal"]["marks"]
 
 
 if __name__ == "__main__":

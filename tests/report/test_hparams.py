@@ -91,8 +91,10 @@ def test_the_same_rows_are_the_same_bytes_and_what_is_gone_is_removed(written):
 
 
 def test_make_table_writes_report_curves_and_events(cli_study):
-    """Where run folders are: all three; a view of the table, or no folder of runs, leaves them alone."""
-    page, results, runs = cli_study
+    """Where run folders are: all three; a view of the table, or no folder of runs, leaves them
+    alone.
+    """
+    _, results, runs = cli_study
     assert table(cli_study, "--sort", "mean").exit_code == 0 and not (results / "two.html").exists()
     assert table(cli_study).exit_code == 0 and (results / "two.html").exists() and not runs.exists()
     rows = [read_row_file(path) for path in (results / "rows").glob("*.json")]

@@ -1,22 +1,39 @@
-"""The report of an ablation: one page that says what the table says, loads nothing, and lets no text out of its place."""
+"""The report of an ablation: one page that says what the table says, loads nothing, and lets no
+text out of its place.
+"""
 
 import base64
 import dataclasses
 import hashlib
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from support.tabled import cell, table_of
 from trainer.ablation.spec import ablation_paths
 from trainer.report.curves import find_curves
-from trainer.report.html import ASSETS, as_html, notes_html, store_report
-from trainer.report.query import make_view
-from trainer.report.table_rows import open_table
-from trainer.report.table_texts import heading_of, shown_columns, text_of
+from trainer.report.formats import heading_of, shown_columns, text_of
+from trainer.report.html import (
+    ASSETS,
+    as_html,
+    cell_lines,
+    cell_numbers,
+    count_states,
+    notes_html,
+    result_tables,
+    run_table,
+    split_overrides,
+    store_report,
+)
+from trainer.report.rows import open_table
 from trainer.report.tables import METRICS
+from trainer.report.view import make_view
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,24 +44,26 @@ def text():
     return as_html(table, curves_of(table))
 
 
-def test_the_page_says_all_that_the_table_says(text):
+def test_the_report_has_all_that_the_table_has(text):
     table, page = study(), Page(text)
-    said = " ".join("".join(data for _, data in page.texts).replace("\xa0", " ").split())
+    shown_text = " ".join("".join(data for _, data in page.texts).replace("\xa0", " ").split())
     view = make_view(table)
     for column in shown_columns(view):
-        assert heading_of(view, column) in said or column == "marks"
+        assert heading_of(view, column) in shown_text or column == "marks"
         for one in table.cells:
             for part in (
                 text_of(view, one, column).split("; ")
                 if column == "marks"
                 else [text_of(view, one, column)]
             ):
-                assert part in said, (one.cell.name, column)
+                assert part in shown_text, (one.cell.name, column)
     for one in table.cells:
         for result in one.seeds:
-            assert not result.row or (result.row.run in said and result.reproduce in said)
-    assert "RuntimeError: out of memory" in said
-    assert "10 cells × 3 seeds: 16 finished, 2 diverged, 1 failed, 11 no row." in said
+            assert not result.row or (
+                result.row.run in shown_text and result.reproduce in shown_text
+            )
+    assert "RuntimeError: out of memory" in shown_text
+    assert "10 cells × 3 seeds: 16 finished, 2 diverged, 1 failed, 11 no row." in shown_text
 
 
 def test_the_exact_text_of_set_is_there_with_what_the_base_does_not_say_marked(text):
@@ -88,8 +107,7 @@ def test_the_page_is_whole_html_that_a_screen_reader_can_walk(text):
     assert len(tables.all("table")) == len(tables.all("caption")) == 6
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert (
-        all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
-        and levels[0] == 1
+        all(after - before <= 1 for before, after in itertools.pairwise(levels)) and levels[0] == 1
     )
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or svg.get("role") == "img" or "overflow" in svg
@@ -190,9 +208,9 @@ def test_other_metrics_and_nearly_empty_tables_have_a_page_too(metric):
         assert table.metric.heading in {data for _, data in page.texts}
 
 
-def test_missing_curves_are_told(text):
-    assert "No curves are kept of 3 of the 18 rows: <bdi>A2.v1-resnet18-digits-s0-" in text
-    assert "No curves are kept of any of the 18 rows." in as_html(study(), {})
+def test_missing_curves_are_named(text):
+    assert "No curves for 3 of the 18 rows: <bdi>A2.v1-resnet18-digits-s0-" in text
+    assert "No curves for any of the 18 rows." in as_html(study(), {})
     assert "No run has a row yet." in as_html(table_of({cell("base", is_base=True): {}}), {})
 
 
@@ -217,6 +235,114 @@ def test_the_committed_reports_are_what_their_rows_render(name, tmp_path):
     table = open_table(name, ROOT / "results", tmp_path, METRICS["top1"])
     found = as_html(table, find_curves(ROOT / "results", table))
     assert (ROOT / "results" / f"{name}.html").read_text() == found, f"make table ablation={name}"
+
+
+# ---- what stands in its tables
+
+
+def test_numbers_are_sorted_by_their_value_and_what_is_absent_has_no_key():
+    first, second = result_tables(make_view(study()))
+    assert [first.group, second.group] == ["resnet18 on digits", "convnext_atto on digits"]
+    names = [column.name for column in first.columns]
+    by_cell = {
+        line.summary.cell.name: dict(zip(names, line.entries, strict=True)) for line in first.lines
+    }
+    assert (
+        float(by_cell["CE (resnet18)"]["mean"].key) == pytest.approx(94.0666667)
+        and by_cell["CE (resnet18)"]["mean"].text == "94.07 ± 1.05"
+    )
+    assert (by_cell["none (resnet18)"]["mean"].text, by_cell["none (resnet18)"]["mean"].key) == (
+        "no row",
+        "",
+    )
+    assert (
+        by_cell["none (resnet18)"]["mean"].is_absent
+        and not by_cell["CE (resnet18)"]["mean"].is_absent
+    )
+    assert (
+        by_cell["BCE (resnet18)"]["difference"].text == "base"
+        and by_cell["BCE (resnet18)"]["difference"].key == ""
+    )
+    assert [line.number for line in second.lines] == [6, 7, 8, 9, 10]
+    assert cell_numbers(study())["none (convnext_atto)"] == 10
+    assert "marks" not in names
+
+
+def test_an_override_is_a_cells_own_where_its_base_differs():
+    lines = cell_lines(study())
+    assert [[piece.text for piece in line.overrides if piece.is_own] for line in lines[:3]] == [
+        [], ["loss.name=ce"], ["'loss={name: bce, reduction: sum}'"],
+    ]  # fmt: skip
+    assert [line.left_out for line in lines[:3]] == [(), (), ("loss.name=bce",)]
+    assert (
+        lines[1].command
+        == 'make recipe=A2 model=resnet18 data=digits seed=0 set="epochs=10 loss.name=ce"'
+    )
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["epochs=1", "'a={b: c, d: e}'", "x=[1, 2]", 'y="p q"', "z='", "w=}", "", "]{"]
+        )
+    ).map(" ".join)
+)
+def test_pieces_joined_are_the_text(text):
+    assert " ".join(split_overrides(text)) == text
+
+
+def test_pieces_are_those_of_a_shell_where_no_bracket_is_bare():
+    text = "epochs=1 'mix={name: mixup, alpha: 0.2}' lr.peak=0.1"
+    assert [shlex.split(piece)[0] for piece in split_overrides(text)] == shlex.split(text)
+    assert (
+        split_overrides("a=[1, 2] b={c: d, e: f}") == ("a=[1, 2]", "b={c: d, e: f}")
+        and split_overrides("") == ()
+    )
+
+
+def test_what_all_rows_share_is_listed_once_and_the_rest_in_columns():
+    table = study()
+    runs = run_table(table)
+    common = dict(runs.common)
+    assert (
+        common["epochs"] == "10"
+        and "fingerprint ffffffffffff" in common["data"]
+        and common["precision"] == "float32"
+    )
+    assert runs.headings == ("model",) and len(runs.lines) == 30
+    assert len(common) + len(runs.headings) == 21  # every fact, once
+    first = runs.lines[0]
+    assert first.facts == ("resnet18",) and first.address == f"rows/{first.result.row.run}.json"
+    assert first.result.reproduce == f"make reproduce row={first.result.row.run}"
+    failed = next(line for line in runs.lines if line.result.state == "failed")
+    assert (failed.facts, failed.address, failed.score.is_absent, failed.state) == (
+        ("",),
+        "",
+        True,
+        "failed",
+    )
+
+
+def test_one_row_alone_has_nothing_in_common_with_others():
+    runs = run_table(table_of({cell("base", is_base=True): {0: 90.0}}, seeds=(0,)))
+    assert runs.common == () and len(runs.headings) == 21
+    assert run_table(table_of({cell("base", is_base=True): {}})).headings == ()
+
+
+def test_an_address_stays_within_the_store():
+    runs = run_table(
+        table_of({cell("base", is_base=True): {0: 90.0}}, base={"run": "../../etc/passwd?#'"})
+    )
+    assert runs.lines[0].address == "rows/..%2F..%2Fetc%2Fpasswd%3F%23%27.json"
+
+
+def test_runs_are_counted_by_state():
+    assert count_states(study()) == (
+        ("finished", 16),
+        ("diverged", 2),
+        ("failed", 1),
+        ("no row", 11),
+    )
 
 
 # ---- colours

@@ -1,13 +1,15 @@
-"""What an ablation's table says: spread, differences, marks, notes, warnings; nothing averaged over in silence."""
+"""The numbers of an ablation's table, its marks, remarks and warnings; no seed is left out
+silently.
+"""
 
 import math
 
 import pytest
 
-from support.tabled import SEEDS, cell, row, table_of
+from support.tabled import SEEDS, asked, cell, row, table_of
 from trainer.base.errors import UserError
-from trainer.report.table_notes import facts_of, remarks, warnings
-from trainer.report.tables import METRICS, find_metric, value_of
+from trainer.report.notes import facts_of, remarks, warnings
+from trainer.report.tables import METRICS, find_metric, summarize, value_of
 
 BASE, SAME, BETTER = cell("base", is_base=True), cell("same"), cell("better")
 
@@ -42,7 +44,7 @@ def test_holm_corrects_across_all_groups():
         -28 / 3
     )  # to its own group's base
     assert table.num_compared == 2 and table.bases == ("base", "base b")
-    assert "corrected by Holm for the 2 differences" in " ".join(remarks(table))
+    assert "Holm-corrected for the 2 comparisons" in " ".join(remarks(table))
 
 
 def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
@@ -56,8 +58,8 @@ def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
     assert (same.mean, same.difference, same.costs) == (None, None, None)
     assert same.marks == ("failed: seed 0", "no row: seed 1, 2")
     text = " ".join(warnings(table))
-    assert "1 of 9 runs failed and in no mean: same seed 0." in text
-    assert "1 of 9 runs diverged and in no mean: better seed 1." in text
+    assert "1 of 9 runs failed, excluded from the mean: same seed 0." in text
+    assert "1 of 9 runs diverged, excluded from the mean: better seed 1." in text
     assert "3 of 9 runs without a row: better seed 2, same seed 1, same seed 2." in text
 
 
@@ -70,7 +72,7 @@ def test_a_failure_counts_only_where_there_is_no_row():
     assert [result.state for result in table.cells[0].seeds] == ["finished", "finished"]
 
 
-def test_one_seed_has_no_interval_and_the_note_says_what_seeds_do():
+def test_one_seed_has_no_interval_and_the_remark_says_what_a_seed_does():
     table = table_of({BASE: {0: 95.0}, BETTER: {0: 96.0}}, seeds=(0,))
     better = only(table, "better")
     assert (
@@ -79,21 +81,19 @@ def test_one_seed_has_no_interval_and_the_note_says_what_seeds_do():
         and better.p_holm is None
     )
     text = " ".join(remarks(table))
-    assert (
-        "One seed: no interval and no p." in text and "0.10 points" in text and "100 seeds" in text
-    )
-    assert "1.18 on 360 images" in text and "mean nothing" in text  # 0.10 * sqrt(50000 / 360)
+    assert "One seed" in text and "0.10 points" in text and "100 seeds" in text
+    assert "1.18 on 360 images" in text  # 0.10 * sqrt(50000 / 360)
     assert better.needed.origin == "published" and better.needed.std == pytest.approx(
         0.1 * math.sqrt(50_000 / 360)
     )
-    assert better.needed.num_seeds == 23 and "Seeds needed" in text and "RSB's spread" in text
+    assert better.needed.num_seeds == 23 and "Seeds needed" in text and "from RSB" in text
 
 
 def test_on_imagenets_val_set_the_published_spread_is_not_scaled():
     facts = {"num_val_images": 50_000}
     table = table_of({BASE: {0: 79.0}, BETTER: {0: 79.3}}, seeds=(0,), base=facts, better=facts)
     assert only(table, "better").needed.std == pytest.approx(0.10)
-    assert not [line for line in remarks(table) if "which would be" in line]
+    assert not [line for line in remarks(table) if "scaled to this val set" in line]
 
 
 def test_a_single_value_among_others_borrows_their_spread():
@@ -134,9 +134,9 @@ def test_pairs_that_the_base_lacks_and_welch_are_marked():
         {BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}},
         seeds=(0, 1, 2, 3),
     )
-    assert "difference over the 2 seeds that the base has too" in only(table, "better").marks
-    assert "Welch: no two seeds in common with the base" in only(table, "same").marks
-    assert "else by Welch's test" in " ".join(remarks(table))
+    assert "paired over the 2 seeds shared with the base" in only(table, "better").marks
+    assert "Welch: fewer than two seeds shared with the base" in only(table, "same").marks
+    assert "Welch's t-test" in " ".join(remarks(table))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -161,22 +161,26 @@ def test_metrics_are_read_from_where_they_stand():
     assert (
         value_of(row("a", 0, None), METRICS["loss"]) is None
     )  # the loss of a run on its way to nowhere
-    with pytest.raises(UserError, match="metric=top2: unknown.*top1"):
+    with pytest.raises(UserError, match=r"metric=top2: unknown.*top1"):
         find_metric("top2")
 
 
 def test_costs_are_means_over_the_finished_seeds():
-    table = table_of({BASE: {0: 90.0, 1: 91.0, 2: None}}, base={"train_s": 10.0})
-    assert table.cells[0].costs.train_s == 10.0 and table.cells[0].costs.num_params == 23_528_522
-    values = [
-        row("base", seed, 90.0, train_s=train_s, peak_mem_mib=memory)
-        for seed, train_s, memory in ((0, 10, 100), (1, 30, 300))
-    ]
-    costs = table_of({BASE: {}}).cells[0].costs
-    assert costs is None and len(values) == 2
+    rows = {
+        ("base", seed): row("base", seed, top1_pct, train_s=train_s, peak_mem_mib=memory)
+        for seed, top1_pct, train_s, memory in (
+            (0, 90.0, 10.0, 100.0),
+            (1, 91.0, 30.0, 300.0),
+            (2, None, 1.0, 1.0),
+        )
+    }
+    (base,) = summarize(asked([BASE]), rows, METRICS["top1"]).cells
+    assert (base.costs.train_s, base.costs.peak_mem_mib) == (20.0, 200.0)
+    assert base.costs.num_params == 23_528_522
+    assert table_of({BASE: {}}).cells[0].costs is None
 
 
-def test_a_note_says_data_epochs_machine_versions_and_commit():
+def test_a_remark_has_data_epochs_machine_versions_and_commit():
     table = table_of(
         {BASE: {0: 90.0, 1: 91.0}}, seeds=(0, 1), base={"commit": "abc" * 14, "dirty": False}
     )
@@ -193,14 +197,14 @@ def test_a_note_says_data_epochs_machine_versions_and_commit():
     ):
         assert fact in text, fact
     assert any(
-        "One of 360 val images is 0.278 points; the standard error of 90.50 %" in line
+        "One of 360 val images is 0.278 points; the binomial standard error of 90.50 %" in line
         and "is 1.5 points" in line
         for line in remarks(table)
     )
 
 
 @pytest.mark.parametrize(
-    ("fact", "other", "told"),
+    ("fact", "other", "expected"),
     [
         (
             "data_fingerprint",
@@ -219,16 +223,16 @@ def test_a_note_says_data_epochs_machine_versions_and_commit():
         ),
         ("commit", "1" * 40, "rows differ in commit"),
         ("dirty", True, "rows differ in uncommitted changes"),
-        ("num_replaced_images", 3, "bad images were replaced"),
-        ("changes", ("device a -> b after step 3",), "runs went on elsewhere"),
+        ("num_replaced_images", 3, "images were replaced"),
+        ("changes", ("device a -> b after step 3",), "changed during training"),
     ],
 )
-def test_cells_that_are_unlike_in_more_than_the_cell_are_warned_of(fact, other, told):
+def test_rows_of_a_group_that_differ_in_anything_else_are_warned_of(fact, other, expected):
     table = table_of(
         {BASE: {0: 90.0, 1: 91.0}, BETTER: {0: 93.0, 1: 94.5}}, seeds=(0, 1), better={fact: other}
     )
     (line,) = warnings(table)
-    assert told in line
+    assert expected in line
 
 
 def test_groups_on_other_data_are_no_reason_to_warn():
@@ -253,7 +257,7 @@ def test_groups_on_other_data_are_no_reason_to_warn():
     ]
 
 
-def test_published_scores_are_told_with_their_source_and_never_compared():
+def test_published_scores_have_their_source_and_never_compared():
     known = cell("known", published=80.4, published_source="RSB, Table 1")
     table = table_of({BASE: {0: 90.0, 1: 91.0}, known: {0: 89.0, 1: 91.5}}, seeds=(0, 1))
     assert only(table, "known").difference.value == pytest.approx(-0.25)

@@ -38,7 +38,8 @@ from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
-from trainer.report.compare import differences, read_curves
+from trainer.report.compare import row_differences
+from trainer.report.curves import read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
@@ -106,7 +107,7 @@ def rows(mutate: Mutator, folder: Path):
     def read():
         row = read_row(folder, ROW.run)
         first_name(row.run), row.as_json(), inside(folder, row.run, "run")
-        differences(row, ROW), table_show.print_comparison(out, row, ROW, folder)
+        row_differences(row, ROW), table_show.print_comparison(out, row, ROW, folder)
         out.file.seek(0), out.file.truncate()
 
     while True:

@@ -7,7 +7,7 @@ import math
 from html.parser import HTMLParser
 
 from support.tabled import cell, table_of
-from trainer.report.compare import Curves
+from trainer.report.curves import Curves
 
 NOTES = "## What it says\n\nBCE **wins**.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
 HOSTILE = (

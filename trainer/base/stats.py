@@ -1,7 +1,7 @@
-"""Statistics of a few repeats: their spread, differences with intervals, how many seeds would tell.
+"""Statistics of a few seeds: spread, differences with confidence intervals, power.
 
-SciPy's distributions do the arithmetic. What cannot be known from the numbers given is None, never a guess: one value has no spread,
-and values that do not vary have no interval.
+SciPy's distributions do the arithmetic. What the values given cannot tell is None, never a guess:
+one value has no spread, and values that do not vary have no interval.
 """
 
 from __future__ import annotations
@@ -12,31 +12,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import special  # scipy.stats has all this too, and takes a second to import
+from scipy import special  # scipy.stats has the same functions and takes a second to import
 
 CONFIDENCE = 0.95
 POWER = 0.80
-MOST_SEEDS = 10_000  # more than anybody runs: above it the answer is "more than"
+MOST_SEEDS = 10_000  # more than anybody runs: beyond it the answer is "more than"
 
 # One recipe (A2, ResNet-50), 100 seeds, ImageNet-1k val: 79.72 +- 0.10 points.
 # Source: Wightman, Touvron, Jegou 2021, arXiv:2110.00476, Figure 1.
 RSB_SPREAD_PCT, RSB_VAL_IMAGES = 0.10, 50_000
 
-# Beyond this effect the smallest numbers of seeds are enough, and noncentral t runs out of digits.
-_LARGEST_EFFECT = 25.0
-_NO_WRONG_SIDE = 6.0
-# Scores are counts: 100 * 347 / 360 - 100 * 346 / 360 differs from 100 / 360 in its last bits, which is no spread.
-_ROUNDING = 1e-9
+# Beyond this effect two seeds are enough, and SciPy's noncentral t loses its precision.
+_MAX_EFFECT = 25.0
+# Beyond this noncentrality the wrong tail is below 1e-9, and nctdtr gives NaN from about 10.
+_MAX_TWO_TAILED = 6.0
+# Scores are ratios of counts: 100 * 347 / 360 - 100 * 346 / 360 differs from 100 / 360 in its last
+# bits, which is no spread.
+_RELATIVE_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Difference:
     """A cell minus its base.
 
-    kind: "paired", seed by seed over the num_pairs seeds that both have; "welch", all values of both, where fewer than two
-    seeds are common; "single", where one of them has one value, so that nothing more can be said.
-    low, high: the 95 % interval; p: two-sided, of Student's t. All three None where nothing varies, or for "single".
-    std: what the values of the difference vary by: of the pairs, or both cells' pooled; None where p is.
+    kind: "paired", by seed, over the num_pairs seeds that both have; "welch", all values of both,
+    where fewer than two seeds are shared; "single", where one of them has a single value and
+    nothing can be tested.
+    low, high: the 95 % confidence interval; p: two-sided, Student's t. All three are None for
+    "single" and where nothing varies.
+    std: of the paired differences, or pooled over both cells; None where p is.
     """
 
     value: float
@@ -47,117 +51,120 @@ class Difference:
     p: float | None = None
     std: float | None = None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high)."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """The mean, None of nothing."""
+    """The mean; None without values."""
     return statistics.fmean(values) if values else None
 
 
 def std_of(values: Sequence[float]) -> float | None:
-    """The standard deviation with n - 1; None of fewer than two values, exactly 0 where they differ in rounding alone."""
+    """The sample standard deviation (n - 1); None for n < 2, exactly 0 up to rounding errors."""
     if len(values) < 2:
         return None
-    found = statistics.stdev(values)
-    return 0.0 if found <= _ROUNDING * max(map(abs, values)) else found
+    std = statistics.stdev(values)
+    return 0.0 if std <= _RELATIVE_ROUNDING * max(map(abs, values)) else std
 
 
 def compare(cell: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """The difference of two cells by seed; None where one of them has no value."""
+    """The difference of two cells, each given as values by seed; None where one has no value."""
     if not cell or not base:
         return None
-    common = sorted(set(cell) & set(base))
-    if len(common) >= 2:
-        return _paired([cell[seed] for seed in common], [base[seed] for seed in common])
+    shared = sorted(set(cell) & set(base))
+    if len(shared) >= 2:
+        return _paired([cell[seed] for seed in shared], [base[seed] for seed in shared])
     if len(cell) >= 2 and len(base) >= 2:
         return _welch(list(cell.values()), list(base.values()))
-    if common:
-        return Difference(cell[common[0]] - base[common[0]], "single", num_pairs=1)
-    return Difference(
-        mean_of(list(cell.values())) - mean_of(list(base.values())), "single", num_pairs=0
-    )
+    if shared:
+        return Difference(cell[shared[0]] - base[shared[0]], "single", num_pairs=1)
+    value = statistics.fmean(cell.values()) - statistics.fmean(base.values())
+    return Difference(value, "single", num_pairs=0)
 
 
 def _paired(cell: list[float], base: list[float]) -> Difference:
-    gains = [of_cell - of_base for of_cell, of_base in zip(cell, base, strict=True)]
-    largest = max(map(abs, [*cell, *base]))
-    std = statistics.stdev(gains)
-    if std <= _ROUNDING * largest:
-        return Difference(mean_of(gains), "paired", len(gains))
-    inner = _interval_and_p(mean_of(gains), std / math.sqrt(len(gains)), len(gains) - 1)
-    return Difference(mean_of(gains), "paired", len(gains), *inner, std)
+    differences = [a - b for a, b in zip(cell, base, strict=True)]
+    mean, std, n = statistics.fmean(differences), statistics.stdev(differences), len(differences)
+    if std <= _RELATIVE_ROUNDING * max(map(abs, [*cell, *base])):
+        return Difference(mean, "paired", n)
+    return Difference(mean, "paired", n, *_interval_and_p(mean, std / math.sqrt(n), n - 1), std)
 
 
 def _welch(cell: list[float], base: list[float]) -> Difference:
-    value = mean_of(cell) - mean_of(base)
+    value = statistics.fmean(cell) - statistics.fmean(base)
     pooled = pooled_std([cell, base])
     if not pooled:
         return Difference(value, "welch", 0)
-    of_cell, of_base = (statistics.variance(values) / len(values) for values in (cell, base))
-    free = (of_cell + of_base) ** 2 / (of_cell**2 / (len(cell) - 1) + of_base**2 / (len(base) - 1))
-    return Difference(
-        value, "welch", 0, *_interval_and_p(value, math.sqrt(of_cell + of_base), free), pooled
-    )
+    # squared standard errors; degrees of freedom by Welch-Satterthwaite
+    a, b = (statistics.variance(values) / len(values) for values in (cell, base))
+    dof = (a + b) ** 2 / (a**2 / (len(cell) - 1) + b**2 / (len(base) - 1))
+    return Difference(value, "welch", 0, *_interval_and_p(value, math.sqrt(a + b), dof), pooled)
 
 
-def _interval_and_p(value: float, error: float, free: float) -> tuple[float, float, float]:
-    """(low, high, p) of a value with its standard error, by Student's t with so many degrees of freedom."""
-    reach = _quantile(free) * error
-    return value - reach, value + reach, 2 * float(special.stdtr(free, -abs(value) / error))
+def _interval_and_p(value: float, standard_error: float, dof: float) -> tuple[float, float, float]:
+    """(low, high, p) by Student's t."""
+    margin = _t_quantile(dof) * standard_error
+    p = 2 * float(special.stdtr(dof, -abs(value) / standard_error))
+    return value - margin, value + margin, p
 
 
-def _quantile(free: float) -> float:
-    """What Student's t exceeds on either side with 5 % in all."""
-    return float(special.stdtrit(free, (1 + CONFIDENCE) / 2))
+def _t_quantile(dof: float) -> float:
+    """The two-sided 5 % quantile of Student's t."""
+    return float(special.stdtrit(dof, (1 + CONFIDENCE) / 2))
 
 
 def pooled_std(cells: Sequence[Sequence[float]]) -> float | None:
-    """What the values of several cells vary by around their own means, weighted by what each can say; None of none."""
-    known = [(len(values) - 1, std_of(values)) for values in cells if len(values) >= 2]
-    if not known:
+    """The standard deviation within cells, weighted by degrees of freedom; None without any."""
+    stds = [(len(values) - 1, std) for values in cells if (std := std_of(values)) is not None]
+    if not stds:
         return None
-    return math.sqrt(sum(free * std**2 for free, std in known) / sum(free for free, _ in known))
+    return math.sqrt(sum(dof * std**2 for dof, std in stds) / sum(dof for dof, _ in stds))
 
 
 def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Each p after Holm's correction for all that are there; None stays None.
+    """Each p after Holm's correction for all that are not None; None stays None.
 
     Source: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    order = sorted(
-        (place for place, p in enumerate(ps) if p is not None), key=lambda place: ps[place]
-    )
+    ascending = sorted((p, index) for index, p in enumerate(ps) if p is not None)
     corrected: list[float | None] = [None] * len(ps)
-    largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * ps[place]))
-        corrected[place] = largest
+    largest = 0.0  # a corrected p is never below that of a smaller p
+    for rank, (p, index) in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(ascending) - rank) * p))
+        corrected[index] = largest
     return tuple(corrected)
 
 
 def power_of(effect: float, num_seeds: int, is_paired: bool) -> float:
-    """How often a two-sided t-test at 5 % sees an effect with so many seeds in each of the two cells.
+    """The power of a two-sided t-test at 5 % with num_seeds in each of two cells.
 
-    effect: the difference in units of what it varies by: the std of the pairs' differences, or both cells' pooled one.
+    effect: the difference divided by the std of the paired differences, or by the pooled std.
     """
-    effect = min(abs(effect), _LARGEST_EFFECT)
-    free = num_seeds - 1 if is_paired else 2 * num_seeds - 2
-    shift = effect * math.sqrt(num_seeds if is_paired else num_seeds / 2)
-    limit = _quantile(free)
-    power = 1 - float(special.nctdtr(free, shift, limit))
-    # on the wrong side nothing is left then, and SciPy's noncentral t gives NaN from about 10 on
-    return power if shift > _NO_WRONG_SIDE else power + float(special.nctdtr(free, shift, -limit))
+    effect = min(abs(effect), _MAX_EFFECT)
+    dof = num_seeds - 1 if is_paired else 2 * num_seeds - 2
+    noncentrality = effect * math.sqrt(num_seeds if is_paired else num_seeds / 2)
+    critical = _t_quantile(dof)
+    power = 1 - float(special.nctdtr(dof, noncentrality, critical))
+    if noncentrality > _MAX_TWO_TAILED:
+        return power
+    return power + float(special.nctdtr(dof, noncentrality, -critical))
 
 
 def seeds_needed(difference: float, std: float, is_paired: bool) -> int | None:
-    """The fewest seeds in each cell that show such a difference with 80 % power; None where none would, or more than
-    MOST_SEEDS."""
+    """The fewest seeds per cell that detect a difference with 80 % power.
+
+    None for a difference or a std of 0, and for more than MOST_SEEDS.
+    """
     if not difference or not std:
         return None
-    return _fewest(lambda num_seeds: power_of(difference / std, num_seeds, is_paired) >= POWER)
+    return _smallest(lambda num_seeds: power_of(difference / std, num_seeds, is_paired) >= POWER)
 
 
-def _fewest(is_enough: Callable[[int], bool]) -> int | None:
-    """The smallest number from 2 to MOST_SEEDS that is enough, where all larger ones are too."""
+def _smallest(is_enough: Callable[[int], bool]) -> int | None:
+    """The smallest number from 2 to MOST_SEEDS that is enough, by bisection (monotone)."""
     low, high = 1, 2
     while not is_enough(high):
         if high == MOST_SEEDS:
@@ -170,26 +177,28 @@ def _fewest(is_enough: Callable[[int], bool]) -> int | None:
 
 
 def binomial_error_pct(score_pct: float, num_images: int) -> float:
-    """The standard error of a share of so many images, in points: what another val set of this size would move."""
+    """The standard error of an accuracy on num_images, in points: the choice of val images."""
     share = score_pct / 100
     return 100 * math.sqrt(share * (1 - share) / num_images)
 
 
 def published_spread_pct(num_images: int) -> float:
-    """RSB's spread over seeds as it would be on so many val images, in points.
+    """RSB's standard deviation over seeds, scaled to another number of val images, in points.
 
-    The spread of a share of n images goes with 1 / sqrt(n): seeds change which images are right, nearly one by one.
+    By 1 / sqrt(n), as for a share of n images: an assumption, that seeds change which images are
+    right nearly independently of each other.
     """
     return RSB_SPREAD_PCT * math.sqrt(RSB_VAL_IMAGES / num_images)
 
 
 def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
-    """Where one more value lies with 95 %, after these; None of fewer than two or where they do not vary.
+    """The 95 % prediction interval of one more value, mean +- t * std * sqrt(1 + 1 / n).
 
-    mean +- t * std * sqrt(1 + 1 / n): the prediction interval of a normal distribution.
+    None for fewer than two values and where they do not vary.
     """
     std = std_of(values)
     if not std:
         return None
-    reach = _quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
-    return mean_of(values) - reach, mean_of(values) + reach
+    margin = _t_quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
+    mean = statistics.fmean(values)
+    return mean - margin, mean + margin

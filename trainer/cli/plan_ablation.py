@@ -26,7 +26,7 @@ from trainer.models.build import assemble
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import Plan
 from trainer.recipe.tree import shown
-from trainer.report.table_rows import by_cell, find_rows
+from trainer.report.rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
 

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.errors import UserError
+from trainer.base.signals import StopRequest
 from trainer.cli.options import DataDir, Device, Results, Runs, Workers, app, user_errors
 
 Anyway = Annotated[
     bool,
     typer.Option(
-        "--anyway/--no-anyway", help="Run although page, data or versions are others now."
+        "--anyway/--no-anyway", help="Run although recipe, data or versions have changed."
     ),
 ]
 
@@ -23,14 +25,14 @@ Anyway = Annotated[
 def table(
     ablation: Annotated[
         str,
-        typer.Option(help="An ablation, or a path to its .yaml; absent: all, with what they have."),
+        typer.Option(
+            help="An ablation or a path to its .yaml; default: list all with their progress."
+        ),
     ] = "",
     metric: Annotated[
-        str, typer.Option(help="top1, top5, loss or ema (top-1 of the average).")
+        str, typer.Option(help="top1, top5, loss or ema (top-1 of the weight average).")
     ] = "top1",
-    sort: Annotated[
-        str, typer.Option(help='Columns, a minus for the largest first: "-mean cell".')
-    ] = "",
+    sort: Annotated[str, typer.Option(help='Columns, -name for descending: "-mean cell".')] = "",
     columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
     filter_: Annotated[
         str, typer.Option("--filter", help='Which cells: "mean > 90 and n >= 3".')
@@ -41,39 +43,10 @@ def table(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """An ablation's table from its stored rows; the whole one of top-1 goes into <results>/<ablation>.{md,csv,tex,html} too."""
-    from trainer.cli import table_show
-    from trainer.report.query import make_view
-    from trainer.report.table_rows import open_table
-    from trainer.report.tables import find_metric
+    """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
+    from trainer.cli import table_show  # scipy and rich: not for --help and other commands
 
-    out = table_show.console()
-    if not ablation:
-        table_show.refuse_alone(
-            metric=metric != "top1",
-            sort=sort,
-            columns=columns,
-            filter=filter_,
-            format=format_ != "terminal",
-        )
-        out.print(table_show.list_of_ablations(results, runs))
-        return
-    writer = table_show.find_format(format_)
-    view = make_view(
-        open_table(ablation, results, runs, find_metric(metric)), sort, columns, filter_
-    )
-    if writer is not None:
-        typer.echo(writer(view), nl=False)
-        return
-    table_show.print_table(out, view)
-    if view.is_whole and metric == "top1":
-        from trainer.report.hparams import hparams_folder, write_hparams
-        from trainer.report.html import store_report
-
-        paths = table_show.store_table(results, view)
-        table_show.print_stored(out, view.table, [*paths, *store_report(results, view.table)])
-        if paths and runs.is_dir():
-            write_hparams(view.table, hparams_folder(runs, view.table.name))
+    table_show.show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
 
 
 @app.command()
@@ -84,19 +57,13 @@ def compare(
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
 ) -> None:
-    """Two rows side by side where they differ, and both learning curves where the run folders are."""
-    from trainer.base.errors import UserError
-    from trainer.cli import table_show
-    from trainer.report.compare import find_row
+    """The differences of two rows, and their learning curves where the run folders are here."""
+    from trainer.cli import table_show  # as above
 
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
-        raise UserError(
-            f"{' and '.join(missing)} not given: two runs are compared; use a=<run> b=<run>"
-        )
-    table_show.print_comparison(
-        table_show.console(), find_row(a, results, runs), find_row(b, results, runs), runs
-    )
+        raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
+    table_show.show_comparison(a, b, results, runs)
 
 
 @app.command()
@@ -104,42 +71,41 @@ def compare(
 def reproduce(
     row: Annotated[str, typer.Option(help="A run's name, or its folder.")],
     recipe: Annotated[
-        str, typer.Option(help="The page, where it is not among the suite's own.")
+        str, typer.Option(help="The recipe file, if it is not one of the suite's.")
     ] = "",
     data: Annotated[
-        str, typer.Option(help="The data set, where it is not under the row's own name.")
+        str, typer.Option(help="The dataset, if it is not at the row's own name.")
     ] = "",
     data_dir: DataDir = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; absent: the row's.")] = "",
+    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; default: the row's.")] = "",
     workers: Workers = "auto",
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
     anyway: Anyway = False,
 ) -> None:
-    """Run a row again from its own record, into a run of its own; exit 1 where the result is not the row's."""
-    from trainer.base.signals import StopRequest
-
-    with StopRequest() as stop:
-        from trainer.base.settings import make_settings
+    """Rerun a row from its own record, as a new run; exit 1 if the result differs."""
+    with (
+        StopRequest() as stop
+    ):  # signals count from here on; the imports below take seconds (torch)
         from trainer.cli import table_show
+        from trainer.base.settings import make_settings
         from trainer.report.compare import find_row
-        from trainer.report.table_rows import stored_rows
+        from trainer.report.rows import stored_rows
         from trainer.runs.reproduce import check_plugins, plan_again, run_again, same_cell, verdict
 
-        out, found = table_show.console(), find_row(row, results, runs)
+        out, old = table_show.console(), find_row(row, results, runs)
         if not anyway:
-            check_plugins(found)
-        again = plan_again(found, runs, recipe, data, data_dir)
+            check_plugins(old)
+        again = plan_again(old, runs, recipe, data, data_dir)
         settings = make_settings(
-            device, precision or found.precision, workers, runs, results, in_memory=True
+            device, precision or old.precision, workers, runs, results, in_memory=True
         )
-        code, new = run_again(found, again, settings, out, stop, anyway)
+        code, new = run_again(old, again, settings, out, stop, anyway)
     if new is None:
         raise typer.Exit(code)
-    prefix = f"{found.recipe}.v{found.version}-{found.model}-{found.data}-s"
-    judged = verdict(
-        found, new, same_cell(again.plan, itertools.chain([found], stored_rows(results, prefix)))
-    )
-    table_show.print_verdict(out, found, new, judged)
+    prefix = f"{old.recipe}.v{old.version}-{old.model}-{old.data}-s"
+    seeds = same_cell(again.plan, itertools.chain([old], stored_rows(results, prefix)))
+    judged = verdict(old, new, seeds)
+    table_show.print_verdict(out, old, new, judged)
     raise typer.Exit(0 if judged.is_reproduced else 1)

@@ -1,71 +1,115 @@
-"""What table, compare and reproduce print and store; no decisions."""
+"""Printing and storing for the commands table, compare and reproduce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_pages
-from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.report.compare import differences, plot, read_curves
-from trainer.report.formats import as_csv, as_markdown
-from trainer.report.latex import as_latex
-from trainer.report.query import COST_COLUMNS, DEFAULT_COLUMNS, View
-from trainer.report.table_notes import remarks, warnings
-from trainer.report.table_rows import by_cell, errors_in, find_rows
-from trainer.report.table_texts import heading_of, is_text, shown_columns, text_of
-from trainer.report.tables import METRICS, Table, summarize
+from trainer.report.compare import RowDifference, find_row, row_differences
+from trainer.report.curves import Points, read_curves, text_plot
+from trainer.report.formats import (
+    as_csv,
+    as_latex,
+    as_markdown,
+    heading_of,
+    is_text,
+    shown_columns,
+    text_of,
+)
+from trainer.report.hparams import hparams_folder, write_hparams
+from trainer.report.html import store_report
+from trainer.report.notes import remarks, warnings
+from trainer.report.rows import by_cell, errors_in, find_rows, open_table
+from trainer.report.tables import METRICS, Table, find_metric, summarize
+from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
+from trainer.base.disk import write_atomically
 from trainer.runs.results import Row
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
 def console() -> Console:
-    """The terminal, as show.console gives it, without all that show prints: a table needs no torch."""
+    """A wide terminal; not runs.show.console, which imports torch."""
     return open_terminal(least_columns=160)
 
 
-def find_format(name: str) -> Callable[[View], str] | None:
-    """The writer of a format, None for the terminal's. Raises UserError for an unknown one."""
-    if name == "terminal":
+def show_table(
+    ablation: str,
+    results: Path,
+    runs: Path,
+    metric: str,
+    sort: str,
+    columns: str,
+    filter_: str,
+    format_: str,
+) -> None:
+    """Print the table of an ablation, or without a name the list of all; store a whole one."""
+    out = console()
+    if not ablation:
+        options = {
+            "sort": bool(sort),
+            "columns": bool(columns),
+            "filter": bool(filter_),
+            "metric": metric != "top1",
+            "format": format_ != "terminal",
+        }
+        _refuse_without_ablation([name for name, is_given in options.items() if is_given])
+        out.print(list_of_ablations(results, runs))
+        return
+    writer = _find_writer(format_)
+    table = open_table(ablation, results, runs, find_metric(metric))
+    view = make_view(table, sort, columns, filter_)
+    if writer is not None:
+        typer.echo(writer(view), nl=False)  # not out: it would wrap lines and read markup
+        return
+    print_table(out, view)
+    if view.is_whole and metric == "top1":
+        paths = [*store_table(results, view), *store_report(results, table)]
+        print_stored(out, table, paths)
+        if paths and runs.is_dir():
+            write_hparams(table, hparams_folder(runs, table.name))
+
+
+def _find_writer(format_: str) -> Callable[[View], str] | None:
+    """None for the terminal."""
+    if format_ == "terminal":
         return None
-    if name not in FORMATS:
+    if format_ not in FORMATS:
         known = ["terminal", *FORMATS]
-        raise UserError(
-            f"format={name}: unknown{did_you_mean(name, known)}; valid: {', '.join(known)}"
-        )
-    return FORMATS[name]
+        hint = did_you_mean(format_, known)
+        raise UserError(f"format={format_}: unknown format{hint}; valid: {', '.join(known)}")
+    return FORMATS[format_]
 
 
-def refuse_alone(**given) -> None:
-    """Refuse what belongs to one ablation where none is named. Raises UserError."""
-    names = [name for name, is_given in given.items() if is_given]
-    if names:
-        raise UserError(f"{names[0]}= is for the table of one ablation; use ablation=<its name>")
+def _refuse_without_ablation(options: Sequence[str]) -> None:
+    if options:
+        raise UserError(f"{options[0]}= needs an ablation; add ablation=<name>")
 
 
 def print_table(out: Console, view: View) -> None:
-    """The table for a terminal: one for each group, what must be known under it, why runs failed."""
+    """The table for a terminal: one per group, warnings, errors of failed runs, remarks."""
     table = view.table
     out.print(table.title, style="bold", markup=False)
     out.print(table.question, markup=False)
     for group in table.groups:
-        for columns in _on_a_screen(view):
+        for columns in _split_columns(view):
             out.print(_group_table(view, group, columns))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
-    for one in table.cells:
-        for result in one.seeds:
+    for summary in table.cells:
+        for result in summary.seeds:
             if result.state == "failed":
                 out.print(
-                    f"failed: {one.cell.name} seed {result.seed}: {result.error}",
+                    f"failed: {summary.cell.name} seed {result.seed}: {result.error}",
                     style="red",
                     markup=False,
                 )
@@ -73,8 +117,8 @@ def print_table(out: Console, view: View) -> None:
         out.print(line, style="dim", markup=False)
 
 
-def _on_a_screen(view: View) -> list[tuple[str, ...]]:
-    """The columns in tables that a screen is wide enough for: scores and costs, where nobody asked for columns."""
+def _split_columns(view: View) -> list[tuple[str, ...]]:
+    """The default columns as two tables that fit a screen, scores and costs; others as given."""
     columns = shown_columns(view)
     if view.columns != DEFAULT_COLUMNS:
         return [columns]
@@ -89,15 +133,17 @@ def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
         shown.add_column(
             Text(heading_of(view, column)), justify="left" if is_text(column) else "right"
         )
-    for one in view.table.groups[group]:
-        texts = (Text(text_of(view, one, column)) for column in columns)
-        shown.add_row(*texts, style="bold" if one.cell.is_base else "yellow" if one.marks else None)
+    for summary in view.table.groups[group]:
+        texts = (Text(text_of(view, summary, column)) for column in columns)
+        shown.add_row(
+            *texts, style="bold" if summary.cell.is_base else "yellow" if summary.marks else None
+        )
     return shown
 
 
 def store_table(results: Path, view: View) -> list[Path]:
     """Write a whole table in every format; nothing where no run has a row yet."""
-    if not any(one.rows for one in view.table.cells):
+    if not any(summary.rows for summary in view.table.cells):
         return []
     paths = []
     for suffix, writer in FORMATS.items():
@@ -109,18 +155,17 @@ def store_table(results: Path, view: View) -> list[Path]:
 
 
 def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
-    """Where the table lies, or how it comes to be."""
+    """The files written, or how to get a first row."""
     if paths:
         out.print(f"stored {', '.join(map(str, paths))}", markup=False)
     else:
         out.print(
-            f"no run has a row yet, nothing is stored; make ablate ablation={table.name} runs it",
-            markup=False,
+            f"no rows yet, nothing stored; run make ablate ablation={table.name}", markup=False
         )
 
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
-    """One line for each ablation that comes with the suite: its question, and how far its runs are."""
+    """The shipped ablations, one per line: question and progress."""
     questions = [open_question(path) for path in shipped_pages()]
     rows = find_rows(results, questions)
     shown = RichTable(
@@ -130,10 +175,12 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
         table = summarize(
             question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question)
         )
-        states = [result.state for one in table.cells for result in one.seeds]
+        states = [result.state for summary in table.cells for result in summary.seeds]
         counts = [
             states.count("finished") + states.count("no value"),
-            *map(states.count, ("diverged", "failed", "missing")),
+            states.count("diverged"),
+            states.count("failed"),
+            states.count("missing"),
         ]
         size = f"{len(table.cells)} x {len(table.seeds)}"
         shown.add_row(
@@ -145,15 +192,20 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
     return shown
 
 
+def show_comparison(a: str, b: str, results: Path, runs: Path) -> None:
+    """Print the comparison of two runs, each given by its name or folder."""
+    print_comparison(console(), find_row(a, results, runs), find_row(b, results, runs), runs)
+
+
 def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
-    """What differs between two rows, then both curves, as far as their folders are here."""
+    """The differences of two rows, then the learning curves of those whose run folder is here."""
     out.print(f"a  {a.run}", markup=False, style="cyan")
     out.print(f"b  {b.run}", markup=False, style="magenta")
-    found = differences(a, b)
-    if found:
-        out.print(_differences_table(found))
+    differing = row_differences(a, b)
+    if differing:
+        out.print(_differences_table(differing))
     else:
-        out.print("the rows differ in their names and dates alone")
+        out.print("the rows differ only in name and date")
     if (
         a.top1_pct is not None
         and b.top1_pct is not None
@@ -161,49 +213,49 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
     ):
         size = a.num_val_images
         out.print(
-            f"one of {size:,} val images is {100 / size:.3g} points; seeds alone move top-1 by about "
-            f"{published_spread_pct(size):.2g} (RSB's 0.10 on 50,000): two runs are one pair, not a finding",
+            f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a "
+            f"standard deviation of about {published_spread_pct(size):.2g} points (RSB's 0.10 on "
+            "50,000 images, scaled): one pair of runs is no evidence",
             style="dim",
         )
-    curves = {letter: read_curves(runs / row.run, row) for letter, row in (("a", a), ("b", b))}
-    here = {letter: one for letter, one in curves.items() if one is not None}
+    curves = {}
     for letter, row in (("a", a), ("b", b)):
-        if letter not in here:
-            out.print(
-                f"{letter} has no curves here: no {runs / row.run / 'metrics.jsonl'}",
-                style="dim",
-                markup=False,
-            )
-    _print_plot(out, "val top-1 %", {letter: one.val_top1 for letter, one in here.items()})
+        found = read_curves(runs / row.run, row)
+        if found is None:
+            path = runs / row.run / "metrics.jsonl"
+            out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
+        else:
+            curves[letter] = found
+    _print_plot(out, "val top-1 %", {letter: line.val_top1 for letter, line in curves.items()})
     _print_plot(
-        out, "training loss, nats", {letter: one.train_loss for letter, one in here.items()}
+        out, "training loss, nats", {letter: line.train_loss for letter, line in curves.items()}
     )
 
 
-def _differences_table(found) -> RichTable:
+def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
     shown = RichTable("", "what", "a", "b", "b - a")
     last = None
-    for one in found:
-        if last not in (None, one.section):
+    for difference in differing:
+        if last not in (None, difference.section):
             shown.add_section()
+        heading = "" if difference.section == last else difference.section
         shown.add_row(
-            "" if one.section == last else one.section,
-            *map(Text, (one.name, one.a, one.b, one.change)),
+            heading, *map(Text, (difference.name, difference.a, difference.b, difference.change))
         )
-        last = one.section
+        last = difference.section
     return shown
 
 
-def _print_plot(out: Console, title: str, curves: Mapping) -> None:
-    lines = plot(curves)
+def _print_plot(out: Console, title: str, curves: Mapping[str, Points]) -> None:
+    lines = text_plot(curves)
     if lines:
-        out.print(f"{title} ({', '.join(curves)}; * where they meet)", style="bold", markup=False)
+        out.print(f"{title} ({', '.join(curves)}; * both)", style="bold", markup=False)
         for line in lines:
             out.print(line, markup=False)
 
 
 def print_verdict(out: Console, row: Row, again: Row, judged) -> None:
-    """What a rerun says about a row. judged: a reproduce.Verdict."""
+    """judged: a reproduce.Verdict."""
     out.print(f"row    {row.run}", markup=False)
     out.print(f"again  {again.run}", markup=False)
     for line in judged.lines:

@@ -1,25 +1,86 @@
-"""Learning curves of an ablation's runs, kept beside its rows, so that its report is the same where no run folder is.
+"""Learning curves: of a run folder, kept beside the rows, and plotted as text.
 
-`<results>/<ablation>.curves.jsonl`: one line for each run that has a row, thinned. What a run folder has is taken from
-it; what is only in the file stays, as long as it is the row's own: of the same run and the same weights.
+`<results>/<ablation>.curves.jsonl` has one line per run that has a row, thinned, so that the report
+renders the same where the run folders are not. The run folder's curves come first; a line of the
+file counts only for the row whose weights it names.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
-from trainer.report.compare import Curves, Points, read_curves
-from trainer.report.tables import Table
-from trainer.runs.results import Row
+from trainer.report.tables import SeedResult, Table
+from trainer.base.disk import write_atomically
+from trainer.runs.results import Row, RowError
 
-MOST_POINTS = 120  # of one line: more than a panel of a report has pixels to tell apart
+MAX_POINTS = 120  # per curve: more than a panel of the report has pixels to tell apart
 _KINDS = ("train_loss", "val_top1")
+
+Points = tuple[tuple[float, float], ...]  # (epoch, value), by epoch
+
+
+@dataclass(frozen=True)
+class Curves:
+    """By epoch: the training loss in nats, the val top-1 in percent of the scored weights."""
+
+    train_loss: Points
+    val_top1: Points
+
+
+def read_curves(folder: Path, row: Row) -> Curves | None:
+    """The curves of a run folder; None where it is not on this machine.
+
+    Raises RowError for a damaged line. A last line without its end is still being written and
+    ignored.
+    """
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    losses, scores = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.endswith(b"}"):
+            continue
+        try:
+            record = json_of(line)
+            if "loss_nats" in record:
+                losses.append((float(record["epoch"]), float(record["loss_nats"])))
+            if record.get("weights") == row.scored:
+                scores.append((float(record["epoch"]), float(record["top1_pct"])))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            raise RowError(
+                f"{path}:{number}: not a metrics record; without this file there are no curves"
+            ) from None
+    return Curves(_finite(losses), _finite(scores))
+
+
+def _finite(points: Iterable[tuple[float, float]]) -> Points:
+    return tuple((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+
+
+def thin(points: Points, is_mean: bool) -> Points:
+    """At most MAX_POINTS of a curve, evenly spaced, the last one included.
+
+    is_mean: a point becomes the mean of the window that it ends, as fits a noisy loss; else it
+    keeps its own value.
+    """
+    stride = -(-len(points) // MAX_POINTS) or 1
+    first_end = len(points) % stride or stride
+    thinned = []
+    for end in range(first_end, len(points) + 1, stride):
+        window = points[max(0, end - stride) : end] if is_mean else points[end - 1 : end]
+        thinned.append((window[-1][0], float(f"{statistics.fmean(y for _, y in window):.6g}")))
+    return tuple(thinned)
+
+
+# ---- kept beside the rows
 
 
 def curves_path(results: Path, name: str) -> Path:
@@ -27,15 +88,13 @@ def curves_path(results: Path, name: str) -> Path:
 
 
 def find_curves(results: Path, table: Table) -> dict[str, Curves]:
-    """The curves of a table's rows by run: of their run folders where those are here, else as they were kept."""
+    """The curves of a table's rows by run: from the run folder if it is here, else as stored."""
     kept, found = read_kept(results, table.name), {}
-    for result in (result for one in table.cells for result in one.seeds if result.row):
+    for result in (result for summary in table.cells for result in summary.seeds):
         row = result.row
-        curves = (
-            read_curves(result.folder, row)
-            if result.folder and _is_of(result.folder, row)
-            else None
-        )
+        if row is None:
+            continue
+        curves = _folder_curves(result)
         if curves and (curves.train_loss or curves.val_top1):
             found[row.run] = Curves(
                 thin(curves.train_loss, is_mean=True), thin(curves.val_top1, is_mean=False)
@@ -45,9 +104,21 @@ def find_curves(results: Path, table: Table) -> dict[str, Curves]:
     return found
 
 
+def _folder_curves(result: SeedResult) -> Curves | None:
+    """None also for the folder of another run with the same name."""
+    if result.folder is None or result.row is None:
+        return None
+    try:
+        stored = json_file(result.folder / "row.json")["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    is_same = stored == result.row.weights_sha256
+    return read_curves(result.folder, result.row) if is_same else None
+
+
 def keep_curves(results: Path, table: Table, curves: Mapping[str, Curves]) -> Path | None:
     """Write the curves of a table's rows; no file where there are none."""
-    rows = {row.run: row for one in table.cells for row in one.rows}
+    rows = {row.run: row for summary in table.cells for row in summary.rows}
     path = curves_path(results, table.name)
     if not curves:
         path.unlink(missing_ok=True)
@@ -55,9 +126,8 @@ def keep_curves(results: Path, table: Table, curves: Mapping[str, Curves]) -> Pa
     lines = []
     for run in sorted(curves):
         points = {kind: getattr(curves[run], kind) for kind in _KINDS}
-        lines.append(
-            json.dumps({"run": run, "weights_sha256": rows[run].weights_sha256} | points) + "\n"
-        )
+        record = {"run": run, "weights_sha256": rows[run].weights_sha256} | points
+        lines.append(json.dumps(record) + "\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(lines).encode())
     return path
@@ -74,34 +144,60 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
     kept = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
-            found = json_of(line)
-            points = (tuple((float(x), float(y)) for x, y in found[kind]) for kind in _KINDS)
-            kept[found["run"]] = found["weights_sha256"], Curves(*points)
+            record = json_of(line)
+            points = (tuple((float(x), float(y)) for x, y in record[kind]) for kind in _KINDS)
+            kept[record["run"]] = record["weights_sha256"], Curves(*points)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}:{number}: no curves of a run ({error}); remove the file, make table writes it anew"
+                f"{path}:{number}: not a run's curves ({error}); delete the file, "
+                "make table writes it again"
             ) from None
     return kept
 
 
-def _is_of(folder: Path, row: Row) -> bool:
-    """Is it this row's own folder, not that of another run of the same name?"""
-    try:
-        return json_file(folder / "row.json")["weights_sha256"] == row.weights_sha256
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+# ---- as text
 
 
-def thin(points: Points, is_mean: bool) -> Points:
-    """At most MOST_POINTS of a curve, evenly over it, the last one included.
+def text_plot(curves: Mapping[str, Points], width: int = 64, height: int = 12) -> list[str]:
+    """Curves as lines of text, each drawn with its one-letter name; * where two meet."""
+    points = [point for line in curves.values() for point in line]
+    if not points:
+        return []
+    left, right = _range(x for x, _ in points)
+    low, high = _range(y for _, y in points)
+    grid = [[" "] * width for _ in range(height)]
+    step = (right - left) / (width - 1)
+    for letter, line in curves.items():
+        for column in range(width):
+            y = _interpolate(line, left + step * column, step)
+            if y is not None:
+                level = round((high - y) / (high - low) * (height - 1))
+                grid[level][column] = letter if grid[level][column] == " " else "*"
+    labels = [f"{high:.4g}", *[""] * (height - 2), f"{low:.4g}"]
+    margin = max(map(len, labels))
+    lines = [
+        f"{label:>{margin}} │{''.join(row).rstrip()}"
+        for label, row in zip(labels, grid, strict=True)
+    ]
+    epochs = f"{left:.4g}".ljust(width - len(f"{right:.4g}")) + f"{right:.4g}"
+    return [*lines, f"{' ' * margin} └{'─' * width}", f"{' ' * margin}  {epochs}  epoch"]
 
-    is_mean: a point stands for the mean of those before it; else for itself, as scores do.
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    """Minimum and maximum; a single value is in the middle of a range of 1."""
+    values = list(values)
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _interpolate(line: Points, x: float, step: float) -> float | None:
+    """The curve at x, linear between its points; None outside.
+
+    A single point counts at the nearest column.
     """
-    stride = -(-len(points) // MOST_POINTS) or 1
-    first = len(points) % stride or stride
-    ends = range(first, len(points) + 1, stride)
-    chosen = []
-    for end in ends:
-        part = points[max(0, end - stride) : end] if is_mean else points[end - 1 : end]
-        chosen.append((part[-1][0], float(f"{statistics.fmean(y for _, y in part):.6g}")))
-    return tuple(chosen)
+    if len(line) == 1:
+        return line[0][1] if abs(line[0][0] - x) <= 0.5001 * step else None
+    for (x0, y0), (x1, y1) in itertools.pairwise(line):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+    return None

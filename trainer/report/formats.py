@@ -1,31 +1,181 @@
-"""A table as Markdown and as CSV; table_latex has the third format, table_show the terminal's."""
+"""The columns of a table as text, and whole tables as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trainer.ablation.cells import command
-from trainer.report.query import View, field_names, frame_of
-from trainer.report.table_notes import remarks, warnings
-from trainer.report.table_texts import (
-    STATE_WORDS,
-    heading_of,
-    is_text,
-    number,
-    shown_columns,
-    text_of,
+from trainer.base.stats import MOST_SEEDS
+from trainer.report.notes import remarks, warnings
+from trainer.report.tables import STATE_TEXTS, CellSummary, Metric, Needed
+from trainer.report.view import (
+    COLUMNS,
+    DEFAULT_COLUMNS,
+    FIELDS,
+    View,
+    factors_of,
+    field_names,
+    fields_of,
 )
-from trainer.report.tables import CellSummary
 
-_CSV_DIGITS = "%.8g"  # the last digits of a quantile are the machine's, not the study's
+# ---- columns as text, before any format escapes it
+
+_SMALLEST_P = 0.001
+_HEADINGS = {
+    "p": "p (Holm)",
+    "seeds_needed": "seeds needed",
+    "published": "published top-1 %",
+    "train_s": "train s",
+    "images_per_s": "images/s",
+    "peak_mem_mib": "peak MiB",
+    "num_params": "params M",
+    "gmacs": "GMACs",
+}
+
+
+def shown_columns(view: View) -> tuple[str, ...]:
+    """The columns asked for; by default those with something in them."""
+    if view.columns != DEFAULT_COLUMNS:
+        return view.columns
+    always = ("cell", "n", "mean")
+    return tuple(
+        name
+        for name in view.columns
+        if name in always or any(text_of(view, summary, name) for summary in view.table.cells)
+    )
+
+
+def is_text(column: str) -> bool:
+    """Text, aligned left, or a number? Levels of factors are text."""
+    return column in ("group", "cell", "marks", "set") or column not in COLUMNS
+
+
+def heading_of(view: View, column: str) -> str:
+    """The heading of a column, with its unit."""
+    if column == "mean":
+        return view.table.metric.heading
+    if column == "difference":
+        return "difference [95 %]" if view.table.num_compared else "difference"
+    return _HEADINGS.get(column, column)
+
+
+def text_of(view: View, summary: CellSummary, column: str) -> str:
+    """One column of a cell's line; empty where there is no value."""
+    format_column = _COLUMN_TEXTS.get(column)
+    if format_column is None:
+        return dict(summary.cell.levels).get(column, "")
+    return format_column(summary, view.table.metric)
+
+
+def format_number(value: float, digits: int, sign: str = "") -> str:
+    """A number with so many digits after the point; never -0.00."""
+    text = f"{value:{sign}.{digits}f}"
+    return text.replace("-", "+" if sign else "") if not text.strip("+-0.") else text
+
+
+def _n_text(summary: CellSummary, _: Metric) -> str:
+    num_values, num_seeds = len(summary.values), len(summary.seeds)
+    return str(num_values) if num_values == num_seeds else f"{num_values} of {num_seeds}"
+
+
+def _mean_text(summary: CellSummary, metric: Metric) -> str:
+    if summary.mean is None:
+        return ", ".join(dict.fromkeys(STATE_TEXTS[result.state] for result in summary.seeds))
+    std = f" ± {format_number(summary.std, metric.digits)}" if summary.std is not None else ""
+    return format_number(summary.mean, metric.digits) + std
+
+
+def _difference_text(summary: CellSummary, metric: Metric) -> str:
+    if summary.cell.is_base:
+        return "base"
+    if summary.difference is None:
+        return ""
+    value = format_number(summary.difference.value, metric.digits, sign="+")
+    interval = summary.difference.interval
+    if interval is None:
+        return value
+    low, high = (format_number(end, metric.digits) for end in interval)
+    return f"{value} [{low}, {high}]"
+
+
+def _p_text(summary: CellSummary, _: Metric) -> str:
+    if summary.p_holm is None:
+        return ""
+    return f"{summary.p_holm:.3f}" if summary.p_holm >= _SMALLEST_P else f"<{_SMALLEST_P}"
+
+
+def _seeds_needed_text(needed: Needed | None) -> str:
+    """With ≈ where the spread is borrowed."""
+    if needed is None:
+        return ""
+    about = "≈" if needed.origin != "measured" else ""
+    return f"> {MOST_SEEDS:,}" if needed.num_seeds is None else f"{about}{needed.num_seeds:,}"
+
+
+def _cost_text(field: str, unit: float = 1.0) -> Callable[[CellSummary, Metric], str]:
+    def format_cost(summary: CellSummary, _: Metric) -> str:
+        if summary.costs is None:
+            return ""
+        value = getattr(summary.costs, field) / unit
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    return format_cost
+
+
+_COLUMN_TEXTS: dict[str, Callable[[CellSummary, Metric], str]] = {
+    "group": lambda summary, _: summary.cell.group,
+    "cell": lambda summary, _: summary.cell.name,
+    "n": _n_text,
+    "mean": _mean_text,
+    "difference": _difference_text,
+    "p": _p_text,
+    "seeds_needed": lambda summary, _: _seeds_needed_text(summary.needed),
+    "published": lambda summary, _: (
+        "" if summary.cell.published is None else f"{summary.cell.published:g}"
+    ),
+    "train_s": _cost_text("train_s"),
+    "images_per_s": _cost_text("images_per_s"),
+    "peak_mem_mib": _cost_text("peak_mem_mib"),
+    "num_params": _cost_text("num_params", unit=1e6),
+    "gmacs": _cost_text("gmacs"),
+    "marks": lambda summary, _: "; ".join(summary.marks),
+    "set": lambda summary, _: summary.cell.overrides,
+}
+
+
+# ---- CSV
+
+_CSV_DIGITS = 8  # the last digits of a quantile depend on the machine
+
+
+def as_csv(view: View) -> str:
+    """One line per cell, one column per value with 8 digits, for other programs."""
+    names = [*FIELDS, *factors_of(view.table)]
+    if not view.is_whole:
+        names = field_names(view.columns)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for fields in fields_of(view.table):
+        values = (fields[name] for name in names)
+        writer.writerow(
+            f"{value:.{_CSV_DIGITS}g}" if isinstance(value, float) else value for value in values
+        )
+    return text.getvalue()
+
+
+# ---- Markdown
 
 
 def as_markdown(view: View) -> str:
-    """A page of its own: question, tables, warnings, remarks, the user's notes, every row, every command."""
+    """A document: question, tables, warnings, remarks, the user's notes, rows and commands."""
     table = view.table
     parts = [
-        f"<!-- Rendered by make table ablation={table.name} from its page, its rows and {table.name}.notes.md: change those. -->",
+        f"<!-- Generated by make table ablation={table.name} from the ablation file, its rows and "
+        f"{table.name}.notes.md: edit those. -->",
         f"# {markdown_text(table.title)}",
         table.question.strip(),
         f"Source: {table.source}" if table.source else "",
@@ -34,72 +184,73 @@ def as_markdown(view: View) -> str:
         "\n".join(f"- {markdown_text(line)}" for line in remarks(table)),
         table.notes,
         f"## Rows\n\n{_markdown_rows(view)}",
-        f"## Commands\n\nAll of it: `make ablate ablation={table.name}`. One run of each cell:\n\n{_commands(table.cells)}",
+        f"## Commands\n\nAll runs: `make ablate ablation={table.name}`. One run of each cell:",
+        _commands(table.cells),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _markdown_tables(view: View) -> list[str]:
     columns, parts = shown_columns(view), []
+    headings = [
+        markdown_text(name) if is_text(name) else heading_of(view, name) for name in columns
+    ]
+    rule = "|" + "|".join("---" if is_text(name) else "---:" for name in columns) + "|"
     for group, cells in view.table.groups.items():
         if len(view.table.groups) > 1:
             parts.append(f"## {markdown_text(group)}")
         lines = [
-            _line(
-                markdown_text(column) if is_text(column) else heading_of(view, column)
-                for column in columns
-            ),
-            "|" + "|".join("---" if is_text(column) else "---:" for column in columns) + "|",
+            _markdown_line(_markdown_cell(view, summary, name) for name in columns)
+            for summary in cells
         ]
-        for one in cells:
-            lines.append(_line(_markdown_cell(view, one, column) for column in columns))
-        parts.append("\n".join(lines))
+        parts.append("\n".join([_markdown_line(headings), rule, *lines]))
     return parts
 
 
-def _markdown_cell(view: View, one: CellSummary, column: str) -> str:
-    text = text_of(view, one, column)
+def _markdown_cell(view: View, summary: CellSummary, column: str) -> str:
+    text = text_of(view, summary, column)
     if column == "set":
         return markdown_code(text)
     return markdown_text(text) if is_text(column) else text
 
 
 def _markdown_rows(view: View) -> str:
-    metric = view.table.metric
+    table, metric = view.table, view.table.metric
     lines = [f"| cell | seed | {metric.heading} | run |", "|---|---:|---:|---|"]
-    for one in view.table.cells:
-        for result in one.seeds:
-            value = (
-                number(result.value, metric.digits)
-                if result.value is not None
-                else STATE_WORDS[result.state]
-            )
+    for summary in table.cells:
+        name = (
+            summary.cell.name
+            if len(table.groups) == 1
+            else f"{summary.cell.name} ({summary.cell.group})"
+        )
+        for result in summary.seeds:
+            score = STATE_TEXTS[result.state]
+            if result.value is not None:
+                score = format_number(result.value, metric.digits)
             run = markdown_code(result.row.run) if result.row else ""
-            name = (
-                one.cell.name
-                if len(view.table.groups) == 1
-                else f"{one.cell.name} ({one.cell.group})"
-            )
-            lines.append(_line([markdown_text(name), str(result.seed), value, run]))
+            lines.append(_markdown_line([markdown_text(name), str(result.seed), score, run]))
     return "\n".join(lines)
 
 
 def _commands(cells: Sequence[CellSummary]) -> str:
     lines = []
-    for one in cells:
-        lines += [f"# {' '.join(one.cell.name.split())}", command(one.cell, one.seeds[0].seed)]
+    for summary in cells:
+        lines += [
+            f"# {' '.join(summary.cell.name.split())}",
+            command(summary.cell, summary.seeds[0].seed),
+        ]
     text = "\n".join(lines)
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    fence = _backticks(text, at_least=3)
     return f"{fence}sh\n{text}\n{fence}"
 
 
-def _line(texts) -> str:
+def _markdown_line(texts: Iterable[str]) -> str:
     return f"| {' | '.join(texts)} |"
 
 
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line, in a table too."""
-    text = re.sub(r"[\\`*\[\]<>|~]", lambda mark: f"\\{mark[0]}", " ".join(text.split()))
+    text = re.sub(r"[\\`*\[\]<>|~]", lambda char: f"\\{char[0]}", " ".join(text.split()))
     return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
 
 
@@ -108,13 +259,92 @@ def markdown_code(text: str) -> str:
     text = " ".join(text.split()).replace("|", r"\|")
     if "`" not in text:
         return f"`{text}`" if text else ""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text))))
+    fence = _backticks(text, at_least=1)
     return f"{fence} {text} {fence}"
 
 
-def as_csv(view: View) -> str:
-    """One line for each cell, a field for each number, in full: for other programs."""
-    frame = frame_of(view.table)
-    if view.columns and not view.is_whole:
-        frame = frame[field_names(view.columns)]
-    return frame.to_csv(index=False, lineterminator="\n", float_format=_CSV_DIGITS)
+def _backticks(text: str, at_least: int) -> str:
+    """A fence longer than any run of backticks in the text (CommonMark 0.31, 4.5 and 6.1)."""
+    return "`" * max(at_least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+# ---- LaTeX
+
+_LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\char34{}", "`": "{`}",
+    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "·": r"$\cdot$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "…": r"\ldots{}",
+    "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
+    "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
+}  # fmt: skip
+# letters that pdfLaTeX sets in its default fonts without a package
+_ACCENTED = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœčćłńřšśžź"
+_LATEX_LETTERS = set(_ACCENTED + _ACCENTED.upper())
+
+
+def as_latex(view: View) -> str:
+    r"""A table environment; the document needs \usepackage{booktabs}."""
+    table, columns = view.table, shown_columns(view)
+    lines = [
+        f"% Generated by make table ablation={table.name}; needs \\usepackage{{booktabs}}.",
+        r"\begin{table}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{latex_text(table.title)}}}\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{{''.join('l' if is_text(column) else 'r' for column in columns)}}}",
+        r"\toprule",
+        _latex_line(latex_text(heading_of(view, column)) for column in columns),
+        *_latex_body(view, columns),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\par\medskip",
+        r"\begin{minipage}{\linewidth}",
+        *(rf"\textbf{{Warning:}} {latex_text(line)}\par" for line in warnings(table)),
+        *(rf"{latex_text(line)}\par" for line in remarks(table)),
+        r"\end{minipage}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_body(view: View, columns: tuple[str, ...]) -> list[str]:
+    lines = []
+    for group, cells in view.table.groups.items():
+        lines.append(r"\midrule")
+        if len(view.table.groups) > 1:
+            heading = rf"\textit{{{latex_text(group)}}}"
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\")
+        for summary in cells:
+            texts = {column: text_of(view, summary, column) for column in columns}
+            lines.append(
+                _latex_line(  # a minus sign in numbers, where LaTeX would set a hyphen
+                    latex_text(text if is_text(name) else text.replace("-", "−"))
+                    for name, text in texts.items()
+                )
+            )
+    return lines
+
+
+def _latex_line(texts: Iterable[str]) -> str:
+    return " & ".join(texts) + r" \\"
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX sets as it is, on one line.
+
+    Characters that its default fonts lack become their code point: [U+2713].
+    """
+    escaped = "".join(map(_latex_char, " ".join(text.split())))
+    escaped = re.sub(r"([-'])(?=\1)", r"\1{}", escaped)  # -- and '' are ligatures: a dash, a quote
+    # after the \\ of the line above, a leading [ or * would be read as its argument
+    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
+
+
+def _latex_char(char: str) -> str:
+    if char in _LATEX_ESCAPES:
+        return _LATEX_ESCAPES[char]
+    is_plain = char in _LATEX_LETTERS or (char.isascii() and char.isprintable())
+    return char if is_plain else f"[U+{ord(char):04X}]"

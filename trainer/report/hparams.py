@@ -1,17 +1,23 @@
-"""An ablation's rows for TensorBoard's HParams plugin: one event set for each row.
+"""An ablation's rows for TensorBoard's HParams plugin, one event file per row.
 
-Times are the rows' own, so that the same rows give the same bytes.
+torch's SummaryWriter.add_hparams writes the current time into its files; here all times are those
+of the rows, so that the same rows give the same bytes.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from trainer.base.disk import write_atomically
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
 from trainer.report.tables import CellSummary, Table
+from trainer.base.disk import write_atomically
 from trainer.runs.results import Row
 
 _METRICS = {
@@ -28,58 +34,53 @@ def hparams_folder(runs: Path, name: str) -> Path:
 
 
 def write_hparams(table: Table, folder: Path) -> int:
-    """Write every row of a table under a folder, `tensorboard --logdir` of which shows them; gives how many.
+    """Write every row of a table under a folder for `tensorboard --logdir`; returns their number.
 
-    A row's hyperparameters are its cell, the levels of the factors, model, data and seed. What an earlier call wrote of
-    a row that is gone is removed.
+    A row's hyperparameters are its cell, the levels of the factors, model, data and seed. Files of
+    rows that the table no longer has are removed.
     """
-    cells = [(one, row) for one in table.cells for row in one.rows]
-    wanted = {row.run for _, row in cells}
-    for old in sorted(folder.glob("*/events.out.tfevents.row")):
-        if old.parent.name not in wanted:
-            old.unlink()
-            old.parent.rmdir()
-    for one, row in cells:
+    rows = [(summary, row) for summary in table.cells for row in summary.rows]
+    current = {row.run for _, row in rows}
+    for outdated in sorted(folder.glob("*/events.out.tfevents.row")):
+        if outdated.parent.name not in current:
+            outdated.unlink()
+            outdated.parent.rmdir()
+    for summary, row in rows:
         path = folder / row.run / "events.out.tfevents.row"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _file_of(_events(one, row)))
-    if cells:
-        write_atomically(folder / "events.out.tfevents.ablation", _file_of(_experiment(cells)))
-    return len(cells)
+        write_atomically(path, _serialize(_row_events(summary, row)))
+    if rows:
+        write_atomically(
+            folder / "events.out.tfevents.ablation", _serialize(_experiment_events(rows))
+        )
+    return len(rows)
 
 
-def _values(one: CellSummary, row: Row) -> dict[str, str | int]:
-    """What the plugin groups and sorts by; a factor cannot take the name of what every row has."""
+def _hyperparameters(summary: CellSummary, row: Row) -> dict[str, str | int]:
+    """What the plugin groups and sorts by; a row's properties hide factors of the same name."""
     return {
-        **dict(one.cell.levels),
-        "cell": one.cell.name,
+        **dict(summary.cell.levels),
+        "cell": summary.cell.name,
         "model": row.model,
         "data": row.data,
         "seed": row.seed,
     }
 
 
-def _events(one: CellSummary, row: Row) -> Iterator:
-    """A row's events: what it was, what came of it, how it ended."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
-
+def _row_events(summary: CellSummary, row: Row) -> Iterator[Event]:
+    """The plugin's protocol: session start with hyperparameters, metrics, session end."""
     end_s = _time_s(row)
     start = summary_v2.hparams_pb(
-        _values(one, row), trial_id=row.run, start_time_secs=end_s - row.train_s
+        _hyperparameters(summary, row), trial_id=row.run, start_time_secs=end_s - row.train_s
     )
     status = api_pb2.STATUS_SUCCESS if row.status == "finished" else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end_s)
-    told = metadata.create_summary_metadata(
-        plugin_data_pb2.HParamsPluginData(session_end_info=info)
-    )
-    end = Summary(
-        value=[
-            Summary.Value(
-                tag=metadata.SESSION_END_INFO_TAG, metadata=told, tensor=metadata.NULL_TENSOR
-            )
-        ]
+    end = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG,
+        metadata=metadata.create_summary_metadata(
+            plugin_data_pb2.HParamsPluginData(session_end_info=info)
+        ),
+        tensor=metadata.NULL_TENSOR,
     )
     yield Event(wall_time=end_s, file_version="brain.Event:2")
     yield Event(wall_time=end_s, summary=start)
@@ -87,25 +88,21 @@ def _events(one: CellSummary, row: Row) -> Iterator:
         if getattr(row, name) is not None:
             value = Summary.Value(tag=f"row/{name}", simple_value=getattr(row, name))
             yield Event(wall_time=end_s, step=row.steps, summary=Summary(value=[value]))
-    yield Event(wall_time=end_s, summary=end)
+    yield Event(wall_time=end_s, summary=Summary(value=[end]))
 
 
-def _experiment(cells: Iterable[tuple[CellSummary, Row]]) -> Iterator:
-    """The event that names hyperparameters and metrics."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.plugins.hparams import summary_v2
-
-    cells = list(cells)
-    names = dict.fromkeys(name for one, row in cells for name in _values(one, row))
-    times_s = max(_time_s(row) for _, row in cells)
+def _experiment_events(rows: Sequence[tuple[CellSummary, Row]]) -> Iterator[Event]:
+    """The event that declares all hyperparameters and metrics."""
+    names = dict.fromkeys(name for summary, row in rows for name in _hyperparameters(summary, row))
+    end_s = max(_time_s(row) for _, row in rows)
     parameters = [summary_v2.HParam(name) for name in names]
     metrics = [
         summary_v2.Metric(f"row/{name}", display_name=label) for name, label in _METRICS.items()
     ]
-    yield Event(wall_time=times_s, file_version="brain.Event:2")
+    yield Event(wall_time=end_s, file_version="brain.Event:2")
     yield Event(
-        wall_time=times_s,
-        summary=summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=times_s),
+        wall_time=end_s,
+        summary=summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=end_s),
     )
 
 
@@ -113,10 +110,8 @@ def _time_s(row: Row) -> float:
     return datetime.fromisoformat(row.finished_utc.replace("Z", "+00:00")).timestamp()
 
 
-def _file_of(events: Iterable) -> bytes:
-    """Events as a file of TensorBoard's holds them."""
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
+def _serialize(events: Iterable[Event]) -> bytes:
+    """Events in the format of an event file."""
     file = io.BytesIO()
     writer = RecordWriter(file)
     for event in events:

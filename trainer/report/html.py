@@ -1,7 +1,8 @@
-"""An ablation as one page that opens from disk: results/<ablation>.html, with no network, no clock, no chance.
+"""The report of an ablation: one HTML file that opens from disk, results/<ablation>.html.
 
-The template escapes every text. The page's own style and script are named in its security policy by their digests, so
-that nothing else can run or be loaded, whatever a row says.
+It loads nothing and runs nothing but its own style and script, named by their digests in its
+Content-Security-Policy, whatever a row or a note contains; the template escapes every text. It
+depends on no clock: same rows, same bytes.
 """
 
 from __future__ import annotations
@@ -10,95 +11,107 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from trainer.base.disk import write_atomically
+from trainer.ablation.cells import command
 from trainer.report import figures
-from trainer.report.compare import Curves
-from trainer.report.curves import find_curves, keep_curves
-from trainer.report.page import cell_lines, numbers_of, result_tables, runs_of, states_of
-from trainer.report.query import make_view
-from trainer.report.table_notes import remarks, warnings
-from trainer.report.table_texts import text_of
-from trainer.report.tables import Table
+from trainer.report.curves import Curves, find_curves, keep_curves
+from trainer.report.formats import (
+    format_number,
+    heading_of,
+    is_text,
+    shown_columns,
+    text_of,
+)
+from trainer.report.notes import ROW_FACTS, remarks, warnings
+from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
+from trainer.report.view import View, fields_of, make_view
+from trainer.base.disk import write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
-# no character of a page: control characters but tab and line end, halves of pairs, what Unicode keeps for itself
-_NO_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# Code points that HTML forbids (spec: noncharacters, surrogates, controls but tab and newline).
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def store_report(results: Path, table: Table) -> list[Path]:
     """Write a table's report and the curves in it; nothing where no run has a row yet."""
-    if not any(one.rows for one in table.cells):
+    if not any(summary.rows for summary in table.cells):
         return []
     curves = find_curves(results, table)
     path = results / f"{table.name}.html"
-    kept = keep_curves(results, table, curves)
+    curves_file = keep_curves(results, table, curves)
     write_atomically(path, as_html(table, curves).encode())
-    return [path, *([kept] if kept else [])]
+    return [path, *([curves_file] if curves_file else [])]
 
 
 def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
-    """The page. curves: by run, of those that have any."""
-    style, script = (_asset(name) for name in ("style.css", "script.js"))
+    """The report. curves: by run, of those that have any."""
+    style, script = _asset("style.css"), _asset("script.js")
     view = make_view(table)
-    texts = SimpleNamespace(
-        **{
-            name: functools.partial(text_of, view, column=name)
-            for name in ("mean", "difference", "p")
-        }
-    )
     return (
         _templates()
-        .get_template("page.html")
+        .get_template("report.html")
         .render(
+            **_figures(table, curves),
             table=table,
-            texts=texts,
+            texts=SimpleNamespace(
+                **{
+                    name: functools.partial(text_of, view, column=name)
+                    for name in ("mean", "difference", "p")
+                }
+            ),
             policy=_policy(style, script),
             style=Markup(style),
             script=Markup(script),
-            states=states_of(table),
-            numbers=numbers_of(table),
+            states=count_states(table),
+            numbers=cell_numbers(table),
             warnings=warnings(table),
             remarks=remarks(table),
             notes=notes_html(table.notes),
             results=result_tables(view),
-            forests=[
-                one
-                for group, cells in table.groups.items()
-                if (one := figures.forest(group, cells))
-            ],
-            curve_figures=figures.curve_figures(table, curves),
-            without_curves=[
-                row.run for one in table.cells for row in one.rows if row.run not in curves
-            ],
-            num_rows=sum(len(one.rows) for one in table.cells),
-            cost_figures=figures.cost_figures(table),
+            num_rows=sum(len(summary.rows) for summary in table.cells),
             cells=cell_lines(table),
-            runs=runs_of(table),
-            panel_px=figures.PANEL_PX,
-            inner_px=figures.PANEL_INNER_PX,
-            cost_px=figures.COST_PX,
-            cost_inner_px=figures.COST_INNER_PX,
-            clear_p=figures.CLEAR_P,
+            runs=run_table(table),
         )
     )
 
 
+def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
+    forests = (figures.forest(group, cells) for group, cells in table.groups.items())
+    rows = [row for summary in table.cells for row in summary.rows]
+    return {
+        "forests": [forest for forest in forests if forest],
+        "curve_figures": figures.curve_figures(table, curves),
+        "without_curves": [row.run for row in rows if row.run not in curves],
+        "cost_figures": figures.cost_figures(table),
+        "panel_px": figures.PANEL_PX,
+        "inner_px": figures.PANEL_INNER_PX,
+        "cost_px": figures.COST_PX,
+        "cost_inner_px": figures.COST_INNER_PX,
+        "significant_p": figures.SIGNIFICANT_P,
+    }
+
+
 def notes_html(text: str) -> Markup:
-    """A user's Markdown as HTML: no HTML of its own, no pictures (they would be fetched), headings one level down."""
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    tokens = reader.parse(_characters(text))
+    """A user's Markdown as HTML, headings one level down.
+
+    Raw HTML is escaped; images become links, because a browser would fetch them.
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = parser.parse(_replace_forbidden(text))
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 1)}"
-    return Markup(reader.renderer.render(tokens, reader.options, {}))
+    return Markup(parser.renderer.render(tokens, parser.options, {}))
 
 
 @functools.cache
@@ -110,17 +123,14 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=_characters,
+        finalize=_replace_forbidden,
     )
 
 
-def _characters(value):
-    """A text without what is no character of a page; anything else as it is."""
-    return (
-        _NO_CHARACTER.sub("\ufffd", value)
-        if isinstance(value, str) and not isinstance(value, Markup)
-        else value
-    )
+def _replace_forbidden(value: Any) -> Any:
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return _FORBIDDEN.sub("\ufffd", value)
+    return value
 
 
 @functools.cache
@@ -129,9 +139,199 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing may be loaded or run but this page's own style and script."""
     style, script = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
     )
-    return f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; form-action 'none'"
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+# ---- the table of results
+
+
+@dataclass(frozen=True)
+class Column:
+    """is_text: sorted as text, else as numbers."""
+
+    name: str
+    heading: str
+    is_text: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of an HTML table.
+
+    key: sorts the column; empty is last in both directions. is_absent: a word instead of a number.
+    """
+
+    text: str
+    key: str
+    is_absent: bool = False
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One cell. number: its place in the ablation, its label in the figures."""
+
+    number: int
+    summary: CellSummary
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The cells of one group."""
+
+    group: str
+    columns: tuple[Column, ...]
+    lines: tuple[ResultLine, ...]
+
+
+def cell_numbers(table: Table) -> dict[str, int]:
+    """The cells' numbers in the report, from 1, by name."""
+    return {summary.cell.name: number for number, summary in enumerate(table.cells, start=1)}
+
+
+def result_tables(view: View) -> tuple[ResultTable, ...]:
+    """The table of each group; its marks stand below the names of the cells."""
+    names = [name for name in shown_columns(view) if name != "marks"]
+    columns = tuple(Column(name, heading_of(view, name), is_text(name)) for name in names)
+    fields = fields_of(view.table)
+    tables: dict[str, list[ResultLine]] = {group: [] for group in view.table.groups}
+    for number, summary in enumerate(view.table.cells, start=1):
+        entries = tuple(_entry(view, summary, column, fields[number - 1]) for column in columns)
+        tables[summary.cell.group].append(ResultLine(number, summary, entries))
+    return tuple(ResultTable(group, columns, tuple(lines)) for group, lines in tables.items())
+
+
+def _entry(view: View, summary: CellSummary, column: Column, fields: Mapping[str, Any]) -> Entry:
+    text = text_of(view, summary, column.name)
+    if column.is_text:
+        return Entry(text, key=text)
+    value = fields[column.name]
+    key = "" if value is None else f"{value:.8g}"
+    return Entry(text, key, is_absent=column.name == "mean" and value is None)
+
+
+# ---- what each cell changes
+
+
+@dataclass(frozen=True)
+class OverrideText:
+    """One override as written in set=. is_own: the base of the group does not have it."""
+
+    text: str
+    is_own: bool
+
+
+@dataclass(frozen=True)
+class CellLine:
+    """A cell's overrides. left_out: those that only the base has. command: for its first seed."""
+
+    number: int
+    summary: CellSummary
+    overrides: tuple[OverrideText, ...]
+    left_out: tuple[str, ...]
+    command: str
+
+
+def cell_lines(table: Table) -> tuple[CellLine, ...]:
+    """The overrides of each cell, compared with those of its base."""
+    base_overrides = {
+        summary.cell.group: split_overrides(summary.cell.overrides)
+        for summary in table.cells
+        if summary.cell.is_base
+    }
+    lines = []
+    for number, summary in enumerate(table.cells, start=1):
+        of_base = base_overrides.get(summary.cell.group, ())
+        own = split_overrides(summary.cell.overrides)
+        paths = {text.partition("=")[0] for text in own}
+        left_out = tuple(text for text in of_base if text.partition("=")[0] not in paths)
+        overrides = tuple(OverrideText(text, text not in of_base) for text in own)
+        first_seed = command(summary.cell, summary.seeds[0].seed)
+        lines.append(CellLine(number, summary, overrides, left_out, first_seed))
+    return tuple(lines)
+
+
+def split_overrides(text: str) -> tuple[str, ...]:
+    """The text of set= split at spaces outside of brackets and quotes; " ".join restores it.
+
+    shlex would drop the quotes, and any text must be shown here, a malformed one too.
+    """
+    parts, depth, quote_mark, start = [], 0, "", 0
+    for index, char in enumerate(text):
+        if quote_mark:
+            quote_mark = "" if char == quote_mark else quote_mark
+        elif char in "'\"":
+            quote_mark = char
+        elif char in "[{":
+            depth += 1
+        elif char in "]}":
+            depth -= 1
+        elif char == " " and depth == 0:
+            parts.append(text[start:index])
+            start = index + 1
+    return (*parts, text[start:]) if text else ()
+
+
+# ---- the table of runs
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One seed of a cell. facts: values of RunTable.headings. address: link to the row's file."""
+
+    number: int
+    summary: CellSummary
+    result: SeedResult
+    score: Entry
+    state: str
+    address: str
+    facts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """common: (name, value) of the facts that all rows share. headings: names of the others."""
+
+    common: tuple[tuple[str, str], ...]
+    headings: tuple[str, ...]
+    lines: tuple[RunLine, ...]
+
+
+def run_table(table: Table) -> RunTable:
+    """Every run of a table, with its provenance and the command that reproduces it."""
+    rows = [row for summary in table.cells for row in summary.rows]
+    values = {name: [describe(row) for row in rows] for name, describe in ROW_FACTS.items()}
+    common = {name: v[0] for name, v in values.items() if len(v) > 1 and len(set(v)) == 1}
+    headings = tuple(name for name in ROW_FACTS if rows and name not in common)
+    lines = tuple(
+        _run_line(table, number, summary, result, headings)
+        for number, summary in enumerate(table.cells, start=1)
+        for result in summary.seeds
+    )
+    return RunTable(tuple(common.items()), headings, lines)
+
+
+def _run_line(
+    table: Table, number: int, summary: CellSummary, result: SeedResult, headings: Sequence[str]
+) -> RunLine:
+    row, state = result.row, STATE_TEXTS[result.state]
+    score = Entry(state, "", is_absent=True)
+    if result.value is not None:
+        text = format_number(result.value, table.metric.digits)
+        score = Entry(text, f"{result.value:.8g}")
+    address = f"rows/{quote(row.run, safe='')}.json" if row else ""
+    facts = tuple(ROW_FACTS[name](row) if row else "" for name in headings)
+    return RunLine(number, summary, result, score, state, address, facts)
+
+
+def count_states(table: Table) -> tuple[tuple[str, int], ...]:
+    """How many runs are in each state, without the states of none."""
+    states = [STATE_TEXTS[result.state] for summary in table.cells for result in summary.seeds]
+    return tuple((text, states.count(text)) for text in STATE_TEXTS.values() if text in states)

@@ -1,13 +1,14 @@
-"""One ablation as one typed table: what was found for each cell, against its base, and what must be said about it.
+"""An ablation as one typed table: scores, differences to the base, costs and caveats.
 
-Everything that is printed, stored or drawn is made from `Table`. It is a pure function of the page, the rows and, for
-cells without a row, the failures: no clock, no data set, no device.
+Everything that is printed, stored or drawn is made from `Table`. It is a pure function of the
+ablation file, the rows and, for cells without a row, the failures: no clock, no dataset, no device.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,17 +16,33 @@ from typing import Literal
 
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
-from trainer.base import stats as comparisons
 from trainer.base.errors import UserError, did_you_mean
-from trainer.base.stats import Difference
+from trainer.base.stats import (
+    Difference,
+    compare,
+    holm,
+    mean_of,
+    pooled_std,
+    published_spread_pct,
+    seeds_needed,
+    std_of,
+)
 from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
+Origin = Literal["measured", "pooled", "published"]
+STATE_TEXTS: dict[State, str] = {
+    "finished": "finished",
+    "diverged": "diverged",
+    "failed": "failed",
+    "missing": "no row",
+    "no value": "no such score",
+}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a table is about. digits: behind the point, of means and differences alike."""
+    """The score of a table. digits: after the decimal point, of means and differences alike."""
 
     name: str
     label: str
@@ -34,7 +51,7 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Is it a share of the val images, so that their number says how far it can be trusted?"""
+        """Is it a share of the val images, with a binomial standard error?"""
         return self.unit == "%"
 
     @property
@@ -57,9 +74,9 @@ METRICS = {
 class SeedResult:
     """One seed of a cell: its value, or why there is none.
 
-    state: "missing" has no row; "failed" has none either, and error is what its last attempt said; "no value" has
-    finished, but without such a score. folder: of the run, where it is on this machine (curves: metrics.jsonl in it).
-    command: what runs this seed of the cell.
+    state: "missing" has no row; "failed" has none either, and error is the message of its last
+    attempt; "no value" finished without this score. folder: of the run, where it is on this machine
+    (curves: its metrics.jsonl). command: the shell command that runs this cell with this seed.
     """
 
     seed: int
@@ -72,7 +89,7 @@ class SeedResult:
 
     @property
     def reproduce(self) -> str:
-        """The command that runs the row again from its own record; empty where there is no row."""
+        """The shell command that reruns the row from its record; empty without a row."""
         return f"make reproduce row={shlex.quote(self.row.run)}" if self.row else ""
 
 
@@ -89,23 +106,25 @@ class Costs:
 
 @dataclass(frozen=True)
 class Needed:
-    """How many seeds in each cell would show the difference found: two-sided 5 %, 80 % power.
+    """The seeds per cell that detect the observed difference (two-sided t-test, 5 %, power 80 %).
 
-    num_seeds: None is more than MOST_SEEDS. std: what it was reckoned with; origin: whose that is: of this difference
-    ("measured"), of the other cells of its group ("pooled"), or RSB's, scaled to this val set ("published").
+    num_seeds: None is more than MOST_SEEDS. std: the standard deviation assumed; origin: that of
+    this difference ("measured"), of the other cells of the group ("pooled"), or RSB's scaled to
+    this val set ("published").
     """
 
     num_seeds: int | None
     std: float
-    origin: Literal["measured", "pooled", "published"]
+    origin: Origin
 
 
 @dataclass(frozen=True)
 class CellSummary:
     """One line of the table.
 
-    mean, std (n - 1): over the seeds that have a value, and over no others. difference: to the base of the group,
-    None for the base itself. p_holm: corrected for all differences of the table. marks: all that the numbers hide.
+    mean, std (n - 1): over the seeds that have a value. difference: to the base of the group, None
+    for the base itself. p_holm: corrected for all comparisons of the table. marks: caveats that the
+    numbers do not show.
     """
 
     cell: Cell
@@ -120,21 +139,22 @@ class CellSummary:
 
     @property
     def values(self) -> dict[int, float]:
-        """The values that there are, by seed."""
-        return {one.seed: one.value for one in self.seeds if one.value is not None}
+        """The scores by seed, of the seeds that have one."""
+        return {result.seed: result.value for result in self.seeds if result.value is not None}
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return tuple(one.row for one in self.seeds if one.row)
+        return tuple(result.row for result in self.seeds if result.row)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One ablation. source: where its question is from. cells: in the order of the page. notes: the user's own words
-    about it, Markdown.
+    """One ablation.
 
-    bases: what the differences are taken against, one per group. num_compared: how many differences have a p, that is,
-    what Holm's correction corrects for. Both are of all cells, also where a view shows only some.
+    source: of its question. notes: the user's comments, Markdown. cells: in the order of the file.
+    bases: names of the cells that differences are taken against, one per group. num_compared: how
+    many differences have a p, the number that Holm's method corrects for. Both count all cells,
+    also where a view shows only some.
     """
 
     name: str
@@ -151,28 +171,36 @@ class Table:
     @property
     def groups(self) -> dict[str, tuple[CellSummary, ...]]:
         """The cells that are compared with each other, by the name of their group."""
-        names = dict.fromkeys(one.cell.group for one in self.cells)
-        return {name: tuple(one for one in self.cells if one.cell.group == name) for name in names}
+        names = dict.fromkeys(summary.cell.group for summary in self.cells)
+        return {
+            name: tuple(summary for summary in self.cells if summary.cell.group == name)
+            for name in names
+        }
 
 
 def find_metric(name: str) -> Metric:
     """The metric of a name. Raises UserError for an unknown one."""
     if name not in METRICS:
         raise UserError(
-            f"metric={name}: unknown{did_you_mean(name, METRICS)}; valid: {', '.join(METRICS)}"
+            f"metric={name}: unknown metric{did_you_mean(name, METRICS)}; "
+            f"valid: {', '.join(METRICS)}"
         )
     return METRICS[name]
 
 
 def value_of(row: Row, metric: Metric) -> float | None:
-    """A row's score; None where it has none: diverged, no average kept, no finite number."""
+    """A row's score; None where it has none: diverged, no weight average kept, not finite."""
     if row.status != "finished":
         return None
-    average_pct = row.top1_pct if row.scored == "average" else row.other_top1_pct
-    found = {"top1": row.top1_pct, "top5": row.top5_pct, "loss": row.loss_nats, "ema": average_pct}[
-        metric.name
-    ]
-    return found if found is not None and math.isfinite(found) else None
+    ema_top1_pct = row.top1_pct if row.scored == "average" else row.other_top1_pct
+    scores = {
+        "top1": row.top1_pct,
+        "top5": row.top5_pct,
+        "loss": row.loss_nats,
+        "ema": ema_top1_pct,
+    }
+    value = scores[metric.name]
+    return value if value is not None and math.isfinite(value) else None
 
 
 def summarize(
@@ -185,8 +213,9 @@ def summarize(
 ) -> Table:
     """The table of an ablation.
 
-    rows: by cell's name and seed. error_of: what a failed seed of a cell said last, asked only where there is no row.
-    runs: the folder of run folders, where there is one.
+    rows: by cell name and seed. error_of: the last error message of a failed cell and seed, None
+    where it has not failed; called only where there is no row. runs: the folder of run folders,
+    where there is one.
     """
     cells = []
     for cell in question.cells:
@@ -194,21 +223,39 @@ def summarize(
             _seed_result(cell, seed, rows.get((cell.name, seed)), metric, error_of, runs)
             for seed in question.seeds
         )
-        cells.append(_alone(cell, seeds))
-    compared = [
-        _against_base(one, [other for other in cells if other.cell.group == one.cell.group], metric)
-        for one in cells
-    ]
-    ps = comparisons.holm([one.difference.p if one.difference else None for one in compared])
+        cells.append(_summary(cell, seeds))
+    groups: dict[str, list[CellSummary]] = {}
+    for summary in cells:
+        groups.setdefault(summary.cell.group, []).append(summary)
+    compared = [_against_base(summary, groups[summary.cell.group], metric) for summary in cells]
+    ps = holm([summary.difference.p if summary.difference else None for summary in compared])
     marked = tuple(
-        replace(one, p_holm=p, marks=_marks(one)) for one, p in zip(compared, ps, strict=True)
+        replace(summary, p_holm=p, marks=_marks(summary))
+        for summary, p in zip(compared, ps, strict=True)
     )
-    bases = tuple(one.cell.name for one in marked if one.cell.is_base)
-    head = question.name, question.title, question.question, question.source, notes, question.seeds
-    return Table(*head, metric, marked, bases, num_compared=sum(p is not None for p in ps))
+    bases = tuple(summary.cell.name for summary in marked if summary.cell.is_base)
+    return Table(
+        question.name,
+        question.title,
+        question.question,
+        question.source,
+        notes,
+        question.seeds,
+        metric,
+        marked,
+        bases,
+        num_compared=sum(p is not None for p in ps),
+    )
 
 
-def _seed_result(cell, seed, row, metric, error_of, runs) -> SeedResult:
+def _seed_result(
+    cell: Cell,
+    seed: int,
+    row: Row | None,
+    metric: Metric,
+    error_of: Callable[[Cell, int], str | None],
+    runs: Path | None,
+) -> SeedResult:
     error = error_of(cell, seed) if row is None else None
     value = value_of(row, metric) if row else None
     if row is None:
@@ -221,75 +268,70 @@ def _seed_result(cell, seed, row, metric, error_of, runs) -> SeedResult:
     return SeedResult(seed, state, value, row, error or "", command(cell, seed), folder)
 
 
-def _alone(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
-    """What a cell says by itself."""
-    values = [one.value for one in seeds if one.value is not None]
-    rows = [one.row for one in seeds if one.row and one.row.status == "finished"]
-    mean, std = comparisons.mean_of(values), comparisons.std_of(values)
+def _summary(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
+    """A cell by itself, before it is compared with others."""
+    values = [result.value for result in seeds if result.value is not None]
+    rows = [result.row for result in seeds if result.row and result.row.status == "finished"]
+    mean, std = mean_of(values), std_of(values)
     return CellSummary(cell, seeds, mean, std, None, None, None, _costs(rows), ())
 
 
 def _costs(rows: Sequence[Row]) -> Costs | None:
     if not rows:
         return None
-    means = [
-        comparisons.mean_of([getattr(row, key) for row in rows])
-        for key in ("train_s", "images_per_s", "peak_mem_mib")
-    ]
-    return Costs(*means, rows[0].num_params, rows[0].gmacs)
+    return Costs(
+        train_s=statistics.fmean(row.train_s for row in rows),
+        images_per_s=statistics.fmean(row.images_per_s for row in rows),
+        peak_mem_mib=statistics.fmean(row.peak_mem_mib for row in rows),
+        num_params=rows[0].num_params,
+        gmacs=rows[0].gmacs,
+    )
 
 
-def _against_base(one: CellSummary, group: Sequence[CellSummary], metric: Metric) -> CellSummary:
+def _against_base(
+    summary: CellSummary, group: Sequence[CellSummary], metric: Metric
+) -> CellSummary:
     """A cell with its difference to the base of its group."""
     bases = [other for other in group if other.cell.is_base]
-    if one.cell.is_base or not bases:
-        return one
-    difference = comparisons.compare(one.values, bases[0].values)
+    if summary.cell.is_base or not bases:
+        return summary
+    difference = compare(summary.values, bases[0].values)
     needed = _needed(difference, group, metric) if difference else None
-    return replace(one, difference=difference, needed=needed)
+    return replace(summary, difference=difference, needed=needed)
 
 
 def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric) -> Needed | None:
-    """The seeds that a difference needs, by the best spread there is; None where none is known, or nothing differs."""
-    is_paired = difference.kind == "paired"
-    std, origin = difference.std, "measured"
+    """With the best standard deviation known: its own, else pooled, else published."""
+    std = difference.std
+    origin: Origin = "measured"
     if std is None and difference.kind == "single":
-        std, origin = (
-            comparisons.pooled_std([list(other.values.values()) for other in group]),
-            "pooled",
-        )
-    if std is None and difference.kind == "single" and metric.name == "top1":
-        num_images = next(row.num_val_images for other in group for row in other.rows)
-        std, origin = comparisons.published_spread_pct(num_images), "published"
+        std, origin = (pooled_std([list(other.values.values()) for other in group]), "pooled")
+        if std is None and metric.name == "top1":
+            num_images = next(row.num_val_images for other in group for row in other.rows)
+            std, origin = published_spread_pct(num_images), "published"
     if not std or not difference.value:
         return None
-    return Needed(comparisons.seeds_needed(difference.value, std, is_paired), std, origin)
+    num_seeds = seeds_needed(difference.value, std, is_paired=difference.kind == "paired")
+    return Needed(num_seeds, std, origin)
 
 
-def _marks(one: CellSummary) -> tuple[str, ...]:
-    """What a reader of the numbers must know: seeds without a value, one value alone, values that do not vary."""
+def _marks(summary: CellSummary) -> tuple[str, ...]:
+    """Seeds without a value, n = 1, values that do not vary, a comparison over fewer seeds."""
     marks = []
-    for state, words in (
-        ("failed", "failed"),
-        ("missing", "no row"),
-        ("diverged", "diverged"),
-        ("no value", "no such score"),
-    ):
-        seeds = [str(result.seed) for result in one.seeds if result.state == state]
+    for state in ("failed", "missing", "diverged", "no value"):
+        seeds = [str(result.seed) for result in summary.seeds if result.state == state]
         if seeds:
-            marks.append(
-                f"{words}: {'all' if len(seeds) == len(one.seeds) > 1 else 'seed ' + ', '.join(seeds)}"
-            )
-    num_values = len(one.values)
-    if num_values == 1:
+            is_all = len(seeds) == len(summary.seeds) > 1
+            marks.append(f"{STATE_TEXTS[state]}: {'all' if is_all else 'seed ' + ', '.join(seeds)}")
+    if len(summary.values) == 1:
         marks.append("n = 1")
-    if one.std == 0:
+    if summary.std == 0:
         marks.append("all values equal")
-    difference = one.difference
-    if difference and difference.kind == "paired" and difference.num_pairs < num_values:
-        marks.append(f"difference over the {difference.num_pairs} seeds that the base has too")
+    difference = summary.difference
+    if difference and difference.kind == "paired" and difference.num_pairs < len(summary.values):
+        marks.append(f"paired over the {difference.num_pairs} seeds shared with the base")
     if difference and difference.kind == "welch":
-        marks.append("Welch: no two seeds in common with the base")
+        marks.append("Welch: fewer than two seeds shared with the base")
     if difference and difference.kind != "single" and difference.p is None:
         marks.append("difference does not vary: no interval")
     return tuple(marks)

@@ -1,8 +1,8 @@
 
 "use strict";
-// Without this script the page says all the same; with it tables are sorted and searched, points speak, and the theme changes.
+// Everything is readable without this script; it adds sorting, search, tooltips and the choice of a theme.
 (() => {
-  const byText = new Intl.Collator("en", {numeric: true, sensitivity: "base"}).compare;
+  const compareText = new Intl.Collator("en", {numeric: true, sensitivity: "base"}).compare;
   const order = ["none", "ascending", "descending"];
 
   function keyOf(row, column, kind) {
@@ -15,7 +15,7 @@
     return key === "" || Number.isNaN(key);
   }
 
-  function sortTable(table, header, say) {
+  function sortTable(table, header, announce) {
     const next = order[(order.indexOf(header.getAttribute("aria-sort") || "none") + 1) % order.length];
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     const body = table.tBodies[0];
@@ -23,13 +23,13 @@
     if (next !== "none") {
       header.setAttribute("aria-sort", next);
       const kind = header.dataset.sort, sign = next === "ascending" ? 1 : -1;
-      const compare = kind === "text" ? byText : (a, b) => a - b;
+      const compare = kind === "text" ? compareText : (a, b) => a - b;
       const keyed = rows.map((row) => [keyOf(row, header.cellIndex, kind), row]);
       keyed.sort(([a], [b]) => isAbsent(a) - isAbsent(b) || (isAbsent(a) ? 0 : sign * compare(a, b)));
       rows.splice(0, rows.length, ...keyed.map(([, row]) => row));
     }
     body.append(...rows);
-    say(next === "none" ? "in the order of the page" : `sorted by ${header.textContent.trim()}, ${next}`);
+    announce(next === "none" ? "in the original order" : `sorted by ${header.textContent.trim()}, ${next}`);
   }
 
   for (const table of document.querySelectorAll("table[data-table]")) {
@@ -40,7 +40,7 @@
       button.type = "button";
       button.append(...header.childNodes);
       header.append(button);
-      button.addEventListener("click", () => sortTable(table, header, (words) => { status.textContent = words; }));
+      button.addEventListener("click", () => sortTable(table, header, (text) => { status.textContent = text; }));
     }
   }
 

@@ -1,0 +1,287 @@
+"""The text under a table: method, uncertainty and provenance of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.base.stats import (
+    MOST_SEEDS,
+    RSB_SPREAD_PCT,
+    RSB_VAL_IMAGES,
+    binomial_error_pct,
+    published_spread_pct,
+)
+from trainer.report.tables import CellSummary, Table
+from trainer.runs.results import Row
+
+_MAX_NAMES = 4  # cells or runs listed in one warning
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A property of a group's rows. values: each distinct value with the cells that have it."""
+
+    name: str
+    values: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+def versions_text(row: Row) -> str:
+    """The library versions of a row, in one line."""
+    return ", ".join(f"{name} {version}" for name, version in row.versions.items())
+
+
+def _commit(row: Row) -> str:
+    commit = row.commit[:12] if row.commit else "unknown"
+    return f"{commit}, with uncommitted changes" if row.dirty else commit
+
+
+# The provenance of a row, as reports and comparisons show it.
+ROW_FACTS: dict[str, Callable[[Row], str]] = {
+    "recipe": lambda row: f"{row.recipe}.v{row.version} (digest {row.digest[:12]})",
+    "model": lambda row: row.model,
+    "data": lambda row: f"{row.data} (fingerprint {row.data_fingerprint[:12]})",
+    "scored on": lambda row: f"{row.num_val_images:,} images of {row.split}",
+    "scored weights": lambda row: row.scored,
+    "epochs": lambda row: f"{row.epochs:,}",
+    "steps": lambda row: f"{row.steps:,}",
+    "images per step": lambda row: f"{row.batch_images:,}",
+    "images per norm sample": lambda row: f"{row.norm_images:,}",
+    "device": lambda row: row.device,
+    "precision": lambda row: row.precision,
+    "threads": lambda row: f"{row.num_threads}",
+    "loader": lambda row: f"{row.loader}, {row.num_workers} workers",
+    "ranks": lambda row: f"{row.world_size}",
+    "bitwise reproducible": lambda row: "yes" if row.bitwise else "no",
+    "images replaced": lambda row: f"{row.num_replaced_images:,}",
+    "changed during training": lambda row: "; ".join(row.changes) or "nothing",
+    "versions": versions_text,
+    "commit": _commit,
+    "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
+    "finished UTC": lambda row: row.finished_utc,
+}
+
+# What must be equal in all cells of a group for a difference to be the cell's own.
+_COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
+    "data": lambda row: f"{row.data} ({row.data_fingerprint[:12]})",
+    "split": lambda row: f"{row.num_val_images:,} images of {row.split}",
+    "epochs": lambda row: f"{row.epochs} epoch{'s' * (row.epochs != 1)}",
+    "device": lambda row: row.device,
+    "precision": lambda row: row.precision,
+    "threads": lambda row: f"{row.num_threads} thread{'s' * (row.num_threads != 1)}",
+    "ranks": lambda row: f"{row.world_size} rank{'s' * (row.world_size != 1)}",
+    "loader": lambda row: f"{row.loader} loader",
+    "compile": lambda row: "compiled" if row.compiled else "not compiled",
+    "versions": versions_text,
+    "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "commit unknown",
+    "uncommitted changes": lambda row: {
+        True: "uncommitted changes",
+        False: "none uncommitted",
+        None: "not under git",
+    }[row.dirty],
+}
+# defaults, not worth a word where all rows have them
+_DEFAULTS = ("1 rank", "torch loader", "not compiled", "none uncommitted", "not under git")
+
+
+def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
+    """The facts of the rows of some cells."""
+    facts = []
+    for name, describe in _COMPARED_FACTS.items():
+        cells_of: dict[str, dict[str, None]] = {}
+        for summary in cells:
+            for row in summary.rows:
+                cells_of.setdefault(describe(row), {})[summary.cell.name] = None
+        facts.append(Fact(name, tuple((value, tuple(names)) for value, names in cells_of.items())))
+    return tuple(facts)
+
+
+def remarks(table: Table) -> tuple[str, ...]:
+    """The lines under a table, the most important first."""
+    return (
+        _score_remark(table),
+        *_comparison_remark(table),
+        *_single_value_remark(table),
+        *_val_size_remarks(table),
+        *_seeds_needed_remark(table),
+        *_published_remark(table),
+        *(
+            _provenance_remark(table, group, cells)
+            for group, cells in table.groups.items()
+            if _rows(cells)
+        ),
+    )
+
+
+def warnings(table: Table) -> tuple[str, ...]:
+    """Seeds without a value, and everything else in which the cells of a group differ."""
+    return (
+        *_missing_value_warnings(table),
+        *(
+            line
+            for group, cells in table.groups.items()
+            for line in _comparability_warnings(table, group, cells)
+        ),
+    )
+
+
+def _score_remark(table: Table) -> str:
+    metric = table.metric
+    unit = "%" if metric.unit == "%" else f"in {metric.unit}"
+    score = f"{metric.label[0].upper()}{metric.label[1:]} {unit} of val after the last epoch"
+    seeds = f"seed{'s' * (len(table.seeds) > 1)} {', '.join(map(str, table.seeds))}"
+    spread = "mean ± standard deviation (n − 1) over " if len(table.seeds) > 1 else ""
+    return f"{score}, {spread}{seeds}."
+
+
+def _comparison_remark(table: Table) -> list[str]:
+    differences = [summary.difference for summary in table.cells if summary.difference]
+    if not differences:
+        return []
+    text = f"Differences are cell − base ({_listed(table.bases)})"
+    tests = {difference.kind for difference in differences if difference.p is not None}
+    if not tests:
+        return [f"{text}."]
+    test = {
+        ("paired",): "paired by seed",
+        ("welch",): "by Welch's t-test",
+        ("paired", "welch"): "paired by seed, or by Welch's t-test where fewer than two seeds are "
+        "shared with the base",
+    }[tuple(sorted(tests))]
+    count = f"{table.num_compared} comparison{'s' * (table.num_compared > 1)}"
+    return [
+        f"{text}, {test}, with 95 % confidence intervals (Student's t); p is two-sided, "
+        f"Holm-corrected for the {count} of this table."
+    ]
+
+
+def _single_value_remark(table: Table) -> list[str]:
+    """A single value has no spread; what the literature says about the spread over seeds."""
+    single = [summary for summary in table.cells if len(summary.values) == 1]
+    if not single:
+        return []
+    prefix = "One seed" if len(table.seeds) == 1 else "n = 1"
+    text = f"{prefix}: no confidence interval and no p-value."
+    if table.metric.name not in ("top1", "ema"):
+        return [text]
+    sizes = {row.num_val_images for summary in single for row in summary.rows} - {RSB_VAL_IMAGES}
+    scaled = [f"about {published_spread_pct(size):.2f} on {size:,}" for size in sorted(sizes)]
+    here = f"; scaled to this val set, {', '.join(scaled)} images" if scaled else ""
+    return [
+        f"{text} The seed alone gives top-1 a standard deviation of {RSB_SPREAD_PCT:.2f} points "
+        f"on ImageNet's {RSB_VAL_IMAGES:,} val images (A2, ResNet-50, 100 seeds, "
+        f"arXiv:2110.00476){here}: smaller differences are noise."
+    ]
+
+
+def _val_size_remarks(table: Table) -> list[str]:
+    """The resolution and the standard error of a score that is a share of the val images."""
+    if not table.metric.is_share:
+        return []
+    lines = []
+    for group, cells in table.groups.items():
+        scored = [(summary, summary.mean) for summary in cells if summary.mean is not None]
+        if not scored:
+            continue
+        summary, mean = next((pair for pair in scored if pair[0].cell.is_base), scored[0])
+        size = summary.rows[0].num_val_images
+        lines.append(
+            f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; "
+            f"the binomial standard error of {mean:.2f} % on {size:,} images is "
+            f"{binomial_error_pct(mean, size):.2g} points, and more seeds do not reduce it."
+        )
+    return list(dict.fromkeys(lines))
+
+
+def _seeds_needed_remark(table: Table) -> list[str]:
+    origins = {summary.needed.origin for summary in table.cells if summary.needed}
+    if not origins:
+        return []
+    parts = [
+        "Seeds needed: per cell, to detect the observed difference with 80 % power "
+        "(two-sided t-test at 5 %)"
+    ]
+    if "pooled" in origins:
+        parts.append("≈: n = 1, standard deviation pooled from the other cells of the group")
+    if "published" in origins:
+        parts.append("≈: n = 1, standard deviation from RSB, scaled to this number of val images")
+    if any(summary.needed and summary.needed.num_seeds is None for summary in table.cells):
+        parts.append(f"> {MOST_SEEDS:,}: more than that")
+    return [f"{'; '.join(parts)}."]
+
+
+def _published_remark(table: Table) -> list[str]:
+    published = [summary.cell for summary in table.cells if summary.cell.published is not None]
+    if not published:
+        return []
+    sources = dict.fromkeys(cell.published_source for cell in published)
+    return [
+        "Published: top-1 % as the source reports it, not measured here and not part of any "
+        f"comparison: {'; '.join(sources)}."
+    ]
+
+
+def _provenance_remark(table: Table, group: str, cells: Sequence[CellSummary]) -> str:
+    """What all rows share: data, length, machine, versions, commit; warnings list the rest."""
+    facts = facts_of(cells)
+    shared = [fact.values[0][0] for fact in facts if len(fact.values) == 1]
+    shared = [text for text in shared if text not in _DEFAULTS]
+    differing = [fact.name for fact in facts if len(fact.values) > 1]
+    text = f"{_group_prefix(table, group)}{', '.join(shared)}"
+    return f"{text}; rows differ in {', '.join(differing)}." if differing else f"{text}."
+
+
+def _comparability_warnings(table: Table, group: str, cells: Sequence[CellSummary]) -> list[str]:
+    lines = []
+    for fact in facts_of(cells):
+        if len(fact.values) > 1:
+            values = "; ".join(f"{value}: {_listed(names)}" for value, names in fact.values)
+            lines.append(f"rows differ in {fact.name}: {values}.")
+    rows = _rows(cells)
+    if rows and all(row.dirty for row in rows):
+        lines.append(
+            "all rows were made with uncommitted changes: the commit does not identify their code."
+        )
+    replaced = [row.run for row in rows if row.num_replaced_images]
+    if replaced:
+        lines.append(f"unreadable images were replaced by others in {_listed(replaced)}.")
+    changed = [row.run for row in rows if row.changes]
+    if changed:
+        lines.append(
+            f"machine, software or memory use changed during training: {_listed(changed)}."
+        )
+    return [f"{_group_prefix(table, group)}{line}" for line in lines]
+
+
+def _missing_value_warnings(table: Table) -> list[str]:
+    texts = {
+        "failed": "failed, excluded from the mean",
+        "missing": "without a row",
+        "diverged": "diverged, excluded from the mean",
+        "no value": f"without {table.metric.label}",
+    }
+    num_runs = len(table.cells) * len(table.seeds)
+    lines = []
+    for state, text in texts.items():
+        runs = [
+            f"{summary.cell.name} seed {result.seed}"
+            for summary in table.cells
+            for result in summary.seeds
+            if result.state == state
+        ]
+        if runs:
+            lines.append(f"{len(runs)} of {num_runs} runs {text}: {_listed(runs)}.")
+    return lines
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MAX_NAMES])
+    return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
+
+
+def _group_prefix(table: Table, group: str) -> str:
+    return f"{group}: " if len(table.groups) > 1 else ""
+
+
+def _rows(cells: Sequence[CellSummary]) -> list[Row]:
+    return [row for summary in cells for row in summary.rows]
