@@ -42,8 +42,8 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
 from trainer.distributed.communicator import alone
 from trainer.engine.evaluate import Scores
-from trainer.lr_finder.api import Question, RangeTest, set_up
-from trainer.lr_finder.api import run as run_range_test
+from trainer.lr_finder.api import LRFinderResult, Request, set_up
+from trainer.lr_finder.api import run as run_lr_finder
 from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
@@ -174,7 +174,7 @@ def lr_find(
     workers: int | str = "auto",
     runs: Path | str | None = None,
     again: bool = False,
-) -> RangeTest:
+) -> LRFinderResult:
     """Find the learning rate, or another number, to train with: `.suggestion`, `.plot()`.
 
     set: as `plan` takes it. low, high: from= and to=. runs: write the files of `make lr-find` into
@@ -183,7 +183,7 @@ def lr_find(
 
     Raises UserError for whatever does not fit.
     """
-    question = Question(ramp, low, high, steps, seeds, curve)
+    question = Request(ramp, low, high, steps, seeds, curve)
     machine = {
         "device": device,
         "precision": precision,
@@ -191,7 +191,7 @@ def lr_find(
         "runs": Path(runs or "runs"),
     }
     with _job(recipe, model, data, data_dir, 0, set, again=again) as job, untouched(device):
-        return run_range_test(set_up(job, question, machine), is_written=runs is not None)
+        return run_lr_finder(set_up(job, question, machine), is_written=runs is not None)
 
 
 def load_run(run: str | Path, runs: Path | str = "runs") -> Run:

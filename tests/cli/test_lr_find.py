@@ -18,7 +18,7 @@ from support.plans import small_set
 from support.range_trials import drawn, network
 from trainer.base.exits import EXIT_STOPPED
 from trainer.cli.main import app
-from trainer.lr_finder import show as range_show
+from trainer.lr_finder import output, plots
 from trainer.lr_finder.rules import Curve
 
 SET = small_set("batch.images=8 epochs=1")
@@ -57,7 +57,7 @@ def test_it_says_how_long_it_will_be_what_it_does_and_what_came_out(done):
     assert re.search(r"2 ramps of 8 steps, .* at most [\d,]+ steps", text)
     assert (
         text.count("ramp, seed") == 2
-        and "lr.peak from 1e-06 to 10 in equal ratios; the page has 0.005" in text
+        and "lr.peak from 1e-06 to 10 in equal ratios; the recipe has 0.005" in text
     )
     (made,) = (folder / "runs").iterdir()
     facts = json.loads((made / "suggestion.json").read_text())
@@ -68,8 +68,10 @@ def test_it_says_how_long_it_will_be_what_it_does_and_what_came_out(done):
 def test_the_same_command_says_that_it_is_there_and_prints_it_again(done):
     folder, first = done
     second = rsb(*FLAGS, *SHORT, "--runs", folder / "runs")
-    assert second.exit_code == 0 and "is there already; again=1 would run it anew" in second.output
-    assert second.output.count("(was there)") == len(re.findall(r"\([\d.]+ s\)", first.output)) > 0
+    assert (
+        second.exit_code == 0 and "has a result already; use again=1 to rerun it" in second.output
+    )
+    assert second.output.count("(cached)") == len(re.findall(r"\([\d.]+ s\)", first.output)) > 0
     tail = first.output.partition("rule ")[2]
     assert tail and tail == second.output.partition("rule ")[2]
 
@@ -111,13 +113,14 @@ def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(done, tmp_path):
         rest, error = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED, error
     assert re.search(
-        r"stopped by SIGTERM after \d+ trials?, which (are|is) kept; the same command goes on", rest
+        r"stopped by SIGTERM after \d+ trials?, which (are|is) kept; rerun the same command to resume",
+        rest,
     )
     (folder,) = tmp_path.iterdir()
     kept = len(list((folder / "trials").iterdir()))
     assert kept and not (folder / "suggestion.json").exists()
     result = rsb(*FLAGS, *SHORT, "--runs", tmp_path)
-    assert result.exit_code == 0 and result.output.count("(was there)") == kept
+    assert result.exit_code == 0 and result.output.count("(cached)") == kept
     undisturbed = next((done[0] / "runs").iterdir())
     assert (folder / "curve.csv").read_bytes() == (undisturbed / "curve.csv").read_bytes()
 
@@ -127,7 +130,7 @@ def test_a_signal_ends_it_with_75_and_the_same_command_goes_on(done, tmp_path):
 
 def printed(found, width=120):
     out = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True)
-    range_show.result(out, found)
+    output.result(out, found)
     return out.file.getvalue()
 
 
@@ -138,14 +141,15 @@ def test_the_answer_has_the_value_the_reason_every_rule_the_batch_and_the_comman
     found = found_of(TRIAL, overrides="epochs=5")
     text = printed(found)
     value = found.suggestion.value
-    assert f"lr.peak {value:.3g} (the page has 0.005): {found.suggestion.reason}" in text
+    assert f"lr.peak {value:.3g} (the recipe has 0.005): {found.suggestion.reason}" in text
     for rule, spread in found.suggestion.rules.items():
         assert re.search(
             rf"{re.escape(rule)} +{re.escape(f'{spread.median:.3g}')} +{re.escape(f'{spread.lowest:.3g}')}",
             text,
         )
     assert (
-        "holds for 32 images per step" in text and "the page has no rule for another batch" in text
+        "holds for 32 images per step" in text
+        and "the recipe has no rule for another batch" in text
     )
     assert text.rstrip().endswith(
         f'make recipe=A1 model=test_resnet data=digits set="epochs=5 lr.peak={value:.3g}"'
@@ -157,7 +161,7 @@ def test_the_pages_own_rule_says_what_another_batch_would_take():
     found = found_of(TRIAL, overrides="lr.scaling=linear")
     value = found.suggestion.value
     assert (
-        f"by the page's linear rule: 16 images {value / 2:.3g}, 64 images {2 * value:.3g}, 128 images {4 * value:.3g}"
+        f"by the recipe's linear rule: 16 images {value / 2:.3g}, 64 images {2 * value:.3g}, 128 images {4 * value:.3g}"
         in printed(found)
     )
 
@@ -171,8 +175,8 @@ def test_where_there_is_none_it_says_so_and_gives_no_command():
 def test_the_plot_fits_the_terminal_and_its_lines_stand_where_they_should(width):
     found = found_of(TRIAL)
     out = Console(file=io.StringIO(), width=width, highlight=False)
-    columns = range_show.plot_columns(out)
-    lines = [line.plain for line in range_show.plot(found, columns)]
+    columns = plots.plot_columns(out)
+    lines = [line.plain for line in plots.plot(found, columns)]
     assert max(map(len, lines[:-1])) <= width
     rows = [line for line in lines if "│" in line]
     value = found.suggestion.value
@@ -192,9 +196,7 @@ def test_the_curve_in_the_terminal_is_high_where_the_loss_is_high():
         return Curve(np.asarray(values), losses, (steps, losses), 2.0, "ramp", seed, purpose)
 
     found = found_of(trial, curve="train")
-    rows = [
-        line.plain.partition("│")[2] for line in range_show.plot(found, 50) if "│" in line.plain
-    ]
+    rows = [line.plain.partition("│")[2] for line in plots.plot(found, 50) if "│" in line.plain]
     first = [
         min((place for place, letter in enumerate(row) if "⠀" < letter <= "⣿"), default=None)
         for row in rows
@@ -214,9 +216,9 @@ def test_a_line_tells_how_a_trial_ended(ended):
         7,
         "ramp",
     )
-    line = range_show.trial_line(curve, 1.0)
+    line = output.trial_line(curve, 1.0)
     assert "seed 7" in line and "up to 0.2" in line and "3.0000" in line and "2.5000" in line
-    assert {"ramp": "(1.0 s)", "diverged": "diverged", "not a number": "no number"}[ended] in line
+    assert {"ramp": "(1.0 s)", "diverged": "diverged", "not a number": "NaN"}[ended] in line
     empty = Curve(
         np.array([]),
         np.array([]),
@@ -226,6 +228,6 @@ def test_a_line_tells_how_a_trial_ended(ended):
         7,
         "race",
     )
-    assert "no step" in range_show.trial_line(empty, None) and "was there" in range_show.trial_line(
+    assert "no step" in output.trial_line(empty, None) and "cached" in output.trial_line(
         empty, None
     )

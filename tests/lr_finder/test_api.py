@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import trainer.lr_finder.held_out
+import trainer.lr_finder.baseline
 import trainer.lr_finder.trial
 from support.plans import small_plan, small_set
 from trainer.api import lr_find
@@ -18,8 +18,15 @@ from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.lr_finder.api import Question, RangeTest, floors_of, run, schedule_shape, set_up
-from trainer.lr_finder.command import train_command
+from trainer.lr_finder.api import (
+    LRFinderResult,
+    Request,
+    baseline_losses,
+    run,
+    schedule_shape,
+    set_up,
+    train_command,
+)
 from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides, find_recipe
@@ -41,7 +48,7 @@ SMALL = {
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.baseline, "MOST_IMAGES", 40)
         yield
 
 
@@ -74,7 +81,7 @@ def trained(base: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> RangeTest:
+def found(tmp_path_factory) -> LRFinderResult:
     return lr_find(**SMALL, runs=tmp_path_factory.mktemp("runs"))
 
 
@@ -118,9 +125,9 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
     class Killed(BaseException):
         pass
 
-    bench = set_up(
+    setup = set_up(
         Job("A2", "test_resnet", overrides=SET),
-        Question(num_seeds=2, num_steps=8),
+        Request(num_seeds=2, num_steps=8),
         {"device": "cpu", "workers": "0", "runs": tmp_path},
     )
     for num_steps in (3, 12):
@@ -132,11 +139,11 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
 
         before = len(list(tmp_path.rglob("trials/*.json")))
         with pytest.raises(Killed):
-            run(bench, check=check)
+            run(setup, check=check)
         assert len(list(tmp_path.rglob("trials/*.json"))) == before + num_steps // 8 and not list(
             tmp_path.rglob("suggestion.json")
         )
-    made = run(bench)
+    made = run(setup)
     assert made.suggestion.value == found.suggestion.value
     assert [curve.losses.tolist() for curve in made.suggestion.curves] == [
         curve.losses.tolist() for curve in found.suggestion.curves
@@ -148,7 +155,7 @@ def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
     monkeypatch.setattr(
         trainer.lr_finder.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5)
     )
-    monkeypatch.setattr(trainer.lr_finder.held_out.HeldOut, "loss", lambda self, model: 0.5)
+    monkeypatch.setattr(trainer.lr_finder.baseline.HeldOut, "loss", lambda self, model: 0.5)
     made = lr_find(**SMALL)
     assert made.suggestion.value is None and made.command is None
     assert made.suggestion.reason.startswith("no reliable suggestion: ")
@@ -209,15 +216,15 @@ def test_what_does_not_fit_is_one_line_that_says_what_would_do(change, remedy):
 
 def test_floors_are_of_the_curve_that_they_are_drawn_for():
     job, machine = Job("A2", "test_resnet", overrides=SET), {"device": "cpu", "workers": "0"}
-    bench = set_up(job, Question(num_steps=8), machine)
-    floors = floors_of(bench)
-    assert floors.held_out == pytest.approx(
+    setup = set_up(job, Request(num_steps=8), machine)
+    baselines = baseline_losses(setup)
+    assert baselines.held_out == pytest.approx(
         0.325, abs=0.005
     )  # ten even classes, each a yes for a tenth
     assert (
-        floors.train > floors.held_out + 0.05
+        baselines.train > baselines.held_out + 0.05
     )  # two yeses an image, where it is mixed and the threshold is passed
-    assert floors_of(replace(bench, scalar=Scalar("smoothing", 0.1))).train is None
+    assert baseline_losses(replace(setup, scalar=Scalar("smoothing", 0.1))).train is None
 
 
 @pytest.mark.parametrize("recipe", ["A1", "convnext", "ffcv-rn18-16", "gn-ws", "torchvision-v1"])

@@ -14,7 +14,7 @@ from trainer.components.losses import (
     JensenShannon,
 )
 from trainer.data.dataset import open_data
-from trainer.lr_finder.baseline import bias_only_loss, lowest_loss, mean_targets
+from trainer.lr_finder.baseline import bias_only_loss, lowest_constant_loss, mean_targets
 
 MEAN = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)
 
@@ -29,23 +29,27 @@ def two_sided(shares):
 
 
 def test_cross_entropies_have_the_entropy_as_their_floor():
-    assert lowest_loss(CrossEntropy(), MEAN) == pytest.approx(entropy(MEAN), abs=1e-12)
-    assert lowest_loss(BinaryCrossEntropy(), MEAN) == pytest.approx(
+    assert lowest_constant_loss(CrossEntropy(), MEAN) == pytest.approx(entropy(MEAN), abs=1e-12)
+    assert lowest_constant_loss(BinaryCrossEntropy(), MEAN) == pytest.approx(
         np.mean(two_sided(MEAN)), abs=1e-12
     )
-    assert lowest_loss(BinaryCrossEntropy(sum_classes=True), MEAN) == pytest.approx(
+    assert lowest_constant_loss(BinaryCrossEntropy(sum_classes=True), MEAN) == pytest.approx(
         np.sum(two_sided(MEAN)), abs=1e-12
     )
 
 
 def test_a_thousand_classes_start_at_log_2_and_have_their_floor_near_zero():
-    floor = lowest_loss(BinaryCrossEntropy(), torch.full((1000,), 1e-3, dtype=torch.float64))
+    floor = lowest_constant_loss(
+        BinaryCrossEntropy(), torch.full((1000,), 1e-3, dtype=torch.float64)
+    )
     assert floor == pytest.approx(two_sided([1e-3])[0], rel=1e-9) and floor < 0.01
 
 
 def test_a_class_that_never_comes_costs_nothing():
     mean = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
-    assert lowest_loss(BinaryCrossEntropy(), mean) == pytest.approx(np.log(2) / 3, abs=1e-7)
+    assert lowest_constant_loss(BinaryCrossEntropy(), mean) == pytest.approx(
+        np.log(2) / 3, abs=1e-7
+    )
 
 
 def yes_and_no(loss, share):
@@ -82,13 +86,13 @@ def test_losses_without_a_closed_form_against_a_search_of_scipys(loss):
         ).fun
         for share in MEAN.tolist()
     ]
-    assert lowest_loss(loss, MEAN) == pytest.approx(np.mean(lowest), rel=1e-6)
+    assert lowest_constant_loss(loss, MEAN) == pytest.approx(np.mean(lowest), rel=1e-6)
 
 
 def test_constant_answers_do_not_differ_between_splits():
-    assert lowest_loss(JensenShannon(weight=12.0, loss=CrossEntropy()), MEAN) == lowest_loss(
-        CrossEntropy(), MEAN
-    )
+    assert lowest_constant_loss(
+        JensenShannon(weight=12.0, loss=CrossEntropy()), MEAN
+    ) == lowest_constant_loss(CrossEntropy(), MEAN)
 
 
 def digits(overrides):

@@ -14,7 +14,7 @@ from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.index import DataError
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.held_out import HeldOut, hold_out
+from trainer.lr_finder.baseline import HeldOut, hold_out
 from trainer.recipe.sections import Batch
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import trainer.lr_finder.held_out
+import trainer.lr_finder.baseline
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.files import TrialFolder
-from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.baseline import hold_out
+from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import (
     RATE,
     RampError,
@@ -29,7 +29,7 @@ NUM_STEPS = 3
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.baseline, "MOST_IMAGES", 40)
         yield
 
 

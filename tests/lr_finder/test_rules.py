@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from trainer.lr_finder.rules import (
     RULES,
+    BaselineLosses,
     Curve,
-    Floors,
     Reading,
     disagreement,
     read,
@@ -23,7 +23,7 @@ from trainer.lr_finder.rules import (
 )
 
 VALUES = np.geomspace(1e-6, 10, 200)
-FLOORS = Floors()
+BASELINES = BaselineLosses()
 
 
 def curve_of(losses, values=VALUES, ended="ramp", held_out=None):
@@ -78,7 +78,7 @@ def test_spikes_of_one_or_two_steps_are_taken_out_and_falls_are_not():
 
 
 def test_every_rule_on_a_curve_whose_answer_is_known():
-    reading = read(curve_of(valley_curve()), FLOORS, "train")
+    reading = read(curve_of(valley_curve()), BASELINES, "train")
     assert not reading.reason
     assert 1e-3 < reading.rules["steepest"] < 0.1
     # the fall runs over two decades: two thirds into it lies 10 ** (-3 + 4 / 3)
@@ -96,7 +96,8 @@ def test_the_fall_to_the_floor_is_not_taken_for_learning():
     )
     losses += np.where(place > 0, 5 * place, 0.0)
     blind, seeing = (
-        read(curve_of(losses), floors, "train") for floors in (FLOORS, Floors(train=0.325))
+        read(curve_of(losses), baselines, "train")
+        for baselines in (BASELINES, BaselineLosses(train=0.325))
     )
     assert blind.rules["steepest"] < 3e-4
     assert 10**-2.5 < seeing.rules["steepest"] < 0.1 and 10**-2.5 < seeing.rules["valley"] < 0.1
@@ -106,28 +107,28 @@ def test_the_fall_to_the_floor_is_not_taken_for_learning():
 def test_a_ramp_that_comes_no_further_than_the_floor_has_an_edge_and_nothing_else():
     place = np.log10(VALUES)
     losses = np.interp(place, [-6, -4, -2, -1, 0], [0.7, 0.7, 0.325, 0.325, 0.9])
-    reading = read(curve_of(losses), Floors(train=0.325), "train")
+    reading = read(curve_of(losses), BaselineLosses(train=0.325), "train")
     assert not reading.reason and reading.edge == pytest.approx(0.11, rel=0.3)
     assert [rule for rule, value in reading.rules.items() if value] == ["edge / 10"]
 
 
 @pytest.mark.parametrize(
-    "losses, floors, said",
+    "losses, baselines, said",
     [
-        (np.full(200, 2.3), FLOORS, "never falls clearly below its start"),
-        (np.full(200, 0.0), FLOORS, "never falls clearly below its start"),
+        (np.full(200, 2.3), BASELINES, "never falls clearly below its start"),
+        (np.full(200, 0.0), BASELINES, "never falls clearly below its start"),
         (
             np.where(np.arange(200) < 80, 0.693, 0.325),
-            Floors(train=0.325),
-            "the floor of 0.325 nats",
+            BaselineLosses(train=0.325),
+            "the baseline loss of 0.325 nats",
         ),
-        (np.full(200, np.nan), FLOORS, "only 0 points"),
-        (np.geomspace(2.3, 1e9, 200), FLOORS, "never falls clearly below its start"),
+        (np.full(200, np.nan), BASELINES, "only 0 points"),
+        (np.geomspace(2.3, 1e9, 200), BASELINES, "never falls clearly below its start"),
     ],
     ids=["constant", "zero", "stuck at the floor", "no number", "only ever up"],
 )
-def test_what_says_nothing_gives_its_reason(losses, floors, said):
-    reading = read(curve_of(losses), floors, "train")
+def test_what_says_nothing_gives_its_reason(losses, baselines, said):
+    reading = read(curve_of(losses), baselines, "train")
     assert said in reading.reason and reading.edge is None and set(reading.rules.values()) == {None}
 
 
@@ -138,7 +139,7 @@ def test_mere_noise_says_nothing(num_points):
     values = np.geomspace(1e-6, 10, num_points)
     read_anyway = [
         not read(
-            curve_of(2.3 + 0.2 * draws.standard_normal(num_points), values), FLOORS, "train"
+            curve_of(2.3 + 0.2 * draws.standard_normal(num_points), values), BASELINES, "train"
         ).reason
         for _ in range(300)
     ]
@@ -151,7 +152,9 @@ def test_a_noisy_curve_says_what_the_noise_free_one_says(num_points):
     calm = valley_curve(values=values)
     draws = np.random.default_rng(1)
     edges = [
-        read(curve_of(calm + 0.1 * draws.standard_normal(num_points), values), FLOORS, "train").edge
+        read(
+            curve_of(calm + 0.1 * draws.standard_normal(num_points), values), BASELINES, "train"
+        ).edge
         for _ in range(50)
     ]
     assert None not in edges
@@ -161,7 +164,7 @@ def test_a_noisy_curve_says_what_the_noise_free_one_says(num_points):
 def test_a_step_that_was_no_number_ends_the_curve_there():
     losses = valley_curve()
     losses[150:] = np.nan
-    reading = read(curve_of(losses, ended="not a number"), FLOORS, "train")
+    reading = read(curve_of(losses, ended="not a number"), BASELINES, "train")
     assert reading.edge == pytest.approx(VALUES[149], rel=0.1) and reading.edge <= VALUES[149]
 
 
@@ -169,11 +172,13 @@ def test_both_curves_are_read_and_one_stands_in_for_the_other():
     losses = valley_curve()
     steps = np.arange(0, 200, 4)
     alike = curve_of(losses, held_out=(steps, losses[steps]))
-    both, train, held_out = (read(alike, FLOORS, which) for which in ("both", "train", "heldout"))
+    both, train, held_out = (
+        read(alike, BASELINES, which) for which in ("both", "train", "heldout")
+    )
     assert both.edge == pytest.approx(np.sqrt(train.edge * held_out.edge))
     flat = replace(alike, losses=np.full(200, 2.3))
-    assert read(flat, FLOORS, "both") == held_out
-    assert read(replace(flat, held_out=(steps, np.full(50, 2.3))), FLOORS, "both").reason
+    assert read(flat, BASELINES, "both") == held_out
+    assert read(replace(flat, held_out=(steps, np.full(50, 2.3))), BASELINES, "both").reason
 
 
 def test_the_held_out_curve_has_the_values_of_its_steps():
@@ -186,8 +191,8 @@ def test_the_held_out_curve_has_the_values_of_its_steps():
 @given(factor=st.floats(1e-3, 1e3), edge=st.floats(0.2, 5.0), noise=st.floats(0, 0.05))
 def test_values_in_other_units_move_every_rule_alike(factor, edge, noise):
     losses = valley_curve(edge=edge) + noise * np.random.default_rng(0).standard_normal(200)
-    one = read(curve_of(losses), FLOORS, "train")
-    other = read(curve_of(losses, VALUES * factor), FLOORS, "train")
+    one = read(curve_of(losses), BASELINES, "train")
+    other = read(curve_of(losses, VALUES * factor), BASELINES, "train")
     assert other.edge == pytest.approx(factor * one.edge)
     assert dict(other.rules) == pytest.approx(
         {rule: factor * value for rule, value in one.rules.items()}
@@ -198,8 +203,8 @@ def test_values_in_other_units_move_every_rule_alike(factor, edge, noise):
 @given(shift=st.floats(0, 5), edge=st.floats(0.2, 5.0), noise=st.floats(0, 0.05))
 def test_a_constant_above_the_loss_changes_nothing(shift, edge, noise):
     losses = valley_curve(edge=edge) + noise * np.random.default_rng(0).standard_normal(200)
-    one = read(curve_of(losses), Floors(train=2.0), "train")
-    other = read(curve_of(losses + shift), Floors(train=2.0 + shift), "train")
+    one = read(curve_of(losses), BaselineLosses(train=2.0), "train")
+    other = read(curve_of(losses + shift), BaselineLosses(train=2.0 + shift), "train")
     assert other.edge == pytest.approx(one.edge) and dict(other.rules) == pytest.approx(
         dict(one.rules)
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.lr_finder.held_out
+import trainer.lr_finder.baseline
 import trainer.lr_finder.trial
 from support import ranged
 from support.plans import small_plan
@@ -18,10 +18,10 @@ from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.files import TrialFolder
-from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.baseline import hold_out
+from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import RATE, find_scalar, without_schedule
-from trainer.lr_finder.trial import MOST_SKIPPED, Trials, Watch, _Record, untouched
+from trainer.lr_finder.trial import MOST_SKIPPED, TrialLog, Trials, _Record, untouched
 
 VALUES = np.geomspace(1e-4, 1e-2, 6)
 
@@ -29,7 +29,7 @@ VALUES = np.geomspace(1e-4, 1e-2, 6)
 @pytest.fixture(autouse=True, scope="module")
 def _small_slice():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.lr_finder.held_out, "MOST_IMAGES", 40)
+        patch.setattr(trainer.lr_finder.baseline, "MOST_IMAGES", 40)
         yield
 
 
@@ -238,8 +238,8 @@ def test_a_blow_up_ends_a_trial_and_spikes_and_noise_do_not():
 def test_what_was_kept_is_not_run_again(one, monkeypatch):
     monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", None)
     told = []
-    one.watch = Watch()
-    one.watch.end = lambda curve, was_kept: told.append(was_kept)
+    one.log = TrialLog()
+    one.log.end = lambda curve, was_kept: told.append(was_kept)
     assert one(0, VALUES, "ramp").losses.tolist() == one(0, VALUES, "ramp").losses.tolist()
     assert told == [True, True]
 

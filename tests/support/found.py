@@ -8,10 +8,10 @@ import numpy as np
 
 from support.plans import small_plan
 from trainer.base.settings import make_settings
-from trainer.lr_finder.api import RangeTest
-from trainer.lr_finder.decision import decide, lengths_for
+from trainer.lr_finder.api import LRFinderResult
+from trainer.lr_finder.halving import decide, lengths_for
 from trainer.lr_finder.ramp import RATE, Scalar
-from trainer.lr_finder.rules import Floors
+from trainer.lr_finder.rules import BaselineLosses
 from trainer.runs.job import Job
 
 
@@ -21,19 +21,19 @@ def found_of(
     own=5e-3,
     label=RATE,
     curve="both",
-    floors=Floors(),
+    baselines=BaselineLosses(),
     folder=None,
     overrides="",
     job=None,
     num_seeds=3,
 ):
-    """A RangeTest whose trials come from a function in place of a model."""
+    """A LRFinderResult whose trials come from a function in place of a model."""
     values = np.geomspace(1e-6, 10, 100) if values is None else values
     lengths = lengths_for(2000, num_seeds, len(values))
     shape = np.ones(lengths.num_race_steps)
     job = job or Job("A1", "test_resnet", overrides=overrides)
-    return RangeTest(
-        suggestion=decide(trial, range(num_seeds), values, floors, lengths, shape, curve),
+    return LRFinderResult(
+        suggestion=decide(trial, range(num_seeds), values, baselines, lengths, shape, curve),
         scalar=Scalar(label, own),
         values=values,
         plan=small_plan("A1", overrides=overrides),

@@ -7,11 +7,11 @@ import numpy as np
 from support import ranked
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.lr_finder import held_out
+from trainer.lr_finder import baseline
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.files import TrialFolder
+from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import find_scalar
-from trainer.lr_finder.trial import Trials, plain_curve
+from trainer.lr_finder.trial import Trials, curve_to_json
 from trainer.tasks import Classification
 
 PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null"
@@ -31,11 +31,11 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
             float("nan") if (ranks.rank, batch.step) == (bad_rank, bad_step) else 1
         ), targets
 
-    Classification.prepare, before = preparing, held_out.MOST_IMAGES
-    held_out.MOST_IMAGES = 40
+    Classification.prepare, before = preparing, baseline.MOST_IMAGES
+    baseline.MOST_IMAGES = 40
     try:
         plan = ranked.ranked_plan(ranks, "A2", "test_convnext", PAGE)
-        cut = held_out.hold_out(open_data(plan.profile, None), plan.recipe.batch)
+        cut = baseline.hold_out(open_data(plan.profile, None), plan.recipe.batch)
         settings = make_settings("cpu", workers="0")
         kept = TrialFolder(Path(folder) / str(ranks.rank))
         trials = Trials(
@@ -48,10 +48,10 @@ def trial(ranks, folder: str, bad_rank: int = -1, bad_step: int = 3) -> dict:
             ranks=ranks,
         )
         values = np.geomspace(1e-4, 1e-2, 6)
-        first = plain_curve(trials(0, values, "ramp"))
+        first = curve_to_json(trials(0, values, "ramp"))
         assert (
-            plain_curve(trials(0, values, "ramp")) == first
+            curve_to_json(trials(0, values, "ramp")) == first
         )  # rank 0 has kept it, the others get it from there
         return first
     finally:
-        Classification.prepare, held_out.MOST_IMAGES = prepare, before
+        Classification.prepare, baseline.MOST_IMAGES = prepare, before

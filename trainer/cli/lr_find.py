@@ -50,7 +50,7 @@ def lr_find(
     ramp: Annotated[
         str,
         typer.Option(
-            help="exponential or linear, of the learning rate; or any other number of the page: weight_decay."
+            help="exponential or linear, of the learning rate; or any other number of the recipe: weight_decay."
         ),
     ] = "exponential",
     curve: Annotated[
@@ -65,17 +65,17 @@ def lr_find(
     gpus: Gpus = None,
     procs: Procs = None,
 ) -> None:
-    """Find the learning rate by a range test on the recipe's own road; or any other number of its page, with --ramp."""
+    """Find the learning rate by a LR finder run along the recipe's own training path; or any other number of the recipe, with --ramp."""
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:
         from trainer.cli.lr_find_ranks import find
-        from trainer.lr_finder.api import Question
+        from trainer.lr_finder.api import Request
         from trainer.runs.job import Job
 
         job = Job(recipe, model, data, data_dir, 0, set_, again=again)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         code = find(
-            job, Question(ramp, low, high, steps, seeds, curve), device, machine, gpus, procs, stop
+            job, Request(ramp, low, high, steps, seeds, curve), device, machine, gpus, procs, stop
         )
     raise typer.Exit(code)

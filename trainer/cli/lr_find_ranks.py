@@ -1,4 +1,4 @@
-"""A range test on any number of ranks, from what was asked to what is printed."""
+"""A LR finder run on any number of ranks, from what was asked to what is printed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
-from trainer.lr_finder import show as range_show
-from trainer.lr_finder.api import Question, run, set_up
+from trainer.lr_finder import output
+from trainer.lr_finder.api import Request, run, set_up
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
@@ -24,14 +24,14 @@ from trainer.runs.start import say
 
 def find(
     job: Job,
-    question: Question,
+    request: Request,
     device: str,
     machine: dict[str, Any],
     gpus: int | None,
     procs: int | None,
     stop: StopRequest,
 ) -> int:
-    """The range test of `lr-find` on as many ranks as were asked for, or have been started; gives the exit code.
+    """The LR finder run of `lr-find` on as many ranks as were asked for, or have been started; gives the exit code.
 
     machine: the rest of what make_settings takes.
 
@@ -51,32 +51,32 @@ def find(
             "num_ranks_here": place.local_world_size if place else 1,
         }
         return _find(
-            dataclasses.replace(job, world_size=ranks.world_size), question, machine, ranks, stop
+            dataclasses.replace(job, world_size=ranks.world_size), request, machine, ranks, stop
         )
 
 
 def _find(
-    job: Job, question: Question, machine: dict[str, Any], ranks: Ranks, stop: StopRequest
+    job: Job, request: Request, machine: dict[str, Any], ranks: Ranks, stop: StopRequest
 ) -> int:
     out = show.console()
     out.quiet = not ranks.is_first
-    bench = set_up(job, question, machine, ranks)
-    check_settings(bench.plan, bench.settings)
+    setup = set_up(job, request, machine, ranks)
+    check_settings(setup.plan, setup.settings)
     if ranks.is_first:
-        check_writable("runs", bench.settings.runs)
-    range_show.head(out, bench)
-    show.warmup_note(out, bench.plan)
-    if (bench.settings.runs / bench.name / "suggestion.json").exists() and not job.again:
-        out.print(f"{bench.name} is there already; again=1 would run it anew", markup=False)
+        check_writable("runs", setup.settings.runs)
+    output.head(out, setup)
+    show.warmup_note(out, setup.plan)
+    if (setup.settings.runs / setup.name / "suggestion.json").exists() and not job.again:
+        out.print(f"{setup.name} has a result already; use again=1 to rerun it", markup=False)
     keep_freed_memory()
-    with range_show.Lines(out, bench.lengths.most_steps) as lines:
+    with output.TerminalLog(out, setup.lengths.most_steps) as lines:
         try:
-            found = run(bench, watch=lines, check=lambda: ranks.check(stop), ranks=ranks)
+            found = run(setup, log=lines, check=lambda: ranks.check(stop), ranks=ranks)
         except Stopped as signal_name:
             out.print(
-                f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; the same command goes on",
+                f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; rerun the same command to resume",
                 markup=False,
             )
             return EXIT_STOPPED
-    range_show.result(out, found)
+    output.result(out, found)
     return EXIT_DONE

@@ -1,1 +1,1 @@
-"""The learning-rate range test, for any number of a recipe."""
+"""The learning-rate LR finder run, for any number of a recipe."""

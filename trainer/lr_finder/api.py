@@ -1,16 +1,17 @@
-"""A range test of one number of a page: which value to train with, measured on the recipe's own road.
+"""A LR finder run of one number of a recipe: which value to train with, measured along the recipe's own training path.
 
-question     what was asked           range_test.Question
-bench        plan, data, lengths      range_test.set_up: nothing is trained
-trials       from initial weights     trial.Trials, each along the road of a run
+request     what was asked           range_test.Request
+setup        plan, data, lengths      range_test.set_up: nothing is trained
+trials       from initial weights     trial.Trials, each along the training path of a run
 decision     ramps, probes, a race    range_race.decide, from curves alone
-RangeTest    the result, with its picture and its files
+LRFinderResult    the result, with its picture and its files
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +19,24 @@ from typing import Any
 
 import numpy as np
 
+from trainer.ablation.cells import text_of
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
-from trainer.lr_finder.baseline import bias_only_loss
-from trainer.lr_finder.command import train_command
-from trainer.lr_finder.decision import Lengths, decide, lengths_for
-from trainer.lr_finder.files import TrialFolder, range_name, write_results
-from trainer.lr_finder.held_out import hold_out
+from trainer.lr_finder.baseline import bias_only_loss, hold_out
+from trainer.lr_finder.halving import Lengths, decide, lengths_for
+from trainer.lr_finder.output import TrialFolder, run_name, write_results
+from trainer.lr_finder.plots import draw
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
-from trainer.lr_finder.rules import CURVES, LEAST_POINTS, Floors, Suggestion
-from trainer.lr_finder.trial import Trials, Watch
+from trainer.lr_finder.rules import CURVES, LEAST_POINTS, BaselineLosses, Suggestion
+from trainer.lr_finder.trial import TrialLog, Trials
 from trainer.models.build import check_model_name
+from trainer.recipe import tree
+from trainer.recipe.overrides import overrides_of
 from trainer.recipe.plan import Plan, make_plan
+from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job, plan_of
 from trainer.runs.lock import Lock, acquire
 
@@ -40,12 +44,12 @@ _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a user asked of a range test, as they wrote it.
+class Request:
+    """What a user asked of a LR finder run, as they wrote it.
 
     ramp: "exponential" or "linear" for the learning rate, or the path of any other number. low, high, num_steps: None
     for the defaults. curve: which losses the rules read, "train", "heldout" or "both"; None: both where they mean the
-    same at every value, else heldout, whose loss stays the page's own.
+    same at every value, else heldout, whose loss stays the recipe's own.
     """
 
     ramp: str = "exponential"
@@ -57,14 +61,14 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """All that a range test needs, nothing yet trained.
+class Setup:
+    """All that a LR finder run needs, nothing yet trained.
 
     plan: of the run that the value is for. trial_plan: of a trial, over what the held-out slice leaves of train.
     """
 
     job: Job
-    question: Question
+    request: Request
     settings: Settings
     plan: Plan
     trial_plan: Plan
@@ -78,7 +82,7 @@ class Bench:
     def curve(self) -> str:
         """Which losses the rules read: a training loss means the same at every learning rate, not at every smoothing."""
         is_the_same = self.scalar.is_rate or self.scalar.section == "optimizer"
-        return self.question.curve or ("both" if is_the_same else "heldout")
+        return self.request.curve or ("both" if is_the_same else "heldout")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -97,12 +101,12 @@ class Bench:
     @property
     def name(self) -> str:
         """Of the folder under runs/."""
-        return range_name(self.plan, self.data_fingerprint, self.asked)
+        return run_name(self.plan, self.data_fingerprint, self.asked)
 
 
 @dataclass(frozen=True)
-class RangeTest:
-    """What a range test found. suggestion: the value and the reason, every curve, every rule with its spread.
+class LRFinderResult:
+    """What a LR finder run found. suggestion: the value and the reason, every curve, every rule with its spread.
 
     plan: of the run that the value is for. num_held_out: images of the slice. folder: None where nothing was written.
     """
@@ -133,22 +137,20 @@ class RangeTest:
 
     def plot(self):
         """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
-        from trainer.lr_finder.pictures import draw
-
         return draw(self)
 
 
-def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks = alone()) -> Bench:
+def set_up(job: Job, request: Request, machine: dict[str, Any], ranks: Ranks = alone()) -> Setup:
     """Everything but the training. machine: what make_settings takes.
 
     Raises UserError for whatever does not fit: page, model, data set, range.
     """
-    _check(question)
+    _check(request)
     plan = plan_of(job)
-    scalar = find_scalar(plan.recipe, question.ramp)
-    lengths = lengths_for(plan.num_steps, question.num_seeds, question.num_steps)
+    scalar = find_scalar(plan.recipe, request.ramp)
+    lengths = lengths_for(plan.num_steps, request.num_seeds, request.num_steps)
     values = ramp_values(
-        plan.recipe, scalar, question.ramp, question.low, question.high, lengths.num_ramp_steps
+        plan.recipe, scalar, request.ramp, request.low, request.high, lengths.num_ramp_steps
     )
     check_model_name(plan.model)
     with ranks.first_here():
@@ -157,27 +159,27 @@ def set_up(job: Job, question: Question, machine: dict[str, Any], ranks: Ranks =
     cut = hold_out(opened, plan.recipe.batch)
     made = trial_plan(plan, cut)
     check_effect(made, scalar, float(values[0]), float(values[-1]))
-    return Bench(
-        job, question, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths
+    return Setup(
+        job, request, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths
     )
 
 
-def _check(question: Question) -> None:
-    if question.curve not in (None, *CURVES):
-        near = did_you_mean(question.curve, CURVES)
-        raise UserError(f"curve={question.curve}: unknown{near}; valid: {', '.join(CURVES)}")
-    if not 1 <= question.num_seeds <= _MOST_SEEDS:
+def _check(request: Request) -> None:
+    if request.curve not in (None, *CURVES):
+        near = did_you_mean(request.curve, CURVES)
+        raise UserError(f"curve={request.curve}: unknown{near}; valid: {', '.join(CURVES)}")
+    if not 1 <= request.num_seeds <= _MOST_SEEDS:
         raise UserError(
-            f"seeds={question.num_seeds}: out of range; valid: 1 to {_MOST_SEEDS} (default: seeds=3)"
+            f"seeds={request.num_seeds}: out of range; valid: 1 to {_MOST_SEEDS} (default: seeds=3)"
         )
-    if question.num_steps is not None and not LEAST_POINTS <= question.num_steps <= _MOST_STEPS:
+    if request.num_steps is not None and not LEAST_POINTS <= request.num_steps <= _MOST_STEPS:
         raise UserError(
-            f"steps={question.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such as steps=200"
+            f"steps={request.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such as steps=200"
         )
 
 
 def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
-    """The plan of trials: the page's own science on what the slice leaves of train, without schedule and average."""
+    """The plan of trials: the recipe's own science on what the slice leaves of train, without schedule and average."""
     numbers = {"num_train": cut.train.num_images, "num_val": cut.val.num_images}
     return make_plan(
         without_schedule(plan.recipe),
@@ -192,24 +194,24 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
 
 
 def run(
-    bench: Bench,
+    setup: Setup,
     is_written: bool = True,
-    watch: Watch | None = None,
+    log: TrialLog | None = None,
     check: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
-) -> RangeTest:
+) -> LRFinderResult:
     """Run the trials that are not there yet, decide, and write the files. Every rank goes through this; rank 0 writes.
 
-    check: called before every step; what it raises ends the range test, and finished trials stay.
+    check: called before every step; what it raises ends the LR finder run, and finished trials stay.
 
     Raises LockedError where another process works in the folder.
     """
-    folder = bench.settings.runs / bench.name if is_written else None
+    folder = setup.settings.runs / setup.name if is_written else None
     with acquire(folder) if folder and ranks.is_first else contextlib.nullcontext() as lock:
-        if folder and ranks.is_first and bench.job.again:
+        if folder and ranks.is_first and setup.job.again:
             for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
                 path.unlink(missing_ok=True)
-        found = _decided(bench, folder, watch, _both(check, lock), ranks)
+        found = _decided(setup, folder, log, _both(check, lock), ranks)
         if folder and ranks.is_first:
             write_results(found)
     return found
@@ -225,56 +227,87 @@ def _both(check: Callable[[], None], lock: Lock | None) -> Callable[[], None]:
 
 
 def _decided(
-    bench: Bench, folder: Path | None, watch: Watch | None, check: Callable[[], None], ranks: Ranks
-) -> RangeTest:
-    shape = schedule_shape(bench.plan, bench.lengths.num_race_steps)
+    setup: Setup, folder: Path | None, log: TrialLog | None, check: Callable[[], None], ranks: Ranks
+) -> LRFinderResult:
+    shape = schedule_shape(setup.plan, setup.lengths.num_race_steps)
     trials = Trials(
-        bench.trial_plan,
-        bench.settings,
-        bench.data,
-        bench.scalar,
+        setup.trial_plan,
+        setup.settings,
+        setup.data,
+        setup.scalar,
         rate_shape=shape,
         kept=TrialFolder(folder / "trials" if folder else None),
-        watch=watch,
+        log=log,
         check=check,
         ranks=ranks,
     )
     suggestion = decide(
         trials,
-        seeds=range(bench.plan.seed, bench.plan.seed + bench.lengths.num_seeds),
-        values=bench.values,
-        floors=floors_of(bench),
-        lengths=bench.lengths,
-        race_shape=shape if bench.scalar.is_rate else np.ones_like(shape),
-        curve=bench.curve,
-        is_rate=bench.scalar.is_rate,
+        seeds=range(setup.plan.seed, setup.plan.seed + setup.lengths.num_seeds),
+        values=setup.values,
+        baselines=baseline_losses(setup),
+        lengths=setup.lengths,
+        race_shape=shape if setup.scalar.is_rate else np.ones_like(shape),
+        curve=setup.curve,
+        is_rate=setup.scalar.is_rate,
     )
-    return RangeTest(
+    return LRFinderResult(
         suggestion=suggestion,
-        scalar=bench.scalar,
-        values=bench.values,
-        plan=bench.plan,
-        job=bench.job,
-        settings=bench.settings,
-        data_fingerprint=bench.data_fingerprint,
-        num_held_out=bench.data.val.num_images,
-        asked=bench.asked,
+        scalar=setup.scalar,
+        values=setup.values,
+        plan=setup.plan,
+        job=setup.job,
+        settings=setup.settings,
+        data_fingerprint=setup.data_fingerprint,
+        num_held_out=setup.data.val.num_images,
+        asked=setup.asked,
         folder=folder,
     )
 
 
-def floors_of(bench: Bench) -> Floors:
+def baseline_losses(setup: Setup) -> BaselineLosses:
     """The bias-only levels of both curves; none for training where the scalar itself moves it."""
-    plan, labels = bench.trial_plan, bench.data.train.labels
+    plan, labels = setup.trial_plan, setup.data.train.labels
     train = (
         None
-        if bench.scalar.section in ("loss", "smoothing", "mix")
+        if setup.scalar.section in ("loss", "smoothing", "mix")
         else bias_only_loss(plan, labels)
     )
-    return Floors(train, bias_only_loss(plan, bench.data.val.labels, is_mixed=False))
+    return BaselineLosses(train, bias_only_loss(plan, setup.data.val.labels, is_mixed=False))
 
 
 def schedule_shape(plan: Plan, num_steps: int) -> np.ndarray:
     """A run's learning rates as shares of the peak, at num_steps moments spread evenly over it: [num_steps]."""
     moments = ((np.arange(num_steps) + 0.5) * plan.num_steps / num_steps).astype(int)
     return np.array([plan.lr_at(int(step)) for step in moments]) / plan.recipe.lr.peak
+
+
+def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:
+    """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this replaces."""
+    given = {"recipe": job.recipe, "model": job.model, "data": job.data}
+    given |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
+    words = [f"{name}={shlex.quote(text)}" for name, text in given.items()]
+    items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
+    ours = {
+        label: each if isinstance(each, int) else float(f"{each:.3g}")
+        for label, each in items.items()
+    }
+    theirs = {
+        label: each for label, each in overrides_of(job.overrides).items() if label not in ours
+    }
+    text = text_of(theirs | ours)
+    is_plain = not set(text) & set('"\\$`')
+    return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
+
+
+def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:
+    """The value and, where a warm-up would now start above it or a schedule end there, those in proportion."""
+    given = scalar.override(value)
+    if not scalar.is_rate:
+        return given
+    lr, ends = recipe.lr, {}
+    if (lr.warmup_from or 0) > value:
+        ends["lr.warmup_from"] = lr.warmup_from * value / lr.peak
+    if lr.schedule.end_rate() > value:
+        ends |= tree.changed("lr.schedule", lr.schedule, lr.schedule.scaled_by(value / lr.peak))
+    return given | ends

@@ -1,19 +1,36 @@
-"""The loss of knowing nothing but how often each class comes: falling down to it is no learning."""
+"""What trials are measured against: a held-out slice of train, and the baseline loss of a constant prediction."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer.base import streams
+from trainer.base.settings import Settings
 from trainer.components.losses import Loss
 from trainer.components.mixing import one_hot_targets
+from trainer.data.dataset import OpenedData
+from trainer.data.datasets.builtin import ImageSet
+from trainer.data.index import DataError
 from trainer.data.order import micro_batch_ids
+from trainer.distributed.communicator import Ranks, alone
+from trainer.models.build import running_norms
 from trainer.recipe.plan import Plan
+from trainer.recipe.sections import Batch
+from trainer.tasks import task_of
 
+SHARE = 0.1
+MOST_IMAGES, LEAST_IMAGES = 1024, 10
+_FORWARD_IMAGES = 128  # at once, where no norm asks for a sample of its own
+_LEAST_SAMPLE = 32  # where one does: statistics of fewer images would make the measure itself noisy
 _LEAST_IMAGES, _IMAGES_PER_CLASS = (
     8192,
     20,
@@ -21,14 +38,162 @@ _LEAST_IMAGES, _IMAGES_PER_CLASS = (
 _SMALLEST = 1e-9  # a class that never comes has no finite best logit
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Some images of a set, as a set. places: [n] int64, ascending, of the whole."""
+
+    whole: ImageSet
+    places: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """Images of the slice."""
+        return len(self.places)
+
+    @property
+    def num_channels(self) -> int:
+        return self.whole.num_channels
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.whole.classes
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.whole.is_in_memory
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[n] integers."""
+        return np.asarray(self.whole.labels)[self.places]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the whole set's and the places."""
+        return hashlib.sha256(
+            self.whole.fingerprint.encode() + self.places.astype("<i8").tobytes()
+        ).hexdigest()
+
+    def read(self, i: int):
+        """Image i of the slice. Raises BadImage."""
+        return self.whole.read(int(self.places[i]))
+
+
+def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
+    """The training images cut in two: `train` is what is left, `val` the slice. The val split itself is not looked at.
+
+    The slice is the same for every seed and recipe of one batch size: a tenth, at most 1,024 images, every class with
+    its share of them, none its last image. At least one full step is left, and no step of a single image.
+
+    Raises DataError where that leaves fewer than ten.
+    """
+    images = data.train
+    num_held = _num_held(images.num_images, batch)
+    is_held = np.zeros(images.num_images, dtype=bool)
+    is_held[_stratified(np.asarray(images.labels), num_held)] = True
+    return OpenedData(
+        Slice(images, np.flatnonzero(~is_held)), Slice(images, np.flatnonzero(is_held))
+    )
+
+
+def _num_held(num_images: int, batch: Batch) -> int:
+    wanted = min(MOST_IMAGES, round(SHARE * num_images))
+    num_held = min(wanted, num_images - batch.images)
+    if num_held < LEAST_IMAGES:
+        raise DataError(
+            f"batch.images {batch.images}: of {num_images} training images that leaves {max(0, num_held)} to hold out, and "
+            f"at least {LEAST_IMAGES} are needed; use {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)}"
+        )
+    is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
+    return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
+
+
+def _smaller_batch(most_images: int, batch: Batch) -> str:
+    whole = most_images // batch.norm_images * batch.norm_images
+    if whole > 0:
+        return f'set="batch.images={whole}"'
+    return (
+        f'set="batch.images={most_images} batch.norm_images={most_images}"'
+        if most_images > 1
+        else "more images"
+    )
+
+
+def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
+    """Places of num_held images, each class with its share to within one image."""
+    share = np.full(len(labels), np.inf)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        order = streams.permutation(0, "split", int(label), len(of_class))
+        # where in its class an image comes; the start differs from class to class, else all would round the same way
+        start = streams.uniforms(0, "split", np.array([[int(label), len(of_class)]]), 1)[0, 0]
+        share[of_class[order[:-1]]] = (np.arange(len(of_class) - 1) + start) / len(of_class)
+    chosen = np.argsort(share, kind="stable")[:num_held]
+    return chosen[np.isfinite(share[chosen])]
+
+
+class HeldOut:
+    """The slice as the device holds it, to be measured again and again, always by the loss of one plan.
+
+    Decoded once, in the evaluation's geometry; uint8 until it is measured.
+    """
+
+    def __init__(
+        self, plan: Plan, settings: Settings, data: OpenedData, ranks: Ranks = alone()
+    ) -> None:
+        self.plan, self.settings, self.ranks = plan, settings, ranks
+        images, labels = zip(*data.val_batches(plan, settings), strict=True)
+        self.images = torch.cat(images).to(settings.device)
+        self.labels = torch.cat(labels).to(settings.device)
+
+    @torch.no_grad()
+    def loss(self, model: nn.Module) -> float:
+        """The recipe's own loss and smoothing, mean over the slice, in nats; nothing of the model moves.
+
+        Nothing is dropped. Ranks share the samples, and all get the same number. Norms take the statistics of
+        these images, in samples of about batch.norm_images or 32: their running ones lag behind weights that move fast.
+        """
+        plan, task = self.plan, task_of(self.plan, self.settings)
+        norms = running_norms(model)
+        sample = max(_LEAST_SAMPLE, plan.recipe.batch.norm_images) if norms else _FORWARD_IMAGES
+        num_parts = max(1, len(self.labels) // sample)
+        total = torch.zeros((), dtype=torch.float64, device=self.settings.device)
+        samples = zip(
+            self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True
+        )
+        with _measuring(model, norms):
+            for images, labels in self.ranks.share(samples):
+                total += task.validation_loss(model, images, labels).double() * len(labels)
+        self.ranks.sum(total)
+        return float(total) / len(self.labels)
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
+    """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still let a NaN in."""
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    kept = [buffer.clone() for buffer in buffers]
+    was_training = {module: module.training for module in model.modules()}
+    model.eval()
+    for norm in norms:
+        norm.train()
+    try:
+        yield
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
+
+
 def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> float:
-    """The loss of the best constant logits under a page's own loss, smoothing and mixing, in nats.
+    """The loss of the best constant logits under a recipe's own loss, smoothing and mixing, in nats.
 
     Binary cross-entropy over many classes starts at log 2 and falls steeply to this level by the classifier's bias alone.
     labels: [N], of the images trained on. is_mixed: as in training; False is the level of an evaluation.
     """
     loss = plan.recipe.loss.of_image
-    return lowest_loss(
+    return lowest_constant_loss(
         loss,
         mean_targets(plan, labels, is_mixed)
         if loss.is_linear
@@ -40,7 +205,7 @@ def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tenso
     """The mean over images of what the loss makes of their targets: [K] float64.
 
     A loss that is linear in its targets, once they have passed its threshold, is told all of them by their mean.
-    Smoothing and mixing keep it; a threshold on mixed targets does not, and is measured on the page's own draws.
+    Smoothing and mixing keep it; a threshold on mixed targets does not, and is measured on the recipe's own draws.
     """
     num_classes, smoothing = plan.profile.num_classes, plan.recipe.smoothing
     counts = torch.from_numpy(np.bincount(labels, minlength=num_classes)).double()
@@ -93,7 +258,7 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
             return
 
 
-def lowest_loss(loss: Loss, targets: Tensor) -> float:
+def lowest_constant_loss(loss: Loss, targets: Tensor) -> float:
     """The least that a loss can be over constant logits, by a few steps of L-BFGS.
 
     targets: float64 in [0, 1], the mean ones [K] of a loss that is linear in them, else those of many images [N, K].

@@ -1,4 +1,4 @@
-"""One number of a page, set anew before every step of a trial."""
+"""One number of a recipe, set anew before every step of a trial."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _FIXED = {
     "repeats": "the order of the images",
     "augment_splits": "the images of a micro-batch",
     "image": "the size of the images",
-    "average": "the average, which a range test leaves out,",
-    "precise_norm": "the statistics of an evaluation, which a range test has none of,",
+    "average": "the average, which a LR finder run leaves out,",
+    "precise_norm": "the statistics of an evaluation, which a LR finder run has none of,",
     "lr": "the schedule, in whose place a ramp stands,",
 }
 
@@ -44,7 +44,7 @@ class RampError(UserError):
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number of a page by its path. own: the page's value, None where it is off. is_whole: it takes no fractions."""
+    """A number of a recipe by its path. own: the recipe's value, None where it is off. is_whole: it takes no fractions."""
 
     label: str
     own: float | None
@@ -56,7 +56,7 @@ class Scalar:
 
     @property
     def section(self) -> str:
-        """The page's key that it stands under, or itself."""
+        """The recipe's key that it stands under, or itself."""
         return self.label.partition(".")[0]
 
     def used(self, value: float) -> float:
@@ -64,7 +64,7 @@ class Scalar:
         return float(round(value)) if self.is_whole else float(value)
 
     def override(self, value: float) -> dict[str, float | int]:
-        """The page's own item for a value."""
+        """The recipe's own item for a value."""
         return {self.label: round(value) if self.is_whole else float(value)}
 
     def plan_at(self, plan: Plan, value: float, rate: float) -> Plan:
@@ -79,7 +79,7 @@ class Scalar:
 
 
 def without_schedule(recipe: Recipe) -> Recipe:
-    """A page as a trial follows it: a constant learning rate, no warm-up, no average."""
+    """A recipe as a trial follows it: a constant learning rate, no warm-up, no average."""
     off = dict.fromkeys(("warmup_epochs", "warmup_steps", "warmup_from"))
     lr = recipe.lr.model_copy(
         update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()}
@@ -99,7 +99,7 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     except PageError as error:
         raise error.raised_as(RampError, place=f"ramp={text}") from None
     label, own = label_of(page, path), value_at(page, path)
-    why = _FIXED.get(path[0]) or ("what the page says about itself" if path[0] in ABOUT else None)
+    why = _FIXED.get(path[0]) or ("metadata" if path[0] in ABOUT else None)
     if why and label != RATE:
         raise RampError(
             f"ramp={text}: {why} is one for a whole trial; use {RATE} or optimizer.weight_decay"
@@ -111,7 +111,7 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
         )
     if isinstance(own, (bool, str)):
         raise RampError(
-            f"ramp={text}: {label} is {own!r}, no number; use {RATE} or optimizer.weight_decay"
+            f"ramp={text}: {label} is {own!r}, not a number; use {RATE} or optimizer.weight_decay"
         )
     return Scalar(label, None if own is None else float(own), is_whole=_is_whole(recipe, label))
 
@@ -134,7 +134,7 @@ def _whole_path(page: Mapping, text: str) -> str:
     if not found and "." not in text and text not in Recipe.model_fields:
         near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
         raise RampError(
-            f"ramp={text}: no number of this page is called so{near}; use {RATE} or optimizer.weight_decay"
+            f"ramp={text}: the recipe has no such number{near}; use {RATE} or optimizer.weight_decay"
         )
     if len(found) > 1 and text not in found:
         raise RampError(f"ramp={text}: there is more than one; valid: {', '.join(found)}")
@@ -156,7 +156,7 @@ def ramp_values(
 
     Other numbers than the learning rate go in equal ratios too where their range starts above 0 and is tenfold or more.
 
-    Raises RampError for a range that does not rise, or that the page cannot take.
+    Raises RampError for a range that does not rise, or that the recipe cannot take.
     """
     low, high = _range(recipe, scalar, low, high)
     if not (np.isfinite([low, high]).all() and low < high):
@@ -174,7 +174,7 @@ def ramp_values(
 def _range(
     recipe: Recipe, scalar: Scalar, low: float | None, high: float | None
 ) -> tuple[float, float]:
-    """The range as far as it was given, else a hundredth to a hundred times the page's value, as far as the page goes."""
+    """The range as far as it was given, else a hundredth to a hundred times the recipe's value, as far as the recipe goes."""
     if scalar.is_rate:
         return FROM if low is None else low, TO if high is None else high
     if low is not None and high is not None:
@@ -240,7 +240,7 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
 
 
 def _optimizer_of(plan: Plan, rate: float) -> torch.optim.Optimizer:
-    """An optimizer of the page, over one weight that decays."""
+    """An optimizer of the recipe, over one weight that decays."""
     weight = nn.Parameter(torch.zeros(1, 1))
     return plan.recipe.optimizer.build(
         [{"params": [weight], "weight_decay": plan.recipe.optimizer.weight_decay}], lr=rate
@@ -268,7 +268,7 @@ def _settings_of(model: nn.Module) -> list[tuple]:
     ]
 
 
-class Dial:
+class HyperparameterSetter:
     """The scalar of one running trial, turned to a value before each step.
 
     What the step reads from its plan (loss, smoothing, mixing, clipping, learning rate) comes with the plan. What the
@@ -280,7 +280,7 @@ class Dial:
         self.scalar, self.state, self.plan = scalar, state, state.plan
         self._held = _hyperparameters(state.optimizer)
 
-    def turn(self, value: float, rate: float, peak: float) -> None:
+    def set(self, value: float, rate: float, peak: float) -> None:
         """Set the scalar. rate: the learning rate of the step; peak: of the run that the step stands for."""
         self.state.plan = self.scalar.plan_at(self.plan, value, rate)
         if self.scalar.section in ("model", "drop_path"):

@@ -1,4 +1,4 @@
-"""What the curves of a range test say: four rules, the edge, how far seeds agree. Pure NumPy."""
+"""What the curves of a LR finder run say: four rules, the edge, how far seeds agree. Pure NumPy."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Floors:
+class BaselineLosses:
     """The loss of the best constant logits, in nats: what is lost down to it is the bias being learned.
 
     train: under the training targets, mixed and smoothed; held_out: under the slice's. None: there is no such level.
@@ -89,12 +89,12 @@ class Suggestion:
     candidates: tuple[Candidate, ...]
     curves: tuple[Curve, ...]
     smoothing: Mapping[str, float]
-    floors: Floors
+    baselines: BaselineLosses
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one seed's curve says. rules: a value by each of RULES, None where it finds nothing. edge: the last value
+    """What one seed's curve says. rules: a value by each of RULES, None where it no value. edge: the last value
     before the loss turned up for good, None where it never did. reason: why nothing can be read; empty where it can.
     """
 
@@ -160,23 +160,23 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
     ]
 
 
-def read(curve: Curve, floors: Floors, which: str) -> Reading:
+def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
     """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of what each says.
 
-    No rule looks above the floor: a fall down to it is the bias being learned. A curve that falls to the floor only and
+    No rule looks above the baseline: a fall down to it is the bias being learned. A curve that falls to the baseline only and
     then turns up has an edge, and says nothing else: a short ramp may come no further.
     """
     if which == "both":
-        return _both(read(curve, floors, "train"), read(curve, floors, "heldout"))
+        return _both(read(curve, baselines, "train"), read(curve, baselines, "heldout"))
     values, losses = series(curve, which)
     if len(losses) < LEAST_POINTS:
         return _nothing(
-            f"only {len(losses)} points before the loss was no number; it needs {LEAST_POINTS}"
+            f"only {len(losses)} points before the loss was NaN or infinite; it needs {LEAST_POINTS}"
         )
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
-    start, floor = start_of(loss), floors.train if which == "train" else floors.held_out
-    level = start if floor is None else min(start, floor)
+    start, baseline = start_of(loss), baselines.train if which == "train" else baselines.held_out
+    level = start if baseline is None else min(start, baseline)
     best = int(np.argmin(loss))
     falls = [above - float(loss[best]) for above in (start, level)]
     from_start, from_level = (
@@ -192,7 +192,7 @@ def read(curve: Curve, floors: Floors, which: str) -> Reading:
         return _nothing("the loss is past its edge from the first step; try a smaller from=")
     if not from_level and edge is None:
         return _nothing(
-            f"the loss never falls clearly below the floor of {floor:.4g} nats, where it knows the bias only"
+            f"the loss never falls clearly below the baseline loss of {baseline:.4g} nats, that of a constant prediction"
         )
     rules = _rules(loss, values, level, falls[1], best) if from_level else dict.fromkeys(RULES)
     at_edge = None if edge is None else float(values[edge])
@@ -313,4 +313,4 @@ def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) 
     if low <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
-    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the race, from which {value:.3g} follows: {said}"
+    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the candidate trials, which suggest {value:.3g}: {said}"

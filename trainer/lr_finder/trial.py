@@ -1,4 +1,4 @@
-"""One trial: from a seed's initial weights along the recipe's own road, with a given value at every step."""
+"""One trial: from a seed's initial weights along the recipe's training path, with a given value at every step."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.data.dataset import OpenedData
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.state import TrainingState
 from trainer.engine.train import fast_algorithms, optimizer_step
-from trainer.lr_finder.held_out import HeldOut
-from trainer.lr_finder.ramp import Dial, Scalar
+from trainer.lr_finder.baseline import HeldOut
+from trainer.lr_finder.ramp import HyperparameterSetter, Scalar
 from trainer.lr_finder.rules import Curve
 from trainer.recipe.plan import Plan
 
@@ -42,7 +42,7 @@ class Kept(Protocol):
         """Keep the curve of a trial that was asked for these values."""
 
 
-class Watch:
+class TrialLog:
     """What is told of trials while they run; this one tells nothing."""
 
     def start(self, seed: int, purpose: str, num_steps: int) -> None:
@@ -99,7 +99,7 @@ class _Record:
 class Trials:
     """Runs trials of one scalar; what a trial has found is kept, and it is never run twice.
 
-    plan: without a schedule, over what the slice leaves of train. peak: the page's learning rate. rate_shape: shares of
+    plan: without a schedule, over what the slice leaves of train. peak: the recipe's learning rate. rate_shape: shares of
     it in a race, where the scalar is another number; a ramp and a probe then stay at the peak. check: called before every
     step, by all ranks; what it raises ends the trial. Ranks end together: what ends a trial is the same number on all.
     """
@@ -112,15 +112,15 @@ class Trials:
         scalar: Scalar,
         rate_shape: np.ndarray,
         kept: Kept,
-        watch: Watch | None = None,
+        log: TrialLog | None = None,
         check: Callable[[], None] = lambda: None,
         ranks: Ranks = alone(),
     ) -> None:
         self.plan, self.settings, self.data, self.scalar = plan, settings, data, scalar
-        self.rate_shape, self.kept, self.watch, self.check, self.ranks = (
+        self.rate_shape, self.kept, self.log, self.check, self.ranks = (
             rate_shape,
             kept,
-            watch or Watch(),
+            log or TrialLog(),
             check,
             ranks,
         )
@@ -132,15 +132,15 @@ class Trials:
         facts = self.ranks.broadcast(facts)
         was_kept = facts is not None
         if was_kept:
-            curve = curve_of(facts)
+            curve = curve_from_json(facts)
         else:
-            self.watch.start(seed, purpose, len(values))
+            self.log.start(seed, purpose, len(values))
             curve = self._run(
                 replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED), values, purpose
             )
             if self.ranks.is_first:
-                self.kept.write(plain_curve(curve), values)
-        self.watch.end(curve, was_kept)
+                self.kept.write(curve_to_json(curve), values)
+        self.log.end(curve, was_kept)
         return curve
 
     def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:
@@ -149,14 +149,14 @@ class Trials:
         first = self.scalar.plan_at(plan, self.scalar.used(values[0]), rates[0])
         state = TrainingState(first, self.settings, self.ranks)
         state.plan = plan
-        dial = Dial(self.scalar, state)
+        hyperparameter = HyperparameterSetter(self.scalar, state)
         record = _Record(self._measured(state))
         window = self.data.train_stream(plan, self.settings, 0, self.ranks)
         every = max(1, len(values) // NUM_MEASURES) if purpose == "ramp" else len(values)
         taken = 0
         for step in range(plan.num_steps):
             self.check()
-            dial.turn(values[taken], rates[taken], peaks[taken])
+            hyperparameter.set(values[taken], rates[taken], peaks[taken])
             if self.scalar.section == "augment":
                 window = self.data.train_stream(
                     state.plan, replace(self.settings, num_workers=0), step, self.ranks
@@ -168,7 +168,7 @@ class Trials:
             if not is_taken:
                 continue
             record.add(self.scalar.used(values[taken]), loss)
-            self.watch.step(record.values[-1], loss)
+            self.log.step(record.values[-1], loss)
             if record.has_diverged():
                 record.ended = "diverged"
                 break
@@ -209,15 +209,15 @@ def _step(state: TrainingState, window: Iterator, step: int) -> tuple[float, boo
     return loss, not state.scaler.is_enabled() or state.scaler.get_scale() >= before
 
 
-def plain_curve(curve: Curve) -> dict[str, Any]:
+def curve_to_json(curve: Curve) -> dict[str, Any]:
     """A curve as plain data; Python writes floats so that they read back bit for bit."""
     steps, losses = (part.tolist() for part in curve.held_out)
     facts = asdict(curve) | {"held_out": {"steps": steps, "losses": losses}}
     return facts | {"values": curve.values.tolist(), "losses": curve.losses.tolist()}
 
 
-def curve_of(facts: dict[str, Any]) -> Curve:
-    """The curve that `plain_curve` wrote."""
+def curve_from_json(facts: dict[str, Any]) -> Curve:
+    """The curve that `curve_to_json` wrote."""
     held_out = facts["held_out"]
     arrays = {key: np.array(facts[key], dtype=float) for key in ("values", "losses")}
     measured = (

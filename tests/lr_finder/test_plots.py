@@ -11,8 +11,8 @@ from PIL import Image
 
 from support.found import found_of
 from support.range_trials import drawn, network
-from trainer.lr_finder.pictures import WIDTH_PX, draw, marks
-from trainer.lr_finder.rules import Floors
+from trainer.lr_finder.plots import WIDTH_PX, draw, marks
+from trainer.lr_finder.rules import BaselineLosses
 
 # where the marked values lie: apart, next to each other, on top of each other, at the ends of the axis
 CASES = {
@@ -22,7 +22,7 @@ CASES = {
         "own": 1.1e-6,
         "curve": "heldout",
     },
-    "with floors": {"trial": drawn(network(best=0.3), 0.05), "floors": Floors(2.0, 1.9)},
+    "with floors": {"trial": drawn(network(best=0.3), 0.05), "baselines": BaselineLosses(2.0, 1.9)},
     "no suggestion": {"trial": drawn(lambda value, seed: 2.3, 0.02)},
     "one seed, at the right end": {
         "trial": drawn(network(best=1e-3), 0.01),
@@ -116,7 +116,7 @@ def test_colours_are_told_apart_by_every_kind_of_colour_vision():
     """In Okabe and Ito's set, and of unlike lightness where lines lie over each other."""
     from matplotlib.colors import to_rgb
 
-    from trainer.lr_finder.pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+    from trainer.lr_finder.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
 
     okabe_ito = {
         "#000000",

@@ -8,19 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.range_trials import bowl, descend, drawn, network
-from trainer.lr_finder.decision import decide, lengths_for
-from trainer.lr_finder.halving import Ladder, Lengths, probe
-from trainer.lr_finder.rules import Floors
+from trainer.lr_finder.halving import CandidateGrid, Lengths, decide, lengths_for, probe
+from trainer.lr_finder.rules import BaselineLosses
 
 SEEDS = (0, 1, 2)
 LARGE = replace(lengths_for(100_000), num_run_steps=0)  # a run as long as the race
 SMALL = replace(lengths_for(396), num_run_steps=0)
-FLOORS = Floors()
+BASELINES = BaselineLosses()
 
 
-def decided(trial, lengths=LARGE, low=1e-6, high=10.0, floors=FLOORS, seeds=SEEDS, **options):
+def decided(trial, lengths=LARGE, low=1e-6, high=10.0, baselines=BASELINES, seeds=SEEDS, **options):
     values = np.geomspace(low, high, lengths.num_ramp_steps)
-    return decide(trial, seeds, values, floors, lengths, np.ones(lengths.num_race_steps), **options)
+    return decide(
+        trial, seeds, values, baselines, lengths, np.ones(lengths.num_race_steps), **options
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
@@ -173,24 +174,24 @@ def edges_apart(value, seed):
 
 
 @pytest.mark.parametrize(
-    "loss_at, floors, said",
+    "loss_at, baselines, said",
     [
-        (lambda value, seed: 2.3, FLOORS, "never falls clearly below its start"),
-        (stuck_at_the_floor, Floors(0.325, 0.325), "the floor of 0.325 nats"),
-        (network(best=30.0, edge=1e9), FLOORS, "try a larger to="),
-        (edges_apart, FLOORS, "the seeds' edges differ"),
+        (lambda value, seed: 2.3, BASELINES, "never falls clearly below its start"),
+        (stuck_at_the_floor, BaselineLosses(0.325, 0.325), "the baseline loss of 0.325 nats"),
+        (network(best=30.0, edge=1e9), BASELINES, "try a larger to="),
+        (edges_apart, BASELINES, "the seeds' edges differ"),
     ],
     ids=["constant", "stuck at the floor", "edge outside", "seeds apart"],
 )
 @pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_no_reliable_suggestion_and_why(loss_at, floors, said, noise):
+def test_no_reliable_suggestion_and_why(loss_at, baselines, said, noise):
     asked = []
 
     def trial(seed, values, purpose):
         asked.append(purpose)
         return drawn(loss_at, noise, rate=0.4)(seed, values, purpose)
 
-    found = decided(trial, floors=floors)
+    found = decided(trial, baselines=baselines)
     assert (
         found.value is None
         and found.reason.startswith("no reliable suggestion: ")
@@ -209,7 +210,8 @@ def test_a_race_against_all_rules_is_not_believed():
 
     found = decided(trial, replace(LARGE, num_candidates=12))
     assert (
-        found.value is None and "the rules disagree more than 3-fold with the race" in found.reason
+        found.value is None
+        and "the rules disagree more than 3-fold with the candidate trials" in found.reason
     )
     assert found.stable and found.candidates
 
@@ -261,16 +263,16 @@ def test_other_units_move_the_suggestion_alike(factor, best):
 
 
 def test_a_ladder_has_two_rungs_to_a_factor_of_three_and_even_ones_on_an_even_ramp():
-    ladder = Ladder(np.geomspace(1e-3, 9, 50))
-    assert [ladder.at(rung) for rung in (0, 2, 4)] == pytest.approx([9, 3, 1])
+    candidate_grid = CandidateGrid(np.geomspace(1e-3, 9, 50))
+    assert [candidate_grid.at(index) for index in (0, 2, 4)] == pytest.approx([9, 3, 1])
     assert (
-        ladder.at(ladder.nearest(0.35)) == pytest.approx(1 / 3)
-        and ladder.has(0)
-        and not ladder.has(-2)
+        candidate_grid.at(candidate_grid.nearest(0.35)) == pytest.approx(1 / 3)
+        and candidate_grid.has(0)
+        and not candidate_grid.has(-2)
     )
-    assert ladder.has(16) and not ladder.has(18)
-    even = Ladder(np.linspace(0, 0.8, 30))
-    assert [even.at(rung) for rung in (0, 2, 16)] == pytest.approx(
+    assert candidate_grid.has(16) and not candidate_grid.has(18)
+    even = CandidateGrid(np.linspace(0, 0.8, 30))
+    assert [even.at(index) for index in (0, 2, 16)] == pytest.approx(
         [0.8, 0.7, 0.0]
     ) and not even.has(17)
 
@@ -298,7 +300,7 @@ def test_the_race_repeats_near_candidates_on_other_seeds_and_takes_the_smaller_w
 
 def test_probes_find_nothing_unstable_where_nothing_is():
     always_down = drawn(lambda value, seed: 1.0 if value else 2.0)
-    stable, unstable = probe(always_down, 0, Ladder(np.geomspace(1e-3, 10, 50)), 1.0, LARGE)
+    stable, unstable = probe(always_down, 0, CandidateGrid(np.geomspace(1e-3, 10, 50)), 1.0, LARGE)
     assert 1.4 < stable <= 1.5 and unstable is None
 
 
@@ -317,7 +319,7 @@ def test_no_trial_leaves_the_ramps_own_range(values):
 
     lengths = replace(lengths_for(2000, 3, 40), num_run_steps=0)
     found = decide(
-        trial, SEEDS, values, FLOORS, lengths, np.ones(lengths.num_race_steps), is_rate=False
+        trial, SEEDS, values, BASELINES, lengths, np.ones(lengths.num_race_steps), is_rate=False
     )
     assert min(asked) >= values[0] and max(asked) <= values[-1]
     assert found.value == pytest.approx(0.5, rel=0.5), found.reason

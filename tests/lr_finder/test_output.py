@@ -11,9 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.found import found_of
 from support.plans import small_plan
 from support.range_trials import drawn, network
-from trainer.lr_finder.files import TrialFolder, median_curve, range_name, write_results
+from trainer.lr_finder.output import TrialFolder, run_name, write_results
+from trainer.lr_finder.plots import median_curve
 from trainer.lr_finder.rules import Curve
-from trainer.lr_finder.trial import curve_of, plain_curve
+from trainer.lr_finder.trial import curve_from_json, curve_to_json
 
 TRIAL = drawn(network(best=0.05), 0.02)
 
@@ -91,9 +92,9 @@ def test_a_trial_reads_back_bit_for_bit_and_only_for_the_same_values(tmp_path):
     )
     for kept in (TrialFolder(tmp_path / "trials"), TrialFolder(None)):
         assert kept.read(4, values, "probe") is None
-        kept.write(plain_curve(curve), values)
-        found = curve_of(kept.read(4, values, "probe"))
-        assert plain_curve(found) == plain_curve(curve) and found.held_out[0].dtype == np.int64
+        kept.write(curve_to_json(curve), values)
+        found = curve_from_json(kept.read(4, values, "probe"))
+        assert curve_to_json(found) == curve_to_json(curve) and found.held_out[0].dtype == np.int64
         assert (
             kept.read(5, values, "probe")
             is kept.read(4, values, "race")
@@ -114,21 +115,21 @@ def test_a_trial_without_a_single_step_can_be_kept():
         "ramp",
     )
     kept = TrialFolder(None)
-    kept.write(plain_curve(empty), np.array([1.0]))
-    assert len(curve_of(kept.read(0, np.array([1.0]), "ramp")).losses) == 0
+    kept.write(curve_to_json(empty), np.array([1.0]))
+    assert len(curve_from_json(kept.read(0, np.array([1.0]), "ramp")).losses) == 0
 
 
 def test_the_name_tells_what_was_asked_and_changes_with_it():
     plan, asked = small_plan(), {"from": 1e-6}
-    name = range_name(plan, "f" * 64, asked)
+    name = run_name(plan, "f" * 64, asked)
     assert (
         name.startswith("lr-find-A2.v1-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
     )
-    assert name == range_name(plan, "f" * 64, asked)
+    assert name == run_name(plan, "f" * 64, asked)
     others = (
-        range_name(plan, "f" * 64, {"from": 1e-5}),
-        range_name(plan, "e" * 64, asked),
-        range_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked),
+        run_name(plan, "f" * 64, {"from": 1e-5}),
+        run_name(plan, "e" * 64, asked),
+        run_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked),
     )
     assert len({name, *others}) == 4
 
