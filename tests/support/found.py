@@ -9,7 +9,7 @@ import numpy as np
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.lr_finder.api import LRFinderResult
-from trainer.lr_finder.halving import decide, lengths_for
+from trainer.lr_finder.candidates import decide, lengths_for
 from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.lr_finder.rules import BaselineLosses
 from trainer.runs.job import Job

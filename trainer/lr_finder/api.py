@@ -26,7 +26,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
 from trainer.lr_finder.baseline import bias_only_loss, hold_out
-from trainer.lr_finder.halving import Lengths, decide, lengths_for
+from trainer.lr_finder.candidates import Lengths, decide, lengths_for
 from trainer.lr_finder.output import TrialFolder, run_name, write_results
 from trainer.lr_finder.plots import draw
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule

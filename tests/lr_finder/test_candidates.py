@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.range_trials import bowl, descend, drawn, network
-from trainer.lr_finder.halving import CandidateGrid, Lengths, decide, lengths_for, probe
+from trainer.lr_finder.candidates import CandidateGrid, Lengths, decide, lengths_for, probe
 from trainer.lr_finder.rules import BaselineLosses
 
 SEEDS = (0, 1, 2)
