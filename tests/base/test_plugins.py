@@ -14,7 +14,7 @@ import yaml
 
 from trainer.runs.results import read_row_file
 
-EXTRAS = Path(__file__).with_name("extras.py")
+EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SMALL = "epochs=2 image.train_px=32 image.test_px=32 batch.images=32 batch.norm_images=32"
 OURS = {
     "loss": {"name": "brier"},
@@ -216,7 +216,7 @@ def test_a_format_of_files_is_read_here_and_in_a_process_that_has_loaded_nothing
     )
 
 
-def test_a_run_that_goes_on_under_a_changed_plugin_says_so_in_its_row(tmp_path):
+def test_under_a_changed_plugin_a_run_is_another_one(tmp_path):
     shutil.copy(EXTRAS, tmp_path / "extras.py")
     words = [
         "train",
@@ -235,4 +235,6 @@ def test_a_run_that_goes_on_under_a_changed_plugin_says_so_in_its_row(tmp_path):
     assert rsb(tmp_path, *words).returncode == 0
     (path,) = (tmp_path / "results" / "rows").glob("*.json")
     row = read_row_file(path)
-    assert not row.bitwise and [change.partition(" ")[0] for change in row.changes] == ["extras.py"]
+    stopped, finished = sorted((tmp_path / "runs").iterdir(), key=lambda run: run.name == row.run)
+    assert stopped.name != finished.name and not (stopped / "model.safetensors").exists()
+    assert row.bitwise and not row.changes

@@ -1,9 +1,11 @@
-"""What a sweep adds to its runs: `python tests/benchmarks/bench_ablate.py [--epochs 5] [--shapes] [--model resnet18]`.
+"""What a sweep adds to its runs: `python tests/benchmarks/bench_ablate.py [--epochs 5] [--shapes]
+[--model resnet18]`.
 
-Twelve cells, one at a time, in an empty folder. A run's own time is from its plan on the disk to its row on the disk;
-all else of the sweep's time is overhead: imports, the page, the one step of each shape, forks, opening the data. It
-does not grow with the length of the runs, so that its share of twelve one-minute runs is told too. --shapes: twelve
-different shapes of cells, each with its one step, in the place of one.
+Twelve cells, one at a time, in an empty folder. A run's own time is from its plan on the disk to
+its row on the disk; all else of the sweep's time is overhead: imports, the page, the one step of
+each shape, forks, opening the data. It does not grow with the length of the runs, so that its share
+of twelve one-minute runs is told too. --shapes: twelve different shapes of cells, each with its one
+step, in the place of one.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ def write_page(path: Path, model: str, epochs: int, shapes: bool) -> Path:
             {"name": "mix", "levels": MIXES},
         ]
     page = {
-        "name": path.stem, "title": "overhead", "question": "How much?", "source": "a benchmark", "recipe": "A1",
-        "models": [model], "data": ["digits"], "seeds": [0], "budget": {"epochs": epochs},
-        "design": {"name": "full", "factors": factors},
+        "name": path.stem, "title": "overhead", "question": "How much?", "source": "a benchmark",
+        "recipe": "A1", "models": [model], "data": ["digits"], "seeds": [0],
+        "budget": {"epochs": epochs}, "design": {"name": "full", "factors": factors},
     }  # fmt: skip
     path.write_text(json.dumps(page))
     return path

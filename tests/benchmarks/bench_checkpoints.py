@@ -1,9 +1,11 @@
-"""What checkpoints cost a run: `python tests/benchmarks/bench_checkpoints.py [--model resnet50] [--every-s 30] [--rounds 6]`.
+"""What checkpoints cost a run: `python tests/benchmarks/bench_checkpoints.py [--model resnet50]
+[--every-s 30] [--rounds 6]`.
 
-Steps of the suite in blocks, in turns: without a checkpoint, with one begun before the block's first step and written
-beside it, and with one that is waited for. A block lasts longer than the writing. Reports how much longer a block with
-one took, as a share of the time between two checkpoints; and what a noisy machine does not blur: the time for which the
-step stood still and the writer's processor time, which it takes from the steps where every core is busy. Writes
+Steps of the suite in blocks, in turns: without a checkpoint, with one begun before the block's
+first step and written beside it, and with one that is waited for. A block lasts longer than the
+writing. Reports how much longer a block with one took, as a share of the time between two
+checkpoints; and what a noisy machine does not blur: the time for which the step stood still and the
+writer's processor time, which it takes from the steps where every core is busy. Writes
 results/bench/checkpoints-cpu.json and .md (-cuda on a GPU); --dry prints alone.
 """
 
@@ -120,8 +122,10 @@ def facts_of(given, device: str, taken: dict, saver: Timed, mib: float) -> dict:
         "every_s": given.every_s,
     }
     return words | {
-        "benchmark": "checkpoints", "device": provenance.device_name(device), "torch": torch.__version__, "num_cores": num_cores(), "num_rounds": given.rounds,
-        "mib": round(mib), "block_s": round(statistics.median(taken["none"]), 3), "still_s": round(still_s, 4), "took_s": round(took_s, 3), "writer_s": round(writer_s, 3),
+        "benchmark": "checkpoints", "device": provenance.device_name(device),
+        "torch": torch.__version__, "num_cores": num_cores(), "num_rounds": given.rounds,
+        "mib": round(mib), "block_s": round(statistics.median(taken["none"]), 3),
+        "still_s": round(still_s, 4), "took_s": round(took_s, 3), "writer_s": round(writer_s, 3),
         "most_pct": round(100 * (still_s + writer_s / num_cores()) / given.every_s, 3),
         "extra_s": {kind: [round(statistics.median(found), 3), round(min(found), 3), round(max(found), 3)] for kind, found in extra.items()},
         "extra_pct": {kind: round(100 * statistics.median(found) / given.every_s, 3) for kind, found in extra.items()},

@@ -1,10 +1,12 @@
-"""A whole training loop on JPEG files beside one put together from timm's own parts, in the same run, in turns.
+"""A whole training loop on JPEG files beside one put together from timm's own parts, in the same
+run, in turns.
 
-    python tests/benchmarks/bench_end_to_end.py [--src <folder or tar of JPEGs>] [--px 64] [--rounds 8] [--steps 4] [--workers 1]
+    python tests/benchmarks/bench_end_to_end.py [--src <folder or tar of JPEGs>] [--px 64] [--rounds
+    8] [--steps 4] [--workers 1]
 
-Both train a ResNet-18 by the page A3: the same images, batch, model, loss, optimizer and precision, with as many loader
-processes and threads. timm's: its ImageDataset, create_loader, Mixup, BinaryCrossEntropy and Lamb. Writes
-results/bench/end-to-end.json and .md; --dry prints alone.
+Both train a ResNet-18 by the page A3: the same images, batch, model, loss, optimizer and precision,
+with as many loader processes and threads. timm's: its ImageDataset, create_loader, Mixup,
+BinaryCrossEntropy and Lamb. Writes results/bench/end-to-end.json and .md; --dry prints alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""ffcv's parts of bench_loader.py: our pipeline and its stock one, over .beton files of the same images."""
+"""ffcv's parts of bench_loader.py: our pipeline and its stock one, over .beton files of the same
+images.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
 def ffcv_parts(
     plan, settings, files: list[Path], batch_images: int, folder: Path
 ) -> dict[str, dict[str, Callable[[int], int]]]:
-    """By stage and name, calls that read the whole set once by one thread and give its images; none without ffcv.
+    """By stage and name, calls that read the whole set once by one thread and give its images; none
+    without ffcv.
 
     A whole pass at a time: ffcv reads ahead, and would do so in the others' turns.
     """
@@ -103,8 +106,8 @@ def _stock(path: Path, train_px: int, batch_images: int) -> Callable[[int], int]
         ToTensor(),
     ]
     loader = Loader(
-        str(path), batch_size=batch_images, num_workers=1, order=OrderOption.RANDOM, os_cache=True, drop_last=True,
-        pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
+        str(path), batch_size=batch_images, num_workers=1, order=OrderOption.RANDOM, os_cache=True,
+        drop_last=True, pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
     )  # fmt: skip
 
     def read(number: int) -> int:

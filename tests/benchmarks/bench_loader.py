@@ -1,13 +1,15 @@
 """Images/s of the training loader, against timm's and torchvision's own, on the same JPEG files.
 
-    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8] [--workers 2] [--images 1920] [--dry]
+    python tests/benchmarks/bench_loader.py [--src <folder or tar of JPEGs>] [--px 224] [--rounds 8]
+    [--workers 2] [--images 1920] [--dry]
 
-Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model (augmented, normalized, mixed,
-all on the CPU) by the page A2. First whole loaders with so many processes, by the wall's clock (see bench_whole_loaders).
-Then their parts, which take turns in one process with one thread, by the processor time of that process, no image repeated.
-Where ffcv is built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes and over
-pixels of at most 256 px.
-Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
+Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model
+(augmented, normalized, mixed, all on the CPU) by the page A2. First whole loaders with so many
+processes, by the wall's clock (see bench_whole_loaders). Then their parts, which take turns in one
+process with one thread, by the processor time of that process, no image repeated. Where ffcv is
+built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes
+and over pixels of at most 256 px. Without --src: photos of 500 x 375 px cut from scikit-learn's two
+sample images.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def ours(plan, files: list[Path], reader, batch_images: int) -> TrainStream:
 
 
 def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path) -> dict:
-    """By stage and name, calls that take the number of a round and give the images done. folder: for ffcv's files."""
+    """By stage and name, calls that take the number of a round and give the images done. folder:
+    for ffcv's files.
+    """
     plan = plan_of(Job("A2", "resnet50", "imagenet-1k", None, 0, f"image.train_px={train_px}"))
     settings = make_settings("cpu", workers="0")
     streams = {

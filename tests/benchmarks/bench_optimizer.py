@@ -1,9 +1,10 @@
-"""Times one step of LAMB over resnet50's 161 tensors: ours (clipping included), timm's, and torch's fused AdamW.
+"""Times one step of LAMB over resnet50's 161 tensors: ours (clipping included), timm's, and torch's
+fused AdamW.
 
     python tests/benchmarks/bench_optimizer.py [--device cuda] [--num-threads 2] [--num-rounds 30]
 
-The candidates take turns in one process, so that a machine that others use too slows all of them alike. Writes
-results/bench/optimizer-cpu.json (-cuda on a GPU); --dry prints alone.
+The candidates take turns in one process, so that a machine that others use too slows all of them
+alike. Writes results/bench/optimizer-cpu.json (-cuda on a GPU); --dry prints alone.
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ def main() -> None:
         print(f"{name:28}{median_ms:8.1f}{yardstick_ms / median_ms:8.2f}")
     if not options.dry:
         facts = {
-            "benchmark": "optimizer", "device": provenance.device_name(options.device), "num_threads": options.num_threads, "num_rounds": options.num_rounds,
-            "torch": torch.__version__, "timm": timm.__version__, "step_ms": {name: round(median_ms, 2) for name, median_ms in medians_ms.items()},
+            "benchmark": "optimizer", "device": provenance.device_name(options.device),
+            "num_threads": options.num_threads, "num_rounds": options.num_rounds,
+            "torch": torch.__version__, "timm": timm.__version__,
+            "step_ms": {name: round(median_ms, 2) for name, median_ms in medians_ms.items()},
         }  # fmt: skip
         write(f"optimizer-{options.device}", facts)
 

@@ -1,8 +1,10 @@
-"""What the suite adds to a bare loop: `python tests/benchmarks/bench_overhead.py [--data fashion-mnist] [--rounds 12]`.
+"""What the suite adds to a bare loop: `python tests/benchmarks/bench_overhead.py [--data
+fashion-mnist] [--rounds 12]`.
 
-The same model, optimizer and batch: once through the suite's own step (loading, augmentation, mixing, logging of the
-loss), once as a bare loop on tensors that lie in memory already. Both in turns, a few steps each, so that a machine that
-grows slower grows slower for both. Reports images/s and the ratio of the medians.
+The same model, optimizer and batch: once through the suite's own step (loading, augmentation,
+mixing, logging of the loss), once as a bare loop on tensors that lie in memory already. Both in
+turns, a few steps each, so that a machine that grows slower grows slower for both. Reports images/s
+and the ratio of the medians.
 """
 
 from __future__ import annotations

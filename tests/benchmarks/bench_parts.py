@@ -1,9 +1,12 @@
-"""What a swapped part costs: forward and backward of resnet50 with each norm and activation, against timm's own.
+"""What a swapped part costs: forward and backward of resnet50 with each norm and activation,
+against timm's own.
 
-    python tests/benchmarks/bench_parts.py [--device cuda] [--batch 64] [--px 64] [--rounds 9] [--only norm]
+    python tests/benchmarks/bench_parts.py [--device cuda] [--batch 64] [--px 64] [--rounds 9]
+    [--only norm]
 
-All models take turns in one process, so that a machine that grows slower grows slower for all; the ratio is the median
-over rounds of a model's time over the plain model's just before and just after. The whole table goes into results/bench unless --dry is given.
+All models take turns in one process, so that a machine that grows slower grows slower for all; the
+ratio is the median over rounds of a model's time over the plain model's just before and just after.
+The whole table goes into results/bench unless --dry is given.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ PAIRS = {"group_norm + weight_standardization": ("group_norm", "weight_standardi
 
 
 def parts() -> dict[str, tuple]:
-    """Every norm, activation and standardization of the page, as its source has it, by the table's name."""
+    """Every norm, activation and standardization of the page, as its source has it, by the table's
+    name.
+    """
     found = {}
     for key in KEYS:
         for kind in kinds_in(Model.model_fields[key].annotation):
@@ -72,7 +77,9 @@ def seconds(model: nn.Module, images: torch.Tensor, settings) -> float:
 def measure(
     models: dict[str, nn.Module], images: torch.Tensor, settings, num_rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """(seconds, seconds of the plain model around it) of every model in every round, after one round that warms up."""
+    """(seconds, seconds of the plain model around it) of every model in every round, after one
+    round that warms up.
+    """
     plain = models["plain"]
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for number in range(num_rounds + 1):

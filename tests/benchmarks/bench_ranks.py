@@ -1,9 +1,11 @@
-"""What the means of several ranks cost where there is one: python tests/benchmarks/bench_ranks.py [--model resnet50] [--rounds 12] [--steps 2].
+"""What the means of several ranks cost where there is one: python tests/benchmarks/bench_ranks.py
+[--model resnet50] [--rounds 12] [--steps 2].
 
-A process by itself trains without any of them, also with gpus=1 or under torchrun with one process. So the one rank here
-is told that it is not alone: it meets itself over gloo, adds its gradients up in buckets, and agrees with itself on stop,
-loss and errors in every step. Blocks of steps in turns beside a process by itself, from the same weights on the same
-images. Writes results/bench/ranks-cpu.json and .md; --dry prints alone.
+A process by itself trains without any of them, also with gpus=1 or under torchrun with one process.
+So the one rank here is told that it is not alone: it meets itself over gloo, adds its gradients up
+in buckets, and agrees with itself on stop, loss and errors in every step. Blocks of steps in turns
+beside a process by itself, from the same weights on the same images. Writes
+results/bench/ranks-cpu.json and .md; --dry prints alone.
 """
 
 from __future__ import annotations
@@ -126,10 +128,14 @@ def main() -> None:
     ]
     low, _, high = statistics.quantiles(costs, n=4, method="inclusive")
     facts = {
-        "benchmark": "ranks", "command": f"python tests/benchmarks/bench_ranks.py --model {given.model} --rounds {given.rounds} --steps {given.steps}",
-        "device": provenance.device_name("cpu"), "num_threads": num_threads, "torch": torch.__version__, "recipe": given.recipe, "model": given.model,
-        "set": given.set, "num_rounds": given.rounds, "num_steps": given.steps, "ratio": round(median_ratio(rates["one rank"], rates["none"]), 4),
-        "cost_pct": round(statistics.median(costs), 3), "cost_quartiles_pct": [round(low, 3), round(high, 3)],
+        "benchmark": "ranks",
+        "command": f"python tests/benchmarks/bench_ranks.py --model {given.model} --rounds {given.rounds} --steps {given.steps}",
+        "device": provenance.device_name("cpu"), "num_threads": num_threads,
+        "torch": torch.__version__, "recipe": given.recipe, "model": given.model, "set": given.set,
+        "num_rounds": given.rounds, "num_steps": given.steps,
+        "ratio": round(median_ratio(rates["one rank"], rates["none"]), 4),
+        "cost_pct": round(statistics.median(costs), 3),
+        "cost_quartiles_pct": [round(low, 3), round(high, 3)],
         "rates": {kind: rate.as_facts() for kind, rate in rates.items()},
     }  # fmt: skip
     table = as_markdown(facts)

@@ -46,7 +46,9 @@ def synthetic(num_images: int, num_classes: int) -> dict[str, np.ndarray]:
 
 
 def stored(root: Path, num_images: int, num_classes: int) -> None:
-    """An image folder's class folders, without their files, and the cached index of what would be in them."""
+    """An image folder's class folders, without their files, and the cached index of what would be
+    in them.
+    """
     import hashlib
 
     classes = tuple(f"n{number:08}" for number in range(num_classes))

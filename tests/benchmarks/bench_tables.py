@@ -1,7 +1,9 @@
-"""`make table` on a store of 20,000 rows: seconds, processor seconds, memory; of the worst kind, and of the usual one.
+"""`make table` on a store of 20,000 rows: seconds, processor seconds, memory; of the worst kind,
+and of the usual one.
 
-All rows of the worst kind have the page, model, data and seeds of the table: each must be opened. Of the usual kind most
-belong to other pages. "first" works out the ablation's page, the others find it in the cache.
+All rows of the worst kind have the page, model, data and seeds of the table: each must be opened.
+Of the usual kind most belong to other pages. "first" works out the ablation's page, the others find
+it in the cache.
 
     python tests/benchmarks/bench_tables.py [rows]
 """
@@ -20,7 +22,9 @@ STUDY = "norm-micro-batch"
 
 
 def fill(results: Path, num_rows: int, is_worst: bool) -> None:
-    """The committed rows, and copies of them under other seeds' or pages' names that no cell of the study has."""
+    """The committed rows, and copies of them under other seeds' or pages' names that no cell of the
+    study has.
+    """
     rows = [
         json.loads(path.read_text())
         for path in sorted((ROOT / "results" / "rows").glob("gn-ws.v1-resnet18-digits-*.json"))

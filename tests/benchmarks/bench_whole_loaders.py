@@ -1,7 +1,8 @@
-"""Whole loaders of bench_loader.py: processes and all, by the clock on the wall, the main process putting batches together.
+"""Whole loaders of bench_loader.py: processes and all, by the clock on the wall, the main process
+putting batches together.
 
-timm's is create_loader with its prefetcher, then its Mixup, as its train.py joins them. Ours is what a run uses, with the
-page's repeats, which it decodes once for a step, and without.
+timm's is create_loader with its prefetcher, then its Mixup, as its train.py joins them. Ours is
+what a run uses, with the page's repeats, which it decodes once for a step, and without.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def whole_loaders(
     num_images: int,
     folder: Path,
 ) -> dict[str, dict[str, Callable[[int], int]]]:
-    """By stage and name, calls that make one pass over so many images, in whole steps; ffcv's where it is built."""
+    """By stage and name, calls that make one pass over so many images, in whole steps; ffcv's where
+    it is built.
+    """
     num_images -= num_images % (NUM_MICRO_BATCHES * batch_images)
     root = image_folder(folder / "whole", files, num_images, 2)
     plan, settings = (

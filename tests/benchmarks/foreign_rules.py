@@ -1,11 +1,13 @@
-"""Learning rates that other finders suggest, from the training losses of one ramp; each written from its description.
+"""Learning rates that other finders suggest, from the training losses of one ramp; each written
+from its description.
 
-fastai's documentation of callback.schedule describes four: "valley" (about two thirds through the longest valley),
-"slide" (an interval of fixed width slides from the right until the gradients at its ends are alike), "minimum" (a tenth
-of the rate of the lowest loss) and "steep" (the rate of the steepest slope). They read an exponentially smoothed,
-bias-corrected training loss, without its first tenth and its last five steps, of a ramp that ends where the loss is four
-times its best. torch-lr-finder's README describes one: the steepest gradient of a loss smoothed with the factor 0.05,
-without the first ten and the last five steps, of a ramp that ends at five times the best.
+fastai's documentation of callback.schedule describes four: "valley" (about two thirds through the
+longest valley), "slide" (an interval of fixed width slides from the right until the gradients at
+its ends are alike), "minimum" (a tenth of the rate of the lowest loss) and "steep" (the rate of the
+steepest slope). They read an exponentially smoothed, bias-corrected training loss, without its
+first tenth and its last five steps, of a ramp that ends where the loss is four times its best.
+torch-lr-finder's README describes one: the steepest gradient of a loss smoothed with the factor
+0.05, without the first ten and the last five steps, of a ramp that ends at five times the best.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def valley(values: np.ndarray, losses: np.ndarray) -> float:
 
 
 def slide(values: np.ndarray, losses: np.ndarray) -> float:
-    """The left end of the first interval, from the right, whose ends' gradients differ by less than SLIDE_ALIKE."""
+    """The left end of the first interval, from the right, whose ends' gradients differ by less than
+    SLIDE_ALIKE.
+    """
     gradients = np.gradient(losses)
     right = len(losses) - 1
     left = max(right - SLIDE_STEPS, 0)
@@ -96,7 +100,9 @@ RULES: dict[str, tuple[Callable, Callable]] = {
 
 
 def suggestion(rule: str, ramps: Sequence[tuple[np.ndarray, np.ndarray]]) -> float | None:
-    """The median over ramps (values [n], losses [n]) of what a rule of RULES says; None where it can read none."""
+    """The median over ramps (values [n], losses [n]) of what a rule of RULES says; None where it
+    can read none.
+    """
     curve_of, says = RULES[rule]
     curves = [curve_of(np.asarray(values), np.asarray(losses)) for values, losses in ramps]
     found = [says(*curve) for curve in curves if len(curve[0]) >= 3]

@@ -1,4 +1,6 @@
-"""The README's table of what was measured, from the files in results/bench: python tests/benchmarks/readme_table.py writes it anew."""
+"""The README's table of what was measured, from the files in results/bench: python
+tests/benchmarks/readme_table.py writes it anew.
+"""
 
 from __future__ import annotations
 

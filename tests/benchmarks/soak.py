@@ -1,13 +1,16 @@
-"""Hundreds of short runs on some of the digits, half of them killed at random moments: is any result lost, and does anything grow?
+"""Hundreds of short runs on some of the digits, half of them killed at random moments: is any
+result lost, and does anything grow?
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/soak.py [--runs 300] [--hours 3] [--seed 0] [--out results]
+    OMP_NUM_THREADS=1 python tests/benchmarks/soak.py [--runs 300] [--hours 3] [--seed 0] [--out
+    results]
 
-The runs have one of four seeds. Half are given to processes that SIGKILL or SIGTERM ends after a random time, again and
-again until the same command has ended the run; the others to one process that lives to the end, in which memory, file
-handles and threads are counted after every run. Every run's row and curves must equal those of an undisturbed run of its
-seed, byte for byte; nothing may stay in its folder that a run does not leave. Writes results/soak.md and prints it; exit
-code 1 where anything was lost, differed or grew. All draws come from --seed; the moments are of the clock, so that no two
-soaks are the same.
+The runs have one of four seeds. Half are given to processes that SIGKILL or SIGTERM ends after a
+random time, again and again until the same command has ended the run; the others to one process
+that lives to the end, in which memory, file handles and threads are counted after every run. Every
+run's row and curves must equal those of an undisturbed run of its seed, byte for byte; nothing may
+stay in its folder that a run does not leave. Writes results/soak.md and prints it; exit code 1
+where anything was lost, differed or grew. All draws come from --seed; the moments are of the clock,
+so that no two soaks are the same.
 """
 
 from __future__ import annotations
@@ -64,8 +67,9 @@ def write_digits(root: Path) -> None:
 def words(folder: Path, seed: int) -> list[str]:
     """Those of a run in a folder; the images lie beside it."""
     named = {
-        "recipe": "A1", "model": "test_resnet", "data": folder.parent / "digits", "seed": seed, "device": "cpu", "workers": 0, "set": SET, "checkpoint-s": 0,
-        "runs": folder / "runs", "results": folder / "results",
+        "recipe": "A1", "model": "test_resnet", "data": folder.parent / "digits", "seed": seed,
+        "device": "cpu", "workers": 0, "set": SET, "checkpoint-s": 0, "runs": folder / "runs",
+        "results": folder / "results",
     }  # fmt: skip
     return ["train", *(f"--{name}={value}" for name, value in named.items())]
 

@@ -1,13 +1,17 @@
-"""Does the loader change what a model learns? The same runs by the torch loader and by ffcv; writes results/loaders.md.
+"""Does the loader change what a model learns? The same runs by the torch loader and by ffcv; writes
+results/loaders.md.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/study_loaders.py --src <image folder> [--seeds 5] [--loaders "torch ffcv"]
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_loaders.py --src <image folder> [--seeds 5]
+    [--loaders "torch ffcv"]
 
---src: a folder of small JPEGs in 10 classes, as CIFAR-10 is. To be started in a clean checkout, as every row says whether
-it was one. Resumable: a run that has its row is skipped. The rows lie in results/loaders/<loader>/rows: a run has the same
-name whoever reads its images. --page only writes the page.
+--src: a folder of small JPEGs in 10 classes, as CIFAR-10 is. To be started in a clean checkout, as
+every row says whether it was one. Resumable: a run that has its row is skipped. The rows lie in
+results/loaders/<loader>/rows: a run has the same name whoever reads its images. --page only writes
+the page.
 
-The test is of equivalence (Schuirmann 1987, two one-sided t tests at 5 %): the 90 % interval of the mean difference between
-two runs of one seed must lie within the spread over seeds, which is the range of the torch loader's scores.
+The test is of equivalence (Schuirmann 1987, two one-sided t tests at 5 %): the 90 % interval of the
+mean difference between two runs of one seed must lie within the spread over seeds, which is the
+range of the torch loader's scores.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""Is the recommended learning rate a good one? Trains it, and a grid around it, on the digits; writes results/lr-find.md.
+"""Is the recommended learning rate a good one? Trains it, and a grid around it, on the digits;
+writes results/lr-find.md.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results [--pairs "A1-resnet18"] [--no-others] [--seeds]
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results
+    [--pairs "A1-resnet18"] [--no-others] [--seeds]
 
-To be started in a clean checkout, as every row says whether it was one; --results may name another one's store.
-Resumable: a pair's range test is done once (results/lr-find/<pair>.json), a run that has its row is skipped, and the
-page is written anew after every run. --seeds: where a rate of the grid beats the recommended one by more than a point, both
-on two more seeds. --again "A1-resnet18" forgets a pair's range test; --page only writes the page.
+To be started in a clean checkout, as every row says whether it was one; --results may name another
+one's store. Resumable: a pair's range test is done once (results/lr-find/<pair>.json), a run that
+has its row is skipped, and the page is written anew after every run. --seeds: where a rate of the
+grid beats the recommended one by more than a point, both on two more seeds. --again "A1-resnet18"
+forgets a pair's range test; --page only writes the page.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class Pair:
         return ALSO_SET.get(self.page, "")
 
     def overrides(self, peak: str) -> str:
-        """The text of set= of a run at a peak. A warm-up or an end above the peak comes down in proportion, as the page wants."""
+        """The text of set= of a run at a peak. A warm-up or an end above the peak comes down in
+        proportion, as the page wants.
+        """
         from trainer.recipe.schema import find_recipe, load_recipe
 
         lr = load_recipe(find_recipe(self.page)).lr
@@ -230,7 +235,9 @@ def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> in
 
 
 def beaten(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, list[float]]]:
-    """The pairs whose recommended rate is not near the grid's best: that rate, and all that beat it."""
+    """The pairs whose recommended rate is not near the grid's best: that rate, and all that beat
+    it.
+    """
     for pair in pairs:
         value = (store.range_test(pair) or {}).get("value")
         if (distance_of(store, pair, value) or 0) > NEAR_PCT:
@@ -270,7 +277,9 @@ def told(pair: Pair, peak: float, results: Path) -> None:
 
 
 def grid_table(store: Store) -> str:
-    """Per pair: the recommended rate, the scores of the grid, its best, and how far the recommended is from it."""
+    """Per pair: the recommended rate, the scores of the grid, its best, and how far the recommended
+    is from it.
+    """
     heads = " | ".join(
         "x 1" if not step else f"x {3**step}" if step > 0 else f"/ {3**-step}" for step in STEPS
     )
@@ -315,7 +324,9 @@ def best_of_grid(store: Store, pair: Pair) -> float | None:
 
 
 def distance_of(store: Store, pair: Pair, value: float | None) -> float | None:
-    """Points between the grid's best and the run at the ladder's rate nearest to a value; below 0 where that is better."""
+    """Points between the grid's best and the run at the ladder's rate nearest to a value; below 0
+    where that is better.
+    """
     best = best_of_grid(store, pair)
     if best is None or value is None:
         return None

@@ -30,7 +30,7 @@ from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
 
-EXTRAS = Path(__file__).with_name("extras.py")
+EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SEED, IDS = 3, np.array([[epoch, sample, 0] for epoch in range(2) for sample in range(20)])
 
 load_plugins()

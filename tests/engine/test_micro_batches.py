@@ -246,7 +246,7 @@ def test_ranks_that_join_statistics_cannot_try_again():
     plan = small_plan(overrides="'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}'")
     settings = make_settings("cpu", workers="0", micro_batch="auto")
     check_settings(plan, settings)
-    with pytest.raises(UserError, match="without micro_batch="):
+    with pytest.raises(UserError, match="leave micro_batch= out"):
         check_settings(make_plan(plan.recipe, plan.model, plan.profile, world_size=2), settings)
     with pytest.raises(UserError, match="micro_batch=atuo: unknown .did you mean auto"):
         make_settings("cpu", micro_batch="atuo")

@@ -1,4 +1,6 @@
-"""The range test as a whole: pure, honest where there is nothing to find, for any number of the page."""
+"""The range test as a whole: pure, honest where there is nothing to find, for any number of the
+page.
+"""
 
 import hashlib
 import random
@@ -266,7 +268,9 @@ def test_the_command_keeps_the_users_items_and_puts_the_value_in():
 
 
 def test_a_warm_up_that_starts_above_the_value_comes_down_with_it():
-    """A1's starts at 1e-4, and its cosine ends at 1e-6: as they stand the page would refuse the value."""
+    """A1's starts at 1e-4, and its cosine ends at 1e-6: as they stand the page would refuse the
+    value.
+    """
     made = command(value=5e-5)
     assert made.endswith('set="lr.peak=5e-05 lr.warmup_from=1e-06"')
     assert "lr.schedule.end=" in command(value=5e-7)

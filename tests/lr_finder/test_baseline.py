@@ -1,4 +1,6 @@
-"""The loss of knowing only how often each class comes, against closed forms and a search of SciPy's."""
+"""The loss of knowing only how often each class comes, against closed forms and a search of
+SciPy's.
+"""
 
 import numpy as np
 import pytest
@@ -110,7 +112,9 @@ def test_smoothing_and_mixing_keep_the_mean_of_soft_targets():
 
 
 def test_a_threshold_on_mixed_targets_makes_two_classes_a_yes():
-    """Mixup with alpha 1 has shares that are uniform: each of two labels is above 0.2 with probability 0.8."""
+    """Mixup with alpha 1 has shares that are uniform: each of two labels is above 0.2 with
+    probability 0.8.
+    """
     plan, labels, shares = digits(
         "smoothing=null loss.threshold=0.2 mix='{name: mixup, alpha: 1.0, partner: rolled}'"
     )

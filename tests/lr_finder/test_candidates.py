@@ -40,7 +40,9 @@ def test_the_largest_stable_value_of_a_bowl(curvatures, noise):
 
 
 def logistic(seed=0, num_images=300, num_features=8):
-    """A noise-free logistic regression on points of which a sixth has the wrong label: (loss, gradient)."""
+    """A noise-free logistic regression on points of which a sixth has the wrong label: (loss,
+    gradient).
+    """
     draws = np.random.default_rng(seed)
     images = draws.standard_normal((num_images, num_features)) * np.geomspace(1, 0.2, num_features)
     labels = np.sign(images @ draws.standard_normal(num_features)) * np.where(
@@ -343,7 +345,9 @@ def test_lengths_count_every_trial():
 def test_the_rules_judge_what_is_recommended_not_what_won_the_race(
     num_run_steps, won_at, is_believed
 ):
-    """The ramp falls around 0.02. A third of what wins the race is for a long run: that must agree with the rules."""
+    """The ramp falls around 0.02. A third of what wins the race is for a long run: that must agree
+    with the rules.
+    """
 
     def trial(seed, values, purpose):
         return drawn(

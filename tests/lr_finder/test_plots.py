@@ -1,4 +1,6 @@
-"""The picture can be read: no label touches another or leaves the picture, and it shows what was found."""
+"""The picture can be read: no label touches another or leaves the picture, and it shows what was
+found.
+"""
 
 import io
 import itertools
@@ -14,7 +16,8 @@ from support.range_trials import drawn, network
 from trainer.lr_finder.plots import WIDTH_PX, draw, marks
 from trainer.lr_finder.rules import BaselineLosses
 
-# where the marked values lie: apart, next to each other, on top of each other, at the ends of the axis
+# where the marked values lie: apart, next to each other, on top of each other, at the ends of the
+# axis
 CASES = {
     "near": {"trial": drawn(network(best=0.05), 0.02), "own": 0.06},
     "at the left end": {

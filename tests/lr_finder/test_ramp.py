@@ -1,4 +1,6 @@
-"""A number of the page at every step of a trial: found by its path, refused where it means nothing, set for good."""
+"""A number of the page at every step of a trial: found by its path, refused where it means nothing,
+set for good.
+"""
 
 from dataclasses import replace
 
@@ -145,8 +147,8 @@ def test_what_only_makes_the_first_weights_is_refused(label, low, high, override
         )
 
 
-# every kind of place: the optimizer's groups, clipping, targets, mixing, loss, augmentation; of the model itself both as
-# ordinary tests, since it is built anew at every step, in the way of a run
+# every kind of place: the optimizer's groups, clipping, targets, mixing, loss, augmentation; of the
+# model itself both as ordinary tests, since it is built anew at every step, in the way of a run
 KINDS = [
     ("optimizer.weight_decay", 0.3, "A1", ""),
     ("optimizer.betas.0", 0.5, "A1", ""),

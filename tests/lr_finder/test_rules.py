@@ -42,7 +42,9 @@ def curve_of(losses, values=VALUES, ended="ramp", held_out=None):
 
 
 def valley_curve(low_from=1e-3, low_at=0.1, edge=1.0, start=2.3, lowest=0.5, values=VALUES):
-    """Flat at `start` to low_from, a straight line (in log) down to `lowest` at low_at, flat to the edge, then up steeply."""
+    """Flat at `start` to low_from, a straight line (in log) down to `lowest` at low_at, flat to the
+    edge, then up steeply.
+    """
     place = np.log10(values)
     falling = np.interp(
         place, np.log10([values[0], low_from, low_at, edge]), [start, start, lowest, lowest]
@@ -89,7 +91,9 @@ def test_every_rule_on_a_curve_whose_answer_is_known():
 
 
 def test_the_fall_to_the_floor_is_not_taken_for_learning():
-    """A steep fall at 1e-4 down to 0.325 nats, the bias alone; then a gentler one, which is learning."""
+    """A steep fall at 1e-4 down to 0.325 nats, the bias alone; then a gentler one, which is
+    learning.
+    """
     place = np.log10(VALUES)
     losses = np.interp(
         place, [-6, -4.2, -3.8, -2.5, -1, 0], [0.693, 0.693, 0.325, 0.325, 0.15, 0.15]

@@ -1,4 +1,6 @@
-"""One trial is the recipe's own road with given values; what ends it, what it records, what it leaves alone."""
+"""One trial is the recipe's own road with given values; what ends it, what it records, what it
+leaves alone.
+"""
 
 import math
 import random
@@ -147,7 +149,9 @@ def test_weights_that_are_no_numbers_end_it_even_where_the_steps_loss_still_is_o
 
 
 class Scaler:
-    """A gradient scaler that finds infinite gradients at some of its steps: as fp16 does at the start, and later."""
+    """A gradient scaler that finds infinite gradients at some of its steps: as fp16 does at the
+    start, and later.
+    """
 
     skips: frozenset = frozenset()
 

@@ -46,8 +46,7 @@ def every_case():
         cell("CE", small, "loss={name: ce}", levels=(("loss", "CE"),)): {0: 96.3889, 1: 97.5, 2: 97.2222},
         cell("CE | 50 % & #1_[a] $x^2$ \\n <b>", small, "mix=null"): {0: 90.0, 1: None, 2: 91.0},
         cell("equal", small, "smoothing=0.1"): {0: 96.3889, 1: 97.7778, 2: 96.6667},
-        cell("one", small, "epochs=3"): {1: 80.0},
-        cell("never ran", small, "epochs=5"): {},
+        cell("one", small, "epochs=3"): {1: 80.0}, cell("never ran", small, "epochs=5"): {},
         cell("-β → Ω", large, is_base=True): {0: 98.0, 1: 98.5, 2: 98.2},
         cell("*failed*", large, "`epochs`=4"): {0: 97.0, 2: 97.1},
     }  # fmt: skip
@@ -233,9 +232,10 @@ def test_the_parser_sees_what_does_not_compile(broken):
 
 
 READ_BACK = {
-    r"\textbackslash{}": "\\", r"\{": "{", r"\}": "}", r"\$": "$", r"\&": "&", r"\%": "%", r"\#": "#", r"\_": "_",
-    r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|",
-    r"\char34{}": '"', "{`}": "`", "'{}": "'", "{[}": "[", "{*}": "*", "-{}": "-",
+    r"\textbackslash{}": "\\", r"\{": "{", r"\}": "}", r"\$": "$", r"\&": "&", r"\%": "%",
+    r"\#": "#", r"\_": "_", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^",
+    r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"\char34{}": '"', "{`}": "`",
+    "'{}": "'", "{[}": "[", "{*}": "*", "-{}": "-",
 }  # fmt: skip
 
 

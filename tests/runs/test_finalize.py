@@ -32,8 +32,8 @@ def undisturbed(tmp_path_factory) -> dict:
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
     """The end is tried once."""
-    for module in ("run", "ending"):
-        monkeypatch.setattr(f"trainer.{module}.END_S", 0.0)
+    for module in ("run", "finalize"):
+        monkeypatch.setattr(f"trainer.runs.{module}.END_S", 0.0)
     monkeypatch.setattr("trainer.runs.run.STOP_S", 0.0)
 
 

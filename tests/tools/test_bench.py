@@ -216,7 +216,9 @@ def test_a_workers_part_has_one_thread_and_gives_the_others_back(fails):
 
 
 def test_ffcv_decodes_within_its_own_turns():
-    """Its thread is begun and ended by each call, over the same whole steps; the stream knows what it has checked."""
+    """Its thread is begun and ended by each call, over the same whole steps; the stream knows what
+    it has checked.
+    """
     plan, asked = small_plan("A3"), []
 
     def batches(*given):

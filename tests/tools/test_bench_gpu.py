@@ -1,4 +1,6 @@
-"""`make bench gpu=1`, as far as a CPU can tell: turns within a time, the floor, targets in words, and all of it on a small model."""
+"""`make bench gpu=1`, as far as a CPU can tell: turns within a time, the floor, targets in words,
+and all of it on a small model.
+"""
 
 import io
 import json

@@ -1,4 +1,6 @@
-"""The loop of timm's parts: the page's numbers arrive in them, and one step of it takes what a run's step takes."""
+"""The loop of timm's parts: the page's numbers arrive in them, and one step of it takes what a
+run's step takes.
+"""
 
 from dataclasses import replace
 

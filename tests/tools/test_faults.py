@@ -22,11 +22,11 @@ from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
 from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine import train
 from trainer.engine.micro_batches import MemoryFull
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.lock import LockLost
 from trainer.runs.results import touches_result
+from trainer.runs.run import Run
 from trainer.tools import faults as inject
 from trainer.tools.faults import Disk, Fault, Faults, check_faults, parse_faults, step_of
 
@@ -379,18 +379,18 @@ def test_without_faults_nothing_is_marked(tmp_path):
 def test_a_run_whose_folder_was_taken_over_ends_at_the_next_step_and_writes_no_more(
     tmp_path, monkeypatch
 ):
-    step, steps = train.optimizer_step, []
+    start_step, steps = Run.start_step, []
 
-    def stepping(state, window, number):
-        steps.append(number)
-        if number == 4:
-            state.guard.lock.path.unlink()
-            state.guard.lock.beat()
-            (state.folder / "metrics.jsonl").unlink()
-            (state.folder / "metrics.jsonl").write_text("theirs")
-        return step(state, window, number)
+    def starting(run, step):
+        if step == 5:
+            run.guard.lock.path.unlink()
+            run.guard.lock.beat()
+            (run.folder / "metrics.jsonl").unlink()
+            (run.folder / "metrics.jsonl").write_text("theirs")
+        start_step(run, step)
+        steps.append(step)
 
-    monkeypatch.setattr(train, "optimizer_step", stepping)
+    monkeypatch.setattr(Run, "start_step", starting)
     with pytest.raises(LockLost):
         trained(tmp_path)
     assert steps[-1] == 4 and stored(tmp_path) == 0

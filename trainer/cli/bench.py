@@ -23,7 +23,8 @@ from trainer.cli.options import (
     user_errors,
 )
 
-_SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=64"  # what a CPU does in seconds
+# what a CPU does in seconds
+_SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=64"
 
 
 @app.command()
@@ -58,9 +59,11 @@ def bench(
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the parts, and whole steps.")] = 8,
     results: Results = Path("results"),
 ) -> None:
-    """Time decoding, augmenting, the transfer, model, optimizer, evaluation and whole steps; JSON in results/bench.
+    """Time decoding, augmenting, the transfer, model, optimizer, evaluation and whole steps; JSON
+    in results/bench.
 
-    On a GPU also a loop of timm's parts, both optimizers alone and peak memory, within eight minutes.
+    On a GPU also a loop of timm's parts, both optimizers alone and peak memory, within eight
+    minutes.
     """
     began_s = time.perf_counter()
     from trainer.base.memory import keep_freed_memory
@@ -136,7 +139,8 @@ def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
 def measure_on_gpu(
     plans, settings, data, folder: Path | None, num_rounds: int, results: Path, began_s: float
 ) -> None:
-    """Measure plans one after another in what is left of the time; each is printed and stored when it is done.
+    """Measure plans one after another in what is left of the time; each is printed and stored when
+    it is done.
 
     began_s: of time.perf_counter, since when the time is counted.
     """

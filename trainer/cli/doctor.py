@@ -1,4 +1,6 @@
-"""`doctor`, beside its fellows; the program itself answers it before Typer is imported, see `__main__`."""
+"""`doctor`, beside its fellows; the program itself answers it before Typer is imported, see
+`__main__`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from trainer.cli.options import Results, Runs, app, user_errors
 @app.command()
 @user_errors
 def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> None:
-    """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device; exit 1 where
-    `make recipe=A1 model=resnet50` would fail."""
+    """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device;
+    exit 1 where `make recipe=A1 model=resnet50` would fail.
+    """
     from trainer.tools.doctor_finding import Asked
     from trainer.tools.doctor_show import answer
 

@@ -65,7 +65,9 @@ def lr_find(
     gpus: Gpus = None,
     procs: Procs = None,
 ) -> None:
-    """Find the learning rate by a LR finder run along the recipe's own training path; or any other number of the recipe, with --ramp."""
+    """Find the learning rate by a LR finder run along the recipe's own training path; or any other
+    number of the recipe, with --ramp.
+    """
     from trainer.base.signals import StopRequest
 
     with StopRequest() as stop:

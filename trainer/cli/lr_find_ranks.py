@@ -31,7 +31,8 @@ def find(
     procs: int | None,
     stop: StopRequest,
 ) -> int:
-    """The LR finder run of `lr-find` on as many ranks as were asked for, or have been started; gives the exit code.
+    """The LR finder run of `lr-find` on as many ranks as were asked for, or have been started;
+    gives the exit code.
 
     machine: the rest of what make_settings takes.
 

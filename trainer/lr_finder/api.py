@@ -1,4 +1,5 @@
-"""A LR finder run of one number of a recipe: which value to train with, measured along the recipe's own training path.
+"""A LR finder run of one number of a recipe: which value to train with, measured along the recipe's
+own training path.
 
 request     what was asked           range_test.Request
 setup        plan, data, lengths      range_test.set_up: nothing is trained
@@ -47,9 +48,10 @@ _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 class Request:
     """What a user asked of a LR finder run, as they wrote it.
 
-    ramp: "exponential" or "linear" for the learning rate, or the path of any other number. low, high, num_steps: None
-    for the defaults. curve: which losses the rules read, "train", "heldout" or "both"; None: both where they mean the
-    same at every value, else heldout, whose loss stays the recipe's own.
+    ramp: "exponential" or "linear" for the learning rate, or the path of any other number. low,
+    high, num_steps: None for the defaults. curve: which losses the rules read, "train", "heldout"
+    or "both"; None: both where they mean the same at every value, else heldout, whose loss stays
+    the recipe's own.
     """
 
     ramp: str = "exponential"
@@ -64,7 +66,8 @@ class Request:
 class Setup:
     """All that a LR finder run needs, nothing yet trained.
 
-    plan: of the run that the value is for. trial_plan: of a trial, over what the held-out slice leaves of train.
+    plan: of the run that the value is for. trial_plan: of a trial, over what the held-out slice
+    leaves of train.
     """
 
     job: Job
@@ -80,7 +83,9 @@ class Setup:
 
     @property
     def curve(self) -> str:
-        """Which losses the rules read: a training loss means the same at every learning rate, not at every smoothing."""
+        """Which losses the rules read: a training loss means the same at every learning rate, not
+        at every smoothing.
+        """
         is_the_same = self.scalar.is_rate or self.scalar.section == "optimizer"
         return self.request.curve or ("both" if is_the_same else "heldout")
 
@@ -106,9 +111,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class LRFinderResult:
-    """What a LR finder run found. suggestion: the value and the reason, every curve, every rule with its spread.
+    """What a LR finder run found. suggestion: the value and the reason, every curve, every rule
+    with its spread.
 
-    plan: of the run that the value is for. num_held_out: images of the slice. folder: None where nothing was written.
+    plan: of the run that the value is for. num_held_out: images of the slice. folder: None where
+    nothing was written.
     """
 
     suggestion: Suggestion
@@ -179,7 +186,9 @@ def _check(request: Request) -> None:
 
 
 def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
-    """The plan of trials: the recipe's own science on what the slice leaves of train, without schedule and average."""
+    """The plan of trials: the recipe's own science on what the slice leaves of train, without
+    schedule and average.
+    """
     numbers = {"num_train": cut.train.num_images, "num_val": cut.val.num_images}
     return make_plan(
         without_schedule(plan.recipe),
@@ -200,9 +209,11 @@ def run(
     check: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
 ) -> LRFinderResult:
-    """Run the trials that are not there yet, decide, and write the files. Every rank goes through this; rank 0 writes.
+    """Run the trials that are not there yet, decide, and write the files. Every rank goes through
+    this; rank 0 writes.
 
-    check: called before every step; what it raises ends the LR finder run, and finished trials stay.
+    check: called before every step; what it raises ends the LR finder run, and finished trials
+    stay.
 
     Raises LockedError where another process works in the folder.
     """
@@ -277,13 +288,17 @@ def baseline_losses(setup: Setup) -> BaselineLosses:
 
 
 def schedule_shape(plan: Plan, num_steps: int) -> np.ndarray:
-    """A run's learning rates as shares of the peak, at num_steps moments spread evenly over it: [num_steps]."""
+    """A run's learning rates as shares of the peak, at num_steps moments spread evenly over it:
+    [num_steps].
+    """
     moments = ((np.arange(num_steps) + 0.5) * plan.num_steps / num_steps).astype(int)
     return np.array([plan.lr_at(int(step)) for step in moments]) / plan.recipe.lr.peak
 
 
 def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str:
-    """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this replaces."""
+    """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this
+    replaces.
+    """
     given = {"recipe": job.recipe, "model": job.model, "data": job.data}
     given |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
     words = [f"{name}={shlex.quote(text)}" for name, text in given.items()]
@@ -301,7 +316,9 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
 
 
 def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:
-    """The value and, where a warm-up would now start above it or a schedule end there, those in proportion."""
+    """The value and, where a warm-up would now start above it or a schedule end there, those in
+    proportion.
+    """
     given = scalar.override(value)
     if not scalar.is_rate:
         return given

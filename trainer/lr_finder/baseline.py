@@ -1,4 +1,6 @@
-"""What trials are measured against: a held-out slice of train, and the baseline loss of a constant prediction."""
+"""What trials are measured against: a held-out slice of train, and the baseline loss of a constant
+prediction.
+"""
 
 from __future__ import annotations
 
@@ -80,10 +82,12 @@ class Slice:
 
 
 def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
-    """The training images cut in two: `train` is what is left, `val` the slice. The val split itself is not looked at.
+    """The training images cut in two: `train` is what is left, `val` the slice. The val split
+    itself is not looked at.
 
-    The slice is the same for every seed and recipe of one batch size: a tenth, at most 1,024 images, every class with
-    its share of them, none its last image. At least one full step is left, and no step of a single image.
+    The slice is the same for every seed and recipe of one batch size: a tenth, at most 1,024
+    images, every class with its share of them, none its last image. At least one full step is left,
+    and no step of a single image.
 
     Raises DataError where that leaves fewer than ten.
     """
@@ -125,7 +129,8 @@ def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         order = streams.permutation(0, "split", int(label), len(of_class))
-        # where in its class an image comes; the start differs from class to class, else all would round the same way
+        # where in its class an image comes; the start differs from class to class, else all would
+        # round the same way
         start = streams.uniforms(0, "split", np.array([[int(label), len(of_class)]]), 1)[0, 0]
         share[of_class[order[:-1]]] = (np.arange(len(of_class) - 1) + start) / len(of_class)
     chosen = np.argsort(share, kind="stable")[:num_held]
@@ -133,7 +138,8 @@ def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
 
 
 class HeldOut:
-    """The slice as the device holds it, to be measured again and again, always by the loss of one plan.
+    """The slice as the device holds it, to be measured again and again, always by the loss of one
+    plan.
 
     Decoded once, in the evaluation's geometry; uint8 until it is measured.
     """
@@ -148,10 +154,12 @@ class HeldOut:
 
     @torch.no_grad()
     def loss(self, model: nn.Module) -> float:
-        """The recipe's own loss and smoothing, mean over the slice, in nats; nothing of the model moves.
+        """The recipe's own loss and smoothing, mean over the slice, in nats; nothing of the model
+        moves.
 
-        Nothing is dropped. Ranks share the samples, and all get the same number. Norms take the statistics of
-        these images, in samples of about batch.norm_images or 32: their running ones lag behind weights that move fast.
+        Nothing is dropped. Ranks share the samples, and all get the same number. Norms take the
+        statistics of these images, in samples of about batch.norm_images or 32: their running ones
+        lag behind weights that move fast.
         """
         plan, task = self.plan, task_of(self.plan, self.settings)
         norms = running_norms(model)
@@ -170,7 +178,9 @@ class HeldOut:
 
 @contextmanager
 def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
-    """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still let a NaN in."""
+    """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still
+    let a NaN in.
+    """
     buffers = [buffer for norm in norms for buffer in norm.buffers()]
     kept = [buffer.clone() for buffer in buffers]
     was_training = {module: module.training for module in model.modules()}
@@ -187,10 +197,12 @@ def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
 
 
 def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> float:
-    """The loss of the best constant logits under a recipe's own loss, smoothing and mixing, in nats.
+    """The loss of the best constant logits under a recipe's own loss, smoothing and mixing, in
+    nats.
 
-    Binary cross-entropy over many classes starts at log 2 and falls steeply to this level by the classifier's bias alone.
-    labels: [N], of the images trained on. is_mixed: as in training; False is the level of an evaluation.
+    Binary cross-entropy over many classes starts at log 2 and falls steeply to this level by the
+    classifier's bias alone. labels: [N], of the images trained on. is_mixed: as in training; False
+    is the level of an evaluation.
     """
     loss = plan.recipe.loss.of_image
     return lowest_constant_loss(
@@ -204,8 +216,9 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
 def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tensor:
     """The mean over images of what the loss makes of their targets: [K] float64.
 
-    A loss that is linear in its targets, once they have passed its threshold, is told all of them by their mean.
-    Smoothing and mixing keep it; a threshold on mixed targets does not, and is measured on the recipe's own draws.
+    A loss that is linear in its targets, once they have passed its threshold, is told all of them
+    by their mean. Smoothing and mixing keep it; a threshold on mixed targets does not, and is
+    measured on the recipe's own draws.
     """
     num_classes, smoothing = plan.profile.num_classes, plan.recipe.smoothing
     counts = torch.from_numpy(np.bincount(labels, minlength=num_classes)).double()
@@ -245,8 +258,9 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
     for step in itertools.count():
         for micro_batch in range(plan.micro_batches(step)):
             ids = micro_batch_ids(
-                plan.seed, step, micro_batch, plan.profile.num_train, recipe.repeats or 1, recipe.batch.images,
-                plan.num_micro_batches, plan.steps_per_epoch, recipe.batch.drop_last,
+                plan.seed, step, micro_batch, plan.profile.num_train, recipe.repeats or 1,
+                recipe.batch.images, plan.num_micro_batches, plan.steps_per_epoch,
+                recipe.batch.drop_last,
             )  # fmt: skip
             targets = one_hot_targets(
                 torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
@@ -261,9 +275,11 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
 def lowest_constant_loss(loss: Loss, targets: Tensor) -> float:
     """The least that a loss can be over constant logits, by a few steps of L-BFGS.
 
-    targets: float64 in [0, 1], the mean ones [K] of a loss that is linear in them, else those of many images [N, K].
+    targets: float64 in [0, 1], the mean ones [K] of a loss that is linear in them, else those of
+    many images [N, K].
 
-    They start where cross-entropies have their optimum, log t and log t - log(1 - t), and end there at once.
+    They start where cross-entropies have their optimum, log t and log t - log(1 - t), and end there
+    at once.
     """
     targets = torch.atleast_2d(targets)
     loss = loss.of_image.without_threshold() if len(targets) == 1 else loss.of_image

@@ -1,4 +1,6 @@
-"""Short trials that measure what the rules only guess: probes of constant values, and a race of candidates. Pure."""
+"""Short trials that measure what the rules only guess: probes of constant values, and a race of
+candidates. Pure.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from trainer.lr_finder.rules import (
     trouble,
 )
 
-# trial(seed, values [N], purpose): from the seed's initial weights one optimizer step with each value, in order
+# trial(seed, values [N], purpose): from the seed's initial weights one optimizer step with each
+# value, in order
 Trial = Callable[[int, np.ndarray, str], Curve]
 APART = 3.0  # neighbouring candidates of the race
 PROBED_FROM, PROBED_TO = (
@@ -40,9 +43,10 @@ LEAST_WON_SHARE = 0.01  # of the level: a race that ends no lower has taught not
 class Lengths:
     """How long the trials are, and how many there are at most.
 
-    num_ramp_steps: of each seed's ramp. num_probes, num_probe_steps: constant values, on the first seed.
-    num_candidates: raced on the first seed; num_repeats: further race trials, of the two best on other seeds.
-    num_run_steps: of the run that the value is for; 0 where it is as long as a race.
+    num_ramp_steps: of each seed's ramp. num_probes, num_probe_steps: constant values, on the first
+    seed. num_candidates: raced on the first seed; num_repeats: further race trials, of the two best
+    on other seeds. num_run_steps: of the run that the value is for; 0 where it is as long as a
+    race.
     """
 
     num_seeds: int
@@ -56,11 +60,13 @@ class Lengths:
 
     @property
     def horizon_share(self) -> float:
-        """What a longer run leaves of a learning rate that was best in a race: the square root of the lengths' ratio, at least a third.
+        """What a longer run leaves of a learning rate that was best in a race: the square root of
+        the lengths' ratio, at least a third.
 
-        The best constant step of stochastic gradient descent falls with the square root of the number of steps (Nemirovski
-        et al. 2009, Robust stochastic approximation). On the digits a third was measured for a run of nine races; beyond
-        that the law was not: a third of the race's best lies about where the old rule has it, a tenth below the edge.
+        The best constant step of stochastic gradient descent falls with the square root of the
+        number of steps (Nemirovski et al. 2009, Robust stochastic approximation). On the digits a
+        third was measured for a run of nine races; beyond that the law was not: a third of the
+        race's best lies about where the old rule has it, a tenth below the edge.
         """
         return (
             min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps)))
@@ -79,7 +85,8 @@ class Lengths:
 def probe(
     trial: Trial, seed: int, grid: CandidateGrid, edge: float, lengths: Lengths
 ) -> tuple[float | None, float | None]:
-    """The largest constant value found stable and the smallest found unstable, by bisection around the edge.
+    """The largest constant value found stable and the smallest found unstable, by bisection around
+    the edge.
 
     None: no probe was so. On a quadratic bowl they close in on 2 / its largest curvature.
     """
@@ -105,7 +112,9 @@ def is_stable(curve: Curve) -> bool:
 
 
 def last_loss(curve: Curve) -> float:
-    """What a trial ended at: its last held-out loss; without a slice, the median of its last tenth; infinite if it diverged."""
+    """What a trial ended at: its last held-out loss; without a slice, the median of its last tenth;
+    infinite if it diverged.
+    """
     if curve.ended != "ramp":
         return math.inf
     held_out = curve.held_out[1]
@@ -118,10 +127,11 @@ def last_loss(curve: Curve) -> float:
 
 
 class CandidateGrid:
-    """The values that may be raced: values down from the ramp's last value, two values to a factor of APART.
+    """The values that may be raced: values down from the ramp's last value, two values to a factor
+    of APART.
 
-    They depend on the ramp alone, so that a spike in a curve does not move them. On an evenly spaced ramp the values are
-    evenly spaced too, sixteen of them.
+    They depend on the ramp alone, so that a spike in a curve does not move them. On an evenly
+    spaced ramp the values are evenly spaced too, sixteen of them.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -166,7 +176,9 @@ class CandidateSearch:
     start_loss: float | None = None
 
     def run(self, middle: float) -> None:
-        """Climb from the middle to a candidate that both neighbours lose against; look half-way; repeat the best two."""
+        """Climb from the middle to a candidate that both neighbours lose against; look half-way;
+        repeat the best two.
+        """
         start = self.grid.nearest(middle)
         while not self._may(start) and self.grid.has(start + 2):
             start += 2
@@ -188,7 +200,9 @@ class CandidateSearch:
         )
 
     def _race(self, index: int) -> bool:
-        """CandidateSearch a index on the first seed, unless it was, may not be, or none is left; was it raced now?"""
+        """CandidateSearch a index on the first seed, unless it was, may not be, or none is left;
+        was it raced now?
+        """
         if (
             index in self.losses
             or not self._may(index)
@@ -264,7 +278,9 @@ class CandidateSearch:
         )
 
     def _settled(self, best: int) -> int:
-        """The better of the best two over the seeds that both were raced on; the smaller where seeds disagree."""
+        """The better of the best two over the seeds that both were raced on; the smaller where
+        seeds disagree.
+        """
         repeated = [index for index, losses in self.losses.items() if len(losses) > 1]
         if len(repeated) < 2:
             return best
@@ -277,7 +293,8 @@ class CandidateSearch:
 def lengths_for(
     num_run_steps: int, num_seeds: int = 3, num_ramp_steps: int | None = None
 ) -> Lengths:
-    """The lengths for a run of num_run_steps: 200 steps a ramp on large data, fewer where the run itself is short.
+    """The lengths for a run of num_run_steps: 200 steps a ramp on large data, fewer where the run
+    itself is short.
 
     num_ramp_steps: asked for in place of that number; all other lengths follow it.
     """
@@ -306,10 +323,11 @@ def decide(
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
-    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. race_shape: [num_race_steps] shares
-    in [0, 1] of the candidate at each step of the race: the recipe's own schedule shrunk to so many steps; ones for a
-    scalar that has no schedule. curve: which of CURVES the rules read; the race is judged on the held-out loss where
-    there is one. is_rate: the values are learning rates, of which a long run takes smaller ones than a short race.
+    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. race_shape:
+    [num_race_steps] shares in [0, 1] of the candidate at each step of the race: the recipe's own
+    schedule shrunk to so many steps; ones for a scalar that has no schedule. curve: which of CURVES
+    the rules read; the race is judged on the held-out loss where there is one. is_rate: the values
+    are learning rates, of which a long run takes smaller ones than a short race.
     """
     curves: list[Curve] = []
 

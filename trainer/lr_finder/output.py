@@ -35,14 +35,18 @@ _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
 
 
 def run_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) -> str:
-    """`lr-find-<recipe>.v<N>-<model>-<data>-<6 hex of the run's science and of all that was asked>`."""
+    """`lr-find-<recipe>.v<N>-<model>-<data>-<6 hex of the run's science and of all that was
+    asked>`.
+    """
     science = plan.run_name(data_fingerprint).rpartition("-")[2]
     digest = hashlib.sha256(json.dumps([science, asked], sort_keys=True).encode()).hexdigest()[:6]
     return f"lr-find-{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-{digest}"
 
 
 class TrialFolder:
-    """Finished trials, one file each, so that a kill loses the one that was running. folder: None keeps them in memory."""
+    """Finished trials, one file each, so that a kill loses the one that was running. folder: None
+    keeps them in memory.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -73,7 +77,9 @@ def _trial_name(seed: int, values: np.ndarray, purpose: str) -> str:
 
 
 def write_results(found) -> None:
-    """Write curve.csv, the pictures, TensorBoard's events and, last, suggestion.json into a LRFinderResult's folder."""
+    """Write curve.csv, the pictures, TensorBoard's events and, last, suggestion.json into a
+    LRFinderResult's folder.
+    """
     folder = found.folder
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "curve.csv", curve_table(found.suggestion.curves).encode())
@@ -89,7 +95,9 @@ def write_results(found) -> None:
 
 
 def curve_table(curves: tuple[Curve, ...]) -> str:
-    """Every step of every trial as CSV, one line each; held_out_nats only where the slice was measured."""
+    """Every step of every trial as CSV, one line each; held_out_nats only where the slice was
+    measured.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -113,7 +121,9 @@ def curve_table(curves: tuple[Curve, ...]) -> str:
 
 
 def plain_suggestion(found) -> dict[str, Any]:
-    """A LRFinderResult as suggestion.json holds it: what was found, for what it holds, and how it was measured."""
+    """A LRFinderResult as suggestion.json holds it: what was found, for what it holds, and how it
+    was measured.
+    """
     suggestion, plan = found.suggestion, found.plan
     facts = {
         "value": suggestion.value,
@@ -258,7 +268,9 @@ def trial_line(curve: Curve, seconds: float | None) -> str:
 
 
 def result(out: Console, found) -> None:
-    """The whole answer: the plot, the rules, the race, the value and why, the batch it holds for, the command."""
+    """The whole answer: the plot, the rules, the race, the value and why, the batch it holds for,
+    the command.
+    """
     suggestion = found.suggestion
     out.print()
     for line in plot(found, plot_columns(out)):

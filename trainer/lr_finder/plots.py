@@ -29,7 +29,8 @@ _ROW_PX = 17  # between two rows of labels
 _AROUND_PX = (
     108,
     100,
-)  # above the panels, for the title and three rows of labels; below them, for the axis and the legend
+    # above the panels, for the title and three rows of labels; below them, for the axis and the legend
+)
 _PLOT_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 14, 30, 100
 _DOTS = (
     (0x01, 0x02, 0x04, 0x40),
@@ -38,7 +39,9 @@ _DOTS = (
 
 
 def median_curve(curves: list[Curve], which: str) -> tuple[np.ndarray, np.ndarray]:
-    """The median over ramps of their smoothed losses, at the values that at least half of them reached."""
+    """The median over ramps of their smoothed losses, at the values that at least half of them
+    reached.
+    """
     by_value: dict[float, list[float]] = {}
     for curve in curves:
         values, losses = series(curve, which)
@@ -57,7 +60,9 @@ def baseline_of(baselines: BaselineLosses, which: str) -> float | None:
 
 
 def draw(found):
-    """A LRFinderResult as a matplotlib Figure, 900 px wide: losses above, then the rules over seeds, then the race."""
+    """A LRFinderResult as a matplotlib Figure, 900 px wide: losses above, then the rules over
+    seeds, then the race.
+    """
     suggestion = found.suggestion
     ratios = [3.0, 1.05, 1.25] if suggestion.candidates else [3.0, 1.05]
     height_px = _AROUND_PX[0] + _AROUND_PX[1] + 95 * sum(ratios)
@@ -113,7 +118,9 @@ def is_even(values: np.ndarray) -> bool:
 
 
 def marks(found) -> list[tuple[float, str, str, float, str]]:
-    """The values that stand out: (value, colour, line style, line width, label), the most important first."""
+    """The values that stand out: (value, colour, line style, line width, label), the most important
+    first.
+    """
     suggestion, low, high = found.suggestion, found.values[0], found.values[-1]
     named = [
         (suggestion.value, GREEN, "-", 2.4, "recommended"),
@@ -153,7 +160,9 @@ def _draw_losses(panel, found) -> None:
 
 
 def _draw_baselines(panel, baselines, shown: tuple[str, ...]) -> list[float]:
-    """The levels of knowing nothing but the classes' shares: one line where both curves have the same."""
+    """The levels of knowing nothing but the classes' shares: one line where both curves have the
+    same.
+    """
     levels = {
         which: baseline_of(baselines, which)
         for which in shown
@@ -217,7 +226,9 @@ def _draw_race(panel, found) -> None:
 
 
 def _race_top(found) -> float:
-    """The highest loss that the race's panel shows: what is above it, or diverged, stands there as a triangle."""
+    """The highest loss that the race's panel shows: what is above it, or diverged, stands there as
+    a triangle.
+    """
     losses = [
         loss
         for one in found.suggestion.candidates
@@ -280,7 +291,9 @@ def plot_columns(out: Console) -> int:
 
 
 def plot(found, num_columns: int) -> list[Text]:
-    """The median curves over the ramp's values in braille dots, with lines where the value and the recipe's own one stand."""
+    """The median curves over the ramp's values in braille dots, with lines where the value and the
+    recipe's own one stand.
+    """
     ramps = [curve for curve in found.suggestion.curves if curve.purpose == "ramp"]
     asked = found.asked["curve"]
     drawn = [
@@ -310,7 +323,9 @@ def plot(found, num_columns: int) -> list[Text]:
 
 
 def _levels(curves: list[np.ndarray]) -> tuple[float, float]:
-    """The lowest and the highest loss shown: a little above where the curves start, whatever they end at."""
+    """The lowest and the highest loss shown: a little above where the curves start, whatever they
+    end at.
+    """
     low = min(float(losses.min()) for losses in curves)
     high = max(float(np.median(losses[: max(1, len(losses) // 5)])) for losses in curves)
     return low, high + 0.15 * ((high - low) or abs(high) or 1.0)
@@ -381,7 +396,9 @@ def _row(
 
 
 def _axis(found, column, num_columns: int) -> Text:
-    """Powers of ten below the plot, as many as fit; on an evenly spaced ramp the two ends and the middle."""
+    """Powers of ten below the plot, as many as fit; on an evenly spaced ramp the two ends and the
+    middle.
+    """
     first, last = float(found.values[0]), float(found.values[-1])
     if is_even(found.values):
         ticks = [first, (first + last) / 2, last]

@@ -44,7 +44,9 @@ class RampError(UserError):
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number of a recipe by its path. own: the recipe's value, None where it is off. is_whole: it takes no fractions."""
+    """A number of a recipe by its path. own: the recipe's value, None where it is off. is_whole: it
+    takes no fractions.
+    """
 
     label: str
     own: float | None
@@ -88,9 +90,11 @@ def without_schedule(recipe: Recipe) -> Recipe:
 
 
 def find_scalar(recipe: Recipe, text: str) -> Scalar:
-    """The number that ramp= means: a spacing means the learning rate, a last name that is there once its whole path.
+    """The number that ramp= means: a spacing means the learning rate, a last name that is there
+    once its whole path.
 
-    Raises RampError for what is no number, and for what has no meaning when it changes from step to step.
+    Raises RampError for what is no number, and for what has no meaning when it changes from step to
+    step.
     """
     page = tree.plain(recipe)
     label = RATE if text in SPACINGS else _whole_path(page, text)
@@ -152,9 +156,11 @@ def _is_whole(recipe: Recipe, label: str) -> bool:
 def ramp_values(
     recipe: Recipe, scalar: Scalar, text: str, low: float | None, high: float | None, num_steps: int
 ) -> np.ndarray:
-    """The values of a ramp's steps [num_steps], ascending: in equal ratios, or with ramp=linear in equal steps.
+    """The values of a ramp's steps [num_steps], ascending: in equal ratios, or with ramp=linear in
+    equal steps.
 
-    Other numbers than the learning rate go in equal ratios too where their range starts above 0 and is tenfold or more.
+    Other numbers than the learning rate go in equal ratios too where their range starts above 0 and
+    is tenfold or more.
 
     Raises RampError for a range that does not rise, or that the recipe cannot take.
     """
@@ -174,7 +180,9 @@ def ramp_values(
 def _range(
     recipe: Recipe, scalar: Scalar, low: float | None, high: float | None
 ) -> tuple[float, float]:
-    """The range as far as it was given, else a hundredth to a hundred times the recipe's value, as far as the recipe goes."""
+    """The range as far as it was given, else a hundredth to a hundred times the recipe's value, as
+    far as the recipe goes.
+    """
     if scalar.is_rate:
         return FROM if low is None else low, TO if high is None else high
     if low is not None and high is not None:
@@ -248,7 +256,9 @@ def _optimizer_of(plan: Plan, rate: float) -> torch.optim.Optimizer:
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
-    """What an optimizer reads at a step, group by group, but for weights and rate; then what it was built with."""
+    """What an optimizer reads at a step, group by group, but for weights and rate; then what it was
+    built with.
+    """
     groups = [
         {key: value for key, value in group.items() if key not in ("params", "lr")}
         for group in optimizer.param_groups
@@ -271,9 +281,9 @@ def _settings_of(model: nn.Module) -> list[tuple]:
 class HyperparameterSetter:
     """The scalar of one running trial, turned to a value before each step.
 
-    What the step reads from its plan (loss, smoothing, mixing, clipping, learning rate) comes with the plan. What the
-    optimizer holds is taken from one that is built anew. What stands in the model's modules comes with a model that is
-    built anew around the same weights.
+    What the step reads from its plan (loss, smoothing, mixing, clipping, learning rate) comes with
+    the plan. What the optimizer holds is taken from one that is built anew. What stands in the
+    model's modules comes with a model that is built anew around the same weights.
     """
 
     def __init__(self, scalar: Scalar, state: TrainingState) -> None:
@@ -281,7 +291,9 @@ class HyperparameterSetter:
         self._held = _hyperparameters(state.optimizer)
 
     def set(self, value: float, rate: float, peak: float) -> None:
-        """Set the scalar. rate: the learning rate of the step; peak: of the run that the step stands for."""
+        """Set the scalar. rate: the learning rate of the step; peak: of the run that the step
+        stands for.
+        """
         self.state.plan = self.scalar.plan_at(self.plan, value, rate)
         if self.scalar.section in ("model", "drop_path"):
             self._rebuild()

@@ -10,10 +10,12 @@ import numpy as np
 RULES = ("steepest", "valley", "minimum / 10", "edge / 10")
 CURVES = ("train", "heldout", "both")
 
-MOST_DISAGREEMENT = 3.0  # between seeds, and between the value and the nearest rule: beyond it there is no suggestion
+# between seeds, and between the value and the nearest rule: beyond it there is no suggestion
+MOST_DISAGREEMENT = 3.0
 LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
-LEAST_FALL_ERRORS = 6.0  # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
+# standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
+LEAST_FALL_ERRORS = 6.0
 LEAST_STEP_SHARE = 0.005  # of the fall: less is no step down a valley, a flat part has none
 TURNED_UP_SHARE = 0.1  # of the fall lost again: the edge
 SPIKE_STEPS, SPIKE_SCATTERS = (
@@ -26,10 +28,11 @@ SPIKE_STEPS, SPIKE_SCATTERS = (
 class Curve:
     """One trial, step by step as really taken: a step that fp16 skipped is not in it.
 
-    values: [n] the ramped scalar as used. losses: [n] training loss in nats, the mean over each step's images.
-    held_out: (steps [m] int, places in values; losses [m] in nats): after those steps, on the fixed slice of train.
-    start_loss: of the slice before the first step; None without a slice. ended: "ramp" (all values were taken),
-    "diverged" or "not a number". seed, purpose ("ramp", "probe" or "race"): what was asked for.
+    values: [n] the ramped scalar as used. losses: [n] training loss in nats, the mean over each
+    step's images. held_out: (steps [m] int, places in values; losses [m] in nats): after those
+    steps, on the fixed slice of train. start_loss: of the slice before the first step; None without
+    a slice. ended: "ramp" (all values were taken), "diverged" or "not a number". seed, purpose
+    ("ramp", "probe" or "race"): what was asked for.
     """
 
     values: np.ndarray
@@ -43,9 +46,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class BaselineLosses:
-    """The loss of the best constant logits, in nats: what is lost down to it is the bias being learned.
+    """The loss of the best constant logits, in nats: what is lost down to it is the bias being
+    learned.
 
-    train: under the training targets, mixed and smoothed; held_out: under the slice's. None: there is no such level.
+    train: under the training targets, mixed and smoothed; held_out: under the slice's. None: there
+    is no such level.
     """
 
     train: float | None = None
@@ -64,7 +69,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A value that was raced. losses: its loss after the last step in nats, by seed; infinite where it diverged."""
+    """A value that was raced. losses: its loss after the last step in nats, by seed; infinite where
+    it diverged.
+    """
 
     value: float
     losses: Mapping[int, float]
@@ -72,12 +79,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The recommended value and why, in one sentence; value is None where there is no reliable one, and why not.
+    """The recommended value and why, in one sentence; value is None where there is no reliable one,
+    and why not.
 
-    rules: what each of RULES finds, over seeds; None where most seeds find nothing. edge: where the ramp's loss turns
-    up, over seeds. stable, unstable: constant values between which a short run begins to grow; None where no probe
-    found it. candidates: what the race measured, values ascending. curves: every trial, in the order taken.
-    smoothing: share of the past in each step of the moving average, by the curve it smoothed.
+    rules: what each of RULES finds, over seeds; None where most seeds find nothing. edge: where the
+    ramp's loss turns up, over seeds. stable, unstable: constant values between which a short run
+    begins to grow; None where no probe found it. candidates: what the race measured, values
+    ascending. curves: every trial, in the order taken. smoothing: share of the past in each step of
+    the moving average, by the curve it smoothed.
     """
 
     value: float | None
@@ -94,8 +103,9 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one seed's curve says. rules: a value by each of RULES, None where it no value. edge: the last value
-    before the loss turned up for good, None where it never did. reason: why nothing can be read; empty where it can.
+    """What one seed's curve says. rules: a value by each of RULES, None where it no value. edge:
+    the last value before the loss turned up for good, None where it never did. reason: why nothing
+    can be read; empty where it can.
     """
 
     rules: Mapping[str, float | None]
@@ -104,16 +114,20 @@ class Reading:
 
 
 def smoothing_for(num_points: int) -> float:
-    """The share of the past in each step of the moving average: it spans about a twentieth of the curve."""
+    """The share of the past in each step of the moving average: it spans about a twentieth of the
+    curve.
+    """
     return max(0.0, 1 - 20 / num_points) if num_points else 0.0
 
 
 def smoothed(losses: np.ndarray, strength: float) -> np.ndarray:
-    """The exponential moving average of losses [n] over both sides of each point, so that it does not lag.
+    """The exponential moving average of losses [n] over both sides of each point, so that it does
+    not lag.
 
-    A point d steps away weighs strength ** d, and the weights of each point's neighbours are made to add up to 1 (the
-    correction of the bias). strength: in [0, 1); 0 averages nothing. Spikes of one or two steps are taken out first, and
-    the explosion at the end is cut at the start's level: it would bend all that is near it.
+    A point d steps away weighs strength ** d, and the weights of each point's neighbours are made
+    to add up to 1 (the correction of the bias). strength: in [0, 1); 0 averages nothing. Spikes of
+    one or two steps are taken out first, and the explosion at the end is cut at the start's level:
+    it would bend all that is near it.
     """
     calm = without_spikes(losses)
     cut = np.minimum(calm, start_of(calm))
@@ -137,7 +151,9 @@ def start_of(losses: np.ndarray) -> float:
 
 
 def without_spikes(losses: np.ndarray) -> np.ndarray:
-    """Losses [n] with single high points, far above those around them, brought down to the median of SPIKE_STEPS."""
+    """Losses [n] with single high points, far above those around them, brought down to the median
+    of SPIKE_STEPS.
+    """
     half = SPIKE_STEPS // 2
     if len(losses) <= half:
         return losses
@@ -150,7 +166,9 @@ def without_spikes(losses: np.ndarray) -> np.ndarray:
 
 
 def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values [m] and losses [m] of one of a trial's two curves, "train" or "heldout", as far as they are numbers."""
+    """Values [m] and losses [m] of one of a trial's two curves, "train" or "heldout", as far as
+    they are numbers.
+    """
     steps, losses = (
         (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
     )
@@ -161,10 +179,12 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
-    """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of what each says.
+    """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of
+    what each says.
 
-    No rule looks above the baseline: a fall down to it is the bias being learned. A curve that falls to the baseline only and
-    then turns up has an edge, and says nothing else: a short ramp may come no further.
+    No rule looks above the baseline: a fall down to it is the bias being learned. A curve that
+    falls to the baseline only and then turns up has an edge, and says nothing else: a short ramp
+    may come no further.
     """
     if which == "both":
         return _both(read(curve, baselines, "train"), read(curve, baselines, "heldout"))
@@ -227,16 +247,20 @@ def _mean(one: float | None, other: float | None) -> float | None:
 
 
 def _standard_error(losses: np.ndarray, strength: float) -> float:
-    """Of a point at an end of the smoothed curve. The noise is that of second differences, which hold little of a curve."""
+    """Of a point at an end of the smoothed curve. The noise is that of second differences, which
+    hold little of a curve.
+    """
     bends = np.diff(losses, 2) / np.sqrt(6)
     scatter = 1.4826 * float(np.median(np.abs(bends)))
     return scatter * float(np.sqrt((1 - strength) / (1 + strength)))
 
 
 def _edge(losses: np.ndarray, most: float, best: int, ended: str) -> int | None:
-    """The last step before the loss rose above `most` and never came back; None where it never rose.
+    """The last step before the loss rose above `most` and never came back; None where it never
+    rose.
 
-    Judged on running medians, which leave a sharp rise where it is; an average would begin to rise before it.
+    Judged on running medians, which leave a sharp rise where it is; an average would begin to rise
+    before it.
     """
     half = max(2, len(losses) // 40)
     around = np.lib.stride_tricks.sliding_window_view(
@@ -250,7 +274,9 @@ def _edge(losses: np.ndarray, most: float, best: int, ended: str) -> int | None:
 
 
 def _steepest(loss: np.ndarray, values: np.ndarray, first: int, best: int) -> int:
-    """Where the loss falls fastest with the logarithm of the value, from below the level to the lowest."""
+    """Where the loss falls fastest with the logarithm of the value, from below the level to the
+    lowest.
+    """
     if best - first < 2:
         return best
     place = np.log(values) if values[0] > 0 else values
@@ -259,7 +285,8 @@ def _steepest(loss: np.ndarray, values: np.ndarray, first: int, best: int) -> in
 
 
 def _valley(loss: np.ndarray, first: int, best: int) -> int:
-    """Two thirds into the longest run of falling points, where those between that rise again are left out.
+    """Two thirds into the longest run of falling points, where those between that rise again are
+    left out.
 
     loss: in units of its whole fall.
 
@@ -301,9 +328,11 @@ def trouble(readings: Sequence[Reading]) -> str:
 
 
 def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
-    """Why a value that follows from a race is not to be trusted: it lies beside all that the rules span.
+    """Why a value that follows from a race is not to be trusted: it lies beside all that the rules
+    span.
 
-    That is between a third of the lowest rule's value and three times the highest's, or half the edge where that is more.
+    That is between a third of the lowest rule's value and three times the highest's, or half the
+    edge where that is more.
     """
     found = {rule: one.median for rule, one in rules.items() if one}
     low, high = (

@@ -1,4 +1,6 @@
-"""One trial: from a seed's initial weights along the recipe's training path, with a given value at every step."""
+"""One trial: from a seed's initial weights along the recipe's training path, with a given value at
+every step.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,11 @@ class _Record:
         self.losses.append(loss)
 
     def has_diverged(self) -> bool:
-        """Does the median of the last losses lie further above the best than four times what was won until then?
+        """Does the median of the last losses lie further above the best than four times what was
+        won until then?
 
-        At least the start's own height is allowed: where nothing was won yet, noise would end the trial.
+        At least the start's own height is allowed: where nothing was won yet, noise would end the
+        trial.
         """
         if len(self.losses) < _WINDOW:
             return False
@@ -99,9 +103,10 @@ class _Record:
 class Trials:
     """Runs trials of one scalar; what a trial has found is kept, and it is never run twice.
 
-    plan: without a schedule, over what the slice leaves of train. peak: the recipe's learning rate. rate_shape: shares of
-    it in a race, where the scalar is another number; a ramp and a probe then stay at the peak. check: called before every
-    step, by all ranks; what it raises ends the trial. Ranks end together: what ends a trial is the same number on all.
+    plan: without a schedule, over what the slice leaves of train. peak: the recipe's learning rate.
+    rate_shape: shares of it in a race, where the scalar is another number; a ramp and a probe then
+    stay at the peak. check: called before every step, by all ranks; what it raises ends the trial.
+    Ranks end together: what ends a trial is the same number on all.
     """
 
     def __init__(
@@ -127,7 +132,9 @@ class Trials:
         self.held_out = HeldOut(plan, settings, data, ranks)
 
     def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
-        """The curve of one trial: an optimizer step with each value [N], in order, as far as the loss is a number."""
+        """The curve of one trial: an optimizer step with each value [N], in order, as far as the
+        loss is a number.
+        """
         facts = self.kept.read(seed, values, purpose) if self.ranks.is_first else None
         facts = self.ranks.broadcast(facts)
         was_kept = facts is not None
@@ -203,7 +210,9 @@ class Trials:
 
 
 def _step(state: TrainingState, window: Iterator, step: int) -> tuple[float, bool]:
-    """The loss of one optimizer step, and whether the weights were moved: fp16 skips what its scale makes infinite."""
+    """The loss of one optimizer step, and whether the weights were moved: fp16 skips what its scale
+    makes infinite.
+    """
     before = state.scaler.get_scale() if state.scaler.is_enabled() else 1.0
     loss = optimizer_step(state, window, step).item()
     return loss, not state.scaler.is_enabled() or state.scaler.get_scale() >= before
@@ -229,7 +238,9 @@ def curve_from_json(facts: dict[str, Any]) -> Curve:
 
 @contextmanager
 def untouched(device: str) -> Iterator[None]:
-    """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default type, GPU and cuDNN's choice."""
+    """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default
+    type, GPU and cuDNN's choice.
+    """
     gpus = _gpus_in_use(device)
     kept = (
         random.getstate(),

@@ -126,7 +126,8 @@ def _original_first(run: str) -> tuple[bool, str]:
     return is_repetition(run), run
 
 
-# ---- the index: run name -> data fingerprint, so that a large store is not read again for every table
+# ---- the index: run name -> data fingerprint, so that a large store is not read again for every
+# table
 
 _MIN_NEW_ROWS = 100  # below, reading them again costs less than rewriting the index
 

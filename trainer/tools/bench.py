@@ -1,4 +1,6 @@
-"""Measuring in turns: what each part of a step could do alone, so that a machine that grows slower grows slower for all."""
+"""Measuring in turns: what each part of a step could do alone, so that a machine that grows slower
+grows slower for all.
+"""
 
 from __future__ import annotations
 
@@ -59,10 +61,11 @@ def in_turns(
     clock: Callable[[], float] = time.perf_counter,
     bound_s: float = math.inf,
 ) -> dict[str, Rate]:
-    """The rate of every part. Each is called with the number of the round, and gives how many images it did.
+    """The rate of every part. Each is called with the number of the round, and gives how many
+    images it did.
 
-    clock: time.process_time counts what this process itself works, which a busy machine blurs less. bound_s: after so many
-    seconds no further round begins; one is there at least.
+    clock: time.process_time counts what this process itself works, which a busy machine blurs less.
+    bound_s: after so many seconds no further round begins; one is there at least.
     """
     taken: dict[str, list[float]] = {name: [] for name in parts}
     num_images: dict[str, int] = {}
@@ -86,10 +89,11 @@ def seconds_a_step(
     clock: Callable[[], float] = time.perf_counter,
     begin: Callable[[], None] = lambda: None,
 ) -> float:
-    """Seconds of one step: the mean of num_steps in a row, between which nothing waits for the device.
+    """Seconds of one step: the mean of num_steps in a row, between which nothing waits for the
+    device.
 
-    num_first: done before them, each waited for, one at least. bound_s: where all would take longer there are fewer of
-    both, one at least. begin: called where the counted ones begin.
+    num_first: done before them, each waited for, one at least. bound_s: where all would take longer
+    there are fewer of both, one at least. begin: called where the counted ones begin.
     """
     began = clock()
     for _ in range(max(1, num_first)):

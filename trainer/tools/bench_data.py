@@ -1,4 +1,6 @@
-"""JPEG files to measure on, where no data set is given: photos of an ImageNet image's size, cut from two sample photos."""
+"""JPEG files to measure on, where no data set is given: photos of an ImageNet image's size, cut
+from two sample photos.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def photos(folder: Path, num_files: int) -> list[Path]:
 
 
 def files_of(src: Path | None, folder: Path, num_photos: int = 64) -> list[Path]:
-    """The JPEG files of a folder, or of a tar, written out into `folder`; without either, photos made there.
+    """The JPEG files of a folder, or of a tar, written out into `folder`; without either, photos
+    made there.
 
     Raises DataError for a tar that is damaged.
     """

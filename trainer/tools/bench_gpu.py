@@ -1,4 +1,6 @@
-"""What a run does on a GPU, beside a loop of timm's parts in the same minutes: within a given time, however slow the machine."""
+"""What a run does on a GPU, beside a loop of timm's parts in the same minutes: within a given time,
+however slow the machine.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Turn:
-    """Seconds of a step in one turn, and the most memory that tensors held meanwhile, in MiB; None where it is not counted."""
+    """Seconds of a step in one turn, and the most memory that tensors held meanwhile, in MiB; None
+    where it is not counted.
+    """
 
     seconds: float
     peak_mib: float | None = None
@@ -67,7 +71,8 @@ def bench_page(
     seconds: float,
     clock: Clock | None = None,
 ) -> tuple[dict, Measured, list[Target]]:
-    """A plan's facts for a JSON file, what they were made of, and the targets; in about so many seconds.
+    """A plan's facts for a JSON file, what they were made of, and the targets; in about so many
+    seconds.
 
     folder: of the images, for timm's loader. num_rounds: of the parts and of the loops, at most.
     """
@@ -110,8 +115,8 @@ def in_rounds(
 ) -> dict[str, list[Turn]]:
     """By name, the turns of loops that take turns, the last one first in every second round.
 
-    A loop is called with the seconds that it may take for each thing it times. No round begins that would, by the longest
-    one so far, end after `seconds`; one is there at least.
+    A loop is called with the seconds that it may take for each thing it times. No round begins that
+    would, by the longest one so far, end after `seconds`; one is there at least.
     """
     began, longest_s = clock(), 0.0
     found: dict[str, list[Turn]] = {}
@@ -142,7 +147,9 @@ def _ours(
     clock: Clock,
     bound_s: float,
 ) -> dict[str, Turn]:
-    """A run's steps end to end, then with its workers gone the same step on data that lies on the device."""
+    """A run's steps end to end, then with its workers gone the same step on data that lies on the
+    device.
+    """
     memory = Memory(settings.device)
     state = TrainingState(plan, settings)
     whole_s = _whole_step_s(state, data, clock, bound_s, memory)
@@ -188,7 +195,9 @@ def _alone(
     seconds: float,
     clock: Clock,
 ) -> tuple[dict[str, Rate], dict[str, Rate], Floor]:
-    """The parts, but for the step that takes its turns with the loops; the optimizers; and the floor."""
+    """The parts, but for the step that takes its turns with the loops; the optimizers; and the
+    floor.
+    """
     began = clock()
     state = TrainingState(plan, settings)
     parts = parts_of(state, data)
@@ -201,7 +210,9 @@ def _alone(
 def optimizer_rates(
     state: TrainingState, loop: TimmLoop | None, clock: Clock, bound_s: float
 ) -> dict[str, Rate]:
-    """Steps of our optimizer and of timm's, clipping included, over gradients that mostly are not clipped."""
+    """Steps of our optimizer and of timm's, clipping included, over gradients that mostly are not
+    clipped.
+    """
 
     def ours() -> None:
         state.plan.recipe.optimizer.clip(state.model)
@@ -234,7 +245,9 @@ def _give_gradients(model: nn.Module) -> None:
 
 
 class Memory:
-    """The most memory that tensors hold on a GPU beyond what was there before; on the CPU nothing is counted."""
+    """The most memory that tensors hold on a GPU beyond what was there before; on the CPU nothing
+    is counted.
+    """
 
     def __init__(self, device: str) -> None:
         self._device = device if device.startswith("cuda") else None
@@ -244,7 +257,9 @@ class Memory:
             self._before = torch.cuda.memory_allocated(self._device)
 
     def restart(self) -> None:
-        """Forget what was held until now: trying algorithms takes more than the steps that use them."""
+        """Forget what was held until now: trying algorithms takes more than the steps that use
+        them.
+        """
         if self._device:
             torch.cuda.reset_peak_memory_stats(self._device)
 

@@ -1,4 +1,6 @@
-"""What each part of a run could do alone, and what the whole does: where the time goes, and what would help."""
+"""What each part of a run could do alone, and what the whole does: where the time goes, and what
+would help.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,8 @@ class Verdict:
     """What holds the run up, in words, and the numbers behind it.
 
     kind: "compute-bound", "data-bound", "shared" (neither), or "serial" (no workers).
-    limit: of the step alone, on data that lies on the device, in images/s. data: what the loader could deliver.
-    num_workers: that would keep up.
+    limit: of the step alone, on data that lies on the device, in images/s. data: what the loader
+    could deliver. num_workers: that would keep up.
     """
 
     kind: str
@@ -52,7 +54,9 @@ class Verdict:
 def measure(
     plan: Plan, settings: Settings, data: OpenedData, num_rounds: int, num_steps: int
 ) -> dict[str, Rate]:
-    """The rates of all parts, taking turns, then of so many whole steps in a row, which must not share the machine."""
+    """The rates of all parts, taking turns, then of so many whole steps in a row, which must not
+    share the machine.
+    """
     fast_algorithms(settings.device)
     state = TrainingState(plan, settings)
     rates = in_turns(parts_of(state, data), num_rounds, clock_of(settings))
@@ -154,7 +158,9 @@ def first_batch(plan: Plan, settings: Settings, data: OpenedData) -> MicroBatch:
 
 
 def step_alone(state: TrainingState, batch: MicroBatch) -> Callable[[int], int]:
-    """A call that does one whole step on a micro-batch, over and over, and gives its images: nothing to wait for."""
+    """A call that does one whole step on a micro-batch, over and over, and gives its images:
+    nothing to wait for.
+    """
     plan, steps = state.plan, itertools.count()
     device = state.settings.device
     there = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
@@ -170,9 +176,11 @@ def step_alone(state: TrainingState, batch: MicroBatch) -> Callable[[int], int]:
 
 
 def _decoding(plan: Plan, settings: Settings, data: OpenedData) -> Callable[[int], int]:
-    """A call that decodes a few images, in this process or in one thread of ffcv's, and gives their number.
+    """A call that decodes a few images, in this process or in one thread of ffcv's, and gives their
+    number.
 
-    ffcv's thread reads ahead: it is started and ended within the call, or it would work in the other parts' turns.
+    ffcv's thread reads ahead: it is started and ended within the call, or it would work in the
+    other parts' turns.
     """
     here = replace(settings, num_workers=0, device="cpu")
     stream = data.stream(plan, here)
@@ -226,9 +234,10 @@ def facts_of(plan: Plan, rates: dict[str, Rate], found: Verdict) -> dict:
     """What was measured of a plan, for a JSON file."""
     recipe = plan.recipe
     return {
-        "recipe": f"{recipe.name}.v{recipe.version}", "model": plan.model, "train_px": recipe.image.train_px,
-        "batch_images": recipe.batch.images, "norm_images": recipe.batch.norm_images,
-        "verdict": found.text, "limit_images_per_s": round(found.limit, 2), "loader_images_per_s": round(found.data, 2),
+        "recipe": f"{recipe.name}.v{recipe.version}", "model": plan.model,
+        "train_px": recipe.image.train_px, "batch_images": recipe.batch.images,
+        "norm_images": recipe.batch.norm_images, "verdict": found.text,
+        "limit_images_per_s": round(found.limit, 2), "loader_images_per_s": round(found.data, 2),
         "parts": {name: rate.as_facts() for name, rate in rates.items()},
     }  # fmt: skip
 
@@ -236,8 +245,9 @@ def facts_of(plan: Plan, rates: dict[str, Rate], found: Verdict) -> dict:
 def machine_facts(settings: Settings, data: OpenedData) -> dict:
     """Where and with what it was measured, for a JSON file."""
     return {
-        "device": provenance.device_name(settings.device), "precision": settings.precision, "num_workers": settings.num_workers,
-        "num_threads": settings.num_threads, "loader": data.loader_name(settings), "versions": provenance.versions(),
+        "device": provenance.device_name(settings.device), "precision": settings.precision,
+        "num_workers": settings.num_workers, "num_threads": settings.num_threads,
+        "loader": data.loader_name(settings), "versions": provenance.versions(),
     }  # fmt: skip
 
 

@@ -1,4 +1,6 @@
-"""What a run on a GPU costs at least, how near it comes, and what it was meant to reach: facts, and words for them."""
+"""What a run on a GPU costs at least, how near it comes, and what it was meant to reach: facts, and
+words for them.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ _PASSES = 3  # a backward pass counts as two forward ones: gradients of activati
 class Floor:
     """What must be done whatever does it.
 
-    gmacs: billions of multiply-adds of one image's forward pass. image_bytes: of an image as it goes to the device.
-    weight_bytes, gradient_bytes, state_bytes: of the model, and of what its optimizer keeps.
+    gmacs: billions of multiply-adds of one image's forward pass. image_bytes: of an image as it
+    goes to the device. weight_bytes, gradient_bytes, state_bytes: of the model, and of what its
+    optimizer keeps.
     """
 
     gmacs: float
@@ -65,9 +68,10 @@ class Target:
 class Measured:
     """All that was measured of one plan.
 
-    rates: of the parts, "step", "end to end" and, where there is such a loop, "timm's parts". optimizer: of the optimizers
-    alone, "ours" and "timm's"; their images are steps. peak_mib: of the two loops; None where memory is not counted.
-    against: why there is no loop of timm's parts, or "".
+    rates: of the parts, "step", "end to end" and, where there is such a loop, "timm's parts".
+    optimizer: of the optimizers alone, "ours" and "timm's"; their images are steps. peak_mib: of
+    the two loops; None where memory is not counted. against: why there is no loop of timm's parts,
+    or "".
     """
 
     optimizer_name: str
@@ -111,9 +115,10 @@ def floor_facts(found: Measured) -> dict:
         if name in ("model", "step", "end to end", "timm's parts")
     }
     facts = {
-        "gmacs_per_image": round(floor.gmacs, 4), "train_gflop_per_image": round(floor.train_gflop, 3), "image_bytes": floor.image_bytes,
-        "weight_bytes": floor.weight_bytes, "gradient_bytes": floor.gradient_bytes, "state_bytes": floor.state_bytes,
-        "optimizer_bytes_per_step": floor.optimizer_bytes,
+        "gmacs_per_image": round(floor.gmacs, 4),
+        "train_gflop_per_image": round(floor.train_gflop, 3), "image_bytes": floor.image_bytes,
+        "weight_bytes": floor.weight_bytes, "gradient_bytes": floor.gradient_bytes,
+        "state_bytes": floor.state_bytes, "optimizer_bytes_per_step": floor.optimizer_bytes,
         "tflop_per_s": {name: _round(rate.images_per_s * floor.train_gflop / 1e3) for name, rate in done.items()},
         "optimizer_gb_per_s": {name: _round(floor.optimizer_bytes / rate.image_ms / 1e6) for name, rate in found.optimizer.items()},
     }  # fmt: skip
@@ -134,7 +139,9 @@ def spread(values: list[float]) -> dict:
 
 
 def comparison_facts(found: Measured) -> dict:
-    """Ours against the step alone and against timm's parts: ratios over the turns, milliseconds, memory."""
+    """Ours against the step alone and against timm's parts: ratios over the turns, milliseconds,
+    memory.
+    """
     rates, facts = (
         found.rates,
         {"of_step": spread(ratios(found.rates["end to end"], found.rates["step"]))},

@@ -21,7 +21,9 @@ from trainer.recipe.plan import Plan
 
 _EPOCH_IMAGES = (
     1 << 18
-)  # of its loader, at least: it fills its queue anew at the end of each epoch, which ImageNet has seldom
+    # of its loader, at least: it fills its queue anew at the end of each epoch, which ImageNet has
+    # seldom
+)
 
 
 def reason_against(plan: Plan, folder: Path | None) -> str:
@@ -47,13 +49,16 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
 
 
 class TimmLoop:
-    """One training loop of timm's ImageDataset, create_loader, Mixup, loss, optimizer and ModelEmaV3, as its train.py joins them.
+    """One training loop of timm's ImageDataset, create_loader, Mixup, loss, optimizer and
+    ModelEmaV3, as its train.py joins them.
 
-    Images, batch, micro-batch, workers, precision and memory format are those of a run with the same plan and settings,
-    and so is the model. Repeats are left out: its processes decode each repeat anew, which is the work of another image.
+    Images, batch, micro-batch, workers, precision and memory format are those of a run with the
+    same plan and settings, and so is the model. Repeats are left out: its processes decode each
+    repeat anew, which is the work of another image.
 
-    has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a GPU.
-    stream: endless (images, labels) of micro-batches; whoever wants to watch it may put another in its place.
+    has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a
+    GPU. stream: endless (images, labels) of micro-batches; whoever wants to watch it may put
+    another in its place.
     """
 
     def __init__(
@@ -103,7 +108,9 @@ class TimmLoop:
             self.average.update(self.model)
 
     def clip(self) -> None:
-        """Cut down the gradients where the page wants it, unless the optimizer does: timm's Lamb is one."""
+        """Cut down the gradients where the page wants it, unless the optimizer does: timm's Lamb is
+        one.
+        """
         page = self.plan.recipe.optimizer
         if page.clip_global_norm is not None and not isinstance(page, Lamb):
             nn.utils.clip_grad_norm_(self.model.parameters(), page.clip_global_norm)
@@ -120,7 +127,9 @@ def timm_loader(
     has_prefetcher: bool,
     num_images: int = _EPOCH_IMAGES,
 ):
-    """timm's loader of a page's training images, in passes of at least so many, each of the folder's as often as any other."""
+    """timm's loader of a page's training images, in passes of at least so many, each of the
+    folder's as often as any other.
+    """
     from timm.data import ImageDataset, create_loader
 
     recipe, px = plan.recipe, plan.recipe.image.train_px
@@ -133,11 +142,14 @@ def timm_loader(
     images = ImageDataset(str(folder / "train"))
     images.reader.samples *= -(-num_images // len(images))
     return create_loader(
-        images, (3, px, px), recipe.batch.norm_images, is_training=True, hflip=0.5 if Flip in parts else 0.0, scale=crop.area,
-        ratio=crop.aspect, interpolation=crop.interpolation, auto_augment=_policy(drawn) if drawn else None, color_jitter=0.0,
-        re_prob=erasing.share if erasing else 0.0, re_mode="pixel" if erasing and erasing.fill == "noise" else "const",
-        mean=plan.profile.mean, std=plan.profile.std, num_workers=settings.num_workers, pin_memory=settings.device.startswith("cuda"),
-        use_prefetcher=has_prefetcher, device=torch.device(settings.device), persistent_workers=settings.num_workers > 0,
+        images, (3, px, px), recipe.batch.norm_images, is_training=True,
+        hflip=0.5 if Flip in parts else 0.0, scale=crop.area, ratio=crop.aspect,
+        interpolation=crop.interpolation, auto_augment=_policy(drawn) if drawn else None,
+        color_jitter=0.0, re_prob=erasing.share if erasing else 0.0,
+        re_mode="pixel" if erasing and erasing.fill == "noise" else "const",
+        mean=plan.profile.mean, std=plan.profile.std, num_workers=settings.num_workers,
+        pin_memory=settings.device.startswith("cuda"), use_prefetcher=has_prefetcher,
+        device=torch.device(settings.device), persistent_workers=settings.num_workers > 0,
     )  # fmt: skip
 
 

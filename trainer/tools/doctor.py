@@ -1,7 +1,8 @@
 """`make doctor`: does this machine run the suite, and what mends it where it does not?
 
-Every question is asked in a child process, one after the other, which says after each what it found: a package that
-raises, hangs or ends the process by a signal costs its own line, and the questions after it are asked by another child.
+Every question is asked in a child process, one after the other, which says after each what it
+found: a package that raises, hangs or ends the process by a signal costs its own line, and the
+questions after it are asked by another child.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _MARK = "\x1e"  # before a line of ours: packages write on standard output too
 
 @dataclass(frozen=True)
 class Probe:
-    """One question. is_needed: does the main job fail where it cannot be answered? remedy: what would mend that."""
+    """One question. is_needed: does the main job fail where it cannot be answered? remedy: what
+    would mend that.
+    """
 
     ask: Callable[[Asked], list[Finding]]
     is_needed: bool = True
@@ -77,7 +80,9 @@ def examine(asked: Asked, names: Sequence[str] = tuple(PROBES)) -> Iterator[Find
 
 
 class _Child:
-    """A process that asks some questions. asked_last: the one it came to; is_open: it ended before the answer; end: how."""
+    """A process that asks some questions. asked_last: the one it came to; is_open: it ended before
+    the answer; end: how.
+    """
 
     def __init__(self, asked: Asked, names: Sequence[str]) -> None:
         self.asked_last: str | None = None

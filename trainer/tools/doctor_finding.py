@@ -11,8 +11,8 @@ GOOD, ABSENT, BROKEN = "good", "absent", "broken"
 class Finding:
     """What was found of one thing, what was wanted, and the one command that mends it.
 
-    state: "good"; "absent", an optional thing that is missing or does less than it might; "broken", without it the main
-    job, `make recipe=A1 model=resnet50`, fails.
+    state: "good"; "absent", an optional thing that is missing or does less than it might; "broken",
+    without it the main job, `make recipe=A1 model=resnet50`, fails.
     """
 
     what: str

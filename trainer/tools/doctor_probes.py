@@ -1,4 +1,6 @@
-"""What `make doctor` asks of Python, the packages, the driver and the machine; nothing is imported before it is asked for."""
+"""What `make doctor` asks of Python, the packages, the driver and the machine; nothing is imported
+before it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ from trainer.base.provenance import PACKAGE_ROOT
 from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 OLDEST_PYTHON = (3, 11)
-# Three checkpoints of resnet50 under LAMB (weights and two moments, 282 MB) on the disk at a time, and the model.
+# Three checkpoints of resnet50 under LAMB (weights and two moments, 282 MB) on the disk at a time,
+# and the model.
 NEEDED_DISK_MIB = 1000
-# What 16 loader processes hold ready of 224 px images, two micro-batches of 128 each; docker's own limit is 64 MiB.
+# What 16 loader processes hold ready of 224 px images, two micro-batches of 128 each; docker's own
+# limit is 64 MiB.
 WANTED_SHARED_MIB = 1024
 
 _MODULES = {
@@ -52,7 +56,9 @@ def python(asked: Asked) -> list[Finding]:
 
 
 def requirements() -> dict[str, str]:
-    """What this suite needs, by distribution: `>=2.9,!=2.13.0`. As its checkout says now, else as it is installed."""
+    """What this suite needs, by distribution: `>=2.9,!=2.13.0`. As its checkout says now, else as
+    it is installed.
+    """
     project = PACKAGE_ROOT / "pyproject.toml"
     if project.exists():
         import tomllib
@@ -149,7 +155,9 @@ def install(name: str) -> str:
 
 
 def pair_warning() -> str | None:
-    """The line that says that torch and torchvision are known not to fit; None where they are not, or are not there."""
+    """The line that says that torch and torchvision are known not to fit; None where they are not,
+    or are not there.
+    """
     try:
         versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
         wanted = [
@@ -163,7 +171,9 @@ def pair_warning() -> str | None:
 
 
 def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
-    """What does not fit of two versions. wanted: torchvision's own requirement of torch, as its wheel states it."""
+    """What does not fit of two versions. wanted: torchvision's own requirement of torch, as its
+    wheel states it.
+    """
     from packaging.requirements import Requirement
     from packaging.version import Version
 

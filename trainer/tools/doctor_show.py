@@ -16,7 +16,9 @@ _STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}
 
 
 def answer_words(words: Sequence[str]) -> None:
-    """Answer `doctor` with these words behind it, and end the process; return where they are not all its own."""
+    """Answer `doctor` with these words behind it, and end the process; return where they are not
+    all its own.
+    """
     given = dict(word.removeprefix("--").partition("=")[::2] for word in _joined(words))
     if set(given) <= {"runs", "results"}:
         sys.exit(answer(Asked(**given)))

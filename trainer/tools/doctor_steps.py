@@ -1,4 +1,6 @@
-"""What `make doctor` tries out: an image decoded, the main job's first step on each device, the same step twice."""
+"""What `make doctor` tries out: an image decoded, the main job's first step on each device, the
+same step twice.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,8 @@ def _on(device: str) -> list[Finding]:
 
 
 def determinism(device: str, is_same: bool, median_s: float) -> Finding:
-    """The same steps in torch's determinism mode: are they the same bits there, and what does it cost?
+    """The same steps in torch's determinism mode: are they the same bits there, and what does it
+    cost?
 
     is_same: were they without it? median_s: the time of a step without it.
     """
@@ -119,7 +122,8 @@ def _judged(device: str, found: str, wanted: str, is_good: bool) -> Finding:
 
 
 def trained(device: str) -> tuple[str, list[float]]:
-    """The digest of the main job's weights after its first steps, and the time of each but the first.
+    """The digest of the main job's weights after its first steps, and the time of each but the
+    first.
 
     On the CPU it is the process's own time, so that a busy machine counts for nothing.
     """

@@ -76,7 +76,7 @@ def test_a_file_that_is_not_whole_is_refused_before_it_is_read(photos, how):
     facts["layout"] = 99 if how == "layout" else 1
     if how != "no json":
         path.with_suffix(".json").write_text("{" if how == "json" else json.dumps(facts))
-    with pytest.raises(DataError, match="`make data` anew"):
+    with pytest.raises(DataError, match="run `make data` again"):
         open_beton(photos, "train", 3)
 
 

@@ -117,8 +117,8 @@ class SyncBatchNorm(NormPart):
             )
         if settings.device == "cpu":
             raise PlanError(
-                'model.norm sync_batch_norm: joins ranks on GPUs alone; one rank, or set="model.norm={name: batch_norm, '
-                f'momentum: {self.momentum:g}, eps: {self.eps:g}, affine: true}}" would do'
+                'model.norm sync_batch_norm: joins ranks on GPUs alone; use one rank, or set="model.norm={name: batch_norm, '
+                f'momentum: {self.momentum:g}, eps: {self.eps:g}, affine: true}}"'
             )
 
 
