@@ -49,8 +49,10 @@ def _atheris():
         sentence = (
             "no atheris here: it comes with the extra test on Linux on x86-64, Python 3.11 to 3.13"
         )
-        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(
-            sentence
+        (
+            pytest.fail(sentence, pytrace=False)
+            if os.environ.get("RSB_CI") == "1"
+            else pytest.skip(sentence)
         )
 
 

@@ -218,7 +218,8 @@ def test_a_page_of_a_gigabyte_is_not_read(tmp_path):
 def test_a_data_set_has_a_name_that_may_stand_in_a_files(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\nmean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n"
+        "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\nmean: [0.5, 0.5, 0.5]\nstd: [0.2,"
+        " 0.2, 0.2]\n"
     )
     with pytest.raises(PageError, match=":1: name"):
         load_page(path, Profile)

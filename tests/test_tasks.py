@@ -17,7 +17,10 @@ from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step, train
 from trainer.tasks import Scores, Task, task_of
 
-SMALL = "batch.images=360 batch.norm_images=180 epochs=2 lr.warmup_epochs=1 average='{name: ema, decay: 0.9, every_steps: 2}'"
+SMALL = (
+    "batch.images=360 batch.norm_images=180 epochs=2 lr.warmup_epochs=1 average='{name: ema, decay:"
+    " 0.9, every_steps: 2}'"
+)
 SETTINGS = make_settings("cpu", workers="0")
 
 
@@ -49,9 +52,10 @@ class Regression(Task):
     num_sums = 2
 
     def prepare(self, batch):
-        return in_format(
-            inputs_of(self.plan, self.settings, batch), self.settings
-        ), batch.labels.float()
+        return (
+            in_format(inputs_of(self.plan, self.settings, batch), self.settings),
+            batch.labels.float(),
+        )
 
     def loss(self, model, inputs, targets):
         return functional.mse_loss(model(inputs)[:, 0], targets)

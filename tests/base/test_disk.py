@@ -37,11 +37,12 @@ def test_one_line_a_minute_says_all_that_is_not_written_and_one_that_it_is_over(
     assert len(lines) == 3  # at once, after 60 s, after 120 s
     assert (
         lines[0]
-        == "runs/x: cannot write metrics.jsonl (No space left on device); training goes on and tries again"
+        == "runs/x: cannot write metrics.jsonl (No space left on device); training goes on and"
+        " tries again"
     )
     assert (
-        "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last one there is that of step 30)"
-        in lines[1]
+        "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last"
+        " one there is that of step 30)" in lines[1]
     )
     troubles.note("metrics.jsonl", None)
     assert len(lines) == 3
@@ -92,7 +93,9 @@ def test_a_run_that_cannot_begin_is_one_line(tmp_path):
     with (
         pytest.raises(
             UserError,
-            match=r"runs/x: cannot write there \(No space left on device\); check free space.*runs=",
+            match=(
+                r"runs/x: cannot write there \(No space left on device\); check free space.*runs="
+            ),
         ) as caught,
         must_write(Path("runs/x")),
     ):

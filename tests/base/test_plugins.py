@@ -204,8 +204,9 @@ def test_a_format_of_files_is_read_here_and_in_a_process_that_has_loaded_nothing
     )
     assert sent.returncode == 0, sent.stderr.decode()
     read = (
-        "import io, pickle, sys; from PIL import Image; index = pickle.load(sys.stdin.buffer);"
-        "print(index.num_images, [Image.open(io.BytesIO(index.path(i).read_bytes())).getpixel((0, 0)) for i in range(12)])"
+        "import io, pickle, sys; from PIL import Image; index ="
+        " pickle.load(sys.stdin.buffer);print(index.num_images,"
+        " [Image.open(io.BytesIO(index.path(i).read_bytes())).getpixel((0, 0)) for i in range(12)])"
     )
     there = variables | {"RSB_PLUGINS": str(EXTRAS)}
     found = subprocess.run(

@@ -82,10 +82,12 @@ def main() -> None:
         )
     over_s = sweep_s - own_s
     print(
-        f"{len(rows)} runs of {own_s / len(rows):.1f} s on average; the sweep took {sweep_s:.1f} s, {over_s:.1f} s more than its runs"
+        f"{len(rows)} runs of {own_s / len(rows):.1f} s on average; the sweep took {sweep_s:.1f} s,"
+        f" {over_s:.1f} s more than its runs"
     )
     print(
-        f"overhead {100 * over_s / own_s:.2f} % of these runs, {100 * over_s / (len(rows) * LEAST_S):.2f} % of as many one-minute runs"
+        f"overhead {100 * over_s / own_s:.2f} % of these runs,"
+        f" {100 * over_s / (len(rows) * LEAST_S):.2f} % of as many one-minute runs"
     )
 
 

@@ -138,14 +138,18 @@ def as_markdown(facts: dict) -> str:
     lines += [f"{facts['device']}, {facts['num_cores']} cores, torch {facts['torch']}; {facts['model']}, page {facts['recipe']}, {facts['set']}; a checkpoint of {facts['mib']} MiB "
               f"every {facts['every_s']:g} s. {facts['num_rounds']} rounds of blocks of {facts['block_s']:.1f} s, in turns.", ""]  # fmt: skip
     lines += [
-        "| a block with a checkpoint takes longer by | median | shortest to longest | of the time between two |",
+        (
+            "| a block with a checkpoint takes longer by | median | shortest to longest | of the"
+            " time between two |"
+        ),
         "|---|---|---|---|",
     ]
     names = {"beside": "written beside the steps", "waited": "waited for"}
     for kind, name in names.items():
         median, low, high = facts["extra_s"][kind]
         lines.append(
-            f"| {name} | {median:+.3f} s | {low:+.3f} to {high:+.3f} s | {facts['extra_pct'][kind]:+.2f} % |"
+            f"| {name} | {median:+.3f} s | {low:+.3f} to {high:+.3f} s |"
+            f" {facts['extra_pct'][kind]:+.2f} % |"
         )
     lines += ["", f"The step stands still for {facts['still_s']:.3f} s; the writer takes {facts['took_s']:.2f} s beside it and {facts['writer_s']:.2f} s of one of "
               f"{facts['num_cores']} cores: **{facts['most_pct']:.2f} %** where all of them are busy.", ""]  # fmt: skip

@@ -53,7 +53,10 @@ class Timed:
 
 def plan_over(folder: Path, px: int, batch: int) -> Plan:
     """A3 on a resnet18, long enough for any number of steps."""
-    overrides = f"image.train_px={px} image.test_px={px} batch.images={batch} batch.norm_images={batch} epochs=1000 lr.peak=1e-3 lr.warmup_epochs=null lr.warmup_from=null"
+    overrides = (
+        f"image.train_px={px} image.test_px={px} batch.images={batch} batch.norm_images={batch}"
+        " epochs=1000 lr.peak=1e-3 lr.warmup_epochs=null lr.warmup_from=null"
+    )
     return plan_of(Job("A3", "resnet18", str(folder), None, 0, overrides))
 
 
@@ -92,20 +95,28 @@ def as_markdown(facts: dict) -> str:
     lines = [
         "# A whole training loop, beside one of timm's parts",
         "",
-        f"{facts['device']}, {facts['num_threads']} threads and {facts['num_workers']} loader process; resnet18, page A3, {facts['px']} px, "
-        f"batch {facts['batch']}, {facts['num_files']} JPEG files ({facts['source']}); timm {facts['timm']}, torch {facts['torch']}. "
-        f"{facts['num_rounds']} rounds of {facts['num_steps']} steps in turns.",
+        (
+            f"{facts['device']}, {facts['num_threads']} threads and {facts['num_workers']} loader"
+            f" process; resnet18, page A3, {facts['px']} px, batch {facts['batch']},"
+            f" {facts['num_files']} JPEG files ({facts['source']}); timm {facts['timm']}, torch"
+            f" {facts['torch']}. {facts['num_rounds']} rounds of {facts['num_steps']} steps in"
+            " turns."
+        ),
         "",
         "| loop | images/s, median | slowest to fastest | waiting for data |",
         "|---|---|---|---|",
     ]
     for row in facts["rows"]:
         lines.append(
-            f"| {row['who']} | {row['images_per_s']:.1f} | {row['low']:.1f} to {row['high']:.1f} | {row['wait_pct']:.1f} % |"
+            f"| {row['who']} | {row['images_per_s']:.1f} | {row['low']:.1f} to {row['high']:.1f} |"
+            f" {row['wait_pct']:.1f} % |"
         )
     lines += [
         "",
-        f"ours / timm, median of the rounds: **{facts['ratio']:.2f}** ({facts['ratio_low']:.2f} to {facts['ratio_high']:.2f})",
+        (
+            f"ours / timm, median of the rounds: **{facts['ratio']:.2f}** ({facts['ratio_low']:.2f}"
+            f" to {facts['ratio_high']:.2f})"
+        ),
         "",
     ]
     return "\n".join(lines)

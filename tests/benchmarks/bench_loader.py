@@ -202,7 +202,8 @@ def _table(rows: list[dict]) -> list[str]:
     for row in rows:
         spread = f"{row['low_images_per_s']:.0f} to {row['high_images_per_s']:.0f}"
         lines.append(
-            f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} | {row['image_ms']:.2f} | {row['x_timm']:.2f} |"
+            f"| {row['stage']} | {row['who']} | {row['images_per_s']:.0f} | {spread} |"
+            f" {row['image_ms']:.2f} | {row['x_timm']:.2f} |"
         )
     return lines
 
@@ -226,7 +227,8 @@ def main() -> None:
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; use a folder or a tar of JPEG files")
         print(
-            f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single parts, {given.rounds} times each in turns ...",
+            f"loaders on {len(files)} JPEG files: passes of {given.images} images, then single"
+            f" parts, {given.rounds} times each in turns ...",
             flush=True,
         )
         whole = measured(

@@ -92,7 +92,8 @@ def main() -> None:
     medians_ms = measure(candidates(options.device), options.num_rounds, options.device)
     yardstick_ms = next(iter(medians_ms.values()))
     print(
-        f"torch {torch.__version__}, timm {timm.__version__}, {options.device}, {options.num_threads} threads"
+        f"torch {torch.__version__}, timm {timm.__version__}, {options.device},"
+        f" {options.num_threads} threads"
     )
     print(f"{'one step over 161 tensors':28}{'ms':>8}{'x timm':>8}")
     for name, median_ms in medians_ms.items():

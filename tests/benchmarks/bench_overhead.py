@@ -86,7 +86,8 @@ def main() -> None:
         print(f"{name:6} {rate:8.1f} images/s")
     middle = statistics.median(ratios)
     print(
-        f"suite / bare: median {middle:.3f} of {len(ratios)} rounds, from {ratios[0]:.3f} to {ratios[-1]:.3f}"
+        f"suite / bare: median {middle:.3f} of {len(ratios)} rounds, from {ratios[0]:.3f} to"
+        f" {ratios[-1]:.3f}"
     )
     print(
         json.dumps(

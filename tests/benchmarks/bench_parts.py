@@ -104,7 +104,8 @@ def as_markdown(facts: dict) -> str:
     for row in sorted(facts["rows"], key=lambda row: row["ratio"]):
         low, high = row["quartiles"]
         lines.append(
-            f"| {row['name']} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} | {row['median_ms']:.1f} |"
+            f"| {row['name']} | {row['ratio']:.3f} | {low:.3f} to {high:.3f} |"
+            f" {row['median_ms']:.1f} |"
         )
     return "\n".join([*lines, ""])
 

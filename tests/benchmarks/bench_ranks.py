@@ -94,7 +94,8 @@ def as_markdown(facts: dict) -> str:
               f"{facts['num_rounds']} rounds of {facts['num_steps']} steps in turns; both end with the same loss.", ""]  # fmt: skip
     lines += ["| | images/s, median | quartiles |", "|---|---|---|"]
     lines += [
-        f"| {kind} | {rate['images_per_s']:.1f} | {rate['low_images_per_s']:.1f} to {rate['high_images_per_s']:.1f} |"
+        f"| {kind} | {rate['images_per_s']:.1f} | {rate['low_images_per_s']:.1f} to"
+        f" {rate['high_images_per_s']:.1f} |"
         for kind, rate in facts["rates"].items()
     ]
     low, high = facts["cost_quartiles_pct"]
@@ -102,7 +103,10 @@ def as_markdown(facts: dict) -> str:
         [
             *lines,
             "",
-            f"One rank costs **{facts['cost_pct']:+.2f} %** (median of the rounds; quartiles {low:+.2f} to {high:+.2f} %).",
+            (
+                f"One rank costs **{facts['cost_pct']:+.2f} %** (median of the rounds; quartiles"
+                f" {low:+.2f} to {high:+.2f} %)."
+            ),
             "",
         ]
     )

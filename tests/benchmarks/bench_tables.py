@@ -60,7 +60,10 @@ def run(results: Path, cache: Path, *words: str) -> str:
         *words,
     ]
     # the most memory of a child is only told of all children together: one process for each
-    script = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    script = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True,"
+        " stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, command)],
         cwd=ROOT,
@@ -71,7 +74,10 @@ def run(results: Path, cache: Path, *words: str) -> str:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return f"{time.perf_counter() - started_s:6.2f} s  {cpu_s:6.2f} processor s  {int(done.stdout) / 1024:6.0f} MiB"
+    return (
+        f"{time.perf_counter() - started_s:6.2f} s  {cpu_s:6.2f} processor s "
+        f" {int(done.stdout) / 1024:6.0f} MiB"
+    )
 
 
 def main() -> None:

@@ -63,7 +63,10 @@ def whole_loaders(
 
 
 def _plan(root: Path, train_px: int, batch_images: int) -> Plan:
-    words = f"image.train_px={train_px} batch.images={NUM_MICRO_BATCHES * batch_images} batch.norm_images={batch_images} epochs=10000 "
+    words = (
+        f"image.train_px={train_px} batch.images={NUM_MICRO_BATCHES * batch_images}"
+        f" batch.norm_images={batch_images} epochs=10000 "
+    )
     return plan_of(
         Job(
             "A2",

@@ -25,7 +25,10 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
     ours, theirs = (
         {row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts")
     )
-    measured = f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; waits for data {ours['wait_pct']:.1f} % of the time"
+    measured = (
+        f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; waits for data"
+        f" {ours['wait_pct']:.1f} % of the time"
+    )
     yield (
         f"a whole A3 loop, resnet18, {found['px']} px from JPEG files",
         measured,
@@ -48,7 +51,10 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
         link,
     )
     found, link = _facts(bench, "checkpoints-cpu")
-    measured = f"{found['most_pct']:.2f} % time, all cores busy ({found['extra_pct']['beside']:+.2f} % seen)"
+    measured = (
+        f"{found['most_pct']:.2f} % time, all cores busy ({found['extra_pct']['beside']:+.2f} %"
+        " seen)"
+    )
     yield (
         f"a checkpoint every {found['every_s']:g} s, {found['model']}, {found['mib']} MiB",
         measured,
@@ -56,7 +62,10 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
         link,
     )
     found, link = _facts(bench, "scale")
-    measured = f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; opening {found['opening_s']:.2f} s"
+    measured = (
+        f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; opening"
+        f" {found['opening_s']:.2f} s"
+    )
     yield f"{found['num_images'] / 1e6:g} million images", measured, "", link
     found, link = _facts(bench, "run-cpu")
     yield (
@@ -80,7 +89,10 @@ def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
             row = rates[stage, who]
             measured = f"{row['images_per_s']:.0f} images/s, {row['x_timm']:.2f} x"
             yield (
-                f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes, {stage}: {name}",
+                (
+                    f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes,"
+                    f" {stage}: {name}"
+                ),
                 measured,
                 beside,
                 link,

@@ -38,8 +38,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 SEEDS = (0, 1, 2, 3)
 SET = (
-    "epochs=2 batch.images=16 batch.norm_images=8 lr.warmup_epochs=null lr.warmup_from=null image.train_px=32 image.test_px=32 "
-    "average='{name: ema, decay: 0.9, every_steps: 2}'"
+    "epochs=2 batch.images=16 batch.norm_images=8 lr.warmup_epochs=null lr.warmup_from=null"
+    " image.train_px=32 image.test_px=32 average='{name: ema, decay: 0.9, every_steps: 2}'"
 )
 IMAGES = {"train": 192, "val": 48}  # of the digits
 STOPPED = 75
@@ -142,7 +142,8 @@ class Soak:
         for what, value in self.expected[seed].items():
             if found.get(what) != value:
                 self.fault(
-                    f"seed {seed}: {what} differs: {differing(found.get(what), value)}; printed {shorten(printed.read_text()[-300:])}"
+                    f"seed {seed}: {what} differs: {differing(found.get(what), value)}; printed"
+                    f" {shorten(printed.read_text()[-300:])}"
                 )
 
     def fault(self, text: str) -> None:
@@ -212,7 +213,8 @@ def undisturbed(context, soak: Soak, place: Path) -> float:
         took.append(time.monotonic() - began)
         if process.exitcode:
             raise SystemExit(
-                f"error: the undisturbed run of seed {seed} ended with {process.exitcode}: {(place / 'printed.txt').read_text()}"
+                f"error: the undisturbed run of seed {seed} ended with {process.exitcode}:"
+                f" {(place / 'printed.txt').read_text()}"
             )
         soak.check(folder, seed, place / "printed.txt")
     return statistics.median(took)
@@ -270,7 +272,8 @@ class Counted:
         if not self.pipe.poll(HANGS * usual_s):
             self.process.kill()
             raise SystemExit(
-                f"error: the process that lives to the end hangs, or is gone, in a run of seed {seed}"
+                "error: the process that lives to the end hangs, or is gone, in a run of seed"
+                f" {seed}"
             )
         code, found = self.pipe.recv()
         soak.held.append(found)
@@ -305,8 +308,12 @@ def table(soak: Soak, seconds: float, asked) -> str:
     lines = [
         "# A soak: many runs, killed at random, and nothing lost",
         "",
-        f"`python tests/benchmarks/soak.py --runs {asked.runs} --seed {asked.seed}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}"
-        f"{' with changes' if is_dirty else ''}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes: {IMAGES['train']} of the digits as an image folder, test_resnet, two epochs, a checkpoint after every step.",
+        (
+            f"`python tests/benchmarks/soak.py --runs {asked.runs} --seed {asked.seed}`,"
+            f" {datetime.now(UTC):%Y-%m-%d}, commit {commit}{' with changes' if is_dirty else ''},"
+            f" {os.cpu_count()} cores, {seconds / 60:.0f} minutes: {IMAGES['train']} of the digits"
+            " as an image folder, test_resnet, two epochs, a checkpoint after every step."
+        ),
         "",
         "| | |",
         "|---|---|",
@@ -336,7 +343,8 @@ def held_lines(held: list[dict]) -> list[str]:
     }.items():
         values = [one[name] for one in held[FREE:]] or [0]
         lines.append(
-            f"| {title} | {values[0]:,} | {statistics.median(values):,.0f} | {values[-1]:,} | {growth(held, name):+.3f} |"
+            f"| {title} | {values[0]:,} | {statistics.median(values):,.0f} | {values[-1]:,} |"
+            f" {growth(held, name):+.3f} |"
         )
     return lines
 
@@ -376,7 +384,8 @@ def main() -> int:
             shutil.rmtree(place / "run")
             if number % 10 == 9:
                 print(
-                    f"{number + 1} runs, {dict(soak.ends)}, {len(soak.faults)} faults, {soak.held[-1]}",
+                    f"{number + 1} runs, {dict(soak.ends)}, {len(soak.faults)} faults,"
+                    f" {soak.held[-1]}",
                     flush=True,
                 )
         lives.pipe.send(None)

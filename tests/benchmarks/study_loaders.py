@@ -111,7 +111,8 @@ def page(results: Path) -> str:
         ours, theirs = torch_rows[seed], ffcv_rows[seed]
         far = theirs["top1_pct"] - ours["top1_pct"]
         lines.append(
-            f"| {seed} | {ours['top1_pct']:.2f} | {theirs['top1_pct']:.2f} | {far:+.2f} | `{ours['run']}` |"
+            f"| {seed} | {ours['top1_pct']:.2f} | {theirs['top1_pct']:.2f} | {far:+.2f} |"
+            f" `{ours['run']}` |"
         )
     scores, others = (
         [rows[seed]["top1_pct"] for seed in seeds] for rows in (torch_rows, ffcv_rows)
@@ -135,10 +136,11 @@ def verdict(scores: list[float], others: list[float]) -> str:
     )
     is_equivalent = max(abs(mean - half), abs(mean + half)) < spread
     return (
-        f"Mean difference {mean:+.2f} points, 90 % interval {mean - half:+.2f} to {mean + half:+.2f}; the torch loader's scores span "
-        f"{spread:.2f} points ({min(scores):.2f} to {max(scores):.2f}), ffcv's {max(others) - min(others):.2f}. The interval lies "
-        f"{'within' if is_equivalent else '**not** within'} the spread over seeds: the two are {'' if is_equivalent else '**not** '}"
-        "shown to be equivalent at 5 %."
+        f"Mean difference {mean:+.2f} points, 90 % interval {mean - half:+.2f} to"
+        f" {mean + half:+.2f}; the torch loader's scores span {spread:.2f} points"
+        f" ({min(scores):.2f} to {max(scores):.2f}), ffcv's {max(others) - min(others):.2f}. The"
+        f" interval lies {'within' if is_equivalent else '**not** within'} the spread over seeds:"
+        f" the two are {'' if is_equivalent else '**not** '}shown to be equivalent at 5 %."
     )
 
 

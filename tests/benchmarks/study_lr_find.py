@@ -261,7 +261,8 @@ def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
                     return EXIT_STOPPED
                 write_page(Store(results))
                 print(
-                    f"{pair} lr.peak={peak_text(peak)} seed {seed}: {Store(results).score(pair, peak, seed)}",
+                    f"{pair} lr.peak={peak_text(peak)} seed {seed}:"
+                    f" {Store(results).score(pair, peak, seed)}",
                     flush=True,
                 )
     return EXIT_DONE
@@ -343,9 +344,11 @@ def rules_table(store: Store) -> str:
     ]
     for rule in (OURS, *foreign_rules.RULES):
         values = [
-            store.range_test(pair)["value"]
-            if rule == OURS
-            else foreign(store.range_test(pair))[rule]
+            (
+                store.range_test(pair)["value"]
+                if rule == OURS
+                else foreign(store.range_test(pair))[rule]
+            )
             for pair in pairs
         ]
         distances = [
@@ -358,7 +361,8 @@ def rules_table(store: Store) -> str:
         known = sorted(far for far in distances if far is not None)
         middle = (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2 if known else None
         lines.append(
-            f"| {rule} | {' | '.join(cells)} | {shown(middle)} | {shown(max(known, default=None))} |"
+            f"| {rule} | {' | '.join(cells)} | {shown(middle)} |"
+            f" {shown(max(known, default=None))} |"
         )
     return "\n".join(lines)
 
@@ -379,7 +383,8 @@ def seeds_table(store: Store) -> str:
             mean = None if None in scores else sum(scores) / len(scores)
             cells = [shown(score) for score in (*scores, mean)]
             lines.append(
-                f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} | {OURS if peak == value else ''} |"
+                f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} |"
+                f" {OURS if peak == value else ''} |"
             )
     return "\n".join(lines)
 

@@ -20,9 +20,10 @@ PX, CLASSES = 30, 7
 
 def micro_batch(num_images=6, px=PX):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(num_images, 3, px, px, generator=generator), torch.arange(
-        num_images
-    ) * 3 % CLASSES
+    return (
+        torch.randn(num_images, 3, px, px, generator=generator),
+        torch.arange(num_images) * 3 % CLASSES,
+    )
 
 
 def draws_of(step):

@@ -18,7 +18,8 @@ from trainer.distributed.gradients import Gradients
 SMOOTH = "'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}}' lr.peak=5e-4 "
 EVERYTHING = (
     SMOOTH
-    + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9, every_steps: 1}'"
+    + "batch.images=32 batch.norm_images=8 batch.drop_last=false average='{name: ema, decay: 0.9,"
+    " every_steps: 1}'"
 )
 # a last step of 5 images: 2 micro-batches, of 3 and of 2 images, so that two of four ranks have
 # none
@@ -148,7 +149,10 @@ def test_the_gradient_is_that_of_the_whole_step_in_one_piece(num_ranks, norm_ima
     "norm",
     [
         "",
-        "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'",
+        (
+            "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1,"
+            " statistics: estimated}}'"
+        ),
     ],
     ids=["batch_norm", "estimated"],
 )
@@ -169,8 +173,8 @@ def test_any_number_of_ranks_counts_the_same_images():
 
 
 RUN = (
-    SMOOTH
-    + "batch.images=128 batch.norm_images=16 epochs=2 average='{name: ema, decay: 0.9, every_steps: 2}'"
+    SMOOTH + "batch.images=128 batch.norm_images=16 epochs=2 average='{name: ema, decay: 0.9,"
+    " every_steps: 2}'"
 )
 
 

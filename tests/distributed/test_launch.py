@@ -135,7 +135,10 @@ def test_a_world_that_does_not_divide_is_refused_with_what_would():
     plan = small_plan(overrides="batch.images=32 batch.norm_images=32")
     with pytest.raises(
         PlanError,
-        match=r'= 1 micro-batch cannot be shared by 2 ranks; use 1 rank, or set="batch.norm_images=16"',
+        match=(
+            r"= 1 micro-batch cannot be shared by 2 ranks; use 1 rank, or"
+            r' set="batch.norm_images=16"'
+        ),
     ):
         make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
 

@@ -149,7 +149,10 @@ def until(process: subprocess.Popen, found: str) -> list[str]:
 
 def pausing(folder: Path, rank: int) -> dict[str, str]:
     """The environment of a launcher whose rank stops (SIGSTOP) before it has imported anything."""
-    text = f"import os, signal\nif os.environ.get('RANK') == '{rank}':\n    os.kill(os.getpid(), signal.SIGSTOP)\n"
+    text = (
+        f"import os, signal\nif os.environ.get('RANK') == '{rank}':\n    os.kill(os.getpid(),"
+        " signal.SIGSTOP)\n"
+    )
     (folder / "sitecustomize.py").write_text(text)
     return {
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -28,11 +28,14 @@ from trainer.recipe.plan import check_settings, make_plan
 from trainer.runs.job import deviation_of_memory
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
-SMOOTH = "drop_path=null lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu}%s}'"
+SMOOTH = (
+    "drop_path=null lr.peak=5e-4 'model={stem: {name: patchify, patch_px: 4}, activation: {name:"
+    " silu}%s}'"
+)
 GROUPS = SMOOTH % ", norm: {name: group_norm, groups: 4, eps: 1e-5}"
 ESTIMATED = (
-    SMOOTH
-    % ", norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}"
+    SMOOTH % ", norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics:"
+    " estimated}"
 )
 BATCH = SMOOTH % ""
 
@@ -265,8 +268,8 @@ DRAWS = "drop_path=0.3 "
         ),
         (
             "test_resnet",
-            DRAWS
-            + "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1, statistics: estimated}}'",
+            DRAWS + "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1,"
+            " statistics: estimated}}'",
         ),
         ("test_convnext", DRAWS),
     ],

@@ -316,8 +316,14 @@ def test_accumulated_gradients_equal_those_of_the_whole_step():
         torch.testing.assert_close(grads[25][name], grad, rtol=0, atol=1e-5 * scale.item())
 
 
-JSD = "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"
-GROWTH = "'image.growth={from_px: 24, from_epoch: 0.5, to_epoch: 1.5, multiple_px: 4, updated: per_step}'"
+JSD = (
+    "mix=null repeats=null augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name:"
+    " ce}}'"
+)
+GROWTH = (
+    "'image.growth={from_px: 24, from_epoch: 0.5, to_epoch: 1.5, multiple_px: 4, updated:"
+    " per_step}'"
+)
 
 
 def test_splits_enter_the_model_one_after_another_the_plain_one_first():

@@ -121,8 +121,10 @@ def test_nothing_is_dropped_while_it_is_measured(cut):
 def test_weights_that_are_no_numbers_leave_the_running_statistics_alone(cut):
     held_out, net, _ = measured("", "test_resnet", cut)
     with torch.no_grad():
-        net.conv1[0].weight.fill_(math.nan) if hasattr(
-            net.conv1, "__getitem__"
-        ) else net.conv1.weight.fill_(math.nan)
+        (
+            net.conv1[0].weight.fill_(math.nan)
+            if hasattr(net.conv1, "__getitem__")
+            else net.conv1.weight.fill_(math.nan)
+        )
     assert math.isnan(held_out.loss(net))
     assert all(torch.isfinite(buffer).all() for buffer in net.buffers())

@@ -231,7 +231,10 @@ def test_yaml_that_misleads_is_refused_at_its_line(old, new, line, words):
         ),
         (
             Profile,
-            "name: a b\nnum_classes: 2\nnum_train: 5\nnum_val: 5\nmean: [0, 0, 0]\nstd: [1, 1, 1]\n",
+            (
+                "name: a b\nnum_classes: 2\nnum_train: 5\nnum_val: 5\nmean: [0, 0, 0]\nstd: [1, 1,"
+                " 1]\n"
+            ),
             "write letters, digits and . +",
         ),
     ],

@@ -185,7 +185,9 @@ def test_splits_are_not_mixed():
     ):
         imagenet(
             "A2",
-            overrides="augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: bce}}'",
+            overrides=(
+                "augment_splits=3 'loss={name: jensen_shannon, weight: 12, loss: {name: bce}}'"
+            ),
         )
 
 
@@ -347,7 +349,10 @@ def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():
         (
             16,
             16,
-            'model.norm.images 16: the 16 images .* which is batch_norm; use set="model.norm.images=8"',
+            (
+                "model.norm.images 16: the 16 images .* which is batch_norm; use"
+                ' set="model.norm.images=8"'
+            ),
         ),
         (16, 15, "one virtual batch"),  # the one image that is left joins it
         (2, 2, "batch.norm_images of 4 or more"),

@@ -113,7 +113,10 @@ def test_positions_are_those_of_the_page():
         ),
         (
             "  - {name: flip}\n",
-            "  - {name: random_erasing, share: 0.1, area: [0.1, 0.2], aspect: [0.5, 2.0], fill: mean}\n",
+            (
+                "  - {name: random_erasing, share: 0.1, area: [0.1, 0.2], aspect: [0.5, 2.0], fill:"
+                " mean}\n"
+            ),
             "- name: rand_augment",
             r"rand_augment \(pixels\) comes after random_erasing \(normalized\); move it before",
         ),

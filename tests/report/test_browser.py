@@ -32,7 +32,8 @@ def names(tab, table=0):
     """The cells' names as they are shown, of one of the page's sortable tables."""
     rows = f"Array.from(document.querySelectorAll('table[data-table]')[{table}].tBodies[0].rows)"
     return tab.js(
-        f"{rows}.filter((row) => row.getClientRects().length).map((row) => (row.querySelector('th bdi') || row.querySelector('th')).textContent.split(' (')[0])"
+        f"{rows}.filter((row) => row.getClientRects().length).map((row) => (row.querySelector('th"
+        " bdi') || row.querySelector('th')).textContent.split(' (')[0])"
     )
 
 
@@ -50,7 +51,8 @@ def test_the_report_logs_nothing_and_requests_nothing(browser, pages, name, dark
         assert (tab.js("getComputedStyle(document.body).backgroundColor") == dark_ground) is dark
         if name == "hostile":
             shown = tab.js(
-                "Array.from(document.querySelectorAll('table[data-table=results] tbody th > bdi'), (one) => one.textContent)"
+                "Array.from(document.querySelectorAll('table[data-table=results] tbody th > bdi'),"
+                " (one) => one.textContent)"
             )
             assert shown == [text.replace("\r", "") for text in HOSTILE]
 
@@ -188,7 +190,8 @@ def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, 
         }))"""
         assert tab.js(smallest_px) >= 9
         plots = tab.js(
-            "Array.from(document.querySelectorAll('.forest .plot'), (one) => Math.round(one.getBoundingClientRect().width))"
+            "Array.from(document.querySelectorAll('.forest .plot'), (one) =>"
+            " Math.round(one.getBoundingClientRect().width))"
         )
         assert max(plots) - min(plots) <= 1 and min(plots) > 0.4 * width_px, (
             "ticks stand over the lines they belong to"
@@ -227,7 +230,8 @@ def test_a_printed_page_is_light_whole_and_without_controls(browser, pages):
             assert tab.js(f"document.querySelector('{selector}').checkVisibility()") is False
         assert (
             tab.js(
-                "Array.from(document.querySelectorAll('.scroll'), (one) => getComputedStyle(one).overflowX)[0]"
+                "Array.from(document.querySelectorAll('.scroll'), (one) =>"
+                " getComputedStyle(one).overflowX)[0]"
             )
             == "visible"
         )
@@ -250,14 +254,17 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
         )
         assert tab.js("document.querySelectorAll('*').length") < 45_000
         sort_ms = tab.js(
-            "(() => { const start = performance.now(); document.querySelector('table[data-table=runs] th:nth-child(4) button').click(); document.body.offsetHeight; return performance.now() - start; })()"
+            "(() => { const start = performance.now();"
+            " document.querySelector('table[data-table=runs] th:nth-child(4) button').click();"
+            " document.body.offsetHeight; return performance.now() - start; })()"
         )
         assert names(tab, table=1)[:1] == tab.js(
             "[document.querySelector('table[data-table=runs] tbody th').textContent]"
         )
         assert tab.errors == []
     print(
-        f"2000 rows: {len(text.encode()) / 2**20:.2f} MiB, rendered in {rendered_s:.2f} s, open after {timing['loadEventEnd']:.0f} ms, sorted in {sort_ms:.0f} ms"
+        f"2000 rows: {len(text.encode()) / 2**20:.2f} MiB, rendered in {rendered_s:.2f} s, open"
+        f" after {timing['loadEventEnd']:.0f} ms, sorted in {sort_ms:.0f} ms"
     )
 
 

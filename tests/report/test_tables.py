@@ -274,6 +274,7 @@ def test_every_seed_has_its_commands():
     first, second = table.cells[0].seeds
     assert (
         first.command
-        == 'make recipe=A2 model=resnet18 data=digits seed=0 set="model.activation={name: swish} epochs=3"'
+        == 'make recipe=A2 model=resnet18 data=digits seed=0 set="model.activation={name: swish}'
+        ' epochs=3"'
     )
     assert first.reproduce == f"make reproduce row={first.row.run}" and second.reproduce == ""

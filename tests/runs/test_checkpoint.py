@@ -79,7 +79,10 @@ def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatc
         patch.setattr(reader, failing)
         with pytest.raises(
             UserError,
-            match=r"step_000000002.pt: cannot be read \(Input/output error\); the same command goes on",
+            match=(
+                r"step_000000002.pt: cannot be read \(Input/output error\); the same command"
+                r" goes on"
+            ),
         ):
             load_checkpoint(tmp_path, silent)
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 2

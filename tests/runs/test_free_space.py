@@ -54,7 +54,10 @@ def test_a_disk_that_is_too_small_is_one_line_with_what_is_needed_and_what_is_th
     check_free(tmp_path / "run", 9 * MIB, 0, 12 * MIB)  # 3 * 9 + 12 = 39
     with pytest.raises(
         UserError,
-        match=r"will need 40 MiB there \(3 checkpoints of 9.0 MiB, the model, curves\), and 39 MiB are free",
+        match=(
+            r"will need 40 MiB there \(3 checkpoints of 9.0 MiB, the model, curves\), and 39 MiB"
+            r" are free"
+        ),
     ) as caught:
         check_free(tmp_path / "run", 9 * MIB, 0, 13 * MIB)
     assert "\n" not in str(caught.value) and "runs=" in str(caught.value)

@@ -94,7 +94,10 @@ def test_one_of_two_ranks_killed_at_random_moments_ends_the_same(tmp_path):
     """In a step either of them, while it writes the first, which alone writes; in the evaluation
     the second.
     """
-    flags = "batch.images=128 batch.norm_images=32 epochs=1 average='{name: ema, decay: 0.9, every_steps: 2}'"
+    flags = (
+        "batch.images=128 batch.norm_images=32 epochs=1 average='{name: ema, decay: 0.9,"
+        " every_steps: 2}'"
+    )
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     expected = ranked.end_of(ranked.whole_run, 2, str(undisturbed), flags, timeout_s=400)[0].value
     draw = random.Random(4)

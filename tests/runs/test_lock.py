@@ -92,7 +92,8 @@ def test_the_same_process_is_refused_too(tmp_path):
         assert own.path.exists()
         # to look around must not drop the lock: another process still sees it
         with other(
-            "import sys; from trainer.runs.lock import try_acquire; print(try_acquire(sys.argv[1]))",
+            "import sys; from trainer.runs.lock import try_acquire;"
+            " print(try_acquire(sys.argv[1]))",
             tmp_path,
         ) as process:
             assert process.stdout.read() == "None\n"
@@ -180,7 +181,8 @@ def test_a_lock_is_put_back_where_its_folder_was_removed(tmp_path):
         own.check()  # before a step, or before anything is written
         assert owner_of(folder).pid == os.getpid()
         with other(
-            "import sys; from trainer.runs.lock import try_acquire; print(try_acquire(sys.argv[1]))",
+            "import sys; from trainer.runs.lock import try_acquire;"
+            " print(try_acquire(sys.argv[1]))",
             folder,
         ) as process:
             assert process.stdout.read() == "None\n"

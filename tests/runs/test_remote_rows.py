@@ -65,7 +65,9 @@ def test_a_store_that_does_not_answer_is_asked_again(url, tmp_path, monkeypatch,
     if num_errors == 3:
         with pytest.raises(
             UserError,
-            match=r"results=memory://.*: does not answer \(reset by peer\); the same command goes on",
+            match=(
+                r"results=memory://.*: does not answer \(reset by peer\); the same command goes on"
+            ),
         ):
             push_missing(url, tmp_path / "rows")
     push_missing(url, tmp_path / "rows")

@@ -91,9 +91,11 @@ def test_an_old_row_whose_texts_were_rounded_is_refused_but_for_its_run_folder(t
     plan = plan_of(job)
     made = row_of(job, is_old=True)
     rounded = [
-        change.model_copy(update={"after": f"{float(change.after):.6g}"})
-        if change.origin == "set"
-        else change
+        (
+            change.model_copy(update={"after": f"{float(change.after):.6g}"})
+            if change.origin == "set"
+            else change
+        )
         for change in made.deviations
     ]
     made = made.model_copy(update={"deviations": tuple(rounded)})
@@ -264,7 +266,8 @@ def test_a_short_run_is_made_again_bit_for_bit(tmp_path):
         "0",
     ]
     overrides = small_set(
-        "epochs=1 batch.images=256 batch.norm_images=256 lr.warmup_epochs=null lr.warmup_from=null lr.peak=0.0012345678 drop_path=0.12345678901234568"
+        "epochs=1 batch.images=256 batch.norm_images=256 lr.warmup_epochs=null lr.warmup_from=null"
+        " lr.peak=0.0012345678 drop_path=0.12345678901234568"
     )
     assert (
         rsb(

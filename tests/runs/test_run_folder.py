@@ -20,7 +20,10 @@ from trainer.runs.export import is_timms, weights_digest
 from trainer.runs.job import Job, plan_of, run_job, write_plan
 from trainer.runs.run_folder import open_model, plan_of_run
 
-CHANGED = "'model.norm={name: group_norm, groups: 16, eps: 1e-5}' 'model.activation={name: prelu, slope: 0.25}'"
+CHANGED = (
+    "'model.norm={name: group_norm, groups: 16, eps: 1e-5}' 'model.activation={name: prelu, slope:"
+    " 0.25}'"
+)
 
 
 @pytest.fixture(scope="module")

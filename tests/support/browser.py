@@ -18,7 +18,11 @@ from pathlib import Path
 
 import pytest
 
-FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe --hide-scrollbars"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run"
+    " --disable-background-networking --disable-component-update --disable-sync"
+    " --disable-dev-shm-usage --remote-debugging-pipe --hide-scrollbars"
+)
 KEYS = {"Tab": ("Tab", 9, ""), "Enter": ("Enter", 13, "\r"), "Space": (" ", 32, " ")}
 _MOST_S = 60  # until an answer is given up
 
@@ -31,7 +35,10 @@ def chromium() -> str:
         or shutil.which("google-chrome")
     )
     if found is None:
-        sentence = "no Chromium here: apt-get install -y --no-install-recommends chromium, and the report is tested in it"
+        sentence = (
+            "no Chromium here: apt-get install -y --no-install-recommends chromium, and the report"
+            " is tested in it"
+        )
         pytest.fail(sentence) if os.environ.get("RSB_CI") == "1" else pytest.skip(sentence)
     return found
 
@@ -163,9 +170,14 @@ class Tab:
     def click(self, selector: str) -> None:
         """A real click on the middle of an element."""
         self.js(
-            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center', inline: 'center', behavior: 'instant'}})"
+            f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center',"
+            " inline: 'center', behavior: 'instant'})"
         )
-        box = f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
+        box = (
+            "(() => { const b ="
+            f" document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [b.x"
+            " + b.width / 2, b.y + b.height / 2]; })()"
+        )
         x, y = self.js(box)
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self(

@@ -26,8 +26,8 @@ NUM_STEPS = 22  # 2 epochs of 180 // 16
 # mixing, accumulation (4 micro-batches), repeats, an average and stochastic depth, all at once, on
 # few and small images
 SET = (
-    "epochs=2 batch.images=16 batch.norm_images=4 lr.warmup_epochs=1 image.train_px=32 image.test_px=32 "
-    "average='{name: ema, decay: 0.9, every_steps: 2}'"
+    "epochs=2 batch.images=16 batch.norm_images=4 lr.warmup_epochs=1 image.train_px=32"
+    " image.test_px=32 average='{name: ema, decay: 0.9, every_steps: 2}'"
 )
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["support.forked"])

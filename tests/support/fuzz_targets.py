@@ -70,7 +70,10 @@ def pages(mutate: Mutator, folder: Path):
 
 def profiles(mutate: Mutator, folder: Path):
     """Profiles of a user's own, and words of data=."""
-    page = "name: mine\nnum_classes: 10\nnum_train: 1000\nnum_val: 100\nmean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\nadapt: {train_px: 32, epochs: 3}\n"
+    page = (
+        "name: mine\nnum_classes: 10\nnum_train: 1000\nnum_val: 100\nmean: [0.5, 0.5, 0.5]\nstd:"
+        " [0.2, 0.2, 0.2]\nadapt: {train_px: 32, epochs: 3}\n"
+    )
     path = folder / "mine.yaml"
     while True:
         path.write_text(mutate.text(page), errors="surrogatepass")
@@ -274,9 +277,11 @@ def run_folders(mutate: Mutator, folder: Path):
             path.write_bytes(
                 content
                 if path != damaged
-                else mutate.json(json.loads(content))
-                if path.suffix == ".json"
-                else mutate.bytes(content)
+                else (
+                    mutate.json(json.loads(content))
+                    if path.suffix == ".json"
+                    else mutate.bytes(content)
+                )
             )
         yield read
 

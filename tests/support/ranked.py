@@ -263,9 +263,10 @@ def diverging(ranks, folder: str, bad_rank: int) -> dict:
 
     def preparing(task, batch):
         images, targets = made(task, batch)
-        return images * (
-            float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1
-        ), targets
+        return (
+            images * (float("nan") if ranks.rank == bad_rank and number["step"] == 7 else 1),
+            targets,
+        )
 
     def stepping(state, window, place):
         number["step"] = place
@@ -275,7 +276,8 @@ def diverging(ranks, folder: str, bad_rank: int) -> dict:
     return whole_run(
         ranks,
         folder,
-        "batch.images=32 batch.norm_images=8 epochs=2 average='{name: ema, decay: 0.9, every_steps: 1}'",
+        "batch.images=32 batch.norm_images=8 epochs=2 average='{name: ema, decay: 0.9,"
+        " every_steps: 1}'",
     )
 
 

@@ -56,12 +56,17 @@ def refuse_without() -> None:
     lacking = [name for name in _PROGRAMS if _program(name) is None]
     sentence = None
     if lacking:
-        sentence = f"no {lacking[0]} here: apt-get install -y --no-install-recommends slurm-wlm munge, and job files are tested on a real Slurm"
+        sentence = (
+            f"no {lacking[0]} here: apt-get install -y --no-install-recommends slurm-wlm munge, and"
+            " job files are tested on a real Slurm"
+        )
     elif os.geteuid():
         sentence = "Slurm's daemons want root: as root, job files are tested on a real Slurm"
     if sentence:
-        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(
-            sentence
+        (
+            pytest.fail(sentence, pytrace=False)
+            if os.environ.get("RSB_CI") == "1"
+            else pytest.skip(sentence)
         )
 
 

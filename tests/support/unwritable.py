@@ -22,7 +22,8 @@ JOB = Job(
     "A2",
     "test_resnet",
     overrides=small_set(
-        "epochs=1 batch.images=96 batch.norm_images=48 'average={name: ema, decay: 0.9, every_steps: 1}'"
+        "epochs=1 batch.images=96 batch.norm_images=48 'average={name: ema, decay: 0.9,"
+        " every_steps: 1}'"
     ),
 )
 NUM_STEPS = 14  # 1437 // 96

@@ -89,7 +89,9 @@ class Ingredient(Page):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source, handler):
-        """Of a kind: any of its components, by the name in the data and the registry as it then is."""
+        """Of a kind: any of its components, by the name in the data and the registry as it then
+        is.
+        """
         if not is_kind(cls):
             return handler(source)
         return core_schema.with_info_plain_validator_function(cls._chosen, serialization=_AS_IT_IS)
@@ -139,7 +141,8 @@ def _register(name: str, cls: type[Ingredient]) -> None:
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise ComponentError(
-            f"{where}: a {cls.kind} needs {missing}; write {'them' if ', ' in missing else 'it'} as {cls.__mro__[1].__name__} says"
+            f"{where}: a {cls.kind} needs {missing}; write {'them' if ', ' in missing else 'it'} as"
+            f" {cls.__mro__[1].__name__} says"
         )
     of = [base for base in cls.__mro__ if is_kind(base)]
     for kind in of:
@@ -148,7 +151,8 @@ def _register(name: str, cls: type[Ingredient]) -> None:
         # one before
         if there is not None and f"{there.__module__}.{there.__qualname__}" != where:
             raise ComponentError(
-                f"{where}: the {kind.kind} {name} is {there.__module__}.{there.__qualname__} already; choose another name"
+                f"{where}: the {kind.kind} {name} is {there.__module__}.{there.__qualname__}"
+                " already; choose another name"
             )
     for kind in of:
         _REGISTRY[kind][name] = cls

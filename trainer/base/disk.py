@@ -34,12 +34,15 @@ def must_write(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write there ({why(error)}); check free space and permissions, or use runs=<another folder>"
+            f"{folder}: cannot write there ({why(error)}); check free space and permissions, or use"
+            " runs=<another folder>"
         ) from None
 
 
 class Troubles:
-    """What the disk does not take: said at once, then once a minute, and when all of it is written."""
+    """What the disk does not take: said at once, then once a minute, and when all of it is
+    written.
+    """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
@@ -60,7 +63,8 @@ class Troubles:
         if self._texts and time.monotonic() - self._said_s >= SAY_S:
             self._said_s = time.monotonic()  # first: what is said goes to a file on the same disk
             self._say(
-                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on and tries again"
+                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on"
+                " and tries again"
             )
 
 

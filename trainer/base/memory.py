@@ -36,7 +36,10 @@ def line_of(error: BaseException) -> str | None:
         return printable(str(error))
     if isinstance(error, RuntimeError) and is_memory_full(error):
         said = printable(str(error).partition("\n")[0])
-        return f"out of memory: {said}; use fewer images at once (batch.norm_images), or a device with more memory"
+        return (
+            f"out of memory: {said}; use fewer images at once (batch.norm_images), or a device with"
+            " more memory"
+        )
     return None
 
 

@@ -74,7 +74,8 @@ def make_settings(
 
     if micro_batch not in MICRO_BATCHES:
         raise UserError(
-            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid: page, auto"
+            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
+            " page, auto"
         )
     check_loader(loader)
     if compile and activation_checkpointing:
@@ -133,7 +134,8 @@ def _resolve_precision(precision: str, on_gpu: bool) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision not in PRECISIONS:
         raise UserError(
-            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto, {', '.join(PRECISIONS)}"
+            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto,"
+            f" {', '.join(PRECISIONS)}"
         )
     if precision == "fp16" and not on_gpu:
         raise UserError("precision=fp16: needs a GPU (its gradient scaler); use precision=float32")

@@ -62,7 +62,9 @@ class StopRequest:
 
 
 class EarlySignals:
-    """A context that notes the signals for the StopRequest that is made in it once all is imported."""
+    """A context that notes the signals for the StopRequest that is made in it once all is
+    imported.
+    """
 
     def __init__(self) -> None:
         self.seen: list[str] = []

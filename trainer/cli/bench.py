@@ -122,7 +122,8 @@ def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
 
     out = open_terminal(120)
     out.print(
-        f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many whole steps ...",
+        f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many"
+        " whole steps ...",
         markup=False,
     )
     rates = measure(plan, settings, data, num_rounds, num_steps=num_rounds)
@@ -150,7 +151,8 @@ def measure_on_gpu(
 
     out = open_terminal(120)
     out.print(
-        f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about {BOUND_S / 60:.0f} minutes",
+        f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about"
+        f" {BOUND_S / 60:.0f} minutes",
         markup=False,
     )
     facts = (
@@ -167,7 +169,8 @@ def measure_on_gpu(
         facts["took_s"] = round(time.perf_counter() - began_s, 1)
         _write(results, settings, facts)
         out.print(
-            f"\n{plan.model} by {page['recipe']}, {page['train_px']} px, {page['batch_images']} images a step",
+            f"\n{plan.model} by {page['recipe']}, {page['train_px']} px, {page['batch_images']}"
+            " images a step",
             markup=False,
         )
         out.print(table_of(found.rates, found.rates["step"].images_per_s))

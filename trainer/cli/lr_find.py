@@ -50,7 +50,10 @@ def lr_find(
     ramp: Annotated[
         str,
         typer.Option(
-            help="exponential or linear, of the learning rate; or any other number of the recipe: weight_decay."
+            help=(
+                "exponential or linear, of the learning rate; or any other number of the recipe:"
+                " weight_decay."
+            )
         ),
     ] = "exponential",
     curve: Annotated[

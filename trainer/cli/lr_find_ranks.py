@@ -75,7 +75,8 @@ def _find(
             found = run(setup, log=lines, check=lambda: ranks.check(stop), ranks=ranks)
         except Stopped as signal_name:
             out.print(
-                f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; rerun the same command to resume",
+                f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; rerun"
+                " the same command to resume",
                 markup=False,
             )
             return EXIT_STOPPED

@@ -1,4 +1,6 @@
-"""The program, its options, each declared once, and how what a user wrote wrong becomes one line."""
+"""The program, its options, each declared once, and how what a user wrote wrong becomes one
+line.
+"""
 
 from __future__ import annotations
 

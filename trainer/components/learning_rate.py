@@ -57,7 +57,8 @@ class LearningRate(Page):
             )
         if lengths and self.schedule.has_own_warmup:
             raise ValueError(
-                f"{self.schedule.name} holds its own warm-up: leave {lengths[0]} and warmup_from out"
+                f"{self.schedule.name} holds its own warm-up: leave {lengths[0]} and"
+                " warmup_from out"
             )
         return self
 
@@ -65,7 +66,8 @@ class LearningRate(Page):
     def _peak_is_highest(self) -> Self:
         if self.warmup_from is not None and self.warmup_from > self.peak:
             raise ValueError(
-                f"warmup_from {self.warmup_from:g} is above the peak {self.peak:g}: start at or below it"
+                f"warmup_from {self.warmup_from:g} is above the peak {self.peak:g}: start at or"
+                " below it"
             )
         end = self.schedule.end_rate()
         if end > self.peak:

@@ -226,7 +226,9 @@ class JensenShannon(Loss):
     example: ClassVar[dict[str, Any]] = {"weight": 12.0, "loss": {"name": "ce"}}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of one micro-batch: logits [S * B, K] and targets [B, K] to a scalar, in nats."""
+        """The loss of one micro-batch: logits [S * B, K] and targets [B, K] to a scalar, in
+        nats.
+        """
         splits = logits.to(targets.dtype).unflatten(0, (-1, len(targets)))
         loss = self.loss(splits[0], targets)
         return loss if len(splits) == 1 else loss + self.weight * self._divergence(splits)

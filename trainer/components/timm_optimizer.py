@@ -42,7 +42,8 @@ def class_of(name: str) -> type[torch.optim.Optimizer]:
         )
     if "kron" in name:
         raise ValueError(
-            f"{name} draws random numbers of its own, which no seed of a run reaches: take another optimizer"
+            f"{name} draws random numbers of its own, which no seed of a run reaches: take another"
+            " optimizer"
         )
     if info.second_order:
         raise ValueError(
@@ -91,7 +92,8 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     if missing:
         its_own = ", ".join(f"{key} (timm: {_shown(value)})" for key, value in missing.items())
         raise ValueError(
-            f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is implied"
+            f"fields has no {its_own}; write {'them' if len(missing) > 1 else 'it'}: no number is"
+            " implied"
         )
     try:
         build(name, [{"params": [torch.zeros(1, 1, requires_grad=True)]}], 1.0, fields)
@@ -136,7 +138,10 @@ def _check_type(name: str, cls: type, parameter: inspect.Parameter, value: Any) 
         )
     except ValidationError as error:
         reason = error.errors()[0]["msg"].lower()
-        sentence = f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is {_shown(default)}"
+        sentence = (
+            f"timm's {name} takes no {parameter.name} {_shown(value)}: {reason}; timm's own is"
+            f" {_shown(default)}"
+        )
         raise ValueError(sentence) from None
 
 

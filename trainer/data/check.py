@@ -39,7 +39,9 @@ class DataReport:
 
 
 def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
-    """Decode every image of one split. Decoders let go of Python's lock, so threads share the work."""
+    """Decode every image of one split. Decoders let go of Python's lock, so threads share the
+    work.
+    """
     counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
     bad, odd = ((), {}) if image_set.is_in_memory else _check_images(image_set, num_threads)
     return DataReport(image_set.num_images, bad, odd, dict(zip(image_set.classes, counts.tolist())))

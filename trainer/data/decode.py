@@ -193,7 +193,9 @@ def evaluation_square(
 
 
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
-    """Squares of one size and one number of channels as one array [B, side_px, side_px, C] uint8."""
+    """Squares of one size and one number of channels as one array [B, side_px, side_px, C]
+    uint8.
+    """
     return np.frombuffer(bytearray().join(squares), np.uint8).reshape(
         len(squares), side_px, side_px, -1
     )

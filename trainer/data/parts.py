@@ -188,7 +188,9 @@ def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
 
 
 def _parts(stream: TrainStream, step: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Where among the draws of a step this rank's parts lie, and the micro-batch of each draw [n]."""
+    """Where among the draws of a step this rank's parts lie, and the micro-batch of each draw
+    [n].
+    """
     _, _, num_draws = window(
         step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch
     )

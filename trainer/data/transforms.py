@@ -22,7 +22,9 @@ def autocast(settings) -> torch.autocast:
 
 
 def fill_of(profile) -> tuple[int, ...]:
-    """The grey levels that stand where an operation uncovers nothing: the data set's mean colour."""
+    """The grey levels that stand where an operation uncovers nothing: the data set's mean
+    colour.
+    """
     return tuple(min(255, round(255 * mean)) for mean in profile.mean)
 
 

@@ -49,7 +49,8 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         return None
     if not 0 <= place.rank < place.world_size:
         raise UserError(
-            f"{place.by}: rank {place.rank} of {place.world_size} processes; valid: 0 .. {place.world_size - 1}"
+            f"{place.by}: rank {place.rank} of {place.world_size} processes; valid: 0 .."
+            f" {place.world_size - 1}"
         )
     return place if place.world_size > 1 else None
 
@@ -70,9 +71,11 @@ def _of_torchrun(environment: Mapping[str, str]) -> Place:
         rank=rank,
         world_size=number("WORLD_SIZE"),
         local_rank=number("LOCAL_RANK"),
-        local_world_size=number("LOCAL_WORLD_SIZE")
-        if "LOCAL_WORLD_SIZE" in environment
-        else number("LOCAL_RANK") + 1,
+        local_world_size=(
+            number("LOCAL_WORLD_SIZE")
+            if "LOCAL_WORLD_SIZE" in environment
+            else number("LOCAL_RANK") + 1
+        ),
         host=environment["MASTER_ADDR"],
         port=number("MASTER_PORT"),
         serves=rank == 0 and not is_agents,
@@ -140,7 +143,8 @@ def rank_device(device: str, place: Place | None) -> str:
     if place is None or device not in ("auto", "cuda"):
         if place is not None and device.startswith("cuda:"):
             raise UserError(
-                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give each its own"
+                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give"
+                " each its own"
             )
         return device
     import torch
@@ -152,7 +156,7 @@ def rank_device(device: str, place: Place | None) -> str:
         return "cuda:0"
     if num_gpus < place.local_world_size:
         raise UserError(
-            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; use gpus={num_gpus}, or "
-            f"procs={place.local_world_size} on the CPU"
+            f"{place.local_world_size} ranks on this machine, where torch sees {num_gpus} GPUs; use"
+            f" gpus={num_gpus}, or procs={place.local_world_size} on the CPU"
         )
     return f"cuda:{place.local_rank}"

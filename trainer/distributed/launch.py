@@ -59,8 +59,8 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
         )
     if place is not None and asked != place.local_world_size:
         raise UserError(
-            f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine already; leave "
-            f"{name}= out"
+            f"{name}={asked}: {place.by} has started {place.local_world_size} ranks on this machine"
+            f" already; leave {name}= out"
         )
     return asked
 
@@ -100,7 +100,8 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
         with _Forwarding(running) as forwarding:
             if stop.is_requested:  # what comes from here on is kept for the ranks
                 print(
-                    f"stopped by {stop.signal_name} before any rank was started; the same command goes on",
+                    f"stopped by {stop.signal_name} before any rank was started; the same command"
+                    " goes on",
                     flush=True,
                 )
                 return EXIT_STOPPED
@@ -137,7 +138,10 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
         return first.exitcode
     name = signal.Signals(-first.exitcode).name
     why = ": out of memory, or by hand" if name == "SIGKILL" else ""
-    line = f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes on from the last checkpoint"
+    line = (
+        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes"
+        " on from the last checkpoint"
+    )
     print(line, file=sys.stderr, flush=True)
     return EXIT_FAILED
 
@@ -277,12 +281,17 @@ def slurm_job(
         *([f"#SBATCH {extra}"] if extra else []),
         "",
         f"cd {shlex.quote(str(Path.cwd()))} || exit 2",
-        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"
-        if not gpus
-        else "export OMP_NUM_THREADS=1",
+        (
+            "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"
+            if not gpus
+            else "export OMP_NUM_THREADS=1"
+        ),
         # a rank that has saved and left with 75 must not have the others killed, which are about
         # to; where one fails they end by themselves
-        f"srun --cpus-per-task={cpus} --kill-on-bad-exit=0 {shlex.join([sys.executable, '-m', 'trainer', *words])}",
+        (
+            f"srun --cpus-per-task={cpus} --kill-on-bad-exit=0"
+            f" {shlex.join([sys.executable, '-m', 'trainer', *words])}"
+        ),
         "code=$?",
         "# 75: stopped and saved before its time was over; the same job goes on where it stopped",
         'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',

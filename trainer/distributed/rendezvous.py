@@ -72,22 +72,25 @@ class Meeting:
             if time.monotonic() > until_s:
                 missing = [name.partition("/")[2] for name in names if not self.store.check([name])]
                 raise MissingRank(
-                    f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of {self.place.world_size} did not come "
-                    f"within {COME_S:g} s to {self.place.host}:{self.place.port}"
+                    f"rank{'s' * (len(missing) > 1)} {', '.join(missing)} of"
+                    f" {self.place.world_size} did not come within {COME_S:g} s to"
+                    f" {self.place.host}:{self.place.port}"
                 )
             time.sleep(0.05)
         self.table = [json.loads(self.store.get(name)) for name in names]
 
     def connect(self, serves: bool = False, check: Callable[[], None] = lambda: None):
-        """A connection of its own to the meeting point. Raises MissingRank where nobody keeps it."""
+        """A connection of its own to the meeting point. Raises MissingRank where nobody keeps
+        it.
+        """
         place = self.place
         if serves:
             try:
                 self._server = self._open_store(place, True)
             except RuntimeError:
                 raise UserError(
-                    f"MASTER_PORT={place.port}: cannot be opened on this machine, another program has it; use another "
-                    "MASTER_PORT"
+                    f"MASTER_PORT={place.port}: cannot be opened on this machine, another program"
+                    " has it; use another MASTER_PORT"
                 ) from None
         else:
             _await_port(place, check)
@@ -144,7 +147,8 @@ class Meeting:
             return code
         if not isinstance(error, (UserError, SystemExit, KeyboardInterrupt)):
             _say_error(
-                f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()} failed; the others end with it"
+                f"rank {self.place.rank} of {self.place.world_size} on {socket.gethostname()}"
+                " failed; the others end with it"
             )
         return None
 
@@ -206,8 +210,8 @@ class Meeting:
             else:
                 host, process, _ = self.table[rank]
                 _say_error(
-                    f"rank {rank} (process {process} on {host}) no longer answers: it was killed, or its machine is gone; "
-                    "the same command goes on from the last checkpoint"
+                    f"rank {rank} (process {process} on {host}) no longer answers: it was killed,"
+                    " or its machine is gone; the same command goes on from the last checkpoint"
                 )
             self._await_hearing()
         return EXIT_FAILED
@@ -217,7 +221,8 @@ class Meeting:
         place = self.place
         who = "rank 0" if place.by == "srun" else "the launcher"
         _say_error(
-            f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers; the same command goes on"
+            f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers;"
+            " the same command goes on"
         )
         return EXIT_FAILED
 
@@ -288,7 +293,8 @@ def _await_port(place: Place, check: Callable[[], None]) -> None:
         except OSError as error:
             if time.monotonic() > until_s:
                 raise MissingRank(
-                    f"rank {place.rank}: nobody answers at {place.host}:{place.port} after {COME_S:g} s ({error}): rank 0 did not come"
+                    f"rank {place.rank}: nobody answers at {place.host}:{place.port} after"
+                    f" {COME_S:g} s ({error}): rank 0 did not come"
                 ) from None
             check()
             time.sleep(0.1)

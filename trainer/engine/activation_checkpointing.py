@@ -38,7 +38,8 @@ def _recompute_stages(model: nn.Module) -> None:
     ]
     if not stages:
         raise UserError(
-            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; use activation_checkpointing=0"
+            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; use"
+            " activation_checkpointing=0"
         )
     for stage in stages:
         stage.forward = functools.partial(checkpoint, stage.forward, use_reentrant=False)
@@ -51,6 +52,6 @@ def _check_norms(model: nn.Module) -> None:
         )
         if is_moving and not isinstance(module, (*RUNNING_NORMS, StepNorm)):
             raise UserError(
-                f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its statistics twice in a step; "
-                "use activation_checkpointing=0"
+                f"activation_checkpointing=1: {name} ({type(module).__name__}) would move its"
+                " statistics twice in a step; use activation_checkpointing=0"
             )

@@ -37,11 +37,13 @@ class Compiled:
 
         if any(isinstance(module, StepNorm) for module in model.modules()):
             raise UserError(
-                "compile=1: norms with estimated statistics count what every micro-batch adds; use compile=0"
+                "compile=1: norms with estimated statistics count what every micro-batch adds; use"
+                " compile=0"
             )
         if has_precise_norm:
             raise UserError(
-                "compile=1: the page's precise_norm weighs every micro-batch by another number; use compile=0"
+                "compile=1: the page's precise_norm weighs every micro-batch by another number; use"
+                " compile=0"
             )
         _check_compiler()
         # The two settings and the two callbacks have no public names; torch's documentation names
@@ -62,7 +64,10 @@ class Compiled:
         if self.num_graphs == self._num_told:
             return None
         new, self._num_told = self.num_graphs - self._num_told, self.num_graphs
-        return f"compiled {new} part{'s' * (new != 1)} of the model; {self.seconds:.0f} s of compiling so far"
+        return (
+            f"compiled {new} part{'s' * (new != 1)} of the model; {self.seconds:.0f} s of compiling"
+            " so far"
+        )
 
     def _begin(self, *_) -> None:
         self._begun_s = time.perf_counter()
@@ -81,5 +86,6 @@ def _check_compiler() -> None:
     named = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([named] if named else ("g++", "clang++"))):
         raise UserError(
-            f"compile=1: no C++ compiler here ({named or 'g++'}); run apt-get install -y g++, or use compile=0"
+            f"compile=1: no C++ compiler here ({named or 'g++'}); run apt-get install -y g++, or"
+            " use compile=0"
         )

@@ -112,6 +112,7 @@ class _InPieces:
         if num_images == 1:
             px = "x".join(map(str, images.shape[2:]))
             raise MemoryFull(
-                f"out of memory in evaluation: one image of {px} px does not fit on {self._device}; use a device with more memory"
+                f"out of memory in evaluation: one image of {px} px does not fit on {self._device};"
+                " use a device with more memory"
             )
         self._most = -(-num_images // 2)

@@ -113,14 +113,18 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     progress.changes.append(note)
     state.notes.append(
         (
-            f"{note}; the step is made again, and so the rest of the run; the row says so, and is not bitwise",
+            (
+                f"{note}; the step is made again, and so the rest of the run; the row says so, and"
+                " is not bitwise"
+            ),
             None,
         )
     )
     if state.step_statistics.is_sampled:
         deviation = (
-            f"DEVIATION: norms now normalize by {sizes[1]} images where the page says batch.norm_images {sizes[0]}: "
-            "another result than the page's; the row keeps it as a deviation"
+            f"DEVIATION: norms now normalize by {sizes[1]} images where the page says"
+            f" batch.norm_images {sizes[0]}: another result than the page's; the row keeps it as a"
+            " deviation"
         )
         state.notes.append((deviation, "bold red"))
 
@@ -164,8 +168,9 @@ def _explanation(state: TrainingState) -> str:
     images = -(-plan.recipe.batch.norm_images // num_pieces(state, step))
     *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
     return (
-        f"out of memory in step {step + 1}: a micro-batch of {images} images of {plan.train_px_at(step)} px does not fit on "
-        f"{state.settings.device} in {state.settings.precision}; use {', '.join(most)}{', or ' if most else ''}{last}"
+        f"out of memory in step {step + 1}: a micro-batch of {images} images of"
+        f" {plan.train_px_at(step)} px does not fit on {state.settings.device} in"
+        f" {state.settings.precision}; use {', '.join(most)}{', or ' if most else ''}{last}"
     )
 
 
@@ -183,7 +188,8 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
     if is_sampled and norm_images % 2 == 0 and norm_images > 2:
         half = f'set="batch.norm_images={norm_images // 2}"'
         found.append(
-            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps the sample (a new run)"
+            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps"
+            " the sample (a new run)"
         )
         found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
     return found or ["a device with more memory"]

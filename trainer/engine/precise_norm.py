@@ -58,7 +58,9 @@ class StepStatistics:
         self.is_sampled = bool(norms_of_micro_batch(model))
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
-        """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a step."""
+        """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a
+        step.
+        """
         if self._is_compiled:
             self._seen = [*(self._seen if micro_batch else ()), self._copies()]
         left = num_micro_batches - 1 - micro_batch
@@ -219,15 +221,20 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
         sample = notes[0] if notes else f"the {images}"
         return (
-            f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample} images of a micro-batch: "
-            "batch.norm_images is part of the science, as another sample has other statistics and gives another result."
+            f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample}"
+            " images of a micro-batch: batch.norm_images is part of the science, as another sample"
+            " has other statistics and gives another result."
         )
     if estimated:
         return (
-            f"{len(estimated)} norms normalize by running estimates over images, which move once in an optimizer step by all "
-            "its images: how a step is cut is memory only, and batch.norm_images moves the last digits alone."
+            f"{len(estimated)} norms normalize by running estimates over images, which move once in"
+            " an optimizer step by all its images: how a step is cut is memory only, and"
+            " batch.norm_images moves the last digits alone."
         )
-    return "No norm takes statistics over images: batch.norm_images is memory only, and moves the last digits alone."
+    return (
+        "No norm takes statistics over images: batch.norm_images is memory only, and moves the last"
+        " digits alone."
+    )
 
 
 def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
@@ -243,5 +250,7 @@ def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _has_statistics(norm: nn.Module) -> bool:
-    """Are there running statistics that training moves? timm's frozen norms have them as constants."""
+    """Are there running statistics that training moves? timm's frozen norms have them as
+    constants.
+    """
     return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)

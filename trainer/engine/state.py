@@ -123,7 +123,9 @@ class TrainingState:
         return "average" if self.average and self.plan.recipe.average.is_scored else "model"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint holds of the training: the state's own tensors, not copies of them."""
+        """All that a checkpoint holds of the training: the state's own tensors, not copies of
+        them.
+        """
         self.progress.loss_sum = self.loss_sum.item()
         return {
             "model": self.model.state_dict(),
@@ -157,7 +159,8 @@ class TrainingState:
         ]
         if not self.ranks.is_same(_fingerprint(tensors)):
             raise RuntimeError(
-                f"the weights differ between ranks after step {self.progress.step}: ranks of unlike devices?"
+                f"the weights differ between ranks after step {self.progress.step}: ranks of unlike"
+                " devices?"
             )
 
 

@@ -122,9 +122,10 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
     state.gradients.start()
     for micro_batch in own:
         batch = next(loader)
-        assert (batch.step, batch.micro_batch) == (step, micro_batch), (
-            "the loader and the plan count differently"
-        )
+        assert (batch.step, batch.micro_batch) == (
+            step,
+            micro_batch,
+        ), "the loader and the plan count differently"
         whole = task.prepare(batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         for inputs, targets in split(*whole, number_each):
@@ -211,13 +212,16 @@ def check_replaced(state: TrainingState) -> None:
     num_epochs = -(-progress.step // plan.steps_per_epoch)
     if progress.num_replaced > MOST_REPLACED_SHARE * plan.draws_per_epoch * num_epochs:
         raise DataError(
-            f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step} steps, more than "
-            f"{100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data` lists them, mend or remove them"
+            f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step}"
+            f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data`"
+            " lists them, mend or remove them"
         )
 
 
 def log_window(state: TrainingState, timer: Timer, run: NullRun) -> bool:
-    """Log the steps since the last line of metrics; False where their mean loss is NaN or infinite."""
+    """Log the steps since the last line of metrics; False where their mean loss is NaN or
+    infinite.
+    """
     plan, progress = state.plan, state.progress
     loss_nats = progress.loss_sum / progress.loss_steps
     if not math.isfinite(loss_nats):

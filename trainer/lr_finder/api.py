@@ -181,7 +181,8 @@ def _check(request: Request) -> None:
         )
     if request.num_steps is not None and not LEAST_POINTS <= request.num_steps <= _MOST_STEPS:
         raise UserError(
-            f"steps={request.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such as steps=200"
+            f"steps={request.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such"
+            " as steps=200"
         )
 
 

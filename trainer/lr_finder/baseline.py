@@ -105,8 +105,9 @@ def _num_held(num_images: int, batch: Batch) -> int:
     num_held = min(wanted, num_images - batch.images)
     if num_held < LEAST_IMAGES:
         raise DataError(
-            f"batch.images {batch.images}: of {num_images} training images that leaves {max(0, num_held)} to hold out, and "
-            f"at least {LEAST_IMAGES} are needed; use {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)}"
+            f"batch.images {batch.images}: of {num_images} training images that leaves"
+            f" {max(0, num_held)} to hold out, and at least {LEAST_IMAGES} are needed; use"
+            f" {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)}"
         )
     is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
     return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
@@ -207,9 +208,11 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
     loss = plan.recipe.loss.of_image
     return lowest_constant_loss(
         loss,
-        mean_targets(plan, labels, is_mixed)
-        if loss.is_linear
-        else _targets(plan, labels, is_mixed),
+        (
+            mean_targets(plan, labels, is_mixed)
+            if loss.is_linear
+            else _targets(plan, labels, is_mixed)
+        ),
     )
 
 

@@ -264,7 +264,10 @@ class CandidateSearch:
             if self._may(best + 2 * side):
                 return (
                     None,
-                    f"the loss still improves towards {towards} values after {len(self.losses)} candidates",
+                    (
+                        f"the loss still improves towards {towards} values after {len(self.losses)}"
+                        " candidates"
+                    ),
                 )
             if not self.grid.has(best + 2 * side):
                 end = "larger to=" if side < 0 else "smaller from="
@@ -274,7 +277,10 @@ class CandidateSearch:
         seeds = f", {count} seeds" if count > 1 else ""
         return (
             value,
-            f"{value:.3g} has the lowest loss of {len(self.losses)} candidates, each trained for {len(self.shape)} steps{seeds}",
+            (
+                f"{value:.3g} has the lowest loss of {len(self.losses)} candidates, each trained"
+                f" for {len(self.shape)} steps{seeds}"
+            ),
         )
 
     def _settled(self, best: int) -> int:
@@ -360,9 +366,11 @@ def decide(
     }
     return Suggestion(
         value=None if why_not else found.value,
-        reason=f"no reliable suggestion: {why_not}"
-        if why_not
-        else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}",
+        reason=(
+            f"no reliable suggestion: {why_not}"
+            if why_not
+            else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}"
+        ),
         rules=found.rules,
         edge=found.edge,
         stable=found.stable,

@@ -194,7 +194,8 @@ def head(out: Console, setup) -> None:
     own = "off" if scalar.own is None else f"{scalar.own:g}"
     way = "in equal steps" if is_even(setup.values) else "in equal ratios"
     out.print(
-        f"{scalar.label} from {setup.values[0]:g} to {setup.values[-1]:g} {way}; the recipe has {own}",
+        f"{scalar.label} from {setup.values[0]:g} to {setup.values[-1]:g} {way}; the recipe has"
+        f" {own}",
         markup=False,
     )
     left, held = setup.data.train.num_images, setup.data.val.num_images
@@ -202,16 +203,18 @@ def head(out: Console, setup) -> None:
         f"held out: {held} of {left + held} training images; the validation split is not looked at"
     )
     out.print(
-        f"{lengths.num_seeds} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes} probes of "
-        f"{lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats} candidate trials of "
-        f"{lengths.num_race_steps}: at most {lengths.most_steps:,} steps"
+        f"{lengths.num_seeds} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
+        f" probes of {lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats}"
+        f" candidate trials of {lengths.num_race_steps}: at most {lengths.most_steps:,} steps"
     )
     settings = setup.settings
     out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads")
 
 
 class TerminalLog(TrialLog):
-    """A bar while trials run, where the output is a terminal; and one line for each that is over."""
+    """A bar while trials run, where the output is a terminal; and one line for each that is
+    over.
+    """
 
     def __init__(self, out: Console, most_steps: int) -> None:
         self.out, self.num_trials, self._facts = out, 0, ""
@@ -264,7 +267,10 @@ def trial_line(curve: Curve, seconds: float | None) -> str:
         "race": f"up to {curve.values.max():.3g}",
     }[curve.purpose]
     held_out = f"  held-out {curve.held_out[1][-1]:.4f}" if len(curve.held_out[1]) else ""
-    return f"{name:34} {len(curve.losses):4} steps {what:14} loss {curve.losses[-1]:.4f}{held_out}{end}  ({took})"
+    return (
+        f"{name:34} {len(curve.losses):4} steps {what:14} loss"
+        f" {curve.losses[-1]:.4f}{held_out}{end}  ({took})"
+    )
 
 
 def result(out: Console, found) -> None:
@@ -281,7 +287,8 @@ def result(out: Console, found) -> None:
         out.print(race_table(found))
     smoothing = ", ".join(f"{which} {share:.2f}" for which, share in suggestion.smoothing.items())
     out.print(
-        f"smoothing: each point of the moving average keeps this share of the one before it: {smoothing}",
+        "smoothing: each point of the moving average keeps this share of the one before it:"
+        f" {smoothing}",
         markup=False,
     )
     if suggestion.stable is not None or suggestion.unstable is not None:
@@ -363,7 +370,9 @@ def stable_line(found) -> str:
 
 
 def batch_lines(found) -> list[str]:
-    """For which batch a learning rate holds, and what the recipe's own rule makes of it for others."""
+    """For which batch a learning rate holds, and what the recipe's own rule makes of it for
+    others.
+    """
     if not found.scalar.is_rate:
         return []
     recipe, value = found.plan.recipe, found.suggestion.value

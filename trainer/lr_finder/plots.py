@@ -103,7 +103,10 @@ def draw(found):
 def title(found) -> str:
     """What was tested and what came out, in two lines."""
     plan, value = found.plan, found.suggestion.value
-    what = f"{plan.recipe.name}.v{plan.recipe.version} on {plan.model}, {plan.profile.name}, {plan.recipe.batch.images} images per step"
+    what = (
+        f"{plan.recipe.name}.v{plan.recipe.version} on {plan.model}, {plan.profile.name},"
+        f" {plan.recipe.batch.images} images per step"
+    )
     answer = "no reliable suggestion" if value is None else f"recommended {value:.3g}"
     return f"{what}\n{found.scalar.label}: {answer}"
 

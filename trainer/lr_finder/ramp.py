@@ -121,7 +121,9 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
 
 
 def _parts(value: object) -> list[str]:
-    """The keys within a value, those of its items that have names by name; none for a single one."""
+    """The keys within a value, those of its items that have names by name; none for a single
+    one.
+    """
     if isinstance(value, Mapping):
         return [key for key in value if key != "name"]
     if isinstance(value, tuple):
@@ -138,7 +140,8 @@ def _whole_path(page: Mapping, text: str) -> str:
     if not found and "." not in text and text not in Recipe.model_fields:
         near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
         raise RampError(
-            f"ramp={text}: the recipe has no such number{near}; use {RATE} or optimizer.weight_decay"
+            f"ramp={text}: the recipe has no such number{near}; use {RATE} or"
+            " optimizer.weight_decay"
         )
     if len(found) > 1 and text not in found:
         raise RampError(f"ramp={text}: there is more than one; valid: {', '.join(found)}")
@@ -167,7 +170,8 @@ def ramp_values(
     low, high = _range(recipe, scalar, low, high)
     if not (np.isfinite([low, high]).all() and low < high):
         raise RampError(
-            f"from={low:g} to={high:g}: the range does not rise; for {RATE} try from={FROM:g} to={TO:g}"
+            f"from={low:g} to={high:g}: the range does not rise; for {RATE} try from={FROM:g}"
+            f" to={TO:g}"
         )
     if scalar.is_rate and low <= 0:
         raise RampError(f"from={low:g}: a learning rate's ramp starts above 0; use from={FROM:g}")
@@ -237,7 +241,8 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
             ]
             if shapes[0] != shapes[1]:
                 raise RampError(
-                    f"ramp={scalar.label}: the model has other weights at every value; make a run for each value"
+                    f"ramp={scalar.label}: the model has other weights at every value; make a run"
+                    " for each value"
                 )
             is_noticed = _settings_of(models[0]) != _settings_of(models[1])
             why = "it makes the first weights, and no step after them"

@@ -173,9 +173,10 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
         (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
     )
     is_number = np.isfinite(losses)
-    return curve.values[np.asarray(steps, dtype=int)[is_number]], np.asarray(losses, dtype=float)[
-        is_number
-    ]
+    return (
+        curve.values[np.asarray(steps, dtype=int)[is_number]],
+        np.asarray(losses, dtype=float)[is_number],
+    )
 
 
 def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
@@ -191,7 +192,8 @@ def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
     values, losses = series(curve, which)
     if len(losses) < LEAST_POINTS:
         return _nothing(
-            f"only {len(losses)} points before the loss was NaN or infinite; it needs {LEAST_POINTS}"
+            f"only {len(losses)} points before the loss was NaN or infinite; it needs"
+            f" {LEAST_POINTS}"
         )
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
@@ -204,7 +206,8 @@ def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
     )
     if not from_start:
         return _nothing(
-            f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may show a fall"
+            f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may"
+            " show a fall"
         )
     rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
     edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
@@ -212,7 +215,8 @@ def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
         return _nothing("the loss is past its edge from the first step; try a smaller from=")
     if not from_level and edge is None:
         return _nothing(
-            f"the loss never falls clearly below the baseline loss of {baseline:.4g} nats, that of a constant prediction"
+            f"the loss never falls clearly below the baseline loss of {baseline:.4g} nats, that of"
+            " a constant prediction"
         )
     rules = _rules(loss, values, level, falls[1], best) if from_level else dict.fromkeys(RULES)
     at_edge = None if edge is None else float(values[edge])
@@ -323,7 +327,10 @@ def trouble(readings: Sequence[Reading]) -> str:
     if edge is None:
         return "the loss does not turn up before the end of the ramp; try a larger to="
     if edge.highest > MOST_DISAGREEMENT * edge.lowest:
-        return f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g} to {edge.highest:.3g}"
+        return (
+            f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g}"
+            f" to {edge.highest:.3g}"
+        )
     return ""
 
 
@@ -342,4 +349,7 @@ def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) 
     if low <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
-    return f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the candidate trials, which suggest {value:.3g}: {said}"
+    return (
+        f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the candidate trials, which"
+        f" suggest {value:.3g}: {said}"
+    )

@@ -303,7 +303,9 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def gmacs(model: nn.Module, channels: int, image_px: int) -> float:
-    """Billions of multiply-adds of one forward pass on one image: convolutions and matrix products."""
+    """Billions of multiply-adds of one forward pass on one image: convolutions and matrix
+    products.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     first = next(model.parameters())

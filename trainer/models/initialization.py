@@ -146,7 +146,9 @@ def _draw_truncated(module: nn.Module) -> None:
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    """With a kernel and the weights of one: also torchvision's deformable one, which is no Conv2d."""
+    """With a kernel and the weights of one: also torchvision's deformable one, which is no
+    Conv2d.
+    """
     weight = _own_weight(module)
     return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
 

@@ -1,1 +1,3 @@
-"""A recipe: its schema, reading it, overrides, data profiles, the plan that follows, explaining it."""
+"""A recipe: its schema, reading it, overrides, data profiles, the plan that follows, explaining
+it.
+"""

@@ -155,7 +155,9 @@ def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
 
 
 def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
-    """The profile's own number, 0 for none; else the page's share of the run, at least one epoch."""
+    """The profile's own number, 0 for none; else the page's share of the run, at least one
+    epoch.
+    """
     share = recipe.lr.warmup_epochs / recipe.epochs
     warmup_epochs = (
         max(1, round(share * adapt.epochs)) if adapt.warmup_epochs is None else adapt.warmup_epochs

@@ -41,7 +41,9 @@ _BOUNDS = {
 # What a text is made of, by the pattern that its field has.
 _MADE_OF = {
     r"^[0-9a-f]{64}$": "64 hex digits in small letters, as sha256sum prints them",
-    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": "letters A to Z, digits, - and _, the first a letter or a digit",
+    r"^[A-Za-z0-9][A-Za-z0-9_-]*$": (
+        "letters A to Z, digits, - and _, the first a letter or a digit"
+    ),
     r"^[\w.+-]+$": "letters, digits and . + - _ only",
 }
 _LONGEST_QUOTE = 60
@@ -85,7 +87,9 @@ def suggestion(word: str, choices: Iterable[str]) -> str:
 
 
 def label_of(data: Any, path: Path) -> str:
-    """A path as a label: items of a list by their names, or by their numbers where they have none."""
+    """A path as a label: items of a list by their names, or by their numbers where they have
+    none.
+    """
     parts = []
     for part in path:
         data = value_at(data, (part,))

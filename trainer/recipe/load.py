@@ -43,7 +43,9 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Positions:
-    """Where each part of a page stands: `lines` counts from 1, by path of keys and list positions."""
+    """Where each part of a page stands: `lines` counts from 1, by path of keys and list
+    positions.
+    """
 
     place: str
     lines: dict[ValuePath, int] = field(default_factory=dict)

@@ -161,16 +161,16 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
     if recipe.batch.drop_last:
         if full == 0:
             raise PlanError(
-                f"batch.images {recipe.batch.images} with batch.drop_last is more than the {profile.num_train} training "
-                f"images of {profile.name}",
+                f"batch.images {recipe.batch.images} with batch.drop_last is more than the"
+                f" {profile.num_train} training images of {profile.name}",
                 f"use {_largest_batch(profile.num_train, recipe)}",
                 path=("batch", "images"),
             )
         return full
     if rest == 1:
         raise PlanError(
-            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x {recipe.batch.images} + 1): "
-            "a batch statistic of one image is none",
+            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x"
+            f" {recipe.batch.images} + 1): a batch statistic of one image is none",
             "use batch.drop_last=true",
             path=("batch", "images"),
         )
@@ -195,8 +195,8 @@ def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> Pla
         else ""
     )
     return PlanError(
-        f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches} "
-        f"micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks",
+        f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches}"
+        f" micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks",
         f"use {ranks}{other}",
         path=("batch", "norm_images"),
     )
@@ -212,7 +212,8 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
         raise PlanError(
-            f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps} steps",
+            f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps}"
+            " steps",
             f'use set="lr.warmup_steps={max(1, num_steps - needed)}" or less',
             path=("lr", "warmup_steps"),
         )

@@ -1,4 +1,6 @@
-"""Profiles: the facts of data sets, and how far each adapts a page that was written for ImageNet."""
+"""Profiles: the facts of data sets, and how far each adapts a page that was written for
+ImageNet.
+"""
 
 from __future__ import annotations
 

@@ -83,7 +83,10 @@ class Recipe(Page):
                 for n in (images // norm_images, images // norm_images + 1)
                 if n
             )
-            sentence = f"batch.images {images} is no multiple of batch.norm_images {norm_images}; write {near}"
+            sentence = (
+                f"batch.images {images} is no multiple of batch.norm_images {norm_images}; write"
+                f" {near}"
+            )
             raise refuse(("batch", "images"), sentence)
         if self.mix and norm_images == 1:
             raise refuse(
@@ -99,7 +102,10 @@ class Recipe(Page):
         # smoothing.
         threshold = self.loss.of_image.target_threshold
         if self.smoothing and threshold is not None:
-            sentence = f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one of them out"
+            sentence = (
+                f"smoothing {self.smoothing:g} is erased by loss.threshold {threshold:g}; leave one"
+                " of them out"
+            )
             raise refuse(("smoothing",), sentence)
         return self
 
@@ -136,13 +142,22 @@ class Recipe(Page):
         if self.augment_splits is None:
             return self
         if not is_compared:
-            sentence = f"augment_splits needs a loss that compares them, as {self.loss.name} does not; use jensen_shannon"
+            sentence = (
+                f"augment_splits needs a loss that compares them, as {self.loss.name} does not; use"
+                " jensen_shannon"
+            )
             raise refuse(("augment_splits",), sentence)
         if self.mix:
-            sentence = f"{self.mix.name} blends the images that {self.loss.name} compares; leave mix or augment_splits out"
+            sentence = (
+                f"{self.mix.name} blends the images that {self.loss.name} compares; leave mix or"
+                " augment_splits out"
+            )
             raise refuse(("mix",), sentence)
         if all(part.stage == "decode" for part in self.augment):
-            sentence = "augment_splits shows one image many times, and nothing in augment makes them differ; add rand_augment"
+            sentence = (
+                "augment_splits shows one image many times, and nothing in augment makes them"
+                " differ; add rand_augment"
+            )
             raise refuse(("augment_splits",), sentence)
         return self
 
@@ -159,7 +174,10 @@ class Recipe(Page):
                     "an augmentation is used once",
                 )
             if before:
-                sentence = f"{part.name} draws the same random numbers as {before} ({part.purpose}); leave one of them out"
+                sentence = (
+                    f"{part.name} draws the same random numbers as {before} ({part.purpose}); leave"
+                    " one of them out"
+                )
                 raise refuse(("augment", number), sentence)
             later = [
                 one
@@ -167,7 +185,10 @@ class Recipe(Page):
                 if _STAGES.index(one.stage) > _STAGES.index(part.stage)
             ]
             if later:
-                sentence = f"{part.name} ({part.stage}) comes after {later[0].name} ({later[0].stage}); move it before"
+                sentence = (
+                    f"{part.name} ({part.stage}) comes after {later[0].name} ({later[0].stage});"
+                    " move it before"
+                )
                 raise refuse(("augment", number), sentence)
         return self
 
@@ -178,7 +199,10 @@ class Recipe(Page):
         # refused for itself, below.
         most = self.epochs - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
-            sentence = f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}; write {most} at most"
+            sentence = (
+                f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs"
+                f" {self.epochs}; write {most} at most"
+            )
             raise refuse(("lr", "warmup_epochs"), sentence)
         return self
 
@@ -197,7 +221,10 @@ class Recipe(Page):
             (("image", "growth", "to_epoch"), growth and growth.to_epoch, self.epochs),
         ):
             if found and found > most:
-                sentence = f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs}; write {most:g} at most"
+                sentence = (
+                    f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs};"
+                    f" write {most:g} at most"
+                )
                 raise refuse(path, sentence)
         return self
 
@@ -262,7 +289,10 @@ class Recipe(Page):
                         if key in lines
                         else ("published", number, key)
                     )
-                    sentence = f"{score.model} was scored at {key} {getattr(score, key)}, its page says {image[key]}"
+                    sentence = (
+                        f"{score.model} was scored at {key} {getattr(score, key)}, its page says"
+                        f" {image[key]}"
+                    )
                     raise refuse(place, sentence, f"make image.{key} the same under per_model")
         return self
 
@@ -312,7 +342,9 @@ def apply_overrides(
 
 
 def recipe_paths(folder: Path | None = None) -> list[Path]:
-    """All pages in a folder, by default the one that comes with the package, by name and version."""
+    """All pages in a folder, by default the one that comes with the package, by name and
+    version.
+    """
     found = [
         (_FILE_NAME.fullmatch(path.stem), path)
         for path in (folder or pages_folder()).glob("*.yaml")

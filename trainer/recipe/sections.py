@@ -51,7 +51,8 @@ class Growth(Page):
     def _rises(self) -> Self:
         if self.from_epoch >= self.to_epoch:
             raise ValueError(
-                f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start earlier"
+                f"from_epoch {self.from_epoch:g} is not before to_epoch {self.to_epoch:g}: start"
+                " earlier"
             )
         return self
 
@@ -115,7 +116,8 @@ class Image(Page):
         for key, side in (("growth.from_px", self.growth.from_px), ("train_px", self.train_px)):
             if side % self.growth.multiple_px:
                 raise ValueError(
-                    f"{key} {side} is no multiple of growth.multiple_px {self.growth.multiple_px}: make it one"
+                    f"{key} {side} is no multiple of growth.multiple_px {self.growth.multiple_px}:"
+                    " make it one"
                 )
         return self
 

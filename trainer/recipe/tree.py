@@ -193,7 +193,9 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def _parts(data: Any) -> dict[str, Any] | None:
-    """The parts of a section by key, or of a list of ingredients by name; None for a single value."""
+    """The parts of a section by key, or of a list of ingredients by name; None for a single
+    value.
+    """
     if isinstance(data, Mapping):
         return dict(data)
     if isinstance(data, tuple) and data and all(isinstance(name_of(item), str) for item in data):

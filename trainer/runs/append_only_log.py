@@ -40,8 +40,9 @@ class KeptFile:
         found = self.path.stat().st_size if self.path.exists() else 0
         if num_bytes is not None and found < num_bytes:  # to lengthen it would fill it with zeros
             raise UserError(
-                f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the curves are lost; "
-                f"without {self.path.parent / 'checkpoints'} the run would start anew"
+                f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the"
+                f" curves are lost; without {self.path.parent / 'checkpoints'} the run would start"
+                " anew"
             )
         self._num_done = (
             found if num_bytes is None else num_bytes
@@ -58,7 +59,9 @@ class KeptFile:
             return self._num_done + len(self._kept)
 
     def write(self, content: bytes) -> int:
-        """Add bytes at the end; gives their number. Whether the disk has them is what `error` says."""
+        """Add bytes at the end; gives their number. Whether the disk has them is what `error`
+        says.
+        """
         with self._guard:
             self._kept += content
             self._flush()

@@ -170,7 +170,9 @@ def _opened(path: Path, device: str) -> dict:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder that this process alone writes in."""
+    """Remove what killed processes left half written in a folder that this process alone writes
+    in.
+    """
     for path in folder.glob(".*.part"):
         if not path.name.startswith(".claim."):  # which others may be about to raise
             with contextlib.suppress(OSError):
@@ -213,5 +215,6 @@ def _damage(path: Path) -> str | None:
 
 def _not_given(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or without this file"
+        f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or"
+        " without this file"
     )

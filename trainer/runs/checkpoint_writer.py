@@ -41,7 +41,9 @@ class Saver:
             self._thread.join()
 
     def is_due(self) -> bool:
-        """Is it time for a checkpoint, and nobody writing one? After a failure it is time sooner."""
+        """Is it time for a checkpoint, and nobody writing one? After a failure it is time
+        sooner.
+        """
         if self._thread is not None and self._thread.is_alive():
             return False
         wait_s = self.every_s if self.error is None else min(self.every_s, RETRY_S)

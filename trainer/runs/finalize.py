@@ -40,7 +40,10 @@ def end_run(
         return row, ""
     return (
         row,
-        f"{stored}: cannot write ({why(error)}); the row is {folder / 'row.json'}; the same command stores it",
+        (
+            f"{stored}: cannot write ({why(error)}); the row is {folder / 'row.json'}; the same"
+            " command stores it"
+        ),
     )
 
 
@@ -70,8 +73,8 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
         if path.is_file() and path.suffix != ".sha256"
     )
     return (
-        f"{begin}; all of step {state.progress.step} is in {place}: {', '.join(sorted(names))}; with room there, or with that "
-        "in its place, the same command goes on"
+        f"{begin}; all of step {state.progress.step} is in {place}: {', '.join(sorted(names))};"
+        " with room there, or with that in its place, the same command goes on"
     )
 
 

@@ -16,7 +16,9 @@ _LINE_BYTES = 800  # of a window, in all files that keep curves
 
 
 def check_room(state: TrainingState, folder: Path) -> None:
-    """Refuse a run whose disk cannot hold it to the end in its folder. Raises UserError, on rank 0."""
+    """Refuse a run whose disk cannot hold it to the end in its folder. Raises UserError, on rank
+    0.
+    """
     if not state.ranks.is_first:
         return
     plan, settings = state.plan, state.settings
@@ -46,8 +48,9 @@ def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: 
     if wanted > found:
         kept = f", {num_kept} more of keep_every=" if num_kept else ""
         raise UserError(
-            f"{folder}: the run will need {_mib(wanted)} MiB there ({_NUM_ON_DISK} checkpoints of {_mib(checkpoint_bytes)} MiB{kept}, "
-            f"the model, curves), and {_mib(found)} MiB are free; free some space, or use runs=<a folder on another disk>"
+            f"{folder}: the run will need {_mib(wanted)} MiB there ({_NUM_ON_DISK} checkpoints of"
+            f" {_mib(checkpoint_bytes)} MiB{kept}, the model, curves), and {_mib(found)} MiB are"
+            " free; free some space, or use runs=<a folder on another disk>"
         )
 
 

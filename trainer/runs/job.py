@@ -45,7 +45,9 @@ from trainer.runs.run_folder import own_folder
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asked for, as they wrote it. ablation, cell: what it is a part of, for the row."""
+    """What a user asked for, as they wrote it. ablation, cell: what it is a part of, for the
+    row.
+    """
 
     recipe: str
     model: str
@@ -133,7 +135,8 @@ def run_job(
     """
     if not ranks.is_same(int(data.fingerprint[:15], 16)):
         raise DataError(
-            f"{plan.profile.name}: the ranks' machines hold unlike images; use one folder that all see"
+            f"{plan.profile.name}: the ranks' machines hold unlike images; use one folder that"
+            " all see"
         )
     name = ranks.broadcast(
         run_name(job, plan, settings, data.fingerprint) if ranks.is_first else ""
@@ -141,8 +144,8 @@ def run_job(
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
         with (
-            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext() as lock
-        ):
+            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext()
+        ) as lock:
             row = _stored_row(settings, name, ranks)  # who had the lock before may have stored it
             if not ranks.any(row is not None):
                 return _run_to_row(
@@ -154,7 +157,8 @@ def run_job(
         and digest_of(row.resolved_recipe) != plan.recipe.digest
     ):
         raise PlanError(
-            f"{name}: the store has the row of another recipe under this name; another seed= has another name"
+            f"{name}: the store has the row of another recipe under this name; another seed= has"
+            " another name"
         )
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
@@ -249,7 +253,8 @@ def _store(results: Path, row: Row, folder: Path, console: Console) -> None:
         store_row(results, row)
         return
     console.print(
-        f"the row stays out of the store: inject={','.join(row.injected)}; it is {folder / 'row.json'}",
+        f"the row stays out of the store: inject={','.join(row.injected)}; it is"
+        f" {folder / 'row.json'}",
         style="yellow",
         markup=False,
     )

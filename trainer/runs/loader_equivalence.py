@@ -40,8 +40,9 @@ LOSSY_LEVELS = 8.0
 LOSSY_EDGE_PX = 1.0  # of a box, in stored pixels: its sides are rounded to whole ones
 LOSSY_TOP1_SHARE = 0.02  # of the images
 RESIZE = (
-    "antialiased bicubic and bilinear, Pillow's, in the torch loader and in ours of ffcv; ffcv's own decoders take OpenCV's "
-    "INTER_AREA, another filter: the same boxes by it lie inter_area_levels away"
+    "antialiased bicubic and bilinear, Pillow's, in the torch loader and in ours of ffcv; ffcv's"
+    " own decoders take OpenCV's INTER_AREA, another filter: the same boxes by it lie"
+    " inter_area_levels away"
 )
 _MEAN_PX = 16  # side of the class means
 
@@ -59,7 +60,8 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     ours = open_data(plan.profile, source)
     if ours.train.fingerprint != theirs.train.facts.source:
         raise UserError(
-            f"{folder}: its .beton files were written from other images than {source or job.data}; run `make data` again"
+            f"{folder}: its .beton files were written from other images than {source or job.data};"
+            " run `make data` again"
         )
     # without workers neither augments: what is compared is cropped, resized and flipped
     settings = {
@@ -77,7 +79,10 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
             for key in ("max_side_px", "jpeg_share", "quality", "is_lossless")
         },
         "resize": RESIZE,
-        "torch_loader": f"loader=pil for train_levels and val_levels; the default one, {decoder_name()}, for torch_levels",
+        "torch_loader": (
+            f"loader=pil for train_levels and val_levels; the default one, {decoder_name()}, for"
+            " torch_levels"
+        ),
         "versions": {
             name: importlib.metadata.version(name) for name in ("ffcv", "numba", "pillow", "torch")
         },
@@ -275,7 +280,10 @@ def notes(certificate: dict) -> tuple[str, ...]:
     return (
         f"levels, of 255: ffcv against {certificate['torch_loader']}",
         f"resize: {certificate['resize']}",
-        f"rows trained by loader=ffcv on these files have data_fingerprint {certificate['beton'][:12]}...: make verify run=<one> names this certificate",
+        (
+            "rows trained by loader=ffcv on these files have data_fingerprint"
+            f" {certificate['beton'][:12]}...: make verify run=<one> names this certificate"
+        ),
     )
 
 

@@ -210,7 +210,9 @@ def _after_the_gone(folder: Path, stale_s: float, look_s: float) -> Lock | None:
 
 
 def _touched_elsewhere(folder: Path, stale_s: float) -> dict[Path, int]:
-    """When each live lock was touched, if all are other machines'; none where one is of this one."""
+    """When each live lock was touched, if all are other machines'; none where one is of this
+    one.
+    """
     touched = {}
     for path in folder.glob("claim.*"):
         owner = _owner_if_live(path, stale_s, datetime.now(UTC).timestamp())

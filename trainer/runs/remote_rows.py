@@ -30,7 +30,8 @@ def check_url(url: str) -> None:
         _names(url)
     except Exception as error:  # each file system has errors of its own
         raise UserError(
-            f"results={url}: cannot be listed ({_said(error)}); use a folder, or a URL that fsspec opens"
+            f"results={url}: cannot be listed ({_said(error)}); use a folder, or a URL that fsspec"
+            " opens"
         ) from None
 
 
@@ -50,7 +51,8 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
             except Exception as error:
                 if wait_s is None:
                     raise UserError(
-                        f"results={url}: does not answer ({_said(error)}); the same command goes on once it does"
+                        f"results={url}: does not answer ({_said(error)}); the same command goes on"
+                        " once it does"
                     ) from None
                 time.sleep(wait_s)
 

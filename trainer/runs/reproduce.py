@@ -150,16 +150,23 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
     if not plan.identity.is_of(row):
         now = plan.run_name(row.data_fingerprint)
         yield (
-            f"its record leads to {now} now, a run of another recipe or of another profile of the data"
+            f"its record leads to {now} now, a run of another recipe or of another profile of the"
+            " data"
             if row.resolved_recipe is not None
-            else f"a row of the first edition does not hold its recipe, and its page and overrides lead to {now} now; "
-            f"make recipe=runs/{row.run}/recipe.yaml, where that folder is, runs it"
+            else (
+                "a row of the first edition does not hold its recipe, and its page and overrides"
+                f" lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where that folder is,"
+                " runs it"
+            )
         )
     yield from reasons_against(row.plugins)
     now = provenance.versions()
     for name in sorted(set(now) | set(row.versions)):
         if now.get(name) != row.versions.get(name):
-            yield f"{name} is {now.get(name, 'not here')}, the row's was {row.versions.get(name, 'not told')}"
+            yield (
+                f"{name} is {now.get(name, 'not here')}, the row's was"
+                f" {row.versions.get(name, 'not told')}"
+            )
 
 
 def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
@@ -167,7 +174,10 @@ def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
     if fingerprint == row.data_fingerprint:
         return ()
     return (
-        f"the images have the fingerprint {fingerprint[:12]}, the row's had {row.data_fingerprint[:12]}",
+        (
+            f"the images have the fingerprint {fingerprint[:12]}, the row's had"
+            f" {row.data_fingerprint[:12]}"
+        ),
     )
 
 
@@ -211,20 +221,25 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
     if row.weights_sha256 == again.weights_sha256 and change == 0:
         return Verdict("bit-identical", (*lines, f"weights {row.weights_sha256}, both"))
     lines += [
-        f"weights {(row.weights_sha256 or 'none')[:12]} then, {(again.weights_sha256 or 'none')[:12]} now",
+        (
+            f"weights {(row.weights_sha256 or 'none')[:12]} then,"
+            f" {(again.weights_sha256 or 'none')[:12]} now"
+        ),
         *_unlike(row, again),
     ]
     reach = comparisons.next_value_range(list(seeds.values()))
     if reach is None:
         lines.append(
-            f"{len(seeds)} seed of this cell in the store with a score: what a seed moves is not known; other seeds tell"
+            f"{len(seeds)} seed of this cell in the store with a score: what a seed moves is not"
+            " known; other seeds tell"
         )
         return Verdict("different", tuple(lines))
     is_within = reach[0] <= again.top1_pct <= reach[1]
     std = comparisons.std_of(list(seeds.values()))
     lines.append(
-        f"{len(seeds)} seeds of this cell: standard deviation {std:.2f} points; one more would lie in {reach[0]:.2f} .. "
-        f"{reach[1]:.2f} % with 95 %: this one does{'' if is_within else ' not'}"
+        f"{len(seeds)} seeds of this cell: standard deviation {std:.2f} points; one more would lie"
+        f" in {reach[0]:.2f} .. {reach[1]:.2f} % with 95 %: this one"
+        f" does{'' if is_within else ' not'}"
     )
     return Verdict("within the seed spread" if is_within else "different", tuple(lines))
 

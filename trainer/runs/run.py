@@ -213,7 +213,8 @@ class Run(NullRun):
         except Exception as error:  # whatever torch raises over a state of another kind
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
-                f"{self.saver.folder}: another run's state ({type(error).__name__}: {reason}); without it the run would start anew"
+                f"{self.saver.folder}: another run's state ({type(error).__name__}: {reason});"
+                " without it the run would start anew"
             ) from None
         self.metrics_bytes = num_bytes
         return machine
@@ -259,7 +260,8 @@ class Run(NullRun):
         self.save(STOP_S, lambda: False)
         saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
         self.say(
-            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command goes on"
+            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command"
+            " goes on"
         )
 
     def _can_save(self) -> bool:
@@ -309,9 +311,11 @@ def machine_of(settings: Settings) -> dict[str, str]:
         "device": provenance.device_name(settings.device),
         "precision": settings.precision,
         "threads": str(settings.num_threads),
-        "loader": f"{settings.loader}, {decoder_name()}"
-        if settings.loader == "torch"
-        else settings.loader,
+        "loader": (
+            f"{settings.loader}, {decoder_name()}"
+            if settings.loader == "torch"
+            else settings.loader
+        ),
         "compile": str(int(settings.compile)),
         **provenance.versions(),
         **loaded_plugins(),

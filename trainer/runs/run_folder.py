@@ -123,6 +123,7 @@ def open_model(folder: Path | str) -> nn.Module:
     ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model
         reason = " ".join(str(error).split())[:200]
         raise PlanError(
-            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); put the file back as it was"
+            f"{folder / 'model.safetensors'}: not the weights of this run ({reason}); put the file"
+            " back as it was"
         ) from None
     return model.eval()

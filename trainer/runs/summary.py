@@ -61,7 +61,10 @@ def warmup_note(out: Console, plan: Plan) -> None:
     """Where nothing is left of the run after its warm-up, the page's rate is never reached."""
     if plan.num_warmup_steps >= plan.num_steps:
         length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
-        line = f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves it out'
+        line = (
+            f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves'
+            " it out"
+        )
         out.print(line, style="yellow", markup=False)
 
 
@@ -130,7 +133,8 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
 
     recipe = plan.recipe
     out.print(
-        f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest {plan.page_digest}"
+        f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest"
+        f" {plan.page_digest}"
     )
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
@@ -139,12 +143,18 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
     for name, value in {
         "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
-        "images seen": f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}",
-        "unique images per epoch": f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
-        + (f" (each up to {recipe.repeats} times)" if recipe.repeats else ""),
+        "images seen": (
+            f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
+        ),
+        "unique images per epoch": (
+            f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
+        ),
         "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
-        "image": f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
-        + (" (with the mirror image)" if recipe.image.test_flip else ""),
+        "image": (
+            f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
+            + (" (with the mirror image)" if recipe.image.test_flip else "")
+        ),
         "model": model_facts(plan, model),
     }.items():
         table.add_row(name, value)
@@ -235,7 +245,10 @@ def scaling_note(out: Console, plan: Plan) -> None:
         )
         return
     ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
-    line = f'note: lr.peak stays {peak:g}; the page\'s {rule} rule would make it {ruled:.4g}: set="lr.peak={ruled:.4g}"'
+    line = (
+        f"note: lr.peak stays {peak:g}; the page's {rule} rule would make it {ruled:.4g}:"
+        f' set="lr.peak={ruled:.4g}"'
+    )
     out.print(line, style="yellow", markup=False)
 
 
@@ -259,7 +272,8 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     )
     out.print(f"run    {row.run}", markup=False)
     out.print(
-        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images} val images",
+        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images}"
+        " val images",
         style="bold",
     )
     out.print(
@@ -308,10 +322,12 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
     is_same = scores.num_images == row.num_val_images and off <= most
     out.print(
-        f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images} images"
+        f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images}"
+        " images"
     )
     out.print(
-        f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images} images"
+        f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images}"
+        " images"
     )
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
@@ -331,9 +347,14 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
         out.print(report_table(report, split))
         is_sound &= report.is_sound
     out.print(
-        "sound: training meets no bad image"
-        if is_sound
-        else "not sound: training would stop at a bad image; mend the files, or use bad_images=skip for up to 1 % of them",
+        (
+            "sound: training meets no bad image"
+            if is_sound
+            else (
+                "not sound: training would stop at a bad image; mend the files, or use"
+                " bad_images=skip for up to 1 % of them"
+            )
+        ),
         style="bold",
     )
     return is_sound

@@ -85,9 +85,15 @@ def verdict(
             if kind == "compute-bound"
             else "neither data-bound nor compute-bound (workers and model share the cores?)"
         )
-        text = f"{named}: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %); workers={settings.num_workers} could deliver {delivered:,.0f}"
+        text = (
+            f"{named}: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %);"
+            f" workers={settings.num_workers} could deliver {delivered:,.0f}"
+        )
         return Verdict(kind, text, limit, delivered, enough)
-    text = f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
+    text = (
+        f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding"
+        f" {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
+    )
     cores = num_cores() if available_cores is None else available_cores
     text += (
         f"try workers={enough}"
@@ -98,7 +104,10 @@ def verdict(
 
 
 def _serial_text(whole: float, limit: float, share: float) -> str:
-    return f"no workers: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %), the rest goes to decoding and augmenting in turn"
+    return (
+        f"no workers: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %), the rest goes to"
+        " decoding and augmenting in turn"
+    )
 
 
 def clock_of(settings: Settings) -> Callable[[], float]:

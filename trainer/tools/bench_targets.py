@@ -171,7 +171,10 @@ def targets_of(found: Measured) -> list[Target]:
 def _of_step(found: Measured) -> Target:
     each = ratios(found.rates["end to end"], found.rates["step"])
     share = spread(each)
-    text = f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f}, {_turns(each)})"
+    text = (
+        f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f},"
+        f" {_turns(each)})"
+    )
     return Target(
         "end to end, of the step on data on the device",
         f">= {100 * BOUND_SHARE:.0f} %",

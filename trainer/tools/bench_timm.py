@@ -42,7 +42,10 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
     for key, parts in written.items():
         for part in parts:
             if not isinstance(part, known[key]):
-                return f"{key} {getattr(part, 'name', 'off')} is not among the parts that are joined here"
+                return (
+                    f"{key} {getattr(part, 'name', 'off')} is not among the parts that are joined"
+                    " here"
+                )
     if recipe.augment_splits or recipe.image.growth or recipe.batch.norm_images % 2:
         return "augment_splits, image.growth and micro-batches of odd size are not joined here"
     return ""

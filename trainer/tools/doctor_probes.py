@@ -34,8 +34,8 @@ _MODULES = {
     "markdown-it-py": "markdown_it",
 }
 _ASKED_ALONE = ("torch", "torchvision", "timm")
-_TORCHVISION_WITHOUT_NMS = (
-    "2.13.0"  # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
+_TORCHVISION_WITHOUT_NMS = (  # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
+    "2.13.0"
 )
 
 
@@ -178,9 +178,15 @@ def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
     from packaging.version import Version
 
     if Version(torch).public == _TORCHVISION_WITHOUT_NMS:
-        return f"torch {torch} is known not to fit torchvision's wheels (operator torchvision::nms does not exist); use another torch"
+        return (
+            f"torch {torch} is known not to fit torchvision's wheels (operator torchvision::nms"
+            " does not exist); use another torch"
+        )
     if not Requirement(wanted).specifier.contains(Version(torch).public, prereleases=True):
-        return f"torchvision {torchvision} is built for {wanted}, and torch is {torch}: known not to fit; {install('torchvision')}"
+        return (
+            f"torchvision {torchvision} is built for {wanted}, and torch is {torch}: known not to"
+            f" fit; {install('torchvision')}"
+        )
     return None
 
 
@@ -231,7 +237,10 @@ def ffcv(asked: Asked) -> list[Finding]:
     wanted = "optional"
     if importlib.util.find_spec("ffcv") is None:
         libraries = "pkg-config libturbojpeg0-dev libopencv-dev"
-        by_hand = f"sudo apt-get install -y {libraries} && {sys.executable} -m pip install setuptools ffcv"
+        by_hand = (
+            f"sudo apt-get install -y {libraries} && {sys.executable} -m pip install setuptools"
+            " ffcv"
+        )
         remedy = "make setup ffcv=1" if (PACKAGE_ROOT / "Makefile").exists() else by_hand
         return [Finding("ffcv", "not here", wanted, ABSENT, remedy)]
     import ffcv  # noqa: F401  it is what is asked

@@ -25,7 +25,9 @@ def answer_words(words: Sequence[str]) -> None:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """`--runs x` as `--runs=x`; words that are something else stay as they are, and are nobody's."""
+    """`--runs x` as `--runs=x`; words that are something else stay as they are, and are
+    nobody's.
+    """
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] in ("--runs", "--results"):

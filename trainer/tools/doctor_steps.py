@@ -81,7 +81,8 @@ def _on(device: str) -> list[Finding]:
     median_s = statistics.median(seconds[1])
     done = Finding(
         what,
-        f"{1000 * median_s:.0f} ms{' of processor time' * (device == 'cpu')} for 32 images of 32 px",
+        f"{1000 * median_s:.0f} ms{' of processor time' * (device == 'cpu')} for 32 images of"
+        " 32 px",
         wanted,
     )
     return [done, determinism(device, digests[0] == digests[1], median_s)]
@@ -101,7 +102,10 @@ def determinism(device: str, is_same: bool, median_s: float) -> Finding:
     except RuntimeError as error:  # torch refuses what it has no deterministic way for
         return _judged(device, f"{plain}; determinism mode: {first_line(error)}", wanted, is_same)
     cost = statistics.median(seconds[1]) / median_s - 1
-    in_mode = f"determinism mode: {'the same' if digests[0] == digests[1] else 'other'} bits, {100 * cost:+.0f} % time"
+    in_mode = (
+        f"determinism mode: {'the same' if digests[0] == digests[1] else 'other'} bits,"
+        f" {100 * cost:+.0f} % time"
+    )
     return _judged(
         device,
         f"{plain}; {in_mode}",

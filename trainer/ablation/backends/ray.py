@@ -119,7 +119,9 @@ class RayCells:
         return code
 
     def stop(self) -> None:
-        """Ask every task to save and end; once, for a second time would end it before it has saved."""
+        """Ask every task to save and end; once, for a second time would end it before it has
+        saved.
+        """
         for reference in set(self._running) - self._asked:
             self._ray.cancel(reference, force=False)
         self._asked |= set(self._running)

@@ -18,7 +18,9 @@ _RGB = 3
 def affine_by_pil(
     images: Tensor, matrices: np.ndarray, filters: np.ndarray, fill: tuple[int, ...]
 ) -> Tensor:
-    """geometry.affine along both axes by Image.transform: [N, C, H, W] uint8 on a CPU to the same."""
+    """geometry.affine along both axes by Image.transform: [N, C, H, W] uint8 on a CPU to the
+    same.
+    """
     moved = np.empty(images.shape, np.uint8)
     for image, result, matrix, place in zip(
         images.numpy(), moved, matrices.tolist(), filters.tolist(), strict=True

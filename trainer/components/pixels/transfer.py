@@ -23,5 +23,7 @@ def on(device: torch.device, array: np.ndarray) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def colour_on(device: torch.device, colour: tuple[int, ...]) -> Tensor:
-    """One value in 0..255 per channel, [1, C, 1, 1] uint8, copied once per device: to be read only."""
+    """One value in 0..255 per channel, [1, C, 1, 1] uint8, copied once per device: to be read
+    only.
+    """
     return torch.tensor(colour, dtype=torch.uint8, device=device).view(1, -1, 1, 1)

@@ -230,7 +230,9 @@ class BetonSet:
         return stored["height"].astype(np.int64), stored["width"].astype(np.int64)
 
     def content(self, i: int) -> bytes:
-        """The stored bytes of image i. Raises BadImage where they are not those that were written."""
+        """The stored bytes of image i. Raises BadImage where they are not those that were
+        written.
+        """
         first = int(self.samples["image"]["data_ptr"][i])
         found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
         if zlib.crc32(found) != int(self.samples["crc"][i]):

@@ -16,7 +16,9 @@ class Reader(Protocol):
     """The images of a split's files, in this process: it is made anew in every one."""
 
     def content(self, file: int, start: int, size: int) -> bytes:
-        """The bytes of one image's file, from where the listing says. Raises OSError or ValueError."""
+        """The bytes of one image's file, from where the listing says. Raises OSError or
+        ValueError.
+        """
 
 
 class FileFormat(ABC):

@@ -141,7 +141,9 @@ def _within(folder: Path, suffix: str) -> list[Path]:
 
 
 def _split_name(stem: str, path: Path) -> str | None:
-    """What a file's name calls its split: train-0000, set-validation-07, or the split's name alone."""
+    """What a file's name calls its split: train-0000, set-validation-07, or the split's name
+    alone.
+    """
     if stem in _SPLITS:
         return stem
     numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))

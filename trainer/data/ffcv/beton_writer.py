@@ -320,7 +320,9 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
 
 
 def _own_bytes(image_set: ImageSet, i: int, mode: str) -> bytes | None:
-    """The file of image i where it is a JPEG that any decoder turns into the pixels that PIL does."""
+    """The file of image i where it is a JPEG that any decoder turns into the pixels that PIL
+    does.
+    """
     if not isinstance(image_set, FolderSet):
         return None
     content = image_set.index.path(i).read_bytes()

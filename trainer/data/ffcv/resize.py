@@ -95,7 +95,9 @@ def _along_rows(image, top, left, height, width, side, is_bicubic):
 
 @njit(nogil=True, cache=True)
 def _along_columns(lines, length, side, is_bicubic):
-    """The first `length` of lines [height, ...] uint8, columns `side` long: [side, length] uint8."""
+    """The first `length` of lines [height, ...] uint8, columns `side` long: [side, length]
+    uint8.
+    """
     firsts, counts, weights = _weights(len(lines), side, is_bicubic)
     total, out = np.empty(length, np.int32), np.empty((side, length), np.uint8)
     for y in range(side):

@@ -85,7 +85,9 @@ class _InBlocks(Attention):
 
 
 class _Reduced(_InBlocks):
-    """reduction: how many times fewer hidden channels than channels; the quotient is rounded down."""
+    """reduction: how many times fewer hidden channels than channels; the quotient is rounded
+    down.
+    """
 
     reduction: Reduction
 

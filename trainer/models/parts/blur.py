@@ -120,7 +120,9 @@ class BlurPool(Part):
 
 
 def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """The strided ones outside attention, by their names, but for those inside another convolution."""
+    """The strided ones outside attention, by their names, but for those inside another
+    convolution.
+    """
     in_attention = inside_attention(model)
     inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     return {
@@ -162,7 +164,9 @@ def _num_calls(model: nn.Module, name: str) -> int:
 
 
 def stride_of(module: nn.Module) -> int:
-    """By how much a convolution or a pooling divides the sides of what it is given; 1 for all else."""
+    """By how much a convolution or a pooling divides the sides of what it is given; 1 for all
+    else.
+    """
     kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, BlurPool2d)
     stride = module.stride if isinstance(module, kinds) else 1
     return max(stride) if isinstance(stride, tuple) else stride

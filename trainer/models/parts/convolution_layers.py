@@ -54,7 +54,9 @@ class DeformableConv2d(nn.Conv2d):
         return made.to(conv.weight.device, conv.weight.dtype).train(conv.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Maps [B, C, H, W] to [B, C', H', W'], in float32 also under autocast: positions need it."""
+        """Maps [B, C, H, W] to [B, C', H', W'], in float32 also under autocast: positions need
+        it.
+        """
         wide = torch.promote_types(images.dtype, torch.float32)
         with torch.autocast(images.device.type, enabled=False):
             told = self.offsets(images.to(self.weight.dtype)).to(wide)

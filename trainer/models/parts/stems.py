@@ -251,7 +251,9 @@ def _present(model: nn.Module) -> _Present:
 
 
 def _put_stem(model: nn.Module, present: _Present, body: nn.Module, pool: nn.Module) -> None:
-    """Replace what lies in the stem and leave the names of what is kept: forward passes go by them."""
+    """Replace what lies in the stem and leave the names of what is kept: forward passes go by
+    them.
+    """
     first, *others = present.children
     kept = [found for found in (present.norm, present.activation) if found is not None]
     apart = [name for name, _ in kept if name in others]

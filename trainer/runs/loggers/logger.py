@@ -130,7 +130,10 @@ class Log:
         }.items():
             self._board.scalar(name, value, step)
         self.trouble("tensorboard", self._board.file.error)
-        facts = f"loss {loss_nats:.4f}  lr {lr:.2e}  {images_per_s:.0f} images/s  wait {100 * wait_share:.0f} %"
+        facts = (
+            f"loss {loss_nats:.4f}  lr {lr:.2e}  {images_per_s:.0f} images/s  wait"
+            f" {100 * wait_share:.0f} %"
+        )
         self._progress.update(self._task, completed=step, epoch=f"{epoch:.1f}", facts=facts)
         now_s = time.monotonic()
         if not self.console.is_terminal and now_s - self._last_line_s >= PLAIN_LINE_S:
