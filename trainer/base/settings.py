@@ -6,6 +6,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
 
@@ -70,8 +72,6 @@ def make_settings(
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
-    import torch
-
     if micro_batch not in MICRO_BATCHES:
         raise UserError(
             f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
@@ -108,8 +108,6 @@ def make_settings(
 
 
 def _resolve_device(device: str) -> str:
-    import torch
-
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -125,8 +123,6 @@ def _resolve_device(device: str) -> str:
 
 
 def _resolve_precision(precision: str, on_gpu: bool) -> str:
-    import torch
-
     if precision == "auto":
         if not on_gpu:
             return "float32"

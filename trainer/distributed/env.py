@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from trainer.base.errors import UserError
 
 _FIRST_PORT, _NUM_PORTS = 20000, 12000  # below the ports that Linux gives out by itself
@@ -147,7 +149,6 @@ def rank_device(device: str, place: Place | None) -> str:
                 " each its own"
             )
         return device
-    import torch
 
     num_gpus = torch.cuda.device_count()
     if num_gpus == 0:

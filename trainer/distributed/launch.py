@@ -17,6 +17,12 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
+
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
@@ -68,8 +74,6 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
 def check_gpus(gpus: int | None) -> None:
     """Refuse more ranks than there are GPUs. Raises UserError."""
     if gpus is not None:
-        import torch
-
         found = torch.cuda.device_count()
         if found < gpus:
             would = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
@@ -201,11 +205,6 @@ class _Forwarding:
 
 def _agent(num_ranks: int, words: Sequence[str], folder: str):
     """torchrun's launcher for one machine: what `torchrun --standalone --max-restarts 0` makes."""
-    from torch.distributed.elastic.agent.server.api import WorkerSpec
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
-
     number = uuid.uuid4().hex
     here = "localhost"
 

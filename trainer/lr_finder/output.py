@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
 
 from trainer.base import provenance
 from trainer.base.disk import write_atomically
@@ -168,9 +170,6 @@ def _number(loss: float) -> float | None:
 
 def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
     """TensorBoard: each trial's losses by step, the ramp's values, and the picture."""
-    from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
-
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # its own, of the same command before
     with SummaryWriter(folder / "tensorboard") as writer:
         for number, curve in enumerate(curves):

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.report.tables import SeedResult, Table
-from trainer.base.disk import write_atomically
 from trainer.runs.results import Row, RowError
 
 MAX_POINTS = 120  # per curve: more than a panel of the report has pixels to tell apart

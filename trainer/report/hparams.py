@@ -16,8 +16,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from trainer.report.tables import CellSummary, Table
 from trainer.base.disk import write_atomically
+from trainer.report.tables import CellSummary, Table
 from trainer.runs.results import Row
 
 _METRICS = {

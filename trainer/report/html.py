@@ -23,6 +23,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from trainer.ablation.cells import command
+from trainer.base.disk import write_atomically
 from trainer.report import figures
 from trainer.report.curves import Curves, find_curves, keep_curves
 from trainer.report.formats import (
@@ -35,7 +36,6 @@ from trainer.report.formats import (
 from trainer.report.notes import ROW_FACTS, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import View, fields_of, make_view
-from trainer.base.disk import write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 # Code points that HTML forbids (spec: noncharacters, surrogates, controls but tab and newline).

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from trainer.base.disk import removed_on_error, sync_folder, temporary_path, write_atomically
 from trainer.base.errors import UserError
 
@@ -82,8 +84,6 @@ def _write_state(path: Path, state: dict) -> str:
     """Write a state to the disk as it is serialized, without a copy of it in memory; gives its
     SHA-256.
     """
-    import torch
-
     with open(path, "wb", buffering=0) as file:
         hashed = _Hashed(file)
         before = torch.serialization.get_crc32_options()
@@ -132,8 +132,6 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
     Raises UserError where a disk does not give one that is there: that may pass, and nothing is
     given up for it.
     """
-    import torch
-
     try:
         paths = _newest_first(folder)
     except OSError as error:
@@ -161,8 +159,6 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
 
 
 def _opened(path: Path, device: str) -> dict:
-    import torch
-
     state = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(state, dict):
         raise TypeError("no state")

@@ -21,6 +21,8 @@ from trainer.base.signals import StopRequest
 from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
+from trainer.engine.micro_batches import norm_images_used
+from trainer.models.build import gmacs, num_parameters
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
@@ -37,9 +39,11 @@ from trainer.recipe.schema import (
     recipe_paths,
 )
 from trainer.recipe.tree import shown
+from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
+from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
 
 
@@ -187,8 +191,6 @@ def _run_to_row(
     lock,
     faults,
 ) -> tuple:
-    from trainer.runs.run import train_in_folder
-
     folder = settings.runs / name
     if ranks.is_first:
         with must_write(folder):
@@ -227,8 +229,6 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
     """Write all that a run ends with into its folder, or into one that takes its place. Raises
     OSError.
     """
-    from trainer.runs.export import export_model
-
     _write_stopped(folder, job, plan, outcome)
     digest = (
         export_model(folder, plan, outcome.state, data.classes)
@@ -314,8 +314,6 @@ def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
     """Of a row: norms sampled fewer images than the page says, as memory had run out under
     micro_batch=auto.
     """
-    from trainer.engine.micro_batches import norm_images_used
-
     asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
     if used == asked:
         return ()
@@ -328,8 +326,6 @@ def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
     """The row of an outcome."""
-    from trainer.models.build import gmacs, num_parameters
-
     state, recipe = outcome.state, plan.recipe
     progress = state.progress
     scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}

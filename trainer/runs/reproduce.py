@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from rich.console import Console
 
 from trainer.base import provenance
@@ -21,6 +22,8 @@ from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
+from trainer.data.dataset import open_data
+from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
 from trainer.recipe import tree
 from trainer.recipe.check import check
@@ -29,6 +32,7 @@ from trainer.recipe.load import parse
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.schema import Recipe, apply_overrides
+from trainer.runs import summary as show
 from trainer.runs.job import Job, resolve, run_job
 from trainer.runs.results import Row
 from trainer.runs.run_folder import recipe_of
@@ -271,12 +275,6 @@ def run_again(
     Raises ReproduceError where recipe, versions or images are not the row's and `anyway` is not
     said.
     """
-    import torch
-
-    from trainer.data.dataset import open_data
-    from trainer.data.datasets.beton import chosen_loader
-    from trainer.runs import summary as show
-
     if again.reasons and not anyway:
         raise _refusal(row, again.reasons)
     folder = data_folder(again.job.data, again.job.data_dir)

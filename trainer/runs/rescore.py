@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from trainer.base.settings import Settings
 from trainer.data.dataset import open_data
 from trainer.data.profile import data_folder
@@ -39,8 +41,6 @@ def rescore(
     Raises PlanError where the folder holds no finished run, DataError where its images are not
     found.
     """
-    import torch
-
     _, facts = recipe_of(folder)
     if not (folder / "row.json").exists():
         raise PlanError(

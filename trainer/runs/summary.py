@@ -7,15 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trainer.base.settings import Settings
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
+from trainer.data.check import report_table
+from trainer.engine.precise_norm import statistics_note
+from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import Row as Explained
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe
+from trainer.recipe.schema import Recipe, load_recipe, recipe_paths
+from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path, touches_result
@@ -90,9 +95,6 @@ def surgery(plan: Plan) -> tuple[Swap, ...]:
 
     Raises UserError where the page and the model do not fit.
     """
-    from trainer.models.build import assemble, check_model_name
-    from trainer.runs.export import is_timms
-
     section = plan.recipe.model
     if section is None or (is_timms(plan) and section.start is None and section.pretrained is None):
         return ()
@@ -129,8 +131,6 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble`
     gives them.
     """
-    from trainer.engine.precise_norm import statistics_note
-
     recipe = plan.recipe
     out.print(
         f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}  digest"
@@ -170,8 +170,6 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
 
 def model_facts(plan: Plan, model) -> str:
     """How large a model is, and what one image costs."""
-    from trainer.models.build import gmacs, num_parameters
-
     test_px = plan.recipe.image.test_px
     cost = gmacs(model, plan.profile.channels, test_px)
     return (
@@ -288,8 +286,6 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
 
 def opening(folder, plan: Plan) -> str:
     """The line of Python that opens a finished run's model."""
-    from trainer.runs.export import is_timms
-
     if is_timms(plan):
         return f"timm: create_model('local-dir:{folder}', pretrained=True)"
     return f"not timm's alone: trainer.runs.run_folder.open_model('{folder}')"
@@ -300,14 +296,6 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
     """A bar on standard error while work is done; the function that it gives is called after each
     piece.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
@@ -339,8 +327,6 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
 
 def data_reports(out: Console, data, check, num_threads: int) -> bool:
     """Both splits' reports; would a run meet no bad image?"""
-    from trainer.data.check import report_table
-
     is_sound = True
     for split, images in (("train", data.train), ("val", data.val)):
         report = check(images, num_threads)
@@ -364,8 +350,6 @@ def recipe_list(out: Console) -> None:
     """One line for each page: name, what is special, its score for ResNet-50 or its first model,
     source.
     """
-    from trainer.recipe.schema import load_recipe, recipe_paths
-
     table = Table("recipe", "what is special", "published top-1", "source")
     for path in recipe_paths():
         page = load_recipe(path)

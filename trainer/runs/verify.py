@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
@@ -19,6 +21,7 @@ from trainer.recipe.plan import Plan
 from trainer.runs.export import digest_of, timm_facts
 from trainer.runs.job import published_page
 from trainer.runs.loader_equivalence import certificates_of
+from trainer.runs.rescore import most_moved, rescore
 from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.runs.verify_curves import curve_checks
@@ -228,8 +231,6 @@ def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
 
 
 def _weights(folder: Path, row: Row) -> Iterator[Check]:
-    import safetensors.torch
-
     try:
         tensors = safetensors.torch.load_file(folder / "model.safetensors")
     except (
@@ -261,8 +262,6 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
 
     Exactly where a CPU repeats what a CPU did, else to what `most_moved` allows.
     """
-    from trainer.runs.rescore import most_moved, rescore
-
     row, scores = rescore(folder, settings, data_dir)
     where = (
         ""

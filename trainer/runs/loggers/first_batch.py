@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from trainer.base.terminal import readable
 
@@ -20,8 +21,6 @@ def draw_first_batch(
     images: [B, C, H, W] float, normalized; of more than three channels the first three are shown as
     red, green and blue, of two the first in grey. targets: [B, K] float in [0, 1].
     """
-    from matplotlib.figure import Figure
-
     shown = images[:NUM_SHOWN].detach().float().cpu()
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (profile.mean, profile.std))
     pictures = _as_rgb((shown * std + mean).clamp(0, 1)).permute(0, 2, 3, 1).numpy()

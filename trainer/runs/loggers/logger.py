@@ -13,6 +13,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -155,9 +157,6 @@ class Log:
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Put a PNG file beside the curves."""
-        import numpy as np
-        from PIL import Image
-
         with Image.open(path) as image:
             self._board.image(name, np.asarray(image.convert("RGB")), step)
 

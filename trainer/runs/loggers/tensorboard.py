@@ -8,6 +8,10 @@ import socket
 import time
 from pathlib import Path
 
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import image, scalar
+
 from trainer.runs.append_only_log import KeptFile
 
 _numbers = itertools.count()  # two boards of one process may be opened in one second
@@ -23,8 +27,6 @@ class Board:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self.file = KeptFile(folder / name)
@@ -34,22 +36,14 @@ class Board:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """One point of a curve."""
-        from torch.utils.tensorboard.summary import scalar
-
         self._add(step=step, summary=scalar(name, value))
 
     def image(self, name: str, pixels, step: int) -> None:
         """A picture, uint8 [H, W, 3]."""
-        from torch.utils.tensorboard.summary import image
-
         self._add(step=step, summary=image(name, pixels, dataformats="HWC"))
 
     def _hide_from(self, step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-
         self._add(step=step, session_log=SessionLog(status=SessionLog.START))
 
     def _add(self, **facts) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
         self._records.write(Event(wall_time=time.time(), **facts).SerializeToString())
