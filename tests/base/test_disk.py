@@ -50,7 +50,7 @@ def test_one_line_a_minute_says_all_that_is_not_written_and_one_that_it_is_over(
     assert lines[3:] == ["runs/x: all is written again"]
     troubles.note("a checkpoint", None)
     assert len(lines) == 4
-    troubles.note("a checkpoint", FULL)  # anew: told at once
+    troubles.note("a checkpoint", FULL)  # again: told at once
     assert len(lines) == 5
 
 

@@ -54,7 +54,7 @@ def made(kind):
 
 
 def place_of(kind) -> str:
-    """Where a page has a component of this kind."""
+    """Where a recipe has a component of this kind."""
     sections = {"": Recipe, "lr.": LearningRate, "model.": Model}
     fields = (
         (prefix + key, field)

@@ -248,7 +248,9 @@ def test_a_killed_rank_is_named_by_one_of_those_left(bad_rank):
     assert {rank.code for rank in left} == {1}
     said = "".join(rank.text for rank in left)
     named = "rank 0, which keeps" if bad_rank == 0 else f"rank {bad_rank} (process"
-    assert named in said and "no longer answers" in said and "the same command goes on" in said
+    assert (
+        named in said and "no longer answers" in said and "rerun the same command to resume" in said
+    )
     assert "Traceback" not in said
 
 

@@ -224,7 +224,7 @@ def test_a_signal_before_there_are_ranks_starts_none(monkeypatch, capsys):
         assert launch.launch(2, ["train"], stop) == 75
     assert (
         capsys.readouterr().out
-        == "stopped by SIGTERM before any rank was started; the same command goes on\n"
+        == "stopped by SIGTERM before any rank was started; rerun the same command to resume\n"
     )
 
 

@@ -201,7 +201,7 @@ def test_two_processes_stop_together_and_go_on_by_the_same_command(undisturbed, 
     )
     with started(*words(tmp_path, "--procs", "2")) as process:
         said, error = process.communicate(timeout=300)
-    assert process.returncode == 0 and "going on after step" in said, (said, error)
+    assert process.returncode == 0 and "resumed after step" in said, (said, error)
     assert left_by(tmp_path) == undisturbed
     assert (
         undisturbed["world_size"] == 2
@@ -257,7 +257,7 @@ def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_th
     (code, others), (own, text) = ends_of(faults)  # all of them: they agree on it
     assert (
         (code, own) == (2, 2)
-        and "going on after step 4" in others
+        and "resumed after step 4" in others
         and (others + text).count("error: ") == 1
     ), (others, text)
 
@@ -266,12 +266,12 @@ def test_a_rank_that_raises_or_does_not_come_ends_the_program_as_designed_and_th
         assert code == 1 and named in text and "Traceback" not in text
 
     (code, others), (own, text) = ends_of(faults)
-    assert (code, own) == (2, 2) and "going on after step 9" in others and "error: " not in others
+    assert (code, own) == (2, 2) and "resumed after step 9" in others and "error: " not in others
     (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
     assert "damaged, as inject=bad_image@200 has it" in line
 
     ended = ends_of(faults)
-    assert [code for code, _ in ended] == [0, 0] and "going on after step" in ended[0][1], ended
+    assert [code for code, _ in ended] == [0, 0] and "resumed after step" in ended[0][1], ended
     assert ending(here) == ending(undisturbed)
 
 
@@ -289,7 +289,7 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
     assert process.returncode == 1
     assert (
         f"rank 1 (process {rank}) was ended by SIGKILL" in error
-        and "the same command goes on" in error
+        and "rerun the same command to resume" in error
         and "Traceback" not in error
     )
     assert f"rank   1  {os.uname().nodename}  process {rank:>7}  cpu" in map(str.rstrip, said)
@@ -301,18 +301,18 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
     assert process.returncode == 1 and error == ""
 
     with started(*two, "--inject", "slow@20:40s") as process:
-        until(process, "going on after step 1")
+        until(process, "resumed after step 1")
         process.kill()
         _, error = process.communicate(
             timeout=40
         )  # the ranks hold its ends of the pipes as long as they live
     assert (
         "error: rank 0: the launcher, which keeps localhost:" in error
-        and "the same command goes on" in error
+        and "rerun the same command to resume" in error
         and "Traceback" not in error
     )
 
     with started(*two) as process:
         said, error = process.communicate(timeout=300)
-    assert process.returncode == 0 and "going on after step" in said, (said, error)
+    assert process.returncode == 0 and "resumed after step" in said, (said, error)
     assert left_by(tmp_path) == undisturbed

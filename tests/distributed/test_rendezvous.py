@@ -75,7 +75,8 @@ def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_sto
     assert late.end_by(caught.value) == EXIT_STOPPED
     said = capsys.readouterr()
     assert (
-        said.out == "stopped by SIGTERM before all ranks had come; the same command goes on\n"
+        said.out
+        == "stopped by SIGTERM before all ranks had come; rerun the same command to resume\n"
         and said.err == ""
     )
 

@@ -229,7 +229,7 @@ def test_what_cannot_be_compiled_once_and_for_all_is_refused(monkeypatch):
         UserError, match="compile=1 activation_checkpointing=1: .* use one of the two"
     ):
         make_settings("cpu", compile=True, activation_checkpointing=True)
-    with pytest.raises(UserError, match="compile=1: the page's precise_norm .* compile=0"):
+    with pytest.raises(UserError, match="compile=1: the recipe's precise_norm .* compile=0"):
         Compiled(torch.nn.Conv2d(3, 4, 1), has_precise_norm=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match="no C\\+\\+ compiler here .no-such-compiler."):

@@ -1,4 +1,4 @@
-"""Statistics over images do not depend on how a step is cut, and are exact where the page asks for
+"""Statistics over images do not depend on how a step is cut, and are exact where the recipe asks for
 it.
 """
 

@@ -140,7 +140,7 @@ def test_the_same_command_finds_the_row_and_again_makes_a_new_one(finished):
     _, row, _, folder = finished
     base = folder.parent.parent
     code, found, printed, _ = go(base)
-    assert (code, found) == (EXIT_DONE, row) and "has its row already" in printed
+    assert (code, found) == (EXIT_DONE, row) and "already has a row" in printed
     job = Job(
         "A2", "test_resnet", overrides=small_set("batch.images=96 batch.norm_images=48"), again=True
     )

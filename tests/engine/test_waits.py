@@ -26,7 +26,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import build_model
 
-# with erasing, EMA, lighting, every optimizer and way of clipping that the pages have
+# with erasing, EMA, lighting, every optimizer and way of clipping that the recipes have
 PAGES = [
     ("A2", "test_resnet"),
     ("convnext", "test_convnext2"),

@@ -1,4 +1,4 @@
-"""Where values come from, how pages differ, and the committed tables."""
+"""Where values come from, how recipes differ, and the committed tables."""
 
 import functools
 import io

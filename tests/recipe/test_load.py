@@ -19,7 +19,7 @@ from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
-ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")
+ONE_LINE = re.compile(r"recipe:[1-9][0-9]*: [^\n\r]+")
 
 
 class Apple(Ingredient):
@@ -69,7 +69,7 @@ def refusal(text: str, kind=Basket) -> PageError:
     with pytest.raises(PageError) as error:
         parse_page(text, "page", kind)
     assert ONE_LINE.fullmatch(str(error.value))
-    assert str(error.value).startswith(f"page:{error.value.line}: ")
+    assert str(error.value).startswith(f"recipe:{error.value.line}: ")
     return error.value
 
 
@@ -276,15 +276,15 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
     Path("folder.yaml").mkdir()
     assert (
         said("folder.yaml")
-        == "folder.yaml:1: is a folder, not a page; give the path of a .yaml file"
+        == "folder.yaml:1: is a folder, not a recipe; give the path of a .yaml file"
     )
     assert said("absent.yaml").startswith("absent.yaml:1: is no file")
     assert said("large.yaml", b"#" * (256 * 1024 + 1)).startswith(
-        "large.yaml:1: 262145 bytes; a page holds at most"
+        "large.yaml:1: 262145 bytes; a recipe holds at most"
     )
     assert (
         said("latin.yaml", b"title: fruit\nweight: \xe9")
-        == "latin.yaml:2: the byte 0xe9; save the page as UTF-8"
+        == "latin.yaml:2: the byte 0xe9; save the recipe as UTF-8"
     )
     assert said("nul.yaml", b"title: fruit\n\0").startswith(r"nul.yaml:2: the character '\x00'")
     assert said("wide.yaml", BASKET.encode("utf-16")).startswith("wide.yaml:1: the byte 0xff")
@@ -295,7 +295,7 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
-    path = tmp_path / "page.yaml"
+    path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + BASKET.replace("\n", "\r\n").encode())
     basket, positions = load_page(path, Basket)
     assert basket.weight == 1.5 and positions.line(("first", "seeds")) == 5

@@ -199,7 +199,7 @@ def test_a_warmup_in_steps_must_fit_into_the_run():
 
 
 def page_with(tmp_path, **sections):
-    """torchvision's first page with other sections, as a page of its own; the digits' profile then
+    """torchvision's first recipe with other sections, as a recipe of its own; the digits' profile then
     adapts it.
     """
     page = imagenet("torchvision-v1").recipe
@@ -379,6 +379,6 @@ def test_a_start_at_zero_needs_a_gamma(norm):
     ):
         small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={norm}'")
     small_plan("torchvision-v1", overrides=f"'model.norm={norm}'")
-    small_plan("A2", overrides=f"'model.norm={norm}'")  # timm's default is no word of the page
+    small_plan("A2", overrides=f"'model.norm={norm}'")  # timm's default is no word of the recipe
     affine = "{name: instance_norm, eps: 1.0e-5, affine: true}"
     small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={affine}'")

@@ -1,4 +1,4 @@
-"""Profiles: facts of known sets, pages of a user's own, image folders."""
+"""Profiles: facts of known sets, recipes of a user's own, image folders."""
 
 from pathlib import Path
 

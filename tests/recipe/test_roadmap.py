@@ -1,4 +1,4 @@
-"""The pages from ResNet-50 to ConvNeXt-T: one step each, the paper's scores, its multiply-adds, the
+"""The recipes from ResNet-50 to ConvNeXt-T: one step each, the paper's scores, its multiply-adds, the
 models at both ends.
 """
 
@@ -38,7 +38,7 @@ TABLE_10 = [
 ]
 NAMES = [name for name, *_ in TABLE_10]
 
-# From which page to which, and the one thing that is new. 7x7 is kept, so GELU comes after it.
+# From which recipe to which, and the one thing that is new. 7x7 is kept, so GELU comes after it.
 STEPS = [
     ("01-recipe", "02-stage-ratio", "model.body", None),
     ("02-stage-ratio", "03-patchify", "model.stem", {"name": "patchify", "patch_px": 4}),

@@ -30,7 +30,7 @@ A1_TEXT = find_recipe("A1.v1").read_text()
 
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
-    """A folder of pages in the place of the committed ones."""
+    """A folder of recipes in the place of the committed ones."""
     monkeypatch.setattr(recipe, "pages_folder", lambda: tmp_path)
     return tmp_path
 
@@ -55,7 +55,7 @@ def test_an_unknown_name_lists_what_there_is(pages):
     with pytest.raises(RecipeError) as error:
         find_recipe("convnex")
     assert str(error.value).endswith(
-        "there is no such page (did you mean convnext?); there are convnext.v1"
+        "there is no such recipe (did you mean convnext?); there are convnext.v1"
     )
     with pytest.raises(RecipeError, match="^[^\n]*$"):
         find_recipe("../\n\x1b[2J")
@@ -75,10 +75,10 @@ def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
 
 def test_a_page_is_named_after_its_file(tmp_path):
     with pytest.raises(
-        PageError, match=r"B1.v1.yaml:4: this page is A1.v1; name its file A1.v1.yaml"
+        PageError, match=r"B1.v1.yaml:4: this recipe is A1.v1; name its file A1.v1.yaml"
     ):
         load_recipe(written(tmp_path, A1_TEXT, "B1.v1"))
-    assert load_recipe(written(tmp_path, A1_TEXT, "recipe")) == A1  # a run's own page
+    assert load_recipe(written(tmp_path, A1_TEXT, "recipe")) == A1  # a run's own recipe
 
 
 def test_positions_are_those_of_the_page():
@@ -165,7 +165,7 @@ def test_positions_are_those_of_the_page():
             "  efficientnet_b1:",
             "  efficientnet_b9:",
             "  efficientnet_b9:",
-            "is not among this page's published models",
+            "is not among this recipe's published models",
         ),
         (
             "b1: {image: {train_px: 240",
@@ -177,13 +177,13 @@ def test_positions_are_those_of_the_page():
             "b1: {image: {",
             "b1: {name: B1, image: {",
             "  efficientnet_b1:",
-            "name belongs to the whole page",
+            "name belongs to the whole recipe",
         ),
         (
             "  efficientnet_b1: {image: {train_px: 240, test_px: 240}}\n",
             "",
             "  - {model: efficientnet_b1",
-            "efficientnet_b1 was scored at train_px 240, its page says 224",
+            "efficientnet_b1 was scored at train_px 240, its recipe says 224",
         ),
     ],
 )
@@ -337,8 +337,8 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
             "conflict",
             "batch.images 2048 is no multiple",
         ),
-        ("name=B1", ["name"], "locked", "a page of your own"),
-        ("assumed.epochs=x", ["assumed.epochs"], "locked", "a page of your own"),
+        ("name=B1", ["name"], "locked", "a recipe of your own"),
+        ("assumed.epochs=x", ["assumed.epochs"], "locked", "a recipe of your own"),
     ],
 )
 def test_overrides_that_do_not_fit_name_their_item(text, labels, kind, words):

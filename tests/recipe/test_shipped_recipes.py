@@ -1,4 +1,4 @@
-"""Every committed page: complete, sourced, and as strict as the loader."""
+"""Every committed recipe: complete, sourced, and as strict as the loader."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ load_recipe = functools.cache(read_recipe)
 
 PATHS = recipe_paths()
 NAMES = [path.stem for path in PATHS]
-# A page that a stored row cites never changes: a better one is a new version.
+# A recipe that a stored row cites never changes: a better one is a new version.
 DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
@@ -352,7 +352,7 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     )
     with pytest.raises(PageError) as error:
         parse_page("\n".join(lines), "page", Recipe)
-    assert str(error.value).startswith(f"page:{line}: ")
+    assert str(error.value).startswith(f"recipe:{line}: ")
 
 
 def test_nothing_assumed_is_about_the_page_itself():

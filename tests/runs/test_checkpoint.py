@@ -66,7 +66,7 @@ def test_a_damaged_one_falls_back_with_a_line(tmp_path, damage):
 
 @pytest.mark.parametrize("reader", ["hashlib.file_digest", "torch.load"])
 def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatch, reader):
-    """A network's disk may give it a minute later: whoever went on from the one before, or anew,
+    """A network's disk may give it a minute later: whoever went on from the one before, or again,
     would delete it.
     """
     for step in (1, 2):
@@ -99,7 +99,8 @@ def test_a_folder_that_the_disk_does_not_show_is_no_empty_one(tmp_path, monkeypa
         for name in ("listdir", "scandir", "stat"):
             patch.setattr(os, name, failing)
         with pytest.raises(
-            UserError, match=rf"cannot be read \({os.strerror(number)}\); the same command goes on"
+            UserError,
+            match=rf"cannot be read \({os.strerror(number)}\); rerun the same command to resume",
         ):
             load_checkpoint(tmp_path, silent)
     assert load_checkpoint(tmp_path, silent)["progress"]["step"] == 1
@@ -184,7 +185,7 @@ def test_where_none_is_left_the_line_says_that_the_run_starts_anew(tmp_path):
     lines = []
     assert load_checkpoint(tmp_path, lines.append) is None
     assert ["falling back" in line for line in lines] == [True, False]
-    assert ["starts anew" in line for line in lines] == [False, True]
+    assert ["starts again" in line for line in lines] == [False, True]
 
 
 @pytest.mark.parametrize("num_kills", [1, 2])

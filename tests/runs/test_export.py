@@ -52,7 +52,7 @@ def test_timm_opens_what_it_builds_alone(tmp_path, recipe, model, overrides):
             "test_resnet",
             "model.layer_scale=1e-4",
             False,
-        ),  # a ResNet of timm's has none: surgery puts it in
+        ),  # a ResNet of timm's has none: module replacement puts it in
         ("test_convnext", "model.layer_scale=1e-4", True),
     ],
 )

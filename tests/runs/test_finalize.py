@@ -151,11 +151,11 @@ def test_an_end_that_its_disk_does_not_take_is_in_another_place_and_goes_on_from
         == weights_digest(open_model(place))
     )
     assert (place / "metrics.jsonl").read_bytes() == undisturbed["metrics"]
-    # what the line promises: with room there, the same command goes on; or from the other place
+    # what the line promises: with room there, rerun the same command to resume; or from the other place
     code, _, printed = go(tmp_path / "here")
     assert (
         code == EXIT_DONE
-        and "going on after step 11" in printed
+        and "resumed after step 11" in printed
         and left_by(tmp_path / "here") == undisturbed
     )
     (tmp_path / "moved" / "runs").mkdir(parents=True)
@@ -163,7 +163,7 @@ def test_an_end_that_its_disk_does_not_take_is_in_another_place_and_goes_on_from
     code, _, printed = go(tmp_path / "moved")
     assert (
         code == EXIT_DONE
-        and f"going on after step {NUM_STEPS}" in printed
+        and f"resumed after step {NUM_STEPS}" in printed
         and left_by(tmp_path / "moved") == undisturbed
     )
 
@@ -179,7 +179,7 @@ def test_where_no_place_takes_the_end_the_line_says_so(tmp_path, monkeypatch):
         code, row, printed = go(tmp_path)
     assert (code, row) == (EXIT_UNWRITTEN, None)
     assert (
-        "no other place took it; with room there the same command goes on"
+        "no other place took it; with room there rerun the same command to resume"
         in printed.splitlines()[-1]
     )
 
@@ -231,7 +231,7 @@ def test_a_stop_that_cannot_be_saved_is_no_75_and_its_state_is_in_another_place(
     code, _, printed = go(tmp_path / "here")
     assert (
         code == EXIT_DONE
-        and "going on after step 10" in printed
+        and "resumed after step 10" in printed
         and left_by(tmp_path / "here") == undisturbed
     )
 

@@ -154,7 +154,7 @@ def test_a_run_whose_disk_stays_full_leaves_its_end_in_another_place(
         code, _, printed = go(tmp_path / "here")
         assert (
             code == EXIT_DONE
-            and "going on after step 6" in printed
+            and "resumed after step 6" in printed
             and left_by(tmp_path / "here") == undisturbed
         )
     finally:

@@ -69,7 +69,7 @@ def test_killed_as_it_starts_and_as_it_starts_again_it_ends_the_same(undisturbed
     assert code == -signal.SIGKILL and "going on" not in printed, printed
     assert place == "picture" or forked.end_of(words(tmp_path), prepare=kill)[0] == -signal.SIGKILL
     code, printed = forked.end_of(words(tmp_path))
-    assert code == 0 and "going on after step 13" in printed, printed
+    assert code == 0 and "resumed after step 13" in printed, printed
     assert ending(tmp_path) == undisturbed
 
 
@@ -113,7 +113,7 @@ def test_one_of_two_ranks_killed_at_random_moments_ends_the_same(tmp_path):
             rank.code for rank in ended
         ), ended
     found = ranked.end_of(ranked.whole_run, 2, str(folder), flags, timeout_s=400)[0].value
-    assert "going on after step" in found["said"]
+    assert "resumed after step" in found["said"]
     for name, tensor in expected["weights"].items():
         assert tensor.equal(found["weights"][name]), name
     assert found["scores"] == expected["scores"]
@@ -137,7 +137,7 @@ def test_a_second_process_refuses_and_says_who_works_there(undisturbed, tmp_path
             and f"process {first.pid} on {os.uname().nodename}, since 20" in last
         )
     code, printed = forked.end_of(words(tmp_path))  # the first was killed: its claim is stale
-    assert code == 0 and "going on after step 5" in printed
+    assert code == 0 and "resumed after step 5" in printed
     assert ending(tmp_path) == undisturbed
 
 
@@ -164,6 +164,6 @@ def test_a_checkpoint_damaged_at_random_places_is_found_and_the_one_before_it_us
         assert (
             code == 0
             and "step_000000010.pt is damaged" in printed
-            and "going on after step 9" in printed
+            and "resumed after step 9" in printed
         ), (place, printed)
         assert ending(folder) == undisturbed

@@ -66,7 +66,7 @@ def test_a_store_that_does_not_answer_is_asked_again(url, tmp_path, monkeypatch,
         with pytest.raises(
             UserError,
             match=(
-                r"results=memory://.*: does not answer \(reset by peer\); the same command goes on"
+                r"results=memory://.*: does not answer \(reset by peer\); rerun the same command to resume"
             ),
         ):
             push_missing(url, tmp_path / "rows")

@@ -75,7 +75,7 @@ def test_the_row_of_any_departure_leads_back_to_its_plan(tmp_path, overrides, is
 
 @pytest.mark.parametrize("overrides", [*OVERRIDES, *EXACT])
 def test_a_row_holds_its_recipe_exactly(tmp_path, overrides):
-    """Through the file and back: the very values, and no page is asked."""
+    """Through the file and back: the very values, and no recipe is asked."""
     job = Job("A2", "resnet18", overrides=overrides)
     made = row_of(job)
     store_row(tmp_path, made)
@@ -108,7 +108,7 @@ def test_an_old_row_whose_texts_were_rounded_is_refused_but_for_its_run_folder(t
     assert again.reasons == () and again.plan.recipe.digest == plan.recipe.digest
 
 
-@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-ingredients"])
+@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-components"])
 def test_the_old_rows_of_shipped_ablations_lead_back_to_their_plans(tmp_path, name):
     for cell in load_ablation(name).cells:
         again = plan_again(stored_row(cell, 1, 90.0, versions=provenance.versions()), tmp_path)

@@ -66,7 +66,7 @@ STORED = sorted(RESULTS.rglob("rows/*.json"))
 
 @pytest.mark.parametrize("path", STORED, ids=[str(path.relative_to(RESULTS)) for path in STORED])
 def test_a_page_that_a_stored_row_cites_is_frozen(path):
-    """Its digest is still the page's: who wants other numbers writes the next version."""
+    """Its digest is still the recipe's: who wants other numbers writes the next version."""
     row = read_row(path.parent.parent, path.stem)
     page = load_recipe(find_recipe(f"{row.recipe}.v{row.version}")).for_model(row.model)
     assert row.run == path.stem and row.digest == page.digest

@@ -83,7 +83,7 @@ def test_killed_as_it_starts_at_five_random_steps_and_as_it_goes_on_it_ends_the_
         == -signal.SIGKILL
     )
     code, printed = forked.end_of(forked.words(killed))
-    assert code == 0 and f"going on after step {steps[-1]} of {forked.NUM_STEPS}" in printed, (
+    assert code == 0 and f"resumed after step {steps[-1]} of {forked.NUM_STEPS}" in printed, (
         steps,
         printed,
     )
@@ -98,7 +98,7 @@ def test_the_program_itself_killed_at_two_random_steps_ends_the_same(undisturbed
         assert killed.returncode == -signal.SIGKILL, (steps, killed.stderr)
     done = rsb(tmp_path, "-m", "trainer")
     assert done.returncode == 0, (steps, done.stderr)
-    assert f"going on after step {steps[-1]} of {NUM_STEPS}" in done.stdout or steps[-1] == 0
+    assert f"resumed after step {steps[-1]} of {NUM_STEPS}" in done.stdout or steps[-1] == 0
     assert ending(tmp_path) == undisturbed, steps
 
 

@@ -1,4 +1,4 @@
-"""A run folder gives back the trained model, whatever its page changed in it."""
+"""A run folder gives back the trained model, whatever its recipe changed in it."""
 
 import io
 from pathlib import Path

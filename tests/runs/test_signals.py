@@ -89,11 +89,11 @@ def test_signals_while_it_trains_evaluates_and_saves(undisturbed, tmp_path, turn
         assert (
             code == 75
             and f"stopped by {name} after step" in printed
-            and ": saved; the same command goes on" in printed
+            and ": saved; rerun the same command to resume" in printed
         ), (moment, printed)
-        assert number == 0 or "going on after step" in printed
+        assert number == 0 or "resumed after step" in printed
     code, printed = forked.end_of(words(tmp_path))
-    assert code == 0 and "going on after step 17" in printed, printed
+    assert code == 0 and "resumed after step 17" in printed, printed
     assert ending(tmp_path) == undisturbed
 
 
@@ -132,7 +132,7 @@ def test_a_signal_while_it_starts_again_leaves_what_was_saved(undisturbed, tmp_p
     )
     assert code == 75 and "stopped by SIGTERM after step 15: saved" in printed, printed
     code, printed = forked.end_of(words(tmp_path))
-    assert code == 0 and "going on after step 15" in printed
+    assert code == 0 and "resumed after step 15" in printed
     assert ending(tmp_path) == undisturbed
 
 
@@ -158,7 +158,7 @@ def test_a_second_interrupt_ends_it_at_once_and_the_same_command_goes_on(
     code, printed = forked.end_of(words(tmp_path), moment, step, send_int_twice)
     assert code == 130 and "stopped by" not in printed and time.monotonic() - before_s < 50, printed
     code, printed = forked.end_of(words(tmp_path))
-    assert code == 0 and "going on after step" in printed
+    assert code == 0 and "resumed after step" in printed
     assert ending(tmp_path) == undisturbed
 
 

@@ -120,12 +120,12 @@ class Browser:
     def open(
         self, path: Path, width_px=1280, height_px=900, dark=False, script=True, print_media=False
     ) -> "Tab":
-        """A page from disk in a new tab, once it has loaded."""
+        """A recipe from disk in a new tab, once it has loaded."""
         return Tab(self, path, width_px, height_px, dark, script, print_media)
 
 
 class Tab:
-    """One page. requests: every address that it asked for. errors: what the console or an exception
+    """One recipe. requests: every address that it asked for. errors: what the console or an exception
     said.
     """
 
@@ -160,7 +160,7 @@ class Tab:
         return self.browser.call(method, self.session, **params)
 
     def js(self, expression: str):
-        """The value of an expression in the page."""
+        """The value of an expression in the recipe."""
         found = self(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -226,7 +226,7 @@ class Tab:
         ]
 
     def picture(self, path: Path) -> None:
-        """The whole page as a PNG."""
+        """The whole recipe as a PNG."""
         size = self("Page.getLayoutMetrics")["cssContentSize"]
         clip = {
             "x": 0,

@@ -56,7 +56,7 @@ OVERRIDES = (
 
 
 def pages(mutate: Mutator, folder: Path):
-    """Recipes: whole pages, read, folded for a model, planned for the digits."""
+    """Recipes: whole recipes, read, folded for a model, planned for the digits."""
     texts = [path.read_text() for path in recipe_paths()]
     path = folder / "recipe.yaml"
     while True:
@@ -82,7 +82,7 @@ def profiles(mutate: Mutator, folder: Path):
 
 
 def overrides(mutate: Mutator, folder: Path):
-    """set=, over pages that are whole."""
+    """set=, over recipes that are whole."""
     recipes = [load_recipe(path).for_model("resnet50") for path in recipe_paths()]
     while True:
         recipe, text = mutate.chosen(recipes), mutate.text(mutate.chosen(OVERRIDES))
@@ -92,7 +92,7 @@ def overrides(mutate: Mutator, folder: Path):
 
 
 def values(mutate: Mutator, folder: Path):
-    """YAML text as it is: no page that its values would have to fit."""
+    """YAML text as it is: no recipe that its values would have to fit."""
     while True:
         text = mutate.text(
             mutate.chosen(("{a: 1, b: [x, y]}", "a: 1\nb:\n  - x\n  - {c: 2.5}\n", "5e-3", "'x'"))
@@ -246,7 +246,7 @@ def image_file(kind: str, mode: str) -> bytes:
 
 
 def ablations(mutate: Mutator, folder: Path):
-    """Pages of ablations."""
+    """Recipes of ablations."""
     texts = {path.name: text for path in ablation_paths() if len(text := path.read_text()) < 5000}
     while True:
         name = mutate.chosen(sorted(texts))
@@ -256,7 +256,7 @@ def ablations(mutate: Mutator, folder: Path):
 
 
 def run_folders(mutate: Mutator, folder: Path):
-    """What a run left: its plan, its page, its curves."""
+    """What a run left: its plan, its recipe, its curves."""
     job, run = Job("A2", "test_resnet"), folder / "run"
     write_plan(run, job, plan_of(job))
     lines = [
@@ -363,7 +363,7 @@ def betons(mutate: Mutator, folder: Path):
 
 
 def names(mutate: Mutator, folder: Path):
-    """Names of runs, cells and pages, as paths and on a terminal."""
+    """Names of runs, cells and recipes, as paths and on a terminal."""
     out = Terminal(file=io.StringIO(), width=100)
 
     def read(name):

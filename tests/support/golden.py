@@ -193,7 +193,7 @@ def resume_all(checkout: Path, python: Path, folder: Path, expected: dict) -> in
         other = [key for key in expected[name] if now[key] != expected[name][key]]
         was_resumed = now["run"] == before
         is_good &= was_resumed and not other
-        how = "resumed" if was_resumed else f"started anew as {now['run']}, {before} is left"
+        how = "resumed" if was_resumed else f"started again as {now['run']}, {before} is left"
         print(
             f"{name:15} {how}: {'the same' if not other else 'not the same: ' + ', '.join(other)}",
             flush=True,

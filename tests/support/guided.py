@@ -70,7 +70,7 @@ def tars(content: bytes, folder: Path) -> None:
 
 
 def yamls(content: bytes, folder: Path) -> None:
-    """A page's text."""
+    """A recipe's text."""
     parse(content.decode(errors="replace"), "page")
 
 

@@ -17,7 +17,7 @@ from trainer.recipe import check
 from trainer.recipe.tree import plain
 
 IMAGE_PX = 64
-PAGE = "torchvision-v1"  # the shortest page
+PAGE = "torchvision-v1"  # the shortest recipe
 
 
 @register_model

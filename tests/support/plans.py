@@ -1,4 +1,4 @@
-"""Small plans for tests: a shipped page on the digits, cut short."""
+"""Small plans for tests: a shipped recipe on the digits, cut short."""
 
 import shlex
 
@@ -8,7 +8,7 @@ SMALL = {"epochs": "2", "batch.images": "32", "batch.norm_images": "8"}
 
 
 def small_set(overrides: str = "") -> str:
-    """The text of set= that cuts a page short; `overrides` come in place of its own items."""
+    """The text of set= that cuts a recipe short; `overrides` come in place of its own items."""
     given = dict(item.split("=", 1) for item in shlex.split(overrides))
     return " ".join(shlex.quote(f"{path}={value}") for path, value in {**SMALL, **given}.items())
 

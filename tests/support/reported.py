@@ -1,5 +1,5 @@
 """Reports for tests: a study with every kind of cell, one with hostile texts, one with 2,000 rows;
-and a reader of pages.
+and a reader of recipes.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def study(notes=NOTES):
 
 
 def hostile():
-    """Everything that a page, a row or a note may say, said by somebody who means harm."""
+    """Everything that a recipe, a row or a note may say, said by somebody who means harm."""
     cells = {
         cell(
             text, f"g {text}", overrides=text, is_base=True, published=1.0, published_source=text
@@ -123,7 +123,7 @@ def curves_of(table) -> dict[str, Curves]:
 
 
 class Page(HTMLParser):
-    """What a page's HTML holds: (tag, attributes) of all elements, texts of those asked for, and
+    """What a recipe's HTML holds: (tag, attributes) of all elements, texts of those asked for, and
     whether all is closed.
     """
 

@@ -1,4 +1,4 @@
-"""Sweeps for tests: a data set of 32 pictures, a page of quick cells, and processes that run it."""
+"""Sweeps for tests: a data set of 32 pictures, a recipe of quick cells, and processes that run it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def write_pictures(root: Path) -> Path:
 
 
 def write_page(path: Path, data: Path, smoothings, overrides: dict | None = None) -> Path:
-    """A page whose cells differ in smoothing, each STEPS steps long. overrides: by smoothing, what
+    """A recipe whose cells differ in smoothing, each STEPS steps long. overrides: by smoothing, what
     a cell sets besides.
     """
     shared = {

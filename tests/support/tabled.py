@@ -12,7 +12,7 @@ SEEDS = (0, 1, 2)
 
 
 def cell(name: str, group: str = "resnet18 on digits", overrides: str = "", **facts) -> Cell:
-    """A cell that no page has."""
+    """A cell that no recipe has."""
     model, _, data = group.partition(" on ")
     return Cell(
         name,
@@ -69,7 +69,7 @@ def table_of(
 
 
 def stored_row(one: Cell, seed: int, top1_pct: float | None, **facts):
-    """The row that a run of a page's cell would have."""
+    """The row that a run of a recipe's cell would have."""
     plan = plan_of_cell(one, seed)
     facts = {
         "run": plan.run_name("f" * 64),

@@ -1,4 +1,4 @@
-"""The loop of timm's parts: the page's numbers arrive in them, and one step of it takes what a
+"""The loop of timm's parts: the recipe's numbers arrive in them, and one step of it takes what a
 run's step takes.
 """
 

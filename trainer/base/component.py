@@ -1,4 +1,4 @@
-"""What every ingredient is: one small frozen class whose fields are its YAML; and the registry of
+"""What every component is: one small frozen class whose fields are its YAML; and the registry of
 all of them.
 
 A kind (a schedule, a loss, a norm ...) is an abstract class that has `kind` in its own body. A
@@ -27,17 +27,17 @@ class ComponentError(UserError):
 
 
 class Page(BaseModel):
-    """A frozen, strict part of a page: unknown keys, wrong types, NaN and infinity are refused.
+    """A frozen, strict part of a recipe: unknown keys, wrong types, NaN and infinity are refused.
 
-    Sequences are tuples, so that a page is immutable all the way down. A field that may be absent
-    defaults to None or False, which means off: a page never gets a number that nobody wrote.
+    Sequences are tuples, so that a recipe is immutable all the way down. A field that may be absent
+    defaults to None or False, which means off: a recipe never gets a number that nobody wrote.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def is_kind(cls: type) -> bool:
-    """Is this a kind, of which a page holds one component or another?"""
+    """Is this a kind, of which a recipe holds one component or another?"""
     return "kind" in vars(cls)
 
 
@@ -127,7 +127,7 @@ def kinds() -> tuple[type[Ingredient], ...]:
 
 
 def parts_of(page: Page) -> Iterator[Ingredient]:
-    """All components in a page, each before its own parts."""
+    """All components in a recipe, each before its own parts."""
     if isinstance(page, Ingredient):
         yield page
     for _, value in page:

@@ -58,7 +58,7 @@ class PageError(UserError):
 
 
 class OverrideError(UserError):
-    """An override that does not fit its page. place: the items as given. labels: their paths, as
+    """An override that does not fit its recipe. place: the items as given. labels: their paths, as
     given.
     """
 

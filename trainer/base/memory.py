@@ -6,8 +6,6 @@ import ctypes
 import resource
 import sys
 
-import torch
-
 from trainer.base.errors import UserError, printable
 
 # Numbers of mallopt's options, from glibc's malloc.h.
@@ -23,6 +21,8 @@ class MemoryFull(UserError):
 
 def is_memory_full(error: BaseException) -> bool:
     """Is this what torch raises where a device, or the machine, has no memory left?"""
+    import torch  # seconds, which commands without it need not wait for
+
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _CPU_SAYS in str(error)
     )
@@ -63,6 +63,8 @@ def keep_freed_memory() -> bool:
 def peak_mem_mib(settings) -> float:
     """The most memory held: of the GPU where the run has one, else of this process."""
     if settings.device.startswith("cuda"):
+        import torch  # seconds, which commands without it need not wait for
+
         return torch.cuda.max_memory_allocated(settings.device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,7 +1,7 @@
 """Names that become files, each kept in the folder that it names something of; and what a text may
 hold.
 
-A name comes from a row, a page or a store that somebody else may have written. What a user writes
+A name comes from a row, a recipe or a store that somebody else may have written. What a user writes
 as a path of their own is followed wherever it leads.
 """
 
@@ -38,7 +38,7 @@ def why_no_name(text: str) -> str | None:
 
 def one_name(text: str) -> str:
     """The text itself. Raises ValueError where it is not the name of one file: for the types of
-    pages and rows.
+    recipes and rows.
     """
     reason = why_no_name(text)
     if reason:

@@ -1,7 +1,7 @@
 """Components from a user's own files: plugins=my_losses.py, or an installed package's entry point
 in the group rsb.plugins.
 
-A plugin is a Python file that defines components (see ingredients/base.py), data sets
+A plugin is a Python file that defines components (see components/base.py), data sets
 (data/sets.known_set) or formats (data/formats.FileFormat). It is imported as a module below this
 one, so that whatever process gets one of its objects, a loader's or a cluster's, finds its class
 again: the path travels in the environment.

@@ -11,7 +11,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder of pages that comes with the package: beside it in a source tree, inside it in an
+    """A folder of recipes that comes with the package: beside it in a source tree, inside it in an
     installed wheel.
     """
     inside = Path(__file__).parents[1] / name
@@ -63,7 +63,7 @@ def _git(*words: str) -> str | None:
 def device_name(device: str) -> str:
     """The processor's or the GPU's own name."""
     if device.startswith("cuda"):
-        import torch
+        import torch  # seconds, which commands without it need not wait for
 
         return torch.cuda.get_device_name(device)
     try:

@@ -185,7 +185,7 @@ def device_normals(keys, which, positions):
     positions: [M] int64. Gives [M] float32, number positions[i] of key keys[which[i]], by Box and
     Muller's transform of two hashes of the two.
     """
-    import torch
+    import torch  # seconds, which commands without it need not wait for
 
     # The key enters twice: two keys whose first hashes differ in low bits only visit the same
     # words, in another order.

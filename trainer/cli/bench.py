@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +20,6 @@ from trainer.cli.options import (
 )
 
 # what a CPU does in seconds
-_SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=64"
 
 
 @app.command()
@@ -65,183 +60,20 @@ def bench(
     On a GPU also a loop of timm's parts, both optimizers alone and peak memory, within eight
     minutes.
     """
-    began_s = time.perf_counter()
-    from trainer.base.memory import keep_freed_memory
-    from trainer.base.settings import make_settings
-    from trainer.data.profile import data_folder
-    from trainer.runs.job import Job, plan_of
+    from trainer.cli.bench_commands import run_bench  # torch takes seconds
 
-    keep_freed_memory()
-    settings = make_settings("cuda" if gpu else device, precision, workers, loader=loader)
-    on_gpu = settings.device.startswith("cuda")
-    set_ = set_ or ("" if on_gpu or data else _SMALL)
-    with tempfile.TemporaryDirectory() as made:
-        from trainer.data.dataset import open_data
-        from trainer.data.datasets.beton import chosen_loader
-
-        data = data or str(_folder(Path(made), src, on_gpu))
-        plans = [
-            plan_of(Job(page, name, data, data_dir, 0, set_))
-            for page, name in _asked(recipe, model, on_gpu)
-        ]
-        folder = data_folder(data, data_dir)
-        settings = replace(settings, loader=chosen_loader(loader, folder))
-        opened = open_data(plans[0].profile, folder, settings.loader == "ffcv")
-        if on_gpu:
-            measure_on_gpu(plans, settings, opened, folder, rounds, results, began_s)
-        else:
-            _measure(plans[0], settings, opened, rounds, results)
-
-
-def _asked(recipe: str, model: str, on_gpu: bool) -> list[tuple[str, str]]:
-    """Pages and models: on a GPU those that its targets are for, unless another is named."""
-    if not on_gpu:
-        return [(recipe or "A3", model or "resnet18")]
-    from trainer.tools.bench_gpu import PAGES
-
-    return [(recipe or PAGES[0][0], model or PAGES[0][1])] if recipe or model else list(PAGES)
-
-
-def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
-    from trainer.base.errors import UserError
-    from trainer.tools.bench_data import files_of, image_folder
-
-    files = files_of(src, made / "files", 128)
-    if not files:
-        raise UserError(f"src={src}: holds no .jpg; use a folder or a tar of JPEG files")
-    return (
-        image_folder(made / "data", files, 8192, 1000, 1000)
-        if on_gpu
-        else image_folder(made / "data", files, 1024, 256)
-    )
-
-
-def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
-    from trainer.base.terminal import open_terminal
-    from trainer.tools.bench_run import facts_of, machine_facts, measure, verdict
-
-    out = open_terminal(120)
-    out.print(
-        f"{plan.model} by {plan.recipe.name}: each part {num_rounds} times in turns, then as many"
-        " whole steps ...",
-        markup=False,
-    )
-    rates = measure(plan, settings, data, num_rounds, num_steps=num_rounds)
-    found = verdict(rates, settings)
-    out.print(table_of(rates, found.limit))
-    out.print(found.text, markup=False)
-    _write(
+    run_bench(
+        recipe,
+        model,
+        data,
+        data_dir,
+        src,
+        set_,
+        device,
+        gpu,
+        precision,
+        workers,
+        loader,
+        rounds,
         results,
-        settings,
-        {"benchmark": "run"} | machine_facts(settings, data) | facts_of(plan, rates, found),
     )
-
-
-def measure_on_gpu(
-    plans, settings, data, folder: Path | None, num_rounds: int, results: Path, began_s: float
-) -> None:
-    """Measure plans one after another in what is left of the time; each is printed and stored when
-    it is done.
-
-    began_s: of time.perf_counter, since when the time is counted.
-    """
-    from trainer.base.terminal import open_terminal
-    from trainer.tools.bench_gpu import BOUND_S, bench_page
-    from trainer.tools.bench_run import machine_facts
-
-    out = open_terminal(120)
-    out.print(
-        f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about"
-        f" {BOUND_S / 60:.0f} minutes",
-        markup=False,
-    )
-    facts = (
-        {"benchmark": "run on a GPU", "bound_s": BOUND_S}
-        | machine_facts(settings, data)
-        | {"runs": []}
-    )
-    for number, plan in enumerate(plans):
-        left_s = BOUND_S - (time.perf_counter() - began_s)
-        page, found, targets = bench_page(
-            plan, settings, data, folder, num_rounds, left_s / (len(plans) - number)
-        )
-        facts["runs"].append(page)
-        facts["took_s"] = round(time.perf_counter() - began_s, 1)
-        _write(results, settings, facts)
-        out.print(
-            f"\n{plan.model} by {page['recipe']}, {page['train_px']} px, {page['batch_images']}"
-            " images a step",
-            markup=False,
-        )
-        out.print(table_of(found.rates, found.rates["step"].images_per_s))
-        out.print(page["verdict"], markup=False)
-        out.print(floor_table(page))
-        out.print(targets_table(targets))
-    out.print(f"took {facts['took_s']:.0f} s", markup=False)
-
-
-def _write(results: Path, settings, facts: dict) -> None:
-    from trainer.base.disk import write_atomically
-
-    path = results / "bench" / f"run-{'cuda' if settings.device.startswith('cuda') else 'cpu'}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
-
-
-def table_of(rates: dict, limit: float):
-    """One line for each part: its rate, its spread, and its share of the step's rate."""
-    from rich.table import Table
-
-    table = Table("part", "images/s", "quartiles", "x step alone")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, rate in rates.items():
-        low, high = rate.quartiles
-        alone = " (one core)" if name == "decode" else ""
-        table.add_row(
-            name + alone,
-            f"{rate.images_per_s:,.0f}",
-            f"{low:,.0f} to {high:,.0f}",
-            f"{rate.images_per_s / limit:.2f}",
-        )
-    return table
-
-
-def floor_table(page: dict):
-    """What a page's facts say must be done at least, and what was achieved of it."""
-    from rich.table import Table
-
-    floor, ms = page["floor"], page["optimizer_ms"]
-    table = Table("floor", "counted", "achieved")
-    passes = ", ".join(f"{name} {value:g}" for name, value in floor["tflop_per_s"].items())
-    table.add_row(
-        "forward and backward",
-        f"{floor['train_gflop_per_image']:g} GFLOP an image",
-        f"TFLOP/s: {passes}",
-    )
-    steps = ", ".join(
-        f"{name} {value:g} ({ms[name]['median']:g} ms)"
-        for name, value in floor["optimizer_gb_per_s"].items()
-    )
-    table.add_row(
-        f"a step of {page['optimizer']}",
-        f"{floor['optimizer_bytes_per_step'] / 1e6:,.0f} MB",
-        f"GB/s: {steps}",
-    )
-    if "transfer_gb_per_s" in floor:
-        table.add_row(
-            "transfer",
-            f"{floor['image_bytes'] / 1e6:g} MB an image",
-            f"GB/s: {floor['transfer_gb_per_s']:g}",
-        )
-    return table
-
-
-def targets_table(targets: list):
-    """One line for each target: what was wanted, what was found, reached or missed."""
-    from rich.table import Table
-
-    table = Table("target", "wanted", "found", "")
-    for target in targets:
-        table.add_row(target.what, target.wanted, target.found, target.word)
-    return table

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.signals import StopRequest
 from trainer.cli.options import (
     Again,
     Data,
@@ -71,16 +72,13 @@ def lr_find(
     """Find the learning rate by a LR finder run along the recipe's own training path; or any other
     number of the recipe, with --ramp.
     """
-    from trainer.base.signals import StopRequest
-
-    with StopRequest() as stop:
+    with (
+        StopRequest() as stop
+    ):  # signals count from here on; the import below takes seconds (torch)
         from trainer.cli.lr_find_ranks import find
-        from trainer.lr_finder.api import Request
-        from trainer.runs.job import Job
 
-        job = Job(recipe, model, data, data_dir, 0, set_, again=again)
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
-        code = find(
-            job, Request(ramp, low, high, steps, seeds, curve), device, machine, gpus, procs, stop
-        )
+        request = ramp, low, high, steps, seeds, curve
+        asked = recipe, model, data, data_dir, set_, again
+        code = find(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
@@ -23,8 +24,8 @@ from trainer.runs.start import say
 
 
 def find(
-    job: Job,
-    request: Request,
+    asked: tuple[str, str, str, Path | None, str, bool],
+    request: tuple[str, float | None, float | None, int | None, int, str | None],
     device: str,
     machine: dict[str, Any],
     gpus: int | None,
@@ -34,10 +35,13 @@ def find(
     """The LR finder run of `lr-find` on as many ranks as were asked for, or have been started;
     gives the exit code.
 
-    machine: the rest of what make_settings takes.
+    asked: recipe, model, data, data_dir, overrides and again, as the command has them. request: the
+    fields of Request. machine: the rest of what make_settings takes.
 
     Raises UserError.
     """
+    recipe, model, data, data_dir, overrides, again = asked
+    job = Job(recipe, model, data, data_dir, 0, overrides, again=again)
     place = find_place(os.environ)
     num_ranks = asked_ranks(gpus, procs, device, place)
     if place is None and num_ranks > 1:
@@ -52,7 +56,11 @@ def find(
             "num_ranks_here": place.local_world_size if place else 1,
         }
         return _find(
-            dataclasses.replace(job, world_size=ranks.world_size), request, machine, ranks, stop
+            dataclasses.replace(job, world_size=ranks.world_size),
+            Request(*request),
+            machine,
+            ranks,
+            stop,
         )
 
 

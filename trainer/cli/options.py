@@ -11,6 +11,11 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.exits import EXIT_FAILED
+from trainer.base.memory import line_of
+from trainer.base.plugins import load_plugins
+from trainer.runs.lock import LockLost
+
 app = typer.Typer(
     help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
     no_args_is_help=True,
@@ -140,11 +145,6 @@ def user_errors(command):
     @functools.wraps(command)
     def wrapped(*positional, **named):
         """The command, whose refusals are one line."""
-        from trainer.base.exits import EXIT_FAILED
-        from trainer.base.memory import line_of
-        from trainer.base.plugins import load_plugins
-        from trainer.runs.lock import LockLost
-
         try:
             if not loads_itself:
                 load_plugins(named.pop("plugins", ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -87,25 +86,8 @@ def reproduce(
     """Rerun a row from its own record, as a new run; exit 1 if the result differs."""
     with (
         StopRequest() as stop
-    ):  # signals count from here on; the imports below take seconds (torch)
-        from trainer.cli import table_show
-        from trainer.base.settings import make_settings
-        from trainer.report.compare import find_row
-        from trainer.report.rows import stored_rows
-        from trainer.runs.reproduce import check_plugins, plan_again, run_again, same_cell, verdict
+    ):  # signals count from here on; the import below takes seconds (torch)
+        from trainer.cli.reproduce_commands import rerun
 
-        out, old = table_show.console(), find_row(row, results, runs)
-        if not anyway:
-            check_plugins(old)
-        again = plan_again(old, runs, recipe, data, data_dir)
-        settings = make_settings(
-            device, precision or old.precision, workers, runs, results, in_memory=True
-        )
-        code, new = run_again(old, again, settings, out, stop, anyway)
-    if new is None:
-        raise typer.Exit(code)
-    prefix = f"{old.recipe}.v{old.version}-{old.model}-{old.data}-s"
-    seeds = same_cell(again.plan, itertools.chain([old], stored_rows(results, prefix)))
-    judged = verdict(old, new, seeds)
-    table_show.print_verdict(out, old, new, judged)
-    raise typer.Exit(0 if judged.is_reproduced else 1)
+        machine = device, precision, workers, runs, results
+        raise typer.Exit(rerun(row, recipe, data, data_dir, machine, anyway, stop))

@@ -14,7 +14,7 @@ from trainer.components.schedules import NumEpochs, Schedule
 class LearningRate(Page):
     """The learning rate as a function of the step.
 
-    peak: the highest rate, for the page's own batch.images.
+    peak: the highest rate, for the recipe's own batch.images.
     warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
     length and the start,
         or none of them. A warm-up in optimizer steps moves at every step.
@@ -93,7 +93,7 @@ class LearningRate(Page):
         )
 
     def scaled(self, images_from: int, images_to: int) -> float:
-        """The peak for another number of images per step, by the page's own rule.
+        """The peak for another number of images per step, by the recipe's own rule.
 
         Sources: Goyal et al. 2017, arXiv:1706.02677 (linear); Krizhevsky 2014, arXiv:1404.5997
         (square root).

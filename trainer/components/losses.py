@@ -18,7 +18,7 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 class Loss(Ingredient):
     """How far answers are from targets.
 
-    compares_splits: it is given several answers to each image, one for each of a page's
+    compares_splits: it is given several answers to each image, one for each of a recipe's
     augment_splits.
     """
 

@@ -71,7 +71,7 @@ class Optimizer(Ingredient):
 
     @abstractmethod
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        """The optimizer of the groups that `param_groups` made; lr: the page's peak."""
+        """The optimizer of the groups that `param_groups` made; lr: the recipe's peak."""
 
     def scaled_by(self, ratio: float) -> Self:
         """The same optimizer where rate and batch are `ratio` times as large: an image takes as
@@ -84,7 +84,7 @@ class Optimizer(Ingredient):
         )
 
     def clip(self, model: nn.Module) -> None:
-        """Cut down the gradients of a model as the page says, in place."""
+        """Cut down the gradients of a model as the recipe says, in place."""
         if self.clip_global_norm is not None:
             clip_gradients(model.parameters(), self.clip_global_norm)
         if self.clip_adaptive is not None:
@@ -92,7 +92,7 @@ class Optimizer(Ingredient):
 
 
 class Lamb(Optimizer):
-    """LAMB as timm has it, without its hidden clipping: a page states clip_global_norm itself.
+    """LAMB as timm has it, without its hidden clipping: a recipe states clip_global_norm itself.
 
     Sources: see `lamb.Lamb`.
     """
@@ -128,7 +128,7 @@ class AdamW(Optimizer):
 class Sgd(Optimizer):
     """Gradient descent with heavy-ball or Nesterov momentum; decay is added to the gradient.
 
-    timm's `sgd` is Nesterov, torchvision's is not: the page says which.
+    timm's `sgd` is Nesterov, torchvision's is not: the recipe says which.
 
     Raises ValueError for nesterov without momentum.
     Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep

@@ -21,7 +21,7 @@ Period = Literal["run", "after_warmup"]
 class Schedule(Ingredient):
     """What the rate does after its warm-up. All epochs are counted from the start of the run.
 
-    has_own_warmup: it says what happens from the first step on, and a page gives it no other
+    has_own_warmup: it says what happens from the first step on, and a recipe gives it no other
     warm-up.
     """
 
@@ -228,7 +228,7 @@ class PiecewiseLinear(_ShareOfPeak):
     """Straight lines between points, each (epoch, share of the peak); the last share holds to the
     end of the run.
 
-    Its rise is its warm-up: a page gives it no other.
+    Its rise is its warm-up: a recipe gives it no other.
 
     Raises ValueError for points that do not start at epoch 0 and rise, or of which none is the
     peak. Source: ffcv's ImageNet training script, which interpolates the same lines.

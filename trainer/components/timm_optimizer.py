@@ -13,7 +13,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 
 from trainer.base.errors import did_you_mean
 
-# Which the page gives elsewhere, or the machine decides.
+# Which the recipe gives elsewhere, or the machine decides.
 _NOT_FIELDS = {
     "self",
     "params",
@@ -65,7 +65,7 @@ def fixed_by_name(name: str) -> dict[str, Any]:
 
 
 def numbers_of(name: str) -> dict[str, Any]:
-    """The fields that have a number by default, each with timm's own: what a page must state."""
+    """The fields that have a number by default, each with timm's own: what a recipe must state."""
     defaults = {key: one.default for key, one in _parameters(class_of(name)).items()}
     defaults |= {
         key: value

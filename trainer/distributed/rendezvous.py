@@ -141,7 +141,7 @@ class Meeting:
             return code
         if isinstance(error, Stopped):
             print(
-                f"stopped by {error} before all ranks had come; the same command goes on",
+                f"stopped by {error} before all ranks had come; rerun the same command to resume",
                 flush=True,
             )
             return code
@@ -211,7 +211,7 @@ class Meeting:
                 host, process, _ = self.table[rank]
                 _say_error(
                     f"rank {rank} (process {process} on {host}) no longer answers: it was killed,"
-                    " or its machine is gone; the same command goes on from the last checkpoint"
+                    " or its machine is gone; rerun the same command to resume from the last checkpoint"
                 )
             self._await_hearing()
         return EXIT_FAILED
@@ -222,7 +222,7 @@ class Meeting:
         who = "rank 0" if place.by == "srun" else "the launcher"
         _say_error(
             f"rank {place.rank}: {who}, which keeps {place.host}:{place.port}, no longer answers;"
-            " the same command goes on"
+            " rerun the same command to resume"
         )
         return EXIT_FAILED
 

@@ -30,7 +30,7 @@ class Compiled:
     """
 
     def __init__(self, model: nn.Module, has_precise_norm: bool = False) -> None:
-        """Raises UserError for what would be compiled anew at every step, and where there is no
+        """Raises UserError for what would be compiled again at every step, and where there is no
         compiler.
         """
         import torch._dynamo
@@ -42,7 +42,7 @@ class Compiled:
             )
         if has_precise_norm:
             raise UserError(
-                "compile=1: the page's precise_norm weighs every micro-batch by another number; use"
+                "compile=1: the recipe's precise_norm weighs every micro-batch by another number; use"
                 " compile=0"
             )
         _check_compiler()

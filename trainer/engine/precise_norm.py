@@ -158,7 +158,7 @@ def make_norms_precise(
     batches: Iterable,
     each: Callable[[], None] = lambda: None,
 ) -> None:
-    """Set the running statistics of every norm to the plain mean over the page's
+    """Set the running statistics of every norm to the plain mean over the recipe's
     precise_norm.images.
 
     batches: training micro-batches as a step has them, augmented and mixed; each counts by its

@@ -1,5 +1,5 @@
-"""What a profile changes in a page, by the page's own rules: small images and small sets cannot
-take an ImageNet page as it stands. Every change is a deviation of the run: recorded, printed,
+"""What a profile changes in a recipe, by the recipe's own rules: small images and small sets cannot
+take an ImageNet recipe as it stands. Every change is a deviation of the run: recorded, printed,
 stored in its row.
 """
 
@@ -15,11 +15,11 @@ _LEAST_GROWTH_PX = (
 
 
 def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
-    """The overrides, by dotted path, that fit a page to a profile; empty where the profile adapts
+    """The overrides, by dotted path, that fit a recipe to a profile; empty where the profile adapts
     nothing.
 
-    Lengths that a page gives in epochs keep their share of the run, learning rates follow the
-    page's own scaling rule, and an average keeps its share of the run's steps. A page that is
+    Lengths that a recipe gives in epochs keep their share of the run, learning rates follow the
+    recipe's own scaling rule, and an average keeps its share of the run's steps. A recipe that is
     adapted already is left as it is.
     """
     adapt = profile.adapt
@@ -71,10 +71,10 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_batch(changes, recipe: Recipe, adapt) -> None:
-    """The batch of the profile, at the rate that the page's own rule gives it.
+    """The batch of the profile, at the rate that the recipe's own rule gives it.
 
     Where the rate is in proportion to the batch, so is a decay that does not follow the rate by
-    itself (see Optimizer.decay_follows_rate). A page without a rule, such as mosaic-mild, keeps
+    itself (see Optimizer.decay_follows_rate). A recipe without a rule, such as mosaic-mild, keeps
     both as they are.
     """
     if adapt.batch_images is None:
@@ -92,7 +92,7 @@ def _fit_batch(changes, recipe: Recipe, adapt) -> None:
 
 
 def _rate_ratio(recipe: Recipe, adapt) -> float:
-    """How much higher the rate is under the profile's batch, by the page's own rule."""
+    """How much higher the rate is under the profile's batch, by the recipe's own rule."""
     if adapt.batch_images is None:
         return 1.0
     return recipe.lr.scaled(recipe.batch.images, adapt.batch_images) / recipe.lr.peak
@@ -108,7 +108,7 @@ def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
-    """As many images as the page says, or the most in whole micro-batches of an epoch's full steps;
+    """As many images as the recipe says, or the most in whole micro-batches of an epoch's full steps;
     off where none fit.
     """
     if recipe.precise_norm is None:
@@ -145,7 +145,7 @@ def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
 
 
 def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
-    """Optimizer steps of the page's own run, which is the one on ImageNet-1k, and of the adapted
+    """Optimizer steps of the recipe's own run, which is the one on ImageNet-1k, and of the adapted
     one.
     """
     adapt = profile.adapt
@@ -155,7 +155,7 @@ def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
 
 
 def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
-    """The profile's own number, 0 for none; else the page's share of the run, at least one
+    """The profile's own number, 0 for none; else the recipe's share of the run, at least one
     epoch.
     """
     share = recipe.lr.warmup_epochs / recipe.epochs

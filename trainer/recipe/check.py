@@ -1,9 +1,9 @@
 """Plain data to typed values, or one error: where, what was found, what to do.
 
 pydantic finds what is wrong; this file says it in one sentence that a user can act on, and knows
-the keys of every section and ingredient, so that it can suggest the one that was meant.
+the keys of every section and component, so that it can suggest the one that was meant.
 
-A place has one name everywhere: its label, as pages and users write it: lr.peak, and
+A place has one name everywhere: its label, as recipes and users write it: lr.peak, and
 augment.rand_augment.magnitude for an item of a list, by its name, or by its number where it has
 none. tree.find reads labels.
 """
@@ -50,7 +50,7 @@ _LONGEST_QUOTE = 60
 
 
 def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> PageError:
-    """What a page's own validator raises: the path is counted from the page being validated."""
+    """What a recipe's own validator raises: the path is counted from the recipe being validated."""
     return PageError(found, hint, path=path, kind=kind)
 
 
@@ -99,7 +99,7 @@ def label_of(data: Any, path: Path) -> str:
 
 
 def name_of(item: Any) -> Any:
-    """The name that an ingredient's plain data has; None where it has none."""
+    """The name that an component's plain data has; None where it has none."""
     return item.get("name") if isinstance(item, Mapping) else None
 
 
@@ -118,7 +118,7 @@ def quoted(value: Any) -> str:
 
 
 def kinds_in(annotation: Any) -> list[type[BaseModel]]:
-    """The page classes that an annotation names, through unions, tuples and Annotated."""
+    """The recipe classes that an annotation names, through unions, tuples and Annotated."""
     if get_origin(annotation) is Annotated:
         return kinds_in(get_args(annotation)[0])
     if (
@@ -137,7 +137,7 @@ def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]
 
 def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseModel]]:
     """The classes that may stand at `path` of the data; none where the value is not a section or an
-    ingredient.
+    component.
     """
     kinds = [kind]
     for part in path:
@@ -234,7 +234,7 @@ def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> PageError:
 
 
 def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> PageError:
-    """An ingredient without a name: perhaps the name's key is mistyped."""
+    """An component without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
         if not any(key in one.model_fields for one in kinds):
@@ -261,4 +261,4 @@ def _remedy(reason: str, context: Mapping[str, Any], message: str) -> str:
 
 
 def _place(data: Any, path: Path) -> str:
-    return label_of(data, path) or "this page"
+    return label_of(data, path) or "this recipe"

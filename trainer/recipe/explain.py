@@ -1,4 +1,4 @@
-"""Where each value of a recipe comes from, how two recipes differ, and the tables that the pages'
+"""Where each value of a recipe comes from, how two recipes differ, and the tables that the recipes'
 README shows.
 """
 
@@ -52,9 +52,9 @@ def explain_rows(
     deviations: Sequence[Deviation] = (),
     with_off: bool = False,
 ) -> list[Row]:
-    """Every value of `recipe` in the order of its page, and where it came from.
+    """Every value of `recipe` in the order of its recipe, and where it came from.
 
-    page, positions: as open_recipe gives them. recipe: the page for `model` with the deviations
+    recipe, positions: as open_recipe gives them. recipe: the recipe for `model` with the deviations
     made. An assumption that something is off is a row too; with_off: so is all else that the recipe
     could have and does not.
     """
@@ -112,11 +112,11 @@ def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
 
 
 def recipes_table(folder: str = "") -> str:
-    """All pages but the roadmap's as a Markdown table: what is special, the best-known score, what
+    """All recipes but the roadmap's as a Markdown table: what is special, the best-known score, what
     is assumed.
 
-    Pages whose titles differ in the number of epochs alone are one row. folder: what leads from the
-    Markdown file to the pages, such as "recipes/".
+    Recipes whose titles differ in the number of epochs alone are one row. folder: what leads from the
+    Markdown file to the recipes, such as "recipes/".
     """
     lines = [
         "| recipe | what is special | published top-1 % | assumed keys | source |",
@@ -140,7 +140,7 @@ def recipes_table(folder: str = "") -> str:
 
 
 def roadmap_table(folder: str = "") -> str:
-    """The pages that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table: steps with the
+    """The recipes that lead from a ResNet-50 to a ConvNeXt-T as a Markdown table: steps with the
     paper's scores.
     """
     lines = ["| recipe | step | published top-1 % |", "|---|---|---|"]
@@ -151,10 +151,10 @@ def roadmap_table(folder: str = "") -> str:
 
 
 def scores_table() -> str:
-    """The scores of all pages that have several models as a Markdown table, top-1 %: models down,
-    pages across.
+    """The scores of all recipes that have several models as a Markdown table, top-1 %: models down,
+    recipes across.
 
-    A page of one model has its score in recipes_table or roadmap_table.
+    A recipe of one model has its score in recipes_table or roadmap_table.
     """
     pages = [recipe for recipe in _pages() if len({score.model for score in recipe.published}) > 1]
     models = list(dict.fromkeys(score.model for recipe in pages for score in recipe.published))
@@ -169,14 +169,16 @@ def scores_table() -> str:
 
 
 def assumed_table() -> str:
-    """All assumptions as a Markdown table: the key, what was chosen and why, and in which pages."""
+    """All assumptions as a Markdown table: the key, what was chosen and why, and in which
+    recipes.
+    """
     pages = list(_pages())
     places: dict[tuple[str, str], list[int]] = {}
     for place, recipe in enumerate(pages):
         for assumption in recipe.assumed.items():
             places.setdefault(assumption, []).append(place)
     names = [_identity(recipe) for recipe in pages]
-    lines = ["| key | what was chosen, and why | pages |", "|---|---|---|"]
+    lines = ["| key | what was chosen, and why | recipes |", "|---|---|---|"]
     lines += [
         f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()
     ]
@@ -185,7 +187,7 @@ def assumed_table() -> str:
 
 def _row(label, value, page, positions, recipe, model, deviations) -> Row:
     """One row. The newest change to a value is its origin: deviation, line for the model,
-    assumption, page.
+    assumption, recipe.
     """
     changes = [change for change in deviations if _covers(change.path, label)]
     if changes:
@@ -234,7 +236,7 @@ def _off(part: Any, label: str = "") -> Iterator[str]:
 
 
 def _pages() -> list[Recipe]:
-    """All pages by name and version, the numbers in a name by their value."""
+    """All recipes by name and version, the numbers in a name by their value."""
     return sorted(
         map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version)
     )
@@ -250,7 +252,7 @@ def _is_roadmap(recipe: Recipe) -> bool:
 
 
 def _series() -> list[list[Recipe]]:
-    """All pages but the roadmap's, those whose titles differ in the number of epochs alone
+    """All recipes but the roadmap's, those whose titles differ in the number of epochs alone
     together.
     """
     series: dict[tuple, list[Recipe]] = {}
@@ -262,7 +264,7 @@ def _series() -> list[list[Recipe]]:
 
 
 def _best_known(series: Sequence[Recipe]) -> str:
-    """The score of a ResNet-50, or of the first model, on each page that has one."""
+    """The score of a ResNet-50, or of the first model, on each recipe that has one."""
     scores = [_known(page.published) for page in series if page.published]
     return f"{scores[0].model} {', '.join(map(_score, scores))}" if scores else "none stated"
 
@@ -295,7 +297,7 @@ def _identity(recipe: Recipe) -> str:
 
 
 def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
-    """A Markdown link to a page; short: named by the last word of its name."""
+    """A Markdown link to a recipe; short: named by the last word of its name."""
     name = _identity(recipe)
     return f"[{name.rpartition('-')[2] if short else name}]({folder}{name}.yaml)"
 

@@ -1,8 +1,8 @@
 """YAML text to typed values, or one error with file, line and what to do.
 
-A page is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8
+A recipe is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8
 and `5e-3` for text, and says nothing about a key written twice. Here each of these is an error, and
-so is all that would let a page say something elsewhere than where it is read: anchors, aliases,
+so is all that would let a recipe say something elsewhere than where it is read: anchors, aliases,
 merge keys, tags.
 """
 
@@ -43,7 +43,7 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True)
 class Positions:
-    """Where each part of a page stands: `lines` counts from 1, by path of keys and list
+    """Where each part of a recipe stands: `lines` counts from 1, by path of keys and list
     positions.
     """
 
@@ -57,11 +57,11 @@ class Positions:
         return self.lines[path]
 
     def error(self, path: ValuePath, found: str, hint: str = "") -> PageError:
-        """An error about one path of the page."""
+        """An error about one path of the recipe."""
         return PageError(found, hint, path=path, place=self.place, line=self.line(path))
 
     def located(self, error: UserError, path: ValuePath, about: str = "") -> PageError:
-        """An error from elsewhere as one about a path of the page; one that has its own line in a
+        """An error from elsewhere as one about a path of the recipe; one that has its own line in a
         file stays as it is.
         """
         if isinstance(error, PageError) and error.line is not None:
@@ -83,7 +83,7 @@ def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
 
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
-    """A command reads the same page several times, and a page is frozen: it is parsed once."""
+    """A command reads the same recipe several times, and a recipe is frozen: it is parsed once."""
     return parse_page(text, place, kind)
 
 
@@ -91,7 +91,7 @@ def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions
     """YAML text as a value of `kind`; `place` stands in the errors where a file's name would."""
     data, positions = parse(text, place)
     if not isinstance(data, dict):
-        raise positions.error((), f"{quoted(data)} where a page begins", "write key: value lines")
+        raise positions.error((), f"{quoted(data)} where a recipe begins", "write key: value lines")
     try:
         return check(kind, data, positions.line), positions
     except PageError as error:
@@ -109,7 +109,7 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
         raise PageError(
-            f"the character {found.group()!a}", "a page is printable text", place=place, line=line
+            f"the character {found.group()!a}", "a recipe is printable text", place=place, line=line
         )
     reader = _Reader(Positions(place), reads_bare_exponents)
     return reader.value(_compose(text, place), ()), reader.positions
@@ -120,13 +120,13 @@ def _text(path: Path, place: str) -> str:
     try:
         if not path.is_file():
             found, hint = (
-                "is a folder, not a page" if path.is_dir() else "is no file",
+                "is a folder, not a recipe" if path.is_dir() else "is no file",
                 "give the path of a .yaml file",
             )
         elif path.stat().st_size > LARGEST_PAGE_KIB * 1024:
             found, hint = (
                 f"{path.stat().st_size} bytes",
-                f"a page holds at most {LARGEST_PAGE_KIB} KiB",
+                f"a recipe holds at most {LARGEST_PAGE_KIB} KiB",
             )
         else:
             return (raw := path.read_bytes()).decode()
@@ -134,7 +134,7 @@ def _text(path: Path, place: str) -> str:
         found, hint = f"cannot be read ({error.strerror})", "check its path and permissions"
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        found, hint = f"the byte 0x{raw[error.start]:02x}", "save the page as UTF-8"
+        found, hint = f"the byte 0x{raw[error.start]:02x}", "save the recipe as UTF-8"
     raise PageError(found, hint, place=place, line=line)
 
 
@@ -164,7 +164,7 @@ class _Composer(yaml.SafeLoader):
         elif event.tag is not None:
             refused = f"the tag {event.tag[:40]!a}", "leave it out"
         elif self.depth == DEEPEST_NESTING:
-            refused = f"nested more than {DEEPEST_NESTING} deep", "a page is flat"
+            refused = f"nested more than {DEEPEST_NESTING} deep", "a recipe is flat"
         if refused:
             raise PageError(*refused, place=self.place, line=event.start_mark.line + 1)
         self.depth += 1
@@ -202,7 +202,7 @@ def _yaml_problem(problem: str) -> tuple[str, str]:
     if "'\\t'" in problem:
         return "a tab", "indent and separate with spaces"
     if "another document" in problem:
-        return "a second document", "a page is one, without ---"
+        return "a second document", "a recipe is one, without ---"
     return f"this is not YAML: {problem}", "mend the line or quote the text"
 
 
@@ -241,7 +241,7 @@ class _Reader:
             raise self._error(node, "a key that is a list or a mapping", "a key is one word")
         if node.tag == _TAG + "merge":
             raise self._error(
-                node, "the merge key <<", "write the keys out, a page inherits nothing"
+                node, "the merge key <<", "write the keys out, a recipe inherits nothing"
             )
         key = self._str(node) if node.tag == _TAG + "str" else None
         if not isinstance(key, str):

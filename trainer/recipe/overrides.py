@@ -1,4 +1,4 @@
-"""Departures from a page: recorded, never hidden."""
+"""Deviations from a recipe: recorded, never hidden."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Kind = TypeVar("Kind", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Deviation:
-    """One departure of a run from its page.
+    """One deviation of a run from its recipe.
 
-    path: as the page writes it, items of a list by name. before, after: plain values, None for off.
+    path: as the recipe writes it, items of a list by name. before, after: plain values, None for off.
     origin: who changed it, "set" or "profile".
     """
 
@@ -44,7 +44,7 @@ class Deviation:
 def overrides_of(text: str) -> dict[str, Any]:
     """Text such as `epochs=5 mix={name: mixup, alpha: 0.2}` as plain values by label.
 
-    5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a page.
+    5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a recipe.
 
     Raises OverrideError for an item that is no `path=value`, is there twice, or whose value
     misleads.
@@ -94,12 +94,12 @@ def _items(text: str) -> list[str]:
 def overridden(
     page: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
 ) -> tuple[Kind, tuple]:
-    """A typed page with values in the place of others, and what that changed.
+    """A typed recipe with values in the place of others, and what that changed.
 
-    A new `name` keeps the keys that both ingredients have and drops the others. locked: top-level
+    A new `name` keeps the keys that both components have and drops the others. locked: top-level
     keys that stay.
 
-    Raises OverrideError for a path that the page cannot have, or for values that do not fit.
+    Raises OverrideError for a path that the recipe cannot have, or for values that do not fit.
     """
     kind, before = type(page), tree.plain(page)
     after = before
@@ -111,7 +111,7 @@ def overridden(
     changes = list(tree.differences(before, after))
     if not changes:
         return page, ()
-    # Scores are published for the page as it stands, and a value that was set is no longer assumed.
+    # Scores are published for the recipe as it stands, and a value that was set is no longer assumed.
     after = tree.without_assumed(
         kind, {**after, "published": ()}, [label for label, _, _ in changes]
     )
@@ -135,7 +135,7 @@ def _about(error: PageError, place: str, labels: tuple[str, ...]) -> OverrideErr
 
 
 def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
-    """Where a page differs from another in what it does."""
+    """Where a recipe differs from another in what it does."""
     found = tree.differences(tree.plain(page), tree.plain(result))
     return tuple(
         Deviation(label, before, after, origin)
@@ -149,8 +149,8 @@ def _put(
 ) -> dict:
     if label.partition(".")[0] in locked:
         raise PageError(
-            "this is what the page says about itself",
-            "to change it, write a page of your own",
+            "this is what the recipe says about itself",
+            "to change it, write a recipe of your own",
             kind="locked",
         )
     path = tree.find(kind, page, label)

@@ -1,4 +1,4 @@
-"""Profiles: the facts of data sets, and how far each adapts a page that was written for
+"""Profiles: the facts of data sets, and how far each adapts a recipe that was written for
 ImageNet.
 """
 
@@ -38,11 +38,11 @@ def _is_known(name: str) -> str:
 
 
 class Adapt(Page):
-    """What a profile changes in any page, so that it fits small images and small sets; absent: the
-    page's own value.
+    """What a profile changes in any recipe, so that it fits small images and small sets; absent: the
+    recipe's own value.
 
-    train_px, test_px, test_crop_share: of the page's `image`. epochs, warmup_epochs. batch_images,
-    norm_images: of the page's `batch`; without norm_images one statistics sample is the whole
+    train_px, test_px, test_crop_share: of the recipe's `image`. epochs, warmup_epochs. batch_images,
+    norm_images: of the recipe's `batch`; without norm_images one statistics sample is the whole
     batch. crop_area: the lower bound of random_resized_crop's area, a share of the image.
     """
 

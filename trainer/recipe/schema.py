@@ -1,4 +1,4 @@
-"""A recipe: one complete page of science, and the one place that knows where pages are."""
+"""A recipe: one complete recipe of science, and the one place that knows where recipes are."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RecipeError(UserError):
 
 
 class Recipe(Page):
-    """One page: what the source does, from data to score. An absent key means off.
+    """One recipe: what the source does, from data to score. An absent key means off.
 
     adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
     leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
@@ -117,9 +117,9 @@ class Recipe(Page):
             (
                 "layer_scale",
                 model.isotropic,
-                f"{isotropic} builds the blocks anew; write model.isotropic.layer_scale",
+                f"{isotropic} builds the blocks again; write model.isotropic.layer_scale",
             ),
-            ("head_init_scale", model.isotropic, f"{isotropic} draws the head anew; leave it out"),
+            ("head_init_scale", model.isotropic, f"{isotropic} draws the head again; leave it out"),
             (
                 "zero_init_last",
                 norm and not norm.has_gamma,
@@ -257,13 +257,14 @@ class Recipe(Page):
             if model not in models:
                 near = did_you_mean(model, models) or f": {', '.join(models)}"
                 raise refuse(
-                    ("per_model", model), f"{model} is not among this page's published models{near}"
+                    ("per_model", model),
+                    f"{model} is not among this recipe's published models{near}",
                 )
             for key in lines:
                 if key in ABOUT:
                     raise refuse(
                         ("per_model", model, key),
-                        f"{key} belongs to the whole page",
+                        f"{key} belongs to the whole recipe",
                         "leave it out here",
                     )
             try:
@@ -274,7 +275,7 @@ class Recipe(Page):
 
     @model_validator(mode="after")
     def _scores_match_images(self) -> Self:
-        """A score at other sides than the page's own would be of another recipe: it needs a
+        """A score at other sides than the recipe's own would be of another recipe: it needs a
         per_model line.
         """
         for number, score in sorted(
@@ -290,14 +291,14 @@ class Recipe(Page):
                         else ("published", number, key)
                     )
                     sentence = (
-                        f"{score.model} was scored at {key} {getattr(score, key)}, its page says"
+                        f"{score.model} was scored at {key} {getattr(score, key)}, its recipe says"
                         f" {image[key]}"
                     )
                     raise refuse(place, sentence, f"make image.{key} the same under per_model")
         return self
 
     def for_model(self, model: str) -> Recipe:
-        """This page with the lines for one model folded in: mappings merged, lists replaced, other
+        """This recipe with the lines for one model folded in: mappings merged, lists replaced, other
         models dropped.
         """
         return check(Recipe, self._folded(model))
@@ -314,7 +315,7 @@ class Recipe(Page):
         return digest_of(tree.plain(self))
 
     def to_yaml(self) -> str:
-        """The page as YAML that reads back to the same digest."""
+        """The recipe as YAML that reads back to the same digest."""
         return tree.to_yaml(tree.plain(self))
 
 
@@ -342,7 +343,7 @@ def apply_overrides(
 
 
 def recipe_paths(folder: Path | None = None) -> list[Path]:
-    """All pages in a folder, by default the one that comes with the package, by name and
+    """All recipes in a folder, by default the one that comes with the package, by name and
     version.
     """
     found = [
@@ -358,10 +359,10 @@ def pages_folder() -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """The page that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml
+    """The recipe that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml
     file that file.
 
-    Raises RecipeError for a name that no page has.
+    Raises RecipeError for a name that no recipe has.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
@@ -373,26 +374,26 @@ def find_recipe(name: str) -> Path:
         near = did_you_mean(name, named)
         there_are = ", ".join(path.stem for path in paths)
         raise RecipeError(
-            f"recipe={printable(name)}: there is no such page{near}; there are {there_are}"
+            f"recipe={printable(name)}: there is no such recipe{near}; there are {there_are}"
         )
     return named[name]
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
-    """The recipe on a page, and where each of its keys stands.
+    """The recipe on a recipe, and where each of its keys stands.
 
-    Raises PageError for what is wrong in the page, or a file that is not named after it. A run's
+    Raises PageError for what is wrong in the recipe, or a file that is not named after it. A run's
     own recipe.yaml is free of that name: it may hold deviations.
     """
     recipe, positions = load_page(path, Recipe)
     identity = f"{recipe.name}.v{recipe.version}"
     if Path(path).stem not in (identity, "recipe"):
         raise positions.error(
-            ("name",), f"this page is {identity}", f"name its file {identity}.yaml"
+            ("name",), f"this recipe is {identity}", f"name its file {identity}.yaml"
         )
     return recipe, positions
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe on a page. Raises PageError as open_recipe does."""
+    """The recipe on a recipe. Raises PageError as open_recipe does."""
     return open_recipe(path)[0]

@@ -1,4 +1,4 @@
-"""The plain sections of a page: how many images, how large, and what was scored with them."""
+"""The plain sections of a recipe: how many images, how large, and what was scored with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages as plain trees: reading labels, merging, differences. A user may also count:
+"""Recipes as plain trees: reading labels, merging, differences. A user may also count:
 augment.2.magnitude.
 """
 
@@ -29,7 +29,7 @@ ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_mod
 
 
 def plain(value: Any) -> Any:
-    """A typed page as plain data of what is on: what is off, and a section with nothing in it, is
+    """A typed recipe as plain data of what is on: what is off, and a section with nothing in it, is
     left out.
 
     Off is None, and what a field is when it is absent: False, an empty list. A false that differs
@@ -63,10 +63,10 @@ def from_json(data: Any) -> Any:
 
 
 def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
-    """The path that a label means in a page of `kind`; its last key may be absent from the data,
+    """The path that a label means in a recipe of `kind`; its last key may be absent from the data,
     that is, off.
 
-    Raises PageError for a part that the page cannot have, with what was meant.
+    Raises PageError for a part that the recipe cannot have, with what was meant.
     """
     path: Path = ()
     for part in label.split("."):
@@ -88,7 +88,7 @@ def leaves(data: Any, label: str = "") -> dict[str, Any]:
 
 
 def merged(page: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
-    """A page with lines put over it: mappings merge, all else is replaced, and so is an ingredient
+    """A recipe with lines put over it: mappings merge, all else is replaced, and so is an component
     by another one.
     """
     result = dict(page)
@@ -139,7 +139,7 @@ def changed(label: str, before: BaseModel, after: BaseModel) -> dict[str, Any]:
 def without_assumed(
     kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]
 ) -> dict[str, Any]:
-    """A page without the assumptions about what was changed, or is no longer there."""
+    """A recipe without the assumptions about what was changed, or is no longer there."""
 
     def stays(label: str) -> bool:
         if any(f"{label}.".startswith(f"{one}.") for one in changed):
@@ -193,7 +193,7 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def _parts(data: Any) -> dict[str, Any] | None:
-    """The parts of a section by key, or of a list of ingredients by name; None for a single
+    """The parts of a section by key, or of a list of components by name; None for a single
     value.
     """
     if isinstance(data, Mapping):

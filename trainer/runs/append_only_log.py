@@ -21,7 +21,7 @@ class KeptFile:
     taken them. error: why the last try to write failed, or None. before_write: called with the path
     first; what it raises that is no OSError goes on to whoever writes.
 
-    A file or folder that is removed meanwhile is made anew, with all that stood there.
+    A file or folder that is removed meanwhile is made again, with all that stood there.
 
     Raises UserError where the file is shorter than num_bytes, OSError where it cannot be opened.
     """
@@ -42,7 +42,7 @@ class KeptFile:
             raise UserError(
                 f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the"
                 f" curves are lost; without {self.path.parent / 'checkpoints'} the run would start"
-                " anew"
+                " again"
             )
         self._num_done = (
             found if num_bytes is None else num_bytes
@@ -74,7 +74,7 @@ class KeptFile:
             if self.error is not None:
                 raise self.error
             descriptor, num_new = self._descriptor, len(self._kept)
-            copy = os.dup(descriptor)  # the file may be opened anew while this waits
+            copy = os.dup(descriptor)  # the file may be opened again while this waits
         try:
             os.fsync(copy)  # without the guard: nobody waits for the disk to add a line
         except OSError as error:

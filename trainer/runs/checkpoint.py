@@ -64,7 +64,7 @@ def save_checkpoint(
     sync_folder(folder)
     paths = _newest_first(folder)
     place = paths.index(path)
-    later = paths[:place]  # passed over when the run was taken up: damaged
+    later = paths[:place]  # passed over when the run was resumed: damaged
     for old in later + [old for old in paths[place + NUM_KEPT :] if not _kept_path(old).exists()]:
         old.unlink(missing_ok=True)
     _drop_orphans(folder)
@@ -150,7 +150,7 @@ def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu
             ) as error:  # its checksum is right: whatever torch raises over somebody else's bytes
                 damage = f"it cannot be read: {type(error).__name__}"
         remedy = (
-            "none is left, the run starts anew"
+            "none is left, the run starts again"
             if path == paths[-1]
             else "falling back to the one before it"
         )
@@ -180,7 +180,7 @@ def _newest_first(folder: Path) -> list[Path]:
     show it.
     """
     # Not by glob, which takes a folder that may not be read for an empty one: the run would start
-    # anew, over all of them.
+    # again, over all of them.
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -211,6 +211,6 @@ def _damage(path: Path) -> str | None:
 
 def _not_given(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}); the same command goes on once it can, or"
+        f"{path}: cannot be read ({error.strerror}); rerun the same command to resume once it can, or"
         " without this file"
     )

@@ -66,7 +66,7 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
     )
     begin = f"{run.folder}: cannot write the run's end ({reason}); {there}"
     if place is None:
-        return f"{begin}; no other place took it; with room there the same command goes on"
+        return f"{begin}; no other place took it; with room there rerun the same command to resume"
     names = (
         str(path.relative_to(place))
         for path in place.rglob("*")
@@ -74,7 +74,7 @@ def rescued(outcome, reason: str, write: Callable[[Path], object]) -> str:
     )
     return (
         f"{begin}; all of step {state.progress.step} is in {place}: {', '.join(sorted(names))};"
-        " with room there, or with that in its place, the same command goes on"
+        " with room there, or with that in its place, rerun the same command to resume"
     )
 
 

@@ -55,7 +55,7 @@ def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: 
 
 
 def moments_per_weight(optimizer) -> float:
-    """How many numbers a page's optimizer keeps for each weight, found by a step of it."""
+    """How many numbers a recipe's optimizer keeps for each weight, found by a step of it."""
     weight = torch.nn.Parameter(torch.zeros(1000))
     weight.grad = torch.ones(1000)
     made = optimizer.build([{"params": [weight], "weight_decay": 0.0}], lr=1e-3)

@@ -1,4 +1,4 @@
-"""From what a user asked to a plan, and from a plan to a stored row: the one road that every
+"""From what a user asked to a plan, and from a plan to a stored row: the one code path that every
 command joins.
 """
 
@@ -69,12 +69,12 @@ class Job:
 def resolve(
     job: Job, profile: Profile | None
 ) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
-    """The page, where its keys stand, the recipe that a job makes of it, and every departure on the
+    """The recipe, where its keys stand, the recipe that a job makes of it, and every deviation on the
     way.
 
-    profile: None leaves the page as it was published.
+    profile: None leaves the recipe as it was published.
 
-    Raises UserError for what is wrong in the page or in the overrides.
+    Raises UserError for what is wrong in the recipe or in the overrides.
     """
     page, positions = open_recipe(find_recipe(job.recipe))
     recipe = page.for_model(job.model)
@@ -89,10 +89,10 @@ def resolve(
 
 
 def published_page(page: Recipe) -> Recipe | None:
-    """The page of this name and version that comes with the suite: what a file of the same name is
+    """The recipe of this name and version that comes with the suite: what a file of the same name is
     measured against.
 
-    So a run folder's recipe.yaml, or an edited copy, is not taken for the page whose name it bears.
+    So a run folder's recipe.yaml, or an edited copy, is not taken for the recipe whose name it bears.
     """
     found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
     return load_recipe(found[0]) if found else None
@@ -167,7 +167,7 @@ def run_job(
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
-        f"{name} has its row already{made}; again=1 would run it anew",
+        f"{name} already has a row{made}; use again=1 to rerun it",
         markup=False,
         highlight=False,
     )
@@ -272,7 +272,7 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
 
 
 def write_plan(folder: Path, job: Job, plan: Plan) -> None:
-    """Put the resolved page and the plan into the run folder."""
+    """Put the resolved recipe and the plan into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     epochs = range(plan.recipe.epochs)
     facts = {
@@ -311,7 +311,7 @@ def _deviation_row(change: Deviation) -> RowDeviation:
 
 
 def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
-    """Of a row: norms sampled fewer images than the page says, as memory had run out under
+    """Of a row: norms sampled fewer images than the recipe says, as memory had run out under
     micro_batch=auto.
     """
     asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)

@@ -96,7 +96,7 @@ class Lock:
     def check(self) -> None:
         """Raise LockLost once another process has taken the folder over.
 
-        Where the folder was made anew meanwhile its lock file is put back now, not at the next
+        Where the folder was made again meanwhile its lock file is put back now, not at the next
         beat. Cheap enough for every step: two stats.
         """
         if self.is_folder_gone():
@@ -189,7 +189,7 @@ def acquire(folder: Path, stale_s: float = STALE_S, look_s: float = _LOOK_S) -> 
     own = try_acquire(folder, stale_s) or _after_the_gone(Path(folder).resolve(), stale_s, look_s)
     if own is None:
         who = owner_of(folder) or "another process"
-        raise LockedError(f"{folder}: {who} works here; wait for its end, or stop it")
+        raise LockedError(f"{folder}: {who} is running here; wait for it to end, or stop it")
     return own
 
 

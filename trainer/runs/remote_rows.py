@@ -51,7 +51,7 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
             except Exception as error:
                 if wait_s is None:
                     raise UserError(
-                        f"results={url}: does not answer ({_said(error)}); the same command goes on"
+                        f"results={url}: does not answer ({_said(error)}); rerun the same command to resume"
                         " once it does"
                     ) from None
                 time.sleep(wait_s)

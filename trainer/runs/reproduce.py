@@ -73,10 +73,10 @@ def plan_again(
 
     data: where the images are now, if not under the name that the row has; its run folder, where it
     is on this machine, says where they were. A row of the first edition has no recipe: that of its
-    run folder is taken, or else the page, `recipe` where it is not under the row's name, with the
+    run folder is taken, or else the recipe, `recipe` where it is not under the row's name, with the
     row's own overrides.
 
-    Raises UserError where there is no such page or data set, or the row's recipe is none.
+    Raises UserError where there is no such recipe or data set, or the row's recipe is none.
     """
     folder = runs / row.run
     left, facts = recipe_of(folder) if (folder / "plan.json").exists() else (None, {})
@@ -118,7 +118,7 @@ def _recorded(row: Row) -> Recipe:
 
 
 def _from_page(row: Row, job: Job) -> Recipe:
-    """A row of the first edition: its page with the texts of its overrides, which may have been
+    """A row of the first edition: its recipe with the texts of its overrides, which may have been
     rounded.
 
     What another component lacks need not be turned off; what was added to the augmentations comes
@@ -158,7 +158,7 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             " data"
             if row.resolved_recipe is not None
             else (
-                "a row of the first edition does not hold its recipe, and its page and overrides"
+                "a row of the first edition does not hold its recipe, and its recipe and overrides"
                 f" lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where that folder is,"
                 " runs it"
             )

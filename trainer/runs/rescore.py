@@ -44,7 +44,7 @@ def rescore(
     _, facts = recipe_of(folder)
     if not (folder / "row.json").exists():
         raise PlanError(
-            f"{folder}: the run has not finished; the command that started it goes on with it"
+            f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     row = read_row_file(folder / "row.json")
     plan = plan_of_run(folder)

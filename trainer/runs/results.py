@@ -64,7 +64,7 @@ Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
 class RowDeviation(Page):
-    """One departure of a run from its page: the value at `path` before and after, and who changed
+    """One deviation of a run from its recipe: the value at `path` before and after, and who changed
     it.
     """
 
@@ -77,9 +77,9 @@ class RowDeviation(Page):
 class Row(Page):
     """The whole truth of a run.
 
-    digest: of the page as published. resolved_recipe: what ran, complete and exact, floats by their
+    digest: of the recipe as published. resolved_recipe: what ran, complete and exact, floats by their
     shortest exact text; None in rows of the first edition, and so is bad_images. deviations: every
-    departure from the page, rounded for reading: nothing is worked out from them. plugins: sha256
+    deviation from the recipe, rounded for reading: nothing is worked out from them. plugins: sha256
     of each file of components of the user's own, by its path. data_fingerprint: of the files or
     arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is
     the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to, the

@@ -191,7 +191,7 @@ class Run(NullRun):
         if saved is not None:
             machine = self._load(saved)
             self.saver.last_step = self.progress.step
-            notes.append(f"going on after step {self.progress.step} of {self.state.plan.num_steps}")
+            notes.append(f"resumed after step {self.progress.step} of {self.state.plan.num_steps}")
             notes += self._note_changes(machine)
         self.state.check_equal()
         return notes
@@ -214,7 +214,7 @@ class Run(NullRun):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"{self.saver.folder}: another run's state ({type(error).__name__}: {reason});"
-                " without it the run would start anew"
+                " without it the run would start from the beginning"
             ) from None
         self.metrics_bytes = num_bytes
         return machine

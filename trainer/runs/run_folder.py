@@ -1,4 +1,4 @@
-"""What a run left, read back: its page, its plan, its trained model."""
+"""What a run left, read back: its recipe, its plan, its trained model."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def find_run_folder(run: str, runs: Path) -> Path:
 
 
 def recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The resolved page and the facts of plan.json of a run folder.
+    """The resolved recipe and the facts of plan.json of a run folder.
 
-    Raises PlanError where it is not a run folder, PageError for what is wrong in its page.
+    Raises PlanError where it is not a run folder, PageError for what is wrong in its recipe.
     """
     try:
         facts = json_file(folder / "plan.json")
@@ -103,7 +103,7 @@ def plan_of_run(folder: Path) -> Plan:
 
 
 def open_model(folder: Path | str) -> nn.Module:
-    """The trained model of a finished run, whatever its page changed in it: on the CPU, in
+    """The trained model of a finished run, whatever its recipe changed in it: on the CPU, in
     evaluation mode.
 
     Raises PlanError where the folder holds no finished run.
@@ -112,7 +112,7 @@ def open_model(folder: Path | str) -> nn.Module:
     plan = plan_of_run(folder)
     if not (folder / "config.json").exists():
         raise PlanError(
-            f"{folder}: the run has not finished; the command that started it goes on with it"
+            f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
         model, _ = assembled(plan)

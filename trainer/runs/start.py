@@ -52,7 +52,9 @@ def train_job(
             return train_rank(job, device, machine, place, ranks, show.console(), stop, faults)[0]
         except Stopped as signal_name:
             if ranks.is_first:
-                say(f"stopped by {signal_name} before the first step; the same command goes on")
+                say(
+                    f"stopped by {signal_name} before the first step; rerun the same command to resume"
+                )
             return EXIT_STOPPED
 
 

@@ -54,16 +54,16 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[
 
 
 def deviations(out: Console, plan: Plan) -> None:
-    """One line for each departure from the page."""
+    """One line for each deviation from the recipe."""
     if not plan.deviations:
-        out.print("deviations  none: the page as it stands")
+        out.print("deviations  none: the recipe as it stands")
     for change in deviation_rows(plan):
         line = f"deviation  {change.path}: {change.before} -> {change.after}  ({change.origin})"
         out.print(line, style="yellow", markup=False)
 
 
 def warmup_note(out: Console, plan: Plan) -> None:
-    """Where nothing is left of the run after its warm-up, the page's rate is never reached."""
+    """Where nothing is left of the run after its warm-up, the recipe's rate is never reached."""
     if plan.num_warmup_steps >= plan.num_steps:
         length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
         line = (
@@ -74,7 +74,7 @@ def warmup_note(out: Console, plan: Plan) -> None:
 
 
 def channel_note(out: Console, plan: Plan) -> None:
-    """Which operations of the page make no sense for the data's channels, and are not drawn."""
+    """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
     for line in channel_notes(plan.recipe.augment, plan.profile.channels):
         out.print(line, style="yellow", markup=False)
 
@@ -90,10 +90,10 @@ def batch_line(plan: Plan) -> str:
 
 
 def surgery(plan: Plan) -> tuple[Swap, ...]:
-    """What the page changes in timm's model, tried out; nothing is built where timm alone does it,
+    """What the recipe changes in timm's model, tried out; nothing is built where timm alone does it,
     weights and all.
 
-    Raises UserError where the page and the model do not fit.
+    Raises UserError where the recipe and the model do not fit.
     """
     section = plan.recipe.model
     if section is None or (is_timms(plan) and section.start is None and section.pretrained is None):
@@ -122,7 +122,7 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
     """How to write what a table shows as off."""
     if any(row.value is None for row in rows):
         out.print(
-            'off: not there; a page leaves the key out, and set="key=null" turns it off',
+            'off: not there; a recipe leaves the key out, and set="key=null" turns it off',
             markup=False,
         )
 
@@ -224,7 +224,7 @@ def sparkline(values: list[float], width: int = 60) -> str:
 
 
 def scaling_note(out: Console, plan: Plan) -> None:
-    """Where the batch was overridden and the learning rate was not: what the page's own rule would
+    """Where the batch was overridden and the learning rate was not: what the recipe's own rule would
     make of it.
     """
     changed = {change.path: change for change in plan.deviations if change.origin == "set"}
@@ -237,14 +237,14 @@ def scaling_note(out: Console, plan: Plan) -> None:
     )
     if rule is None:
         out.print(
-            f"note: lr.peak stays {peak:g}: the page has no rule for another batch",
+            f"note: lr.peak stays {peak:g}: the recipe has no rule for another batch",
             style="yellow",
             markup=False,
         )
         return
     ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
     line = (
-        f"note: lr.peak stays {peak:g}; the page's {rule} rule would make it {ruled:.4g}:"
+        f"note: lr.peak stays {peak:g}; the recipe's {rule} rule would make it {ruled:.4g}:"
         f' set="lr.peak={ruled:.4g}"'
     )
     out.print(line, style="yellow", markup=False)
@@ -347,7 +347,7 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
 
 
 def recipe_list(out: Console) -> None:
-    """One line for each page: name, what is special, its score for ResNet-50 or its first model,
+    """One line for each recipe: name, what is special, its score for ResNet-50 or its first model,
     source.
     """
     table = Table("recipe", "what is special", "published top-1", "source")

@@ -51,7 +51,7 @@ def verify(folder: Path, results: Path) -> Iterator[Check]:
             "row.json",
             False,
             "one of a finished run",
-            "none yet: the run has not ended, and the same command goes on",
+            "none yet: the run has not ended, and rerun the same command to resume",
         )
     if row is not None:
         yield from _guarded("the store's row", lambda: _store(row, results))
@@ -152,7 +152,7 @@ def _parity(row: Row, results: Path) -> Iterator[Check]:
 
 
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
-    """The plan worked out anew from recipe.yaml leads to the row's own name, a digest over all that
+    """The plan worked out again from recipe.yaml leads to the row's own name, a digest over all that
     may change the score.
     """
     _, facts = recipe_of(folder)
@@ -163,7 +163,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
         yield same(
             "the row's resolved recipe", plan.recipe.digest, recipe.digest_of(row.resolved_recipe)
         )
-    yield same("plan.json's page digest", row.digest, facts.get("page_digest"))
+    yield same("plan.json's recipe digest", row.digest, facts.get("page_digest"))
     yield same("plan.json's steps", plan.num_steps, facts.get("num_steps"))
     told = [
         tuple(change.model_dump().values())
@@ -186,7 +186,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     published = published_page(plan.recipe)
     if published is not None:
         yield same(
-            "the published page's digest", published.for_model(plan.model).digest, row.digest
+            "the published recipe's digest", published.for_model(plan.model).digest, row.digest
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from trainer.data.datasets import shards
 
@@ -18,8 +19,6 @@ _ENDINGS = (".jpg", ".jpeg")
 
 def photos(folder: Path, num_files: int) -> list[Path]:
     """So many JPEG files in a folder, no two alike."""
-    from sklearn.datasets import load_sample_image
-
     sources = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)

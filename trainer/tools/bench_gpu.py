@@ -43,7 +43,7 @@ from trainer.tools.bench_timm import TimmLoop, reason_against
 
 PAGES = (("A2", "resnet50"), ("convnext", "convnext_tiny"))
 BOUND_S = 420.0  # of the whole command, which is to take less than eight minutes
-_ALONE_SHARE = 0.25  # of a page's time, for its parts and the optimizers
+_ALONE_SHARE = 0.25  # of a recipe's time, for its parts and the optimizers
 _LEAST_TURNS = 3  # of each loop, where the time allows
 _TIMED = 3  # things in a round: two loops, and the step alone
 _STEPS = 8  # counted in a turn

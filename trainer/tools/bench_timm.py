@@ -1,4 +1,6 @@
-"""A training loop of timm's own parts, by the numbers of a page: what a run is measured beside."""
+"""A training loop of timm's own parts, by the numbers of a recipe: what a run is measured
+beside.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from timm import loss
+from timm.data import ImageDataset, Mixup, create_loader
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from trainer.base.settings import Settings
@@ -21,13 +27,13 @@ from trainer.recipe.plan import Plan
 
 _EPOCH_IMAGES = (
     1 << 18
-    # of its loader, at least: it fills its queue anew at the end of each epoch, which ImageNet has
+    # of its loader, at least: it fills its queue again at the end of each epoch, which ImageNet has
     # seldom
 )
 
 
 def reason_against(plan: Plan, folder: Path | None) -> str:
-    """Why timm's parts have no loop for a plan's page and data, or ""."""
+    """Why timm's parts have no loop for a plan's recipe and data, or ""."""
     recipe, profile = plan.recipe, plan.profile
     if folder is None or not (folder / "train").is_dir() or profile.channels != 3:
         return "its loader reads folders of colour images"
@@ -57,7 +63,7 @@ class TimmLoop:
 
     Images, batch, micro-batch, workers, precision and memory format are those of a run with the
     same plan and settings, and so is the model. Repeats are left out: its processes decode each
-    repeat anew, which is the work of another image.
+    repeat again, which is the work of another image.
 
     has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a
     GPU. stream: endless (images, labels) of micro-batches; whoever wants to watch it may put
@@ -67,9 +73,6 @@ class TimmLoop:
     def __init__(
         self, plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool | None = None
     ) -> None:
-        from timm.data import Mixup
-        from timm.utils import ModelEmaV3
-
         recipe, mix = plan.recipe, plan.recipe.mix
         self.plan, self.settings = plan, settings
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
@@ -111,7 +114,7 @@ class TimmLoop:
             self.average.update(self.model)
 
     def clip(self) -> None:
-        """Cut down the gradients where the page wants it, unless the optimizer does: timm's Lamb is
+        """Cut down the gradients where the recipe wants it, unless the optimizer does: timm's Lamb is
         one.
         """
         page = self.plan.recipe.optimizer
@@ -130,11 +133,9 @@ def timm_loader(
     has_prefetcher: bool,
     num_images: int = _EPOCH_IMAGES,
 ):
-    """timm's loader of a page's training images, in passes of at least so many, each of the
+    """timm's loader of a recipe's training images, in passes of at least so many, each of the
     folder's as often as any other.
     """
-    from timm.data import ImageDataset, create_loader
-
     recipe, px = plan.recipe, plan.recipe.image.train_px
     parts = {type(part): part for part in recipe.augment}
     crop, drawn, erasing = (
@@ -169,8 +170,6 @@ def _endless(loader) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _loss(recipe) -> nn.Module:
     """timm's, for mixed targets."""
-    from timm import loss
-
     if isinstance(recipe.loss, CrossEntropy):
         return loss.SoftTargetCrossEntropy()
     return loss.BinaryCrossEntropy(
@@ -179,8 +178,6 @@ def _loss(recipe) -> nn.Module:
 
 
 def _optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2
-
     page = recipe.optimizer
     clipping = {"max_grad_norm": page.clip_global_norm} if isinstance(page, Lamb) else {}
     return create_optimizer_v2(model, opt=page.name, lr=recipe.lr.peak, weight_decay=page.weight_decay, betas=page.betas, eps=page.eps,

@@ -1,4 +1,4 @@
-"""Curves go on where a run is taken up: nothing that was saved is hidden, nothing that was lost is
+"""Curves go on where a run is resumed: nothing that was saved is hidden, nothing that was lost is
 made up.
 """
 

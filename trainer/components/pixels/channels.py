@@ -32,7 +32,7 @@ class FromOperations(OfPixels):
 
 
 def channel_notes(augment: Iterable[Augmentation], num_channels: int) -> tuple[str, ...]:
-    """One line for each augmentation of a page that leaves operations out for images of so many
+    """One line for each augmentation of a recipe that leaves operations out for images of so many
     channels.
     """
     return tuple(

@@ -31,7 +31,7 @@ class Log:
     """Curves, log file, TensorBoard and progress of one run; a context, so that every file is
     closed.
 
-    first_step: where this process takes up the run. metrics_bytes: the length that metrics.jsonl
+    first_step: where this process resumes the run. metrics_bytes: the length that metrics.jsonl
     had then; what a killed process wrote after it is cut away. unwritten: all of metrics.jsonl,
     where the disk did not take its end.
 

@@ -21,7 +21,7 @@ class Board:
     """An event file of TensorBoard's, written record by record and without a thread: what the disk
     does not take is kept.
 
-    first_step: where this process takes up the run: TensorBoard hides the points from there on that
+    first_step: where this process resumes the run: TensorBoard hides the points from there on that
     stand there already. Points are written at steps done, so the one at first_step belongs to what
     was saved.
     """
