@@ -14,7 +14,7 @@ from support.pieced import relative
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.engine.state import TrainingState
-from trainer.models.parts.standardize_layers import StandardizedConv2d
+from trainer.models.parts.standardize import StandardizedConv2d
 from trainer.models.small_maps import leave_out_padding_taps, used_taps
 
 SHAPES = list(itertools.product((1, 2, 3, 4, 5, 8), (3, 5, 7), (1, 2, 4), (0, 1, 2, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,6 @@ class OpenedData:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the training and the validation images' own fingerprints."""
-        import hashlib
-
         return hashlib.sha256(
             f"{self.train.fingerprint} {self.val.fingerprint}".encode()
         ).hexdigest()

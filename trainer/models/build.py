@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import timm
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
@@ -33,8 +35,6 @@ def check_model_name(model: str) -> None:
 
     Raises PlanError with the nearest name.
     """
-    import timm
-
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(
         model
     ):  # which looks at what is left of a point
@@ -90,8 +90,6 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
 
 def takes_option(model: str, **option: object) -> bool:
     """Does the class of a timm model know an option? Nothing is drawn for the question."""
-    import timm
-
     try:
         with torch.device("meta"):
             timm.create_model(model, **option)
@@ -248,8 +246,6 @@ def create_model(
 
     Raises PlanError naming the option that the model's class does not take.
     """
-    import timm
-
     try:
         return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
     except TypeError:
@@ -277,8 +273,6 @@ def create_model(
 
 def _no_last_gamma(model: str) -> str:
     """Why the last gammas of a timm model cannot start at zero."""
-    import timm
-
     with torch.device("meta"):
         is_convnext = isinstance(timm.create_model(model), timm.models.ConvNeXt)
     return (
@@ -304,8 +298,6 @@ def num_parameters(model: nn.Module) -> int:
 
 def gmacs(model: nn.Module, channels: int, image_px: int) -> float:
     """Billions of multiply-adds of one forward pass on one image: convolutions and matrix products."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     first = next(model.parameters())
     image = torch.zeros(1, channels, image_px, image_px, device=first.device)
     was_training = model.training

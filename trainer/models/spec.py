@@ -11,8 +11,9 @@ from trainer.base.component import Page
 from trainer.models.edit.replacement import Part
 from trainer.models.parts.activations import Activation
 from trainer.models.parts.attention import Attention
+from trainer.models.parts.blur import BlurPool
 from trainer.models.parts.bodies import StagedBody
-from trainer.models.parts.convolutions import BlurPool, Convolution
+from trainer.models.parts.convolutions import Convolution
 from trainer.models.parts.depth import DropBlock, StochasticDepth
 from trainer.models.parts.isotropic import IsotropicBody
 from trainer.models.parts.norms import Norm

@@ -8,8 +8,8 @@ from torch import nn
 
 from trainer.models.edit.replacement import SurgeryError, put
 from trainer.models.edit.stages import blocks, stages
-from trainer.models.parts.convolution_layers import (
-    BlurConv2d,
+from trainer.models.parts.blur import BlurConv2d
+from trainer.models.parts.convolutions import (
     DeformableConv2d,
     SelfCalibratedConv2d,
 )

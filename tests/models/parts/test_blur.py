@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from trainer.models.edit.replacement import SurgeryError
-from trainer.models.parts.blur import BlurPool
-from trainer.models.parts.convolution_layers import BlurConv2d
+from trainer.models.parts.blur import BlurConv2d, BlurPool
 
 SHORTCUTS = ["layer2.0.downsample.0", "layer3.0.downsample.0", "layer4.0.downsample.0"]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from timm.models import named_apply
 from torch import Tensor, nn
 
 from trainer.models.edit.replacement import (
@@ -279,12 +280,10 @@ def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
     layers a normal one of deviation 0.02 cut at 2. Biases and norms where timm's rule says nothing
     stay as torch drew them.
     """
-    import timm.models
-
     # timm keeps the rule beside each family's class, under this name and no public one
     rule = getattr(sys.modules[type(model).__module__], "_init_weights", None)
     if rule is not None:
-        timm.models.named_apply(rule, module, include_root=True)
+        named_apply(rule, module, include_root=True)
         return
     for inner in module.modules():
         if isinstance(inner, nn.Conv2d):

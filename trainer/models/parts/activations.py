@@ -27,9 +27,10 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.base.component import Positive
+from trainer.models.edit.layer_kinds import ACTIVATIONS
 from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
@@ -41,7 +42,6 @@ from trainer.models.edit.replacement import (
     nothing,
     put,
 )
-from trainer.models.parts.activation_layers import LearnedSwish
 
 
 class Activation(Part):
@@ -238,3 +238,19 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             put(model, name, new)
+
+
+@ACTIVATIONS.register
+class LearnedSwish(nn.Module):
+    """x * sigmoid(beta * x), with one learned beta [1] for the layer.
+
+    Source: Ramachandran et al. 2017, arXiv:1710.05941.
+    """
+
+    def __init__(self, beta: float):
+        super().__init__()
+        self.beta = nn.Parameter(torch.full((1,), beta))
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Any shape, any layout; in the dtype that is given, whatever beta's."""
+        return given * torch.sigmoid(self.beta.to(given.dtype) * given)

@@ -6,7 +6,11 @@ from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
-from torch import nn
+from timm.layers import EcaModule, SEModule
+from timm.layers import GlobalContext as GlobalContextLayer
+from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from torch import Tensor, nn
 
 from trainer.models.edit.insertion import (
     check_inserted,
@@ -17,10 +21,9 @@ from trainer.models.edit.insertion import (
     output_shapes,
     wholes,
 )
-from trainer.models.edit.layer_kinds import CONVOLVING_ATTENTION
+from trainer.models.edit.layer_kinds import ATTENTION, CONVOLVING_ATTENTION
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, is_attention
 from trainer.models.edit.stages import blocks
-from trainer.models.parts.attention_layers import BottleneckAttention
 
 Reduction = Annotated[int, Field(ge=1, le=256)]
 Position = Literal["after_last_norm", "after_middle", "after_block"]
@@ -109,8 +112,6 @@ class SqueezeExcite(_Reduced):
     example: ClassVar[dict[str, Any]] = {"position": "after_last_norm", "reduction": 16}
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import SEModule
-
         return SEModule(num_channels, rd_channels=self._hidden(num_channels))
 
 
@@ -134,8 +135,6 @@ class Eca(_InBlocks):
         return kernel if kernel is None else _odd(kernel)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import EcaModule
-
         return (
             EcaModule(channels=num_channels)
             if self.kernel is None
@@ -172,8 +171,6 @@ class Cbam(_Reduced):
         return _odd(kernel)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers.cbam import CbamModule
-
         hidden = self._hidden(num_channels)
         return CbamModule(num_channels, rd_channels=hidden, spatial_kernel_size=self.kernel)
 
@@ -236,9 +233,7 @@ class GlobalContext(_Reduced):
     example: ClassVar[dict[str, Any]] = {"position": "after_last_norm", "reduction": 16}
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import GlobalContext as Layer
-
-        layer = Layer(
+        layer = GlobalContextLayer(
             num_channels, fuse_add=True, fuse_scale=False, rd_channels=self._hidden(num_channels)
         )
         nn.init.zeros_(layer.mlp_add.fc2.bias)  # timm zeroes its weight only
@@ -261,8 +256,6 @@ class CoordinateAttention(_Reduced):
         return max(8, num_channels // self.reduction)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers.coord_attn import CoordAttn
-
         return CoordAttn(num_channels, rd_channels=self._hidden(num_channels))
 
 
@@ -297,3 +290,49 @@ def _odd(kernel: int) -> int:
     if kernel % 2 == 0:
         raise ValueError(f"{kernel} is even, so it has no middle; use {kernel + 1}")
     return kernel
+
+
+@ATTENTION.register
+class BottleneckAttention(nn.Module):
+    """What a feature map F becomes under BAM: F + F * sigmoid(c + s), a map of channels plus a map
+    of places.
+
+    c = norm(W1 relu(W0 mean(F) + b0) + b1), one number a channel, with num_channels / reduction
+    hidden ones; s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one number a place, its 3x3 convolutions
+    dilated. Both norms are BatchNorm, over all images of a micro-batch: it must have two at least.
+
+    Called with features [B, C, H, W]; gives the same shape.
+    The formulas are the paper's, with a ReLU behind each inner layer, of which it gives no sign.
+    Its authors' released code differs: BatchNorm behind each inner layer and none at the end, and
+    the product of the two in place of the sum.
+
+    Source: Park et al. 2018, arXiv:1807.06514, equations 1 to 4.
+    """
+
+    def __init__(self, num_channels: int, hidden: int, dilation: int, num_convolutions: int):
+        super().__init__()
+        self.channel = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(num_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, num_channels, 1),
+            nn.BatchNorm2d(num_channels),
+        )
+        wide = [
+            layer
+            for _ in range(num_convolutions)
+            for layer in (
+                nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+                nn.ReLU(inplace=True),
+            )
+        ]
+        self.spatial = nn.Sequential(
+            nn.Conv2d(num_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            *wide,
+            nn.Conv2d(hidden, 1, 1),
+            nn.BatchNorm2d(1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + features * (self.channel(features) + self.spatial(features)).sigmoid()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from math import comb
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from timm.layers import BlurPool2d
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
+from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
@@ -20,7 +24,6 @@ from trainer.models.edit.replacement import (
     nothing,
     put,
 )
-from trainer.models.parts.convolution_layers import Blur, BlurConv2d
 
 
 class BlurPool(Part):
@@ -166,3 +169,54 @@ def stride_of(module: nn.Module) -> int:
     kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, BlurPool2d)
     stride = module.stride if isinstance(module, kinds) else 1
     return max(stride) if isinstance(stride, tuple) else stride
+
+
+@CONVOLUTIONS.register
+class Blur(nn.Module):
+    """A binomial low-pass filter [1, 2, 1] / 4 across and down (here for filter_px 3), taken at
+    every stride-th pixel.
+
+    A side of H pixels becomes ceil(H / stride). Odd filters at stride 2 are timm's BlurPool2d.
+    Nothing is learned.
+
+    Source: Zhang 2019, arXiv:1904.11486.
+    """
+
+    def __init__(self, filter_px: int, stride: int | tuple[int, int], padding: str):
+        super().__init__()
+        self.stride = stride
+        self.mode = {"reflect": "reflect", "zeros": "constant"}[padding]
+        self.sides = ((filter_px - 1) // 2, filter_px // 2) * 2
+        row = torch.tensor([comb(filter_px - 1, place) for place in range(filter_px)]) / 2 ** (
+            filter_px - 1
+        )
+        self.register_buffer("kernel", row[:, None] * row, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps [B, C, H, W] to [B, C, H', W']."""
+        channels = images.shape[1]
+        kernel = self.kernel.to(images.dtype).expand(channels, 1, -1, -1)
+        wide = functional.pad(images, self.sides, self.mode)
+        return functional.conv2d(wide, kernel, stride=self.stride, groups=channels)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.kernel)}, stride={self.stride}, padding={self.mode}"
+
+
+@CONVOLUTIONS.register
+class BlurConv2d(nn.Module):
+    """A strided convolution with the blur before it, or one of stride 1 with the strided blur
+    behind it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, filter_px: int, padding: str, is_before: bool):
+        super().__init__()
+        self.is_before = is_before
+        self.blur = Blur(filter_px, 1 if is_before else conv.stride, padding)
+        self.conv = conv
+        if not is_before:
+            conv.stride = (1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps [B, C, H, W] to [B, C', H', W']."""
+        return self.conv(self.blur(images)) if self.is_before else self.blur(self.conv(images))

@@ -5,17 +5,16 @@ its start.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from timm.layers import ClassifierHead, NormMlpClassifierHead
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtStage
 from torch import nn
 
 from trainer.models.edit.insertion import draw_as_timm
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, input_channels
 from trainer.models.parts.bodies import Count
-
-if TYPE_CHECKING:
-    from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 
 
 class IsotropicBody(Part):
@@ -61,8 +60,6 @@ class IsotropicBody(Part):
         return Swap("isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note)
 
     def _stage(self, kind: ConvNeXtBlock, drop_path: float) -> nn.Module:
-        from timm.models.convnext import ConvNeXtStage
-
         norm = _like(kind.norm)
         return ConvNeXtStage(
             self.width, self.width, kind.conv_dw.kernel_size[0], stride=1, depth=self.depth,
@@ -75,8 +72,6 @@ class IsotropicBody(Part):
 
 def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
     """The blocks of a ConvNeXt; any other model is refused."""
-    from timm.models.convnext import ConvNeXt
-
     if not isinstance(model, ConvNeXt):
         found = f"{type(model).__name__} is no ConvNeXt of timm's"
         raise SurgeryError(
@@ -99,8 +94,6 @@ def _fit_head(model: ConvNeXt, width: int) -> None:
     """Put a head of the model's kind over `width` channels: its norm before the pooling or behind
     it, its classifier.
     """
-    from timm.layers import ClassifierHead, NormMlpClassifierHead
-
     old = model.head
     alike = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
     if isinstance(old, NormMlpClassifierHead):

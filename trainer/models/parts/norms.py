@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import timm.layers
 from pydantic import Field, model_validator
 from torch import nn
 
@@ -169,13 +170,9 @@ class LayerNorm2d(NormPart):
     eps: Epsilon
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
 
     def over_last(self, norm: nn.Module) -> nn.Module:
-        import timm.layers
-
         last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
         last.load_state_dict(norm.state_dict())
         return last
@@ -225,8 +222,6 @@ class FilterResponseNorm(NormPart):
         return num_channels
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.FilterResponseNormTlu2d(
             num_channels, apply_act=is_activated, eps=self.eps
         )
@@ -250,8 +245,6 @@ class EvoNormS0(GroupedNormPart):
     eps: Epsilon
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.EvoNorm2dS0(
             num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps
         )
