@@ -27,7 +27,7 @@ from support.parts import (
 from support.plans import small_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part, SurgeryError, counted
-from trainer.models.parts import body_layers
+from trainer.models.parts import bodies
 from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
 from trainer.recipe.tree import plain
@@ -72,20 +72,20 @@ def outputs(model: nn.Module, seed: int) -> torch.Tensor:
     return model(images(seed))
 
 
-def check_swap(swap, key: str, model: nn.Module, plain_model: nn.Module) -> None:
+def check_swap(replacement, key: str, model: nn.Module, plain_model: nn.Module) -> None:
     """Its places are there, each once, and what it says that it found is what stands there in
     timm's own model.
     """
-    assert swap.part == key and swap.after and "\n" not in str(swap)
-    assert swap.places and len(set(swap.places)) == len(swap.places)
-    for place in swap.places:
+    assert replacement.part == key and replacement.after and "\n" not in str(replacement)
+    assert replacement.places and len(set(replacement.places)) == len(replacement.places)
+    for place in replacement.places:
         model.get_submodule(place)
     there = dict(counted(plain_model.modules()))
-    assert all(0 < count <= there[kind] for kind, count in swap.before), str(swap)
+    assert all(0 < count <= there[kind] for kind, count in replacement.before), str(replacement)
     if key in ("norm", "activation", "weight_standardization"):
-        assert swap.before == counted(map(plain_model.get_submodule, swap.places))
-        changed = counted(map(model.get_submodule, swap.places))
-        assert changed != swap.before or swap.after.startswith(
+        assert replacement.before == counted(map(plain_model.get_submodule, replacement.places))
+        changed = counted(map(model.get_submodule, replacement.places))
+        assert changed != replacement.before or replacement.after.startswith(
             changed[0][0]
         )  # a batch norm of other numbers
 
@@ -156,17 +156,17 @@ def test_a_part_works_on_both_families(case, family, tmp_path):
     key, kind = case
     plan, text = plan_with(case, family)
     try:
-        model, swaps = assemble(plan)
+        model, replacements = assemble(plan)
     except SurgeryError as error:
         other = next(one for one in FAMILIES if one != family)
         assert str(error).startswith(f"model.{key}: ") and "\n" not in str(error)
         assemble(plan_with(case, other)[0])
         return
     if not is_timms(plan):
-        (swap,) = swaps
-        check_swap(swap, key, model, plain_model(family))
+        (replacement,) = replacements
+        check_swap(replacement, key, model, plain_model(family))
     again, same = assemble(plan)
-    assert same == swaps
+    assert same == replacements
     check_equal(model, again)
     assert torch.equal(outputs(model, 5), outputs(again, 5))
     check_gradients(model)
@@ -190,7 +190,7 @@ def test_a_part_says_what_it_is_and_where_it_comes_from(case):
 
 # ---- layers of our own
 
-LAYER_FILES = sorted(path.stem for path in Path(body_layers.__file__).parent.glob("*_layers.py"))
+LAYER_FILES = sorted(path.stem for path in Path(bodies.__file__).parent.glob("*_layers.py"))
 
 
 def layers_in(file: str) -> list[type[nn.Module]]:
@@ -207,7 +207,7 @@ def layers_in(file: str) -> list[type[nn.Module]]:
 
 OURS = [layer for file in LAYER_FILES for layer in layers_in(file)]
 FEATURES = (4, 4, 2, 3)
-FORM = body_layers.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
+FORM = bodies.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
 
 # How to make one of each, and the shape that it is given.
 LAYERS = {
@@ -284,8 +284,8 @@ def test_several_parts_are_put_in_together():
         .replace("model.activation={name: silu}", "'model.activation={name: silu}'")
     )
     plan = small_plan("A2", model="bottlenecks", overrides=quoted)
-    model, swaps = assemble(plan)
-    assert [swap.part for swap in swaps] == [
+    model, replacements = assemble(plan)
+    assert [replacement.part for replacement in replacements] == [
         "stem",
         "attention",
         "norm",

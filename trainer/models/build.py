@@ -14,7 +14,7 @@ from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
 from trainer.models.edit.replacement import Swap
-from trainer.models.initialization import first_weights
+from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 
 if TYPE_CHECKING:
@@ -68,16 +68,16 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
     check_model_name(plan.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
-        model, swaps = assembled(plan)
-        swaps += first_weights(model, plan.recipe.model, plan.profile.num_classes)
+        model, replacements = assembled(plan)
+        replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
         _check_sizes(plan, model)
         _check_sample(plan, model)
         check_precise_norm(plan, model)
-    return model, swaps
+    return model, replacements
 
 
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
-    """The model and the swaps of a plan, drawn from torch's generator as it stands."""
+    """The model and the replacements of a plan, drawn from torch's generator as it stands."""
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan)
     parts = [] if section is None else [part for _, part in section.parts()]

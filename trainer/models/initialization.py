@@ -11,7 +11,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError
-from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing
+from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing_to_replace
 from trainer.models.spec import Model, Pretrained, Start
 
 _NUM_NAMED = 3
@@ -26,7 +26,9 @@ class WeightsError(UserError):
     """
 
 
-def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> tuple[Swap, ...]:
+def initialize_weights(
+    model: nn.Module, section: Model | None, num_classes: int
+) -> tuple[Swap, ...]:
     """Give an assembled model the first weights that its page's `model` section asks for: the
     file's, then `start`.
 
@@ -38,16 +40,19 @@ def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> 
     start, pretrained = section.start, section.pretrained
     if start is not None:
         _check_no_key_undoes_another(section, start)
-    swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
+    replacements = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
     if (
         start
         and start.head_std is not None
-        and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps)
+        and any(
+            f"{_classifier_name(model)}.weight" in replacement.places
+            for replacement in replacements
+        )
     ):
         raise SurgeryError(
             "model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out"
         )
-    return swaps + (apply_start(model, start) if start else ())
+    return replacements + (apply_start(model, start) if start else ())
 
 
 def _check_no_key_undoes_another(section: Model, start: Start) -> None:
@@ -83,23 +88,23 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
 
     Raises SurgeryError where the model has nothing of the kind.
     """
-    swaps = []
+    replacements = []
     if start.convolutions is not None:
-        swaps.append(_draw_convolutions(model, start.convolutions))
+        replacements.append(_init_convolutions(model, start.convolutions))
     if start.norm_gamma is not None:
-        swaps.append(_draw_gammas(model))
+        replacements.append(_init_gammas(model))
     if start.head_std is not None:
-        swaps.append(_draw_head(model, start.head_std))
+        replacements.append(_init_head(model, start.head_std))
     if start.head_bias is not None:
-        swaps.append(_set_head_bias(model, start.head_bias))
-    if not swaps:
+        replacements.append(_set_head_bias(model, start.head_bias))
+    if not replacements:
         raise SurgeryError(
             "model.start: says nothing; valid: convolutions, norm_gamma, head_std, head_bias"
         )
-    return tuple(swaps)
+    return tuple(replacements)
 
 
-def _draw_convolutions(model: nn.Module, how: str) -> Swap:
+def _init_convolutions(model: nn.Module, how: str) -> Swap:
     """Draw those that do not start at zero.
 
     Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into
@@ -121,14 +126,14 @@ def _draw_convolutions(model: nn.Module, how: str) -> Swap:
         }
     drawn = {name: module for name, module in found.items() if module.weight.any()}
     if not drawn:
-        raise nothing(
+        raise nothing_to_replace(
             "start.convolutions",
             f"convolution{' or matrix' * is_truncated} with a random start",
             model,
         )
     for module in drawn.values():
         if is_truncated:
-            _draw_truncated(module)
+            _init_truncated(module)
         else:
             nn.init.kaiming_normal_(
                 module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu"
@@ -139,7 +144,7 @@ def _draw_convolutions(model: nn.Module, how: str) -> Swap:
     return Swap("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
 
 
-def _draw_truncated(module: nn.Module) -> None:
+def _init_truncated(module: nn.Module) -> None:
     nn.init.trunc_normal_(module.weight, std=_TRUNCATED_STD)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
@@ -151,10 +156,10 @@ def _is_convolution(module: nn.Module) -> bool:
     return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
 
 
-def _draw_gammas(model: nn.Module) -> Swap:
+def _init_gammas(model: nn.Module) -> Swap:
     norms = {name: module for name, module in model.named_modules() if _has_gamma(module)}
     if not norms:
-        raise nothing("start.norm_gamma", "norm with a gamma", model)
+        raise nothing_to_replace("start.norm_gamma", "norm with a gamma", model)
     for module in norms.values():
         nn.init.uniform_(module.weight)
     return Swap(
@@ -171,7 +176,7 @@ def _own_weight(module: nn.Module) -> nn.Parameter | None:
     return dict(module.named_parameters(recurse=False)).get("weight")
 
 
-def _draw_head(model: nn.Module, std: float) -> Swap:
+def _init_head(model: nn.Module, std: float) -> Swap:
     name, classifier = _classifier_with("weight", "head_std", model)
     nn.init.normal_(classifier.weight, std=std)
     return Swap(

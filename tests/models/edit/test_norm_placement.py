@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, anatomy
+from trainer.models.edit.replacement import SurgeryError, find_layers
 from trainer.models.parts import norms
 
 GROUPS = norms.GroupNorm(groups=8, eps=1e-5)
@@ -35,27 +35,30 @@ def refused(model, part, image_px=64):
     ],
 )  # fmt: skip
 def test_every_norm_over_feature_maps_is_replaced(model, num_norms):
-    changed, swap = made(model)
-    assert len(swap.places) == num_norms and sum(count for _, count in swap.before) == num_norms
+    changed, replacement = made(model)
+    assert (
+        len(replacement.places) == num_norms
+        and sum(count for _, count in replacement.before) == num_norms
+    )
     left = [
         name
         for name, module in changed.named_modules()
         if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm))
     ]
-    assert set(left) == set(anatomy(changed).vector_norms)
+    assert set(left) == set(find_layers(changed).vector_norms)
     assert sum(isinstance(module, nn.GroupNorm) for module in changed.modules()) == num_norms
     assert changed.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 10)
 
 
 def test_what_was_replaced_and_what_was_left_is_said():
-    _, swap = made("convnext_tiny")
-    assert str(swap) == (
+    _, replacement = made("convnext_tiny")
+    assert str(replacement) == (
         "norm: stem.1, stages.0.blocks.0.norm … stages.3.blocks.2.norm: 4 LayerNorm2d and 18 LayerNorm -> GroupNorm "
         "(head.norm stays: it sees one vector an image)"
     )
-    _, swap = made("skresnet18")
+    _, replacement = made("skresnet18")
     assert (
-        swap.note
+        replacement.note
         == "layer1.0.conv1.attn.bn … layer4.1.conv1.attn.bn (8) stay: they see one vector an image"
     )
 
@@ -110,8 +113,8 @@ def test_norms_that_are_there_already_are_refused(model, part, shown):
 
 
 def test_norms_of_other_numbers_are_no_such_norms():
-    _, swap = made("resnet18", norms.BatchNorm(momentum=0.2, eps=1e-5, affine=True))
-    assert swap.after == "BatchNorm2d"
+    _, replacement = made("resnet18", norms.BatchNorm(momentum=0.2, eps=1e-5, affine=True))
+    assert replacement.after == "BatchNorm2d"
     made("resnet18", norms.BatchNorm(momentum=0.1, eps=1e-5, affine=False))
     made("resnetv2_50d_frn", norms.FilterResponseNorm(eps=1e-6))
 
@@ -163,5 +166,5 @@ def test_evo_norm_is_refused_where_no_activation_follows_a_norm():
 def test_an_activation_that_cannot_be_told_from_its_norm_is_not_lost():
     message = refused("resnetv2_50d_frn", GROUPS)
     assert "is a FilterResponseNormTlu2d, whose activation cannot be told from the norm" in message
-    model, swap = made("resnetv2_50d_frn", norms.EvoNormS0(groups=8, eps=1e-5))
-    assert swap.note == "51 in place of norm and activation"
+    model, replacement = made("resnetv2_50d_frn", norms.EvoNormS0(groups=8, eps=1e-5))
+    assert replacement.note == "51 in place of norm and activation"

@@ -59,12 +59,15 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_activation_of_the_body_is_replaced(name):
     model = timm.create_model(name)
-    swap = Mish().apply(model, 64)
-    assert (len(swap.places), swap.places[0], swap.places[-1]) == COUNTS[name]
-    assert sum(count for _, count in swap.before) == len(swap.places) and swap.after == "Mish"
-    assert all(type(model.get_submodule(place)) is nn.Mish for place in swap.places)
+    replacement = Mish().apply(model, 64)
+    assert (len(replacement.places), replacement.places[0], replacement.places[-1]) == COUNTS[name]
+    assert (
+        sum(count for _, count in replacement.before) == len(replacement.places)
+        and replacement.after == "Mish"
+    )
+    assert all(type(model.get_submodule(place)) is nn.Mish for place in replacement.places)
     rest = {name for name, module in model.named_modules() if is_activation(module)} - set(
-        swap.places
+        replacement.places
     )
     assert all(".se." in name for name in rest)
 
@@ -108,9 +111,9 @@ def test_in_place_gives_the_same_outputs_and_gradients(part, name):
             {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} if name == "resnetv2_50" else {}
         )
         model = timm.create_model(name, num_classes=5, **small)
-        swap = part.apply(model, 64)
-        assert all(model.get_submodule(place).inplace for place in swap.places)
-        for place in swap.places:
+        replacement = part.apply(model, 64)
+        assert all(model.get_submodule(place).inplace for place in replacement.places)
+        for place in replacement.places:
             model.get_submodule(place).inplace = in_place
         model.double()(torch.randn(2, 3, 64, 64, dtype=torch.float64)).square().sum().backward()
         found[in_place] = {key: weight.grad for key, weight in model.named_parameters()}
@@ -174,10 +177,10 @@ def test_a_swap_that_would_change_nothing_is_refused(part, name):
 def test_learned_ones_are_one_number_a_layer_and_go_round(part):
     model, other = timm.create_model("test_resnet"), timm.create_model("test_resnet")
     before = sum(weight.numel() for weight in model.parameters())
-    swap = part.apply(model, 32)
+    replacement = part.apply(model, 32)
     part.apply(other, 32)
-    assert sum(weight.numel() for weight in model.parameters()) - before == len(swap.places)
-    torch.nn.init.constant_(next(model.get_submodule(swap.places[0]).parameters()), 0.9)
+    assert sum(weight.numel() for weight in model.parameters()) - before == len(replacement.places)
+    torch.nn.init.constant_(next(model.get_submodule(replacement.places[0]).parameters()), 0.9)
     other.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(images), other.eval()(images))
@@ -186,15 +189,15 @@ def test_learned_ones_are_one_number_a_layer_and_go_round(part):
 def test_silu_is_not_yet_swish_with_learned_beta():
     model = timm.create_model("test_resnet")
     Silu().apply(model, 32)
-    swap = Swish(beta=1.0).apply(model, 32)
-    assert swap.before[0][0] == "SiLU" and swap.after == "LearnedSwish"
+    replacement = Swish(beta=1.0).apply(model, 32)
+    assert replacement.before[0][0] == "SiLU" and replacement.after == "LearnedSwish"
 
 
 def test_those_that_are_the_asked_one_already_are_counted_and_left():
     model = timm.create_model("test_resnet")
     model.act1 = nn.SiLU()
-    swap = Silu().apply(model, 32)
-    assert "act1" not in swap.places and swap.note == "1 are SiLU already"
+    replacement = Silu().apply(model, 32)
+    assert "act1" not in replacement.places and replacement.note == "1 are SiLU already"
 
 
 def test_swish_is_silu_where_beta_is_one():

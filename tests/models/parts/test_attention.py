@@ -130,11 +130,11 @@ def test_attention_stands_where_its_position_says(name, position):
         name, **({"ls_init_value": 1.0} if "convnext" in name else {"zero_init_last": False})
     )
     plain = copy.deepcopy(model).eval()
-    swap = SqueezeExcite(position=position, reduction=1).apply(model, 64)
-    for place in swap.places:
+    replacement = SqueezeExcite(position=position, reduction=1).apply(model, 64)
+    for place in replacement.places:
         nn.init.zeros_(model.get_submodule(place).fc2.weight)
         nn.init.zeros_(model.get_submodule(place).fc2.bias)
-    block_name = swap.places[1].partition(".mlp.")[0]
+    block_name = replacement.places[1].partition(".mlp.")[0]
     for ending in (".se", ".attention", ".act1.1", ".norm2.1", ".drop_path"):
         block_name = block_name.removesuffix(ending)
     ours, theirs = model.eval().get_submodule(block_name), plain.get_submodule(block_name)
@@ -188,20 +188,24 @@ def halved_middle(block, features):
 def test_every_module_trains_and_copies(name, kind):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4)
-    swap = kind(**kind.example).apply(model, 64)
+    replacement = kind(**kind.example).apply(model, 64)
     copied = copy.deepcopy(model)
     images = torch.randn(2, 3, 64, 64)
     model(images).square().sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
     copied.load_state_dict(model.state_dict())
-    assert str(sum(count for _, count in swap.before)) in str(swap) and swap.note
+    assert (
+        str(sum(count for _, count in replacement.before)) in str(replacement) and replacement.note
+    )
     torch.manual_seed(0)
     again = timm.create_model(name, num_classes=4)
     kind(**kind.example).apply(again, 64)
     weights = [
-        weight for place in swap.places for weight in model.get_submodule(place).parameters()
+        weight for place in replacement.places for weight in model.get_submodule(place).parameters()
     ]
-    same = [weight for place in swap.places for weight in again.get_submodule(place).parameters()]
+    same = [
+        weight for place in replacement.places for weight in again.get_submodule(place).parameters()
+    ]
     assert weights and all(
         torch.equal(first, second) for first, second in zip(weights, same, strict=True)
     )

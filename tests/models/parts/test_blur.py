@@ -17,13 +17,16 @@ def blur(place="before", padding="zeros", pool=False, min_channels=16):
 
 def test_ffcvs_form_takes_every_strided_convolution_from_16_channels_on():
     model = timm.create_model("resnet18")
-    swap = blur().apply(model, 64)
+    replacement = blur().apply(model, 64)
     blocks = [f"layer{stage}.0.conv1" for stage in (2, 3, 4)]
-    assert sorted(swap.places) == sorted(blocks + SHORTCUTS)
-    assert swap.before == (("Conv2d", 6),) and swap.note == "left: 1 other strided convolutions"
+    assert sorted(replacement.places) == sorted(blocks + SHORTCUTS)
+    assert (
+        replacement.before == (("Conv2d", 6),)
+        and replacement.note == "left: 1 other strided convolutions"
+    )
     assert [
         name for name, module in model.named_modules() if isinstance(module, BlurConv2d)
-    ] == list(swap.places)
+    ] == list(replacement.places)
     assert blur(min_channels=None).apply(timm.create_model("resnet18"), 64).places[0] == "conv1"
 
 
@@ -33,10 +36,10 @@ def test_the_papers_form_is_timms_resnetblur(px):
     theirs = timm.create_model("resnetblur50", num_classes=7)
     model = timm.create_model("resnet50", num_classes=7)
     model.load_state_dict(theirs.state_dict())
-    swap = blur("after_activation", "reflect", pool=True).apply(model, px)
-    assert swap.places == ("maxpool", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2")
+    replacement = blur("after_activation", "reflect", pool=True).apply(model, px)
+    assert replacement.places == ("maxpool", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2")
     assert (
-        swap.note == "left: 4 other strided convolutions"
+        replacement.note == "left: 4 other strided convolutions"
     )  # the stem's, and those of the shortcuts
     images = torch.randn(2, 3, px, px)
     torch.testing.assert_close(model(images), theirs(images), rtol=1e-5, atol=1e-5)
@@ -55,8 +58,8 @@ def test_sizes_stay_and_every_model_runs(name, place, count):
     model = timm.create_model(name, num_classes=3).eval()
     images = torch.randn(1, 3, 96, 96)
     size = model.forward_features(images).shape
-    swap = blur(place).apply(model, 96)
-    assert len(swap.places) == count
+    replacement = blur(place).apply(model, 96)
+    assert len(replacement.places) == count
     assert model.forward_features(images).shape == size
 
 
@@ -64,8 +67,8 @@ def test_max_pooling_of_a_legacy_stem_keeps_its_size():
     model = timm.create_model("legacy_seresnet50").eval()
     images = torch.randn(1, 64, 32, 32)
     size = model.pool0(images).shape
-    swap = blur(pool=True).apply(model, 64)
-    assert "pool0" in swap.places and model.pool0(images).shape == size
+    replacement = blur(pool=True).apply(model, 64)
+    assert "pool0" in replacement.places and model.pool0(images).shape == size
 
 
 def test_a_nonlinearity_that_a_block_uses_twice_takes_no_blur():

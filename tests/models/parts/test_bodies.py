@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, anatomy
+from trainer.models.edit.replacement import SurgeryError, find_layers
 from trainer.models.parts.bodies import (
     BlockForm,
     NormedPool,
@@ -43,8 +43,8 @@ def rebuilt(fields, model=None, seed=0, **options):
         made = timm.create_model(model, num_classes=5, **options)
     else:
         made = ResNet(Bottleneck, (2, 1, 1, 1), num_classes=5, channels=(8, 8, 8, 8), **options)
-    swap = StagedBody(**fields).apply(made, 64)
-    return made, swap
+    replacement = StagedBody(**fields).apply(made, 64)
+    return made, replacement
 
 
 def blocks_of(model):
@@ -117,12 +117,12 @@ def test_the_first_block_of_a_stage_has_the_papers_shapes():
 
 @pytest.mark.parametrize("kind", ["bottleneck", "depthwise", "inverted", "inverted_moved_up"])
 def test_one_activation_and_one_norm_a_block(kind):
-    model, swap = rebuilt(PLAIN | {"block": kind, "activations": "one", "norms": "one"})
-    found = anatomy(model)
+    model, replacement = rebuilt(PLAIN | {"block": kind, "activations": "one", "norms": "one"})
+    found = find_layers(model)
     spatial = 1 if kind == "inverted_moved_up" else 2
-    assert list(found.activations) == [f"{name}.act2" for name in swap.places]
+    assert list(found.activations) == [f"{name}.act2" for name in replacement.places]
     in_branches = [place.name for place in found.norms if "downsample" not in place.name]
-    assert in_branches == ["bn1", *(f"{name}.bn{spatial}" for name in swap.places)]
+    assert in_branches == ["bn1", *(f"{name}.bn{spatial}" for name in replacement.places)]
     shortcuts = [block.downsample for block in blocks_of(model) if block.downsample is not None]
     assert shortcuts and all(isinstance(norm, nn.BatchNorm2d) for _, norm in shortcuts)
     branches = [
@@ -133,13 +133,13 @@ def test_one_activation_and_one_norm_a_block(kind):
 
 def test_all_norms_leave_no_bias():
     model, _ = rebuilt(PLAIN | {"block": "inverted"})
-    found = anatomy(model)
+    found = find_layers(model)
     assert len(found.activations) == 1 + 3 * 5 and all(place.norm for place in found.convolutions)
     assert all(place.module.bias is None for place in found.convolutions)
 
 
 def test_separate_downsampling_halves_before_the_blocks():
-    model, swap = rebuilt(CONVNEXT)
+    model, replacement = rebuilt(CONVNEXT)
     sides = []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(
@@ -150,8 +150,8 @@ def test_separate_downsampling_halves_before_the_blocks():
     assert all(block.downsample is None and block.stride == 1 for block in blocks_of(model))
     norm, conv = model.layer2.downsample
     assert isinstance(norm, nn.BatchNorm2d) and (conv.kernel_size, conv.stride) == ((2, 2), (2, 2))
-    assert anatomy(model).vector_norms == ("global_pool.norm",)
-    assert "a layer norm behind the pooling" in swap.note
+    assert find_layers(model).vector_norms == ("global_pool.norm",)
+    assert "a layer norm behind the pooling" in replacement.note
 
 
 def test_drop_path_grows_from_zero_to_the_models_rate():
@@ -168,9 +168,9 @@ def test_branches_start_at_zero_where_the_models_did(is_zero):
 
 
 def test_the_swap_says_what_became_of_the_model():
-    model, swap = rebuilt(PLAIN, "resnet50")
+    model, replacement = rebuilt(PLAIN, "resnet50")
     assert (
-        str(swap)
+        str(replacement)
         == "body: layer1.0, layer2.0 … layer4.0: 16 Bottleneck -> 5 bottleneck (stem 64 -> 8 channels)"
     )
     assert model.num_features == model.head_hidden_size == model.fc.in_features == 128

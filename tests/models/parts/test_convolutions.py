@@ -58,12 +58,16 @@ def test_the_3x3s_of_the_last_stages_are_exchanged(name, part):
     model = timm.create_model(name, num_classes=3)
     images = torch.randn(1, 3, 128, 128)
     size = model.eval().forward_features(images).shape
-    swap = part.apply(model.train(), 128)
-    assert (len(swap.places), swap.places[0], swap.places[-1]) == (count, first, last)
-    assert swap.before == (("Conv2d", count),)
+    replacement = part.apply(model.train(), 128)
+    assert (len(replacement.places), replacement.places[0], replacement.places[-1]) == (
+        count,
+        first,
+        last,
+    )
+    assert replacement.before == (("Conv2d", count),)
     kind = DeformableConv2d if part.name == "deformable" else SelfCalibratedConv2d
     assert [name for name, module in model.named_modules() if isinstance(module, kind)] == list(
-        swap.places
+        replacement.places
     )
     assert model.eval().forward_features(images).shape == size
 
@@ -101,12 +105,12 @@ def test_dilated_models_are_timms_with_an_output_stride(name, stages):
     theirs = timm.create_model(name, num_classes=3, output_stride=32 // 2**stages).eval()
     model = timm.create_model(name, num_classes=3).eval()
     model.load_state_dict(theirs.state_dict())
-    swap = Dilated(stages=stages).apply(model, 64)
+    replacement = Dilated(stages=stages).apply(model, 64)
     images = torch.randn(1, 3, 64, 64)
     wanted = theirs.forward_features(images)
     torch.testing.assert_close(model.forward_features(images), wanted, rtol=1e-5, atol=1e-5)
     assert wanted.shape[2] == 2 * 2**stages
-    assert swap.note.endswith(f" by {2**stages}") and len(swap.places) > 2 * stages
+    assert replacement.note.endswith(f" by {2**stages}") and len(replacement.places) > 2 * stages
 
 
 def test_convnext_with_channels_last_norms_is_dilated_too():
@@ -116,8 +120,8 @@ def test_convnext_with_channels_last_norms_is_dilated_too():
     ).eval()
     model = timm.create_model("convnext_tiny", depths=(1, 1, 1, 2), num_classes=3).eval()
     model.load_state_dict(theirs.state_dict())
-    swap = Dilated(stages=1).apply(model, 64)
-    assert swap.places == (
+    replacement = Dilated(stages=1).apply(model, 64)
+    assert replacement.places == (
         "stages.3.downsample.1",
         "stages.3.blocks.0.conv_dw",
         "stages.3.blocks.1.conv_dw",

@@ -41,11 +41,12 @@ def test_rates_follow_their_closed_form(name):
     for over_depth, expected in (("linear", linear), ("constant", [0.2] * num_blocks)):
         for per, kind in (("sample", DropPath), ("batch", BatchDropPath)):
             model = copy.deepcopy(plain)
-            swap = StochasticDepth(over_depth=over_depth, per=per).apply(model, 64)
+            replacement = StochasticDepth(over_depth=over_depth, per=per).apply(model, 64)
             assert rates(model) == pytest.approx(expected)
-            assert all(type(model.get_submodule(place)) is kind for place in swap.places)
+            assert all(type(model.get_submodule(place)) is kind for place in replacement.places)
             assert (
-                len(swap.places) == sum(rate > 0 for rate in expected) and f"per {per}" in swap.note
+                len(replacement.places) == sum(rate > 0 for rate in expected)
+                and f"per {per}" in replacement.note
             )
             assert not [
                 m
@@ -92,16 +93,16 @@ def test_samples_are_left_out_as_timm_does():
 )
 def test_drop_block_stands_in_the_last_stages(name):
     model = timm.create_model(name, num_classes=4)
-    swap = DropBlock(rate=0.2, block_px=3, stages=2).apply(model, 64)
+    replacement = DropBlock(rate=0.2, block_px=3, stages=2).apply(model, 64)
     last = [block for stage in blocks(model)[-2:] for block in stage]
-    assert len(swap.places) == len(last)
+    assert len(replacement.places) == len(last)
     assert all(
-        place.startswith(f"{block}.") for place, block in zip(swap.places, last, strict=True)
+        place.startswith(f"{block}.") for place, block in zip(replacement.places, last, strict=True)
     )
     assert sum(isinstance(m, BlockDropout) for m in model.modules()) == len(last)
-    assert swap.note == "squares cut to 2 px, the side of maps at images of 64 px"
+    assert replacement.note == "squares cut to 2 px, the side of maps at images of 64 px"
     given = []
-    model.get_submodule(swap.places[0]).register_forward_hook(
+    model.get_submodule(replacement.places[0]).register_forward_hook(
         lambda module, taken, made: given.append((taken[0], made))
     )
     model(torch.randn(2, 3, 64, 64)).sum().backward()
@@ -127,11 +128,11 @@ def test_layer_scale_multiplies_the_branch(name):
     model = timm.create_model(name, zero_init_last=False, drop_path_rate=0.1)
     SqueezeExcite(position="after_last_norm", reduction=4).apply(model, 64)
     StochasticDepth(over_depth="constant", per="batch").apply(model, 64)
-    swap = LayerScale(start=1e-3).apply(model, 64)
+    replacement = LayerScale(start=1e-3).apply(model, 64)
     num_blocks = len(rates(model))
     assert (
-        len(swap.places) == num_blocks
-        and swap.note == ""
+        len(replacement.places) == num_blocks
+        and replacement.note == ""
         and rates(model) == pytest.approx([0.1] * num_blocks)
     )
     block = model.get_submodule(blocks(model)[0][-1]).eval()
@@ -169,10 +170,10 @@ def test_layer_scale_multiplies_the_branch(name):
 
 def test_a_zero_gamma_beside_layer_scale_is_said_and_stops_the_scales_first_gradient():
     model = timm.create_model("resnet18", num_classes=4, zero_init_last=True)
-    swap = LayerScale(start=1e-3).apply(model, 64)
-    assert "8 branches start at zero" in swap.note and "zero_init_last" in swap.note
+    replacement = LayerScale(start=1e-3).apply(model, 64)
+    assert "8 branches start at zero" in replacement.note and "zero_init_last" in replacement.note
     model(torch.randn(4, 3, 64, 64)).square().sum().backward()
-    assert not model.get_submodule(swap.places[0]).gamma.grad.any()
+    assert not model.get_submodule(replacement.places[0]).gamma.grad.any()
     assert model.layer1[0].bn2.weight.grad.any()
 
 

@@ -57,13 +57,13 @@ def test_two_parts_go_together(first, second, family):
     keys = {first[0], second[0]}
     try:
         plan = plan_with_both(first, second, family)
-        model, swaps = assemble(plan)
+        model, replacements = assemble(plan)
     except UserError as refusal:
         text = str(refusal)
         assert "\n" not in text and any(f"model.{key}" in text for key in keys), text
         assert any(reason in text for reason in REASONS), text
         return
-    assert {swap.part for swap in swaps} in (
+    assert {replacement.part for replacement in replacements} in (
         keys,
         keys - {"layer_scale"},
     )  # which is an option of timm's ConvNeXt

@@ -54,18 +54,23 @@ def test_the_right_convolutions_are_replaced(name, of, depthwise):
     count, first, last, note = FOUND[name, of, depthwise]
     model = timm.create_model(name)
     parameters = dict(model.named_parameters())
-    swap = standardization(of, depthwise).apply(model, 64)
-    assert (len(swap.places), swap.places[0], swap.places[-1], swap.note) == (
+    replacement = standardization(of, depthwise).apply(model, 64)
+    assert (
+        len(replacement.places),
+        replacement.places[0],
+        replacement.places[-1],
+        replacement.note,
+    ) == (
         count,
         first,
         last,
         note,
     )
-    assert swap.before == (("Conv2d", count),) and swap.after == "StandardizedConv2d"
+    assert replacement.before == (("Conv2d", count),) and replacement.after == "StandardizedConv2d"
     there = [
         name for name, module in model.named_modules() if isinstance(module, StandardizedConv2d)
     ]
-    assert set(there) == set(swap.places)
+    assert set(there) == set(replacement.places)
     now = dict(model.named_parameters())
     assert now.keys() == parameters.keys() and all(now[key] is parameters[key] for key in now)
 
@@ -79,9 +84,9 @@ def test_convolutions_that_start_at_zero_are_left_alone():
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and not module.weight.any()
     ]
-    swap = standardization("all").apply(model, 64)
-    assert at_zero and not set(at_zero) & set(swap.places)
-    assert f"{len(at_zero)} starting at zero" in swap.note
+    replacement = standardization("all").apply(model, 64)
+    assert at_zero and not set(at_zero) & set(replacement.places)
+    assert f"{len(at_zero)} starting at zero" in replacement.note
 
 
 def test_the_model_uses_standardized_weights():
@@ -118,8 +123,8 @@ def test_gradients_reach_every_parameter_under_bf16_autocast():
 def test_the_state_goes_round():
     model, other = timm.create_model("test_resnet"), timm.create_model("test_resnet")
     part = ScaledWeightStandardization(**ScaledWeightStandardization.example)
-    swap = part.apply(model, 32)
-    assert swap.after == "ScaledStandardizedConv2d"
+    replacement = part.apply(model, 32)
+    assert replacement.after == "ScaledStandardizedConv2d"
     part.apply(other, 32)
     with torch.no_grad():
         for module in model.modules():

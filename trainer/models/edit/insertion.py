@@ -18,8 +18,8 @@ from trainer.models.edit.replacement import (
     inside_attention,
     is_activation,
     is_norm,
-    probe,
-    put,
+    record_calls,
+    replace_module,
 )
 from trainer.models.edit.stages import blocks as blocks_of
 
@@ -31,7 +31,7 @@ _TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end
 
 
 @dataclass(frozen=True)
-class Place:
+class InsertionPoint:
     """Where one module may go. block: dotted name of its residual block. name: the dotted name it
     will have.
     """
@@ -39,10 +39,10 @@ class Place:
     block: str
     name: str
     num_channels: int
-    put: Callable[[nn.Module], None]
+    insert: Callable[[nn.Module], None]
 
 
-def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+def branch_ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
     """The end of each residual branch, behind its last norm: before layer scale, stochastic depth
     and the addition.
 
@@ -55,17 +55,19 @@ def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
     return [_end(model, name, channels[name], key) for name in blocks]
 
 
-def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
+def _end(model: nn.Module, name: str, num_channels: int, key: str) -> InsertionPoint:
     block = model.get_submodule(name)
     if (
         key == "attention" and getattr(block, "se", block) is None
     ):  # timm's own place for it in a ResNet
-        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
+        return InsertionPoint(
+            name, f"{name}.se", num_channels, partial(replace_module, model, f"{name}.se")
+        )
     if hasattr(block, "mlp"):  # ConvNeXt: before gamma
-        return Place(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
+        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
     if hasattr(block, "drop_path"):
-        return Place(
-            name, f"{name}.drop_path.{key}", num_channels, partial(put_in_tail, block, key)
+        return InsertionPoint(
+            name, f"{name}.drop_path.{key}", num_channels, partial(add_to_branch_end, block, key)
         )
     raise SurgeryError(
         f"model.{key}: {name} is a {type(block).__name__}, in which timm leaves no place before the addition; "
@@ -73,7 +75,7 @@ def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
     )
 
 
-def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+def branch_middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
     """Behind the activation that feeds the last convolution of each residual branch; ConvNeXt:
     behind its norm.
 
@@ -88,10 +90,12 @@ def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
     return [_middle(model, name, channels[name], calls[name], key) for name in blocks]
 
 
-def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], key: str) -> Place:
+def _middle(
+    model: nn.Module, name: str, num_channels: int, calls: list[tuple], key: str
+) -> InsertionPoint:
     block = model.get_submodule(name)
     if hasattr(block, "mlp"):
-        return Place(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
+        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
     before = before_last_convolution(calls)
     found = [
         call
@@ -105,12 +109,14 @@ def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], 
         )
     maker, module, num_channels = found[-1]
     if isinstance(getattr(block, "se", None), nn.Identity):  # RegNet keeps the place
-        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
+        return InsertionPoint(
+            name, f"{name}.se", num_channels, partial(replace_module, model, f"{name}.se")
+        )
     inside = [
         other for other, _, _ in before if maker.startswith(f"{other}.")
     ]  # timm's *Act norms call their own act
     maker = inside[0] if inside else maker
-    return Place(name, f"{maker}.1", num_channels, partial(put_behind, model, maker))
+    return InsertionPoint(name, f"{maker}.1", num_channels, partial(append_module, model, maker))
 
 
 def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[list[str]]:
@@ -126,24 +132,26 @@ def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[lis
     return found if num_stages is None else found[-num_stages:]
 
 
-def wholes(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
+def block_ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
     """Behind each block, the addition and its activation included."""
     blocks = list(blocks)
     channels = _output_channels(model, blocks)
     return [
-        Place(name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key))
+        InsertionPoint(
+            name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key)
+        )
         for name in blocks
     ]
 
 
-def put_behind(model: nn.Module, name: str, module: nn.Module) -> None:
+def append_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Let a module of the model be followed by another: `name` becomes `name.0`, the other
     `name.1`.
     """
-    put(model, name, nn.Sequential(model.get_submodule(name), module))
+    replace_module(model, name, nn.Sequential(model.get_submodule(name), module))
 
 
-def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
+def add_to_branch_end(block: nn.Module, key: str, module: nn.Module) -> None:
     """Put a module into what timm calls a block's drop_path: the end of its residual branch."""
     there = block.drop_path
     parts = dict(there.named_children()) if type(there) is nn.Sequential else {"drop_path": there}
@@ -228,7 +236,7 @@ def branch_calls(
             if is_wanted and inner.partition(".")[0] not in _SHORTCUTS and name not in left_out:
                 block_of[name] = block
     calls: dict[str, list] = {name: [] for name in blocks}
-    for name, module, num_channels in probe(
+    for name, module, num_channels in record_calls(
         model, block_of, lambda name, module, _, made: (name, module, made.shape[1])
     ):
         calls[block_of[name]].append((name, module, num_channels))
@@ -243,11 +251,13 @@ def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
 def output_shapes(
     model: nn.Module, names: Iterable[str], image_px: int | None = None
 ) -> dict[str, torch.Size]:
-    """The shapes that modules give for one image, by their dotted names; image_px as in probe().
+    """The shapes that modules give for one image, by their dotted names; image_px as in record_calls().
 
     Raises SurgeryError where the model does not take such an image.
     """
-    return dict(probe(model, set(names), lambda name, _, given, made: (name, made.shape), image_px))
+    return dict(
+        record_calls(model, set(names), lambda name, _, given, made: (name, made.shape), image_px)
+    )
 
 
 def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
@@ -261,7 +271,7 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
     """
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
-    for name, storage in probe(
+    for name, storage in record_calls(
         model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())
     ):
         given[name].append(storage)
@@ -273,7 +283,7 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
             )
 
 
-def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
+def init_like_timm(model: nn.Module, module: nn.Module) -> None:
     """Draw a new module's weights by the rule that timm has for the rest of this model.
 
     A ResNet's convolutions follow Kaiming's normal distribution over what goes out, ConvNeXt's

@@ -12,16 +12,16 @@ from torch import nn
 
 from trainer.models.edit.layer_kinds import ChannelsLast
 from trainer.models.edit.replacement import (
-    NormPlace,
+    NormLocation,
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     has_activation,
-    nothing,
-    probe,
-    put,
+    nothing_to_replace,
+    record_calls,
+    replace_module,
     starts_at_zero,
 )  # fmt: skip
 
@@ -61,10 +61,10 @@ class NormPart(Part):
         where a statistic would be of one value, and where an activation can be neither kept nor
         replaced.
         """
-        found = anatomy(model)
+        found = find_layers(model)
         places = found.norms
         if not places:
-            raise nothing("norm", "norm over feature maps", model)
+            raise nothing_to_replace("norm", "norm over feature maps", model)
         activated = self._activated(model, places)
         self._check_values(model, places, image_px)
         layers = [self._replace(model, place, place.name in activated) for place in places]
@@ -87,7 +87,7 @@ class NormPart(Part):
         note = "; ".join(filter(None, notes))
         return Swap("norm", before, _kinds(layers), tuple(place.name for place in places), note)
 
-    def _replace(self, model: nn.Module, place: NormPlace, is_activated: bool) -> nn.Module:
+    def _replace(self, model: nn.Module, place: NormLocation, is_activated: bool) -> nn.Module:
         """Put the norm in one place; gives the norm alone, without what stays behind it."""
         old = place.module
         new = self.layer(place.num_channels, is_activated)
@@ -95,9 +95,9 @@ class NormPart(Part):
         if gamma is not None and starts_at_zero(old):
             nn.init.zeros_(gamma)
         if is_activated and place.activation is not None:
-            put(model, place.activation, nn.Identity())
+            replace_module(model, place.activation, nn.Identity())
         if place.is_channels_last:
-            new = self.over_last(new)
+            new = self.over_channels_last(new)
         kept = [
             getattr(old, "drop", None),
             None if self.brings_activation else getattr(old, "act", None),
@@ -107,14 +107,16 @@ class NormPart(Part):
             for module in kept
             if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
         ]
-        put(model, place.name, nn.Sequential(new, *rest) if rest else new)
+        replace_module(model, place.name, nn.Sequential(new, *rest) if rest else new)
         return new
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         """The same norm over [B, H, W, C]."""
         return ChannelsLast(norm)
 
-    def _check_values(self, model: nn.Module, places: Sequence[NormPlace], image_px: int) -> None:
+    def _check_values(
+        self, model: nn.Module, places: Sequence[NormLocation], image_px: int
+    ) -> None:
         """Refuse a statistic of one value: it makes a constant of every value."""
         if self.num_groups(places[0].num_channels) is None:
             return
@@ -131,7 +133,7 @@ class NormPart(Part):
                     f"a single value for each statistic; use larger images (image.train_px), fewer groups or another norm"
                 )
 
-    def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
+    def _activated(self, model: nn.Module, places: Sequence[NormLocation]) -> set[str]:
         """Names of the norms whose activation this norm takes the place of."""
         if self.brings_activation:
             _check_shared(self.name, model, places)
@@ -147,7 +149,7 @@ class NormPart(Part):
                 )
         return set()
 
-    def _activation_note(self, places: Sequence[NormPlace], activated: set[str]) -> str:
+    def _activation_note(self, places: Sequence[NormLocation], activated: set[str]) -> str:
         if not self.brings_activation:
             return ""
         num_without = len(places) - len(activated)
@@ -159,7 +161,9 @@ class NormPart(Part):
 class GroupedNormPart(NormPart):
     """A norm whose statistics are of groups of channels of one image."""
 
-    def _check_values(self, model: nn.Module, places: Sequence[NormPlace], image_px: int) -> None:
+    def _check_values(
+        self, model: nn.Module, places: Sequence[NormLocation], image_px: int
+    ) -> None:
         key, number = self._division()
         for place in places:
             if place.num_channels % number:
@@ -209,10 +213,10 @@ def _form(module: nn.Module) -> tuple:
     )
 
 
-def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> None:
+def _check_shared(name: str, model: nn.Module, places: Sequence[NormLocation]) -> None:
     """Refuse to take away an activation that a model also uses where no norm comes before it."""
     follows = Counter(place.activation for place in places if place.activation)
-    calls = Counter(probe(model, follows, lambda activation, *_: activation))
+    calls = Counter(record_calls(model, follows, lambda activation, *_: activation))
     for activation, num_norms in follows.items():
         if calls[activation] > num_norms:
             kind = type(model.get_submodule(activation)).__name__
@@ -222,14 +226,14 @@ def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> N
             )
 
 
-def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) -> dict[str, int]:
+def _num_pixels(model: nn.Module, places: Sequence[NormLocation], image_px: int) -> dict[str, int]:
     """Pixels of the map that each norm is given from images of image_px a side; nothing where they
     are too small.
     """
     channels = {place.name: place.num_channels for place in places}
     try:
         return dict(
-            probe(
+            record_calls(
                 model,
                 channels,
                 lambda name, _, given, made: (name, made[0].numel() // channels[name]),
@@ -241,7 +245,7 @@ def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) ->
 
 
 def _no_division(
-    key: str, number: int, place: NormPlace, places: Sequence[NormPlace], model: nn.Module
+    key: str, number: int, place: NormLocation, places: Sequence[NormLocation], model: nn.Module
 ) -> SurgeryError:
     widths = list(dict.fromkeys(each.num_channels for each in places))
     common = math.gcd(*widths)

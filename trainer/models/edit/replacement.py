@@ -82,7 +82,7 @@ class Part(Ingredient):
 
 
 @dataclass(frozen=True)
-class NormPlace:
+class NormLocation:
     """A norm over feature maps.
 
     name: dotted. module: a norm, or norm and activation in one (timm's *Act classes).
@@ -98,7 +98,7 @@ class NormPlace:
 
 
 @dataclass(frozen=True)
-class ConvPlace:
+class ConvLocation:
     """A convolution over feature maps. norm: dotted name of the norm that takes its output
     directly, or None.
     """
@@ -113,7 +113,7 @@ class ConvPlace:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelLayers:
     """The parts of a model in the order of its forward pass.
 
     vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention
@@ -121,10 +121,10 @@ class Anatomy:
     parts are among the others.
     """
 
-    norms: tuple[NormPlace, ...]
+    norms: tuple[NormLocation, ...]
     vector_norms: tuple[str, ...]
     attention_norms: tuple[str, ...]
-    convolutions: tuple[ConvPlace, ...]
+    convolutions: tuple[ConvLocation, ...]
     activations: tuple[str, ...]
 
 
@@ -171,7 +171,7 @@ def starts_at_zero(norm: nn.Module) -> bool:
     return isinstance(gamma, nn.Parameter) and not gamma.detach().any().item()
 
 
-def probe(
+def record_calls(
     model: nn.Module,
     names: Container[str],
     after: Callable,
@@ -190,7 +190,7 @@ def probe(
     first = None
     for side_px in (image_px,) if image_px else _TRIED_PX:
         try:
-            return _heard(model, names, after, side_px, before)
+            return _record(model, names, after, side_px, before)
         except (
             RuntimeError,
             AssertionError,
@@ -203,21 +203,21 @@ def probe(
     )
 
 
-def _heard(
+def _record(
     model: nn.Module, names: Container[str], after: Callable, side_px: int, before: Callable | None
 ) -> list[Any]:
-    heard, hooks, was_training = [], [], model.training
+    records, hooks, was_training = [], [], model.training
 
     def watch(name: str, module: nn.Module) -> None:
         if before is not None:
             hooks.append(
                 module.register_forward_pre_hook(
-                    lambda _, given: heard.append(before(name, module, given[0]))
+                    lambda _, given: records.append(before(name, module, given[0]))
                 )
             )
         hooks.append(
             module.register_forward_hook(
-                lambda _, given, made: heard.append(after(name, module, given[0], made))
+                lambda _, given, made: records.append(after(name, module, given[0], made))
             )
         )
 
@@ -231,12 +231,12 @@ def _heard(
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return heard
+    return records
 
 
-def anatomy(model: nn.Module) -> Anatomy:
+def find_layers(model: nn.Module) -> ModelLayers:
     """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as
-    probe() does.
+    record_calls() does.
     """
     modules = dict(model.named_modules())
     watched = {
@@ -244,15 +244,15 @@ def anatomy(model: nn.Module) -> Anatomy:
         for name, each in modules.items()
         if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)
     }
-    heard = probe(
+    records = record_calls(
         model, watched, lambda name, _, given,
-        made: ("end", name, made, made.shape, _identity(made)), before=lambda name, module,
-        given: ("start", name, module, given.shape, _identity(given)),
+        made: ("end", name, made, made.shape, _storage_version(made)), before=lambda name, module,
+        given: ("start", name, module, given.shape, _storage_version(given)),
     )  # fmt: skip
-    return _found(model, _calls(heard))
+    return _layers_of(model, _calls(records))
 
 
-def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
+def _calls(records: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
     """In order: name, module, its input's shape and maker, whose output goes straight into it.
 
     Two tensors are one where they share storage and version: a permuted view, or what an identity
@@ -260,7 +260,7 @@ def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | N
     that no storage is used twice.
     """
     calls, makers = [], {}
-    for moment, name, module, shape, identity in heard:
+    for moment, name, module, shape, identity in records:
         if moment == "end":
             makers[identity] = name
         else:
@@ -268,12 +268,12 @@ def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | N
     return calls
 
 
-def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
+def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
     in_attention = inside_attention(model)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
     takers = {maker: (name, module) for name, module, _, maker in reversed(calls) if maker}
     norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
-    for name, module, shape, _ in _once(calls):
+    for name, module, shape, _ in _first_calls(calls):
         taker, taking = takers.get(name, ("", None))
         if module is classifier or (name in in_attention and not is_norm(module)):
             continue
@@ -282,26 +282,30 @@ def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
         elif is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
             vector_norms.append(name)
         elif is_norm(module):
-            is_last = _is_over_last(module)
+            is_last = _is_channels_last_norm(module)
             follows = taker if taking is not None and is_activation(taking) else None
-            norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
+            norms.append(NormLocation(name, module, shape[3 if is_last else 1], is_last, follows))
         elif isinstance(module, nn.Conv2d):
             convolutions.append(
-                ConvPlace(name, module, taker if taking is not None and is_norm(taking) else None)
+                ConvLocation(
+                    name, module, taker if taking is not None and is_norm(taking) else None
+                )
             )
         else:
             activations.append(name)
-    return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
+    return ModelLayers(
+        *map(tuple, (norms, vector_norms, attention_norms, convolutions, activations))
+    )
 
 
-def _is_over_last(norm: nn.Module) -> bool:
+def _is_channels_last_norm(norm: nn.Module) -> bool:
     """Is a norm given [B, H, W, C]?"""
     return isinstance(norm, (nn.LayerNorm, ChannelsLast)) and not CHANNELS_FIRST_LAYER_NORMS.has(
         norm
     )
 
 
-def _once(calls: Iterable[tuple]) -> list[tuple]:
+def _first_calls(calls: Iterable[tuple]) -> list[tuple]:
     """The calls without later ones of the same module, and without those inside another norm of the
     list.
     """
@@ -316,13 +320,13 @@ def _once(calls: Iterable[tuple]) -> list[tuple]:
     ]
 
 
-def _identity(tensor: Tensor) -> tuple[int, int]:
+def _storage_version(tensor: Tensor) -> tuple[int, int]:
     # _version counts changes in place; autograd's own check reads it, and torch has no public name
     # for it
     return tensor.untyped_storage().data_ptr(), tensor._version
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module at a dotted name, in the place of what stands there."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
@@ -337,7 +341,7 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
     return tuple(counts.items())
 
 
-def nothing(
+def nothing_to_replace(
     part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
 ) -> SurgeryError:
     """The error of a part that found nothing: what it wanted, and what there is of `kinds`

@@ -35,12 +35,12 @@ from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     inside_attention,
     is_activation,
-    nothing,
-    put,
+    nothing_to_replace,
+    replace_module,
 )
 
 
@@ -59,7 +59,7 @@ class Activation(Part):
         """Replace the nonlinearities that are not already this one."""
         names = _places(model)
         if not names:
-            raise nothing("activation", "nonlinearity outside attention", model)
+            raise nothing_to_replace("activation", "nonlinearity outside attention", model)
         wanted = self.layer(in_place=False)
         changed = [name for name in names if not _is_same(model.get_submodule(name), wanted)]
         if not changed:
@@ -209,7 +209,7 @@ def _places(model: nn.Module) -> list[str]:
     """Dotted names of the body's nonlinearities, in the order of the modules, which is that of the
     forward pass.
     """
-    found = anatomy(model)
+    found = find_layers(model)
     in_attention = inside_attention(model)
     norms = [place.name for place in found.norms if place.name not in in_attention]
     return [
@@ -237,7 +237,7 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Wherever a module stands, under however many names."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
-            put(model, name, new)
+            replace_module(model, name, new)
 
 
 @ACTIVATIONS.register

@@ -13,13 +13,13 @@ from timm.layers.coord_attn import CoordAttn
 from torch import Tensor, nn
 
 from trainer.models.edit.insertion import (
+    block_ends,
+    branch_ends,
+    branch_middles,
     check_inserted,
-    draw_as_timm,
-    ends,
+    init_like_timm,
     last_stages,
-    middles,
     output_shapes,
-    wholes,
 )
 from trainer.models.edit.layer_kinds import ATTENTION, CONVOLVING_ATTENTION
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, is_attention
@@ -30,7 +30,11 @@ Position = Literal["after_last_norm", "after_middle", "after_block"]
 Stages = Annotated[int, Field(ge=1, le=4)]
 Kernel = Annotated[int, Field(ge=1, le=31)]
 
-_PLACES = {"after_last_norm": ends, "after_middle": middles, "after_block": wholes}
+_PLACES = {
+    "after_last_norm": branch_ends,
+    "after_middle": branch_middles,
+    "after_block": block_ends,
+}
 
 
 class Attention(Part):
@@ -62,7 +66,7 @@ class _InBlocks(Attention):
         before = counted(model.get_submodule(name) for name in chosen)
         layers = [self._new(model, place.num_channels) for place in places]
         for place, layer in zip(places, layers, strict=True):
-            place.put(layer)
+            place.insert(layer)
         check_inserted(model, "attention", [(place.block, place.name) for place in places])
         widths = dict.fromkeys(place.num_channels for place in places)
         return Swap(
@@ -75,7 +79,7 @@ class _InBlocks(Attention):
 
     def _new(self, model: nn.Module, num_channels: int) -> nn.Module:
         layer = self._layer(num_channels)
-        draw_as_timm(model, layer)
+        init_like_timm(model, layer)
         if hasattr(layer, "reset_parameters"):  # what its paper fixes of the first weights
             layer.reset_parameters()
         return layer
@@ -207,7 +211,7 @@ class Bam(Attention):
         for name in last_blocks:
             hidden = _reduced(widths[name], self.reduction)
             layer = BottleneckAttention(widths[name], hidden, self.dilation, self.num_convolutions)
-            draw_as_timm(model, layer)
+            init_like_timm(model, layer)
             series = name.rpartition(".")[0]
             model.get_submodule(series).add_module(
                 "attention", layer

@@ -17,12 +17,12 @@ from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     has_activation,
     inside_attention,
-    nothing,
-    put,
+    nothing_to_replace,
+    replace_module,
 )
 
 
@@ -71,7 +71,7 @@ class BlurPool(Part):
         taken = {name: conv for name, conv in strided.items() if name in behind}
         pools = _strided(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
-            raise nothing("blur_pool", "strided convolution that it could take", model)
+            raise nothing_to_replace("blur_pool", "strided convolution that it could take", model)
         if self.pool and not pools:
             kind = type(model).__name__
             raise SurgeryError(
@@ -79,11 +79,11 @@ class BlurPool(Part):
             )
         self._check_plain(taken)
         for name, conv in taken.items():
-            self._put_behind(model, conv, behind[name]) if behind[name] else put(
+            self._put_behind(model, conv, behind[name]) if behind[name] else replace_module(
                 model, name, self._around(conv)
             )
         for name, module in pools.items():
-            put(model, name, self._blurred(module))
+            replace_module(model, name, self._blurred(module))
         left = len(found) - len(taken)
         places = tuple(name for name, _ in model.named_modules() if name in taken or name in pools)
         before = counted(taken.get(name, pools.get(name)) for name in places)
@@ -106,7 +106,7 @@ class BlurPool(Part):
     def _put_behind(self, model: nn.Module, conv: nn.Conv2d, activation: str) -> None:
         blur = Blur(self.filter_px, conv.stride, self.padding)
         conv.stride = (1, 1)
-        put(
+        replace_module(
             model,
             activation,
             nn.Sequential(model.get_submodule(activation), blur).train(conv.training),
@@ -138,7 +138,7 @@ def _activations_behind(model: nn.Module, wanted: Container[str]) -> dict[str, s
     """For the wanted convolutions: the activation behind the norm behind it, where that is called
     there alone.
     """
-    found = anatomy(model)
+    found = find_layers(model)
     norms = {place.name: place for place in found.norms}
     behind = {}
     for place in found.convolutions:
@@ -158,7 +158,7 @@ def _num_calls(model: nn.Module, name: str) -> int:
     calls: list[str] = []
     hook = model.get_submodule(name).register_forward_hook(lambda *_: calls.append(name))
     try:
-        anatomy(model)
+        find_layers(model)
     finally:
         hook.remove()
     return len(calls)

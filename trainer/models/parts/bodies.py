@@ -13,7 +13,7 @@ from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models.resnet import Bottleneck, ResNet, downsample_avg, downsample_conv
 from torch import Tensor, nn
 
-from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, put
+from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, replace_module
 
 Count = Annotated[int, Field(ge=1, le=4096)]
 
@@ -86,7 +86,7 @@ class StagedBody(Part):
         )
         for name, stage in zip(_STAGES, stages, strict=True):
             start(stage)
-            put(model, name, stage)
+            replace_module(model, name, stage)
         new = {
             name: module
             for name, module in model.named_modules()
@@ -109,7 +109,7 @@ class StagedBody(Part):
             if isinstance(module, nn.Conv2d)
         ][-1]
         if before != width:
-            put(model, last, with_channels(model.get_submodule(last), width))
+            replace_module(model, last, with_channels(model.get_submodule(last), width))
             model.bn1 = type(model.bn1)(width)
             model.feature_info[0]["num_chs"] = width
             notes.append(f"stem {before} -> {width} channels")

@@ -16,15 +16,15 @@ from torchvision.ops import deform_conv2d
 
 from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import (
-    ConvPlace,
+    ConvLocation,
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     inside_attention,
-    nothing,
-    put,
+    nothing_to_replace,
+    replace_module,
 )
 from trainer.models.edit.stages import blocks, stages
 from trainer.models.parts.blur import stride_of
@@ -48,40 +48,44 @@ class Convolution(Part):
         return names[-self.stages :]
 
 
-class _Exchanged(Convolution):
+class _ConvolutionReplacement(Convolution):
     """Convolutions of 3x3 that become another kind, each by itself."""
 
     wanted: ClassVar[str]
 
     @abstractmethod
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
         """What takes the place of a convolution."""
 
     @abstractmethod
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
         """Is this one, of 3x3 pixels, to be replaced?"""
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace them in the last stages."""
-        convolutions = {place.name: place for place in anatomy(model).convolutions}
+        convolutions = {place.name: place for place in find_layers(model).convolutions}
         last = tuple(f"{stage}." for stage in self._last_stages(model))
         of_3x3 = [
             name for name,
             place in convolutions.items() if name.startswith(last) and type(place.module) is nn.Conv2d and place.module.kernel_size == (3, 3)
         ]  # fmt: skip
-        names = tuple(name for name in of_3x3 if self.takes(model, name, convolutions))
+        names = tuple(name for name in of_3x3 if self.applies_to(model, name, convolutions))
         if not names:
-            raise nothing("convolution", f"{self.wanted} in its last {self.stages} stages", model)
+            raise nothing_to_replace(
+                "convolution", f"{self.wanted} in its last {self.stages} stages", model
+            )
         before = [convolutions[name].module for name in names]
-        after = [self.exchanged(conv).train(conv.training) for conv in before]
+        after = [self.replacement_for(conv).train(conv.training) for conv in before]
         for name, module in zip(names, after, strict=True):
-            put(model, name, module)
+            replace_module(model, name, module)
         left = len(of_3x3) - len(names)
         note = f"left: {left} of 3x3 that are no {self.wanted}" if left else ""
         return Swap("convolution", counted(before), type(after[0]).__name__, names, note)
 
 
-class Deformable(_Exchanged):
+class Deformable(_ConvolutionReplacement):
     """Convolutions of 3x3 whose taps move to where the input tells them, and are weighed by it.
 
     Offsets and masks come from one more 3x3 convolution that starts at zero; a mask is 2 * sigmoid,
@@ -98,14 +102,16 @@ class Deformable(_Exchanged):
     example: ClassVar[dict[str, Any]] = {"stages": 1}
     wanted: ClassVar[str] = "3x3 convolution"
 
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
         return True
 
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
         return DeformableConv2d.around(conv)
 
 
-class SelfCalibrated(_Exchanged):
+class SelfCalibrated(_ConvolutionReplacement):
     """The 3x3 convolution of a bottleneck, of which half the channels is gated by a wider look at
     itself.
 
@@ -126,7 +132,9 @@ class SelfCalibrated(_Exchanged):
     wanted: ClassVar[str] = "3x3 convolution between two of 1x1"
     pooling: Annotated[int, Field(ge=2, le=16)]
 
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
         """Does it stand alone between two 1x1 convolutions of one block, with channels that can be
         halved?
         """
@@ -156,7 +164,7 @@ class SelfCalibrated(_Exchanged):
             and conv.bias is None
         )
 
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
         return SelfCalibratedConv2d(
             conv.in_channels,
             conv.out_channels,
@@ -187,7 +195,7 @@ class Dilated(Convolution):
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Take the strides away, and widen."""
-        convolutions = {place.name for place in anatomy(model).convolutions}
+        convolutions = {place.name for place in find_layers(model).convolutions}
         in_attention = inside_attention(model)
         before, places, notes, dilation = [], [], [], 1
         for stage in self._last_stages(model):
@@ -232,12 +240,12 @@ def _dilate(model: nn.Module, name: str, dilation: int) -> None:
     if isinstance(module, nn.Conv2d):
         module.stride = (1, 1)
         if any(side % 2 == 0 for side in module.kernel_size):
-            put(model, name, _same(module, dilation))
+            replace_module(model, name, _same(module, dilation))
         elif max(module.kernel_size) > 1:
             module.padding = tuple(dilation * side for side in module.padding)
             module.dilation = tuple(dilation * side for side in module.dilation)
     elif isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)):
-        put(
+        replace_module(
             model,
             name,
             AvgPool2dSame(

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.models.edit.insertion import (
+    add_to_branch_end,
+    append_module,
     before_last_convolution,
     branch_calls,
+    branch_ends,
+    branch_middles,
     check_inserted,
-    ends,
     last_stages,
-    middles,
     output_shapes,
-    put_behind,
-    put_in_tail,
 )
 from trainer.models.edit.replacement import (
     Part,
@@ -28,7 +28,7 @@ from trainer.models.edit.replacement import (
     Swap,
     counted,
     is_norm,
-    put,
+    replace_module,
     starts_at_zero,
 )
 from trainer.models.edit.stages import blocks
@@ -77,7 +77,7 @@ class StochasticDepth(Part):
             raise SurgeryError(
                 f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path"
             )
-        put_in_tail(
+        add_to_branch_end(
             block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
         )
         inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
@@ -122,12 +122,12 @@ class DropBlock(Part):
     def _put(self, model: nn.Module, name: str, calls: list[tuple[str, nn.Module, int]]) -> str:
         block, layer = model.get_submodule(name), BlockDropout(self.rate, self.block_px)
         if hasattr(block, "mlp"):
-            place = middles(model, [name], "drop_block")[0]
-            place.put(layer)
+            place = branch_middles(model, [name], "drop_block")[0]
+            place.insert(layer)
             return place.name
         norms = [call for call in before_last_convolution(calls) if is_norm(call[1])]
         if isinstance(getattr(block, "drop_block", None), nn.Identity):
-            put(model, f"{name}.drop_block", layer)
+            replace_module(model, f"{name}.drop_block", layer)
             return f"{name}.drop_block"
         if not norms:
             raise SurgeryError(
@@ -137,9 +137,9 @@ class DropBlock(Part):
         if isinstance(
             getattr(norms[-1][1], "drop", None), nn.Identity
         ):  # timm's norms keep a place before their act
-            put(model, f"{norm}.drop", layer)
+            replace_module(model, f"{norm}.drop", layer)
             return f"{norm}.drop"
-        put_behind(model, norm, layer)
+        append_module(model, norm, layer)
         return f"{norm}.1"
 
     def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
@@ -187,9 +187,9 @@ class LayerScale(Part):
             for calls in branch_calls(model, names).values()
         ]
         num_zero = sum(starts_at_zero(inner[-1]) for inner in norms if inner)
-        places = ends(model, names, "layer_scale")
+        places = branch_ends(model, names, "layer_scale")
         for place in places:
-            place.put(LayerScale2d(place.num_channels, init_values=self.start))
+            place.insert(LayerScale2d(place.num_channels, init_values=self.start))
         check_inserted(model, "layer_scale", [(place.block, place.name) for place in places])
         note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
         where = tuple(place.name for place in places)

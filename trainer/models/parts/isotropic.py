@@ -12,7 +12,7 @@ from timm.layers import ClassifierHead, NormMlpClassifierHead
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtStage
 from torch import nn
 
-from trainer.models.edit.insertion import draw_as_timm
+from trainer.models.edit.insertion import init_like_timm
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, input_channels
 from trainer.models.parts.bodies import Count
 
@@ -54,7 +54,7 @@ class IsotropicBody(Part):
             {"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}
         ]
         _fit_head(model, self.width)
-        draw_as_timm(model, model)
+        init_like_timm(model, model)
         places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
         note = f"one stage of {self.width} channels, patches of {self.patch_px} px"
         return Swap("isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note)

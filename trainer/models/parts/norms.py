@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.base.errors import PlanError, UserError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
-from trainer.models.edit.replacement import NormPlace, SurgeryError
+from trainer.models.edit.replacement import NormLocation, SurgeryError
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -172,7 +172,7 @@ class LayerNorm2d(NormPart):
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
         last.load_state_dict(norm.state_dict())
         return last
@@ -249,7 +249,7 @@ class EvoNormS0(GroupedNormPart):
             num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps
         )
 
-    def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
+    def _activated(self, model: nn.Module, places: Sequence[NormLocation]) -> set[str]:
         activated = super()._activated(model, places)
         if not activated:
             raise SurgeryError(
@@ -312,7 +312,7 @@ class NoNorm(NormPart):
     def has_gamma(self) -> bool:
         return False
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         return norm
 
 

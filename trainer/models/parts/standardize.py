@@ -13,14 +13,14 @@ from torch.nn import functional
 
 from trainer.base.component import Positive
 from trainer.models.edit.replacement import (
-    ConvPlace,
+    ConvLocation,
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     inside_attention,
-    put,
+    replace_module,
 )
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -43,7 +43,8 @@ class Standardization(Part):
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace the convolutions; the note counts those left, each for one reason."""
         reasons = {
-            place.name: self._reason_to_leave(place, model) for place in anatomy(model).convolutions
+            place.name: self._reason_to_leave(place, model)
+            for place in find_layers(model).convolutions
         }
         left = _left(model, reasons)
         names = tuple(name for name, reason in reasons.items() if not reason)
@@ -56,10 +57,10 @@ class Standardization(Part):
         before = [model.get_submodule(name) for name in names]
         after = [self.standardized(conv) for conv in before]
         for name, conv in zip(names, after, strict=True):
-            put(model, name, conv)
+            replace_module(model, name, conv)
         return Swap("weight_standardization", counted(before), type(after[0]).__name__, names, left)
 
-    def _reason_to_leave(self, place: ConvPlace, model: nn.Module) -> str:
+    def _reason_to_leave(self, place: ConvLocation, model: nn.Module) -> str:
         conv = place.module
         if type(conv) is not nn.Conv2d or _is_inside_convolution(model, place.name):
             return "of another kind: " + (
