@@ -190,11 +190,17 @@ def test_a_part_says_what_it_is_and_where_it_comes_from(case):
 
 # ---- layers of our own
 
-LAYER_FILES = sorted(path.stem for path in Path(bodies.__file__).parent.glob("*_layers.py"))
+LAYER_MODULES = [
+    "trainer.models.edit.layer_kinds",
+    *(
+        f"trainer.models.parts.{path.stem}"
+        for path in Path(bodies.__file__).parent.glob("[!_]*.py")
+    ),
+]
 
 
-def layers_in(file: str) -> list[type[nn.Module]]:
-    module = importlib.import_module(f"trainer.models.parts.{file}")
+def layers_in(name: str) -> list[type[nn.Module]]:
+    module = importlib.import_module(name)
     return [
         found
         for found in vars(module).values()
@@ -205,7 +211,7 @@ def layers_in(file: str) -> list[type[nn.Module]]:
     ]
 
 
-OURS = [layer for file in LAYER_FILES for layer in layers_in(file)]
+OURS = [layer for name in sorted(LAYER_MODULES) for layer in layers_in(name)]
 FEATURES = (4, 4, 2, 3)
 FORM = bodies.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
 

@@ -77,9 +77,7 @@ def test_a_nonlinearity_that_a_block_uses_twice_takes_no_blur():
 
 
 def test_what_is_not_there_is_refused():
-    with pytest.raises(
-        SurgeryError, match="model.blur_pool.pool: ConvNeXt has no strided max pooling"
-    ):
+    with pytest.raises(SurgeryError, match="model.blur_pool.pool: ConvNeXt"):
         blur(pool=True).apply(timm.create_model("test_convnext"), 64)
     with pytest.raises(SurgeryError, match="model.blur_pool: ConvNeXt has no strided convolution"):
         blur("after_activation").apply(timm.create_model("test_convnext"), 64)
@@ -109,5 +107,5 @@ def test_strides_of_another_kind_of_convolution_are_not_guessed_at():
 
     model = timm.create_model("test_resnet")
     model.layer3[0].conv1 = Other(32, 32, 3, stride=2, padding=1, bias=False)
-    with pytest.raises(SurgeryError, match=r"layer3.0.conv1 is a Other; use before"):
+    with pytest.raises(SurgeryError, match=r"layer3.0.conv1 is a Other; use place: before"):
         blur("after").apply(model, 64)

@@ -21,9 +21,9 @@ OWN_FAMILY = {"body": RESNET, "isotropic": CONVNEXT, "convolution": RESNET, "blu
 
 # What two parts may not go together for; anything else has to be looked at by a person.
 REASONS = (
-    "is no ResNet of timm's", "has no stride to lose", "has no 3x3 convolution",
-    "has no strided convolution", "has no convolution to standardize", "the model has 1 of them",
-    "lost under model.isotropic", "that already",
+    "is not a timm ResNet", "has no stride;", "has no 3x3 convolution",
+    "has no strided convolution", "has no convolution to standardize", "the model has 1 stages",
+    "lost under model.isotropic", "already has this stem",
 )  # fmt: skip
 
 

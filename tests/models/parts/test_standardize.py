@@ -32,19 +32,19 @@ FOUND = {
     ("resnet50d", "followed_by_norm", False): (55, "conv1.0", "layer4.2.conv3", ""),
     ("resnetv2_50", "followed_by_norm", False): (
         32, "stages.0.blocks.0.conv1", "stages.3.blocks.2.conv2",
-        "left: 21 without a norm straight behind",
+        "kept: 21 without a norm directly after",
     ),
     ("resnetv2_50", "all", False): (53, "stem.conv", "stages.3.blocks.2.conv3", ""),
     ("convnext_atto", "followed_by_norm", False): (
-        1, "stem.0", "stem.0", "left: 12 depthwise, 27 without a norm straight behind",
+        1, "stem.0", "stem.0", "kept: 12 depthwise, 27 without a norm directly after",
     ),
-    ("convnext_atto", "all", False): (28, "stem.0", "stages.3.blocks.1.mlp.fc2", "left: 12 depthwise"),
+    ("convnext_atto", "all", False): (28, "stem.0", "stages.3.blocks.1.mlp.fc2", "kept: 12 depthwise"),
     ("convnext_atto", "followed_by_norm", True): (
-        13, "stem.0", "stages.3.blocks.1.conv_dw", "left: 27 without a norm straight behind",
+        13, "stem.0", "stages.3.blocks.1.conv_dw", "kept: 27 without a norm directly after",
     ),
-    ("convnext_tiny", "all", True): (22, "stem.0", "stages.3.blocks.2.conv_dw", "left: 36 Linear, no convolutions"),
+    ("convnext_tiny", "all", True): (22, "stem.0", "stages.3.blocks.2.conv_dw", "kept: 36 Linear, no convolutions"),
     ("convnext_tiny", "all", False): (
-        4, "stem.0", "stages.3.downsample.1", "left: 18 depthwise, 36 Linear, no convolutions",
+        4, "stem.0", "stages.3.downsample.1", "kept: 18 depthwise, 36 Linear, no convolutions",
     ),
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_convolutions_that_start_at_zero_are_left_alone():
     ]
     replacement = standardization("all").apply(model, 64)
     assert at_zero and not set(at_zero) & set(replacement.places)
-    assert f"{len(at_zero)} starting at zero" in replacement.note
+    assert f"{len(at_zero)} zero-initialized" in replacement.note
 
 
 def test_the_model_uses_standardized_weights():
@@ -147,7 +147,7 @@ def test_a_second_time_there_is_nothing_left():
 def test_a_model_without_a_suitable_convolution_is_refused_with_the_reasons():
     model = timm.create_model("test_convnext")
     model.stem[1] = nn.Identity()
-    with pytest.raises(SurgeryError, match="4 without a norm straight behind, 9 depthwise"):
+    with pytest.raises(SurgeryError, match="4 without a norm directly after, 9 depthwise"):
         standardization().apply(model, 32)
 
 

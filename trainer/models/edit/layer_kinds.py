@@ -83,7 +83,8 @@ CHANNELS_FIRST_LAYER_NORMS = LayerKind(
 # Attention brings activations, gates and convolutions of its own, which its paper fixes.
 ATTENTION = LayerKind(
     timm=(
-        "SqueezeExcite", "EffectiveSqueezeExcite", "EcaModule", "CecaModule", "GatherExcite", "GlobalContext",
+        "SqueezeExcite", "EffectiveSqueezeExcite", "EcaModule", "CecaModule", "GatherExcite",
+        "GlobalContext",
         "layers.squeeze_excite.SqueezeExciteCl", "models.senet.SEModule",
         "layers.cbam.CbamModule", "layers.cbam.LightCbamModule", "layers.cbam.ChannelAttn",
         "layers.cbam.SpatialAttn", "layers.cbam.LightSpatialAttn",
@@ -108,7 +109,7 @@ CONVOLUTIONS = LayerKind(nn.Conv2d, DeformConv2d)
 
 @NORMS.register
 class ChannelsLast(nn.Module):
-    """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
+    """A norm over [B, C, H, W] for inputs [B, H, W, C]. norm: that norm."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

@@ -1,9 +1,8 @@
-"""What a part of the `model` section works on: the modules of any timm model, found by what they do
-in a forward pass.
+"""Finding and replacing the modules of any timm model, by what they do in a forward pass.
 
-Names and classes differ from model to model; what flows where does not. So a model is asked once,
-with one grey image, which convolution feeds which norm, which activation follows it, and what lies
-behind the pooling.
+Names and classes differ from model to model; what flows where does not. So one blank image is sent
+through the model, and hooks record which convolution feeds which norm, which activation follows it,
+and what lies after the pooling.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from trainer.models.edit.layer_kinds import (
     ChannelsLast,
 )
 
-# Large enough that a feature map of the last stage is no single pixel; the second for a stem of
+# Large enough that the last stage's feature map is more than one pixel; the second for stems of
 # very large patches.
 _TRIED_PX = (128, 1024)
 
 
 class SurgeryError(UserError):
-    """A part of the `model` section that finds nothing to work on in a model."""
+    """A part of the `model` section that cannot be applied to a model."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What one part did to a model.
+    """What one part of the `model` section replaced in a model.
 
-    part: `norm`, as the page calls it. before: class names that stood there, each with how often,
-    in order of first appearance. after: what stands there now. places: dotted names of the modules,
-    in the order of the forward pass. note: what was left alone on purpose, or why `auto` chose as
-    it did; empty for nothing to say.
+    part: its key, such as `norm`. before: class names of the replaced modules with their counts, in
+    order of first appearance. after: what replaced them. places: dotted names of the modules, in
+    the order of the forward pass. note: what was kept on purpose, or why `auto` chose as it did;
+    may be empty.
     """
 
     part: str
@@ -62,22 +61,22 @@ class Swap:
 
 
 class Part(Ingredient):
-    """One part of the `model` section. Its one method changes a model in place and says what it
+    """One part of the `model` section. Its one method changes a model in place and returns what it
     replaced.
 
-    chooses: it decides by the model what to do; its note says what, and why.
+    chooses: what it does depends on the model or the images; its note gives the choice and the
+    reason.
     """
 
     chooses: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Change a model of timm's, on the CPU and in training mode, that will train on images of
-        image_px a side.
+        """Change a timm model, on the CPU and in training mode, for training images of image_px.
 
-        Random weights come from torch's global generator, which the caller has seeded.
+        New weights come from torch's global generator, which the caller has seeded.
 
-        Raises SurgeryError where there is nothing to replace, naming what the model does have.
+        Raises SurgeryError where there is nothing to replace, naming what the model has.
         """
 
 
@@ -86,8 +85,8 @@ class NormLocation:
     """A norm over feature maps.
 
     name: dotted. module: a norm, or norm and activation in one (timm's *Act classes).
-    is_channels_last: it is given [B, H, W, C]. activation: dotted name of the module that takes its
-    output directly; None where none does.
+    is_channels_last: its input is [B, H, W, C]. activation: dotted name of the activation that
+    directly takes its output, or None.
     """
 
     name: str
@@ -99,8 +98,8 @@ class NormLocation:
 
 @dataclass(frozen=True)
 class ConvLocation:
-    """A convolution over feature maps. norm: dotted name of the norm that takes its output
-    directly, or None.
+    """A convolution over feature maps. norm: dotted name of the norm that directly takes its
+    output, or None.
     """
 
     name: str
@@ -114,11 +113,11 @@ class ConvLocation:
 
 @dataclass(frozen=True)
 class ModelLayers:
-    """The parts of a model in the order of its forward pass.
+    """The layers of a model in the order of its forward pass.
 
-    vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention
-    modules. What lies in those belongs to their paper, and the classifier to the classes: neither's
-    parts are among the others.
+    vector_norms: over one vector per image, after pooling. attention_norms: inside attention
+    modules. The other fields leave out what lies inside attention, which its paper defines, and the
+    classifier.
     """
 
     norms: tuple[NormLocation, ...]
@@ -139,12 +138,12 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Is this a nonlinearity of a model's body (no gate such as a sigmoid)?"""
+    """Is this an activation (not a gate such as a sigmoid)?"""
     return ACTIVATIONS.has(module)
 
 
 def has_activation(norm: nn.Module) -> bool:
-    """Does a norm bring its activation with it, as timm's *Act classes do?"""
+    """Does a norm include an activation, as timm's *Act classes do?"""
     return isinstance(getattr(norm, "act", None), nn.Module) and not isinstance(
         norm.act, nn.Identity
     )
@@ -161,7 +160,7 @@ def inside_attention(model: nn.Module) -> set[str]:
 
 
 def input_channels(model: nn.Module) -> int:
-    """The channels of the images that a model takes."""
+    """The input channels of a model."""
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
@@ -178,28 +177,25 @@ def record_calls(
     image_px: int | None = None,
     before: Callable | None = None,
 ) -> list[Any]:
-    """Send one grey image through a model; nothing of it changes. Returns what `after` says of each
-    call, in order.
+    """Run a model on one blank image and return what `after` returns for each call of the named
+    modules, in order. The model is not changed.
 
-    names: of the modules asked about. after: takes a module's name, the module, the tensor it was
-    given and the one it made. before: takes the first three before the module runs; what it says is
-    in the list too. image_px: the side of the image; absent: the first of two that the model takes.
+    names: of the modules to record. after: called with a module's name, the module, its input and
+    its output. before: called with the first three before the module runs; its result is recorded
+    too. image_px: absent, the first of two sizes that the model supports.
 
-    Raises SurgeryError where it takes none.
+    Raises SurgeryError where it supports neither.
     """
     first = None
     for side_px in (image_px,) if image_px else _TRIED_PX:
         try:
             return _record(model, names, after, side_px, before)
-        except (
-            RuntimeError,
-            AssertionError,
-            ValueError,
-        ) as error:  # each of them from some of timm's models
+        # each of them is raised by some of timm's models
+        except (RuntimeError, AssertionError, ValueError) as error:
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
     raise SurgeryError(
-        f"model: {type(model).__name__} cannot be asked for its parts: it refuses an image of {first[0]} px ({first[1]}); "
-        "use a ResNet or a ConvNeXt"
+        f"model: the layers of {type(model).__name__} cannot be found: it does not support images "
+        f"of {first[0]} px ({first[1]}); use a ResNet or a ConvNeXt"
     )
 
 
@@ -208,7 +204,7 @@ def _record(
 ) -> list[Any]:
     records, hooks, was_training = [], [], model.training
 
-    def watch(name: str, module: nn.Module) -> None:
+    def add_hooks(name: str, module: nn.Module) -> None:
         if before is not None:
             hooks.append(
                 module.register_forward_pre_hook(
@@ -222,7 +218,7 @@ def _record(
         )
 
     for name, module in [each for each in model.named_modules() if each[0] in names]:
-        watch(name, module)
+        add_hooks(name, module)
     model.eval()
     try:
         with torch.no_grad():
@@ -235,46 +231,51 @@ def _record(
 
 
 def find_layers(model: nn.Module) -> ModelLayers:
-    """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as
-    record_calls() does.
+    """The layers of a model on the CPU, which is not changed. Raises SurgeryError as record_calls()
+    does.
     """
     modules = dict(model.named_modules())
-    watched = {
+    names = {
         name
         for name, each in modules.items()
         if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)
     }
-    records = record_calls(
-        model, watched, lambda name, _, given,
-        made: ("end", name, made, made.shape, _storage_version(made)), before=lambda name, module,
-        given: ("start", name, module, given.shape, _storage_version(given)),
-    )  # fmt: skip
+
+    def before(name: str, module: nn.Module, given: Tensor) -> tuple:
+        return "start", name, module, given.shape, _storage_version(given)
+
+    def after(name: str, _: nn.Module, given: Tensor, out: Tensor) -> tuple:
+        return "end", name, out, out.shape, _storage_version(out)
+
+    records = record_calls(model, names, after, before=before)
     return _layers_of(model, _calls(records))
 
 
 def _calls(records: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
-    """In order: name, module, its input's shape and maker, whose output goes straight into it.
+    """In order: name, module, input shape, and the module whose output is that input, or None.
 
-    Two tensors are one where they share storage and version: a permuted view, or what an identity
-    hands on, but not what an addition in place has changed. All outputs are held until the end, so
-    that no storage is used twice.
+    Two tensors are the same where they share storage and version: a permuted view, or an identity's
+    output, but not one that an in-place addition has changed. The records hold all outputs, so that
+    no storage is reused meanwhile.
     """
-    calls, makers = [], {}
-    for moment, name, module, shape, identity in records:
+    calls, producers = [], {}
+    for moment, name, module, shape, version in records:
         if moment == "end":
-            makers[identity] = name
+            producers[version] = name
         else:
-            calls.append((name, module, shape, makers.get(identity)))
+            calls.append((name, module, shape, producers.get(version)))
     return calls
 
 
 def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
     in_attention = inside_attention(model)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    takers = {maker: (name, module) for name, module, _, maker in reversed(calls) if maker}
+    consumers = {
+        producer: (name, module) for name, module, _, producer in reversed(calls) if producer
+    }
     norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
     for name, module, shape, _ in _first_calls(calls):
-        taker, taking = takers.get(name, ("", None))
+        next_name, next_module = consumers.get(name, ("", None))
         if module is classifier or (name in in_attention and not is_norm(module)):
             continue
         if name in in_attention:
@@ -283,14 +284,12 @@ def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
             vector_norms.append(name)
         elif is_norm(module):
             is_last = _is_channels_last_norm(module)
-            follows = taker if taking is not None and is_activation(taking) else None
-            norms.append(NormLocation(name, module, shape[3 if is_last else 1], is_last, follows))
+            activation = next_name if next_module and is_activation(next_module) else None
+            num_channels = shape[3 if is_last else 1]
+            norms.append(NormLocation(name, module, num_channels, is_last, activation))
         elif isinstance(module, nn.Conv2d):
-            convolutions.append(
-                ConvLocation(
-                    name, module, taker if taking is not None and is_norm(taking) else None
-                )
-            )
+            norm = next_name if next_module and is_norm(next_module) else None
+            convolutions.append(ConvLocation(name, module, norm))
         else:
             activations.append(name)
     return ModelLayers(
@@ -299,16 +298,14 @@ def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
 
 
 def _is_channels_last_norm(norm: nn.Module) -> bool:
-    """Is a norm given [B, H, W, C]?"""
+    """Is the input of a norm [B, H, W, C]?"""
     return isinstance(norm, (nn.LayerNorm, ChannelsLast)) and not CHANNELS_FIRST_LAYER_NORMS.has(
         norm
     )
 
 
 def _first_calls(calls: Iterable[tuple]) -> list[tuple]:
-    """The calls without later ones of the same module, and without those inside another norm of the
-    list.
-    """
+    """The first call of each module, without those inside another norm of the list."""
     first: dict[str, tuple] = {}
     for call in calls:
         first.setdefault(call[0], call)
@@ -321,19 +318,19 @@ def _first_calls(calls: Iterable[tuple]) -> list[tuple]:
 
 
 def _storage_version(tensor: Tensor) -> tuple[int, int]:
-    # _version counts changes in place; autograd's own check reads it, and torch has no public name
+    # _version counts in-place changes; autograd's own check reads it, and torch has no public name
     # for it
     return tensor.untyped_storage().data_ptr(), tensor._version
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module at a dotted name, in the place of what stands there."""
+    """Replace the module at a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
-    """Class names, each with how often it comes, in order of first appearance: Swap's `before`."""
+    """Class names with their counts, in order of first appearance: Swap's `before`."""
     counts: dict[str, int] = {}
     for module in modules:
         name = type(module).__name__
@@ -344,13 +341,14 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
 def nothing_to_replace(
     part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
 ) -> SurgeryError:
-    """The error of a part that found nothing: what it wanted, and what there is of `kinds`
-    (default: convolutions).
+    """The error of a part that found nothing to replace: names what it looked for, and what the
+    model has of `kinds` (default: convolutions).
     """
     there = counted(
         module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,))
     )
-    has = ", ".join(f"{count} {kind}" for kind, count in there) or "none of that kind"
+    has = ", ".join(f"{count} {kind}" for kind, count in there) or "none"
     return SurgeryError(
-        f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; leave model.{part} out"
+        f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; "
+        f"leave model.{part} out"
     )

@@ -1,4 +1,4 @@
-"""Feature maps weighed by what the whole image shows."""
+"""Attention modules added to residual blocks or stages."""
 
 from __future__ import annotations
 
@@ -38,28 +38,27 @@ _PLACES = {
 
 
 class Attention(Part):
-    """Attention put into a model that has none."""
+    """Attention added to a model that has none."""
 
     kind: ClassVar[str] = "attention"
 
 
 class _InBlocks(Attention):
     """position: `after_last_norm`, at the end of the residual branch, before layer scale and the
-    addition; `after_middle`, behind the activation of the 3x3 of a bottleneck or of a basic block's
-    first convolution, in ConvNeXt behind the norm of the depthwise convolution; `after_block`,
-    behind the addition. stages: in how many last stages; None for all.
+    addition; `after_middle`, after the activation of a bottleneck's 3x3 or of a basic block's first
+    convolution, in ConvNeXt after the norm of the depthwise convolution; `after_block`, after the
+    addition. stages: in how many last stages; None for all.
 
-    Weights are drawn by the rule that timm has for the rest of the model.
+    Weights are initialized as timm initializes the rest of the model.
 
-    Raises SurgeryError for a model that has attention already: a second one would come on top, not
-    in its place.
+    Raises SurgeryError for a model that has attention already: this one would come on top of it.
     """
 
     position: Position
     stages: Stages | None = None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block of the chosen stages."""
+        """Add one module to each block of the chosen stages."""
         _refuse_attention(model)
         chosen = [name for stage in last_stages(model, "attention", self.stages) for name in stage]
         places = _PLACES[self.position](model, chosen, "attention")
@@ -80,7 +79,7 @@ class _InBlocks(Attention):
     def _new(self, model: nn.Module, num_channels: int) -> nn.Module:
         layer = self._layer(num_channels)
         init_like_timm(model, layer)
-        if hasattr(layer, "reset_parameters"):  # what its paper fixes of the first weights
+        if hasattr(layer, "reset_parameters"):  # where its paper prescribes initial weights
             layer.reset_parameters()
         return layer
 
@@ -92,7 +91,7 @@ class _InBlocks(Attention):
 
 
 class _Reduced(_InBlocks):
-    """reduction: how many times fewer hidden channels than channels; the quotient is rounded down."""
+    """reduction: hidden channels are num_channels / reduction, rounded down."""
 
     reduction: Reduction
 
@@ -104,7 +103,7 @@ class _Reduced(_InBlocks):
 
 
 class SqueezeExcite(_Reduced):
-    """Each channel times a gate that two small layers make of all channels' means (SE).
+    """Each channel times a gate computed by two small layers from all channel means (SE).
 
     reduction: hidden channels are exactly num_channels / reduction; timm's own models round them to
     eights, which differs below 128 channels at a reduction of 16.
@@ -120,8 +119,7 @@ class SqueezeExcite(_Reduced):
 
 
 class Eca(_InBlocks):
-    """Each channel times a gate that a short convolution along the channels makes of their means
-    (ECA).
+    """Each channel times a gate computed by a short convolution over the channel means (ECA).
 
     kernel: its length, odd; None for the paper's rule, the odd number next to (log2(num_channels) +
     1) / 2, at least 3.
@@ -152,11 +150,11 @@ class Eca(_InBlocks):
 
 
 class Cbam(_Reduced):
-    """A gate for channels, from their means and maxima, then one for places, from mean and maximum
-    over channels.
+    """A gate per channel, from spatial means and maxima, then one per pixel, from the mean and
+    maximum over channels.
 
     reduction: hidden channels are exactly num_channels / reduction. kernel: of the convolution over
-    places, odd. No biases, and a BatchNorm behind the convolution, as in the authors' code.
+    pixels, odd. No biases, and a BatchNorm after the convolution, as in the authors' code.
 
     Source: Woo et al. 2018, arXiv:1807.06521.
     """
@@ -180,12 +178,11 @@ class Cbam(_Reduced):
 
 
 class Bam(Attention):
-    """A map of channels and a map of places, added and gated, at the end of each stage but the last
-    (BAM).
+    """A channel and a spatial map, added and gated, at the end of each stage but the last (BAM).
 
-    reduction: how many times fewer hidden channels than channels. dilation, num_convolutions: of
-    its 3x3 convolutions. What is computed, and where the authors' code differs:
-    attention_layers.BottleneckAttention.
+    reduction: hidden channels are num_channels / reduction. dilation, num_convolutions: of
+    its 3x3 convolutions. For the formula, and where the authors'
+    code differs, see BottleneckAttention.
 
     Raises SurgeryError for a model that has attention already, or a single stage.
     Source: Park et al. 2018, arXiv:1807.06514.
@@ -223,12 +220,12 @@ class Bam(Attention):
 
 
 class GlobalContext(_Reduced):
-    """To each place is added what two small layers make of a weighted mean over all places (GCNet's
-    block).
+    """Adds to every pixel what two small layers compute from a weighted mean over all pixels
+    (GCNet's block).
 
     reduction: hidden channels are exactly num_channels / reduction. The last layer starts at zero,
-    so that the block starts as if it were not there. timm's layer can also gate; the paper adds,
-    and so does this.
+    so that the block starts as an identity. timm's layer can also gate; the paper adds, and so does
+    this.
 
     Source: Cao et al. 2019, arXiv:1904.11492.
     """
@@ -245,7 +242,7 @@ class GlobalContext(_Reduced):
 
 
 class CoordinateAttention(_Reduced):
-    """Each place times a gate for its row and one for its column, made of the means along both.
+    """Each pixel times a gate for its row and one for its column, from the means along both.
 
     reduction: hidden channels are num_channels / reduction, and eight at least, as in the authors'
     code; timm's layer takes two thirds of that. Its convolutions have no biases, theirs have.
@@ -273,8 +270,8 @@ def _refuse_attention(model: nn.Module) -> None:
     if whole:
         has = ", ".join(f"{count} {kind}" for kind, count in whole)
         raise SurgeryError(
-            f"model.attention: {type(model).__name__} has {has} already, to which it would add; "
-            "use a model without attention, such as resnet50"
+            f"model.attention: {type(model).__name__} already has attention ({has}); "
+            "use a model without, such as resnet50"
         )
 
 
@@ -285,30 +282,30 @@ def _with(layer: nn.Module) -> str:
 def _reduced(num_channels: int, reduction: int) -> int:
     if num_channels < reduction:
         raise SurgeryError(
-            f"model.attention.reduction={reduction}: a block has {num_channels} channels; use {num_channels} or less"
+            f"model.attention.reduction={reduction}: a block has only {num_channels} channels; "
+            f"use {num_channels} or less"
         )
     return num_channels // reduction
 
 
 def _odd(kernel: int) -> int:
     if kernel % 2 == 0:
-        raise ValueError(f"{kernel} is even, so it has no middle; use {kernel + 1}")
+        raise ValueError(f"{kernel} is even; use an odd number such as {kernel + 1}")
     return kernel
 
 
 @ATTENTION.register
 class BottleneckAttention(nn.Module):
-    """What a feature map F becomes under BAM: F + F * sigmoid(c + s), a map of channels plus a map
-    of places.
+    """BAM of a feature map F: F + F * sigmoid(c + s), with a channel map c and a spatial map s.
 
-    c = norm(W1 relu(W0 mean(F) + b0) + b1), one number a channel, with num_channels / reduction
-    hidden ones; s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one number a place, its 3x3 convolutions
-    dilated. Both norms are BatchNorm, over all images of a micro-batch: it must have two at least.
+    c = norm(W1 relu(W0 mean(F) + b0) + b1), one value per channel, with num_channels / reduction
+    hidden ones; s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one value per pixel, its 3x3
+    convolutions dilated. Both norms are BatchNorm, so a micro-batch needs at least two images.
 
-    Called with features [B, C, H, W]; gives the same shape.
-    The formulas are the paper's, with a ReLU behind each inner layer, of which it gives no sign.
-    Its authors' released code differs: BatchNorm behind each inner layer and none at the end, and
-    the product of the two in place of the sum.
+    Called with features [B, C, H, W]; returns the same shape.
+    The formulas are the paper's, with a ReLU after each inner layer, which it does not mention. Its
+    authors' released code differs: BatchNorm after each inner layer and none at the end, and the
+    product of the two in place of the sum.
 
     Source: Park et al. 2018, arXiv:1807.06514, equations 1 to 4.
     """

@@ -1,4 +1,4 @@
-"""How strided convolutions and poolings leave pixels out."""
+"""Anti-aliasing: a blur at strided convolutions and poolings."""
 
 from __future__ import annotations
 
@@ -27,17 +27,16 @@ from trainer.models.edit.replacement import (
 
 
 class BlurPool(Part):
-    """A low-pass filter where pixels are left out: every strided convolution, and max pooling where
-    asked.
+    """A low-pass filter at every downsampling: strided convolutions, and max pooling where asked.
 
     filter_px: the side of the binomial filter: 3 is [1, 2, 1] / 4 across and down.
-    min_channels: convolutions of fewer input channels stay as they are; absent: all are taken.
+    min_channels: convolutions of fewer input channels are kept as they are; absent: none is kept.
     place: "before", the blur and then the strided convolution (ffcv; composer's blur_first);
     "after", the convolution at stride 1 and then the strided blur (composer's other form);
-    "after_activation", as after, but behind the norm and the nonlinearity that follow the
-    convolution, the paper's and timm's form: one without them, as on a shortcut, stays as it is.
+    "after_activation", as after, but after the norm and the activation that follow the
+    convolution, the paper's and timm's form: one without them, as on a shortcut, is kept as it is.
     padding: of the blur: "zeros" (ffcv, composer) or "reflect" (the paper, timm). pool: max pooling
-    too, at stride 1 with the strided blur behind it (the paper, timm, composer; not ffcv).
+    too, at stride 1 with the strided blur after it (the paper, timm, composer; not ffcv).
 
     Not in a union: `model.blur_pool: {filter_px: 3, min_channels: 16, place: before, padding:
     zeros, pool: false}`.
@@ -56,7 +55,7 @@ class BlurPool(Part):
     pool: bool
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put the blur in; the places are those of the convolutions and the poolings."""
+        """Insert the blur; the places are those of the convolutions and the poolings."""
         found = _strided(model, nn.Conv2d)
         strided = {
             name: conv
@@ -71,7 +70,7 @@ class BlurPool(Part):
         taken = {name: conv for name, conv in strided.items() if name in behind}
         pools = _strided(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
-            raise nothing_to_replace("blur_pool", "strided convolution that it could take", model)
+            raise nothing_to_replace("blur_pool", "strided convolution that it applies to", model)
         if self.pool and not pools:
             kind = type(model).__name__
             raise SurgeryError(
@@ -91,11 +90,11 @@ class BlurPool(Part):
         return Swap("blur_pool", before, f"Blur {self.place.replace('_', ' the ')}", places, note)
 
     def _check_plain(self, taken: dict[str, nn.Conv2d]) -> None:
-        """Others than Conv2d may have a stride in two places, of which only the one would go."""
+        """Subclasses of Conv2d may keep a second copy of the stride, which would stay."""
         for name, conv in taken.items():
             if self.place != "before" and type(conv) is not nn.Conv2d:
                 raise SurgeryError(
-                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; use before"
+                    f"model.blur_pool.place: {name} is a {type(conv).__name__}; use place: before"
                 )
 
     def _around(self, conv: nn.Conv2d) -> nn.Module:
@@ -113,8 +112,7 @@ class BlurPool(Part):
         )
 
     def _blurred(self, pool: nn.MaxPool2d) -> nn.Module:
-        # Where the last window may stand half outside (ceil_mode), a border keeps the side as long
-        # as it was.
+        # With ceil_mode the last window may reach outside: padding keeps the output size.
         padding = pool.kernel_size // 2 if pool.ceil_mode else pool.padding
         at_each = nn.MaxPool2d(pool.kernel_size, 1, padding)
         return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(
@@ -123,7 +121,7 @@ class BlurPool(Part):
 
 
 def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
-    """The strided ones outside attention, by their names, but for those inside another convolution."""
+    """Strided modules by name, but for those inside attention or another convolution."""
     in_attention = inside_attention(model)
     inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
     return {
@@ -135,9 +133,7 @@ def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
 
 
 def _activations_behind(model: nn.Module, wanted: Container[str]) -> dict[str, str]:
-    """For the wanted convolutions: the activation behind the norm behind it, where that is called
-    there alone.
-    """
+    """For each wanted convolution the activation after its norm, unless also called elsewhere."""
     found = find_layers(model)
     norms = {place.name: place for place in found.norms}
     behind = {}
@@ -165,7 +161,7 @@ def _num_calls(model: nn.Module, name: str) -> int:
 
 
 def stride_of(module: nn.Module) -> int:
-    """By how much a convolution or a pooling divides the sides of what it is given; 1 for all else."""
+    """The stride of a convolution or a pooling, the larger of two; 1 for any other module."""
     kinds = (nn.Conv2d, nn.AvgPool2d, nn.MaxPool2d, BlurPool2d)
     stride = module.stride if isinstance(module, kinds) else 1
     return max(stride) if isinstance(stride, tuple) else stride
@@ -173,11 +169,10 @@ def stride_of(module: nn.Module) -> int:
 
 @CONVOLUTIONS.register
 class Blur(nn.Module):
-    """A binomial low-pass filter [1, 2, 1] / 4 across and down (here for filter_px 3), taken at
-    every stride-th pixel.
+    """A binomial low-pass filter, [1, 2, 1] / 4 in both directions for filter_px 3, with a stride.
 
-    A side of H pixels becomes ceil(H / stride). Odd filters at stride 2 are timm's BlurPool2d.
-    Nothing is learned.
+    A side of H pixels becomes ceil(H / stride). Odd filters at stride 2 are timm's BlurPool2d. No
+    learned weights.
 
     Source: Zhang 2019, arXiv:1904.11486.
     """
@@ -205,9 +200,7 @@ class Blur(nn.Module):
 
 @CONVOLUTIONS.register
 class BlurConv2d(nn.Module):
-    """A strided convolution with the blur before it, or one of stride 1 with the strided blur
-    behind it.
-    """
+    """A strided convolution after a blur, or one of stride 1 before a strided blur."""
 
     def __init__(self, conv: nn.Conv2d, filter_px: int, padding: str, is_before: bool):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is left out at random, or starts small, along the depth of a model."""
+"""Stochastic depth, DropBlock and layer scale."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from trainer.models.edit.stages import blocks
 
 
 class StochasticDepth(Part):
-    """How the page's drop_path leaves residual branches out: `model.stochastic_depth`.
+    """How the recipe's drop_path drops residual branches: `model.stochastic_depth`.
 
     over_depth: `linear`, block i of n drops at rate * i / (n - 1), which is timm's rule and starts
     at zero; `constant`, every block at the rate. per: `sample`, each image for itself (timm's), or
-    `batch`, all images of a micro-batch together (the paper's). What is kept is scaled up, so
-    evaluation needs no factor.
+    `batch`, all images of a micro-batch together (the paper's). Kept branches are scaled
+    up, so evaluation needs no factor.
 
-    Raises SurgeryError where the page has no drop_path, and for models in which timm drops
+    Raises SurgeryError where the recipe has no drop_path, and for models in which timm drops
     something else. Source: Huang et al. 2016, arXiv:1603.09382.
     """
 
@@ -51,18 +51,22 @@ class StochasticDepth(Part):
     per: Literal["sample", "batch"]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block that drops at all, in place of timm's."""
+        """Replace timm's module in each block with a rate above zero."""
         there = [module for module in model.modules() if isinstance(module, DropPath)]
         rate = max((module.drop_prob for module in there), default=0.0)
         if rate == 0:
             raise SurgeryError(
-                "model.stochastic_depth: the page drops no path; add drop_path: 0.05, or leave it out"
+                "model.stochastic_depth: needs drop_path; add drop_path: 0.05, "
+                "or leave model.stochastic_depth out"
             )
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
         places = [self._put(model, name, rates[name]) for name in names if rates[name] > 0]
         check_inserted(model, "stochastic_depth", places)
-        note = f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, one draw per {self.per}"
+        note = (
+            f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, "
+            f"sampled per {self.per}"
+        )
         after = "DropPath" if self.per == "sample" else "BatchDropPath"
         return Swap(
             "stochastic_depth", counted(there), after, tuple(name for _, name in places), note
@@ -75,7 +79,8 @@ class StochasticDepth(Part):
         block = model.get_submodule(name)
         if not hasattr(block, "drop_path"):
             raise SurgeryError(
-                f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path"
+                f"model.stochastic_depth: {name} is a {type(block).__name__}, which has "
+                "no drop_path; leave model.stochastic_depth out"
             )
         add_to_branch_end(
             block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
@@ -85,14 +90,14 @@ class StochasticDepth(Part):
 
 
 class DropBlock(Part):
-    """Squares of feature maps left out in training: `model.drop_block`.
+    """Squares of feature maps set to zero in training: `model.drop_block`.
 
-    rate: the share of a map to leave out, the same from the first step to the last (the paper lets
-    it grow). block_px: the side of a square, in pixels of the feature map; a smaller map has
-    squares of its own size. stages: in how many last stages; the paper took two. It stands where
-    timm's ResNet has it: behind the norm that feeds the last convolution of each branch, before the
-    activation where that is a module of its own; ConvNeXt: behind the norm of the depthwise
-    convolution. The paper has it behind every convolution and on the shortcut.
+    rate: the share of a map to drop, constant over training (the paper increases it). block_px: the
+    side of a square, in pixels of the feature map; a smaller map gets squares of its own size.
+    stages: in how many last stages; the paper took two. Its place is that of timm's ResNet: after
+    the norm that feeds the last convolution of each branch, before the activation where that is a
+    module of its own; ConvNeXt: after the norm of the depthwise convolution. The paper has it after
+    every convolution and on the shortcut.
 
     Raises SurgeryError for blocks without such a norm.
     Source: Ghiasi et al. 2018, arXiv:1810.12890.
@@ -104,7 +109,7 @@ class DropBlock(Part):
     stages: Annotated[int, Field(ge=1, le=4)]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block of the last stages."""
+        """Add one module to each block of the last stages."""
         names = [name for stage in last_stages(model, "drop_block", self.stages) for name in stage]
         before = counted(model.get_submodule(name) for name in names)
         calls = branch_calls(model, names)
@@ -131,12 +136,12 @@ class DropBlock(Part):
             return f"{name}.drop_block"
         if not norms:
             raise SurgeryError(
-                f"model.drop_block: {name} is a {type(block).__name__} with no norm to stand behind"
+                f"model.drop_block: {name} is a {type(block).__name__} without a norm before its "
+                "last convolution; leave model.drop_block out"
             )
         norm = norms[-1][0]
-        if isinstance(
-            getattr(norms[-1][1], "drop", None), nn.Identity
-        ):  # timm's norms keep a place before their act
+        # timm's *Act norms have a slot before their activation
+        if isinstance(getattr(norms[-1][1], "drop", None), nn.Identity):
             replace_module(model, f"{norm}.drop", layer)
             return f"{norm}.drop"
         append_module(model, norm, layer)
@@ -145,23 +150,24 @@ class DropBlock(Part):
     def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
         try:
             shapes = output_shapes(model, [name for _, name in places], image_px)
-        except SurgeryError:  # the size is refused with a better one once the model is whole
+        except SurgeryError:  # build_model rejects the size later, and suggests another
             return ""
         sides = [min(shape[2:]) for shape in shapes.values()]
         smaller = sorted({side for side in sides if side < self.block_px}, reverse=True)
         if not smaller:
             return ""
-        return f"squares cut to {', '.join(map(str, smaller))} px, the side of maps at images of {image_px} px"
+        sizes = ", ".join(map(str, smaller))
+        return f"squares reduced to {sizes} px, the map size for images of {image_px} px"
 
 
 class LayerScale(Part):
-    """Each channel of a residual branch times a learned number that starts small:
+    """Each channel of a residual branch times a learned scale that starts small:
     `model.layer_scale: 1.0e-6`.
 
-    start: of each number. It stands behind the last norm and the attention of the branch, before
-    stochastic depth and the addition. Where the branch's last gamma starts at zero as well
-    (`zero_init_last`), the scales have no gradient until that gamma has moved, and its own gradient
-    is `start` times as large as without: the note says so, and `zero_init_last: false` beside it
+    start: initial value of the scales. They come after the last norm and the attention of the
+    branch, before stochastic depth and the addition. Where the branch's last gamma starts at zero
+    too (`zero_init_last`), the scales have no gradient until that gamma has moved, and its own
+    gradient is `start` times as large as without: the note mentions it, and `zero_init_last: false`
     avoids it.
 
     Raises SurgeryError for a model that has layer scale of its own.
@@ -172,14 +178,15 @@ class LayerScale(Part):
     start: Annotated[float, Field(gt=0, lt=1)]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one scale into each block."""
+        """Add scales to each block."""
         names = [name for stage in blocks(model) for name in stage]
         if any(
             isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter)
             for name in names
         ):
             raise SurgeryError(
-                f"model.layer_scale: {type(model).__name__} has its own (gamma); use timm's option"
+                f"model.layer_scale: {type(model).__name__} has its own (gamma); "
+                "use a model whose timm class takes ls_init_value"
             )
         before = counted(model.get_submodule(name) for name in names)
         norms = [
@@ -191,7 +198,10 @@ class LayerScale(Part):
         for place in places:
             place.insert(LayerScale2d(place.num_channels, init_values=self.start))
         check_inserted(model, "layer_scale", [(place.block, place.name) for place in places])
-        note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
+        note = (
+            f"{num_zero} branches have a zero-initialized last gamma too: "
+            "model.zero_init_last=false avoids it"
+        )
         where = tuple(place.name for place in places)
         return Swap(
             "layer_scale", before, "the same with LayerScale2d", where, note if num_zero else ""
@@ -199,13 +209,13 @@ class LayerScale(Part):
 
 
 class BatchDropPath(nn.Module):
-    """A residual branch left out for a whole micro-batch at once, with probability drop_prob, in
+    """A residual branch dropped for a whole micro-batch at once, with probability drop_prob, in
     training only.
 
-    A branch that is kept is multiplied by 1 / (1 - drop_prob), which leaves its mean as it is;
-    Huang et al. instead multiply it by 1 - drop_prob in evaluation, the same up to that scale.
+    A kept branch is multiplied by 1 / (1 - drop_prob), which preserves its mean; Huang et al.
+    instead multiply it by 1 - drop_prob in evaluation, the same up to that scale.
 
-    Called with features [B, ...]; gives the same shape. One number is drawn from torch's generator
+    Called with features [B, ...]; returns the same shape. Samples one number from torch's generator
     of their device.
 
     Source: Huang et al. 2016, arXiv:1603.09382.
@@ -226,16 +236,15 @@ class BatchDropPath(nn.Module):
 
 
 class BlockDropout(nn.Module):
-    """Squares of a feature map set to zero, each channel's its own, the rest scaled up to match; in
-    training only.
+    """Squares of a feature map set to zero, independently per channel, the rest scaled up to match;
+    in training only.
 
-    The corners of squares of b x b are drawn with probability gamma = rate * H W / (b**2 (H - b +
-    1) (W - b + 1)) where a square fits into the map; what is left is multiplied by the share of
-    places that are left, inverted. A map smaller than b has squares of its own size. timm's layer
-    draws squares that stick out too, and with the same gamma: it drops more, nearly everything in a
-    map of 7 x 7 with b = 7.
+    The corners of b x b squares are sampled with probability gamma = rate * H W / (b**2 (H - b + 1)
+    (W - b + 1)) wherever a square fits into the map; the rest is divided by the share of pixels
+    kept. A map smaller than b gets squares of its own size. timm's layer also samples squares that
+    reach outside, with the same gamma: it drops more, nearly everything in a 7 x 7 map with b = 7.
 
-    Called with features [B, C, H, W]; gives the same shape.
+    Called with features [B, C, H, W]; returns the same shape.
 
     Source: Ghiasi et al. 2018, arXiv:1810.12890, algorithm 1.
     """
@@ -246,7 +255,7 @@ class BlockDropout(nn.Module):
         self.block_px = block_px
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps [B, C, H, W] with squares left out in training; as they are in evaluation."""
+        """[B, C, H, W] with squares dropped in training; unchanged in evaluation."""
         if not self.training:
             return features
         num_images, num_channels, height, width = features.shape

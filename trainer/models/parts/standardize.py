@@ -1,4 +1,9 @@
-"""The weights of a convolution, standardized before they are used."""
+"""Weight standardization: convolutions whose weights are standardized at each use.
+
+The optimizer sees the raw weights. A filter's statistics are those of a row of layer normalization,
+so its one fused kernel does the work: on a CPU it costs less than timm's way through batch
+normalization, and a fraction of separate passes for mean and variance.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +33,8 @@ Of = Literal["followed_by_norm", "all"]
 
 
 class Standardization(Part):
-    """of: the convolutions whose output goes straight into a norm, or all over feature maps.
-    depthwise: those too.
+    """of: the convolutions whose output goes directly into a norm, or all over feature maps.
+    depthwise: whether depthwise ones are included.
     """
 
     kind: ClassVar[str] = "weight standardization"
@@ -38,10 +43,10 @@ class Standardization(Part):
 
     @abstractmethod
     def standardized(self, conv: nn.Conv2d) -> nn.Conv2d:
-        """What takes the place of a convolution, with its parameters."""
+        """The replacement of a convolution, with its parameters."""
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Replace the convolutions; the note counts those left, each for one reason."""
+        """Replace the convolutions; the note counts those kept, by reason."""
         reasons = {
             place.name: self._reason_to_leave(place, model)
             for place in find_layers(model).convolutions
@@ -69,11 +74,11 @@ class Standardization(Part):
         if place.is_depthwise and not self.depthwise:
             return "depthwise"
         if self.of == "followed_by_norm" and place.norm is None:
-            return "without a norm straight behind"
+            return "without a norm directly after"
         if not conv.weight.any():
             # standardized, its first gradient would be 1 / eps times too large
-            return "starting at zero"
-        return "of one weight a filter" if conv.weight[0].numel() == 1 else ""
+            return "zero-initialized"
+        return "of one weight per filter" if conv.weight[0].numel() == 1 else ""
 
 
 class WeightStandardization(Standardization):
@@ -110,14 +115,14 @@ class WeightStandardization(Standardization):
 
 
 class ScaledWeightStandardization(Standardization):
-    """Standardized weights that keep the variance of what flows through, for networks without
+    """Standardized weights that preserve the variance of the activations, for networks without
     norms.
 
     w becomes gain * gamma * (w - mean) / sqrt((v + eps) * n), with the biased variance v of a
     filter's n weights and a learned gain for each output channel, from 1.
 
     of, depthwise: as in weight_standardization.
-    gamma: what makes up for the variance that the nonlinearity takes: 1.7139588594436646 for relu.
+    gamma: compensates the variance that the activation function removes: 1.7139588594436646 for relu.
 
     Raises SurgeryError where no convolution is left to standardize.
     Source: Brock et al. 2021, arXiv:2101.08692; eps as in timm's ScaledStdConv2d.
@@ -147,7 +152,7 @@ def _is_inside_convolution(model: nn.Module, name: str) -> bool:
 
 
 def _left(model: nn.Module, reasons: dict[str, str]) -> str:
-    """`left: 18 depthwise, 36 Linear`: what stays as it is, and why; empty where nothing does."""
+    """`kept: 18 depthwise, 36 Linear`: what is not replaced, and why; empty for nothing."""
     counts: dict[str, int] = {}
     for reason in filter(None, reasons.values()):
         counts[reason] = counts.get(reason, 0) + 1
@@ -158,7 +163,7 @@ def _left(model: nn.Module, reasons: dict[str, str]) -> str:
     )
     parts = [f"{count} {reason}" for reason, count in counts.items()]
     parts += [f"{num_linears} Linear, no convolutions"] if num_linears else []
-    return "left: " + ", ".join(parts) if parts else ""
+    return "kept: " + ", ".join(parts) if parts else ""
 
 
 # Keeps a filter of equal weights from 0 / 0 where eps stands outside the root. float32 still holds
@@ -188,15 +193,14 @@ class StandardizedConv2d(nn.Conv2d):
 
     @classmethod
     def around(cls, conv: nn.Conv2d, **form) -> Self:
-        """The standardized convolution with the parameters of a plain one; no weight is drawn."""
+        """The standardized convolution with the parameters of a plain one."""
         return _taking(cls, conv, form)
 
     def standardized_weight(self) -> Tensor:
         """What the convolution uses: as the weight in shape, dtype and memory format."""
         num_weights = self.weight[0].numel()
-        ratio = (
-            (num_weights - 1) / num_weights if self.is_unbiased else 1.0
-        )  # biased variance / asked variance
+        # biased variance / requested variance
+        ratio = (num_weights - 1) / num_weights if self.is_unbiased else 1.0
         rows = _rows(self.weight)
         if self.is_inside:
             return _like(_normalized(rows, self.eps * ratio, ratio**0.5), self.weight)
@@ -236,9 +240,7 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 
     @classmethod
     def around(cls, conv: nn.Conv2d, **form) -> Self:
-        """The standardized convolution with the parameters of a plain one, and a gain of 1; no
-        weight is drawn.
-        """
+        """The standardized convolution with the parameters of a plain one, and a gain of 1."""
         standardized = _taking(cls, conv, form)
         standardized.gain = nn.Parameter(torch.ones_like(conv.weight[:, 0, 0, 0]))
         return standardized
@@ -303,8 +305,8 @@ def _taking(kind: type, conv: nn.Conv2d, form: dict) -> nn.Module:
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """[C', n], float32 at least, without a copy in either memory format: a filter's statistics know
-    no order.
+    """[C', n], at least float32, without a copy in either memory format: a filter's statistics do
+    not depend on the order of its weights.
     """
     wide = weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
     return wide.flatten(1) if wide.is_contiguous() else wide.permute(0, 2, 3, 1).flatten(1)
@@ -319,7 +321,7 @@ def _like(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def _normalized(rows: Tensor, eps: float, scale: float) -> Tensor:
-    """scale * (row - mean) / sqrt(biased variance + eps); the scale rides along as layer
+    """scale * (row - mean) / sqrt(biased variance + eps); the scale is passed as layer
     normalization's gamma.
     """
     gamma = None if scale == 1 else rows.new_full(rows.shape[1:], scale)

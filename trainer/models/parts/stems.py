@@ -1,4 +1,4 @@
-"""The first layers: how fast pixels become features."""
+"""The first layers of a model, before its first stage."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ from trainer.models.edit.replacement import (
 )  # fmt: skip
 from trainer.models.edit.stages import stages
 
-_SMALL_PX = (
-    96  # below it the last stage of a model that divides by 32 has less than three places a side
-)
+_SMALL_PX = 96  # below it the last of stages that divide by 32 has maps under 3x3
 
 
 @dataclass
 class _CurrentStem:
-    """The stem that a model has: everything before its first stage.
+    """The stem of a model: everything before its first stage.
 
-    children: direct children of the model, in the order of the forward pass. convolution: its
-    first. has_bias: has its last convolution a bias? norm, activation: those behind it, which are
-    kept; None where the first block brings them (ResNetV2). inner_norm, inner_activation: of the
-    kind that a deep stem has inside; None for a model without any.
+    children: direct children of the model, in the order of the forward pass. convolution: the
+    first. has_bias: whether the last convolution has a bias. norm, activation: those after it,
+    which are kept; None where the first block has them (ResNetV2). inner_norm, inner_activation:
+    templates for those inside a deep stem; None for a model without any.
     """
 
     children: tuple[str, ...]
@@ -51,36 +49,37 @@ class _CurrentStem:
 
 
 class Stem(Part):
-    """The norm and the activation that end the present stem are kept; convolutions are drawn by
+    """Replaces the stem. Its last norm and activation are kept; convolutions are initialized by
     timm's rule.
 
-    Raises SurgeryError where no convolution comes before the first stage, and where the stem is
-    that already.
+    Raises SurgeryError where no convolution comes before the first stage, and where the model has
+    this stem already.
     """
 
     kind: ClassVar[str] = "stem"
     has_pool: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put another stem before the first stage."""
+        """Replace the stem."""
         children = _children(model)
         there = [str(model.get_submodule(name)) for name in children]
         replacement = self.replace_stem(model)
         if there == [str(model.get_submodule(name)) for name in children]:
             raise SurgeryError(
-                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; use another or no model.stem"
+                f"model.stem: {type(model).__name__} already has this stem ({self._after()}); "
+                "use another one, or leave model.stem out"
             )
         return replacement
 
     def replace_stem(self, model: nn.Module) -> Swap:
-        """Put the stem in, whatever the present one is."""
+        """Replace the stem even where it is the same already."""
         current = _current_stem(model)
         before = counted(_leaves(model, current.children))
         body = self._body(current)
         init_like_timm(model, body)
         pool = nn.MaxPool2d(3, stride=2, padding=1) if self.has_pool else nn.Identity()
         _install_stem(model, current, body, pool)
-        if hasattr(model, "stem_feat_idx"):  # ResNetV2's place of its first feature map
+        if hasattr(model, "stem_feat_idx"):  # ResNetV2's index of its first feature map
             model.stem_feat_idx = 0 if current.norm is None else 1
         return Swap("stem", before, self._after(), current.children)
 
@@ -184,32 +183,32 @@ class PatchifyStem(Stem):
 
 
 class AutoStem(Stem):
-    """The cifar stem where images are under 96 px a side, else the model's own; the note says
-    which, and why.
+    """The cifar stem for images under 96 px, else the model's own; the note gives the choice and
+    the reason.
     """
 
     name: Literal["auto"] = "auto"
     chooses: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Replace the stem, or leave it, by the size of the images."""
+        """Replace the stem, or keep it, by the size of the images."""
         if image_px < _SMALL_PX:
             replacement = CifarStem().replace_stem(model)
-            note = f"auto: cifar stem, as images of {image_px} px are under {_SMALL_PX} px"
+            note = f"auto: cifar stem, since images of {image_px} px are under {_SMALL_PX} px"
             return Swap(
                 replacement.part, replacement.before, replacement.after, replacement.places, note
             )
         children = _children(model)
         note = (
-            f"auto: the model's own stem, as images of {image_px} px are not under {_SMALL_PX} px"
+            f"auto: the model's own stem, since images of {image_px} px are {_SMALL_PX} px or more"
         )
         return Swap("stem", counted(_leaves(model, children)), "the same", children, note)
 
     def _body(self, current: _CurrentStem) -> nn.Module:
-        raise AssertionError("it has no layers of its own")
+        raise AssertionError("auto has no layers of its own")
 
     def _after(self) -> str:
-        raise AssertionError("it has no layers of its own")
+        raise AssertionError("auto has no layers of its own")
 
 
 def _children(model: nn.Module) -> tuple[str, ...]:
@@ -232,7 +231,8 @@ def _current_stem(model: nn.Module) -> _CurrentStem:
     ]
     if not convolutions:
         raise SurgeryError(
-            f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out"
+            f"model.stem: {type(model).__name__} has no convolution before its first stage; "
+            "leave model.stem out"
         )
     first, last = inner[convolutions[0]][1], inner[convolutions[-1]][1]
     norms = [found for found in inner if is_norm(found[1])]
@@ -255,7 +255,7 @@ def _current_stem(model: nn.Module) -> _CurrentStem:
 def _install_stem(
     model: nn.Module, current: _CurrentStem, body: nn.Module, pool: nn.Module
 ) -> None:
-    """Replace what lies in the stem and leave the names of what is kept: forward passes go by them."""
+    """Replace the stem's layers; what is kept keeps its name, since forward passes use them."""
     first, *others = current.children
     kept = [found for found in (current.norm, current.activation) if found is not None]
     apart = [name for name, _ in kept if name in others]
@@ -298,8 +298,8 @@ def _convolution(
     in_channels: int | None = None,
     padding: int | None = None,
 ) -> nn.Conv2d:
-    """A convolution of the kind of the present stem's: the first one's class, with a bias where the
-    last one has it.
+    """A convolution like the current stem's: of the first one's class, with a bias if the last one
+    has it.
     """
     like = current.convolution
     return type(like)(
@@ -313,12 +313,13 @@ def _convolution(
 
 
 def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
-    """A norm like another over fewer or more channels, as it starts."""
+    """A freshly initialized norm like another, for another number of channels."""
     new = deepcopy(norm)
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
         raise SurgeryError(
-            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; use {num_groups}"
+            f"model.stem.width={num_channels}: not a multiple of the norm's {num_groups} groups; "
+            f"use a multiple of {num_groups}"
         )
     for name, values in [*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)]:
         if values.ndim == 1:
