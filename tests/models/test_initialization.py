@@ -296,9 +296,7 @@ def test_other_models_weights_are_refused_naming_the_first(tmp_path):
         ),
         (
             wide,
-            (
-                "has other shapes layer1.0.conv1.weight [32, 64, 3, 3] for [64, 64, 3, 3], layer1.0.conv2.weight ",
-            ),
+            ("layer1.0.conv1.weight [32, 64, 3, 3] for [64, 64, 3, 3], layer1.0.conv2.weight ",),
         ),
     ):
         with pytest.raises(WeightsError) as refused:
@@ -388,7 +386,7 @@ def test_a_deviation_serves_a_classifier_that_no_file_brings_and_no_other(tmp_pa
     assert not model.fc.weight.any()
     with pytest.raises(
         SurgeryError,
-        match="model.start.head_std: .*model.pretrained",
+        match=r"model.start.head_std: .*model.pretrained",
     ):
         initialize_weights(make(num_classes=12), section, 12)
 
@@ -402,7 +400,10 @@ def test_what_is_no_deviation_is_refused(std):
 def test_a_page_gives_its_model_these_weights_and_the_same_ones_for_the_same_seed(tmp_path):
     source = make("test_resnet", seed=1, num_classes=1000)
     page = stored(tmp_path / "a.safetensors", source.state_dict())
-    written = f"model.pretrained.file={page.file} model.pretrained.sha256={page.sha256} model.start.head_bias=-2.0"
+    written = (
+        f"model.pretrained.file={page.file} model.pretrained.sha256={page.sha256} "
+        "model.start.head_bias=-2.0"
+    )
     model, replacements = assemble(small_plan(overrides=written, data="digits-grey"))
     assert [replacement.part for replacement in replacements] == ["pretrained", "start.head_bias"]
     assert torch.equal(model.layer2[0].conv1.weight, source.layer2[0].conv1.weight)
@@ -413,7 +414,10 @@ def test_a_page_gives_its_model_these_weights_and_the_same_ones_for_the_same_see
         == 1
     )
     assert model.get_classifier().bias.tolist() == [-2.0] * 10
-    drawn = "model.zero_init_last=null model.start.norm_gamma=uniform model.start.convolutions=kaiming_fan_in"
+    drawn = (
+        "model.zero_init_last=null model.start.norm_gamma=uniform "
+        "model.start.convolutions=kaiming_fan_in"
+    )
     twice = [assemble(small_plan(overrides=drawn, seed=3))[0].state_dict() for _ in range(2)]
     assert all(torch.equal(twice[0][key], twice[1][key]) for key in twice[0])
     narrow = "model.start.convolutions=truncated_normal model.start.head_std=0.01"

@@ -47,7 +47,8 @@ def test_the_walk_finds_every_part_that_there_is():
 
 
 def plan_with(case, family):
-    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
+    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
+    sizes += "batch.images=64 batch.norm_images=64"
     text = f"{sizes} '{written(case)}'"
     return small_plan(PAGE, model=family, overrides=text), text
 
@@ -153,7 +154,7 @@ def check_export(model: nn.Module, plan, text: str, folder: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_a_part_works_on_both_families(case, family, tmp_path):
     """Or is refused on one of them, in one line that names the place and what the model has."""
-    key, kind = case
+    key, _ = case
     plan, text = plan_with(case, family)
     try:
         model, replacements = assemble(plan)
@@ -276,9 +277,11 @@ def test_parts_come_in_their_order_and_an_empty_section_is_timms():
 
 def test_several_parts_are_put_in_together():
     parts = (
-        "model.stem={name: cifar} model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: silu} "
+        "model.stem={name: cifar} model.norm={name: group_norm, groups: 32, eps: 1e-5} "
+        "model.activation={name: silu} "
         "'model.attention={name: squeeze_excite, position: after_last_norm, reduction: 16}' "
-        "'model.weight_standardization={name: weight_standardization, of: followed_by_norm, depthwise: false, "
+        "'model.weight_standardization={name: weight_standardization, of: followed_by_norm, "
+        "depthwise: false, "
         "variance: unbiased, eps: 1e-5, eps_place: outside}'"
     )
     quoted = (

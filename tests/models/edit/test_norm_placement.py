@@ -30,8 +30,9 @@ def refused(model, part, image_px=64):
 @pytest.mark.parametrize(
     ("model", "num_norms"),
     [
-        ("resnet18", 20), ("resnet50", 53), ("resnet50d", 55), ("resnext50_32x4d", 53), ("resnetv2_50", 49), ("skresnet18", 28),
-        ("legacy_seresnet18", 20), ("regnety_002", 44), ("convnext_atto", 16), ("convnext_tiny", 22), ("convnextv2_atto", 16),
+        ("resnet18", 20), ("resnet50", 53), ("resnet50d", 55), ("resnext50_32x4d", 53),
+        ("resnetv2_50", 49), ("skresnet18", 28), ("legacy_seresnet18", 20), ("regnety_002", 44),
+        ("convnext_atto", 16), ("convnext_tiny", 22), ("convnextv2_atto", 16),
     ],
 )  # fmt: skip
 def test_every_norm_over_feature_maps_is_replaced(model, num_norms):
@@ -156,5 +157,5 @@ def test_evo_norm_is_refused_where_no_activation_follows_a_norm():
 def test_an_activation_that_cannot_be_told_from_its_norm_is_not_lost():
     message = refused("resnetv2_50d_frn", GROUPS)
     assert "is a FilterResponseNormTlu2d, whose activation" in message
-    model, replacement = made("resnetv2_50d_frn", norms.EvoNormS0(groups=8, eps=1e-5))
+    _, replacement = made("resnetv2_50d_frn", norms.EvoNormS0(groups=8, eps=1e-5))
     assert replacement.note == "51 replace norm and activation"

@@ -150,7 +150,8 @@ def test_nothing_found_says_what_there_is():
     error = nothing_to_replace("norm", "norm over feature maps", model)
     assert isinstance(error, SurgeryError)
     assert str(error) == (
-        "model.norm: Sequential has no norm over feature maps; it has 2 Conv2d; leave model.norm out"
+        "model.norm: Sequential has no norm over feature maps; it has 2 Conv2d; "
+        "leave model.norm out"
     )
 
 

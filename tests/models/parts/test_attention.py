@@ -244,12 +244,12 @@ def test_stages_count_from_the_last_and_bam_ends_the_first_three():
 def test_a_model_with_attention_is_refused(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    with pytest.raises(SurgeryError, match=r"model.attention: \w+ has \d+ \w+ already.*resnet50"):
+    with pytest.raises(SurgeryError, match=r"model.attention: \w+ .*\d+ \w+.*resnet50"):
         Eca(position="after_last_norm").apply(model, 64)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SurgeryError, match="reduction=128: .* 32 channels"):
+    with pytest.raises(SurgeryError, match=r"reduction=128: .* 32 channels"):
         SqueezeExcite(position="after_last_norm", reduction=128).apply(
             timm.create_model("test_resnet"), 64
         )

@@ -49,8 +49,9 @@ def test_the_papers_form_is_timms_resnetblur(px):
     ("name", "place", "count"),
     [
         ("resnet50d", "before", 3), ("resnet50d", "after", 3), ("resnet50d", "after_activation", 3),
-        ("resnetv2_50", "before", 6), ("resnetv2_50", "after", 6), ("resnetv2_50", "after_activation", 3),
-        ("regnetx_002", "after_activation", 4), ("convnext_atto", "before", 3), ("convnext_tiny", "after", 3),
+        ("resnetv2_50", "before", 6), ("resnetv2_50", "after", 6),
+        ("resnetv2_50", "after_activation", 3), ("regnetx_002", "after_activation", 4),
+        ("convnext_atto", "before", 3), ("convnext_tiny", "after", 3),
         ("legacy_seresnet18", "before", 6),
     ],
 )  # fmt: skip
@@ -72,14 +73,14 @@ def test_max_pooling_of_a_legacy_stem_keeps_its_size():
 
 
 def test_a_nonlinearity_that_a_block_uses_twice_takes_no_blur():
-    with pytest.raises(SurgeryError, match="model.blur_pool"):
+    with pytest.raises(SurgeryError, match=r"model.blur_pool"):
         blur("after_activation").apply(timm.create_model("legacy_seresnet18"), 64)
 
 
 def test_what_is_not_there_is_refused():
-    with pytest.raises(SurgeryError, match="model.blur_pool.pool: ConvNeXt"):
+    with pytest.raises(SurgeryError, match=r"model.blur_pool.pool: ConvNeXt"):
         blur(pool=True).apply(timm.create_model("test_convnext"), 64)
-    with pytest.raises(SurgeryError, match="model.blur_pool: ConvNeXt has no strided convolution"):
+    with pytest.raises(SurgeryError, match=r"model.blur_pool: ConvNeXt has no strided convolution"):
         blur("after_activation").apply(timm.create_model("test_convnext"), 64)
 
 

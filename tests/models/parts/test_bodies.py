@@ -151,7 +151,7 @@ def test_separate_downsampling_halves_before_the_blocks():
     norm, conv = model.layer2.downsample
     assert isinstance(norm, nn.BatchNorm2d) and (conv.kernel_size, conv.stride) == ((2, 2), (2, 2))
     assert find_layers(model).vector_norms == ("global_pool.norm",)
-    assert "a layer norm behind the pooling" in replacement.note
+    assert "a layer norm after the pooling" in replacement.note
 
 
 def test_drop_path_grows_from_zero_to_the_models_rate():
@@ -170,8 +170,8 @@ def test_branches_start_at_zero_where_the_models_did(is_zero):
 def test_the_swap_says_what_became_of_the_model():
     model, replacement = rebuilt(PLAIN, "resnet50")
     assert (
-        str(replacement)
-        == "body: layer1.0, layer2.0 … layer4.0: 16 Bottleneck -> 5 bottleneck (stem 64 -> 8 channels)"
+        str(replacement) == "body: layer1.0, layer2.0 … layer4.0: 16 Bottleneck -> 5 bottleneck "
+        "(stem 64 -> 8 channels)"
     )
     assert model.num_features == model.head_hidden_size == model.fc.in_features == 128
     assert [info["num_chs"] for info in model.feature_info] == [8, 32, 64, 96, 128]
@@ -250,7 +250,9 @@ def test_a_dropped_branch_leaves_the_shortcut(drop_path):
 def test_a_stage_with_its_own_downsampling_names_it(is_separate, names):
     stages = make_stages(form("inverted"), 4, (2, 2, 2, 2), (4, 6, 8, 10), is_separate, 0.0)
     assert {name for name, _ in stages[1].named_children()} == names
-    assert [stage(torch.zeros(1, width, 8, 8)).shape for stage, width in zip(stages, (4, 4, 6, 8), strict=True)] == [
+    widths = (4, 4, 6, 8)
+    shapes = [stage(torch.zeros(1, n, 8, 8)).shape for stage, n in zip(stages, widths, strict=True)]
+    assert shapes == [
         (1, 4, 8, 8), (1, 6, 4, 4), (1, 8, 4, 4), (1, 10, 4, 4),
     ]  # fmt: skip
 
@@ -264,7 +266,8 @@ def test_pooling_with_a_norm_is_a_mean_and_a_layer_norm():
 
 def test_another_width_keeps_the_rest_of_a_convolution():
     made = with_channels(nn.Conv2d(3, 8, 7, 2, 3, bias=False), 12)
-    assert (made.in_channels, made.out_channels, made.kernel_size, made.stride, made.padding, made.bias) == (
+    shape = made.in_channels, made.out_channels, made.kernel_size, made.stride, made.padding
+    assert (*shape, made.bias) == (
         3, 12, (7, 7), (2, 2), (3, 3), None,
     )  # fmt: skip
     assert made.weight.std().item() == pytest.approx(

@@ -83,8 +83,10 @@ def test_a_deformable_model_starts_as_the_plain_one():
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [(Deformable(stages=1), "convnext_atto"), (SelfCalibrated(stages=4, pooling=4), "convnext_tiny"),
-     (SelfCalibrated(stages=4, pooling=4), "resnet18"), (SelfCalibrated(stages=4, pooling=4), "res2net50_26w_4s"),
+    [(Deformable(stages=1), "convnext_atto"),
+     (SelfCalibrated(stages=4, pooling=4), "convnext_tiny"),
+     (SelfCalibrated(stages=4, pooling=4), "resnet18"),
+     (SelfCalibrated(stages=4, pooling=4), "res2net50_26w_4s"),
      (Dilated(stages=4), "resnet18"), (Dilated(stages=4), "convnext_atto")],
     ids=lambda value: getattr(value, "name", value),
 )  # fmt: skip

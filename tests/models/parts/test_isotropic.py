@@ -180,7 +180,8 @@ def test_head_keeps_its_options_and_the_stem_its_channels():
     assert model.num_features == model.head_hidden_size == model.get_classifier().in_features == 16
     assert model.forward_intermediates(images(channels=1))[1][0].shape == (2, 16, 4, 4)
     assert str(replacement) == (
-        "isotropic: stages.0.blocks.0, stages.0.blocks.1 … stages.0.blocks.2: 4 ConvNeXtBlock -> 3 ConvNeXtBlock "
+        "isotropic: stages.0.blocks.0, stages.0.blocks.1 … stages.0.blocks.2: "
+        "4 ConvNeXtBlock -> 3 ConvNeXtBlock "
         "(one stage of 16 channels, patches of 8 px)"
     )
 

@@ -42,7 +42,8 @@ def pairs():
 
 
 def plan_with_both(first, second, family):
-    sizes = f"epochs=1 drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
+    sizes = f"epochs=1 drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
+    sizes += "batch.images=64 batch.norm_images=64"
     return plan_of(
         Job(
             PAGE,

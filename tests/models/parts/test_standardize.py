@@ -38,11 +38,15 @@ FOUND = {
     ("convnext_atto", "followed_by_norm", False): (
         1, "stem.0", "stem.0", "kept: 12 depthwise, 27 without a norm directly after",
     ),
-    ("convnext_atto", "all", False): (28, "stem.0", "stages.3.blocks.1.mlp.fc2", "kept: 12 depthwise"),
+    ("convnext_atto", "all", False): (
+        28, "stem.0", "stages.3.blocks.1.mlp.fc2", "kept: 12 depthwise",
+    ),
     ("convnext_atto", "followed_by_norm", True): (
         13, "stem.0", "stages.3.blocks.1.conv_dw", "kept: 27 without a norm directly after",
     ),
-    ("convnext_tiny", "all", True): (22, "stem.0", "stages.3.blocks.2.conv_dw", "kept: 36 Linear, no convolutions"),
+    ("convnext_tiny", "all", True): (
+        22, "stem.0", "stages.3.blocks.2.conv_dw", "kept: 36 Linear, no convolutions",
+    ),
     ("convnext_tiny", "all", False): (
         4, "stem.0", "stages.3.downsample.1", "kept: 18 depthwise, 36 Linear, no convolutions",
     ),

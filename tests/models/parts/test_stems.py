@@ -117,12 +117,13 @@ def test_the_patchify_stem_of_four_is_convnexts_own():
 @pytest.mark.parametrize(
     ("name", "stem"),
     [
-        ("resnet18", ImagenetStem()), ("resnetv2_18", ImagenetStem()), ("convnext_atto", PatchifyStem(patch_px=4)),
+        ("resnet18", ImagenetStem()), ("resnetv2_18", ImagenetStem()),
+        ("convnext_atto", PatchifyStem(patch_px=4)),
         ("resnet26d", DeepStem(width=32)),
     ],
 )  # fmt: skip
 def test_the_stem_that_is_there_already_is_refused(name, stem):
-    with pytest.raises(SurgeryError, match="^model.stem: .* already .*$"):
+    with pytest.raises(SurgeryError, match=r"^model.stem: .* already .*$"):
         stem.apply(timm.create_model(name, num_classes=2), 64)
 
 

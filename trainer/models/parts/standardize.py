@@ -122,7 +122,7 @@ class ScaledWeightStandardization(Standardization):
     filter's n weights and a learned gain for each output channel, from 1.
 
     of, depthwise: as in weight_standardization.
-    gamma: compensates the variance that the activation function removes: 1.7139588594436646 for relu.
+    gamma: compensates for the variance lost in the activation: 1.7139588594436646 for relu.
 
     Raises SurgeryError where no convolution is left to standardize.
     Source: Brock et al. 2021, arXiv:2101.08692; eps as in timm's ScaledStdConv2d.
