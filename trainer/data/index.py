@@ -26,17 +26,9 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # torchvision's
-EXTENSIONS += (".npy",)  # images of any number of channels
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",  # torchvision's
+    ".npy",  # images of any number of channels
+)  # fmt: skip
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
 _LAYOUT = 2  # of the cached files, and what they list: a cache of another layout is stale

@@ -49,7 +49,8 @@ def scan(shards: list[Path]) -> Listing:
     """
     listing = Listing()
     for number, path in enumerate(shards):
-        images, labels = [], {}
+        images: list[_Member] = []
+        labels: dict[str, dict[str, _Member]] = {}
         for member in _members(path):
             key, _, ending = _key(member.name)
             if member.name.lower().endswith(EXTENSIONS):
