@@ -4,6 +4,7 @@ they always were; and what a long run leaves, which is as long as a short one's.
 
 import io
 import json
+import multiprocessing
 import pickle
 import tracemalloc
 from dataclasses import asdict, dataclass
@@ -138,10 +139,10 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
     )
     keys = [key for key in stream.keys(0, steps) if key[0] % every == 0 or key[0] == steps - 1]
     _permutation.cache_clear()
-    batches = iter(items_of(stream, keys, 1, "cpu", _packed))
-    (worker,) = batches._workers
-    sizes = []
-    for number, batch in enumerate(batches):
+    others, sizes = set(multiprocessing.active_children()), []
+    for number, batch in enumerate(items_of(stream, keys, 1, "cpu", _packed)):
+        if number == 0:
+            (worker,) = set(multiprocessing.active_children()) - others
         assert (batch.step, len(batch.ids)) == (keys[number][0], 1000)
         if worker.is_alive():  # it ends after the last one
             sizes.append(own_mib(worker.pid))
