@@ -1,4 +1,6 @@
-"""Images of one channel and of many, from the files to the row, the exported model and the picture."""
+"""Images of one channel and of many: from the files to the row, the exported model and the
+picture.
+"""
 
 import io
 import json
@@ -28,7 +30,10 @@ from trainer.runs.rescore import rescore
 from trainer.runs.run_folder import open_model
 
 CROP = RandomResizedCrop(area=(0.3, 1.0), aspect=(0.75, 1.3333), interpolation="random")
-SHORT = "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32"
+SHORT = (
+    "epochs=2 lr.warmup_epochs=null lr.warmup_from=null batch.images=8 batch.norm_images=4 "
+    "image.train_px=32 image.test_px=32"
+)
 
 
 @pytest.fixture
@@ -55,7 +60,8 @@ def bands(tmp_path):
         page = tmp_path / f"bands{channels}.yaml"
         page.write_text(
             f"name: bands\nnum_classes: 2\nnum_train: 24\nnum_val: 6\nchannels: {channels}\n"
-            f"mean: {[round(0.4 + 0.01 * c, 2) for c in range(channels)]}\nstd: {[0.25] * channels}\n"
+            f"mean: {[round(0.4 + 0.01 * c, 2) for c in range(channels)]}\n"
+            f"std: {[0.25] * channels}\n"
         )
         return page, root
 
@@ -141,7 +147,7 @@ def test_the_loader_gives_the_profiles_channels_in_their_order(bands, channels):
     evaluated, _ = EvaluationStream(images, 20, 1.0, "bilinear", 6)[0]
     assert batch.images.shape == evaluated.shape == (6, channels, 20, 20)
     _, is_bicubic = whole.draw(1, batch.ids.numpy(), np.full(6, 40), np.full(6, 44))
-    for image, (_, i, _), bicubic in zip(batch.images, batch.ids.tolist(), is_bicubic):
+    for image, (_, i, _), bicubic in zip(batch.images, batch.ids.tolist(), is_bicubic, strict=True):
         array = np.load(images.index.path(i))
         filtering = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
         expected = [
@@ -171,7 +177,7 @@ def test_a_grey_run_sees_what_a_colour_run_sees_once():
 
 
 def test_a_folder_of_other_channels_than_the_profiles_stops_in_one_line(bands):
-    page, root = bands(4)
+    _, root = bands(4)
     plan = plan_of(
         Job("A2", "test_resnet", str(root), overrides=SHORT)
     )  # the folder itself: three channels

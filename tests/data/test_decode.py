@@ -263,7 +263,7 @@ def npy(array, **options):
     [
         (
             npy(np.zeros((4, 5, 3), np.uint8)),
-            "channels: 3, where the profile has 4; use a profile of its own",
+            "channels: 3, where the profile has 4; use your own profile",
         ),
         (npy(np.zeros((4, 5), np.uint8)), "channels: 1, where the profile has 4; "),
         (encoded(SMALL, "JPEG"), r"channels: 3 \(mode RGB\), where the profile has 4; "),

@@ -130,18 +130,18 @@ def _drop(*names):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_drop("train"), "holds no train/; "),
-        (_drop("val"), "holds no val/ or validation/; "),
+        (_drop("train"), "has no train/; "),
+        (_drop("val"), "has no val/ or validation/; "),
         (_drop("train/dog"), "class 'dog' is in val/ only; "),
         (_drop("val/cat"), "class 'cat' is in train/ only; "),
-        (_drop("train/cat", "train/dog", "val/cat", "val/dog"), "train/ holds no class folder; "),
+        (_drop("train/cat", "train/dog", "val/cat", "val/dog"), "train/ has no class folder; "),
         (
             lambda root: [path.unlink() for path in (root / "train/dog").iterdir()],
-            "dog: holds no image (.jpg",
+            "dog: has no image (.jpg",
         ),
         (
             lambda root: (root / "train/dog/again").symlink_to(root),
-            "dog/again: a link to a folder in a class; ",
+            "dog/again: is a link to a folder; ",
         ),
     ],
 )

@@ -42,7 +42,7 @@ def drawn_boxes(image, num_boxes):
     boxes, is_bicubic = CROP.draw(
         0, ids, np.full(num_boxes, image.height), np.full(num_boxes, image.width)
     )
-    return zip(boxes.tolist(), is_bicubic.tolist())
+    return zip(boxes.tolist(), is_bicubic.tolist(), strict=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

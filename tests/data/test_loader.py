@@ -105,7 +105,7 @@ def test_images_are_cropped_resized_and_flipped_as_drawn(grey):
     boxes, bicubic = CROP.draw(3, ids, np.full(16, 28), np.full(16, 30))
     assert bicubic.any() and not bicubic.all()
     for image, (_, i, _), box, is_bicubic, is_flipped in zip(
-        batch.images, ids, boxes, bicubic, Flip().draw(3, ids)
+        batch.images, ids, boxes, bicubic, Flip().draw(3, ids), strict=False
     ):
         mode = (
             functional.InterpolationMode.BICUBIC
@@ -191,7 +191,7 @@ def test_splits_share_the_crop_and_draw_on_their_own(digits):
     assert torch.equal(batch.images, plain.images) and torch.equal(batch.ids, plain.ids)
     ids = batch.ids.numpy()
     for split in (1, 2):
-        drawn = RAND_AUGMENT.draw(3, ids + [0, 0, repeats * split], 32)
+        drawn = RAND_AUGMENT.draw(3, np.add(ids, [0, 0, repeats * split]), 32)
         own = {
             key: values[(split - 1) * len(ids) : split * len(ids)]
             for key, values in batch.drawn[0].items()
@@ -230,7 +230,7 @@ def test_a_bad_image_ends_the_run_with_its_own_line(photos, num_workers):
     with pytest.raises(BadImage) as refused:
         list(stream.batches(0, 4, num_workers, "cpu"))
     text = str(refused.value)
-    assert text.endswith("(0 bytes); use a whole image, or bad_images=skip in training")
+    assert text.endswith("(0 bytes); use an intact file, or bad_images=skip in training")
     assert text.startswith(str(photos.index.folder)) and "\n" not in text
 
 
@@ -242,7 +242,9 @@ def test_skipped_images_are_replaced_by_a_fixed_rule_and_counted(photos):
     bad = [i for i in range(24) if photos.index.path(i).stat().st_size == 0]
     stand_ins = set()
     for batch in batches:
-        for image, label, (epoch, i, repeat) in zip(batch.images, batch.labels, batch.ids.tolist()):
+        for image, label, (_, i, _) in zip(
+            batch.images, batch.labels, batch.ids.tolist(), strict=True
+        ):
             if i in bad:
                 stand_ins.add(image.numpy().tobytes())
                 assert image.float().std() > 0 and label in (0, 1)
@@ -273,7 +275,7 @@ def test_skipping_ends_where_all_images_are_bad(make_folder):
     for path in (root / "train").glob("*/*"):
         path.write_bytes(b"")
     stream = stream_of(FolderSet(open_index(root, "train")), batch_images=4, bad_images="skip")
-    with pytest.raises(BadImage, match="10 others drawn in its place are bad as well"):
+    with pytest.raises(BadImage, match=r"10 .* are bad as well"):
         list(stream.batches(0, 1, 0, "cpu"))
 
 

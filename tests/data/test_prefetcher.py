@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.data.loader import MicroBatch
-from trainer.data.prefetcher import CudaLane, arriving
+from trainer.data.prefetcher import CudaCopyStream, prefetched
 
 
 def batch_of(step):
@@ -21,7 +21,7 @@ def batch_of(step):
 
 
 class Recorded:
-    """A lane that notes what happens."""
+    """A copy_stream that notes what happens."""
 
     def __init__(self, events):
         self.events = events
@@ -42,7 +42,7 @@ def test_each_micro_batch_is_sent_when_asked_for_and_joined_before_it_is_given()
             events.append(("made", step))
             yield batch_of(step)
 
-    stream = arriving(source(), "cuda", Recorded(events))
+    stream = prefetched(source(), "cuda", Recorded(events))
     assert events == []  # nothing before it is asked for
     for step, batch in enumerate(stream):
         assert events == [
@@ -64,21 +64,21 @@ def test_each_micro_batch_is_sent_when_asked_for_and_joined_before_it_is_given()
 
 def test_on_the_cpu_nothing_moves():
     batches = [batch_of(step) for step in range(2)]
-    for ours, theirs in zip(arriving(batches, "cpu"), batches, strict=True):
+    for ours, theirs in zip(prefetched(batches, "cpu"), batches, strict=True):
         assert ours is theirs
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gets_the_same_values():
-    lane = CudaLane("cuda")
+    copy_stream = CudaCopyStream("cuda")
     for step, batch in enumerate(
-        arriving(
+        prefetched(
             [
                 batch_of(step)._replace(images=batch_of(step).images.pin_memory())
                 for step in range(5)
             ],
             "cuda",
-            lane,
+            copy_stream,
         )
     ):
         assert batch.images.is_cuda and torch.equal(batch.images.cpu(), batch_of(step).images)

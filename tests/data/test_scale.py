@@ -108,7 +108,7 @@ MOST_GROWN_MIB = 4.0  # of a worker over an epoch; a million objects touched are
 
 @dataclass(frozen=True)
 class Unread(FolderSet):
-    """The files of an index, each looked up as if it were read, all of them the same small image."""
+    """The files of an index, each looked up as if it were read, all the same small image."""
 
     def read(self, i: int) -> Image.Image:
         assert self.index.path(i).suffix == ".JPEG"

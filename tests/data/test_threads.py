@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from trainer.data.threads import in_threads
+from trainer.data.threads import map_in_threads
 
 
 def numbers(last, closed):
@@ -29,18 +29,18 @@ def test_results_come_in_the_order_of_the_items(num_threads):
         first_may_end.set()
         return number**2
 
-    assert list(in_threads(square, numbers(20, closed), num_threads)) == [
+    assert list(map_in_threads(square, numbers(20, closed), num_threads)) == [
         number**2 for number in range(20)
     ]
     assert closed == [True] and not augmenting()
-    assert list(in_threads(square, [], num_threads)) == []
+    assert list(map_in_threads(square, [], num_threads)) == []
 
 
 def test_torch_has_one_thread_in_each_and_its_own_number_outside():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert set(in_threads(lambda _: torch.get_num_threads(), range(8), 2)) == {1}
+        assert set(map_in_threads(lambda _: torch.get_num_threads(), range(8), 2)) == {1}
         later = []
         thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
         thread.start(), thread.join()
@@ -71,14 +71,14 @@ def fail_at_3(number):
 def test_a_failure_is_raised_where_it_is_due(work, items, whole, message):
     seen = []
     with pytest.raises(ValueError, match=message):
-        for result in in_threads(work, items(), 3):
+        for result in map_in_threads(work, items(), 3):
             seen.append(result)
     assert seen == whole and not augmenting()
 
 
 def test_ending_early_ends_the_items_and_the_threads():
     closed = []
-    results = in_threads(abs, numbers(10**9, closed), 2)
+    results = map_in_threads(abs, numbers(10**9, closed), 2)
     assert [next(results), next(results)] == [0, 1] and len(augmenting()) == 2
     results.close()
     assert closed == [True] and not augmenting()

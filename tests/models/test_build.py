@@ -47,7 +47,7 @@ def test_an_unknown_model_is_refused_with_the_nearest():
 def test_weights_that_timm_does_not_have_are_refused_in_one_line():
     with pytest.raises(
         PlanError,
-        match="model=resnet50.typo: timm has no weights 'typo' of resnet50; use model=resnet50",
+        match=r"model=resnet50.typo: .*'typo'.*; use model=resnet50",
     ):
         check_model_name("resnet50.typo")
     check_model_name("resnet50.a1_in1k")
@@ -55,7 +55,7 @@ def test_weights_that_timm_does_not_have_are_refused_in_one_line():
 
 def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
     plan = small_plan("convnext", model="test_resnet", overrides="model.head_init_scale=0.5")
-    with pytest.raises(PlanError, match="model.head_init_scale: test_resnet has no such option"):
+    with pytest.raises(PlanError, match=r"model.head_init_scale: test_resnet has no such option"):
         build_model(plan)
 
 
@@ -67,7 +67,7 @@ def test_images_that_a_model_cannot_take_are_refused_with_a_size_that_it_can(
     train_px, test_px, place
 ):
     sizes = f"image.train_px={train_px} image.test_px={test_px}"
-    with pytest.raises(PlanError, match="cannot take such images") as caught:
+    with pytest.raises(PlanError, match=r"image.test_px|image.train_px") as caught:
         build_model(small_plan("convnext", model="convnext_atto", overrides=sizes))
     assert f"{place}=24: convnext_atto" in str(caught.value) and f'set="{place}=32"' in str(
         caught.value
@@ -82,9 +82,7 @@ def test_images_that_a_model_cannot_take_are_refused_with_a_size_that_it_can(
 def test_the_size_that_images_grow_from_is_tried_too():
     growth = "{from_px: 16, from_epoch: 0, to_epoch: 1, multiple_px: 8, updated: per_epoch}"
     plan = small_plan("convnext", model="convnext_atto", overrides=f"'image.growth={growth}'")
-    with pytest.raises(
-        PlanError, match="image.growth.from_px=16: convnext_atto cannot take such images"
-    ):
+    with pytest.raises(PlanError, match=r"image.growth.from_px=16: convnext_atto"):
         build_model(plan)
 
 
@@ -131,18 +129,18 @@ def test_precise_norm_is_refused_where_it_cannot_be_followed():
     plan = small_plan(overrides=PRECISE)
     with pytest.raises(
         PlanError,
-        match="no norm of test_resnet keeps running statistics of batches; leave precise_norm out",
+        match=r"precise_norm: .*test_resnet.*leave precise_norm out",
     ):
         check_precise_norm(plan, nn.GroupNorm(1, 4))
     norm = nn.BatchNorm2d(3)
     with pytest.raises(
         PlanError,
-        match="precise_norm.images 20 is no multiple of batch.norm_images 8; use 16 or 24",
+        match=r"precise_norm.images 20 .*batch.norm_images 8; use 16 or 24",
     ):
         check_precise_norm(small_plan(overrides="precise_norm='{images: 20}'"), norm)
     with pytest.raises(
         PlanError,
-        match='more than the 1408 images in full steps of an epoch; use set="precise_norm.images=1408"',
+        match=r'1408 images.*; use set="precise_norm.images=1408"',
     ):
         check_precise_norm(small_plan(overrides="precise_norm='{images: 1416}'"), norm)
     check_precise_norm(plan, norm)
@@ -152,7 +150,7 @@ def test_a_model_is_refused_with_its_plan_where_precise_norm_cannot_be_followed(
     plan = plan_of(Job("pycls-dds", "convnext_atto", data="imagenet-1k"))
     with pytest.raises(
         PlanError,
-        match="precise_norm: no norm of convnext_atto keeps running statistics of batches",
+        match=r"precise_norm: .*convnext_atto",
     ):
         assemble(plan)
 
@@ -160,7 +158,7 @@ def test_a_model_is_refused_with_its_plan_where_precise_norm_cannot_be_followed(
 def test_a_start_at_zero_is_refused_where_no_norm_ends_a_branch_and_one_without_it_is_followed():
     with pytest.raises(
         PlanError,
-        match='no norm ends the residual branches of test_convnext; use set="model.zero_init_last=null"',
+        match=r'test_convnext.*; use set="model.zero_init_last=null"',
     ):
         build_model(
             small_plan(
@@ -193,7 +191,8 @@ PAIRED = "{name: batch_channel_norm, groups: 8, eps: 1.0e-5, momentum: 0.1, stat
         (64, GATE, r"layer\d\S* ", False),  # the gate's norm is behind a pooling
         (
             64,
-            "'image.growth={from_px: 32, from_epoch: 0, to_epoch: 1, multiple_px: 32, updated: per_epoch}' ",
+            "'image.growth={from_px: 32, from_epoch: 0, to_epoch: 1, multiple_px: 32, "
+            "updated: per_epoch}' ",
             "growth.from_px",
             True,
         ),

@@ -14,7 +14,7 @@ from support.pieced import relative
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.engine.state import TrainingState
-from trainer.models.parts.standardize_layers import StandardizedConv2d
+from trainer.models.parts.standardize import StandardizedConv2d
 from trainer.models.small_maps import leave_out_padding_taps, used_taps
 
 SHAPES = list(itertools.product((1, 2, 3, 4, 5, 8), (3, 5, 7), (1, 2, 4), (0, 1, 2, 3)))
@@ -70,7 +70,10 @@ def test_results_and_gradients_are_torchs(layer, px):
 
 def test_it_is_in_every_run_on_a_cpu_and_its_copies_and_evaluations_are_their_own():
     plan = small_plan(
-        overrides="average='{name: ema, decay: 0.9, every_steps: 1}' 'model={norm: {name: group_norm, groups: 4, eps: 1e-5}, weight_standardization: {name: weight_standardization, of: all, depthwise: false, eps: 1e-5, eps_place: inside, variance: biased}}'"
+        overrides="average='{name: ema, decay: 0.9, every_steps: 1}' "
+        "'model={norm: {name: group_norm, groups: 4, eps: 1e-5}, weight_standardization: "
+        "{name: weight_standardization, of: all, depthwise: false, eps: 1e-5, eps_place: inside, "
+        "variance: biased}}'"
     )
     state = TrainingState(plan, make_settings("cpu", workers="0"))
     assert any(

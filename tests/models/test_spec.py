@@ -27,7 +27,7 @@ from support.parts import (
 from support.plans import small_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part, SurgeryError, counted
-from trainer.models.parts import body_layers
+from trainer.models.parts import bodies
 from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
 from trainer.recipe.tree import plain
@@ -47,7 +47,8 @@ def test_the_walk_finds_every_part_that_there_is():
 
 
 def plan_with(case, family):
-    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
+    sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
+    sizes += "batch.images=64 batch.norm_images=64"
     text = f"{sizes} '{written(case)}'"
     return small_plan(PAGE, model=family, overrides=text), text
 
@@ -72,20 +73,20 @@ def outputs(model: nn.Module, seed: int) -> torch.Tensor:
     return model(images(seed))
 
 
-def check_swap(swap, key: str, model: nn.Module, plain_model: nn.Module) -> None:
+def check_swap(replacement, key: str, model: nn.Module, plain_model: nn.Module) -> None:
     """Its places are there, each once, and what it says that it found is what stands there in
     timm's own model.
     """
-    assert swap.part == key and swap.after and "\n" not in str(swap)
-    assert swap.places and len(set(swap.places)) == len(swap.places)
-    for place in swap.places:
+    assert replacement.part == key and replacement.after and "\n" not in str(replacement)
+    assert replacement.places and len(set(replacement.places)) == len(replacement.places)
+    for place in replacement.places:
         model.get_submodule(place)
     there = dict(counted(plain_model.modules()))
-    assert all(0 < count <= there[kind] for kind, count in swap.before), str(swap)
+    assert all(0 < count <= there[kind] for kind, count in replacement.before), str(replacement)
     if key in ("norm", "activation", "weight_standardization"):
-        assert swap.before == counted(map(plain_model.get_submodule, swap.places))
-        changed = counted(map(model.get_submodule, swap.places))
-        assert changed != swap.before or swap.after.startswith(
+        assert replacement.before == counted(map(plain_model.get_submodule, replacement.places))
+        changed = counted(map(model.get_submodule, replacement.places))
+        assert changed != replacement.before or replacement.after.startswith(
             changed[0][0]
         )  # a batch norm of other numbers
 
@@ -153,20 +154,20 @@ def check_export(model: nn.Module, plan, text: str, folder: Path) -> None:
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_a_part_works_on_both_families(case, family, tmp_path):
     """Or is refused on one of them, in one line that names the place and what the model has."""
-    key, kind = case
+    key, _ = case
     plan, text = plan_with(case, family)
     try:
-        model, swaps = assemble(plan)
+        model, replacements = assemble(plan)
     except SurgeryError as error:
         other = next(one for one in FAMILIES if one != family)
         assert str(error).startswith(f"model.{key}: ") and "\n" not in str(error)
         assemble(plan_with(case, other)[0])
         return
     if not is_timms(plan):
-        (swap,) = swaps
-        check_swap(swap, key, model, plain_model(family))
+        (replacement,) = replacements
+        check_swap(replacement, key, model, plain_model(family))
     again, same = assemble(plan)
-    assert same == swaps
+    assert same == replacements
     check_equal(model, again)
     assert torch.equal(outputs(model, 5), outputs(again, 5))
     check_gradients(model)
@@ -190,11 +191,17 @@ def test_a_part_says_what_it_is_and_where_it_comes_from(case):
 
 # ---- layers of our own
 
-LAYER_FILES = sorted(path.stem for path in Path(body_layers.__file__).parent.glob("*_layers.py"))
+LAYER_MODULES = [
+    "trainer.models.edit.layer_kinds",
+    *(
+        f"trainer.models.parts.{path.stem}"
+        for path in Path(bodies.__file__).parent.glob("[!_]*.py")
+    ),
+]
 
 
-def layers_in(file: str) -> list[type[nn.Module]]:
-    module = importlib.import_module(f"trainer.models.parts.{file}")
+def layers_in(name: str) -> list[type[nn.Module]]:
+    module = importlib.import_module(name)
     return [
         found
         for found in vars(module).values()
@@ -205,9 +212,9 @@ def layers_in(file: str) -> list[type[nn.Module]]:
     ]
 
 
-OURS = [layer for file in LAYER_FILES for layer in layers_in(file)]
+OURS = [layer for name in sorted(LAYER_MODULES) for layer in layers_in(name)]
 FEATURES = (4, 4, 2, 3)
-FORM = body_layers.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
+FORM = bodies.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
 
 # How to make one of each, and the shape that it is given.
 LAYERS = {
@@ -270,9 +277,11 @@ def test_parts_come_in_their_order_and_an_empty_section_is_timms():
 
 def test_several_parts_are_put_in_together():
     parts = (
-        "model.stem={name: cifar} model.norm={name: group_norm, groups: 32, eps: 1e-5} model.activation={name: silu} "
+        "model.stem={name: cifar} model.norm={name: group_norm, groups: 32, eps: 1e-5} "
+        "model.activation={name: silu} "
         "'model.attention={name: squeeze_excite, position: after_last_norm, reduction: 16}' "
-        "'model.weight_standardization={name: weight_standardization, of: followed_by_norm, depthwise: false, "
+        "'model.weight_standardization={name: weight_standardization, of: followed_by_norm, "
+        "depthwise: false, "
         "variance: unbiased, eps: 1e-5, eps_place: outside}'"
     )
     quoted = (
@@ -284,8 +293,8 @@ def test_several_parts_are_put_in_together():
         .replace("model.activation={name: silu}", "'model.activation={name: silu}'")
     )
     plan = small_plan("A2", model="bottlenecks", overrides=quoted)
-    model, swaps = assemble(plan)
-    assert [swap.part for swap in swaps] == [
+    model, replacements = assemble(plan)
+    assert [replacement.part for replacement in replacements] == [
         "stem",
         "attention",
         "norm",

@@ -1,4 +1,4 @@
-"""Decoding a whole data set to see what a run would meet."""
+"""Decoding a whole dataset to find bad and unusual images before a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.datasets.members import oddities
 from trainer.data.decode import BadImage
 
-_IMAGES_AT_ONCE = 4096  # a future each: bounds the memory
+_IMAGES_AT_ONCE = 4096  # one future each: bounds the memory
 _NUM_NAMED = 20
 
 
@@ -23,8 +23,8 @@ _NUM_NAMED = 20
 class DataReport:
     """What one split holds.
 
-    bad: one line per image that does not decode. odd: per oddity the paths that have it; they
-    decode. class_counts: images per class.
+    bad: one line per image that does not decode. odd: unusual kinds with the paths of such images,
+    which decode. class_counts: images per class.
     """
 
     num_images: int
@@ -34,17 +34,16 @@ class DataReport:
 
     @property
     def is_sound(self) -> bool:
-        """Would a run with bad_images=fail meet no bad image?"""
+        """Do all images decode, so that a run with bad_images=fail succeeds?"""
         return not self.bad
 
 
 def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
-    """Decode every image of one split. Decoders let go of Python's lock, so threads share the
-    work.
-    """
+    """Decode every image of one split. Decoders release the GIL, so threads share the work."""
     counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
     bad, odd = ((), {}) if image_set.is_in_memory else _check_images(image_set, num_threads)
-    return DataReport(image_set.num_images, bad, odd, dict(zip(image_set.classes, counts.tolist())))
+    class_counts = dict(zip(image_set.classes, counts.tolist(), strict=True))
+    return DataReport(image_set.num_images, bad, odd, class_counts)
 
 
 def _check_images(
@@ -55,7 +54,7 @@ def _check_images(
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
             places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
-            for i, found in zip(places, pool.map(partial(_look, image_set), places)):
+            for i, found in zip(places, pool.map(partial(_look, image_set), places), strict=True):
                 if isinstance(found, BadImage):
                     bad.append(str(found))
                     continue
@@ -65,7 +64,7 @@ def _check_images(
 
 
 def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
-    """The oddities of an image's file; of a .beton, which has its own bytes, none."""
+    """What is unusual about an image file; nothing for a .beton, which stores its own bytes."""
     try:
         if isinstance(image_set, FolderSet):
             return oddities(image_set.index.path(i), image_set.num_channels)
@@ -76,7 +75,7 @@ def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
 
 
 def report_table(report: DataReport, split: str) -> Table:
-    """The report for the terminal: counts, then the first of the files to look at."""
+    """The report as a table: counts, and the first of the files concerned."""
     table = Table(
         "what", "images", "which", title=f"{split}: {report.num_images} images, {_spread(report)}"
     )
@@ -92,7 +91,7 @@ def _spread(report: DataReport) -> str:
 
 
 def _named(lines: tuple[str, ...]) -> Text:
-    """As Text: a bracket in a path is no markup."""
+    """As Text, since rich would read a bracket in a path as markup."""
     rest = len(lines) - _NUM_NAMED
     return Text(
         readable("\n".join(lines[:_NUM_NAMED])) + (f"\n… and {rest} more" if rest > 0 else ""),

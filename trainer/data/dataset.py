@@ -1,7 +1,8 @@
-"""The two splits of a data set, opened for one run."""
+"""The two splits of a dataset, opened for one run."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
-from trainer.data.prefetcher import arriving
+from trainer.data.prefetcher import prefetched
 from trainer.data.transforms import fill_of
 from trainer.distributed.communicator import Ranks, alone
 
@@ -23,7 +24,7 @@ EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """Training and validation images of one data set."""
+    """Training and validation images of one dataset."""
 
     train: ImageSet
     val: ImageSet
@@ -35,16 +36,12 @@ class OpenedData:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the training and the validation images' own fingerprints."""
-        import hashlib
-
         return hashlib.sha256(
             f"{self.train.fingerprint} {self.val.fingerprint}".encode()
         ).hexdigest()
 
     def loader_name(self, settings) -> str:
-        """Who reads the training images, for the row: with the decoder of JPEG files where there
-        may be such.
-        """
+        """The loader of the training images, for the row: with its JPEG decoder, if it uses one."""
         is_plain = self.train.is_in_memory or settings.loader != "torch"
         return settings.loader if is_plain else f"{settings.loader}, {decoder_name()}"
 
@@ -58,18 +55,18 @@ class OpenedData:
     ) -> Iterator[MicroBatch]:
         """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
 
-        wrap: what takes the stream's place, as for faults on purpose.
+        wrap: replaces the stream, as fault injection does.
         """
         stream = self.stream(plan, settings, ranks)
         if wrap is not None:
             stream = wrap(stream)
-        return arriving(
+        return prefetched(
             stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device),
             settings.device,
         )
 
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
-        """The training micro-batches of a plan by key, this rank's."""
+        """This rank's training micro-batches of a plan, by key."""
         return _stream_of(settings.loader)(
             image_set=self.train if settings.loader == "pil" else for_training(self.train),
             seed=plan.seed,
@@ -93,8 +90,8 @@ class OpenedData:
     def val_batches(
         self, plan, settings, ranks: Ranks = alone()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order; of several ranks each has some of the batches,
-        none of them padded.
+        """Every validation image once, in order; several ranks share the batches, without
+        padding.
         """
         image = plan.recipe.image
         return iter(
@@ -115,7 +112,7 @@ class OpenedData:
 def _stream_of(loader: str) -> type[TrainStream]:
     if loader != "ffcv":
         return TrainStream
-    from trainer.data.ffcv.stream import FfcvStream  # it takes seconds to import
+    from trainer.data.ffcv.stream import FfcvStream  # optional: imports ffcv and numba
 
     return FfcvStream
 
@@ -123,10 +120,10 @@ def _stream_of(loader: str) -> type[TrainStream]:
 def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedData:
     """Open both splits.
 
-    in_beton: from the folder's .beton files, whatever else lies there; without it, where nothing
-    else does.
+    in_beton: from the folder's .beton files, whatever else is in it; without it, only where nothing
+    else is.
 
-    Raises DataError where they are not found or do not fit the profile.
+    Raises DataError where they are not found or do not match the profile.
     """
     if in_beton or (has_betons(data_dir) and not holds_files(data_dir)):
         return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))

@@ -1,12 +1,11 @@
-"""From a file to pixels, and from an image to a square of them: by PIL, as timm does it.
+"""Decoding images, and cropping and resizing them, by PIL as timm does.
 
-What timm's `Image.open(...).convert("RGB")` decides is decided here too: alpha is dropped, not
-composited; CMYK goes by PIL's plain formula; EXIF orientation is not applied (check-data lists such
-files). One thing differs: 16-bit grey is scaled to 8 bits, where PIL may clip it to white.
+The same choices as timm's `Image.open(...).convert("RGB")`: alpha is dropped, not composited; CMYK
+is converted by PIL's simple formula; EXIF orientation is not applied (check-data lists such files).
+One difference: 16-bit grey is scaled to 8 bits, where PIL may clip it to white.
 
-A profile of one channel sees the luma (PIL's "L") of what three channels would see. Any other
-number of channels must be in the files themselves: LA, RGBA, RGBX and CMYK as they lie, and .npy
-arrays [H, W, C] uint8 for every number.
+A one-channel profile reads the luma (PIL's "L") of the RGB image. Any other number of channels must
+be stored in the files: LA, RGBA, RGBX and CMYK as they are, and .npy arrays [H, W, C] uint8.
 """
 
 from __future__ import annotations
@@ -46,26 +45,25 @@ _PLAIN_MODES = (
 )  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
 _NPY_MAGIC = b"\x93NUMPY"
-# Of all that PIL opens, what may lie under EXTENSIONS: others run programs (EPS runs Ghostscript)
-# or are rarely looked at.
+# Of PIL's formats only those of EXTENSIONS: others run programs (EPS runs Ghostscript) or have
+# rarely audited decoders.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
 _LARGEST_FILE_MIB = 1024
 
 
 class BadImage(DataError):
-    """A file that does not decode to an image: one line with its path and the reason."""
+    """A file that does not decode: one line with its path and the reason."""
 
 
 class _Unfit(ValueError):
-    """A whole image, but not one of the profile's: what was found, and what to do."""
+    """An image that decodes but does not match the profile: what was found, and a remedy."""
 
 
 class Planes:
-    """An image of any number of channels, each a grey image of PIL's: so much of PIL's surface as
-    squares need.
+    """An image of any number of channels, each a grey PIL image; with the methods of PIL's Image
+    that are used here.
 
-    PIL resizes the channels of an RGB image one by one, so three planes give the same bytes as that
-    image.
+    PIL resizes the channels of an RGB image independently, so three planes give the same bytes.
     """
 
     def __init__(self, planes: Sequence[Image.Image]):
@@ -86,8 +84,8 @@ class Planes:
 
 
 class Pixels:
-    """An image that lies in memory: [H, W] grey or [H, W, 3] uint8. Only the part within a box ever
-    becomes PIL's.
+    """An image in memory: [H, W] grey or [H, W, 3] uint8. Only the cropped part becomes a PIL
+    image.
     """
 
     def __init__(self, pixels: np.ndarray):
@@ -104,8 +102,8 @@ class Pixels:
 
 
 def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
-    """Decode one file, 8 bits per channel: to RGB, to its luma ("L") for one channel, else to as
-    many planes.
+    """Decode one file, 8 bits per channel: to RGB, to luma ("L") for one channel, else to
+    Planes.
 
     Raises BadImage with the path and the reason.
     """
@@ -113,7 +111,7 @@ def read_image(path: Path, channels: int = 3) -> Image.Image | Planes:
 
 
 def decoded(path: Path, content: bytes, channels: int) -> Image.Image | Planes:
-    """What read_image makes of a file whose bytes are read already. Raises BadImage."""
+    """read_image of a file whose bytes are read already. Raises BadImage."""
     with named(path):
         return in_channels(open_content(content), channels)
 
@@ -123,7 +121,7 @@ def content_of(path: Path) -> bytes:
     with named(path):
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST_FILE_MIB * 2**20:
-            raise ValueError(f"no file, or one of more than {_LARGEST_FILE_MIB} MiB")
+            raise ValueError(f"not a regular file, or more than {_LARGEST_FILE_MIB} MiB")
         return path.read_bytes()
 
 
@@ -150,8 +148,8 @@ def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
 
 
 def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
-    """What is unusual about an open image. is_as_it_lies: any mode is usual, as its channels are
-    taken as they are.
+    """What is unusual about an open image. is_as_it_lies: its channels are read as stored, so any
+    mode is usual.
     """
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
     if _is_16_bit(image):
@@ -166,8 +164,8 @@ def train_square(
 ) -> np.ndarray:
     """Crop, then resize: the pixels [C, train_px, train_px] uint8, C = 1 for a grey image.
 
-    box: (top, left, height, width) in the image's own pixels. Cropping comes first, so that the
-    filter never sees what lies outside the box, as in torchvision's resized_crop.
+    box: (top, left, height, width) in the image's pixels. Cropped first, so that the filter never
+    reads pixels outside the box, as in torchvision's resized_crop.
     """
     top, left, height, width = box
     return _square_of(image.crop((left, top, left + width, top + height)), resampling, train_px)
@@ -193,9 +191,7 @@ def evaluation_square(
 
 
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
-    """Squares of one size and one number of channels as one array [B, side_px, side_px, C]
-    uint8.
-    """
+    """Squares of the same size and channels as one array [B, side_px, side_px, C] uint8."""
     return np.frombuffer(bytearray().join(squares), np.uint8).reshape(
         len(squares), side_px, side_px, -1
     )
@@ -203,7 +199,7 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises over anybody's bytes into one line about the file."""
+    """Turn whatever a decoder raises for damaged bytes into one line with the file's path."""
     try:
         yield
     except _Unfit as error:
@@ -215,13 +211,13 @@ def named(path: Path) -> Iterator[None]:
             else " ".join(str(error).split())
         )
         reason = reason or type(error).__name__
-        remedy = "use a whole image, or bad_images=skip in training"
+        remedy = "use an intact file, or bad_images=skip in training"
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
 
 
 def open_content(content: bytes) -> Image.Image | np.ndarray:
-    """An image file's bytes: an image not yet decoded, or the array of an .npy file. Raises
-    whatever a decoder does.
+    """The bytes of an image file as an undecoded image, or as the array of an .npy file. Raises
+    whatever a decoder raises.
     """
     if not content:
         raise ValueError("0 bytes")
@@ -231,9 +227,7 @@ def open_content(content: bytes) -> Image.Image | np.ndarray:
 
 
 def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
-    """Decode it into so many channels: 3 is RGB, 1 is luma, any other number the file must hold
-    itself.
-    """
+    """Decode it into a number of channels: 3 is RGB, 1 is luma, any other must be stored."""
     if isinstance(image, np.ndarray):
         return _of_array(image, channels)
     if channels == 3:
@@ -247,7 +241,7 @@ def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image |
 
 
 def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
-    """An array as it lies: [H, W, C] uint8, or [H, W] for one channel."""
+    """An array as stored: [H, W, C] uint8, or [H, W] for one channel."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise _Unfit(
             f"an array {list(array.shape)} of {array.dtype}; use [height, width, channels] of uint8"
@@ -262,14 +256,15 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
 
 
 def _other_channels(found: str, channels: int) -> _Unfit:
-    remedy = "a profile of its own with channels, mean and std (data=<its .yaml>), or bad_images=skip in training"
-    return _Unfit(f"channels: {found}, where the profile has {channels}; use {remedy}")
+    return _Unfit(
+        f"channels: {found}, where the profile has {channels}; use your own profile with channels, "
+        "mean and std (data=<its .yaml>), or bad_images=skip in training"
+    )
 
 
 def _is_16_bit(image: Image.Image) -> bool:
-    return image.mode == "I" or image.mode.startswith(
-        "I;16"
-    )  # PIL before 11 opens 16-bit PNG as "I"
+    # PIL before 11 opens 16-bit PNG as "I"
+    return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The batches of an evaluation: every image once, in order, as timm shows them."""
+"""The batches of an evaluation: every image once, in order, preprocessed as in timm."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from trainer.data.workers import items_of, whole
 class EvaluationStream:
     """The evaluation batches of a pass by number: every image once, in order, none padded.
 
-    A bad image ends the pass whatever the run's bad_images: a score over fewer images is another
-    score.
+    A bad image stops the evaluation whatever the run's bad_images: a score over fewer images is
+    another score.
     """
 
     image_set: ImageSet
@@ -62,9 +62,9 @@ def evaluation_batches(
     """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
     GPU.
 
-    Of the batches only the rank-th, and every num_ranks-th after it: each is the same however many
-    ranks share them. The processes end with the pass: ones that stayed would hold copies of all
-    memory that training writes anew.
+    A rank gets every num_ranks-th batch from the rank-th on: a batch is the same however many ranks
+    share them. The workers end with the pass: persistent ones would hold copies of all memory that
+    training overwrites (copy-on-write).
 
     Raises BadImage.
     """
@@ -73,6 +73,6 @@ def evaluation_batches(
 
 
 def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:
-    """[B, H, W, 1 or num_channels] to [B, num_channels, H, W]: grey stands in all of them."""
+    """[B, H, W, 1 or num_channels] to [B, num_channels, H, W]: grey is repeated."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return images.expand(-1, num_channels, -1, -1).contiguous()

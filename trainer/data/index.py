@@ -1,11 +1,11 @@
 """The index of an image folder: built once, cached, memory-mapped, the same arrays in every
 process.
 
-A file is a stretch of one blob of path bytes, so 1.3 million of them cost no Python objects.
+A path is a range of one byte array, so 1.3 million of them cost no Python objects.
 
 Links: a link to a file counts as that file, wherever it points; train/, val/ and class folders may
-be links; a link to a folder further down is refused, since it could close a circle. A link that
-leads nowhere counts as a file of 0 bytes.
+be links; a link to a folder further down is rejected, since it could form a cycle. A broken link
+counts as a file of 0 bytes.
 """
 
 from __future__ import annotations
@@ -26,17 +26,9 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 
 EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # torchvision's
-EXTENSIONS += (".npy",)  # images of any number of channels
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",  # torchvision's
+    ".npy",  # images of any number of channels
+)  # fmt: skip
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
 _LAYOUT = 2  # of the cached files, and what they list: a cache of another layout is stale
@@ -44,14 +36,14 @@ _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 
 
 class DataError(UserError):
-    """A data set is not where it should be, or not as it should be."""
+    """A dataset is missing, damaged, or does not match its profile."""
 
 
 class Index:
     """One split of an image folder: class by class, in the order of the paths' bytes.
 
-    labels: [N] int32, places in `classes`. sizes: [N] int64, bytes. classes: folder names in sorted
-    order. fingerprint: sha256 (hex) over relative path, label and size of every file; not over the
+    labels: [N] int32, indices into `classes`. sizes: [N] int64, bytes. classes: folder names,
+    sorted. fingerprint: sha256 (hex) over relative path, label and size of every file; not over the
     pixels.
     """
 
@@ -63,22 +55,20 @@ class Index:
         )
 
     def __reduce__(self):
-        """Sent to another process, it maps the same files again: the arrays are not copied."""
+        """In another process it maps the same files again: the arrays are not copied."""
         return Index, (self.folder, self.stem_of, self.classes, self.fingerprint)
 
     def check(self) -> None:
-        """Read all of the arrays once. Raises ValueError where they are not those that the
-        fingerprint is of.
-        """
+        """Read all arrays once. Raises ValueError where they do not match the fingerprint."""
         arrays = dict(
             zip(ARRAYS, (self._paths, self._offsets, self.labels, self.sizes), strict=True)
         )
         if any(values.dtype != ARRAYS[name] or values.ndim != 1 for name, values in arrays.items()):
-            raise ValueError("arrays of another kind")
+            raise ValueError("wrong types of arrays")
         if fingerprint_of(arrays) != self.fingerprint or self.labels.max(initial=0) >= len(
             self.classes
         ):
-            raise ValueError("arrays of another split")
+            raise ValueError("arrays do not match the fingerprint")
 
     @property
     def num_images(self) -> int:
@@ -86,7 +76,7 @@ class Index:
         return len(self.labels)
 
     def path(self, i: int) -> Path:
-        """Where image i lies."""
+        """The path of image i."""
         return self.folder / os.fsdecode(self.name(i))
 
     def name(self, i: int) -> bytes:
@@ -95,22 +85,21 @@ class Index:
 
 
 def cache_folder() -> Path:
-    """The user's cache folder of this program."""
+    """This program's cache folder of the user."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rsb"
 
 
 def is_image_folder(root: Path) -> bool:
-    """Does it hold train/<class>/ folders?"""
+    """Has it train/<class>/ folders?"""
     train = Path(root) / "train"
     return train.is_dir() and bool(_class_names(train))
 
 
 def open_index(root: Path, split: str) -> Index:
-    """The index of root/train or root/val (or validation), from the cache where the folders' times
-    have not moved.
+    """The index of root/train or root/val (or validation), from the cache if the folders' times
+    have not changed.
 
-    A file that is rewritten in place moves no folder's time: its size in the index is then the old
-    one.
+    A file rewritten in place does not change its folder's time: the index then keeps its old size.
 
     Raises DataError without train/ or val/, for an empty class, for classes that differ between the
     two, and where the cache cannot be written.
@@ -126,19 +115,17 @@ def open_index(root: Path, split: str) -> Index:
 
 
 def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
-    """List the files of the class folders, store the arrays beside the record, the record last, and
-    open it.
-    """
+    """Scan the class folders, store the arrays, then the record beside them, and open the index."""
     arrays, stamps = _scan(folder, classes)
     fingerprint = fingerprint_of(arrays)
-    facts = {
+    metadata = {
         "layout": _LAYOUT,
         "folder": os.path.abspath(folder),
         "classes": classes,
         "stamps": stamps,
     }
     try:
-        store_index(arrays, facts | {"fingerprint": fingerprint}, record)
+        store_index(arrays, metadata | {"fingerprint": fingerprint}, record)
     except OSError as error:
         raise DataError(
             f"{record.parent}: the index of {folder} cannot be written there ({error.strerror}); "
@@ -147,27 +134,26 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
     return Index(folder, stem_of(record, fingerprint), classes, fingerprint)
 
 
-def store_index(arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
-    """Write the arrays under names that hold their fingerprint, then the record that names them;
-    drop older arrays.
+def store_index(arrays: dict[str, np.ndarray], metadata: dict, record: Path) -> None:
+    """Write the arrays under names with their fingerprint, then the record that refers to them;
+    delete older arrays.
 
-    Each file appears whole or not at all; two processes that build the same index write the same
-    bytes.
+    Each file is written atomically; two processes that build the same index write the same bytes.
     """
     record.parent.mkdir(parents=True, exist_ok=True)
-    stem = stem_of(record, facts["fingerprint"])
+    stem = stem_of(record, metadata["fingerprint"])
     for name, values in arrays.items():
-        with _appearing(array_file(stem, name)) as file:
+        with _atomic_file(array_file(stem, name)) as file:
             np.save(file, values)
-    with _appearing(record) as file:
-        file.write(json.dumps(facts).encode())
+    with _atomic_file(record) as file:
+        file.write(json.dumps(metadata).encode())
     for old in record.parent.glob(f"{record.stem}-*.npy"):
         if not old.name.startswith(stem.name):
             old.unlink(missing_ok=True)
 
 
-class _appearing:
-    """A file that takes its name when it is whole."""
+class _atomic_file:
+    """A file that gets its name when it is complete."""
 
     def __init__(self, path: Path):
         self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -185,7 +171,7 @@ class _appearing:
 
 
 def stem_of(record: Path, fingerprint: str) -> Path:
-    """What the names of the arrays of an index begin with; record: the file that names them."""
+    """The common stem of an index's array files; record: the file that refers to them."""
     return record.with_name(f"{record.stem}-{fingerprint[:16]}")
 
 
@@ -195,17 +181,20 @@ def array_file(stem: Path, name: str) -> Path:
 
 
 def _open_cached(folder: Path, record: Path) -> Index:
-    facts = json_file(record)
-    if facts["layout"] != _LAYOUT or facts["folder"] != os.path.abspath(folder):
-        raise ValueError("of another layout or folder")
+    metadata = json_file(record)
+    if metadata["layout"] != _LAYOUT or metadata["folder"] != os.path.abspath(folder):
+        raise ValueError("another layout or folder")
     found = Index(
-        folder, stem_of(record, facts["fingerprint"]), tuple(facts["classes"]), facts["fingerprint"]
+        folder,
+        stem_of(record, metadata["fingerprint"]),
+        tuple(metadata["classes"]),
+        metadata["fingerprint"],
     )
-    with ThreadPoolExecutor(1) as pool:  # arrays are hashed while the folders' times are asked for
+    with ThreadPoolExecutor(1) as pool:  # hashes the arrays while stat() runs here
         checked = pool.submit(found.check)
         if any(
             os.stat(os.path.join(folder, name)).st_mtime_ns != stamp
-            for name, stamp in facts["stamps"].items()
+            for name, stamp in metadata["stamps"].items()
         ):
             raise ValueError("stale")
         checked.result()
@@ -217,7 +206,7 @@ def _split_folder(root: Path, split: str) -> Path:
         if (Path(root) / name).is_dir():
             return Path(root) / name
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
-    raise DataError(f"{root}: holds no {names}; use train/<class>/… and val/<class>/…")
+    raise DataError(f"{root}: has no {names}; use train/<class>/… and val/<class>/…")
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -228,7 +217,7 @@ def _classes(root: Path) -> tuple[str, ...]:
         raise DataError(f"{root}: class {name!r} is in {where}/ only; use the same classes in both")
     if not train:
         raise DataError(
-            f"{root}: train/ holds no class folder; use train/<class>/… and val/<class>/…"
+            f"{root}: train/ has no class folder; use train/<class>/… and val/<class>/…"
         )
     return train
 
@@ -243,9 +232,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The four arrays of a split, and the time of every folder in it (ns, by path relative to the
-    split's).
-    """
+    """The arrays of a split, and the modification time (ns) of each folder by relative path."""
     stamps: dict[str, int] = {}
     _stamp(folder, ".", stamps)
     paths, offsets, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
@@ -253,14 +240,14 @@ def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray]
         files = sorted(_files(folder, name, stamps))
         if not files:
             raise DataError(
-                f"{folder / name}: holds no image ({' '.join(EXTENSIONS)}); add one at least"
+                f"{folder / name}: has no image ({' '.join(EXTENSIONS)}); add at least one"
             )
         for path, size in files:
             paths += path
             offsets.append(len(paths))
             labels.append(label)
             sizes.append(size)
-    columns = zip(ARRAYS.items(), (paths, offsets, labels, sizes))
+    columns = zip(ARRAYS.items(), (paths, offsets, labels, sizes), strict=True)
     return {name: np.frombuffer(values, dtype) for (name, dtype), values in columns}, stamps
 
 
@@ -278,7 +265,7 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
                 if entry.is_dir():
                     if entry.is_symlink():
                         raise DataError(
-                            f"{folder / path}: a link to a folder in a class; use the folder itself"
+                            f"{folder / path}: is a link to a folder; use the folder itself"
                         )
                     pending.append(path)
                 elif entry.name.lower().endswith(EXTENSIONS):
@@ -286,8 +273,8 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
 
 
 def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
-    """Note a folder's time before it is listed; one so young that it may change unseen gets a time
-    that never fits.
+    """Record a folder's time before it is listed; one changed just now gets a time that never
+    matches, since a file system's clock may be too coarse to show a further change.
     """
     changed_ns = os.stat(folder / inside).st_mtime_ns
     stamps[inside] = changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else -1
@@ -296,12 +283,10 @@ def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
 def _size(entry: os.DirEntry) -> int:
     try:
         about = entry.stat()
-    except OSError:  # a link that leads nowhere, or in a circle
+    except OSError:  # a broken or cyclic link
         return 0
-    if not stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-        raise DataError(
-            f"{entry.path}: a pipe or a device; put an image in its place, or remove it"
-        )
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe would block
+        raise DataError(f"{entry.path}: is a pipe or a device; remove it")
     return about.st_size
 
 

@@ -1,21 +1,19 @@
-"""JPEG files for training, decoded as far as a crop needs and no further: faster, and the same
-within grey levels.
+"""Partial decoding of JPEG files for training, only as far as a crop needs: faster than PIL, and
+the same within a few grey levels.
 
-Three savings over decoding by PIL, each left out where a file is not made for it:
-    rows     below the crop are not decoded: the pixels above them stay as they are, bit for bit
-    scale    a crop at least twice, four or eight times the wanted size is decoded at a half, a
-             quarter or an eighth, by
-             a smaller inverse cosine transform
+Three savings over decoding by PIL, each skipped for files that do not allow it:
+    rows     below the crop are not decoded: the pixels above them are the same, bit for bit
+    scale    a crop of at least 2, 4 or 8 times the wanted size is decoded at 1/2, 1/4 or 1/8 by a
+             smaller inverse cosine transform
     resize   by torch where no scale is used: its filter is PIL's up to rounding
 
-Against PIL's own road (whole decoding, crop, resize) the mean difference of a square is under
+Compared with PIL (decode all, crop, resize) the mean difference of a square is under
 TOLERANCE_LEVELS (of 255) where no scale is used, mostly a tenth of that; where one is, the mean
-over squares is under SCALED_LEVELS. Evaluation never comes here: its images are PIL's byte for
+over squares is under SCALED_LEVELS. Evaluation does not use this: its images are PIL's byte for
 byte.
 
-What is no plain JPEG in colour or grey, has no end marker or makes the decoder stumble is PIL's to
-decode or refuse. So the same files are bad as anywhere, but for damage that lies wholly below a
-crop, which nobody sees.
+Files other than plain color or grey JPEGs, without an end marker, or on which the decoder fails are
+left to PIL to decode or reject. So the same files are bad, except for damage entirely below a crop.
 """
 
 from __future__ import annotations
@@ -39,16 +37,13 @@ TOLERANCE_LEVELS = 0.5
 SCALED_LEVELS = 3.0
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE, _SCAN = (0xC0, 0xC1), 0xDA
-_STANDALONE = range(
-    0xC2, 0xD0
-)  # frames of other kinds; DHT (C4) and DAC (CC) are segments like any other
+_STANDALONE = range(0xC2, 0xD0)  # other frame types, but for DHT (C4) and DAC (CC): plain segments
 _PLAIN_SEGMENTS = (0xC4, 0xCC)
 _MODES = {value: name for name, value in RESAMPLING.items()}
 
 
 class Jpeg:
-    """A JPEG file of which only the header has been read: so much of PIL's surface as training
-    needs.
+    """A JPEG file of which only the header has been read, with the methods that training uses.
 
     size: (width, height) of the whole image in px.
     """
@@ -60,11 +55,11 @@ class Jpeg:
         self.width, self.height = size
 
     def decoded_for(self, boxes: list[tuple[int, int, int, int]], train_px: int) -> Jpeg:
-        """The same file, decoded already as far as its squares need it, where more than one does at
+        """The same file, already decoded as far as its squares need, if at least two are decoded at
         full scale.
 
-        Each square is what it would be by itself, bit for bit; at a smaller scale the filter looks
-        across the box's edge, where it may see how far the file was decoded.
+        Each square is the same as if decoded alone, bit for bit. Not done at smaller scales, where
+        the filter reads across the box's edge and so depends on how far the file was decoded.
         """
         lowest = [
             top + height
@@ -81,7 +76,7 @@ class Jpeg:
                 self.size,
                 simplejpeg.decode_jpeg(content, "RGB", strict=False),
             )
-        except Exception:  # each is then looked at by itself
+        except Exception:  # then each is tried alone
             return self
 
     def square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
@@ -91,7 +86,7 @@ class Jpeg:
         """
         try:
             return self._square(box, resampling, train_px)
-        except Exception:  # whatever a decoder says of anybody's bytes: PIL has the last word
+        except Exception:  # whatever a decoder raises for damaged bytes: PIL decides
             return train_square(decoded(self.path, self.content, 3), box, resampling, train_px)
 
     def _square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
@@ -144,12 +139,11 @@ def decoder_name() -> str:
 
 
 def first_rows(content: bytes, num_rows: int, height: int) -> tuple[bytes, int]:
-    """The file as one of fewer rows, where it can be told to end early, and how many it has then:
-    at least num_rows.
+    """The file as one of fewer rows, if possible, and its number of rows: at least num_rows.
 
-    The height in the header of a baseline file with one interleaved scan is lowered to whole
-    blocks, and one row of blocks more, since colour is interpolated between rows of blocks.
-    Decoders then ignore the rest of the data.
+    The height in the header of a baseline file with one interleaved scan is reduced to whole
+    blocks plus one more row of blocks, since color is interpolated between rows of blocks. Decoders
+    then ignore the rest of the data.
     """
     place, block_px = _frame(content)
     rows = (-(-num_rows // block_px) + 1) * block_px if place else height
@@ -159,8 +153,8 @@ def first_rows(content: bytes, num_rows: int, height: int) -> tuple[bytes, int]:
 
 
 def _frame(content: bytes) -> tuple[int, int]:
-    """Where the header of the frame begins, and the height of its blocks in px; (0, 0) for files of
-    other kinds.
+    """The position of the frame header, and the height of its blocks in px; (0, 0) for other kinds
+    of files.
     """
     place, found = 2, (0, 0)
     while place + 4 <= len(content) and content[place] == 0xFF:
@@ -180,8 +174,8 @@ def _frame(content: bytes) -> tuple[int, int]:
 
 
 def plain_size(content: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG in colour or grey that has its end; None for anything else, the
-    giants included.
+    """(width, height) of a color or grey JPEG with an end marker; None for anything else, and for
+    sizes that PIL rejects as decompression bombs.
     """
     if not (content.startswith(_START) and content.endswith(_END)):
         return None

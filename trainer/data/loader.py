@@ -1,8 +1,8 @@
-"""Micro-batches in order, from any step on: the same bytes however many processes make them.
+"""Training micro-batches in order, from any step on: the same bytes for any number of workers.
 
 One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step,
-micro-batch), and each image in it one of its draw: so images that stand in unlike micro-batches may
-be made together (see `parts`).
+micro-batch), and each image in it of its draw (epoch, image, repeat): so images of different
+micro-batches can be loaded together (see `parts`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from trainer.base import streams
 from trainer.base.errors import UserError
 from trainer.components.augmentation import Augmentation
-from trainer.data.datasets.builtin import ImageSet, decoding_whole
+from trainer.data.datasets.builtin import ImageSet, with_full_decoding
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, window
@@ -31,23 +31,20 @@ from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
 _NUM_REPLACEMENTS = 10
-_IMAGES_AT_ONCE = (
-    64  # decoded but not yet cropped: bounds a worker's memory, and shares the cost of one draw
-)
+# Decoded but not yet cropped: bounds a worker's memory; crops are sampled for so many at once.
+_IMAGES_AT_ONCE = 64
 
 
 class MicroBatch(NamedTuple):
     """One statistics sample of a step, as it comes from the loader.
 
     images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 =
-    (epoch, image, repeat). drawn: the parameters by name, [b, ...], of each augmentation of stage
-    `pixels`, then of each of stage `normalized`;
-        with S splits [(S - 1) * b, ...], one split after another, for the first is not augmented.
-    shown: [b] int64, the images of the set that are shown: others than ids name where one stands
-    for a bad one, whose
-        draws it takes over.
-    is_augmented: stage `pixels` is done, its parameters are gone; with splits the images are [S *
-    b, ...], see `augmented`.
+    (epoch, image, repeat). drawn: sampled parameters by name, [b, ...], of each augmentation of
+    stage `pixels`, then of stage `normalized`; with S splits [(S - 1) * b, ...], split after split,
+    since the first is not augmented. shown: [b] int64, the images actually loaded: different from
+    ids where an image replaces a bad one, whose draws it takes over. is_augmented: stage `pixels`
+    is done and its parameters are dropped; with splits the images are [S * b, ...], see
+    `augmented`.
     """
 
     step: int
@@ -61,7 +58,7 @@ class MicroBatch(NamedTuple):
 
     @property
     def num_replaced(self) -> int:
-        """Bad images for which another one stands."""
+        """Bad images replaced by others."""
         return int((self.shown != self.ids[:, 1]).sum())
 
 
@@ -70,13 +67,13 @@ class TrainStream:
     """The training micro-batches of a run by key: stream[step, micro_batch].
 
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images:
-    "fail" or "skip". growth: what makes the images of early steps smaller than train_px; the draws
-    are the same. num_splits: 1 for none. fill: the grey levels for uncovered pixels, where stage
-    `pixels` is done here; None leaves it to `prepare`. rank, num_ranks: of a step's micro-batches
-    only the rank-th is made, and every num_ranks-th after it. shares_repeats: is an image that a
-    step repeats read and decoded once, as far as that can be?
+    "fail" or "skip". growth: smaller images than train_px in early steps; the
+    draws are the same. num_splits: 1 for none. fill: the fill color of stage `pixels`, if that is
+    done here; None leaves it to `inputs_of`. rank, num_ranks: this rank makes every num_ranks-th
+    micro-batch of a step from the rank-th on. shares_repeats: decode an image once for all its
+    repeats in a step where possible.
 
-    A bad image, under "fail", is returned as its BadImage: raised in a worker it would arrive as a
+    Under "fail" a bad image is returned as its BadImage: raised in a worker, it would arrive as a
     traceback.
     """
 
@@ -99,7 +96,7 @@ class TrainStream:
 
     def __post_init__(self):
         if not any(part.crops for part in self.augment):
-            raise UserError("augment: makes images of no common size; add random_resized_crop")
+            raise UserError("augment: the images have no common size; add random_resized_crop")
 
     def batches(
         self, first_step: int, num_steps: int, num_workers: int, device: str
@@ -158,7 +155,7 @@ class TrainStream:
         )
 
     def made(self, step: int, number: int, ids: np.ndarray) -> MicroBatch | BadImage:
-        """What the draws ids [b, 3] of a step are, as the micro-batch of that number."""
+        """The draws ids [b, 3] of a step, loaded as its micro-batch `number`."""
         image_px = self.px_at(step)
         try:
             images, shown = self._images(ids, image_px)
@@ -180,9 +177,8 @@ class TrainStream:
         flips = [part.draw(self.seed, ids) for part in self.augment if part.flips]
         is_flipped = np.logical_xor.reduce(flips).tolist() if flips else [False] * len(ids)
         for i, (square, place) in enumerate(self._squares(ids, image_px)):
-            canvas[i] = (
-                square[:, :, ::-1] if is_flipped[i] else square
-            )  # a grey one stands in all channels
+            # a grey square [1, px, px] fills all channels
+            canvas[i] = square[:, :, ::-1] if is_flipped[i] else square
             shown[i] = place
         return torch.from_numpy(canvas), shown
 
@@ -190,14 +186,14 @@ class TrainStream:
         """The cropped image [C or 1, px, px] of each draw and its place in the set."""
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
             chunk = ids[start : start + _IMAGES_AT_ONCE]
-            images, places = zip(*self._reads(chunk))
-            draws = zip(chunk, images, places, *self._crops(chunk, images))
+            images, places = zip(*self._reads(chunk), strict=True)
+            draws = zip(chunk, images, places, *self._crops(chunk, images), strict=True)
             for _, repeats in itertools.groupby(draws, key=lambda draw: id(draw[1])):
                 yield from self._squares_of(list(repeats), image_px)
 
     def _squares_of(self, repeats: list[tuple], image_px: int) -> Iterator[tuple[np.ndarray, int]]:
-        """The same of one image's repeats: (draw, image, place, box, filter) each. Decoded once
-        where that can be.
+        """The same for one image's repeats: (draw, image, place, box, filter) each. Decoded once
+        where possible.
         """
         image = repeats[0][1]
         if isinstance(image, Jpeg):
@@ -208,10 +204,8 @@ class TrainStream:
                 continue
             try:
                 yield image.square(*crop, image_px), place
-            except (
-                BadImage
-            ):  # its header is good, the rest is not: as if the file had been decoded at once
-                yield from replace(self, image_set=decoding_whole(self.image_set))._squares(
+            except BadImage:  # damaged after its header: read it again, as a bad image
+                yield from replace(self, image_set=with_full_decoding(self.image_set))._squares(
                     draw[None], image_px
                 )
 
@@ -225,7 +219,7 @@ class TrainStream:
         ]
 
     def _reads(self, ids: np.ndarray) -> Iterator[tuple[Image.Image, int]]:
-        """_read of each draw; one that repeats the draw before it reads nothing anew."""
+        """_read of each draw; a repeat of the draw before it is not read again."""
         found, place = None, -1
         for draw in ids:
             if draw[1] != place or not self.shares_repeats:
@@ -233,10 +227,10 @@ class TrainStream:
             yield found, place
 
     def _read(self, draw: np.ndarray) -> tuple[Image.Image, int]:
-        """The image of one draw and its place in the set; under "skip" a bad one's place is taken
+        """The image of one draw and its place in the set; under "skip" a bad one is replaced
         by another.
 
-        The candidates are a function of seed and draw, so every run puts the same image there.
+        The candidates depend on seed and draw alone, so every run uses the same replacement.
         """
         sample = int(draw[1])
         try:
@@ -251,14 +245,12 @@ class TrainStream:
                 return self.image_set.read(sample), sample
             except BadImage:
                 continue
-        raise BadImage(
-            f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well"
-        )
+        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} sampled replacements are bad as well")
 
     def _drawn(self, ids: np.ndarray, image_px: int) -> tuple[dict[str, Tensor], ...]:
-        if self.num_splits > 1:  # a split draws as a further repeat would
+        if self.num_splits > 1:  # a split has the draws of a further repeat
             ids = np.concatenate(
-                [ids + [0, 0, self.repeats * split] for split in range(1, self.num_splits)]
+                [np.add(ids, [0, 0, self.repeats * split]) for split in range(1, self.num_splits)]
             )
         later = [
             part
@@ -273,9 +265,10 @@ class TrainStream:
 
 
 def _packed(item):
-    """A micro-batch whose small tensors are arrays: torch opens a socket for every tensor that it
-    sends, which takes the main process longer than a copy of all these. Anything else stays as it
-    is.
+    """A micro-batch with its small tensors as numpy arrays; other items are returned as they are.
+
+    torch passes a file descriptor over a socket for each tensor sent by a worker, which costs the
+    main process more than a copy of all these.
     """
     if not isinstance(item, MicroBatch):
         return item
@@ -286,7 +279,7 @@ def _packed(item):
 
 
 def _unpacked(item):
-    """A micro-batch as it was packed."""
+    """The inverse of _packed."""
     if not isinstance(item, MicroBatch):
         return item
     drawn = tuple(

@@ -1,9 +1,9 @@
-"""Which image sits where: pure functions of seed and epoch.
+"""The order of samples: pure functions of seed and epoch.
 
 An epoch of N images has N draws. With repeats R its order is a permutation in which every image
-stands R times in a row, cut after N draws: about N / R different images (timm's RepeatAugSampler).
-Step s takes draws s*B to (s+1)*B, and its micro-batch j of M every M-th of them from the j-th on,
-as timm's ranks do: the repeats of one image fall into different micro-batches.
+comes R times in a row, cut off after N draws: about N / R different images (timm's
+RepeatAugSampler). Step s takes draws s*B to (s+1)*B, and its micro-batch j of M every M-th of them
+from the j-th on, as timm's ranks do: the repeats of one image fall into different micro-batches.
 """
 
 from __future__ import annotations
@@ -69,6 +69,5 @@ def _ids(seed: int, epoch: int, num_images: int, repeats: int, positions: np.nda
 
 @lru_cache(maxsize=2)  # a loader looks a little ahead, over the border of two epochs
 def _permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    return streams.permutation(seed, "order", epoch, num_images).astype(
-        np.uint32
-    )  # half the memory, in every worker
+    # uint32: half the memory, in every worker
+    return streams.permutation(seed, "order", epoch, num_images).astype(np.uint32)

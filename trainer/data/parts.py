@@ -1,10 +1,9 @@
-"""Steps made part by part, for pages that repeat images: all repeats of an image in one part,
-decoded once for all.
+"""Loading with repeated augmentation: all repeats of an image in one part of a step, decoded once.
 
-The repeats of an image stand in a row in a step's order and fall into different micro-batches of
-it. Made micro-batch by micro-batch, each of them would be decoded anew. So the draws of a step are
-cut into as many runs as there are micro-batches, the processes make those, and the micro-batches
-are put together from them: the same bytes.
+The repeats of an image are adjacent in a step's order and belong to different micro-batches. Loaded
+micro-batch by micro-batch, each repeat would be decoded again. So the draws of a step are split
+into as many contiguous parts as there are micro-batches, the workers load parts, and the
+micro-batches are assembled from them: the same bytes.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from trainer.data.decode import BadImage
 from trainer.data.order import step_ids, window
-from trainer.data.threads import pool_of
-from trainer.data.workers import ended
+from trainer.data.threads import thread_pool
+from trainer.data.workers import closing
 from trainer.recipe.plan import num_micro_batches_in
 
 if TYPE_CHECKING:
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def has_parts(stream: TrainStream) -> bool:
-    """Would a process that makes a part of a step, not a micro-batch of it, decode less?
+    """Does loading by parts of a step, not by micro-batches, decode less?
 
-    A rank of several has only some micro-batches of a step: with as many ranks as repeats none has
-    an image twice.
+    A rank of several has only some micro-batches of a step: with as many ranks as repeats, none
+    has an image twice.
     """
     is_shared = stream.shares_repeats and stream.num_ranks < stream.repeats
     has_several = stream.num_micro_batches > stream.num_ranks
@@ -44,7 +43,7 @@ def has_parts(stream: TrainStream) -> bool:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a stream's steps by key, (step, part): the draws of a part as if they were a
+    """The parts of a stream's steps by key, (step, part): each loaded as if it were a
     micro-batch.
     """
 
@@ -86,13 +85,13 @@ def in_micro_batches(
     """The micro-batches of a stream from the parts of its steps, in order; images pinned where the
     device is a GPU.
 
-    is_ahead: while a step's micro-batches are taken the parts of the step after it are, one for
-    each, so that no process waits. A thread puts them together as they come.
+    is_ahead: for each micro-batch taken from a step, one part of the next step is received, so that
+    no worker waits. A thread copies the parts into the micro-batches.
 
-    Raises BadImage, where the step of the image begins.
+    Raises BadImage at the start of the image's step.
     """
     parts = iter(parts)
-    with pool_of(1) as pool, ended(parts):
+    with thread_pool(1) as pool, closing(parts):
         steps = deque([_Step(stream, first_step, device)])
         for step in range(first_step, num_steps):
             now = steps.popleft() if steps else _Step(stream, step, device)
@@ -109,9 +108,7 @@ def in_micro_batches(
 
 
 class _Step:
-    """The micro-batches of one step, while its parts come in: one after another in one piece of
-    memory.
-    """
+    """The micro-batches of one step, contiguous in one tensor, filled as its parts arrive."""
 
     def __init__(self, stream: TrainStream, step: int, device: str) -> None:
         places, owners = _parts(stream, step)
@@ -121,7 +118,8 @@ class _Step:
         sizes = [int((owners == micro_batch).sum()) for micro_batch in own]
         ends = np.cumsum(sizes).tolist()
         self._slices = {
-            micro_batch: slice(end - size, end) for micro_batch, size, end in zip(own, sizes, ends)
+            micro_batch: slice(end - size, end)
+            for micro_batch, size, end in zip(own, sizes, ends, strict=True)
         }
         self._device, self._taken, self._bad, self._whole = device, [], None, None
 
@@ -131,7 +129,7 @@ class _Step:
         return len(self._slices) - len(self._taken)
 
     def take(self, part: MicroBatch | BadImage, pool: Executor) -> None:
-        """Have the next part's rows copied to where they belong."""
+        """Start copying the next part's rows into their micro-batches."""
         if isinstance(part, BadImage):
             self._bad = self._bad or part
             self._taken.append(None)
@@ -139,7 +137,7 @@ class _Step:
             self._taken.append(pool.submit(self._put, part, self._rows[len(self._taken)]))
 
     def check(self) -> None:
-        """Wait for all that was taken. Raises BadImage."""
+        """Wait for all copies. Raises BadImage."""
         for begun in filter(None, self._taken):
             begun.result()
         if self._bad is not None:
@@ -161,9 +159,8 @@ class _Step:
                     images=torch.empty_like(self._whole.images, pin_memory=True)
                 )
         for there, values in zip(_tensors(self._whole), _tensors(part), strict=True):
-            there.numpy()[rows] = (
-                values.numpy()
-            )  # whole images at a time, where torch goes value by value
+            # by numpy, which copies whole images, where torch's indexing goes value by value
+            there.numpy()[rows] = values.numpy()
 
     @property
     def _num_images(self) -> int:
@@ -181,16 +178,14 @@ def _tensors(batch: MicroBatch) -> list[Tensor]:
 
 
 def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
-    """A micro-batch of what is made of each tensor."""
+    """A micro-batch with a function applied to each tensor."""
     drawn = tuple({name: made(values) for name, values in each.items()} for each in batch.drawn)
     images, labels, ids, shown = map(made, (batch.images, batch.labels, batch.ids, batch.shown))
     return batch._replace(images=images, labels=labels, ids=ids, drawn=drawn, shown=shown)
 
 
 def _parts(stream: TrainStream, step: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Where among the draws of a step this rank's parts lie, and the micro-batch of each draw
-    [n].
-    """
+    """Positions of this rank's parts in a step's draws, and the micro-batch of each draw [n]."""
     _, _, num_draws = window(
         step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch
     )

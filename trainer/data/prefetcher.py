@@ -1,6 +1,4 @@
-"""Micro-batches on their way to a GPU, on a stream of their own: the copy runs beside the step
-before it.
-"""
+"""Copying micro-batches to a GPU on a CUDA stream of their own, beside the previous step."""
 
 from __future__ import annotations
 
@@ -13,54 +11,53 @@ from torch import Tensor
 from trainer.data.loader import MicroBatch
 
 
-class Lane(Protocol):
-    """A way to the device beside the one that computes."""
+class CopyStream(Protocol):
+    """A stream of copies to the device, beside the stream that computes."""
 
     def send(self, tensor: Tensor) -> Tensor:
-        """Begin the copy; what comes back may not be read yet."""
+        """Begin the copy; its result may not be read before join()."""
 
     def join(self, tensors: Iterable[Tensor]) -> None:
-        """Have whatever computes next wait for all that was sent, and the memory of these stay
-        until it is done.
+        """Make the computing stream wait for all copies, and keep the tensors' memory until it has
+        used them.
         """
 
 
-class CudaLane:
-    """A stream of a GPU's own."""
+class CudaCopyStream:
+    """A CUDA stream for copies."""
 
     def __init__(self, device: str):
         self.device, self.stream = torch.device(device), torch.cuda.Stream(device)
 
     def send(self, tensor: Tensor) -> Tensor:
-        """Copy from pinned memory, where a small tensor is put first: the host does not wait."""
+        """Copy from pinned memory, so that the host does not wait; pins the tensor first."""
         with torch.cuda.stream(self.stream):
             return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def join(self, tensors: Iterable[Tensor]) -> None:
-        """The waiting is the GPU's, not the host's."""
+        """The GPU waits, not the host."""
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.stream)
         for tensor in tensors:
             tensor.record_stream(computing)
 
 
-def arriving(
-    batches: Iterable[MicroBatch], device: str, lane: Lane | None = None
+def prefetched(
+    batches: Iterable[MicroBatch], device: str, copy_stream: CopyStream | None = None
 ) -> Iterator[MicroBatch]:
-    """The same micro-batches, images and labels sent ahead where the device is a GPU.
+    """The same micro-batches, with images and labels copied to the device if that is a GPU.
 
-    A micro-batch is sent when it is asked for. The host asks while the device still works on the
-    step before it, so the copy is done by the time that its own step begins; nothing waits for the
-    micro-batch after it.
+    A copy starts when its micro-batch is requested. The host requests it while the device is still
+    busy with the step before, so the copy overlaps with that step.
     """
-    if lane is None:
+    if copy_stream is None:
         if not device.startswith("cuda"):
             return iter(batches)
-        lane = CudaLane(device)
-    return map(lambda batch: _sent(batch, lane), batches)
+        copy_stream = CudaCopyStream(device)
+    return map(lambda batch: _sent(batch, copy_stream), batches)
 
 
-def _sent(batch: MicroBatch, lane: Lane) -> MicroBatch:
-    images, labels = lane.send(batch.images), lane.send(batch.labels)
-    lane.join((images, labels))
+def _sent(batch: MicroBatch, copy_stream: CopyStream) -> MicroBatch:
+    images, labels = copy_stream.send(batch.images), copy_stream.send(batch.labels)
+    copy_stream.join((images, labels))
     return batch._replace(images=images, labels=labels)

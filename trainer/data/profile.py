@@ -1,4 +1,4 @@
-"""What a user called data=: a known set, a profile of their own, or a folder."""
+"""The profile of data=: a known dataset, a profile file, or a folder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profi
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
-    """Where the images lie as far as the user said: data_dir, or `data` itself where that is a
-    folder.
-    """
+    """The folder of the images, if given: data_dir, or `data` itself where that is a folder."""
     if data_dir is not None:
         return Path(data_dir)
     return Path(data) if data not in PROFILES and os.path.isdir(data) else None
 
 
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
-    """The profile of what a user called `data`: a known name, a page of the user's own, an image
-    folder, or a folder of files that hold many images.
+    """The profile of `data`: a known name, a profile's .yaml, an image folder, or a folder of tar
+    shards, parquet or `datasets` files.
 
-    A folder's counts come from its index, it is seen in three channels, mean and deviation are
-    ImageNet's, and it adapts nothing.
+    A folder's counts come from its index; it has three channels, ImageNet's mean and standard
+    deviation, and no `adapt`.
 
-    Raises UserError if `data` is none of these, PageError for a mistake in a user's page.
+    Raises UserError if `data` is none of these, PageError for a mistake in a profile's .yaml.
     """
     if data in PROFILES:
         return PROFILES[data]
@@ -40,11 +38,13 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return _folder_profile(path)
     if os.sep in data:
         raise UserError(
-            f"data={data}: there is no such folder; use one with train/<class>/… and val/<class>/…, or a profile's .yaml"
+            f"data={data}: no such folder; use one with train/<class>/… and val/<class>/…, "
+            "or a profile's .yaml"
         )
     raise UserError(
-        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, an image folder "
-        "(train/<class>/…, val/<class>/…), one of tar shards, parquet or `datasets`, a profile's .yaml"
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, "
+        "an image folder (train/<class>/…, val/<class>/…), a folder of tar shards, parquet or "
+        "`datasets` files, a profile's .yaml"
     )
 
 

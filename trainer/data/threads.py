@@ -1,4 +1,4 @@
-"""Work of torch's on the items of a stream, in threads beside the one that takes them, in order."""
+"""A map over an iterator with a pool of threads, for torch operations; results in order."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from threading import Barrier
 
 import torch
 
-from trainer.data.workers import ended
+from trainer.data.workers import closing
 
-_AHEAD = 1  # items that wait for a thread, beside those that have one
+_AHEAD = 1  # items queued beyond the number of threads
 
 
-def in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """work(item) of each item, in order: so many at a time, with one of torch's own threads each.
+def map_in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
+    """work(item) of each item, in order: num_threads at a time, each with one torch thread.
 
-    What an item raises, or the work on it, is raised where it is due. Ending early ends the items
-    too.
+    An exception of an item, or of its work, is raised when that item's turn comes. Closing this
+    generator closes the items too.
     """
     items, due = iter(items), deque()
-    with pool_of(num_threads) as pool, ended(items):
+    with thread_pool(num_threads) as pool, closing(items):
         try:
             while True:
                 while len(due) < num_threads + _AHEAD and (begun := _begun(pool, work, items)):
@@ -35,7 +35,7 @@ def in_threads(work: Callable, items: Iterable, num_threads: int) -> Iterator:
 
 
 def _begun(pool: ThreadPoolExecutor, work: Callable, items: Iterator) -> Future | None:
-    """The work on the next item; None where there is no further one."""
+    """The future of the next item; None at the end."""
     try:
         return pool.submit(work, next(items))
     except StopIteration:
@@ -46,12 +46,13 @@ def _begun(pool: ThreadPoolExecutor, work: Callable, items: Iterator) -> Future 
         return failed
 
 
-def pool_of(num_threads: int) -> ThreadPoolExecutor:
-    """So many threads, for each of which torch has one; the thread that asks keeps its number."""
+def thread_pool(num_threads: int) -> ThreadPoolExecutor:
+    """Threads with one torch thread each; the calling thread keeps its number."""
     own, together = torch.get_num_threads(), Barrier(num_threads)
 
     def begin() -> None:
-        torch.get_num_threads()  # gives a new thread the number that was set last, once
+        # a thread's first call resets its number to the last one set anywhere: so call it first
+        torch.get_num_threads()
         torch.set_num_threads(1)
         together.wait()
 
@@ -59,13 +60,9 @@ def pool_of(num_threads: int) -> ThreadPoolExecutor:
     try:
         for begun in [pool.submit(int) for _ in range(num_threads)]:
             begun.result()
-    except (
-        BaseException
-    ):  # the machine gives no further thread: those that wait for it must not wait for ever
+    except BaseException:  # no further thread could start: release those at the barrier
         together.abort()
         pool.shutdown()
         raise
-    torch.set_num_threads(
-        own
-    )  # also the number of threads to come, which begin with the last one set
+    torch.set_num_threads(own)  # new threads start with the last number set, so set it back
     return pool

@@ -1,5 +1,5 @@
-"""From a micro-batch of decoded images to what the model sees: tensor operations on the device,
-without randomness.
+"""From a micro-batch of decoded images to the model's input: deterministic tensor operations on
+the device.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ def autocast(settings) -> torch.autocast:
 
 
 def fill_of(profile) -> tuple[int, ...]:
-    """The grey levels that stand where an operation uncovers nothing: the data set's mean
-    colour.
-    """
+    """The fill color of geometric operations: the dataset's mean, in 0 .. 255."""
     return tuple(min(255, round(255 * mean)) for mean in profile.mean)
 
 
@@ -39,21 +37,19 @@ def normalize(images: torch.Tensor, profile) -> torch.Tensor:
     for start in range(
         0, len(images), at_once := max(1, _CACHED_PX // (images.shape[2] * images.shape[3]))
     ):
-        part = slice(start, start + at_once)  # so small that three passes find it in the cache
+        part = slice(start, start + at_once)  # so small that all three passes stay in the cache
         normal[part].copy_(images[part]).sub_(mean).div_(std)
     return normal
 
 
 @functools.lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    # Kept: copying it anew would hold the process up until the GPU has come to it.
+    # Cached, since each new copy to the GPU would synchronize with it.
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def in_format(images: torch.Tensor, settings) -> torch.Tensor:
-    """Images [B, C, H, W] in the memory format of the run's model: the last thing before the model
-    sees them.
-    """
+    """Images [B, C, H, W] in the memory format of the model: the last operation before it."""
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     return images.contiguous(memory_format=memory_format)
 
@@ -63,12 +59,12 @@ def _of_stage(augment, stage: str) -> list:
 
 
 def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
-    """A micro-batch after its operations on grey levels; with splits its images [S * b, C, H, W],
-    the first b as they came.
+    """A micro-batch after stage `pixels`, the uint8 augmentations; with splits its images are
+    [S * b, C, H, W], the first b not augmented.
     """
     parts = _of_stage(augment, "pixels")
     images = batch.images if num_splits is None else batch.images.repeat(num_splits - 1, 1, 1, 1)
-    for part, drawn in zip(parts, batch.drawn):
+    for part, drawn in zip(parts, batch.drawn, strict=False):
         images = part.apply(images, drawn, fill)
     if num_splits is not None:
         images = torch.cat([batch.images, images])
@@ -78,9 +74,9 @@ def augmented(batch, augment, num_splits: int | None, fill: tuple[int, ...]):
 def inputs_of(plan, settings, batch) -> torch.Tensor:
     """The images of a micro-batch on the device, before they are mixed: [B, C, H, W] float32.
 
-    In the order of the sources: operations on grey levels, normalization, erasing. With
-    augment_splits S the images are [S * B, C, H, W], split after split: the first as it came, the
-    others augmented.
+    In the order of the sources: uint8 augmentations, normalization, erasing. With augment_splits S
+    the images are [S * B, C, H, W], split after split: the first not augmented, the others
+    augmented.
     """
     recipe = plan.recipe
     fill = fill_of(plan.profile)

@@ -1,5 +1,5 @@
-"""Processes that make the items of a stream ahead of time, in order: one DataLoader for as long as
-the stream lasts.
+"""Worker processes that make the items of a stream ahead of time, in order: one DataLoader for the
+whole stream.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def _as_it_is(item):
 def items_of(
     stream, keys: Iterable, num_workers: int, device: str, packed: Callable = _as_it_is
 ) -> DataLoader:
-    """stream[key] for every key, in order, made by so many processes, or by this one with none;
-    pinned where the device is a GPU.
+    """stream[key] for every key, in order, made by num_workers processes, or in this one with none;
+    in pinned memory where the device is a GPU.
 
-    packed: what a process makes of an item before it is sent.
+    packed: applied to each item in its worker, before it is sent.
     """
     return _Loader(
         stream,
@@ -38,23 +38,24 @@ def items_of(
         num_workers=num_workers,
         worker_init_fn=_start_worker,
         pin_memory=device.startswith("cuda"),
-        generator=torch.Generator(),  # else the loader's base seed would move torch's own generator
+        # its own, else it would take its base seed from torch's global generator
+        generator=torch.Generator(),
         multiprocessing_context=_noting_context() if num_workers else None,
     )
 
 
 class _Loader(DataLoader):
-    """A DataLoader whose processes never hold up the end of this one."""
+    """A DataLoader whose workers never block the exit of this process."""
 
     def __iter__(self) -> Iterator:
         if not self.num_workers:
             return super().__iter__()
         started = self.multiprocessing_context.started = []
         items = super().__iter__()
-        # They do not hear what multiprocessing would end them with (see _start_worker), and it
-        # waits for them: where an error's traceback still holds the loader at the end of the
-        # program, that end would not come. The hook that is registered last runs first, before
-        # those of torch and multiprocessing.
+        # The workers ignore SIGTERM (see _start_worker), with which multiprocessing would end them
+        # at exit before it joins them: where an error's traceback still holds the loader at that
+        # time, the process would hang. The hook registered last runs first, before those of torch
+        # and multiprocessing.
         end = functools.partial(_kill, started)
         atexit.register(end)
         return _with_end(items, end)
@@ -73,11 +74,11 @@ def _kill(processes: list) -> None:
 
 
 def _noting_context():
-    """A context of multiprocessing that starts processes as this program does, and keeps them in
+    """A multiprocessing context with the current start method that records its processes in
     `started`.
     """
-    # By its name: to ask for "the" context would settle it for whoever imports us, who may yet
-    # choose another.
+    # get_context() without a name would fix the start method for the importing program, which may
+    # still choose another.
     name = (
         multiprocessing.get_start_method(allow_none=True)
         or multiprocessing.get_all_start_methods()[0]
@@ -94,7 +95,7 @@ def _noting_context():
 
 def whole(items: Iterable) -> Iterator:
     """The same items. Raises the first BadImage among them."""
-    with ended(items):
+    with closing(items):
         for item in items:
             if isinstance(item, BadImage):
                 raise item
@@ -102,9 +103,9 @@ def whole(items: Iterable) -> Iterator:
 
 
 @contextmanager
-def ended(items: Iterable) -> Iterator[None]:
-    """Whatever makes items ends with whoever takes them, not when it is forgotten: a generator may
-    have threads.
+def closing(items: Iterable) -> Iterator[None]:
+    """Close the iterator at the end of the block, not when it is garbage-collected: it may have
+    threads.
     """
     try:
         yield
@@ -114,8 +115,8 @@ def ended(items: Iterable) -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    """A signal to the whole process group is the main process's to answer: it saves, and its end
-    ends the workers.
+    """Set up a worker. It ignores signals sent to the process group: the main process handles them,
+    saves, and ends its workers.
     """
     torch.set_num_threads(1)
     ignore_advice_about_files()
@@ -124,7 +125,7 @@ def _start_worker(number: int) -> None:
 
 
 def ignore_advice_about_files() -> None:
-    """No warnings of PIL's (palettes, EXIF, size) in this process, which must be ours: check-data
-    lists such files.
+    """Silence PIL's warnings (palettes, EXIF, size) in this process, which must be our worker:
+    check-data lists such files.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,31 +1,33 @@
-"""timm models with a recipe's own options, drawn from the run's own seed."""
+"""timm models with a recipe's options, initialized from the run's seed."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+import timm
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
 from trainer.models.edit.replacement import Swap
-from trainer.models.initialization import first_weights
+from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 
 if TYPE_CHECKING:
     from trainer.recipe.plan import Plan
 
-# The page's word for an option -> timm's.
+# The recipe's name of an option -> timm's.
 _OPTIONS = {
     "zero_init_last": "zero_init_last",
     "layer_scale": "ls_init_value",
     "head_init_scale": "head_init_scale",
     "dropout": "drop_rate",
 }
-_TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to propose where a model refuses one
+_TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to suggest where a model rejects one
 
 
 def check_model_name(model: str) -> None:
@@ -33,11 +35,8 @@ def check_model_name(model: str) -> None:
 
     Raises PlanError with the nearest name.
     """
-    import timm
-
-    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(
-        model
-    ):  # which looks at what is left of a point
+    # is_model looks only at what stands before the first point
+    if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):
         known = timm.list_models()
         raise PlanError(
             f"model={model}: timm has no such model{did_you_mean(model, known)}; use model=resnet50"
@@ -47,37 +46,39 @@ def check_model_name(model: str) -> None:
     except RuntimeError:
         name, _, tag = model.partition(".")
         raise PlanError(
-            f"model={model}: timm has no weights {tag!r} of {name}; use model={name}, whose first weights are drawn"
+            f"model={model}: timm has no pretrained weights {tag!r} for {name}; "
+            f"use model={name}, which starts from random weights"
         ) from None
 
 
 def build_model(plan: Plan) -> nn.Module:
-    """The model of a plan, its first weights a function of the seed alone. See `assemble`."""
+    """The model of a plan, its initial weights a function of the seed alone. See `assemble`."""
     return assemble(plan)[0]
 
 
 def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
-    """The model of a plan, and what each part of its page's `model` section replaced in timm's.
+    """The model of a plan, and what each part of its recipe's `model` section replaced in it.
 
-    timm and the parts draw from torch's global generator, which is forked here and left as it was.
+    timm and the parts sample from torch's global generator, which is forked here and left as it
+    was.
 
-    Raises PlanError for an unknown model, for one that cannot take the images, for an option that
-    it lacks, and for statistics that its norms do not have or would take of one value; SurgeryError
-    for a part that finds nothing to replace.
+    Raises PlanError for an unknown model, for image sizes or options that it does not support, and
+    for running statistics that its norms do not keep or would compute from a single value;
+    SurgeryError for a part that finds nothing to replace.
     """
     check_model_name(plan.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
-        model, swaps = assembled(plan)
-        swaps += first_weights(model, plan.recipe.model, plan.profile.num_classes)
+        model, replacements = assembled(plan)
+        replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
         _check_sizes(plan, model)
         _check_sample(plan, model)
         check_precise_norm(plan, model)
-    return model, swaps
+    return model, replacements
 
 
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
-    """The model and the swaps of a plan, drawn from torch's generator as it stands."""
+    """The same without forking: initialized from torch's global generator as it stands."""
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan)
     parts = [] if section is None else [part for _, part in section.parts()]
@@ -89,9 +90,7 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
 
 
 def takes_option(model: str, **option: object) -> bool:
-    """Does the class of a timm model know an option? Nothing is drawn for the question."""
-    import timm
-
+    """Does the class of a timm model accept an option? Built on the meta device: no weights."""
     try:
         with torch.device("meta"):
             timm.create_model(model, **option)
@@ -101,11 +100,11 @@ def takes_option(model: str, **option: object) -> bool:
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:
-    """Refuse image sizes that the model cannot take, rather than at the first step or after the
-    first epoch.
+    """Reject image sizes that the model does not support now, not at the first step or the first
+    evaluation.
     """
     channels = plan.profile.channels
-    # where both sizes are one, it goes by the name of the first
+    # train_px comes last: where both sizes are equal, the message names it
     for image_px, place in (
         {plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)
     ).items():
@@ -117,13 +116,14 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
             )
             remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
             raise PlanError(
-                f"{place}={image_px}: {plan.model} cannot take such images ({refusal}); use {remedy}"
+                f"{place}={image_px}: {plan.model} does not support this image size "
+                f"({refusal}); use {remedy}"
             )
 
 
 def _train_sizes(plan: Plan) -> dict[int, str]:
-    """The largest and the smallest side of the training images, with the places where the page says
-    so.
+    """The largest and the smallest side of the training images, each with the recipe key that sets
+    it.
     """
     image = plan.recipe.image
     return {image.train_px: "image.train_px"} | (
@@ -132,19 +132,16 @@ def _train_sizes(plan: Plan) -> dict[int, str]:
 
 
 def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
-    """Why a model cannot take images of a size, or None: one grey image goes through it, and
-    changes nothing.
+    """Why a model does not support an image size, or None: from a forward pass of one blank image,
+    in evaluation mode.
     """
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, image_px, image_px))
-    except (
-        RuntimeError,
-        AssertionError,
-        ValueError,
-    ) as error:  # each of them from some of timm's models
+    # each of them is raised by some of timm's models
+    except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).partition("\n")[0] or error.__class__.__name__
     finally:
         model.train(was_training)
@@ -152,10 +149,10 @@ def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
 
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:
-    """Refuse a statistic of one value, a pixel of an image that is a micro-batch by itself: torch
-    ends in it.
+    """Reject batch statistics of a single value, as of one image with a 1x1 map: torch raises at
+    such a step.
     """
-    steps = (0, plan.steps_per_epoch - 1)  # the first is as any other, the last may be smaller
+    steps = (0, plan.steps_per_epoch - 1)  # any full step, and the last, which may be smaller
     least_images = min(plan.window_images(step) // plan.micro_batches(step) for step in steps)
     if least_images * (plan.recipe.augment_splits or 1) > 1:
         return
@@ -171,13 +168,14 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
             fitting_px = next(larger, None)
             remedy = f', or larger images (set="{place}={fitting_px}")' if fitting_px else ""
             raise PlanError(
-                f"batch.norm_images {plan.recipe.batch.norm_images}: {name} is given a map of 1x1 from an image of {image_px} px "
-                f"({place}), and takes statistics of one value; use batch.norm_images of 2 or more{remedy}"
+                f"batch.norm_images {plan.recipe.batch.norm_images}: {name} gets a 1x1 feature map "
+                f"from images of {image_px} px ({place}), so its batch statistics would be of one "
+                f"value; use batch.norm_images of 2 or more{remedy}"
             )
 
 
 def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
-    """The first norm with batch statistics that is given one value a channel by one image of a
+    """The first norm with batch statistics that gets one value per channel from one image of a
     size, or None.
     """
     found: list[str] = []
@@ -211,24 +209,27 @@ def running_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def check_precise_norm(plan: Plan, model: nn.Module) -> None:
-    """Refuse a page's precise_norm where it cannot be followed.
+    """Reject a precise_norm that cannot be computed.
 
-    Raises PlanError for a model whose norms keep no running statistics of batches, for images that
-    make no whole micro-batches, and for more images than the full steps of an epoch have.
+    Raises PlanError for a model whose norms keep no running batch statistics, for images that make
+    no whole micro-batches, and for more images than the full steps of an epoch have.
     """
     section = plan.recipe.precise_norm
     if section is None:
         return
     if not running_norms(model):
         raise PlanError(
-            f"precise_norm: no norm of {plan.model} keeps running statistics of batches; leave precise_norm out"
+            f"precise_norm: no norm of {plan.model} keeps running batch statistics; "
+            "leave precise_norm out"
         )
     batch = plan.recipe.batch
     whole, rest = divmod(section.images, batch.norm_images)
     if rest:
         near = " or ".join(str(n * batch.norm_images) for n in (whole, whole + 1) if n)
-        sentence = f"precise_norm.images {section.images} is no multiple of batch.norm_images {batch.norm_images}"
-        raise PlanError(f"{sentence}; use {near}")
+        raise PlanError(
+            f"precise_norm.images {section.images} is not a multiple of "
+            f"batch.norm_images {batch.norm_images}; use {near}"
+        )
     num_images = plan.profile.num_train // batch.images * batch.images
     if section.images > num_images:
         remedy = (
@@ -237,7 +238,8 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
             else "leave precise_norm out"
         )
         raise PlanError(
-            f"precise_norm.images {section.images} is more than the {num_images} images in full steps of an epoch; {remedy}"
+            f"precise_norm.images {section.images} is more than the {num_images} images in the "
+            f"full steps of an epoch; {remedy}"
         )
 
 
@@ -248,8 +250,6 @@ def create_model(
 
     Raises PlanError naming the option that the model's class does not take.
     """
-    import timm
-
     try:
         return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
     except TypeError:
@@ -259,15 +259,16 @@ def create_model(
         if "zero_init_last" in refused:
             if options["zero_init_last"]:
                 raise PlanError(
-                    f'model.zero_init_last: {_no_last_gamma(model)}; use set="model.zero_init_last=null"'
+                    f"model.zero_init_last: {_no_last_gamma(model)}; "
+                    'use set="model.zero_init_last=null"'
                 ) from None
-            # `false` is followed as it is: in a class without the option no gamma starts at zero
+            # `false` holds anyway: in a class without the option no gamma starts at zero
             rest = {name: value for name, value in options.items() if name != "zero_init_last"}
             return create_model(model, num_classes, channels, rest)
-        page_words = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
+        recipe_keys = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
             "drop_path_rate": "drop_path"
         }
-        for theirs, ours in page_words.items():
+        for theirs, ours in recipe_keys.items():
             if theirs in refused:
                 raise PlanError(
                     f'{ours}: {model} has no such option; use set="{ours}=null"'
@@ -277,12 +278,10 @@ def create_model(
 
 def _no_last_gamma(model: str) -> str:
     """Why the last gammas of a timm model cannot start at zero."""
-    import timm
-
     with torch.device("meta"):
         is_convnext = isinstance(timm.create_model(model), timm.models.ConvNeXt)
     return (
-        f"no norm ends the residual branches of {model}"
+        f"the residual branches of {model} do not end in a norm"
         if is_convnext
         else f"{model} has no such option"
     )
@@ -303,11 +302,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def gmacs(model: nn.Module, channels: int, image_px: int) -> float:
-    """Billions of multiply-adds of one forward pass on one image: convolutions and matrix
-    products.
-    """
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Billions of multiply-adds of one image's forward pass: convolutions and matrix products."""
     first = next(model.parameters())
     image = torch.zeros(1, channels, image_px, image_px, device=first.device)
     was_training = model.training

@@ -1,4 +1,4 @@
-"""First weights other than those that timm draws: other distributions, or the weights of a file."""
+"""Initial weights other than timm's: other distributions, or pretrained weights from a file."""
 
 from __future__ import annotations
 
@@ -11,100 +11,103 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError
-from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing
+from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing_to_replace
 from trainer.models.spec import Model, Pretrained, Start
 
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
 _TRUNCATED_STD = 0.02
-_COUNTERS = "num_batches_tracked"  # counts steps of a BatchNorm; older files lack it
+_COUNTERS = "num_batches_tracked"  # BatchNorm's step counter; older files lack it
 
 
 class WeightsError(UserError):
-    """A file of weights that is not there, is not the one that the page means, or does not fit the
-    model.
-    """
+    """A weights file that is missing, is not the one in the recipe, or does not fit the model."""
 
 
-def first_weights(model: nn.Module, section: Model | None, num_classes: int) -> tuple[Swap, ...]:
-    """Give an assembled model the first weights that its page's `model` section asks for: the
-    file's, then `start`.
+def initialize_weights(
+    model: nn.Module, section: Model | None, num_classes: int
+) -> tuple[Swap, ...]:
+    """Initialize a built model as its recipe's `model` section asks: `pretrained`, then `start`.
 
-    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would undo
-    another.
+    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would
+    overwrite another.
     """
     if section is None:
         return ()
     start, pretrained = section.start, section.pretrained
     if start is not None:
-        _check_no_key_undoes_another(section, start)
-    swaps = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
+        _check_conflicts(section, start)
+    replacements = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
     if (
         start
         and start.head_std is not None
-        and any(f"{_classifier_name(model)}.weight" in swap.places for swap in swaps)
+        and any(
+            f"{_classifier_name(model)}.weight" in replacement.places
+            for replacement in replacements
+        )
     ):
         raise SurgeryError(
-            "model.start.head_std: draws the classifier that model.pretrained brings; leave one of them out"
+            "model.start.head_std: overwrites the classifier that model.pretrained loads; "
+            "leave one of them out"
         )
-    return swaps + (apply_start(model, start) if start else ())
+    return replacements + (apply_start(model, start) if start else ())
 
 
-def _check_no_key_undoes_another(section: Model, start: Start) -> None:
-    undone = []
+def _check_conflicts(section: Model, start: Start) -> None:
+    conflicts = []
     if section.zero_init_last and start.norm_gamma:
-        undone.append(("norm_gamma", "model.zero_init_last sets to zero"))
+        conflicts.append(("norm_gamma", "model.zero_init_last sets to zero"))
     if section.pretrained:
-        undone += [
-            (key, "model.pretrained brings")
+        conflicts += [
+            (key, "model.pretrained loads")
             for key in ("convolutions", "norm_gamma")
             if getattr(start, key)
         ]
     if section.head_init_scale is not None:
-        undone += (
+        conflicts += (
             [("convolutions", "model.head_init_scale scales")]
             if start.convolutions == _TRUNCATED
             else []
         )
-        undone += (
+        conflicts += (
             [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
         )
-    for key, why in undone:
-        raise SurgeryError(f"model.start.{key}: draws what {why}; leave one of them out")
+    for key, why in conflicts:
+        raise SurgeryError(f"model.start.{key}: overwrites what {why}; leave one of them out")
 
 
 def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
-    """Draw first weights as a page's `model.start` says, from torch's global generator; one Swap
+    """Initialize weights as a recipe's `model.start` says, from torch's global generator; one Swap
     for each key.
 
-    Convolutions: those of the body, and for a truncated normal every matrix and the classifier; one
-    that starts at zero does so on purpose and is left alone. Norms: every gamma, those that start
-    at zero too. The classifier last.
+    Convolutions: those of the body, and for a truncated normal every linear layer and the
+    classifier; one that starts at zero does so on purpose and is kept. Norms: every gamma, also
+    those that start at zero. The classifier last.
 
     Raises SurgeryError where the model has nothing of the kind.
     """
-    swaps = []
+    replacements = []
     if start.convolutions is not None:
-        swaps.append(_draw_convolutions(model, start.convolutions))
+        replacements.append(_init_convolutions(model, start.convolutions))
     if start.norm_gamma is not None:
-        swaps.append(_draw_gammas(model))
+        replacements.append(_init_gammas(model))
     if start.head_std is not None:
-        swaps.append(_draw_head(model, start.head_std))
+        replacements.append(_init_head(model, start.head_std))
     if start.head_bias is not None:
-        swaps.append(_set_head_bias(model, start.head_bias))
-    if not swaps:
+        replacements.append(_set_head_bias(model, start.head_bias))
+    if not replacements:
         raise SurgeryError(
-            "model.start: says nothing; valid: convolutions, norm_gamma, head_std, head_bias"
+            "model.start: is empty; valid: convolutions, norm_gamma, head_std, head_bias"
         )
-    return tuple(swaps)
+    return tuple(replacements)
 
 
-def _draw_convolutions(model: nn.Module, how: str) -> Swap:
-    """Draw those that do not start at zero.
+def _init_convolutions(model: nn.Module, how: str) -> Swap:
+    """Initialize those that do not start at zero.
 
-    Source: He et al. 2015, arXiv:1502.01852; of a grouped convolution torch counts what goes into
-    one group, and what goes out of all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02, as
-    in its code, cut at 2.
+    Source: He et al. 2015, arXiv:1502.01852; torch computes a grouped convolution's fan_in from
+    one group, and its fan_out from all. Liu et al. 2022, arXiv:2201.03545: a deviation of 0.02,
+    truncated at +-2 (absolute, as in their code).
     """
     is_truncated = how == _TRUNCATED
     classifier = _classifier_name(model)
@@ -121,42 +124,40 @@ def _draw_convolutions(model: nn.Module, how: str) -> Swap:
         }
     drawn = {name: module for name, module in found.items() if module.weight.any()}
     if not drawn:
-        raise nothing(
+        raise nothing_to_replace(
             "start.convolutions",
-            f"convolution{' or matrix' * is_truncated} with a random start",
+            f"convolution{' or linear layer' * is_truncated} with random initial weights",
             model,
         )
     for module in drawn.values():
         if is_truncated:
-            _draw_truncated(module)
+            _init_truncated(module)
         else:
             nn.init.kaiming_normal_(
                 module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu"
             )
     at_zero = len(found) - len(drawn)
-    note = f"{at_zero} that start at zero left alone" if at_zero else ""
+    note = f"{at_zero} zero-initialized kept" if at_zero else ""
     after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
     return Swap("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
 
 
-def _draw_truncated(module: nn.Module) -> None:
+def _init_truncated(module: nn.Module) -> None:
     nn.init.trunc_normal_(module.weight, std=_TRUNCATED_STD)
     if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    """With a kernel and the weights of one: also torchvision's deformable one, which is no
-    Conv2d.
-    """
+    """Has it a kernel and its weights? Also torchvision's deformable one, which is no Conv2d."""
     weight = _own_weight(module)
     return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
 
 
-def _draw_gammas(model: nn.Module) -> Swap:
+def _init_gammas(model: nn.Module) -> Swap:
     norms = {name: module for name, module in model.named_modules() if _has_gamma(module)}
     if not norms:
-        raise nothing("start.norm_gamma", "norm with a gamma", model)
+        raise nothing_to_replace("start.norm_gamma", "norm with a gamma", model)
     for module in norms.values():
         nn.init.uniform_(module.weight)
     return Swap(
@@ -173,7 +174,7 @@ def _own_weight(module: nn.Module) -> nn.Parameter | None:
     return dict(module.named_parameters(recurse=False)).get("weight")
 
 
-def _draw_head(model: nn.Module, std: float) -> Swap:
+def _init_head(model: nn.Module, std: float) -> Swap:
     name, classifier = _classifier_with("weight", "head_std", model)
     nn.init.normal_(classifier.weight, std=std)
     return Swap(
@@ -199,7 +200,8 @@ def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Mod
     if classifier is None or getattr(classifier, part, None) is None:
         kind = type(model).__name__
         raise SurgeryError(
-            f"model.start.{key}: the classifier of {kind} has no {part}; leave model.start.{key} out"
+            f"model.start.{key}: the classifier of {kind} has no {part}; "
+            f"leave model.start.{key} out"
         )
     return name, classifier
 
@@ -211,12 +213,11 @@ def _classifier_name(model: nn.Module) -> str | None:
 
 
 def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Swap:
-    """Put the weights of a file into a model; what is left at its random start is said in the
-    Swap's note.
+    """Load the weights of a file into a model; the Swap's note names what stays random.
 
-    The first convolution is fitted to the model's channels as timm does it: see
-    `fitted_to_channels`. A classifier of another shape, or none in the file, leaves the model's own
-    at its random start.
+    The first convolution is adapted to the model's channels as timm does it: see
+    `adapt_input_channels`. Where the file's classifier has another shape, or is missing, the
+    model's own stays random.
 
     Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this
     model's.
@@ -240,9 +241,9 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
         tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
     if _differs_in_channels(tensors.get(first), own.get(first)):
         before, now = tensors[first].shape[1], own[first].shape[1]
-        tensors[first] = fitted_to_channels(tensors[first], now)
+        tensors[first] = adapt_input_channels(tensors[first], now)
         notes.append(
-            f"{first}: {before} input channels {'summed' if now == 1 else f'fitted to {now}'}"
+            f"{first}: {before} input channels {'summed' if now == 1 else f'adapted to {now}'}"
         )
     _check_keys(path, tensors, own, heads if left else set())
     model.load_state_dict(own | tensors)
@@ -256,7 +257,7 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     )
 
 
-def fitted_to_channels(weight: Tensor, num_channels: int) -> Tensor:
+def adapt_input_channels(weight: Tensor, num_channels: int) -> Tensor:
     """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h,
     w].
 
@@ -281,7 +282,7 @@ def _differs_in_channels(weight: Tensor | None, own: Tensor | None) -> bool:
 
 
 def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
-    """The file's path and its tensors; read once, so that what is checked is what is used."""
+    """The file's path and its tensors; read once, so that what is hashed is what is loaded."""
     path = Path(pretrained.file)
     path = path / "model.safetensors" if path.is_dir() else path
     try:
@@ -294,12 +295,12 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
     found = hashlib.sha256(content).hexdigest()
     if found != pretrained.sha256:
         raise WeightsError(
-            f"model.pretrained.sha256: {path} has {found}, the page says {pretrained.sha256}; use the file that the page "
-            f'means, or set="model.pretrained.sha256={found}"'
+            f"model.pretrained.sha256: {path} has {found}, the recipe {pretrained.sha256}; "
+            f'use the file of the recipe, or set="model.pretrained.sha256={found}"'
         )
     try:
         return path, safetensors.torch.load(content)
-    except Exception as error:  # whatever a reader raises over anybody's bytes
+    except Exception as error:  # whatever safetensors raises for a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise WeightsError(
             f"model.pretrained.file: {path}: not safetensors ({reason}); use a .safetensors file"
@@ -321,12 +322,12 @@ def _check_keys(
         if key in tensors and tensors[key].shape != tensor.shape
     ]
     found = list(
-        _listed({"lacks": missing, "has beyond the model": unexpected, "has other shapes": shapes})
+        _listed({"is missing": missing, "has unexpected": unexpected, "has other shapes": shapes})
     )
     if found:
         raise WeightsError(
-            f"model.pretrained.file: {path}: {'; '.join(found)}; use weights of this timm model, with the same parts in "
-            "its `model` section"
+            f"model.pretrained.file: {path}: {'; '.join(found)}; use weights of this timm model, "
+            "trained with the same parts in the `model` section"
         )
 
 

@@ -21,11 +21,9 @@ def leave_out_padding_taps(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and _is_plain(module):
-            # a hook on forward would see no weight that a subclass has standardized: _conv_forward
-            # is given it
-            module._conv_forward = types.MethodType(
-                _conv_forward, module
-            )  # a method, so that copies are bound to themselves
+            # _conv_forward and not a hook on forward, which would not see the weight that a
+            # subclass has standardized; a bound method, so that copies are bound to themselves
+            module._conv_forward = types.MethodType(_conv_forward, module)
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:

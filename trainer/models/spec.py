@@ -1,4 +1,4 @@
-"""The `model` section of a page: what it changes in the model as timm builds it."""
+"""The `model` section of a recipe: what it changes in the model as timm builds it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from trainer.base.component import Page
 from trainer.models.edit.replacement import Part
 from trainer.models.parts.activations import Activation
 from trainer.models.parts.attention import Attention
+from trainer.models.parts.blur import BlurPool
 from trainer.models.parts.bodies import StagedBody
-from trainer.models.parts.convolutions import BlurPool, Convolution
+from trainer.models.parts.convolutions import Convolution
 from trainer.models.parts.depth import DropBlock, StochasticDepth
 from trainer.models.parts.isotropic import IsotropicBody
 from trainer.models.parts.norms import Norm
@@ -21,8 +22,8 @@ from trainer.models.parts.stems import Stem
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
-# The order in which parts are put in: what brings norms or activations of its own comes before
-# those that change them.
+# The order in which parts are applied: those that bring norms or activations of their own come
+# before those that replace norms or activations.
 PARTS = (
     "isotropic", "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation",
     "weight_standardization", "stochastic_depth", "drop_block",
@@ -30,14 +31,13 @@ PARTS = (
 
 
 class Start(Page):
-    """First weights other than timm's; an absent one is as timm draws it.
+    """Weight initialization other than timm's; an absent key leaves timm's.
 
-    convolutions: Kaiming's normal distribution, its width from what goes in or what comes out;
-    "truncated_normal" draws the matrices too, the classifier's among them, all with a standard
-    deviation of 0.02, and sets their biases to zero. norm_gamma: "uniform" draws every norm's gamma
-    from [0, 1). head_std: the standard deviation of the normal distribution of the classifier's
-    weight; 0 sets it to zero. head_bias: the value of every bias of the classifier. Over the
-    classifier head_std and head_bias have the last word.
+    convolutions: Kaiming's normal distribution with fan_in or fan_out; "truncated_normal" covers
+    linear layers too, the classifier among them, all with a standard deviation of 0.02, and sets
+    their biases to zero. norm_gamma: "uniform" samples every norm's gamma from [0, 1). head_std:
+    the standard deviation of the classifier's normally distributed weight; 0 sets it to zero.
+    head_bias: the value of every bias of the classifier. head_std and head_bias are applied last.
 
     Source: He et al. 2015, arXiv:1502.01852 (Kaiming); Liu et al. 2022, arXiv:2201.03545, with its
     code (truncated_normal); MosaicML's ResNet benchmark (gamma and bias); pycls and big_vision
@@ -51,12 +51,12 @@ class Start(Page):
 
 
 class Pretrained(Page):
-    """Weights to start from, in place of random ones.
+    """Pretrained weights to start from.
 
     file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are
-    part of the page. The classifier is taken where its shape is right, else drawn anew. A first
-    convolution is summed over its input channels for images of one; for more they are repeated in
-    turn and scaled, as timm does it.
+    part of the recipe. The classifier is loaded where its shape fits, else it stays random. The
+    first convolution is summed over its input channels for one-channel images; for more channels
+    they are repeated and scaled, as timm does.
     """
 
     file: Annotated[str, Field(min_length=1)]
@@ -89,7 +89,7 @@ class Model(Page):
     pretrained: Pretrained | None = None
 
     def parts(self) -> Iterator[tuple[str, Part]]:
-        """The parts that are on, in the order in which they are put in."""
+        """The parts that are set, in the order in which they are applied."""
         for key in PARTS:
             part = getattr(self, key)
             if part is not None:
@@ -97,5 +97,5 @@ class Model(Page):
 
     @property
     def is_plain(self) -> bool:
-        """Does timm alone build this model, from its own options?"""
+        """Is the model built by timm alone, from its own options?"""
         return next(self.parts(), None) is None

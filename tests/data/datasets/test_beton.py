@@ -76,7 +76,7 @@ def test_a_file_that_is_not_whole_is_refused_before_it_is_read(photos, how):
     facts["layout"] = 99 if how == "layout" else 1
     if how != "no json":
         path.with_suffix(".json").write_text("{" if how == "json" else json.dumps(facts))
-    with pytest.raises(DataError, match="run `make data` again"):
+    with pytest.raises(DataError, match="`make data` again"):
         open_beton(photos, "train", 3)
 
 
@@ -85,7 +85,7 @@ def test_other_channels_and_other_images_beside_it_are_refused(photos):
         open_beton(photos, "train", 1)
     (photos / "train" / "cat" / "5.jpg").unlink()
     profile = find_profile(str(photos)).model_copy(update={"num_train": 10})
-    with pytest.raises(DataError, match="other images than now lie beside it"):
+    with pytest.raises(DataError, match="other images"):
         open_beton_set(profile, photos, "train")
 
 
@@ -110,7 +110,7 @@ def test_who_reads(photos, tmp_path, monkeypatch):
         "torch",
     ]
     assert chosen_loader("pil", photos) == "pil" and chosen_loader("ffcv", photos) == "ffcv"
-    with pytest.raises(UserError, match="holds no train.beton and val.beton"):
+    with pytest.raises(UserError, match=r"holds no train.beton and val.beton"):
         chosen_loader("ffcv", tmp_path)
     monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name: None)
     assert chosen_loader("auto", photos) == "torch"
@@ -123,7 +123,7 @@ def test_who_reads(photos, tmp_path, monkeypatch):
     [
         (Storage(max_side_px=24), "(max_side=24)"),
         (Storage(24, 1.0, 80), "(max_side=24 jpeg_share=1 quality=80)"),
-        (None, "cannot be read from its .json"),
+        (None, "cannot be read"),
     ],
 )
 def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(
@@ -148,6 +148,6 @@ def test_auto_reads_the_same_images_whether_ffcv_is_installed_or_not(
         assert loader == "torch"
     assert opened[0].fingerprint == opened[1].fingerprint
     (line,) = said
-    assert how in line and line.endswith("so the torch loader reads; loader=ffcv takes it")
+    assert how in line and "using torch" in line and "use loader=ffcv" in line
     monkeypatch.setattr(beton.importlib.util, "find_spec", lambda name: object())
     assert chosen_loader("ffcv", root, said.append) == "ffcv" and len(said) == 1

@@ -46,11 +46,11 @@ def test_the_digits_split_is_stratified_and_leaves_nothing_out():
     found = [
         (label, *image.ravel())
         for part in (train, val)
-        for image, label in zip(part.images, part.labels)
+        for image, label in zip(part.images, part.labels, strict=True)
     ]
     greys = np.floor(bunch.images * 255 / 16 + 0.5).astype(int)
     assert sorted(found) == sorted(
-        (label, *image.ravel()) for image, label in zip(greys, bunch.target)
+        (label, *image.ravel()) for image, label in zip(greys, bunch.target, strict=True)
     )
 
 
@@ -117,7 +117,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, damage):
     write_idx(tmp_path, 5, 5, is_compressed=True)
     path = tmp_path / "train-images-idx3-ubyte.gz"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=f"{path}: damaged .*; fetch the file again"):
+    with pytest.raises(DataError, match=f"{path}: damaged .*; download the file again"):
         open_set(small("mnist", 5, 5), tmp_path, "train")
 
 
@@ -156,7 +156,7 @@ def test_a_set_that_cannot_be_fetched_says_what_to_fetch_and_where_to_put_it(tmp
 def test_imagenet_wants_a_folder(tmp_path):
     with pytest.raises(DataError, match="data_dir=<folder with train/"):
         open_set(PROFILES["imagenet-1k"], None, "train")
-    with pytest.raises(DataError, match="holds no train/"):
+    with pytest.raises(DataError, match="has no train/"):
         open_set(PROFILES["imagenet-1k"], tmp_path, "train")
 
 
@@ -204,7 +204,7 @@ def test_a_bundled_set_has_no_other_channels():
         update={"channels": 4, "mean": (0.5,) * 4, "std": (0.5,) * 4}
     )
     with pytest.raises(
-        DataError, match="digits: channels: 4, where digits can be seen in 1 or in 3"
+        DataError, match="digits: channels: 4, where digits can be read in 1 or in 3"
     ):
         open_set(bands, None, "train")
 

@@ -196,7 +196,7 @@ def test_bad_images_are_found_named_and_replaced_as_a_folders_are(tmp_path, way)
     )
     streams = [stream_of(for_training(images), bad_images="skip") for images in (mine, theirs)]
     assert digest(streams[0].batches(0, 8, 0, "cpu")) == digest(streams[1].batches(0, 8, 0, "cpu"))
-    with pytest.raises(BadImage, match="use a whole image, or bad_images=skip in training"):
+    with pytest.raises(BadImage, match="bad_images=skip in training"):
         list(stream_of(mine).batches(0, 8, 0, "cpu"))
 
 
@@ -317,15 +317,15 @@ def test_names_in_classes_txt_keep_its_order(photos, tmp_path):
 @pytest.mark.parametrize(
     ("train", "val", "names", "message"),
     [
-        ([0, 1, 3], [0, 1, 3], None, "no label 2 though there is 3; "),
+        ([0, 1, 3], [0, 1, 3], None, "no label 2, but label 3; "),
         ([0, 1, -1], [0, 1, -1], None, "label -1; "),
         ([0, 1], [0], None, "class '1' is in train only; "),
         ([0, 1], [0, 1, 2], None, "class '2' is in val only; "),
         ([0, 1, "dog"], [0, 1], None, "some labels are numbers, some names; "),
-        ([0, 1, 2], [0], "a\nb\n", "label 2, where there are 2 named classes; "),
+        ([0, 1, 2], [0], "a\nb\n", "label 2 is not among the 2 named classes; "),
         ([0, 1], [0], "a\nb\nc\n", "class 'c' has no image in train; "),
-        ([0, 1], [0], "a\n\nb\n", "classes.txt: an empty line, or a name twice; "),
-        (["a", "b"], ["a"], "a\nc\n", "label 'b', where there are 2 named classes; "),
+        ([0, 1], [0], "a\n\nb\n", "classes.txt: "),
+        (["a", "b"], ["a"], "a\nc\n", "label 'b' is not among the 2 named classes; "),
     ],
 )
 def test_labels_that_fit_no_class_are_refused_in_one_line(tmp_path, train, val, names, message):
@@ -353,15 +353,15 @@ def _mixed(names):
     [
         (_mixed(["train-0.tar"]), "tar shards without val; use val-000000.tar or val/*.tar"),
         (_mixed(["val-0.tar", "test-0.tar"]), "tar shards without train; "),
-        (_mixed(["train-0.tar", "train/0.tar", "val-0.tar"]), "images of train in "),
-        (_mixed(["train-0.tar", "val-0.tar", "validation-0.tar"]), "images of val in "),
+        (_mixed(["train-0.tar", "train/0.tar", "val-0.tar"]), "images of train both in "),
+        (_mixed(["train-0.tar", "val-0.tar", "validation-0.tar"]), "images of val both in "),
         (
             _mixed(["train-0.tar", "train-val-1.tar"]),
-            "train-val-1.tar: of train or of val; use a name",
+            "train-val-1.tar: ",
         ),
         (
             _mixed(["train-00000-of-00002.tar", "val-0.tar"]),
-            "1 files where the names say 2 belong together; ",
+            "1 files, but 2 by their names; ",
         ),
         (
             _mixed(["train-0.tar", "val-0.tar", "data/train-0.parquet"]),
@@ -371,14 +371,14 @@ def _mixed(names):
             _mixed(["train-0.tar", "val-0.tar", "train/cat/1.jpg"]),
             "holds an image folder and tar shards; ",
         ),
-        (_mixed(["00000.tar", "00001.tar"]), "00000.tar: of no split by name or place; "),
+        (_mixed(["00000.tar", "00001.tar"]), "00000.tar: belongs to no split; "),
         (
             _mixed(["plain/train-0.parquet", "plain/validation-0.parquet"]),
-            "plain/train-0.parquet: of no split by name or place; ",
+            "plain/train-0.parquet: belongs to no split; ",
         ),
         (
             _mixed(["train-0.tar", "train-1.tar.gz", "val-0.tar"]),
-            "train-1.tar.gz: compressed, so that no image in it can be read by itself; use train-1.tar",
+            "train-1.tar.gz: compressed, ",
         ),
         (_mixed(["train/0.tar.zst", "val/0.tar"]), "0.tar.zst: compressed, "),
         (

@@ -43,7 +43,7 @@ def test_jpeg_files_keep_their_bytes_and_all_others_their_pixels(photos, tmp_pat
     images, facts, found = written(photos, tmp_path / "out")
     names = [images.index.path(i).name for i in range(12)]
     modes = found.samples["image"]["mode"].tolist()
-    assert [name for name, mode in zip(names, modes) if mode == RAW] == [
+    assert [name for name, mode in zip(names, modes, strict=True) if mode == RAW] == [
         "1.jpg",
         "7.png",
     ]  # CMYK is not any decoder's
@@ -71,13 +71,15 @@ def test_shrunk_and_compressed_images_are_another_data_set(photos, tmp_path):
 
 
 def test_the_same_bytes_every_time_also_after_a_stop_anywhere(photos, tmp_path, monkeypatch):
-    digest = lambda out: hashlib.sha256(beton_file(out, "train").read_bytes()).hexdigest()
+    def digest(out):
+        return hashlib.sha256(beton_file(out, "train").read_bytes()).hexdigest()
+
     written(photos, tmp_path / "whole", num_threads=3)
     monkeypatch.setattr(beton_writer, "_IMAGES_AT_ONCE", 2)
     for stop_after in (1, 4, 7):
         out, seen = tmp_path / str(stop_after), []
 
-        def each():
+        def each(seen=seen, stop_after=stop_after):
             seen.append(1)
             if len(seen) == stop_after:
                 raise KeyboardInterrupt
@@ -87,7 +89,9 @@ def test_the_same_bytes_every_time_also_after_a_stop_anywhere(photos, tmp_path, 
         assert not beton_file(out, "train").exists()
         read = []
         monkeypatch.setattr(
-            FolderSet, "read", lambda self, i, real=FolderSet.read: read.append(i) or real(self, i)
+            FolderSet,
+            "read",
+            lambda self, i, real=FolderSet.read, read=read: read.append(i) or real(self, i),
         )
         written(photos, out)
         monkeypatch.undo()
@@ -116,7 +120,7 @@ def test_what_is_there_is_not_written_again_and_a_stop_with_other_storage_is_not
 
 def test_a_bad_image_and_impossible_storage_are_refused(photos, tmp_path):
     (photos / "train" / "dog" / "3.jpg").write_bytes(b"\xff\xd8nothing")
-    with pytest.raises(BadImage, match="dog/3.jpg"):
+    with pytest.raises(BadImage, match=r"dog/3.jpg"):
         written(photos, tmp_path / "out")
     for words, place in (
         ({"max_side_px": 3}, "max_side=3"),

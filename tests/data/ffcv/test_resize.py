@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from support.built import needs_ffcv
-
-needs_ffcv()
-
+import support.requires_ffcv  # noqa: F401 - skips where ffcv is not built
 from trainer.data.ffcv.resize import crop_and_resize, goes_down_first
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (235, 360, 3), dtype=np.uint8)
@@ -19,7 +16,7 @@ def test_squares_are_pillows_byte_by_byte(side):
     heights, widths = rng.integers(1, 236, 80), rng.integers(1, 361, 80)
     heights[::8], widths[::12] = min(side, 235), side  # passes that Pillow leaves out
     seen = set()
-    for height, width in zip(heights.tolist(), widths.tolist()):
+    for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
         top, left = int(rng.integers(0, 236 - height)), int(rng.integers(0, 361 - width))
         is_bicubic, is_flipped = bool(rng.integers(2)), bool(rng.integers(2))
         is_down_first = bool(goes_down_first(np.array(height), np.array(width), side))

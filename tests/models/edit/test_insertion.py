@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from trainer.models.edit.insertion import check_inserted, ends, middles, wholes
+from trainer.models.edit.insertion import block_ends, branch_ends, branch_middles, check_inserted
 from trainer.models.edit.replacement import SurgeryError
 
 
@@ -19,7 +19,7 @@ class Double(nn.Module):
         return features * 2
 
 
-@pytest.mark.parametrize("places_of", [ends, middles, wholes])
+@pytest.mark.parametrize("places_of", [branch_ends, branch_middles, block_ends])
 def test_a_follower_is_given_channels_first_and_is_copied_with_its_block(places_of):
     model = timm.create_model(
         "test_convnext", num_classes=4
@@ -28,10 +28,10 @@ def test_a_follower_is_given_channels_first_and_is_copied_with_its_block(places_
     before = model(images)
     place = places_of(model, ["stages.0.blocks.0"], "attention")[0]
     assert place.num_channels == 24
-    place.put(Double())
+    place.insert(Double())
     check_inserted(model, "attention", [(place.block, place.name)])
     after = model(images)
-    assert not torch.equal(before, after) or places_of is middles
+    assert not torch.equal(before, after) or places_of is branch_middles
     assert torch.equal(copy.deepcopy(model)(images), after)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), after)
@@ -40,5 +40,5 @@ def test_a_follower_is_given_channels_first_and_is_copied_with_its_block(places_
 def test_a_place_that_is_not_used_is_refused():
     model = timm.create_model("test_resnet")
     model.layer1[0].add_module("unused", nn.Identity())
-    with pytest.raises(SurgeryError, match="off the residual branch"):
+    with pytest.raises(SurgeryError, match="residual branch"):
         check_inserted(model, "attention", [("layer1.0", "layer1.0.unused")])

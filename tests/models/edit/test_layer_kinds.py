@@ -5,7 +5,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 from trainer.models.edit.layer_kinds import NORMS, LayerKind
-from trainer.models.edit.replacement import anatomy, is_activation, is_norm
+from trainer.models.edit.replacement import find_layers, is_activation, is_norm
 
 
 class Own2dNorm(LayerNorm2d):
@@ -38,7 +38,7 @@ def small(norm: nn.Module) -> nn.Module:
 
 
 def test_a_norm_of_ones_own_is_found_by_its_base_class():
-    (place,) = anatomy(small(Own2dNorm(5))).norms
+    (place,) = find_layers(small(Own2dNorm(5))).norms
     assert (place.name, place.num_channels, place.is_channels_last, place.activation) == (
         "1",
         5,
@@ -48,12 +48,12 @@ def test_a_norm_of_ones_own_is_found_by_its_base_class():
 
 
 def test_a_class_without_a_base_in_common_is_found_once_it_is_registered(registered):
-    (place,) = anatomy(small(Centred())).norms
+    (place,) = find_layers(small(Centred())).norms
     assert (place.name, place.num_channels) == ("1", 5)
 
 
 def test_a_class_that_is_not_registered_is_no_norm():
-    assert not anatomy(small(Centred())).norms
+    assert not find_layers(small(Centred())).norms
 
 
 def test_a_registered_class_counts_with_its_subclasses():

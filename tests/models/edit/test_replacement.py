@@ -10,15 +10,15 @@ from torch import nn
 from trainer.models.edit.replacement import (
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     has_activation,
     is_activation,
     is_attention,
     is_norm,
-    nothing,
-    probe,
-    put,
+    nothing_to_replace,
+    record_calls,
+    replace_module,
 )
 
 
@@ -53,7 +53,7 @@ from trainer.models.edit.replacement import (
     ],
 )
 def test_every_part_is_found(model, counts):
-    found = anatomy(timm.create_model(model, num_classes=2))
+    found = find_layers(timm.create_model(model, num_classes=2))
     fed = sum(place.norm is not None for place in found.convolutions)
     activated = sum(place.activation is not None for place in found.norms)
     lists = (found.norms, found.vector_norms, found.attention_norms, found.convolutions)
@@ -61,7 +61,7 @@ def test_every_part_is_found(model, counts):
 
 
 def test_who_feeds_whom_in_a_residual_block():
-    found = anatomy(timm.create_model("resnet18", num_classes=2))
+    found = find_layers(timm.create_model("resnet18", num_classes=2))
     norms = {place.name: place for place in found.norms}
     assert norms["layer1.0.bn1"].activation == "layer1.0.act1"
     assert norms["layer1.0.bn2"].activation is None, (
@@ -74,7 +74,7 @@ def test_who_feeds_whom_in_a_residual_block():
 
 
 def test_channels_last_norms_and_depthwise_convolutions_of_a_convnext():
-    found = anatomy(timm.create_model("convnext_tiny", num_classes=2))
+    found = find_layers(timm.create_model("convnext_tiny", num_classes=2))
     last = [place.name for place in found.norms if place.is_channels_last]
     assert len(last) == 18 and all(".blocks." in name for name in last)
     assert found.vector_norms == ("head.norm",)
@@ -87,7 +87,7 @@ def test_asking_changes_nothing():
     model = timm.create_model("test_resnet", num_classes=2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    anatomy(model)
+    find_layers(model)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert model.training and all(module.training for module in model.modules())
@@ -97,7 +97,7 @@ def test_asking_changes_nothing():
 def test_a_stem_of_very_large_patches_is_asked_with_a_larger_image():
     model = timm.create_model("test_convnext", num_classes=2)
     model.stem[0] = nn.Conv2d(3, model.stem[0].out_channels, 64, stride=64)
-    assert len(anatomy(model).norms) > 1
+    assert len(find_layers(model).norms) > 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_does_not(kind, module):
 
 
 def test_a_swap_is_one_line():
-    swap = Swap(
+    replacement = Swap(
         "norm",
         (("BatchNorm2d", 3),),
         "GroupNorm",
@@ -139,7 +139,7 @@ def test_a_swap_is_one_line():
         "head.norm stays",
     )
     assert (
-        str(swap)
+        str(replacement)
         == "norm: bn1, layer1.0.bn1 … layer4.1.bn2: 3 BatchNorm2d -> GroupNorm (head.norm stays)"
     )
     assert str(Swap("stem", (("Conv2d", 1),), "3x3", ("conv1",))) == "stem: conv1: 1 Conv2d -> 3x3"
@@ -147,16 +147,17 @@ def test_a_swap_is_one_line():
 
 def test_nothing_found_says_what_there_is():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
-    error = nothing("norm", "norm over feature maps", model)
+    error = nothing_to_replace("norm", "norm over feature maps", model)
     assert isinstance(error, SurgeryError)
     assert str(error) == (
-        "model.norm: Sequential has no norm over feature maps; it has 2 Conv2d; leave model.norm out"
+        "model.norm: Sequential has no norm over feature maps; it has 2 Conv2d; "
+        "leave model.norm out"
     )
 
 
 def test_modules_are_put_and_counted():
     model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.ReLU())
-    put(model, "0.1", nn.GELU())
+    replace_module(model, "0.1", nn.GELU())
     assert counted(module for module in model.modules() if is_activation(module)) == (
         ("ReLU", 2),
         ("GELU", 1),
@@ -164,13 +165,13 @@ def test_modules_are_put_and_counted():
 
 
 def test_a_model_that_refuses_small_images_is_asked_again_with_a_large_one():
-    """What was heard of the first image is forgotten."""
+    """What was recorded of the first image is forgotten."""
     model = timm.create_model("test_resnet", num_classes=2)
     model.layer4.append(nn.AvgPool2d(8))
-    heard = probe(
+    records = record_calls(
         model, {"conv1.0", "layer1"}, lambda name, module, given, made: (name, made.shape[-1])
     )
-    assert heard == [("conv1.0", 512), ("layer1", 256)]
-    assert len(anatomy(model).norms) == len(
+    assert records == [("conv1.0", 512), ("layer1", 256)]
+    assert len(find_layers(model).norms) == len(
         [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     )

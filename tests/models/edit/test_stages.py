@@ -6,10 +6,10 @@ import timm.layers.cbam
 import torch
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, put
+from trainer.models.edit.replacement import SurgeryError, replace_module
 from trainer.models.edit.stages import blocks, stages
-from trainer.models.parts.convolution_layers import (
-    BlurConv2d,
+from trainer.models.parts.blur import BlurConv2d
+from trainer.models.parts.convolutions import (
     DeformableConv2d,
     SelfCalibratedConv2d,
 )
@@ -60,7 +60,7 @@ def test_regnet_names_its_blocks_itself():
 def test_attention_at_the_end_of_a_stage_is_no_block():
     model = timm.create_model("test_resnet")
     model.layer2.append(timm.layers.cbam.CbamModule(model.layer2[-1].conv2.out_channels))
-    put(model, "layer3", nn.Sequential(model.layer3[0], nn.Identity()))
+    replace_module(model, "layer3", nn.Sequential(model.layer3[0], nn.Identity()))
     assert stages(model) == LAYERS
     assert blocks(model) == [[f"{layer}.0"] for layer in LAYERS]
 
@@ -97,7 +97,7 @@ def test_a_convolution_is_no_block_whatever_it_holds(name, changed):
         for each in found:
             conv = model.get_submodule(each)
             if conv.in_channels > 3 and each.startswith("layer"):
-                put(model, each, changed(conv))
+                replace_module(model, each, changed(conv))
     assert (stages(model), blocks(model)) == before
 
 

@@ -2,6 +2,7 @@
 costs no gradient.
 """
 
+import copy
 import re
 
 import pytest
@@ -17,6 +18,7 @@ from trainer.models.parts.activations import (
     Gelu,
     HardSwish,
     LeakyRelu,
+    LearnedSwish,
     Mish,
     Prelu,
     Relu,
@@ -57,12 +59,15 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_every_activation_of_the_body_is_replaced(name):
     model = timm.create_model(name)
-    swap = Mish().apply(model, 64)
-    assert (len(swap.places), swap.places[0], swap.places[-1]) == COUNTS[name]
-    assert sum(count for _, count in swap.before) == len(swap.places) and swap.after == "Mish"
-    assert all(type(model.get_submodule(place)) is nn.Mish for place in swap.places)
+    replacement = Mish().apply(model, 64)
+    assert (len(replacement.places), replacement.places[0], replacement.places[-1]) == COUNTS[name]
+    assert (
+        sum(count for _, count in replacement.before) == len(replacement.places)
+        and replacement.after == "Mish"
+    )
+    assert all(type(model.get_submodule(place)) is nn.Mish for place in replacement.places)
     rest = {name for name, module in model.named_modules() if is_activation(module)} - set(
-        swap.places
+        replacement.places
     )
     assert all(".se." in name for name in rest)
 
@@ -106,9 +111,9 @@ def test_in_place_gives_the_same_outputs_and_gradients(part, name):
             {"layers": (1, 1, 1, 1), "channels": (16, 32, 64, 128)} if name == "resnetv2_50" else {}
         )
         model = timm.create_model(name, num_classes=5, **small)
-        swap = part.apply(model, 64)
-        assert all(model.get_submodule(place).inplace for place in swap.places)
-        for place in swap.places:
+        replacement = part.apply(model, 64)
+        assert all(model.get_submodule(place).inplace for place in replacement.places)
+        for place in replacement.places:
             model.get_submodule(place).inplace = in_place
         model.double()(torch.randn(2, 3, 64, 64, dtype=torch.float64)).square().sum().backward()
         found[in_place] = {key: weight.grad for key, weight in model.named_parameters()}
@@ -164,7 +169,7 @@ def test_models_learn_with_each_under_bf16_autocast(part, name):
     ("part", "name"), [(Relu(), "test_resnet"), (Gelu(approximate="tanh"), "test_convnext")]
 )
 def test_a_swap_that_would_change_nothing_is_refused(part, name):
-    with pytest.raises(SurgeryError, match=r"model.activation: all \d+ of \w+ are \w+ already"):
+    with pytest.raises(SurgeryError, match=r"model.activation: all \d+ .*\w+ already"):
         part.apply(timm.create_model(name), 32)
 
 
@@ -172,10 +177,10 @@ def test_a_swap_that_would_change_nothing_is_refused(part, name):
 def test_learned_ones_are_one_number_a_layer_and_go_round(part):
     model, other = timm.create_model("test_resnet"), timm.create_model("test_resnet")
     before = sum(weight.numel() for weight in model.parameters())
-    swap = part.apply(model, 32)
+    replacement = part.apply(model, 32)
     part.apply(other, 32)
-    assert sum(weight.numel() for weight in model.parameters()) - before == len(swap.places)
-    torch.nn.init.constant_(next(model.get_submodule(swap.places[0]).parameters()), 0.9)
+    assert sum(weight.numel() for weight in model.parameters()) - before == len(replacement.places)
+    torch.nn.init.constant_(next(model.get_submodule(replacement.places[0]).parameters()), 0.9)
     other.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(images), other.eval()(images))
@@ -184,12 +189,43 @@ def test_learned_ones_are_one_number_a_layer_and_go_round(part):
 def test_silu_is_not_yet_swish_with_learned_beta():
     model = timm.create_model("test_resnet")
     Silu().apply(model, 32)
-    swap = Swish(beta=1.0).apply(model, 32)
-    assert swap.before[0][0] == "SiLU" and swap.after == "LearnedSwish"
+    replacement = Swish(beta=1.0).apply(model, 32)
+    assert replacement.before[0][0] == "SiLU" and replacement.after == "LearnedSwish"
 
 
 def test_those_that_are_the_asked_one_already_are_counted_and_left():
     model = timm.create_model("test_resnet")
     model.act1 = nn.SiLU()
-    swap = Silu().apply(model, 32)
-    assert "act1" not in swap.places and swap.note == "1 are SiLU already"
+    replacement = Silu().apply(model, 32)
+    assert "act1" not in replacement.places and replacement.note == "1 are SiLU already"
+
+
+def test_swish_is_silu_where_beta_is_one():
+    given = torch.linspace(-6, 6, 101)
+    torch.testing.assert_close(LearnedSwish(1.0)(given), functional.silu(given))
+
+
+def test_swish_follows_its_formula_and_beta_is_learned():
+    layer = LearnedSwish(1.7).double()
+    given = torch.linspace(-6, 6, 11, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        layer(given), given / (1 + torch.exp(-1.7 * given)), rtol=1e-7, atol=1e-7
+    )
+
+    def run(given, beta):
+        return torch.func.functional_call(layer, {"beta": beta}, (given,))
+
+    assert torch.autograd.gradcheck(run, (given, layer.beta.detach().clone().requires_grad_()))
+
+
+def test_swish_answers_in_the_dtype_that_it_is_given():
+    assert LearnedSwish(1.0)(torch.ones(2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_swish_goes_round_and_is_copied():
+    layer = LearnedSwish(0.5)
+    twin = copy.deepcopy(layer)
+    layer.beta.data.fill_(2.0)
+    assert twin.beta.item() == 0.5
+    twin.load_state_dict(layer.state_dict())
+    assert twin.beta.item() == 2.0 and twin.beta.ndim == 1

@@ -10,11 +10,13 @@ import torch
 from timm.layers import EcaModule, SEModule
 from timm.layers.cbam import CbamModule
 from torch import nn
+from torch.nn import functional
 
 from trainer.models.build import gmacs, num_parameters
 from trainer.models.edit.replacement import SurgeryError
 from trainer.models.parts.attention import (
     Bam,
+    BottleneckAttention,
     Cbam,
     CoordinateAttention,
     Eca,
@@ -128,11 +130,11 @@ def test_attention_stands_where_its_position_says(name, position):
         name, **({"ls_init_value": 1.0} if "convnext" in name else {"zero_init_last": False})
     )
     plain = copy.deepcopy(model).eval()
-    swap = SqueezeExcite(position=position, reduction=1).apply(model, 64)
-    for place in swap.places:
+    replacement = SqueezeExcite(position=position, reduction=1).apply(model, 64)
+    for place in replacement.places:
         nn.init.zeros_(model.get_submodule(place).fc2.weight)
         nn.init.zeros_(model.get_submodule(place).fc2.bias)
-    block_name = swap.places[1].partition(".mlp.")[0]
+    block_name = replacement.places[1].partition(".mlp.")[0]
     for ending in (".se", ".attention", ".act1.1", ".norm2.1", ".drop_path"):
         block_name = block_name.removesuffix(ending)
     ours, theirs = model.eval().get_submodule(block_name), plain.get_submodule(block_name)
@@ -186,20 +188,24 @@ def halved_middle(block, features):
 def test_every_module_trains_and_copies(name, kind):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4)
-    swap = kind(**kind.example).apply(model, 64)
+    replacement = kind(**kind.example).apply(model, 64)
     copied = copy.deepcopy(model)
     images = torch.randn(2, 3, 64, 64)
     model(images).square().sum().backward()
     assert all(weight.grad is not None for weight in model.parameters())
     copied.load_state_dict(model.state_dict())
-    assert str(sum(count for _, count in swap.before)) in str(swap) and swap.note
+    assert (
+        str(sum(count for _, count in replacement.before)) in str(replacement) and replacement.note
+    )
     torch.manual_seed(0)
     again = timm.create_model(name, num_classes=4)
     kind(**kind.example).apply(again, 64)
     weights = [
-        weight for place in swap.places for weight in model.get_submodule(place).parameters()
+        weight for place in replacement.places for weight in model.get_submodule(place).parameters()
     ]
-    same = [weight for place in swap.places for weight in again.get_submodule(place).parameters()]
+    same = [
+        weight for place in replacement.places for weight in again.get_submodule(place).parameters()
+    ]
     assert weights and all(
         torch.equal(first, second) for first, second in zip(weights, same, strict=True)
     )
@@ -238,12 +244,12 @@ def test_stages_count_from_the_last_and_bam_ends_the_first_three():
 def test_a_model_with_attention_is_refused(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    with pytest.raises(SurgeryError, match=r"model.attention: \w+ has \d+ \w+ already.*resnet50"):
+    with pytest.raises(SurgeryError, match=r"model.attention: \w+ .*\d+ \w+.*resnet50"):
         Eca(position="after_last_norm").apply(model, 64)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SurgeryError, match="reduction=128: a block has 32 channels"):
+    with pytest.raises(SurgeryError, match=r"reduction=128: .* 32 channels"):
         SqueezeExcite(position="after_last_norm", reduction=128).apply(
             timm.create_model("test_resnet"), 64
         )
@@ -255,3 +261,52 @@ def test_what_cannot_be_is_refused():
         model = timm.create_model("vgg11")
     with pytest.raises(SurgeryError, match="has no stages"):
         Eca(position="after_block").apply(model, 64)
+
+
+def normed(values, gamma, beta):
+    mean, var = (
+        values.mean((0, 2, 3), keepdim=True),
+        values.var((0, 2, 3), unbiased=False, keepdim=True),
+    )
+    return (values - mean) / (var + 1e-5).sqrt() * gamma[None, :, None, None] + beta[
+        None, :, None, None
+    ]
+
+
+def test_bam_equals_a_plain_formula():
+    torch.manual_seed(0)
+    module = BottleneckAttention(8, hidden=2, dilation=4, num_convolutions=2).double()
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    w = list(weights.values())
+    assert [tuple(v.shape) for v in w[:6]] == [(2, 8, 1, 1), (2,), (8, 2, 1, 1), (8,), (8,), (8,)]
+    features = torch.randn(3, 8, 9, 7, dtype=torch.float64)
+    hidden = (features.mean((2, 3)) @ w[0][:, :, 0, 0].T + w[1]).clamp(min=0)
+    channels = normed((hidden @ w[2][:, :, 0, 0].T + w[3])[:, :, None, None], w[4], w[5])
+    places = torch.einsum("bchw,dc->bdhw", features, w[6][:, :, 0, 0]) + w[7][None, :, None, None]
+    for kernel, bias in ((w[8], w[9]), (w[10], w[11])):
+        padded = functional.pad(places.clamp(min=0), [4] * 4)
+        taps = [
+            torch.einsum(
+                "bchw,dc->bdhw",
+                padded[:, :, 4 * i : 4 * i + 9, 4 * j : 4 * j + 7],
+                kernel[:, :, i, j],
+            )
+            for i in range(3)
+            for j in range(3)
+        ]
+        places = sum(taps) + bias[None, :, None, None]
+    places = (
+        torch.einsum("bchw,dc->bdhw", places.clamp(min=0), w[12][:, :, 0, 0])
+        + w[13][None, :, None, None]
+    )
+    expected = features * (1 + 1 / (1 + (-(channels + normed(places, w[14], w[15]))).exp()))
+    torch.testing.assert_close(module(features), expected, rtol=0, atol=1e-10)
+
+
+def test_bam_gradients_are_exact():
+    torch.manual_seed(0)
+    module = BottleneckAttention(4, hidden=2, dilation=2, num_convolutions=1).double()
+    features = torch.randn(3, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(module, (features,))

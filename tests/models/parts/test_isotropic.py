@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from support.plans import small_plan
 from trainer.base.errors import UserError
 from trainer.models.build import assemble, gmacs, num_parameters
-from trainer.models.edit.replacement import SurgeryError, anatomy
+from trainer.models.edit.replacement import SurgeryError, find_layers
 from trainer.models.edit.stages import blocks, stages
 from trainer.models.parts.activations import Silu
 from trainer.models.parts.depth import StochasticDepth
@@ -115,7 +115,7 @@ def test_layer_scale_is_there_where_it_is_asked_for():
 @pytest.mark.parametrize("model", KINDS)
 def test_blocks_and_head_are_of_the_models_own_kind(model):
     theirs = timm.create_model(model, num_classes=5)
-    ours, swap = rebuilt(model)
+    ours, replacement = rebuilt(model)
     kind = theirs.stages[0].blocks[0]
     assert [type(block) for block in ours.stages[0].blocks] == [type(kind)] * 3
     for block in ours.stages[0].blocks:
@@ -127,10 +127,10 @@ def test_blocks_and_head_are_of_the_models_own_kind(model):
     assert [type(layer) for layer in ours.head.modules()] == [
         type(layer) for layer in theirs.head.modules()
     ]
-    assert type(ours.norm_pre) is type(theirs.norm_pre) and swap.before == (
+    assert type(ours.norm_pre) is type(theirs.norm_pre) and replacement.before == (
         ("ConvNeXtBlock", len(blocks_of(theirs))),
     )
-    assert list(swap.places) == blocks(ours)[0] and stages(ours) == ["stages.0"]
+    assert list(replacement.places) == blocks(ours)[0] and stages(ours) == ["stages.0"]
 
 
 def blocks_of(model):
@@ -175,19 +175,20 @@ def test_drop_path_grows_from_zero_to_the_models_rate():
 
 
 def test_head_keeps_its_options_and_the_stem_its_channels():
-    model, swap = rebuilt(num_classes=7, in_chans=1, drop_rate=0.25)
+    model, replacement = rebuilt(num_classes=7, in_chans=1, drop_rate=0.25)
     assert model(images(channels=1)).shape == (2, 7) and model.head.drop.p == 0.25
     assert model.num_features == model.head_hidden_size == model.get_classifier().in_features == 16
     assert model.forward_intermediates(images(channels=1))[1][0].shape == (2, 16, 4, 4)
-    assert str(swap) == (
-        "isotropic: stages.0.blocks.0, stages.0.blocks.1 … stages.0.blocks.2: 4 ConvNeXtBlock -> 3 ConvNeXtBlock "
+    assert str(replacement) == (
+        "isotropic: stages.0.blocks.0, stages.0.blocks.1 … stages.0.blocks.2: "
+        "4 ConvNeXtBlock -> 3 ConvNeXtBlock "
         "(one stage of 16 channels, patches of 8 px)"
     )
 
 
 def test_the_other_parts_find_theirs_in_it():
     model, _ = rebuilt("convnext_tiny", drop_path_rate=0.2)
-    found = anatomy(model)
+    found = find_layers(model)
     names = [f"stages.0.blocks.{number}" for number in range(3)]
     assert [place.name for place in found.norms] == [f"{name}.norm" for name in names]
     assert found.vector_norms == ("head.norm",) and list(found.activations) == [
@@ -213,9 +214,9 @@ def test_other_models_are_refused_in_one_line(model):
     with pytest.raises(SurgeryError) as refusal:
         IsotropicBody(**SMALL).apply(made, 64)
     kind = type(made).__name__
-    assert str(refusal.value).startswith(
-        f"model.isotropic: {kind} is no ConvNeXt"
-    ) and "\n" not in str(refusal.value)
+    assert str(refusal.value).startswith(f"model.isotropic: {kind} ") and "\n" not in str(
+        refusal.value
+    )
     assert "model=convnext_small" in str(refusal.value)
 
 
@@ -248,7 +249,7 @@ def test_the_page_has_the_sources_three_sizes(model, drop_path, depth, width, ga
 
 
 def test_the_page_builds_the_small_one():
-    model, (swap,) = assemble(small_plan("convnext-isotropic", model="convnext_small"))
-    assert swap.part == "isotropic" and len(swap.places) == 18
+    model, (replacement,) = assemble(small_plan("convnext-isotropic", model="convnext_small"))
+    assert replacement.part == "isotropic" and len(replacement.places) == 18
     num_classes = model.num_classes
     assert num_parameters(model) == closed_form(18, 384, 16, classes=num_classes)[0]

@@ -189,7 +189,7 @@ def test_estimates_settle_on_mean_and_variance_of_what_is_seen():
 
 
 def test_estimates_of_a_large_mean_keep_their_variance():
-    """In float32 a sum of squares around zero would lose a variance of 1 beside a mean of 10,000."""
+    """A float32 sum of squares around zero would lose a variance of 1 at a mean of 10,000."""
     layer = EstimatedBatchNorm2d(6, EPS, 1.0)
     x = images(64).float() * 0.5 + 10_000
     for _ in range(2):

@@ -9,7 +9,7 @@ from timm.layers import EvoNorm2dS0, FilterResponseNormTlu2d
 from torch import nn
 
 from trainer.base.component import registered
-from trainer.models.edit.replacement import anatomy, is_norm
+from trainer.models.edit.replacement import find_layers, is_norm
 from trainer.models.parts import norms
 
 PARTS = {
@@ -107,8 +107,8 @@ def test_layer_norm_2d_is_torchs_over_the_channels_of_a_pixel(place):
 def test_a_changed_model_trains_and_its_state_goes_round(name, base):
     if (name, base) == ("evo_norm_s0", "test_convnext"):
         pytest.skip("refused: no activation follows a norm directly")
-    model, swap = changed(name, base)
-    assert len(swap.places) == {"test_resnet": 15, "test_convnext": 13}[base]
+    model, replacement = changed(name, base)
+    assert len(replacement.places) == {"test_resnet": 15, "test_convnext": 13}[base]
     logits = model.train()(images())
     assert logits.shape == (4, 10)
     nn.functional.cross_entropy(logits, torch.arange(4)).backward()
@@ -128,12 +128,14 @@ def test_a_changed_model_trains_and_its_state_goes_round(name, base):
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("starts_at_zero", [True, False])
 def test_the_last_gamma_starts_as_it_did_before(name, starts_at_zero):
-    model, swap = changed(name, "resnet18", zero_init_last=starts_at_zero)
-    gammas = {place: getattr(model.get_submodule(place), "weight", None) for place in swap.places}
+    model, replacement = changed(name, "resnet18", zero_init_last=starts_at_zero)
+    gammas = {
+        place: getattr(model.get_submodule(place), "weight", None) for place in replacement.places
+    }
     if next(iter(gammas.values())) is None:
-        assert ("8 last gammas that started at zero are gone" in swap.note) is starts_at_zero
+        assert ("8 zero-initialized last gammas" in replacement.note) is starts_at_zero
         return
-    assert "gone" not in swap.note
+    assert "gone" not in replacement.note
     for place, gamma in gammas.items():
         is_last = place.endswith("bn2") and starts_at_zero
         assert torch.equal(gamma, torch.zeros_like(gamma) if is_last else torch.ones_like(gamma)), (
@@ -163,7 +165,7 @@ def test_the_activation_inside_a_norm_stays_or_is_replaced(name):
     """
     torch.manual_seed(0)
     model = timm.create_model("resnetv2_18", num_classes=10)
-    num_norms = len(anatomy(model).norms)
+    num_norms = len(find_layers(model).norms)
     PARTS[name].apply(model, 64)
     num_relus = sum(isinstance(module, nn.ReLU) for module in model.modules())
     assert num_relus == (0 if name in BRING_ACTIVATION else num_norms)
@@ -172,21 +174,23 @@ def test_the_activation_inside_a_norm_stays_or_is_replaced(name):
 
 @pytest.mark.parametrize("name", BRING_ACTIVATION)
 def test_a_norm_with_an_activation_takes_the_place_of_the_one_that_follows(name):
-    model, swap = changed(name, "resnet18")
+    model, replacement = changed(name, "resnet18")
     block = model.layer1[0]
     assert isinstance(model.act1, nn.Identity) and isinstance(block.act1, nn.Identity)
     assert isinstance(block.act2, nn.ReLU)  # behind the addition
     assert block.bn1.apply_act and not block.bn2.apply_act
-    assert swap.note == "9 in place of norm and activation, 11 without an activation"
+    assert replacement.note == "9 replace norm and activation, 11 without an activation"
 
 
 def test_the_norm_and_the_activations_of_a_changed_model_are_found_again():
-    model, swap = changed("batch_channel_norm", "test_convnext")
-    assert tuple(place.name for place in anatomy(model).norms) == swap.places
-    assert all(is_norm(model.get_submodule(name)) for name in swap.places)
-    model, swap = changed("group_norm", "resnetv2_18")
-    found = anatomy(model)
-    assert tuple(place.name for place in found.norms) == tuple(f"{name}.0" for name in swap.places)
+    model, replacement = changed("batch_channel_norm", "test_convnext")
+    assert tuple(place.name for place in find_layers(model).norms) == replacement.places
+    assert all(is_norm(model.get_submodule(name)) for name in replacement.places)
+    model, replacement = changed("group_norm", "resnetv2_18")
+    found = find_layers(model)
+    assert tuple(place.name for place in found.norms) == tuple(
+        f"{name}.0" for name in replacement.places
+    )
     assert all(place.activation == place.name[:-1] + "1" for place in found.norms)
 
 

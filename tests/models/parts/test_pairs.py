@@ -21,9 +21,9 @@ OWN_FAMILY = {"body": RESNET, "isotropic": CONVNEXT, "convolution": RESNET, "blu
 
 # What two parts may not go together for; anything else has to be looked at by a person.
 REASONS = (
-    "is no ResNet of timm's", "has no stride to lose", "has no 3x3 convolution",
-    "has no strided convolution", "has no convolution to standardize", "the model has 1 of them",
-    "lost under model.isotropic", "that already",
+    "is not a timm ResNet", "has no stride;", "has no 3x3 convolution",
+    "has no strided convolution", "has no convolution to standardize", "the model has 1 stages",
+    "lost under model.isotropic", "already has this stem",
 )  # fmt: skip
 
 
@@ -42,7 +42,8 @@ def pairs():
 
 
 def plan_with_both(first, second, family):
-    sizes = f"epochs=1 drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} batch.images=64 batch.norm_images=64"
+    sizes = f"epochs=1 drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
+    sizes += "batch.images=64 batch.norm_images=64"
     return plan_of(
         Job(
             PAGE,
@@ -57,13 +58,13 @@ def test_two_parts_go_together(first, second, family):
     keys = {first[0], second[0]}
     try:
         plan = plan_with_both(first, second, family)
-        model, swaps = assemble(plan)
+        model, replacements = assemble(plan)
     except UserError as refusal:
         text = str(refusal)
         assert "\n" not in text and any(f"model.{key}" in text for key in keys), text
         assert any(reason in text for reason in REASONS), text
         return
-    assert {swap.part for swap in swaps} in (
+    assert {replacement.part for replacement in replacements} in (
         keys,
         keys - {"layer_scale"},
     )  # which is an option of timm's ConvNeXt

@@ -29,9 +29,8 @@ from trainer.data.index import DataError
 
 VERSION = 2  # of ffcv's format
 LAYOUT = 1  # of our fields and of the .json
-PAGE_BYTES = (
-    1 << 24
-)  # no sample lies across two pages, so that ffcv's own cache could read the file too
+# no sample crosses a page boundary, so that ffcv's own page cache can read the file too
+PAGE_BYTES = 1 << 24
 JPEG, RAW = 0, 1  # ffcv's modes
 HEADER = np.dtype(
     [
@@ -51,24 +50,23 @@ FIELDS = {
     "crc": 1,
 }  # name: ffcv's type, of which 1 is a 64-bit number
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
-# with the bytes that ffcv leaves between the first two as a field of their own: else they would be
-# whatever was in memory
+# ffcv's alignment gap after the image as a field: else its bytes would be uninitialized memory
 SAMPLE = np.dtype(
     [("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")]
 )
 PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
-_LARGEST_FACTS_MIB = 64
+_LARGEST_METADATA_MIB = 64
 
 
 @dataclass(frozen=True)
 class Beton:
-    """What the .json beside a .beton says.
+    """The content of the .json beside a .beton.
 
-    source: fingerprint of the images it was written from. fingerprint: of what it holds, which is
-    `source` where every image is there pixel by pixel. max_side_px: longer sides were shrunk to it;
-    0: none. jpeg_share: share of the images stored as JPEG of `quality`; None: JPEG files keep
-    their own bytes, all others are stored plainly. mean, std: the profile's. samples_sha256: of the
+    source: fingerprint of the images it was written from. fingerprint: of its own images; equals
+    `source` where all are stored without loss. max_side_px: longer sides were resized to it; 0:
+    none. jpeg_share: share of the images stored as JPEG of `quality`; None: JPEG files keep their
+    bytes, all others are stored uncompressed. mean, std: the profile's. samples_sha256: of the
     metadata, which ties the two files together.
     """
 
@@ -95,7 +93,7 @@ class Beton:
 
 
 def beton_file(folder: Path, split: str) -> Path:
-    """Where a split's .beton lies in a folder; its .json lies beside it."""
+    """The path of a split's .beton in a folder; its .json lies beside it."""
     return Path(folder) / f"{split}.beton"
 
 
@@ -106,12 +104,12 @@ def has_betons(folder: Path | None) -> bool:
     )
 
 
-def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = print) -> str:
+def chosen_loader(asked: str, folder: Path | None, log: Callable[[str], None] = print) -> str:
     """The loader of loader=: "auto" is ffcv where it is installed and the folder holds lossless
     .beton files, else torch.
 
-    Shrunk images, or images stored anew, are other data: what a run learns would hang on what is
-    installed. `say` is told where such files are left alone.
+    Resized or re-encoded images are other data: the result of a run would depend on whether ffcv is
+    installed. A line is logged where such files are not used.
 
     Raises UserError where ffcv is asked for and one of the two is missing.
     """
@@ -121,48 +119,51 @@ def chosen_loader(asked: str, folder: Path | None, say: Callable[[str], None] = 
     if asked == "auto":
         changed = _changed(folder) if is_written else ""
         if changed and is_installed:
-            say(f"loader=auto: {changed}, so the torch loader reads; loader=ffcv takes it")
+            log(f"loader=auto: using torch, since {changed}; use loader=ffcv to read it")
         return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
         raise UserError(
-            "loader=ffcv: ffcv is not installed; run make setup ffcv=1, or use loader=torch"
+            "loader=ffcv: ffcv is not installed; run `make setup ffcv=1`, or use loader=torch"
         )
     if not is_written:
         place = (
             f"{folder} holds no train.beton and val.beton"
             if folder
-            else "no data_dir= says where train.beton and val.beton lie"
+            else "needs data_dir=<folder with train.beton and val.beton>"
         )
-        raise UserError(f"loader=ffcv: {place}; run `make data`, then use data_dir=<its out>")
+        raise UserError(f"loader=ffcv: {place}; run `make data`, then use data_dir=<its out=>")
     return asked
 
 
 def _changed(folder: Path) -> str:
-    """Which of a folder's two .beton files holds other pixels than its source, and how: "" where
-    neither does.
+    """Which of a folder's .beton files does not hold its source's exact pixels, and how; "" for
+    neither.
     """
     for path in (beton_file(folder, split) for split in ("train", "val")):
         try:
-            facts = _facts(path.with_suffix(".json"))
+            metadata = _read_metadata(path.with_suffix(".json"))
         except (OSError, ValueError, TypeError, KeyError):
-            return f"what {path} holds cannot be read from its .json"
-        if not facts.is_lossless:
+            return f"the .json of {path} cannot be read"
+        if not metadata.is_lossless:
             share = (
                 ""
-                if facts.jpeg_share is None
-                else f"jpeg_share={facts.jpeg_share:g} quality={facts.quality}"
+                if metadata.jpeg_share is None
+                else f"jpeg_share={metadata.jpeg_share:g} quality={metadata.quality}"
             )
             how = " ".join(
-                filter(None, (f"max_side={facts.max_side_px}" if facts.max_side_px else "", share))
+                filter(
+                    None,
+                    (f"max_side={metadata.max_side_px}" if metadata.max_side_px else "", share),
+                )
             )
-            return f"{path} holds changed images ({how or 'stored anew'})"
+            return f"{path} holds changed images ({how or 're-encoded'})"
     return ""
 
 
 def fingerprint_of(
     source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int
 ) -> str:
-    """The fingerprint of what a .beton holds: other pixels than the source's are other data."""
+    """The fingerprint of a .beton's images: pixels that differ from the source are other data."""
     if is_lossless:
         return source
     return hashlib.sha256(f"{source} {max_side_px} {jpeg_share} {quality}".encode()).hexdigest()
@@ -170,7 +171,7 @@ def fingerprint_of(
 
 @dataclass(frozen=True)
 class BetonSet:
-    """A split that lies in a .beton, as any other set: PIL decodes it."""
+    """A split in a .beton, read without ffcv: PIL decodes it."""
 
     path: Path
     facts: Beton
@@ -178,11 +179,8 @@ class BetonSet:
     is_in_memory = False
 
     def __getstate__(self):
-        return {
-            "path": self.path,
-            "facts": self.facts,
-            "num_channels": self.num_channels,
-        }  # another process maps anew
+        # without the cached memory maps: another process maps the file again
+        return {"path": self.path, "facts": self.facts, "num_channels": self.num_channels}
 
     @property
     def num_images(self) -> int:
@@ -196,7 +194,7 @@ class BetonSet:
 
     @property
     def fingerprint(self) -> str:
-        """Of what the file holds."""
+        """Of the images in the file."""
         return self.facts.fingerprint
 
     @cached_property
@@ -206,12 +204,12 @@ class BetonSet:
 
     @cached_property
     def samples(self) -> np.ndarray:
-        """The metadata, mapped: [N] of SAMPLE."""
+        """The metadata, memory-mapped: [N] of SAMPLE."""
         return np.memmap(self.path, SAMPLE, "r", SAMPLES_START, (self.num_images,))
 
     @cached_property
     def places(self) -> np.ndarray:
-        """Where each image's bytes lie, mapped: [N] of PLACE."""
+        """Where each image's bytes are, memory-mapped: [N] of PLACE."""
         start = int(np.fromfile(self.path, HEADER, 1)[0]["alloc_table_ptr"])
         return np.memmap(self.path, PLACE, "r", start, (self.num_images,))
 
@@ -230,14 +228,12 @@ class BetonSet:
         return stored["height"].astype(np.int64), stored["width"].astype(np.int64)
 
     def content(self, i: int) -> bytes:
-        """The stored bytes of image i. Raises BadImage where they are not those that were
-        written.
-        """
+        """The stored bytes of image i. Raises BadImage where their CRC-32 is wrong."""
         first = int(self.samples["image"]["data_ptr"][i])
         found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
         if zlib.crc32(found) != int(self.samples["crc"][i]):
             raise BadImage(
-                f"{self.path}: image {i} is damaged (another CRC-32); run `make data` again"
+                f"{self.path}: image {i} is damaged (wrong CRC-32); run `make data` again"
             )
         return found
 
@@ -254,47 +250,49 @@ def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
         return Image.frombytes("RGB", (width, height), content)
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB")
-    except Exception as error:  # whatever a decoder raises over damaged bytes
+    except Exception as error:  # whatever a decoder raises for damaged bytes
         raise BadImage(
             f"{where} does not decode ({' '.join(str(error).split())}); run `make data` again"
         ) from None
     if image.size != (width, height):
         raise BadImage(
-            f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; run `make data` again"
+            f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; "
+            "run `make data` again"
         )
     return image
 
 
 def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
-    """Open a split's .beton, after a look at all of its metadata: nothing in it points outside the
-    file.
+    """Open a split's .beton, after checking that its metadata never points outside the file.
 
-    Raises DataError where it or its .json is missing or damaged, or the two are not a pair, or it
-    has other channels.
+    Raises DataError where it or its .json is missing or damaged, where the two do not belong
+    together, and where it has other channels.
     """
     path = beton_file(folder, split)
     try:
-        facts = _facts(path.with_suffix(".json"))
-        found = BetonSet(path, facts, channels)
+        metadata = _read_metadata(path.with_suffix(".json"))
+        found = BetonSet(path, metadata, channels)
         _check(found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: not a .beton with its .json ({reason}); run `make data` again, or use loader=torch on an image folder"
+            f"{path}: not a .beton with its .json ({reason}); run `make data` again, "
+            "or use loader=torch with an image folder"
         ) from None
-    if facts.channels != channels:
+    if metadata.channels != channels:
         raise DataError(
-            f"{path}: {facts.channels} channels, where the profile has {channels}; run `make data` with that profile"
+            f"{path}: {metadata.channels} channels, where the profile has {channels}; "
+            "run `make data` with this profile"
         )
     return found
 
 
-def _facts(path: Path) -> Beton:
-    read = json_file(path, _LARGEST_FACTS_MIB)
-    facts = Beton(**read | {key: tuple(read[key]) for key in ("mean", "std", "classes")})
-    if facts.layout != LAYOUT:
-        raise ValueError(f"layout {facts.layout}, where {LAYOUT} is known")
-    return facts
+def _read_metadata(path: Path) -> Beton:
+    read = json_file(path, _LARGEST_METADATA_MIB)
+    metadata = Beton(**read | {key: tuple(read[key]) for key in ("mean", "std", "classes")})
+    if metadata.layout != LAYOUT:
+        raise ValueError(f"layout {metadata.layout} is not supported, only {LAYOUT}")
+    return metadata
 
 
 def _check(found: BetonSet) -> None:
@@ -306,10 +304,10 @@ def _check(found: BetonSet) -> None:
         VERSION,
         found.num_images,
     ):
-        raise ValueError("of another size, version or number of images than the .json says")
+        raise ValueError("size, version or number of images differ from the .json")
     samples, places = found.samples, found.places
     if samples_digest(samples) != found.facts.samples_sha256:
-        raise ValueError("of other images than the .json says")
+        raise ValueError("its images differ from the .json")
     image = samples["image"]
     first, size = image["data_ptr"], places["size"]
     is_inside = (
@@ -321,7 +319,7 @@ def _check(found: BetonSet) -> None:
         and pixels.all()
         and (pixels[image["mode"] == RAW] * 3 == size[image["mode"] == RAW]).all()
     ):
-        raise ValueError("it points outside itself")
+        raise ValueError("its metadata point outside the file")
     labels = found.labels
     if labels.min() < 0 or labels.max() >= len(found.classes):
         raise ValueError("a label without a class")

@@ -1,4 +1,4 @@
-"""Opening a data set: bundled, downloaded, or an image folder, all behind one small surface."""
+"""Opening a dataset: bundled, downloaded, or an image folder, behind one interface."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torchvision
 from PIL import Image
 
 from trainer.base import streams
@@ -25,25 +26,26 @@ from trainer.recipe.profiles import KNOWN_SETS, PROFILES, Profile
 
 DIGITS_VAL_PER_CLASS = 36
 _DEBIAN = Path("/usr/share/datasets")
-_GARMENTS = tuple("T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag".split()) + (
+_GARMENTS = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
     "Ankle boot",
-)
+)  # fmt: skip
 _IDX_SETS = {  # torchvision's class (and folder), names of the classes
     "mnist": ("MNIST", tuple("0123456789")),
     "fashion-mnist": ("FashionMNIST", _GARMENTS),
 }
 _IDX_PREFIX = {"train": "train", "val": "t10k"}
-# unpacked: five times the largest there is, so that a few bytes do not become all of the memory
+# uncompressed; five times the largest file there is, against decompression bombs
 _LARGEST_IDX_MIB = 256
 _CIFAR_SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 
 
 class ImageSet(Protocol):
-    """One split of a data set.
+    """One split of a dataset.
 
-    labels: [N] integers. classes: names; a label is a place in it. fingerprint: sha256 (hex) of
-    what the set holds. num_channels: of the images as a model takes them; a grey image stands for
-    all of three. is_in_memory: is reading an image next to free?
+    labels: [N] integers, indices into classes. fingerprint: sha256 (hex) of the content.
+    num_channels: of the model's input; a grey image fills all of three. is_in_memory: reading an
+    image costs next to nothing.
     """
 
     num_images: int
@@ -63,7 +65,7 @@ class ImageSet(Protocol):
 class ArraySet:
     """A set held in memory. images: [N, H, W] grey or [N, H, W, 3] uint8. labels: [N] int64.
 
-    is_for_training: reading gives the array itself, where its channels are the set's.
+    is_for_training: read() returns the array itself, where its channels are the set's.
     """
 
     images: np.ndarray
@@ -102,8 +104,7 @@ class ArraySet:
 class FolderSet:
     """A split of an image folder, or of files that hold many images; decoded on reading.
 
-    reader: of one file in so many channels: read_image, or one that leaves to later what training
-    may not need.
+    reader: of one file and a number of channels: read_image, or one that decodes lazily.
     """
 
     index: Index
@@ -143,12 +144,11 @@ _OPENERS: dict[str, Opener] = {}
 
 
 def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
-    """Mark a function (name, data_dir, split) -> ImageSet as what opens the sets of these profiles:
-    `data=<name>`.
+    """Register a function (name, data_dir, split) -> ImageSet that opens the datasets of these
+    profiles: `data=<name>`.
 
-    The set is a dataclass with a field num_channels, as ArraySet and FolderSet are; what it holds
-    must not depend on the time or the machine. data_dir: what the user gave. split: "train" or
-    "val".
+    The set is a dataclass with a field num_channels, as ArraySet and FolderSet are; its content
+    must not depend on time or machine. data_dir: as given by the user. split: "train" or "val".
 
     Raises UserError for a name that is known already.
     """
@@ -161,7 +161,8 @@ def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
                     there is None or there.__module__ != opener.__module__
                 ):
                     raise UserError(
-                        f"{opener.__module__}.{opener.__qualname__}: the data set {profile.name} is known already; choose another name"
+                        f"{opener.__module__}.{opener.__qualname__}: the dataset {profile.name} is "
+                        "registered already; use another name"
                     )
                 PROFILES[profile.name] = profile
                 KNOWN_SETS.add(profile.name)
@@ -172,21 +173,19 @@ def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
 
 
 def for_training(images: ImageSet) -> ImageSet:
-    """The same set, whose images are decoded, or copied, only as far as a crop needs."""
+    """The same set, decoding (or copying) of each image only what its crop needs."""
     if isinstance(images, ArraySet):
         return replace(images, is_for_training=True)
     return replace(images, reader=read_for_training) if isinstance(images, FolderSet) else images
 
 
-def decoding_whole(images: ImageSet) -> ImageSet:
-    """The same set, whose files are decoded on reading, by PIL."""
+def with_full_decoding(images: ImageSet) -> ImageSet:
+    """The same set, decoding whole files when read, by PIL."""
     return replace(images, reader=read_image) if isinstance(images, FolderSet) else images
 
 
 def _fingerprint_of(files: str, num_channels: int) -> str:
-    """The fingerprint of files seen in so many channels: the same files in one channel are other
-    images.
-    """
+    """The fingerprint of files read in num_channels: the same files in one are other data."""
     return (
         files
         if num_channels == 3
@@ -195,10 +194,10 @@ def _fingerprint_of(files: str, num_channels: int) -> str:
 
 
 def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
-    """Open one split, "train" or "val"; a data_dir with train/<class>/ is an image folder, whatever
-    the profile; so are files of many images (see packed).
+    """Open one split, "train" or "val". A data_dir with train/<class>/, or with packed images (see
+    packed), is used whatever the profile.
 
-    Raises DataError where nothing is found, and where what is found is not what the profile says.
+    Raises DataError where nothing is found, and where it does not match the profile.
     """
     images = replace(
         _find_set(profile.images_of or profile.name, data_dir, split), num_channels=profile.channels
@@ -208,17 +207,18 @@ def open_set(profile: Profile, data_dir: Path | None, split: str) -> ImageSet:
 
 
 def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
-    """Open one split that lies in a folder's .beton.
+    """Open one split from a folder's .beton.
 
-    Raises DataError where it is damaged, is not what the profile says, or was written from other
-    images than the folder holds beside it.
+    Raises DataError where it is damaged, does not match the profile, or was written from other
+    images than those in the folder beside it.
     """
     images = open_beton(folder, split, profile.channels)
     if holds_files(folder):
         beside = FolderSet(open_files(folder, split), profile.channels).fingerprint
         if beside != images.facts.source:
             raise DataError(
-                f"{images.path}: written from other images than now lie beside it; run `make data` again, or use loader=torch"
+                f"{images.path}: written from other images than those now beside it; "
+                "run `make data` again, or use loader=torch"
             )
     return _of_profile(images, profile, folder, split)
 
@@ -229,13 +229,14 @@ def _of_profile(images: ImageSet, profile: Profile, data_dir: Path | None, split
     found = (images.num_images, len(images.classes))
     if found != (expected, profile.num_classes):
         remedy = (
-            f"data={data_dir}, which takes the folder as it is"
+            f"data={data_dir} for a profile with the folder's own counts"
             if data_dir
-            else "a profile with these numbers"
+            else "a profile with these counts"
         )
         raise DataError(
-            f"{data_dir or profile.name}: {found[0]} {split} images of {found[1]} classes, where the profile "
-            f"{profile.name} has {expected} of {profile.num_classes}; use {remedy}"
+            f"{data_dir or profile.name}: {found[0]} {split} images of {found[1]} "
+            f"classes, where the profile {profile.name} has {expected} of {profile.num_classes}; "
+            f"use {remedy}"
         )
     return images
 
@@ -243,8 +244,8 @@ def _of_profile(images: ImageSet, profile: Profile, data_dir: Path | None, split
 def _check_channels(images: ImageSet, profile: Profile) -> None:
     if isinstance(images, ArraySet) and profile.channels not in (1, 3):
         raise DataError(
-            f"{profile.name}: channels: {profile.channels}, where {profile.images_of or profile.name} can be seen in 1 "
-            "or in 3; use one of them"
+            f"{profile.name}: channels: {profile.channels}, where "
+            f"{profile.images_of or profile.name} can be read in 1 or in 3; use one of them"
         )
 
 
@@ -255,17 +256,18 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
         return _OPENERS[name](name, data_dir, split)
     if data_dir is None:
         raise DataError(
-            f"data={name}: is not downloaded; use data_dir=<folder with train/<class>/… and val/…>"
+            f"data={name}: cannot be downloaded; "
+            "use data_dir=<folder with train/<class>/… and val/…>"
         )
-    return FolderSet(open_files(data_dir, split))  # which says what the folder lacks
+    return FolderSet(open_files(data_dir, split))  # raises: names what the folder lacks
 
 
 @known_set("digits")
 def _digits(name: str, data_dir: Path | None, split: str) -> ArraySet:
-    """scikit-learn's 1,797 scanned digits of 8 x 8: per class 36 drawn for val, the others for
+    """scikit-learn's 1,797 scanned digits of 8 x 8: 36 per class sampled for val, the others are
     train.
     """
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # 1.6 s to import, for this data set alone
 
     bunch = load_digits()
     is_val = np.zeros(len(bunch.target), dtype=bool)
@@ -294,18 +296,19 @@ def _idx_set(name: str, data_dir: Path | None, split: str) -> ArraySet:
         )
         if images and labels:
             return _checked_idx(images.parent, _read_idx(images), _read_idx(labels), classes)
-    raise DataError(f"{root}: holds images of {name} but not their labels; add all four idx files")
+    raise DataError(f"{root}: has images of {name} but not their labels; add all four idx files")
 
 
 def _checked_idx(
     folder: Path, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
 ) -> ArraySet:
-    """Images with their labels. Raises DataError where the two do not belong together."""
+    """Images with their labels. Raises DataError where the two do not fit together."""
     fits = images.ndim == 3 and images.size > 0 and labels.shape == images.shape[:1]
     if not fits or labels.max(initial=0) >= len(classes):
-        shapes = f"images {list(images.shape)}, labels {list(labels.shape)} up to {labels.max(initial=0)}"
         raise DataError(
-            f"{folder}: {shapes}, where [N, H, W] and [N] below {len(classes)} belong together; fetch the files again"
+            f"{folder}: images {list(images.shape)}, labels {list(labels.shape)} up to "
+            f"{labels.max(initial=0)}, where [N, H, W] and [N] below {len(classes)} are expected; "
+            "download the files again"
         )
     return ArraySet(images, labels.astype(np.int64), classes)
 
@@ -315,8 +318,8 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """An idx file of bytes: two zeros, type 8, the number of dimensions, each as a big-endian
-    32-bit number, values.
+    """An idx file of bytes: two zeros, type 8, the number of dimensions, each dimension as a
+    big-endian 32-bit number, values.
     """
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
@@ -329,21 +332,19 @@ def _read_idx(path: Path) -> np.ndarray:
             raise ValueError("not an idx file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise DataError(f"{path}: damaged ({error}); fetch the file again") from None
+        raise DataError(f"{path}: damaged ({error}); download the file again") from None
 
 
 @known_set(*_CIFAR_SETS)
 def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
-    """Its files are pickles, which may run anything: torchvision opens them only where they have
+    """CIFAR's files are pickles, which can run any code: torchvision opens them only if they have
     the published MD5.
     """
-    import torchvision
-
     root = data_dir or cache_folder() / "data"
     kind = getattr(torchvision.datasets, _CIFAR_SETS[name])
     try:
         found = kind(root, train=split == "train")
-    except RuntimeError:  # torchvision's word for absent or damaged
+    except RuntimeError:  # torchvision's for missing or damaged files
         _download(name, _CIFAR_SETS[name], root, f"{kind.filename} in {root}, or an image folder")
         found = kind(root, train=split == "train")
     return ArraySet(found.data, np.array(found.targets), tuple(found.classes))
@@ -352,7 +353,7 @@ def _cifar(name: str, data_dir: Path | None, split: str) -> ArraySet:
 def _download(name: str, class_name: str, root: Path, remedy: str) -> None:
     try:
         _download_files(class_name, root)
-    except Exception as error:  # whatever a network, a proxy or a disk can do
+    except Exception as error:  # whatever a network, a proxy or a disk raises
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"data={name}: not in {root}, and the download failed ({reason}); use {remedy}"
@@ -360,6 +361,4 @@ def _download(name: str, class_name: str, root: Path, remedy: str) -> None:
 
 
 def _download_files(class_name: str, root: Path) -> None:
-    import torchvision
-
     getattr(torchvision.datasets, class_name)(root, download=True)

@@ -1,9 +1,7 @@
-"""A table of images: which column holds them, which their labels, and what its rows say. For
-parquet and arrow alike.
+"""Tables of images, of parquet and arrow alike: the columns of images and labels, and their rows.
 
 An image is its file's bytes: a binary column, or a struct {bytes, path} as Hugging Face's Image
-feature stores it. Of the path only the text counts, as the image's name; no file of that name is
-opened.
+feature stores it. The path is only the image's name; no file of that name is opened.
 """
 
 from __future__ import annotations
@@ -14,17 +12,11 @@ from trainer.data.datasets.listing import Listing
 from trainer.data.index import DataError
 
 _IMAGES = ("image", "img")
-_LABELS = (
-    "label",
-    "labels",
-    "class",
-    "cls",
-    "fine_label",
-)  # the last: CIFAR-100's, beside coarse_label
+_LABELS = ("label", "labels", "class", "cls", "fine_label")  # fine_label: CIFAR-100's
 
 
 class Columns(NamedTuple):
-    """Names of the two columns, is an image a struct, and the classes' names where the table has
+    """Names of the two columns, whether an image is a struct, and the class names if the table has
     them.
     """
 
@@ -35,17 +27,18 @@ class Columns(NamedTuple):
 
 
 def columns_of(where, schema, features: dict) -> Columns:
-    """What of a table is used. schema: pyarrow's. features: what Hugging Face's datasets say of its
-    columns, if any.
+    """The columns of a table. schema: pyarrow's. features: Hugging Face's metadata of its columns,
+    if any.
 
-    Raises DataError where image or label are missing, or not the only ones.
+    Raises DataError where image or label are missing or ambiguous.
     """
-    names, kinds = schema.names, dict(zip(schema.names, schema.types))
+    names, kinds = schema.names, dict(zip(schema.names, schema.types, strict=True))
     images = [name for name in names if _is_image(kinds[name])]
     named = [name for name in _IMAGES if name in images] or images
     if len(named) != 1:
         raise DataError(
-            f"{where}: {len(named)} columns of images among {', '.join(names)}; use one called image, of the files' bytes"
+            f"{where}: {len(named)} image columns among {', '.join(names)}; "
+            "use one column called image with the files' bytes"
         )
     feature_of = {
         name: features.get(name) for name in names if isinstance(features.get(name), dict)
@@ -54,25 +47,25 @@ def columns_of(where, schema, features: dict) -> Columns:
     labels = [name for name in _LABELS if name in names][:1] or classes
     if len(labels) != 1:
         raise DataError(
-            f"{where}: {len(labels)} labels among {', '.join(names)}; use a column called label"
+            f"{where}: {len(labels)} label columns among {', '.join(names)}; use one called label"
         )
     if not _is_label(kinds[labels[0]]):
         raise DataError(
-            f"{where}: {labels[0]} is of {kinds[labels[0]]}; use whole numbers or names"
+            f"{where}: {labels[0]} has type {kinds[labels[0]]}; use integers or strings"
         )
-    said = (feature_of.get(labels[0]) or {}).get("names")
-    class_names = tuple(map(str, said)) if isinstance(said, list) and said else None
+    found = (feature_of.get(labels[0]) or {}).get("names")
+    class_names = tuple(map(str, found)) if isinstance(found, list) and found else None
     return Columns(named[0], labels[0], _is_struct(kinds[named[0]]), class_names)
 
 
 def _is_struct(kind) -> bool:
-    import pyarrow
+    import pyarrow  # optional dependency
 
     return pyarrow.types.is_struct(kind)
 
 
 def _is_image(kind) -> bool:
-    import pyarrow
+    import pyarrow  # optional dependency
 
     if not pyarrow.types.is_struct(kind):
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
@@ -85,7 +78,7 @@ def _is_image(kind) -> bool:
 
 
 def _is_label(kind) -> bool:
-    from pyarrow import types
+    from pyarrow import types  # optional dependency
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
@@ -97,22 +90,23 @@ def bytes_of(images):
 
 
 def add_rows(listing: Listing, where, images, labels, file: int, first: int) -> None:
-    """List a stretch of rows, the first of which is row `first` of the file.
+    """Add consecutive rows to a listing, the first of which is row `first` of the file.
 
     Raises DataError for a row without label or bytes.
     """
-    import pyarrow.compute as pc
+    import pyarrow.compute as pc  # optional dependency
 
     contents, is_struct = bytes_of(images), hasattr(images, "field")
     sizes = pc.if_else(images.is_valid(), pc.binary_length(contents), None).to_pylist()
     has_paths = is_struct and images.type.get_field_index("path") >= 0
     paths = images.field("path").to_pylist() if has_paths else [None] * len(sizes)
-    for place, (label, size, path) in enumerate(zip(labels.to_pylist(), sizes, paths)):
+    for place, (label, size, path) in enumerate(zip(labels.to_pylist(), sizes, paths, strict=True)):
         if label is None or label == "":
             raise DataError(f"{where}: row {first + place} has no label; add one for every image")
         if size is None:
             raise DataError(
-                f"{where}: row {first + place} has no bytes of an image ({path}); put the files' own bytes in the table"
+                f"{where}: row {first + place} has no image bytes ({path}); "
+                "store the files' bytes in the table"
             )
         listing.add(
             path if isinstance(path, str) and path else f"{listing.num_images:09d}",

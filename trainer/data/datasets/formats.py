@@ -1,5 +1,5 @@
-"""What a format of files that hold many images is; each comes as a class, here or in anybody's
-file, and is found by it.
+"""The interface of formats that pack many images into a file; subclasses register themselves, here
+or in a plugin.
 """
 
 from __future__ import annotations
@@ -13,20 +13,16 @@ from trainer.data.datasets.listing import Listing
 
 
 class Reader(Protocol):
-    """The images of a split's files, in this process: it is made anew in every one."""
+    """Reads the images of a split's files; each process makes its own."""
 
     def content(self, file: int, start: int, size: int) -> bytes:
-        """The bytes of one image's file, from where the listing says. Raises OSError or
-        ValueError.
-        """
+        """One image's bytes at its place in the listing. Raises OSError or ValueError."""
 
 
 class FileFormat(ABC):
-    """A format of files that hold many images each. To define a class with a `name` is to register
-    it.
+    """A format of files that hold many images each. Defining a subclass with a `name` registers it.
 
-    title: what a folder of such files is called in messages. example: files of a split, {} standing
-    for its name.
+    title: such a folder's name in messages. example: files of a split, {} for the split's name.
     """
 
     name: ClassVar[str]
@@ -37,21 +33,21 @@ class FileFormat(ABC):
         super().__init_subclass__(**options)
         where, there = f"{cls.__module__}.{cls.__qualname__}", FORMATS.get(getattr(cls, "name", ""))
         if there is not None and f"{type(there).__module__}.{type(there).__qualname__}" != where:
-            raise UserError(f"{where}: the format {cls.name} is there already; choose another name")
+            raise UserError(
+                f"{where}: the format {cls.name} is registered already; use another name"
+            )
         asked = ("name", "title", "example", "files", "scan", "reader")
         # ABCMeta looks for abstract methods only after this
         missing = [
             key for key in asked if getattr(cls, key, None) is getattr(FileFormat, key, None)
         ]
         if missing:
-            raise UserError(
-                f"{where}: a format of files needs {', '.join(missing)}; write what FileFormat says"
-            )
+            raise UserError(f"{where}: a FileFormat needs {', '.join(missing)}; define them")
         FORMATS[cls.name] = cls()
 
     @abstractmethod
     def files(self, root: Path, split: str) -> list[Path]:
-        """The files of a split, "train" or "val", sorted by name; none where a folder holds no such
+        """The files of a split, "train" or "val", sorted by name; none where a folder has no such
         files.
         """
 
@@ -63,7 +59,7 @@ class FileFormat(ABC):
 
     @abstractmethod
     def reader(self, paths: list[Path]) -> Reader:
-        """What reads the images that a listing has found."""
+        """A reader of the images in a listing."""
 
 
 FORMATS: dict[str, FileFormat] = {}

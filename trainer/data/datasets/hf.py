@@ -1,4 +1,4 @@
-"""Folders that Hugging Face's `datasets` wrote (save_to_disk), opened by it: arrow files,
+"""Folders written by Hugging Face's `datasets` (save_to_disk), opened by it: arrow files,
 memory-mapped, read row by row.
 """
 
@@ -13,7 +13,7 @@ from trainer.data.datasets.columns import add_rows, bytes_of, columns_of
 from trainer.data.datasets.listing import Listing
 from trainer.data.index import FOLDERS, DataError
 
-_FACTS = ("state.json", "dataset_info.json")
+_METADATA_FILES = ("state.json", "dataset_info.json")
 
 
 def files(root: Path, split: str) -> list[Path]:
@@ -24,17 +24,18 @@ def files(root: Path, split: str) -> list[Path]:
     root = Path(root)
     if (root / "state.json").is_file() and not (root / "dataset_dict.json").is_file():
         raise DataError(
-            f"{root}: one split alone; use a DatasetDict with train and val or validation"
+            f"{root}: holds one split only; use a DatasetDict with train and val or validation"
         )
     if not (root / "dataset_dict.json").is_file():
         return []
     folder = next(
-        (root / name for name in FOLDERS[split] if (root / name / _FACTS[0]).is_file()), None
+        (root / name for name in FOLDERS[split] if (root / name / _METADATA_FILES[0]).is_file()),
+        None,
     )
     return (
         []
         if folder is None
-        else [*(folder / name for name in _FACTS), *sorted(folder.glob("*.arrow"))]
+        else [*(folder / name for name in _METADATA_FILES), *sorted(folder.glob("*.arrow"))]
     )
 
 
@@ -55,31 +56,32 @@ def scan(paths: list[Path]) -> Listing:
 def _open(folder: Path):
     """The split as `datasets` opens it, and its columns."""
     try:
-        import datasets
+        import datasets  # optional dependency
     except ImportError:
         raise DataError(
-            f'{folder.parent}: is read by datasets, which is not installed; run .venv/bin/python -m pip install "rsb[hf]"'
+            f"{folder.parent}: needs the package datasets, which is not installed; "
+            'run .venv/bin/python -m pip install "rsb[hf]"'
         ) from None
     try:
-        for part in json_file(folder / _FACTS[0])["_data_files"]:
+        for part in json_file(folder / _METADATA_FILES[0])["_data_files"]:
             if not (folder / part["filename"]).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"names {part['filename']}, which lies elsewhere")
+                raise ValueError(f"refers to {part['filename']} outside the folder")
         dataset = datasets.load_from_disk(str(folder))
         schema, features = dataset.data.schema, dataset.features.to_dict()
-    except Exception as error:  # whatever it says of anybody's files
+    except Exception as error:  # whatever datasets raises for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{folder}: damaged ({reason}); write or fetch the folder again") from None
+        raise DataError(
+            f"{folder}: damaged ({reason}); write or download the folder again"
+        ) from None
     if len(dataset) != dataset.data.num_rows:
         raise DataError(
-            f"{folder}: a selection of its rows; call flatten_indices() before save_to_disk"
+            f"{folder}: holds a selection of rows; call flatten_indices() before save_to_disk"
         )
     return dataset, columns_of(folder, schema, features)
 
 
 class Reader:
-    """The bytes of images in the arrow files, which are mapped: processes share what the system
-    holds of them.
-    """
+    """The bytes of images in memory-mapped arrow files, whose page cache all processes share."""
 
     def __init__(self, paths: list[Path]):
         dataset, columns = _open(paths[0].parent)

@@ -1,9 +1,8 @@
-"""The images of files that hold many: which files a split has, what a scan of them found, and the
-classes of both splits.
+"""Packed images: the files of a split, the images found in them, and the classes of both splits.
 
 Numbered as an image folder of the same images would be: class by class, within a class in the order
-of the names' bytes. So the same images have the same numbers, draws and fingerprint however they
-are packed.
+of the names' bytes. So the same images have the same numbers, random draws and fingerprint however
+they are packed.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Listing:
-    """The images of one split as they lie. class_names: of the labels 0, 1, ... where the files
-    themselves say so.
+    """The images of one split in file order. class_names: of the labels 0, 1, ... if stored in the
+    files.
     """
 
     def __init__(self, class_names: tuple[str, ...] | None = None):
@@ -50,9 +49,7 @@ class Listing:
         return len(self._labels)
 
     def add(self, name: str, label: int | str, size: int, file: int, start: int) -> None:
-        """One image more. name: what it is called within its class. label: a number, or the class's
-        name.
-        """
+        """Add one image. name: within its class. label: a number, or the class's name."""
         self._names += os.fsencode(name)
         self._ends.append(len(self._names))
         self._labels.append(self.labels_found.setdefault(label, len(self.labels_found)))
@@ -69,7 +66,7 @@ class Listing:
         order = np.fromiter(chain.from_iterable(self._by_name(labels)), np.int64, len(labels))
         labels, paths, ends = labels[order], bytearray(), np.zeros(len(order) + 1, np.int64)
         prefixes = [os.fsencode(f"{name}/") for name in classes]
-        for place, (i, label) in enumerate(zip(order.tolist(), labels.tolist())):
+        for place, (i, label) in enumerate(zip(order.tolist(), labels.tolist(), strict=True)):
             paths += prefixes[label] + self._name(i)
             ends[place + 1] = len(paths)
         sizes, files, starts = (
@@ -78,11 +75,11 @@ class Listing:
         columns = (np.frombuffer(paths, np.uint8), ends, labels, sizes, files, starts)
         return {
             name: column.astype(kind, copy=False)
-            for (name, kind), column in zip((ARRAYS | PLACES).items(), columns)
+            for (name, kind), column in zip((ARRAYS | PLACES).items(), columns, strict=True)
         }
 
     def _by_name(self, labels: np.ndarray) -> Iterable[list[int]]:
-        """The places of each class's images by name; those of one name stay as they lie."""
+        """The positions of each class's images sorted by name (stable)."""
         by_class = np.argsort(labels, kind="stable")
         ends = np.flatnonzero(np.diff(labels[by_class])) + 1
         for places in np.split(by_class, ends):
@@ -93,13 +90,13 @@ class Listing:
 
 
 def files_of(root: Path, split: str, suffix: str) -> list[Path]:
-    """The files of a split, sorted: all of root/<split>/, or those in root or root/data that are
-    called after it.
+    """The files of a split, sorted: all of root/<split>/, or those in root or root/data named after
+    it.
 
-    An archive beside a folder of its name is what that was unpacked from, and does not count.
+    An archive beside a folder of its name is ignored: that folder was unpacked from it.
 
-    Raises DataError where they lie in two places, are of two splits by their names, where parts are
-    missing, and for a compressed file without the plain one.
+    Raises DataError for files in two places, names of two splits, missing parts, and compressed
+    files without an uncompressed one.
     """
     root, found = Path(root), {}
     for name in FOLDERS[split]:
@@ -112,13 +109,15 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
     places = [place for place, paths in found.items() if paths]
     if len(places) > 1:
         raise DataError(
-            f"{root}: images of {split} in {places[0]} and in {places[1]}; keep them in one of the two"
+            f"{root}: images of {split} both in {places[0]} and in {places[1]}; "
+            "keep them in one of the two"
         )
     files = found[places[0]] if places else []
     for path in files:
         if path.suffix in _COMPRESSED:
             raise DataError(
-                f"{path}: compressed, so that no image in it can be read by itself; use {path.stem}"
+                f"{path}: compressed, so its images cannot be read one by one; "
+                f"decompress it to {path.stem}"
             )
     _check_parts(files)
     return files
@@ -141,40 +140,37 @@ def _within(folder: Path, suffix: str) -> list[Path]:
 
 
 def _split_name(stem: str, path: Path) -> str | None:
-    """What a file's name calls its split: train-0000, set-validation-07, or the split's name
-    alone.
-    """
+    """The split in a file name: train-0000, set-validation-07, or the split's name alone."""
     if stem in _SPLITS:
         return stem
     numbered, named = _NUMBERED.findall(stem), set(_NAMED.findall(stem))
     if numbered and len(named | set(numbered)) > 1:
-        raise DataError(f"{path}: of {' or of '.join(sorted(named))}; use a name with one of them")
+        raise DataError(
+            f"{path}: named after both {' and '.join(sorted(named))}; use a name with one of them"
+        )
     return numbered[0] if numbered else None
 
 
 def _check_parts(files: list[Path]) -> None:
-    said = {int(found[1]) for path in files if (found := _OF.search(path.stem))}
-    if said and said != {len(files)}:
-        wanted = " or ".join(map(str, sorted(said)))
+    declared = {int(found[1]) for path in files if (found := _OF.search(path.stem))}
+    if declared and declared != {len(files)}:
+        expected = " or ".join(map(str, sorted(declared)))
         raise DataError(
-            f"{files[0]}: {len(files)} files where the names say {wanted} belong together; add the others"
+            f"{files[0]}: {len(files)} files, but {expected} by their names; add the missing ones"
         )
 
 
 def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
-    """The classes of both splits: as the files or classes.txt name them, else the labels
-    themselves.
+    """The classes of both splits: named by the files or classes.txt, else the labels themselves.
 
-    Raises DataError where labels have no class, classes no image to learn from, or the splits
+    Raises DataError for labels without a class, classes without a training image, and splits that
     differ.
     """
     train, val = listings["train"], listings["val"]
     labels = set(train.labels_found) | set(val.labels_found)
     kinds = {type(label) for label in labels}
     if len(kinds) > 1:
-        raise DataError(
-            f"{root}: some labels are numbers, some names; use one of the two throughout"
-        )
+        raise DataError(f"{root}: some labels are numbers, some names; use only one of the two")
     declared = _declared(root, train.class_names, val.class_names)
     if declared is None:
         _check_shared(root, set(train.labels_found), set(val.labels_found))
@@ -184,12 +180,13 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     unknown = sorted(label for label in labels if label not in known)
     if unknown:
         raise DataError(
-            f"{root}: label {unknown[0]!r}, where there are {len(classes)} named classes; use one of them"
+            f"{root}: label {unknown[0]!r} is not among the {len(classes)} named classes; "
+            "use one of them"
         )
     for number, label in enumerate(known):
         if label not in train.labels_found:
             raise DataError(
-                f"{root}: class {classes[number]!r} has no image in train; add one at least"
+                f"{root}: class {classes[number]!r} has no image in train; add at least one"
             )
     return classes
 
@@ -198,7 +195,8 @@ def _check_shared(root: Path, train: set, val: set) -> None:
     for label in sorted(train ^ val):
         where = "train" if label in train else "val"
         raise DataError(
-            f"{root}: class {str(label)!r} is in {where} only; use the same classes in both, or add a classes.txt"
+            f"{root}: class {str(label)!r} is in {where} only; use the same classes in both, "
+            "or add a classes.txt"
         )
 
 
@@ -209,28 +207,33 @@ def _numbered(root: Path, labels: set[int]) -> tuple[str, ...]:
             if min(labels) < 0
             else next(i for i in range(len(labels)) if i not in labels)
         )
-        problem = f"label {odd}" if odd < 0 else f"no label {odd} though there is {max(labels)}"
-        raise DataError(f"{root}: {problem}; use every number from 0 on, or add a classes.txt")
+        problem = f"label {odd}" if odd < 0 else f"no label {odd}, but label {max(labels)}"
+        raise DataError(f"{root}: {problem}; use consecutive numbers from 0, or add a classes.txt")
     return tuple(map(str, range(len(labels))))
 
 
 def _declared(root: Path, *named: tuple[str, ...] | None) -> tuple[str, ...] | None:
     path = Path(root) / "classes.txt"
     written = _lines(path) if path.is_file() else None
-    said = {names for names in (*named, written) if names is not None}
-    if len(said) > 1:
+    declared = {names for names in (*named, written) if names is not None}
+    if len(declared) > 1:
         raise DataError(
-            f"{root}: classes are named in two ways (train, val, classes.txt); use the same names in all"
+            f"{root}: class names differ among train, val and classes.txt; "
+            "use the same names in all"
         )
-    return said.pop() if said else None
+    return declared.pop() if declared else None
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """The names in a classes.txt, one a line."""
+    """The names in a classes.txt, one per line."""
     try:
         names = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); write one class name a line") from None
+        raise DataError(
+            f"{path}: cannot be read ({error}); write one class name per line"
+        ) from None
     if not names or not all(name.strip() for name in names) or len(set(names)) < len(names):
-        raise DataError(f"{path}: an empty line, or a name twice; write one class name a line")
+        raise DataError(
+            f"{path}: has an empty line or a duplicate name; write one class name per line"
+        )
     return tuple(names)

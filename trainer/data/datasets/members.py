@@ -1,6 +1,4 @@
-"""The readers of image files, for images in files of many as well: from the same bytes the same
-image, by any road.
-"""
+"""Reading image files, single or packed: the same bytes give the same image either way."""
 
 from __future__ import annotations
 

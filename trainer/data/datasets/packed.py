@@ -1,8 +1,8 @@
-"""Images packed many to a file, as tar shards, parquet files or a `datasets` folder: found,
-indexed, cached.
+"""Images packed many to a file, as tar shards, parquet files or a `datasets` folder: their cached
+index.
 
-The index is an image folder's with two arrays more: in which file an image lies, and where. It is
-cached as the folder's is, and stale where a file of either split has another time or size. Images
+The index is an image folder's with two more arrays: the file of each image, and its place in it. It
+is cached as a folder's is, and stale where a file of either split has another time or size. Images
 are read on demand; nothing is unpacked.
 """
 
@@ -45,11 +45,8 @@ class Shards(FileFormat):
 class Parquet(FileFormat):
     """See parquet."""
 
-    name, title, example = (
-        "parquet",
-        "parquet files",
-        "data/{}-00000-of-00001.parquet or {}/*.parquet",
-    )
+    name, title = "parquet", "parquet files"
+    example = "data/{}-00000-of-00001.parquet or {}/*.parquet"
     files, scan, reader = staticmethod(parquet.files), staticmethod(parquet.scan), parquet.Reader
 
 
@@ -61,7 +58,7 @@ class Datasets(FileFormat):
 
 
 class Member:
-    """An image in a file of many: so much of a path's surface as readers of image files need."""
+    """One image in a packed file, with the methods of a Path that image readers use."""
 
     def __init__(self, index: PackedIndex, i: int):
         self.index, self.i = index, i
@@ -99,17 +96,17 @@ class PackedIndex(Index):
         self._reader = FORMATS[kind].reader([Path(root) / file for file in files])
 
     def __reduce__(self):
-        """Sent to another process, it maps the same files again."""
+        """In another process it maps the same files again."""
         given = (self.folder, self.kind, self.files, self.stem_of, self.classes, self.fingerprint)
         return _again, (type(FORMATS[self.kind]), *given)
 
     @property
     def places_sha256(self) -> str:
-        """sha256 (hex) over where the images lie."""
+        """sha256 (hex) over the places of the images."""
         return _places_sha256(self._files, self._starts)
 
     def path(self, i: int) -> Member:
-        """Image i, to be named and read."""
+        """Image i."""
         return Member(self, i)
 
     def place(self, i: int) -> tuple[Path, str]:
@@ -122,12 +119,12 @@ class PackedIndex(Index):
 
 
 def _again(_format: type[FileFormat], *given) -> PackedIndex:
-    """_format: named, so that whoever reads this has imported it, and by that registered it."""
+    """_format: an argument so that unpickling imports, and thereby registers, the format."""
     return PackedIndex(*given)
 
 
 def packed_kind(root: Path) -> str | None:
-    """Which of FORMATS a folder holds, by name; None for an image folder, and for a folder of
+    """The name of the format in FORMATS that a folder holds; None for an image folder, or
     neither.
 
     Raises DataError where it holds two kinds.
@@ -165,16 +162,17 @@ def _refuse_unsplit(root: Path) -> None:
     for path in sorted(root.glob("*")) + sorted(root.glob("*/*")):
         if path.suffix in (".tar", ".parquet", ".arrow"):
             raise DataError(
-                f"{path}: of no split by name or place; use train-000000{path.suffix} or train/*{path.suffix} in {root}, and as "
-                "much for val (for .arrow a DatasetDict that save_to_disk wrote)"
+                f"{path}: belongs to no split; use train-000000{path.suffix} or "
+                f"train/*{path.suffix} in {root}, and the same for val "
+                "(for .arrow a DatasetDict saved by save_to_disk)"
             )
 
 
 def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
-    """The index of one split, from the cache where no file has moved; else both splits are listed.
+    """The index of one split, from the cache if no file has changed; else both splits are scanned.
 
-    Raises DataError for a missing split, what cannot be read, images without labels, and classes
-    that do not fit.
+    Raises DataError for a missing split, unreadable files, images without labels, and inconsistent
+    classes.
     """
     files = {name: FORMATS[kind].files(root, name) for name in ("train", "val")}
     for name, paths in files.items():
@@ -189,11 +187,11 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
         / hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
         / f"{split}.json"
     )
-    stamps = _stamps(Path(root), files)
-    settled = _settled(stamps)
+    stamps = _file_stamps(Path(root), files)
+    settled = _settled_stamps(stamps)
     try:
         return _open_cached(Path(root), kind, record, stamps)
-    except DataError:  # a library is missing
+    except DataError:  # an optional library is missing
         raise
     except Exception:  # none yet, stale, or damaged in any way
         _build(Path(root), kind, files, record.parent, settled)
@@ -201,33 +199,42 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
 
 
 def _open_cached(root: Path, kind: str, record: Path, stamps: dict | None) -> PackedIndex:
-    """stamps: of the files now; None: those of a moment ago, when the record was written."""
-    facts = json_file(record)
-    if (facts["layout"], facts["kind"], facts["folder"]) != (_LAYOUT, kind, os.path.abspath(root)):
-        raise ValueError("of another layout or folder")
-    if stamps is not None and facts["stamps"] != stamps:
+    """stamps: the files' current ones; None if the record was just written."""
+    metadata = json_file(record)
+    if (metadata["layout"], metadata["kind"], metadata["folder"]) != (
+        _LAYOUT,
+        kind,
+        os.path.abspath(root),
+    ):
+        raise ValueError("another layout or folder")
+    if stamps is not None and metadata["stamps"] != stamps:
         raise ValueError("stale")
-    stem = stem_of(record, facts["fingerprint"])
+    stem = stem_of(record, metadata["fingerprint"])
     found = PackedIndex(
-        root, kind, tuple(facts["files"]), stem, tuple(facts["classes"]), facts["fingerprint"]
+        root,
+        kind,
+        tuple(metadata["files"]),
+        stem,
+        tuple(metadata["classes"]),
+        metadata["fingerprint"],
     )
     found.check()
-    if found.places_sha256 != facts["places_sha256"]:
-        raise ValueError("places of another split")
+    if found.places_sha256 != metadata["places_sha256"]:
+        raise ValueError("places do not match")
     return found
 
 
 def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps: dict) -> None:
-    """List both splits, since they share their classes, and store an index of each."""
+    """Scan both splits, since they share their classes, and store an index of each."""
     listings = {}
     for split, paths in files.items():
         listings[split] = FORMATS[kind].scan(paths)
         if not listings[split].num_images:
-            raise DataError(f"{paths[0]}: holds no image of {split}; add one at least")
+            raise DataError(f"{paths[0]}: holds no image of {split}; add at least one")
     classes = classes_of(root, listings)
     for split, listing in listings.items():
         arrays = listing.arrays(classes)
-        facts = {
+        metadata = {
             "layout": _LAYOUT,
             "kind": kind,
             "folder": os.path.abspath(root),
@@ -237,12 +244,12 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
             "fingerprint": fingerprint_of(arrays),
             "places_sha256": _places_sha256(*(arrays[name] for name in PLACES)),
         }
-        _store(root, arrays, facts, to / f"{split}.json")
+        _store(root, arrays, metadata, to / f"{split}.json")
 
 
-def _store(root: Path, arrays: dict[str, np.ndarray], facts: dict, record: Path) -> None:
+def _store(root: Path, arrays: dict[str, np.ndarray], metadata: dict, record: Path) -> None:
     try:
-        store_index(arrays, facts, record)
+        store_index(arrays, metadata, record)
     except OSError as error:
         raise DataError(
             f"{record.parent}: the index of {root} cannot be written there ({error.strerror}); "
@@ -250,7 +257,7 @@ def _store(root: Path, arrays: dict[str, np.ndarray], facts: dict, record: Path)
         ) from None
 
 
-def _stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
+def _file_stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
     """Time (ns) and size of every file that the index depends on, by path below the root."""
     names = [root / "classes.txt", *(path for paths in files.values() for path in paths)]
     abouts = {path: os.stat(path) for path in names if path.exists()}
@@ -260,8 +267,10 @@ def _stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
     }
 
 
-def _settled(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
-    """Stamps to store: a file so young that it may change unseen gets a time that never fits."""
+def _settled_stamps(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Stamps to store: a file that changed just now gets a time that never matches, since file
+    systems may not show a further change.
+    """
     now = time.time_ns()
     return {
         name: [time_ns if now - time_ns > _SETTLED_NS else -1, size]

@@ -1,9 +1,9 @@
 """Parquet files as the Hugging Face Hub lays them out, read by pyarrow:
 data/train-00000-of-00005.parquet, or train/*.parquet.
 
-A group of rows is the least that can be read: one image costs its group, unless that is still at
-hand. The Hub's have 100 rows. The first opening reads all files once, since no other place says how
-many bytes an image has.
+A row group is the smallest unit that can be read: one image costs its group, unless that is cached.
+The Hub's have 100 rows. The first opening reads all files once, since the metadata lack the images'
+sizes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer.data.index import DataError
 
 _ROWS_AT_ONCE = 256
 _LARGEST_GROUP_MIB = 256  # a worker holds one at least
-_HELD_BYTES = 64 * 2**20  # of groups at hand, in each process
+_HELD_BYTES = 64 * 2**20  # of cached groups, in each process
 _OPEN_FILES = 64
 
 
@@ -46,14 +46,14 @@ def scan(paths: list[Path]) -> Listing:
                 listing = Listing(columns.class_names)
             elif listing.class_names != columns.class_names:
                 raise DataError(
-                    f"{path}: names other classes than {paths[0]}; use the same in all files"
+                    f"{path}: other class names than in {paths[0]}; use the same in all files"
                 )
             _list(listing, path, file, columns, number)
         except DataError:
             raise
-        except Exception as error:  # whatever pyarrow says of anybody's bytes
+        except Exception as error:  # whatever pyarrow raises for damaged files
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"{path}: damaged ({reason}); fetch the file again") from None
+            raise DataError(f"{path}: damaged ({reason}); download the file again") from None
     return listing
 
 
@@ -70,10 +70,11 @@ def _list(listing: Listing, path: Path, file, columns: Columns, number: int) -> 
 
 def _pyarrow():
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # optional dependency
     except ImportError:
         raise DataError(
-            'parquet files are read by pyarrow, which is not installed; run .venv/bin/python -m pip install "rsb[parquet]"'
+            "parquet files need pyarrow, which is not installed; "
+            'run .venv/bin/python -m pip install "rsb[parquet]"'
         ) from None
     return pyarrow.parquet
 
@@ -106,15 +107,14 @@ def _check_groups(path: Path, file, columns: Columns) -> None:
         )
         if mib > _LARGEST_GROUP_MIB:
             raise DataError(
-                f"{path}: a row group of {mib:.0f} MiB, which every image in it would cost, where {_LARGEST_GROUP_MIB} are "
-                "allowed; use one written with row_group_size=100, or tar shards"
+                f"{path}: a row group of {mib:.0f} MiB, read whole for each image, where at most "
+                f"{_LARGEST_GROUP_MIB} are allowed; write it with row_group_size=100, "
+                "or use tar shards"
             )
 
 
 class Reader:
-    """The bytes of images in parquet files; of the groups last read some stay at hand, in each
-    process its own.
-    """
+    """The bytes of images in parquet files; each process caches the row groups last read."""
 
     def __init__(self, paths: list[Path]):
         _pyarrow()
@@ -122,7 +122,7 @@ class Reader:
         self._start()
 
     def _start(self) -> None:
-        """Anew in each process: nothing that another one may have been in the middle of."""
+        """Fresh state in each process: after a fork, the parent's lock or files may be in use."""
         self._process, self._lock, self._held = os.getpid(), threading.Lock(), OrderedDict()
         self._opened = lru_cache(maxsize=_OPEN_FILES)(self._open)
 

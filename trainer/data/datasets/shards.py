@@ -1,8 +1,9 @@
-"""Tar shards, as WebDataset lays them out or with a folder for each class: listed by tarfile, read
-where they lie.
+"""Tar shards, in the layout of WebDataset or with a folder per class: listed by tarfile, read in
+place.
 
-    <key>.jpg with <key>.cls, or <key>.json that has a "label" a number or a name; the key ends at
-    the name's first dot <class>/<file> train/ or val/ before it is left out
+    <key>.jpg with <key>.cls, or with <key>.json that has a "label", a number or a name; the key
+    ends at the name's first dot
+    <class>/<file>, with or without train/ or val/ before it
 
 Nothing is ever extracted: a member's name is text, and no file of that name is opened or written.
 """
@@ -25,7 +26,7 @@ _LABELS = ("cls", "json")  # the first there is counts
 _LARGEST_LABEL_BYTES = 2**20
 _LARGEST_IMAGE_MIB = 1024
 _OPEN_FILES = 128
-_MOST_AFTER_END = 2**20  # tar fills up to a whole record with zeros
+_MOST_AFTER_END = 2**20  # tar pads to a whole record with zeros
 _SPLIT_FOLDERS = {name for names in FOLDERS.values() for name in names}
 
 
@@ -48,7 +49,8 @@ def scan(shards: list[Path]) -> Listing:
     """
     listing = Listing()
     for number, path in enumerate(shards):
-        images, labels = [], {}
+        images: list[_Member] = []
+        labels: dict[str, dict[str, _Member]] = {}
         for member in _members(path):
             key, _, ending = _key(member.name)
             if member.name.lower().endswith(EXTENSIONS):
@@ -99,20 +101,22 @@ def _checked(path: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
             )
         if not about.isreg() or about.issparse():
             raise DataError(
-                f"{path}: {name!r} is a link, a sparse file or a device; use the file itself (tar --dereference --hard-dereference)"
+                f"{path}: {name!r} is a link, a sparse file or a device; store the file itself "
+                "(tar --dereference --hard-dereference)"
             )
         if not 0 <= about.size <= num_bytes - about.offset_data:
             raise _damaged(
                 path,
-                f"{name!r} has {about.size} bytes, of which {max(0, num_bytes - about.offset_data)} are there",
+                f"{name!r} has {about.size} bytes, but only "
+                f"{max(0, num_bytes - about.offset_data)} are in the file",
             )
         yield _Member(name, about.offset_data, about.size)
     _check_end(path, tar.offset, num_bytes)
 
 
 def _check_end(path: Path, end: int, num_bytes: int) -> None:
-    """tarfile stops as quietly at a damaged header, and where the file is cut between two members,
-    as at the end.
+    """Check the end mark: tarfile stops silently at a damaged header, or where the file was
+    truncated between two members.
     """
     with open(path, "rb") as file:
         file.seek(end)
@@ -120,11 +124,11 @@ def _check_end(path: Path, end: int, num_bytes: int) -> None:
     if len(rest) < tarfile.BLOCKSIZE or any(rest[: tarfile.BLOCKSIZE]):
         raise _damaged(path, f"no end mark at byte {end} of {num_bytes}")
     if end + len(rest) < num_bytes or any(rest):
-        raise _damaged(path, "more after its end mark, as where tars were joined")
+        raise _damaged(path, "data after its end mark, as in concatenated tars")
 
 
 def _damaged(path: Path, reason: str) -> DataError:
-    return DataError(f"{path}: damaged ({reason}); make or fetch the tar again")
+    return DataError(f"{path}: damaged ({reason}); create or download the tar again")
 
 
 def _key(name: str) -> tuple[str, str, str]:
@@ -146,8 +150,8 @@ def _check_once(path: Path, images: list[_Member], is_keyed: bool) -> None:
 def _labelled(
     path: Path, images: list[_Member], labels: dict | None
 ) -> Iterator[tuple[_Member, int | str, str]]:
-    """(image, label, what it is called within its class) of a tar's images. labels: by key; None:
-    folders are classes.
+    """(image, label, name within its class) of a tar's images. labels: by key; None: folders are
+    classes.
     """
     file = _Open(path)
     is_split_first = all(
@@ -163,7 +167,8 @@ def _labelled(
         ).partition("/")
         if labels is not None or not slash:
             raise DataError(
-                f'{path}: {image.name!r} has no label; use {key}.cls, {key}.json with a "label", or <class>/<file>'
+                f"{path}: {image.name!r} has no label; use {key}.cls, "
+                f'{key}.json with a "label", or <class>/<file>'
             )
         yield image, class_name, name
 
@@ -180,13 +185,14 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
     except (ValueError, KeyError, TypeError) as error:
         reason = 'no "label"' if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(
-            f"{path}: {member.name!r} holds no label ({reason}); use a number from 0 on, or a class's name"
+            f"{path}: {member.name!r} holds no label ({reason}); "
+            "use a number from 0, or a class name"
         ) from None
 
 
 def label_of(found) -> int | str:
-    """A label as it is written: digits alone are a number. Raises ValueError for what is neither
-    number nor name.
+    """Parse a label: digits alone are a number. Raises ValueError for what is neither number nor
+    name.
     """
     if isinstance(found, str) and (text := found.strip()):
         return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else text
@@ -196,7 +202,7 @@ def label_of(found) -> int | str:
 
 
 class _Open:
-    """An open file, closed when nobody holds it."""
+    """An open file, closed when it is garbage-collected."""
 
     def __init__(self, path: Path):
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -207,7 +213,7 @@ class _Open:
 
 
 def _read(file: _Open, start: int, size: int) -> bytes:
-    """A stretch of a file; the place in it that forked processes share is not moved."""
+    """A byte range of a file; pread leaves alone the file offset that forked processes share."""
     parts, missing = [], size
     while missing:
         part = os.pread(file.number, missing, start + size - missing)

@@ -1,9 +1,9 @@
-"""Writing a .beton: in the order of the source, the same bytes every time, taken up where it was
+"""Writing a .beton: in the order of the source, the same bytes every time, resumed where it was
 stopped.
 
-Every image is decoded as the torch loader decodes it, stored, and what was stored is decoded again;
-at the end the file is read back and every image's CRC-32 compared. It takes its name when all of
-that is done.
+Every image is decoded as the torch loader decodes it, stored, and decoded again from what was
+stored; at the end the file is read back and every image's CRC-32 is checked. Only then does the
+file get its name.
 """
 
 from __future__ import annotations
@@ -49,18 +49,17 @@ class Storage:
     def __post_init__(self):
         if not (self.max_side_px == 0 or 8 <= self.max_side_px <= _LARGEST_SIDE_PX):
             raise UserError(
-                f"max_side={self.max_side_px}: not a side; valid: 0 (as they are), 8 .. {_LARGEST_SIDE_PX} px"
+                f"max_side={self.max_side_px}: out of range; "
+                f"valid: 0 (original size), 8 .. {_LARGEST_SIDE_PX} px"
             )
         if self.jpeg_share is not None and not 0 <= self.jpeg_share <= 1:
-            raise UserError(f"jpeg_share={self.jpeg_share}: not a share; valid: 0 .. 1")
+            raise UserError(f"jpeg_share={self.jpeg_share}: out of range; valid: 0 .. 1")
         if not 1 <= self.quality <= 100:
-            raise UserError(
-                f"quality={self.quality}: not a JPEG quality; valid: 1 .. 100 (90 is usual)"
-            )
+            raise UserError(f"quality={self.quality}: out of range; valid: 1 .. 100 (90 is usual)")
 
     def is_jpeg(self, i: int, was_jpeg: bool) -> bool:
-        """Is image i stored as JPEG? A share is spread evenly over the order, so that every class
-        has it.
+        """Is image i stored as JPEG? A share is spread evenly over the order, and so over the
+        classes.
         """
         if self.jpeg_share is None:
             return was_jpeg
@@ -68,7 +67,7 @@ class Storage:
 
 
 class _Stored(NamedTuple):
-    """One image as it goes into the file. is_exact: pixel by pixel the source's?"""
+    """One image as it is written. is_exact: its pixels are the source's."""
 
     mode: int
     size: tuple[int, int]
@@ -78,8 +77,8 @@ class _Stored(NamedTuple):
 
 
 class _Part:
-    """The unfinished file: images so far, each noted in a second file, so that the next call goes
-    on there.
+    """The unfinished file; a second file, .notes, records the images written, so that the next call
+    can resume.
     """
 
     def __init__(self, path: Path, key: str, labels: np.ndarray):
@@ -92,14 +91,11 @@ class _Part:
         self.num_done, self.end = 0, -(-first_page // beton.PAGE_BYTES) * beton.PAGE_BYTES
 
     def resume(self) -> None:
-        """Take up what an earlier call with the same images and the same storage has left; else
-        begin.
-        """
+        """Resume an earlier call with the same images and storage, else start anew."""
         try:
             noted = self.notes.read_bytes()
-            noted = noted[
-                : len(noted) - (len(noted) - len(self.key)) % _NOTE.itemsize
-            ]  # a last one may be half there
+            # without a last note that is incomplete
+            noted = noted[: len(noted) - (len(noted) - len(self.key)) % _NOTE.itemsize]
             num_bytes = self.path.stat().st_size
         except OSError:
             noted, num_bytes = b"", 0
@@ -112,7 +108,7 @@ class _Part:
             self.notes.write_bytes(self.key)
 
     def add(self, file: BinaryIO, stored: _Stored) -> None:
-        """Write one image's bytes behind the others."""
+        """Append one image's bytes."""
         i, size = self.num_done, len(stored.content)
         left = -self.end % beton.PAGE_BYTES or beton.PAGE_BYTES
         first = self.end if size <= left else self.end + left
@@ -128,18 +124,18 @@ class _Part:
         self.num_done, self.end = i + 1, first + size
 
     def settle(self, file: BinaryIO, num_settled: int) -> None:
-        """Bring the images after the first num_settled to the disk, then the notes of them."""
+        """Flush the images after the first num_settled to disk, then their notes."""
         _sync(file)
         with open(self.notes, "ab") as notes:
             notes.write(self.images[num_settled : self.num_done].tobytes())
             _sync(notes)
 
     def finish(self, file: BinaryIO) -> int:
-        """Write what stands before and behind the images; gives the size of the file."""
+        """Write header, metadata and the table of places; returns the size of the file."""
         header = np.zeros(1, beton.HEADER)
         header[0] = (beton.VERSION, len(beton.FIELDS), beton.PAGE_BYTES, len(self.images), self.end)
         fields = np.zeros(len(beton.FIELDS), beton.FIELD)
-        for field, (name, type_id) in zip(fields, beton.FIELDS.items()):
+        for field, (name, type_id) in zip(fields, beton.FIELDS.items(), strict=True):
             field["type_id"], field["name"][: len(name)] = (
                 type_id,
                 np.frombuffer(name.encode(), np.uint8),
@@ -162,18 +158,19 @@ def write_beton(
     num_threads: int = 1,
     each: Callable[[], None] = lambda: None,
 ) -> Beton:
-    """Write one split into a folder, or go on where a call with the same images was stopped;
-    nothing where it is there.
+    """Write one split into a folder, resuming a stopped call with the same images; does nothing if
+    it is complete.
 
-    each: called after every image. Decoders and encoders let go of Python's lock, so threads share
-    the work.
+    each: called after every image. Decoders and encoders release the GIL, so threads share the
+    work.
 
-    Raises BadImage for the first image that does not decode, UserError for what the format does not
-    hold, and where the disk does not take it.
+    Raises BadImage for the first image that does not decode, UserError for what the format cannot
+    store, and where writing fails.
     """
     if profile.channels not in (1, 3):
         raise UserError(
-            f"{profile.name}: {profile.channels} channels, where a .beton holds 1 or 3; use loader=torch"
+            f"{profile.name}: {profile.channels} channels, but a .beton stores 1 or 3; "
+            "use loader=torch"
         )
     path = beton.beton_file(folder, split)
     words = (
@@ -193,19 +190,19 @@ def write_beton(
         folder.mkdir(parents=True, exist_ok=True)
         part = _Part(path.with_name(f".{path.name}.part"), key, image_set.labels)
         num_bytes = _write_images(part, image_set, storage, num_threads, each)
-        facts = _facts_of(part, num_bytes, image_set, split, profile, storage)
-        _read_back(BetonSet(part.path, facts, profile.channels))
-        path.with_suffix(".json").unlink(
-            missing_ok=True
-        )  # whoever looks between the two finds no pair
+        metadata = _metadata_of(part, num_bytes, image_set, split, profile, storage)
+        _read_back(BetonSet(part.path, metadata, profile.channels))
+        # first, so that no reader meets a new .beton with an old .json
+        path.with_suffix(".json").unlink(missing_ok=True)
         os.replace(part.path, path)
-        write_atomically(path.with_suffix(".json"), facts.as_json())
+        write_atomically(path.with_suffix(".json"), metadata.as_json())
         part.notes.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot write there ({error.strerror or error}); check free space and permissions, or use out=<another folder>"
+            f"{folder}: cannot be written ({error.strerror or error}); "
+            "check free space and permissions, or use out=<another folder>"
         ) from None
-    return facts
+    return metadata
 
 
 def _write_images(
@@ -230,7 +227,7 @@ def _write_images(
         return part.finish(file)
 
 
-def _facts_of(
+def _metadata_of(
     part: _Part, num_bytes: int, image_set: ImageSet, split: str, profile: Profile, storage: Storage
 ) -> Beton:
     is_lossless = bool(part.images["is_exact"].all())
@@ -257,9 +254,9 @@ def _facts_of(
 
 
 def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profile) -> Beton | None:
-    """The facts of a .beton that is there already, where they are what this call would write."""
+    """The metadata of an existing .beton if this call would write the same."""
     try:
-        facts = beton.open_beton(path.parent, path.stem, profile.channels).facts
+        metadata = beton.open_beton(path.parent, path.stem, profile.channels).facts
     except DataError:
         return None
     asked = (
@@ -270,28 +267,29 @@ def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profil
         profile.std,
     )
     found = (
-        facts.source,
-        facts.max_side_px,
-        facts.jpeg_share,
-        facts.quality,
-        facts.profile,
-        facts.mean,
-        facts.std,
+        metadata.source,
+        metadata.max_side_px,
+        metadata.jpeg_share,
+        metadata.quality,
+        metadata.profile,
+        metadata.mean,
+        metadata.std,
     )
-    return facts if found == asked else None
+    return metadata if found == asked else None
 
 
 def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
-    """Image i as it goes into the file, decoded again to see that it can be."""
+    """Image i as it is written, decoded again as a check."""
     image = image_set.read(i)
     if isinstance(image, Planes):
         raise UserError(
-            f"image {i}: of {len(image.planes)} channels, where a .beton holds 1 or 3; use loader=torch"
+            f"image {i}: {len(image.planes)} channels, but a .beton stores 1 or 3; use loader=torch"
         )
     source_size = image.size
     if max(source_size) > _LARGEST_SIDE_PX:
         raise UserError(
-            f"image {i}: {source_size[0]} x {source_size[1]} px, where a .beton holds {_LARGEST_SIDE_PX}; use max_side=500"
+            f"image {i}: {source_size[0]} x {source_size[1]} px, but sides in a .beton are at most "
+            f"{_LARGEST_SIDE_PX}; use max_side=500"
         )
     own = _own_bytes(image_set, i, image.mode)
     if storage.max_side_px and max(source_size) > storage.max_side_px:
@@ -312,7 +310,8 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
         )
     if len(stored.content) > beton.PAGE_BYTES:
         raise UserError(
-            f"image {i}: {len(stored.content)} bytes, where a page holds {beton.PAGE_BYTES}; use max_side=2000"
+            f"image {i}: {len(stored.content)} bytes, but a .beton's page has {beton.PAGE_BYTES}; "
+            "use max_side=2000"
         )
     about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
     beton.decoded(stored.content, about, f"image {i}, as it is stored,")
@@ -320,9 +319,7 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
 
 
 def _own_bytes(image_set: ImageSet, i: int, mode: str) -> bytes | None:
-    """The file of image i where it is a JPEG that any decoder turns into the pixels that PIL
-    does.
-    """
+    """The file of image i if it is a JPEG that any decoder decodes to PIL's pixels."""
     if not isinstance(image_set, FolderSet):
         return None
     content = image_set.index.path(i).read_bytes()
@@ -339,7 +336,7 @@ def _as_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def _read_back(found: BetonSet) -> None:
-    """Raises DataError where the disk does not give back what was written."""
+    """Raises DataError where the disk does not return what was written."""
     for i in range(found.num_images):
         found.content(i)
 

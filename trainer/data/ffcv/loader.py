@@ -1,14 +1,14 @@
-"""ffcv 1.0.2 as a decoder: rows of numbers in, squares out, in the order of the rows' own iterator.
+"""ffcv 1.0.2 as a decoder: rows of numbers in, image squares out, in order.
 
-Only its file reader and its library, which brings TurboJPEG, are used; its loader has traps. It
-draws crops from generators that no seed reaches (ours come as numbers, with the rows); its decoder
-takes the fast transform and its callers ignore a JPEG that does not decode (we call its TurboJPEG
-with the exact one, and each image's return code comes out beside it); an exception in its thread
-leaves the main one waiting for ever (ours is passed on); it sets torch's number of threads; for
-every image it builds Python sets and reserves a whole one's memory in each slot; its batches lie in
-slots that are written over (ours are copied out by the thread that decodes).
+Only its file reader and its library with TurboJPEG are used; its loader has these traps. It samples
+crops from generators that cannot be seeded (here they are part of the rows); its decoder uses the
+fast DCT and its callers ignore a JPEG that does not decode (here its TurboJPEG is called with the
+exact DCT, and each image's return code is checked); an exception in its thread leaves the main
+thread waiting forever (here it is passed on); it sets torch's number of threads; it builds Python
+sets for every image and reserves memory for a whole one in each slot; its batches are in slots that
+are overwritten (here the decoding thread copies them out).
 
-Whoever imports this finds torch's and numba's settings as they were.
+Importing this leaves torch's and numba's settings as they were.
 """
 
 from __future__ import annotations
@@ -70,11 +70,8 @@ COLUMNS = (
 )
 _IMAGE, _BYTES, _TOP, _LEFT, _HEIGHT, _WIDTH, _BICUBIC, _DOWN, _FLIPPED, _SIDE = range(len(COLUMNS))
 _AHEAD = 3  # batches in the queue
-_WAIT_S = 1.0  # between two looks whether the thread is alive
-_RGB, _NO_FLAGS = (
-    0,
-    0,
-)  # TurboJPEG's TJPF_RGB; no TJFLAG_FASTDCT, with which pixels are others than PIL's
+_WAIT_S = 1.0  # between two checks that the thread is alive
+_RGB, _NO_FLAGS = 0, 0  # TJPF_RGB; without TJFLAG_FASTDCT, whose pixels differ from PIL's
 
 # found through ffcv's own library, which is linked with them
 _tj_new, _tj_decode, _tj_free = lib.tjInitDecompress, lib.tjDecompress2, lib.tjDestroy
@@ -217,7 +214,7 @@ class _Batches(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Decode one batch after the other; an exception goes to whoever waits for a batch."""
+        """Decode one batch after the other; an exception is passed to the consumer."""
         try:
             if self.gpu is not None:
                 torch.cuda.set_device(self.gpu)  # a thread begins with the first
@@ -262,7 +259,7 @@ class _Batches(threading.Thread):
                 found = self._made.get(timeout=_WAIT_S)
             except queue.Empty:
                 if not self.is_alive() and self._made.empty():
-                    raise RuntimeError("ffcv's thread has ended without a word") from None
+                    raise RuntimeError("ffcv's thread has ended without an error") from None
                 continue
             if found is None:
                 return

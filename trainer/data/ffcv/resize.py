@@ -1,5 +1,5 @@
 """Crop, resize and flip as Pillow does it, compiled: the same bytes as the torch loader's, without
-Python's lock.
+the GIL.
 
 Two passes of whole numbers, first along rows, then along columns, each pixel rounded to 8 bits in
 between. Source: Pillow's src/libImaging/Resample.c, of which this is the 8-bit case; a test
@@ -95,9 +95,7 @@ def _along_rows(image, top, left, height, width, side, is_bicubic):
 
 @njit(nogil=True, cache=True)
 def _along_columns(lines, length, side, is_bicubic):
-    """The first `length` of lines [height, ...] uint8, columns `side` long: [side, length]
-    uint8.
-    """
+    """The first `length` of lines [height, ...] uint8, resized along columns: [side, length]."""
     firsts, counts, weights = _weights(len(lines), side, is_bicubic)
     total, out = np.empty(length, np.int32), np.empty((side, length), np.uint8)
     for y in range(side):

@@ -1,8 +1,7 @@
-"""The training micro-batches of a run as ffcv makes them: the torch loader's, draw for draw.
+"""Training micro-batches loaded by ffcv, with the same random draws as the torch loader.
 
-Order, boxes, filters, flips and all later draws come from the same functions; boxes are drawn on
-the source's pixels, and where a .beton holds smaller images they are scaled to those, their sides
-rounded to whole pixels.
+Order, boxes, filters, flips and all augmentations come from the same functions; boxes are sampled
+in the source's pixels, and scaled, rounded to whole pixels, where a .beton stores smaller images.
 """
 
 from __future__ import annotations
@@ -23,27 +22,27 @@ from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
-from trainer.data.threads import in_threads
+from trainer.data.threads import map_in_threads
 from trainer.data.transforms import augmented
 from trainer.data.workers import whole
 from trainer.recipe.plan import num_micro_batches_in
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
-_DECODING = 3  # of so many threads that augment one more decodes, which takes a third of the time
+_DECODING = 3  # one decoding thread per three that augment: decoding takes a third of the time
 
 
 @dataclass(frozen=True)
 class FfcvStream(TrainStream):
     """A TrainStream over a BetonSet that ffcv's threads read; num_workers counts them.
 
-    Where the images are augmented here, so many threads do that, and a third as many decode.
+    If stage `pixels` is done here, num_workers threads augment, and a third as many decode.
     """
 
     image_set: BetonSet
 
     @property
     def shares_repeats(self) -> bool:
-        """Where some images are JPEG files; pixels need no decoding."""
+        """Only if some images are JPEG: uncompressed pixels need no decoding."""
         return self.image_set.facts.jpeg_share != 0
 
     def batches(
@@ -74,11 +73,13 @@ class FfcvStream(TrainStream):
             if in_parts
             else whole(items)
         )
-        return batches if self.fill is None else in_threads(self._augmented, batches, num_workers)
+        return (
+            batches if self.fill is None else map_in_threads(self._augmented, batches, num_workers)
+        )
 
     def _largest_batch(self) -> int:
-        """Images of the largest micro-batch: of an epoch's last step they may be larger than of a
-        full one.
+        """Images of the largest micro-batch: those of an epoch's last step may be larger than those
+        of a full step.
         """
         rest = self.image_set.num_images % self.batch_images
         last = (
@@ -89,8 +90,8 @@ class FfcvStream(TrainStream):
         return max(-(-self.batch_images // self.num_micro_batches), last)
 
     def rows(self, ids: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
-        """What is made of each draw: [b, len(ffcv_loader.COLUMNS)] int64. shown: the images that it
-        is made of, [b].
+        """The rows for ffcv_loader: [b, len(ffcv_loader.COLUMNS)] int64. shown: the image of each
+        draw, [b].
         """
         crop = next(part for part in self.augment if part.crops)
         boxes, is_bicubic = boxes_in(self.image_set, crop, self.seed, ids, shown)
@@ -119,9 +120,8 @@ class FfcvStream(TrainStream):
         images = torch.empty(squares.shape, dtype=torch.uint8, pin_memory=device.startswith("cuda"))
         images.copy_(torch.from_numpy(squares))
         is_suspect = (codes != 0) | self._is_damaged(shown)
-        for place in np.flatnonzero(
-            is_suspect
-        ):  # TurboJPEG is stricter than PIL: what PIL reads is no bad image
+        # TurboJPEG is stricter than PIL: an image that PIL decodes is not bad
+        for place in np.flatnonzero(is_suspect):
             try:
                 square, shown[place] = self._by_pil(ids[place : place + 1], squares.shape[-1])
             except BadImage as error:
@@ -143,9 +143,7 @@ class FfcvStream(TrainStream):
         return np.zeros(self.image_set.num_images, bool)
 
     def _is_damaged(self, shown: np.ndarray) -> np.ndarray:
-        """Which images' bytes are not those that were written, [b] bool; each is looked at until it
-        was whole once.
-        """
+        """Which images have a wrong CRC-32, [b] bool; each is checked until it was right once."""
         is_damaged = np.zeros(len(shown), bool)
         for place in np.flatnonzero(~self._is_seen[shown]):
             try:
@@ -156,8 +154,8 @@ class FfcvStream(TrainStream):
         return is_damaged
 
     def _by_pil(self, draw: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-        """The square [C, side, side] of one draw, [1, 3], and which image it shows: another one for
-        a bad one, if asked.
+        """The square [C, side, side] of one draw, [1, 3], and its image: under "skip" a
+        replacement for a bad one.
 
         Raises BadImage.
         """
@@ -173,9 +171,7 @@ class FfcvStream(TrainStream):
                 return self._square(draw, shown, side), int(shown[0])
             except BadImage:
                 continue
-        raise BadImage(
-            f"{first_error}; {_NUM_REPLACEMENTS} others drawn in its place are bad as well"
-        )
+        raise BadImage(f"{first_error}; {_NUM_REPLACEMENTS} sampled replacements are bad as well")
 
     def _square(self, draw: np.ndarray, shown: np.ndarray, side: int) -> np.ndarray:
         row = dict(zip(ffcv_loader.COLUMNS, self.rows(draw, shown, side)[0].tolist(), strict=True))
@@ -193,7 +189,7 @@ def boxes_in(
     """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b]
     bool.
 
-    ids: [b, 3]. shown: the images that they are drawn for, [b].
+    ids: [b, 3]. shown: the image of each draw, [b].
     """
     source, stored = (
         np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown))

@@ -1,4 +1,4 @@
-"""Where a new module goes in a residual block, and how its first weights are drawn."""
+"""Where a new module goes in a residual block, and how it is initialized."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from timm.models import named_apply
 from torch import Tensor, nn
 
 from trainer.models.edit.replacement import (
@@ -17,80 +18,80 @@ from trainer.models.edit.replacement import (
     inside_attention,
     is_activation,
     is_norm,
-    probe,
-    put,
+    record_calls,
+    replace_module,
 )
 from trainer.models.edit.stages import blocks as blocks_of
 
-_SHORTCUTS = (
-    "downsample",
-    "shortcut",
-)  # timm's names for what a block's input passes beside the residual branch
+_SHORTCUTS = ("downsample", "shortcut")  # timm's names for a block's path beside the branch
 _TAIL = ("attention", "layer_scale", "drop_path")  # the order in which they end a residual branch
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one module may go. block: dotted name of its residual block. name: the dotted name it
-    will have.
+class InsertionPoint:
+    """Where one module may be inserted.
+
+    block: dotted name of its residual block. name: the dotted name it will have. insert: does it.
     """
 
     block: str
     name: str
     num_channels: int
-    put: Callable[[nn.Module], None]
+    insert: Callable[[nn.Module], None]
 
 
-def ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
-    """The end of each residual branch, behind its last norm: before layer scale, stochastic depth
+def branch_ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
+    """The end of each residual branch, after its last norm: before layer scale, stochastic depth
     and the addition.
 
-    key: `attention` or `layer_scale`, the order in which they follow each other.
+    key: `attention` or `layer_scale`; in a branch they follow each other in this order.
 
-    Raises SurgeryError for a block in which timm leaves no place.
+    Raises SurgeryError for a block of timm's without a place there.
     """
     blocks = list(blocks)
     channels = _output_channels(model, blocks)
     return [_end(model, name, channels[name], key) for name in blocks]
 
 
-def _end(model: nn.Module, name: str, num_channels: int, key: str) -> Place:
+def _end(model: nn.Module, name: str, num_channels: int, key: str) -> InsertionPoint:
     block = model.get_submodule(name)
-    if (
-        key == "attention" and getattr(block, "se", block) is None
-    ):  # timm's own place for it in a ResNet
-        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
+    # timm's own place for attention in a ResNet
+    if key == "attention" and getattr(block, "se", block) is None:
+        return InsertionPoint(
+            name, f"{name}.se", num_channels, partial(replace_module, model, f"{name}.se")
+        )
     if hasattr(block, "mlp"):  # ConvNeXt: before gamma
-        return Place(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
+        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
     if hasattr(block, "drop_path"):
-        return Place(
-            name, f"{name}.drop_path.{key}", num_channels, partial(put_in_tail, block, key)
+        return InsertionPoint(
+            name, f"{name}.drop_path.{key}", num_channels, partial(add_to_branch_end, block, key)
         )
     raise SurgeryError(
-        f"model.{key}: {name} is a {type(block).__name__}, in which timm leaves no place before the addition; "
-        "use resnet50 or convnext_tiny"
+        f"model.{key}: {name} is a {type(block).__name__}, which has no place for a module "
+        "before the addition; use resnet50 or convnext_tiny"
     )
 
 
-def middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
-    """Behind the activation that feeds the last convolution of each residual branch; ConvNeXt:
-    behind its norm.
+def branch_middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
+    """After the activation that feeds the last convolution of each residual branch; ConvNeXt:
+    after its norm.
 
-    That is the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's depthwise
-    convolution.
+    That is after the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's
+    depthwise convolution.
 
-    Raises SurgeryError for a block in which no single module makes what the last convolution is
-    given.
+    Raises SurgeryError for a block in which no single module feeds the last convolution.
     """
     blocks = list(blocks)
     channels, calls = _output_channels(model, blocks), branch_calls(model, blocks)
     return [_middle(model, name, channels[name], calls[name], key) for name in blocks]
 
 
-def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], key: str) -> Place:
+def _middle(
+    model: nn.Module, name: str, num_channels: int, calls: list[tuple], key: str
+) -> InsertionPoint:
     block = model.get_submodule(name)
     if hasattr(block, "mlp"):
-        return Place(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
+        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
     before = before_last_convolution(calls)
     found = [
         call
@@ -99,17 +100,18 @@ def _middle(model: nn.Module, name: str, num_channels: int, calls: list[tuple], 
     ]
     if not found or sum(call[0] == found[-1][0] for call in calls) > 1:
         raise SurgeryError(
-            f"model.{key}: {name} is a {type(block).__name__} without one activation behind its middle convolution; "
-            "use position: after_last_norm"
+            f"model.{key}: {name} is a {type(block).__name__} without a single activation after "
+            "its middle convolution; use position: after_last_norm"
         )
-    maker, module, num_channels = found[-1]
+    maker, _, num_channels = found[-1]
     if isinstance(getattr(block, "se", None), nn.Identity):  # RegNet keeps the place
-        return Place(name, f"{name}.se", num_channels, partial(put, model, f"{name}.se"))
-    inside = [
-        other for other, _, _ in before if maker.startswith(f"{other}.")
-    ]  # timm's *Act norms call their own act
+        return InsertionPoint(
+            name, f"{name}.se", num_channels, partial(replace_module, model, f"{name}.se")
+        )
+    # timm's *Act norms call their own act
+    inside = [other for other, _, _ in before if maker.startswith(f"{other}.")]
     maker = inside[0] if inside else maker
-    return Place(name, f"{maker}.1", num_channels, partial(put_behind, model, maker))
+    return InsertionPoint(name, f"{maker}.1", num_channels, partial(append_module, model, maker))
 
 
 def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[list[str]]:
@@ -120,30 +122,31 @@ def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[lis
     found = blocks_of(model)
     if num_stages is not None and num_stages > len(found):
         raise SurgeryError(
-            f"model.{part}.stages={num_stages}: the model has {len(found)} of them; use {len(found)}"
+            f"model.{part}.stages={num_stages}: the model has {len(found)} stages; "
+            f"use {len(found)} or fewer"
         )
     return found if num_stages is None else found[-num_stages:]
 
 
-def wholes(model: nn.Module, blocks: Iterable[str], key: str) -> list[Place]:
-    """Behind each block, the addition and its activation included."""
+def block_ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[InsertionPoint]:
+    """After each block, its addition and last activation included."""
     blocks = list(blocks)
     channels = _output_channels(model, blocks)
     return [
-        Place(name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key))
+        InsertionPoint(
+            name, f"{name}.{key}", channels[name], _following(model.get_submodule(name), key)
+        )
         for name in blocks
     ]
 
 
-def put_behind(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Let a module of the model be followed by another: `name` becomes `name.0`, the other
-    `name.1`.
-    """
-    put(model, name, nn.Sequential(model.get_submodule(name), module))
+def append_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Follow a module of the model by another: `name` becomes `name.0`, the other `name.1`."""
+    replace_module(model, name, nn.Sequential(model.get_submodule(name), module))
 
 
-def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
-    """Put a module into what timm calls a block's drop_path: the end of its residual branch."""
+def add_to_branch_end(block: nn.Module, key: str, module: nn.Module) -> None:
+    """Add a module to what timm calls a block's drop_path: the end of its residual branch."""
     there = block.drop_path
     parts = dict(there.named_children()) if type(there) is nn.Sequential else {"drop_path": there}
     parts[key] = module
@@ -160,8 +163,10 @@ def put_in_tail(block: nn.Module, key: str, module: nn.Module) -> None:
 
 
 def _following(module: nn.Module, key: str) -> Callable[[nn.Module], None]:
-    """Adds a child that takes what the module gives. No name changes, and what the module holds may
-    be replaced.
+    """Adds a child that processes the module's output.
+
+    By a hook, so no parameter changes its name and the module's other children can be replaced
+    later.
     """
 
     def add(child: nn.Module) -> None:
@@ -200,7 +205,7 @@ def _is_channels_last(module: nn.Module) -> bool:
 def before_last_convolution(
     calls: list[tuple[str, nn.Module, int]],
 ) -> list[tuple[str, nn.Module, int]]:
-    """The calls of a residual branch that come before that of its last convolution."""
+    """The calls of a residual branch before that of its last convolution."""
     convolutions = [
         number for number, (_, module, _) in enumerate(calls) if isinstance(module, nn.Conv2d)
     ]
@@ -210,10 +215,10 @@ def before_last_convolution(
 def branch_calls(
     model: nn.Module, blocks: Iterable[str]
 ) -> dict[str, list[tuple[str, nn.Module, int]]]:
-    """For each block the modules of its residual branch as they are called: name, module, channels
-    that it gives.
+    """For each block the modules of its residual branch in the order of their calls: name, module,
+    output channels.
 
-    Convolutions, norms and activations; none that lie in attention or in the shortcut.
+    Convolutions, norms and activations; none inside attention or the shortcut.
     """
     blocks = list(blocks)
     left_out = inside_attention(model)
@@ -227,7 +232,7 @@ def branch_calls(
             if is_wanted and inner.partition(".")[0] not in _SHORTCUTS and name not in left_out:
                 block_of[name] = block
     calls: dict[str, list] = {name: [] for name in blocks}
-    for name, module, num_channels in probe(
+    for name, module, num_channels in record_calls(
         model, block_of, lambda name, module, _, made: (name, module, made.shape[1])
     ):
         calls[block_of[name]].append((name, module, num_channels))
@@ -242,25 +247,26 @@ def _output_channels(model: nn.Module, blocks: list[str]) -> dict[str, int]:
 def output_shapes(
     model: nn.Module, names: Iterable[str], image_px: int | None = None
 ) -> dict[str, torch.Size]:
-    """The shapes that modules give for one image, by their dotted names; image_px as in probe().
+    """The output shapes of modules for one image, by dotted name; image_px as in record_calls().
 
-    Raises SurgeryError where the model does not take such an image.
+    Raises SurgeryError where the model does not support this image size.
     """
-    return dict(probe(model, set(names), lambda name, _, given, made: (name, made.shape), image_px))
+    return dict(
+        record_calls(model, set(names), lambda name, _, given, out: (name, out.shape), image_px)
+    )
 
 
 def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
-    """Does each new module run once a pass, on what its block has made and not on the block's own
-    input?
+    """Check that each new module runs once per forward pass, and not on its block's input.
 
-    places: of each, its block's dotted name and its own.
+    places: for each, its block's dotted name and its own.
 
-    Raises SurgeryError, for some of timm's blocks have a place that they do not use, or on the
-    shortcut.
+    Raises SurgeryError otherwise: some of timm's blocks have such an attribute that they never
+    call, or call on the shortcut.
     """
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
-    for name, storage in probe(
+    for name, storage in record_calls(
         model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())
     ):
         given[name].append(storage)
@@ -268,23 +274,22 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
         if len(given[name]) != 1 or given[name] == given[block]:
             kind = type(model.get_submodule(block)).__name__
             raise SurgeryError(
-                f"model.{part}: timm's {kind} ({block}) has its place off the residual branch; leave it out"
+                f"model.{part}: timm's {kind} ({block}) would not run it on the residual branch; "
+                f"leave model.{part} out"
             )
 
 
-def draw_as_timm(model: nn.Module, module: nn.Module) -> None:
-    """Draw a new module's weights by the rule that timm has for the rest of this model.
+def init_like_timm(model: nn.Module, module: nn.Module) -> None:
+    """Initialize a new module as timm initializes the rest of this model.
 
-    A ResNet's convolutions follow Kaiming's normal distribution over what goes out, ConvNeXt's
-    layers a normal one of deviation 0.02 cut at 2. Biases and norms where timm's rule says nothing
-    stay as torch drew them.
+    A ResNet's convolutions follow Kaiming's normal distribution (fan_out), ConvNeXt's layers a
+    normal one of deviation 0.02, truncated. Biases and norms that timm's rule leaves out keep
+    torch's initialization.
     """
-    import timm.models
-
     # timm keeps the rule beside each family's class, under this name and no public one
     rule = getattr(sys.modules[type(model).__module__], "_init_weights", None)
     if rule is not None:
-        timm.models.named_apply(rule, module, include_root=True)
+        named_apply(rule, module, include_root=True)
         return
     for inner in module.modules():
         if isinstance(inner, nn.Conv2d):

@@ -11,23 +11,33 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import timm
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d
 
 Module = TypeVar("Module", bound=type[nn.Module])
 
 
-class LayerKind:
-    """A set of module classes. timm: names in timm.layers, or full dotted names for what is not
-    public there.
+def timm_class(name: str) -> type[nn.Module] | None:
+    """A class of timm by its name in timm.layers, or by a path below timm
+    (`layers.cbam.CbamModule`).
+    """
+    found = timm.layers
+    if "." in name:
+        found = timm
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
-    timm is imported at the first question, as it takes seconds; a name that an older timm lacks is
-    left out.
+
+class LayerKind:
+    """A set of module classes. timm: names in timm.layers, or dotted names below timm for classes
+    that are not public there; a name that this version of timm lacks is left out.
     """
 
     def __init__(self, *classes: type[nn.Module], timm: tuple[str, ...] = ()) -> None:
-        self._classes, self.timm = classes, timm
-        self._is_complete = False
+        self.timm = timm
+        self._classes = (*classes, *filter(None, map(timm_class, timm)))
 
     def register(self, kind: Module) -> Module:
         """Add a class, and with it its subclasses. To be used as a decorator, too."""
@@ -36,24 +46,7 @@ class LayerKind:
 
     def has(self, module: nn.Module) -> bool:
         """Is this module of the kind?"""
-        if not self._is_complete:
-            self._classes = (*self._classes, *filter(None, map(timm_class, self.timm)))
-            self._is_complete = True
         return isinstance(module, self._classes)
-
-
-def timm_class(name: str) -> type[nn.Module] | None:
-    """A class of timm by its name in timm.layers, or by a path below timm
-    (`layers.cbam.CbamModule`).
-    """
-    import timm
-
-    found = timm.layers
-    if "." in name:
-        found = timm
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
 
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -90,7 +83,8 @@ CHANNELS_FIRST_LAYER_NORMS = LayerKind(
 # Attention brings activations, gates and convolutions of its own, which its paper fixes.
 ATTENTION = LayerKind(
     timm=(
-        "SqueezeExcite", "EffectiveSqueezeExcite", "EcaModule", "CecaModule", "GatherExcite", "GlobalContext",
+        "SqueezeExcite", "EffectiveSqueezeExcite", "EcaModule", "CecaModule", "GatherExcite",
+        "GlobalContext",
         "layers.squeeze_excite.SqueezeExciteCl", "models.senet.SEModule",
         "layers.cbam.CbamModule", "layers.cbam.LightCbamModule", "layers.cbam.ChannelAttn",
         "layers.cbam.SpatialAttn", "layers.cbam.LightSpatialAttn",
@@ -115,7 +109,7 @@ CONVOLUTIONS = LayerKind(nn.Conv2d, DeformConv2d)
 
 @NORMS.register
 class ChannelsLast(nn.Module):
-    """A norm over [B, C, H, W] in a place that is given [B, H, W, C]. norm: that norm."""
+    """A norm over [B, C, H, W] for inputs [B, H, W, C]. norm: that norm."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()

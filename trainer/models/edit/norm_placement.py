@@ -1,4 +1,4 @@
-"""How one kind of norm comes into the place of every norm over feature maps, whatever the model."""
+"""Replacing every norm over feature maps of any timm model by one kind of norm."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch import nn
 
 from trainer.models.edit.layer_kinds import ChannelsLast
 from trainer.models.edit.replacement import (
-    NormPlace,
+    NormLocation,
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     has_activation,
-    nothing,
-    probe,
-    put,
+    nothing_to_replace,
+    record_calls,
+    replace_module,
     starts_at_zero,
 )  # fmt: skip
 
 
 class NormPart(Part):
-    """Puts one kind of norm in the place of every norm over feature maps.
+    """Replaces every norm over feature maps by one kind of norm.
 
-    Norms over one vector an image (ConvNeXt's last one, those in attention modules) stay. An
-    activation inside a norm follows the new one. gamma starts at 1, or at 0 where the one before
-    started at 0; beta at 0.
+    Norms over one vector per image (ConvNeXt's last one, those in attention modules) are kept. An
+    activation inside a norm follows the new one. gamma starts at 1, or at 0 where that of the
+    replaced norm did; beta at 0.
+
+    brings_activation: it replaces the activation after the norm, too.
     """
 
     kind: ClassVar[str] = "norm"
@@ -39,39 +41,36 @@ class NormPart(Part):
 
     @abstractmethod
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        """The norm over [B, num_channels, H, W]. is_activated: does an activation follow that it
-        takes the place of?
-        """
+        """The norm over [B, num_channels, H, W]. is_activated: it replaces an activation, too."""
 
     @property
     def has_gamma(self) -> bool:
-        """Does it multiply by a gamma that is learned?"""
+        """Has it a learned gamma?"""
         return True
 
     def num_groups(self, num_channels: int) -> int | None:
-        """Groups of channels that share a statistic of one image; None for statistics over images,
-        or none at all.
+        """Groups of channels that share a statistic of one image; None for batch statistics, or
+        none at all.
         """
         return None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace every norm over feature maps.
 
-        Raises SurgeryError where there is none, where channels cannot be shared out into groups,
-        where a statistic would be of one value, and where an activation can be neither kept nor
-        replaced.
+        Raises SurgeryError where there is none, where channels cannot be divided into groups, where
+        a statistic would be of one value, and where an activation can be neither kept nor replaced.
         """
-        found = anatomy(model)
+        found = find_layers(model)
         places = found.norms
         if not places:
-            raise nothing("norm", "norm over feature maps", model)
+            raise nothing_to_replace("norm", "norm over feature maps", model)
         activated = self._activated(model, places)
         self._check_values(model, places, image_px)
         layers = [self._replace(model, place, place.name in activated) for place in places]
         if all(_is_same(place.module, layer) for place, layer in zip(places, layers, strict=True)):
             raise SurgeryError(
-                f"model.norm: all {len(places)} of {type(model).__name__} are that already: {_kinds(layers)}; "
-                "use other numbers, another norm or no model.norm"
+                f"model.norm: all {len(places)} norms of {type(model).__name__} are already this "
+                f"{_kinds(layers)}; use other values or another norm, or leave model.norm out"
             )
         lost = [
             place.name
@@ -79,25 +78,25 @@ class NormPart(Part):
             if starts_at_zero(place.module) and getattr(_inner(layer), "weight", None) is None
         ]
         notes = [
-            _stay_note(found.vector_norms, "sees one vector an image", "see one vector an image"),
-            _stay_note(found.attention_norms, "belongs to attention", "belong to attention"),
+            _kept_note(found.vector_norms, "over one vector per image"),
+            _kept_note(found.attention_norms, "inside attention"),
         ]
         notes += [self._activation_note(places, activated), _lost_note(lost)]
         before = counted(place.module for place in places)
         note = "; ".join(filter(None, notes))
         return Swap("norm", before, _kinds(layers), tuple(place.name for place in places), note)
 
-    def _replace(self, model: nn.Module, place: NormPlace, is_activated: bool) -> nn.Module:
-        """Put the norm in one place; gives the norm alone, without what stays behind it."""
+    def _replace(self, model: nn.Module, place: NormLocation, is_activated: bool) -> nn.Module:
+        """Replace one norm; returns the new norm alone, without the layers kept after it."""
         old = place.module
         new = self.layer(place.num_channels, is_activated)
         gamma = getattr(new, "weight", None)
         if gamma is not None and starts_at_zero(old):
             nn.init.zeros_(gamma)
         if is_activated and place.activation is not None:
-            put(model, place.activation, nn.Identity())
+            replace_module(model, place.activation, nn.Identity())
         if place.is_channels_last:
-            new = self.over_last(new)
+            new = self.over_channels_last(new)
         kept = [
             getattr(old, "drop", None),
             None if self.brings_activation else getattr(old, "act", None),
@@ -107,15 +106,17 @@ class NormPart(Part):
             for module in kept
             if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
         ]
-        put(model, place.name, nn.Sequential(new, *rest) if rest else new)
+        replace_module(model, place.name, nn.Sequential(new, *rest) if rest else new)
         return new
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         """The same norm over [B, H, W, C]."""
         return ChannelsLast(norm)
 
-    def _check_values(self, model: nn.Module, places: Sequence[NormPlace], image_px: int) -> None:
-        """Refuse a statistic of one value: it makes a constant of every value."""
+    def _check_values(
+        self, model: nn.Module, places: Sequence[NormLocation], image_px: int
+    ) -> None:
+        """Reject statistics of one value: they would normalize every value to a constant."""
         if self.num_groups(places[0].num_channels) is None:
             return
         num_pixels = _num_pixels(model, places, image_px)
@@ -127,12 +128,13 @@ class NormPart(Part):
             )
             if num_values == 1:
                 raise SurgeryError(
-                    f"model.norm: {place.name} is given maps of 1x1 from images of {image_px} px, and {self.name} there "
-                    f"a single value for each statistic; use larger images (image.train_px), fewer groups or another norm"
+                    f"model.norm: {place.name} gets 1x1 maps from images of {image_px} px, so "
+                    f"each statistic of {self.name} would be of a single value; use larger images "
+                    "(image.train_px), fewer groups or another norm"
                 )
 
-    def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
-        """Names of the norms whose activation this norm takes the place of."""
+    def _activated(self, model: nn.Module, places: Sequence[NormLocation]) -> set[str]:
+        """Names of the norms whose activation this norm replaces."""
         if self.brings_activation:
             _check_shared(self.name, model, places)
             return {
@@ -142,16 +144,16 @@ class NormPart(Part):
             if _is_activating(place.module) and not has_activation(place.module):
                 kind = type(place.module).__name__
                 raise SurgeryError(
-                    f"model.norm: {place.name} is a {kind}, whose activation cannot be told from the norm; "
-                    f"use a model without {kind}, or a norm with an activation of its own (evo_norm_s0)"
+                    f"model.norm: {place.name} is a {kind}, whose activation is part of the norm; "
+                    f"use a model without {kind}, or a norm that brings an activation (evo_norm_s0)"
                 )
         return set()
 
-    def _activation_note(self, places: Sequence[NormPlace], activated: set[str]) -> str:
+    def _activation_note(self, places: Sequence[NormLocation], activated: set[str]) -> str:
         if not self.brings_activation:
             return ""
         num_without = len(places) - len(activated)
-        return f"{len(activated)} in place of norm and activation" + (
+        return f"{len(activated)} replace norm and activation" + (
             f", {num_without} without an activation" if num_without else ""
         )
 
@@ -159,7 +161,9 @@ class NormPart(Part):
 class GroupedNormPart(NormPart):
     """A norm whose statistics are of groups of channels of one image."""
 
-    def _check_values(self, model: nn.Module, places: Sequence[NormPlace], image_px: int) -> None:
+    def _check_values(
+        self, model: nn.Module, places: Sequence[NormLocation], image_px: int
+    ) -> None:
         key, number = self._division()
         for place in places:
             if place.num_channels % number:
@@ -167,7 +171,7 @@ class GroupedNormPart(NormPart):
         super()._check_values(model, places, image_px)
 
     def _division(self) -> tuple[str, int]:
-        """The field that says how channels are shared out, and its number."""
+        """The field that divides the channels, and its value."""
         return "groups", self.groups
 
     def num_groups(self, num_channels: int) -> int:
@@ -175,9 +179,7 @@ class GroupedNormPart(NormPart):
 
 
 def _is_activating(norm: nn.Module) -> bool:
-    """Does a norm bring an activation, as a module of its own or (timm's EvoNorm, FRN) inside its
-    formula?
-    """
+    """Has a norm an activation, as a child module or (timm's EvoNorm, FRN) in its formula?"""
     return has_activation(norm) or bool(getattr(norm, "apply_act", False))
 
 
@@ -190,7 +192,7 @@ def _kinds(layers: Sequence[nn.Module]) -> str:
 
 
 def _is_same(norm: nn.Module, other: nn.Module) -> bool:
-    """Are two norms of the same classes and numbers, apart from their weights?"""
+    """Have two norms the same classes and hyperparameters? Their weights may differ."""
     return [_form(module) for module in norm.modules()] == [
         _form(module) for module in other.modules()
     ]
@@ -209,39 +211,40 @@ def _form(module: nn.Module) -> tuple:
     )
 
 
-def _check_shared(name: str, model: nn.Module, places: Sequence[NormPlace]) -> None:
-    """Refuse to take away an activation that a model also uses where no norm comes before it."""
+def _check_shared(name: str, model: nn.Module, places: Sequence[NormLocation]) -> None:
+    """Reject replacing an activation that a model also uses without a norm before it."""
     follows = Counter(place.activation for place in places if place.activation)
-    calls = Counter(probe(model, follows, lambda activation, *_: activation))
+    calls = Counter(record_calls(model, follows, lambda activation, *_: activation))
     for activation, num_norms in follows.items():
         if calls[activation] > num_norms:
             kind = type(model.get_submodule(activation)).__name__
             raise SurgeryError(
-                f"model.norm: {name} brings its own activation, but {activation} ({kind}) of {type(model).__name__} also "
-                f"acts where no norm comes before it; use a norm without one, such as group_norm, or model=resnet50"
+                f"model.norm: {name} brings its own activation, but {activation} ({kind}) of "
+                f"{type(model).__name__} is also used without a norm before it; use a norm without "
+                "an activation, such as group_norm, or model=resnet50"
             )
 
 
-def _num_pixels(model: nn.Module, places: Sequence[NormPlace], image_px: int) -> dict[str, int]:
-    """Pixels of the map that each norm is given from images of image_px a side; nothing where they
-    are too small.
+def _num_pixels(model: nn.Module, places: Sequence[NormLocation], image_px: int) -> dict[str, int]:
+    """Pixels of the feature map that each norm gets from images of image_px; {} where the model
+    does not support them.
     """
     channels = {place.name: place.num_channels for place in places}
     try:
         return dict(
-            probe(
+            record_calls(
                 model,
                 channels,
                 lambda name, _, given, made: (name, made[0].numel() // channels[name]),
                 image_px,
             )
         )
-    except SurgeryError:  # the size is refused with a better one once the model is whole
+    except SurgeryError:  # build_model rejects the size later, and suggests another
         return {}
 
 
 def _no_division(
-    key: str, number: int, place: NormPlace, places: Sequence[NormPlace], model: nn.Module
+    key: str, number: int, place: NormLocation, places: Sequence[NormLocation], model: nn.Module
 ) -> SurgeryError:
     widths = list(dict.fromkeys(each.num_channels for each in places))
     common = math.gcd(*widths)
@@ -250,19 +253,22 @@ def _no_division(
     shown = ", ".join(map(str, widths[:8])) + (" …" if len(widths) > 8 else "")
     return SurgeryError(
         f"model.norm.{key} {number}: {place.name} has {place.num_channels} channels; "
-        f"use {' or '.join(map(str, below + above))}, for all channel counts of {type(model).__name__} ({shown})"
+        f"use {' or '.join(map(str, below + above))}, which divides all channel counts of "
+        f"{type(model).__name__} ({shown})"
     )
 
 
-def _stay_note(names: Sequence[str], why_one: str, why_all: str) -> str:
+def _kept_note(names: Sequence[str], why: str) -> str:
     if not names:
         return ""
-    if len(names) == 1:
-        return f"{names[0]} stays: it {why_one}"
-    return f"{names[0]} … {names[-1]} ({len(names)}) stay: they {why_all}"
+    shown = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
+    return f"kept: {shown}, {why}"
 
 
 def _lost_note(names: Sequence[str]) -> str:
     if not names:
         return ""
-    return f"{len(names)} last gammas that started at zero are gone, {names[0]} the first: those branches start at full strength"
+    return (
+        f"{len(names)} zero-initialized last gammas removed (first: {names[0]}): "
+        "those branches start at full strength"
+    )

@@ -1,9 +1,8 @@
-"""What a part of the `model` section works on: the modules of any timm model, found by what they do
-in a forward pass.
+"""Finding and replacing the modules of any timm model, by what they do in a forward pass.
 
-Names and classes differ from model to model; what flows where does not. So a model is asked once,
-with one grey image, which convolution feeds which norm, which activation follows it, and what lies
-behind the pooling.
+Names and classes differ from model to model; what flows where does not. So one blank image is sent
+through the model, and hooks record which convolution feeds which norm, which activation follows it,
+and what lies after the pooling.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from trainer.models.edit.layer_kinds import (
     ChannelsLast,
 )
 
-# Large enough that a feature map of the last stage is no single pixel; the second for a stem of
+# Large enough that the last stage's feature map is more than one pixel; the second for stems of
 # very large patches.
 _TRIED_PX = (128, 1024)
 
 
 class SurgeryError(UserError):
-    """A part of the `model` section that finds nothing to work on in a model."""
+    """A part of the `model` section that cannot be applied to a model."""
 
 
 @dataclass(frozen=True)
 class Swap:
-    """What one part did to a model.
+    """What one part of the `model` section replaced in a model.
 
-    part: `norm`, as the page calls it. before: class names that stood there, each with how often,
-    in order of first appearance. after: what stands there now. places: dotted names of the modules,
-    in the order of the forward pass. note: what was left alone on purpose, or why `auto` chose as
-    it did; empty for nothing to say.
+    part: its key, such as `norm`. before: class names of the replaced modules with their counts, in
+    order of first appearance. after: what replaced them. places: dotted names of the modules, in
+    the order of the forward pass. note: what was kept on purpose, or why `auto` chose as it did;
+    may be empty.
     """
 
     part: str
@@ -62,32 +61,32 @@ class Swap:
 
 
 class Part(Ingredient):
-    """One part of the `model` section. Its one method changes a model in place and says what it
+    """One part of the `model` section. Its one method changes a model in place and returns what it
     replaced.
 
-    chooses: it decides by the model what to do; its note says what, and why.
+    chooses: what it does depends on the model or the images; its note gives the choice and the
+    reason.
     """
 
     chooses: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Change a model of timm's, on the CPU and in training mode, that will train on images of
-        image_px a side.
+        """Change a timm model, on the CPU and in training mode, for training images of image_px.
 
-        Random weights come from torch's global generator, which the caller has seeded.
+        New weights come from torch's global generator, which the caller has seeded.
 
-        Raises SurgeryError where there is nothing to replace, naming what the model does have.
+        Raises SurgeryError where there is nothing to replace, naming what the model has.
         """
 
 
 @dataclass(frozen=True)
-class NormPlace:
+class NormLocation:
     """A norm over feature maps.
 
     name: dotted. module: a norm, or norm and activation in one (timm's *Act classes).
-    is_channels_last: it is given [B, H, W, C]. activation: dotted name of the module that takes its
-    output directly; None where none does.
+    is_channels_last: its input is [B, H, W, C]. activation: dotted name of the activation that
+    directly takes its output, or None.
     """
 
     name: str
@@ -98,9 +97,9 @@ class NormPlace:
 
 
 @dataclass(frozen=True)
-class ConvPlace:
-    """A convolution over feature maps. norm: dotted name of the norm that takes its output
-    directly, or None.
+class ConvLocation:
+    """A convolution over feature maps. norm: dotted name of the norm that directly takes its
+    output, or None.
     """
 
     name: str
@@ -113,18 +112,18 @@ class ConvPlace:
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """The parts of a model in the order of its forward pass.
+class ModelLayers:
+    """The layers of a model in the order of its forward pass.
 
-    vector_norms: over one vector an image, behind a pooling. attention_norms: inside attention
-    modules. What lies in those belongs to their paper, and the classifier to the classes: neither's
-    parts are among the others.
+    vector_norms: over one vector per image, after pooling. attention_norms: inside attention
+    modules. The other fields leave out what lies inside attention, which its paper defines, and the
+    classifier.
     """
 
-    norms: tuple[NormPlace, ...]
+    norms: tuple[NormLocation, ...]
     vector_norms: tuple[str, ...]
     attention_norms: tuple[str, ...]
-    convolutions: tuple[ConvPlace, ...]
+    convolutions: tuple[ConvLocation, ...]
     activations: tuple[str, ...]
 
 
@@ -139,12 +138,12 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Is this a nonlinearity of a model's body (no gate such as a sigmoid)?"""
+    """Is this an activation (not a gate such as a sigmoid)?"""
     return ACTIVATIONS.has(module)
 
 
 def has_activation(norm: nn.Module) -> bool:
-    """Does a norm bring its activation with it, as timm's *Act classes do?"""
+    """Does a norm include an activation, as timm's *Act classes do?"""
     return isinstance(getattr(norm, "act", None), nn.Module) and not isinstance(
         norm.act, nn.Identity
     )
@@ -161,7 +160,7 @@ def inside_attention(model: nn.Module) -> set[str]:
 
 
 def input_channels(model: nn.Module) -> int:
-    """The channels of the images that a model takes."""
+    """The input channels of a model."""
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
@@ -171,58 +170,55 @@ def starts_at_zero(norm: nn.Module) -> bool:
     return isinstance(gamma, nn.Parameter) and not gamma.detach().any().item()
 
 
-def probe(
+def record_calls(
     model: nn.Module,
     names: Container[str],
     after: Callable,
     image_px: int | None = None,
     before: Callable | None = None,
 ) -> list[Any]:
-    """Send one grey image through a model; nothing of it changes. Returns what `after` says of each
-    call, in order.
+    """Run a model on one blank image and return what `after` returns for each call of the named
+    modules, in order. The model is not changed.
 
-    names: of the modules asked about. after: takes a module's name, the module, the tensor it was
-    given and the one it made. before: takes the first three before the module runs; what it says is
-    in the list too. image_px: the side of the image; absent: the first of two that the model takes.
+    names: of the modules to record. after: called with a module's name, the module, its input and
+    its output. before: called with the first three before the module runs; its result is recorded
+    too. image_px: absent, the first of two sizes that the model supports.
 
-    Raises SurgeryError where it takes none.
+    Raises SurgeryError where it supports neither.
     """
     first = None
     for side_px in (image_px,) if image_px else _TRIED_PX:
         try:
-            return _heard(model, names, after, side_px, before)
-        except (
-            RuntimeError,
-            AssertionError,
-            ValueError,
-        ) as error:  # each of them from some of timm's models
+            return _record(model, names, after, side_px, before)
+        # each of them is raised by some of timm's models
+        except (RuntimeError, AssertionError, ValueError) as error:
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
     raise SurgeryError(
-        f"model: {type(model).__name__} cannot be asked for its parts: it refuses an image of {first[0]} px ({first[1]}); "
-        "use a ResNet or a ConvNeXt"
+        f"model: the layers of {type(model).__name__} cannot be found: it does not support images "
+        f"of {first[0]} px ({first[1]}); use a ResNet or a ConvNeXt"
     )
 
 
-def _heard(
+def _record(
     model: nn.Module, names: Container[str], after: Callable, side_px: int, before: Callable | None
 ) -> list[Any]:
-    heard, hooks, was_training = [], [], model.training
+    records, hooks, was_training = [], [], model.training
 
-    def watch(name: str, module: nn.Module) -> None:
+    def add_hooks(name: str, module: nn.Module) -> None:
         if before is not None:
             hooks.append(
                 module.register_forward_pre_hook(
-                    lambda _, given: heard.append(before(name, module, given[0]))
+                    lambda _, given: records.append(before(name, module, given[0]))
                 )
             )
         hooks.append(
             module.register_forward_hook(
-                lambda _, given, made: heard.append(after(name, module, given[0], made))
+                lambda _, given, made: records.append(after(name, module, given[0], made))
             )
         )
 
     for name, module in [each for each in model.named_modules() if each[0] in names]:
-        watch(name, module)
+        add_hooks(name, module)
     model.eval()
     try:
         with torch.no_grad():
@@ -231,50 +227,55 @@ def _heard(
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return heard
+    return records
 
 
-def anatomy(model: nn.Module) -> Anatomy:
-    """Ask a model, on the CPU, what its parts are; nothing of it changes. Raises SurgeryError as
-    probe() does.
+def find_layers(model: nn.Module) -> ModelLayers:
+    """The layers of a model on the CPU, which is not changed. Raises SurgeryError as record_calls()
+    does.
     """
     modules = dict(model.named_modules())
-    watched = {
+    names = {
         name
         for name, each in modules.items()
         if isinstance(each, nn.Conv2d) or is_norm(each) or is_activation(each)
     }
-    heard = probe(
-        model, watched, lambda name, _, given,
-        made: ("end", name, made, made.shape, _identity(made)), before=lambda name, module,
-        given: ("start", name, module, given.shape, _identity(given)),
-    )  # fmt: skip
-    return _found(model, _calls(heard))
+
+    def before(name: str, module: nn.Module, given: Tensor) -> tuple:
+        return "start", name, module, given.shape, _storage_version(given)
+
+    def after(name: str, _: nn.Module, given: Tensor, out: Tensor) -> tuple:
+        return "end", name, out, out.shape, _storage_version(out)
+
+    records = record_calls(model, names, after, before=before)
+    return _layers_of(model, _calls(records))
 
 
-def _calls(heard: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
-    """In order: name, module, its input's shape and maker, whose output goes straight into it.
+def _calls(records: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str | None]]:
+    """In order: name, module, input shape, and the module whose output is that input, or None.
 
-    Two tensors are one where they share storage and version: a permuted view, or what an identity
-    hands on, but not what an addition in place has changed. All outputs are held until the end, so
-    that no storage is used twice.
+    Two tensors are the same where they share storage and version: a permuted view, or an identity's
+    output, but not one that an in-place addition has changed. The records hold all outputs, so that
+    no storage is reused meanwhile.
     """
-    calls, makers = [], {}
-    for moment, name, module, shape, identity in heard:
+    calls, producers = [], {}
+    for moment, name, module, shape, version in records:
         if moment == "end":
-            makers[identity] = name
+            producers[version] = name
         else:
-            calls.append((name, module, shape, makers.get(identity)))
+            calls.append((name, module, shape, producers.get(version)))
     return calls
 
 
-def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
+def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
     in_attention = inside_attention(model)
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
-    takers = {maker: (name, module) for name, module, _, maker in reversed(calls) if maker}
+    consumers = {
+        producer: (name, module) for name, module, _, producer in reversed(calls) if producer
+    }
     norms, vector_norms, attention_norms, convolutions, activations = [], [], [], [], []
-    for name, module, shape, _ in _once(calls):
-        taker, taking = takers.get(name, ("", None))
+    for name, module, shape, _ in _first_calls(calls):
+        next_name, next_module = consumers.get(name, ("", None))
         if module is classifier or (name in in_attention and not is_norm(module)):
             continue
         if name in in_attention:
@@ -282,29 +283,29 @@ def _found(model: nn.Module, calls: list[tuple]) -> Anatomy:
         elif is_norm(module) and (len(shape) != 4 or shape[1:3] == (1, 1) or shape[2:] == (1, 1)):
             vector_norms.append(name)
         elif is_norm(module):
-            is_last = _is_over_last(module)
-            follows = taker if taking is not None and is_activation(taking) else None
-            norms.append(NormPlace(name, module, shape[3 if is_last else 1], is_last, follows))
+            is_last = _is_channels_last_norm(module)
+            activation = next_name if next_module and is_activation(next_module) else None
+            num_channels = shape[3 if is_last else 1]
+            norms.append(NormLocation(name, module, num_channels, is_last, activation))
         elif isinstance(module, nn.Conv2d):
-            convolutions.append(
-                ConvPlace(name, module, taker if taking is not None and is_norm(taking) else None)
-            )
+            norm = next_name if next_module and is_norm(next_module) else None
+            convolutions.append(ConvLocation(name, module, norm))
         else:
             activations.append(name)
-    return Anatomy(*map(tuple, (norms, vector_norms, attention_norms, convolutions, activations)))
+    return ModelLayers(
+        *map(tuple, (norms, vector_norms, attention_norms, convolutions, activations))
+    )
 
 
-def _is_over_last(norm: nn.Module) -> bool:
-    """Is a norm given [B, H, W, C]?"""
+def _is_channels_last_norm(norm: nn.Module) -> bool:
+    """Is the input of a norm [B, H, W, C]?"""
     return isinstance(norm, (nn.LayerNorm, ChannelsLast)) and not CHANNELS_FIRST_LAYER_NORMS.has(
         norm
     )
 
 
-def _once(calls: Iterable[tuple]) -> list[tuple]:
-    """The calls without later ones of the same module, and without those inside another norm of the
-    list.
-    """
+def _first_calls(calls: Iterable[tuple]) -> list[tuple]:
+    """The first call of each module, without those inside another norm of the list."""
     first: dict[str, tuple] = {}
     for call in calls:
         first.setdefault(call[0], call)
@@ -316,20 +317,20 @@ def _once(calls: Iterable[tuple]) -> list[tuple]:
     ]
 
 
-def _identity(tensor: Tensor) -> tuple[int, int]:
-    # _version counts changes in place; autograd's own check reads it, and torch has no public name
+def _storage_version(tensor: Tensor) -> tuple[int, int]:
+    # _version counts in-place changes; autograd's own check reads it, and torch has no public name
     # for it
     return tensor.untyped_storage().data_ptr(), tensor._version
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module at a dotted name, in the place of what stands there."""
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the module at a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
-    """Class names, each with how often it comes, in order of first appearance: Swap's `before`."""
+    """Class names with their counts, in order of first appearance: Swap's `before`."""
     counts: dict[str, int] = {}
     for module in modules:
         name = type(module).__name__
@@ -337,16 +338,17 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
     return tuple(counts.items())
 
 
-def nothing(
+def nothing_to_replace(
     part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
 ) -> SurgeryError:
-    """The error of a part that found nothing: what it wanted, and what there is of `kinds`
-    (default: convolutions).
+    """The error of a part that found nothing to replace: names what it looked for, and what the
+    model has of `kinds` (default: convolutions).
     """
     there = counted(
         module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,))
     )
-    has = ", ".join(f"{count} {kind}" for kind, count in there) or "none of that kind"
+    has = ", ".join(f"{count} {kind}" for kind, count in there) or "none"
     return SurgeryError(
-        f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; leave model.{part} out"
+        f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; "
+        f"leave model.{part} out"
     )

@@ -1,4 +1,4 @@
-"""Where the stages and the residual blocks of a model stand, found by what holds what."""
+"""The stages and residual blocks of any timm model, found by its module hierarchy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def stages(model: nn.Module) -> list[str]:
 
     A stage holds a series of residual blocks and, in ConvNeXt, the downsampling before it.
 
-    Raises SurgeryError where a model has no series of blocks.
+    Raises SurgeryError where a model has none.
     """
     return [_with_downsampling(model, series, _series(model)) for series in _series(model)]
 
@@ -21,7 +21,7 @@ def stages(model: nn.Module) -> list[str]:
 def blocks(model: nn.Module) -> list[list[str]]:
     """Dotted names of the residual blocks, in order, a list for each stage.
 
-    Raises SurgeryError where a model has no series of blocks.
+    Raises SurgeryError where a model has none.
     """
     return [
         [
@@ -34,7 +34,7 @@ def blocks(model: nn.Module) -> list[list[str]]:
 
 
 def _series(model: nn.Module) -> list[str]:
-    """Dotted names of the innermost modules that hold nothing with weights but blocks (and
+    """Dotted names of the innermost modules whose children with weights are all blocks (or
     attention at their end).
     """
     found = [name for name, module in model.named_modules() if name and _holds_blocks(module)]
@@ -56,8 +56,8 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """A class of its own around two layers with weights or more: no torch container, no convolution
-    with its norm.
+    """Is this a model's own class around two or more layers with weights? Not a torch container,
+    nor a convolution with its norm.
     """
     if (
         type(module).__module__.startswith("torch.")
@@ -69,7 +69,7 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _num_layers(module: nn.Module) -> int:
-    """Convolutions and matrices; a convolution is one, whatever it holds."""
+    """Convolutions and linear layers; a convolution counts once, whatever it contains."""
     if isinstance(module, nn.Linear) or _is_convolution(module):
         return 1
     return sum(map(_num_layers, module.children()))

@@ -1,9 +1,8 @@
-"""The nonlinearity of a model's body.
+"""The activation function of a model's body.
 
-What each layer keeps for the backward pass, in bytes for each float32 number that it is given; half
-under bf16 autocast. What it keeps of its own output costs nothing where the next layer keeps its
-input, as a convolution does: the second column counts the rest. In place, nothing is written twice
-either.
+Memory that each layer keeps for the backward pass, in bytes per float32 input value; half under
+bf16 autocast. Its own output costs nothing extra where the next layer saves its input anyway, as a
+convolution does: the second column counts the rest.
 
                                    keeps   beside its output
     relu         in place              4                   0
@@ -16,9 +15,9 @@ either.
     prelu                              4                   4
     swish        learned beta          8                   8
 
-In place are those three alone, whose slope can be told from their output; the others need their
-input. A layer is put in place where the one that stood there was, or knew no such choice (GELU
-behind a Linear): there nothing else uses the input.
+Only those three can work in place: their gradient can be computed from their output; the others
+need their input. A layer is in place where the replaced one was, or had no such option (GELU after
+a Linear): there nothing else uses the input.
 """
 
 from __future__ import annotations
@@ -27,45 +26,45 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.base.component import Positive
+from trainer.models.edit.layer_kinds import ACTIVATIONS
 from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     inside_attention,
     is_activation,
-    nothing,
-    put,
+    nothing_to_replace,
+    replace_module,
 )
-from trainer.models.parts.activation_layers import LearnedSwish
 
 
 class Activation(Part):
-    """In the place of every nonlinearity of the body, also of those inside norms; gates and
-    attention keep theirs.
+    """Replaces every activation of the body, also those inside norms; not gates, nor activations
+    inside attention.
     """
 
     kind: ClassVar[str] = "activation"
 
     @abstractmethod
     def layer(self, in_place: bool) -> nn.Module:
-        """One layer, written into its input where asked and where its gradient allows it."""
+        """One layer, in place where asked and possible."""
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Replace the nonlinearities that are not already this one."""
+        """Replace the activations that are not already this one."""
         names = _places(model)
         if not names:
-            raise nothing("activation", "nonlinearity outside attention", model)
+            raise nothing_to_replace("activation", "activation outside attention", model)
         wanted = self.layer(in_place=False)
         changed = [name for name in names if not _is_same(model.get_submodule(name), wanted)]
         if not changed:
             raise SurgeryError(
-                f"model.activation: all {len(names)} of {type(model).__name__} are {type(wanted).__name__} already; "
-                f"leave model.activation out"
+                f"model.activation: all {len(names)} activations of {type(model).__name__} are "
+                f"{type(wanted).__name__} already; leave model.activation out"
             )
         before = [model.get_submodule(name) for name in changed]
         for module in before:
@@ -134,9 +133,9 @@ class Silu(Activation):
 
 
 class Swish(Activation):
-    """x * sigmoid(beta * x), with one learned beta a layer.
+    """x * sigmoid(beta * x), with one learned beta per layer.
 
-    beta: where each starts. It is one-dimensional: it decays as norms and biases do.
+    beta: its initial value. It is one-dimensional: its weight decay is that of norms and biases.
 
     Source: Ramachandran et al. 2017, arXiv:1710.05941.
     """
@@ -188,11 +187,11 @@ class Elu(Activation):
 
 
 class Prelu(Activation):
-    """x where it is positive, slope * x elsewhere, with one learned slope a layer (the paper's
+    """x where it is positive, slope * x elsewhere, with one learned slope per layer (the paper's
     channel-shared form).
 
-    slope: where each starts. The paper lets slopes undecayed: they are one-dimensional, as norms
-    and biases are.
+    slope: its initial value. The paper does not decay slopes; here they are one-dimensional, and
+    treated as norms and biases are.
 
     Source: He et al. 2015, arXiv:1502.01852.
     """
@@ -206,10 +205,8 @@ class Prelu(Activation):
 
 
 def _places(model: nn.Module) -> list[str]:
-    """Dotted names of the body's nonlinearities, in the order of the modules, which is that of the
-    forward pass.
-    """
-    found = anatomy(model)
+    """Dotted names of the body's activations in module order, which is that of the forward pass."""
+    found = find_layers(model)
     in_attention = inside_attention(model)
     norms = [place.name for place in found.norms if place.name not in in_attention]
     return [
@@ -221,8 +218,8 @@ def _places(model: nn.Module) -> list[str]:
 
 
 def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
-    """Do two layers do the same? Asked by what they do: timm has classes of its own for torch's
-    functions.
+    """Do two layers compute the same function? Compared by outputs: timm has classes of its own for
+    torch's functions.
     """
     if [weight.shape for weight in module.parameters()] != [
         weight.shape for weight in wanted.parameters()
@@ -234,7 +231,23 @@ def _is_same(module: nn.Module, wanted: nn.Module) -> bool:
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Wherever a module stands, under however many names."""
+    """Replace a module under all of its names: a block may share one."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
-            put(model, name, new)
+            replace_module(model, name, new)
+
+
+@ACTIVATIONS.register
+class LearnedSwish(nn.Module):
+    """x * sigmoid(beta * x), with one learned beta [1] for the layer.
+
+    Source: Ramachandran et al. 2017, arXiv:1710.05941.
+    """
+
+    def __init__(self, beta: float):
+        super().__init__()
+        self.beta = nn.Parameter(torch.full((1,), beta))
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Any shape, any layout; in the dtype that is given, whatever beta's."""
+        return given * torch.sigmoid(self.beta.to(given.dtype) * given)

@@ -1,4 +1,4 @@
-"""Feature maps weighed by what the whole image shows."""
+"""Attention modules added to residual blocks or stages."""
 
 from __future__ import annotations
 
@@ -6,60 +6,66 @@ from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
-from torch import nn
+from timm.layers import EcaModule, SEModule
+from timm.layers import GlobalContext as GlobalContextLayer
+from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from torch import Tensor, nn
 
 from trainer.models.edit.insertion import (
+    block_ends,
+    branch_ends,
+    branch_middles,
     check_inserted,
-    draw_as_timm,
-    ends,
+    init_like_timm,
     last_stages,
-    middles,
     output_shapes,
-    wholes,
 )
-from trainer.models.edit.layer_kinds import CONVOLVING_ATTENTION
+from trainer.models.edit.layer_kinds import ATTENTION, CONVOLVING_ATTENTION
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, is_attention
 from trainer.models.edit.stages import blocks
-from trainer.models.parts.attention_layers import BottleneckAttention
 
 Reduction = Annotated[int, Field(ge=1, le=256)]
 Position = Literal["after_last_norm", "after_middle", "after_block"]
 Stages = Annotated[int, Field(ge=1, le=4)]
 Kernel = Annotated[int, Field(ge=1, le=31)]
 
-_PLACES = {"after_last_norm": ends, "after_middle": middles, "after_block": wholes}
+_PLACES = {
+    "after_last_norm": branch_ends,
+    "after_middle": branch_middles,
+    "after_block": block_ends,
+}
 
 
 class Attention(Part):
-    """Attention put into a model that has none."""
+    """Attention added to a model that has none."""
 
     kind: ClassVar[str] = "attention"
 
 
 class _InBlocks(Attention):
     """position: `after_last_norm`, at the end of the residual branch, before layer scale and the
-    addition; `after_middle`, behind the activation of the 3x3 of a bottleneck or of a basic block's
-    first convolution, in ConvNeXt behind the norm of the depthwise convolution; `after_block`,
-    behind the addition. stages: in how many last stages; None for all.
+    addition; `after_middle`, after the activation of a bottleneck's 3x3 or of a basic block's first
+    convolution, in ConvNeXt after the norm of the depthwise convolution; `after_block`, after the
+    addition. stages: in how many last stages; None for all.
 
-    Weights are drawn by the rule that timm has for the rest of the model.
+    Weights are initialized as timm initializes the rest of the model.
 
-    Raises SurgeryError for a model that has attention already: a second one would come on top, not
-    in its place.
+    Raises SurgeryError for a model that has attention already: this one would come on top of it.
     """
 
     position: Position
     stages: Stages | None = None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block of the chosen stages."""
+        """Add one module to each block of the chosen stages."""
         _refuse_attention(model)
         chosen = [name for stage in last_stages(model, "attention", self.stages) for name in stage]
         places = _PLACES[self.position](model, chosen, "attention")
         before = counted(model.get_submodule(name) for name in chosen)
         layers = [self._new(model, place.num_channels) for place in places]
         for place, layer in zip(places, layers, strict=True):
-            place.put(layer)
+            place.insert(layer)
         check_inserted(model, "attention", [(place.block, place.name) for place in places])
         widths = dict.fromkeys(place.num_channels for place in places)
         return Swap(
@@ -72,8 +78,8 @@ class _InBlocks(Attention):
 
     def _new(self, model: nn.Module, num_channels: int) -> nn.Module:
         layer = self._layer(num_channels)
-        draw_as_timm(model, layer)
-        if hasattr(layer, "reset_parameters"):  # what its paper fixes of the first weights
+        init_like_timm(model, layer)
+        if hasattr(layer, "reset_parameters"):  # where its paper prescribes initial weights
             layer.reset_parameters()
         return layer
 
@@ -85,9 +91,7 @@ class _InBlocks(Attention):
 
 
 class _Reduced(_InBlocks):
-    """reduction: how many times fewer hidden channels than channels; the quotient is rounded
-    down.
-    """
+    """reduction: hidden channels are num_channels / reduction, rounded down."""
 
     reduction: Reduction
 
@@ -99,7 +103,7 @@ class _Reduced(_InBlocks):
 
 
 class SqueezeExcite(_Reduced):
-    """Each channel times a gate that two small layers make of all channels' means (SE).
+    """Each channel times a gate computed by two small layers from all channel means (SE).
 
     reduction: hidden channels are exactly num_channels / reduction; timm's own models round them to
     eights, which differs below 128 channels at a reduction of 16.
@@ -111,14 +115,11 @@ class SqueezeExcite(_Reduced):
     example: ClassVar[dict[str, Any]] = {"position": "after_last_norm", "reduction": 16}
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import SEModule
-
         return SEModule(num_channels, rd_channels=self._hidden(num_channels))
 
 
 class Eca(_InBlocks):
-    """Each channel times a gate that a short convolution along the channels makes of their means
-    (ECA).
+    """Each channel times a gate computed by a short convolution over the channel means (ECA).
 
     kernel: its length, odd; None for the paper's rule, the odd number next to (log2(num_channels) +
     1) / 2, at least 3.
@@ -136,8 +137,6 @@ class Eca(_InBlocks):
         return kernel if kernel is None else _odd(kernel)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import EcaModule
-
         return (
             EcaModule(channels=num_channels)
             if self.kernel is None
@@ -151,11 +150,11 @@ class Eca(_InBlocks):
 
 
 class Cbam(_Reduced):
-    """A gate for channels, from their means and maxima, then one for places, from mean and maximum
-    over channels.
+    """A gate per channel, from spatial means and maxima, then one per pixel, from the mean and
+    maximum over channels.
 
     reduction: hidden channels are exactly num_channels / reduction. kernel: of the convolution over
-    places, odd. No biases, and a BatchNorm behind the convolution, as in the authors' code.
+    pixels, odd. No biases, and a BatchNorm after the convolution, as in the authors' code.
 
     Source: Woo et al. 2018, arXiv:1807.06521.
     """
@@ -174,19 +173,16 @@ class Cbam(_Reduced):
         return _odd(kernel)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers.cbam import CbamModule
-
         hidden = self._hidden(num_channels)
         return CbamModule(num_channels, rd_channels=hidden, spatial_kernel_size=self.kernel)
 
 
 class Bam(Attention):
-    """A map of channels and a map of places, added and gated, at the end of each stage but the last
-    (BAM).
+    """A channel and a spatial map, added and gated, at the end of each stage but the last (BAM).
 
-    reduction: how many times fewer hidden channels than channels. dilation, num_convolutions: of
-    its 3x3 convolutions. What is computed, and where the authors' code differs:
-    attention_layers.BottleneckAttention.
+    reduction: hidden channels are num_channels / reduction. dilation, num_convolutions: of
+    its 3x3 convolutions. For the formula, and where the authors'
+    code differs, see BottleneckAttention.
 
     Raises SurgeryError for a model that has attention already, or a single stage.
     Source: Park et al. 2018, arXiv:1807.06514.
@@ -212,7 +208,7 @@ class Bam(Attention):
         for name in last_blocks:
             hidden = _reduced(widths[name], self.reduction)
             layer = BottleneckAttention(widths[name], hidden, self.dilation, self.num_convolutions)
-            draw_as_timm(model, layer)
+            init_like_timm(model, layer)
             series = name.rpartition(".")[0]
             model.get_submodule(series).add_module(
                 "attention", layer
@@ -224,12 +220,12 @@ class Bam(Attention):
 
 
 class GlobalContext(_Reduced):
-    """To each place is added what two small layers make of a weighted mean over all places (GCNet's
-    block).
+    """Adds to every pixel what two small layers compute from a weighted mean over all pixels
+    (GCNet's block).
 
     reduction: hidden channels are exactly num_channels / reduction. The last layer starts at zero,
-    so that the block starts as if it were not there. timm's layer can also gate; the paper adds,
-    and so does this.
+    so that the block starts as an identity. timm's layer can also gate; the paper adds, and so does
+    this.
 
     Source: Cao et al. 2019, arXiv:1904.11492.
     """
@@ -238,9 +234,7 @@ class GlobalContext(_Reduced):
     example: ClassVar[dict[str, Any]] = {"position": "after_last_norm", "reduction": 16}
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers import GlobalContext as Layer
-
-        layer = Layer(
+        layer = GlobalContextLayer(
             num_channels, fuse_add=True, fuse_scale=False, rd_channels=self._hidden(num_channels)
         )
         nn.init.zeros_(layer.mlp_add.fc2.bias)  # timm zeroes its weight only
@@ -248,7 +242,7 @@ class GlobalContext(_Reduced):
 
 
 class CoordinateAttention(_Reduced):
-    """Each place times a gate for its row and one for its column, made of the means along both.
+    """Each pixel times a gate for its row and one for its column, from the means along both.
 
     reduction: hidden channels are num_channels / reduction, and eight at least, as in the authors'
     code; timm's layer takes two thirds of that. Its convolutions have no biases, theirs have.
@@ -263,8 +257,6 @@ class CoordinateAttention(_Reduced):
         return max(8, num_channels // self.reduction)
 
     def _layer(self, num_channels: int) -> nn.Module:
-        from timm.layers.coord_attn import CoordAttn
-
         return CoordAttn(num_channels, rd_channels=self._hidden(num_channels))
 
 
@@ -278,8 +270,8 @@ def _refuse_attention(model: nn.Module) -> None:
     if whole:
         has = ", ".join(f"{count} {kind}" for kind, count in whole)
         raise SurgeryError(
-            f"model.attention: {type(model).__name__} has {has} already, to which it would add; "
-            "use a model without attention, such as resnet50"
+            f"model.attention: {type(model).__name__} already has attention ({has}); "
+            "use a model without, such as resnet50"
         )
 
 
@@ -290,12 +282,58 @@ def _with(layer: nn.Module) -> str:
 def _reduced(num_channels: int, reduction: int) -> int:
     if num_channels < reduction:
         raise SurgeryError(
-            f"model.attention.reduction={reduction}: a block has {num_channels} channels; use {num_channels} or less"
+            f"model.attention.reduction={reduction}: a block has only {num_channels} channels; "
+            f"use {num_channels} or less"
         )
     return num_channels // reduction
 
 
 def _odd(kernel: int) -> int:
     if kernel % 2 == 0:
-        raise ValueError(f"{kernel} is even, so it has no middle; use {kernel + 1}")
+        raise ValueError(f"{kernel} is even; use an odd number such as {kernel + 1}")
     return kernel
+
+
+@ATTENTION.register
+class BottleneckAttention(nn.Module):
+    """BAM of a feature map F: F + F * sigmoid(c + s), with a channel map c and a spatial map s.
+
+    c = norm(W1 relu(W0 mean(F) + b0) + b1), one value per channel, with num_channels / reduction
+    hidden ones; s = norm(1x1(relu(3x3( … relu(1x1(F)))))), one value per pixel, its 3x3
+    convolutions dilated. Both norms are BatchNorm, so a micro-batch needs at least two images.
+
+    Called with features [B, C, H, W]; returns the same shape.
+    The formulas are the paper's, with a ReLU after each inner layer, which it does not mention. Its
+    authors' released code differs: BatchNorm after each inner layer and none at the end, and the
+    product of the two in place of the sum.
+
+    Source: Park et al. 2018, arXiv:1807.06514, equations 1 to 4.
+    """
+
+    def __init__(self, num_channels: int, hidden: int, dilation: int, num_convolutions: int):
+        super().__init__()
+        self.channel = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(num_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, num_channels, 1),
+            nn.BatchNorm2d(num_channels),
+        )
+        wide = [
+            layer
+            for _ in range(num_convolutions)
+            for layer in (
+                nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+                nn.ReLU(inplace=True),
+            )
+        ]
+        self.spatial = nn.Sequential(
+            nn.Conv2d(num_channels, hidden, 1),
+            nn.ReLU(inplace=True),
+            *wide,
+            nn.Conv2d(hidden, 1, 1),
+            nn.BatchNorm2d(1),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + features * (self.channel(features) + self.spatial(features)).sigmoid()

@@ -1,35 +1,39 @@
-"""How the 3x3 convolutions look at their neighbourhood."""
+"""Other kinds of 3x3 convolutions: deformable, self-calibrated, dilated."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal
+from math import prod
+from typing import Annotated, Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field
 from timm.layers import AvgPool2dSame, Conv2dSame
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
+from torchvision.ops import deform_conv2d
 
+from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import (
-    ConvPlace,
+    ConvLocation,
     Part,
     SurgeryError,
     Swap,
-    anatomy,
     counted,
+    find_layers,
     inside_attention,
-    nothing,
-    put,
+    nothing_to_replace,
+    replace_module,
 )
 from trainer.models.edit.stages import blocks, stages
-from trainer.models.parts.blur import BlurPool as BlurPool  # a page's section takes both from here
 from trainer.models.parts.blur import stride_of
-from trainer.models.parts.convolution_layers import DeformableConv2d, SelfCalibratedConv2d
 
 Stages = Annotated[int, Field(ge=1, le=4)]
 
 
 class Convolution(Part):
-    """stages: of how many last stages."""
+    """stages: how many last stages it applies to."""
 
     kind: ClassVar[str] = "convolution"
     stages: Stages
@@ -38,53 +42,60 @@ class Convolution(Part):
         names = stages(model)
         if self.stages > len(names):
             raise SurgeryError(
-                f"model.convolution.stages: {self.stages}, but {type(model).__name__} has {len(names)} stages; "
-                f"use {len(names)}"
+                f"model.convolution.stages={self.stages}: {type(model).__name__} has {len(names)} "
+                f"stages; use {len(names)} or fewer"
             )
         return names[-self.stages :]
 
 
-class _Exchanged(Convolution):
-    """Convolutions of 3x3 that become another kind, each by itself."""
+class _ConvolutionReplacement(Convolution):
+    """Replaces 3x3 convolutions one by one."""
 
     wanted: ClassVar[str]
 
     @abstractmethod
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
-        """What takes the place of a convolution."""
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
+        """The replacement of one convolution."""
 
     @abstractmethod
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
-        """Is this one, of 3x3 pixels, to be replaced?"""
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
+        """Is this 3x3 convolution replaced?"""
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
         """Replace them in the last stages."""
-        convolutions = {place.name: place for place in anatomy(model).convolutions}
+        convolutions = {place.name: place for place in find_layers(model).convolutions}
         last = tuple(f"{stage}." for stage in self._last_stages(model))
         of_3x3 = [
-            name for name,
-            place in convolutions.items() if name.startswith(last) and type(place.module) is nn.Conv2d and place.module.kernel_size == (3, 3)
-        ]  # fmt: skip
-        names = tuple(name for name in of_3x3 if self.takes(model, name, convolutions))
+            name
+            for name, place in convolutions.items()
+            if name.startswith(last)
+            and type(place.module) is nn.Conv2d
+            and place.module.kernel_size == (3, 3)
+        ]
+        names = tuple(name for name in of_3x3 if self.applies_to(model, name, convolutions))
         if not names:
-            raise nothing("convolution", f"{self.wanted} in its last {self.stages} stages", model)
+            raise nothing_to_replace(
+                "convolution", f"{self.wanted} in its last {self.stages} stages", model
+            )
         before = [convolutions[name].module for name in names]
-        after = [self.exchanged(conv).train(conv.training) for conv in before]
+        after = [self.replacement_for(conv).train(conv.training) for conv in before]
         for name, module in zip(names, after, strict=True):
-            put(model, name, module)
+            replace_module(model, name, module)
         left = len(of_3x3) - len(names)
-        note = f"left: {left} of 3x3 that are no {self.wanted}" if left else ""
+        note = f"kept: {left} of 3x3 that are not a {self.wanted}" if left else ""
         return Swap("convolution", counted(before), type(after[0]).__name__, names, note)
 
 
-class Deformable(_Exchanged):
-    """Convolutions of 3x3 whose taps move to where the input tells them, and are weighed by it.
+class Deformable(_ConvolutionReplacement):
+    """3x3 convolutions with input-dependent sampling offsets and weights (DCNv2).
 
     Offsets and masks come from one more 3x3 convolution that starts at zero; a mask is 2 * sigmoid,
-    so that the model starts as the plain one. (The paper's code slows the learning of the offsets
-    to a tenth; here all learn alike.)
+    so the model starts as the plain one. (The paper's code gives the offsets a tenth of the
+    learning rate; here all have the same.)
 
-    stages: of how many last stages; the paper takes three (conv3 to conv5).
+    stages: how many last stages; the paper takes three (conv3 to conv5).
 
     Raises SurgeryError where they have no 3x3 convolution.
     Source: Zhu et al. 2018, arXiv:1811.11168 (version 2).
@@ -94,23 +105,24 @@ class Deformable(_Exchanged):
     example: ClassVar[dict[str, Any]] = {"stages": 1}
     wanted: ClassVar[str] = "3x3 convolution"
 
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
         return True
 
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
         return DeformableConv2d.around(conv)
 
 
-class SelfCalibrated(_Exchanged):
-    """The 3x3 convolution of a bottleneck, of which half the channels is gated by a wider look at
-    itself.
+class SelfCalibrated(_ConvolutionReplacement):
+    """The 3x3 convolution of a bottleneck, half of whose channels are gated by their own wider
+    context (SCNet).
 
     Only between two 1x1 convolutions, as in the paper: without them, as in a basic block, the two
-    halves of the channels would never meet. New weights are drawn as timm draws those of a ResNet.
+    halves of the channels would never mix. New weights are initialized as in timm's ResNet.
 
-    stages: of how many last stages; the paper takes all four.
-    pooling: the side of the windows that the wider look averages over; a feature map needs as many
-    pixels.
+    stages: how many last stages; the paper takes all four.
+    pooling: the pooling window of the wider context; a feature map must be at least that large.
 
     Raises SurgeryError where they have no such convolution.
     Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated
@@ -122,10 +134,10 @@ class SelfCalibrated(_Exchanged):
     wanted: ClassVar[str] = "3x3 convolution between two of 1x1"
     pooling: Annotated[int, Field(ge=2, le=16)]
 
-    def takes(self, model: nn.Module, name: str, convolutions: dict[str, ConvPlace]) -> bool:
-        """Does it stand alone between two 1x1 convolutions of one block, with channels that can be
-        halved?
-        """
+    def applies_to(
+        self, model: nn.Module, name: str, convolutions: dict[str, ConvLocation]
+    ) -> bool:
+        """Is it alone between two 1x1 convolutions of a block, with channels that can be halved?"""
         conv = convolutions[name].module
         block = next(
             (each for stage in blocks(model) for each in stage if name.startswith(f"{each}.")), None
@@ -152,7 +164,7 @@ class SelfCalibrated(_Exchanged):
             and conv.bias is None
         )
 
-    def exchanged(self, conv: nn.Conv2d) -> nn.Module:
+    def replacement_for(self, conv: nn.Conv2d) -> nn.Module:
         return SelfCalibratedConv2d(
             conv.in_channels,
             conv.out_channels,
@@ -164,16 +176,16 @@ class SelfCalibrated(_Exchanged):
 
 
 class Dilated(Convolution):
-    """The last stages keep the resolution of the stage before them; their convolutions widen by 2,
-    4, … instead.
+    """The last stages keep the resolution of the stage before them; their convolutions are dilated
+    by 2, 4, … instead.
 
-    Where a stage had a stride of 2 it gets none, and its convolutions over more than a pixel are
-    dilated by twice the dilation before it; the once strided ones keep that before. As timm's
+    A stage's stride of 2 becomes 1, and its convolutions larger than 1x1 get twice the dilation of
+    the stage before; those that were strided keep that of the stage before. The same as timm's
     output_stride 16 (1 stage) and 8 (2 stages).
 
-    stages: of how many last stages; each must have a stride to lose.
+    stages: how many last stages; each must have a stride.
 
-    Raises SurgeryError where one has none, or hides it inside attention.
+    Raises SurgeryError where one has none, or has it inside attention.
     Source: Yu and Koltun 2017, arXiv:1705.09914; Chen et al. 2017, arXiv:1706.05587 (output
     stride).
     """
@@ -182,8 +194,8 @@ class Dilated(Convolution):
     example: ClassVar[dict[str, Any]] = {"stages": 1}
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Take the strides away, and widen."""
-        convolutions = {place.name for place in anatomy(model).convolutions}
+        """Remove the strides, and dilate."""
+        convolutions = {place.name for place in find_layers(model).convolutions}
         in_attention = inside_attention(model)
         before, places, notes, dilation = [], [], [], 1
         for stage in self._last_stages(model):
@@ -194,9 +206,10 @@ class Dilated(Convolution):
                 name: stride_of(module) for name, module in inner.items() if stride_of(module) > 1
             }
             if not strides or not in_attention.isdisjoint(strides):
-                found = "hides its stride inside attention" if strides else "has no stride to lose"
+                found = "has its stride inside attention" if strides else "has no stride"
                 raise SurgeryError(
-                    f"model.convolution: {stage} {found}; use fewer stages or no model.convolution"
+                    f"model.convolution: {stage} {found}; use fewer stages, "
+                    "or leave model.convolution out"
                 )
             wider = dilation * max(strides.values())
             for name, module in inner.items():
@@ -221,19 +234,19 @@ class Dilated(Convolution):
 
 
 def _dilate(model: nn.Module, name: str, dilation: int) -> None:
-    """Stride 1, and the dilation; even windows are padded by one more pixel behind, so that no side
-    shrinks.
+    """Stride 1, and the dilation; even kernels are padded by one more pixel at the end, so that the
+    map keeps its size.
     """
     module = model.get_submodule(name)
     if isinstance(module, nn.Conv2d):
         module.stride = (1, 1)
         if any(side % 2 == 0 for side in module.kernel_size):
-            put(model, name, _same(module, dilation))
+            replace_module(model, name, _same(module, dilation))
         elif max(module.kernel_size) > 1:
             module.padding = tuple(dilation * side for side in module.padding)
             module.dilation = tuple(dilation * side for side in module.dilation)
     elif isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)):
-        put(
+        replace_module(
             model,
             name,
             AvgPool2dSame(
@@ -251,3 +264,106 @@ def _same(conv: nn.Conv2d, dilation: int) -> nn.Conv2d:
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)
+
+
+class DeformableConv2d(nn.Conv2d):
+    """A convolution whose taps are shifted by offsets and scaled by masks, both computed from the
+    input.
+
+    One more convolution of the same size, stride and dilation, `offsets`, gives for each of K taps
+    an offset down, an offset right, and m; the tap's mask is 2 * sigmoid(m). It starts at zero, so
+    at the start every tap is in its place with mask 1, and the output is the plain convolution's.
+    (The paper's mask sigmoid(m) would start at 1/2; the factor of 2 changes only the scale, and
+    loaded weights need no rescaling.)
+
+    Source: Zhu et al. 2018, arXiv:1811.11168.
+    """
+
+    def __init__(self, *shape, **options):
+        super().__init__(*shape, **options)
+        self.num_taps = prod(self.kernel_size)
+        self.offsets = nn.Conv2d(
+            self.in_channels,
+            3 * self.num_taps,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+
+    @classmethod
+    def around(cls, conv: nn.Conv2d) -> Self:
+        """The deformable convolution with the parameters of a plain one."""
+        made = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, conv.bias is not None,
+        )  # fmt: skip
+        made.weight, made.bias = conv.weight, conv.bias
+        return made.to(conv.weight.device, conv.weight.dtype).train(conv.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C', H', W'], in float32 even under autocast: positions need it."""
+        wide = torch.promote_types(images.dtype, torch.float32)
+        with torch.autocast(images.device.type, enabled=False):
+            predicted = self.offsets(images.to(self.weight.dtype)).to(wide)
+            shifts, masks = predicted.split((2 * self.num_taps, self.num_taps), dim=1)
+            bias = None if self.bias is None else self.bias.to(wide)
+            made = deform_conv2d(
+                images.to(wide), shifts, self.weight.to(wide), bias, self.stride, self.padding,
+                self.dilation, 2 * masks.sigmoid(),
+            )  # fmt: skip
+        return made.to(images.dtype)
+
+
+@register_flop_formula(torch.ops.torchvision.deform_conv2d)
+def _deformable_flops(images, weight, *rest, out_shape=None, **options) -> int:
+    """As of a plain convolution: offsets do not change the number of multiply-adds."""
+    return 2 * prod(out_shape) * prod(weight[1:])
+
+
+@CONVOLUTIONS.register
+class SelfCalibratedConv2d(nn.Module):
+    """A 3x3 convolution, half of whose channels are gated by their own wider context.
+
+    The first half of the channels goes through a plain 3x3 convolution. Of the second half x, with
+    3x3 convolutions F2, F3 (each with its norm) and F4: F4(F3(x) * sigmoid(x + up(F2(pool(x))))),
+    where pool is average pooling with window `pooling` and up is nearest upsampling. The two halves
+    are concatenated; the norm after it stays the model's own.
+
+    groups: of the replaced convolution; each half has half as many, where there is more than one.
+
+    Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated
+    Convolutions".
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride, dilation, groups: int, pooling: int
+    ):
+        super().__init__()
+        inner, outer = in_channels // 2, out_channels // 2
+        options: dict = {
+            "padding": dilation,
+            "dilation": dilation,
+            "groups": max(1, groups // 2),
+            "bias": False,
+        }
+        self.pool = nn.AvgPool2d(pooling)
+        self.plain = nn.Conv2d(inner, outer, 3, stride=stride, **options)
+        self.context = nn.Conv2d(inner, inner, 3, **options)
+        self.context_norm = nn.BatchNorm2d(inner)
+        self.content = nn.Conv2d(inner, inner, 3, **options)
+        self.content_norm = nn.BatchNorm2d(inner)
+        self.gated = nn.Conv2d(inner, outer, 3, stride=stride, **options)
+        for conv in (self.plain, self.context, self.content, self.gated):
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps [B, C, H, W], H and W at least `pooling`, to [B, C', H', W']."""
+        first, second = images.chunk(2, dim=1)
+        context = self.context_norm(self.context(self.pool(second)))
+        gate = torch.sigmoid(second + functional.interpolate(context, size=second.shape[2:]))
+        return torch.cat(
+            (self.plain(first), self.gated(self.content_norm(self.content(second)) * gate)), dim=1
+        )

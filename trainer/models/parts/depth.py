@@ -1,23 +1,26 @@
-"""What is left out at random, or starts small, along the depth of a model."""
+"""Stochastic depth, DropBlock and layer scale."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from timm.layers import DropPath, LayerScale2d
+from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.models.edit.insertion import (
+    add_to_branch_end,
+    append_module,
     before_last_convolution,
     branch_calls,
+    branch_ends,
+    branch_middles,
     check_inserted,
-    ends,
     last_stages,
-    middles,
     output_shapes,
-    put_behind,
-    put_in_tail,
 )
 from trainer.models.edit.replacement import (
     Part,
@@ -25,22 +28,21 @@ from trainer.models.edit.replacement import (
     Swap,
     counted,
     is_norm,
-    put,
+    replace_module,
     starts_at_zero,
 )
 from trainer.models.edit.stages import blocks
-from trainer.models.parts.depth_layers import BatchDropPath, BlockDropout
 
 
 class StochasticDepth(Part):
-    """How the page's drop_path leaves residual branches out: `model.stochastic_depth`.
+    """How the recipe's drop_path drops residual branches: `model.stochastic_depth`.
 
     over_depth: `linear`, block i of n drops at rate * i / (n - 1), which is timm's rule and starts
     at zero; `constant`, every block at the rate. per: `sample`, each image for itself (timm's), or
-    `batch`, all images of a micro-batch together (the paper's). What is kept is scaled up, so
-    evaluation needs no factor.
+    `batch`, all images of a micro-batch together (the paper's). Kept branches are scaled
+    up, so evaluation needs no factor.
 
-    Raises SurgeryError where the page has no drop_path, and for models in which timm drops
+    Raises SurgeryError where the recipe has no drop_path, and for models in which timm drops
     something else. Source: Huang et al. 2016, arXiv:1603.09382.
     """
 
@@ -49,20 +51,22 @@ class StochasticDepth(Part):
     per: Literal["sample", "batch"]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block that drops at all, in place of timm's."""
-        from timm.layers import DropPath
-
+        """Replace timm's module in each block with a rate above zero."""
         there = [module for module in model.modules() if isinstance(module, DropPath)]
         rate = max((module.drop_prob for module in there), default=0.0)
         if rate == 0:
             raise SurgeryError(
-                "model.stochastic_depth: the page drops no path; add drop_path: 0.05, or leave it out"
+                "model.stochastic_depth: needs drop_path; add drop_path: 0.05, "
+                "or leave model.stochastic_depth out"
             )
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
         places = [self._put(model, name, rates[name]) for name in names if rates[name] > 0]
         check_inserted(model, "stochastic_depth", places)
-        note = f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, one draw per {self.per}"
+        note = (
+            f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, "
+            f"sampled per {self.per}"
+        )
         after = "DropPath" if self.per == "sample" else "BatchDropPath"
         return Swap(
             "stochastic_depth", counted(there), after, tuple(name for _, name in places), note
@@ -72,14 +76,13 @@ class StochasticDepth(Part):
         return 1.0 if self.over_depth == "constant" else place / max(num_blocks - 1, 1)
 
     def _put(self, model: nn.Module, name: str, rate: float) -> tuple[str, str]:
-        from timm.layers import DropPath
-
         block = model.get_submodule(name)
         if not hasattr(block, "drop_path"):
             raise SurgeryError(
-                f"model.stochastic_depth: {name} is a {type(block).__name__}, which drops no path"
+                f"model.stochastic_depth: {name} is a {type(block).__name__}, which has "
+                "no drop_path; leave model.stochastic_depth out"
             )
-        put_in_tail(
+        add_to_branch_end(
             block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
         )
         inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
@@ -87,14 +90,14 @@ class StochasticDepth(Part):
 
 
 class DropBlock(Part):
-    """Squares of feature maps left out in training: `model.drop_block`.
+    """Squares of feature maps set to zero in training: `model.drop_block`.
 
-    rate: the share of a map to leave out, the same from the first step to the last (the paper lets
-    it grow). block_px: the side of a square, in pixels of the feature map; a smaller map has
-    squares of its own size. stages: in how many last stages; the paper took two. It stands where
-    timm's ResNet has it: behind the norm that feeds the last convolution of each branch, before the
-    activation where that is a module of its own; ConvNeXt: behind the norm of the depthwise
-    convolution. The paper has it behind every convolution and on the shortcut.
+    rate: the share of a map to drop, constant over training (the paper increases it). block_px: the
+    side of a square, in pixels of the feature map; a smaller map gets squares of its own size.
+    stages: in how many last stages; the paper took two. Its place is that of timm's ResNet: after
+    the norm that feeds the last convolution of each branch, before the activation where that is a
+    module of its own; ConvNeXt: after the norm of the depthwise convolution. The paper has it after
+    every convolution and on the shortcut.
 
     Raises SurgeryError for blocks without such a norm.
     Source: Ghiasi et al. 2018, arXiv:1810.12890.
@@ -106,7 +109,7 @@ class DropBlock(Part):
     stages: Annotated[int, Field(ge=1, le=4)]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one module into each block of the last stages."""
+        """Add one module to each block of the last stages."""
         names = [name for stage in last_stages(model, "drop_block", self.stages) for name in stage]
         before = counted(model.get_submodule(name) for name in names)
         calls = branch_calls(model, names)
@@ -124,46 +127,47 @@ class DropBlock(Part):
     def _put(self, model: nn.Module, name: str, calls: list[tuple[str, nn.Module, int]]) -> str:
         block, layer = model.get_submodule(name), BlockDropout(self.rate, self.block_px)
         if hasattr(block, "mlp"):
-            place = middles(model, [name], "drop_block")[0]
-            place.put(layer)
+            place = branch_middles(model, [name], "drop_block")[0]
+            place.insert(layer)
             return place.name
         norms = [call for call in before_last_convolution(calls) if is_norm(call[1])]
         if isinstance(getattr(block, "drop_block", None), nn.Identity):
-            put(model, f"{name}.drop_block", layer)
+            replace_module(model, f"{name}.drop_block", layer)
             return f"{name}.drop_block"
         if not norms:
             raise SurgeryError(
-                f"model.drop_block: {name} is a {type(block).__name__} with no norm to stand behind"
+                f"model.drop_block: {name} is a {type(block).__name__} without a norm before its "
+                "last convolution; leave model.drop_block out"
             )
         norm = norms[-1][0]
-        if isinstance(
-            getattr(norms[-1][1], "drop", None), nn.Identity
-        ):  # timm's norms keep a place before their act
-            put(model, f"{norm}.drop", layer)
+        # timm's *Act norms have a slot before their activation
+        if isinstance(getattr(norms[-1][1], "drop", None), nn.Identity):
+            replace_module(model, f"{norm}.drop", layer)
             return f"{norm}.drop"
-        put_behind(model, norm, layer)
+        append_module(model, norm, layer)
         return f"{norm}.1"
 
     def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
         try:
             shapes = output_shapes(model, [name for _, name in places], image_px)
-        except SurgeryError:  # the size is refused with a better one once the model is whole
+        except SurgeryError:  # build_model rejects the size later, and suggests another
             return ""
         sides = [min(shape[2:]) for shape in shapes.values()]
         smaller = sorted({side for side in sides if side < self.block_px}, reverse=True)
         if not smaller:
             return ""
-        return f"squares cut to {', '.join(map(str, smaller))} px, the side of maps at images of {image_px} px"
+        sizes = ", ".join(map(str, smaller))
+        return f"squares reduced to {sizes} px, the map size for images of {image_px} px"
 
 
 class LayerScale(Part):
-    """Each channel of a residual branch times a learned number that starts small:
+    """Each channel of a residual branch times a learned scale that starts small:
     `model.layer_scale: 1.0e-6`.
 
-    start: of each number. It stands behind the last norm and the attention of the branch, before
-    stochastic depth and the addition. Where the branch's last gamma starts at zero as well
-    (`zero_init_last`), the scales have no gradient until that gamma has moved, and its own gradient
-    is `start` times as large as without: the note says so, and `zero_init_last: false` beside it
+    start: initial value of the scales. They come after the last norm and the attention of the
+    branch, before stochastic depth and the addition. Where the branch's last gamma starts at zero
+    too (`zero_init_last`), the scales have no gradient until that gamma has moved, and its own
+    gradient is `start` times as large as without: the note mentions it, and `zero_init_last: false`
     avoids it.
 
     Raises SurgeryError for a model that has layer scale of its own.
@@ -174,16 +178,15 @@ class LayerScale(Part):
     start: Annotated[float, Field(gt=0, lt=1)]
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put one scale into each block."""
-        from timm.layers import LayerScale2d
-
+        """Add scales to each block."""
         names = [name for stage in blocks(model) for name in stage]
         if any(
             isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter)
             for name in names
         ):
             raise SurgeryError(
-                f"model.layer_scale: {type(model).__name__} has its own (gamma); use timm's option"
+                f"model.layer_scale: {type(model).__name__} has its own (gamma); "
+                "use a model whose timm class takes ls_init_value"
             )
         before = counted(model.get_submodule(name) for name in names)
         norms = [
@@ -191,12 +194,81 @@ class LayerScale(Part):
             for calls in branch_calls(model, names).values()
         ]
         num_zero = sum(starts_at_zero(inner[-1]) for inner in norms if inner)
-        places = ends(model, names, "layer_scale")
+        places = branch_ends(model, names, "layer_scale")
         for place in places:
-            place.put(LayerScale2d(place.num_channels, init_values=self.start))
+            place.insert(LayerScale2d(place.num_channels, init_values=self.start))
         check_inserted(model, "layer_scale", [(place.block, place.name) for place in places])
-        note = f"{num_zero} branches start at zero by their last gamma too: model.zero_init_last=false avoids it"
+        note = (
+            f"{num_zero} branches have a zero-initialized last gamma too: "
+            "model.zero_init_last=false avoids it"
+        )
         where = tuple(place.name for place in places)
         return Swap(
             "layer_scale", before, "the same with LayerScale2d", where, note if num_zero else ""
         )
+
+
+class BatchDropPath(nn.Module):
+    """A residual branch dropped for a whole micro-batch at once, with probability drop_prob, in
+    training only.
+
+    A kept branch is multiplied by 1 / (1 - drop_prob), which preserves its mean; Huang et al.
+    instead multiply it by 1 - drop_prob in evaluation, the same up to that scale.
+
+    Called with features [B, ...]; returns the same shape. Samples one number from torch's generator
+    of their device.
+
+    Source: Huang et al. 2016, arXiv:1603.09382.
+    """
+
+    def __init__(self, drop_prob: float):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return features
+        keep = 1 - self.drop_prob
+        return features * features.new_empty((1,) * features.ndim).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob:g}"
+
+
+class BlockDropout(nn.Module):
+    """Squares of a feature map set to zero, independently per channel, the rest scaled up to match;
+    in training only.
+
+    The corners of b x b squares are sampled with probability gamma = rate * H W / (b**2 (H - b + 1)
+    (W - b + 1)) wherever a square fits into the map; the rest is divided by the share of pixels
+    kept. A map smaller than b gets squares of its own size. timm's layer also samples squares that
+    reach outside, with the same gamma: it drops more, nearly everything in a 7 x 7 map with b = 7.
+
+    Called with features [B, C, H, W]; returns the same shape.
+
+    Source: Ghiasi et al. 2018, arXiv:1810.12890, algorithm 1.
+    """
+
+    def __init__(self, rate: float, block_px: int):
+        super().__init__()
+        self.rate = rate
+        self.block_px = block_px
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, C, H, W] with squares dropped in training; unchanged in evaluation."""
+        if not self.training:
+            return features
+        num_images, num_channels, height, width = features.shape
+        side = min(self.block_px, height, width)
+        rows, columns = height - side + 1, width - side + 1
+        gamma = min(1.0, self.rate * height * width / (side**2 * rows * columns))
+        with torch.no_grad():
+            corners = features.new_empty(num_images, num_channels, rows, columns).bernoulli_(gamma)
+            dropped = functional.max_pool2d(functional.pad(corners, [side - 1] * 4), side, stride=1)
+            kept = 1 - dropped
+            # summed in float32: bfloat16 counts no further than 256
+            kept *= (kept.numel() / kept.sum(dtype=torch.float32).clamp(min=1)).to(kept.dtype)
+        return features * kept
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}, block_px={self.block_px}"

@@ -1,33 +1,29 @@
-"""The whole body of a ConvNeXt, rebuilt as one stage: as many channels and pixels at its end as at
-its start.
-"""
+"""The whole body of a ConvNeXt, rebuilt as one stage of constant width and resolution."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from timm.layers import ClassifierHead, NormMlpClassifierHead
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtStage
 from torch import nn
 
-from trainer.models.edit.insertion import draw_as_timm
+from trainer.models.edit.insertion import init_like_timm
 from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, input_channels
 from trainer.models.parts.bodies import Count
 
-if TYPE_CHECKING:
-    from timm.models.convnext import ConvNeXt, ConvNeXtBlock
-
 
 class IsotropicBody(Part):
-    """One stage of ConvNeXt's blocks behind a stem of large patches, built anew: an isotropic
-    ConvNeXt.
+    """One stage of ConvNeXt blocks after a stem of large patches: an isotropic ConvNeXt.
 
-    depth, width: blocks, and channels of stem and blocks. patch_px: side and stride of the stem's
-    one convolution, which has no norm behind it. layer_scale: where the gamma of each channel of
-    each block starts; absent, blocks have none, whatever timm gives the model.
+    depth, width: blocks, and channels of stem and blocks. patch_px: kernel and stride of the stem's
+    one convolution, which has no norm after it. layer_scale: initial value of each block's gamma;
+    absent, blocks have none, whatever timm gives the model.
 
-    Blocks, norms and activations are of the model's own kind, as its first stage has them, and the
-    head is the model's own over `width` channels. All weights are drawn anew by timm's rule.
+    Blocks, norms and activations are of the model's own kind, as in its first stage, and the head
+    is the model's own over `width` channels. All weights are initialized anew by timm's rule.
     drop_path grows from 0 at the first block to the model's rate at the last.
 
     Raises SurgeryError for a model other than a ConvNeXt.
@@ -41,9 +37,7 @@ class IsotropicBody(Part):
     layer_scale: Annotated[float, Field(gt=0, lt=1)] | None = None
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Rebuild a ConvNeXt as one stage behind one patchify convolution, with a head of its
-        width.
-        """
+        """Rebuild a ConvNeXt as one stage after one patchify convolution."""
         old = _blocks(model)
         channels, kind = input_channels(model), old[0]
         has_bias = kind.conv_dw.bias is not None
@@ -55,18 +49,18 @@ class IsotropicBody(Part):
             {"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}
         ]
         _fit_head(model, self.width)
-        draw_as_timm(model, model)
+        init_like_timm(model, model)
         places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
         note = f"one stage of {self.width} channels, patches of {self.patch_px} px"
         return Swap("isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note)
 
     def _stage(self, kind: ConvNeXtBlock, drop_path: float) -> nn.Module:
-        from timm.models.convnext import ConvNeXtStage
-
         norm = _like(kind.norm)
         return ConvNeXtStage(
             self.width, self.width, kind.conv_dw.kernel_size[0], stride=1, depth=self.depth,
-            drop_path_rates=[drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)],
+            drop_path_rates=[
+                drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)
+            ],
             ls_init_value=self.layer_scale, conv_mlp=kind.use_conv_mlp,
             conv_bias=kind.conv_dw.bias is not None, use_grn=hasattr(kind.mlp, "grn"),
             act_layer=type(kind.mlp.act), norm_layer=norm, norm_layer_cl=norm,
@@ -74,11 +68,9 @@ class IsotropicBody(Part):
 
 
 def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
-    """The blocks of a ConvNeXt; any other model is refused."""
-    from timm.models.convnext import ConvNeXt
-
+    """The blocks of a ConvNeXt; any other model is rejected."""
     if not isinstance(model, ConvNeXt):
-        found = f"{type(model).__name__} is no ConvNeXt of timm's"
+        found = f"{type(model).__name__} is not a timm ConvNeXt"
         raise SurgeryError(
             f"model.isotropic: {found}; use model=convnext_small, or leave model.isotropic out"
         )
@@ -86,21 +78,17 @@ def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
 
 
 def _drop_path(blocks: list[ConvNeXtBlock]) -> float:
-    """The largest rate at which any of the blocks leaves out its branch."""
+    """The largest drop-path rate of any block."""
     return max(getattr(block.drop_path, "drop_prob", 0.0) for block in blocks)
 
 
 def _like(norm: nn.Module) -> partial[nn.Module]:
-    """What makes a norm of another one's kind over as many channels as it is called with."""
+    """Builds norms of the same kind for a given number of channels."""
     return partial(type(norm), eps=norm.eps)
 
 
 def _fit_head(model: ConvNeXt, width: int) -> None:
-    """Put a head of the model's kind over `width` channels: its norm before the pooling or behind
-    it, its classifier.
-    """
-    from timm.layers import ClassifierHead, NormMlpClassifierHead
-
+    """Replace the head by one of the same kind for `width` channels: norm and classifier."""
     old = model.head
     alike = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
     if isinstance(old, NormMlpClassifierHead):

@@ -14,10 +14,10 @@ from trainer.models.edit.layer_kinds import NORMS
 class GhostBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization by the statistics of virtual batches.
 
-    images: per virtual batch, in the order in which they come. A micro-batch that is no multiple
-    ends in a smaller virtual batch; one image that would be alone joins the virtual batch before
-    it. A micro-batch of fewer images is one virtual batch. The running statistics move once by
-    `momentum`, towards the plain mean over the virtual batches.
+    images: per virtual batch, in their order. Where they do not divide the micro-batch, the last
+    virtual batch is smaller; a single last image joins the virtual batch before it. A micro-batch
+    of fewer images is one virtual batch. The running statistics are updated once by `momentum`,
+    towards the plain mean over the virtual batches.
     """
 
     def __init__(self, num_channels: int, images: int, eps: float, momentum: float) -> None:
@@ -25,9 +25,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.images = images
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps [B, C, H, W], virtual batch by virtual batch in training, by the running statistics
-        in evaluation.
-        """
+        """[B, C, H, W]: by virtual batches in training, by the running statistics in evaluation."""
         if not self.training:
             return super().forward(x)
         made, means, variances = [], [], []
@@ -46,7 +44,7 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(made)
 
     def sample_note(self, num_images: int) -> str:
-        """Which of a micro-batch's images make a sample of the statistics."""
+        """How a micro-batch is split into samples of the statistics."""
         return f"virtual batches of {self.images} out of the {num_images}"
 
     def _sizes(self, num_images: int) -> list[int]:
@@ -63,44 +61,42 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
 
 class StepNorm(nn.Module, ABC):
-    """A norm whose running statistics move once in an optimizer step, by what all its micro-batches
-    have added.
+    """A norm whose running statistics are updated once per optimizer step, from what all its
+    micro-batches have accumulated.
 
-    It does not normalize by the micro-batch: how a step is cut into micro-batches makes no
-    difference to it. is_adding: False where a pass is only made again, and adds nothing.
+    It does not normalize by the micro-batch, so how a step is split makes no difference. is_adding:
+    False while a forward pass is recomputed (activation checkpointing), which must not count twice.
     """
 
     is_adding = True
 
     @abstractmethod
     def start_step(self) -> None:
-        """Forget what has been added since the last step."""
+        """Discard what has been accumulated since the last step."""
 
     @abstractmethod
     def finish_step(self) -> None:
-        """Move the statistics by what the micro-batches of a step have added; without any, leave
-        them.
-        """
+        """Update the statistics from what a step's micro-batches have accumulated, if anything."""
 
     @abstractmethod
     def added(self) -> Tensor:
-        """What has been added since the last step, as numbers [N] float64 that ranks can sum up."""
+        """What has been accumulated since the last step: [N] float64, which ranks sum."""
 
     @abstractmethod
     def set_added(self, added: Tensor) -> None:
-        """Take the sum over ranks in the place of what this one has added."""
+        """Replace what this rank has accumulated by the sum over ranks."""
 
 
 @NORMS.register
 class EstimatedBatchNorm2d(StepNorm):
-    """Batch normalization by running estimates, in training as in evaluation; the estimates are
-    constants to a gradient.
+    """Batch normalization by running estimates, in training as in evaluation; no gradient flows
+    through the estimates.
 
-    All micro-batches of an optimizer step are normalized by the estimates as they stood before it.
-    Each adds what it saw, and `finish_step` moves both estimates once, by `momentum`, towards the
-    mean over all values of the step and towards their mean squared distance from the estimated mean
-    as it has just been moved. How a step is cut into micro-batches so makes no difference. What the
-    micro-batches add is no part of the state: it is empty between steps.
+    All micro-batches of an optimizer step are normalized by the estimates from before the step.
+    Each accumulates its sums, and `finish_step` updates both estimates once, by `momentum`, towards
+    the mean over all values of the step and towards their mean squared distance from the estimated
+    mean just updated. So it makes no difference how a step is split into micro-batches. The sums
+    are not part of the state_dict: they are empty between steps.
 
     The estimates start at mean 0 and variance 1: the first steps see the affine part alone.
     """
@@ -115,9 +111,8 @@ class EstimatedBatchNorm2d(StepNorm):
         self.start_step()
 
     def start_step(self) -> None:
-        self._sums: Tensor | None = (
-            None  # [2, C]: of distances from the estimated mean, and of their squares
-        )
+        # [2, C]: sums of distances from the estimated mean, and of their squares
+        self._sums: Tensor | None = None
         self._num_values = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +125,7 @@ class EstimatedBatchNorm2d(StepNorm):
     @torch.no_grad()
     def _add(self, x: Tensor) -> None:
         variance, mean = torch.var_mean(x.to(self.running_mean.dtype), (0, 2, 3), correction=0)
-        # Around the estimate, not around zero: squares of a large mean would swallow the variance.
+        # Around the estimate, not zero: the square of a large mean would cancel the variance.
         shift = mean - self.running_mean
         num_values = x.numel() // x.shape[1]
         sums = num_values * torch.stack([shift, variance + shift.square()])

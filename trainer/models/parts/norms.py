@@ -1,16 +1,17 @@
-"""Which statistics a feature map is normalized by."""
+"""The norms that can replace those of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import timm.layers
 from pydantic import Field, model_validator
 from torch import nn
 
 from trainer.base.errors import PlanError, UserError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
-from trainer.models.edit.replacement import NormPlace, SurgeryError
+from trainer.models.edit.replacement import NormLocation, SurgeryError
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -21,7 +22,7 @@ Groups = Annotated[int, Field(ge=1, le=4096)]
 class BatchNorm(NormPart):
     """Each channel by the statistics of the micro-batch; running ones in evaluation.
 
-    momentum: how far the running statistics move in one optimizer step. affine: with gamma and
+    momentum: the step size of the running statistics, per optimizer step. affine: with gamma and
     beta.
 
     Source: Ioffe and Szegedy 2015, arXiv:1502.03167.
@@ -62,28 +63,25 @@ class GhostBatchNorm(NormPart):
         return GhostBatchNorm2d(num_channels, self.images, eps=self.eps, momentum=self.momentum)
 
     def check(self, plan) -> None:
-        """More than one virtual batch in a micro-batch: else it is plain BatchNorm under another
-        name.
-        """
+        """Reject a single virtual batch per micro-batch: that is plain BatchNorm."""
         num_images = plan.recipe.batch.norm_images * (plan.recipe.augment_splits or 1)
-        if num_images < self.images + 2:  # one image alone joins the virtual batch before it
+        if num_images < self.images + 2:  # a single last image joins the virtual batch before it
             smaller = (
                 f'set="model.norm.images={num_images // 2}"'
                 if num_images >= 4
                 else "batch.norm_images of 4 or more"
             )
             raise PlanError(
-                f"model.norm.images {self.images}: the {num_images} images of a micro-batch (batch.norm_images) would be one "
-                f"virtual batch, which is batch_norm; use {smaller}"
+                f"model.norm.images {self.images}: the {num_images} images of a micro-batch "
+                f"(batch.norm_images) would be one virtual batch, which is batch_norm; "
+                f"use {smaller}"
             )
 
 
 class SyncBatchNorm(NormPart):
-    """BatchNorm by the statistics of one micro-batch of every rank together; one rank's is
-    BatchNorm, on any device.
+    """BatchNorm with statistics over one micro-batch of all ranks; with one rank it is BatchNorm.
 
-    Accumulated micro-batches are not joined. torch's layer; with several ranks it works on GPUs
-    alone.
+    Accumulated micro-batches are not combined. torch's layer: with several ranks it needs GPUs.
 
     Source: Peng et al. 2018, arXiv:1711.07240.
     """
@@ -97,35 +95,38 @@ class SyncBatchNorm(NormPart):
         return nn.SyncBatchNorm(num_channels, eps=self.eps, momentum=self.momentum)
 
     def check(self, plan) -> None:
-        """It waits for all ranks in every micro-batch: none may have one fewer than another."""
+        """All ranks synchronize in every micro-batch, so they need the same number of them."""
         last = plan.micro_batches(plan.steps_per_epoch - 1)
         if last % plan.world_size:
             raise PlanError(
-                f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, which {plan.world_size} ranks "
-                'cannot join; use set="batch.drop_last=true"'
+                f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, "
+                f"which {plan.world_size} ranks cannot join; "
+                'use set="batch.drop_last=true"'
             )
 
     def check_settings(self, plan, settings) -> None:
-        """torch joins ranks on GPUs alone; and of ranks that join inside a forward pass one alone
-        cannot try it again.
+        """torch synchronizes on GPUs only; and where ranks synchronize inside a forward pass, one
+        cannot retry it alone.
         """
         if plan.world_size == 1:
             return
         if settings.micro_batch == "auto":
             raise UserError(
-                "micro_batch=auto: ranks that join their statistics (sync_batch_norm) cannot; leave micro_batch= out"
+                "micro_batch=auto: not possible with sync_batch_norm, where ranks synchronize "
+                "inside the forward pass; leave micro_batch= out"
             )
         if settings.device == "cpu":
             raise PlanError(
-                'model.norm sync_batch_norm: joins ranks on GPUs alone; use one rank, or set="model.norm={name: batch_norm, '
-                f'momentum: {self.momentum:g}, eps: {self.eps:g}, affine: true}}"'
+                "model.norm sync_batch_norm: several ranks need GPUs; use one rank, or "
+                f'set="model.norm={{name: batch_norm, momentum: {self.momentum:g}, '
+                f'eps: {self.eps:g}, affine: true}}"'
             )
 
 
 class GroupNorm(GroupedNormPart):
     """Each image by itself, over the channels and pixels of each group of channels.
 
-    groups: how many, or channels_per_group: how large; one of the two.
+    groups, channels_per_group: one of the two.
 
     Raises ValueError for both, or neither.
     Source: Wu and He 2018, arXiv:1803.08494.
@@ -140,7 +141,7 @@ class GroupNorm(GroupedNormPart):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.groups is None) == (self.channels_per_group is None):
-            raise ValueError("needs either groups or channels_per_group: give one of them")
+            raise ValueError("needs either groups or channels_per_group; use one of them")
         return self
 
     def _division(self) -> tuple[str, int]:
@@ -169,13 +170,9 @@ class LayerNorm2d(NormPart):
     eps: Epsilon
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
-        import timm.layers
-
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
         last.load_state_dict(norm.state_dict())
         return last
@@ -209,9 +206,9 @@ class FilterResponseNorm(NormPart):
     """Each channel of each image over its root mean square, then gamma, beta and a learned
     threshold (TLU).
 
-    The threshold stands where an activation followed, in its place. Where none did (before an
-    addition, in shortcuts), the norm has none. eps is fixed; the paper learns it only for maps of
-    1x1, which are refused here.
+    The threshold replaces the activation after the norm. Where there is none (before an addition,
+    in shortcuts), the norm has no threshold. eps is fixed; the paper learns it only for 1x1 maps,
+    which are rejected here.
 
     Source: Singh and Krishnan 2019, arXiv:1911.09737.
     """
@@ -225,8 +222,6 @@ class FilterResponseNorm(NormPart):
         return num_channels
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.FilterResponseNormTlu2d(
             num_channels, apply_act=is_activated, eps=self.eps
         )
@@ -236,9 +231,9 @@ class EvoNormS0(GroupedNormPart):
     """x * sigmoid(v x) over the standard deviation of each group of channels of an image, then
     gamma and beta.
 
-    It stands where an activation followed, in its place. Where none did (before an addition, in
-    shortcuts), only gamma and beta stay, as in timm; a model without any activation behind a norm,
-    such as ConvNeXt, is refused.
+    It replaces the activation after the norm, too. Where there is none (before an addition, in
+    shortcuts), only gamma and beta remain, as in timm; a model without any activation after a norm,
+    such as ConvNeXt, is rejected.
 
     Source: Liu, Brock, Simonyan and Le 2020, arXiv:2004.02967.
     """
@@ -250,18 +245,17 @@ class EvoNormS0(GroupedNormPart):
     eps: Epsilon
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        import timm.layers
-
         return timm.layers.EvoNorm2dS0(
             num_channels, groups=self.groups, apply_act=is_activated, eps=self.eps
         )
 
-    def _activated(self, model: nn.Module, places: Sequence[NormPlace]) -> set[str]:
+    def _activated(self, model: nn.Module, places: Sequence[NormLocation]) -> set[str]:
         activated = super()._activated(model, places)
         if not activated:
             raise SurgeryError(
-                f"model.norm: no activation follows a norm of {type(model).__name__} directly, and {self.name} is norm and "
-                "activation in one; use filter_response_norm, group_norm or a ResNet"
+                f"model.norm: {self.name} is norm and activation in one, but no norm of "
+                f"{type(model).__name__} is directly followed by an activation; "
+                "use filter_response_norm, group_norm or a ResNet"
             )
         return activated
 
@@ -270,14 +264,14 @@ class BatchChannelNorm(GroupedNormPart):
     """BatchNorm, then normalization over groups of channels of each image with one gamma and beta
     per group.
 
-    groups: of the second normalization. momentum: how far running statistics move in one optimizer
-    step. eps: of both. statistics: "batch" normalizes by those of the micro-batch; "estimated",
-    made for small micro-batches, by running estimates that no gradient goes through.
+    groups: of the second normalization. momentum: the step size of the running statistics, per
+    optimizer step. eps: of both. statistics: "batch" normalizes by those of the micro-batch;
+    "estimated", for small micro-batches, by running estimates without gradient.
 
-    The paper moves its estimates with every micro-batch, and normalizes by the moved ones. Here
-    they move once in an optimizer step, after it, by what all its micro-batches saw: then the
-    result does not depend on how a step is cut, which is what the estimates are for. As in the
-    paper, the variance is around the estimated mean just moved.
+    The paper updates its estimates with every micro-batch, and normalizes by the updated ones. Here
+    they are updated once per optimizer step, at its end, from all its micro-batches: then the
+    result does not depend on how a step is split, which is what the estimates are for. As in the
+    paper, the variance is around the estimated mean just updated.
 
     Source: Qiao, Wang, Liu, Shen and Yuille 2019, arXiv:1903.10520; gamma per group as in the
     authors' code.
@@ -304,10 +298,10 @@ class BatchChannelNorm(GroupedNormPart):
 class NoNorm(NormPart):
     """No normalization: the feature map as it is, without gamma or beta.
 
-    Convolutions that left their bias to the norm get none back. A branch whose last gamma started
-    at zero starts at full strength.
+    Convolutions without a bias, because of the norm, get none. A branch whose last gamma started at
+    zero starts at full strength.
 
-    Source: none; what a study compares norms with.
+    Source: none; a baseline for comparing norms.
     """
 
     name: Literal["no_norm"] = "no_norm"
@@ -319,7 +313,7 @@ class NoNorm(NormPart):
     def has_gamma(self) -> bool:
         return False
 
-    def over_last(self, norm: nn.Module) -> nn.Module:
+    def over_channels_last(self, norm: nn.Module) -> nn.Module:
         return norm
 
 

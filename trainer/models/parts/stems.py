@@ -1,4 +1,4 @@
-"""The first layers: how fast pixels become features."""
+"""The first layers of a model, before its first stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from trainer.models.edit.insertion import draw_as_timm
+from trainer.models.edit.insertion import init_like_timm
 from trainer.models.edit.replacement import (
     Part,
     SurgeryError,
@@ -20,24 +20,22 @@ from trainer.models.edit.replacement import (
     has_activation,
     is_activation,
     is_norm,
-    probe,
-    put,
+    record_calls,
+    replace_module,
 )  # fmt: skip
 from trainer.models.edit.stages import stages
 
-_SMALL_PX = (
-    96  # below it the last stage of a model that divides by 32 has less than three places a side
-)
+_SMALL_PX = 96  # below it the last of stages that divide by 32 has maps under 3x3
 
 
 @dataclass
-class _Present:
-    """The stem that a model has: everything before its first stage.
+class _CurrentStem:
+    """The stem of a model: everything before its first stage.
 
-    children: direct children of the model, in the order of the forward pass. convolution: its
-    first. has_bias: has its last convolution a bias? norm, activation: those behind it, which are
-    kept; None where the first block brings them (ResNetV2). inner_norm, inner_activation: of the
-    kind that a deep stem has inside; None for a model without any.
+    children: direct children of the model, in the order of the forward pass. convolution: the
+    first. has_bias: whether the last convolution has a bias. norm, activation: those after it,
+    which are kept; None where the first block has them (ResNetV2). inner_norm, inner_activation:
+    templates for those inside a deep stem; None for a model without any.
     """
 
     children: tuple[str, ...]
@@ -51,41 +49,42 @@ class _Present:
 
 
 class Stem(Part):
-    """The norm and the activation that end the present stem are kept; convolutions are drawn by
+    """Replaces the stem. Its last norm and activation are kept; convolutions are initialized by
     timm's rule.
 
-    Raises SurgeryError where no convolution comes before the first stage, and where the stem is
-    that already.
+    Raises SurgeryError where no convolution comes before the first stage, and where the model has
+    this stem already.
     """
 
     kind: ClassVar[str] = "stem"
     has_pool: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Put another stem before the first stage."""
+        """Replace the stem."""
         children = _children(model)
         there = [str(model.get_submodule(name)) for name in children]
-        swap = self.exchanged(model)
+        replacement = self.replace_stem(model)
         if there == [str(model.get_submodule(name)) for name in children]:
             raise SurgeryError(
-                f"model.stem: {type(model).__name__}'s is that already: {self._after()}; use another or no model.stem"
+                f"model.stem: {type(model).__name__} already has this stem ({self._after()}); "
+                "use another one, or leave model.stem out"
             )
-        return swap
+        return replacement
 
-    def exchanged(self, model: nn.Module) -> Swap:
-        """Put the stem in, whatever the present one is."""
-        present = _present(model)
-        before = counted(_leaves(model, present.children))
-        body = self._body(present)
-        draw_as_timm(model, body)
+    def replace_stem(self, model: nn.Module) -> Swap:
+        """Replace the stem even where it is the same already."""
+        current = _current_stem(model)
+        before = counted(_leaves(model, current.children))
+        body = self._body(current)
+        init_like_timm(model, body)
         pool = nn.MaxPool2d(3, stride=2, padding=1) if self.has_pool else nn.Identity()
-        _put_stem(model, present, body, pool)
-        if hasattr(model, "stem_feat_idx"):  # ResNetV2's place of its first feature map
-            model.stem_feat_idx = 0 if present.norm is None else 1
-        return Swap("stem", before, self._after(), present.children)
+        _install_stem(model, current, body, pool)
+        if hasattr(model, "stem_feat_idx"):  # ResNetV2's index of its first feature map
+            model.stem_feat_idx = 0 if current.norm is None else 1
+        return Swap("stem", before, self._after(), current.children)
 
     @abstractmethod
-    def _body(self, present: _Present) -> nn.Module: ...
+    def _body(self, current: _CurrentStem) -> nn.Module: ...
 
     @abstractmethod
     def _after(self) -> str: ...
@@ -100,8 +99,8 @@ class ImagenetStem(Stem):
 
     name: Literal["imagenet"] = "imagenet"
 
-    def _body(self, present: _Present) -> nn.Module:
-        return _convolution(present, present.num_features, 7, stride=2)
+    def _body(self, current: _CurrentStem) -> nn.Module:
+        return _convolution(current, current.num_features, 7, stride=2)
 
     def _after(self) -> str:
         return "7x7 of stride 2, 3x3 max pooling of stride 2"
@@ -117,8 +116,8 @@ class CifarStem(Stem):
     name: Literal["cifar"] = "cifar"
     has_pool: ClassVar[bool] = False
 
-    def _body(self, present: _Present) -> nn.Module:
-        return _convolution(present, present.num_features, 3, stride=1)
+    def _body(self, current: _CurrentStem) -> nn.Module:
+        return _convolution(current, current.num_features, 3, stride=1)
 
     def _after(self) -> str:
         return "3x3 of stride 1"
@@ -139,20 +138,20 @@ class DeepStem(Stem):
     example: ClassVar[dict[str, Any]] = {"width": 32}
     width: Annotated[int, Field(ge=1, le=1024)]
 
-    def _body(self, present: _Present) -> nn.Module:
-        first = _convolution(present, self.width, 3, stride=2)
-        second = _convolution(present, self.width, 3, stride=1, in_channels=self.width)
-        third = _convolution(present, present.num_features, 3, stride=1, in_channels=self.width)
-        between = [layer for _ in range(2) for layer in self._norm_and_activation(present)]
+    def _body(self, current: _CurrentStem) -> nn.Module:
+        first = _convolution(current, self.width, 3, stride=2)
+        second = _convolution(current, self.width, 3, stride=1, in_channels=self.width)
+        third = _convolution(current, current.num_features, 3, stride=1, in_channels=self.width)
+        between = [layer for _ in range(2) for layer in self._norm_and_activation(current)]
         half = len(between) // 2
         return nn.Sequential(first, *between[:half], second, *between[half:], third)
 
-    def _norm_and_activation(self, present: _Present) -> list[nn.Module]:
-        norm = present.inner_norm and _norm_like(present.inner_norm, self.width)
+    def _norm_and_activation(self, current: _CurrentStem) -> list[nn.Module]:
+        norm = current.inner_norm and _norm_like(current.inner_norm, self.width)
         is_activated = norm is not None and has_activation(norm)
         return [
             each
-            for each in (norm, None if is_activated else deepcopy(present.inner_activation))
+            for each in (norm, None if is_activated else deepcopy(current.inner_activation))
             if each is not None
         ]
 
@@ -174,9 +173,9 @@ class PatchifyStem(Stem):
     has_pool: ClassVar[bool] = False
     patch_px: Annotated[int, Field(ge=1, le=64)]
 
-    def _body(self, present: _Present) -> nn.Module:
+    def _body(self, current: _CurrentStem) -> nn.Module:
         return _convolution(
-            present, present.num_features, self.patch_px, stride=self.patch_px, padding=0
+            current, current.num_features, self.patch_px, stride=self.patch_px, padding=0
         )
 
     def _after(self) -> str:
@@ -184,41 +183,43 @@ class PatchifyStem(Stem):
 
 
 class AutoStem(Stem):
-    """The cifar stem where images are under 96 px a side, else the model's own; the note says
-    which, and why.
+    """The cifar stem for images under 96 px, else the model's own; the note gives the choice and
+    the reason.
     """
 
     name: Literal["auto"] = "auto"
     chooses: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, image_px: int) -> Swap:
-        """Replace the stem, or leave it, by the size of the images."""
+        """Replace the stem, or keep it, by the size of the images."""
         if image_px < _SMALL_PX:
-            swap = CifarStem().exchanged(model)
-            note = f"auto: cifar stem, as images of {image_px} px are under {_SMALL_PX} px"
-            return Swap(swap.part, swap.before, swap.after, swap.places, note)
+            replacement = CifarStem().replace_stem(model)
+            note = f"auto: cifar stem, since images of {image_px} px are under {_SMALL_PX} px"
+            return Swap(
+                replacement.part, replacement.before, replacement.after, replacement.places, note
+            )
         children = _children(model)
         note = (
-            f"auto: the model's own stem, as images of {image_px} px are not under {_SMALL_PX} px"
+            f"auto: the model's own stem, since images of {image_px} px are {_SMALL_PX} px or more"
         )
         return Swap("stem", counted(_leaves(model, children)), "the same", children, note)
 
-    def _body(self, present: _Present) -> nn.Module:
-        raise AssertionError("it has no layers of its own")
+    def _body(self, current: _CurrentStem) -> nn.Module:
+        raise AssertionError("auto has no layers of its own")
 
     def _after(self) -> str:
-        raise AssertionError("it has no layers of its own")
+        raise AssertionError("auto has no layers of its own")
 
 
 def _children(model: nn.Module) -> tuple[str, ...]:
     """Direct children of the model that run before its first stage, in order."""
     first = stages(model)[0]
     names = {name for name, _ in model.named_children() if not f"{first}.".startswith(f"{name}.")}
-    calls = probe(model, names | {first}, lambda name, *_: name)
+    calls = record_calls(model, names | {first}, lambda name, *_: name)
     return tuple(calls[: calls.index(first)])
 
 
-def _present(model: nn.Module) -> _Present:
+def _current_stem(model: nn.Module) -> _CurrentStem:
     children = _children(model)
     inner = [
         (f"{child}.{name}".rstrip("."), module)
@@ -230,7 +231,8 @@ def _present(model: nn.Module) -> _Present:
     ]
     if not convolutions:
         raise SurgeryError(
-            f"model.stem: {type(model).__name__} has no convolution before its first stage; leave it out"
+            f"model.stem: {type(model).__name__} has no convolution before its first stage; "
+            "leave model.stem out"
         )
     first, last = inner[convolutions[0]][1], inner[convolutions[-1]][1]
     norms = [found for found in inner if is_norm(found[1])]
@@ -238,7 +240,7 @@ def _present(model: nn.Module) -> _Present:
         found for found in inner if is_activation(found[1]) and not _is_inside(found[0], norms)
     ]
     behind = inner[convolutions[-1] :]
-    return _Present(
+    return _CurrentStem(
         children,
         first,
         last.bias is not None,
@@ -250,29 +252,29 @@ def _present(model: nn.Module) -> _Present:
     )
 
 
-def _put_stem(model: nn.Module, present: _Present, body: nn.Module, pool: nn.Module) -> None:
-    """Replace what lies in the stem and leave the names of what is kept: forward passes go by
-    them.
-    """
-    first, *others = present.children
-    kept = [found for found in (present.norm, present.activation) if found is not None]
+def _install_stem(
+    model: nn.Module, current: _CurrentStem, body: nn.Module, pool: nn.Module
+) -> None:
+    """Replace the stem's layers; what is kept keeps its name, since forward passes use them."""
+    first, *others = current.children
+    kept = [found for found in (current.norm, current.activation) if found is not None]
     apart = [name for name, _ in kept if name in others]
     unkept = [name for name in others if name not in apart]
     for name in unkept:
-        put(model, name, nn.Identity())
+        replace_module(model, name, nn.Identity())
     if len(apart) == len(kept) and unkept:  # ResNet: conv1, bn1, act1, maxpool
-        put(model, first, body)
-        put(model, unkept[-1], pool)
+        replace_module(model, first, body)
+        replace_module(model, unkept[-1], pool)
         return
     inside = [(name.rpartition(".")[2], module) for name, module in kept if name not in apart]
     start = _first_name(model.get_submodule(first))
     layers = [(start, body), *inside]
     if unkept:  # legacy SENet: layer0, pool0
-        put(model, unkept[-1], pool)
+        replace_module(model, unkept[-1], pool)
     elif not isinstance(pool, nn.Identity):
         layers.append(("pool", pool))
     is_series = len(layers) > 1 or isinstance(model.get_submodule(first), nn.Sequential)
-    put(model, first, nn.Sequential(OrderedDict(layers)) if is_series else body)
+    replace_module(model, first, nn.Sequential(OrderedDict(layers)) if is_series else body)
 
 
 def _first_name(stem: nn.Module) -> str:
@@ -289,34 +291,35 @@ def _leaves(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
 
 
 def _convolution(
-    present: _Present,
+    current: _CurrentStem,
     num_channels: int,
     kernel: int,
     stride: int,
     in_channels: int | None = None,
     padding: int | None = None,
 ) -> nn.Conv2d:
-    """A convolution of the kind of the present stem's: the first one's class, with a bias where the
-    last one has it.
+    """A convolution like the current stem's: of the first one's class, with a bias if the last one
+    has it.
     """
-    like = present.convolution
+    like = current.convolution
     return type(like)(
         like.in_channels if in_channels is None else in_channels,
         num_channels,
         kernel,
         stride=stride,
         padding=kernel // 2 if padding is None else padding,
-        bias=present.has_bias,
+        bias=current.has_bias,
     )
 
 
 def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
-    """A norm like another over fewer or more channels, as it starts."""
+    """A freshly initialized norm like another, for another number of channels."""
     new = deepcopy(norm)
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
         raise SurgeryError(
-            f"model.stem.width={num_channels}: no multiple of {num_groups} groups; use {num_groups}"
+            f"model.stem.width={num_channels}: not a multiple of the norm's {num_groups} groups; "
+            f"use a multiple of {num_groups}"
         )
     for name, values in [*new.named_parameters(recurse=False), *new.named_buffers(recurse=False)]:
         if values.ndim == 1:
