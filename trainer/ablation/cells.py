@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.base.errors import OverrideError
+from trainer.base.errors import OverrideError, PlanError
 from trainer.recipe.overrides import overrides_of
 
 if TYPE_CHECKING:  # tables know cells without torch; only plans need it
@@ -49,9 +49,15 @@ class Cell:
 
     def job(self, seed: int, data_dir: Path | None = None) -> Job:
         """What a user would ask for to get this cell's run of one seed."""
-        from trainer.runs.job import Job
+        return _jobs().Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
 
-        return Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
+
+def _jobs():
+    from trainer.runs import (
+        job,
+    )  # it imports torch, which reading an ablation's table does not need
+
+    return job
 
 
 def plan_of_cell(cell: Cell, seed: int) -> Plan:
@@ -60,11 +66,8 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
     Raises UserError as plan_of does.
     """
-    from trainer.recipe.plan import PlanError
-    from trainer.runs.job import plan_of
-
     if cell.plan is None:
-        return plan_of(cell.job(seed))
+        return _jobs().plan_of(cell.job(seed))
     if not 0 <= seed < 2**32:
         raise PlanError(f"seed={seed}: outside 0 .. 4294967295; use seed=0")
     return replace(cell.plan, seed=seed)

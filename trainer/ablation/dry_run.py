@@ -15,6 +15,13 @@ from trainer.ablation.cell_run import Repeat, Shared, written_to
 from trainer.base import provenance
 from trainer.base.errors import UserError
 from trainer.base.plugins import loaded_plugins
+from trainer.base.settings import make_settings
+from trainer.data.dataset import open_data
+from trainer.data.profile import data_folder
+from trainer.engine.evaluate import evaluate
+from trainer.engine.state import TrainingState
+from trainer.engine.train import optimizer_step
+from trainer.models.build import check_model_name
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 
@@ -114,14 +121,6 @@ def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
 
 def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
     """The first step of the last epoch: a whole batch, of the largest images where they grow."""
-    from trainer.base.settings import make_settings
-    from trainer.data.dataset import open_data
-    from trainer.data.profile import data_folder
-    from trainer.engine.evaluate import evaluate
-    from trainer.engine.state import TrainingState
-    from trainer.engine.train import optimizer_step
-    from trainer.models.build import check_model_name
-
     job, plan = repeat.job, repeat.plan
     check_model_name(job.model)
     where = job.data, job.data_dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -121,8 +122,6 @@ def error_line(exit_code: int, output: list[str]) -> str:
 
 def signal_name(number: int) -> str:
     """SIGKILL for 9; the number itself where it has no name."""
-    import signal
-
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -18,6 +17,7 @@ from rich.text import Text
 from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
+from trainer.ablation.throughput import Pace, measure, shape_of
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
@@ -30,34 +30,8 @@ from trainer.report.table_rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
 
-if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
-    from trainer.ablation.throughput import Pace
-
 MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
 BOUND_S = 4.0  # of measuring one shape
-
-_OF_A_RUN = ("recipe", "model", "data", "seed", "set_")
-_OF_AN_ABLATION = ("measure", "device", "precision", "workers", "results")
-
-
-def check_words(context: typer.Context, ablation: str) -> None:
-    """Refuse words that would do nothing: those of one run beside ablation=, those of an ablation
-    without it.
-
-    Raises UserError.
-    """
-    given = [
-        name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"
-    ]
-    for name in given:
-        if ablation and name in _OF_A_RUN:
-            raise UserError(
-                f"{name.rstrip('_')}=: the page of ablation={ablation} says it; leave one of the two out"
-            )
-        if not ablation and name in _OF_AN_ABLATION:
-            raise UserError(
-                f"{name}=: is for the plan of an ablation; use ablation=<a page>, or leave it out"
-            )
 
 
 def print_plan(
@@ -135,8 +109,6 @@ def check_models(ablation: Ablation) -> None:
 
     Raises PageError.
     """
-    from trainer.ablation.throughput import shape_of
-
     tried = set()
     for cell in ablation.cells:
         shape = shape_of(cell.plan)
@@ -265,8 +237,6 @@ def print_hours(
     machine: Mapping[str, str], num_measured: int,
 ) -> None:  # fmt: skip
     """How long the missing runs would take here, one after another, and what that rests on."""
-    from trainer.ablation.throughput import shape_of
-
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
@@ -302,8 +272,6 @@ def measured(
     cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
 ) -> dict[str, Pace]:
     """The pace of every shape among cells."""
-    from trainer.ablation.throughput import measure, shape_of
-
     plans = {shape_of(cell.plan): cell for cell in cells}
     with show.progress(show.console(), "measuring", len(plans)) as each:
         paces = {}

@@ -9,7 +9,6 @@ no GPU.
 from __future__ import annotations
 
 import importlib
-import json
 import multiprocessing
 import os
 import signal
@@ -18,11 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
-from pathlib import Path
 
-from trainer.base.errors import UserError
+import torch
+
 from trainer.base.exits import EXIT_STOPPED
-from trainer.base.json_text import json_file
 
 PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard",
@@ -39,38 +37,12 @@ def preload() -> None:
         importlib.import_module(name)
 
 
-def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
-    """Threads of each process: its share of the cores, as the first call of this ablation chose it.
-
-    The number moves the last digits of a result, so that later calls keep it, whatever their
-    `jobs`. Where two first calls come at once, the one whose file is there first is right for both.
-    """
-    path = Path(runs) / "cells" / f"{Path(ablation).stem[:80]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.name}.{os.getpid()}.part")
-    own.write_text(json.dumps({"num_threads": max(1, num_cores // jobs)}) + "\n")
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        pass
-    finally:
-        own.unlink()
-    try:
-        return int(json_file(path)["num_threads"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: damaged; without it the number of threads would be chosen anew"
-        ) from None
-
-
 def count_gpus() -> int:
     """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can
     use it after that.
     """
 
     def count() -> Iterator[int]:
-        import torch
-
         yield torch.cuda.device_count()
 
     return next(streamed(count), 0)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from trainer.ablation.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED
@@ -172,7 +174,7 @@ def _connected(address: str, jobs: int | None, share: Share):
         "RAY_AUTH_MODE", "disabled"
     )  # else it writes a token into the home folder
     try:
-        import ray
+        import ray  # an optional dependency
     except ImportError:
         raise UserError(
             'on=ray: Ray is not installed; run .venv/bin/python -m pip install "rsb[ray]"'
@@ -209,8 +211,6 @@ def _listed_there(
 
 def _settle_in(num_threads: int, folder: str) -> None:
     """As many threads, and paths that mean the same, as where the sweep was called."""
-    import torch
-
     torch.set_num_threads(num_threads)
     if Path(folder).is_dir():
         os.chdir(folder)
