@@ -99,7 +99,7 @@ def test_a_page_with_files_of_its_own_is_never_cached(page, loaded, tmp_path):
 
 
 def test_a_page_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match="ablation=nobody: there is no such page"):
+    with pytest.raises(UserError, match="ablation=nobody: unknown ablation"):
         open_question("nobody")
 
 

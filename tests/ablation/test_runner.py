@@ -97,7 +97,7 @@ def sweeps(tmp_path, monkeypatch):
         repeats = [repeat_of(cell, seed) for seed in seeds for cell in cells]
         made = Sweep(repeats, shared, workers, stop or StopRequest(), lambda _: None, **named)
         made.code = made.run()
-        made.states = {(each.repeat.cell, each.repeat.seed): each.state for each in made.standings}
+        made.states = {(each.repeat.cell, each.repeat.seed): each.state for each in made.statuses}
         return made
 
     sweep.shared = shared
@@ -117,7 +117,7 @@ def test_all_cells_run_once_and_the_next_call_runs_none(sweeps):
     ] * 4  # a whole table is there early
     again = sweeps(seeds=(0, 1, 2))
     assert again.code == 0 and [seed for _, seed in again.workers.started] == [2] * 4
-    assert sum(each.is_done_before for each in again.standings) == 8
+    assert sum(each.is_done_before for each in again.statuses) == 8
 
 
 def test_one_that_raises_one_that_diverges_one_out_of_memory(sweeps):
@@ -259,7 +259,7 @@ def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
 
 def test_a_process_that_dies_of_a_shape_is_that_shapes_failure(sweeps):
     sweep = sweeps(trials={"0.01": None})
-    assert sweep.code == 1 and "out of memory" in sweep.standings[0].failure.error
+    assert sweep.code == 1 and "out of memory" in sweep.statuses[0].failure.error
 
 
 def test_a_signal_in_the_one_step_is_no_failure(sweeps):

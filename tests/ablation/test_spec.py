@@ -117,42 +117,42 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
         ("source: \"nobody\"\n", "", "name: loss", "this page has no source"),
         ("name: one_at_a_time", "name: one_at_a_tim", "name: one_at_a_tim", "(did you mean one_at_a_time?)"),
         ("  base: BCE\n", "", "design:", "design has no base"),
-        ("name: loss\n", "name: other\n", "name: other", "this page is other; name its file other.yaml"),
+        ("name: loss\n", "name: other\n", "name: other", "name is other, but the file is loss.yaml"),
         ("recipe: A2", "recipe: A9", "recipe: A9", "recipe=A9: there is no such page"),
-        ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml' is no file"),
+        ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml': no such file"),
         ("[test_resnet]", "[resnet5O]", "models:", "model=resnet5O: timm has no such model (did you mean resnet50?)"),
-        ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is there twice"),
+        ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is listed twice"),
         ("[digits]", "[digit]", "data:", "data=digit: unknown (did you mean digits?)"),
-        ("[digits]", "[digit.yaml]", "data:", "'digit.yaml' is no file"),
-        ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is there twice; keep one"),
+        ("[digits]", "[digit.yaml]", "data:", "'digit.yaml': no such file"),
+        ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is listed twice"),
         ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
-        ("[0, 1]", "[]", "seeds:", "write one at least"),
+        ("[0, 1]", "[]", "seeds:", "write at least one"),
         ("{epochs: 2}", "{epochs: 2, share: 0.5}", "budget:", "write either epochs or share"),
         ("{epochs: 2}", "{share: 1.5}", "budget:", "it must be at most 1"),
-        ("batch.images: 64", "epochs: 3", "  epochs: 3", "the budget says how many epochs already"),
-        ("loss.name: ce", "epochs: 3", "{name: CE", "the budget says how many epochs already"),
+        ("batch.images: 64", "epochs: 3", "  epochs: 3", "the budget sets the number of epochs already"),
+        ("loss.name: ce", "epochs: 3", "{name: CE", "the budget sets the number of epochs already"),
         ("batch.images: 64", "batch.imags: 64", "batch.imags", "'imags' is no key of batch (did you mean images?)"),
         ("batch.images: 64", "batch.images: 63", "batch.images: 63", "no multiple of batch.norm_images"),
         ("batch.images: 64", "batch.images: 2048", "batch.images: 2048", "is more than the 1437 training images"),
         ("batch.images: 64", "batch: {images: 2048, norm_images: 64, drop_last: true}", "  batch: {", "is more than the 1437 training images"),
         ("batch.images: 64", "lr.peak: 0", "  lr.peak", "write lr.peak=null to turn it off"),
         ("batch.images: 64", "name: B2", "  name: B2", "this is what the page says about itself"),
-        ("batch.images: 64", "mix: null\n  mix.alpha: 1.0", "  mix.alpha", "mix.alpha lies within mix"),
+        ("batch.images: 64", "mix: null\n  mix.alpha: 1.0", "  mix.alpha", "mix.alpha is within mix"),
         ("loss.name: ce", "loss.name: cee", "{name: CE", "'cee' is not known here (did you mean ce?)"),
         ("loss.name: ce", "loss: {name: ce, eps: 1}", "{name: CE", "'eps' is no key of loss"),
-        ("loss.name: ce", "loss.name: bce", "{name: CE", "the cell CE changes nothing against the base BCE"),
+        ("loss.name: ce", "loss.name: bce", "{name: CE", "the cell CE is the same as the base BCE"),
         ("loss.name: ce", "smoothing: 0.1", "{name: CE", "smoothing 0.1 is erased by loss.threshold 0.2"),
         ("loss.threshold: null", "loss: {name: ce}", "{name: soft", "the cell soft BCE is the same run as CE"),
-        ("{name: soft BCE,", "{name: CE,", "{name: CE, set: {loss.threshold", "CE is there twice"),
+        ("{name: soft BCE,", "{name: CE,", "{name: CE, set: {loss.threshold", "CE is listed twice"),
         ("{name: soft BCE,", "{name: soft BCE, recipe: A4,", "{name: soft", "recipe=A4: there is no such page"),
         (", source: \"Table 1\"", "", "  - {cell", "published.0 has no source"),
-        ("{cell: BCE,", "{cell: BEC,", "  - {cell", "'BEC' is no cell of this page (did you mean BCE?)"),
-        ("{cell: BCE,", "{cell: BCE, model: x,", "  - {cell", "'x' is no model of this page"),
+        ("{cell: BCE,", "{cell: BEC,", "  - {cell", "'BEC' is no cell of this ablation (did you mean BCE?)"),
+        ("{cell: BCE,", "{cell: BCE, model: x,", "  - {cell", "'x' is no model of this ablation"),
         ("79.8", "180.0", "  - {cell", "it must be at most 100"),
         ("published:", "published:\n  - {cell: BCE, top1_pct: 1.0, source: x}", "Table 1", "BCE has a score already"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
+def test_an_error_has_its_line(tmp_path, old, new, at, sentence):
     assert old in PAGE
     text = PAGE.replace(old, new, 1)
     line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
@@ -180,7 +180,7 @@ def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
     assert load_ablation("loss").path == path
     for name in ("los", "../loss", "", "loss\n\x1b[2J"):
         with pytest.raises(
-            AblationError, match=r"^ablation=[^\n\x1b]*there is no such page.*there are loss$"
+            AblationError, match=r"^ablation=[^\n\x1b]*unknown ablation.*valid: loss$"
         ):
             find_ablation(name)
 
@@ -190,7 +190,7 @@ def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
     "recipe", ["A2", "torchvision-v1", "torchvision-v2", "mosaic-mild", "bit-i1k", "ffcv-rn18-16"]
 )
 def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
-    """Against the road that a profile with that many epochs takes, page by page."""
+    """Against the code path of a profile with that many epochs, for several recipes."""
     profile = PROFILES[data]
     adapt = {**(profile.adapt.model_dump() if profile.adapt else {}), "epochs": 5}
     shorter = type(profile).model_validate({**profile.model_dump(), "adapt": adapt})

@@ -151,7 +151,7 @@ def test_a_signal_saves_what_runs_and_ends_with_75(undisturbed, sweep):
     wait_until(lambda: sweep.num_steps() > 4)
     os.kill(pid, signal.SIGTERM)
     assert sweep.sweeper.wait(pid) == 75, sweep.output.read_text()
-    assert "the same command goes on" in sweep.output.read_text()
+    assert "rerun make ablate" in sweep.output.read_text()
     assert read_failures(sweep.runs) == {}
     steps_before = sweep.num_steps()
     assert sweep.run() == 0

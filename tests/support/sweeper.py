@@ -15,8 +15,7 @@ from trainer.ablation.backends.local import preload
 
 preload()
 import trainer.ablation.dry_run
-import trainer.ablation.live_table
-import trainer.cli.ablate
+import trainer.ablation.start
 from support import faults
 
 

@@ -1,4 +1,4 @@
-"""How long the cells of an ablation are trained."""
+"""The training length of an ablation's cells."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
 
 class Budget(Page):
-    """How long each cell is trained: a number of epochs, or a share of those that the recipe has on
-    its data.
+    """Training length of each cell: a number of epochs, or a share of the recipe's epochs on its
+    data.
 
-    What a recipe says in epochs (warm-up, drops of the rate, growth of the images, average) keeps
-    its share of the run, as under a profile; what the ablation itself sets stays as it is written.
+    Durations of the recipe in epochs (warm-up, learning-rate drops, image growth, averaging) are
+    scaled with the run, as under a profile; values set by the ablation itself are not.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -37,9 +37,9 @@ def budget_lines(
 ) -> dict[str, Any]:
     """The overrides, by path, that give a recipe on a data set the length of a budget.
 
-    page: for one model. adapted: the same as the profile adapts it.
+    page: the recipe for one model. adapted: the same, adapted to the profile.
 
-    Raises UserError where a recipe cannot be that short.
+    Raises UserError where the recipe cannot be that short.
     """
     if budget is None:
         return {}
@@ -52,8 +52,8 @@ def budget_lines(
 
 
 def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
-    """The overrides that make one recipe of another; an ingredient that becomes another one is
-    written whole.
+    """The overrides that turn one recipe into another; a component with a new name is written in
+    full.
     """
     pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
     found = [(label, new) for label, _, new in tree.differences(*pages)]

@@ -1,4 +1,4 @@
-"""Cells of an ablation: their jobs, their plans, and the text that makes them."""
+"""Cells of an ablation: their jobs, their plans, and their overrides as text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant of an ablation: what all its seeds have in common.
+    """One variant of an ablation, for all its seeds.
 
     name: as the table's first column says it, unique in its ablation. overrides: the exact text of
     set= that makes this cell, the budget included. levels: (factor, level) pairs, for grouping and
@@ -48,7 +48,7 @@ class Cell:
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
     def job(self, seed: int, data_dir: Path | None = None) -> Job:
-        """What a user would ask for to get this cell's run of one seed."""
+        """The job of one seed, as a user would give it."""
         return _jobs().Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
 
 
@@ -74,9 +74,9 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
 
 def text_of(overrides: Mapping[str, Any]) -> str:
-    """Overrides by path as the text of set= that gives them back.
+    """Overrides by path as the text for set= that parses to the same.
 
-    Raises OverrideError for a path or a value that cannot be written so.
+    Raises OverrideError for a path or a value that cannot be written that way.
     """
     text = " ".join(_item(f"{label}={_written(value)}") for label, value in overrides.items())
     if overrides_of(text) != dict(overrides):
@@ -89,7 +89,7 @@ def text_of(overrides: Mapping[str, Any]) -> str:
 
 
 def _item(text: str) -> str:
-    """Bare where the reader of set= takes it so, else in quotation marks."""
+    """Unquoted where set= parses it the same, else quoted for shlex."""
     try:
         return text if shlex.split(text) == text.split(" ") else shlex.quote(text)
     except ValueError:  # an apostrophe
@@ -109,12 +109,12 @@ def _written(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _READ_AS_ANOTHER:
         return value
     written = json.dumps(value, ensure_ascii=False)
-    # the reader of set= counts brackets, those in texts too
+    # the parser of set= counts brackets within strings too
     return written.translate(_BRACKETS) if isinstance(value, str) else written
 
 
 def command(cell: Cell, seed: int) -> str:
-    """The line for a shell that makes one run of a cell."""
+    """The shell command of one run of a cell."""
     words = {
         "recipe": cell.recipe,
         "model": cell.model,
@@ -128,9 +128,7 @@ def command(cell: Cell, seed: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For a shell: double quotes where nothing in the text means something within them, as they are
-    easy to read.
-    """
+    """Quoted for a shell: in double quotes, easier to read, where they leave the text literal."""
     if shlex.quote(text) == text:
         return text
     return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)

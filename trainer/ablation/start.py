@@ -66,7 +66,7 @@ def run_ablation(
             code = sweep.run()
     finally:
         backend.close()
-    for line in closing_lines(sweep.standings, shared, name):
+    for line in closing_lines(sweep.statuses, shared, name):
         console.print(line, markup=False)
     return code
 

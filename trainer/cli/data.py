@@ -63,8 +63,8 @@ def write_data(
         typer.Option(
             "--jpeg-share",
             "--jpeg_share",
-            help="Share of the images to store as JPEG; default: JPEG files are copied as they are, "
-            "others are stored raw.",
+            help="Share of images to store as JPEG; default: JPEG files are copied as they are, "
+            "others stored raw.",
         ),
     ] = None,
     quality: Annotated[int, typer.Option(help="JPEG quality of images encoded here.")] = 90,

@@ -1,5 +1,5 @@
-"""`plan --ablation`: what an ablation would run, what has its row already, and how long the rest
-would take.
+"""`plan --ablation`: the cells of an ablation, which of their runs have a row, and how long the rest
+will take.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
-from trainer.ablation.throughput import Pace, measure, shape_of
+from trainer.ablation.throughput import Throughput, measure, shape_of
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
@@ -30,7 +30,7 @@ from trainer.report.table_rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
 
-MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
+MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
 BOUND_S = 4.0  # of measuring one shape
 
 
@@ -42,10 +42,10 @@ def print_plan(
     results: Path,
     num_measured: int,
 ) -> None:
-    """All that a reader would check before an ablation takes hours. machine: device, precision and
-    workers as written.
+    """Print all that a user should check before an ablation takes hours. machine: device, precision
+    and workers as given.
 
-    Raises UserError for a page, or a model of one of its cells, that cannot be.
+    Raises UserError for an invalid ablation file, or a model of a cell that cannot be built.
     """
     ablation = load_ablation(name)
     question = question_of(ablation)
@@ -58,14 +58,14 @@ def print_plan(
     out.print()
     out.print(
         Text(
-            f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"
+            f"{len(rows)} runs: {len(rows) - len(missing)} stored in {results}, {len(missing)} to run"
         ),
         soft_wrap=False,
     )
     if missing:
         cells = {cell.name: cell for cell in ablation.cells}
         name, seed = missing[0]
-        out.print(Text(f"the first of them by hand: {command(cells[name], seed)}"), soft_wrap=False)
+        out.print(Text(f"command of the first: {command(cells[name], seed)}"), soft_wrap=False)
     if num_measured and missing:
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
@@ -73,14 +73,14 @@ def print_plan(
 def head(out: Console, ablation: Ablation) -> None:
     """Question, source, and what all cells share."""
     page = ablation.page
-    budget = "the length that the recipe has on its data"
+    budget = "the recipe's epochs on its data"
     if page.budget:
         budget = (
             f"{page.budget.epochs} epochs"
             if page.budget.epochs
             else f"{page.budget.share:g} of the recipe's epochs"
         )
-    facts = {
+    fields = {
         "question": page.question,
         "source": page.source,
         "design": page.design.name.replace("_", " "),
@@ -92,7 +92,7 @@ def head(out: Console, ablation: Ablation) -> None:
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in facts.items():
+    for name, value in fields.items():
         grid.add_row(name, Text(value))
     out.print(grid, soft_wrap=False)
 
@@ -104,8 +104,7 @@ def groups_of(ablation: Ablation) -> list[list[Cell]]:
 
 
 def check_models(ablation: Ablation) -> None:
-    """Build every model that the cells have, once each: a part that does not fit is refused at its
-    cell's line.
+    """Build the model of every cell, equal ones once: an error has its cell's line.
 
     Raises PageError.
     """
@@ -138,12 +137,13 @@ def print_group(
         lines = "; ".join(in_short(shared))
         out.print(
             Padding(
-                Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)
+                Text(f"in every cell, overrides of its recipe: {lines}", style="yellow"),
+                (0, 0, 0, 2),
             ),
             soft_wrap=False,
         )
     has_scores = any(cell.published is not None for cell in cells)
-    against = "on top of the last" if is_cumulative else "against the base"
+    against = "added to the previous" if is_cumulative else "difference from the base"
     table = Table("cell", against, *(["published"] if has_scores else []), "rows", pad_edge=False)
     for column in table.columns[:2]:
         column.overflow = "fold"
@@ -160,7 +160,7 @@ def print_group(
 
 
 def steps_line(cells: Sequence[Cell]) -> str:
-    """How long the cells are, in steps."""
+    """The length of the cells in steps and epochs."""
     steps = sorted({cell.plan.num_steps for cell in cells})
     epochs = sorted({cell.plan.recipe.epochs for cell in cells})
     return (
@@ -171,7 +171,7 @@ def steps_line(cells: Sequence[Cell]) -> str:
 
 
 def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
-    """What the runs of all cells do otherwise than their pages, in the same way: (path, value)."""
+    """The deviations that the runs of all cells share: (path, value)."""
     final = [{change.path: change for change in cell.plan.deviations} for cell in cells]
     return [
         (path, change.after)
@@ -182,7 +182,7 @@ def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
 
 
 def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
-    """Changes as `path value`; where an ingredient becomes another one, its name says it."""
+    """Changes as `path value`; of a component that is replaced, the new name alone."""
     changes = [change for path, value in changes for change in _apart(path, value)]
     renamed = {
         path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")
@@ -199,7 +199,7 @@ def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A section that came as a whole by its parts; an ingredient stays one."""
+    """A section split into its parts; a component stays one."""
     if isinstance(value, dict) and "name" not in value:
         for key, part in value.items():
             yield from _apart(f"{path}.{key}", part)
@@ -208,20 +208,20 @@ def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def difference(before: Cell, cell: Cell) -> str:
-    """What a cell's runs do otherwise than another's, in short."""
+    """How a cell's recipe differs from another's, in short."""
     if cell.is_base:
-        return f"the base, {_page_name(cell.plan)}"
+        return f"the base, {_recipe_name(cell.plan)}"
     lines = in_short((row.path, row.b) for row in diff_rows(before.plan.recipe, cell.plan.recipe))
-    page = (
+    recipe = (
         ""
-        if _page_name(before.plan) == _page_name(cell.plan)
-        else f"page {_page_name(cell.plan)}: "
+        if _recipe_name(before.plan) == _recipe_name(cell.plan)
+        else f"recipe {_recipe_name(cell.plan)}: "
     )
-    rest = len(lines) - MOST_DIFFERENCES
-    return page + "; ".join(lines[:MOST_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+    rest = len(lines) - MAX_DIFFERENCES
+    return recipe + "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _page_name(plan: Plan) -> str:
+def _recipe_name(plan: Plan) -> str:
     return f"{plan.recipe.name}.v{plan.recipe.version}"
 
 
@@ -236,7 +236,7 @@ def print_hours(
     out: Console, ablation: Ablation, missing: Sequence[tuple[str, int]], data_dir: Path | None,
     machine: Mapping[str, str], num_measured: int,
 ) -> None:  # fmt: skip
-    """How long the missing runs would take here, one after another, and what that rests on."""
+    """Print how long the missing runs will take here, one after another, and the basis of that."""
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
@@ -245,17 +245,17 @@ def print_hours(
             for cell in cells
         }
     except UserError as error:
-        out.print(f"no estimate of time: {error}", markup=False, soft_wrap=False)
+        out.print(f"no time estimate: {error}", markup=False, soft_wrap=False)
         return
     in_memory = all(data.train.is_in_memory for data in opened.values())
     settings = make_settings(**machine, in_memory=in_memory)
-    paces = measured(cells, settings, opened, num_measured)
-    seconds = {cell.name: paces[shape_of(cell.plan)].run_s(cell.plan) for cell in cells}
-    table = Table("to run", "seeds", "s a step", "minutes a run", pad_edge=False)
+    throughputs = measured(cells, settings, opened, num_measured)
+    seconds = {cell.name: throughputs[shape_of(cell.plan)].run_s(cell.plan) for cell in cells}
+    table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
     table.columns[0].overflow = "fold"
     for cell in cells:
         seeds = ", ".join(str(seed) for name, seed in missing if name == cell.name)
-        step_s = paces[shape_of(cell.plan)].step_s
+        step_s = throughputs[shape_of(cell.plan)].step_s
         table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
     out.print()
     out.print(table, soft_wrap=False)
@@ -265,29 +265,29 @@ def print_hours(
         style="bold",
         soft_wrap=False,
     )
-    out.print(basis(paces, settings), soft_wrap=False, markup=False)
+    out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
 
 
 def measured(
     cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
-) -> dict[str, Pace]:
-    """The pace of every shape among cells."""
+) -> dict[str, Throughput]:
+    """The throughput of every shape among the cells."""
     plans = {shape_of(cell.plan): cell for cell in cells}
     with show.progress(show.console(), "measuring", len(plans)) as each:
-        paces = {}
+        throughputs = {}
         for shape, cell in plans.items():
             plan = plan_of_cell(cell, cell.plan.seed)
-            paces[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
+            throughputs[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
             each()
-    return paces
+    return throughputs
 
 
-def basis(paces: Mapping[str, Pace], settings: Settings) -> str:
-    """What an estimate rests on."""
-    counts = sorted(pace.num_steps for pace in paces.values())
+def basis(throughputs: Mapping[str, Throughput], settings: Settings) -> str:
+    """The basis of an estimate, as a sentence."""
+    counts = sorted(one.num_steps for one in throughputs.values())
     steps = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else f"{counts[0]}"
     return (
-        f"estimated from {steps} steps and one batch of val for each of {len(paces)} shapes of cells, measured now on "
-        f"{settings.device}, {settings.precision}, {settings.num_threads} threads; starting processes, building models and "
-        "saving are not in it"
+        f"estimated from {steps} steps and one batch of val for each of {len(throughputs)} kinds "
+        f"of cells, measured now on {settings.device}, {settings.precision}, "
+        f"{settings.num_threads} threads; not included: process start, building models, checkpoints"
     )

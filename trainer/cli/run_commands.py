@@ -16,9 +16,8 @@ from trainer.base.settings import make_settings
 from trainer.base.terminal import open_terminal
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
-from trainer.runs import summary
+from trainer.runs import rescore, summary
 from trainer.runs.job import Job, plan_of
-from trainer.runs.rescore import rescore
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import find_run_folder
 from trainer.runs.start import train_job
@@ -45,8 +44,8 @@ def evaluate(
     """Evaluate a run's exported model and print both scores; is it the row's score?"""
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
-    scores = rescore(folder, settings, data_dir)
-    return summary.rescored(summary.console(), *scores, settings)
+    row, scores = rescore.rescore(folder, settings, data_dir)
+    return summary.rescored(summary.console(), row, scores, settings)
 
 
 def verify(

@@ -1,9 +1,8 @@
-"""Cells on this machine: each in a fork of this process, which has imported everything and computed
+"""The local backend: each run in a fork of this process, which has imported everything and computed
 nothing.
 
-A process that starts anew spends seconds on imports, a fork milliseconds, and what it computes is
-the same bit for bit. Forking is sound as long as this process has started no threads of torch's and
-no GPU.
+A fresh interpreter spends seconds on imports, a fork milliseconds, with the same results bit for
+bit. Forking is safe as long as this process has started no threads of torch and no GPU.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ _PARENT_POLL_S = 0.5
 
 
 def preload() -> None:
-    """Import what a run imports, so that its forks need not."""
+    """Import what a run imports, so that forks need not."""
     for name in PRELOADED:
         importlib.import_module(name)
 
 
 def count_gpus() -> int:
-    """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can
-    use it after that.
+    """GPUs that torch sees, counted in a fork: counting may initialize CUDA, which no fork could
+    use afterwards.
     """
 
     def count() -> Iterator[int]:
@@ -52,8 +51,7 @@ class LocalCells:
     """At most num_slots processes; slot i sees the i-th of `gpus` alone, in turn where there are
     fewer.
 
-    work: called in each process with what `start` was given; what it gives is the process's exit
-    code.
+    work: called in each process with the argument of `start`; its result is the exit code.
     """
 
     def __init__(
@@ -67,7 +65,7 @@ class LocalCells:
         return len(self._running)
 
     def start(self, what) -> None:
-        """Begin with one piece of work; there must be a free slot."""
+        """Start one process; there must be a free slot."""
         slot = next(number for number in range(self.num_slots) if number not in self._running)
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         process = _FORK.Process(target=_in_fork, args=(self._work, what, gpu, os.getpid()))
@@ -75,8 +73,8 @@ class LocalCells:
         self._running[slot] = what, process
 
     def ended(self, timeout_s: float) -> list[tuple[object, int]]:
-        """What has ended by now, with exit codes; a signal's number is negative. Waits for the
-        first, at most so long.
+        """The work that has ended, with exit codes, of a signal negative. Waits at most timeout_s
+        for the first.
         """
         if not self._running:
             time.sleep(timeout_s)
@@ -96,22 +94,20 @@ class LocalCells:
             process.terminate()
 
     def streamed(self, function: Callable[..., Iterator], *given) -> Iterator:
-        """The results of a generator that runs in a process of its own, as they come; fewer where
-        it dies.
+        """The results of a generator run in a process of its own, as they come; fewer where it
+        dies.
         """
         return streamed(function, *given, gpu=self._gpus[0] if self._gpus else None)
 
     def close(self) -> None:
-        """Leave no process behind: what still runs, as after an error of this process's own, saves
-        and ends.
-        """
+        """Leave no process behind: what still runs, as after an internal error, saves and ends."""
         self.stop()
         for _, process in self._running.values():
             process.join()
 
 
 def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) -> Iterator:
-    """The results of a generator that runs in a fork, as they come; fewer where the fork dies."""
+    """The results of a generator run in a fork, as they come; fewer where the fork dies."""
     receiver, sender = _FORK.Pipe(duplex=False)
 
     def work(_) -> int:
@@ -153,7 +149,7 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
 
 
 def _end_with(parent: int) -> None:
-    """Ask this process to save and end once its parent is gone, however that ended."""
+    """Ask this process to save and end once its parent is gone, even killed."""
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)
