@@ -151,9 +151,8 @@ def train(
     }
     width = None if progress and sys.stdout.isatty() else 140
     # plain text in a notebook too: rich would turn every line into an output of its own
-    console = Terminal(
-        file=None if progress else io.StringIO(), width=width, soft_wrap=True, force_jupyter=False
-    )
+    unseen = None if progress else io.StringIO()
+    console = Terminal(file=unseen, width=width, soft_wrap=True, force_jupyter=False)
     with (
         _job(recipe, model, data, data_dir, seed, set, bad_images, again) as job,
         untouched(device),
@@ -166,7 +165,7 @@ def train(
     if code == EXIT_STOPPED:
         raise KeyboardInterrupt(f"stopped and saved in {runs}; the same call of train resumes it")
     if code == EXIT_UNWRITTEN or row is None:
-        log = "see the last lines printed" if progress else console.file.getvalue()
+        log = unseen.getvalue() if unseen else "see the last lines printed"
         raise OSError(f"{runs}: the final files of the run could not be written; {log}")
     return Run(Path(runs) / row.run, row)
 

@@ -37,7 +37,7 @@ def test_a_failure_is_read_back_and_each_attempt_is_counted(tmp_path):
         (1, ["a", "ValueError: no", ""], "ValueError: no"),
         (2, ["error: data: not found; use x"], "data: not found; use x"),
         (-11, ["a"], "ended by SIGSEGV"),
-        (7, [], "exit code 7, nothing was written"),
+        (7, [], "exit code 7 without output"),
     ],
 )
 def test_the_error_is_one_line(tmp_path, exit_code, output, error):

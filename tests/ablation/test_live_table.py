@@ -136,7 +136,7 @@ def test_the_last_lines_name_each_failure_its_output_and_what_to_do(shared):
     first, second, third = closing_lines([failed, status(0.1, FINISHED)], shared, "losses")
     assert first == "2 runs: 1 finished, 1 failed"
     assert "0.3  seed 0  exit -9: ended by SIGKILL" in second and second.endswith("output.txt")
-    assert third.startswith("make ablate ablation=losses")
+    assert "make ablate ablation=losses" in third
     assert closing_lines([status(0.1, FINISHED)], shared, "losses") == ["1 run: 1 finished"]
 
 

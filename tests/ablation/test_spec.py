@@ -299,15 +299,15 @@ def results(tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
+def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_path, width):
     text = printed(tmp_path / "loss.yaml", results, width)
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     for said in (
         "loss BCE or CE", "Which loss?", "one at a time", "A2 with test_resnet on digits",
         "2 epochs", "0, 1", "test_resnet on digits: 3 cells, 44 steps each, 2 epochs",
-        "batch.images 64", "79.8", "published: Table 1", "6 runs, 3 with a row", "3 to run",
-        "by hand: make recipe=A2 model=test_resnet data=digits seed=1",
+        "batch.images 64", "79.8", "published: Table 1", "6 runs: 3 with a row", "3 to run",
+        "first: make recipe=A2 model=test_resnet data=digits seed=1",
     ):  # fmt: skip
         assert said in flat, said
     rows = {
@@ -320,28 +320,28 @@ def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
     assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
 
 
-def test_steps_are_told_by_what_they_put_on_top_of_the_last(tmp_path):
+def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
     text = PAGE.replace("name: one_at_a_time", "name: cumulative").replace(
         "  factors:\n    - name: loss\n      levels:", "  steps:"
     )
     text = text.replace("        - {name: CE", "    - {name: CE").replace("        - {name: soft BCE, set: {loss.threshold: null}}",
         "    - {name: + GELU, set: {model.activation: {name: gelu}}}\n    - {name: A3, recipe: A3}")  # fmt: skip
     lines = printed(written(tmp_path, text), tmp_path / "results").splitlines()
-    told = {
+    shown_cells = {
         cells[0].strip(): cells[1].strip()
         for cells in (line.strip("│┃").split("│") for line in lines)
         if len(cells) > 3
     }
-    assert told["CE"] == "loss ce" and told["+ GELU"] == "model.activation gelu"
-    assert told["A3"].startswith("page A3.v1: ") and "repeats off" in told["A3"]
+    assert shown_cells["CE"] == "loss ce" and shown_cells["+ GELU"] == "model.activation gelu"
+    assert shown_cells["A3"].startswith("recipe A3.v1: ") and "repeats off" in shown_cells["A3"]
 
 
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
     assert re.search(r"3 runs to do, [\d.e-]+ hours one after another", text)
-    assert "estimated from 2 steps and one batch of val for each of 1 shapes" in text
+    assert "estimated from 2 steps and one batch of val for each of 1 kinds" in text
     assert "cpu, float32, 1 threads" in text
-    table = text.partition("minutes a run")[2]
+    table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
 
 
@@ -351,7 +351,7 @@ def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
         PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"),
     )
     text = printed(path, tmp_path / "results", num_measured=2)
-    assert "no estimate of time: " in text and "hours" not in text
+    assert "no time estimate: " in text and "hours" not in text
 
 
 def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
@@ -413,18 +413,18 @@ def test_a_shape_is_what_costs_time(tmp_path):
     [
         (
             ["--ablation", "norm-micro-batch", "--recipe", "A1"],
-            "recipe=: the page of ablation=norm-micro-batch says it",
+            "recipe=: ablation=norm-micro-batch sets it",
         ),
         (
             ["--ablation", "norm-micro-batch", "--set", "epochs=1"],
-            "set=: the page of ablation=norm-micro-batch says it",
+            "set=: ablation=norm-micro-batch sets it",
         ),
-        (["--measure", "0"], "measure=: is for the plan of an ablation"),
-        (["--results", "here"], "results=: is for the plan of an ablation"),
+        (["--measure", "0"], "measure=: only for the plan of an ablation"),
+        (["--results", "here"], "results=: only for the plan of an ablation"),
         (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
     ],
 )
-def test_words_that_would_do_nothing_are_refused(words, sentence):
+def test_options_that_would_be_ignored_are_refused(words, sentence):
     done = CliRunner().invoke(app, ["plan", *words], prog_name="rsb")
     assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
 

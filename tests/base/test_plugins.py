@@ -14,7 +14,7 @@ import yaml
 
 from trainer.runs.results import read_row_file
 
-EXTRAS = Path(__file__).with_name("extras.py")
+EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SMALL = "epochs=2 image.train_px=32 image.test_px=32 batch.images=32 batch.norm_images=32"
 OURS = {
     "loss": {"name": "brier"},

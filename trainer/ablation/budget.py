@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -43,7 +42,7 @@ def budget_lines(
     """
     if budget is None:
         return {}
-    epochs = budget.epochs or max(1, round(budget.share * adapted.epochs))
+    epochs = budget.epochs or max(1, round((budget.share or 0.0) * adapted.epochs))
     if page.adapted_to == profile.name:
         return {"epochs": epochs} if epochs != adapted.epochs else {}
     adapt = (profile.adapt or Adapt()).model_copy(update={"epochs": epochs})
@@ -55,8 +54,8 @@ def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
     """The overrides that turn one recipe into another; a component with a new name is written in
     full.
     """
-    pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
-    found = [(label, new) for label, _, new in tree.differences(*pages)]
+    old, new_values = tree.plain(before), tree.plain(after)
+    found = [(label, new) for label, _, new in tree.differences(old, new_values)]
     changed = [(label, new) for label, new in found if label.partition(".")[0] not in ABOUT]
     renamed = [label.removesuffix(".name") for label, _ in changed if label.endswith(".name")]
     lines = {
@@ -65,6 +64,6 @@ def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
         if not any(label.startswith(f"{section}.") for section in renamed)
     }
     sections = {
-        label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed
+        label: check.value_at(new_values, tree.find(Recipe, new_values, label)) for label in renamed
     }
     return lines | sections

@@ -170,8 +170,15 @@ def record_failure(repeat: Repeat, shared: Shared, code: int, start: int = 0):
     """Store a failed attempt. start: byte of output.txt where its output begins."""
     run = run_folder_of(shared, repeat)
     lines = _tail(cell_folder(shared.runs, repeat.key) / "output.txt", start)
-    facts = {"cell": repeat.cell, "seed": repeat.seed, "run": run.name if run else None}
-    return store_failure(shared.runs, repeat.key, exit_code=code, output=lines, **facts)
+    return store_failure(
+        shared.runs,
+        repeat.key,
+        cell=repeat.cell,
+        seed=repeat.seed,
+        run=run.name if run else None,
+        exit_code=code,
+        output=lines,
+    )
 
 
 def num_failed(repeat: Repeat, shared: Shared) -> int:

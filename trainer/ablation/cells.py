@@ -47,6 +47,12 @@ class Cell:
     published_source: str = ""
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def planned(self) -> Plan:
+        """The plan of a cell of a loaded ablation."""
+        assert self.plan is not None
+        return self.plan
+
     def job(self, seed: int, data_dir: Path | None = None) -> Job:
         """The job of one seed, as a user would give it."""
         return _jobs().Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)

@@ -35,7 +35,7 @@ def _label(text: str) -> str:
 
 
 def not_empty(items: tuple) -> tuple:
-    """A list with at least one item. (pydantic's min_length would count the valid items only.)"""
+    """A list with at least one item. Pydantic's min_length counts valid items only."""
     if not items:
         raise ValueError("write at least one")
     return items
@@ -54,7 +54,7 @@ class Change(Page):
 
     name: Label
     recipe: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
 
     @model_validator(mode="after")
     def _paths_are_apart(self) -> Self:

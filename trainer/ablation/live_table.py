@@ -72,7 +72,7 @@ def read_progress(folder: Path | None) -> Progress:
     lines = _last_lines(folder / "metrics.jsonl")
     speeds = _last_lines(folder / "speed.jsonl")
     return Progress(
-        step=max(_numbers(lines, "step"), default=0),
+        step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
         top1_pct=_last(lines, "top1_pct"),
         images_per_s=_last(speeds, "images_per_s"),
@@ -84,7 +84,8 @@ def _numbers(lines: Sequence[dict], name: str) -> list[float]:
 
 
 def _last(lines: Sequence[dict], name: str) -> float | None:
-    return (_numbers(lines, name) or [None])[-1]
+    numbers = _numbers(lines, name)
+    return numbers[-1] if numbers else None
 
 
 def _last_lines(path: Path) -> list[dict]:
@@ -113,8 +114,10 @@ class SweepTable:
     def __init__(self, console: Console, shared: Shared, title: str) -> None:
         self._console, self._shared, self._title = console, shared, title
         # no refresh thread: the process forks, and a fork must not inherit a thread's locks
-        still = {"auto_refresh": False, "redirect_stdout": False, "redirect_stderr": False}
-        self._live = Live(console=console, **still) if console.is_terminal else None
+        live = Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live = live if console.is_terminal else None
         self._folders: dict[str, Path] = {}
         self._logged: dict[str, str] = {}
         self._drawn_s = 0.0

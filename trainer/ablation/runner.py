@@ -162,9 +162,14 @@ class Sweep:
         for status in self._in(WAITING):
             repeat = status.repeat
             if shape_of(repeat.plan) == trial.shape:
-                facts = {"cell": repeat.cell, "seed": repeat.seed, "run": None}
                 status.failure = store_failure(
-                    self.shared.runs, repeat.key, exit_code=EXIT_FAILED, output=lines, **facts
+                    self.shared.runs,
+                    repeat.key,
+                    cell=repeat.cell,
+                    seed=repeat.seed,
+                    run=None,
+                    exit_code=EXIT_FAILED,
+                    output=lines,
                 )
                 status.state = FAILED
 

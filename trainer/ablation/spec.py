@@ -64,7 +64,7 @@ class AblationPage(Page):
     data: Names
     seeds: Annotated[tuple[Seed, ...], AfterValidator(not_empty)]
     budget: Budget | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
     design: Design
     published: tuple[Published, ...] = ()
 
@@ -158,7 +158,7 @@ def load_ablation(source: Path | str) -> Ablation:
     page, positions = load_page(path, AblationPage)
     if page.name != path.stem:
         raise positions.error(
-            ("name",), f"name is {page.name}, but the file is {path.name}", f"rename one of them"
+            ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
         )
     placed = [found for group in _groups(page, positions) for found in group]
     places = {cell.name: place for cell, place in placed}
@@ -265,22 +265,20 @@ def _cells(
         known[key] = variant.name
         name = f"{variant.name} ({suffix})" if suffix else variant.name
         score = _score(page, variant, model)
-        published = (score.top1_pct, score.source) if score else (None, "")
-        yield (
-            Cell(
-                name,
-                recipe,
-                model,
-                data,
-                text,
-                variant.levels,
-                len(known) == 1,
-                group,
-                *published,
-                plan,
-            ),
-            variant.place,
+        cell = Cell(
+            name=name,
+            recipe=recipe,
+            model=model,
+            data=data,
+            overrides=text,
+            levels=variant.levels,
+            is_base=len(known) == 1,
+            group=group,
+            published=score.top1_pct if score else None,
+            published_source=score.source if score else "",
+            plan=plan,
         )
+        yield cell, variant.place
 
 
 def _same_as(known: Mapping[str, str], key: str) -> str:
@@ -325,13 +323,13 @@ def _located_in_cell(
         place
         for place in [*(("set", label) for label in page.set), *changes]
         if any(
-            f"{one}.".startswith(f"{place[-1]}.") or place[-1].startswith(f"{one}.")
+            f"{one}.".startswith(f"{place[-1]}.") or f"{place[-1]}.".startswith(f"{one}.")
             for one in about
         )
     ]
     path = named[-1] if named else variant.place
     inner = (
-        (*path, *error.path[len(path[-1].split(".")) :]) if named else path
+        (*path, *error.path[len(str(path[-1]).split(".")) :]) if named else path
     )  # a key within the value
     path = inner if inner in positions.lines else path
     return positions.located(error, path, f"the cell {variant.name}, {group}")

@@ -14,7 +14,7 @@ from trainer.ablation.backends.local import LocalCells, count_gpus, preload
 from trainer.ablation.backends.ray import RayCells, share_of
 from trainer.ablation.cell_run import Shared, repeats_of, run_repeat
 from trainer.ablation.live_table import SweepTable, closing_lines
-from trainer.ablation.runner import Sweep
+from trainer.ablation.runner import Backend, Sweep
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.base.settings import check_writable
@@ -51,6 +51,7 @@ def run_ablation(
     """
     ablation = load_ablation(name)
     repeats = repeats_of(ablation, data_dir)
+    backend: Backend
     if ray is None:
         backend = _local_backend(shared, jobs, gpus)
     else:

@@ -22,16 +22,16 @@ from trainer.base.errors import printable
 from trainer.cli.options import app
 
 try:
-    from typer import TyperException as click_error
+    from typer import TyperException as CommandError
 except ImportError:  # older versions of Typer are built on click
-    from click import ClickException as click_error
+    from click import ClickException as CommandError  # type: ignore[assignment]
 
 
 def run_program() -> int:
     """Run the command named by sys.argv; one that cannot be parsed is one line and exit 2."""
     try:
         return app(prog_name="rsb", standalone_mode=False)
-    except click_error as error:
+    except CommandError as error:
         message = error.format_message().rstrip(".")
         if message:  # it is empty where no command was named: the help was printed then
             context = getattr(error, "ctx", None)

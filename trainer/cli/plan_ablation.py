@@ -1,6 +1,4 @@
-"""`plan --ablation`: the cells of an ablation, which of their runs have a row, and how long the rest
-will take.
-"""
+"""`plan --ablation`: an ablation's cells, the runs that have a row, how long the rest takes."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ def print_plan(
     out: Console,
     name: str,
     data_dir: Path | None,
-    machine: Mapping[str, str],
+    machine: Mapping[str, Any],
     results: Path,
     num_measured: int,
 ) -> None:
@@ -58,7 +56,8 @@ def print_plan(
     out.print()
     out.print(
         Text(
-            f"{len(rows)} runs: {len(rows) - len(missing)} stored in {results}, {len(missing)} to run"
+            f"{len(rows)} runs: {len(rows) - len(missing)} with a row in {results}, "
+            f"{len(missing)} to run"
         ),
         soft_wrap=False,
     )
@@ -110,10 +109,10 @@ def check_models(ablation: Ablation) -> None:
     """
     tried = set()
     for cell in ablation.cells:
-        shape = shape_of(cell.plan)
+        shape = shape_of(cell.planned)
         if shape not in tried:
             try:
-                assemble(cell.plan)
+                assemble(cell.planned)
             except UserError as error:
                 raise ablation.located(error, cell) from None
         tried.add(shape)
@@ -161,8 +160,8 @@ def print_group(
 
 def steps_line(cells: Sequence[Cell]) -> str:
     """The length of the cells in steps and epochs."""
-    steps = sorted({cell.plan.num_steps for cell in cells})
-    epochs = sorted({cell.plan.recipe.epochs for cell in cells})
+    steps = sorted({cell.planned.num_steps for cell in cells})
+    epochs = sorted({cell.planned.recipe.epochs for cell in cells})
     return (
         " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1])))
         + " steps each, "
@@ -172,7 +171,7 @@ def steps_line(cells: Sequence[Cell]) -> str:
 
 def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
     """The deviations that the runs of all cells share: (path, value)."""
-    final = [{change.path: change for change in cell.plan.deviations} for cell in cells]
+    final = [{change.path: change for change in cell.planned.deviations} for cell in cells]
     return [
         (path, change.after)
         for path, change in final[0].items()
@@ -210,12 +209,14 @@ def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 def difference(before: Cell, cell: Cell) -> str:
     """How a cell's recipe differs from another's, in short."""
     if cell.is_base:
-        return f"the base, {_recipe_name(cell.plan)}"
-    lines = in_short((row.path, row.b) for row in diff_rows(before.plan.recipe, cell.plan.recipe))
+        return f"the base, {_recipe_name(cell.planned)}"
+    lines = in_short(
+        (row.path, row.b) for row in diff_rows(before.planned.recipe, cell.planned.recipe)
+    )
     recipe = (
         ""
-        if _recipe_name(before.plan) == _recipe_name(cell.plan)
-        else f"recipe {_recipe_name(cell.plan)}: "
+        if _recipe_name(before.planned) == _recipe_name(cell.planned)
+        else f"recipe {_recipe_name(cell.planned)}: "
     )
     rest = len(lines) - MAX_DIFFERENCES
     return recipe + "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
@@ -234,14 +235,14 @@ def done(rows: Sequence[Row | None]) -> str:
 
 def print_hours(
     out: Console, ablation: Ablation, missing: Sequence[tuple[str, int]], data_dir: Path | None,
-    machine: Mapping[str, str], num_measured: int,
+    machine: Mapping[str, Any], num_measured: int,
 ) -> None:  # fmt: skip
     """Print how long the missing runs will take here, one after another, and the basis of that."""
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
         opened = {
-            cell.data: open_data(cell.plan.profile, data_folder(cell.data, data_dir))
+            cell.data: open_data(cell.planned.profile, data_folder(cell.data, data_dir))
             for cell in cells
         }
     except UserError as error:
@@ -250,12 +251,12 @@ def print_hours(
     in_memory = all(data.train.is_in_memory for data in opened.values())
     settings = make_settings(**machine, in_memory=in_memory)
     throughputs = measured(cells, settings, opened, num_measured)
-    seconds = {cell.name: throughputs[shape_of(cell.plan)].run_s(cell.plan) for cell in cells}
+    seconds = {cell.name: throughputs[shape_of(cell.planned)].run_s(cell.planned) for cell in cells}
     table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
     table.columns[0].overflow = "fold"
     for cell in cells:
         seeds = ", ".join(str(seed) for name, seed in missing if name == cell.name)
-        step_s = throughputs[shape_of(cell.plan)].step_s
+        step_s = throughputs[shape_of(cell.planned)].step_s
         table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
     out.print()
     out.print(table, soft_wrap=False)
@@ -272,11 +273,11 @@ def measured(
     cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
 ) -> dict[str, Throughput]:
     """The throughput of every shape among the cells."""
-    plans = {shape_of(cell.plan): cell for cell in cells}
+    plans = {shape_of(cell.planned): cell for cell in cells}
     with show.progress(show.console(), "measuring", len(plans)) as each:
         throughputs = {}
         for shape, cell in plans.items():
-            plan = plan_of_cell(cell, cell.plan.seed)
+            plan = plan_of_cell(cell, cell.planned.seed)
             throughputs[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
             each()
     return throughputs

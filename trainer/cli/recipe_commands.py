@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer.cli.plan_ablation import print_plan
 from trainer.data.profile import find_profile
 from trainer.models.build import assemble
+from trainer.models.edit.replacement import Swap
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
@@ -23,7 +25,7 @@ def plan(job: Job) -> None:
 
 
 def plan_ablation(
-    name: str, data_dir: Path | None, machine: Mapping[str, str], results: Path, num_measured: int
+    name: str, data_dir: Path | None, machine: Mapping[str, Any], results: Path, num_measured: int
 ) -> None:
     """Print the plan of an ablation. num_measured: steps to time for its estimate, 0 for none."""
     print_plan(summary.console(), name, data_dir, machine, results, num_measured)
@@ -33,7 +35,7 @@ def explain(job: Job, with_off: bool) -> None:
     """Print every value of a recipe with its origin. job: its data may be empty: no profile."""
     profile = find_profile(job.data, job.data_dir) if job.data else None
     written, positions, resolved, deviations = resolve(job, profile)
-    replacements = ()
+    replacements: tuple[Swap, ...] = ()
     if resolved.model:
         # module replacement does not depend on the number of classes or images: without a data set,
         # ImageNet's profile

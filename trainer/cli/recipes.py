@@ -76,7 +76,8 @@ def _check_options(context: typer.Context, ablation: str) -> None:
     Raises UserError.
     """
     for name in context.params:
-        if context.get_parameter_source(name).name != "COMMANDLINE":
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
             continue
         if ablation and name in _RUN_OPTIONS:
             raise UserError(f"{name.rstrip('_')}=: ablation={ablation} sets it; use one of the two")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -180,8 +180,8 @@ def launch_slurm(
         *(() if gpus else ("--device", "cpu")),
         *(("--plugins", plugins) if plugins else ()),
     ]
-    train_command = typer.main.get_command(app).commands["train"]
-    options = train_command.make_context(context.command_path, list(argv)).params
+    group: Any = typer.main.get_command(app)  # app has several commands, so it is a group
+    options = group.commands["train"].make_context(context.command_path, list(argv)).params
     slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
     _commands().write_job_file(["train", *argv], options, slurm, job)
     path = printable(str(job))

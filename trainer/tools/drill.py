@@ -80,12 +80,8 @@ class Drill:
     @property
     def name(self) -> str:
         """The fault as inject= has it, and the further options."""
-        return " ".join(
-            [
-                f"inject={self.fault}",
-                *(f"{name[2:]}={value}" for name, value in zip(self.words[::2], self.words[1::2], strict=True)),
-            ]
-        )
+        pairs = zip(self.words[::2], self.words[1::2], strict=True)
+        return " ".join([f"inject={self.fault}", *(f"{name[2:]}={value}" for name, value in pairs)])
 
 
 _AUTO, _TWO_RANKS = ("--micro-batch", "auto"), ("--procs", "2")
@@ -261,6 +257,7 @@ def call(words: list[str], output: Path) -> int:
         process.kill()
         process.join()
         raise TimeoutError
+    assert process.exitcode is not None  # it has ended
     return process.exitcode
 
 
@@ -304,9 +301,9 @@ def _tested(drill: Drill, reference: _Outcome, folder: Path) -> DrillResult:
             drill, codes, (failure,), (reference if reference.row is None else end).output
         )
     failures = tuple(_failures(drill, reference, end))
-    observed = (
-        f"{codes}; weights {end.row['weights_sha256'][:8]}, {_distance_in_words(reference, end)}"
-    )
+    weights = end.row["weights_sha256"]
+    distance_text = _distance_in_words(reference, end, weights == reference.row["weights_sha256"])
+    observed = f"{codes}; weights {weights[:8]}, {distance_text}"
     if end.is_stored != reference.is_stored:
         observed += "; row not stored"
     return DrillResult(drill, observed, failures, end.output if failures else "")
@@ -314,6 +311,7 @@ def _tested(drill: Drill, reference: _Outcome, folder: Path) -> DrillResult:
 
 def _failures(drill: Drill, reference: _Outcome, end: _Outcome) -> Iterator[str]:
     """Each promise that does not hold."""
+    assert reference.row is not None and end.row is not None  # as the caller has checked
     is_same = end.row["weights_sha256"] == reference.row["weights_sha256"]
     if drill.ends == "same":
         differ = [
@@ -340,8 +338,8 @@ def _failures(drill: Drill, reference: _Outcome, end: _Outcome) -> Iterator[str]
         yield f"deviations: {', '.join(paths) or 'none'}"
 
 
-def _distance_in_words(reference: _Outcome, end: _Outcome) -> str:
-    if end.row["weights_sha256"] == reference.row["weights_sha256"]:
+def _distance_in_words(reference: _Outcome, end: _Outcome, is_same: bool) -> str:
+    if is_same:
         return "identical"
     return f"{distance(reference.weights, end.weights):.1e} relative distance"
 

@@ -183,8 +183,8 @@ class Faults:
     def _mark(self, due: list[Fault], state, made: Sequence[Fault] = ()) -> list[Fault]:
         """Record faults in the folder; gives those to inject. made: by the dataloader already.
 
-        Where recording fails, as on a full disk, the run continues without these faults: unrecorded,
-        they would be injected again at every resume.
+        Where recording fails, as on a full disk, the run continues without these faults:
+        unrecorded, they would be injected again at every resume.
         """
         if not due:
             return []

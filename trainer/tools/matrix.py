@@ -35,6 +35,7 @@ MODELS = (
 
 # Small enough for seven models per recipe; two micro-batches, so that their gradients and BatchNorm
 # statistics are accumulated.
+_ADAPTED = Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2)
 NOISE = Profile(
     name="noise",
     num_classes=1000,
@@ -42,7 +43,7 @@ NOISE = Profile(
     num_val=50_000,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    adapt=Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2),
+    adapt=_ADAPTED,
 )
 
 
@@ -69,7 +70,7 @@ def chosen_recipes(names: str) -> list[str]:
 
 
 def chosen_models(names: str) -> Sequence[str]:
-    """The models that a text such as `resnet18 convnext_atto` names; all of MODELS for an empty one.
+    """The models that a text such as `resnet18 convnext_atto` names; MODELS for an empty one.
 
     Raises UserError for a name that is not in MODELS.
     """
@@ -171,7 +172,6 @@ def as_markdown(cells: Sequence[Cell]) -> str:
     return "\n".join([*_HEAD, *lines, *([""] if notes else []), *notes, ""])
 
 
-_ADAPTED = NOISE.adapt
 _HEAD = (
     "# Compatibility matrix: every recipe on every model family",
     "",

@@ -112,5 +112,5 @@ def test_a_share_that_is_not_understood_is_refused(text):
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with pytest.raises(UserError, match="address=auto: no cluster there .*address=local"):
+    with pytest.raises(UserError, match=r"address=auto: no Ray cluster .*address=local"):
         RayCells(shared_in(tmp_path), "auto", Share())

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
+from typing import Any
 
 import torch
 
@@ -58,7 +59,7 @@ class LocalCells:
         self, work: Callable[..., int], num_slots: int, gpus: tuple[str, ...] = ()
     ) -> None:
         self.num_slots, self._work, self._gpus = num_slots, work, gpus
-        self._running: dict[int, tuple[object, multiprocessing.process.BaseProcess]] = {}
+        self._running: dict[int, tuple[Any, multiprocessing.process.BaseProcess]] = {}
 
     @property
     def num_running(self) -> int:
@@ -72,7 +73,7 @@ class LocalCells:
         process.start()
         self._running[slot] = what, process
 
-    def ended(self, timeout_s: float) -> list[tuple[object, int]]:
+    def ended(self, timeout_s: float) -> list[tuple[Any, int]]:
         """The work that has ended, with exit codes, of a signal negative. Waits at most timeout_s
         for the first.
         """
@@ -85,6 +86,7 @@ class LocalCells:
         for slot in slots:
             what, process = self._running.pop(slot)
             process.join()
+            assert process.exitcode is not None  # it has ended
             found.append((what, process.exitcode))
         return found
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -175,7 +176,7 @@ def _connected(address: str, jobs: int | None, share: Share):
         raise UserError(
             'on=ray: Ray is not installed; run .venv/bin/python -m pip install "rsb[ray]"'
         ) from None
-    here = (
+    here: dict[str, Any] = (
         {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)}
         if address == "local"
         else {}
