@@ -1,9 +1,9 @@
-"""The Python API as a notebook uses it: the command line's runs, displayed, interrupted, resumed."""
+"""The Python API as a notebook uses it: the command line's runs, shown, stopped, resumed."""
 
 import json
 import os
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 import threading

@@ -59,7 +59,8 @@ def test_a_real_step_is_made_of_the_largest_images_and_one_batch_scored(tmp_path
     )
     growing = repeat_of(
         0.1,
-        overrides="image.growth='{from_px: 16, from_epoch: 0, to_epoch: 2, multiple_px: 16, updated: per_epoch}'",
+        overrides="image.growth='{from_px: 16, from_epoch: 0, to_epoch: 2, multiple_px: 16, "
+        "updated: per_epoch}'",
     )
     trials = list(try_shapes({"a": growing}, shared_in(tmp_path)))
     assert [(trial.shape, trial.error) for trial in trials] == [("a", None)]

@@ -57,5 +57,5 @@ def test_a_cell_that_finished_has_no_failure(tmp_path):
 def test_a_damaged_record_is_named_with_a_remedy(tmp_path, content):
     store_failure(tmp_path, "k", exit_code=1, output=["x"], **FACTS)
     failure_path(tmp_path, "k").write_text(content)
-    with pytest.raises(FailureError, match="failure.json.*remove it"):
+    with pytest.raises(FailureError, match=r"failure.json.*remove it"):
         read_failures(tmp_path)

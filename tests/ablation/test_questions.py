@@ -91,7 +91,9 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(page, tmp_path, monkeypa
 def test_a_page_with_files_of_its_own_is_never_cached(page, loaded, tmp_path):
     profile = tmp_path / "own.yaml"
     profile.write_text(
-        "name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\nmean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\nadapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n"
+        "name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\n"
+        "mean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\n"
+        "adapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n"
     )
     page.write_text(PAGE.replace("data: [digits]", f"data: [{profile}]"))
     open_question(page), open_question(page)
@@ -125,7 +127,8 @@ def test_a_cached_table_needs_no_torch(page, tmp_path):
     ]
     script = (
         f"import sys; from trainer.cli.main import app; app({words!r}, standalone_mode=False); "
-        "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
+        "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "print(bad); sys.exit(bool(bad))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -276,6 +276,6 @@ def test_a_signal_in_the_one_step_is_no_failure(sweeps):
 
 
 def test_what_the_user_wrote_wrong_ends_the_call_before_anything_runs(sweeps):
-    with pytest.raises(UserError, match="cell 0.01: data: not found"):
+    with pytest.raises(UserError, match=r"cell 0.01: data: not found"):
         sweeps(trials={"0.01": Trial("", "data: not found", is_users=True)})
     assert read_failures(sweeps.shared.runs) == {}

@@ -109,9 +109,8 @@ def test_killed_at_five_random_moments_it_ends_the_same(undisturbed, world, tmp_
     for _ in range(5):
         before = sweep.num_steps()
         pid = sweep.begin()
-        wait_until(
-            lambda: sweep.num_steps() > before
-        )  # else the moments would fall on the start alone
+        # else the moments would fall on the start alone
+        wait_until(lambda before=before: sweep.num_steps() > before)
         time.sleep(draws.uniform(0, 0.9))
         assert sweep.kill(pid) == -signal.SIGKILL
     assert len(sweep.rows()) < 12, "nothing was left to kill"

@@ -229,10 +229,22 @@ def test_the_recipes_are_listed():
 @pytest.mark.parametrize(
     "value",
     [
-        "epochs=5 loss.name=ce", "a'b", 'a"b', "a;touch pwned", "$(shell touch pwned)", "$(touch pwned)", "`touch pwned`",
-        "${HOME}", "a\\b", "*", "a&b|c>d", "#x", "--help", "ü ✓",
+        "epochs=5 loss.name=ce",
+        "a'b",
+        'a"b',
+        "a;touch pwned",
+        "$(shell touch pwned)",
+        "$(touch pwned)",
+        "`touch pwned`",
+        "${HOME}",
+        "a\\b",
+        "*",
+        "a&b|c>d",
+        "#x",
+        "--help",
+        "ü ✓",
     ],
-)  # fmt: skip
+)
 def test_make_passes_any_value_as_text(door, value):
     done = make(door, f"set={value}", "recipe=A1")
     assert done.returncode == 0, done.stderr

@@ -56,7 +56,10 @@ def refuse_without() -> None:
     lacking = [name for name in _PROGRAMS if _program(name) is None]
     sentence = None
     if lacking:
-        sentence = f"no {lacking[0]} here: apt-get install -y --no-install-recommends slurm-wlm munge, and job files are tested on a real Slurm"
+        sentence = (
+            f"{lacking[0]} is not installed: job files are tested on a real Slurm; "
+            "run apt-get install -y --no-install-recommends slurm-wlm munge"
+        )
     elif os.geteuid():
         sentence = "Slurm's daemons want root: as root, job files are tested on a real Slurm"
     if sentence:

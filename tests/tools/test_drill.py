@@ -36,7 +36,7 @@ def test_drills_are_chosen_by_kind():
         "kill@1,kill@10,kill@11",
         "term@6",
     }
-    with pytest.raises(UserError, match="only=kil: .*did you mean kill"):
+    with pytest.raises(UserError, match=r"only=kil: .*did you mean kill"):
         chosen_drills("kil")
 
 

@@ -22,7 +22,6 @@ from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
 from trainer.data.order import epoch_order
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine import train
 from trainer.engine.micro_batches import MemoryFull
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.lock import LockLost
@@ -325,7 +324,7 @@ def test_a_loss_that_is_no_number_leaves_the_store_alone_and_the_next_call_goes_
 def test_memory_that_runs_out_and_a_damaged_image_end_a_call_in_one_line_and_the_next_goes_on(
     tmp_path, clean
 ):
-    with pytest.raises(MemoryFull, match="out of memory in step 3: .*activation_checkpointing=1"):
+    with pytest.raises(MemoryFull, match=r"out of memory in step 3: .*activation_checkpointing=1"):
         trained(tmp_path, "oom@3,bad_image@1100")
     with pytest.raises(BadImage, match="inject=bad_image@1100"):
         trained(tmp_path, "oom@3,bad_image@1100")

@@ -29,7 +29,7 @@ def _label(text: str) -> str:
         or len(text) > MAX_LABEL_LENGTH
     ):
         raise ValueError(
-            f"use 1 to {MAX_LABEL_LENGTH} characters, without | and ` and without spaces at the ends"
+            f"use 1 to {MAX_LABEL_LENGTH} characters, without | and ` and without outer spaces"
         )
     return text
 

@@ -106,7 +106,7 @@ def test_a_share_of_the_cluster_is_text(text, share):
 
 @pytest.mark.parametrize("text", ["cpu=4", "cpus=", "cpus=many", "cpus=-1", "cpus=inf", "cpus"])
 def test_a_share_that_is_not_understood_is_refused(text):
-    with pytest.raises(UserError, match="per_cell=cpu.*; use per_cell"):
+    with pytest.raises(UserError, match=r"per_cell=cpu.*; use per_cell"):
         share_of(text)
 
 
