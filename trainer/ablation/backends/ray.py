@@ -6,6 +6,7 @@ Ray replaces a worker that dies, and the new one resumes from the run's checkpoi
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -71,7 +72,7 @@ class RayCells:
     ) -> None:
         self._ray = _connected(address, jobs, share)
         self._shared = shared
-        options = {
+        options: dict[str, Any] = {
             "num_cpus": share.cpus,
             "num_gpus": self._gpus(share),
             "max_retries": max(NUM_RETRIES, retries),
@@ -182,7 +183,7 @@ def _connected(address: str, jobs: int | None, share: Share):
         else {}
     )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
@@ -194,7 +195,7 @@ def _connected(address: str, jobs: int | None, share: Share):
 def _run_there(
     repeat: Repeat, shared: Shared, num_threads: int, folder: str
 ) -> tuple[int, Row | None]:
-    _settle_in(num_threads, folder)
+    _enter_sweep(num_threads, folder)
     code = run_repeat(repeat, shared)
     return code, find_row(shared, repeat)
 
@@ -202,11 +203,11 @@ def _run_there(
 def _listed_there(
     function: Callable[..., Iterator], part: dict, given: tuple, num_threads: int, folder: str
 ) -> list:
-    _settle_in(num_threads, folder)
+    _enter_sweep(num_threads, folder)
     return list(function(part, *given))
 
 
-def _settle_in(num_threads: int, folder: str) -> None:
+def _enter_sweep(num_threads: int, folder: str) -> None:
     """The number of threads, the working directory and the plugins of the calling process."""
     torch.set_num_threads(num_threads)
     if Path(folder).is_dir():
