@@ -1,12 +1,13 @@
-"""The Python API as a notebook uses it: runs of the command line, shown, interrupted, resumed."""
+"""The Python API as a notebook uses it: the command line's runs, shown, stopped, resumed."""
 
-import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,12 +25,7 @@ SHORT = {
     "lr.warmup_from": None,
 }
 MACHINE = {"device": "cpu", "workers": 0}
-# While the package is flat, `trainer.engine.train` may mean the file of that name.
-IMPORT = (
-    "import trainer as rsb"
-    if importlib.util.find_spec("trainer.engine")
-    else "from trainer import api as rsb"
-)
+EXTRAS = Path(__file__).parent / "support" / "extras.py"
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +72,32 @@ def test_a_value_that_no_recipe_can_have_is_refused():
         api.plan("A3", "test_resnet", set={"epochs": object()})
 
 
-def test_a_plan_knows_its_units_and_shows_itself():
+def test_plugins_are_loaded_as_by_plugins_on_the_command_line(tmp_path):
+    """In a process of its own: a plugin stays loaded."""
+    plugin = tmp_path / "extras.py"
+    shutil.copy(EXTRAS, plugin)
+    script = (
+        "import sys, trainer\n"
+        "try: trainer.plan('A3', 'test_resnet', set={'loss': {'name': 'brier'}})\n"
+        "except ValueError as error: print(error)\n"
+        "for plugins in (sys.argv[1], [sys.argv[1]]):\n"
+        "    plan = trainer.plan('A3', 'test_resnet', set='loss={name: brier}', plugins=plugins)\n"
+        "    print(plan.recipe.loss.name, *plan.plugins)"
+    )
+    command = [sys.executable, "-c", script, str(plugin)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    refused, *loaded = done.stdout.splitlines()
+    assert "brier" in refused and loaded == ["brier extras.py"] * 2, done.stderr
+
+
+def test_a_plan_has_its_units_and_displays_itself():
     plan = api.plan("A3", "test_resnet", set=SHORT)
     assert (plan.num_steps, plan.num_micro_batches) == (22, 2) and plan.lr_at(0) == 0.008
     assert "22 = 2 epochs x 11" in str(plan)
     assert "22 = 2 epochs x 11" in plan._repr_html_() and plan._repr_html_().startswith("<pre")
 
 
-def test_the_same_words_mean_the_same_run_as_on_the_command_line(run, folders):
+def test_the_same_arguments_give_the_same_run_as_on_the_command_line(run, folders):
     text = " ".join(f"{path}={'null' if value is None else value}" for path, value in SHORT.items())
     words = [
         "train",
@@ -135,7 +149,7 @@ def test_a_recipe_in_memory_trains_as_its_file_does_and_a_changed_one_is_a_devia
     ] == [("repeats", 2, "file")]
 
 
-def test_training_prints_lines_unless_told_not_to(capsys, folders, run):
+def test_training_prints_lines_unless_progress_is_off(capsys, folders, run):
     api.train("A3", "test_resnet", set=SHORT, progress=False, **MACHINE, **folders)
     assert capsys.readouterr().out == ""
     api.train("A3", "test_resnet", set=SHORT, **MACHINE, **folders)
@@ -195,7 +209,7 @@ def test_it_trains_in_a_thread_and_leaves_generators_as_they_were(run, tmp_path)
 
 
 NOTEBOOK = [
-    IMPORT,
+    "import trainer as rsb",
     "recipe = rsb.load_recipe('A3')\nprint(recipe.to_yaml())",
     f"short, cpu = {SHORT}, {MACHINE}\nrsb.plan(recipe, 'test_resnet', set=short)",
     "run = rsb.train(recipe, 'test_resnet', set=short, **cpu)\nrun",

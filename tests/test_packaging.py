@@ -60,7 +60,7 @@ def test_ffcv_that_cannot_be_built_says_the_one_command(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith(
-        "error: ffcv=1: no pkg-config here"
+        "error: ffcv=1: pkg-config is not installed"
     )
     assert "sudo apt-get install -y" in done.stderr and "; run sudo" in done.stderr
 

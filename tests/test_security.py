@@ -181,10 +181,22 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 @pytest.mark.parametrize(
     "text",
-    [BOMB, "a: " + "[" * 10_000 + "]" * 10_000, "a: " + "{b: " * 10_000 + "}" * 10_000, "- " * 10_000 + "x", "? " * 10_000 + "x", "[" * 10_000,
-     'a: !!python/object/apply:os.system ["touch pwned"]', "a: !!python/name:os.system", "a: !!binary eA==", "<<: {a: 1}", "a: \u202ex", "a: x # \u2066"],
+    [
+        BOMB,
+        "a: " + "[" * 10_000 + "]" * 10_000,
+        "a: " + "{b: " * 10_000 + "}" * 10_000,
+        "- " * 10_000 + "x",
+        "? " * 10_000 + "x",
+        "[" * 10_000,
+        'a: !!python/object/apply:os.system ["touch pwned"]',
+        "a: !!python/name:os.system",
+        "a: !!binary eA==",
+        "<<: {a: 1}",
+        "a: \u202ex",
+        "a: x # \u2066",
+    ],
     ids=range(12),
-)  # fmt: skip
+)
 def test_a_page_that_is_a_trap_is_one_line_at_once(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "A1.v1.yaml"
@@ -218,8 +230,8 @@ def test_a_page_of_a_gigabyte_is_not_read(tmp_path):
 def test_a_data_set_has_a_name_that_may_stand_in_a_files(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\nmean: [0.5, 0.5, 0.5]\nstd: [0.2,"
-        " 0.2, 0.2]\n"
+        "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\n"
+        "mean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n"
     )
     with pytest.raises(PageError, match=":1: name"):
         load_page(path, Profile)
@@ -230,10 +242,19 @@ def test_a_data_set_has_a_name_that_may_stand_in_a_files(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"top1_pct": 1e999}, {"top1_pct": -1.0}, {"num_params": 10**40}, {"num_val_images": 0}, {"device": "\x1b[2J"}, {"finished_utc": "now"},
-     {"deviations": [{"path": "a", "before": "\x07", "after": "b", "origin": "set"}]}, {"versions": {"torch": "\x9b2J"}}, {"top1_pct": True}],
+    [
+        {"top1_pct": 1e999},
+        {"top1_pct": -1.0},
+        {"num_params": 10**40},
+        {"num_val_images": 0},
+        {"device": "\x1b[2J"},
+        {"finished_utc": "now"},
+        {"deviations": [{"path": "a", "before": "\x07", "after": "b", "origin": "set"}]},
+        {"versions": {"torch": "\x9b2J"}},
+        {"top1_pct": True},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_row_of_no_number_or_no_text_is_refused(tmp_path, change):
     path = tmp_path / "row.json"
     path.write_text(json.dumps(json.loads(ROW.as_json()) | change))
@@ -251,7 +272,7 @@ def test_json_that_nests_without_end_is_none(tmp_path):
             json_of(text)
     for name in ("plan.json", "row.json"):
         (tmp_path / name).write_text(DEEP)
-    with pytest.raises(UserError, match="plan.json is damaged"):
+    with pytest.raises(UserError, match=r"plan.json is damaged"):
         recipe_of(tmp_path)
     with pytest.raises(RowError):
         read_row_file(tmp_path / "row.json")
@@ -320,7 +341,7 @@ def test_a_pipe_is_waited_for_by_nobody(tmp_path):
     os.mkfifo(tmp_path / "train/a/2.jpg")
     with pytest.raises(BadImage, match="no file"):
         read_image(tmp_path / "train/a/2.jpg")
-    with pytest.raises(DataError, match="2.jpg: a pipe or a device"):
+    with pytest.raises(DataError, match=r"2.jpg: a pipe or a device"):
         open_index(tmp_path, "train")
 
 

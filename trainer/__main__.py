@@ -13,45 +13,22 @@ def main() -> None:
     """Run one command and end with its exit code.
 
     The only place that changes anything of the process: signal handlers and warning filters, both
-    put back at the end.
+    restored at the end.
     """
-    words = sys.argv[1:]
+    command = sys.argv[1:2]
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.filterwarnings(
-            "ignore", module=r"PIL\."
-        )  # advice about files, which check-data lists
-        if words[:1] == ["train"]:  # the imports take a second, in which a signal may come
+        # PIL's advice about single image files; check-data lists them
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        if command == ["train"]:  # its imports take seconds, in which a signal may arrive
             stack.enter_context(EarlySignals())
-        if words[:1] == [
-            "doctor"
-        ]:  # asked where Typer, or what it needs, may be the one that is broken
+        if command == ["doctor"]:
+            # before Typer is imported: it, or a package that it needs, may be what is broken
             from trainer.tools.doctor_show import answer_words
 
-            answer_words(words[1:])
-        sys.exit(_run())
+            answer_words(sys.argv[2:])
+        from trainer.cli.main import run_program  # Typer, after the signal handlers are installed
 
-
-def _run() -> int:
-    """Run one command; words that it does not take are one line and exit 2."""
-    import typer  # here, so that the signals are noted by now
-
-    from trainer.base.errors import printable
-    from trainer.cli.main import app
-
-    try:
-        from typer import TyperException as click_error
-    except ImportError:  # a Typer that still stands on click
-        from click import ClickException as click_error
-    try:
-        return app(prog_name="rsb", standalone_mode=False)
-    except click_error as error:
-        message = error.format_message().rstrip(".")
-        if message:  # else no command was named, and the help stands there already
-            asked = error.ctx.command_path if getattr(error, "ctx", None) else "rsb"
-            typer.echo(f"error: {printable(message)}; see {asked} --help", err=True)
-        return error.exit_code
-    except typer.Abort:
-        return 1
+        sys.exit(run_program())
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@
     plan(recipe, "resnet18", set={"epochs": 2})           steps, learning rates, deviations
     run = train(recipe, "resnet18", set={"epochs": 2})
     run.row.top1_pct, run.history, run.plot(), run.model
-    evaluate(run)                                         the exported weights scored again
-    load_run(run.name)                                    a run of before, the same object
+    evaluate(run)                                         evaluate its exported weights again
+    load_run(run.name)                                    an earlier run, the same object
     lr_find(recipe, "resnet18").suggestion
 
-Runs, rows and weights are those of `make` with the same words, bit for bit: what one has trained,
-the other finds. What a caller asked wrongly raises UserError, a ValueError whose text says where,
-what and what to write instead.
+Runs, rows and weights are bit for bit those of `make` with the same arguments: either finds what
+the other has trained. Invalid arguments raise UserError, a ValueError whose text says where, what
+is wrong and what to write instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,7 @@ from torch import nn
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
+from trainer.base.plugins import load_plugins
 from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
@@ -60,12 +61,17 @@ from trainer.runs.start import train_rank
 __all__ = ["Run", "ShownPlan", "evaluate", "load_recipe", "load_run", "lr_find", "plan", "train"]
 
 
-def load_recipe(name: str | Path) -> Recipe:
+Plugins = str | Path | Sequence[str | Path]
+
+
+def load_recipe(name: str | Path, *, plugins: Plugins = ()) -> Recipe:
     """A recipe by its name, "A3" for the newest version or "A3.v1", or the one in a .yaml file.
 
-    `print(recipe.to_yaml())` shows it. Raises UserError for a name that no recipe has, or a file
-    with a mistake.
+    `print(recipe.to_yaml())` shows it. plugins: as `train` takes it.
+
+    Raises UserError for an unknown name, or a file with an error.
     """
+    _load_plugins(plugins)
     return load_file(find_recipe(str(name)))
 
 
@@ -76,16 +82,19 @@ def plan(
     data_dir: Path | str | None = None,
     seed: int = 0,
     set: Mapping[str, Any] | str = "",
+    *,
+    plugins: Plugins = (),
 ) -> ShownPlan:
-    """What `train` with the same words would do: steps, images, learning rates, deviations.
+    """The plan of `train` with the same arguments: steps, images, learning rates, deviations.
 
     Needs no GPU and no images.
 
     set: overrides by dotted path, {"epochs": 2, "loss.name": "ce", "mix": None}, or as text
-    "epochs=2 loss.name=ce mix=null".
+    "epochs=2 loss.name=ce mix=null". plugins: as `train` takes it.
 
-    Raises UserError for whatever does not fit.
+    Raises UserError for invalid arguments.
     """
+    _load_plugins(plugins)
     with _job(recipe, model, data, data_dir, seed, set) as job:
         return ShownPlan(**vars(plan_of(job)))
 
@@ -111,17 +120,23 @@ def train(
     micro_batch: str = "page",
     activation_checkpointing: bool = False,
     compile: bool = False,
+    plugins: Plugins = (),
     progress: bool = True,
 ) -> Run:
-    """Train a model by a recipe, in this process; its run, or the one that has its row already.
+    """Train a model by a recipe in this process; gives its run, or the stored one of the same
+    arguments.
 
-    set: as `plan` takes it; every other argument means what the variable of `make` of that name
-    does. progress: print the lines that the command prints. An interrupt (Ctrl-C, a notebook's stop
-    button) saves the run and raises KeyboardInterrupt; the same call resumes it. Generators,
-    threads and signal handlers of the process stay as they were.
+    set: as `plan` takes it. plugins: Python files with components of your own, which stay loaded.
+    progress: print the lines that the command prints. Every other argument means the same as the
+    `make` variable of its name.
 
-    Raises UserError for whatever does not fit, OSError where the end of the run cannot be written.
+    An interrupt (Ctrl-C, a notebook's stop button) saves the run and raises KeyboardInterrupt; the
+    same call resumes it. The process's random generators, threads and signal handlers stay as they
+    were.
+
+    Raises UserError for invalid arguments, OSError where the final files cannot be written.
     """
+    _load_plugins(plugins)
     machine = {
         "precision": precision,
         "workers": str(workers),
@@ -135,10 +150,9 @@ def train(
         "compile": compile,
     }
     width = None if progress and sys.stdout.isatty() else 140
-    # no HTML in a notebook either: rich would make an output of its own of every line
-    console = Terminal(
-        file=None if progress else io.StringIO(), width=width, soft_wrap=True, force_jupyter=False
-    )
+    # plain text in a notebook too: rich would turn every line into an output of its own
+    unseen = None if progress else io.StringIO()
+    console = Terminal(file=unseen, width=width, soft_wrap=True, force_jupyter=False)
     with (
         _job(recipe, model, data, data_dir, seed, set, bad_images, again) as job,
         untouched(device),
@@ -151,8 +165,8 @@ def train(
     if code == EXIT_STOPPED:
         raise KeyboardInterrupt(f"stopped and saved in {runs}; the same call of train resumes it")
     if code == EXIT_UNWRITTEN or row is None:
-        said = "its last lines say where it is" if progress else console.file.getvalue()
-        raise OSError(f"{runs}: the end of the run could not be written; {said}")
+        log = unseen.getvalue() if unseen else "see the last lines printed"
+        raise OSError(f"{runs}: the final files of the run could not be written; {log}")
     return Run(Path(runs) / row.run, row)
 
 
@@ -174,16 +188,20 @@ def lr_find(
     workers: int | str = "auto",
     runs: Path | str | None = None,
     again: bool = False,
+    plugins: Plugins = (),
 ) -> LRFinderResult:
-    """Find the learning rate, or another number, to train with: `.suggestion`, `.plot()`.
+    """Find the learning rate, or another hyperparameter: `.suggestion`, `.plot()`.
 
     set: as `plan` takes it. low, high: from= and to=. runs: write the files of `make lr-find` into
-    a folder under it; None writes nothing. `.command` names the recipe's file: save a recipe that
-    was changed in memory (`to_yaml()`) to use it. The process and its generators stay as they were.
+    a folder under it; None writes nothing. plugins: as `train` takes it.
 
-    Raises UserError for whatever does not fit.
+    `.command` names the recipe's file: save a recipe that was changed in memory (`to_yaml()`) to
+    use it. The process and its random generators stay as they were.
+
+    Raises UserError for invalid arguments.
     """
-    question = Request(ramp, low, high, steps, seeds, curve)
+    _load_plugins(plugins)
+    request = Request(ramp, low, high, steps, seeds, curve)
     machine = {
         "device": device,
         "precision": precision,
@@ -191,14 +209,17 @@ def lr_find(
         "runs": Path(runs or "runs"),
     }
     with _job(recipe, model, data, data_dir, 0, set, again=again) as job, untouched(device):
-        return run_lr_finder(set_up(job, question, machine), is_written=runs is not None)
+        return run_lr_finder(set_up(job, request, machine), is_written=runs is not None)
 
 
-def load_run(run: str | Path, runs: Path | str = "runs") -> Run:
-    """A run of before, by its name under `runs` or as a folder: the object that `train` gave.
+def load_run(run: str | Path, runs: Path | str = "runs", *, plugins: Plugins = ()) -> Run:
+    """An earlier run, by its name under `runs` or by its folder: the object that `train` gave.
+
+    plugins: as `train` takes it, where the run's recipe needs them.
 
     Raises UserError where it is no run folder, or its row is damaged.
     """
+    _load_plugins(plugins)
     folder = find_run_folder(str(run), Path(runs))
     path = folder / "row.json"
     return Run(folder, read_row_file(path) if path.exists() else None)
@@ -212,13 +233,15 @@ def evaluate(
     precision: str = "auto",
     workers: int | str = "auto",
     runs: Path | str = "runs",
+    plugins: Plugins = (),
 ) -> Scores:
-    """Score the exported weights of a finished run again, on the validation images.
+    """Evaluate the exported weights of a finished run again, on the validation images.
 
-    run: as `train` gave it, or what `load_run` takes.
+    run: as `train` gave it, or what `load_run` takes. plugins: as `train` takes it.
 
     Raises UserError where the run has not finished, or its images are not found.
     """
+    _load_plugins(plugins)
     folder = run.folder if isinstance(run, Run) else find_run_folder(str(run), Path(runs))
     with untouched(device):
         settings = make_settings(device, precision, str(workers), folder.parent)
@@ -227,7 +250,7 @@ def evaluate(
 
 
 class ShownPlan(Plan):
-    """A plan that a notebook shows as `make plan` prints it; to print it builds the model."""
+    """A plan that prints as by `make plan`, in a notebook too; printing builds the model."""
 
     def __str__(self) -> str:
         return printed(lambda out: show.plan_in_full(out, self, *assemble(self)))
@@ -238,10 +261,10 @@ class ShownPlan(Plan):
 
 @dataclass(frozen=True)
 class Run:
-    """A run, as its folder and its row tell of it.
+    """A run: its folder and its row.
 
-    row: None where it has not ended yet. folder: checkpoints, curves and weights; it may lie on
-    another machine, where the row was found in the store alone.
+    row: None where it has not ended yet. folder: checkpoints, curves and weights; it does not exist
+    here where only the row was found, of a run on another machine.
     """
 
     folder: Path
@@ -257,21 +280,21 @@ class Run:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model that the row scores, on the CPU, in evaluation mode. Raises UserError."""
+        """The model whose score is in the row, on the CPU, in eval mode. Raises UserError."""
         return open_model(self.folder)
 
     @property
     def history(self) -> pandas.DataFrame:
-        """The curves, one line of metrics.jsonl a row, NaN where a line has no such value.
+        """The curves, one row per line of metrics.jsonl, NaN where a line lacks a value.
 
-        step, epoch. Of training: loss_nats (mean since the line before), lr. Of an evaluation:
-        weights ("model" or "average"), top1_pct, top5_pct, val_loss_nats.
+        step, epoch. Training: loss_nats (mean since the previous line), lr. Evaluation: weights
+        ("model" or "average"), top1_pct, top5_pct, val_loss_nats.
 
         Raises UserError where the folder is not here.
         """
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
-            raise UserError(f"{path}: not found; runs= is where the run's folder lies")
+            raise UserError(f"{path}: not found; use runs=<folder of the run folders>")
         lines = path.read_bytes().split(b"\n")
         whole = [json_of(line) for line in lines if line.endswith(b"}")]  # one may be half written
         return pandas.DataFrame(whole, columns=list(_COLUMNS))
@@ -298,7 +321,7 @@ class Run:
 
     def __repr__(self) -> str:
         if self.row is None:
-            return f"Run {self.name}: not ended; the call that started it resumes it"
+            return f"Run {self.name}: not ended; rerun the call that started it to resume"
         score = f", top-1 {self.row.top1_pct:.2f} %" if self.is_finished else ""
         return f"Run {self.name}: {self.row.status}{score}"
 
@@ -326,26 +349,32 @@ _COLUMNS = ("step", "epoch", "loss_nats", "lr", "weights", "top1_pct", "top5_pct
 
 
 class Interrupt(StopRequest):
-    """A StopRequest for a guest in the process: notes Ctrl-C in its block, and no other signal.
+    """A StopRequest for use inside somebody else's process: it handles Ctrl-C, no other signal.
 
-    A second Ctrl-C ends the training where it stands, at its last checkpoint. Outside of the main
-    thread, where Python takes no signal handlers, it notes nothing.
+    The second Ctrl-C ends training at once; it resumes from the last checkpoint. Outside the main
+    thread, where Python allows no signal handlers, it handles nothing.
     """
 
     def __enter__(self) -> Interrupt:
-        self._is_heard = threading.current_thread() is threading.main_thread()
-        if self._is_heard:
-            self._own_before = signal.signal(signal.SIGINT, self._note_interrupt)
+        self._is_main_thread = threading.current_thread() is threading.main_thread()
+        if self._is_main_thread:
+            self._handler_before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._is_heard:
-            signal.signal(signal.SIGINT, self._own_before)
+        if self._is_main_thread:
+            signal.signal(signal.SIGINT, self._handler_before)
 
-    def _note_interrupt(self, number: int, frame) -> None:
+    def _handle(self, number: int, frame) -> None:
         if self.is_requested:
             raise KeyboardInterrupt
         self.signal_name = signal.SIGINT.name
+
+
+def _load_plugins(plugins: Plugins) -> None:
+    """Plugins as plugins= names them, or as a list of paths; raises UserError."""
+    paths = [plugins] if isinstance(plugins, (str, Path)) else plugins
+    load_plugins(",".join(map(str, paths)))
 
 
 @contextlib.contextmanager
@@ -359,7 +388,9 @@ def _job(
     bad_images: str = "fail",
     again: bool = False,
 ) -> Iterator[Job]:
-    """The job of a call, which names a file: a recipe changed in memory gets one meanwhile."""
+    """The job of a call. A job names its recipe: one changed in memory is written to a temporary
+    file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         name = str(recipe)
         if isinstance(recipe, Recipe):
@@ -372,7 +403,7 @@ def _job(
 
 
 def text_of(overrides: Mapping[str, Any] | str) -> str:
-    """Overrides as set= writes them, every number to its last bit.
+    """Overrides as text for set=, every number to its last bit.
 
     {"epochs": 2, "mix": None} is "epochs=2 mix=null".
     """
@@ -383,8 +414,8 @@ def text_of(overrides: Mapping[str, Any] | str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as Python's own."""
+    """A NumPy scalar as a Python number."""
     if hasattr(value, "item"):
         return value.item()
-    kinds = "numbers, texts, True and False, None, lists and dicts"
-    raise UserError(f"set: {value!r} is not a value of a recipe; valid: {kinds}")
+    kinds = "numbers, strings, True, False, None, lists, dicts"
+    raise UserError(f"set: {value!r} cannot be a value of a recipe; valid: {kinds}")

@@ -1,4 +1,4 @@
-"""What a notebook shows of our objects: pictures without pyplot, and console output as HTML."""
+"""Notebook display of the API's objects: figures without pyplot, console output as HTML."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LEFT = 'style="text-align: left"'
 
 
 class NotebookFigure(Figure):
-    """A matplotlib Figure that a notebook shows by itself.
+    """A matplotlib Figure that a notebook displays by itself.
 
-    IPython knows how to draw a Figure only once pyplot, whose state is global, has been imported;
-    this one brings its PNG.
+    IPython can display a Figure only after pyplot, which has global state, was imported; this one
+    renders its own PNG.
     """
 
     def _repr_png_(self) -> bytes:
@@ -35,12 +35,12 @@ def printed(show: Callable[[Console], None]) -> str:
 
 
 def html_of_text(text: str) -> str:
-    """Text as a notebook shows it with its columns kept."""
+    """Text as preformatted HTML, which keeps its columns aligned."""
     return f'<pre style="white-space: pre; overflow-x: auto">{html.escape(text)}</pre>'
 
 
 def html_of_pairs(title: str, pairs: Iterable[tuple[str, object]]) -> str:
-    """A table of two columns under a title."""
+    """A two-column HTML table with a title."""
     cells = ((html.escape(name), html.escape(str(value))) for name, value in pairs)
     rows = "".join(
         f"<tr><th {_LEFT}>{name}</th><td {_LEFT}>{value}</td></tr>" for name, value in cells

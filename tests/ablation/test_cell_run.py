@@ -147,13 +147,21 @@ def test_all_output_goes_to_the_file_also_that_of_other_processes(tmp_path, capf
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (UserError("smoothing=2: too much; smoothing=0.1"), 2, "error: smoothing=2: too much; smoothing=0.1\n"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TiB"), 2, "error: out of memory: DefaultCPUAllocator"),
+        (
+            UserError("smoothing=2: too much; smoothing=0.1"),
+            2,
+            "error: smoothing=2: too much; smoothing=0.1\n",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 TiB"),
+            2,
+            "error: out of memory: DefaultCPUAllocator",
+        ),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
         (KeyboardInterrupt(), 75, ""),
     ],
     ids=["user", "memory", "bug", "interrupt"],
-)  # fmt: skip
+)
 def test_how_a_training_fails_is_its_exit_code_and_what_it_says(
     tmp_path, monkeypatch, capsys, error, code, says
 ):
@@ -183,10 +191,12 @@ recipe: A2
 models: [test_resnet]
 data: [digits]
 seeds: [0]
-set: {epochs: 1, batch.images: 256, batch.norm_images: 256, lr.warmup_epochs: null, lr.warmup_from: null}
+set: {epochs: 1, batch.images: 256, batch.norm_images: 256, lr.warmup_epochs: null,
+      lr.warmup_from: null}
 design:
   name: listed
-  cells: [{name: base}, {name: low, set: {lr.peak: 0.00123456}}, {name: high, set: {lr.peak: 0.0012345649}}]
+  cells: [{name: base}, {name: low, set: {lr.peak: 0.00123456}},
+          {name: high, set: {lr.peak: 0.0012345649}}]
 """
 
 

@@ -1,11 +1,11 @@
-"""Designs: which variants a page's factors, parts, steps and cells make, and what is put over what."""
+"""Designs: the variants of an ablation's factors, parts, steps and cells, and merged overrides."""
 
 import functools
 
 import pytest
 
 from trainer.ablation.designs import (
-    MOST_CELLS,
+    MAX_CELLS,
     Cumulative,
     Full,
     LeaveOneOut,
@@ -165,26 +165,75 @@ def level(name: str, **lines) -> dict:
     ("kind", "data", "path", "sentence"),
     [
         (OneAtATime, {"factors": (LOSS,)}, (), "has no base"),
-        (OneAtATime, {"base": "CE", "factors": (LOSS,)}, ("factors", 0, "levels", 1, "name"), "the base's name already"),
-        (OneAtATime, {"base": "A2", "factors": (LOSS, LOSS)}, ("factors", 1, "name"), "loss is there twice"),
-        (OneAtATime, {"base": "A2", "factors": ()}, ("factors",), "write one at least"),
+        (
+            OneAtATime,
+            {"base": "CE", "factors": (LOSS,)},
+            ("factors", 0, "levels", 1, "name"),
+            "is the name of the base",
+        ),
+        (
+            OneAtATime,
+            {"base": "A2", "factors": (LOSS, LOSS)},
+            ("factors", 1, "name"),
+            "loss is listed twice",
+        ),
+        (OneAtATime, {"base": "A2", "factors": ()}, ("factors",), "write at least one"),
         (OneAtATime, {"base": "a|b", "factors": (LOSS,)}, ("base",), "without | and `"),
-        (OneAtATime, {"base": " A2", "factors": (LOSS,)}, ("base",), "without spaces at the ends"),
+        (OneAtATime, {"base": " A2", "factors": (LOSS,)}, ("base",), "without outer spaces"),
         (OneAtATime, {"bse": "A2", "factors": (LOSS,)}, ("bse",), "did you mean base"),
-        (Full, {"factors": (MIX, {"name": "m", "levels": ({"name": "a"}, {"name": "a"})})},
-         ("factors", 1, "levels", 1, "name"), "a is there twice"),
-        (Full, {"factors": (MIX, {"name": "m", "levels": (level("a", **{"mix.partner": "rolled"}),)})},
-         ("factors", 1, "levels", 0, "set", "mix.partner"), "is set by the factor mix too (mix)"),
-        (Full, {"factors": tuple({"name": n, "levels": ({"name": "x", "recipe": n},)} for n in ("A1", "A2"))},
-         ("factors", 1, "levels", 0, "recipe"), "A1 chooses the recipe already"),
-        (Full, {"factors": tuple({"name": n, "levels": tuple(level(str(k), **{n: k}) for k in range(11))} for n in "abc")},
-         ("factors",), f"1331 combinations; {MOST_CELLS} at most"),
-        (LeaveOneOut, {"base": "a", "parts": ({"name": "b", "set": {"mix": None, "mix.partner": "rolled"}},)},
-         ("parts", 0, "set", "mix.partner"), "mix.partner lies within mix"),
-        (Cumulative, {"base": "a", "steps": ({"name": "b", "sets": {}},)}, ("steps", 0, "sets"), "did you mean set"),
-        (Listed, {"cells": ({"name": "a"}, {"name": "a"})}, ("cells", 1, "name"), "a is there twice"),
+        (
+            Full,
+            {"factors": (MIX, {"name": "m", "levels": ({"name": "a"}, {"name": "a"})})},
+            ("factors", 1, "levels", 1, "name"),
+            "a is listed twice",
+        ),
+        (
+            Full,
+            {"factors": (MIX, {"name": "m", "levels": (level("a", **{"mix.partner": "rolled"}),)})},
+            ("factors", 1, "levels", 0, "set", "mix.partner"),
+            "is set by the factor mix too (mix)",
+        ),
+        (
+            Full,
+            {
+                "factors": tuple(
+                    {"name": n, "levels": ({"name": "x", "recipe": n},)} for n in ("A1", "A2")
+                )
+            },
+            ("factors", 1, "levels", 0, "recipe"),
+            "A1 sets the recipe already",
+        ),
+        (
+            Full,
+            {
+                "factors": tuple(
+                    {"name": n, "levels": tuple(level(str(k), **{n: k}) for k in range(11))}
+                    for n in "abc"
+                )
+            },
+            ("factors",),
+            f"1331 combinations; the maximum is {MAX_CELLS}",
+        ),
+        (
+            LeaveOneOut,
+            {"base": "a", "parts": ({"name": "b", "set": {"mix": None, "mix.partner": "rolled"}},)},
+            ("parts", 0, "set", "mix.partner"),
+            "mix.partner is within mix",
+        ),
+        (
+            Cumulative,
+            {"base": "a", "steps": ({"name": "b", "sets": {}},)},
+            ("steps", 0, "sets"),
+            "did you mean set",
+        ),
+        (
+            Listed,
+            {"cells": ({"name": "a"}, {"name": "a"})},
+            ("cells", 1, "name"),
+            "a is listed twice",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_design_is_refused_at_its_place(kind, data, path, sentence):
     with pytest.raises(PageError) as error:
         check.check(kind, {"name": check.tag_of(kind), **data})

@@ -5,7 +5,6 @@ import pytest
 from support.repeats import repeat_of, shared_in
 from trainer.ablation import dry_run
 from trainer.ablation.dry_run import mark_tried, shape_of, try_shapes, untried
-from trainer.engine import train
 
 
 def test_cells_that_differ_in_numbers_and_lengths_are_of_one_shape():
@@ -43,7 +42,7 @@ def test_a_shape_is_tried_once_under_the_same_runs(tmp_path):
 
 def test_a_real_step_is_made_of_the_largest_images_and_one_batch_scored(tmp_path, monkeypatch):
     seen, scored = [], []
-    steps, evaluate = train.optimizer_step, "trainer.engine.evaluate.evaluate"
+    steps = dry_run.optimizer_step
 
     def noting(state, window, step):
         batches = list(window)
@@ -52,14 +51,16 @@ def test_a_real_step_is_made_of_the_largest_images_and_one_batch_scored(tmp_path
         )
         return steps(state, iter(batches), step)
 
-    monkeypatch.setattr(train, "optimizer_step", noting)
+    monkeypatch.setattr(dry_run, "optimizer_step", noting)
     monkeypatch.setattr(
-        evaluate,
+        dry_run,
+        "evaluate",
         lambda plan, settings, model, batches: scored.extend(len(labels) for _, labels in batches),
     )
     growing = repeat_of(
         0.1,
-        overrides="image.growth='{from_px: 16, from_epoch: 0, to_epoch: 2, multiple_px: 16, updated: per_epoch}'",
+        overrides="image.growth='{from_px: 16, from_epoch: 0, to_epoch: 2, multiple_px: 16, "
+        "updated: per_epoch}'",
     )
     trials = list(try_shapes({"a": growing}, shared_in(tmp_path)))
     assert [(trial.shape, trial.error) for trial in trials] == [("a", None)]
@@ -82,8 +83,8 @@ def test_what_fails_is_told_in_one_line_and_the_others_are_tried(tmp_path, monke
             raise MemoryError("1 TiB\nmore")
         return steps(state, window, step)
 
-    steps = train.optimizer_step
-    monkeypatch.setattr(train, "optimizer_step", failing)
+    steps = dry_run.optimizer_step
+    monkeypatch.setattr(dry_run, "optimizer_step", failing)
     wrong = repeat_of(0.1, data_dir=tmp_path / "nowhere", data="cifar10")
     misfit = repeat_of(0.1, overrides="model.norm='{name: group_norm, groups: 7, eps: 1e-5}'")
     shapes = {

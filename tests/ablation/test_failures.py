@@ -37,7 +37,7 @@ def test_a_failure_is_read_back_and_each_attempt_is_counted(tmp_path):
         (1, ["a", "ValueError: no", ""], "ValueError: no"),
         (2, ["error: data: not found; use x"], "data: not found; use x"),
         (-11, ["a"], "ended by SIGSEGV"),
-        (7, [], "exit code 7, nothing was written"),
+        (7, [], "exit code 7 without output"),
     ],
 )
 def test_the_error_is_one_line(tmp_path, exit_code, output, error):
@@ -57,5 +57,5 @@ def test_a_cell_that_finished_has_no_failure(tmp_path):
 def test_a_damaged_record_is_named_with_a_remedy(tmp_path, content):
     store_failure(tmp_path, "k", exit_code=1, output=["x"], **FACTS)
     failure_path(tmp_path, "k").write_text(content)
-    with pytest.raises(FailureError, match="failure.json.*remove it"):
+    with pytest.raises(FailureError, match=r"failure.json.*remove it"):
         read_failures(tmp_path)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation.cell_run import record_failure
-from trainer.ablation.live_table import Reading, SweepTable, closing_lines, read_progress, summary
+from trainer.ablation.live_table import Progress, SweepTable, closing_lines, read_progress, summary
 from trainer.ablation.runner import (
     DIVERGED,
     ELSEWHERE,
@@ -17,14 +17,14 @@ from trainer.ablation.runner import (
     FINISHED,
     RUNNING,
     WAITING,
-    Standing,
+    RunStatus,
 )
 from trainer.runs.job import write_plan
 
 
-def standing(smoothing: float, state: str, **facts) -> Standing:
+def status(smoothing: float, state: str, **facts) -> RunStatus:
     repeat = replace(repeat_of(0.1), cell=f"{smoothing:g}", key=f"{smoothing:g}")  # all of one plan
-    return Standing(repeat, 0, state=state, **facts)
+    return RunStatus(repeat, 0, state=state, **facts)
 
 
 @pytest.fixture
@@ -38,9 +38,9 @@ def run_folder(shared, repeat):
     return folder
 
 
-def text_of(table, standings, width=120, height=40) -> str:
+def text_of(table, statuses, width=120, height=40) -> str:
     console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(table.table(standings))
+    console.print(table.table(statuses))
     return console.file.getvalue()
 
 
@@ -53,18 +53,18 @@ def test_progress_is_read_from_the_last_lines_and_a_half_written_one_is_left_out
     (tmp_path / "speed.jsonl").write_text(
         '{"step": 3990, "images_per_s": 64.0, "wait_share": 0.0}\n'
     )
-    assert read_progress(tmp_path) == Reading(3990, 1 / 399, 55.5, 64.0)
-    assert read_progress(None) == read_progress(tmp_path / "nothing") == Reading()
+    assert read_progress(tmp_path) == Progress(3990, 1 / 399, 55.5, 64.0)
+    assert read_progress(None) == read_progress(tmp_path / "nothing") == Progress()
 
 
 def test_the_time_left_is_the_images_left_at_the_last_speed():
     repeat = repeat_of(0.1)  # steps of 32 images
-    assert Reading(step=repeat.plan.num_steps - 10, images_per_s=64.0).left_s(repeat) == 5.0
-    assert Reading().left_s(repeat) is None
+    assert Progress(step=repeat.plan.num_steps - 10, images_per_s=64.0).left_s(repeat) == 5.0
+    assert Progress().left_s(repeat) is None
 
 
 def test_every_state_has_its_line_and_what_runs_its_progress(shared):
-    running = standing(0.1, RUNNING)
+    running = status(0.1, RUNNING)
     folder = run_folder(shared, running.repeat)
     per_epoch = running.repeat.plan.steps_per_epoch
     (folder / "metrics.jsonl").write_text(
@@ -73,14 +73,14 @@ def test_every_state_has_its_line_and_what_runs_its_progress(shared):
     (folder / "speed.jsonl").write_text(
         json.dumps({"step": per_epoch, "images_per_s": per_epoch * 32 / 61}) + "\n"
     )
-    failed = standing(0.3, FAILED)
+    failed = status(0.3, FAILED)
     failed.failure = record_failure(failed.repeat, shared, -9)
-    done = standing(0.2, FINISHED)
+    done = status(0.2, FINISHED)
     done.row = row_of(done.repeat)
     table = SweepTable(
         Console(file=io.StringIO(), force_terminal=True, height=40), shared, "smoothings"
     )
-    text = text_of(table, [done, standing(0.4, WAITING), failed, running])
+    text = text_of(table, [done, status(0.4, WAITING), failed, running])
     lines = {
         line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
         for line in text.splitlines()
@@ -97,15 +97,15 @@ def test_a_small_terminal_shows_what_fits(shared):
     table = SweepTable(
         Console(file=io.StringIO(), force_terminal=True, width=100, height=14), shared, "smoothings"
     )
-    standings = [standing(number / 100, WAITING) for number in range(1, 30)]
-    standings[20].state = ELSEWHERE
-    text = text_of(table, standings)
+    statuses = [status(number / 100, WAITING) for number in range(1, 30)]
+    statuses[20].state = ELSEWHERE
+    text = text_of(table, statuses)
     assert "0.21" in text and "… 23 more" in text and text.count("\n") <= 14
 
 
 def test_without_a_terminal_each_change_is_one_line(shared):
     console = Console(file=io.StringIO(), width=200)
-    one, two = standing(0.1, WAITING), standing(0.2, FINISHED, is_done_before=True)
+    one, two = status(0.1, WAITING), status(0.2, FINISHED, is_done_before=True)
     two.row = row_of(two.repeat)
     with SweepTable(console, shared, "smoothings") as table:
         for state in (WAITING, RUNNING, RUNNING, DIVERGED, DIVERGED):
@@ -123,25 +123,25 @@ def test_without_a_terminal_each_change_is_one_line(shared):
 def test_on_a_terminal_one_table_is_drawn_in_place(shared):
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     with SweepTable(console, shared, "smoothings") as table:
-        table([standing(0.1, WAITING)])
-        table([standing(0.1, FINISHED)])
+        table([status(0.1, WAITING)])
+        table([status(0.1, FINISHED)])
     text = console.file.getvalue()
     assert "\x1b[1A\x1b[2K" in text and text.count("time left") >= 2  # the second over the first
 
 
 def test_the_last_lines_name_each_failure_its_output_and_what_to_do(shared):
-    failed = standing(0.3, FAILED)
+    failed = status(0.3, FAILED)
     failed.failure = record_failure(failed.repeat, shared, -9)
     (shared.runs / "cells" / failed.repeat.key / "output.txt").write_text("x")
-    first, second, third = closing_lines([failed, standing(0.1, FINISHED)], shared, "losses")
+    first, second, third = closing_lines([failed, status(0.1, FINISHED)], shared, "losses")
     assert first == "2 runs: 1 finished, 1 failed"
     assert "0.3  seed 0  exit -9: ended by SIGKILL" in second and second.endswith("output.txt")
-    assert third.startswith("make ablate ablation=losses")
-    assert closing_lines([standing(0.1, FINISHED)], shared, "losses") == ["1 run: 1 finished"]
+    assert "make ablate ablation=losses" in third
+    assert closing_lines([status(0.1, FINISHED)], shared, "losses") == ["1 run: 1 finished"]
 
 
 def test_what_a_name_could_do_to_a_terminal_is_shown_not_done(shared):
-    bad = standing(0.1, FAILED)
+    bad = status(0.1, FAILED)
     record = record_failure(bad.repeat, shared, 1)
     bad.failure = record.model_copy(update={"error": "a\x1b[2J [bold]b"})
     table = SweepTable(Console(file=io.StringIO(), force_terminal=True, height=40), shared, "x")
@@ -151,9 +151,9 @@ def test_what_a_name_could_do_to_a_terminal_is_shown_not_done(shared):
 
 
 def test_the_summary_counts_what_was_there_before():
-    standings = [
-        standing(0.1, FINISHED, is_done_before=True),
-        standing(0.2, FINISHED),
-        standing(0.3, DIVERGED),
+    statuses = [
+        status(0.1, FINISHED, is_done_before=True),
+        status(0.2, FINISHED),
+        status(0.3, DIVERGED),
     ]
-    assert summary(standings) == "3 runs: 2 finished, 1 diverged (1 before this call)"
+    assert summary(statuses) == "3 runs: 2 finished, 1 diverged (1 before this call)"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from support.rows import ROW
 from support.studies import PAGE
 from trainer.ablation import questions
 from trainer.ablation.cells import plan_of_cell
@@ -104,7 +103,9 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(page, tmp_path, monkeypa
 def test_a_page_with_files_of_its_own_is_never_cached(page, loaded, tmp_path):
     profile = tmp_path / "own.yaml"
     profile.write_text(
-        "name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\nmean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\nadapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n"
+        "name: own\nnum_classes: 5\nnum_train: 300\nnum_val: 60\n"
+        "mean: [0.5, 0.5, 0.5]\nstd: [0.3, 0.3, 0.3]\n"
+        "adapt: {batch_images: 32, epochs: 3, train_px: 32, test_px: 32}\n"
     )
     page.write_text(PAGE.replace("data: [digits]", f"data: [{profile}]"))
     open_question(page), open_question(page)
@@ -112,7 +113,7 @@ def test_a_page_with_files_of_its_own_is_never_cached(page, loaded, tmp_path):
 
 
 def test_a_page_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match="ablation=nobody: there is no such page"):
+    with pytest.raises(UserError, match="ablation=nobody: unknown ablation"):
         open_question("nobody")
 
 
@@ -138,7 +139,8 @@ def test_a_cached_table_needs_no_torch(page, tmp_path):
     ]
     script = (
         f"import sys; from trainer.cli.main import app; app({words!r}, standalone_mode=False); "
-        "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); print(bad); sys.exit(bool(bad))"
+        "bad = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "print(bad); sys.exit(bool(bad))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120

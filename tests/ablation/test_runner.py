@@ -92,12 +92,12 @@ def sweeps(tmp_path, monkeypatch):
         meanwhile=None,
         **named,
     ):
-        workers = Pretended(shared, told, num_slots, trials)
-        workers.meanwhile = meanwhile or {}
+        backend = Pretended(shared, told, num_slots, trials)
+        backend.meanwhile = meanwhile or {}
         repeats = [repeat_of(cell, seed) for seed in seeds for cell in cells]
-        made = Sweep(repeats, shared, workers, stop or StopRequest(), lambda _: None, **named)
+        made = Sweep(repeats, shared, backend, stop or StopRequest(), lambda _: None, **named)
         made.code = made.run()
-        made.states = {(each.repeat.cell, each.repeat.seed): each.state for each in made.standings}
+        made.states = {(each.repeat.cell, each.repeat.seed): each.state for each in made.statuses}
         return made
 
     sweep.shared = shared
@@ -108,16 +108,16 @@ def test_all_cells_run_once_and_the_next_call_runs_none(sweeps):
     first = sweeps(seeds=(0, 1))
     assert (
         first.code == 0
-        and len(first.workers.started) == 8
+        and len(first.backend.started) == 8
         and set(first.states.values()) == {"finished"}
     )
-    assert first.workers.most == 2
-    assert [seed for _, seed in first.workers.started] == [0] * 4 + [
+    assert first.backend.most == 2
+    assert [seed for _, seed in first.backend.started] == [0] * 4 + [
         1
     ] * 4  # a whole table is there early
     again = sweeps(seeds=(0, 1, 2))
-    assert again.code == 0 and [seed for _, seed in again.workers.started] == [2] * 4
-    assert sum(each.is_done_before for each in again.standings) == 8
+    assert again.code == 0 and [seed for _, seed in again.backend.started] == [2] * 4
+    assert sum(each.is_done_before for each in again.statuses) == 8
 
 
 def test_one_that_raises_one_that_diverges_one_out_of_memory(sweeps):
@@ -128,7 +128,7 @@ def test_one_that_raises_one_that_diverges_one_out_of_memory(sweeps):
     failures = {failure.cell: failure for failure in read_failures(sweeps.shared.runs).values()}
     assert failures.keys() == {"0.01", "0.03"} and "SIGKILL" in failures["0.03"].error
     again = sweeps()
-    assert [cell for cell, _ in again.workers.started] == ["0.01", "0.03"]
+    assert [cell for cell, _ in again.backend.started] == ["0.01", "0.03"]
     assert again.code == 3  # one has diverged, which is its result
 
 
@@ -139,27 +139,27 @@ def test_one_that_raises_one_that_diverges_one_out_of_memory(sweeps):
 def test_retries_within_one_call(sweeps, codes, retries, num_attempts, code):
     sweep = sweeps({"0.01": codes}, cells=CELLS[:2], retries=retries)
     assert sweep.code == code
-    assert [cell for cell, _ in sweep.workers.started].count("0.01") == num_attempts
+    assert [cell for cell, _ in sweep.backend.started].count("0.01") == num_attempts
 
 
 def test_a_later_call_has_all_its_tries_again(sweeps):
     sweeps({"0.01": [1, 1]}, cells=CELLS[:1], retries=1)
     again = sweeps({"0.01": [1, 1]}, cells=CELLS[:1], retries=1)
-    assert len(again.workers.started) == 2
+    assert len(again.backend.started) == 2
     (failure,) = read_failures(sweeps.shared.runs).values()
     assert failure.num_attempts == 4
 
 
 def test_fail_fast_stops_what_runs_and_begins_nothing_more(sweeps):
     sweep = sweeps({"0.01": [1]}, fail_fast=True)
-    assert sweep.code == 1 and sweep.workers.is_stopped
+    assert sweep.code == 1 and sweep.backend.is_stopped
     assert list(sweep.states.values()) == ["failed", "stopped", "waiting", "waiting"]
 
 
 def test_a_signal_stops_what_runs_and_ends_with_75(sweeps):
     stop = StopRequest()
     sweep = sweeps({}, stop=stop, meanwhile={"0.01": lambda: stop._note(15, None)})
-    assert sweep.code == 75 and sweep.workers.is_stopped
+    assert sweep.code == 75 and sweep.backend.is_stopped
     assert list(sweep.states.values())[2:] == ["waiting", "waiting"]
     assert sweeps().code == 0
 
@@ -179,7 +179,7 @@ def test_a_child_that_a_signal_stopped_is_left_to_the_next_call(sweeps):
     assert (
         sweep.code == 75
         and sweep.states["0.02", 0] == "stopped"
-        and len(sweep.workers.started) == 4
+        and len(sweep.backend.started) == 4
     )
 
 
@@ -199,13 +199,13 @@ def test_a_cell_that_another_caller_runs_is_waited_for(sweeps):
 
     sweep = sweeps({}, meanwhile={"0.03": they_finish})
     assert sweep.code == 0
-    assert [cell for cell, _ in sweep.workers.started] == ["0.02", "0.03", "0.04"]
+    assert [cell for cell, _ in sweep.backend.started] == ["0.02", "0.03", "0.04"]
 
 
 def test_a_cell_that_another_caller_gave_up_is_taken_over(sweeps):
     own = try_acquire(cell_folder(sweeps.shared.runs, repeat_of(CELLS[0]).key))
     sweep = sweeps({}, meanwhile={"0.03": own.release})
-    assert sweep.code == 0 and sorted(sweep.workers.started) == [(f"{cell:g}", 0) for cell in CELLS]
+    assert sweep.code == 0 and sorted(sweep.backend.started) == [(f"{cell:g}", 0) for cell in CELLS]
 
 
 def test_what_failed_under_another_caller_is_not_tried_by_this_call_too(sweeps):
@@ -218,32 +218,32 @@ def test_what_failed_under_another_caller_is_not_tried_by_this_call_too(sweeps):
 
     sweep = sweeps({}, meanwhile={"0.03": they_fail})
     assert sweep.code == 1 and sweep.states["0.01", 0] == "failed"
-    assert ("0.01", 0) not in sweep.workers.started
+    assert ("0.01", 0) not in sweep.backend.started
 
 
 def test_a_claim_that_comes_between_looking_and_starting_costs_nothing(sweeps):
     sweep = sweeps({"0.01": [EXIT_CLAIMED]})
-    assert sweep.code == 0 and [cell for cell, _ in sweep.workers.started].count("0.01") == 2
+    assert sweep.code == 0 and [cell for cell, _ in sweep.backend.started].count("0.01") == 2
     assert read_failures(sweeps.shared.runs) == {}
 
 
 def test_a_row_that_another_ablation_stored_is_enough(sweeps):
     store_row(sweeps.shared.results, row_of(repeat_of(CELLS[1]), ablation="another", cell="there"))
     sweep = sweeps()
-    assert ("0.02", 0) not in sweep.workers.started and sweep.states["0.02", 0] == "finished"
+    assert ("0.02", 0) not in sweep.backend.started and sweep.states["0.02", 0] == "finished"
 
 
 def test_every_new_shape_makes_one_step_first(sweeps):
     first = sweeps()
-    assert first.workers.tried == ["0.01"]  # the four differ in a number only
-    assert sweeps(seeds=(1,)).workers.tried == []
+    assert first.backend.tried == ["0.01"]  # the four differ in a number only
+    assert sweeps(seeds=(1,)).backend.tried == []
 
 
 def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
     bad = {"0.01": Trial("", "MemoryError: 1 TiB", log_tail=("Traceback", "MemoryError: 1 TiB"))}
     sweep = sweeps(trials=bad)
     assert (
-        sweep.code == 1 and sweep.workers.started == [] and set(sweep.states.values()) == {"failed"}
+        sweep.code == 1 and sweep.backend.started == [] and set(sweep.states.values()) == {"failed"}
     )
     failures = read_failures(sweeps.shared.runs)
     assert len(failures) == 4 and all(
@@ -251,7 +251,7 @@ def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
     )
     again = sweeps()
     assert (
-        again.workers.tried == ["0.01"]
+        again.backend.tried == ["0.01"]
         and again.code == 0
         and read_failures(sweeps.shared.runs) == {}
     )
@@ -259,7 +259,7 @@ def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
 
 def test_a_process_that_dies_of_a_shape_is_that_shapes_failure(sweeps):
     sweep = sweeps(trials={"0.01": None})
-    assert sweep.code == 1 and "out of memory" in sweep.standings[0].failure.error
+    assert sweep.code == 1 and "out of memory" in sweep.statuses[0].failure.error
 
 
 def test_a_signal_in_the_one_step_is_no_failure(sweeps):
@@ -276,6 +276,6 @@ def test_a_signal_in_the_one_step_is_no_failure(sweeps):
 
 
 def test_what_the_user_wrote_wrong_ends_the_call_before_anything_runs(sweeps):
-    with pytest.raises(UserError, match="cell 0.01: data: not found"):
+    with pytest.raises(UserError, match=r"cell 0.01: data: not found"):
         sweeps(trials={"0.01": Trial("", "data: not found", is_users=True)})
     assert read_failures(sweeps.shared.runs) == {}

@@ -1,4 +1,4 @@
-"""The ablations that come with the package: every page sound, sourced, and as strict as the loader."""
+"""The ablations that come with the package: each valid, sourced, and as strict as the loader."""
 
 import functools
 import random
@@ -17,7 +17,6 @@ from trainer.base.errors import PageError
 from trainer.recipe import check
 from trainer.recipe.load import parse
 from trainer.recipe.schema import find_recipe, load_recipe
-from trainer.report.rows import by_cell
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 
@@ -25,11 +24,20 @@ ROOT = Path(__file__).parents[2]
 PATHS = ablation_paths()
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 NUM_CELLS = {
-    "activations": 4, "attention": 5, "norm-micro-batch": 12, "recipes": 12,
-    "repeated-augmentation": 4, "roadmap": 17, "rsb-ingredients": 12, "rsb-loss": 8,
-    "rsb-mixing": 7, "rsb-optimizer": 3, "smoothing": 6, "stochastic-depth": 4,
+    "activations": 4,
+    "attention": 5,
+    "norm-micro-batch": 12,
+    "recipes": 12,
+    "repeated-augmentation": 4,
+    "roadmap": 17,
+    "rsb-ingredients": 12,
+    "rsb-loss": 8,
+    "rsb-mixing": 7,
+    "rsb-optimizer": 3,
+    "smoothing": 6,
+    "stochastic-depth": 4,
     "tv2-cumulative": 13,
-}  # fmt: skip
+}
 
 loaded = functools.cache(load_ablation)
 
@@ -121,8 +129,14 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
             assert (changes.get("model.weight_standardization") != "off") == norm.endswith("WS")
             assert (changes.get("model.norm") == "off") == (norm == "batch_norm")
     there = {(name, seed) for (name, seed), row in cells.items() if row}
-    names = ["batch_norm, 64 images", "batch_norm, 2 images", "group_norm, 64 images", "group_norm + WS, 64 images",
-             "group_norm + WS, 2 images", "batch_channel_norm + WS, 64 images"]  # fmt: skip
+    names = [
+        "batch_norm, 64 images",
+        "batch_norm, 2 images",
+        "group_norm, 64 images",
+        "group_norm + WS, 64 images",
+        "group_norm + WS, 2 images",
+        "batch_channel_norm + WS, 64 images",
+    ]
     assert there == {(name, seed) for name in names for seed in (0, 1)}
 
 

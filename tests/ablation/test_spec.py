@@ -74,7 +74,7 @@ def test_a_page_becomes_planned_cells(tmp_path):
         (0, 1),
     )
     assert found.path == path and found.page.recipe == "A2"
-    base, ce, soft = found.cells
+    base, ce, _ = found.cells
     assert [cell.name for cell in found.cells] == ["BCE", "CE", "soft BCE"]
     assert [cell.is_base for cell in found.cells] == [True, False, False]
     assert {cell.group for cell in found.cells} == {"test_resnet on digits"}
@@ -113,46 +113,126 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "at", "sentence"),
     [
-        ("question:", "qestion:", "qestion:", "'qestion' is no key of this page (did you mean question?)"),
-        ("source: \"nobody\"\n", "", "name: loss", "this page has no source"),
-        ("name: one_at_a_time", "name: one_at_a_tim", "name: one_at_a_tim", "(did you mean one_at_a_time?)"),
+        (
+            "question:",
+            "qestion:",
+            "qestion:",
+            "'qestion' is no key of this page (did you mean question?)",
+        ),
+        ('source: "nobody"\n', "", "name: loss", "this page has no source"),
+        (
+            "name: one_at_a_time",
+            "name: one_at_a_tim",
+            "name: one_at_a_tim",
+            "(did you mean one_at_a_time?)",
+        ),
         ("  base: BCE\n", "", "design:", "design has no base"),
-        ("name: loss\n", "name: other\n", "name: other", "this page is other; name its file other.yaml"),
+        (
+            "name: loss\n",
+            "name: other\n",
+            "name: other",
+            "name is other, but the file is loss.yaml",
+        ),
         ("recipe: A2", "recipe: A9", "recipe: A9", "recipe=A9: there is no such page"),
-        ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml' is no file"),
-        ("[test_resnet]", "[resnet5O]", "models:", "model=resnet5O: timm has no such model (did you mean resnet50?)"),
-        ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is there twice"),
+        ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml': no such file"),
+        (
+            "[test_resnet]",
+            "[resnet5O]",
+            "models:",
+            "model=resnet5O: timm has no such model (did you mean resnet50?)",
+        ),
+        ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is listed twice"),
         ("[digits]", "[digit]", "data:", "data=digit: unknown (did you mean digits?)"),
-        ("[digits]", "[digit.yaml]", "data:", "'digit.yaml' is no file"),
-        ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is there twice; keep one"),
+        ("[digits]", "[digit.yaml]", "data:", "'digit.yaml': no such file"),
+        ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is listed twice"),
         ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
-        ("[0, 1]", "[]", "seeds:", "write one at least"),
+        ("[0, 1]", "[]", "seeds:", "write at least one"),
         ("{epochs: 2}", "{epochs: 2, share: 0.5}", "budget:", "write either epochs or share"),
         ("{epochs: 2}", "{share: 1.5}", "budget:", "it must be at most 1"),
-        ("batch.images: 64", "epochs: 3", "  epochs: 3", "the budget says how many epochs already"),
-        ("loss.name: ce", "epochs: 3", "{name: CE", "the budget says how many epochs already"),
-        ("batch.images: 64", "batch.imags: 64", "batch.imags", "'imags' is no key of batch (did you mean images?)"),
-        ("batch.images: 64", "batch.images: 63", "batch.images: 63", "no multiple of batch.norm_images"),
-        ("batch.images: 64", "batch.images: 2048", "batch.images: 2048", "is more than the 1437 training images"),
-        ("batch.images: 64", "batch: {images: 2048, norm_images: 64, drop_last: true}", "  batch: {", "is more than the 1437 training images"),
+        (
+            "batch.images: 64",
+            "epochs: 3",
+            "  epochs: 3",
+            "the budget sets the number of epochs already",
+        ),
+        ("loss.name: ce", "epochs: 3", "{name: CE", "the budget sets the number of epochs already"),
+        (
+            "batch.images: 64",
+            "batch.imags: 64",
+            "batch.imags",
+            "'imags' is no key of batch (did you mean images?)",
+        ),
+        (
+            "batch.images: 64",
+            "batch.images: 63",
+            "batch.images: 63",
+            "no multiple of batch.norm_images",
+        ),
+        (
+            "batch.images: 64",
+            "batch.images: 2048",
+            "batch.images: 2048",
+            "is more than the 1437 training images",
+        ),
+        (
+            "batch.images: 64",
+            "batch: {images: 2048, norm_images: 64, drop_last: true}",
+            "  batch: {",
+            "is more than the 1437 training images",
+        ),
         ("batch.images: 64", "lr.peak: 0", "  lr.peak", "write lr.peak=null to turn it off"),
         ("batch.images: 64", "name: B2", "  name: B2", "this is what the page says about itself"),
-        ("batch.images: 64", "mix: null\n  mix.alpha: 1.0", "  mix.alpha", "mix.alpha lies within mix"),
-        ("loss.name: ce", "loss.name: cee", "{name: CE", "'cee' is not known here (did you mean ce?)"),
+        (
+            "batch.images: 64",
+            "mix: null\n  mix.alpha: 1.0",
+            "  mix.alpha",
+            "mix.alpha is within mix",
+        ),
+        (
+            "loss.name: ce",
+            "loss.name: cee",
+            "{name: CE",
+            "'cee' is not known here (did you mean ce?)",
+        ),
         ("loss.name: ce", "loss: {name: ce, eps: 1}", "{name: CE", "'eps' is no key of loss"),
-        ("loss.name: ce", "loss.name: bce", "{name: CE", "the cell CE changes nothing against the base BCE"),
-        ("loss.name: ce", "smoothing: 0.1", "{name: CE", "smoothing 0.1 is erased by loss.threshold 0.2"),
-        ("loss.threshold: null", "loss: {name: ce}", "{name: soft", "the cell soft BCE is the same run as CE"),
-        ("{name: soft BCE,", "{name: CE,", "{name: CE, set: {loss.threshold", "CE is there twice"),
-        ("{name: soft BCE,", "{name: soft BCE, recipe: A4,", "{name: soft", "recipe=A4: there is no such page"),
-        (", source: \"Table 1\"", "", "  - {cell", "published.0 has no source"),
-        ("{cell: BCE,", "{cell: BEC,", "  - {cell", "'BEC' is no cell of this page (did you mean BCE?)"),
-        ("{cell: BCE,", "{cell: BCE, model: x,", "  - {cell", "'x' is no model of this page"),
+        ("loss.name: ce", "loss.name: bce", "{name: CE", "the cell CE is the same as the base BCE"),
+        (
+            "loss.name: ce",
+            "smoothing: 0.1",
+            "{name: CE",
+            "smoothing 0.1 is erased by loss.threshold 0.2",
+        ),
+        (
+            "loss.threshold: null",
+            "loss: {name: ce}",
+            "{name: soft",
+            "the cell soft BCE is the same run as CE",
+        ),
+        ("{name: soft BCE,", "{name: CE,", "{name: CE, set: {loss.threshold", "CE is listed twice"),
+        (
+            "{name: soft BCE,",
+            "{name: soft BCE, recipe: A4,",
+            "{name: soft",
+            "recipe=A4: there is no such page",
+        ),
+        (', source: "Table 1"', "", "  - {cell", "published.0 has no source"),
+        (
+            "{cell: BCE,",
+            "{cell: BEC,",
+            "  - {cell",
+            "'BEC' is no cell of this ablation (did you mean BCE?)",
+        ),
+        ("{cell: BCE,", "{cell: BCE, model: x,", "  - {cell", "'x' is no model of this ablation"),
         ("79.8", "180.0", "  - {cell", "it must be at most 100"),
-        ("published:", "published:\n  - {cell: BCE, top1_pct: 1.0, source: x}", "Table 1", "BCE has a score already"),
+        (
+            "published:",
+            "published:\n  - {cell: BCE, top1_pct: 1.0, source: x}",
+            "Table 1",
+            "BCE has a score already",
+        ),
     ],
-)  # fmt: skip
-def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
+)
+def test_an_error_has_its_line(tmp_path, old, new, at, sentence):
     assert old in PAGE
     text = PAGE.replace(old, new, 1)
     line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
@@ -166,7 +246,8 @@ def test_what_is_wrong_is_refused_at_its_line(tmp_path, old, new, at, sentence):
 def test_a_key_within_a_value_is_refused_at_its_own_line(tmp_path):
     text = PAGE.replace(
         "        - {name: CE, set: {loss.name: ce}}",
-        "        - name: CE\n          set:\n            loss:\n              name: ce\n              epz: 1",
+        "        - name: CE\n          set:\n"
+        "            loss:\n              name: ce\n              epz: 1",
     )
     with pytest.raises(PageError, match=r":22: .*'epz' is no key of loss"):
         load_ablation(written(tmp_path, text))
@@ -180,7 +261,7 @@ def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
     assert load_ablation("loss").path == path
     for name in ("los", "../loss", "", "loss\n\x1b[2J"):
         with pytest.raises(
-            AblationError, match=r"^ablation=[^\n\x1b]*there is no such page.*there are loss$"
+            AblationError, match=r"^ablation=[^\n\x1b]*unknown ablation.*valid: loss$"
         ):
             find_ablation(name)
 
@@ -190,7 +271,7 @@ def test_names_mean_the_pages_that_come_with_the_package(tmp_path, monkeypatch):
     "recipe", ["A2", "torchvision-v1", "torchvision-v2", "mosaic-mild", "bit-i1k", "ffcv-rn18-16"]
 )
 def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
-    """Against the road that a profile with that many epochs takes, page by page."""
+    """Against the code path of a profile with that many epochs, for several recipes."""
     profile = PROFILES[data]
     adapt = {**(profile.adapt.model_dump() if profile.adapt else {}), "epochs": 5}
     shorter = type(profile).model_validate({**profile.model_dump(), "adapt": adapt})
@@ -235,14 +316,54 @@ def test_what_the_ablation_sets_stays_under_its_budget(tmp_path):
 
 
 WORDS = st.sampled_from(
-    ["name", "title", "question", "recipe", "models", "data", "seeds", "budget", "set", "design", "published", "factors",
-     "levels", "cells", "steps", "parts", "base", "epochs", "share", "cell", "source", "loss.name", "mix"]
-)  # fmt: skip
+    [
+        "name",
+        "title",
+        "question",
+        "recipe",
+        "models",
+        "data",
+        "seeds",
+        "budget",
+        "set",
+        "design",
+        "published",
+        "factors",
+        "levels",
+        "cells",
+        "steps",
+        "parts",
+        "base",
+        "epochs",
+        "share",
+        "cell",
+        "source",
+        "loss.name",
+        "mix",
+    ]
+)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5) | st.sampled_from(["full", "listed", "cumulative", "leave_one_out", "one_at_a_time", "ce", "A2", "digits", "loss"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.sampled_from(
+        [
+            "full",
+            "listed",
+            "cumulative",
+            "leave_one_out",
+            "one_at_a_time",
+            "ce",
+            "A2",
+            "digits",
+            "loss",
+        ]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=120)
@@ -299,16 +420,25 @@ def results(tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
+def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_path, width):
     text = printed(tmp_path / "loss.yaml", results, width)
     assert max(map(len, text.splitlines())) <= width
     flat = " ".join(text.split())
     for said in (
-        "loss BCE or CE", "Which loss?", "one at a time", "A2 with test_resnet on digits",
-        "2 epochs", "0, 1", "test_resnet on digits: 3 cells, 44 steps each, 2 epochs",
-        "batch.images 64", "79.8", "published: Table 1", "6 runs, 3 with a row", "3 to run",
-        "by hand: make recipe=A2 model=test_resnet data=digits seed=1",
-    ):  # fmt: skip
+        "loss BCE or CE",
+        "Which loss?",
+        "one at a time",
+        "A2 with test_resnet on digits",
+        "2 epochs",
+        "0, 1",
+        "test_resnet on digits: 3 cells, 44 steps each, 2 epochs",
+        "batch.images 64",
+        "79.8",
+        "published: Table 1",
+        "6 runs: 3 with a row",
+        "3 to run",
+        "first: make recipe=A2 model=test_resnet data=digits seed=1",
+    ):
         assert said in flat, said
     rows = {
         line.split("  ")[0].strip("│┃ ").split("│")[0].strip(): line
@@ -320,28 +450,30 @@ def test_the_plan_of_an_ablation_says_what_would_run(results, tmp_path, width):
     assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
 
 
-def test_steps_are_told_by_what_they_put_on_top_of_the_last(tmp_path):
+def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
     text = PAGE.replace("name: one_at_a_time", "name: cumulative").replace(
         "  factors:\n    - name: loss\n      levels:", "  steps:"
     )
-    text = text.replace("        - {name: CE", "    - {name: CE").replace("        - {name: soft BCE, set: {loss.threshold: null}}",
-        "    - {name: + GELU, set: {model.activation: {name: gelu}}}\n    - {name: A3, recipe: A3}")  # fmt: skip
+    text = text.replace("        - {name: CE", "    - {name: CE").replace(
+        "        - {name: soft BCE, set: {loss.threshold: null}}",
+        "    - {name: + GELU, set: {model.activation: {name: gelu}}}\n    - {name: A3, recipe: A3}",
+    )
     lines = printed(written(tmp_path, text), tmp_path / "results").splitlines()
-    told = {
+    shown_cells = {
         cells[0].strip(): cells[1].strip()
         for cells in (line.strip("│┃").split("│") for line in lines)
         if len(cells) > 3
     }
-    assert told["CE"] == "loss ce" and told["+ GELU"] == "model.activation gelu"
-    assert told["A3"].startswith("page A3.v1: ") and "repeats off" in told["A3"]
+    assert shown_cells["CE"] == "loss ce" and shown_cells["+ GELU"] == "model.activation gelu"
+    assert shown_cells["A3"].startswith("recipe A3.v1: ") and "repeats off" in shown_cells["A3"]
 
 
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
     assert re.search(r"3 runs to do, [\d.e-]+ hours one after another", text)
-    assert "estimated from 2 steps and one batch of val for each of 1 shapes" in text
+    assert "estimated from 2 steps and one batch of val for each of 1 kinds" in text
     assert "cpu, float32, 1 threads" in text
-    table = text.partition("minutes a run")[2]
+    table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
 
 
@@ -351,7 +483,7 @@ def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
         PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"),
     )
     text = printed(path, tmp_path / "results", num_measured=2)
-    assert "no estimate of time: " in text and "hours" not in text
+    assert "no time estimate: " in text and "hours" not in text
 
 
 def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
@@ -413,18 +545,18 @@ def test_a_shape_is_what_costs_time(tmp_path):
     [
         (
             ["--ablation", "norm-micro-batch", "--recipe", "A1"],
-            "recipe=: the page of ablation=norm-micro-batch says it",
+            "recipe=: ablation=norm-micro-batch sets it",
         ),
         (
             ["--ablation", "norm-micro-batch", "--set", "epochs=1"],
-            "set=: the page of ablation=norm-micro-batch says it",
+            "set=: ablation=norm-micro-batch sets it",
         ),
-        (["--measure", "0"], "measure=: is for the plan of an ablation"),
-        (["--results", "here"], "results=: is for the plan of an ablation"),
+        (["--measure", "0"], "measure=: only for the plan of an ablation"),
+        (["--results", "here"], "results=: only for the plan of an ablation"),
         (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
     ],
 )
-def test_words_that_would_do_nothing_are_refused(words, sentence):
+def test_options_that_would_be_ignored_are_refused(words, sentence):
     done = CliRunner().invoke(app, ["plan", *words], prog_name="rsb")
     assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
 

@@ -109,9 +109,8 @@ def test_killed_at_five_random_moments_it_ends_the_same(undisturbed, world, tmp_
     for _ in range(5):
         before = sweep.num_steps()
         pid = sweep.begin()
-        wait_until(
-            lambda: sweep.num_steps() > before
-        )  # else the moments would fall on the start alone
+        # else the moments would fall on the start alone
+        wait_until(lambda before=before: sweep.num_steps() > before)
         time.sleep(draws.uniform(0, 0.9))
         assert sweep.kill(pid) == -signal.SIGKILL
     assert len(sweep.rows()) < 12, "nothing was left to kill"
@@ -151,7 +150,7 @@ def test_a_signal_saves_what_runs_and_ends_with_75(undisturbed, sweep):
     wait_until(lambda: sweep.num_steps() > 4)
     os.kill(pid, signal.SIGTERM)
     assert sweep.sweeper.wait(pid) == 75, sweep.output.read_text()
-    assert "the same command goes on" in sweep.output.read_text()
+    assert "rerun make ablate" in sweep.output.read_text()
     assert read_failures(sweep.runs) == {}
     steps_before = sweep.num_steps()
     assert sweep.run() == 0

@@ -1,4 +1,4 @@
-"""The command `ablate`: contradictions are refused, threads are chosen once, all words arrive."""
+"""The command `ablate`: contradictions are refused, threads are chosen once, options arrive."""
 
 import inspect
 import os
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import ROOT, door, make, rsb
+from support.commands import ROOT, make, rsb
+from trainer.ablation.start import shared_settings
+from trainer.ablation.threads import set_num_threads
 from trainer.cli import ablate as ablate_cli
-from trainer.cli.ablate import shared_of, use_threads
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ from trainer.cli.ablate import shared_of, use_threads
         ),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(
+def test_an_error_is_one_line_with_the_value_and_a_remedy(
     tmp_path, words, found, remedy, monkeypatch
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -44,29 +45,29 @@ def test_a_mistake_is_one_line_that_says_what_was_found_and_what_would_do(
 
 
 def test_the_threads_are_a_jobs_share_of_the_cores_chosen_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.base.settings.num_cores", lambda: 8)
+    monkeypatch.setattr("trainer.ablation.threads.num_cores", lambda: 8)
     for jobs, expected in ((2, "4"), (8, "4")):
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        use_threads(tmp_path, "losses", jobs)
+        set_num_threads(tmp_path, "losses", jobs)
         assert os.environ["OMP_NUM_THREADS"] == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # who sets it has chosen already
-    use_threads(tmp_path, "losses", 2)
+    set_num_threads(tmp_path, "losses", 2)
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 def test_folders_are_absolute_and_a_url_has_a_mirror(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    here = shared_of(Path("runs"), "results", device="cpu")
+    here = shared_settings(Path("runs"), "results", device="cpu")
     assert (
         here.runs == tmp_path / "runs" and here.results == tmp_path / "results" and here.url is None
     )
-    far = shared_of(Path("runs"), "memory://rows-of-a-test", device="cpu")
+    far = shared_settings(Path("runs"), "memory://rows-of-a-test", device="cpu")
     assert far.url == "memory://rows-of-a-test" and far.results.is_relative_to(
         tmp_path / "runs" / "cells"
     )
 
 
-def test_make_passes_every_variable(door):  # noqa: F811
+def test_make_passes_every_variable(door):
     named = {
         "ablation": "a b",
         "jobs": "2",

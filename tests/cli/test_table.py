@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import door, make, rsb
-from support.studies import page, study, table
+from support.commands import make, rsb
+from support.studies import table
 from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
 from trainer.ablation.spec import ablation_paths, load_ablation

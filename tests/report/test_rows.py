@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from support.studies import page
 from support.tabled import asked, cell, key_of, row, stored_row
 from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.failures import store_failure

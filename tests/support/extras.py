@@ -111,7 +111,14 @@ class HalfMix(Mixing):
 STRIPES = Profile(
     name="stripes", num_classes=2, num_train=64, num_val=20, mean=(0.5,) * 3, std=(0.5,) * 3,
     native_px=8,
-    adapt=Adapt(train_px=32, test_px=32, test_crop_share=1.0, epochs=4, warmup_epochs=1, batch_images=16),
+    adapt=Adapt(
+        train_px=32,
+        test_px=32,
+        test_crop_share=1.0,
+        epochs=4,
+        warmup_epochs=1,
+        batch_images=16,
+    ),
 )  # fmt: skip
 
 

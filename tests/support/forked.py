@@ -18,8 +18,7 @@ from PIL import Image
 
 from support.killed import strike_at
 from trainer.__main__ import main
-from trainer.engine import train
-from trainer.runs import export, job, run
+from trainer.runs import run
 
 HERE = Path(__file__).parents[1]
 NUM_STEPS = 22  # 2 epochs of 180 // 16

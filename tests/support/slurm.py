@@ -57,16 +57,14 @@ def refuse_without() -> None:
     sentence = None
     if lacking:
         sentence = (
-            f"no {lacking[0]} here: apt-get install -y --no-install-recommends slurm-wlm munge, and"
-            " job files are tested on a real Slurm"
+            f"{lacking[0]} is not installed: job files are tested on a real Slurm; "
+            "run apt-get install -y --no-install-recommends slurm-wlm munge"
         )
     elif os.geteuid():
         sentence = "Slurm's daemons want root: as root, job files are tested on a real Slurm"
     if sentence:
-        (
-            pytest.fail(sentence, pytrace=False)
-            if os.environ.get("RSB_CI") == "1"
-            else pytest.skip(sentence)
+        pytest.fail(sentence, pytrace=False) if os.environ.get("RSB_CI") == "1" else pytest.skip(
+            sentence
         )
 
 

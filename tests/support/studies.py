@@ -30,7 +30,7 @@ def page(tmp_path):
 
 @pytest.fixture()
 def study(page, tmp_path):
-    """A recipe of two cells and two seeds, with a row for each but one: (recipe's path, results, runs)."""
+    """An ablation of two cells and two seeds with all rows but one: (its path, results, runs)."""
     results = tmp_path / "results"
     base, other = load_ablation(page).cells
     for one, seed, value in ((base, 0, 90.0), (base, 1, 92.0), (other, 0, 93.5)):

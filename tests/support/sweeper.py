@@ -6,18 +6,17 @@ by its process id; {"wait": id} is answered by its exit code. Every process is a
 so that all of it can be killed.
 """
 
+import importlib
 import json
 import os
 import runpy
 import sys
 
-from trainer.ablation.backends.local import preload
-
-preload()
-import trainer.ablation.dry_run
-import trainer.ablation.live_table
-import trainer.cli.ablate
 from support import faults
+from trainer.ablation.backends.local import PRELOADED
+
+for module in (*PRELOADED, "trainer.ablation.start", "trainer.cli.run_commands"):
+    importlib.import_module(module)
 
 
 def begin(asked: dict) -> int:

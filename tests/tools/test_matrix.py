@@ -1,6 +1,4 @@
-"""The committed table of every page on every family is whole, and a sample of its cells is as
-computed now.
-"""
+"""The committed compatibility matrix is complete, and a sample of its cells is as computed now."""
 
 import re
 from pathlib import Path
@@ -17,7 +15,7 @@ from trainer.tools.matrix import (
     Cell,
     as_markdown,
     chosen_models,
-    chosen_pages,
+    chosen_recipes,
     fill,
     noise_plan,
     try_cell,
@@ -33,7 +31,7 @@ ROWS = {
 REASONS = dict(re.findall(r"^(\d+)\. (.*)$", TABLE, re.M))
 
 
-def test_the_table_has_every_page_and_every_model():
+def test_the_matrix_has_every_recipe_and_every_model():
     (head,) = [line for line in TABLE.splitlines() if line.startswith("| recipe")]
     assert [cell.strip() for cell in head.strip("| ").split("|")] == ["recipe", *MODELS]
     assert list(ROWS) == [path.stem for path in recipe_paths()]
@@ -47,7 +45,7 @@ def test_every_cell_is_a_size_or_a_reason():
 
 
 def sample() -> list[tuple[str, str]]:
-    """Small models, a page of each kind, and the first cell of each of the first reasons."""
+    """Small models, a recipe of each kind, and the first cell of each of the first reasons."""
     steps = [
         ("A3.v1", "resnet18"),
         ("convnext.v1", "convnext_atto"),
@@ -72,7 +70,7 @@ def test_a_cell_is_as_computed_now(recipe, model):
         assert shown == f"ok {cell.num_params / 1e6:.3f}"
 
 
-def test_a_cell_departs_from_its_page_in_sizes_alone():
+def test_a_cell_deviates_from_its_recipe_in_sizes_alone():
     for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v1"):
         for change in noise_plan(recipe, "resnet18").deviations:
             assert change.origin == "profile"
@@ -109,7 +107,7 @@ def test_equal_reasons_share_a_number():
     assert lines[-2:] == ["1. one", "2. two"]
 
 
-def test_the_table_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
+def test_the_matrix_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
     monkeypatch.setattr(matrix, "try_cell", lambda recipe, model: Cell(recipe, model, 1))
     with show.progress(Console(), "cells", 4) as each:
         counted = []
@@ -123,12 +121,12 @@ def test_the_table_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
     assert len(counted) == 4
 
 
-def test_pages_and_models_are_chosen_by_name():
-    assert chosen_pages("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(
+def test_recipes_and_models_are_chosen_by_name():
+    assert chosen_recipes("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(
         chosen_models("resnet18 resnet101")
     ) == ["resnet18", "resnet101"]
     assert (
-        chosen_pages("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
+        chosen_recipes("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
     )
     with pytest.raises(UserError, match="did you mean resnet101"):
         chosen_models("resnet1O1")

@@ -1,8 +1,7 @@
-"""How long the cells of an ablation are trained."""
+"""The training length of an ablation's cells."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -15,11 +14,11 @@ from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
 
 class Budget(Page):
-    """How long each cell is trained: a number of epochs, or a share of those that the recipe has on
-    its data.
+    """Training length of each cell: a number of epochs, or a share of the recipe's epochs on its
+    data.
 
-    What a recipe says in epochs (warm-up, drops of the rate, growth of the images, average) keeps
-    its share of the run, as under a profile; what the ablation itself sets stays as it is written.
+    Durations of the recipe in epochs (warm-up, learning-rate drops, image growth, averaging) are
+    scaled with the run, as under a profile; values set by the ablation itself are not.
     """
 
     epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
@@ -37,13 +36,13 @@ def budget_lines(
 ) -> dict[str, Any]:
     """The overrides, by path, that give a recipe on a data set the length of a budget.
 
-    page: for one model. adapted: the same as the profile adapts it.
+    page: the recipe for one model. adapted: the same, adapted to the profile.
 
-    Raises UserError where a recipe cannot be that short.
+    Raises UserError where the recipe cannot be that short.
     """
     if budget is None:
         return {}
-    epochs = budget.epochs or max(1, round(budget.share * adapted.epochs))
+    epochs = budget.epochs or max(1, round((budget.share or 0.0) * adapted.epochs))
     if page.adapted_to == profile.name:
         return {"epochs": epochs} if epochs != adapted.epochs else {}
     adapt = (profile.adapt or Adapt()).model_copy(update={"epochs": epochs})
@@ -52,11 +51,11 @@ def budget_lines(
 
 
 def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
-    """The overrides that make one recipe of another; an ingredient that becomes another one is
-    written whole.
+    """The overrides that turn one recipe into another; a component with a new name is written in
+    full.
     """
-    pages: list[Mapping[str, Any]] = [tree.plain(before), tree.plain(after)]
-    found = [(label, new) for label, _, new in tree.differences(*pages)]
+    old, new_values = tree.plain(before), tree.plain(after)
+    found = [(label, new) for label, _, new in tree.differences(old, new_values)]
     changed = [(label, new) for label, new in found if label.partition(".")[0] not in ABOUT]
     renamed = [label.removesuffix(".name") for label, _ in changed if label.endswith(".name")]
     lines = {
@@ -65,6 +64,6 @@ def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:
         if not any(label.startswith(f"{section}.") for section in renamed)
     }
     sections = {
-        label: check.value_at(pages[1], tree.find(Recipe, pages[1], label)) for label in renamed
+        label: check.value_at(new_values, tree.find(Recipe, new_values, label)) for label in renamed
     }
     return lines | sections

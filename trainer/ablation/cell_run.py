@@ -1,4 +1,4 @@
-"""One seed of a cell, run: what the command `train` does, under a claim, its output kept, its
+"""One run of a cell: what the command `train` does, under the cell's lock, its output kept, its
 failure recorded.
 """
 
@@ -39,9 +39,9 @@ _NUM_TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Shared:
-    """What all runs of a sweep share: folders, and settings as they were asked for.
+    """What all runs of a sweep share: folders, and settings as the user gave them.
 
-    results: the store, of a store behind a `url` the folder that mirrors it.
+    results: folder of the rows; with a `url`, the folder that mirrors it.
     """
 
     runs: Path
@@ -54,7 +54,7 @@ class Shared:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What `train_job` takes of it."""
+        """The part that `train_job` takes."""
         settings = {"precision": self.precision, "workers": self.workers, "loader": "auto"}
         return settings | {
             "checkpoint_s": self.checkpoint_s,
@@ -65,9 +65,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Repeat:
-    """One seed of a cell: what one process runs, on this machine or on another. key: of its plan's
-    identity.
-    """
+    """One seed of a cell: what one process runs, on any machine. key: of its plan's identity."""
 
     key: str
     cell: str
@@ -82,10 +80,9 @@ class Repeat:
 
 
 def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]:
-    """All that an ablation runs: the first seed of every cell first, so that a whole table is there
-    early.
+    """All runs of an ablation, the first seed of every cell first: the table is complete early.
 
-    Raises UserError for a cell whose page, model and data do not fit together.
+    Raises UserError for a cell whose recipe, model and data do not fit together.
     """
     return [
         _repeat(ablation, cell, seed, data_dir)
@@ -104,9 +101,8 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
     """Run one seed of a cell to its row in this process; gives the exit code of `train`, or
     EXIT_CLAIMED.
 
-    Its output goes to output.txt in the cell's folder. A run that has its row already is not run;
-    one that fails leaves a failure, before its claim is given up, so that nobody takes it up in
-    between.
+    Its output goes to output.txt in the cell's folder. A run that has a row is skipped. A failure
+    is recorded before the lock is released, so that no other process starts the run in between.
     """
     folder = cell_folder(shared.runs, repeat.key)
     own = try_acquire(folder)
@@ -115,7 +111,7 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
     with own:
         row = find_row(shared, repeat)
         if row is None:
-            code = _run_claimed(repeat, shared, folder / "output.txt")
+            code = _run_locked(repeat, shared, folder / "output.txt")
         else:
             code = EXIT_DONE if row.status == "finished" else EXIT_DIVERGED
         if code in (EXIT_DONE, EXIT_DIVERGED):
@@ -123,7 +119,7 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
     return code
 
 
-def _run_claimed(repeat: Repeat, shared: Shared, output: Path) -> int:
+def _run_locked(repeat: Repeat, shared: Shared, output: Path) -> int:
     start = output.stat().st_size if output.exists() else 0
     with written_to(output):
         code = _train(repeat.job, shared)
@@ -141,7 +137,7 @@ def _train(job: Job, shared: Shared) -> int:
             return train_job(job, shared.device, shared.machine, None, None, stop)
     except KeyboardInterrupt:
         return EXIT_STOPPED
-    except BaseException as error:  # whatever it was, the others go on
+    except BaseException as error:  # whatever it is, the other runs continue
         line = line_of(error)
         if line is None:
             traceback.print_exc()
@@ -152,7 +148,7 @@ def _train(job: Job, shared: Shared) -> int:
 
 @contextlib.contextmanager
 def written_to(path: Path) -> Iterator[None]:
-    """All output of this process, and of those that it starts, at the end of a file."""
+    """Append all output of this process, and of those that it starts, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush(), sys.stderr.flush()
     before = [os.dup(number) for number in (1, 2)]
@@ -171,11 +167,18 @@ def written_to(path: Path) -> Iterator[None]:
 
 
 def record_failure(repeat: Repeat, shared: Shared, code: int, start: int = 0):
-    """Store what a failed attempt left. start: where its output begins."""
+    """Store a failed attempt. start: byte of output.txt where its output begins."""
     run = run_folder_of(shared, repeat)
     lines = _tail(cell_folder(shared.runs, repeat.key) / "output.txt", start)
-    facts = {"cell": repeat.cell, "seed": repeat.seed, "run": run.name if run else None}
-    return store_failure(shared.runs, repeat.key, exit_code=code, output=lines, **facts)
+    return store_failure(
+        shared.runs,
+        repeat.key,
+        cell=repeat.cell,
+        seed=repeat.seed,
+        run=run.name if run else None,
+        exit_code=code,
+        output=lines,
+    )
 
 
 def num_failed(repeat: Repeat, shared: Shared) -> int:
@@ -193,9 +196,9 @@ def _tail(path: Path, start: int) -> list[str]:
 
 
 def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> Row | None:
-    """The row of one seed of a cell: of several the first run, not what again=1 made later.
+    """The row of one seed of a cell: of several, the first run's, not those of again=1.
 
-    names: of the store's files, where they were listed already.
+    names: of the store's files, where the caller has listed them.
     """
     folder = rows_folder(shared.results)
     if names is None:
@@ -220,8 +223,8 @@ def row_names(shared: Shared) -> list[str]:
 
 
 def run_folder_of(shared: Shared, repeat: Repeat) -> Path | None:
-    """The run folder of one seed of a cell, once it is there: the one whose plan says what the
-    repeat's plan says.
+    """The run folder of one seed of a cell, found by the digests in its plan; None where there is
+    none yet.
     """
     plan = repeat.plan
     expected = {"page_digest": plan.page_digest, "recipe_digest": plan.recipe.digest}

@@ -1,4 +1,4 @@
-"""Cells of an ablation: their jobs, their plans, and the text that makes them."""
+"""Cells of an ablation: their jobs, their plans, and their overrides as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.base.errors import OverrideError
+from trainer.base.errors import OverrideError, PlanError
 from trainer.recipe.overrides import overrides_of
 
 if TYPE_CHECKING:  # tables know cells without torch; only plans need it
@@ -25,7 +25,7 @@ _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant of an ablation: what all its seeds have in common.
+    """One variant of an ablation, for all its seeds.
 
     name: as the table's first column says it, unique in its ablation. overrides: the exact text of
     set= that makes this cell, the budget included. levels: (factor, level) pairs, for grouping and
@@ -47,11 +47,23 @@ class Cell:
     published_source: str = ""
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
-    def job(self, seed: int, data_dir: Path | None = None) -> Job:
-        """What a user would ask for to get this cell's run of one seed."""
-        from trainer.runs.job import Job
+    @property
+    def planned(self) -> Plan:
+        """The plan of a cell of a loaded ablation."""
+        assert self.plan is not None
+        return self.plan
 
-        return Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
+    def job(self, seed: int, data_dir: Path | None = None) -> Job:
+        """The job of one seed, as a user would give it."""
+        return _jobs().Job(self.recipe, self.model, self.data, data_dir, seed, self.overrides)
+
+
+def _jobs():
+    from trainer.runs import (
+        job,
+    )  # it imports torch, which reading an ablation's table does not need
+
+    return job
 
 
 def plan_of_cell(cell: Cell, seed: int) -> Plan:
@@ -60,20 +72,17 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
 
     Raises UserError as plan_of does.
     """
-    from trainer.recipe.plan import PlanError
-    from trainer.runs.job import plan_of
-
     if cell.plan is None:
-        return plan_of(cell.job(seed))
+        return _jobs().plan_of(cell.job(seed))
     if not 0 <= seed < 2**32:
         raise PlanError(f"seed={seed}: outside 0 .. 4294967295; use seed=0")
     return replace(cell.plan, seed=seed)
 
 
 def text_of(overrides: Mapping[str, Any]) -> str:
-    """Overrides by path as the text of set= that gives them back.
+    """Overrides by path as the text for set= that parses to the same.
 
-    Raises OverrideError for a path or a value that cannot be written so.
+    Raises OverrideError for a path or a value that cannot be written that way.
     """
     text = " ".join(_item(f"{label}={_written(value)}") for label, value in overrides.items())
     if overrides_of(text) != dict(overrides):
@@ -86,7 +95,7 @@ def text_of(overrides: Mapping[str, Any]) -> str:
 
 
 def _item(text: str) -> str:
-    """Bare where the reader of set= takes it so, else in quotation marks."""
+    """Unquoted where set= parses it the same, else quoted for shlex."""
     try:
         return text if shlex.split(text) == text.split(" ") else shlex.quote(text)
     except ValueError:  # an apostrophe
@@ -106,12 +115,12 @@ def _written(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _READ_AS_ANOTHER:
         return value
     written = json.dumps(value, ensure_ascii=False)
-    # the reader of set= counts brackets, those in texts too
+    # the parser of set= counts brackets within strings too
     return written.translate(_BRACKETS) if isinstance(value, str) else written
 
 
 def command(cell: Cell, seed: int) -> str:
-    """The line for a shell that makes one run of a cell."""
+    """The shell command of one run of a cell."""
     words = {
         "recipe": cell.recipe,
         "model": cell.model,
@@ -125,9 +134,7 @@ def command(cell: Cell, seed: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """For a shell: double quotes where nothing in the text means something within them, as they are
-    easy to read.
-    """
+    """Quoted for a shell: in double quotes, easier to read, where they leave the text literal."""
     if shlex.quote(text) == text:
         return text
     return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)

@@ -1,5 +1,4 @@
-"""Designs: from the factors, parts, steps or cells of an ablation's page to named variants of its
-base.
+"""Designs: from the factors, parts, steps or cells of an ablation to named variants of its base.
 
 The first variant of every design is the base, which the others are compared with.
 """
@@ -16,25 +15,29 @@ from pydantic import AfterValidator, Field, model_validator
 from trainer.base.component import Page
 from trainer.recipe.check import Path, refuse
 
-MOST_CELLS = 1000
-LONGEST_LABEL = 60
+MAX_CELLS = 1000
+MAX_LABEL_LENGTH = 60
 
 
 def _label(text: str) -> str:
-    """A name that a table, a file and a plot can show."""
-    if not text or text != text.strip() or "|" in text or "`" in text or len(text) > LONGEST_LABEL:
+    """A name that is valid in a table, a file name and a plot."""
+    if (
+        not text
+        or text != text.strip()
+        or "|" in text
+        or "`" in text
+        or len(text) > MAX_LABEL_LENGTH
+    ):
         raise ValueError(
-            f"write 1 to {LONGEST_LABEL} letters, without | and ` and without spaces at the ends"
+            f"use 1 to {MAX_LABEL_LENGTH} characters, without | and ` and without outer spaces"
         )
     return text
 
 
 def not_empty(items: tuple) -> tuple:
-    """A list with something in it. (A bound on the length would count only the items that are
-    sound.)
-    """
+    """A list with at least one item. Pydantic's min_length counts valid items only."""
     if not items:
-        raise ValueError("write one at least")
+        raise ValueError("write at least one")
     return items
 
 
@@ -42,16 +45,16 @@ Label = Annotated[str, AfterValidator(_label)]
 
 
 class Change(Page):
-    """One named change: overrides of the base by dotted path, and another recipe to put them on.
+    """One named change: overrides of the base by dotted path, perhaps of another recipe.
 
-    recipe: in the place of the page's own. set: any value of YAML by path, null for off.
+    recipe: in place of the ablation's. set: any YAML value by path, null for off.
 
-    Raises ValueError for two paths of which one lies within the other.
+    Raises ValueError for two paths of which one is within the other.
     """
 
     name: Label
     recipe: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
 
     @model_validator(mode="after")
     def _paths_are_apart(self) -> Self:
@@ -63,7 +66,7 @@ Changes = Annotated[tuple[Change, ...], AfterValidator(not_empty)]
 
 
 class Factor(Page):
-    """What is varied, and its levels in the order of the table."""
+    """A factor and its levels in the order of the table."""
 
     name: Label
     levels: Changes
@@ -79,11 +82,11 @@ Factors = Annotated[tuple[Factor, ...], AfterValidator(not_empty)]
 
 @dataclass(frozen=True)
 class Variant:
-    """A cell before its model and its data: the changes to put over the base, in order, each with
-    its place in the page.
+    """A cell without model and data: the changes to the base, in order, each with its path in the
+    file.
 
-    place: where the page names the variant. levels: (factor, level) pairs. at_once: the changes are
-    of different factors, none on top of another.
+    place: path of the key that defines it. levels: (factor, level) pairs. at_once: the changes are
+    of different factors, so their order does not matter.
     """
 
     name: str
@@ -94,14 +97,14 @@ class Variant:
 
     @property
     def recipe(self) -> tuple[str, Path] | None:
-        """The recipe in the place of the page's own, and where the page says so."""
+        """The recipe in place of the ablation's, and the path of the key that says so."""
         named = [
             (change.recipe, (*place, "recipe")) for place, change in self.changes if change.recipe
         ]
         return named[-1] if named else None
 
     def over(self, lines: Mapping[str, Any]) -> dict[str, Any]:
-        """The variant's changes over the overrides that all cells share."""
+        """The variant's changes merged over the overrides that all cells share."""
         layers = [change.set for _, change in self.changes]
         if self.at_once:
             layers = [{label: value for layer in layers for label, value in layer.items()}]
@@ -111,7 +114,7 @@ class Variant:
 
 
 class OneAtATime(Page):
-    """The base, then each level of each factor by itself."""
+    """One factor at a time: the base, then each level of each factor alone."""
 
     name: Literal["one_at_a_time"]
     base: Label
@@ -136,9 +139,9 @@ class OneAtATime(Page):
 
 
 class Full(Page):
-    """Every combination of the factors' levels; the base has the first level of each.
+    """Full factorial: every combination of the factors' levels; the base has the first of each.
 
-    Raises ValueError for factors that change the same, and for too many combinations.
+    Raises ValueError for factors that set the same path, and for too many combinations.
     """
 
     name: Literal["full"]
@@ -152,11 +155,11 @@ class Full(Page):
             num_cells *= len(factor.levels)
             for earlier in self.factors[:number]:
                 _check_factors_apart(earlier, factor, number)
-        if num_cells > MOST_CELLS:
+        if num_cells > MAX_CELLS:
             raise refuse(
                 ("factors",),
                 f"{num_cells} combinations",
-                f"{MOST_CELLS} at most, leave out factors or levels",
+                f"the maximum is {MAX_CELLS}, leave out factors or levels",
             )
         return self
 
@@ -173,9 +176,7 @@ class Full(Page):
 
 
 class LeaveOneOut(Page):
-    """The base with all its parts, then the base without each of them: a part's changes take it
-    out.
-    """
+    """The base with all its parts, then without each of them: a part's changes remove it."""
 
     name: Literal["leave_one_out"]
     base: Label
@@ -196,8 +197,8 @@ class LeaveOneOut(Page):
 
 
 class Cumulative(Page):
-    """The base, then steps, each on top of the last; a step that names a recipe starts anew from
-    that.
+    """The base, then steps, each on top of the previous ones; a step that names a recipe restarts
+    from that.
     """
 
     name: Literal["cumulative"]
@@ -219,7 +220,7 @@ class Cumulative(Page):
 
 
 class Listed(Page):
-    """Cells as they are listed; the first is the base."""
+    """An explicit list of cells; the first is the base."""
 
     name: Literal["listed"]
     cells: Changes
@@ -241,11 +242,11 @@ Design = Annotated[
 
 
 def put_over(lines: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides by path with others over them: what lies at or within a new path goes, and what
-    lies within an older section is written into that.
+    """Merge overrides by path: a new path replaces older ones at or within it, and is written into
+    an older section that contains it.
 
-    A new `name` of a section takes the place of the older paths within it, as they belong to the
-    older ingredient.
+    A new `name` of a section replaces the older paths within it too: they belong to the component
+    that it replaces.
     """
     sections = [label.removesuffix(".name") for label in layer]
     result = {
@@ -277,13 +278,13 @@ def _within(section: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def check_apart(labels: Mapping[str, Any], place: Path) -> None:
-    """Refuse two paths of which one lies within the other."""
+    """Refuse two paths of which one is within the other."""
     for label in labels:
         for around in labels:
             if label.startswith(f"{around}."):
                 raise refuse(
                     (*place, label),
-                    f"{label} lies within {around}, which is set too",
+                    f"{label} is within {around}, which is set too",
                     "write it there",
                 )
 
@@ -297,7 +298,7 @@ def _check_names(named: Sequence[Change | Factor], place: Path) -> None:
     for number, name in enumerate(names):
         if name in names[:number]:
             raise refuse(
-                (*place, number, "name"), f"{name} is there twice", "give each its own name"
+                (*place, number, "name"), f"{name} is listed twice", "give each its own name"
             )
 
 
@@ -307,19 +308,19 @@ def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> No
         if change.name == base:
             raise refuse(
                 (*place, number, "name"),
-                f"{base} is the base's name already",
+                f"{base} is the name of the base",
                 "give each its own name",
             )
 
 
 def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
-    """Two factors of a grid change different things, or one would undo the other."""
+    """Refuse two factors that set the same path: one would undo the other."""
     before = {label for level in earlier.levels for label in level.set}
     names_recipe = any(level.recipe for level in earlier.levels)
     for place, level in _placed(factor.levels, ("factors", number, "levels")):
         if level.recipe and names_recipe:
             raise refuse(
-                (*place, "recipe"), f"{earlier.name} chooses the recipe already", "one factor can"
+                (*place, "recipe"), f"{earlier.name} sets the recipe already", "only one factor can"
             )
         for label in level.set:
             both = [
@@ -328,5 +329,5 @@ def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
                 if old == label or old.startswith(f"{label}.") or label.startswith(f"{old}.")
             ]
             if both:
-                sentence = f"{label} is set by the factor {earlier.name} too ({both[0]}); one factor sets a path"
-                raise refuse((*place, "set", label), sentence)
+                found = f"{label} is set by the factor {earlier.name} too ({both[0]})"
+                raise refuse((*place, "set", label), found, "set it in one factor")

@@ -1,4 +1,7 @@
-"""One real step of every shape of cell, before hours are spent on any."""
+"""A dry run: one optimizer step of every shape of cell, before hours are spent on any.
+
+A shape is all that decides whether a step works; cells that differ in real numbers share one.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,18 @@ from trainer.ablation.cell_run import Repeat, Shared, written_to
 from trainer.base import provenance
 from trainer.base.errors import UserError
 from trainer.base.plugins import loaded_plugins
+from trainer.base.settings import make_settings
+from trainer.data.dataset import open_data
+from trainer.data.profile import data_folder
+from trainer.engine.evaluate import evaluate
+from trainer.engine.state import TrainingState
+from trainer.engine.train import optimizer_step
+from trainer.models.build import check_model_name
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 
-# What a page says of itself, and what only says for how long and how fast: no step fails by it.
-_NOT_OF_THE_SHAPE = (
+# Keys of a recipe that cannot make a step fail: metadata, length and learning rate.
+_IGNORED_KEYS = (
     "name",
     "version",
     "title",
@@ -35,8 +45,8 @@ _NOT_OF_THE_SHAPE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """How the one step of a shape went. error: one line, None where it went well. is_users: by what
-    a user wrote.
+    """The result of one shape's trial step. error: one line, None where it worked. is_users: it is
+    a user's error.
     """
 
     shape: str
@@ -46,13 +56,13 @@ class Trial:
 
 
 def shape_of(plan: Plan) -> str:
-    """16 hex digits over all that decides whether a step works: the page without its real numbers,
-    model, data, versions, plugins.
+    """16 hex digits over all that decides whether a step works: the recipe without its real
+    numbers, model, data, versions, plugins.
     """
-    page = {
-        key: value for key, value in tree.plain(plan.recipe).items() if key not in _NOT_OF_THE_SHAPE
+    recipe = {
+        key: value for key, value in tree.plain(plan.recipe).items() if key not in _IGNORED_KEYS
     }
-    facts = (
+    fields = (
         plan.profile.name,
         plan.profile.num_classes,
         plan.profile.channels,
@@ -60,7 +70,7 @@ def shape_of(plan: Plan) -> str:
         plan.bad_images,
     )
     text = json.dumps(
-        [_without_reals(page), facts, provenance.versions() | loaded_plugins()],
+        [_without_reals(recipe), fields, provenance.versions() | loaded_plugins()],
         sort_keys=True,
         default=str,
     )
@@ -76,7 +86,7 @@ def _without_reals(value: Any) -> Any:
 
 
 def untried(repeats: Iterable[Repeat], shared: Shared) -> dict[str, Repeat]:
-    """One repeat of each shape that has not made its step under these runs yet, by shape."""
+    """One repeat of each shape that has no trial step recorded in this runs folder, by shape."""
     found: dict[str, Repeat] = {}
     for repeat in repeats:
         found.setdefault(shape_of(repeat.plan), repeat)
@@ -84,7 +94,7 @@ def untried(repeats: Iterable[Repeat], shared: Shared) -> dict[str, Repeat]:
 
 
 def mark_tried(shared: Shared, shape: str) -> None:
-    """Remember that a shape works."""
+    """Record that a shape works."""
     path = _mark(shared, shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -95,8 +105,8 @@ def _mark(shared: Shared, shape: str) -> Path:
 
 
 def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
-    """Make one step of each shape in this process, and score one batch; the data is opened once for
-    each set.
+    """Make one step of each shape in this process and evaluate one batch; each data set is opened
+    once.
     """
     opened: dict[tuple, Any] = {}
     for shape, repeat in shapes.items():
@@ -106,22 +116,14 @@ def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
             yield Trial(shape)
         except UserError as error:
             yield Trial(shape, str(error), is_users=True)
-        except Exception as error:  # a model, an allocator, a driver: whatever stops a step
+        except Exception as error:  # of the model, an allocator, a driver
             lines = traceback.format_exc().splitlines()
             first = (str(error).strip() or "no message").splitlines()[0]
             yield Trial(shape, f"{type(error).__name__}: {first}", log_tail=tuple(lines))
 
 
 def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:
-    """The first step of the last epoch: a whole batch, of the largest images where they grow."""
-    from trainer.base.settings import make_settings
-    from trainer.data.dataset import open_data
-    from trainer.data.profile import data_folder
-    from trainer.engine.evaluate import evaluate
-    from trainer.engine.state import TrainingState
-    from trainer.engine.train import optimizer_step
-    from trainer.models.build import check_model_name
-
+    """The first step of the last epoch: a full batch, and the largest images where they grow."""
     job, plan = repeat.job, repeat.plan
     check_model_name(job.model)
     where = job.data, job.data_dir

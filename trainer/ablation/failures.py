@@ -1,7 +1,8 @@
-"""Failures: what is known of a cell that ended without a row, until it finishes."""
+"""Records of failed runs, kept until the run has a row."""
 
 from __future__ import annotations
 
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,11 +20,11 @@ class FailureError(UserError):
 
 
 class Failure(Page):
-    """One seed of a cell that ended in an error, in its last attempt.
+    """The last failed attempt of one seed of a cell.
 
-    run: its run folder's name, None where it did not come so far. key: as
-    `identity.RunIdentity.key`. error: one line. exit_code: the process's; negative is the signal
-    that ended it. log_tail: the last lines that it wrote. num_attempts: that failed so far.
+    run: its run folder's name, None where it has none yet. key: as `identity.RunIdentity.key`.
+    error: one line. exit_code: of the process; minus the signal that ended it. log_tail: the last
+    lines of its output. num_attempts: that failed so far.
     """
 
     run: str | None
@@ -38,7 +39,7 @@ class Failure(Page):
 
 
 def cell_folder(runs: Path, key: str) -> Path:
-    """Where claims, output and the failure of one seed of a cell lie."""
+    """Folder of the lock, the output and the failure of one seed of a cell."""
     return Path(runs) / "cells" / key
 
 
@@ -58,7 +59,7 @@ def read_failure(runs: Path, key: str) -> Failure | None:
         return None
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         first = str(error).splitlines()[0]
-        raise FailureError(f"{path}: not the record of a failure ({first}); remove it") from None
+        raise FailureError(f"{path}: not a valid failure record ({first}); remove it") from None
 
 
 def read_failures(runs: Path) -> dict[str, Failure]:
@@ -81,8 +82,8 @@ def store_failure(
     exit_code: int,
     output: list[str],
 ) -> Failure:
-    """Record one more failed attempt. output: the lines that it wrote; the last one that says
-    something is the error.
+    """Record one more failed attempt. output: its lines; the last one that is not blank is the
+    error.
     """
     before = read_failure(runs, key)
     failure = Failure(
@@ -103,26 +104,24 @@ def store_failure(
 
 
 def drop_failure(runs: Path, key: str) -> None:
-    """Forget a failure: its cell has a row now."""
+    """Remove the record of a run that has a row now."""
     failure_path(runs, key).unlink(missing_ok=True)
 
 
 def error_line(exit_code: int, output: list[str]) -> str:
-    """What went wrong, in one line of at most 300 characters."""
+    """The error in one line of at most 300 characters."""
     if exit_code < 0:
         return f"ended by {signal_name(-exit_code)}" + (
-            " (out of memory, or by hand)" if exit_code == -9 else ""
+            " (killed, perhaps out of memory)" if exit_code == -9 else ""
         )
     said = [line.strip() for line in output if line.strip()]
-    return (
-        said[-1].removeprefix("error: ") if said else f"exit code {exit_code}, nothing was written"
-    )[:300]
+    return (said[-1].removeprefix("error: ") if said else f"exit code {exit_code} without output")[
+        :300
+    ]
 
 
 def signal_name(number: int) -> str:
     """SIGKILL for 9; the number itself where it has no name."""
-    import signal
-
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a sweep shows: one live table on a terminal, plain lines elsewhere."""
+"""A sweep's log: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainer.ablation.runner import (
     RUNNING,
     STOPPED,
     WAITING,
-    Standing,
+    RunStatus,
 )
 from trainer.base.errors import printable
 from trainer.base.json_text import json_of
 
-PLAIN_LINE_S = 60.0  # least time between two lines of what runs, where the output is not a terminal
+PLAIN_LINE_S = 60.0  # log interval of running cells where the output is not a terminal
 _REFRESH_S = 0.5
 _NUM_TAIL_BYTES = 8192
 _ORDER = (RUNNING, ELSEWHERE, FAILED, DIVERGED, STOPPED, FINISHED, WAITING)
@@ -46,8 +46,8 @@ _STYLES = {
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How far a run has come, as its folder tells; None where it does not yet."""
+class Progress:
+    """How far a run is, by its folder's files; None where they do not say yet."""
 
     step: int = 0
     loss_nats: float | None = None
@@ -55,7 +55,7 @@ class Reading:
     images_per_s: float | None = None
 
     def left_s(self, repeat: Repeat) -> float | None:
-        """Seconds of training left at the speed of the last line; evaluations come on top."""
+        """Seconds of training left at the last throughput, evaluations not included."""
         if not self.images_per_s:
             return None
         return (
@@ -65,14 +65,14 @@ class Reading:
         )
 
 
-def read_progress(folder: Path | None) -> Reading:
-    """The last lines of a run folder's curves; a line that is just being written is left out."""
+def read_progress(folder: Path | None) -> Progress:
+    """Read from the last lines of a run folder's curves; a partly written line is skipped."""
     if folder is None:
-        return Reading()
+        return Progress()
     lines = _last_lines(folder / "metrics.jsonl")
     speeds = _last_lines(folder / "speed.jsonl")
-    return Reading(
-        step=max(_numbers(lines, "step"), default=0),
+    return Progress(
+        step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
         top1_pct=_last(lines, "top1_pct"),
         images_per_s=_last(speeds, "images_per_s"),
@@ -84,7 +84,8 @@ def _numbers(lines: Sequence[dict], name: str) -> list[float]:
 
 
 def _last(lines: Sequence[dict], name: str) -> float | None:
-    return (_numbers(lines, name) or [None])[-1]
+    numbers = _numbers(lines, name)
+    return numbers[-1] if numbers else None
 
 
 def _last_lines(path: Path) -> list[dict]:
@@ -106,17 +107,19 @@ def _last_lines(path: Path) -> list[dict]:
 
 
 class SweepTable:
-    """Shows a sweep's standings; a context. Called with them as often as one likes, it draws twice
-    a second.
+    """Shows the statuses of a sweep's runs; a context manager. It may be called with them at any
+    rate: it draws at most twice a second.
     """
 
     def __init__(self, console: Console, shared: Shared, title: str) -> None:
         self._console, self._shared, self._title = console, shared, title
-        # no thread of Rich's own: the process forks
-        still = {"auto_refresh": False, "redirect_stdout": False, "redirect_stderr": False}
-        self._live = Live(console=console, **still) if console.is_terminal else None
+        # no refresh thread: the process forks, and a fork must not inherit a thread's locks
+        live = Live(
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live = live if console.is_terminal else None
         self._folders: dict[str, Path] = {}
-        self._told: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
         self._drawn_s = 0.0
         self._line_s = time.monotonic()
 
@@ -129,17 +132,17 @@ class SweepTable:
         if self._live:
             self._live.stop()
 
-    def __call__(self, standings: Sequence[Standing]) -> None:
+    def __call__(self, statuses: Sequence[RunStatus]) -> None:
         if self._live is None:
-            self._tell(standings)
+            self._log(statuses)
         elif time.monotonic() - self._drawn_s >= _REFRESH_S or not any(
-            one.state == RUNNING for one in standings
+            one.state == RUNNING for one in statuses
         ):
             self._drawn_s = time.monotonic()
-            self._live.update(self.table(standings), refresh=True)
+            self._live.update(self.table(statuses), refresh=True)
 
-    def table(self, standings: Sequence[Standing]) -> Table:
-        """What runs and what went wrong first; as many lines as the terminal has."""
+    def table(self, statuses: Sequence[RunStatus]) -> Table:
+        """Running and failed cells first; as many lines as the terminal has."""
         table = Table(
             "cell",
             "seed",
@@ -149,20 +152,20 @@ class SweepTable:
             "state",
             "time left",
             title=self._title,
-            caption=summary(standings),
+            caption=summary(statuses),
         )
         for column in (1, 2, 3, 4, 6):
             table.columns[column].justify = "right"
-        in_order = sorted(standings, key=lambda one: _ORDER.index(one.state))
+        in_order = sorted(statuses, key=lambda one: _ORDER.index(one.state))
         most = max(3, self._console.height - 8)
-        for standing in in_order[:most]:
-            table.add_row(*map(escape, self._cells(standing)), style=_STYLES[standing.state])
+        for status in in_order[:most]:
+            table.add_row(*map(escape, self._cells(status)), style=_STYLES[status.state])
         if len(in_order) > most:
             table.add_row(f"… {len(in_order) - most} more", *[""] * 6, style="dim")
         return table
 
-    def _cells(self, standing: Standing) -> tuple[str, ...]:
-        repeat, row = standing.repeat, standing.row
+    def _cells(self, status: RunStatus) -> tuple[str, ...]:
+        repeat, row = status.repeat, status.row
         name, seed = printable(repeat.cell), str(repeat.seed)
         if row is not None:
             loss, top1 = (
@@ -174,12 +177,12 @@ class SweepTable:
                 f"{row.epochs}" if row.status == "finished" else "",
                 loss,
                 top1,
-                standing.state,
+                status.state,
                 "",
             )
-        if standing.state not in (RUNNING, ELSEWHERE):
-            what = printable(standing.failure.error) if standing.failure else ""
-            return name, seed, "", "", "", standing.state + (f": {what[:60]}" if what else ""), ""
+        if status.state not in (RUNNING, ELSEWHERE):
+            what = printable(status.failure.error) if status.failure else ""
+            return name, seed, "", "", "", status.state + (f": {what[:60]}" if what else ""), ""
         reading = read_progress(self._folder(repeat))
         epoch = f"{reading.step / repeat.plan.steps_per_epoch:.1f}/{repeat.plan.recipe.epochs}"
         left_s = reading.left_s(repeat)
@@ -190,7 +193,7 @@ class SweepTable:
             epoch,
             _number(reading.loss_nats, 4),
             _number(reading.top1_pct, 2),
-            standing.state,
+            status.state,
             left,
         )
 
@@ -202,65 +205,64 @@ class SweepTable:
             self._folders[repeat.key] = found
         return self._folders[repeat.key]
 
-    def _tell(self, standings: Sequence[Standing]) -> None:
-        """A line for each change of state, and now and then one for what runs."""
+    def _log(self, statuses: Sequence[RunStatus]) -> None:
+        """One line for each change of state, and one per log interval for each running cell."""
         is_due = time.monotonic() - self._line_s >= PLAIN_LINE_S
         if is_due:
             self._line_s = time.monotonic()
-        for standing in standings:
+        for status in statuses:
             key, is_new = (
-                standing.repeat.key,
-                self._told.get(standing.repeat.key, WAITING) != standing.state,
+                status.repeat.key,
+                self._logged.get(status.repeat.key, WAITING) != status.state,
             )
-            if is_new and not standing.is_done_before or is_due and standing.state == RUNNING:
-                self._say(line_of(self._cells(standing)))
-            self._told[key] = standing.state
+            if (is_new and not status.is_done_before) or (is_due and status.state == RUNNING):
+                self._print(line_of(self._cells(status)))
+            self._logged[key] = status.state
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def line_of(cells: tuple[str, ...]) -> str:
-    """One standing as a line."""
+    """One status as a plain line."""
     name, seed, epoch, loss, top1, state, left = cells
     named = {"epoch": epoch, "loss": loss, "top-1": top1 and f"{top1} %", "time left": left}
     facts = "  ".join(f"{what} {value}" for what, value in named.items() if value)
     return f"{name}  seed {seed}  {state}" + (f"  {facts}" if facts else "")
 
 
-def summary(standings: Sequence[Standing]) -> str:
-    """How many are in which state: `12 runs: 9 finished (2 before), 3 waiting`."""
-    counts = Counter(standing.state for standing in standings)
-    before = sum(standing.is_done_before for standing in standings)
+def summary(statuses: Sequence[RunStatus]) -> str:
+    """Counts by state: `12 runs: 9 finished, 3 waiting (2 before this call)`."""
+    counts = Counter(status.state for status in statuses)
+    before = sum(status.is_done_before for status in statuses)
     parts = [
         f"{counts[state]} {state}"
         for state in (FINISHED, DIVERGED, FAILED, STOPPED, RUNNING, ELSEWHERE, WAITING)
         if counts[state]
     ]
-    return f"{len(standings)} run{'s' * (len(standings) != 1)}: {', '.join(parts)}" + (
+    return f"{len(statuses)} run{'s' * (len(statuses) != 1)}: {', '.join(parts)}" + (
         f" ({before} before this call)" if before else ""
     )
 
 
-def closing_lines(standings: Sequence[Standing], shared: Shared, ablation: str) -> list[str]:
-    """What a sweep leaves to its reader: the counts, each failure with its error and where its
-    output lies.
+def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) -> list[str]:
+    """The last lines of a sweep: counts by state, each failure with its error and the path of its
+    output.
     """
-    lines = [summary(standings)]
-    for standing in standings:
-        if standing.failure is not None:
-            failure, path = (
-                standing.failure,
-                cell_folder(shared.runs, standing.repeat.key) / "output.txt",
-            )
+    lines = [summary(statuses)]
+    for status in statuses:
+        if status.failure is not None:
+            failure = status.failure
+            path = cell_folder(shared.runs, status.repeat.key) / "output.txt"
             where = f"; output {path}" if path.exists() else ""
             lines.append(
-                f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: {printable(failure.error)}{where}"
+                f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: "
+                f"{printable(failure.error)}{where}"
             )
-    states = {standing.state for standing in standings}
+    states = {status.state for status in statuses}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
         lines.append(
-            f"make ablate ablation={ablation}: the same command goes on, and tries again what failed"
+            f"rerun make ablate ablation={ablation} to resume; failed runs are tried again"
         )
     return lines
 

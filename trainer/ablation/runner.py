@@ -1,6 +1,4 @@
-"""A sweep: every cell of an ablation that has no row yet, run to its row, once, however often it is
-called.
-"""
+"""A sweep: run every cell of an ablation that has no row yet, once, over any number of calls."""
 
 from __future__ import annotations
 
@@ -41,8 +39,8 @@ WAITING, RUNNING, ELSEWHERE = "waiting", "running", "running elsewhere"
 FINISHED, DIVERGED, FAILED, STOPPED = "finished", "diverged", "failed", "stopped"
 
 
-class Workers(Protocol):
-    """Who runs the work: processes of this machine (LocalCells) or a cluster (RayCells)."""
+class Backend(Protocol):
+    """A backend: processes of this machine (LocalCells) or a cluster (RayCells)."""
 
     num_slots: int
 
@@ -56,8 +54,8 @@ class Workers(Protocol):
 
 
 @dataclass
-class Standing:
-    """How one seed of a cell stands in this sweep.
+class RunStatus:
+    """The status of one run, a cell with a seed, in this sweep.
 
     num_failed_before: attempts that had failed when the sweep began; num_failed_then: when the last
     attempt did. is_done_before: its row was there already.
@@ -75,32 +73,31 @@ class Standing:
 class Sweep:
     """One call's work on an ablation.
 
-    retries: how often a cell that failed is tried again by this call. fail_fast: begin nothing more
-    after the first failure, and stop what runs. watch: called about twice a second with all
-    standings.
+    retries: how often this call retries a failed run. fail_fast: after the first failure start
+    nothing more, and stop what runs. watch: called about twice a second with all statuses.
     """
 
     def __init__(
         self,
         repeats: Sequence[Repeat],
         shared: Shared,
-        workers: Workers,
+        backend: Backend,
         stop: StopRequest,
-        watch: Callable[[Sequence[Standing]], None],
+        watch: Callable[[Sequence[RunStatus]], None],
         retries: int = 0,
         fail_fast: bool = False,
     ) -> None:
-        self.shared, self.workers, self.stop, self.watch = shared, workers, stop, watch
+        self.shared, self.backend, self.stop, self.watch = shared, backend, stop, watch
         self.retries, self.fail_fast = retries, fail_fast
-        self.standings = [Standing(repeat, num_failed(repeat, shared)) for repeat in repeats]
-        self._by_key = {standing.repeat.key: standing for standing in self.standings}
+        self.statuses = [RunStatus(repeat, num_failed(repeat, shared)) for repeat in repeats]
+        self._by_key = {status.repeat.key: status for status in self.statuses}
         self._looked_s = self._asked_s = 0.0
 
     def run(self) -> int:
-        """Run what has no row: 0 all finished, 3 some diverged, 1 some failed, 75 stopped by a
-        signal.
+        """Run what has no row; gives the exit code: 0 all finished, 3 some diverged, 1 some failed,
+        75 stopped by a signal.
 
-        Raises UserError where a cell's first step meets something that the user wrote.
+        Raises UserError where a cell's trial step fails by a user's error.
         """
         self._find_rows()
         self._try_shapes()
@@ -109,48 +106,46 @@ class Sweep:
                 self._ask_to_stop()
             else:
                 self._start_what_fits()
-            self.watch(self.standings)
-            if not self.workers.num_running and (
+            self.watch(self.statuses)
+            if not self.backend.num_running and (
                 self._is_ending() or not self._in(WAITING, ELSEWHERE)
             ):
-                if self.shared.url:  # what a network's error has kept from it
+                if self.shared.url:  # rows that an earlier network error kept from it
                     push_missing(self.shared.url, rows_folder(self.shared.results))
                 return self._exit_code()
-            for repeat, code in self.workers.ended(POLL_S):
+            for repeat, code in self.backend.ended(POLL_S):
                 self._settle(self._by_key[repeat.key], code)
             self._look_elsewhere()
 
-    def _in(self, *states: str) -> list[Standing]:
-        return [standing for standing in self.standings if standing.state in states]
+    def _in(self, *states: str) -> list[RunStatus]:
+        return [status for status in self.statuses if status.state in states]
 
     def _is_ending(self) -> bool:
         return self.stop.is_requested or (self.fail_fast and bool(self._in(FAILED)))
 
     def _find_rows(self) -> None:
         if self.shared.url:
-            prefixes = tuple({standing.repeat.prefix for standing in self.standings})
+            prefixes = tuple({status.repeat.prefix for status in self.statuses})
             mirror = rows_folder(self.shared.results)
             push_missing(self.shared.url, mirror)
             pull_rows(self.shared.url, mirror, prefixes)
         names = row_names(self.shared)
-        for standing in self.standings:
-            row = find_row(self.shared, standing.repeat, names)
+        for status in self.statuses:
+            row = find_row(self.shared, status.repeat, names)
             if row is not None:
-                self._take(standing, row)
-                standing.is_done_before = True
+                self._accept(status, row)
+                status.is_done_before = True
 
     def _try_shapes(self) -> None:
-        """Make one step of every new shape; what fails there fails before anything else runs."""
-        shapes = untried((standing.repeat for standing in self._in(WAITING)), self.shared)
+        """Run one trial step of every new shape, so that failures show before any run starts."""
+        shapes = untried((status.repeat for status in self._in(WAITING)), self.shared)
         while shapes and not self.stop.is_requested:
-            self.watch(self.standings)
-            for trial in self.workers.streamed(try_shapes, dict(shapes), self.shared):
+            self.watch(self.statuses)
+            for trial in self.backend.streamed(try_shapes, dict(shapes), self.shared):
                 self._judge(trial, shapes.pop(trial.shape))
                 if self.stop.is_requested:
                     return
-            if (
-                shapes and not self.stop.is_requested
-            ):  # the process died of the one that it had come to
+            if shapes and not self.stop.is_requested:  # the process died in the first of those left
                 shape, repeat = next(iter(shapes.items()))
                 self._judge(
                     Trial(shape, "the process was ended from outside (out of memory?)"), repeat
@@ -163,96 +158,99 @@ class Sweep:
             return
         if trial.is_users:
             raise UserError(f"cell {tried.cell}: {trial.error}")
-        lines = [*trial.log_tail, f"in the one step before the sweep: {trial.error}"]
-        for standing in self._in(WAITING):
-            repeat = standing.repeat
+        lines = [*trial.log_tail, f"in the trial step before the sweep: {trial.error}"]
+        for status in self._in(WAITING):
+            repeat = status.repeat
             if shape_of(repeat.plan) == trial.shape:
-                facts = {"cell": repeat.cell, "seed": repeat.seed, "run": None}
-                standing.failure = store_failure(
-                    self.shared.runs, repeat.key, exit_code=EXIT_FAILED, output=lines, **facts
+                status.failure = store_failure(
+                    self.shared.runs,
+                    repeat.key,
+                    cell=repeat.cell,
+                    seed=repeat.seed,
+                    run=None,
+                    exit_code=EXIT_FAILED,
+                    output=lines,
                 )
-                standing.state = FAILED
+                status.state = FAILED
 
     def _row_names(self) -> list[str]:
-        """The names of the store's rows; of one behind a URL that does not answer, those that are
-        known.
-        """
+        """The names of the store's rows; where its URL does not answer, those of the mirror."""
         if self.shared.url:
-            prefixes = tuple({standing.repeat.prefix for standing in self.standings})
+            prefixes = tuple({status.repeat.prefix for status in self.statuses})
             with contextlib.suppress(UserError):
                 pull_rows(self.shared.url, rows_folder(self.shared.results), prefixes)
         return row_names(self.shared)
 
     def _start_what_fits(self) -> None:
         names = None
-        for standing in self._in(WAITING):
-            if self.workers.num_running >= self.workers.num_slots:
+        for status in self._in(WAITING):
+            if self.backend.num_running >= self.backend.num_slots:
                 return
             names = self._row_names() if names is None else names
-            if self._is_settled_elsewhere(standing, names):
+            if self._is_settled_elsewhere(status, names):
                 continue
-            if owner_of(cell_folder(self.shared.runs, standing.repeat.key)) is not None:
-                standing.state = ELSEWHERE
+            if owner_of(cell_folder(self.shared.runs, status.repeat.key)) is not None:
+                status.state = ELSEWHERE
                 continue
-            standing.state = RUNNING
-            standing.num_failed_then = num_failed(standing.repeat, self.shared)
-            self.workers.start(standing.repeat)
+            status.state = RUNNING
+            status.num_failed_then = num_failed(status.repeat, self.shared)
+            self.backend.start(status.repeat)
 
     def _look_elsewhere(self) -> None:
-        """Other callers' cells: done by now, failed, or given up and ours to take."""
+        """Poll runs of other processes: finished, failed, or abandoned and free to start here."""
         if time.monotonic() - self._looked_s < _ELSEWHERE_POLL_S:
             return
         self._looked_s = time.monotonic()
         names = self._row_names() if self._in(ELSEWHERE) else []
-        for standing in self._in(ELSEWHERE):
-            is_free = owner_of(cell_folder(self.shared.runs, standing.repeat.key)) is None
-            if not self._is_settled_elsewhere(standing, names) and is_free:
-                standing.state = WAITING
+        for status in self._in(ELSEWHERE):
+            is_free = owner_of(cell_folder(self.shared.runs, status.repeat.key)) is None
+            if not self._is_settled_elsewhere(status, names) and is_free:
+                status.state = WAITING
 
-    def _is_settled_elsewhere(self, standing: Standing, names: list[str]) -> bool:
-        row = find_row(self.shared, standing.repeat, names)
+    def _is_settled_elsewhere(self, status: RunStatus, names: list[str]) -> bool:
+        row = find_row(self.shared, status.repeat, names)
         if row is not None:
-            self._take(standing, row)
+            self._accept(status, row)
             return True
-        return self._has_failed_for_good(standing)
+        return self._has_failed_for_good(status)
 
-    def _has_failed_for_good(self, standing: Standing) -> bool:
-        num = num_failed(standing.repeat, self.shared) - standing.num_failed_before
+    def _has_failed_for_good(self, status: RunStatus) -> bool:
+        num = num_failed(status.repeat, self.shared) - status.num_failed_before
         if num <= self.retries:
             return False
-        standing.state, standing.failure = (
+        status.state, status.failure = (
             FAILED,
-            read_failure(self.shared.runs, standing.repeat.key),
+            read_failure(self.shared.runs, status.repeat.key),
         )
         return True
 
-    def _take(self, standing: Standing, row: Row) -> None:
-        drop_failure(self.shared.runs, standing.repeat.key)
-        standing.row, standing.failure = row, None
-        standing.state = FINISHED if row.status == "finished" else DIVERGED
+    def _accept(self, status: RunStatus, row: Row) -> None:
+        drop_failure(self.shared.runs, status.repeat.key)
+        status.row, status.failure = row, None
+        status.state = FINISHED if row.status == "finished" else DIVERGED
 
-    def _settle(self, standing: Standing, code: int) -> None:
-        """What a process's end means for its cell."""
-        row = find_row(self.shared, standing.repeat, self._row_names())
+    def _settle(self, status: RunStatus, code: int) -> None:
+        """Set the status of a run whose process has ended."""
+        row = find_row(self.shared, status.repeat, self._row_names())
         if row is not None:
-            self._take(standing, row)
+            self._accept(status, row)
         elif code == EXIT_CLAIMED:
-            standing.state = ELSEWHERE
+            status.state = ELSEWHERE
         elif code == EXIT_STOPPED or (code < 0 and self._is_ending()):
-            standing.state = STOPPED
+            status.state = STOPPED
         else:
             if (
-                num_failed(standing.repeat, self.shared) == standing.num_failed_then
-            ):  # it could not say so itself
-                record_failure(standing.repeat, self.shared, code)
-            if not self._has_failed_for_good(standing):
-                standing.state = WAITING
+                num_failed(status.repeat, self.shared) == status.num_failed_then
+            ):  # the process died before it could record its failure
+                record_failure(status.repeat, self.shared, code)
+            if not self._has_failed_for_good(status):
+                status.state = WAITING
 
     def _ask_to_stop(self) -> None:
-        """Asked again after a while: a process that was just being made may not have heard it."""
+        """Ask again after a while: a process that was starting may have missed the signal."""
         if time.monotonic() - self._asked_s >= _ASK_AGAIN_S:
             self._asked_s = time.monotonic()
-            self.workers.stop()
+            self.backend.stop()
 
     def _exit_code(self) -> int:
         if self.stop.is_requested and self._in(WAITING, ELSEWHERE, STOPPED):

@@ -1,4 +1,4 @@
-"""An ablation: one question, its page, and the cells that answer it."""
+"""An ablation: one question, its YAML file, and the cells that answer it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,13 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
 class AblationError(UserError):
-    """An ablation that is not there."""
+    """An ablation that does not exist."""
 
 
 class Published(Page):
-    """A paper's own top-1 of one cell, in per cent, with the model and the data that the source
-    had.
+    """A published top-1 of one cell, in per cent, on the source's model and data.
 
-    model: the one of this page's models that it belongs to; absent: it stands beside the cell for
-    each of them.
+    model: the one of the ablation's models that it is for; None for all of them.
     """
 
     cell: str
@@ -50,11 +48,11 @@ class Published(Page):
 
 
 class AblationPage(Page):
-    """The page: a question, what all cells share, and the design that makes them.
+    """An ablation file: a question, what all cells share, and the design that varies the rest.
 
-    recipe: which all cells start from, unless a change of the design names another. models, data:
-    every combination is a group of cells with a base of its own. set: overrides by path that all
-    cells share. source: where the question is from. published: scores of the sources, by cell.
+    recipe: of all cells, unless a change of the design names another. models, data: every
+    combination is a group of cells with its own base. set: overrides by path that all cells share.
+    source: of the question. published: the sources' scores, by cell.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -66,7 +64,7 @@ class AblationPage(Page):
     data: Names
     seeds: Annotated[tuple[Seed, ...], AfterValidator(not_empty)]
     budget: Budget | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
     design: Design
     published: tuple[Published, ...] = ()
 
@@ -76,7 +74,7 @@ class AblationPage(Page):
             values = getattr(self, key)
             for number, value in enumerate(values):
                 if value in values[:number]:
-                    raise refuse((key, number), f"{value} is there twice", "keep one")
+                    raise refuse((key, number), f"{value} is listed twice", "keep one")
         check_apart(self.set, ("set",))
         return self
 
@@ -89,7 +87,9 @@ class AblationPage(Page):
                 ("model", score.model, self.models),
             ):
                 if value is not None and value not in known:
-                    sentence = f"{quoted(value)} is no {key} of this page{suggestion(value, known)}"
+                    sentence = (
+                        f"{quoted(value)} is no {key} of this ablation{suggestion(value, known)}"
+                    )
                     raise refuse(("published", number, key), sentence)
             if (score.cell, score.model) in [
                 (other.cell, other.model) for other in self.published[:number]
@@ -100,11 +100,11 @@ class AblationPage(Page):
 
 @dataclass(frozen=True)
 class Ablation:
-    """A page with its cells worked out: planned, checked against each other, the base of each group
+    """An ablation file with its cells: planned, checked against each other, the base of each group
     first.
 
-    seeds: every cell is run with each. page: as written. path: of its file. positions: where the
-    page's keys stand; places: the keys that make a cell, by its name.
+    seeds: every cell is run with each. page: the file as written. path: of the file. positions: the
+    lines of its keys. places: the key that defines a cell, by the cell's name.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Ablation:
     places: Mapping[str, ValuePath]
 
     def located(self, error: UserError, cell: Cell) -> PageError:
-        """An error of one cell, at its line."""
+        """An error of one cell with the line that defines the cell."""
         return self.positions.located(
             error, self.places[cell.name], f"the cell {cell.name}, {cell.group}"
         )
@@ -129,36 +129,36 @@ def ablations_folder() -> Path:
 
 
 def ablation_paths() -> list[Path]:
-    """All pages that come with the package, by name."""
+    """The ablation files that come with the package, by name."""
     return sorted(ablations_folder().glob("*.yaml"))
 
 
 def find_ablation(name: str) -> Path:
-    """The page that a name means: ablations/<name>.yaml, or the path to a .yaml file.
+    """The file of an ablation: ablations/<name>.yaml, or the given path to a .yaml file.
 
-    Raises AblationError for a name that no page has.
+    Raises AblationError for an unknown name.
     """
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = {path.stem: path for path in ablation_paths()}
     if name not in known:
-        there_are = ", ".join(known)
+        hint = did_you_mean(name, known)
         raise AblationError(
-            f"ablation={printable(name)}: there is no such page{did_you_mean(name, known)}; there are {there_are}"
+            f"ablation={printable(name)}: unknown ablation{hint}; valid: {', '.join(known)}"
         )
     return known[name]
 
 
 def load_ablation(source: Path | str) -> Ablation:
-    """The ablation on a page, by name or path: every cell planned, nothing run, no image read.
+    """Load an ablation by name or path: every cell planned, nothing run, no image read.
 
-    Raises UserError, for a mistake in the page as `file:line: what was found; what to do`.
+    Raises UserError; an error in the file as `file:line: what was found; what to do`.
     """
     path = find_ablation(source) if isinstance(source, str) else source
     page, positions = load_page(path, AblationPage)
     if page.name != path.stem:
         raise positions.error(
-            ("name",), f"this page is {page.name}", f"name its file {page.name}.yaml"
+            ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
         )
     placed = [found for group in _groups(page, positions) for found in group]
     places = {cell.name: place for cell, place in placed}
@@ -170,7 +170,7 @@ def load_ablation(source: Path | str) -> Ablation:
 
 @dataclass(frozen=True)
 class _Start:
-    """A recipe for a model, as a profile adapts it: what cells put their overrides on, read once
+    """A recipe for a model, adapted to a profile: what cells apply their overrides to, read once
     for all of them.
     """
 
@@ -182,7 +182,7 @@ class _Start:
     profile: Profile
 
     def plan(self, overrides: str, seed: int) -> Plan:
-        """What plan_of makes of the same job."""
+        """The plan that plan_of gives for the same job."""
         recipe, changes = apply_overrides(self.adapted, overrides, "set")
         deviations = self.deviations + changes
         return make_plan(
@@ -197,7 +197,7 @@ def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
 
 
 def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, ValuePath]]]:
-    """The cells of each model on each data set, with their places."""
+    """The cells of each model on each data set, with the keys that define them."""
     recipes = {page.recipe: ("recipe",)} | dict(
         variant.recipe for variant in page.design.variants() if variant.recipe
     )
@@ -213,7 +213,7 @@ def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple
 
 
 def _located(function, path: ValuePath, positions: Positions, value: str):
-    """What a function makes of a value of the page; its refusal as one of the page's line."""
+    """A function of a value in the file; its UserError gets the line of the value."""
     try:
         return function(value)
     except UserError as error:
@@ -221,9 +221,7 @@ def _located(function, path: ValuePath, positions: Positions, value: str):
 
 
 def _check_recipe(name: str, path: ValuePath, positions: Positions) -> None:
-    """Refuse a recipe that is not there at the line that names it; what is wrong in it has a line
-    of its own.
-    """
+    """Refuse an unknown recipe at the line that names it; errors within it have their own line."""
     _check_file(name, path, positions)
     _located(find_recipe, path, positions, name)
 
@@ -231,7 +229,7 @@ def _check_recipe(name: str, path: ValuePath, positions: Positions) -> None:
 def _check_file(name: str, path: ValuePath, positions: Positions) -> None:
     if name.endswith((".yaml", ".yml")) and not Path(name).is_file():
         raise positions.error(
-            path, f"{quoted(name)} is no file", "give the path of one, or a name that is known"
+            path, f"{quoted(name)}: no such file", "use the path of a .yaml file, or a known name"
         )
 
 
@@ -240,7 +238,7 @@ def _cells(
 ) -> Iterator[tuple[Cell, ValuePath]]:
     """The cells of one group, the base first.
 
-    Raises PageError for a cell that its plan refuses, that changes nothing, or that is the same run
+    Raises PageError for a cell without a valid plan, that equals the base, or that is the same run
     as another.
     """
     group = f"{model} on {data}"
@@ -256,7 +254,7 @@ def _cells(
             text = text_of(variant.over(put_over(shorter, page.set)))
             plan = start.plan(text, page.seeds[0])
         except UserError as error:
-            raise _refused(error, page, positions, variant, group) from None
+            raise _located_in_cell(error, page, positions, variant, group) from None
         key = plan.identity.key
         if key in known:
             raise positions.error(
@@ -267,28 +265,26 @@ def _cells(
         known[key] = variant.name
         name = f"{variant.name} ({suffix})" if suffix else variant.name
         score = _score(page, variant, model)
-        published = (score.top1_pct, score.source) if score else (None, "")
-        yield (
-            Cell(
-                name,
-                recipe,
-                model,
-                data,
-                text,
-                variant.levels,
-                len(known) == 1,
-                group,
-                *published,
-                plan,
-            ),
-            variant.place,
+        cell = Cell(
+            name=name,
+            recipe=recipe,
+            model=model,
+            data=data,
+            overrides=text,
+            levels=variant.levels,
+            is_base=len(known) == 1,
+            group=group,
+            published=score.top1_pct if score else None,
+            published_source=score.source if score else "",
+            plan=plan,
         )
+        yield cell, variant.place
 
 
 def _same_as(known: Mapping[str, str], key: str) -> str:
     base = next(iter(known.values()))
     return (
-        f"changes nothing against the base {base}"
+        f"is the same as the base {base}"
         if known[key] == base
         else f"is the same run as {known[key]}"
     )
@@ -310,16 +306,16 @@ def _check_budget(page: AblationPage, positions: Positions, variant: Variant) ->
         if "epochs" in lines:
             raise positions.error(
                 (*place, "epochs"),
-                "the budget says how many epochs already",
+                "the budget sets the number of epochs already",
                 "leave one of them out",
             )
 
 
-def _refused(
+def _located_in_cell(
     error: UserError, page: AblationPage, positions: Positions, variant: Variant, group: str
 ) -> PageError:
-    """A refusal of a cell, at the line of the override that it is about, else of the cell; one in
-    the recipe or the profile names its own line.
+    """An error of a cell, at the line of the override that caused it, else of the cell; one within
+    a recipe or a profile has its own line.
     """
     changes = [(*place, "set", label) for place, change in variant.changes for label in change.set]
     about = error.labels if isinstance(error, OverrideError) else (".".join(map(str, error.path)),)
@@ -327,13 +323,13 @@ def _refused(
         place
         for place in [*(("set", label) for label in page.set), *changes]
         if any(
-            f"{one}.".startswith(f"{place[-1]}.") or place[-1].startswith(f"{one}.")
+            f"{one}.".startswith(f"{place[-1]}.") or f"{place[-1]}.".startswith(f"{one}.")
             for one in about
         )
     ]
     path = named[-1] if named else variant.place
     inner = (
-        (*path, *error.path[len(path[-1].split(".")) :]) if named else path
+        (*path, *error.path[len(str(path[-1]).split(".")) :]) if named else path
     )  # a key within the value
     path = inner if inner in positions.lines else path
     return positions.located(error, path, f"the cell {variant.name}, {group}")

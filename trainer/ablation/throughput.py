@@ -1,4 +1,4 @@
-"""How fast a run would be on this machine: measured on a few of its steps, never guessed."""
+"""Throughput estimates: the time of a run on this machine, measured on a few of its steps."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT
 
-# What costs no time of its own, and what does so by its kind alone.
+# Keys of a recipe without influence on a step's time, and those of which only the name has one.
 _WITHOUT_COST = (*ABOUT, "epochs", "lr", "smoothing", "drop_path", "precise_norm")
-_BY_KIND = ("optimizer", "loss", "mix", "average")
+_BY_NAME = ("optimizer", "loss", "mix", "average")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """step_s: of one optimizer step, the median of num_steps. evaluation_s: of one evaluation, from
-    one batch of it.
+class Throughput:
+    """step_s: of one optimizer step, the median of num_steps. evaluation_s: of one evaluation,
+    extrapolated from one batch.
     """
 
     step_s: float
@@ -39,43 +39,40 @@ class Pace:
 
 
 def shape_of(plan: Plan) -> str:
-    """What makes a step of a plan cost what it costs, as a digest: plans of one shape are measured
-    once.
-    """
-    page = {
+    """A digest of what determines the time of a step: plans of one shape are measured once."""
+    recipe = {
         key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST
     }
-    page |= {key: page[key].get("name", True) for key in _BY_KIND if key in page}
-    shape = [plan.model, plan.profile.name, page]
+    recipe |= {key: recipe[key].get("name", True) for key in _BY_NAME if key in recipe}
+    shape = [plan.model, plan.profile.name, recipe]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measure(
     plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float
-) -> Pace:
-    """The pace of the last steps of a plan, where images that grow are largest; the first one is
-    not counted.
+) -> Throughput:
+    """Measure the last steps of a plan, where growing images are largest; the first is a warm-up.
 
-    Fewer than num_steps where they would take longer than bound_s; one at least.
+    At most num_steps, fewer where they take longer than bound_s, at least one.
     """
     first = max(0, plan.num_steps - num_steps - 1)
     seconds: list[float] = []
     fast_algorithms(settings.device)
     state = TrainingState(plan, settings)
-    window = data.train_stream(plan, settings, first)
+    stream = data.train_stream(plan, settings, first)
     for step in range(first, plan.num_steps):
         began = time.perf_counter()
-        optimizer_step(state, window, step).item()  # waits for the device
+        optimizer_step(state, stream, step).item()  # waits for the device
         seconds.append(time.perf_counter() - began)
         if len(seconds) > 1 and sum(seconds) > bound_s:
             break
     evaluation_s = _evaluation_s(plan, settings, state.weights(), data)
     counted = seconds[1:] or seconds
-    return Pace(statistics.median(counted), evaluation_s, len(counted))
+    return Throughput(statistics.median(counted), evaluation_s, len(counted))
 
 
 def _evaluation_s(plan: Plan, settings: Settings, models: dict, data: OpenedData) -> float:
-    """Seconds of one evaluation, from its first batch."""
+    """Seconds of one evaluation, extrapolated from its first batch."""
     began = time.perf_counter()
     batches = data.val_batches(plan, settings)
     scores = evaluate_all(plan, settings, models, itertools.islice(batches, 1))

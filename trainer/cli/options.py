@@ -1,6 +1,4 @@
-"""The program, its options, each declared once, and how what a user wrote wrong becomes one
-line.
-"""
+"""The program's options, each declared once, and how a user's error becomes one line."""
 
 from __future__ import annotations
 
@@ -24,49 +22,53 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[
-    str, typer.Option(help="A page: A1 (its newest version), A1.v1, or a path to a .yaml file.")
+    str,
+    typer.Option(help="A recipe: A1 (its newest version), A1.v1, or a path to a .yaml file."),
 ]
 Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
 Data = Annotated[
     str,
     typer.Option(
-        help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, imagenet-1k, an image folder, "
-        "a folder of tar shards, parquet or `datasets`, a profile's .yaml."
+        help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, "
+        "imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, or a "
+        "profile's .yaml."
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", "--data_dir", help="Where the data set lies, or is downloaded to."),
+    typer.Option("--data-dir", "--data_dir", help="Folder of the data set, or to download it to."),
 ]
-Seed = Annotated[int, typer.Option(help="Which repeat this is.")]
+Seed = Annotated[int, typer.Option(help="Random seed: which repeat this is.")]
 Set = Annotated[
-    str, typer.Option("--set", help='Departures from the page: "epochs=5 loss.name=ce".')
+    str, typer.Option("--set", help='Overrides of the recipe: "epochs=5 loss.name=ce".')
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str,
     typer.Option(
-        help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, bf16 or fp16."
+        help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, "
+        "bf16 or fp16."
     ),
 ]
 Workers = Annotated[
-    str, typer.Option(help="Loader processes: auto or a number. Never changes a result.")
+    str, typer.Option(help="Dataloader processes: auto or a number. Never changes a result.")
 ]
 Loader = Annotated[
     str,
     typer.Option(
-        help="Who reads images: auto (ffcv where it is installed and lossless .beton files lie there, else torch), torch, pil (torch with every JPEG file decoded whole by PIL) or ffcv."
+        help="Dataloader: auto (ffcv where it is installed and there are lossless .beton files, "
+        "else torch), torch, pil (torch, with every JPEG file decoded in full by PIL) or ffcv."
     ),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
-Results = Annotated[Path, typer.Option(help="The store of result rows.")]
+Results = Annotated[Path, typer.Option(help="Folder of the stored rows.")]
 Again = Annotated[
-    bool, typer.Option("--again/--no-again", help="Make a new run where the row is there already.")
+    bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")
 ]
-Gpus = Annotated[int | None, typer.Option(min=1, help="Ranks, each on a GPU of its own.")]
-Procs = Annotated[int | None, typer.Option(min=1, help="Ranks on the CPU.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="Number of ranks, one GPU each.")]
+Procs = Annotated[int | None, typer.Option(min=1, help="Number of ranks on the CPU.")]
 PartOf = Annotated[
-    str | None, typer.Option(hidden=True, help="For the row: what the run is a part of.")
+    str | None, typer.Option(hidden=True, help="For the row: the ablation or cell of this run.")
 ]
 CheckpointS = Annotated[
     float,
@@ -79,7 +81,8 @@ MicroBatch = Annotated[
     typer.Option(
         "--micro-batch",
         "--micro_batch",
-        help="page, or auto: where memory runs out, the same step in smaller pieces.",
+        help="page (the recipe's batch.norm_images), or auto: on out-of-memory the step is retried "
+        "in smaller micro-batches.",
     ),
 ]
 Checkpointing = Annotated[
@@ -89,21 +92,20 @@ Checkpointing = Annotated[
         "--activation_checkpointing",
         min=0,
         max=1,
-        help="1: less memory, more time, the same result.",
+        help="1: recompute activations in the backward pass; less memory, more time, same result.",
     ),
 ]
 Compile = Annotated[
     int,
     typer.Option(
-        min=0,
-        max=1,
-        help="1: the model's passes as compiled code (torch.compile); the same result to rounding.",
+        min=0, max=1, help="1: compile the model (torch.compile); same result up to rounding."
     ),
 ]
 Inject = Annotated[
     str,
     typer.Option(
-        help="Faults on purpose: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,raise@9."
+        help="Fault injection: kill@37,nan@50,oom@12,enospc@80,slow@5:3s,bad_image@100,term@20,"
+        "raise@9."
     ),
 ]
 KeepEvery = Annotated[
@@ -112,7 +114,7 @@ KeepEvery = Annotated[
         "--keep-every",
         "--keep_every",
         min=0,
-        help="Epochs between two checkpoints that stay; 0: only the last two do.",
+        help="Epochs between two checkpoints to keep; 0: keep only the last two.",
     ),
 ]
 BadImages = Annotated[
@@ -120,11 +122,9 @@ BadImages = Annotated[
     typer.Option(
         "--bad-images",
         "--bad_images",
-        help="fail, or skip: take another image instead, counted, at most 1 %.",
+        help="fail, or skip: replace unreadable images by others, counted, at most 1 %.",
     ),
 ]
-
-
 Plugins = Annotated[
     str,
     typer.Option(
@@ -134,8 +134,8 @@ Plugins = Annotated[
 
 
 def user_errors(command):
-    """Turn what a user wrote wrong into one line on standard error and exit 2; and load plugins
-    before the command runs.
+    """Decorate a command: it gets the option --plugins, and a user's error is one line on standard
+    error and exit 2.
 
     A command with a parameter `plugins` of its own loads them itself.
     """
@@ -144,7 +144,6 @@ def user_errors(command):
 
     @functools.wraps(command)
     def wrapped(*positional, **named):
-        """The command, whose refusals are one line."""
         try:
             if not loads_itself:
                 load_plugins(named.pop("plugins", ""))

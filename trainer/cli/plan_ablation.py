@@ -1,14 +1,11 @@
-"""`plan --ablation`: what an ablation would run, what has its row already, and how long the rest
-would take.
-"""
+"""`plan --ablation`: an ablation's cells, the runs that have a row, how long the rest takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -18,6 +15,7 @@ from rich.text import Text
 from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
+from trainer.ablation.throughput import Throughput, measure, shape_of
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
@@ -30,48 +28,22 @@ from trainer.report.rows import by_cell, find_rows
 from trainer.runs import summary as show
 from trainer.runs.results import Row
 
-if TYPE_CHECKING:  # it brings the whole of training, which the plan of a single run can do without
-    from trainer.ablation.throughput import Pace
-
-MOST_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
+MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
 BOUND_S = 4.0  # of measuring one shape
-
-_OF_A_RUN = ("recipe", "model", "data", "seed", "set_")
-_OF_AN_ABLATION = ("measure", "device", "precision", "workers", "results")
-
-
-def check_words(context: typer.Context, ablation: str) -> None:
-    """Refuse words that would do nothing: those of one run beside ablation=, those of an ablation
-    without it.
-
-    Raises UserError.
-    """
-    given = [
-        name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"
-    ]
-    for name in given:
-        if ablation and name in _OF_A_RUN:
-            raise UserError(
-                f"{name.rstrip('_')}=: the page of ablation={ablation} says it; leave one of the two out"
-            )
-        if not ablation and name in _OF_AN_ABLATION:
-            raise UserError(
-                f"{name}=: is for the plan of an ablation; use ablation=<a page>, or leave it out"
-            )
 
 
 def print_plan(
     out: Console,
     name: str,
     data_dir: Path | None,
-    machine: Mapping[str, str],
+    machine: Mapping[str, Any],
     results: Path,
     num_measured: int,
 ) -> None:
-    """All that a reader would check before an ablation takes hours. machine: device, precision and
-    workers as written.
+    """Print all that a user should check before an ablation takes hours. machine: device, precision
+    and workers as given.
 
-    Raises UserError for a page, or a model of one of its cells, that cannot be.
+    Raises UserError for an invalid ablation file, or a model of a cell that cannot be built.
     """
     ablation = load_ablation(name)
     question = question_of(ablation)
@@ -84,14 +56,15 @@ def print_plan(
     out.print()
     out.print(
         Text(
-            f"{len(rows)} runs, {len(rows) - len(missing)} with a row in {results}, {len(missing)} to run"
+            f"{len(rows)} runs: {len(rows) - len(missing)} with a row in {results}, "
+            f"{len(missing)} to run"
         ),
         soft_wrap=False,
     )
     if missing:
         cells = {cell.name: cell for cell in ablation.cells}
         name, seed = missing[0]
-        out.print(Text(f"the first of them by hand: {command(cells[name], seed)}"), soft_wrap=False)
+        out.print(Text(f"command of the first: {command(cells[name], seed)}"), soft_wrap=False)
     if num_measured and missing:
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
@@ -99,14 +72,14 @@ def print_plan(
 def head(out: Console, ablation: Ablation) -> None:
     """Question, source, and what all cells share."""
     page = ablation.page
-    budget = "the length that the recipe has on its data"
+    budget = "the recipe's epochs on its data"
     if page.budget:
         budget = (
             f"{page.budget.epochs} epochs"
             if page.budget.epochs
             else f"{page.budget.share:g} of the recipe's epochs"
         )
-    facts = {
+    fields = {
         "question": page.question,
         "source": page.source,
         "design": page.design.name.replace("_", " "),
@@ -118,7 +91,7 @@ def head(out: Console, ablation: Ablation) -> None:
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in facts.items():
+    for name, value in fields.items():
         grid.add_row(name, Text(value))
     out.print(grid, soft_wrap=False)
 
@@ -130,19 +103,16 @@ def groups_of(ablation: Ablation) -> list[list[Cell]]:
 
 
 def check_models(ablation: Ablation) -> None:
-    """Build every model that the cells have, once each: a part that does not fit is refused at its
-    cell's line.
+    """Build the model of every cell, equal ones once: an error has its cell's line.
 
     Raises PageError.
     """
-    from trainer.ablation.throughput import shape_of
-
     tried = set()
     for cell in ablation.cells:
-        shape = shape_of(cell.plan)
+        shape = shape_of(cell.planned)
         if shape not in tried:
             try:
-                assemble(cell.plan)
+                assemble(cell.planned)
             except UserError as error:
                 raise ablation.located(error, cell) from None
         tried.add(shape)
@@ -166,12 +136,13 @@ def print_group(
         lines = "; ".join(in_short(shared))
         out.print(
             Padding(
-                Text(f"in every cell, other than its page: {lines}", style="yellow"), (0, 0, 0, 2)
+                Text(f"in every cell, overrides of its recipe: {lines}", style="yellow"),
+                (0, 0, 0, 2),
             ),
             soft_wrap=False,
         )
     has_scores = any(cell.published is not None for cell in cells)
-    against = "on top of the last" if is_cumulative else "against the base"
+    against = "added to the previous" if is_cumulative else "difference from the base"
     table = Table("cell", against, *(["published"] if has_scores else []), "rows", pad_edge=False)
     for column in table.columns[:2]:
         column.overflow = "fold"
@@ -188,9 +159,9 @@ def print_group(
 
 
 def steps_line(cells: Sequence[Cell]) -> str:
-    """How long the cells are, in steps."""
-    steps = sorted({cell.plan.num_steps for cell in cells})
-    epochs = sorted({cell.plan.recipe.epochs for cell in cells})
+    """The length of the cells in steps and epochs."""
+    steps = sorted({cell.planned.num_steps for cell in cells})
+    epochs = sorted({cell.planned.recipe.epochs for cell in cells})
     return (
         " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1])))
         + " steps each, "
@@ -199,8 +170,8 @@ def steps_line(cells: Sequence[Cell]) -> str:
 
 
 def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
-    """What the runs of all cells do otherwise than their pages, in the same way: (path, value)."""
-    final = [{change.path: change for change in cell.plan.deviations} for cell in cells]
+    """The deviations that the runs of all cells share: (path, value)."""
+    final = [{change.path: change for change in cell.planned.deviations} for cell in cells]
     return [
         (path, change.after)
         for path, change in final[0].items()
@@ -210,7 +181,7 @@ def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
 
 
 def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
-    """Changes as `path value`; where an ingredient becomes another one, its name says it."""
+    """Changes as `path value`; of a component that is replaced, the new name alone."""
     changes = [change for path, value in changes for change in _apart(path, value)]
     renamed = {
         path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")
@@ -227,7 +198,7 @@ def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
 
 
 def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A section that came as a whole by its parts; an ingredient stays one."""
+    """A section split into its parts; a component stays one."""
     if isinstance(value, dict) and "name" not in value:
         for key, part in value.items():
             yield from _apart(f"{path}.{key}", part)
@@ -236,20 +207,22 @@ def _apart(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def difference(before: Cell, cell: Cell) -> str:
-    """What a cell's runs do otherwise than another's, in short."""
+    """How a cell's recipe differs from another's, in short."""
     if cell.is_base:
-        return f"the base, {_page_name(cell.plan)}"
-    lines = in_short((row.path, row.b) for row in diff_rows(before.plan.recipe, cell.plan.recipe))
-    page = (
-        ""
-        if _page_name(before.plan) == _page_name(cell.plan)
-        else f"page {_page_name(cell.plan)}: "
+        return f"the base, {_recipe_name(cell.planned)}"
+    lines = in_short(
+        (row.path, row.b) for row in diff_rows(before.planned.recipe, cell.planned.recipe)
     )
-    rest = len(lines) - MOST_DIFFERENCES
-    return page + "; ".join(lines[:MOST_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
+    recipe = (
+        ""
+        if _recipe_name(before.planned) == _recipe_name(cell.planned)
+        else f"recipe {_recipe_name(cell.planned)}: "
+    )
+    rest = len(lines) - MAX_DIFFERENCES
+    return recipe + "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _page_name(plan: Plan) -> str:
+def _recipe_name(plan: Plan) -> str:
     return f"{plan.recipe.name}.v{plan.recipe.version}"
 
 
@@ -262,30 +235,28 @@ def done(rows: Sequence[Row | None]) -> str:
 
 def print_hours(
     out: Console, ablation: Ablation, missing: Sequence[tuple[str, int]], data_dir: Path | None,
-    machine: Mapping[str, str], num_measured: int,
+    machine: Mapping[str, Any], num_measured: int,
 ) -> None:  # fmt: skip
-    """How long the missing runs would take here, one after another, and what that rests on."""
-    from trainer.ablation.throughput import shape_of
-
+    """Print how long the missing runs will take here, one after another, and the basis of that."""
     wanted = {name for name, _ in missing}
     cells = [cell for cell in ablation.cells if cell.name in wanted]
     try:
         opened = {
-            cell.data: open_data(cell.plan.profile, data_folder(cell.data, data_dir))
+            cell.data: open_data(cell.planned.profile, data_folder(cell.data, data_dir))
             for cell in cells
         }
     except UserError as error:
-        out.print(f"no estimate of time: {error}", markup=False, soft_wrap=False)
+        out.print(f"no time estimate: {error}", markup=False, soft_wrap=False)
         return
     in_memory = all(data.train.is_in_memory for data in opened.values())
     settings = make_settings(**machine, in_memory=in_memory)
-    paces = measured(cells, settings, opened, num_measured)
-    seconds = {cell.name: paces[shape_of(cell.plan)].run_s(cell.plan) for cell in cells}
-    table = Table("to run", "seeds", "s a step", "minutes a run", pad_edge=False)
+    throughputs = measured(cells, settings, opened, num_measured)
+    seconds = {cell.name: throughputs[shape_of(cell.planned)].run_s(cell.planned) for cell in cells}
+    table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
     table.columns[0].overflow = "fold"
     for cell in cells:
         seeds = ", ".join(str(seed) for name, seed in missing if name == cell.name)
-        step_s = paces[shape_of(cell.plan)].step_s
+        step_s = throughputs[shape_of(cell.planned)].step_s
         table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
     out.print()
     out.print(table, soft_wrap=False)
@@ -295,31 +266,29 @@ def print_hours(
         style="bold",
         soft_wrap=False,
     )
-    out.print(basis(paces, settings), soft_wrap=False, markup=False)
+    out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
 
 
 def measured(
     cells: Sequence[Cell], settings: Settings, opened: Mapping, num_measured: int
-) -> dict[str, Pace]:
-    """The pace of every shape among cells."""
-    from trainer.ablation.throughput import measure, shape_of
-
-    plans = {shape_of(cell.plan): cell for cell in cells}
+) -> dict[str, Throughput]:
+    """The throughput of every shape among the cells."""
+    plans = {shape_of(cell.planned): cell for cell in cells}
     with show.progress(show.console(), "measuring", len(plans)) as each:
-        paces = {}
+        throughputs = {}
         for shape, cell in plans.items():
-            plan = plan_of_cell(cell, cell.plan.seed)
-            paces[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
+            plan = plan_of_cell(cell, cell.planned.seed)
+            throughputs[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
             each()
-    return paces
+    return throughputs
 
 
-def basis(paces: Mapping[str, Pace], settings: Settings) -> str:
-    """What an estimate rests on."""
-    counts = sorted(pace.num_steps for pace in paces.values())
+def basis(throughputs: Mapping[str, Throughput], settings: Settings) -> str:
+    """The basis of an estimate, as a sentence."""
+    counts = sorted(one.num_steps for one in throughputs.values())
     steps = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else f"{counts[0]}"
     return (
-        f"estimated from {steps} steps and one batch of val for each of {len(paces)} shapes of cells, measured now on "
-        f"{settings.device}, {settings.precision}, {settings.num_threads} threads; starting processes, building models and "
-        "saving are not in it"
+        f"estimated from {steps} steps and one batch of val for each of {len(throughputs)} kinds "
+        f"of cells, measured now on {settings.device}, {settings.precision}, "
+        f"{settings.num_threads} threads; not included: process start, building models, checkpoints"
     )

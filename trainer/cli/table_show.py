@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_pages
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
 from trainer.base.terminal import open_terminal
@@ -31,7 +32,6 @@ from trainer.report.notes import remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
 from trainer.report.tables import METRICS, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
-from trainer.base.disk import write_atomically
 from trainer.runs.results import Row
 
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}

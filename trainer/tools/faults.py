@@ -1,7 +1,7 @@
-"""Faults on purpose, `inject=kill@37,nan@50`: what a run promises can be tried on any machine.
+"""Fault injection, `inject=kill@37,nan@50`: a run's promises can be tested on any machine.
 
-Each fault strikes once in a run folder: the file `injected` there names it before it strikes, so
-that the same command goes on past it.
+Each fault is injected once per run folder: the file `injected` there names it beforehand, so that
+the same command resumes past it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from trainer.base.errors import UserError, did_you_mean
 from trainer.data.faulty import Fault, FaultyStream
 from trainer.distributed.communicator import Ranks
 
-# What a fault touches of a row: nothing that a later process does not mend, its speed, or its
+# What a fault may change in the row: nothing (a later process makes up for it), its speed, or its
 # result.
 KINDS = {
     "kill": "nothing",
@@ -48,7 +50,7 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
     for fault in faults:
         if faults.count(fault) > 1:
             raise UserError(
-                f"inject={fault}: given twice, and strikes once in a run folder; use another number"
+                f"inject={fault}: given twice, but injected once per run; use another number"
             )
     return faults
 
@@ -56,22 +58,21 @@ def parse_faults(text: str) -> tuple[Fault, ...]:
 def _parsed(word: str) -> Fault:
     kind = word.partition("@")[0]
     if kind not in KINDS:
-        raise UserError(
-            f"inject={word}: unknown{did_you_mean(kind, KINDS)}; valid: {', '.join(KINDS)}, as in {_EXAMPLE}"
-        )
+        hint, valid = did_you_mean(kind, KINDS), ", ".join(KINDS)
+        raise UserError(f"inject={word}: unknown{hint}; valid: {valid}, as in {_EXAMPLE}")
     found = _WRITTEN.fullmatch(word)
     what = "the number of an image" if kind == "bad_image" else "the number of a step"
     if found is None:
         raise UserError(f"inject={word}: needs {what}, counted from 1; use {_EXAMPLE}")
     if kind == "slow" and not float(found[3] or 0):
-        raise UserError(f"inject={word}: needs how many seconds; use slow@{found[2]}:3s")
+        raise UserError(f"inject={word}: needs a duration in seconds; use slow@{found[2]}:3s")
     if found[3] is not None and kind not in ("slow", "enospc"):
-        raise UserError(f"inject={word}: {kind} lasts no time; use {kind}@{found[2]}")
+        raise UserError(f"inject={word}: {kind} has no duration; use {kind}@{found[2]}")
     return Fault(kind, int(found[2]), float(found[3] or 0))
 
 
 def check_faults(faults: Iterable[Fault], plan) -> None:
-    """Refuse a fault that would never strike in a plan. Raises UserError."""
+    """Refuse a fault that a plan never reaches. Raises UserError."""
     for fault in faults:
         num, what = (
             (plan.draws_per_epoch * plan.recipe.epochs, "images")
@@ -85,7 +86,7 @@ def check_faults(faults: Iterable[Fault], plan) -> None:
 
 
 def step_of(fault: Fault, plan) -> int:
-    """The step, from 0, that a fault strikes in."""
+    """The step, counted from 0, in which a fault is injected."""
     if fault.kind != "bad_image":
         return fault.number - 1
     epoch, place = divmod(fault.number - 1, plan.draws_per_epoch)
@@ -94,16 +95,16 @@ def step_of(fault: Fault, plan) -> int:
 
 @dataclass(frozen=True)
 class Injection:
-    """What inject= asks for: checked against a run's plan, then made the faults of its folder."""
+    """What inject= asks for; called with a run's plan and folder, it gives the faults still due."""
 
     faults: tuple[Fault, ...]
 
     def check(self, plan) -> None:
-        """Refuse faults that would never strike. Raises UserError."""
+        """Refuse faults that the plan never reaches. Raises UserError."""
         check_faults(self.faults, plan)
 
     def __call__(self, plan, folder: Path, ranks: Ranks) -> Faults:
-        """The faults that are left to strike in a run folder."""
+        """The faults that have not been injected in a run folder yet."""
         return Faults(self.faults, plan, folder, ranks)
 
 
@@ -114,15 +115,15 @@ def parse_injection(text: str) -> Injection | None:
 
 
 class Faults:
-    """The faults that are still to strike in one run folder, on every rank the same; without any it
+    """The faults still to be injected in one run folder, the same on every rank; without any it
     costs nothing.
 
-    A fault of one process strikes the last rank that has a micro-batch in the step; that of the
-    disk, rank 0.
+    A fault of one process hits the last rank that has a micro-batch in the step; a full disk,
+    rank 0.
 
-    disk: full on purpose for a while; the run's writers ask it first.
+    disk: asked by the run's writers before each write.
 
-    Raises UserError where the folder's marks cannot be read.
+    Raises UserError where the file of injected faults cannot be read.
     """
 
     def __init__(self, faults: tuple[Fault, ...], plan, folder: Path, ranks: Ranks) -> None:
@@ -134,9 +135,9 @@ class Faults:
             self.left = tuple(fault for fault in faults if str(fault) not in marks)
 
     def in_loader(self, state) -> tuple[Fault, ...]:
-        """Those that a loader makes, for a loader that begins at state.progress.step.
+        """Those injected by the dataloader, for one that starts at state.progress.step.
 
-        A loader works ahead: those of its first step are marked now.
+        A dataloader prefetches, so those of its first step are recorded now.
         """
         due = tuple(fault for fault in self.left if fault.kind in IN_LOADER)
         first = [fault for fault in due if step_of(fault, self.plan) == state.progress.step]
@@ -144,28 +145,28 @@ class Faults:
         return tuple(fault for fault in due if fault not in first or fault in struck)
 
     def wrap(self, state) -> Callable | None:
-        """What makes the training stream that begins at state.progress.step a faulty one, if it is
-        to be.
+        """A wrapper that makes the training stream from state.progress.step on faulty; None where
+        no fault of the dataloader is due.
 
-        Raises UserError where the loader is not torch's.
+        Raises UserError for a dataloader other than torch's.
         """
         due = self.in_loader(state)
         if not due:
             return None
         if state.settings.loader == "ffcv":
             raise UserError(
-                "inject=: a loader's faults are made by the torch loader; use loader=torch"
+                "inject=: slow and bad_image need the torch dataloader; use loader=torch"
             )
         return lambda stream: FaultyStream(
             **vars(stream), faults=due, draws_per_epoch=self.plan.draws_per_epoch
         )
 
     def before_write(self, path: Path) -> None:
-        """Raises OSError where the disk is full on purpose."""
+        """Raises OSError while a full disk is injected."""
         self.disk.before_write(path)
 
     def before_step(self, step: int, state) -> None:
-        """Before step 0, 1 ...: whatever is to happen in it; state.progress notes what touches the
+        """Inject what is due in a step, counted from 0; state.progress records what may change the
         row.
         """
         due = [fault for fault in self.left if step_of(fault, self.plan) == step]
@@ -180,24 +181,24 @@ class Faults:
                 _IN_PROCESS[fault.kind](state.model)
 
     def _mark(self, due: list[Fault], state, made: Sequence[Fault] = ()) -> list[Fault]:
-        """Name faults in the folder; gives those that strike. made: by a loader already.
+        """Record faults in the folder; gives those to inject. made: by the dataloader already.
 
-        Where the disk does not take the names the run goes on, as ever, and a fault that would then
-        strike at every call does not strike at all.
+        Where recording fails, as on a full disk, the run continues without these faults:
+        unrecorded, they would be injected again at every resume.
         """
         if not due:
             return []
         self.left = tuple(fault for fault in self.left if fault not in due)
         error = self.ranks.broadcast(
             _marked(self._path, due) if self.ranks.is_first else ""
-        )  # nobody goes on before
+        )  # a barrier: no rank continues before they are recorded
         struck = [fault for fault in due if not error or fault in made]
         state.progress.injected += [
             str(fault) for fault in struck if self._touches(fault) != "nothing"
         ]
         for fault in due:
             not_marked = (
-                f": its name cannot be written to {self._path} ({error}), and it would strike at every call"
+                f": cannot be recorded in {self._path} ({error}), would recur at every resume"
                 if error
                 else ""
             )
@@ -205,25 +206,24 @@ class Faults:
         return struck
 
     def _touches(self, fault: Fault) -> str:
-        is_mended = (
-            fault.kind == "bad_image" and self.plan.bad_images == "fail"
-        )  # the next process reads it whole
-        return "nothing" if is_mended else KINDS[fault.kind]
+        # a run that fails at the image is resumed by a process that can read it
+        is_undone = fault.kind == "bad_image" and self.plan.bad_images == "fail"
+        return "nothing" if is_undone else KINDS[fault.kind]
 
 
 def _marks_in(path: Path) -> list[str]:
-    """The faults named in a folder. Raises UserError."""
+    """The faults recorded in a file, none where it does not exist. Raises UserError."""
     try:
         return path.read_text(encoding="ascii").split() if path.exists() else []
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not its text"
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not ASCII"
         raise UserError(
-            f"{path}: which faults have struck cannot be read ({reason}); without it all of inject= strike anew"
+            f"{path}: cannot be read ({reason}); remove it, and all of inject= is injected again"
         ) from None
 
 
 def _marked(path: Path, due: list[Fault]) -> str:
-    """Name faults in a folder, on the disk for sure: "", or why the disk did not take it."""
+    """Append faults to a file and sync it; gives "", or why that failed."""
     num_bytes = path.stat().st_size if path.exists() else 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,9 +232,7 @@ def _marked(path: Path, due: list[Fault]) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        with contextlib.suppress(
-            OSError
-        ):  # half a name may be there, or a name that has not struck
+        with contextlib.suppress(OSError):  # drop a partly written name
             os.truncate(path, num_bytes)
         return error.strerror or str(error)
     return ""
@@ -249,18 +247,16 @@ def _terminate(model) -> None:
 
 
 def _raise(model) -> None:
-    raise RuntimeError("a fault of the program's own, as inject= has it")
+    raise RuntimeError("internal error, injected by inject=")
 
 
-def _lose_number(model) -> None:
+def _make_nan(model) -> None:
     _in_next_forward(model, lambda logits: logits * math.nan)
 
 
 def _run_out_of_memory(model) -> None:
     def act(logits):
-        import torch
-
-        raise torch.OutOfMemoryError("out of memory, as inject= has it")
+        raise torch.OutOfMemoryError("out of memory, injected by inject=")
 
     _in_next_forward(model, act)
 
@@ -269,7 +265,7 @@ _IN_PROCESS = {
     "kill": _kill,
     "term": _terminate,
     "raise": _raise,
-    "nan": _lose_number,
+    "nan": _make_nan,
     "oom": _run_out_of_memory,
 }
 
@@ -283,18 +279,18 @@ def _in_next_forward(model, act: Callable) -> None:
 
 
 class Disk:
-    """A disk that meets writes as a full one does: the next write, or all for some seconds."""
+    """An injected full disk: the next write fails, or every write for some seconds."""
 
     def __init__(self) -> None:
         self._num_writes, self._until_s = 0, -math.inf
 
     def fill(self, seconds: float = 0.0) -> None:
-        """Be full for the next write, or for so many seconds."""
+        """Be full for the next write, or for a number of seconds."""
         self._num_writes = 0 if seconds else 1
         self._until_s = time.monotonic() + seconds if seconds else -math.inf
 
     def before_write(self, path: Path) -> None:
-        """Raises OSError where the disk is full."""
+        """Raises OSError where the disk is full, as the system would."""
         if self._num_writes or time.monotonic() < self._until_s:
             self._num_writes = 0
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,5 +1,5 @@
-"""Every page on models of every family: one optimizer step on random images, or the reason why
-there is none.
+"""Compatibility matrix: one optimizer step of every recipe on models of every family, on random
+images, or the reason why not.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ MODELS = (
     "convnext_tiny",
 )
 
-# Small enough for seven models a page; two micro-batches, so that their statistics and gradients
-# are put together.
+# Small enough for seven models per recipe; two micro-batches, so that their gradients and BatchNorm
+# statistics are accumulated.
+_ADAPTED = Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2)
 NOISE = Profile(
     name="noise",
     num_classes=1000,
@@ -42,14 +43,14 @@ NOISE = Profile(
     num_val=50_000,
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
-    adapt=Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2),
+    adapt=_ADAPTED,
 )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One page on one model. num_params: of the model after its step; None where it is refused, and
-    `reason` says why.
+    """One recipe on one model. num_params: of the model after its step; None where it is refused
+    for `reason`.
     """
 
     recipe: str
@@ -58,10 +59,10 @@ class Cell:
     reason: str = ""
 
 
-def chosen_pages(names: str) -> list[str]:
-    """Identities of the pages that a text such as `A1 A2.v1` names; all pages for an empty one.
+def chosen_recipes(names: str) -> list[str]:
+    """The recipes that a text such as `A1 A2.v1` names, with their versions; all for an empty one.
 
-    Raises RecipeError for a name that no page has.
+    Raises RecipeError for an unknown name.
     """
     if not names:
         return [path.stem for path in recipe_paths()]
@@ -69,31 +70,28 @@ def chosen_pages(names: str) -> list[str]:
 
 
 def chosen_models(names: str) -> Sequence[str]:
-    """The models that a text such as `resnet18 convnext_atto` names; those of the table for an
-    empty one.
+    """The models that a text such as `resnet18 convnext_atto` names; MODELS for an empty one.
 
-    Raises UserError for a name that is not one of the table's.
+    Raises UserError for a name that is not in MODELS.
     """
     wanted = names.replace(",", " ").split()
     for name in wanted:
         if name not in MODELS:
-            there_are = ", ".join(MODELS)
-            raise UserError(
-                f"models={name}: not in the table{did_you_mean(name, MODELS)}; there are {there_are}"
-            )
+            hint = did_you_mean(name, MODELS)
+            raise UserError(f"models={name}: not in the matrix{hint}; valid: {', '.join(MODELS)}")
     return wanted or MODELS
 
 
 def noise_plan(recipe: str, model: str) -> Plan:
-    """The plan of a page on random images, adapted as any profile adapts it. Raises UserError where
-    it cannot be.
+    """The plan of a recipe on random images, adapted as to any data profile. Raises UserError where
+    recipe and model do not fit.
     """
-    _, _, made, deviations = resolve(Job(recipe, model), NOISE)
-    return make_plan(made, model=model, profile=NOISE, deviations=deviations)
+    _, _, resolved, deviations = resolve(Job(recipe, model), NOISE)
+    return make_plan(resolved, model=model, profile=NOISE, deviations=deviations)
 
 
 class NoiseSet:
-    """As many images as ImageNet has, random and of 80 px; few are different. The same in every
+    """As many random images of 80 px as ImageNet has, 64 of them distinct; the same in every
     process.
     """
 
@@ -104,25 +102,25 @@ class NoiseSet:
     is_in_memory = True
 
     def __init__(self) -> None:
-        draws = np.random.default_rng(0)
-        self.images = draws.integers(0, 256, (64, 80, 80, 3), dtype=np.uint8)
-        self.labels = draws.integers(0, NOISE.num_classes, self.num_images)
+        generator = np.random.default_rng(0)
+        self.images = generator.integers(0, 256, (64, 80, 80, 3), dtype=np.uint8)
+        self.labels = generator.integers(0, NOISE.num_classes, self.num_images)
 
     def read(self, i: int) -> Image.Image:
         return Image.fromarray(self.images[i % len(self.images)])
 
 
 def try_cell(recipe: str, model: str) -> Cell:
-    """Plan a page for a model and make the first step after its warm-up, as a run does; a refusal
-    becomes the reason.
+    """Plan a recipe for a model and make the first step after its warm-up, as a run does; a
+    UserError becomes the reason.
 
-    Raises PageError for a page that does not load, AssertionError where the step leaves a weight
-    that is no number, or moves none.
+    Raises PageError for a recipe file that does not load, AssertionError where the step leaves a
+    weight that is not finite, or changes none.
     """
     try:
         return Cell(recipe, model, num_parameters(stepped(noise_plan(recipe, model))))
     except PageError:
-        raise  # a mistake in a page is no reason that a reader agrees with
+        raise  # an error in a recipe file is no incompatibility
     except UserError as error:
         return Cell(recipe, model, None, str(error))
     except Exception as error:
@@ -141,53 +139,54 @@ def stepped(plan: Plan) -> torch.nn.Module:
     )
     after = list(state.model.parameters())
     assert loss.isfinite() and all(weight.isfinite().all() for weight in after), (
-        "the step ended in no number"
+        "the loss or a weight is not finite"
     )
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), (
-        "the step moved nothing"
+        "the step changed no weight"
     )
     return state.model
 
 
 def fill(
-    pages: Iterable[str], models: Sequence[str], each: Callable[[], None] = lambda: None
+    recipes: Iterable[str], models: Sequence[str], each: Callable[[], None] = lambda: None
 ) -> Iterator[Cell]:
-    """The cells of pages x models, row by row; `each` is called after every one."""
-    for recipe in pages:
+    """The cells of recipes x models, row by row; `each` is called after every one."""
+    for recipe in recipes:
         for model in models:
             cell = try_cell(recipe, model)
-            # a model's modules refer to each other: without this, memory grows from cell to cell
+            # modules are reference cycles: without this, memory grows from cell to cell
             gc.collect()
             each()
             yield cell
 
 
 def as_markdown(cells: Sequence[Cell]) -> str:
-    """The table: pages down, models across, a refusal as the number of its reason below."""
+    """The matrix: recipes down, models across, a refusal as the number of its reason below."""
     models = list(dict.fromkeys(cell.model for cell in cells))
     reasons = list(dict.fromkeys(cell.reason for cell in cells if cell.reason))
     lines = [f"| recipe | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
     for recipe in dict.fromkeys(cell.recipe for cell in cells):
-        row = [_shown(cell, reasons) for cell in cells if cell.recipe == recipe]
+        row = [_cell_text(cell, reasons) for cell in cells if cell.recipe == recipe]
         lines.append(f"| {recipe} | {' | '.join(row)} |")
     notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]
     return "\n".join([*_HEAD, *lines, *([""] if notes else []), *notes, ""])
 
 
-_ADAPTED = NOISE.adapt
 _HEAD = (
-    "# Every page on every family",
+    "# Compatibility matrix: every recipe on every model family",
     "",
-    "What `make matrix` found: each page was planned for each model, and made one real optimizer step on random images",
-    "(decoding aside, the road of a training run: surgery, augmentation, mixing, loss, clipping, optimizer, average).",
-    "A number is the model's parameters in millions, with 1000 classes; a number in brackets is a reason below.",
-    f"Adapted for speed and nothing else: {_ADAPTED.train_px} px, {_ADAPTED.batch_images} images a step in micro-batches of "
-    f"{_ADAPTED.norm_images}.",
+    "Written by `make matrix`: each recipe was planned for each model and made one optimizer step",
+    "on random images, by the code path of a training run without decoding (module replacement,",
+    "augmentation, mixing, loss, clipping, optimizer, weight averaging).",
+    "A number is the model's parameters in millions, with 1000 classes; a number in brackets is a",
+    "reason below.",
+    f"Adapted for speed only: {_ADAPTED.train_px} px, {_ADAPTED.batch_images} images per step in",
+    f"micro-batches of {_ADAPTED.norm_images}.",
     "",
 )
 
 
-def _shown(cell: Cell, reasons: Sequence[str]) -> str:
+def _cell_text(cell: Cell, reasons: Sequence[str]) -> str:
     if cell.num_params is None:
         return f"[{reasons.index(cell.reason) + 1}]"
     return f"ok {cell.num_params / 1e6:.3f}"

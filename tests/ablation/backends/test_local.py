@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.sweeps import wait_until
-from trainer.ablation.backends.local import LocalCells, choose_threads, streamed
+from trainer.ablation.backends.local import LocalCells, streamed
+from trainer.ablation.threads import choose_threads
 
 
 def all_ended(cells: LocalCells) -> dict:

@@ -55,20 +55,20 @@ def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturb
 
         thread = threading.Thread(target=kill_one)
         thread.start()
-        assert sweep.run() == 0, [(each.state, each.failure) for each in sweep.standings]
+        assert sweep.run() == 0, [(each.state, each.failure) for each in sweep.statuses]
         thread.join()
     finally:
         cells.close()
-    assert killed and [each.state for each in sweep.standings] == ["finished"] * 2
-    first = sweep.standings[0].row
+    assert killed and [each.state for each in sweep.statuses] == ["finished"] * 2
+    first = sweep.statuses[0].row
     assert "going on after step" in (shared.runs / first.run / "log.txt").read_text()
     assert first.num_threads == 1 and first.changes == () and first.bitwise
-    assert first.steps == 20 and [each.row.ablation for each in sweep.standings] == ["two"] * 2
+    assert first.steps == 20 and [each.row.ablation for each in sweep.statuses] == ["two"] * 2
     there = sorted(path.stem for path in (tmp_path / "far" / "rows").iterdir())
     assert there == sorted(
-        each.row.run for each in sweep.standings
+        each.row.run for each in sweep.statuses
     )  # the store behind the URL has them too
-    assert [each.row.weights_sha256 for each in sweep.standings] == undisturbed_weights(
+    assert [each.row.weights_sha256 for each in sweep.statuses] == undisturbed_weights(
         repeats, tmp_path / "here"
     )
 
@@ -89,7 +89,7 @@ def undisturbed_weights(repeats, folder) -> list[str]:
         lambda _: None,
     )
     assert sweep.run() == 0
-    return [each.row.weights_sha256 for each in sweep.standings]
+    return [each.row.weights_sha256 for each in sweep.statuses]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_share_of_the_cluster_is_text(text, share):
 
 @pytest.mark.parametrize("text", ["cpu=4", "cpus=", "cpus=many", "cpus=-1", "cpus=inf", "cpus"])
 def test_a_share_that_is_not_understood_is_refused(text):
-    with pytest.raises(UserError, match="per_cell=cpu.*; use per_cell"):
+    with pytest.raises(UserError, match=r"per_cell=cpu.*; use per_cell"):
         share_of(text)
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    with pytest.raises(UserError, match="address=auto: no cluster there .*address=local"):
+    with pytest.raises(UserError, match=r"address=auto: no Ray cluster .*address=local"):
         RayCells(shared_in(tmp_path), "auto", Share())

@@ -1,15 +1,13 @@
-"""Cells on this machine: each in a fork of this process, which has imported everything and computed
+"""The local backend: each run in a fork of this process, which has imported everything and computed
 nothing.
 
-A process that starts anew spends seconds on imports, a fork milliseconds, and what it computes is
-the same bit for bit. Forking is sound as long as this process has started no threads of torch's and
-no GPU.
+A fresh interpreter spends seconds on imports, a fork milliseconds, with the same results bit for
+bit. Forking is safe as long as this process has started no threads of torch and no GPU.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import multiprocessing
 import os
 import signal
@@ -18,11 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
-from pathlib import Path
+from typing import Any
 
-from trainer.base.errors import UserError
+import torch
+
 from trainer.base.exits import EXIT_STOPPED
-from trainer.base.json_text import json_file
 
 PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard",
@@ -34,43 +32,17 @@ _PARENT_POLL_S = 0.5
 
 
 def preload() -> None:
-    """Import what a run imports, so that its forks need not."""
+    """Import what a run imports, so that forks need not."""
     for name in PRELOADED:
         importlib.import_module(name)
 
 
-def choose_threads(runs: Path, ablation: str, jobs: int, num_cores: int) -> int:
-    """Threads of each process: its share of the cores, as the first call of this ablation chose it.
-
-    The number moves the last digits of a result, so that later calls keep it, whatever their
-    `jobs`. Where two first calls come at once, the one whose file is there first is right for both.
-    """
-    path = Path(runs) / "cells" / f"{Path(ablation).stem[:80]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f".{path.name}.{os.getpid()}.part")
-    own.write_text(json.dumps({"num_threads": max(1, num_cores // jobs)}) + "\n")
-    try:
-        os.link(own, path)
-    except FileExistsError:
-        pass
-    finally:
-        own.unlink()
-    try:
-        return int(json_file(path)["num_threads"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: damaged; without it the number of threads would be chosen anew"
-        ) from None
-
-
 def count_gpus() -> int:
-    """GPUs that torch sees, counted in a fork: to ask torch may start the driver, and no fork can
-    use it after that.
+    """GPUs that torch sees, counted in a fork: counting may initialize CUDA, which no fork could
+    use afterwards.
     """
 
     def count() -> Iterator[int]:
-        import torch
-
         yield torch.cuda.device_count()
 
     return next(streamed(count), 0)
@@ -80,31 +52,30 @@ class LocalCells:
     """At most num_slots processes; slot i sees the i-th of `gpus` alone, in turn where there are
     fewer.
 
-    work: called in each process with what `start` was given; what it gives is the process's exit
-    code.
+    work: called in each process with the argument of `start`; its result is the exit code.
     """
 
     def __init__(
         self, work: Callable[..., int], num_slots: int, gpus: tuple[str, ...] = ()
     ) -> None:
         self.num_slots, self._work, self._gpus = num_slots, work, gpus
-        self._running: dict[int, tuple[object, multiprocessing.process.BaseProcess]] = {}
+        self._running: dict[int, tuple[Any, multiprocessing.process.BaseProcess]] = {}
 
     @property
     def num_running(self) -> int:
         return len(self._running)
 
     def start(self, what) -> None:
-        """Begin with one piece of work; there must be a free slot."""
+        """Start one process; there must be a free slot."""
         slot = next(number for number in range(self.num_slots) if number not in self._running)
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
         process = _FORK.Process(target=_in_fork, args=(self._work, what, gpu, os.getpid()))
         process.start()
         self._running[slot] = what, process
 
-    def ended(self, timeout_s: float) -> list[tuple[object, int]]:
-        """What has ended by now, with exit codes; a signal's number is negative. Waits for the
-        first, at most so long.
+    def ended(self, timeout_s: float) -> list[tuple[Any, int]]:
+        """The work that has ended, with exit codes, of a signal negative. Waits at most timeout_s
+        for the first.
         """
         if not self._running:
             time.sleep(timeout_s)
@@ -115,6 +86,7 @@ class LocalCells:
         for slot in slots:
             what, process = self._running.pop(slot)
             process.join()
+            assert process.exitcode is not None  # it has ended
             found.append((what, process.exitcode))
         return found
 
@@ -124,22 +96,20 @@ class LocalCells:
             process.terminate()
 
     def streamed(self, function: Callable[..., Iterator], *given) -> Iterator:
-        """The results of a generator that runs in a process of its own, as they come; fewer where
-        it dies.
+        """The results of a generator run in a process of its own, as they come; fewer where it
+        dies.
         """
         return streamed(function, *given, gpu=self._gpus[0] if self._gpus else None)
 
     def close(self) -> None:
-        """Leave no process behind: what still runs, as after an error of this process's own, saves
-        and ends.
-        """
+        """Leave no process behind: what still runs, as after an internal error, saves and ends."""
         self.stop()
         for _, process in self._running.values():
             process.join()
 
 
 def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) -> Iterator:
-    """The results of a generator that runs in a fork, as they come; fewer where the fork dies."""
+    """The results of a generator run in a fork, as they come; fewer where the fork dies."""
     receiver, sender = _FORK.Pipe(duplex=False)
 
     def work(_) -> int:
@@ -181,7 +151,7 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
 
 
 def _end_with(parent: int) -> None:
-    """Ask this process to save and end once its parent is gone, however that ended."""
+    """Ask this process to save and end once its parent is gone, even killed."""
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_S)
     os.kill(os.getpid(), signal.SIGTERM)

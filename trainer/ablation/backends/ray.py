@@ -1,17 +1,21 @@
-"""Cells on a Ray cluster: the same runs under the same claims, in a worker process each.
+"""The Ray backend: the same runs under the same locks, each in a worker process of a cluster.
 
-A worker that dies is replaced by Ray, and the new one goes on from the run's checkpoint, as long as
-`runs` is a folder that all nodes share. Rows come back with the task's result too.
+Ray replaces a worker that dies, and the new one resumes from the run's checkpoint, provided that
+`runs` is a folder shared by all nodes. Rows are returned with the task's result too.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from trainer.ablation.cell_run import Repeat, Shared, find_row, run_repeat
 from trainer.base.errors import UserError
@@ -26,8 +30,8 @@ _SAVING_S = 60.0
 
 @dataclass(frozen=True)
 class Share:
-    """What each cell has of the cluster. gpus: None for one where the cluster has any and the
-    device is not cpu.
+    """Ray resources of each run. gpus: None for one where the cluster has any and the device is not
+    cpu.
     """
 
     cpus: float = 1.0
@@ -36,7 +40,7 @@ class Share:
 
 
 def share_of(text: str) -> Share:
-    """Text such as `cpus=4 gpus=1 memory_gib=8`.
+    """Parse text such as `cpus=4 gpus=1 memory_gib=8`.
 
     Raises UserError for anything else.
     """
@@ -56,12 +60,11 @@ def share_of(text: str) -> Share:
 
 
 class RayCells:
-    """Cells as tasks of a cluster, as many at a time as it has room for now, or `jobs`.
+    """Runs as tasks of a cluster: `jobs` at a time, or as many as its free resources allow.
 
-    address: "auto" for the cluster that this machine belongs to, a URL, "local" for one made here
-    and for this call.
+    address: "auto" for the cluster of this machine, a URL, "local" to start one for this call.
 
-    Raises UserError where Ray or the cluster is not there.
+    Raises UserError where Ray is not installed or the cluster does not answer.
     """
 
     def __init__(
@@ -69,19 +72,16 @@ class RayCells:
     ) -> None:
         self._ray = _connected(address, jobs, share)
         self._shared = shared
-        options = {
+        options: dict[str, Any] = {
             "num_cpus": share.cpus,
             "num_gpus": self._gpus(share),
             "max_retries": max(NUM_RETRIES, retries),
         }
-        if plugins := os.environ.get(
-            VARIABLE
-        ):  # a task's arguments may be objects of their classes
+        if plugins := os.environ.get(VARIABLE):  # tasks unpickle objects of plugin classes
             options["runtime_env"] = {"env_vars": {VARIABLE: plugins}}
         if share.memory_gib:
             options["memory"] = int(share.memory_gib * 2**30)
-        # a new process for each cell: nothing is left of the one before, and its peak of memory is
-        # its own
+        # a new process for each run: no state of the one before, and a peak memory of its own
         self._run = self._ray.remote(max_calls=1, **options)(_run_there)
         self._listed = self._ray.remote(max_calls=1, **options)(_listed_there)
         self._num_threads = max(1, int(share.cpus))
@@ -94,12 +94,12 @@ class RayCells:
         return len(self._running)
 
     def start(self, what: Repeat) -> None:
-        """Hand one seed of a cell to the cluster."""
+        """Submit one seed of a cell."""
         self._running[self._run.remote(what, self._shared, self._num_threads, os.getcwd())] = what
 
     def ended(self, timeout_s: float) -> list[tuple[Repeat, int]]:
-        """What has ended by now, with exit codes; its row is in the store. Waits for the first, at
-        most so long.
+        """The runs that have ended, with exit codes; their rows are stored. Waits at most timeout_s
+        for the first.
         """
         if not self._running:
             time.sleep(timeout_s)
@@ -112,16 +112,14 @@ class RayCells:
             code, row = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
             return EXIT_STOPPED
-        except self._ray.exceptions.RayError:  # the worker died, more often than it is tried again
+        except self._ray.exceptions.RayError:  # the worker died more often than Ray retries
             return _KILLED
         if row is not None and read_row(self._shared.results, row.run) is None:
             store_row(self._shared.results, row)
         return code
 
     def stop(self) -> None:
-        """Ask every task to save and end; once, for a second time would end it before it has
-        saved.
-        """
+        """Ask every task to save and end; only once: a second request would kill it unsaved."""
         for reference in set(self._running) - self._asked:
             self._ray.cancel(reference, force=False)
         self._asked |= set(self._running)
@@ -143,7 +141,7 @@ class RayCells:
                 return
 
     def close(self) -> None:
-        """Leave the cluster; one that was made here ends. What still runs has a while to save."""
+        """Disconnect, or stop a cluster started here. What still runs has a minute to save."""
         self.stop()
         if self._running:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_SAVING_S)
@@ -172,24 +170,24 @@ def _connected(address: str, jobs: int | None, share: Share):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
         "RAY_AUTH_MODE", "disabled"
-    )  # else it writes a token into the home folder
+    )  # else Ray writes a token into the home folder
     try:
-        import ray
+        import ray  # an optional dependency
     except ImportError:
         raise UserError(
             'on=ray: Ray is not installed; run .venv/bin/python -m pip install "rsb[ray]"'
         ) from None
-    here = (
+    here: dict[str, Any] = (
         {"include_dashboard": False, "num_cpus": math.ceil((jobs or 1) * share.cpus)}
         if address == "local"
         else {}
     )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UserError(
-            f"address={address}: no cluster there ({first}); address=local makes one on this machine"
+            f"address={address}: no Ray cluster ({first}); use address=local to start one here"
         ) from None
     return ray
 
@@ -197,7 +195,7 @@ def _connected(address: str, jobs: int | None, share: Share):
 def _run_there(
     repeat: Repeat, shared: Shared, num_threads: int, folder: str
 ) -> tuple[int, Row | None]:
-    _settle_in(num_threads, folder)
+    _enter_sweep(num_threads, folder)
     code = run_repeat(repeat, shared)
     return code, find_row(shared, repeat)
 
@@ -205,14 +203,12 @@ def _run_there(
 def _listed_there(
     function: Callable[..., Iterator], part: dict, given: tuple, num_threads: int, folder: str
 ) -> list:
-    _settle_in(num_threads, folder)
+    _enter_sweep(num_threads, folder)
     return list(function(part, *given))
 
 
-def _settle_in(num_threads: int, folder: str) -> None:
-    """As many threads, and paths that mean the same, as where the sweep was called."""
-    import torch
-
+def _enter_sweep(num_threads: int, folder: str) -> None:
+    """The number of threads, the working directory and the plugins of the calling process."""
     torch.set_num_threads(num_threads)
     if Path(folder).is_dir():
         os.chdir(folder)

@@ -1,0 +1,3 @@
+"""Fixtures of the command-line tests."""
+
+from support.commands import door as door

@@ -1,0 +1,82 @@
+"""What the commands check-data, data and parity do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.base.errors import UserError
+from trainer.base.settings import num_cores, worker_count
+from trainer.data.check import check_data as check_images
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import open_set
+from trainer.data.ffcv.beton_writer import Storage, write_beton
+from trainer.data.profile import data_folder, find_profile
+from trainer.runs import summary
+from trainer.runs.job import Job
+from trainer.runs.loader_equivalence import certify, notes, parity_table, write_certificate
+
+__all__ = ["Job", "check_data", "parity", "write_data"]
+
+
+def check_data(data: str, data_dir: Path | None, workers: str) -> bool:
+    """Decode every image and print a report of each split; would training meet no bad image?"""
+    num_threads = max(1, worker_count(workers, auto=num_cores()))
+    opened = open_data(find_profile(data, data_dir), data_folder(data, data_dir))
+    return summary.data_reports(summary.console(), opened, check_images, num_threads)
+
+
+def write_data(
+    data: str,
+    src: Path | None,
+    out: Path | None,
+    max_side: int,
+    jpeg_share: float | None,
+    quality: int,
+    workers: str,
+) -> None:
+    """Write the .beton files of both splits.
+
+    out: None for the image folder. The rest as the command's options say.
+
+    Raises UserError where there is no folder to write into.
+    """
+    folder = data_folder(data, src)
+    out = out or folder
+    if out is None:
+        raise UserError(f"data={data}: no folder to write into; use out=<folder>")
+    storage = Storage(max_side, jpeg_share, quality)
+    num_threads = max(1, worker_count(workers, auto=num_cores()))
+    profile, console = find_profile(data, src), summary.console()
+    for split in ("train", "val"):
+        images = open_set(profile, folder, split)
+        with summary.progress(console, split, images.num_images) as advance:
+            facts = write_beton(images, out, split, profile, storage, num_threads, advance)
+        kind = (
+            "lossless: JPEG files byte for byte, other images pixel by pixel"
+            if facts.is_lossless
+            else "not lossless: its pixels differ from the source's, and so do results"
+        )
+        size = f"{facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB"
+        line = f"{out / split}.beton: {size}, {kind}"
+        console.print(line, markup=False, highlight=False)
+    hint = f"train from it: data={data} data_dir={out} loader=ffcv"
+    console.print(hint, markup=False, highlight=False)
+
+
+def parity(
+    job: Job, src: Path | None, num_images: int, run: str, runs: Path, results: Path
+) -> bool:
+    """Compare the two loaders, print a table and store a certificate; are they within tolerance?"""
+    out = summary.console()
+    out.print(
+        f"{job.data}: reading at least {num_images} training images and all of val with both "
+        "loaders ...",
+        markup=False,
+        highlight=False,
+    )
+    found = certify(job, src, num_images, run, runs)
+    out.print(parity_table(found))
+    for line in notes(found):
+        out.print(line, markup=False)
+    out.print(f"certificate: {write_certificate(found, results)}", markup=False, highlight=False)
+    return found["is_within"]

@@ -1,0 +1,61 @@
+"""What the commands about recipes do: plan, explain, diff, recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.cli.plan_ablation import print_plan
+from trainer.data.profile import find_profile
+from trainer.models.build import assemble
+from trainer.models.edit.replacement import Swap
+from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
+from trainer.recipe.plan import make_plan
+from trainer.recipe.profiles import PROFILES
+from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.runs import summary
+from trainer.runs.job import Job, plan_of, resolve
+
+
+def plan(job: Job) -> None:
+    """Print the plan of a run."""
+    planned = plan_of(job)
+    summary.plan_in_full(summary.console(), planned, *assemble(planned))
+
+
+def plan_ablation(
+    name: str, data_dir: Path | None, machine: Mapping[str, Any], results: Path, num_measured: int
+) -> None:
+    """Print the plan of an ablation. num_measured: steps to time for its estimate, 0 for none."""
+    print_plan(summary.console(), name, data_dir, machine, results, num_measured)
+
+
+def explain(job: Job, with_off: bool) -> None:
+    """Print every value of a recipe with its origin. job: its data may be empty: no profile."""
+    profile = find_profile(job.data, job.data_dir) if job.data else None
+    written, positions, resolved, deviations = resolve(job, profile)
+    replacements: tuple[Swap, ...] = ()
+    if resolved.model:
+        # module replacement does not depend on the number of classes or images: without a data set,
+        # ImageNet's profile
+        profile = profile or PROFILES["imagenet-1k"]
+        replacements = summary.surgery(make_plan(resolved, model=job.model, profile=profile))
+    rows = explain_rows(written, positions, resolved, job.model, deviations, with_off=with_off)
+    title = f"{written.name}.v{written.version} for {job.model}: {written.source}"
+    out = summary.console()
+    out.print(explain_table(rows, title))
+    summary.off_note(out, rows)
+    summary.replaced(out, resolved, replacements)
+
+
+def diff(a: str, b: str) -> None:
+    """Print the values in which two recipes, given by name or path, differ."""
+    first, second = (load_recipe(find_recipe(name)) for name in (a, b))
+    titles = (f"{recipe.name}.v{recipe.version}" for recipe in (first, second))
+    summary.console().print(diff_table(diff_rows(first, second), *titles))
+
+
+def list_recipes() -> None:
+    """Print one line for each recipe."""
+    summary.recipe_list(summary.console())

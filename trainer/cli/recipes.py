@@ -1,0 +1,129 @@
+"""Commands about recipes: plan, explain, diff, recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.base.errors import UserError
+from trainer.cli.options import (
+    Data,
+    DataDir,
+    Device,
+    Model,
+    Precision,
+    Recipe,
+    Results,
+    Seed,
+    Set,
+    Workers,
+    app,
+    user_errors,
+)
+
+_RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_")
+_ABLATION_OPTIONS = ("measure", "device", "precision", "workers", "results")
+
+
+def _commands():
+    from trainer.cli import recipe_commands  # torch, timm, pydantic: only once options are parsed
+
+    return recipe_commands
+
+
+@app.command()
+@user_errors
+def plan(
+    context: typer.Context,
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    set_: Set = "",
+    ablation: Annotated[
+        str, typer.Option(help="An ablation: its cells, their stored rows, estimated hours.")
+    ] = "",
+    measure: Annotated[
+        int,
+        typer.Option(min=0, help="With --ablation: steps to time for the estimate, 0 for none."),
+    ] = 20,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    results: Results = Path("results"),
+) -> None:
+    """Print the plan of a run without training: steps, images, learning rates, micro-batches,
+    deviations, model size. Needs no GPU and no images.
+
+    With --ablation, the plan of an ablation; its time estimate needs the images.
+    """
+    _check_options(context, ablation)
+    commands = _commands()
+    if ablation:
+        machine = {"device": device, "precision": precision, "workers": workers}
+        commands.plan_ablation(ablation, data_dir, machine, results, measure)
+    else:
+        commands.plan(commands.Job(recipe, model, data, data_dir, seed, set_))
+
+
+def _check_options(context: typer.Context, ablation: str) -> None:
+    """Refuse options that would be ignored: those of a run with --ablation, those of an ablation
+    without it.
+
+    Raises UserError.
+    """
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        if ablation and name in _RUN_OPTIONS:
+            raise UserError(f"{name.rstrip('_')}=: ablation={ablation} sets it; use one of the two")
+        if not ablation and name in _ABLATION_OPTIONS:
+            raise UserError(
+                f"{name}=: only for the plan of an ablation; use ablation=<name>, or leave it out"
+            )
+
+
+@app.command()
+@user_errors
+def explain(
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Annotated[
+        str,
+        typer.Option(help="Include what this data set's profile changes; default: none."),
+    ] = "",
+    data_dir: DataDir = None,
+    set_: Set = "",
+    off: Annotated[
+        bool, typer.Option("--off", help="Include components that are off in this recipe.")
+    ] = False,
+) -> None:
+    """Print every value of a recipe and where it comes from (the recipe file, assumed, per_model,
+    data profile, override), and the modules that its model section replaces.
+    """
+    commands = _commands()
+    commands.explain(commands.Job(recipe, model, data, data_dir, 0, set_), with_off=off)
+
+
+@app.command()
+@user_errors
+def diff(
+    a: Annotated[str, typer.Option(help="A recipe.")] = "",
+    b: Annotated[str, typer.Option(help="The recipe to compare it with.")] = "",
+) -> None:
+    """Print the values in which two recipes differ."""
+    missing = [f"{name}=" for name, recipe in (("a", a), ("b", b)) if not recipe]
+    if missing:
+        raise UserError(f"{' and '.join(missing)} not given: diff needs two recipes; use a=A1 b=A3")
+    _commands().diff(a, b)
+
+
+@app.command()
+@user_errors
+def recipes() -> None:
+    """List the recipes: what is special about each, published top-1, source."""
+    _commands().list_recipes()

@@ -1,0 +1,188 @@
+"""Commands that make or check a run: train, eval, verify, launch-slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainer.base.errors import printable
+from trainer.base.plugins import load_plugins
+from trainer.base.settings import check_loader
+from trainer.base.signals import StopRequest
+from trainer.cli.options import (
+    Again,
+    BadImages,
+    Checkpointing,
+    CheckpointS,
+    Compile,
+    Data,
+    DataDir,
+    Device,
+    Gpus,
+    Inject,
+    KeepEvery,
+    Loader,
+    MicroBatch,
+    Model,
+    PartOf,
+    Plugins,
+    Precision,
+    Procs,
+    Recipe,
+    Results,
+    Runs,
+    Seed,
+    Set,
+    Workers,
+    app,
+    user_errors,
+)
+
+RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
+
+
+def _commands():
+    from trainer.cli import run_commands  # torch, timm, pydantic: only once options are parsed
+
+    return run_commands
+
+
+@app.command()
+@user_errors
+def train(
+    recipe: Recipe = "A1",
+    model: Model = "resnet50",
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+    set_: Set = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    loader: Loader = "auto",
+    bad_images: BadImages = "fail",
+    checkpoint_s: CheckpointS = 60.0,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+    again: Again = False,
+    ablation: PartOf = None,
+    cell: PartOf = None,
+    gpus: Gpus = None,
+    procs: Procs = None,
+    micro_batch: MicroBatch = "page",
+    activation_checkpointing: Checkpointing = 0,
+    compile: Compile = 0,
+    inject: Inject = "",
+    keep_every: KeepEvery = 0,
+) -> None:
+    """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
+    that was stopped.
+    """
+    with StopRequest() as stop:  # before the imports, which take seconds
+        check_loader(loader)
+        commands = _commands()
+        code = commands.train_job(
+            commands.Job(
+                recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell
+            ),
+            device,
+            {
+                "precision": precision,
+                "workers": workers,
+                "loader": loader,
+                "runs": runs,
+                "results": results,
+                "checkpoint_s": checkpoint_s,
+                "keep_every": keep_every,
+                "micro_batch": micro_batch,
+                "activation_checkpointing": bool(activation_checkpointing),
+                "compile": bool(compile),
+            },
+            gpus,
+            procs,
+            stop,
+            commands.parse_injection(inject),
+        )
+    raise typer.Exit(code)
+
+
+@app.command("eval")
+@user_errors
+def evaluate(
+    run: RunName,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    workers: Workers = "auto",
+    data_dir: DataDir = None,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Evaluate the exported model of a run again; exit 1 where the score is not the row's (on a GPU
+    or in another precision one image in a thousand may differ).
+    """
+    is_same = _commands().evaluate(run, device, precision, workers, data_dir, runs, results)
+    raise typer.Exit(0 if is_same else 1)
+
+
+@app.command()
+@user_errors
+def verify(
+    run: RunName,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate the exported model again.")
+    ] = True,
+    device: Device = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(help="float32, bf16 or fp16; default: the row's, where the device has it."),
+    ] = "",
+    workers: Workers = "auto",
+    data_dir: DataDir = None,
+    runs: Runs = Path("runs"),
+    results: Results = Path("results"),
+) -> None:
+    """Check a run folder: checksums, plan, row, store, curves, weights, and the score by a new
+    evaluation; exit 1 where a check fails.
+    """
+    is_good = _commands().verify(run, evaluate, device, precision, workers, data_dir, runs, results)
+    raise typer.Exit(0 if is_good else 1)
+
+
+@app.command(
+    "launch-slurm", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+@user_errors
+def launch_slurm(
+    context: typer.Context,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    gpus: Annotated[
+        int,
+        typer.Option(min=0, help="GPUs per node, one rank on each; 0: one rank on the CPU."),
+    ] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores per rank.")] = 8,
+    hours: Annotated[float, typer.Option(min=0.1, max=8760, help="Time limit of the job.")] = 24.0,
+    sbatch: Annotated[
+        str, typer.Option(help='More sbatch options: "--partition=big --account=me".')
+    ] = "",
+    job: Annotated[Path, typer.Option(help="The job file to write.")] = Path("job.sh"),
+    plugins: Plugins = "",
+) -> None:
+    """Write a job file that trains on a Slurm cluster; before its time limit the run is saved and
+    the job is requeued.
+
+    All other options are those of `train`.
+    """
+    load_plugins(plugins)
+    argv = [
+        *context.args,
+        *(() if gpus else ("--device", "cpu")),
+        *(("--plugins", plugins) if plugins else ()),
+    ]
+    group: Any = typer.main.get_command(app)  # app has several commands, so it is a group
+    options = group.commands["train"].make_context(context.command_path, list(argv)).params
+    slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
+    _commands().write_job_file(["train", *argv], options, slurm, job)
+    path = printable(str(job))
+    typer.echo(f"{path}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {path}")

@@ -1,0 +1,53 @@
+"""Commands that test the suite itself: drill injects faults, matrix tries every recipe on every
+model family.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.cli.options import Results, app, user_errors
+
+
+def _commands():
+    from trainer.cli import tool_commands  # torch, timm, pydantic: only once options are parsed
+
+    return tool_commands
+
+
+@app.command()
+@user_errors
+def drill(
+    only: Annotated[
+        str, typer.Option(help="Only faults of these kinds: kill,oom; default: all.")
+    ] = "",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Tests at a time; default: one per CPU core.")
+    ] = None,
+) -> None:
+    """Fault-injection tests: train on digits under every fault of --inject and compare with an
+    undisturbed run. Exit 1 where a result is not as promised.
+
+    It runs on the CPU, where equal means bit for bit; on your own machines use rsb train --inject.
+    """
+    raise typer.Exit(0 if _commands().drill(only, jobs) else 1)
+
+
+@app.command()
+@user_errors
+def matrix(
+    models: Annotated[
+        str, typer.Option(help="Only these models, separated by spaces; default: all.")
+    ] = "",
+    recipes: Annotated[
+        str, typer.Option(help="Only these recipes, separated by spaces; default: all.")
+    ] = "",
+    results: Results = Path("results"),
+) -> None:
+    """Compatibility matrix: one optimizer step of every recipe on every model family, or the reason
+    why not; the whole matrix is written to results/matrix.md.
+    """
+    _commands().matrix(models, recipes, results)
