@@ -1,21 +1,36 @@
-"""The README says what is: its commands, links, pages and tables are the project's own."""
+"""What the READMEs say is so: their commands, links, excerpts of files and tables are the project's
+own.
+"""
 
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from trainer.cli.main import app
 from trainer.recipe.explain import recipes_table
 from trainer.recipe.load import parse_page
 from trainer.recipe.profiles import Profile
 from trainer.runs.job import Job, plan_of
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+PAGES = [
+    ROOT / name
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "recipes/README.md",
+        "trainer/README.md",
+        "ablations/README.md",
+        "results/README.md",
+    )
+]
+TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(
     next(line for line in MAKEFILE.splitlines() if line.startswith(".PHONY:")).split()[1:]
@@ -23,17 +38,21 @@ TARGETS = set(
 VARIABLES = set(" ".join(re.findall(r"^(?:TRAIN_)?VARIABLES := (.*)$", MAKEFILE, re.M)).split())
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def code_blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXTS[page], re.S)
 
 
 def make_commands() -> list[str]:
-    lines = [
-        line.partition("#")[0].strip() for block in code_blocks("sh") for line in block.splitlines()
-    ]
-    return [line for line in lines if line.startswith("make")] + re.findall(
-        r"`(make [^`]*)`", README
-    )
+    commands = []
+    for page, text in TEXTS.items():
+        lines = [
+            line.partition("  #")[0].strip()
+            for block in code_blocks(page, "sh")
+            for line in block.splitlines()
+        ]
+        commands += [line for line in lines if line.startswith("make ")]
+        commands += re.findall(r"`(make [a-z][^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return sorted(set(commands))
 
 
 @pytest.mark.parametrize("command", make_commands())
@@ -44,21 +63,50 @@ def test_every_make_command_names_targets_and_variables_that_exist(command):
 
 
 @pytest.mark.parametrize(
-    "command", [command for command in make_commands() if "set=" in command and "=…" not in command]
+    "command",
+    [command for command in make_commands() if "set=" in command and "plugins=" not in command],
 )
-def test_every_departure_shown_fits_its_page(command):
-    given = dict(word.split("=", 1) for word in shlex.split(command)[1:])
-    plan = plan_of(Job(given["recipe"], given["model"], "imagenet-1k", overrides=given["set"]))
+def test_every_override_shown_fits_its_recipe(command):
+    given = dict(word.split("=", 1) for word in shlex.split(command)[1:] if "=" in word)
+    plan = plan_of(
+        Job(given["recipe"], given.get("model", "resnet50"), "imagenet-1k", overrides=given["set"])
+    )
     assert plan.deviations
 
 
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
-def test_every_link_leads_somewhere(link):
-    assert (ROOT / link).exists()
+@pytest.mark.parametrize(
+    ("page", "link"),
+    [
+        (page, link)
+        for page, text in TEXTS.items()
+        for link in sorted(set(re.findall(r"\]\((?!http)([^)\s]+)\)", text)))
+    ],
+)
+def test_every_link_leads_somewhere(page, link):
+    path, _, heading = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+        assert heading in {re.sub(r"[^\w\- ]", "", it.lower()).replace(" ", "-") for it in headings}
+
+
+def test_every_file_that_the_architecture_names_exists():
+    """`engine/train.py` and the like in trainer/README.md, from the package or the root."""
+    names = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|yaml))`", TEXTS["trainer/README.md"]))
+    assert names
+    missing = {
+        name for name in names if not any((it / name).exists() for it in (ROOT, ROOT / "trainer"))
+    }
+    assert not missing
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 150
 
 
 def test_the_table_of_recipes_is_current():
-    assert recipes_table("recipes/") in README
+    assert recipes_table() in TEXTS["recipes/README.md"]
 
 
 def test_the_table_of_what_was_measured_is_that_of_the_files():
@@ -67,33 +115,46 @@ def test_the_table_of_what_was_measured_is_that_of_the_files():
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.BEGIN + module.table() + module.END in README
+    assert module.BEGIN + module.table() + module.END in TEXTS["results/README.md"]
 
 
-def test_the_page_shown_is_the_page():
-    shown = next(block for block in code_blocks("yaml") if "optimizer" in block)
+def test_the_recipe_shown_is_the_recipe():
+    shown = next(block for block in code_blocks("recipes/README.md", "yaml") if "\nname:" in block)
     name = re.search(r"^name: (\w+)$", shown, re.M)[1]
-    page = (ROOT / "recipes" / f"{name}.v1.yaml").read_text()
-    assert page.startswith(shown.rstrip().removesuffix("# ...").rstrip())
-
-
-def test_the_plan_of_a_swapped_part_is_what_make_plan_prints():
-    """Every line of the excerpt, in its order."""
-    shown = next(block for block in code_blocks("text") if block.startswith("$ make plan"))
-    command, *lines = shown.splitlines()
-    words = [word.split("=", 1) for word in shlex.split(command)[3:]]
-    done = CliRunner().invoke(
-        app, ["plan", *(part for name, value in words for part in (f"--{name}", value))]
-    )
-    assert done.exit_code == 0, done.output
-    printed = iter([line.rstrip() for line in done.stdout.splitlines()])
-    assert all(line in printed for line in lines if line != "...")
+    text = (ROOT / "recipes" / f"{name}.v1.yaml").read_text()
+    assert text.startswith(shown.rstrip().removesuffix("# ...").rstrip())
 
 
 def test_the_profile_shown_loads():
-    shown = next(block for block in code_blocks("yaml") if "num_train" in block)
+    shown = next(block for block in code_blocks("README.md", "yaml") if "num_train" in block)
     assert parse_page(shown, "README.md", Profile)[0].adapt is not None
 
 
+def test_the_loss_shown_is_one_that_a_plan_takes(tmp_path):
+    """The file and the command of "add a loss in five minutes", as they stand there."""
+    [shown] = code_blocks("trainer/README.md", "python")
+    (tmp_path / "my_losses.py").write_text(shown)
+    [command] = [it for it in make_commands() if it.startswith("make plan") and "plugins=" in it]
+    given = [word.split("=", 1) for word in shlex.split(command)[2:]]
+    flags = [part for name, value in given for part in (f"--{name}", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer", "plan", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "brier" in done.stdout, done.stderr
+
+
+def test_the_python_shown_parses_and_names_the_api():
+    import trainer
+
+    [shown] = code_blocks("README.md", "python")
+    compile(shown, "README.md", "exec")
+    assert set(re.findall(r"trainer\.(\w+)\(", shown)) <= set(trainer.__all__)
+
+
 def test_the_test_command_is_the_one_that_ci_calls():
-    assert "make test" in README and "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in TEXTS["CONTRIBUTING.md"]
+    assert "make test" in (ROOT / ".ci" / "run").read_text()

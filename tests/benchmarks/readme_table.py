@@ -1,5 +1,6 @@
-"""The README's table of what was measured, from the files in results/bench: python
-tests/benchmarks/readme_table.py writes it anew.
+"""The table of what was measured in results/README.md, from the files in results/bench.
+
+python tests/benchmarks/readme_table.py writes it anew.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "results" / "bench"
+PATH = ROOT / "results" / "README.md"
 BEGIN, END = "<!-- what was measured -->\n", "<!-- end of it -->\n"
 
 
@@ -26,8 +28,8 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
         {row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts")
     )
     measured = (
-        f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; waits for data"
-        f" {ours['wait_pct']:.1f} % of the time"
+        f"{ours['images_per_s']:.0f} images/s, {found['ratio']:.2f} x; "
+        f"waits for data {ours['wait_pct']:.1f} % of the time"
     )
     yield (
         f"a whole A3 loop, resnet18, {found['px']} px from JPEG files",
@@ -52,8 +54,8 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
     )
     found, link = _facts(bench, "checkpoints-cpu")
     measured = (
-        f"{found['most_pct']:.2f} % time, all cores busy ({found['extra_pct']['beside']:+.2f} %"
-        " seen)"
+        f"{found['most_pct']:.2f} % time, all cores busy "
+        f"({found['extra_pct']['beside']:+.2f} % seen)"
     )
     yield (
         f"a checkpoint every {found['every_s']:g} s, {found['model']}, {found['mib']} MiB",
@@ -63,8 +65,8 @@ def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
     )
     found, link = _facts(bench, "scale")
     measured = (
-        f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; opening"
-        f" {found['opening_s']:.2f} s"
+        f"order of an epoch {found['order_s']:.2f} s, {found['order_peak_mib']:.0f} MiB; "
+        f"opening {found['opening_s']:.2f} s"
     )
     yield f"{found['num_images'] / 1e6:g} million images", measured, "", link
     found, link = _facts(bench, "run-cpu")
@@ -82,17 +84,18 @@ def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
     beside = (
         f"{timm['images_per_s']:.0f} images/s, timm's create_loader and Mixup, all of their work"
     )
-    names = {"ours, loader=torch": "torch loader", "ours, loader=torch, without repeats": "the same, no image repeated",
-             "ours, loader=ffcv (256 px, pixels)": "ffcv from a .beton of 256 px pixels"}  # fmt: skip
+    names = {
+        "ours, loader=torch": "torch loader",
+        "ours, loader=torch, without repeats": "the same, no image repeated",
+        "ours, loader=ffcv (256 px, pixels)": "ffcv from a .beton of 256 px pixels",
+    }
+    photos = f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes"
     for stage in ("ready for the device", "ready for the model"):
         for who, name in names.items():
             row = rates[stage, who]
             measured = f"{row['images_per_s']:.0f} images/s, {row['x_timm']:.2f} x"
             yield (
-                (
-                    f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes,"
-                    f" {stage}: {name}"
-                ),
+                f"{photos}, {stage}: {name}",
                 measured,
                 beside,
                 link,
@@ -102,13 +105,12 @@ def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
 def _facts(bench: Path, name: str) -> tuple[dict, str]:
     shown = bench / f"{name}.md"
     path = shown if shown.exists() else bench / f"{name}.json"
-    return json.loads((bench / f"{name}.json").read_text()), f"[{name}](results/bench/{path.name})"
+    return json.loads((bench / f"{name}.json").read_text()), f"[{name}](bench/{path.name})"
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text().partition(BEGIN)
-    path.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    before, _, rest = PATH.read_text().partition(BEGIN)
+    PATH.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":
