@@ -160,9 +160,9 @@ def _levels(first: torch.Tensor, second: torch.Tensor) -> list[float]:
 
 def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     """The images of a micro-batch as ffcv's own filter would make them, from the same boxes."""
-    import cv2
+    import cv2  # optional, as ffcv is
 
-    from trainer.data.ffcv.stream import boxes_in
+    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
 
     ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
     crop = next(part for part in plan.recipe.augment if part.crops)
@@ -183,7 +183,7 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
 
 def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     """How far the edges of ffcv's boxes lie from the drawn ones, at most, in stored pixels."""
-    from trainer.data.ffcv.stream import boxes_in
+    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
 
     crop = next(part for part in plan.recipe.augment if part.crops)
     images = theirs.train

@@ -13,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import import_module  # by name, inside the probes: what is asked about may be broken
 from pathlib import Path
 
 from trainer.base.cores import num_cores
@@ -61,12 +63,10 @@ def requirements() -> dict[str, str]:
     """
     project = PACKAGE_ROOT / "pyproject.toml"
     if project.exists():
-        import tomllib
-
         lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         lines = importlib.metadata.requires("rsb") or []
-    from packaging.requirements import Requirement
+    Requirement = import_module("packaging.requirements").Requirement
 
     needed = [Requirement(line) for line in lines]
     return {
@@ -78,7 +78,7 @@ def requirements() -> dict[str, str]:
 
 def torch(asked: Asked) -> list[Finding]:
     """torch imports, and multiplies."""
-    import torch
+    torch = import_module("torch")
 
     product = torch.ones(2, 2) @ torch.ones(2, 2)
     if product.sum().item() != 8:
@@ -88,8 +88,8 @@ def torch(asked: Asked) -> list[Finding]:
 
 def torchvision(asked: Asked) -> list[Finding]:
     """torchvision imports, and its own operators are there: timm needs one of them."""
-    import torch
-    import torchvision
+    torch = import_module("torch")
+    torchvision = import_module("torchvision")
 
     torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
     return [_package("torchvision", torchvision.__version__)]
@@ -97,7 +97,7 @@ def torchvision(asked: Asked) -> list[Finding]:
 
 def timm(asked: Asked) -> list[Finding]:
     """timm imports, and knows the main job's model."""
-    import timm
+    timm = import_module("timm")
 
     if not timm.is_model("resnet50"):
         raise RuntimeError("it has no resnet50")
@@ -130,7 +130,7 @@ def packages(asked: Asked) -> list[Finding]:
 
 def _package(name: str, found: str = "") -> Finding:
     """A distribution's version held against what this suite needs."""
-    from packaging.specifiers import SpecifierSet
+    SpecifierSet = import_module("packaging.specifiers").SpecifierSet
 
     wanted, version = requirements().get(name, ""), importlib.metadata.version(name)
     is_good = SpecifierSet(wanted).contains(version, prereleases=True)
@@ -174,8 +174,8 @@ def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
     """What does not fit of two versions. wanted: torchvision's own requirement of torch, as its
     wheel states it.
     """
-    from packaging.requirements import Requirement
-    from packaging.version import Version
+    Requirement = import_module("packaging.requirements").Requirement
+    Version = import_module("packaging.version").Version
 
     if Version(torch).public == _TORCHVISION_WITHOUT_NMS:
         return (
@@ -200,7 +200,7 @@ def cuda(asked: Asked) -> list[Finding]:
         GOOD if found else ABSENT,
         "" if found else "none is needed on the CPU",
     )
-    import torch
+    torch = import_module("torch")
 
     built, count = torch.version.cuda, torch.cuda.device_count()
     if torch.cuda.is_available() and count:
@@ -243,7 +243,7 @@ def ffcv(asked: Asked) -> list[Finding]:
         )
         remedy = "make setup ffcv=1" if (PACKAGE_ROOT / "Makefile").exists() else by_hand
         return [Finding("ffcv", "not here", wanted, ABSENT, remedy)]
-    import ffcv  # noqa: F401  it is what is asked
+    import_module("ffcv")
 
     return [Finding("ffcv", importlib.metadata.version("ffcv"), wanted)]
 
@@ -253,7 +253,7 @@ def opencv(asked: Asked) -> list[Finding]:
     if importlib.util.find_spec("cv2") is None:
         remedy = f"{sys.executable} -m pip install opencv-python-headless"
         return [Finding("OpenCV", "not here", "optional, for ffcv", ABSENT, remedy)]
-    import cv2
+    cv2 = import_module("cv2")
 
     return [Finding("OpenCV", cv2.__version__, "optional, for ffcv")]
 
@@ -335,9 +335,10 @@ def disk(asked: Asked) -> list[Finding]:
 
 def locale(asked: Asked) -> list[Finding]:
     """Text is UTF-8: pages and rows hold other letters than ASCII's."""
-    import locale
-
-    found = {"files": locale.getpreferredencoding(False), "names": sys.getfilesystemencoding()}
+    found = {
+        "files": import_module("locale").getpreferredencoding(False),
+        "names": sys.getfilesystemencoding(),
+    }
     wrong = [
         name for name, encoding in found.items() if encoding.lower().replace("-", "") != "utf8"
     ]

@@ -9,16 +9,13 @@ import contextlib
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
+from importlib import import_module  # by name, inside the probes: what is asked about may be broken
 from pathlib import Path
 
 from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
 MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
-NUM_STEPS = (
-    3  # of each of the two modes; the first step of a process also sets up what the others find
-)
 # 16 x 16 px, red beside blue
 _JPEG = base64.b64decode(
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
@@ -32,8 +29,7 @@ _MOST_OFF = 12  # decoders round otherwise
 
 def jpeg(asked: Asked) -> list[Finding]:
     """The suite's own reader gives a JPEG's colours."""
-    from trainer.data.decode import read_image
-
+    read_image = import_module("trainer.data.decode").read_image
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.jpg"
         path.write_bytes(_JPEG)
@@ -50,7 +46,7 @@ def jpeg(asked: Asked) -> list[Finding]:
 
 def devices() -> list[str]:
     """All devices of this machine; what device=auto takes is the first."""
-    import torch
+    torch = import_module("torch")
 
     return [
         f"cuda:{number}"
@@ -77,7 +73,10 @@ def steps(asked: Asked) -> list[Finding]:
 
 def _on(device: str) -> list[Finding]:
     what, wanted = f"step on {device}", f"a step of {MAIN_RECIPE} {MAIN_MODEL}"
-    digests, seconds = zip(*(trained(device) for _ in range(2)), strict=True)
+    digests, seconds = zip(
+        *(import_module("trainer.tools.doctor_trial").trained(device) for _ in range(2)),
+        strict=True,
+    )
     median_s = statistics.median(seconds[1])
     done = Finding(
         what,
@@ -98,7 +97,10 @@ def determinism(device: str, is_same: bool, median_s: float) -> Finding:
     plain = f"the same steps twice: {'the same' if is_same else 'other'} bits"
     try:
         with _deterministic():
-            digests, seconds = zip(*(trained(device) for _ in range(2)), strict=True)
+            digests, seconds = zip(
+                *(import_module("trainer.tools.doctor_trial").trained(device) for _ in range(2)),
+                strict=True,
+            )
     except RuntimeError as error:  # torch refuses what it has no deterministic way for
         return _judged(device, f"{plain}; determinism mode: {first_line(error)}", wanted, is_same)
     cost = statistics.median(seconds[1]) / median_s - 1
@@ -125,38 +127,10 @@ def _judged(device: str, found: str, wanted: str, is_good: bool) -> Finding:
     return Finding(f"determinism on {device}", found, wanted, GOOD if is_good else ABSENT, remedy)
 
 
-def trained(device: str) -> tuple[str, list[float]]:
-    """The digest of the main job's weights after its first steps, and the time of each but the
-    first.
-
-    On the CPU it is the process's own time, so that a busy machine counts for nothing.
-    """
-    from trainer.base.settings import make_settings
-    from trainer.data.dataset import open_data
-    from trainer.engine.state import TrainingState
-    from trainer.engine.train import fast_algorithms, optimizer_step
-    from trainer.runs.export import weights_digest
-    from trainer.runs.job import Job, plan_of
-
-    plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
-    settings = make_settings(device, workers="0")
-    fast_algorithms(settings.device)
-    clock, seconds = (time.process_time if device == "cpu" else time.perf_counter), []
-    state = TrainingState(plan, settings)
-    window = open_data(plan.profile, None).train_stream(plan, settings, 0)
-    for step in range(1 + NUM_STEPS):
-        started_s = clock()
-        loss = optimizer_step(state, window, step).item()  # waits for the device
-        seconds.append(clock() - started_s)
-    if loss != loss:
-        raise RuntimeError(f"the loss after {NUM_STEPS + 1} steps is {loss}")
-    return weights_digest(state.model), seconds[1:]
-
-
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Torch's determinism mode. Source: torch's notes on reproducibility."""
-    import torch
+    torch = import_module("torch")
 
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
