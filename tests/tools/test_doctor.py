@@ -13,7 +13,7 @@ from trainer.engine.train import fast_algorithms
 from trainer.tools import doctor, doctor_probes, doctor_show, doctor_steps
 from trainer.tools.doctor import PROBES, examine, is_fit
 from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
-from trainer.tools.doctor_show import table_of
+from trainer.tools.doctor_table import table_of
 
 ROOT = Path(__file__).parents[2]
 QUICK = tuple(

@@ -21,6 +21,7 @@ from trainer.base.json_text import json_file
 from trainer.base.provenance import package_version, shipped_folder
 from trainer.data.index import cache_folder
 from trainer.recipe.identity import RunIdentity
+from trainer.recipe.profiles import PROFILES
 
 if TYPE_CHECKING:
     from trainer.ablation.spec import Ablation
@@ -111,8 +112,6 @@ def _names_files(ablation: Ablation) -> bool:
     """Does the page depend on more than is in the digest: profiles, recipes or images of the user's
     own?
     """
-    from trainer.recipe.profiles import PROFILES
-
     return any(
         cell.data not in PROFILES or cell.recipe.endswith((".yaml", ".yml"))
         for cell in ablation.cells

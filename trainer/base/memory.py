@@ -21,8 +21,9 @@ class MemoryFull(UserError):
 
 def is_memory_full(error: BaseException) -> bool:
     """Is this what torch raises where a device, or the machine, has no memory left?"""
-    import torch  # seconds, which commands without it need not wait for
-
+    torch = sys.modules.get("torch")
+    if torch is None:  # then it is no error of torch's
+        return False
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and _CPU_SAYS in str(error)
     )

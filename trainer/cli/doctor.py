@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from trainer.cli.options import Results, Runs, app, user_errors
+from trainer.tools.doctor_finding import Asked
 
 
 @app.command()
@@ -17,7 +18,6 @@ def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> Non
     """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device;
     exit 1 where `make recipe=A1 model=resnet50` would fail.
     """
-    from trainer.tools.doctor_finding import Asked
-    from trainer.tools.doctor_show import answer
+    from trainer.tools.doctor_show import answer  # subprocesses, platform probes: not for --help
 
     raise typer.Exit(answer(Asked(str(runs), str(results))))

@@ -19,6 +19,12 @@ Anyway = Annotated[
 ]
 
 
+def _commands():
+    from trainer.cli import table_show  # scipy and rich: not for --help and other commands
+
+    return table_show
+
+
 @app.command()
 @user_errors
 def table(
@@ -43,9 +49,7 @@ def table(
     results: Results = Path("results"),
 ) -> None:
     """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
-    from trainer.cli import table_show  # scipy and rich: not for --help and other commands
-
-    table_show.show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
+    _commands().show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
 
 
 @app.command()
@@ -57,12 +61,10 @@ def compare(
     results: Results = Path("results"),
 ) -> None:
     """The differences of two rows, and their learning curves where the run folders are here."""
-    from trainer.cli import table_show  # as above
-
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
         raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
-    table_show.show_comparison(a, b, results, runs)
+    _commands().show_comparison(a, b, results, runs)
 
 
 @app.command()

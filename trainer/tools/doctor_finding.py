@@ -34,3 +34,8 @@ def first_line(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+
+
+def cells_of(one: Finding) -> tuple[str, ...]:
+    """A finding in words; what is good needs no mending."""
+    return one.what, one.found, one.wanted, one.state, "" if one.state == GOOD else one.remedy

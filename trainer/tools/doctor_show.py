@@ -8,11 +8,8 @@ from collections.abc import Sequence
 
 from trainer.base.errors import printable
 from trainer.tools.doctor import PROBES, examine, is_fit
-from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
+from trainer.tools.doctor_finding import BROKEN, Asked, cells_of
 from trainer.tools.doctor_probes import pair_warning
-
-_HEADINGS = ("what", "found", "wanted", "", "mended by")
-_STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}
 
 
 def answer_words(words: Sequence[str]) -> None:
@@ -56,7 +53,9 @@ def answer(asked: Asked) -> int:
         else "make recipe=A1 model=resnet50 trains here"
     )
     try:
-        _print_table(findings, warning, verdict, "bold red" if wrong else "bold green")
+        from trainer.tools.doctor_table import print_table  # here: Rich may be what is broken
+
+        print_table(findings, warning, verdict, "bold red" if wrong else "bold green")
     except ImportError:
         for line in (
             [" | ".join(cells_of(one)) for one in findings]
@@ -65,31 +64,3 @@ def answer(asked: Asked) -> int:
         ):
             print(printable(line))
     return 0 if is_fit(findings) else 1
-
-
-def cells_of(one: Finding) -> tuple[str, ...]:
-    """A finding in words; what is good needs no mending."""
-    return one.what, one.found, one.wanted, one.state, "" if one.state == GOOD else one.remedy
-
-
-def _print_table(
-    findings: Sequence[Finding], warning: str | None, verdict: str, style: str
-) -> None:
-    from trainer.base.terminal import open_terminal
-
-    out = open_terminal(160)
-    out.print(table_of(findings), soft_wrap=False)
-    if warning:
-        out.print(f"warning: {warning}", style="yellow", markup=False)
-    out.print(verdict, style=style, markup=False)
-
-
-def table_of(findings: Sequence[Finding]):
-    """The findings as a Rich table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*_HEADINGS)
-    for one in findings:
-        table.add_row(*map(Text, cells_of(one)), style=_STYLES[one.state])
-    return table

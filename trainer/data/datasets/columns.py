@@ -58,15 +58,19 @@ def columns_of(where, schema, features: dict) -> Columns:
     return Columns(named[0], labels[0], _is_struct(kinds[named[0]]), class_names)
 
 
-def _is_struct(kind) -> bool:
-    import pyarrow  # optional dependency
+def _pyarrow():
+    import pyarrow.compute  # optional dependency
 
+    return pyarrow
+
+
+def _is_struct(kind) -> bool:
+    pyarrow = _pyarrow()
     return pyarrow.types.is_struct(kind)
 
 
 def _is_image(kind) -> bool:
-    import pyarrow  # optional dependency
-
+    pyarrow = _pyarrow()
     if not pyarrow.types.is_struct(kind):
         return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
     inner = {field.name: field.type for field in kind}
@@ -78,8 +82,7 @@ def _is_image(kind) -> bool:
 
 
 def _is_label(kind) -> bool:
-    from pyarrow import types  # optional dependency
-
+    types = _pyarrow().types
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
 
@@ -94,8 +97,7 @@ def add_rows(listing: Listing, where, images, labels, file: int, first: int) -> 
 
     Raises DataError for a row without label or bytes.
     """
-    import pyarrow.compute as pc  # optional dependency
-
+    pc = _pyarrow().compute
     contents, is_struct = bytes_of(images), hasattr(images, "field")
     sizes = pc.if_else(images.is_valid(), pc.binary_length(contents), None).to_pylist()
     has_paths = is_struct and images.type.get_field_index("path") >= 0
