@@ -146,7 +146,7 @@ def test_torch_seeds_fit_and_differ():
     seeds = {
         streams.torch_seed(0, "device", step, micro) for step in range(300) for micro in range(4)
     }
-    assert len(seeds) == 1200 and 0 <= min(seeds) and 2**62 < max(seeds) < 2**63
+    assert len(seeds) == 1200 and min(seeds) >= 0 and 2**62 < max(seeds) < 2**63
     assert streams.torch_seed(0, "weights") == streams.torch_seed(0, "weights", 0, 0, 0)
     torch.Generator().manual_seed(max(seeds))
 

@@ -111,10 +111,10 @@ def test_box_centres_are_uniform_and_sides_as_drawn():
         top, left, bottom, right = page.draw(0, step, 0, px).box
         rows.append((int(down * 8), int(across * 8)))
         side = np.sqrt(1 - level) * px  # Beta(1, 1) is uniform
-        if 0 < top and bottom < px:
+        if top > 0 and bottom < px:
             assert bottom - top == 2 * int(side / 2)
             assert abs((top + bottom) / 2 - down * px) <= 1
-        if 0 < left and right < px:
+        if left > 0 and right < px:
             assert abs((left + right) / 2 - across * px) <= 1
     places = np.bincount([8 * row + column for row, column in rows], minlength=64)
     assert stats.chisquare(places).pvalue > 1e-3

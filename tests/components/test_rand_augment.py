@@ -229,7 +229,7 @@ def test_three_channels_draw_what_they_always_drew(increasing):
         which, whether, _, side, filtering = draws[:, 5 * op : 5 * op + 5].T
         names = [
             list(NAMES)[place] if is_on else "identity"
-            for place, is_on in zip((which * 15).astype(int), whether < 0.5)
+            for place, is_on in zip((which * 15).astype(int), whether < 0.5, strict=False)
         ]
         assert [OPERATIONS[place] for place in drawn["operation"][:, op]] == names
         turned = np.array(names) == "rotate"

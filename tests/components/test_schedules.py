@@ -1,5 +1,6 @@
 """Schedules against timm's and torch's schedulers, numpy.interp and closed forms."""
 
+import itertools
 import math
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_ffcvs_lines_are_numpys(epochs):
     """Its script interpolates the epochs' rates, and between two of them the steps'."""
     lr = rate(peak=1.7, name="piecewise_linear", points=((0, 1e-4), (2, 1.0), (epochs, 0.0)))
     starts = np.interp(np.arange(epochs + 1), [0, 2, epochs], [1e-4 * 1.7, 1.7, 0.0])
-    expected = [np.interp(np.arange(313), [0, 313], [a, b]) for a, b in zip(starts, starts[1:])]
+    expected = [np.interp(np.arange(313), [0, 313], [a, b]) for a, b in itertools.pairwise(starts)]
     np.testing.assert_allclose(
         rates(lr, 313, epochs), np.concatenate(expected), rtol=1e-12, atol=1e-15
     )

@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
-    code, row, printed, folder = finished
+    code, row, _printed, folder = finished
     assert code == EXIT_DONE and row.status == "finished"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
@@ -160,9 +160,10 @@ def test_the_resolved_page_runs_again_as_the_same_science(finished):
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
     step = train.optimizer_step
-    spoilt = lambda state, window, number: (
-        step(state, window, number) + (loss if number == 7 else 0)
-    )  # noqa: E731
+
+    def spoilt(state, window, number):
+        return step(state, window, number) + (loss if number == 7 else 0)
+
     monkeypatch.setattr(train, "optimizer_step", spoilt)
     code, row, printed, _ = go(tmp_path)
     assert code == EXIT_DIVERGED and row.status == "diverged" and row.steps == 10
@@ -175,10 +176,13 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_validation_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path, monkeypatch, loss):
     evaluate_all = train.evaluate_all
-    spoilt = lambda *given: {
-        which: dataclasses.replace(scores, loss_nats=loss)
-        for which, scores in evaluate_all(*given).items()
-    }  # noqa: E731
+
+    def spoilt(*given):
+        return {
+            which: dataclasses.replace(scores, loss_nats=loss)
+            for which, scores in evaluate_all(*given).items()
+        }
+
     monkeypatch.setattr(train, "evaluate_all", spoilt)
     code, row, printed, folder = go(tmp_path)
     assert code == EXIT_DIVERGED and row.status == "diverged" and row.top1_pct is None
@@ -336,7 +340,7 @@ def test_splits_enter_the_model_one_after_another_the_plain_one_first():
     assert torch.equal(targets.argmax(1), batch.labels) and targets.max() == pytest.approx(0.91)
     plain, first, second = images.split(8)
     changed = [
-        [not torch.equal(a, b) for a, b in zip(*pair)]
+        [not torch.equal(a, b) for a, b in zip(*pair, strict=False)]
         for pair in ((plain, first), (plain, second), (first, second))
     ]
     assert all(sum(pair) >= 4 for pair in changed)

@@ -233,7 +233,7 @@ def test_floors_are_of_the_curve_that_they_are_drawn_for():
 def test_a_race_runs_through_the_pages_own_schedule(recipe):
     plan = plan_of(Job(recipe, "test_resnet"))
     shape = schedule_shape(plan, 40)
-    assert len(shape) == 40 and 0 <= shape.min() and shape.max() <= 1
+    assert len(shape) == 40 and shape.min() >= 0 and shape.max() <= 1
     assert shape[-1] == pytest.approx(
         plan.lr_at(plan.num_steps - plan.num_steps // 80 - 1) / plan.recipe.lr.peak
     )

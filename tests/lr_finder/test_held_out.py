@@ -91,7 +91,7 @@ def measured(overrides, model, cut, seed=0):
 
 
 def test_the_loss_is_the_pages_own_with_the_statistics_of_the_images(cut):
-    held_out, net, plan = measured(
+    held_out, net, _plan = measured(
         "'loss={name: ce}' smoothing=0.1 drop_path=null", "test_resnet", cut
     )
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

@@ -310,7 +310,25 @@ def one_error_or_none(text: str) -> None:
 
 
 MARKS = "abc:- {}[]#&*!|>%@`'\"\\,?=<~.0159eE+_\n\n\t\r\x00\x85\u2028\ufeff\u00e9\U0001f600"
-WORDS = "name version epochs batch images lr peak loss bce threshold augment flip mix null on 5e-3 1:30".split()
+WORDS = [
+    "name",
+    "version",
+    "epochs",
+    "batch",
+    "images",
+    "lr",
+    "peak",
+    "loss",
+    "bce",
+    "threshold",
+    "augment",
+    "flip",
+    "mix",
+    "null",
+    "on",
+    "5e-3",
+    "1:30",
+]
 
 
 @settings(max_examples=400)

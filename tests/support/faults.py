@@ -38,7 +38,7 @@ def note(path: Path, line: str) -> None:
 def trace(folder: Path, run: str, step: int) -> None:
     """One line for the step; the lock is held until this process ends, however it ends."""
     if run not in _locks:
-        _locks[run] = open(folder / f"{run}.lock", "w")
+        _locks[run] = open(folder / f"{run}.lock", "w")  # noqa: SIM115  it stays open
         try:
             fcntl.flock(_locks[run], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -63,9 +63,9 @@ def install() -> None:
 
     def stepping(state, loader, step):
         is_run = bool(started) and started.pop() is not None
-        if is_run and step == 1 and f"{state.plan.recipe.smoothing:g}" in wanted:
-            if strike(wanted[f"{state.plan.recipe.smoothing:g}"]) == "diverge":
-                return torch.full((), math.nan, dtype=torch.float64)
+        smoothing = f"{state.plan.recipe.smoothing:g}"
+        if is_run and step == 1 and smoothing in wanted and strike(wanted[smoothing]) == "diverge":
+            return torch.full((), math.nan, dtype=torch.float64)
         return steps(state, loader, step)
 
     def storing(results, row):

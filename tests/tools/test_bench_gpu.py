@@ -181,7 +181,7 @@ def test_a_page_is_measured_beside_timms_parts_whatever_the_device(folder):
     settings = replace(make_settings("cpu", "bf16", workers="1"), channels_last=True)
     plan = plan_of(Job("A2", "test_resnet", str(folder), None, 0, SMALL))
     threads = torch.get_num_threads()
-    facts, found, targets = bench_page(
+    facts, _found, targets = bench_page(
         plan, settings, open_data(plan.profile, folder), folder, 2, 0.0
     )
     assert set(facts["parts"]) == {
@@ -316,7 +316,7 @@ def test_on_a_gpu_memory_and_the_transfer_are_measured(folder):
     facts, found, targets = bench_page(
         plan, make_settings("cuda", workers="2"), open_data(plan.profile, folder), folder, 3, 20.0
     )
-    assert 0 < found.peak_mib["end to end"] and 0 < found.peak_mib["timm's parts"]
+    assert found.peak_mib["end to end"] > 0 and found.peak_mib["timm's parts"] > 0
     assert (
         facts["floor"]["transfer_gb_per_s"] > 0 and facts["parts"]["transfer"]["images_per_s"] > 0
     )

@@ -54,7 +54,7 @@ class Change(Page):
 
     name: Label
     recipe: str | None = None
-    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
+    set: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _paths_are_apart(self) -> Self:

@@ -3,7 +3,8 @@ plans.
 
 Working out an ablation file takes torch and timm: seconds, and most of a gigabyte. So the result is
 cached in the user's cache folder under a digest of all that it follows from: the file, every
-recipe, timm's version and CACHE_VERSION. A file that names files of its own is worked out each time.
+recipe, timm's version and CACHE_VERSION. A file that names files of its own is worked out each
+time.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from trainer.ablation.spec import Ablation
 
 # Raise it with every change to identities, Question or what an ablation file expands to: the cached
-# questions and the index of rows (report/rows.py) are built anew then. tests/ablation/test_questions.py
-# reminds.
+# questions and the index of rows (report/rows.py) are built anew then.
+# tests/ablation/test_questions.py reminds.
 CACHE_VERSION = 2
 
 

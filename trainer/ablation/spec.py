@@ -64,7 +64,7 @@ class AblationPage(Page):
     data: Names
     seeds: Annotated[tuple[Seed, ...], AfterValidator(not_empty)]
     budget: Budget | None = None
-    set: dict[str, Any] = {}  # noqa: RUF012  pydantic copies it for each instance
+    set: dict[str, Any] = {}
     design: Design
     published: tuple[Published, ...] = ()
 

@@ -6,8 +6,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
 
@@ -23,10 +21,11 @@ class Settings:
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32.
     num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
     checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
-    of metrics. micro_batch: "page" as the recipe says, or "auto" for smaller pieces where memory runs out.
-    activation_checkpointing: are activations made again in the backward pass? compile: are the
-    model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the last two.
-    loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or "ffcv".
+    of metrics. micro_batch: "page" as the recipe says, or "auto" for smaller pieces where memory
+    runs out. activation_checkpointing: are activations made again in the backward pass? compile:
+    are the model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the
+    last two. loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or
+    "ffcv".
     """
 
     device: str
@@ -72,6 +71,8 @@ def make_settings(
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
+    import torch  # seconds, which commands that only check their words need not wait for
+
     if micro_batch not in MICRO_BATCHES:
         raise UserError(
             f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
@@ -82,7 +83,7 @@ def make_settings(
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
         )
-    device = _resolve_device(device)
+    device = _resolve_device(device, torch.cuda)
     on_gpu = device.startswith("cuda")
     if ":" in device:
         torch.cuda.set_device(
@@ -90,7 +91,7 @@ def make_settings(
         )  # what names no GPU of its own means this one, the question for bf16 included
     return Settings(
         device=device,
-        precision=_resolve_precision(precision, on_gpu),
+        precision=_resolve_precision(precision, on_gpu, torch.cuda),
         # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there
         # for small images.
         channels_last=on_gpu,
@@ -107,27 +108,27 @@ def make_settings(
     )
 
 
-def _resolve_device(device: str) -> str:
+def _resolve_device(device: str, cuda) -> str:
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if cuda.is_available() else "cpu"
     if device == "cpu":
         return device
     if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
         number = int(device[5:] or 0) if ":" in device else 0
-        if number >= torch.cuda.device_count():
+        if number >= cuda.device_count():
             raise UserError(
-                f"device={device}: torch sees {torch.cuda.device_count()} GPUs here; use device=cpu"
+                f"device={device}: torch sees {cuda.device_count()} GPUs here; use device=cpu"
             )
         return device
     raise UserError(f"device={device}: not a device; valid: auto, cpu, cuda, cuda:N")
 
 
-def _resolve_precision(precision: str, on_gpu: bool) -> str:
+def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:
     if precision == "auto":
         if not on_gpu:
             return "float32"
         # GPUs before Ampere only emulate bf16
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if precision not in PRECISIONS:
         raise UserError(
             f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto,"

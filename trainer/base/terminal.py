@@ -1,8 +1,8 @@
 """The terminal: what is printed is text, whatever it was made of.
 
-A file's name, a row or a recipe may hold what a terminal obeys: to rename the window, to wipe a line,
-to write in the other direction. All that the program prints goes through this console, which writes
-such characters out: \\x1b.
+A file's name, a row or a recipe may hold what a terminal obeys: to rename the window, to wipe a
+line, to write in the other direction. All that the program prints goes through this console, which
+writes such characters out: \\x1b.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.base.cores import num_cores, worker_count
+from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
+from trainer.base.settings import worker_count
 from trainer.data.check import check_data as check_images
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set

@@ -109,9 +109,9 @@ class Average:
             (old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()
         ]
         # see lamb.py for torch._foreach_*
-        torch._foreach_lerp_(*map(list, zip(*floats)), weight)
+        torch._foreach_lerp_(*map(list, zip(*floats, strict=False)), weight)
         if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
-            torch._foreach_copy_(*map(list, zip(*counters)))
+            torch._foreach_copy_(*map(list, zip(*counters, strict=False)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights and buffers by name: all that a resumed run needs."""

@@ -4,6 +4,7 @@ Slurm.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -196,10 +197,8 @@ class _Forwarding:
         processes = self.running.processes()
         while processes and self._num_sent < len(self.seen):
             for process in processes:
-                try:
+                with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                     os.kill(process, _SIGNALS[self.seen[self._num_sent]])
-                except ProcessLookupError:
-                    pass  # it has ended by itself
             self._num_sent += 1
 
 

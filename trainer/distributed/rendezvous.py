@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -162,10 +163,8 @@ class Meeting:
 
     def _leave(self) -> int:
         """The exit code of who failed first, once nobody needs this rank any more."""
-        try:
+        with contextlib.suppress(RuntimeError):  # the rendezvous is another process's, and gone
             self._await_hearing()
-        except RuntimeError:
-            pass  # the meeting point is another process's, and gone
         return self.heard["code"]
 
     def _await_hearing(self) -> None:
@@ -211,7 +210,8 @@ class Meeting:
                 host, process, _ = self.table[rank]
                 _say_error(
                     f"rank {rank} (process {process} on {host}) no longer answers: it was killed,"
-                    " or its machine is gone; rerun the same command to resume from the last checkpoint"
+                    " or its machine is gone; rerun the same command to resume from the last"
+                    " checkpoint"
                 )
             self._await_hearing()
         return EXIT_FAILED

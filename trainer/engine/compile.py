@@ -42,8 +42,8 @@ class Compiled:
             )
         if has_precise_norm:
             raise UserError(
-                "compile=1: the recipe's precise_norm weighs every micro-batch by another number; use"
-                " compile=0"
+                "compile=1: the recipe's precise_norm weighs every micro-batch by another number;"
+                " use compile=0"
             )
         _check_compiler()
         # The two settings and the two callbacks have no public names; torch's documentation names

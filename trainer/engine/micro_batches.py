@@ -123,8 +123,8 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     if state.step_statistics.is_sampled:
         deviation = (
             f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe says"
-            f" batch.norm_images {sizes[0]}: another result than the recipe's; the row keeps it as a"
-            " deviation"
+            f" batch.norm_images {sizes[0]}: another result than the recipe's; the row keeps it as"
+            " a deviation"
         )
         state.notes.append((deviation, "bold red"))
 

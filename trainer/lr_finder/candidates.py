@@ -103,7 +103,7 @@ def probe(
 
 def is_stable(curve: Curve) -> bool:
     """Did a trial of one constant value end no higher than it began?"""
-    steps, held_out = curve.held_out
+    _steps, held_out = curve.held_out
     if curve.ended != "ramp":
         return False
     if curve.start_loss is not None and len(held_out):

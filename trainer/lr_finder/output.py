@@ -42,7 +42,8 @@ def run_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) -> str
     """
     science = plan.run_name(data_fingerprint).rpartition("-")[2]
     digest = hashlib.sha256(json.dumps([science, asked], sort_keys=True).encode()).hexdigest()[:6]
-    return f"lr-find-{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-{digest}"
+    recipe = f"{plan.recipe.name}.v{plan.recipe.version}"
+    return f"lr-find-{recipe}-{plan.model}-{plan.profile.name}-{digest}"
 
 
 class TrialFolder:

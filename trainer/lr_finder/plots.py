@@ -29,7 +29,8 @@ _ROW_PX = 17  # between two rows of labels
 _AROUND_PX = (
     108,
     100,
-    # above the panels, for the title and three rows of labels; below them, for the axis and the legend
+    # above the panels, for the title and three rows of labels; below them, for the axis and the
+    # legend
 )
 _PLOT_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 14, 30, 100
 _DOTS = (
@@ -219,8 +220,17 @@ def _draw_race(panel, found) -> None:
     for candidate in candidates:
         for loss in candidate.losses.values():
             is_in = loss <= top
-            panel.plot([candidate.value], [loss if is_in else top], color=GREEN if candidate.value == found.suggestion.value else GREY,
-                       marker="o" if is_in else "^", markersize=6, linestyle="none", markeredgecolor="black", markeredgewidth=0.6, clip_on=False)  # fmt: skip
+            panel.plot(
+                [candidate.value],
+                [loss if is_in else top],
+                color=GREEN if candidate.value == found.suggestion.value else GREY,
+                marker="o" if is_in else "^",
+                markersize=6,
+                linestyle="none",
+                markeredgecolor="black",
+                markeredgewidth=0.6,
+                clip_on=False,
+            )
     means = [(one.value, min(float(np.mean(list(one.losses.values()))), top)) for one in candidates]
     panel.plot(*zip(*means, strict=True), color=GREY, linewidth=1, zorder=1)
     length = found.asked["lengths"]["num_race_steps"]

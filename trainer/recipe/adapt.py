@@ -108,8 +108,8 @@ def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
 
 
 def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
-    """As many images as the recipe says, or the most in whole micro-batches of an epoch's full steps;
-    off where none fit.
+    """As many images as the recipe says, or the most in whole micro-batches of an epoch's full
+    steps; off where none fit.
     """
     if recipe.precise_norm is None:
         return

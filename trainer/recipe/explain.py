@@ -112,11 +112,11 @@ def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
 
 
 def recipes_table(folder: str = "") -> str:
-    """All recipes but the roadmap's as a Markdown table: what is special, the best-known score, what
-    is assumed.
+    """All recipes but the roadmap's as a Markdown table: what is special, the best-known score,
+    what is assumed.
 
-    Recipes whose titles differ in the number of epochs alone are one row. folder: what leads from the
-    Markdown file to the recipes, such as "recipes/".
+    Recipes whose titles differ in the number of epochs alone are one row. folder: what leads from
+    the Markdown file to the recipes, such as "recipes/".
     """
     lines = [
         "| recipe | what is special | published top-1 % | assumed keys | source |",

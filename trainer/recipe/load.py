@@ -8,6 +8,7 @@ merge keys, tags.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
@@ -142,10 +143,8 @@ def _shown(path: Path) -> str:
     """A path as the user would write it: relative where it lies under the current folder, always on
     one line.
     """
-    try:
+    with contextlib.suppress(ValueError, OSError, RuntimeError):
         path = path.resolve().relative_to(Path.cwd())
-    except (ValueError, OSError, RuntimeError):
-        pass
     return printable(str(path))
 
 

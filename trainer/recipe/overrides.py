@@ -31,8 +31,8 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Deviation:
     """One deviation of a run from its recipe.
 
-    path: as the recipe writes it, items of a list by name. before, after: plain values, None for off.
-    origin: who changed it, "set" or "profile".
+    path: as the recipe writes it, items of a list by name. before, after: plain values, None for
+    off. origin: who changed it, "set" or "profile".
     """
 
     path: str
@@ -111,7 +111,8 @@ def overridden(
     changes = list(tree.differences(before, after))
     if not changes:
         return page, ()
-    # Scores are published for the recipe as it stands, and a value that was set is no longer assumed.
+    # Scores are published for the recipe as it stands, and a value that was set is no longer
+    # assumed.
     after = tree.without_assumed(
         kind, {**after, "published": ()}, [label for label, _, _ in changes]
     )

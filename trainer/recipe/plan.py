@@ -95,7 +95,8 @@ class Plan:
         }
         if self.plugins:
             science["plugins"] = sorted(self.plugins.values())
-        prefix = f"{self.recipe.name}.v{self.recipe.version}-{self.model}-{self.profile.name}-s{self.seed}-"
+        recipe = f"{self.recipe.name}.v{self.recipe.version}"
+        prefix = f"{recipe}-{self.model}-{self.profile.name}-s{self.seed}-"
         return RunIdentity(prefix, science)
 
     def run_name(self, data_fingerprint: str) -> str:

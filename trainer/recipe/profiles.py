@@ -38,12 +38,12 @@ def _is_known(name: str) -> str:
 
 
 class Adapt(Page):
-    """What a profile changes in any recipe, so that it fits small images and small sets; absent: the
-    recipe's own value.
+    """What a profile changes in any recipe, so that it fits small images and small sets; absent:
+    the recipe's own value.
 
-    train_px, test_px, test_crop_share: of the recipe's `image`. epochs, warmup_epochs. batch_images,
-    norm_images: of the recipe's `batch`; without norm_images one statistics sample is the whole
-    batch. crop_area: the lower bound of random_resized_crop's area, a share of the image.
+    train_px, test_px, test_crop_share: of the recipe's `image`. epochs, warmup_epochs.
+    batch_images, norm_images: of the recipe's `batch`; without norm_images one statistics sample is
+    the whole batch. crop_area: the lower bound of random_resized_crop's area, a share of the image.
     """
 
     train_px: Count | None = None
@@ -135,24 +135,51 @@ PROFILES = {
     profile.name: profile
     for profile in (
         *_grey(
-            "digits", 1437, 360, 0.3047, 0.3756, 8,
+            "digits",
+            1437,
+            360,
+            0.3047,
+            0.3756,
+            8,
             Adapt(
-                train_px=32, test_px=32, test_crop_share=1.0, epochs=9, warmup_epochs=1, batch_images=32, crop_area=0.95
+                train_px=32,
+                test_px=32,
+                test_crop_share=1.0,
+                epochs=9,
+                warmup_epochs=1,
+                batch_images=32,
+                crop_area=0.95,
             ),
         ),
         *_grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),
         *_grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE),
         Profile(
-            name="cifar10", num_classes=10, num_train=50_000, num_val=10_000,
-            mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), native_px=32, adapt=_CIFAR_LIKE,
+            name="cifar10",
+            num_classes=10,
+            num_train=50_000,
+            num_val=10_000,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+            native_px=32,
+            adapt=_CIFAR_LIKE,
         ),
         Profile(
-            name="cifar100", num_classes=100, num_train=50_000, num_val=10_000,
-            mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762), native_px=32, adapt=_CIFAR_LIKE,
+            name="cifar100",
+            num_classes=100,
+            num_train=50_000,
+            num_val=10_000,
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            native_px=32,
+            adapt=_CIFAR_LIKE,
         ),
         Profile(
-            name="imagenet-1k", num_classes=1000, num_train=1_281_167, num_val=50_000,
-            mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            name="imagenet-1k",
+            num_classes=1000,
+            num_train=1_281_167,
+            num_val=50_000,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
         ),
     )
-}  # fmt: skip
+}

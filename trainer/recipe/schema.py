@@ -298,8 +298,8 @@ class Recipe(Page):
         return self
 
     def for_model(self, model: str) -> Recipe:
-        """This recipe with the lines for one model folded in: mappings merged, lists replaced, other
-        models dropped.
+        """This recipe with the lines for one model folded in: mappings merged, lists replaced,
+        other models dropped.
         """
         return check(Recipe, self._folded(model))
 

@@ -211,6 +211,6 @@ def _damage(path: Path) -> str | None:
 
 def _not_given(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error.strerror}); rerun the same command to resume once it can, or"
-        " without this file"
+        f"{path}: cannot be read ({error.strerror}); rerun the same command to resume once it can,"
+        " or without this file"
     )

@@ -69,8 +69,8 @@ class Job:
 def resolve(
     job: Job, profile: Profile | None
 ) -> tuple[Recipe, Positions, Recipe, tuple[Deviation, ...]]:
-    """The recipe, where its keys stand, the recipe that a job makes of it, and every deviation on the
-    way.
+    """The recipe, where its keys stand, the recipe that a job makes of it, and every deviation on
+    the way.
 
     profile: None leaves the recipe as it was published.
 
@@ -89,10 +89,11 @@ def resolve(
 
 
 def published_page(page: Recipe) -> Recipe | None:
-    """The recipe of this name and version that comes with the suite: what a file of the same name is
-    measured against.
+    """The recipe of this name and version that comes with the suite: what a file of the same name
+    is measured against.
 
-    So a run folder's recipe.yaml, or an edited copy, is not taken for the recipe whose name it bears.
+    So a run folder's recipe.yaml, or an edited copy, is not taken for the recipe whose name it
+    bears.
     """
     found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
     return load_recipe(found[0]) if found else None

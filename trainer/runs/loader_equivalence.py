@@ -117,7 +117,7 @@ def _training(
         for name in ("pil", "torch", "ffcv")
     ]
     differs, levels, default, area, edges, seen, last = 0, [], [], [], 0.0, 0, None
-    for first, usual, second in zip(*streams):
+    for first, usual, second in zip(*streams, strict=False):
         if first.step >= num_steps:
             break
         differs += _labelled_otherwise(first, second) + _labelled_otherwise(usual, second)
@@ -155,18 +155,25 @@ def _labelled_otherwise(first, second) -> int:
 
 def _levels(first: torch.Tensor, second: torch.Tensor) -> list[float]:
     """The mean difference of each image's pixels, in levels of 255."""
-    return [(one.float() - other.float()).abs().mean().item() for one, other in zip(first, second)]
+    return [
+        (one.float() - other.float()).abs().mean().item()
+        for one, other in zip(first, second, strict=False)
+    ]
+
+
+def _boxes_in(*given):
+    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
+
+    return boxes_in(*given)
 
 
 def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     """The images of a micro-batch as ffcv's own filter would make them, from the same boxes."""
     import cv2  # optional, as ffcv is
 
-    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
-
     ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
     crop = next(part for part in plan.recipe.augment if part.crops)
-    boxes, _ = boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
+    boxes, _ = _boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
     is_flipped = np.zeros(len(ids), bool)
     for part in plan.recipe.augment:
         is_flipped ^= part.draw(plan.seed, ids) if part.flips else False
@@ -183,11 +190,9 @@ def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
 
 def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     """How far the edges of ffcv's boxes lie from the drawn ones, at most, in stored pixels."""
-    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
-
     crop = next(part for part in plan.recipe.augment if part.crops)
     images = theirs.train
-    boxes, _ = boxes_in(images, crop, plan.seed, ids, ids[:, 1])
+    boxes, _ = _boxes_in(images, crop, plan.seed, ids, ids[:, 1])
     source, stored = (
         np.stack(sides, axis=1)
         for sides in (images.source_sides(ids[:, 1]), images.sides(ids[:, 1]))
@@ -197,7 +202,7 @@ def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     return float(
         max(
             np.abs(mine - drawn_edge * stored / source).max()
-            for mine, drawn_edge in zip(edges[:2], edges[2:])
+            for mine, drawn_edge in zip(edges[:2], edges[2:], strict=False)
         )
     )
 

@@ -51,8 +51,8 @@ def _tried_again(function: Callable[..., None]) -> Callable[..., None]:
             except Exception as error:
                 if wait_s is None:
                     raise UserError(
-                        f"results={url}: does not answer ({_said(error)}); rerun the same command to resume"
-                        " once it does"
+                        f"results={url}: does not answer ({_said(error)}); rerun the same command"
+                        " to resume once it does"
                     ) from None
                 time.sleep(wait_s)
 

@@ -77,13 +77,13 @@ class RowDeviation(Page):
 class Row(Page):
     """The whole truth of a run.
 
-    digest: of the recipe as published. resolved_recipe: what ran, complete and exact, floats by their
-    shortest exact text; None in rows of the first edition, and so is bad_images. deviations: every
-    deviation from the recipe, rounded for reading: nothing is worked out from them. plugins: sha256
-    of each file of components of the user's own, by its path. data_fingerprint: of the files or
-    arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats is
-    the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to, the
-    model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
+    digest: of the recipe as published. resolved_recipe: what ran, complete and exact, floats by
+    their shortest exact text; None in rows of the first edition, and so is bad_images. deviations:
+    every deviation from the recipe, rounded for reading: nothing is worked out from them. plugins:
+    sha256 of each file of components of the user's own, by its path. data_fingerprint: of the files
+    or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats
+    is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
+    the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
     average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
     run found otherwise than the process before it (device, precision, threads, versions), each with
     its step, and where memory ran out; the row's own values are those of the last process.

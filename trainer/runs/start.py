@@ -53,7 +53,8 @@ def train_job(
         except Stopped as signal_name:
             if ranks.is_first:
                 say(
-                    f"stopped by {signal_name} before the first step; rerun the same command to resume"
+                    f"stopped by {signal_name} before the first step; rerun the same command to"
+                    " resume"
                 )
             return EXIT_STOPPED
 

@@ -90,8 +90,8 @@ def batch_line(plan: Plan) -> str:
 
 
 def surgery(plan: Plan) -> tuple[Swap, ...]:
-    """What the recipe changes in timm's model, tried out; nothing is built where timm alone does it,
-    weights and all.
+    """What the recipe changes in timm's model, tried out; nothing is built where timm alone does
+    it, weights and all.
 
     Raises UserError where the recipe and the model do not fit.
     """
@@ -224,8 +224,8 @@ def sparkline(values: list[float], width: int = 60) -> str:
 
 
 def scaling_note(out: Console, plan: Plan) -> None:
-    """Where the batch was overridden and the learning rate was not: what the recipe's own rule would
-    make of it.
+    """Where the batch was overridden and the learning rate was not: what the recipe's own rule
+    would make of it.
     """
     changed = {change.path: change for change in plan.deviations if change.origin == "set"}
     if "batch.images" not in changed or "lr.peak" in changed:

@@ -152,8 +152,8 @@ def _parity(row: Row, results: Path) -> Iterator[Check]:
 
 
 def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
-    """The plan worked out again from recipe.yaml leads to the row's own name, a digest over all that
-    may change the score.
+    """The plan worked out again from recipe.yaml leads to the row's own name, a digest over all
+    that may change the score.
     """
     _, facts = recipe_of(folder)
     yield same(

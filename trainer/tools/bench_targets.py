@@ -116,12 +116,20 @@ def floor_facts(found: Measured) -> dict:
     }
     facts = {
         "gmacs_per_image": round(floor.gmacs, 4),
-        "train_gflop_per_image": round(floor.train_gflop, 3), "image_bytes": floor.image_bytes,
-        "weight_bytes": floor.weight_bytes, "gradient_bytes": floor.gradient_bytes,
-        "state_bytes": floor.state_bytes, "optimizer_bytes_per_step": floor.optimizer_bytes,
-        "tflop_per_s": {name: _round(rate.images_per_s * floor.train_gflop / 1e3) for name, rate in done.items()},
-        "optimizer_gb_per_s": {name: _round(floor.optimizer_bytes / rate.image_ms / 1e6) for name, rate in found.optimizer.items()},
-    }  # fmt: skip
+        "train_gflop_per_image": round(floor.train_gflop, 3),
+        "image_bytes": floor.image_bytes,
+        "weight_bytes": floor.weight_bytes,
+        "gradient_bytes": floor.gradient_bytes,
+        "state_bytes": floor.state_bytes,
+        "optimizer_bytes_per_step": floor.optimizer_bytes,
+        "tflop_per_s": {
+            name: _round(rate.images_per_s * floor.train_gflop / 1e3) for name, rate in done.items()
+        },
+        "optimizer_gb_per_s": {
+            name: _round(floor.optimizer_bytes / rate.image_ms / 1e6)
+            for name, rate in found.optimizer.items()
+        },
+    }
     if "transfer" in found.rates:
         facts["transfer_gb_per_s"] = _round(
             found.rates["transfer"].images_per_s * floor.image_bytes / 1e9

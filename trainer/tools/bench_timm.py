@@ -37,8 +37,12 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
     recipe, profile = plan.recipe, plan.profile
     if folder is None or not (folder / "train").is_dir() or profile.channels != 3:
         return "its loader reads folders of colour images"
-    known = {"augment": (RandomResizedCrop, Flip, RandAugment, RandomErasing), "optimizer": (Lamb, AdamW),
-             "loss": (BinaryCrossEntropy, CrossEntropy), "mix": (MixupOrCutMix,)}  # fmt: skip
+    known = {
+        "augment": (RandomResizedCrop, Flip, RandAugment, RandomErasing),
+        "optimizer": (Lamb, AdamW),
+        "loss": (BinaryCrossEntropy, CrossEntropy),
+        "mix": (MixupOrCutMix,),
+    }
     written = {
         "augment": recipe.augment,
         "optimizer": (recipe.optimizer,),
@@ -85,8 +89,13 @@ class TimmLoop:
             settings.device.split(":")[0], enabled=settings.precision == "fp16"
         )
         self.loss = _loss(recipe)
-        self.mixup = Mixup(mix.mixup_alpha, mix.cutmix_alpha, switch_prob=mix.cutmix_share, label_smoothing=recipe.smoothing or 0.0,
-                           num_classes=plan.profile.num_classes)  # fmt: skip
+        self.mixup = Mixup(
+            mix.mixup_alpha,
+            mix.cutmix_alpha,
+            switch_prob=mix.cutmix_share,
+            label_smoothing=recipe.smoothing or 0.0,
+            num_classes=plan.profile.num_classes,
+        )
         on_gpu = settings.device.startswith("cuda")
         self.stream = _endless(
             timm_loader(
@@ -114,8 +123,8 @@ class TimmLoop:
             self.average.update(self.model)
 
     def clip(self) -> None:
-        """Cut down the gradients where the recipe wants it, unless the optimizer does: timm's Lamb is
-        one.
+        """Cut down the gradients where the recipe wants it, unless the optimizer does: timm's Lamb
+        is one.
         """
         page = self.plan.recipe.optimizer
         if page.clip_global_norm is not None and not isinstance(page, Lamb):
@@ -146,21 +155,33 @@ def timm_loader(
     images = ImageDataset(str(folder / "train"))
     images.reader.samples *= -(-num_images // len(images))
     return create_loader(
-        images, (3, px, px), recipe.batch.norm_images, is_training=True,
-        hflip=0.5 if Flip in parts else 0.0, scale=crop.area, ratio=crop.aspect,
-        interpolation=crop.interpolation, auto_augment=_policy(drawn) if drawn else None,
-        color_jitter=0.0, re_prob=erasing.share if erasing else 0.0,
+        images,
+        (3, px, px),
+        recipe.batch.norm_images,
+        is_training=True,
+        hflip=0.5 if Flip in parts else 0.0,
+        scale=crop.area,
+        ratio=crop.aspect,
+        interpolation=crop.interpolation,
+        auto_augment=_policy(drawn) if drawn else None,
+        color_jitter=0.0,
+        re_prob=erasing.share if erasing else 0.0,
         re_mode="pixel" if erasing and erasing.fill == "noise" else "const",
-        mean=plan.profile.mean, std=plan.profile.std, num_workers=settings.num_workers,
-        pin_memory=settings.device.startswith("cuda"), use_prefetcher=has_prefetcher,
-        device=torch.device(settings.device), persistent_workers=settings.num_workers > 0,
-    )  # fmt: skip
+        mean=plan.profile.mean,
+        std=plan.profile.std,
+        num_workers=settings.num_workers,
+        pin_memory=settings.device.startswith("cuda"),
+        use_prefetcher=has_prefetcher,
+        device=torch.device(settings.device),
+        persistent_workers=settings.num_workers > 0,
+    )
 
 
 def _policy(drawn: RandAugment) -> str:
     """rand-m7-n2-p0.5-mstd0.5-inc1, as timm writes it."""
     spread = f"-mstd{drawn.magnitude_std:g}" if drawn.magnitude_std else ""
-    return f"rand-m{drawn.magnitude:g}-n{drawn.num_ops}-p{drawn.op_share:g}{spread}-inc{int(drawn.increasing)}"
+    strength = f"rand-m{drawn.magnitude:g}-n{drawn.num_ops}-p{drawn.op_share:g}"
+    return f"{strength}{spread}-inc{int(drawn.increasing)}"
 
 
 def _endless(loader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -180,5 +201,13 @@ def _loss(recipe) -> nn.Module:
 def _optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
     page = recipe.optimizer
     clipping = {"max_grad_norm": page.clip_global_norm} if isinstance(page, Lamb) else {}
-    return create_optimizer_v2(model, opt=page.name, lr=recipe.lr.peak, weight_decay=page.weight_decay, betas=page.betas, eps=page.eps,
-                               filter_bias_and_bn="vectors" in page.no_decay, **clipping)  # fmt: skip
+    return create_optimizer_v2(
+        model,
+        opt=page.name,
+        lr=recipe.lr.peak,
+        weight_decay=page.weight_decay,
+        betas=page.betas,
+        eps=page.eps,
+        filter_bias_and_bn="vectors" in page.no_decay,
+        **clipping,
+    )

@@ -36,9 +36,8 @@ _MODULES = {
     "markdown-it-py": "markdown_it",
 }
 _ASKED_ALONE = ("torch", "torchvision", "timm")
-_TORCHVISION_WITHOUT_NMS = (  # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
-    "2.13.0"
-)
+# pip takes a local build of it for the CPU, which torchvision's wheels do not fit
+_TORCHVISION_WITHOUT_NMS = "2.13.0"
 
 
 def python(asked: Asked) -> list[Finding]:

@@ -35,8 +35,8 @@ def _translated(images: Tensor, tables: Tensor) -> Tensor:
     levels, tables = images.numpy(), tables.numpy()
     is_one_table = (tables == tables[:, :1]).all((1, 2)).tolist()
     parts = []
-    for image, of_channels, is_one in zip(levels, tables, is_one_table):
-        each = [(image, of_channels[0])] if is_one else zip(image, of_channels)
+    for image, of_channels, is_one in zip(levels, tables, is_one_table, strict=False):
+        each = [(image, of_channels[0])] if is_one else zip(image, of_channels, strict=False)
         parts += [pixels.tobytes().translate(table.tobytes()) for pixels, table in each]
     return torch.frombuffer(bytearray().join(parts), dtype=torch.uint8).view(images.shape)
 
@@ -56,7 +56,7 @@ def posterize(bits: np.ndarray) -> np.ndarray:
 
 def solarize(threshold: np.ndarray) -> np.ndarray:
     """Values from the threshold on are inverted."""
-    return np.where(_LEVELS < threshold[:, None], _LEVELS, 255 - _LEVELS)
+    return np.where(threshold[:, None] > _LEVELS, _LEVELS, 255 - _LEVELS)
 
 
 def solarize_add(added: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ def _target_text(target: torch.Tensor, classes: list[str]) -> str:
     values, places = target.topk(min(2, len(target)))
     parts = [
         f"{classes[int(place)][:12]} {float(value):.2f}"
-        for value, place in zip(values, places)
+        for value, place in zip(values, places, strict=False)
         if float(value) > floor
     ]
     return "\n".join(parts)

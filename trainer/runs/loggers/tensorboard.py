@@ -28,7 +28,8 @@ class Board:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        name = f"events.out.tfevents.{time.time():010.0f}.{process}"
         self.file = KeptFile(folder / name)
         self._records = RecordWriter(self.file)
         self._add(file_version="brain.Event:2")
