@@ -38,7 +38,7 @@ from trainer.distributed import rendezvous as meeting
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
 from trainer.recipe import explain
-from trainer.recipe.load import PageError, load_page, parse
+from trainer.recipe.load import ConfigError, load_yaml, parse
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe, open_recipe
@@ -204,10 +204,10 @@ def test_a_page_that_is_a_trap_is_one_line_at_once(tmp_path, monkeypatch, text):
     before_s = time.process_time()
     for read in (
         lambda: open_recipe(path),
-        lambda: load_page(path, Profile),
+        lambda: load_yaml(path, Profile),
         lambda: parse(text, "set"),
     ):
-        with pytest.raises(PageError) as refused:
+        with pytest.raises(ConfigError) as refused:
             read()
         assert str(refused.value).isprintable() and len(str(refused.value)) < 1000
     with pytest.raises(OverrideError):
@@ -219,11 +219,11 @@ def test_a_page_of_a_gigabyte_is_not_read(tmp_path):
     path = tmp_path / "A1.v1.yaml"
     path.touch()
     os.truncate(path, 2**30)
-    with pytest.raises(PageError, match="at most 256 KiB"):
+    with pytest.raises(ConfigError, match="at most 256 KiB"):
         open_recipe(path)
     os.unlink(path)
     os.mkfifo(path)
-    with pytest.raises(PageError, match="is no file"):
+    with pytest.raises(ConfigError, match="is no file"):
         open_recipe(path)
 
 
@@ -233,8 +233,8 @@ def test_a_data_set_has_a_name_that_may_stand_in_a_files(tmp_path):
         "name: ..\nnum_classes: 10\nnum_train: 5\nnum_val: 5\n"
         "mean: [0.5, 0.5, 0.5]\nstd: [0.2, 0.2, 0.2]\n"
     )
-    with pytest.raises(PageError, match=":1: name"):
-        load_page(path, Profile)
+    with pytest.raises(ConfigError, match=":1: name"):
+        load_yaml(path, Profile)
 
 
 # ---- rows, JSON

@@ -12,11 +12,11 @@ import pytest
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation import cell_run
 from trainer.ablation.cell_run import (
-    find_row,
     num_failed,
     repeats_of,
     run_folder_of,
     run_repeat,
+    stored_row_of,
     written_to,
 )
 from trainer.ablation.failures import cell_folder, read_failure, read_failures
@@ -64,15 +64,15 @@ def test_a_cell_is_trained_as_its_own_job_with_the_settings_of_the_sweep(tmp_pat
 
 def test_the_row_of_a_cell_is_the_first_run_with_its_key(tmp_path):
     shared, repeat, other = shared_in(tmp_path), repeat_of(0.1), repeat_of(0.2)
-    assert find_row(shared, repeat) is None
+    assert stored_row_of(shared, repeat) is None
     store_row(
         shared.results, row_of(other)
     )  # the same recipe, model, data and seed: not the same run
-    assert find_row(shared, repeat) is None
+    assert stored_row_of(shared, repeat) is None
     store_row(shared.results, row_of(repeat, "-2", top1_pct=1.0))
     store_row(shared.results, row_of(repeat, top1_pct=2.0))
-    assert find_row(shared, repeat).top1_pct == 2.0
-    assert find_row(shared, repeat_of(0.1, seed=1)) is None
+    assert stored_row_of(shared, repeat).top1_pct == 2.0
+    assert stored_row_of(shared, repeat_of(0.1, seed=1)) is None
 
 
 def test_a_row_that_is_there_is_not_run_again(tmp_path, monkeypatch):
@@ -209,7 +209,7 @@ def test_two_cells_whose_values_are_nearly_equal_are_two_runs(tmp_path):
     low, high = repeats_of(load_ablation(tmp_path / "near.yaml"))[1:]
     assert low.key != high.key
     assert [run_repeat(repeat, shared) for repeat in (low, high)] == [0, 0]
-    rows = [find_row(shared, repeat) for repeat in (low, high)]
+    rows = [stored_row_of(shared, repeat) for repeat in (low, high)]
     assert [row.resolved_recipe["lr"]["peak"] for row in rows] == [0.00123456, 0.0012345649]
     assert [
         next(change.after for change in row.deviations if change.path == "lr.peak") for row in rows
@@ -230,4 +230,4 @@ def test_the_store_is_listed_once_where_many_rows_are_looked_for(tmp_path):
     store_row(shared.results, row_of(repeat))
     (rows_folder(shared.results) / "notes.txt").touch()
     names = cell_run.row_names(shared)
-    assert len(names) == 1 and find_row(shared, repeat, names) == row_of(repeat)
+    assert len(names) == 1 and stored_row_of(shared, repeat, names) == row_of(repeat)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from support.plans import small_plan
 from support.rows import row_of
-from trainer.ablation.cells import Cell, command, plan_of_cell, text_of
+from trainer.ablation.cells import Cell, command, overrides_text, plan_of_cell
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.plan import PlanError
 
@@ -133,7 +133,7 @@ def test_values_that_are_equal_to_six_digits_are_two_runs():
     ],
 )
 def test_overrides_become_the_text_that_gives_them_back(overrides, text):
-    made = text_of(overrides)
+    made = overrides_text(overrides)
     assert text in (None, made)
     assert overrides_of(made) == overrides
 
@@ -161,7 +161,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(LABELS, VALUES, max_size=4))
 def test_any_overrides_are_given_back_exactly_or_refused(overrides):
     try:
-        text = text_of(overrides)
+        text = overrides_text(overrides)
     except OverrideError as error:
         assert str(error).isprintable()
     else:
@@ -173,7 +173,7 @@ def test_any_overrides_are_given_back_exactly_or_refused(overrides):
     ["plain", "off", "1e3", "a b", "{", "it's", 'say "no"', "1:30", "$HOME `ls`", "~", "#1", "no"],
 )
 def test_every_text_can_be_said(value):
-    assert overrides_of(text_of({"model.pretrained.file": value, "epochs": 5})) == {
+    assert overrides_of(overrides_text({"model.pretrained.file": value, "epochs": 5})) == {
         "model.pretrained.file": value,
         "epochs": 5,
     }
@@ -186,7 +186,7 @@ def test_the_command_says_to_a_shell_what_the_cell_is(value):
         "lr.schedule": {"name": "cosine", "end": 0.0},
         "model.pretrained.file": value,
     }
-    cell = dataclasses.replace(CELL, overrides=text_of(overrides))
+    cell = dataclasses.replace(CELL, overrides=overrides_text(overrides))
     make, *words = shlex.split(command(cell, 4))
     given = dict(word.split("=", 1) for word in words)
     assert make == "make"

@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from trainer.ablation.designs import (
-    MAX_CELLS,
+    MAX_DESIGN_CELLS,
     Cumulative,
     Full,
     LeaveOneOut,
@@ -13,7 +13,7 @@ from trainer.ablation.designs import (
     OneAtATime,
     put_over,
 )
-from trainer.base.errors import PageError
+from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
 
@@ -212,7 +212,7 @@ def level(name: str, **lines) -> dict:
                 )
             },
             ("factors",),
-            f"1331 combinations; the maximum is {MAX_CELLS}",
+            f"1331 combinations; the maximum is {MAX_DESIGN_CELLS}",
         ),
         (
             LeaveOneOut,
@@ -235,6 +235,6 @@ def level(name: str, **lines) -> dict:
     ],
 )
 def test_what_makes_no_design_is_refused_at_its_place(kind, data, path, sentence):
-    with pytest.raises(PageError) as error:
+    with pytest.raises(ConfigError) as error:
         check.check(kind, {"name": check.tag_of(kind), **data})
     assert (error.value.path, sentence in str(error.value)) == (path, True), error.value

@@ -4,13 +4,13 @@ import pytest
 
 from support.repeats import repeat_of, shared_in
 from trainer.ablation import dry_run
-from trainer.ablation.dry_run import mark_tried, shape_of, try_shapes, untried
+from trainer.ablation.dry_run import dry_run_shape, mark_tried, try_shapes, untried
 
 
 def test_cells_that_differ_in_numbers_and_lengths_are_of_one_shape():
-    shape = shape_of(repeat_of(0.1).plan)
-    assert shape == shape_of(repeat_of(0.2, seed=7).plan)
-    assert shape == shape_of(
+    shape = dry_run_shape(repeat_of(0.1).plan)
+    assert shape == dry_run_shape(repeat_of(0.2, seed=7).plan)
+    assert shape == dry_run_shape(
         repeat_of(0.1, overrides="epochs=1 lr.peak=1e-3 optimizer.weight_decay=0.5").plan
     )
 
@@ -27,7 +27,9 @@ def test_cells_that_differ_in_numbers_and_lengths_are_of_one_shape():
     ],
 )
 def test_what_may_stop_a_step_is_another_shape(overrides):
-    assert shape_of(repeat_of(0.1).plan) != shape_of(repeat_of(0.1, overrides=overrides).plan)
+    assert dry_run_shape(repeat_of(0.1).plan) != dry_run_shape(
+        repeat_of(0.1, overrides=overrides).plan
+    )
 
 
 def test_a_shape_is_tried_once_under_the_same_runs(tmp_path):
@@ -35,7 +37,7 @@ def test_a_shape_is_tried_once_under_the_same_runs(tmp_path):
     repeats = [repeat_of(0.1), repeat_of(0.2), repeat_of(0.1, overrides="loss.name=ce")]
     shapes = untried(repeats, shared)
     assert list(shapes.values()) == [repeats[0], repeats[2]]
-    mark_tried(shared, shape_of(repeats[0].plan))
+    mark_tried(shared, dry_run_shape(repeats[0].plan))
     assert list(untried(repeats, shared).values()) == [repeats[2]]
     assert len(untried(repeats, shared_in(tmp_path / "other"))) == 2
 
@@ -104,6 +106,6 @@ def test_what_fails_is_told_in_one_line_and_the_others_are_tried(tmp_path, monke
 
 
 def test_a_mark_holds_for_these_versions_alone(monkeypatch):
-    before = shape_of(repeat_of(0.1).plan)
+    before = dry_run_shape(repeat_of(0.1).plan)
     monkeypatch.setattr(dry_run.provenance, "versions", lambda: {"torch": "0"})
-    assert shape_of(repeat_of(0.1).plan) != before
+    assert dry_run_shape(repeat_of(0.1).plan) != before

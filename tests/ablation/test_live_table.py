@@ -9,7 +9,13 @@ from rich.console import Console
 
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation.cell_run import record_failure
-from trainer.ablation.live_table import Progress, SweepTable, closing_lines, read_progress, summary
+from trainer.ablation.live_table import (
+    RunProgress,
+    SweepTable,
+    closing_lines,
+    read_progress,
+    summary,
+)
 from trainer.ablation.runner import (
     DIVERGED,
     ELSEWHERE,
@@ -53,14 +59,14 @@ def test_progress_is_read_from_the_last_lines_and_a_half_written_one_is_left_out
     (tmp_path / "speed.jsonl").write_text(
         '{"step": 3990, "images_per_s": 64.0, "wait_share": 0.0}\n'
     )
-    assert read_progress(tmp_path) == Progress(3990, 1 / 399, 55.5, 64.0)
-    assert read_progress(None) == read_progress(tmp_path / "nothing") == Progress()
+    assert read_progress(tmp_path) == RunProgress(3990, 1 / 399, 55.5, 64.0)
+    assert read_progress(None) == read_progress(tmp_path / "nothing") == RunProgress()
 
 
 def test_the_time_left_is_the_images_left_at_the_last_speed():
     repeat = repeat_of(0.1)  # steps of 32 images
-    assert Progress(step=repeat.plan.num_steps - 10, images_per_s=64.0).left_s(repeat) == 5.0
-    assert Progress().left_s(repeat) is None
+    assert RunProgress(step=repeat.plan.num_steps - 10, images_per_s=64.0).left_s(repeat) == 5.0
+    assert RunProgress().left_s(repeat) is None
 
 
 def test_every_state_has_its_line_and_what_runs_its_progress(shared):

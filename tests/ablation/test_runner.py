@@ -9,7 +9,7 @@ import pytest
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation import runner as ablate
 from trainer.ablation.cell_run import record_failure
-from trainer.ablation.dry_run import Trial
+from trainer.ablation.dry_run import DryTrial
 from trainer.ablation.failures import cell_folder, read_failures
 from trainer.ablation.runner import Sweep
 from trainer.base.errors import UserError
@@ -65,10 +65,10 @@ class Pretended:
     def streamed(self, function, shapes, shared):
         for shape, repeat in shapes.items():
             self.tried.append(repeat.cell)
-            told = self.trials.get(repeat.cell, Trial(shape))
+            told = self.trials.get(repeat.cell, DryTrial(shape))
             if told is None:
                 return
-            yield Trial(shape, told.error, told.is_users, told.log_tail)
+            yield DryTrial(shape, told.error, told.is_users, told.log_tail)
 
     def close(self):
         pass
@@ -240,7 +240,7 @@ def test_every_new_shape_makes_one_step_first(sweeps):
 
 
 def test_a_failure_in_the_one_step_is_that_of_all_cells_of_the_shape(sweeps):
-    bad = {"0.01": Trial("", "MemoryError: 1 TiB", log_tail=("Traceback", "MemoryError: 1 TiB"))}
+    bad = {"0.01": DryTrial("", "MemoryError: 1 TiB", log_tail=("Traceback", "MemoryError: 1 TiB"))}
     sweep = sweeps(trials=bad)
     assert (
         sweep.code == 1 and sweep.backend.started == [] and set(sweep.states.values()) == {"failed"}
@@ -277,5 +277,5 @@ def test_a_signal_in_the_one_step_is_no_failure(sweeps):
 
 def test_what_the_user_wrote_wrong_ends_the_call_before_anything_runs(sweeps):
     with pytest.raises(UserError, match=r"cell 0.01: data: not found"):
-        sweeps(trials={"0.01": Trial("", "data: not found", is_users=True)})
+        sweeps(trials={"0.01": DryTrial("", "data: not found", is_users=True)})
     assert read_failures(sweeps.shared.runs) == {}

@@ -13,7 +13,7 @@ from support.mutations import mutated, renamed
 from trainer.ablation.cells import command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
-from trainer.base.errors import PageError
+from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.load import parse
 from trainer.recipe.schema import find_recipe, load_recipe
@@ -191,7 +191,7 @@ def test_each_key_of_the_page_mutated_by_a_letter_is_refused_at_its_place(path):
         new = mutated(place[-1], draw)
         if new in check.value_at(data, place[:-1]):
             continue
-        with pytest.raises(PageError) as error:
+        with pytest.raises(ConfigError) as error:
             check.check(AblationPage, renamed(data, place, new))
         assert error.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
 
@@ -218,6 +218,6 @@ def test_a_mutated_key_is_refused_at_its_line(tmp_path_factory, sample, draw):
     )
     copy = tmp_path_factory.mktemp("page") / path.name
     copy.write_text("\n".join(lines))
-    with pytest.raises(PageError) as error:
+    with pytest.raises(ConfigError) as error:
         load_ablation(copy)
     assert re.search(rf"{re.escape(path.name)}:{line}: ", str(error.value)), error.value

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from support.rows import row_of
 from trainer.ablation import spec as ablation
 from trainer.ablation.budget import Budget, budget_lines
-from trainer.ablation.cells import plan_of_cell, text_of
+from trainer.ablation.cells import overrides_text, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
-from trainer.ablation.throughput import measure, shape_of
+from trainer.ablation.throughput import measure_throughput, shape_of
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.cli.main import app
@@ -26,7 +26,7 @@ from trainer.cli.plan_ablation import print_plan
 from trainer.data.dataset import open_data
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
-from trainer.recipe.load import PageError, parse_page
+from trainer.recipe.load import ConfigError, parse_page
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
 from trainer.report.rows import by_cell, find_rows
@@ -236,7 +236,7 @@ def test_an_error_has_its_line(tmp_path, old, new, at, sentence):
     assert old in PAGE
     text = PAGE.replace(old, new, 1)
     line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
-    with pytest.raises(PageError) as error:
+    with pytest.raises(ConfigError) as error:
         load_ablation(written(tmp_path, text))
     assert error.value.line == line and sentence in str(error.value), error.value
     assert error.value.place.endswith("loss.yaml")
@@ -249,7 +249,7 @@ def test_a_key_within_a_value_is_refused_at_its_own_line(tmp_path):
         "        - name: CE\n          set:\n"
         "            loss:\n              name: ce\n              epz: 1",
     )
-    with pytest.raises(PageError, match=r":22: .*'epz' is no key of loss"):
+    with pytest.raises(ConfigError, match=r":22: .*'epz' is no key of loss"):
         load_ablation(written(tmp_path, text))
 
 
@@ -281,7 +281,7 @@ def test_a_budget_makes_the_run_that_a_shorter_profile_makes(recipe, data):
     lines = budget_lines(Budget(epochs=5), page, whole, profile)
     assert lines["epochs"] == 5
     assert apply_overrides(whole, lines)[0].digest == wanted.digest
-    assert apply_overrides(whole, text_of(lines))[0].digest == wanted.digest
+    assert apply_overrides(whole, overrides_text(lines))[0].digest == wanted.digest
 
 
 def shortened(budget, recipe, data):
@@ -490,7 +490,7 @@ def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
     path = written(
         tmp_path, PAGE.replace("loss.name: ce", "model.stem: {name: patchify, patch_px: 64}")
     )
-    with pytest.raises(PageError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: "):
+    with pytest.raises(ConfigError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: "):
         printed(path, tmp_path / "results")
 
 
@@ -501,13 +501,13 @@ def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, mo
     monkeypatch.setattr("trainer.ablation.throughput.time.perf_counter", lambda: float(next(ticks)))
     made_fast = []
     monkeypatch.setattr("trainer.ablation.throughput.fast_algorithms", made_fast.append)
-    pace = measure(
+    pace = measure_throughput(
         plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0
     )
     assert (pace.step_s, pace.num_steps) == (1.0, 3) and made_fast == ["cpu"]  # as a run is
     assert pace.evaluation_s == pytest.approx(360 / 128)
     assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
-    bounded = measure(
+    bounded = measure_throughput(
         plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5
     )
     assert bounded.num_steps == 1

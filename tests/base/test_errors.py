@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from trainer.base.errors import OverrideError, PageError, UserError
+from trainer.base.errors import ConfigError, OverrideError, UserError
 
 FIELDS = {
     "hint": "write 5",
@@ -21,12 +21,12 @@ FIELDS = {
     [
         (UserError("no place"), "no place"),
         (UserError("no folder", "use another", place="runs=x"), "runs=x: no folder; use another"),
-        (PageError("none", **FIELDS), "a.yaml:3: none; write 5"),
+        (ConfigError("none", **FIELDS), "a.yaml:3: none; write 5"),
         (
-            PageError("zero", "write 1", can_be_off=True),
+            ConfigError("zero", "write 1", can_be_off=True),
             "zero; write 1, or leave the key out to turn it off",
         ),
-        (PageError("zero", can_be_off=True), "zero; leave the key out to turn it off"),
+        (ConfigError("zero", can_be_off=True), "zero; leave the key out to turn it off"),
         (UserError("two\nlines \x1b[2J"), r"two\nlines \x1b[2J"),
     ],
 )
@@ -42,7 +42,7 @@ def test_an_error_of_another_process_keeps_its_fields(pass_on):
 
 
 def test_an_error_raised_as_another_keeps_what_is_not_changed():
-    error = PageError("none", **FIELDS).raised_as(
+    error = ConfigError("none", **FIELDS).raised_as(
         OverrideError, place="set=lr.peak=", line=None, labels=("lr.peak",)
     )
     assert str(error) == "set=lr.peak=: none; write 5"

@@ -13,7 +13,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 from trainer.base.stats import (
     MOST_SEEDS,
     binomial_error_pct,
-    compare,
+    compare_cells,
     holm,
     mean_of,
     next_value_range,
@@ -31,7 +31,7 @@ CELL = dict(enumerate([96.3889, 97.5, 97.2222, 96.6667, 96.3889, 98.0556]))
 
 
 def test_a_pair_by_pair_difference_is_that_of_statsmodels():
-    found = compare(CELL, BASE)
+    found = compare_cells(CELL, BASE)
     gains = DescrStatsW(np.array(list(CELL.values())) - np.array(list(BASE.values())))
     low, high = gains.tconfint_mean(0.05)
     assert (found.kind, found.num_pairs) == ("paired", 6)
@@ -41,7 +41,7 @@ def test_a_pair_by_pair_difference_is_that_of_statsmodels():
 
 
 def test_a_difference_without_common_seeds_is_welchs_of_statsmodels():
-    found = compare({seed + 10: value for seed, value in CELL.items() if seed < 4}, BASE)
+    found = compare_cells({seed + 10: value for seed, value in CELL.items() if seed < 4}, BASE)
     both = CompareMeans(DescrStatsW(list(CELL.values())[:4]), DescrStatsW(list(BASE.values())))
     low, high = both.tconfint_diff(0.05, usevar="unequal")
     assert (found.kind, found.num_pairs) == ("welch", 0)
@@ -54,7 +54,7 @@ def test_the_interval_of_two_seeds_is_the_closed_form():
     """One degree of freedom: t at 97.5 % is tan(0.475 pi) = 12.7062, and P(|T| > t) = 1 - 2 atan(t)
     / pi.
     """
-    found = compare({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0})
+    found = compare_cells({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0})
     reach = math.tan(0.475 * math.pi) * math.sqrt(0.5) / math.sqrt(2)
     assert (found.value, found.low, found.high) == pytest.approx((2.5, 2.5 - reach, 2.5 + reach))
     assert found.p == pytest.approx(1 - 2 * math.atan(2.5 / 0.5) / math.pi)
@@ -70,21 +70,23 @@ def test_p_is_near_that_of_an_exact_permutation_test():
     gains = cell - base
     flips = np.array(list(itertools.product([-1, 1], repeat=12))) @ gains
     exact = np.mean(np.abs(flips) >= abs(gains.sum()) - 1e-9)
-    assert compare(dict(enumerate(cell)), dict(enumerate(base))).p == pytest.approx(exact, abs=0.01)
+    assert compare_cells(dict(enumerate(cell)), dict(enumerate(base))).p == pytest.approx(
+        exact, abs=0.01
+    )
     others, all_values = rng.normal(96, 0.8, 5), None
     all_values = np.concatenate([others, base[:6]])
     picks = np.array(list(itertools.combinations(range(11), 5)))
     means = all_values[picks].mean(1)
     gaps = means - (all_values.sum() - 5 * means) / 6
     exact = np.mean(np.abs(gaps) >= abs(others.mean() - base[:6].mean()) - 1e-9)
-    found = compare(
+    found = compare_cells(
         {seed + 100: value for seed, value in enumerate(others)}, dict(enumerate(base[:6]))
     )
     assert found.p == pytest.approx(exact, abs=0.02)
 
 
 def test_seeds_that_only_one_of_them_has_are_left_out_of_the_pairs():
-    found = compare({0: 1.0, 1: 2.0, 7: 99.0}, {0: 0.0, 1: 0.5, 2: -50.0})
+    found = compare_cells({0: 1.0, 1: 2.0, 7: 99.0}, {0: 0.0, 1: 0.5, 2: -50.0})
     assert (found.kind, found.num_pairs, found.value) == ("paired", 2, 1.25)
 
 
@@ -97,13 +99,13 @@ def test_seeds_that_only_one_of_them_has_are_left_out_of_the_pairs():
     ],
 )
 def test_one_value_has_a_difference_and_nothing_more(cell, base, value, num_pairs):
-    found = compare(cell, base)
+    found = compare_cells(cell, base)
     assert (found.kind, found.value, found.num_pairs) == ("single", value, num_pairs)
     assert (found.low, found.high, found.p, found.std) == (None, None, None, None)
 
 
 def test_nothing_is_compared_with_nothing():
-    assert compare({}, BASE) is None and compare(CELL, {}) is None
+    assert compare_cells({}, BASE) is None and compare_cells(CELL, {}) is None
     assert mean_of([]) is None and std_of([1.0]) is None and pooled_std([[1.0], []]) is None
 
 
@@ -111,13 +113,13 @@ def test_nothing_is_compared_with_nothing():
 def test_differences_that_do_not_vary_have_no_interval(gain):
     """Not p = 0 of a spread of 1e-14: shares of 360 images differ in their last bits."""
     base = {seed: 100 * count / 360 for seed, count in enumerate([346, 349, 341, 355])}
-    found = compare({seed: value + gain for seed, value in base.items()}, base)
+    found = compare_cells({seed: value + gain for seed, value in base.items()}, base)
     assert found.value == pytest.approx(gain) and (found.low, found.p, found.std) == (
         None,
         None,
         None,
     )
-    equal = compare({4: 96.1, 5: 96.1}, {0: 95.0, 1: 95.0})
+    equal = compare_cells({4: 96.1, 5: 96.1}, {0: 95.0, 1: 95.0})
     assert (equal.kind, equal.p) == ("welch", None)
     assert std_of([100 * 347 / 360, 100 * 0.9638888888888889]) == 0.0
 

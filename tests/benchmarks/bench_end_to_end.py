@@ -29,7 +29,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
-from trainer.tools.bench_data import files_of, image_folder
+from trainer.tools.bench_data import image_folder, photo_files
 from trainer.tools.bench_timm import TimmLoop
 
 NUM_TRAIN, NUM_VAL = 1024, 64
@@ -136,7 +136,7 @@ def main() -> None:
     given = parser.parse_args()
     keep_freed_memory()  # for both
     with tempfile.TemporaryDirectory() as name:
-        files = files_of(given.src, Path(name) / "files")
+        files = photo_files(given.src, Path(name) / "files")
         folder = image_folder(Path(name) / "set", files, NUM_TRAIN, NUM_VAL)
         plan, settings = (
             plan_over(folder, given.px, given.batch),

@@ -41,7 +41,7 @@ from trainer.data.loader import TrainStream
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 from trainer.tools.bench import in_turns, median_ratio
-from trainer.tools.bench_data import files_of
+from trainer.tools.bench_data import photo_files
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
@@ -223,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()  # as a run does
     with tempfile.TemporaryDirectory() as folder:
-        files = files_of(given.src, Path(folder) / "files")
+        files = photo_files(given.src, Path(folder) / "files")
         if not files:
             parser.error(f"--src {given.src}: holds no .jpg; use a folder or a tar of JPEG files")
         print(

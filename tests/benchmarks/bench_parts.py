@@ -24,7 +24,7 @@ from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import make_settings
 from trainer.data.transforms import autocast
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.spec import Model
 from trainer.recipe.check import check, kinds_in, tag_of
 from trainer.recipe.tree import plain
@@ -143,7 +143,7 @@ def main() -> None:
         if given.only in name:
             try:
                 models[name] = build(swapped, settings, image_px)
-            except SurgeryError as error:
+            except ReplacementError as error:
                 print(f"left out: {error}")
     torch.manual_seed(0)
     images = torch.randn(given.batch, 3, image_px, image_px, device=settings.device)

@@ -61,7 +61,7 @@ def run(weights, optimizer, steps, size=1e-3, clip=None):
 
 
 def own(weights, decay=0.02):
-    return lamb.Lamb(groups_of(weights, decay), **RULE)
+    return lamb.LambOptimizer(groups_of(weights, decay), **RULE)
 
 
 def assert_same(ours, theirs, tolerance=1e-6):
@@ -83,7 +83,7 @@ def test_equals_timm_over_many_steps(device, size, clip):
 
 def test_equals_timm_where_the_rate_changes_and_all_decays():
     ours, theirs = weights_of(), weights_of()
-    one = lamb.Lamb([{"params": ours, "weight_decay": 0.01}], **RULE)
+    one = lamb.LambOptimizer([{"params": ours, "weight_decay": 0.01}], **RULE)
     two = TimmLamb([{"params": theirs, "weight_decay": 0.01}], max_grad_norm=None, **RULE)
     for step in range(10):
         for optimizer in (one, two):
@@ -96,7 +96,7 @@ def test_equals_timm_where_the_rate_changes_and_all_decays():
 @pytest.mark.parametrize("decay", [0.0, 0.02])
 def test_equals_its_formula_in_float64(decay):
     weights = weights_of()
-    optimizer = lamb.Lamb([{"params": weights, "weight_decay": decay}], **RULE)
+    optimizer = lamb.LambOptimizer([{"params": weights, "weight_decay": decay}], **RULE)
     expected = [weight.detach().double().numpy().copy() for weight in weights]
     first = [np.zeros_like(weight) for weight in expected]
     second = [np.zeros_like(weight) for weight in expected]
@@ -144,7 +144,7 @@ def test_a_decay_that_cancels_adams_step_leaves_the_weight():
     """Both norms must be above zero, not the weight's alone: here w = 1 and u = -1 + 1."""
     weight = torch.nn.Parameter(torch.ones(4))
     weight.grad = -torch.ones(4)
-    lamb.Lamb(
+    lamb.LambOptimizer(
         [{"params": [weight], "weight_decay": 1.0}], lr=0.1, betas=(0.0, 0.0), eps=1e-30
     ).step()
     assert weight.tolist() == [1.0] * 4

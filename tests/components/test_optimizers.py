@@ -144,7 +144,10 @@ def test_a_gradient_that_is_not_a_number_shows_in_the_norm():
 @pytest.mark.parametrize(
     ("page", "cls"),
     [
-        (Lamb(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)), lamb.Lamb),
+        (
+            Lamb(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)),
+            lamb.LambOptimizer,
+        ),
         (
             AdamW(betas=(0.8, 0.99), eps=1e-5, weight_decay=0.1, no_decay=("biases",)),
             torch.optim.AdamW,

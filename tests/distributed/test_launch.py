@@ -203,11 +203,11 @@ def test_torchs_launcher_takes_the_time_it_may_wait_for_a_rank_that_hangs():
                 close=lambda death_sig, timeout: self.closed.append(timeout)
             )
 
-    assert launch.agent_class(Newer)("spec").shutdown_timeout == launch.END_S
+    assert launch.agent_class(Newer)("spec").shutdown_timeout == launch.RANKS_END_S
     older = launch.agent_class(Older)("spec")
     older._start_workers("group")
     older._pcontext.close()
-    assert older.closed == [launch.END_S]
+    assert older.closed == [launch.RANKS_END_S]
     made = launch.agent_class(LocalElasticAgent)
     if isinstance(made, type):
         assert callable(LocalElasticAgent._start_workers) and "_pcontext" in inspect.getsource(

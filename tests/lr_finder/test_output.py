@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.found import found_of
 from support.plans import small_plan
 from support.range_trials import drawn, network
-from trainer.lr_finder.output import TrialFolder, run_name, write_results
+from trainer.lr_finder.output import TrialFolder, lr_find_name, write_results
 from trainer.lr_finder.plots import median_curve
 from trainer.lr_finder.rules import Curve
 from trainer.lr_finder.trial import curve_from_json, curve_to_json
@@ -121,15 +121,15 @@ def test_a_trial_without_a_single_step_can_be_kept():
 
 def test_the_name_tells_what_was_asked_and_changes_with_it():
     plan, asked = small_plan(), {"from": 1e-6}
-    name = run_name(plan, "f" * 64, asked)
+    name = lr_find_name(plan, "f" * 64, asked)
     assert (
         name.startswith("lr-find-A2.v1-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
     )
-    assert name == run_name(plan, "f" * 64, asked)
+    assert name == lr_find_name(plan, "f" * 64, asked)
     others = (
-        run_name(plan, "f" * 64, {"from": 1e-5}),
-        run_name(plan, "e" * 64, asked),
-        run_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked),
+        lr_find_name(plan, "f" * 64, {"from": 1e-5}),
+        lr_find_name(plan, "e" * 64, asked),
+        lr_find_name(small_plan(overrides="drop_path=0.5"), "f" * 64, asked),
     )
     assert len({name, *others}) == 4
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from support.plans import small_plan
 from trainer.models.build import assemble
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.initialization import (
     WeightsError,
     adapt_input_channels,
@@ -185,7 +185,7 @@ def test_what_finds_nothing_is_refused():
         ({"head_bias": 1.0}, "model.start.head_bias: the classifier of MlpMixer has no bias"),
         ({}, "model.start: .*; valid: convolutions"),
     ):
-        with pytest.raises(SurgeryError, match=message):
+        with pytest.raises(ReplacementError, match=message):
             apply_start(mlp, Start(**start))
 
 
@@ -375,7 +375,7 @@ def test_what_is_no_file_of_weights_is_refused_in_one_line(tmp_path, content, me
     ],
 )
 def test_keys_that_undo_one_another_are_refused(section, message):
-    with pytest.raises(SurgeryError, match=message):
+    with pytest.raises(ReplacementError, match=message):
         initialize_weights(make(), section, 10)
 
 
@@ -385,7 +385,7 @@ def test_a_deviation_serves_a_classifier_that_no_file_brings_and_no_other(tmp_pa
     initialize_weights(model, section, 10)
     assert not model.fc.weight.any()
     with pytest.raises(
-        SurgeryError,
+        ReplacementError,
         match=r"model.start.head_std: .*model.pretrained",
     ):
         initialize_weights(make(num_classes=12), section, 12)

@@ -26,7 +26,7 @@ from support.parts import (
 )
 from support.plans import small_plan
 from trainer.models.build import assemble
-from trainer.models.edit.replacement import Part, SurgeryError, counted
+from trainer.models.edit.replacement import Part, ReplacementError, counted
 from trainer.models.parts import bodies
 from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
@@ -158,7 +158,7 @@ def test_a_part_works_on_both_families(case, family, tmp_path):
     plan, text = plan_with(case, family)
     try:
         model, replacements = assemble(plan)
-    except SurgeryError as error:
+    except ReplacementError as error:
         other = next(one for one in FAMILIES if one != family)
         assert str(error).startswith(f"model.{key}: ") and "\n" not in str(error)
         assemble(plan_with(case, other)[0])

@@ -11,7 +11,7 @@ from rich.console import Console
 from trainer.models.spec import Model
 from trainer.recipe import explain, tree
 from trainer.recipe.explain import (
-    Difference,
+    RecipeDifference,
     assumed_table,
     diff_rows,
     diff_table,
@@ -107,12 +107,12 @@ def test_what_is_off_is_shown_on_request():
 def test_two_pages_differ_in_what_they_do():
     a2, a3 = (load_recipe(find_recipe(f"A{number}.v1")) for number in (2, 3))
     assert set(diff_rows(a2, a3)) == {
-        Difference("epochs", 300, 100),
-        Difference("lr.peak", 0.005, 0.008),
-        Difference("augment.rand_augment.magnitude", 7.0, 6.0),
-        Difference("repeats", 3, None),
-        Difference("image.train_px", 224, 160),
-        Difference("drop_path", 0.05, None),
+        RecipeDifference("epochs", 300, 100),
+        RecipeDifference("lr.peak", 0.005, 0.008),
+        RecipeDifference("augment.rand_augment.magnitude", 7.0, 6.0),
+        RecipeDifference("repeats", 3, None),
+        RecipeDifference("image.train_px", 224, 160),
+        RecipeDifference("drop_path", 0.05, None),
     }
     assert diff_rows(a2, a2) == []
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from trainer.base.component import Ingredient, Page, Positive
-from trainer.base.errors import PageError
+from trainer.base.component import Component, Positive, StrictModel
+from trainer.base.errors import ConfigError
 from trainer.models.spec import Pretrained
-from trainer.recipe.load import load_page, parse, parse_page
+from trainer.recipe.load import load_yaml, parse, parse_page
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe
 
@@ -22,19 +22,19 @@ A3 = find_recipe("A3.v1").read_text()
 ONE_LINE = re.compile(r"recipe:[1-9][0-9]*: [^\n\r]+")
 
 
-class Apple(Ingredient):
+class Apple(Component):
     name: Literal["apple"]
     seeds: Annotated[int, Field(ge=0, lt=100)]
     is_red: bool = False
 
 
-class Pear(Ingredient):
+class Pear(Component):
     name: Literal["pear"]
     length: Positive
     sides: tuple[float, float]
 
 
-class Basket(Page):
+class Basket(StrictModel):
     title: str
     weight: Positive
     size: Literal["small", "large"] | None = None
@@ -60,13 +60,13 @@ def test_no_text_takes_long_to_be_told_from_a_number(text):
     before_s = time.process_time()
     try:
         assert parse(f"a: {text}", "page")[0] == {"a": text}
-    except PageError as error:
+    except ConfigError as error:
         assert ONE_LINE.fullmatch(str(error))
     assert time.process_time() - before_s < 2.0
 
 
-def refusal(text: str, kind=Basket) -> PageError:
-    with pytest.raises(PageError) as error:
+def refusal(text: str, kind=Basket) -> ConfigError:
+    with pytest.raises(ConfigError) as error:
         parse_page(text, "page", kind)
     assert ONE_LINE.fullmatch(str(error.value))
     assert str(error.value).startswith(f"recipe:{error.value.line}: ")
@@ -259,7 +259,7 @@ def test_nesting_has_an_end():
 
 def test_the_command_line_reads_bare_exponents_and_no_words():
     assert parse("5e-3", "set", reads_bare_exponents=True)[0] == 0.005
-    with pytest.raises(PageError, match="write false"):
+    with pytest.raises(ConfigError, match="write false"):
         parse("no", "set", reads_bare_exponents=True)
 
 
@@ -269,8 +269,8 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
     def said(name: str, raw: bytes | None = None) -> str:
         if raw is not None:
             Path(name).write_bytes(raw)
-        with pytest.raises(PageError) as error:
-            load_page(Path(name), Basket)
+        with pytest.raises(ConfigError) as error:
+            load_yaml(Path(name), Basket)
         return str(error.value)
 
     Path("folder.yaml").mkdir()
@@ -297,14 +297,14 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + BASKET.replace("\n", "\r\n").encode())
-    basket, positions = load_page(path, Basket)
+    basket, positions = load_yaml(path, Basket)
     assert basket.weight == 1.5 and positions.line(("first", "seeds")) == 5
 
 
 def one_error_or_none(text: str) -> None:
     try:
         parse_page(text, "page", Recipe)
-    except PageError as error:
+    except ConfigError as error:
         assert ONE_LINE.fullmatch(str(error))
         assert int(str(error).split(":")[1]) <= len(re.split("\r\n|\r|\n", text))
 
@@ -377,5 +377,5 @@ def test_a_page_with_a_made_up_part_never_ends_in_a_traceback(key, structure):
 def test_noise_never_ends_in_a_traceback(raw, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "noise.yaml"
     path.write_bytes(raw)
-    with pytest.raises(PageError):
-        load_page(path, Recipe)
+    with pytest.raises(ConfigError):
+        load_yaml(path, Recipe)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.base import provenance
-from trainer.base.errors import OverrideError, PageError, UserError
+from trainer.base.errors import ConfigError, OverrideError, UserError
 from trainer.recipe import check, tree
 from trainer.recipe import schema as recipe
 from trainer.recipe.load import parse_page
@@ -75,7 +75,7 @@ def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
 
 def test_a_page_is_named_after_its_file(tmp_path):
     with pytest.raises(
-        PageError, match=r"B1.v1.yaml:4: this recipe is A1.v1; name its file A1.v1.yaml"
+        ConfigError, match=r"B1.v1.yaml:4: this recipe is A1.v1; name its file A1.v1.yaml"
     ):
         load_recipe(written(tmp_path, A1_TEXT, "B1.v1"))
     assert load_recipe(written(tmp_path, A1_TEXT, "recipe")) == A1  # a run's own recipe
@@ -191,7 +191,7 @@ def test_what_cannot_be_together_is_refused_at_its_line(tmp_path, old, new, at, 
     assert A1_TEXT.count(old) >= 1
     text = A1_TEXT.replace(old, new, 1)
     line = 1 + next(number for number, row in enumerate(text.split("\n")) if at in row)
-    with pytest.raises(PageError, match=rf":{line}: .*{sentence}"):
+    with pytest.raises(ConfigError, match=rf":{line}: .*{sentence}"):
         load_recipe(written(tmp_path, text))
 
 

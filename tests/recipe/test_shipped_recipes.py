@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.mutations import mutated, renamed
-from trainer.base.errors import PageError
+from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_page
@@ -329,7 +329,7 @@ def test_each_key_mutated_by_a_letter_is_refused_at_its_place(path):
             data, place[:-1]
         ):  # the same word, or a key written twice: see the test below
             continue
-        with pytest.raises(PageError) as error:
+        with pytest.raises(ConfigError) as error:
             check.check(Recipe, renamed(data, place, new))
         assert error.value.path[: len(place)] == (*place[:-1], new), f"{place} as {new}"
 
@@ -350,7 +350,7 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     lines[line - 1] = re.sub(
         rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1
     )
-    with pytest.raises(PageError) as error:
+    with pytest.raises(ConfigError) as error:
         parse_page("\n".join(lines), "page", Recipe)
     assert str(error.value).startswith(f"recipe:{line}: ")
 

@@ -24,11 +24,11 @@ from trainer.report.formats import (
     as_csv,
     as_latex,
     as_markdown,
+    cell_text,
     format_number,
     latex_text,
     markdown_code,
     markdown_text,
-    text_of,
 )
 from trainer.report.view import make_view
 
@@ -270,7 +270,7 @@ def test_numbers_are_never_minus_zero():
 def test_the_words_of_a_line():
     view = make_view(every_case())
     texts = {
-        one.cell.name: {column: text_of(view, one, column) for column in view.columns}
+        one.cell.name: {column: cell_text(view, one, column) for column in view.columns}
         for one in view.table.cells
     }
     assert texts["BCE"]["mean"] == "96.39 ± 0.73" and texts["BCE"]["difference"] == "base"

@@ -18,7 +18,7 @@ from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, s
 from support.tabled import cell, table_of
 from trainer.ablation.spec import ablation_paths
 from trainer.report.curves import find_curves
-from trainer.report.formats import heading_of, shown_columns, text_of
+from trainer.report.formats import cell_text, heading_of, shown_columns
 from trainer.report.html import (
     ASSETS,
     as_html,
@@ -52,9 +52,9 @@ def test_the_report_has_all_that_the_table_has(text):
         assert heading_of(view, column) in shown_text or column == "marks"
         for one in table.cells:
             for part in (
-                text_of(view, one, column).split("; ")
+                cell_text(view, one, column).split("; ")
                 if column == "marks"
-                else [text_of(view, one, column)]
+                else [cell_text(view, one, column)]
             ):
                 assert part in shown_text, (one.cell.name, column)
     for one in table.cells:

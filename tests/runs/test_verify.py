@@ -182,7 +182,7 @@ def test_weights_that_are_others_score_otherwise(run, finished):
     """Weights, checksum and rows changed together: only the score is left to tell."""
     import safetensors.torch
 
-    from trainer.runs.export import digest_of
+    from trainer.runs.export import file_digest
 
     folder, stored = run
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
@@ -191,7 +191,7 @@ def test_weights_that_are_others_score_otherwise(run, finished):
     }
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for path in (folder / "row.json", stored):
-        changed_json(path, weights_sha256=digest_of(tensors))
+        changed_json(path, weights_sha256=file_digest(tensors))
     assert verified(folder, "--no-evaluate").exit_code == 0
     done = verified(folder)
     assert done.exit_code == 1 and "wrong: top-1 % now" in done.output, done.output

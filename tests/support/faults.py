@@ -52,7 +52,7 @@ def install() -> None:
 
     wanted = json.loads(os.environ.get("FAULTS", "{}"))
     folder = Path(os.environ["TRACE"]) if "TRACE" in os.environ else None
-    start, steps, store = run.Run.start_step, train.optimizer_step, job.store_row
+    start, steps, store = run.TrainingRun.start_step, train.optimizer_step, job.store_row
     started = []  # the runs whose step comes next: none in the one step before a sweep
 
     def starting(one, step):
@@ -74,5 +74,7 @@ def install() -> None:
             note(folder / f"{row.run}.stored", str(os.getpid()))
         return path
 
-    run.Run.start_step, train.optimizer_step, job.store_row = starting, stepping, storing
-    run.Run.first_batch = lambda one, loader, classes: loader  # a third of such a short run's time
+    run.TrainingRun.start_step, train.optimizer_step, job.store_row = starting, stepping, storing
+    run.TrainingRun.first_batch = lambda one, loader, classes: (
+        loader
+    )  # a third of such a short run's time

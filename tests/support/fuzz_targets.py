@@ -43,7 +43,7 @@ from trainer.report.curves import read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, plan_of, write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
-from trainer.runs.run import Run
+from trainer.runs.run import TrainingRun
 from trainer.runs.run_folder import plan_of_run
 
 OVERRIDES = (
@@ -173,7 +173,7 @@ def checkpoints(mutate: Mutator, folder: Path):
 def states(mutate: Mutator, folder: Path):
     """Checkpoints that open, but hold another state than the run's."""
     state = TrainingState(small_plan(), make_settings("cpu", workers="0"))
-    run = Run(folder / "run", state, Console(), StopRequest())
+    run = TrainingRun(folder / "run", state, Console(), StopRequest())
     saved = _lists(run.state_dict())
 
     def resumed():

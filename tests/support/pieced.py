@@ -14,7 +14,7 @@ from trainer.data.dataset import open_data
 from trainer.engine import train
 from trainer.engine.state import TrainingState
 from trainer.runs.guard import Guard
-from trainer.runs.run import Run
+from trainer.runs.run import TrainingRun
 from trainer.tools.faults import Faults, parse_faults
 
 
@@ -33,7 +33,7 @@ def steps(
     settings = make_settings("cpu", workers="0", **machine)
     state = TrainingState(plan, settings, ranks)
     guard = Guard(faults=Faults(parse_faults(inject), plan, Path(folder), ranks))
-    run = Run(Path(folder), state, Console(), StopRequest(), guard)
+    run = TrainingRun(Path(folder), state, Console(), StopRequest(), guard)
     seen, losses = [], []
     window = noting(
         open_data(plan.profile, None).train_stream(plan, settings, 0, ranks, run.loader_faults()),

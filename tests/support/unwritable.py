@@ -50,14 +50,14 @@ def go(folder: Path, results: Path | None = None, **settings):
 
 def at_steps(patch, acts: dict) -> None:
     """Call acts[step](run) before a step."""
-    start = run.Run.start_step
+    start = run.TrainingRun.start_step
 
     def starting(one, step):
         start(one, step)
         if step in acts:
             acts[step](one)
 
-    patch.setattr(run.Run, "start_step", starting)
+    patch.setattr(run.TrainingRun, "start_step", starting)
 
 
 class FullDisk:

@@ -1,4 +1,4 @@
-"""`bench`: turns, medians, the verdict, and the whole command on a small run."""
+"""`bench`: turns, medians, the bottleneck, and the whole command on a small run."""
 
 import json
 from dataclasses import replace
@@ -17,8 +17,8 @@ from trainer.data.dataset import open_data
 from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.tools.bench import Rate, in_turns, median_ratio, seconds_a_step
-from trainer.tools.bench_data import files_of, image_folder, photos
-from trainer.tools.bench_run import _decoding, _on_one_thread, measure, verdict
+from trainer.tools.bench_data import image_folder, photo_files, photos
+from trainer.tools.bench_run import _decoding, _on_one_thread, bottleneck_of, measure
 
 
 def test_parts_take_turns_and_are_timed_by_the_clock_given():
@@ -104,7 +104,9 @@ def rates(decode, augment, step, whole):
     ],
 )
 def test_the_verdict_says_what_holds_the_run_up(found, workers, text):
-    made = verdict(rates(*found), make_settings("cpu", workers=str(workers)), available_cores=24)
+    made = bottleneck_of(
+        rates(*found), make_settings("cpu", workers=str(workers)), available_cores=24
+    )
     assert text in made.text
     assert made.data == pytest.approx(
         max(1, workers) * 1000 / 3
@@ -127,17 +129,17 @@ def test_a_tar_of_jpegs_is_as_good_as_a_folder_of_them_and_its_names_open_no_fil
         tmp_path / "photos.tar",
         {"b/2.JPEG": made[1].read_bytes(), "a/1.jpg": made[0].read_bytes(), "a/list.txt": b"1"},
     )
-    found = files_of(tar, tmp_path / "out")
+    found = photo_files(tar, tmp_path / "out")
     assert [path.read_bytes() for path in found] == [made[1].read_bytes(), made[0].read_bytes()]
     assert found == sorted((tmp_path / "out").iterdir())
     assert (
-        files_of(tmp_path / "photos", tmp_path / "unused") == made
+        photo_files(tmp_path / "photos", tmp_path / "unused") == made
         and not (tmp_path / "unused").exists()
     )
     tar.write_bytes(tar.read_bytes()[:-9000])
     with pytest.raises(DataError, match="damaged"):
-        files_of(tar, tmp_path / "again")
-    assert len(files_of(None, tmp_path / "drawn", 2)) == 2
+        photo_files(tar, tmp_path / "again")
+    assert len(photo_files(None, tmp_path / "drawn", 2)) == 2
 
 
 @pytest.mark.parametrize("name", ["empty", "no.tar", "nowhere"])

@@ -209,7 +209,7 @@ def test_a_page_is_measured_beside_timms_parts_whatever_the_device(folder):
 
 
 def test_the_command_stores_and_prints_each_page_when_it_is_measured(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.tools.bench_gpu.BOUND_S", 0.0)
+    monkeypatch.setattr("trainer.tools.bench_gpu.MAX_BENCH_S", 0.0)
     printed = io.StringIO()
     monkeypatch.setattr(
         "trainer.base.terminal.open_terminal", lambda width: Terminal(file=printed, width=width)

@@ -26,7 +26,7 @@ from trainer.engine.micro_batches import MemoryFull
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.lock import LockLost
 from trainer.runs.results import touches_result
-from trainer.runs.run import Run
+from trainer.runs.run import TrainingRun
 from trainer.tools import faults as inject
 from trainer.tools.faults import Disk, Fault, Faults, check_faults, parse_faults, step_of
 
@@ -375,7 +375,7 @@ def test_without_faults_nothing_is_recorded(tmp_path):
 def test_a_run_whose_folder_was_taken_over_ends_at_the_next_step_and_writes_no_more(
     tmp_path, monkeypatch
 ):
-    start, steps = Run.start_step, []
+    start, steps = TrainingRun.start_step, []
 
     def starting(run, step):
         start(run, step)
@@ -386,7 +386,7 @@ def test_a_run_whose_folder_was_taken_over_ends_at_the_next_step_and_writes_no_m
             (run.folder / "metrics.jsonl").unlink()
             (run.folder / "metrics.jsonl").write_text("theirs")
 
-    monkeypatch.setattr(Run, "start_step", starting)
+    monkeypatch.setattr(TrainingRun, "start_step", starting)
     with pytest.raises(LockLost):
         trained(tmp_path)
     assert steps[-1] == 4 and stored(tmp_path) == 0

@@ -12,11 +12,11 @@ from trainer.runs import summary as show
 from trainer.tools import matrix
 from trainer.tools.matrix import (
     MODELS,
-    Cell,
-    as_markdown,
+    MatrixCell,
     chosen_models,
     chosen_recipes,
     fill,
+    matrix_markdown,
     noise_plan,
     try_cell,
 )
@@ -82,7 +82,7 @@ def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
         raise UserError("model.norm: no such place; use another")
 
     monkeypatch.setattr(matrix, "stepped", refuses)
-    assert try_cell("A3", "resnet18") == Cell(
+    assert try_cell("A3", "resnet18") == MatrixCell(
         "A3", "resnet18", None, "model.norm: no such place; use another"
     )
 
@@ -97,18 +97,18 @@ def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
 
 def test_equal_reasons_share_a_number():
     cells = [
-        Cell("a", "m", None, "one"),
-        Cell("a", "n", 1_500_000),
-        Cell("b", "m", None, "two"),
-        Cell("b", "n", None, "one"),
+        MatrixCell("a", "m", None, "one"),
+        MatrixCell("a", "n", 1_500_000),
+        MatrixCell("b", "m", None, "two"),
+        MatrixCell("b", "n", None, "one"),
     ]
-    lines = as_markdown(cells).splitlines()
+    lines = matrix_markdown(cells).splitlines()
     assert "| a | [1] | ok 1.500 |" in lines and "| b | [2] | [1] |" in lines
     assert lines[-2:] == ["1. one", "2. two"]
 
 
 def test_the_matrix_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
-    monkeypatch.setattr(matrix, "try_cell", lambda recipe, model: Cell(recipe, model, 1))
+    monkeypatch.setattr(matrix, "try_cell", lambda recipe, model: MatrixCell(recipe, model, 1))
     with show.progress(Console(), "cells", 4) as each:
         counted = []
         cells = list(fill(["a", "b"], ["m", "n"], lambda: (counted.append(1), each())))

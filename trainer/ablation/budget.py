@@ -6,14 +6,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer.base.component import Page
+from trainer.base.component import StrictModel
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.profiles import Adapt, Profile
 from trainer.recipe.schema import ABOUT, Recipe, apply_overrides
 
 
-class Budget(Page):
+class Budget(StrictModel):
     """Training length of each cell: a number of epochs, or a share of the recipe's epochs on its
     data.
 

@@ -109,7 +109,7 @@ def run_repeat(repeat: Repeat, shared: Shared) -> int:
     if own is None:
         return EXIT_CLAIMED
     with own:
-        row = find_row(shared, repeat)
+        row = stored_row_of(shared, repeat)
         if row is None:
             code = _run_locked(repeat, shared, folder / "output.txt")
         else:
@@ -124,7 +124,7 @@ def _run_locked(repeat: Repeat, shared: Shared, output: Path) -> int:
     with written_to(output):
         code = _train(repeat.job, shared)
         if code in (EXIT_DONE, EXIT_DIVERGED) and shared.url:
-            push_row(shared.url, find_row(shared, repeat))
+            push_row(shared.url, stored_row_of(shared, repeat))
     if code not in (EXIT_DONE, EXIT_DIVERGED, EXIT_STOPPED):
         record_failure(repeat, shared, code, start)
     return code
@@ -195,7 +195,7 @@ def _tail(path: Path, start: int) -> list[str]:
         return file.read().decode(errors="backslashreplace").splitlines()
 
 
-def find_row(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> Row | None:
+def stored_row_of(shared: Shared, repeat: Repeat, names: list[str] | None = None) -> Row | None:
     """The row of one seed of a cell: of several, the first run's, not those of again=1.
 
     names: of the store's files, where the caller has listed them.

@@ -79,7 +79,7 @@ def plan_of_cell(cell: Cell, seed: int) -> Plan:
     return replace(cell.plan, seed=seed)
 
 
-def text_of(overrides: Mapping[str, Any]) -> str:
+def overrides_text(overrides: Mapping[str, Any]) -> str:
     """Overrides by path as the text for set= that parses to the same.
 
     Raises OverrideError for a path or a value that cannot be written that way.

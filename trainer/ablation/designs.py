@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainer.base.component import Page
+from trainer.base.component import StrictModel
 from trainer.recipe.check import Path, refuse
 
-MAX_CELLS = 1000
+MAX_DESIGN_CELLS = 1000
 MAX_LABEL_LENGTH = 60
 
 
@@ -44,7 +44,7 @@ def not_empty(items: tuple) -> tuple:
 Label = Annotated[str, AfterValidator(_label)]
 
 
-class Change(Page):
+class CellChange(StrictModel):
     """One named change: overrides of the base by dotted path, perhaps of another recipe.
 
     recipe: in place of the ablation's. set: any YAML value by path, null for off.
@@ -62,10 +62,10 @@ class Change(Page):
         return self
 
 
-Changes = Annotated[tuple[Change, ...], AfterValidator(not_empty)]
+Changes = Annotated[tuple[CellChange, ...], AfterValidator(not_empty)]
 
 
-class Factor(Page):
+class DesignFactor(StrictModel):
     """A factor and its levels in the order of the table."""
 
     name: Label
@@ -77,7 +77,7 @@ class Factor(Page):
         return self
 
 
-Factors = Annotated[tuple[Factor, ...], AfterValidator(not_empty)]
+Factors = Annotated[tuple[DesignFactor, ...], AfterValidator(not_empty)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Variant:
     """
 
     name: str
-    changes: tuple[tuple[Path, Change], ...]
+    changes: tuple[tuple[Path, CellChange], ...]
     levels: tuple[tuple[str, str], ...]
     place: Path
     at_once: bool = False
@@ -113,7 +113,7 @@ class Variant:
         return dict(lines)
 
 
-class OneAtATime(Page):
+class OneAtATime(StrictModel):
     """One factor at a time: the base, then each level of each factor alone."""
 
     name: Literal["one_at_a_time"]
@@ -138,7 +138,7 @@ class OneAtATime(Page):
                 yield Variant(name, ((place, level),), levels, place)
 
 
-class Full(Page):
+class Full(StrictModel):
     """Full factorial: every combination of the factors' levels; the base has the first of each.
 
     Raises ValueError for factors that set the same path, and for too many combinations.
@@ -155,11 +155,11 @@ class Full(Page):
             num_cells *= len(factor.levels)
             for earlier in self.factors[:number]:
                 _check_factors_apart(earlier, factor, number)
-        if num_cells > MAX_CELLS:
+        if num_cells > MAX_DESIGN_CELLS:
             raise refuse(
                 ("factors",),
                 f"{num_cells} combinations",
-                f"the maximum is {MAX_CELLS}, leave out factors or levels",
+                f"the maximum is {MAX_DESIGN_CELLS}, leave out factors or levels",
             )
         return self
 
@@ -175,7 +175,7 @@ class Full(Page):
             yield Variant(", ".join(names), changes, levels, changes[-1][0], at_once=True)
 
 
-class LeaveOneOut(Page):
+class LeaveOneOut(StrictModel):
     """The base with all its parts, then without each of them: a part's changes remove it."""
 
     name: Literal["leave_one_out"]
@@ -196,7 +196,7 @@ class LeaveOneOut(Page):
             )
 
 
-class Cumulative(Page):
+class Cumulative(StrictModel):
     """The base, then steps, each on top of the previous ones; a step that names a recipe restarts
     from that.
     """
@@ -213,13 +213,13 @@ class Cumulative(Page):
     def variants(self) -> Iterator[Variant]:
         """The base, then one variant after each step."""
         yield Variant(self.base, (), (("step", self.base),), ("design", "base"))
-        taken: tuple[tuple[Path, Change], ...] = ()
+        taken: tuple[tuple[Path, CellChange], ...] = ()
         for place, step in _placed(self.steps, ("design", "steps")):
             taken = ((place, step),) if step.recipe else (*taken, (place, step))
             yield Variant(step.name, taken, (("step", step.name),), place)
 
 
-class Listed(Page):
+class Listed(StrictModel):
     """An explicit list of cells; the first is the base."""
 
     name: Literal["listed"]
@@ -289,11 +289,11 @@ def check_apart(labels: Mapping[str, Any], place: Path) -> None:
                 )
 
 
-def _placed(changes: Sequence[Change], place: Path) -> list[tuple[Path, Change]]:
+def _placed(changes: Sequence[CellChange], place: Path) -> list[tuple[Path, CellChange]]:
     return [((*place, number), change) for number, change in enumerate(changes)]
 
 
-def _check_names(named: Sequence[Change | Factor], place: Path) -> None:
+def _check_names(named: Sequence[CellChange | DesignFactor], place: Path) -> None:
     names = [one.name for one in named]
     for number, name in enumerate(names):
         if name in names[:number]:
@@ -302,7 +302,7 @@ def _check_names(named: Sequence[Change | Factor], place: Path) -> None:
             )
 
 
-def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> None:
+def _check_against_base(changes: Sequence[CellChange], place: Path, base: str) -> None:
     _check_names(changes, place)
     for number, change in enumerate(changes):
         if change.name == base:
@@ -313,7 +313,7 @@ def _check_against_base(changes: Sequence[Change], place: Path, base: str) -> No
             )
 
 
-def _check_factors_apart(earlier: Factor, factor: Factor, number: int) -> None:
+def _check_factors_apart(earlier: DesignFactor, factor: DesignFactor, number: int) -> None:
     """Refuse two factors that set the same path: one would undo the other."""
     before = {label for level in earlier.levels for label in level.set}
     names_recipe = any(level.recipe for level in earlier.levels)

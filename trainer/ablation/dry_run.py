@@ -44,7 +44,7 @@ _IGNORED_KEYS = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class DryTrial:
     """The result of one shape's trial step. error: one line, None where it worked. is_users: it is
     a user's error.
     """
@@ -55,7 +55,7 @@ class Trial:
     log_tail: tuple[str, ...] = ()
 
 
-def shape_of(plan: Plan) -> str:
+def dry_run_shape(plan: Plan) -> str:
     """16 hex digits over all that decides whether a step works: the recipe without its real
     numbers, model, data, versions, plugins.
     """
@@ -89,7 +89,7 @@ def untried(repeats: Iterable[Repeat], shared: Shared) -> dict[str, Repeat]:
     """One repeat of each shape that has no trial step recorded in this runs folder, by shape."""
     found: dict[str, Repeat] = {}
     for repeat in repeats:
-        found.setdefault(shape_of(repeat.plan), repeat)
+        found.setdefault(dry_run_shape(repeat.plan), repeat)
     return {shape: repeat for shape, repeat in found.items() if not _mark(shared, shape).exists()}
 
 
@@ -104,7 +104,7 @@ def _mark(shared: Shared, shape: str) -> Path:
     return Path(shared.runs) / "cells" / "tried" / shape
 
 
-def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
+def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[DryTrial]:
     """Make one step of each shape in this process and evaluate one batch; each data set is opened
     once.
     """
@@ -113,13 +113,13 @@ def try_shapes(shapes: dict[str, Repeat], shared: Shared) -> Iterator[Trial]:
         try:
             with written_to(Path(shared.runs) / "cells" / "dry_run.txt"):
                 _try(repeat, shared, opened)
-            yield Trial(shape)
+            yield DryTrial(shape)
         except UserError as error:
-            yield Trial(shape, str(error), is_users=True)
+            yield DryTrial(shape, str(error), is_users=True)
         except Exception as error:  # of the model, an allocator, a driver
             lines = traceback.format_exc().splitlines()
             first = (str(error).strip() or "no message").splitlines()[0]
-            yield Trial(shape, f"{type(error).__name__}: {first}", log_tail=tuple(lines))
+            yield DryTrial(shape, f"{type(error).__name__}: {first}", log_tail=tuple(lines))
 
 
 def _try(repeat: Repeat, shared: Shared, opened: dict[tuple, Any]) -> None:

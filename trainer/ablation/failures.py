@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainer.base.component import Page
+from trainer.base.component import StrictModel
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 
@@ -19,7 +19,7 @@ class FailureError(UserError):
     """The record of a failure is damaged."""
 
 
-class Failure(Page):
+class Failure(StrictModel):
     """The last failed attempt of one seed of a cell.
 
     run: its run folder's name, None where it has none yet. key: as `identity.RunIdentity.key`.

@@ -46,7 +46,7 @@ _STYLES = {
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run is, by its folder's files; None where they do not say yet."""
 
     step: int = 0
@@ -65,13 +65,13 @@ class Progress:
         )
 
 
-def read_progress(folder: Path | None) -> Progress:
+def read_progress(folder: Path | None) -> RunProgress:
     """Read from the last lines of a run folder's curves; a partly written line is skipped."""
     if folder is None:
-        return Progress()
+        return RunProgress()
     lines = _last_lines(folder / "metrics.jsonl")
     speeds = _last_lines(folder / "speed.jsonl")
-    return Progress(
+    return RunProgress(
         step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
         top1_pct=_last(lines, "top1_pct"),
@@ -216,14 +216,14 @@ class SweepTable:
                 self._logged.get(status.repeat.key, WAITING) != status.state,
             )
             if (is_new and not status.is_done_before) or (is_due and status.state == RUNNING):
-                self._print(line_of(self._cells(status)))
+                self._print(status_line(self._cells(status)))
             self._logged[key] = status.state
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def line_of(cells: tuple[str, ...]) -> str:
+def status_line(cells: tuple[str, ...]) -> str:
     """One status as a plain line."""
     name, seed, epoch, loss, top1, state, left = cells
     named = {"epoch": epoch, "loss": loss, "top-1": top1 and f"{top1} %", "time left": left}

@@ -11,12 +11,12 @@ from typing import Protocol
 from trainer.ablation.cell_run import (
     Repeat,
     Shared,
-    find_row,
     num_failed,
     record_failure,
     row_names,
+    stored_row_of,
 )
-from trainer.ablation.dry_run import Trial, mark_tried, shape_of, try_shapes, untried
+from trainer.ablation.dry_run import DryTrial, dry_run_shape, mark_tried, try_shapes, untried
 from trainer.ablation.failures import (
     Failure,
     cell_folder,
@@ -131,7 +131,7 @@ class Sweep:
             pull_rows(self.shared.url, mirror, prefixes)
         names = row_names(self.shared)
         for status in self.statuses:
-            row = find_row(self.shared, status.repeat, names)
+            row = stored_row_of(self.shared, status.repeat, names)
             if row is not None:
                 self._accept(status, row)
                 status.is_done_before = True
@@ -148,11 +148,11 @@ class Sweep:
             if shapes and not self.stop.is_requested:  # the process died in the first of those left
                 shape, repeat = next(iter(shapes.items()))
                 self._judge(
-                    Trial(shape, "the process was ended from outside (out of memory?)"), repeat
+                    DryTrial(shape, "the process was ended from outside (out of memory?)"), repeat
                 )
                 del shapes[shape]
 
-    def _judge(self, trial: Trial, tried: Repeat) -> None:
+    def _judge(self, trial: DryTrial, tried: Repeat) -> None:
         if trial.error is None:
             mark_tried(self.shared, trial.shape)
             return
@@ -161,7 +161,7 @@ class Sweep:
         lines = [*trial.log_tail, f"in the trial step before the sweep: {trial.error}"]
         for status in self._in(WAITING):
             repeat = status.repeat
-            if shape_of(repeat.plan) == trial.shape:
+            if dry_run_shape(repeat.plan) == trial.shape:
                 status.failure = store_failure(
                     self.shared.runs,
                     repeat.key,
@@ -208,7 +208,7 @@ class Sweep:
                 status.state = WAITING
 
     def _is_settled_elsewhere(self, status: RunStatus, names: list[str]) -> bool:
-        row = find_row(self.shared, status.repeat, names)
+        row = stored_row_of(self.shared, status.repeat, names)
         if row is not None:
             self._accept(status, row)
             return True
@@ -231,7 +231,7 @@ class Sweep:
 
     def _settle(self, status: RunStatus, code: int) -> None:
         """Set the status of a run whose process has ended."""
-        row = find_row(self.shared, status.repeat, self._row_names())
+        row = stored_row_of(self.shared, status.repeat, self._row_names())
         if row is not None:
             self._accept(status, row)
         elif code == EXIT_CLAIMED:

@@ -10,21 +10,21 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.ablation.budget import Budget, budget_lines
-from trainer.ablation.cells import Cell, text_of
+from trainer.ablation.cells import Cell, overrides_text
 from trainer.ablation.designs import Design, Variant, check_apart, not_empty, put_over
-from trainer.base.component import Page
-from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean, printable
+from trainer.base.component import StrictModel
+from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.base.provenance import shipped_folder
 from trainer.data.profile import find_profile
 from trainer.models.build import check_model_name
 from trainer.recipe.check import quoted, refuse, suggestion
-from trainer.recipe.load import Positions, load_page
+from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe
-from trainer.runs.job import Job, published_page, resolve
+from trainer.runs.job import Job, published_recipe, resolve
 
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(not_empty)]
@@ -35,7 +35,7 @@ class AblationError(UserError):
     """An ablation that does not exist."""
 
 
-class Published(Page):
+class Published(StrictModel):
     """A published top-1 of one cell, in per cent, on the source's model and data.
 
     model: the one of the ablation's models that it is for; None for all of them.
@@ -47,7 +47,7 @@ class Published(Page):
     source: Text
 
 
-class AblationPage(Page):
+class AblationPage(StrictModel):
     """An ablation file: a question, what all cells share, and the design that varies the rest.
 
     recipe: of all cells, unless a change of the design names another. models, data: every
@@ -117,7 +117,7 @@ class Ablation:
     positions: Positions
     places: Mapping[str, ValuePath]
 
-    def located(self, error: UserError, cell: Cell) -> PageError:
+    def located(self, error: UserError, cell: Cell) -> ConfigError:
         """An error of one cell with the line that defines the cell."""
         return self.positions.located(
             error, self.places[cell.name], f"the cell {cell.name}, {cell.group}"
@@ -155,7 +155,7 @@ def load_ablation(source: Path | str) -> Ablation:
     Raises UserError; an error in the file as `file:line: what was found; what to do`.
     """
     path = find_ablation(source) if isinstance(source, str) else source
-    page, positions = load_page(path, AblationPage)
+    page, positions = load_yaml(path, AblationPage)
     if page.name != path.stem:
         raise positions.error(
             ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
@@ -192,7 +192,7 @@ class _Start:
 
 def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
     page, _, adapted, deviations = resolve(Job(recipe, model, data), profile)
-    digest = (published_page(page) or page).for_model(model).digest
+    digest = (published_recipe(page) or page).for_model(model).digest
     return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
 
 
@@ -238,8 +238,8 @@ def _cells(
 ) -> Iterator[tuple[Cell, ValuePath]]:
     """The cells of one group, the base first.
 
-    Raises PageError for a cell without a valid plan, that equals the base, or that is the same run
-    as another.
+    Raises ConfigError for a cell without a valid plan, that equals the base, or that is the same
+    run as another.
     """
     group = f"{model} on {data}"
     suffix = ", ".join([model] * (len(page.models) > 1) + [data] * (len(page.data) > 1))
@@ -251,7 +251,7 @@ def _cells(
         try:
             start = starts[recipe] = starts.get(recipe) or _start(recipe, model, data, profile)
             shorter = budget_lines(page.budget, start.page, start.adapted, profile)
-            text = text_of(variant.over(put_over(shorter, page.set)))
+            text = overrides_text(variant.over(put_over(shorter, page.set)))
             plan = start.plan(text, page.seeds[0])
         except UserError as error:
             raise _located_in_cell(error, page, positions, variant, group) from None
@@ -313,7 +313,7 @@ def _check_budget(page: AblationPage, positions: Positions, variant: Variant) ->
 
 def _located_in_cell(
     error: UserError, page: AblationPage, positions: Positions, variant: Variant, group: str
-) -> PageError:
+) -> ConfigError:
     """An error of a cell, at the line of the override that caused it, else of the cell; one within
     a recipe or a profile has its own line.
     """

@@ -48,7 +48,7 @@ def shape_of(plan: Plan) -> str:
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(
+def measure_throughput(
     plan: Plan, settings: Settings, data: OpenedData, num_steps: int, bound_s: float
 ) -> Throughput:
     """Measure the last steps of a plan, where growing images are largest; the first is a warm-up.

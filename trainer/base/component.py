@@ -26,7 +26,7 @@ class ComponentError(UserError):
     """A class that cannot be a component: its name is taken, or it lacks what its kind asks for."""
 
 
-class Page(BaseModel):
+class StrictModel(BaseModel):
     """A frozen, strict part of a recipe: unknown keys, wrong types, NaN and infinity are refused.
 
     Sequences are tuples, so that a recipe is immutable all the way down. A field that may be absent
@@ -53,10 +53,10 @@ _AS_IT_IS = core_schema.plain_serializer_function_ser_schema(
     lambda part, info: part.model_dump(mode=info.mode, exclude_none=info.exclude_none),
     info_arg=True,
 )
-_REGISTRY: dict[type[Ingredient], dict[str, type[Ingredient]]] = {}
+_REGISTRY: dict[type[Component], dict[str, type[Component]]] = {}
 
 
-class Ingredient(Page):
+class Component(StrictModel):
     """One exchangeable part of a recipe. Its `name` chooses the class; its one method is its
     mathematics.
 
@@ -97,7 +97,7 @@ class Ingredient(Page):
         return core_schema.with_info_plain_validator_function(cls._chosen, serialization=_AS_IT_IS)
 
     @classmethod
-    def _chosen(cls, data: Any, info) -> Ingredient:
+    def _chosen(cls, data: Any, info) -> Component:
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
@@ -116,27 +116,27 @@ class Ingredient(Page):
         )
 
 
-def registered(kind: type[Ingredient]) -> tuple[type[Ingredient], ...]:
+def registered(kind: type[Component]) -> tuple[type[Component], ...]:
     """All components of a kind, in the order in which they were defined."""
     return tuple(_REGISTRY.get(kind, {}).values())
 
 
-def kinds() -> tuple[type[Ingredient], ...]:
+def kinds() -> tuple[type[Component], ...]:
     """All kinds that have a component."""
     return tuple(_REGISTRY)
 
 
-def parts_of(page: Page) -> Iterator[Ingredient]:
+def parts_of(page: StrictModel) -> Iterator[Component]:
     """All components in a recipe, each before its own parts."""
-    if isinstance(page, Ingredient):
+    if isinstance(page, Component):
         yield page
     for _, value in page:
         for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, Page):
+            if isinstance(part, StrictModel):
                 yield from parts_of(part)
 
 
-def _register(name: str, cls: type[Ingredient]) -> None:
+def _register(name: str, cls: type[Component]) -> None:
     where = f"{cls.__module__}.{cls.__qualname__}"
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))

@@ -53,7 +53,7 @@ class UserError(ValueError):
 Error = TypeVar("Error", bound=UserError)
 
 
-class PageError(UserError):
+class ConfigError(UserError):
     """A value of a YAML file that does not fit, or a file that cannot be read."""
 
 

@@ -70,7 +70,7 @@ def std_of(values: Sequence[float]) -> float | None:
     return 0.0 if std <= _RELATIVE_ROUNDING * max(map(abs, values)) else std
 
 
-def compare(cell: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
+def compare_cells(cell: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
     """The difference of two cells, each given as values by seed; None where one has no value."""
     if not cell or not base:
         return None

@@ -14,7 +14,7 @@ from trainer.cli.options import (
     CheckpointS,
     DataDir,
     Device,
-    Plugins,
+    PluginFiles,
     Precision,
     Runs,
     Workers,
@@ -67,7 +67,7 @@ def ablate(
     results: Annotated[
         str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")
     ] = "results",
-    plugins: Plugins = "",
+    plugins: PluginFiles = "",
 ) -> None:
     """Run the cells of an ablation that have no row yet. Rerun the same command to resume; calls
     that share --runs share the work.

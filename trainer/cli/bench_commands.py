@@ -19,9 +19,9 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder
 from trainer.runs.job import Job, plan_of
-from trainer.tools.bench_data import files_of, image_folder
-from trainer.tools.bench_gpu import BOUND_S, PAGES, bench_page
-from trainer.tools.bench_run import facts_of, machine_facts, measure, verdict
+from trainer.tools.bench_data import image_folder, photo_files
+from trainer.tools.bench_gpu import MAX_BENCH_S, PAGES, bench_page
+from trainer.tools.bench_run import bottleneck_of, machine_facts, measure, run_facts
 
 # what a CPU does in seconds
 
@@ -75,7 +75,7 @@ def _asked(recipe: str, model: str, on_gpu: bool) -> list[tuple[str, str]]:
 
 
 def _folder(made: Path, src: Path | None, on_gpu: bool) -> Path:
-    files = files_of(src, made / "files", 128)
+    files = photo_files(src, made / "files", 128)
     if not files:
         raise UserError(f"src={src}: holds no .jpg; use a folder or a tar of JPEG files")
     return (
@@ -93,13 +93,13 @@ def _measure(plan, settings, data, num_rounds: int, results: Path) -> None:
         markup=False,
     )
     rates = measure(plan, settings, data, num_rounds, num_steps=num_rounds)
-    found = verdict(rates, settings)
-    out.print(table_of(rates, found.limit))
+    found = bottleneck_of(rates, settings)
+    out.print(bench_table(rates, found.limit))
     out.print(found.text, markup=False)
     _write(
         results,
         settings,
-        {"benchmark": "run"} | machine_facts(settings, data) | facts_of(plan, rates, found),
+        {"benchmark": "run"} | machine_facts(settings, data) | run_facts(plan, rates, found),
     )
 
 
@@ -114,16 +114,16 @@ def measure_on_gpu(
     out = open_terminal(120)
     out.print(
         f"{', '.join(f'{plan.model} by {plan.recipe.name}' for plan in plans)}: about"
-        f" {BOUND_S / 60:.0f} minutes",
+        f" {MAX_BENCH_S / 60:.0f} minutes",
         markup=False,
     )
     facts = (
-        {"benchmark": "run on a GPU", "bound_s": BOUND_S}
+        {"benchmark": "run on a GPU", "bound_s": MAX_BENCH_S}
         | machine_facts(settings, data)
         | {"runs": []}
     )
     for number, plan in enumerate(plans):
-        left_s = BOUND_S - (time.perf_counter() - began_s)
+        left_s = MAX_BENCH_S - (time.perf_counter() - began_s)
         page, found, targets = bench_page(
             plan, settings, data, folder, num_rounds, left_s / (len(plans) - number)
         )
@@ -135,7 +135,7 @@ def measure_on_gpu(
             " images a step",
             markup=False,
         )
-        out.print(table_of(found.rates, found.rates["step"].images_per_s))
+        out.print(bench_table(found.rates, found.rates["step"].images_per_s))
         out.print(page["verdict"], markup=False)
         out.print(floor_table(page))
         out.print(targets_table(targets))
@@ -148,7 +148,7 @@ def _write(results: Path, settings, facts: dict) -> None:
     write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def table_of(rates: dict, limit: float):
+def bench_table(rates: dict, limit: float):
     """One line for each part: its rate, its spread, and its share of the step's rate."""
     table = Table("part", "images/s", "quartiles", "x step alone")
     for column in table.columns[1:]:

@@ -12,10 +12,10 @@ import typer
 from trainer.cli.options import (
     Data,
     DataDir,
-    Recipe,
+    RecipeName,
     Results,
     Runs,
-    Seed,
+    SeedNumber,
     Set,
     Workers,
     app,
@@ -82,8 +82,8 @@ def parity(
     data: Data = "digits",
     data_dir: DataDir = None,
     src: Src = None,
-    recipe: Recipe = "A1",
-    seed: Seed = 0,
+    recipe: RecipeName = "A1",
+    seed: SeedNumber = 0,
     set_: Set = "",
     images: Annotated[int, typer.Option(min=1, help="Least number of images to compare.")] = 2048,
     run: Annotated[

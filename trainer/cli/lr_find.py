@@ -9,15 +9,15 @@ import typer
 
 from trainer.base.signals import StopRequest
 from trainer.cli.options import (
-    Again,
+    AgainFlag,
     Data,
     DataDir,
     Device,
     Gpus,
-    Model,
+    ModelName,
     Precision,
     Procs,
-    Recipe,
+    RecipeName,
     Results,
     Runs,
     Set,
@@ -30,8 +30,8 @@ from trainer.cli.options import (
 @app.command("lr-find")
 @user_errors
 def lr_find(
-    recipe: Recipe = "A1",
-    model: Model = "resnet50",
+    recipe: RecipeName = "A1",
+    model: ModelName = "resnet50",
     data: Data = "digits",
     data_dir: DataDir = None,
     set_: Set = "",
@@ -65,7 +65,7 @@ def lr_find(
     workers: Workers = "auto",
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
-    again: Again = False,
+    again: AgainFlag = False,
     gpus: Gpus = None,
     procs: Procs = None,
 ) -> None:
@@ -75,10 +75,10 @@ def lr_find(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
-        from trainer.cli.lr_find_ranks import find
+        from trainer.cli.lr_find_ranks import find_on_ranks
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve
         asked = recipe, model, data, data_dir, set_, again
-        code = find(asked, request, device, machine, gpus, procs, stop)
+        code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

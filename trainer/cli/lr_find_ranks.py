@@ -23,7 +23,7 @@ from trainer.runs.job import Job, plan_of
 from trainer.runs.start import say
 
 
-def find(
+def find_on_ranks(
     asked: tuple[str, str, str, Path | None, str, bool],
     request: tuple[str, float | None, float | None, int | None, int, str | None],
     device: str,
@@ -73,7 +73,7 @@ def _find(
     check_settings(setup.plan, setup.settings)
     if ranks.is_first:
         check_writable("runs", setup.settings.runs)
-    output.head(out, setup)
+    output.print_plan_head(out, setup)
     show.warmup_note(out, setup.plan)
     if (setup.settings.runs / setup.name / "suggestion.json").exists() and not job.again:
         out.print(f"{setup.name} has a result already; use again=1 to rerun it", markup=False)

@@ -21,11 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Recipe = Annotated[
+RecipeName = Annotated[
     str,
     typer.Option(help="A recipe: A1 (its newest version), A1.v1, or a path to a .yaml file."),
 ]
-Model = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
+ModelName = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
 Data = Annotated[
     str,
     typer.Option(
@@ -38,7 +38,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", "--data_dir", help="Folder of the data set, or to download it to."),
 ]
-Seed = Annotated[int, typer.Option(help="Random seed: which repeat this is.")]
+SeedNumber = Annotated[int, typer.Option(help="Random seed: which repeat this is.")]
 Set = Annotated[
     str, typer.Option("--set", help='Overrides of the recipe: "epochs=5 loss.name=ce".')
 ]
@@ -62,7 +62,7 @@ Loader = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="Folder of the stored rows.")]
-Again = Annotated[
+AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")
 ]
 Gpus = Annotated[int | None, typer.Option(min=1, help="Number of ranks, one GPU each.")]
@@ -76,7 +76,7 @@ CheckpointS = Annotated[
         "--checkpoint-s", "--checkpoint_s", min=0, help="Least seconds between two checkpoints."
     ),
 ]
-MicroBatch = Annotated[
+MicroBatchMode = Annotated[
     str,
     typer.Option(
         "--micro-batch",
@@ -125,7 +125,7 @@ BadImages = Annotated[
         help="fail, or skip: replace unreadable images by others, counted, at most 1 %.",
     ),
 ]
-Plugins = Annotated[
+PluginFiles = Annotated[
     str,
     typer.Option(
         help="Python files with components of your own: my_losses.py, several with commas."
@@ -160,12 +160,12 @@ def user_errors(command):
 
     if not loads_itself:
         given = inspect.Parameter(
-            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=Plugins
+            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=PluginFiles
         )
         wrapped.__signature__ = signature.replace(
             parameters=[*signature.parameters.values(), given]
         )
         wrapped.__annotations__ = inspect.get_annotations(command, eval_str=True) | {
-            "plugins": Plugins
+            "plugins": PluginFiles
         }
     return wrapped

@@ -15,7 +15,7 @@ from rich.text import Text
 from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
-from trainer.ablation.throughput import Throughput, measure, shape_of
+from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import open_data
@@ -48,7 +48,7 @@ def print_plan(
     ablation = load_ablation(name)
     question = question_of(ablation)
     rows = by_cell(question, find_rows(results, [question]))
-    head(out, ablation)
+    print_head(out, ablation)
     check_models(ablation)
     for group in groups_of(ablation):
         print_group(out, ablation, group, rows)
@@ -69,7 +69,7 @@ def print_plan(
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
 
-def head(out: Console, ablation: Ablation) -> None:
+def print_head(out: Console, ablation: Ablation) -> None:
     """Question, source, and what all cells share."""
     page = ablation.page
     budget = "the recipe's epochs on its data"
@@ -278,7 +278,9 @@ def measured(
         throughputs = {}
         for shape, cell in plans.items():
             plan = plan_of_cell(cell, cell.planned.seed)
-            throughputs[shape] = measure(plan, settings, opened[cell.data], num_measured, BOUND_S)
+            throughputs[shape] = measure_throughput(
+                plan, settings, opened[cell.data], num_measured, BOUND_S
+            )
             each()
     return throughputs
 

@@ -9,7 +9,7 @@ from typing import Any
 from trainer.cli.plan_ablation import print_plan
 from trainer.data.profile import find_profile
 from trainer.models.build import assemble
-from trainer.models.edit.replacement import Swap
+from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
@@ -35,18 +35,20 @@ def explain(job: Job, with_off: bool) -> None:
     """Print every value of a recipe with its origin. job: its data may be empty: no profile."""
     profile = find_profile(job.data, job.data_dir) if job.data else None
     written, positions, resolved, deviations = resolve(job, profile)
-    replacements: tuple[Swap, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
     if resolved.model:
         # module replacement does not depend on the number of classes or images: without a data set,
         # ImageNet's profile
         profile = profile or PROFILES["imagenet-1k"]
-        replacements = summary.surgery(make_plan(resolved, model=job.model, profile=profile))
+        replacements = summary.module_replacements(
+            make_plan(resolved, model=job.model, profile=profile)
+        )
     rows = explain_rows(written, positions, resolved, job.model, deviations, with_off=with_off)
     title = f"{written.name}.v{written.version} for {job.model}: {written.source}"
     out = summary.console()
     out.print(explain_table(rows, title))
     summary.off_note(out, rows)
-    summary.replaced(out, resolved, replacements)
+    summary.replaced_lines(out, resolved, replacements)
 
 
 def diff(a: str, b: str) -> None:

@@ -12,11 +12,11 @@ from trainer.cli.options import (
     Data,
     DataDir,
     Device,
-    Model,
+    ModelName,
     Precision,
-    Recipe,
+    RecipeName,
     Results,
-    Seed,
+    SeedNumber,
     Set,
     Workers,
     app,
@@ -37,11 +37,11 @@ def _commands():
 @user_errors
 def plan(
     context: typer.Context,
-    recipe: Recipe = "A1",
-    model: Model = "resnet50",
+    recipe: RecipeName = "A1",
+    model: ModelName = "resnet50",
     data: Data = "digits",
     data_dir: DataDir = None,
-    seed: Seed = 0,
+    seed: SeedNumber = 0,
     set_: Set = "",
     ablation: Annotated[
         str, typer.Option(help="An ablation: its cells, their stored rows, estimated hours.")
@@ -90,8 +90,8 @@ def _check_options(context: typer.Context, ablation: str) -> None:
 @app.command()
 @user_errors
 def explain(
-    recipe: Recipe = "A1",
-    model: Model = "resnet50",
+    recipe: RecipeName = "A1",
+    model: ModelName = "resnet50",
     data: Annotated[
         str,
         typer.Option(help="Include what this data set's profile changes; default: none."),

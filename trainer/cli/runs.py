@@ -12,7 +12,7 @@ from trainer.base.plugins import load_plugins
 from trainer.base.settings import check_loader
 from trainer.base.signals import StopRequest
 from trainer.cli.options import (
-    Again,
+    AgainFlag,
     BadImages,
     Checkpointing,
     CheckpointS,
@@ -24,16 +24,16 @@ from trainer.cli.options import (
     Inject,
     KeepEvery,
     Loader,
-    MicroBatch,
-    Model,
+    MicroBatchMode,
+    ModelName,
     PartOf,
-    Plugins,
+    PluginFiles,
     Precision,
     Procs,
-    Recipe,
+    RecipeName,
     Results,
     Runs,
-    Seed,
+    SeedNumber,
     Set,
     Workers,
     app,
@@ -52,11 +52,11 @@ def _commands():
 @app.command()
 @user_errors
 def train(
-    recipe: Recipe = "A1",
-    model: Model = "resnet50",
+    recipe: RecipeName = "A1",
+    model: ModelName = "resnet50",
     data: Data = "digits",
     data_dir: DataDir = None,
-    seed: Seed = 0,
+    seed: SeedNumber = 0,
     set_: Set = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -66,12 +66,12 @@ def train(
     checkpoint_s: CheckpointS = 60.0,
     runs: Runs = Path("runs"),
     results: Results = Path("results"),
-    again: Again = False,
+    again: AgainFlag = False,
     ablation: PartOf = None,
     cell: PartOf = None,
     gpus: Gpus = None,
     procs: Procs = None,
-    micro_batch: MicroBatch = "page",
+    micro_batch: MicroBatchMode = "page",
     activation_checkpointing: Checkpointing = 0,
     compile: Compile = 0,
     inject: Inject = "",
@@ -167,7 +167,7 @@ def launch_slurm(
         str, typer.Option(help='More sbatch options: "--partition=big --account=me".')
     ] = "",
     job: Annotated[Path, typer.Option(help="The job file to write.")] = Path("job.sh"),
-    plugins: Plugins = "",
+    plugins: PluginFiles = "",
 ) -> None:
     """Write a job file that trains on a Slurm cluster; before its time limit the run is saved and
     the job is requeued.

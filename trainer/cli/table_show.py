@@ -21,10 +21,10 @@ from trainer.report.formats import (
     as_csv,
     as_latex,
     as_markdown,
+    cell_text,
     heading_of,
     is_text,
     shown_columns,
-    text_of,
 )
 from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
@@ -134,7 +134,7 @@ def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
             Text(heading_of(view, column)), justify="left" if is_text(column) else "right"
         )
     for summary in view.table.groups[group]:
-        texts = (Text(text_of(view, summary, column)) for column in columns)
+        texts = (Text(cell_text(view, summary, column)) for column in columns)
         shown.add_row(
             *texts, style="bold" if summary.cell.is_base else "yellow" if summary.marks else None
         )

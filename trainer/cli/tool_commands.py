@@ -12,7 +12,7 @@ from trainer.base.disk import write_atomically
 from trainer.base.settings import check_writable, num_cores
 from trainer.runs import summary
 from trainer.tools.drill import DrillResult, chosen_drills, run_drills
-from trainer.tools.matrix import as_markdown, chosen_models, chosen_recipes, fill
+from trainer.tools.matrix import chosen_models, chosen_recipes, fill, matrix_markdown
 
 _NUM_TAIL_LINES = 15
 
@@ -50,7 +50,7 @@ def matrix(models: str, recipes: str, results: Path) -> None:
     if is_whole:
         check_writable("results", results)
     with summary.progress(out, "cells", len(rows) * len(columns)) as advance:
-        text = as_markdown(list(fill(rows, columns, advance)))
+        text = matrix_markdown(list(fill(rows, columns, advance)))
     out.print(text, markup=False)
     if is_whole:
         write_atomically(results / "matrix.md", text.encode())

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from trainer.base.component import Ingredient
+from trainer.base.component import Component
 from trainer.base.errors import UserError
 
-Stage = Literal["decode", "pixels", "normalized"]
+AugmentationStage = Literal["decode", "pixels", "normalized"]
 
 
-class Augmentation(Ingredient):
+class Augmentation(Component):
     """One augmentation; derive from Crop, Mirror, OfPixels or OfNormalized, which say when it
     happens.
 
@@ -38,7 +38,7 @@ class Augmentation(Ingredient):
 
     @property
     @abstractmethod
-    def stage(self) -> Stage:
+    def stage(self) -> AugmentationStage:
         """When it happens."""
 
     def with_least_area(self, share: float) -> Self:
@@ -67,7 +67,7 @@ class Augmentation(Ingredient):
 class Crop(Augmentation):
     """Chooses the part of an image that is resized to the training size."""
 
-    stage: ClassVar[Stage] = "decode"
+    stage: ClassVar[AugmentationStage] = "decode"
     crops: ClassVar[bool] = True
 
     @abstractmethod
@@ -85,7 +85,7 @@ class Crop(Augmentation):
 class Mirror(Augmentation):
     """Chooses the images whose left and right change places."""
 
-    stage: ClassVar[Stage] = "decode"
+    stage: ClassVar[AugmentationStage] = "decode"
     flips: ClassVar[bool] = True
 
     @abstractmethod
@@ -118,10 +118,10 @@ class _OfTensors(Augmentation):
 class OfPixels(_OfTensors):
     """Changes uint8 images [B, C, H, W] of the training size."""
 
-    stage: ClassVar[Stage] = "pixels"
+    stage: ClassVar[AugmentationStage] = "pixels"
 
 
 class OfNormalized(_OfTensors):
     """Changes normalized float images [B, C, H, W]."""
 
-    stage: ClassVar[Stage] = "normalized"
+    stage: ClassVar[AugmentationStage] = "normalized"

@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.base.component import Ingredient
+from trainer.base.component import Component
 
 Change = tuple[int, int]
 
 
-class WeightAverage(Ingredient):
+class WeightAverage(Component):
     """An exponential moving average of all weights and floating-point buffers.
 
     decay: what an update keeps of the average, in (0, 1).

@@ -14,7 +14,7 @@ _CPU_BUNDLE_WEIGHTS = 1 << 18
 _GPU_BUNDLE_WEIGHTS = 1 << 26
 
 
-class Lamb(torch.optim.Optimizer):
+class LambOptimizer(torch.optim.Optimizer):
     """Adam whose step on each tensor is as long as the tensor's own norm, times the learning rate.
 
     With u = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w, a tensor w

@@ -7,11 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.base.component import NonNegative, Page
+from trainer.base.component import NonNegative, StrictModel
 from trainer.components.schedules import NumEpochs, Schedule
 
 
-class LearningRate(Page):
+class LearningRate(StrictModel):
     """The learning rate as a function of the step.
 
     peak: the highest rate, for the recipe's own batch.images.

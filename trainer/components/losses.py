@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from trainer.base.component import Ingredient, NonNegative, Positive
+from trainer.base.component import Component, NonNegative, Positive
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Loss(Ingredient):
+class Loss(Component):
     """How far answers are from targets.
 
     compares_splits: it is given several answers to each image, one for each of a recipe's

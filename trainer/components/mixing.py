@@ -13,7 +13,7 @@ from pydantic import Field
 from scipy.special import betaincinv
 from torch import Tensor
 
-from trainer.base.component import Ingredient
+from trainer.base.component import Component
 from trainer.base.streams import uniforms
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -33,7 +33,7 @@ class Mix:
     box: Box | None
 
 
-class Mixing(Ingredient):
+class Mixing(Component):
     """What all ways of mixing share.
 
     partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b

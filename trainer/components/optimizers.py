@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from timm.optim import RMSpropTF
 from torch import Tensor, nn
 
-from trainer.base.component import Ingredient, Positive
+from trainer.base.component import Component, Positive
 from trainer.components import lamb, timm_optimizer
 from trainer.components.clipping import clip_adaptively, clip_gradients
-from trainer.components.sgd import DecoupledSgd as _DecoupledSgd
+from trainer.components.sgd import DecoupledSgdOptimizer as _DecoupledSgd
 from trainer.models.edit.replacement import is_norm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -22,7 +22,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 Kind = Literal["norms", "biases", "vectors", "bn_in_name"]
 
 
-class Optimizer(Ingredient):
+class Optimizer(Component):
     """What all optimizers share.
 
     weight_decay: in [0, 1].
@@ -94,7 +94,7 @@ class Optimizer(Ingredient):
 class Lamb(Optimizer):
     """LAMB as timm has it, without its hidden clipping: a recipe states clip_global_norm itself.
 
-    Sources: see `lamb.Lamb`.
+    Sources: see `lamb.LambOptimizer`.
     """
 
     name: Literal["lamb"] = "lamb"
@@ -104,7 +104,7 @@ class Lamb(Optimizer):
     example: ClassVar[dict[str, Any]] = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.02}
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        return _resumable(lamb.Lamb(groups, lr=lr, betas=self.betas, eps=self.eps))
+        return _resumable(lamb.LambOptimizer(groups, lr=lr, betas=self.betas, eps=self.eps))
 
 
 class AdamW(Optimizer):

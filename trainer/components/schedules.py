@@ -11,14 +11,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from trainer.base.component import Ingredient, NonNegative, Positive, Share
+from trainer.base.component import Component, NonNegative, Positive, Share
 
 NumEpochs = Annotated[int, Field(ge=1)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 Period = Literal["run", "after_warmup"]
 
 
-class Schedule(Ingredient):
+class Schedule(Component):
     """What the rate does after its warm-up. All epochs are counted from the start of the run.
 
     has_own_warmup: it says what happens from the first step on, and a recipe gives it no other

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 
-class DecoupledSgd(torch.optim.SGD):
+class DecoupledSgdOptimizer(torch.optim.SGD):
     """torch's SGD on weights that first shrink by weight_decay * lr / initial_lr.
 
     The decay follows the shape of the schedule but not its height: at the first rate, initial_lr, a
@@ -32,7 +32,7 @@ class DecoupledSgd(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure=None):
         """One optimizer step from the gradients; weights without one are left as they are."""
-        assert closure is None, "DecoupledSgd evaluates no loss"
+        assert closure is None, "DecoupledSgdOptimizer evaluates no loss"
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             lost_share = group["decoupled_decay"] * group["lr"] / group["initial_lr"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainer.base.errors import UserError, did_you_mean
 from trainer.data.datasets.packed import open_files
-from trainer.recipe.load import load_page
+from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profile
 
 
@@ -32,7 +32,7 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return PROFILES[data]
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
-        profile, _ = load_page(path, Profile)
+        profile, _ = load_yaml(path, Profile)
         return profile
     if os.path.isdir(path):
         return _folder_profile(path)

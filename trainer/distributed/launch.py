@@ -31,7 +31,7 @@ from trainer.base.signals import StopRequest
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
-END_S = (
+RANKS_END_S = (
     10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
 )
 # What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no
@@ -228,19 +228,21 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
 
 
 def agent_class(agent: type) -> Callable:
-    """torch's LocalElasticAgent, or its like, that waits END_S, not torch's 30 s, for a rank that
-    hangs.
+    """torch's LocalElasticAgent, or its like, that waits RANKS_END_S, not torch's 30 s, for a rank
+    that hangs.
 
     With the 20 s in which it did not come, or was not heard of, that would be too long.
     """
     if "shutdown_timeout" in inspect.signature(agent).parameters:
-        return functools.partial(agent, shutdown_timeout=END_S)
+        return functools.partial(agent, shutdown_timeout=RANKS_END_S)
 
     class Agent(agent):  # older torch, from 2.9 on, has no public way to say so
         def _start_workers(self, worker_group):
             found = super()._start_workers(worker_group)
             close = self._pcontext.close
-            self._pcontext.close = lambda death_sig=None, timeout=None: close(death_sig, END_S)
+            self._pcontext.close = lambda death_sig=None, timeout=None: close(
+                death_sig, RANKS_END_S
+            )
             return found
 
     return Agent

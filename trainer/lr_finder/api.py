@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer.ablation.cells import text_of
+from trainer.ablation.cells import overrides_text
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
@@ -28,7 +28,7 @@ from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
 from trainer.lr_finder.baseline import bias_only_loss, hold_out
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
-from trainer.lr_finder.output import TrialFolder, run_name, write_results
+from trainer.lr_finder.output import TrialFolder, lr_find_name, write_results
 from trainer.lr_finder.plots import draw
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.lr_finder.rules import CURVES, LEAST_POINTS, BaselineLosses, Suggestion
@@ -106,7 +106,7 @@ class Setup:
     @property
     def name(self) -> str:
         """Of the folder under runs/."""
-        return run_name(self.plan, self.data_fingerprint, self.asked)
+        return lr_find_name(self.plan, self.data_fingerprint, self.asked)
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     theirs = {
         label: each for label, each in overrides_of(job.overrides).items() if label not in ours
     }
-    text = text_of(theirs | ours)
+    text = overrides_text(theirs | ours)
     is_plain = not set(text) & set('"\\$`')
     return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
 

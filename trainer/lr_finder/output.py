@@ -32,11 +32,11 @@ from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
 from trainer.runs import summary as show
 
-COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
+CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
 
 
-def run_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) -> str:
+def lr_find_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) -> str:
     """`lr-find-<recipe>.v<N>-<model>-<data>-<6 hex of the run's science and of all that was
     asked>`.
     """
@@ -103,7 +103,7 @@ def curve_table(curves: tuple[Curve, ...]) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(CURVE_COLUMNS)
     for number, curve in enumerate(curves):
         measured = dict(zip(*(part.tolist() for part in curve.held_out), strict=True))
         for step, (value, loss) in enumerate(
@@ -184,7 +184,7 @@ def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
             writer.add_image("curve", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
 
 
-def head(out: Console, setup) -> None:
+def print_plan_head(out: Console, setup) -> None:
     """The lines above a LR finder run: page, deviations, batch, range, how long it will be."""
     plan, lengths, scalar = setup.plan, setup.lengths, setup.scalar
     out.print(f"[bold]{plan.recipe.name}.v{plan.recipe.version}[/] {escape(plan.recipe.title)}")

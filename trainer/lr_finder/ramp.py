@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.base.errors import OverrideError, PageError, UserError, did_you_mean
+from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
@@ -100,7 +100,7 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     label = RATE if text in SPACINGS else _whole_path(page, text)
     try:
         path = tree.find(Recipe, page, label)
-    except PageError as error:
+    except ConfigError as error:
         raise error.raised_as(RampError, place=f"ramp={text}") from None
     label, own = label_of(page, path), value_at(page, path)
     why = _FIXED.get(path[0]) or ("metadata" if path[0] in ABOUT else None)

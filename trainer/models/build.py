@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
-from trainer.models.edit.replacement import Swap
+from trainer.models.edit.replacement import Replacement
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 
@@ -56,7 +56,7 @@ def build_model(plan: Plan) -> nn.Module:
     return assemble(plan)[0]
 
 
-def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     """The model of a plan, and what each part of its recipe's `model` section replaced in it.
 
     timm and the parts sample from torch's global generator, which is forked here and left as it
@@ -77,7 +77,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
     return model, replacements
 
 
-def assembled(plan: Plan) -> tuple[nn.Module, tuple[Swap, ...]]:
+def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     """The same without forking: initialized from torch's global generator as it stands."""
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan)

@@ -11,7 +11,13 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError
-from trainer.models.edit.replacement import SurgeryError, Swap, counted, is_norm, nothing_to_replace
+from trainer.models.edit.replacement import (
+    Replacement,
+    ReplacementError,
+    counted,
+    is_norm,
+    nothing_to_replace,
+)
 from trainer.models.spec import Model, Pretrained, Start
 
 _NUM_NAMED = 3
@@ -26,10 +32,10 @@ class WeightsError(UserError):
 
 def initialize_weights(
     model: nn.Module, section: Model | None, num_classes: int
-) -> tuple[Swap, ...]:
+) -> tuple[Replacement, ...]:
     """Initialize a built model as its recipe's `model` section asks: `pretrained`, then `start`.
 
-    Raises SurgeryError and WeightsError as the two do, and SurgeryError where one key would
+    Raises ReplacementError and WeightsError as the two do, and ReplacementError where one key would
     overwrite another.
     """
     if section is None:
@@ -46,7 +52,7 @@ def initialize_weights(
             for replacement in replacements
         )
     ):
-        raise SurgeryError(
+        raise ReplacementError(
             "model.start.head_std: overwrites the classifier that model.pretrained loads; "
             "leave one of them out"
         )
@@ -73,18 +79,18 @@ def _check_conflicts(section: Model, start: Start) -> None:
             [("head_std", "model.head_init_scale scales")] if start.head_std is not None else []
         )
     for key, why in conflicts:
-        raise SurgeryError(f"model.start.{key}: overwrites what {why}; leave one of them out")
+        raise ReplacementError(f"model.start.{key}: overwrites what {why}; leave one of them out")
 
 
-def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
-    """Initialize weights as a recipe's `model.start` says, from torch's global generator; one Swap
-    for each key.
+def apply_start(model: nn.Module, start: Start) -> tuple[Replacement, ...]:
+    """Initialize weights as a recipe's `model.start` says, from torch's global generator; one
+    Replacement for each key.
 
     Convolutions: those of the body, and for a truncated normal every linear layer and the
     classifier; one that starts at zero does so on purpose and is kept. Norms: every gamma, also
     those that start at zero. The classifier last.
 
-    Raises SurgeryError where the model has nothing of the kind.
+    Raises ReplacementError where the model has nothing of the kind.
     """
     replacements = []
     if start.convolutions is not None:
@@ -96,13 +102,13 @@ def apply_start(model: nn.Module, start: Start) -> tuple[Swap, ...]:
     if start.head_bias is not None:
         replacements.append(_set_head_bias(model, start.head_bias))
     if not replacements:
-        raise SurgeryError(
+        raise ReplacementError(
             "model.start: is empty; valid: convolutions, norm_gamma, head_std, head_bias"
         )
     return tuple(replacements)
 
 
-def _init_convolutions(model: nn.Module, how: str) -> Swap:
+def _init_convolutions(model: nn.Module, how: str) -> Replacement:
     """Initialize those that do not start at zero.
 
     Source: He et al. 2015, arXiv:1502.01852; torch computes a grouped convolution's fan_in from
@@ -139,7 +145,7 @@ def _init_convolutions(model: nn.Module, how: str) -> Swap:
     at_zero = len(found) - len(drawn)
     note = f"{at_zero} zero-initialized kept" if at_zero else ""
     after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
-    return Swap("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
+    return Replacement("start.convolutions", counted(drawn.values()), after, tuple(drawn), note)
 
 
 def _init_truncated(module: nn.Module) -> None:
@@ -154,13 +160,13 @@ def _is_convolution(module: nn.Module) -> bool:
     return weight is not None and weight.ndim == 4 and hasattr(module, "kernel_size")
 
 
-def _init_gammas(model: nn.Module) -> Swap:
+def _init_gammas(model: nn.Module) -> Replacement:
     norms = {name: module for name, module in model.named_modules() if _has_gamma(module)}
     if not norms:
         raise nothing_to_replace("start.norm_gamma", "norm with a gamma", model)
     for module in norms.values():
         nn.init.uniform_(module.weight)
-    return Swap(
+    return Replacement(
         "start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms)
     )
 
@@ -174,10 +180,10 @@ def _own_weight(module: nn.Module) -> nn.Parameter | None:
     return dict(module.named_parameters(recurse=False)).get("weight")
 
 
-def _init_head(model: nn.Module, std: float) -> Swap:
+def _init_head(model: nn.Module, std: float) -> Replacement:
     name, classifier = _classifier_with("weight", "head_std", model)
     nn.init.normal_(classifier.weight, std=std)
-    return Swap(
+    return Replacement(
         "start.head_std",
         counted([classifier]),
         f"normal, deviation {std:g}" if std else "zero",
@@ -185,21 +191,21 @@ def _init_head(model: nn.Module, std: float) -> Swap:
     )
 
 
-def _set_head_bias(model: nn.Module, value: float) -> Swap:
+def _set_head_bias(model: nn.Module, value: float) -> Replacement:
     name, classifier = _classifier_with("bias", "head_bias", model)
     nn.init.constant_(classifier.bias, value)
-    return Swap("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
+    return Replacement("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
 
 
 def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Module]:
-    """Name and module of the classifier. Raises SurgeryError where it has no such part, a weight or
-    a bias.
+    """Name and module of the classifier. Raises ReplacementError where it has no such part, a
+    weight or a bias.
     """
     name = _classifier_name(model)
     classifier = model.get_submodule(name) if name else None
     if classifier is None or getattr(classifier, part, None) is None:
         kind = type(model).__name__
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.start.{key}: the classifier of {kind} has no {part}; "
             f"leave model.start.{key} out"
         )
@@ -212,8 +218,8 @@ def _classifier_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is classifier), None)
 
 
-def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Swap:
-    """Load the weights of a file into a model; the Swap's note names what stays random.
+def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Replacement:
+    """Load the weights of a file into a model; the Replacement's note names what stays random.
 
     The first convolution is adapted to the model's channels as timm does it: see
     `adapt_input_channels`. Where the file's classifier has another shape, or is missing, the
@@ -248,7 +254,7 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     _check_keys(path, tensors, own, heads if left else set())
     model.load_state_dict(own | tensors)
     taken = [key for key in own if key in tensors]
-    return Swap(
+    return Replacement(
         "pretrained",
         (("random tensor" + "s" * (len(taken) > 1), len(taken)),),
         path.name,

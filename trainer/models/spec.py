@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainer.base.component import Page
+from trainer.base.component import StrictModel
 from trainer.models.edit.replacement import Part
 from trainer.models.parts.activations import Activation
 from trainer.models.parts.attention import Attention
@@ -30,7 +30,7 @@ PARTS = (
 )  # fmt: skip
 
 
-class Start(Page):
+class Start(StrictModel):
     """Weight initialization other than timm's; an absent key leaves timm's.
 
     convolutions: Kaiming's normal distribution with fan_in or fan_out; "truncated_normal" covers
@@ -50,7 +50,7 @@ class Start(Page):
     head_bias: Annotated[float, Field(ge=-100, le=100)] | None = None
 
 
-class Pretrained(Page):
+class Pretrained(StrictModel):
     """Pretrained weights to start from.
 
     file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are
@@ -63,7 +63,7 @@ class Pretrained(Page):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Model(Page):
+class Model(StrictModel):
     """What is changed in the model as timm builds it; absent: nothing.
 
     zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs

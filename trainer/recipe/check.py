@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from trainer.base.component import is_kind, registered, tag_of
-from trainer.base.errors import PageError, Path, did_you_mean
+from trainer.base.errors import ConfigError, Path, did_you_mean
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -49,9 +49,9 @@ _MADE_OF = {
 _LONGEST_QUOTE = 60
 
 
-def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> PageError:
+def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> ConfigError:
     """What a recipe's own validator raises: the path is counted from the recipe being validated."""
-    return PageError(found, hint, path=path, kind=kind)
+    return ConfigError(found, hint, path=path, kind=kind)
 
 
 def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
@@ -60,7 +60,7 @@ def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int]
     line: of a path, by which the first of several errors is told; without lines the one that is
     nested least is it.
 
-    Raises PageError for the first thing that is wrong; its path is counted from the data.
+    Raises ConfigError for the first thing that is wrong; its path is counted from the data.
     """
     try:
         return kind.model_validate(data)
@@ -152,7 +152,7 @@ def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseMode
     return kinds
 
 
-def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> PageError:
+def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> ConfigError:
     """The error of the last key of `path`, which none of the classes that may stand there has."""
     key, section = str(path[-1]), path[:-1]
     kinds = kinds_at(kind, data, section)
@@ -160,10 +160,10 @@ def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> PageError:
     elsewhere = [str(tag_of(one)) for one in kinds if one not in here and key in one.model_fields]
     if elsewhere:
         found = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}"
-        return PageError(found, "leave it out", path=path, kind="unknown_key")
+        return ConfigError(found, "leave it out", path=path, kind="unknown_key")
     known = {key for one in here for key in one.model_fields}
     found = f"{quoted(key)} is no key of {_place(data, section)}{suggestion(key, known)}"
-    return PageError(found, path=path, kind="unknown_key")
+    return ConfigError(found, path=path, kind="unknown_key")
 
 
 def value_at(data: Any, path: Path) -> Any:
@@ -198,10 +198,10 @@ def _untagged(data: Any, location: Path) -> Path:
 
 def _error(
     kind: type[BaseModel], data: Mapping[str, Any], path: Path, error: Mapping[str, Any]
-) -> PageError:
+) -> ConfigError:
     reason, context, value = error["type"], error.get("ctx", {}), error["input"]
-    if isinstance(raised := context.get("error"), PageError):
-        return raised.raised_as(PageError, path=path + raised.path)
+    if isinstance(raised := context.get("error"), ConfigError):
+        return raised.raised_as(ConfigError, path=path + raised.path)
     if reason == "extra_forbidden":
         return unknown_key(kind, data, path)
     if reason == "union_tag_not_found":
@@ -210,19 +210,19 @@ def _error(
         names = [tag_of(one) or "" for one in kinds_at(kind, data, path)]
         what = next((part for part in reversed(path) if isinstance(part, str)), "ingredient")
         found = f"{quoted(str(value['name']))} is no {what}{suggestion(str(value['name']), names)}"
-        return PageError(found, path=(*path, "name"), kind="unknown_name")
+        return ConfigError(found, path=(*path, "name"), kind="unknown_name")
     off = reason == "greater_than" and value == 0
     found = f"{label_of(data, path)} is {quoted(value)}"
-    return PageError(
+    return ConfigError(
         found, _remedy(reason, context, error["msg"]), path=path, kind=reason, can_be_off=off
     )
 
 
-def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> PageError:
+def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
     """Keys that are not there; the path is that of the section."""
     place = _place(data, path)
     if isinstance(keys[0], int):
-        return PageError(
+        return ConfigError(
             f"{place} is a list of {keys[0]}",
             f"write {keys[-1] + 1} values",
             path=path,
@@ -230,17 +230,19 @@ def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> PageError:
         )
     them, these = ("them", "these") if len(keys) > 1 else ("it", "this one")
     hint = f"add {them}: an absent key means off, and {these} cannot be off"
-    return PageError(f"{place} has no {', '.join(map(str, keys))}", hint, path=path, kind="missing")
+    return ConfigError(
+        f"{place} has no {', '.join(map(str, keys))}", hint, path=path, kind="missing"
+    )
 
 
-def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> PageError:
+def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> ConfigError:
     """An component without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
         if not any(key in one.model_fields for one in kinds):
             return unknown_key(kind, data, (*path, key))
     names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
-    return PageError(
+    return ConfigError(
         f"{_place(data, path)} has no name", f"add name: one of {names}", path=path, kind="missing"
     )
 

@@ -22,7 +22,7 @@ _ORIGINS = {"set": "override"}
 _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "override": "red"}
 
 
-class Row(NamedTuple):
+class ExplainedValue(NamedTuple):
     """One value of a recipe.
 
     value: None for off. origin: page, assumed, per_model, profile or override. line: in the page,
@@ -36,7 +36,7 @@ class Row(NamedTuple):
     note: str
 
 
-class Difference(NamedTuple):
+class RecipeDifference(NamedTuple):
     """One path at which two recipes differ; None for off."""
 
     path: str
@@ -51,7 +51,7 @@ def explain_rows(
     model: str,
     deviations: Sequence[Deviation] = (),
     with_off: bool = False,
-) -> list[Row]:
+) -> list[ExplainedValue]:
     """Every value of `recipe` in the order of its recipe, and where it came from.
 
     recipe, positions: as open_recipe gives them. recipe: the recipe for `model` with the deviations
@@ -74,16 +74,16 @@ def explain_rows(
     ]
 
 
-def diff_rows(a: Recipe, b: Recipe) -> list[Difference]:
+def diff_rows(a: Recipe, b: Recipe) -> list[RecipeDifference]:
     """Where two recipes differ in what they do; what they say about themselves is left out."""
     return [
-        Difference(*found)
+        RecipeDifference(*found)
         for found in tree.differences(tree.plain(a), tree.plain(b))
         if _is_science(found[0])
     ]
 
 
-def explain_table(rows: Sequence[Row], title: str) -> Table:
+def explain_table(rows: Sequence[ExplainedValue], title: str) -> Table:
     """The rows of explain_rows for a terminal."""
     table = Table(
         "path", "value", "origin", "line", "note", title=Text(title), title_justify="left"
@@ -103,7 +103,7 @@ def explain_table(rows: Sequence[Row], title: str) -> Table:
     return table
 
 
-def diff_table(rows: Sequence[Difference], a: str, b: str) -> Table:
+def diff_table(rows: Sequence[RecipeDifference], a: str, b: str) -> Table:
     """The rows of diff_rows for a terminal; a and b are the recipes' names."""
     table = Table("path", a, b)
     for row in rows:
@@ -185,14 +185,14 @@ def assumed_table() -> str:
     return "\n".join(lines)
 
 
-def _row(label, value, page, positions, recipe, model, deviations) -> Row:
+def _row(label, value, page, positions, recipe, model, deviations) -> ExplainedValue:
     """One row. The newest change to a value is its origin: deviation, line for the model,
     assumption, recipe.
     """
     changes = [change for change in deviations if _covers(change.path, label)]
     if changes:
         first, last = changes[0], changes[-1]
-        return Row(
+        return ExplainedValue(
             label,
             value,
             _ORIGINS.get(last.origin, last.origin),
@@ -202,12 +202,16 @@ def _row(label, value, page, positions, recipe, model, deviations) -> Row:
     lines = page.per_model.get(model, {})
     path = tree.find(Recipe, tree.plain(recipe), label)
     if any(_covers(key, label) for key in tree.leaves(lines)):
-        return Row(label, value, "per_model", positions.line(("per_model", model, *path)), "")
+        return ExplainedValue(
+            label, value, "per_model", positions.line(("per_model", model, *path)), ""
+        )
     key = next((key for key in recipe.assumed if _covers(key, label)), None)
     if value is None:
         path = ("assumed", key) if key else ()
     line = positions.line(path) if path else None
-    return Row(label, value, "assumed" if key else "page", line, recipe.assumed[key] if key else "")
+    return ExplainedValue(
+        label, value, "assumed" if key else "page", line, recipe.assumed[key] if key else ""
+    )
 
 
 def _covers(path: str, label: str) -> bool:

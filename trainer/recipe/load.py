@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
-from trainer.base.errors import PageError, UserError, printable
+from trainer.base.errors import ConfigError, UserError, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.recipe.check import check, quoted
 from trainer.recipe.tree import to_yaml
@@ -57,26 +57,26 @@ class Positions:
             path = path[:-1]
         return self.lines[path]
 
-    def error(self, path: ValuePath, found: str, hint: str = "") -> PageError:
+    def error(self, path: ValuePath, found: str, hint: str = "") -> ConfigError:
         """An error about one path of the recipe."""
-        return PageError(found, hint, path=path, place=self.place, line=self.line(path))
+        return ConfigError(found, hint, path=path, place=self.place, line=self.line(path))
 
-    def located(self, error: UserError, path: ValuePath, about: str = "") -> PageError:
+    def located(self, error: UserError, path: ValuePath, about: str = "") -> ConfigError:
         """An error from elsewhere as one about a path of the recipe; one that has its own line in a
         file stays as it is.
         """
-        if isinstance(error, PageError) and error.line is not None:
+        if isinstance(error, ConfigError) and error.line is not None:
             return error
         found = ": ".join(filter(None, [about, error.place, error.found]))
         return error.raised_as(
-            PageError, found=found, path=path, place=self.place, line=self.line(path)
+            ConfigError, found=found, path=path, place=self.place, line=self.line(path)
         )
 
 
-def load_page(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
+def load_yaml(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
     """One YAML file as a value of `kind`, and where each of its keys stands.
 
-    Raises PageError for the first thing that is wrong with the file, its YAML, or its values.
+    Raises ConfigError for the first thing that is wrong with the file, its YAML, or its values.
     """
     place = _shown(Path(path))
     return _parsed(_text(Path(path), place), place, kind)
@@ -95,7 +95,7 @@ def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions
         raise positions.error((), f"{quoted(data)} where a recipe begins", "write key: value lines")
     try:
         return check(kind, data, positions.line), positions
-    except PageError as error:
+    except ConfigError as error:
         raise positions.located(error, error.path) from None
 
 
@@ -105,11 +105,11 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
 
     reads_bare_exponents: 5e-3 is a number, as on a command line, where every type is known.
 
-    Raises PageError for text that is not YAML, or is YAML of the kinds that mislead.
+    Raises ConfigError for text that is not YAML, or is YAML of the kinds that mislead.
     """
     if found := _UNPRINTABLE.search(text.removeprefix("\ufeff")):
         line = text.count("\n", 0, found.start()) + 1
-        raise PageError(
+        raise ConfigError(
             f"the character {found.group()!a}", "a recipe is printable text", place=place, line=line
         )
     reader = _Reader(Positions(place), reads_bare_exponents)
@@ -136,7 +136,7 @@ def _text(path: Path, place: str) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         found, hint = f"the byte 0x{raw[error.start]:02x}", "save the recipe as UTF-8"
-    raise PageError(found, hint, place=place, line=line)
+    raise ConfigError(found, hint, place=place, line=line)
 
 
 def _shown(path: Path) -> str:
@@ -165,7 +165,7 @@ class _Composer(yaml.SafeLoader):
         elif self.depth == DEEPEST_NESTING:
             refused = f"nested more than {DEEPEST_NESTING} deep", "a recipe is flat"
         if refused:
-            raise PageError(*refused, place=self.place, line=event.start_mark.line + 1)
+            raise ConfigError(*refused, place=self.place, line=event.start_mark.line + 1)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -181,7 +181,7 @@ def _compose(text: str, place: str) -> yaml.Node:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         found, hint = _yaml_problem(" ".join(str(error.problem or error.context).split()))
-    except PageError:
+    except ConfigError:
         raise
     except (
         yaml.YAMLError,
@@ -190,7 +190,7 @@ def _compose(text: str, place: str) -> yaml.Node:
     ) as error:  # as for "\UFFFFFFFF" and long versions through
         found, hint = f"this is not YAML ({' '.join(str(error).split())[:80]})", "mend it"
     if node is None:
-        raise PageError(found, hint, place=place, line=line)
+        raise ConfigError(found, hint, place=place, line=line)
     return node
 
 
@@ -281,9 +281,11 @@ class _Reader:
             node, f"{text} is text in YAML", f"write {written.split()[0]}, or quote it for text"
         )
 
-    def _error(self, node: yaml.Node, found: str, hint: str, can_be_off: bool = False) -> PageError:
+    def _error(
+        self, node: yaml.Node, found: str, hint: str, can_be_off: bool = False
+    ) -> ConfigError:
         line = node.start_mark.line + 1
-        return PageError(
+        return ConfigError(
             found,
             hint,
             place=self.positions.place,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.base.errors import OverrideError, PageError, Path
+from trainer.base.errors import ConfigError, OverrideError, Path
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
@@ -65,7 +65,7 @@ def overrides_of(text: str) -> dict[str, Any]:
             raise OverrideError(found, hint, place=f"set={item}", labels=(label,))
         try:
             overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
-        except PageError as error:
+        except ConfigError as error:
             raise _about(error, f"set={item}", (label,)) from None
     return overrides
 
@@ -106,7 +106,7 @@ def overridden(
     for label, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         try:
             after = _put(kind, after, label, tree.plain(value), locked)
-        except PageError as error:
+        except ConfigError as error:
             raise _about(error, _item(origin, label, value), (label,)) from None
     changes = list(tree.differences(before, after))
     if not changes:
@@ -118,14 +118,14 @@ def overridden(
     )
     try:
         result = check(kind, after)
-    except PageError as error:
+    except ConfigError as error:
         labels = _blamed(after, error.path, overrides)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
         raise _about(error, place, labels) from None
     return result, deviations_between(page, result, origin)
 
 
-def _about(error: PageError, place: str, labels: tuple[str, ...]) -> OverrideError:
+def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
     """An error of a value as one of the items that set it: null, not a missing key, turns a part
     off there.
     """
@@ -149,7 +149,7 @@ def _put(
     kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]
 ) -> dict:
     if label.partition(".")[0] in locked:
-        raise PageError(
+        raise ConfigError(
             "this is what the recipe says about itself",
             "to change it, write a recipe of your own",
             kind="locked",
@@ -166,7 +166,7 @@ def _put(
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
     by_name = {str(tag_of(kind)): kind for kind in kinds}
     if not isinstance(name, str) or name not in by_name:
-        raise PageError(
+        raise ConfigError(
             f"{quoted(name)} is not known here{suggestion(str(name), by_name)}", kind="unknown_name"
         )
     return {

@@ -8,11 +8,11 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainer.base.component import Page, Positive
+from trainer.base.component import Positive, StrictModel
 from trainer.base.names import one_name
 from trainer.recipe.check import refuse
 
-Count = Annotated[int, Field(gt=0)]
+ImageCount = Annotated[int, Field(gt=0)]
 CropShare = Annotated[float, Field(gt=0, le=1)]
 ChannelMean = Annotated[float, Field(ge=0, le=1)]
 Channels = Annotated[int, Field(ge=1, le=64)]
@@ -37,7 +37,7 @@ def _is_known(name: str) -> str:
     return name
 
 
-class Adapt(Page):
+class Adapt(StrictModel):
     """What a profile changes in any recipe, so that it fits small images and small sets; absent:
     the recipe's own value.
 
@@ -46,17 +46,17 @@ class Adapt(Page):
     the whole batch. crop_area: the lower bound of random_resized_crop's area, a share of the image.
     """
 
-    train_px: Count | None = None
-    test_px: Count | None = None
+    train_px: ImageCount | None = None
+    test_px: ImageCount | None = None
     test_crop_share: CropShare | None = None
-    epochs: Count | None = None
+    epochs: ImageCount | None = None
     warmup_epochs: Annotated[int, Field(ge=0)] | None = None
-    batch_images: Count | None = None
-    norm_images: Count | None = None
+    batch_images: ImageCount | None = None
+    norm_images: ImageCount | None = None
     crop_area: CropShare | None = None
 
 
-class Profile(Page):
+class Profile(StrictModel):
     """The facts of one data set: looked up, never chosen.
 
     name: letters, digits and . + - _ only, since it becomes part of file names.
@@ -71,12 +71,12 @@ class Profile(Page):
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(one_name)]
     num_classes: Annotated[int, Field(ge=2)]
-    num_train: Count
-    num_val: Count
+    num_train: ImageCount
+    num_val: ImageCount
     mean: tuple[ChannelMean, ...]
     std: tuple[Positive, ...]
     channels: Channels = 3
-    native_px: Count | None = None
+    native_px: ImageCount | None = None
     images_of: Annotated[str, AfterValidator(_is_known)] | None = None
     adapt: Adapt | None = None
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer.base.component import Page
-from trainer.base.errors import PageError, UserError, did_you_mean, printable
+from trainer.base.component import StrictModel
+from trainer.base.errors import ConfigError, UserError, did_you_mean, printable
 from trainer.base.provenance import shipped_folder
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
@@ -23,7 +23,7 @@ from trainer.components.optimizers import Optimizer
 from trainer.models.spec import Model
 from trainer.recipe import tree
 from trainer.recipe.check import check, label_of, refuse
-from trainer.recipe.load import Positions, load_page
+from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
 from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
 from trainer.recipe.tree import ABOUT
@@ -39,7 +39,7 @@ class RecipeError(UserError):
     """A recipe that is not there, or an override that does not fit it."""
 
 
-class Recipe(Page):
+class Recipe(StrictModel):
     """One recipe: what the source does, from data to score. An absent key means off.
 
     adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
@@ -240,8 +240,8 @@ class Recipe(Page):
         for label in self.assumed:
             try:
                 found = label_of(page, tree.find(Recipe, page, label))
-            except PageError as error:
-                raise error.raised_as(PageError, path=("assumed", label)) from None
+            except ConfigError as error:
+                raise error.raised_as(ConfigError, path=("assumed", label)) from None
             if found != label or label.partition(".")[0] in ABOUT:
                 raise refuse(
                     ("assumed", label),
@@ -269,8 +269,8 @@ class Recipe(Page):
                     )
             try:
                 check(Recipe, self._folded(model))
-            except PageError as error:
-                raise error.raised_as(PageError, path=("per_model", model, *error.path)) from None
+            except ConfigError as error:
+                raise error.raised_as(ConfigError, path=("per_model", model, *error.path)) from None
         return self
 
     @model_validator(mode="after")
@@ -382,10 +382,10 @@ def find_recipe(name: str) -> Path:
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
     """The recipe on a recipe, and where each of its keys stands.
 
-    Raises PageError for what is wrong in the recipe, or a file that is not named after it. A run's
-    own recipe.yaml is free of that name: it may hold deviations.
+    Raises ConfigError for what is wrong in the recipe, or a file that is not named after it. A
+    run's own recipe.yaml is free of that name: it may hold deviations.
     """
-    recipe, positions = load_page(path, Recipe)
+    recipe, positions = load_yaml(path, Recipe)
     identity = f"{recipe.name}.v{recipe.version}"
     if Path(path).stem not in (identity, "recipe"):
         raise positions.error(
@@ -395,5 +395,5 @@ def open_recipe(path: Path) -> tuple[Recipe, Positions]:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe on a recipe. Raises PageError as open_recipe does."""
+    """The recipe on a recipe. Raises ConfigError as open_recipe does."""
     return open_recipe(path)[0]

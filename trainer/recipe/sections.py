@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.base.component import NonNegative, Page
+from trainer.base.component import NonNegative, StrictModel
 from trainer.components.schedules import scaled_epochs
 
 # The bounds only catch slips of the keyboard: no published run is near them.
@@ -15,7 +15,7 @@ Side = Annotated[int, Field(ge=8, le=2048)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class Batch(Page):
+class Batch(StrictModel):
     """How many images there are per optimizer step, and per sample of the normalization statistics.
 
     images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which
@@ -28,7 +28,7 @@ class Batch(Page):
     drop_last: bool = False
 
 
-class Growth(Page):
+class Growth(StrictModel):
     """Training images that grow in the course of the run: from_px until from_epoch, train_px from
     to_epoch on.
 
@@ -76,7 +76,7 @@ class Growth(Page):
         return round(side / self.multiple_px) * self.multiple_px
 
 
-class PreciseNorm(Page):
+class PreciseNorm(StrictModel):
     """Before each evaluation the running statistics of all norms become the plain mean over
     training images.
 
@@ -88,7 +88,7 @@ class PreciseNorm(Page):
     images: Annotated[int, Field(ge=2, le=1 << 20)]
 
 
-class Image(Page):
+class Image(StrictModel):
     """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops
     the centre.
 
@@ -122,7 +122,7 @@ class Image(Page):
         return self
 
 
-class Score(Page):
+class Score(StrictModel):
     """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states
     them.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainer.base.errors import PageError, Path
+from trainer.base.errors import ConfigError, Path
 from trainer.recipe.check import (
     chosen,
     kinds_at,
@@ -66,7 +66,7 @@ def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
     """The path that a label means in a recipe of `kind`; its last key may be absent from the data,
     that is, off.
 
-    Raises PageError for a part that the recipe cannot have, with what was meant.
+    Raises ConfigError for a part that the recipe cannot have, with what was meant.
     """
     path: Path = ()
     for part in label.split("."):
@@ -146,7 +146,7 @@ def without_assumed(
             return False
         try:
             find(kind, page, label)
-        except PageError:
+        except ConfigError:
             return False
         return True
 
@@ -224,7 +224,7 @@ def _item(data: Any, path: Path, part: str) -> int:
     if part.isascii() and part.isdigit() and len(part) < 4 and int(part) < len(items):
         return int(part)
     found = f"{quoted(part)} is not in {label_of(data, path)}{suggestion(part, names)}"
-    raise PageError(found, path=path, kind="unknown_name")
+    raise ConfigError(found, path=path, kind="unknown_name")
 
 
 def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
@@ -234,11 +234,11 @@ def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) 
     ):  # its keys are free, such as the fields of a timm optimizer
         return part
     if not kinds:
-        raise PageError(
+        raise ConfigError(
             f"{label} is a single value; it has no {quoted(part)}", path=path, kind="single_value"
         )
     if value is None and tag_of(kinds[0]) is not None:
-        raise PageError(
+        raise ConfigError(
             f"{label} is off", f"set it whole: {label}={{name: ...}}", path=path, kind="off"
         )
     if not any(part in one.model_fields for one in chosen(kinds, value)):

@@ -44,7 +44,7 @@ def shown_columns(view: View) -> tuple[str, ...]:
     return tuple(
         name
         for name in view.columns
-        if name in always or any(text_of(view, summary, name) for summary in view.table.cells)
+        if name in always or any(cell_text(view, summary, name) for summary in view.table.cells)
     )
 
 
@@ -62,7 +62,7 @@ def heading_of(view: View, column: str) -> str:
     return _HEADINGS.get(column, column)
 
 
-def text_of(view: View, summary: CellSummary, column: str) -> str:
+def cell_text(view: View, summary: CellSummary, column: str) -> str:
     """One column of a cell's line; empty where there is no value."""
     format_column = _COLUMN_TEXTS.get(column)
     if format_column is None:
@@ -208,7 +208,7 @@ def _markdown_tables(view: View) -> list[str]:
 
 
 def _markdown_cell(view: View, summary: CellSummary, column: str) -> str:
-    text = text_of(view, summary, column)
+    text = cell_text(view, summary, column)
     if column == "set":
         return markdown_code(text)
     return markdown_text(text) if is_text(column) else text
@@ -318,7 +318,7 @@ def _latex_body(view: View, columns: tuple[str, ...]) -> list[str]:
             heading = rf"\textit{{{latex_text(group)}}}"
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\")
         for summary in cells:
-            texts = {column: text_of(view, summary, column) for column in columns}
+            texts = {column: cell_text(view, summary, column) for column in columns}
             lines.append(
                 _latex_line(  # a minus sign in numbers, where LaTeX would set a hyphen
                     latex_text(text if is_text(name) else text.replace("-", "−"))

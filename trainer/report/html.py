@@ -27,11 +27,11 @@ from trainer.base.disk import write_atomically
 from trainer.report import figures
 from trainer.report.curves import Curves, find_curves, keep_curves
 from trainer.report.formats import (
+    cell_text,
     format_number,
     heading_of,
     is_text,
     shown_columns,
-    text_of,
 )
 from trainer.report.notes import ROW_FACTS, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
@@ -65,7 +65,7 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
             table=table,
             texts=SimpleNamespace(
                 **{
-                    name: functools.partial(text_of, view, column=name)
+                    name: functools.partial(cell_text, view, column=name)
                     for name in ("mean", "difference", "p")
                 }
             ),
@@ -209,7 +209,7 @@ def result_tables(view: View) -> tuple[ResultTable, ...]:
 
 
 def _entry(view: View, summary: CellSummary, column: Column, fields: Mapping[str, Any]) -> Entry:
-    text = text_of(view, summary, column.name)
+    text = cell_text(view, summary, column.name)
     if column.is_text:
         return Entry(text, key=text)
     value = fields[column.name]

@@ -19,7 +19,7 @@ from trainer.ablation.questions import Question
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import (
     Difference,
-    compare,
+    compare_cells,
     holm,
     mean_of,
     pooled_std,
@@ -295,7 +295,7 @@ def _against_base(
     bases = [other for other in group if other.cell.is_base]
     if summary.cell.is_base or not bases:
         return summary
-    difference = compare(summary.values, bases[0].values)
+    difference = compare_cells(summary.values, bases[0].values)
     needed = _needed(difference, group, metric) if difference else None
     return replace(summary, difference=difference, needed=needed)
 

@@ -74,10 +74,10 @@ def is_timms(plan: Plan) -> bool:
 
 
 def weights_digest(model: nn.Module) -> str:
-    return digest_of(model.state_dict())
+    return file_digest(model.state_dict())
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def file_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes of a model's parameters and buffers, in the
     order of their names.
     """

@@ -78,7 +78,7 @@ def resolve(
     """
     page, positions = open_recipe(find_recipe(job.recipe))
     recipe = page.for_model(job.model)
-    origin = published_page(page)
+    origin = published_recipe(page)
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
@@ -88,7 +88,7 @@ def resolve(
     return page, positions, recipe, written + adapted + overridden
 
 
-def published_page(page: Recipe) -> Recipe | None:
+def published_recipe(page: Recipe) -> Recipe | None:
     """The recipe of this name and version that comes with the suite: what a file of the same name
     is measured against.
 
@@ -111,7 +111,7 @@ def plan_of(job: Job) -> Plan:
         model=job.model,
         profile=profile,
         seed=job.seed,
-        page_digest=(published_page(page) or page).for_model(job.model).digest,
+        page_digest=(published_recipe(page) or page).for_model(job.model).digest,
         deviations=deviations,
         world_size=job.world_size,
         bad_images=job.bad_images,

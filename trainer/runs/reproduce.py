@@ -17,7 +17,7 @@ from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base import stats as comparisons
-from trainer.base.errors import PageError, UserError
+from trainer.base.errors import ConfigError, UserError
 from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.settings import Settings
@@ -43,7 +43,7 @@ class ReproduceError(UserError):
 
 
 @dataclass(frozen=True)
-class Again:
+class Rerun:
     """What will run. reasons: why it may not be the row's run after all; none where recipe, images
     and versions are its own.
     """
@@ -67,7 +67,7 @@ class Verdict:
 
 def plan_again(
     row: Row, runs: Path, recipe: str = "", data: str = "", data_dir: Path | None = None
-) -> Again:
+) -> Rerun:
     """The plan of a row: its resolved recipe on its data, held against the row's own name, a digest
     over all of it.
 
@@ -106,14 +106,14 @@ def plan_again(
     ]
     plan = next((plan for plan in plans if plan.identity.is_of(row)), plans[0])
     job = Job(name, row.model, data, where, row.seed, bad_images=plan.bad_images, again=True)
-    return Again(job, plan, tuple(_reasons(row, plan)))
+    return Rerun(job, plan, tuple(_reasons(row, plan)))
 
 
 def _recorded(row: Row) -> Recipe:
     """The recipe that a row holds. Raises ReproduceError where it is none of this version."""
     try:
         return check(Recipe, tree.from_json(row.resolved_recipe))
-    except PageError as error:
+    except ConfigError as error:
         raise ReproduceError(f"row={row.run}: its resolved recipe: {error}") from None
 
 
@@ -267,7 +267,7 @@ def _unlike(row: Row, again: Row) -> Iterator[str]:
 
 
 def run_again(
-    row: Row, again: Again, settings: Settings, console: Console, stop: StopRequest, anyway: bool
+    row: Row, again: Rerun, settings: Settings, console: Console, stop: StopRequest, anyway: bool
 ) -> tuple[int, Row | None]:
     """Run a row's plan into a run of its own, on as many threads as it had: (exit code, row or None
     where it was stopped).
@@ -289,5 +289,5 @@ def run_again(
     torch.set_num_threads(row.num_threads)
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
-    show.plan_in_brief(console, again.plan, settings, show.surgery(again.plan))
+    show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
     return run_job(again.job, again.plan, settings, data, console, stop)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from trainer.base.component import NonNegative, Page
+from trainer.base.component import NonNegative, StrictModel
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside, one_name, plain_text
@@ -63,7 +63,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
-class RowDeviation(Page):
+class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
     it.
     """
@@ -74,7 +74,7 @@ class RowDeviation(Page):
     origin: Text
 
 
-class Row(Page):
+class Row(StrictModel):
     """The whole truth of a run.
 
     digest: of the recipe as published. resolved_recipe: what ran, complete and exact, floats by

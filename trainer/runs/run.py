@@ -40,7 +40,7 @@ class Outcome:
 
     status: Status
     state: TrainingState
-    run: Run
+    run: TrainingRun
 
 
 def train_in_folder(
@@ -67,13 +67,13 @@ def train_in_folder(
     try:
         with torch.random.fork_rng(gpus):
             state = TrainingState(plan, settings, ranks)
-            run = Run(folder, state, console, stop, guard)
+            run = TrainingRun(folder, state, console, stop, guard)
             return Outcome(train(state, data, run), state, run)
     finally:
         torch.backends.cudnn.benchmark = benchmark
 
 
-class Run(NullRun):
+class TrainingRun(NullRun):
     """A training state's folder: its checkpoints, its logger, the faults to inject. Rank 0 alone
     writes and speaks.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.base.disk import must_write
-from trainer.base.errors import PageError, did_you_mean
+from trainer.base.errors import ConfigError, did_you_mean
 from trainer.base.json_text import json_file
 from trainer.base.names import check_links, inside
 from trainer.models.build import assembled, check_model_name
@@ -64,7 +64,7 @@ def find_run_folder(run: str, runs: Path) -> Path:
 def recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     """The resolved recipe and the facts of plan.json of a run folder.
 
-    Raises PlanError where it is not a run folder, PageError for what is wrong in its recipe.
+    Raises PlanError where it is not a run folder, ConfigError for what is wrong in its recipe.
     """
     try:
         facts = json_file(folder / "plan.json")
@@ -87,7 +87,7 @@ def plan_of_run(folder: Path) -> Plan:
     recipe, facts = recipe_of(folder)
     try:
         profile = check(Profile, tree.from_json(facts["profile"]))
-    except PageError as error:
+    except ConfigError as error:
         raise PlanError(
             f"{folder / 'plan.json'}: profile: {error}; put the file back as the run wrote it"
         ) from None

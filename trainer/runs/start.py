@@ -97,7 +97,7 @@ def train_rank(
     job = dataclasses.replace(job, world_size=ranks.world_size)
     plan = plan_of(job)
     check_model_name(job.model)
-    swaps = show.surgery(plan)
+    swaps = show.module_replacements(plan)
     with ranks.first_here():
         folder = data_folder(job.data, job.data_dir)
         loader = chosen_loader(

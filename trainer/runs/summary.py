@@ -16,8 +16,8 @@ from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import report_table
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
-from trainer.models.edit.replacement import Swap
-from trainer.recipe.explain import Row as Explained
+from trainer.models.edit.replacement import Replacement
+from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe, load_recipe, recipe_paths
 from trainer.runs.export import is_timms
@@ -34,7 +34,9 @@ def console() -> Console:
     return open_terminal()
 
 
-def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[Swap] = ()) -> None:
+def plan_in_brief(
+    out: Console, plan: Plan, settings: Settings, swaps: Sequence[Replacement] = ()
+) -> None:
     """The lines that stand above a run: page, deviations, what is changed in the model, batch,
     length, machine.
     """
@@ -42,7 +44,7 @@ def plan_in_brief(out: Console, plan: Plan, settings: Settings, swaps: Sequence[
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
-    replaced(out, recipe, swaps)
+    replaced_lines(out, recipe, swaps)
     warmup_note(out, plan)
     channel_note(out, plan)
     out.print(batch_line(plan))
@@ -89,7 +91,7 @@ def batch_line(plan: Plan) -> str:
     )
 
 
-def surgery(plan: Plan) -> tuple[Swap, ...]:
+def module_replacements(plan: Plan) -> tuple[Replacement, ...]:
     """What the recipe changes in timm's model, tried out; nothing is built where timm alone does
     it, weights and all.
 
@@ -102,7 +104,7 @@ def surgery(plan: Plan) -> tuple[Swap, ...]:
     return assemble(plan)[1]
 
 
-def replaced(out: Console, recipe: Recipe, swaps: Sequence[Swap]) -> None:
+def replaced_lines(out: Console, recipe: Recipe, swaps: Sequence[Replacement]) -> None:
     """One line for each part of the model section; what `auto` chose stands out."""
     for swap in swaps:
         is_auto = any(part.chooses for key, part in recipe.model.parts() if key == swap.part)
@@ -127,7 +129,7 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
         )
 
 
-def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None:
+def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) -> None:
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble`
     gives them.
     """
@@ -138,7 +140,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Swap]) -> None
     )
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
-    replaced(out, recipe, swaps)
+    replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in {
         "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",

@@ -18,8 +18,8 @@ from trainer.base.names import links_out
 from trainer.recipe import schema as recipe
 from trainer.recipe.identity import first_name
 from trainer.recipe.plan import Plan
-from trainer.runs.export import digest_of, timm_facts
-from trainer.runs.job import published_page
+from trainer.runs.export import file_digest, timm_facts
+from trainer.runs.job import published_recipe
 from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.rescore import most_moved, rescore
 from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
@@ -183,7 +183,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
             yield same(f"the row's {name}", of_plan, getattr(row, name))
     if row.status == "finished":
         yield same("the row's steps", plan.num_steps, row.steps)
-    published = published_page(plan.recipe)
+    published = published_recipe(plan.recipe)
     if published is not None:
         yield same(
             "the published recipe's digest", published.for_model(plan.model).digest, row.digest
@@ -238,7 +238,7 @@ def _weights(folder: Path, row: Row) -> Iterator[Check]:
     ) as error:  # safetensors has an error of its own, which is none of Python's kinds
         yield Check("model.safetensors", False, "weights", _told(error))
         return
-    yield same("model.safetensors", row.weights_sha256, digest_of(tensors))
+    yield same("model.safetensors", row.weights_sha256, file_digest(tensors))
 
 
 def _timm_facts(folder: Path, plan: Plan) -> Iterator[Check]:

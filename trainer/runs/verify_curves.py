@@ -27,7 +27,7 @@ def curve_checks(
     row: None where the run has not finished: its lines are then as many as there are.
     """
     expected = expected_lines(plan, Settings.log_steps)
-    found = [name_of(line) for line in lines]
+    found = [curve_name(line) for line in lines]
     is_whole = row is not None and row.status == "finished"
     wanted = expected if is_whole else expected[: len(found)]
     wrong = next(
@@ -69,7 +69,7 @@ def expected_lines(plan: Plan, log_steps: int) -> list[str]:
     return names
 
 
-def name_of(line: Any) -> str:
+def curve_name(line: Any) -> str:
     """What a line tells of."""
     if not isinstance(line, dict):
         return "no facts"

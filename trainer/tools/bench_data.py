@@ -35,7 +35,7 @@ def photos(folder: Path, num_files: int) -> list[Path]:
     return files
 
 
-def files_of(src: Path | None, folder: Path, num_photos: int = 64) -> list[Path]:
+def photo_files(src: Path | None, folder: Path, num_photos: int = 64) -> list[Path]:
     """The JPEG files of a folder, or of a tar, written out into `folder`; without either, photos
     made there.
 

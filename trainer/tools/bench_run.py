@@ -36,7 +36,7 @@ _PASS_IMAGES = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Bottleneck:
     """What holds the run up, in words, and the numbers behind it.
 
     kind: "compute-bound", "data-bound", "shared" (neither), or "serial" (no workers).
@@ -59,13 +59,13 @@ def measure(
     """
     fast_algorithms(settings.device)
     state = TrainingState(plan, settings)
-    rates = in_turns(parts_of(state, data), num_rounds, clock_of(settings))
+    rates = in_turns(bench_parts(state, data), num_rounds, clock_of(settings))
     return rates | {"end to end": _end_to_end(state, data, num_steps)}
 
 
-def verdict(
+def bottleneck_of(
     rates: dict[str, Rate], settings: Settings, available_cores: int | None = None
-) -> Verdict:
+) -> Bottleneck:
     """Who waits for whom."""
     limit, whole = rates["step"].images_per_s, rates["end to end"].images_per_s
     decode_ms, augment_ms = (
@@ -77,7 +77,7 @@ def verdict(
     enough = math.ceil(_SPARE * limit / each)
     share = whole / limit
     if settings.num_workers == 0:
-        return Verdict("serial", _serial_text(whole, limit, share), limit, delivered, enough)
+        return Bottleneck("serial", _serial_text(whole, limit, share), limit, delivered, enough)
     if share >= BOUND_SHARE or delivered >= _SPARE * limit:
         kind = "compute-bound" if share >= BOUND_SHARE else "shared"
         named = (
@@ -89,7 +89,7 @@ def verdict(
             f"{named}: {whole:,.0f} of {limit:,.0f} images/s ({100 * share:.0f} %);"
             f" workers={settings.num_workers} could deliver {delivered:,.0f}"
         )
-        return Verdict(kind, text, limit, delivered, enough)
+        return Bottleneck(kind, text, limit, delivered, enough)
     text = (
         f"data-bound: {whole:,.0f} of {limit:,.0f} images/s; decoding"
         f" {100 * decode_ms / (decode_ms + augment_ms):.0f} % of a worker's time; "
@@ -100,7 +100,7 @@ def verdict(
         if enough <= cores
         else f"it needs {enough} workers, and this machine has {cores} cores"
     )
-    return Verdict("data-bound", text, limit, delivered, enough)
+    return Bottleneck("data-bound", text, limit, delivered, enough)
 
 
 def _serial_text(whole: float, limit: float, share: float) -> str:
@@ -121,7 +121,7 @@ def clock_of(settings: Settings) -> Callable[[], float]:
     return now
 
 
-def parts_of(state: TrainingState, data: OpenedData) -> dict[str, Callable[[int], int]]:
+def bench_parts(state: TrainingState, data: OpenedData) -> dict[str, Callable[[int], int]]:
     """By name, calls that do one part for one micro-batch, or for one step, and give its images."""
     plan, settings, recipe = state.plan, state.settings, state.plan.recipe
     batch = first_batch(plan, settings, data)
@@ -239,7 +239,7 @@ def num_first_steps(plan: Plan, settings: Settings) -> int:
     return 1 + math.ceil(2 * settings.num_workers / plan.num_micro_batches)
 
 
-def facts_of(plan: Plan, rates: dict[str, Rate], found: Verdict) -> dict:
+def run_facts(plan: Plan, rates: dict[str, Rate], found: Bottleneck) -> dict:
     """What was measured of a plan, for a JSON file."""
     recipe = plan.recipe
     return {

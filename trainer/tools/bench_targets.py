@@ -137,7 +137,7 @@ def floor_facts(found: Measured) -> dict:
     return facts
 
 
-def spread(values: list[float]) -> dict:
+def spread_of(values: list[float]) -> dict:
     """The median, the lowest and the highest."""
     return {
         "median": _round(statistics.median(values)),
@@ -152,14 +152,14 @@ def comparison_facts(found: Measured) -> dict:
     """
     rates, facts = (
         found.rates,
-        {"of_step": spread(ratios(found.rates["end to end"], found.rates["step"]))},
+        {"of_step": spread_of(ratios(found.rates["end to end"], found.rates["step"]))},
     )
     if found.against:
         facts["not_compared"] = found.against
     else:
-        facts["x_timm"] = spread(ratios(rates["end to end"], rates["timm's parts"]))
+        facts["x_timm"] = spread_of(ratios(rates["end to end"], rates["timm's parts"]))
     times = {
-        name: spread([1e3 * seconds / rate.num_images for seconds in rate.seconds])
+        name: spread_of([1e3 * seconds / rate.num_images for seconds in rate.seconds])
         for name, rate in found.optimizer.items()
     }
     peaks = {name: mib and round(mib, 1) for name, mib in found.peak_mib.items()}
@@ -178,7 +178,7 @@ def targets_of(found: Measured) -> list[Target]:
 
 def _of_step(found: Measured) -> Target:
     each = ratios(found.rates["end to end"], found.rates["step"])
-    share = spread(each)
+    share = spread_of(each)
     text = (
         f"{100 * share['median']:.1f} % ({100 * share['low']:.1f} to {100 * share['high']:.1f},"
         f" {_turns(each)})"
@@ -196,7 +196,7 @@ def _of_timm(found: Measured) -> Target:
     if found.against:
         return Target(what, wanted, f"no such loop: {found.against}", None)
     each = ratios(found.rates["end to end"], found.rates["timm's parts"])
-    ratio = spread(each)
+    ratio = spread_of(each)
     return Target(
         what,
         wanted,

@@ -53,9 +53,9 @@ def answer(asked: Asked) -> int:
         else "make recipe=A1 model=resnet50 trains here"
     )
     try:
-        from trainer.tools.doctor_table import print_table  # here: Rich may be what is broken
+        from trainer.tools.doctor_table import print_findings  # here: Rich may be what is broken
 
-        print_table(findings, warning, verdict, "bold red" if wrong else "bold green")
+        print_findings(findings, warning, verdict, "bold red" if wrong else "bold green")
     except ImportError:
         for line in (
             [" | ".join(cells_of(one)) for one in findings]

@@ -14,7 +14,9 @@ _HEADINGS = ("what", "found", "wanted", "", "mended by")
 _STYLES = {GOOD: None, ABSENT: "yellow", BROKEN: "bold red"}
 
 
-def print_table(findings: Sequence[Finding], warning: str | None, verdict: str, style: str) -> None:
+def print_findings(
+    findings: Sequence[Finding], warning: str | None, verdict: str, style: str
+) -> None:
     """The findings on the terminal, each in its colour, then the warning and the verdict."""
     out = open_terminal(160)
     out.print(table_of(findings), soft_wrap=False)

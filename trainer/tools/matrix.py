@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from trainer.base.errors import PageError, UserError, did_you_mean
+from trainer.base.errors import ConfigError, UserError, did_you_mean
 from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData
 from trainer.engine.state import TrainingState
@@ -48,7 +48,7 @@ NOISE = Profile(
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """One recipe on one model. num_params: of the model after its step; None where it is refused
     for `reason`.
     """
@@ -110,19 +110,19 @@ class NoiseSet:
         return Image.fromarray(self.images[i % len(self.images)])
 
 
-def try_cell(recipe: str, model: str) -> Cell:
+def try_cell(recipe: str, model: str) -> MatrixCell:
     """Plan a recipe for a model and make the first step after its warm-up, as a run does; a
     UserError becomes the reason.
 
-    Raises PageError for a recipe file that does not load, AssertionError where the step leaves a
+    Raises ConfigError for a recipe file that does not load, AssertionError where the step leaves a
     weight that is not finite, or changes none.
     """
     try:
-        return Cell(recipe, model, num_parameters(stepped(noise_plan(recipe, model))))
-    except PageError:
+        return MatrixCell(recipe, model, num_parameters(stepped(noise_plan(recipe, model))))
+    except ConfigError:
         raise  # an error in a recipe file is no incompatibility
     except UserError as error:
-        return Cell(recipe, model, None, str(error))
+        return MatrixCell(recipe, model, None, str(error))
     except Exception as error:
         error.add_note(f"in {recipe} on {model}")
         raise
@@ -149,7 +149,7 @@ def stepped(plan: Plan) -> torch.nn.Module:
 
 def fill(
     recipes: Iterable[str], models: Sequence[str], each: Callable[[], None] = lambda: None
-) -> Iterator[Cell]:
+) -> Iterator[MatrixCell]:
     """The cells of recipes x models, row by row; `each` is called after every one."""
     for recipe in recipes:
         for model in models:
@@ -160,7 +160,7 @@ def fill(
             yield cell
 
 
-def as_markdown(cells: Sequence[Cell]) -> str:
+def matrix_markdown(cells: Sequence[MatrixCell]) -> str:
     """The matrix: recipes down, models across, a refusal as the number of its reason below."""
     models = list(dict.fromkeys(cell.model for cell in cells))
     reasons = list(dict.fromkeys(cell.reason for cell in cells if cell.reason))
@@ -186,7 +186,7 @@ _HEAD = (
 )
 
 
-def _cell_text(cell: Cell, reasons: Sequence[str]) -> str:
+def _cell_text(cell: MatrixCell, reasons: Sequence[str]) -> str:
     if cell.num_params is None:
         return f"[{reasons.index(cell.reason) + 1}]"
     return f"ok {cell.num_params / 1e6:.3f}"

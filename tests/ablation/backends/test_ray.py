@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from support.sweeps import wait_until, write_page, write_pictures
-from trainer.ablation.backends.ray import RayCells, Share, share_of
+from trainer.ablation.backends.ray import ClusterShare, RayCells, share_of
 from trainer.ablation.cell_run import Shared, repeats_of
 from trainer.ablation.failures import cell_folder
 from trainer.ablation.runner import Sweep
@@ -40,7 +40,7 @@ def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturb
 ):
     _, repeats = world
     shared = shared_in(tmp_path, url=(tmp_path / "far").as_uri())
-    cells = RayCells(shared, "local", Share(cpus=1), jobs=2)
+    cells = RayCells(shared, "local", ClusterShare(cpus=1), jobs=2)
     try:
         sweep = Sweep(repeats, shared, cells, StopRequest(), lambda _: None)
         killed = []
@@ -95,9 +95,9 @@ def undisturbed_weights(repeats, folder) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "share"),
     [
-        ("", Share(1, None, None)),
-        ("cpus=4 gpus=0.5", Share(4, 0.5, None)),
-        ("memory_gib=8", Share(1, None, 8)),
+        ("", ClusterShare(1, None, None)),
+        ("cpus=4 gpus=0.5", ClusterShare(4, 0.5, None)),
+        ("memory_gib=8", ClusterShare(1, None, 8)),
     ],
 )
 def test_a_share_of_the_cluster_is_text(text, share):
@@ -113,4 +113,4 @@ def test_a_share_that_is_not_understood_is_refused(text):
 def test_a_cluster_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(UserError, match=r"address=auto: no Ray cluster .*address=local"):
-        RayCells(shared_in(tmp_path), "auto", Share())
+        RayCells(shared_in(tmp_path), "auto", ClusterShare())

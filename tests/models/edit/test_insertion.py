@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.models.edit.insertion import block_ends, branch_ends, branch_middles, check_inserted
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 
 
 class Double(nn.Module):
@@ -40,5 +40,5 @@ def test_a_follower_is_given_channels_first_and_is_copied_with_its_block(places_
 def test_a_place_that_is_not_used_is_refused():
     model = timm.create_model("test_resnet")
     model.layer1[0].add_module("unused", nn.Identity())
-    with pytest.raises(SurgeryError, match="residual branch"):
+    with pytest.raises(ReplacementError, match="residual branch"):
         check_inserted(model, "attention", [("layer1.0", "layer1.0.unused")])

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, find_layers
+from trainer.models.edit.replacement import ReplacementError, find_layers
 from trainer.models.parts import norms
 
 GROUPS = norms.GroupNorm(groups=8, eps=1e-5)
@@ -21,7 +21,7 @@ def made(model, part=GROUPS, image_px=64):
 
 
 def refused(model, part, image_px=64):
-    with pytest.raises(SurgeryError) as caught:
+    with pytest.raises(ReplacementError) as caught:
         made(model, part, image_px)
     assert "\n" not in str(caught.value)
     return str(caught.value)

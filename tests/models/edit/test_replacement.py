@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from trainer.models.edit.replacement import (
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     has_activation,
@@ -131,7 +131,7 @@ def test_what_does_not(kind, module):
 
 
 def test_a_swap_is_one_line():
-    replacement = Swap(
+    replacement = Replacement(
         "norm",
         (("BatchNorm2d", 3),),
         "GroupNorm",
@@ -142,13 +142,16 @@ def test_a_swap_is_one_line():
         str(replacement)
         == "norm: bn1, layer1.0.bn1 … layer4.1.bn2: 3 BatchNorm2d -> GroupNorm (head.norm stays)"
     )
-    assert str(Swap("stem", (("Conv2d", 1),), "3x3", ("conv1",))) == "stem: conv1: 1 Conv2d -> 3x3"
+    assert (
+        str(Replacement("stem", (("Conv2d", 1),), "3x3", ("conv1",)))
+        == "stem: conv1: 1 Conv2d -> 3x3"
+    )
 
 
 def test_nothing_found_says_what_there_is():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
     error = nothing_to_replace("norm", "norm over feature maps", model)
-    assert isinstance(error, SurgeryError)
+    assert isinstance(error, ReplacementError)
     assert str(error) == (
         "model.norm: Sequential has no norm over feature maps; it has 2 Conv2d; "
         "leave model.norm out"

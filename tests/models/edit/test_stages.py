@@ -6,7 +6,7 @@ import timm.layers.cbam
 import torch
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, replace_module
+from trainer.models.edit.replacement import ReplacementError, replace_module
 from trainer.models.edit.stages import blocks, stages
 from trainer.models.parts.blur import BlurConv2d
 from trainer.models.parts.convolutions import (
@@ -104,5 +104,5 @@ def test_a_convolution_is_no_block_whatever_it_holds(name, changed):
 def test_a_model_without_blocks_is_refused():
     with torch.device("meta"):
         model = timm.create_model("vgg11")
-    with pytest.raises(SurgeryError, match="VGG has no stages"):
+    with pytest.raises(ReplacementError, match="VGG has no stages"):
         stages(model)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from trainer.models.edit.replacement import SurgeryError, is_activation
+from trainer.models.edit.replacement import ReplacementError, is_activation
 from trainer.models.parts import activations
 from trainer.models.parts.activations import (
     Elu,
@@ -169,7 +169,7 @@ def test_models_learn_with_each_under_bf16_autocast(part, name):
     ("part", "name"), [(Relu(), "test_resnet"), (Gelu(approximate="tanh"), "test_convnext")]
 )
 def test_a_swap_that_would_change_nothing_is_refused(part, name):
-    with pytest.raises(SurgeryError, match=r"model.activation: all \d+ .*\w+ already"):
+    with pytest.raises(ReplacementError, match=r"model.activation: all \d+ .*\w+ already"):
         part.apply(timm.create_model(name), 32)
 
 

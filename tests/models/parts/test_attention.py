@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from trainer.models.build import gmacs, num_parameters
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.parts.attention import (
     Bam,
     BottleneckAttention,
@@ -244,22 +244,22 @@ def test_stages_count_from_the_last_and_bam_ends_the_first_three():
 def test_a_model_with_attention_is_refused(name):
     with torch.device("meta"):
         model = timm.create_model(name)
-    with pytest.raises(SurgeryError, match=r"model.attention: \w+ .*\d+ \w+.*resnet50"):
+    with pytest.raises(ReplacementError, match=r"model.attention: \w+ .*\d+ \w+.*resnet50"):
         Eca(position="after_last_norm").apply(model, 64)
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SurgeryError, match=r"reduction=128: .* 32 channels"):
+    with pytest.raises(ReplacementError, match=r"reduction=128: .* 32 channels"):
         SqueezeExcite(position="after_last_norm", reduction=128).apply(
             timm.create_model("test_resnet"), 64
         )
-    with pytest.raises(SurgeryError, match="after_last_norm"):
+    with pytest.raises(ReplacementError, match="after_last_norm"):
         Eca(position="after_middle").apply(timm.create_model("res2net50_26w_4s"), 64)
     with pytest.raises(ValueError, match="even"):
         Eca(position="after_block", kernel=4)
     with torch.device("meta"):
         model = timm.create_model("vgg11")
-    with pytest.raises(SurgeryError, match="has no stages"):
+    with pytest.raises(ReplacementError, match="has no stages"):
         Eca(position="after_block").apply(model, 64)
 
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.parts.blur import BlurConv2d, BlurPool
 
 SHORTCUTS = ["layer2.0.downsample.0", "layer3.0.downsample.0", "layer4.0.downsample.0"]
@@ -73,14 +73,16 @@ def test_max_pooling_of_a_legacy_stem_keeps_its_size():
 
 
 def test_a_nonlinearity_that_a_block_uses_twice_takes_no_blur():
-    with pytest.raises(SurgeryError, match=r"model.blur_pool"):
+    with pytest.raises(ReplacementError, match=r"model.blur_pool"):
         blur("after_activation").apply(timm.create_model("legacy_seresnet18"), 64)
 
 
 def test_what_is_not_there_is_refused():
-    with pytest.raises(SurgeryError, match=r"model.blur_pool.pool: ConvNeXt"):
+    with pytest.raises(ReplacementError, match=r"model.blur_pool.pool: ConvNeXt"):
         blur(pool=True).apply(timm.create_model("test_convnext"), 64)
-    with pytest.raises(SurgeryError, match=r"model.blur_pool: ConvNeXt has no strided convolution"):
+    with pytest.raises(
+        ReplacementError, match=r"model.blur_pool: ConvNeXt has no strided convolution"
+    ):
         blur("after_activation").apply(timm.create_model("test_convnext"), 64)
 
 
@@ -108,5 +110,5 @@ def test_strides_of_another_kind_of_convolution_are_not_guessed_at():
 
     model = timm.create_model("test_resnet")
     model.layer3[0].conv1 = Other(32, 32, 3, stride=2, padding=1, bias=False)
-    with pytest.raises(SurgeryError, match=r"layer3.0.conv1 is a Other; use place: before"):
+    with pytest.raises(ReplacementError, match=r"layer3.0.conv1 is a Other; use place: before"):
         blur("after").apply(model, 64)

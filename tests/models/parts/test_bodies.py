@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError, find_layers
+from trainer.models.edit.replacement import ReplacementError, find_layers
 from trainer.models.parts.bodies import (
     BlockForm,
     NormedPool,
@@ -192,7 +192,7 @@ def test_the_swap_says_what_became_of_the_model():
 def test_other_models_are_refused_in_one_line(model, found):
     with torch.device("meta"):
         made = timm.create_model(model)
-    with pytest.raises(SurgeryError) as refusal:
+    with pytest.raises(ReplacementError) as refusal:
         StagedBody(**PLAIN).apply(made, 64)
     assert str(refusal.value).startswith(f"model.body: {found}") and "model=resnet50" in str(
         refusal.value

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.parts.blur import Blur, BlurConv2d
 from trainer.models.parts.convolutions import (
     Deformable,
@@ -93,7 +93,7 @@ def test_a_deformable_model_starts_as_the_plain_one():
 def test_what_makes_no_sense_is_refused(part, name):
     model = timm.create_model(name)
     before = [type(module) for module in model.modules()]
-    with pytest.raises(SurgeryError, match=r"^model.convolution: [^\n]+$"):
+    with pytest.raises(ReplacementError, match=r"^model.convolution: [^\n]+$"):
         part.apply(model, 64)
     assert before == [type(module) for module in model.modules()]
 

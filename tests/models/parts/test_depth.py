@@ -9,7 +9,7 @@ from timm.layers import DropPath
 from torch import nn
 from torchvision.ops import drop_block2d
 
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.edit.stages import blocks
 from trainer.models.parts.attention import SqueezeExcite
 from trainer.models.parts.depth import (
@@ -178,14 +178,14 @@ def test_a_zero_gamma_beside_layer_scale_is_said_and_stops_the_scales_first_grad
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SurgeryError, match=r"drop_path: 0.05"):
+    with pytest.raises(ReplacementError, match=r"drop_path: 0.05"):
         StochasticDepth(over_depth="linear", per="batch").apply(
             timm.create_model("test_resnet"), 64
         )
-    with pytest.raises(SurgeryError, match="residual branch"):
+    with pytest.raises(ReplacementError, match="residual branch"):
         model = timm.create_model("resnest14d", drop_path_rate=0.1)
         StochasticDepth(over_depth="constant", per="batch").apply(model, 64)
-    with pytest.raises(SurgeryError, match=r"model.layer_scale: ConvNeXt has its own"):
+    with pytest.raises(ReplacementError, match=r"model.layer_scale: ConvNeXt has its own"):
         LayerScale(start=1e-6).apply(timm.create_model("test_convnext"), 64)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from support.plans import small_plan
 from trainer.base.errors import UserError
 from trainer.models.build import assemble, gmacs, num_parameters
-from trainer.models.edit.replacement import SurgeryError, find_layers
+from trainer.models.edit.replacement import ReplacementError, find_layers
 from trainer.models.edit.stages import blocks, stages
 from trainer.models.parts.activations import Silu
 from trainer.models.parts.depth import StochasticDepth
@@ -211,7 +211,7 @@ def test_the_other_parts_find_theirs_in_it():
 def test_other_models_are_refused_in_one_line(model):
     with torch.device("meta"):
         made = timm.create_model(model)
-    with pytest.raises(SurgeryError) as refusal:
+    with pytest.raises(ReplacementError) as refusal:
         IsotropicBody(**SMALL).apply(made, 64)
     kind = type(made).__name__
     assert str(refusal.value).startswith(f"model.isotropic: {kind} ") and "\n" not in str(

@@ -8,7 +8,7 @@ import torch
 from timm.layers import ScaledStdConv2d, StdConv2d
 from torch import nn
 
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.parts.standardize import (
     ScaledStandardizedConv2d,
     ScaledWeightStandardization,
@@ -143,7 +143,7 @@ def test_a_second_time_there_is_nothing_left():
     model = timm.create_model("test_resnet")
     standardization().apply(model, 32)
     with pytest.raises(
-        SurgeryError, match=r"model.weight_standardization: ResNet has no .* StandardizedConv2d"
+        ReplacementError, match=r"model.weight_standardization: ResNet has no .* StandardizedConv2d"
     ):
         standardization().apply(model, 32)
 
@@ -151,7 +151,7 @@ def test_a_second_time_there_is_nothing_left():
 def test_a_model_without_a_suitable_convolution_is_refused_with_the_reasons():
     model = timm.create_model("test_convnext")
     model.stem[1] = nn.Identity()
-    with pytest.raises(SurgeryError, match="4 without a norm directly after, 9 depthwise"):
+    with pytest.raises(ReplacementError, match="4 without a norm directly after, 9 depthwise"):
         standardization().apply(model, 32)
 
 

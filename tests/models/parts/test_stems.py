@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.models.edit.insertion import output_shapes
-from trainer.models.edit.replacement import SurgeryError
+from trainer.models.edit.replacement import ReplacementError
 from trainer.models.edit.stages import stages
 from trainer.models.parts.stems import AutoStem, CifarStem, DeepStem, ImagenetStem, PatchifyStem
 
@@ -123,7 +123,7 @@ def test_the_patchify_stem_of_four_is_convnexts_own():
     ],
 )  # fmt: skip
 def test_the_stem_that_is_there_already_is_refused(name, stem):
-    with pytest.raises(SurgeryError, match=r"^model.stem: .* already .*$"):
+    with pytest.raises(ReplacementError, match=r"^model.stem: .* already .*$"):
         stem.apply(timm.create_model(name, num_classes=2), 64)
 
 

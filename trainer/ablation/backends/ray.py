@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainer.ablation.cell_run import Repeat, Shared, find_row, run_repeat
+from trainer.ablation.cell_run import Repeat, Shared, run_repeat, stored_row_of
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.plugins import VARIABLE, load_plugins
@@ -29,7 +29,7 @@ _SAVING_S = 60.0
 
 
 @dataclass(frozen=True)
-class Share:
+class ClusterShare:
     """Ray resources of each run. gpus: None for one where the cluster has any and the device is not
     cpu.
     """
@@ -39,7 +39,7 @@ class Share:
     memory_gib: float | None = None
 
 
-def share_of(text: str) -> Share:
+def share_of(text: str) -> ClusterShare:
     """Parse text such as `cpus=4 gpus=1 memory_gib=8`.
 
     Raises UserError for anything else.
@@ -51,12 +51,12 @@ def share_of(text: str) -> Share:
             number = float(value)
         except ValueError:
             number = math.nan
-        if name not in Share.__dataclass_fields__ or not 0 <= number < math.inf:
+        if name not in ClusterShare.__dataclass_fields__ or not 0 <= number < math.inf:
             raise UserError(
                 f'per_cell={word}: not understood; use per_cell="cpus=4 gpus=1 memory_gib=8"'
             )
         values[name] = number
-    return Share(**values)
+    return ClusterShare(**values)
 
 
 class RayCells:
@@ -68,7 +68,12 @@ class RayCells:
     """
 
     def __init__(
-        self, shared: Shared, address: str, share: Share, jobs: int | None = None, retries: int = 0
+        self,
+        shared: Shared,
+        address: str,
+        share: ClusterShare,
+        jobs: int | None = None,
+        retries: int = 0,
     ) -> None:
         self._ray = _connected(address, jobs, share)
         self._shared = shared
@@ -147,7 +152,7 @@ class RayCells:
             self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_SAVING_S)
         self._ray.shutdown()
 
-    def _gpus(self, share: Share) -> float:
+    def _gpus(self, share: ClusterShare) -> float:
         if share.gpus is not None:
             return share.gpus
         return float(
@@ -166,7 +171,7 @@ class RayCells:
         )
 
 
-def _connected(address: str, jobs: int | None, share: Share):
+def _connected(address: str, jobs: int | None, share: ClusterShare):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(
         "RAY_AUTH_MODE", "disabled"
@@ -197,7 +202,7 @@ def _run_there(
 ) -> tuple[int, Row | None]:
     _enter_sweep(num_threads, folder)
     code = run_repeat(repeat, shared)
-    return code, find_row(shared, repeat)
+    return code, stored_row_of(shared, repeat)
 
 
 def _listed_there(

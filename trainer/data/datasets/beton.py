@@ -43,7 +43,7 @@ HEADER = np.dtype(
     align=True,
 )
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
-FIELDS = {
+BETON_FIELDS = {
     "image": 2,
     "label": 1,
     "size": 1,
@@ -55,7 +55,7 @@ SAMPLE = np.dtype(
     [("image", _IMAGE), ("gap", "<u1", 3), ("label", "<i8"), ("size", "<i8"), ("crc", "<i8")]
 )
 PLACE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
-SAMPLES_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
+SAMPLES_START = HEADER.itemsize + len(BETON_FIELDS) * FIELD.itemsize
 _LARGEST_METADATA_MIB = 64
 
 
@@ -160,7 +160,7 @@ def _changed(folder: Path) -> str:
     return ""
 
 
-def fingerprint_of(
+def beton_fingerprint(
     source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int
 ) -> str:
     """The fingerprint of a .beton's images: pixels that differ from the source are other data."""
@@ -239,11 +239,11 @@ class BetonSet:
 
     def read(self, i: int) -> Image.Image:
         """Image i, RGB, or its luma for one channel. Raises BadImage."""
-        image = decoded(self.content(i), self.samples["image"][i], f"{self.path}: image {i}")
+        image = decoded_pixels(self.content(i), self.samples["image"][i], f"{self.path}: image {i}")
         return image.convert("L") if self.num_channels == 1 else image
 
 
-def decoded(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
+def decoded_pixels(content: bytes, stored: np.ndarray, where: str) -> Image.Image:
     """Stored bytes as an RGB image. Raises BadImage."""
     height, width = int(stored["height"]), int(stored["width"])
     if stored["mode"] == RAW:

@@ -181,7 +181,7 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
             raise ValueError(f"{member.size} bytes")
         text = _read(file, member.start, member.size).decode()
         found = json_of(text)["label"] if ending == "json" else text
-        return label_of(found)
+        return shard_label(found)
     except (ValueError, KeyError, TypeError) as error:
         reason = 'no "label"' if isinstance(error, KeyError) else " ".join(str(error).split())
         raise DataError(
@@ -190,7 +190,7 @@ def _label(path: Path, file: _Open, written: dict[str, _Member]) -> int | str:
         ) from None
 
 
-def label_of(found) -> int | str:
+def shard_label(found) -> int | str:
     """Parse a label: digits alone are a number. Raises ValueError for what is neither number nor
     name.
     """

@@ -133,9 +133,15 @@ class _Part:
     def finish(self, file: BinaryIO) -> int:
         """Write header, metadata and the table of places; returns the size of the file."""
         header = np.zeros(1, beton.HEADER)
-        header[0] = (beton.VERSION, len(beton.FIELDS), beton.PAGE_BYTES, len(self.images), self.end)
-        fields = np.zeros(len(beton.FIELDS), beton.FIELD)
-        for field, (name, type_id) in zip(fields, beton.FIELDS.items(), strict=True):
+        header[0] = (
+            beton.VERSION,
+            len(beton.BETON_FIELDS),
+            beton.PAGE_BYTES,
+            len(self.images),
+            self.end,
+        )
+        fields = np.zeros(len(beton.BETON_FIELDS), beton.FIELD)
+        for field, (name, type_id) in zip(fields, beton.BETON_FIELDS.items(), strict=True):
             field["type_id"], field["name"][: len(name)] = (
                 type_id,
                 np.frombuffer(name.encode(), np.uint8),
@@ -245,7 +251,7 @@ def _metadata_of(
         quality=storage.quality,
         is_lossless=is_lossless,
         source=image_set.fingerprint,
-        fingerprint=beton.fingerprint_of(
+        fingerprint=beton.beton_fingerprint(
             image_set.fingerprint, is_lossless, *vars(storage).values()
         ),
         samples_sha256=beton.samples_digest(part.images["sample"]),
@@ -314,7 +320,7 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
             "use max_side=2000"
         )
     about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
-    beton.decoded(stored.content, about, f"image {i}, as it is stored,")
+    beton.decoded_pixels(stored.content, about, f"image {i}, as it is stored,")
     return stored
 
 

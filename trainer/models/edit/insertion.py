@@ -13,7 +13,7 @@ from timm.models import named_apply
 from torch import Tensor, nn
 
 from trainer.models.edit.replacement import (
-    SurgeryError,
+    ReplacementError,
     has_activation,
     inside_attention,
     is_activation,
@@ -46,7 +46,7 @@ def branch_ends(model: nn.Module, blocks: Iterable[str], key: str) -> list[Inser
 
     key: `attention` or `layer_scale`; in a branch they follow each other in this order.
 
-    Raises SurgeryError for a block of timm's without a place there.
+    Raises ReplacementError for a block of timm's without a place there.
     """
     blocks = list(blocks)
     channels = _output_channels(model, blocks)
@@ -66,7 +66,7 @@ def _end(model: nn.Module, name: str, num_channels: int, key: str) -> InsertionP
         return InsertionPoint(
             name, f"{name}.drop_path.{key}", num_channels, partial(add_to_branch_end, block, key)
         )
-    raise SurgeryError(
+    raise ReplacementError(
         f"model.{key}: {name} is a {type(block).__name__}, which has no place for a module "
         "before the addition; use resnet50 or convnext_tiny"
     )
@@ -79,7 +79,7 @@ def branch_middles(model: nn.Module, blocks: Iterable[str], key: str) -> list[In
     That is after the 3x3 of a bottleneck, the first convolution of a basic block, ConvNeXt's
     depthwise convolution.
 
-    Raises SurgeryError for a block in which no single module feeds the last convolution.
+    Raises ReplacementError for a block in which no single module feeds the last convolution.
     """
     blocks = list(blocks)
     channels, calls = _output_channels(model, blocks), branch_calls(model, blocks)
@@ -99,7 +99,7 @@ def _middle(
         if is_activation(call[1]) or (is_norm(call[1]) and has_activation(call[1]))
     ]
     if not found or sum(call[0] == found[-1][0] for call in calls) > 1:
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.{key}: {name} is a {type(block).__name__} without a single activation after "
             "its middle convolution; use position: after_last_norm"
         )
@@ -117,11 +117,11 @@ def _middle(
 def last_stages(model: nn.Module, part: str, num_stages: int | None) -> list[list[str]]:
     """Dotted names of the blocks of the last stages, a list for each; None for all stages.
 
-    Raises SurgeryError where the model has fewer.
+    Raises ReplacementError where the model has fewer.
     """
     found = blocks_of(model)
     if num_stages is not None and num_stages > len(found):
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.{part}.stages={num_stages}: the model has {len(found)} stages; "
             f"use {len(found)} or fewer"
         )
@@ -249,7 +249,7 @@ def output_shapes(
 ) -> dict[str, torch.Size]:
     """The output shapes of modules for one image, by dotted name; image_px as in record_calls().
 
-    Raises SurgeryError where the model does not support this image size.
+    Raises ReplacementError where the model does not support this image size.
     """
     return dict(
         record_calls(model, set(names), lambda name, _, given, out: (name, out.shape), image_px)
@@ -261,7 +261,7 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
 
     places: for each, its block's dotted name and its own.
 
-    Raises SurgeryError otherwise: some of timm's blocks have such an attribute that they never
+    Raises ReplacementError otherwise: some of timm's blocks have such an attribute that they never
     call, or call on the shortcut.
     """
     places = list(places)
@@ -273,7 +273,7 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
     for block, name in places:
         if len(given[name]) != 1 or given[name] == given[block]:
             kind = type(model.get_submodule(block)).__name__
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.{part}: timm's {kind} ({block}) would not run it on the residual branch; "
                 f"leave model.{part} out"
             )

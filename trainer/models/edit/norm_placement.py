@@ -14,8 +14,8 @@ from trainer.models.edit.layer_kinds import ChannelsLast
 from trainer.models.edit.replacement import (
     NormLocation,
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     has_activation,
@@ -54,11 +54,12 @@ class NormPart(Part):
         """
         return None
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace every norm over feature maps.
 
-        Raises SurgeryError where there is none, where channels cannot be divided into groups, where
-        a statistic would be of one value, and where an activation can be neither kept nor replaced.
+        Raises ReplacementError where there is none, where channels cannot be divided into groups,
+        where a statistic would be of one value, and where an activation can be neither kept nor
+        replaced.
         """
         found = find_layers(model)
         places = found.norms
@@ -68,7 +69,7 @@ class NormPart(Part):
         self._check_values(model, places, image_px)
         layers = [self._replace(model, place, place.name in activated) for place in places]
         if all(_is_same(place.module, layer) for place, layer in zip(places, layers, strict=True)):
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.norm: all {len(places)} norms of {type(model).__name__} are already this "
                 f"{_kinds(layers)}; use other values or another norm, or leave model.norm out"
             )
@@ -84,7 +85,9 @@ class NormPart(Part):
         notes += [self._activation_note(places, activated), _lost_note(lost)]
         before = counted(place.module for place in places)
         note = "; ".join(filter(None, notes))
-        return Swap("norm", before, _kinds(layers), tuple(place.name for place in places), note)
+        return Replacement(
+            "norm", before, _kinds(layers), tuple(place.name for place in places), note
+        )
 
     def _replace(self, model: nn.Module, place: NormLocation, is_activated: bool) -> nn.Module:
         """Replace one norm; returns the new norm alone, without the layers kept after it."""
@@ -127,7 +130,7 @@ class NormPart(Part):
                 // self.num_groups(place.num_channels)
             )
             if num_values == 1:
-                raise SurgeryError(
+                raise ReplacementError(
                     f"model.norm: {place.name} gets 1x1 maps from images of {image_px} px, so "
                     f"each statistic of {self.name} would be of a single value; use larger images "
                     "(image.train_px), fewer groups or another norm"
@@ -143,7 +146,7 @@ class NormPart(Part):
         for place in places:
             if _is_activating(place.module) and not has_activation(place.module):
                 kind = type(place.module).__name__
-                raise SurgeryError(
+                raise ReplacementError(
                     f"model.norm: {place.name} is a {kind}, whose activation is part of the norm; "
                     f"use a model without {kind}, or a norm that brings an activation (evo_norm_s0)"
                 )
@@ -218,7 +221,7 @@ def _check_shared(name: str, model: nn.Module, places: Sequence[NormLocation]) -
     for activation, num_norms in follows.items():
         if calls[activation] > num_norms:
             kind = type(model.get_submodule(activation)).__name__
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.norm: {name} brings its own activation, but {activation} ({kind}) of "
                 f"{type(model).__name__} is also used without a norm before it; use a norm without "
                 "an activation, such as group_norm, or model=resnet50"
@@ -239,19 +242,19 @@ def _num_pixels(model: nn.Module, places: Sequence[NormLocation], image_px: int)
                 image_px,
             )
         )
-    except SurgeryError:  # build_model rejects the size later, and suggests another
+    except ReplacementError:  # build_model rejects the size later, and suggests another
         return {}
 
 
 def _no_division(
     key: str, number: int, place: NormLocation, places: Sequence[NormLocation], model: nn.Module
-) -> SurgeryError:
+) -> ReplacementError:
     widths = list(dict.fromkeys(each.num_channels for each in places))
     common = math.gcd(*widths)
     fitting = [n for n in range(1, common + 1) if common % n == 0]
     below, above = [n for n in fitting if n < number][-1:], [n for n in fitting if n > number][:1]
     shown = ", ".join(map(str, widths[:8])) + (" …" if len(widths) > 8 else "")
-    return SurgeryError(
+    return ReplacementError(
         f"model.norm.{key} {number}: {place.name} has {place.num_channels} channels; "
         f"use {' or '.join(map(str, below + above))}, which divides all channel counts of "
         f"{type(model).__name__} ({shown})"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.base.component import Ingredient
+from trainer.base.component import Component
 from trainer.base.errors import UserError
 from trainer.models.edit.layer_kinds import (
     ACTIVATIONS,
@@ -30,12 +30,12 @@ from trainer.models.edit.layer_kinds import (
 _TRIED_PX = (128, 1024)
 
 
-class SurgeryError(UserError):
+class ReplacementError(UserError):
     """A part of the `model` section that cannot be applied to a model."""
 
 
 @dataclass(frozen=True)
-class Swap:
+class Replacement:
     """What one part of the `model` section replaced in a model.
 
     part: its key, such as `norm`. before: class names of the replaced modules with their counts, in
@@ -60,7 +60,7 @@ class Swap:
         )
 
 
-class Part(Ingredient):
+class Part(Component):
     """One part of the `model` section. Its one method changes a model in place and returns what it
     replaced.
 
@@ -71,12 +71,12 @@ class Part(Ingredient):
     chooses: ClassVar[bool] = False
 
     @abstractmethod
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Change a timm model, on the CPU and in training mode, for training images of image_px.
 
         New weights come from torch's global generator, which the caller has seeded.
 
-        Raises SurgeryError where there is nothing to replace, naming what the model has.
+        Raises ReplacementError where there is nothing to replace, naming what the model has.
         """
 
 
@@ -184,7 +184,7 @@ def record_calls(
     its output. before: called with the first three before the module runs; its result is recorded
     too. image_px: absent, the first of two sizes that the model supports.
 
-    Raises SurgeryError where it supports neither.
+    Raises ReplacementError where it supports neither.
     """
     first = None
     for side_px in (image_px,) if image_px else _TRIED_PX:
@@ -193,7 +193,7 @@ def record_calls(
         # each of them is raised by some of timm's models
         except (RuntimeError, AssertionError, ValueError) as error:
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
-    raise SurgeryError(
+    raise ReplacementError(
         f"model: the layers of {type(model).__name__} cannot be found: it does not support images "
         f"of {first[0]} px ({first[1]}); use a ResNet or a ConvNeXt"
     )
@@ -231,8 +231,8 @@ def _record(
 
 
 def find_layers(model: nn.Module) -> ModelLayers:
-    """The layers of a model on the CPU, which is not changed. Raises SurgeryError as record_calls()
-    does.
+    """The layers of a model on the CPU, which is not changed. Raises ReplacementError as
+    record_calls() does.
     """
     modules = dict(model.named_modules())
     names = {
@@ -330,7 +330,7 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
-    """Class names with their counts, in order of first appearance: Swap's `before`."""
+    """Class names with their counts, in order of first appearance: Replacement's `before`."""
     counts: dict[str, int] = {}
     for module in modules:
         name = type(module).__name__
@@ -340,7 +340,7 @@ def counted(modules: Iterable[nn.Module]) -> tuple[tuple[str, int], ...]:
 
 def nothing_to_replace(
     part: str, wanted: str, model: nn.Module, kinds: Sequence[type[nn.Module]] = ()
-) -> SurgeryError:
+) -> ReplacementError:
     """The error of a part that found nothing to replace: names what it looked for, and what the
     model has of `kinds` (default: convolutions).
     """
@@ -348,7 +348,7 @@ def nothing_to_replace(
         module for module in model.modules() if isinstance(module, tuple(kinds) or (nn.Conv2d,))
     )
     has = ", ".join(f"{count} {kind}" for kind, count in there) or "none"
-    return SurgeryError(
+    return ReplacementError(
         f"model.{part}: {type(model).__name__} has no {wanted}; it has {has}; "
         f"leave model.{part} out"
     )

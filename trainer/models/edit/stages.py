@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from trainer.models.edit.layer_kinds import CONVOLUTIONS
-from trainer.models.edit.replacement import SurgeryError, is_attention
+from trainer.models.edit.replacement import ReplacementError, is_attention
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -13,7 +13,7 @@ def stages(model: nn.Module) -> list[str]:
 
     A stage holds a series of residual blocks and, in ConvNeXt, the downsampling before it.
 
-    Raises SurgeryError where a model has none.
+    Raises ReplacementError where a model has none.
     """
     return [_with_downsampling(model, series, _series(model)) for series in _series(model)]
 
@@ -21,7 +21,7 @@ def stages(model: nn.Module) -> list[str]:
 def blocks(model: nn.Module) -> list[list[str]]:
     """Dotted names of the residual blocks, in order, a list for each stage.
 
-    Raises SurgeryError where a model has none.
+    Raises ReplacementError where a model has none.
     """
     return [
         [
@@ -41,7 +41,7 @@ def _series(model: nn.Module) -> list[str]:
     innermost = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
     if not innermost:
         kind = type(model).__name__
-        raise SurgeryError(
+        raise ReplacementError(
             f"model: {kind} has no stages of residual blocks; use a ResNet or a ConvNeXt"
         )
     return innermost

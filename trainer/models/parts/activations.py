@@ -32,8 +32,8 @@ from trainer.base.component import Positive
 from trainer.models.edit.layer_kinds import ACTIVATIONS
 from trainer.models.edit.replacement import (
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     inside_attention,
@@ -54,7 +54,7 @@ class Activation(Part):
     def layer(self, in_place: bool) -> nn.Module:
         """One layer, in place where asked and possible."""
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace the activations that are not already this one."""
         names = _places(model)
         if not names:
@@ -62,7 +62,7 @@ class Activation(Part):
         wanted = self.layer(in_place=False)
         changed = [name for name in names if not _is_same(model.get_submodule(name), wanted)]
         if not changed:
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.activation: all {len(names)} activations of {type(model).__name__} are "
                 f"{type(wanted).__name__} already; leave model.activation out"
             )
@@ -75,7 +75,9 @@ class Activation(Part):
             )
         kept = len(names) - len(changed)
         note = f"{kept} are {type(wanted).__name__} already" if kept else ""
-        return Swap("activation", counted(before), type(wanted).__name__, tuple(changed), note)
+        return Replacement(
+            "activation", counted(before), type(wanted).__name__, tuple(changed), note
+        )
 
 
 class Relu(Activation):

@@ -22,7 +22,13 @@ from trainer.models.edit.insertion import (
     output_shapes,
 )
 from trainer.models.edit.layer_kinds import ATTENTION, CONVOLVING_ATTENTION
-from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, is_attention
+from trainer.models.edit.replacement import (
+    Part,
+    Replacement,
+    ReplacementError,
+    counted,
+    is_attention,
+)
 from trainer.models.edit.stages import blocks
 
 Reduction = Annotated[int, Field(ge=1, le=256)]
@@ -51,13 +57,14 @@ class _InBlocks(Attention):
 
     Weights are initialized as timm initializes the rest of the model.
 
-    Raises SurgeryError for a model that has attention already: this one would come on top of it.
+    Raises ReplacementError for a model that has attention already: this one would come on top of
+    it.
     """
 
     position: Position
     stages: Stages | None = None
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Add one module to each block of the chosen stages."""
         _refuse_attention(model)
         chosen = [name for stage in last_stages(model, "attention", self.stages) for name in stage]
@@ -68,7 +75,7 @@ class _InBlocks(Attention):
             place.insert(layer)
         check_inserted(model, "attention", [(place.block, place.name) for place in places])
         widths = dict.fromkeys(place.num_channels for place in places)
-        return Swap(
+        return Replacement(
             "attention",
             before,
             _with(layers[0]),
@@ -184,7 +191,7 @@ class Bam(Attention):
     its 3x3 convolutions. For the formula, and where the authors'
     code differs, see BottleneckAttention.
 
-    Raises SurgeryError for a model that has attention already, or a single stage.
+    Raises ReplacementError for a model that has attention already, or a single stage.
     Source: Park et al. 2018, arXiv:1807.06514.
     """
 
@@ -194,12 +201,12 @@ class Bam(Attention):
     dilation: Annotated[int, Field(ge=1, le=16)]
     num_convolutions: Annotated[int, Field(ge=1, le=8)]
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Put one module behind the last block of each of the first three stages."""
         _refuse_attention(model)
         last_blocks = [stage[-1] for stage in blocks(model)[:-1][:3]]
         if not last_blocks:
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.attention: {type(model).__name__} has one stage; use squeeze_excite"
             )
         widths = {name: shape[1] for name, shape in output_shapes(model, last_blocks).items()}
@@ -216,7 +223,9 @@ class Bam(Attention):
             places.append(f"{series}.attention")
         check_inserted(model, "attention", zip(last_blocks, places, strict=True))
         hidden = ", ".join(str(_reduced(width, self.reduction)) for width in widths.values())
-        return Swap("attention", before, _with(layer), tuple(places), f"hidden widths {hidden}")
+        return Replacement(
+            "attention", before, _with(layer), tuple(places), f"hidden widths {hidden}"
+        )
 
 
 class GlobalContext(_Reduced):
@@ -269,7 +278,7 @@ def _refuse_attention(model: nn.Module) -> None:
     whole = [kind for kind in counted(there) if kind[0] not in ("ChannelAttn", "SpatialAttn")]
     if whole:
         has = ", ".join(f"{count} {kind}" for kind, count in whole)
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.attention: {type(model).__name__} already has attention ({has}); "
             "use a model without, such as resnet50"
         )
@@ -281,7 +290,7 @@ def _with(layer: nn.Module) -> str:
 
 def _reduced(num_channels: int, reduction: int) -> int:
     if num_channels < reduction:
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.attention.reduction={reduction}: a block has only {num_channels} channels; "
             f"use {num_channels} or less"
         )

@@ -15,8 +15,8 @@ from torch.nn import functional
 from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import (
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     has_activation,
@@ -41,7 +41,7 @@ class BlurPool(Part):
     Not in a union: `model.blur_pool: {filter_px: 3, min_channels: 16, place: before, padding:
     zeros, pool: false}`.
 
-    Raises SurgeryError where no convolution is strided, or pool is asked and no max pooling is.
+    Raises ReplacementError where no convolution is strided, or pool is asked and no max pooling is.
     Source: Zhang 2019, arXiv:1904.11486; ffcv-imagenet's train_imagenet.py (before).
     """
 
@@ -54,7 +54,7 @@ class BlurPool(Part):
     padding: Literal["zeros", "reflect"]
     pool: bool
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Insert the blur; the places are those of the convolutions and the poolings."""
         found = _strided(model, nn.Conv2d)
         strided = {
@@ -73,7 +73,7 @@ class BlurPool(Part):
             raise nothing_to_replace("blur_pool", "strided convolution that it applies to", model)
         if self.pool and not pools:
             kind = type(model).__name__
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.blur_pool.pool: {kind} has no strided max pooling; use false"
             )
         self._check_plain(taken)
@@ -87,13 +87,15 @@ class BlurPool(Part):
         places = tuple(name for name, _ in model.named_modules() if name in taken or name in pools)
         before = counted(taken.get(name, pools.get(name)) for name in places)
         note = f"left: {left} other strided convolutions" if left else ""
-        return Swap("blur_pool", before, f"Blur {self.place.replace('_', ' the ')}", places, note)
+        return Replacement(
+            "blur_pool", before, f"Blur {self.place.replace('_', ' the ')}", places, note
+        )
 
     def _check_plain(self, taken: dict[str, nn.Conv2d]) -> None:
         """Subclasses of Conv2d may keep a second copy of the stride, which would stay."""
         for name, conv in taken.items():
             if self.place != "before" and type(conv) is not nn.Conv2d:
-                raise SurgeryError(
+                raise ReplacementError(
                     f"model.blur_pool.place: {name} is a {type(conv).__name__}; use place: before"
                 )
 

@@ -13,9 +13,15 @@ from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models.resnet import Bottleneck, ResNet, downsample_avg, downsample_conv
 from torch import Tensor, nn
 
-from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, replace_module
+from trainer.models.edit.replacement import (
+    Part,
+    Replacement,
+    ReplacementError,
+    counted,
+    replace_module,
+)
 
-Count = Annotated[int, Field(ge=1, le=4096)]
+BlockCount = Annotated[int, Field(ge=1, le=4096)]
 
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -40,7 +46,7 @@ class StagedBody(Part):
     model.norm and model.activation are applied afterwards. drop_path grows from 0 at the first
     block to the model's rate at the last.
 
-    Raises SurgeryError for a model other than a ResNet of plain bottlenecks.
+    Raises ReplacementError for a model other than a ResNet of plain bottlenecks.
     Source: Liu et al. 2022, arXiv:2201.03545, section 2, Figure 3 and Table 10.
     """
 
@@ -48,8 +54,8 @@ class StagedBody(Part):
         "depths": [3, 3, 9, 3], "widths": [96, 192, 384, 768], "block": "inverted_moved_up",
         "kernel_px": 7, "activations": "one", "norms": "one", "downsampling": "separate",
     }  # fmt: skip
-    depths: tuple[Count, Count, Count, Count]
-    widths: tuple[Count, Count, Count, Count]
+    depths: tuple[BlockCount, BlockCount, BlockCount, BlockCount]
+    widths: tuple[BlockCount, BlockCount, BlockCount, BlockCount]
     block: Literal["bottleneck", "depthwise", "inverted", "inverted_moved_up"]
     kernel_px: Annotated[int, Field(ge=1, le=31)]
     activations: Literal["all", "one"]
@@ -65,7 +71,7 @@ class StagedBody(Part):
             )
         return kernel_px
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace a ResNet's four stages, and add the norm that separate downsampling needs."""
 
         old = _plain_bottlenecks(model)
@@ -95,7 +101,9 @@ class StagedBody(Part):
         for block in new.values() if starts_at_zero else ():
             block.zero_init_last()
         notes += _fit_head(model, [form.out_channels(width) for width in self.widths], is_separate)
-        return Swap("body", counted(old), f"{len(new)} {self.block}", tuple(new), ", ".join(notes))
+        return Replacement(
+            "body", counted(old), f"{len(new)} {self.block}", tuple(new), ", ".join(notes)
+        )
 
     def _fit_stem(self, model: nn.Module) -> list[str]:
         """Adapt the stem to the first stage's width, and to activations and norms of "one"; returns
@@ -147,7 +155,7 @@ def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
         found = f"the stem has {type(model.bn1).__name__} and {type(model.maxpool).__name__}"
     else:
         return blocks
-    raise SurgeryError(f"model.body: {found}; use model=resnet50, or leave model.body out")
+    raise ReplacementError(f"model.body: {found}; use model=resnet50, or leave model.body out")
 
 
 def _drop_path(blocks: list[nn.Module]) -> float:

@@ -18,8 +18,8 @@ from trainer.models.edit.layer_kinds import CONVOLUTIONS
 from trainer.models.edit.replacement import (
     ConvLocation,
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     inside_attention,
@@ -41,7 +41,7 @@ class Convolution(Part):
     def _last_stages(self, model: nn.Module) -> list[str]:
         names = stages(model)
         if self.stages > len(names):
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.convolution.stages={self.stages}: {type(model).__name__} has {len(names)} "
                 f"stages; use {len(names)} or fewer"
             )
@@ -63,7 +63,7 @@ class _ConvolutionReplacement(Convolution):
     ) -> bool:
         """Is this 3x3 convolution replaced?"""
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace them in the last stages."""
         convolutions = {place.name: place for place in find_layers(model).convolutions}
         last = tuple(f"{stage}." for stage in self._last_stages(model))
@@ -85,7 +85,7 @@ class _ConvolutionReplacement(Convolution):
             replace_module(model, name, module)
         left = len(of_3x3) - len(names)
         note = f"kept: {left} of 3x3 that are not a {self.wanted}" if left else ""
-        return Swap("convolution", counted(before), type(after[0]).__name__, names, note)
+        return Replacement("convolution", counted(before), type(after[0]).__name__, names, note)
 
 
 class Deformable(_ConvolutionReplacement):
@@ -97,7 +97,7 @@ class Deformable(_ConvolutionReplacement):
 
     stages: how many last stages; the paper takes three (conv3 to conv5).
 
-    Raises SurgeryError where they have no 3x3 convolution.
+    Raises ReplacementError where they have no 3x3 convolution.
     Source: Zhu et al. 2018, arXiv:1811.11168 (version 2).
     """
 
@@ -124,7 +124,7 @@ class SelfCalibrated(_ConvolutionReplacement):
     stages: how many last stages; the paper takes all four.
     pooling: the pooling window of the wider context; a feature map must be at least that large.
 
-    Raises SurgeryError where they have no such convolution.
+    Raises ReplacementError where they have no such convolution.
     Source: Liu et al. 2020, CVPR, "Improving Convolutional Networks with Self-Calibrated
     Convolutions".
     """
@@ -185,7 +185,7 @@ class Dilated(Convolution):
 
     stages: how many last stages; each must have a stride.
 
-    Raises SurgeryError where one has none, or has it inside attention.
+    Raises ReplacementError where one has none, or has it inside attention.
     Source: Yu and Koltun 2017, arXiv:1705.09914; Chen et al. 2017, arXiv:1706.05587 (output
     stride).
     """
@@ -193,7 +193,7 @@ class Dilated(Convolution):
     name: Literal["dilated"] = "dilated"
     example: ClassVar[dict[str, Any]] = {"stages": 1}
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Remove the strides, and dilate."""
         convolutions = {place.name for place in find_layers(model).convolutions}
         in_attention = inside_attention(model)
@@ -207,7 +207,7 @@ class Dilated(Convolution):
             }
             if not strides or not in_attention.isdisjoint(strides):
                 found = "has its stride inside attention" if strides else "has no stride"
-                raise SurgeryError(
+                raise ReplacementError(
                     f"model.convolution: {stage} {found}; use fewer stages, "
                     "or leave model.convolution out"
                 )
@@ -224,7 +224,7 @@ class Dilated(Convolution):
                     _dilate(model, name, dilation if name in strides else wider)
             dilation = wider
             notes.append(f"{stage} by {dilation}")
-        return Swap(
+        return Replacement(
             "convolution",
             counted(before),
             "the same, dilated at stride 1",

@@ -24,8 +24,8 @@ from trainer.models.edit.insertion import (
 )
 from trainer.models.edit.replacement import (
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     is_norm,
     replace_module,
@@ -42,7 +42,7 @@ class StochasticDepth(Part):
     `batch`, all images of a micro-batch together (the paper's). Kept branches are scaled
     up, so evaluation needs no factor.
 
-    Raises SurgeryError where the recipe has no drop_path, and for models in which timm drops
+    Raises ReplacementError where the recipe has no drop_path, and for models in which timm drops
     something else. Source: Huang et al. 2016, arXiv:1603.09382.
     """
 
@@ -50,12 +50,12 @@ class StochasticDepth(Part):
     over_depth: Literal["linear", "constant"]
     per: Literal["sample", "batch"]
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace timm's module in each block with a rate above zero."""
         there = [module for module in model.modules() if isinstance(module, DropPath)]
         rate = max((module.drop_prob for module in there), default=0.0)
         if rate == 0:
-            raise SurgeryError(
+            raise ReplacementError(
                 "model.stochastic_depth: needs drop_path; add drop_path: 0.05, "
                 "or leave model.stochastic_depth out"
             )
@@ -68,7 +68,7 @@ class StochasticDepth(Part):
             f"sampled per {self.per}"
         )
         after = "DropPath" if self.per == "sample" else "BatchDropPath"
-        return Swap(
+        return Replacement(
             "stochastic_depth", counted(there), after, tuple(name for _, name in places), note
         )
 
@@ -78,7 +78,7 @@ class StochasticDepth(Part):
     def _put(self, model: nn.Module, name: str, rate: float) -> tuple[str, str]:
         block = model.get_submodule(name)
         if not hasattr(block, "drop_path"):
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.stochastic_depth: {name} is a {type(block).__name__}, which has "
                 "no drop_path; leave model.stochastic_depth out"
             )
@@ -99,7 +99,7 @@ class DropBlock(Part):
     module of its own; ConvNeXt: after the norm of the depthwise convolution. The paper has it after
     every convolution and on the shortcut.
 
-    Raises SurgeryError for blocks without such a norm.
+    Raises ReplacementError for blocks without such a norm.
     Source: Ghiasi et al. 2018, arXiv:1810.12890.
     """
 
@@ -108,7 +108,7 @@ class DropBlock(Part):
     block_px: Annotated[int, Field(ge=1, le=64)]
     stages: Annotated[int, Field(ge=1, le=4)]
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Add one module to each block of the last stages."""
         names = [name for stage in last_stages(model, "drop_block", self.stages) for name in stage]
         before = counted(model.get_submodule(name) for name in names)
@@ -116,7 +116,7 @@ class DropBlock(Part):
         places = [(name, self._put(model, name, calls[name])) for name in names]
         check_inserted(model, "drop_block", places)
         after = f"the same with {BlockDropout.__name__}"
-        return Swap(
+        return Replacement(
             "drop_block",
             before,
             after,
@@ -135,7 +135,7 @@ class DropBlock(Part):
             replace_module(model, f"{name}.drop_block", layer)
             return f"{name}.drop_block"
         if not norms:
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.drop_block: {name} is a {type(block).__name__} without a norm before its "
                 "last convolution; leave model.drop_block out"
             )
@@ -150,7 +150,7 @@ class DropBlock(Part):
     def _note(self, model: nn.Module, places: Iterable[tuple[str, str]], image_px: int) -> str:
         try:
             shapes = output_shapes(model, [name for _, name in places], image_px)
-        except SurgeryError:  # build_model rejects the size later, and suggests another
+        except ReplacementError:  # build_model rejects the size later, and suggests another
             return ""
         sides = [min(shape[2:]) for shape in shapes.values()]
         smaller = sorted({side for side in sides if side < self.block_px}, reverse=True)
@@ -170,21 +170,21 @@ class LayerScale(Part):
     gradient is `start` times as large as without: the note mentions it, and `zero_init_last: false`
     avoids it.
 
-    Raises SurgeryError for a model that has layer scale of its own.
+    Raises ReplacementError for a model that has layer scale of its own.
     Source: Touvron et al. 2021, arXiv:2103.17239.
     """
 
     example: ClassVar[dict[str, Any]] = {"start": 1e-6}
     start: Annotated[float, Field(gt=0, lt=1)]
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Add scales to each block."""
         names = [name for stage in blocks(model) for name in stage]
         if any(
             isinstance(getattr(model.get_submodule(name), "gamma", None), nn.Parameter)
             for name in names
         ):
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.layer_scale: {type(model).__name__} has its own (gamma); "
                 "use a model whose timm class takes ls_init_value"
             )
@@ -203,7 +203,7 @@ class LayerScale(Part):
             "model.zero_init_last=false avoids it"
         )
         where = tuple(place.name for place in places)
-        return Swap(
+        return Replacement(
             "layer_scale", before, "the same with LayerScale2d", where, note if num_zero else ""
         )
 

@@ -11,8 +11,14 @@ from timm.models.convnext import ConvNeXt, ConvNeXtBlock, ConvNeXtStage
 from torch import nn
 
 from trainer.models.edit.insertion import init_like_timm
-from trainer.models.edit.replacement import Part, SurgeryError, Swap, counted, input_channels
-from trainer.models.parts.bodies import Count
+from trainer.models.edit.replacement import (
+    Part,
+    Replacement,
+    ReplacementError,
+    counted,
+    input_channels,
+)
+from trainer.models.parts.bodies import BlockCount
 
 
 class IsotropicBody(Part):
@@ -26,17 +32,17 @@ class IsotropicBody(Part):
     is the model's own over `width` channels. All weights are initialized anew by timm's rule.
     drop_path grows from 0 at the first block to the model's rate at the last.
 
-    Raises SurgeryError for a model other than a ConvNeXt.
+    Raises ReplacementError for a model other than a ConvNeXt.
     Source: Liu et al. 2022, arXiv:2201.03545, section 3.3.
     """
 
     example: ClassVar[dict[str, Any]] = {"depth": 18, "width": 384, "patch_px": 16}
-    depth: Count
-    width: Count
+    depth: BlockCount
+    width: BlockCount
     patch_px: Annotated[int, Field(ge=1, le=64)]
     layer_scale: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Rebuild a ConvNeXt as one stage after one patchify convolution."""
         old = _blocks(model)
         channels, kind = input_channels(model), old[0]
@@ -52,7 +58,9 @@ class IsotropicBody(Part):
         init_like_timm(model, model)
         places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
         note = f"one stage of {self.width} channels, patches of {self.patch_px} px"
-        return Swap("isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note)
+        return Replacement(
+            "isotropic", counted(old), f"{self.depth} {type(kind).__name__}", places, note
+        )
 
     def _stage(self, kind: ConvNeXtBlock, drop_path: float) -> nn.Module:
         norm = _like(kind.norm)
@@ -71,7 +79,7 @@ def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
     """The blocks of a ConvNeXt; any other model is rejected."""
     if not isinstance(model, ConvNeXt):
         found = f"{type(model).__name__} is not a timm ConvNeXt"
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.isotropic: {found}; use model=convnext_small, or leave model.isotropic out"
         )
     return [block for stage in model.stages for block in stage.blocks]

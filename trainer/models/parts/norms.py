@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.base.errors import PlanError, UserError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
-from trainer.models.edit.replacement import NormLocation, SurgeryError
+from trainer.models.edit.replacement import NormLocation, ReplacementError
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -252,7 +252,7 @@ class EvoNormS0(GroupedNormPart):
     def _activated(self, model: nn.Module, places: Sequence[NormLocation]) -> set[str]:
         activated = super()._activated(model, places)
         if not activated:
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.norm: {self.name} is norm and activation in one, but no norm of "
                 f"{type(model).__name__} is directly followed by an activation; "
                 "use filter_response_norm, group_norm or a ResNet"

@@ -20,8 +20,8 @@ from trainer.base.component import Positive
 from trainer.models.edit.replacement import (
     ConvLocation,
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     find_layers,
     inside_attention,
@@ -45,7 +45,7 @@ class Standardization(Part):
     def standardized(self, conv: nn.Conv2d) -> nn.Conv2d:
         """The replacement of a convolution, with its parameters."""
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace the convolutions; the note counts those kept, by reason."""
         reasons = {
             place.name: self._reason_to_leave(place, model)
@@ -55,7 +55,7 @@ class Standardization(Part):
         names = tuple(name for name, reason in reasons.items() if not reason)
         if not names:
             kind = type(model).__name__
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.weight_standardization: {kind} has no convolution to standardize ({left}); "
                 f"leave model.weight_standardization out"
             )
@@ -63,7 +63,9 @@ class Standardization(Part):
         after = [self.standardized(conv) for conv in before]
         for name, conv in zip(names, after, strict=True):
             replace_module(model, name, conv)
-        return Swap("weight_standardization", counted(before), type(after[0]).__name__, names, left)
+        return Replacement(
+            "weight_standardization", counted(before), type(after[0]).__name__, names, left
+        )
 
     def _reason_to_leave(self, place: ConvLocation, model: nn.Module) -> str:
         conv = place.module
@@ -94,7 +96,7 @@ class WeightStandardization(Standardization):
     sample. variance: v divided by the number of a filter's weights (biased), or by one less
     (unbiased). Linear layers and the classifier are left as they are.
 
-    Raises SurgeryError where no convolution is left to standardize.
+    Raises ReplacementError where no convolution is left to standardize.
     Source: Qiao et al. 2019, arXiv:1903.10520; Kolesnikov et al. 2020, arXiv:1912.11370.
     """
 
@@ -124,7 +126,7 @@ class ScaledWeightStandardization(Standardization):
     of, depthwise: as in weight_standardization.
     gamma: compensates for the variance lost in the activation: 1.7139588594436646 for relu.
 
-    Raises SurgeryError where no convolution is left to standardize.
+    Raises ReplacementError where no convolution is left to standardize.
     Source: Brock et al. 2021, arXiv:2101.08692; eps as in timm's ScaledStdConv2d.
     """
 

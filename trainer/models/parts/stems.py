@@ -14,8 +14,8 @@ from torch import nn
 from trainer.models.edit.insertion import init_like_timm
 from trainer.models.edit.replacement import (
     Part,
-    SurgeryError,
-    Swap,
+    Replacement,
+    ReplacementError,
     counted,
     has_activation,
     is_activation,
@@ -52,26 +52,26 @@ class Stem(Part):
     """Replaces the stem. Its last norm and activation are kept; convolutions are initialized by
     timm's rule.
 
-    Raises SurgeryError where no convolution comes before the first stage, and where the model has
-    this stem already.
+    Raises ReplacementError where no convolution comes before the first stage, and where the model
+    has this stem already.
     """
 
     kind: ClassVar[str] = "stem"
     has_pool: ClassVar[bool] = True
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace the stem."""
         children = _children(model)
         there = [str(model.get_submodule(name)) for name in children]
         replacement = self.replace_stem(model)
         if there == [str(model.get_submodule(name)) for name in children]:
-            raise SurgeryError(
+            raise ReplacementError(
                 f"model.stem: {type(model).__name__} already has this stem ({self._after()}); "
                 "use another one, or leave model.stem out"
             )
         return replacement
 
-    def replace_stem(self, model: nn.Module) -> Swap:
+    def replace_stem(self, model: nn.Module) -> Replacement:
         """Replace the stem even where it is the same already."""
         current = _current_stem(model)
         before = counted(_leaves(model, current.children))
@@ -81,7 +81,7 @@ class Stem(Part):
         _install_stem(model, current, body, pool)
         if hasattr(model, "stem_feat_idx"):  # ResNetV2's index of its first feature map
             model.stem_feat_idx = 0 if current.norm is None else 1
-        return Swap("stem", before, self._after(), current.children)
+        return Replacement("stem", before, self._after(), current.children)
 
     @abstractmethod
     def _body(self, current: _CurrentStem) -> nn.Module: ...
@@ -130,7 +130,7 @@ class DeepStem(Stem):
     width: channels of the first two; the third has those of the first stage. At 32 it is that of
     timm's resnet50d.
 
-    Raises SurgeryError for a width that the model's norm cannot take.
+    Raises ReplacementError for a width that the model's norm cannot take.
     Source: He et al. 2018, arXiv:1812.01187 (ResNet-C).
     """
 
@@ -190,19 +190,19 @@ class AutoStem(Stem):
     name: Literal["auto"] = "auto"
     chooses: ClassVar[bool] = True
 
-    def apply(self, model: nn.Module, image_px: int) -> Swap:
+    def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace the stem, or keep it, by the size of the images."""
         if image_px < _SMALL_PX:
             replacement = CifarStem().replace_stem(model)
             note = f"auto: cifar stem, since images of {image_px} px are under {_SMALL_PX} px"
-            return Swap(
+            return Replacement(
                 replacement.part, replacement.before, replacement.after, replacement.places, note
             )
         children = _children(model)
         note = (
             f"auto: the model's own stem, since images of {image_px} px are {_SMALL_PX} px or more"
         )
-        return Swap("stem", counted(_leaves(model, children)), "the same", children, note)
+        return Replacement("stem", counted(_leaves(model, children)), "the same", children, note)
 
     def _body(self, current: _CurrentStem) -> nn.Module:
         raise AssertionError("auto has no layers of its own")
@@ -230,7 +230,7 @@ def _current_stem(model: nn.Module) -> _CurrentStem:
         place for place, (_, module) in enumerate(inner) if isinstance(module, nn.Conv2d)
     ]
     if not convolutions:
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.stem: {type(model).__name__} has no convolution before its first stage; "
             "leave model.stem out"
         )
@@ -317,7 +317,7 @@ def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     new = deepcopy(norm)
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
-        raise SurgeryError(
+        raise ReplacementError(
             f"model.stem.width={num_channels}: not a multiple of the norm's {num_groups} groups; "
             f"use a multiple of {num_groups}"
         )
