@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from support.studies import page, study  # noqa: F401  fixtures of every folder
+
 torch.set_num_threads(1)
 # the same examples each time, as long as they take on a busy machine
 hypothesis.settings.register_profile("rsb", deadline=None, derandomize=True, database=None)

@@ -277,7 +277,7 @@ def test_json_that_nests_without_end_is_none(tmp_path):
     with pytest.raises(RowError):
         read_row_file(tmp_path / "row.json")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="(no file|not a regular file)"):
         json_file(tmp_path / "pipe")
     with pytest.raises(RowError):
         read_row_file(tmp_path / "pipe")
@@ -339,7 +339,7 @@ def test_a_pipe_is_waited_for_by_nobody(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     os.mkfifo(tmp_path / "train/a/2.jpg")
-    with pytest.raises(BadImage, match="no file"):
+    with pytest.raises(BadImage, match="(no file|not a regular file)"):
         read_image(tmp_path / "train/a/2.jpg")
     with pytest.raises(DataError, match=r"2.jpg: a pipe or a device"):
         open_index(tmp_path, "train")

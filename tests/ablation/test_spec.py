@@ -117,9 +117,9 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "question:",
             "qestion:",
             "qestion:",
-            "'qestion' is no key of this page (did you mean question?)",
+            "'qestion' is no key of this recipe (did you mean question?)",
         ),
-        ('source: "nobody"\n', "", "name: loss", "this page has no source"),
+        ('source: "nobody"\n', "", "name: loss", "this recipe has no source"),
         (
             "name: one_at_a_time",
             "name: one_at_a_tim",
@@ -133,7 +133,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "name: other",
             "name is other, but the file is loss.yaml",
         ),
-        ("recipe: A2", "recipe: A9", "recipe: A9", "recipe=A9: there is no such page"),
+        ("recipe: A2", "recipe: A9", "recipe: A9", "recipe=A9: there is no such recipe"),
         ("recipe: A2", "recipe: A9.yaml", "recipe: A9.yaml", "'A9.yaml': no such file"),
         (
             "[test_resnet]",
@@ -181,7 +181,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "is more than the 1437 training images",
         ),
         ("batch.images: 64", "lr.peak: 0", "  lr.peak", "write lr.peak=null to turn it off"),
-        ("batch.images: 64", "name: B2", "  name: B2", "this is what the page says about itself"),
+        ("batch.images: 64", "name: B2", "  name: B2", "this is what the recipe says about itself"),
         (
             "batch.images: 64",
             "mix: null\n  mix.alpha: 1.0",
@@ -213,7 +213,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "{name: soft BCE,",
             "{name: soft BCE, recipe: A4,",
             "{name: soft",
-            "recipe=A4: there is no such page",
+            "recipe=A4: there is no such recipe",
         ),
         (', source: "Table 1"', "", "  - {cell", "published.0 has no source"),
         (

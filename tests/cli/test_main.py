@@ -125,7 +125,7 @@ def test_the_plan_has_steps_images_rates_batch_and_deviations():
     assert "whole run is warm-up" in rsb("plan", "--recipe", "A1", "--set", "epochs=1").output
     small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
     assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
-    assert "lr.peak stays 0.005: the page has no rule" in small.output
+    assert "lr.peak stays 0.005: the recipe has no rule" in small.output
     ruled = rsb(
         "plan", "--recipe", "torchvision-v1", "--set", "batch.images=256 batch.norm_images=64"
     )

@@ -152,7 +152,7 @@ def test_joined_statistics_need_gpus_and_equal_shares():
     check_settings(plan, settings)
     joined = make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
     check_settings(joined, replace(settings, device="cuda:0"))
-    with pytest.raises(PlanError, match="GPUs alone; use one rank"):
+    with pytest.raises(PlanError, match="need GPUs; use one rank"):
         check_settings(joined, settings)
     plan = small_plan(
         overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false"

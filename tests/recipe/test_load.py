@@ -19,7 +19,7 @@ from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
-ONE_LINE = re.compile(r"recipe:[1-9][0-9]*: [^\n\r]+")
+ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")
 
 
 class Apple(Component):
@@ -69,7 +69,7 @@ def refusal(text: str, kind=Basket) -> ConfigError:
     with pytest.raises(ConfigError) as error:
         parse_page(text, "page", kind)
     assert ONE_LINE.fullmatch(str(error.value))
-    assert str(error.value).startswith(f"recipe:{error.value.line}: ")
+    assert str(error.value).startswith(f"page:{error.value.line}: ")
     return error.value
 
 

@@ -58,7 +58,7 @@ def test_a_misspelt_name_gets_one_line_with_the_nearest():
 
 
 def test_a_folder_that_is_not_there_is_called_one(tmp_path):
-    with pytest.raises(UserError, match="data=.*photos: there is no such folder"):
+    with pytest.raises(UserError, match="data=.*photos: no such folder"):
         find_profile(str(tmp_path / "photos"))
 
 

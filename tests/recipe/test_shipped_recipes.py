@@ -352,7 +352,7 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
     )
     with pytest.raises(ConfigError) as error:
         parse_page("\n".join(lines), "page", Recipe)
-    assert str(error.value).startswith(f"recipe:{line}: ")
+    assert str(error.value).startswith(f"page:{line}: ")
 
 
 def test_nothing_assumed_is_about_the_page_itself():

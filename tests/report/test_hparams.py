@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from support.reported import study
+from support.studies import study as cli_study  # noqa: F401  a fixture
 from support.studies import table
 from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.runs.results import read_row_file

@@ -80,8 +80,8 @@ def test_one_that_the_disk_does_not_give_is_not_passed_over(tmp_path, monkeypatc
         with pytest.raises(
             UserError,
             match=(
-                r"step_000000002.pt: cannot be read \(Input/output error\); the same command"
-                r" goes on"
+                r"step_000000002.pt: cannot be read \(Input/output error\); rerun the"
+                r" same command to resume"
             ),
         ):
             load_checkpoint(tmp_path, silent)

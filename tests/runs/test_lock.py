@@ -58,7 +58,7 @@ def holder(tmp_path):
 def test_a_claim_is_one_processs_until_it_is_released(tmp_path, holder):
     assert try_acquire(tmp_path) is None
     assert owner_of(tmp_path).pid == holder.pid
-    with pytest.raises(LockedError, match=rf"process {holder.pid} on .* wait for its end"):
+    with pytest.raises(LockedError, match=rf"process {holder.pid} on .* wait for it to end"):
         acquire(tmp_path)
     print(file=holder.stdin, flush=True)
     assert holder.stdout.readline() == "released\n"
@@ -141,7 +141,7 @@ def test_what_another_machine_held_is_had_once_it_shows_no_life(
             "sleep",
             lambda seconds: os.utime(elsewhere.path, (time.time() + 1, time.time() + 1)),
         )
-        with pytest.raises(LockedError, match="works here"):
+        with pytest.raises(LockedError, match="is running here"):
             acquire(tmp_path)
         assert elsewhere.path.exists()
     else:

@@ -108,7 +108,7 @@ def test_an_old_row_whose_texts_were_rounded_is_refused_but_for_its_run_folder(t
     assert again.reasons == () and again.plan.recipe.digest == plan.recipe.digest
 
 
-@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-components"])
+@pytest.mark.parametrize("name", ["tv2-cumulative", "rsb-ingredients"])
 def test_the_old_rows_of_shipped_ablations_lead_back_to_their_plans(tmp_path, name):
     for cell in load_ablation(name).cells:
         again = plan_again(stored_row(cell, 1, 90.0, versions=provenance.versions()), tmp_path)

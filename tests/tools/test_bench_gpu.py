@@ -15,8 +15,8 @@ import torch
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.base.terminal import Terminal
-from trainer.cli import bench as bench_cli
-from trainer.cli.bench import _asked, measure_on_gpu
+from trainer.cli import bench_commands as bench_cli
+from trainer.cli.bench_commands import _asked, measure_on_gpu
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.runs.job import Job, plan_of

@@ -10,7 +10,7 @@ import torch
 
 from trainer.base.terminal import open_terminal
 from trainer.engine.train import fast_algorithms
-from trainer.tools import doctor, doctor_probes, doctor_show, doctor_steps
+from trainer.tools import doctor, doctor_probes, doctor_show, doctor_steps, doctor_trial
 from trainer.tools.doctor import PROBES, examine, is_fit
 from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
 from trainer.tools.doctor_table import table_of
@@ -221,8 +221,8 @@ def test_an_ascii_machine_is_broken_and_told_what_to_export():
 def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     """On a small model here; what is asked for is the real one."""
     assert (doctor_steps.MAIN_RECIPE, doctor_steps.MAIN_MODEL) == ("A1", "resnet50")
-    monkeypatch.setattr(doctor_steps, "MAIN_MODEL", "test_resnet")
-    monkeypatch.setattr(doctor_steps, "NUM_STEPS", 1)
+    monkeypatch.setattr(doctor_trial, "MAIN_MODEL", "test_resnet")
+    monkeypatch.setattr(doctor_trial, "NUM_STEPS", 1)
     findings = by_name(doctor_steps.steps(Asked()))
     assert (
         findings["step on cpu"].state == GOOD
@@ -247,7 +247,7 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
         )
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_steps, "trained", trained)
+    monkeypatch.setattr(doctor_trial, "trained", trained)
     for before in ((False, True), (True, False)):
         monkeypatch.setattr(cudnn, "deterministic", before[0])
         monkeypatch.setattr(cudnn, "benchmark", before[1])
@@ -260,7 +260,7 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
 
 def test_steps_that_differ_are_marked_not_fatal(monkeypatch):
     numbers = iter(range(10))
-    monkeypatch.setattr(doctor_steps, "trained", lambda device: (str(next(numbers)), [0.01]))
+    monkeypatch.setattr(doctor_trial, "trained", lambda device: (str(next(numbers)), [0.01]))
     findings = by_name(doctor_steps.steps(Asked()))
     assert (
         findings["determinism on cpu"].state == ABSENT
@@ -275,7 +275,7 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
             raise RuntimeError("no kernel image is available\nfor execution")
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_steps, "trained", trained)
+    monkeypatch.setattr(doctor_trial, "trained", trained)
     monkeypatch.setattr(doctor_steps, "devices", lambda: ["cuda:0", "cpu"])
     findings = by_name(doctor_steps.steps(Asked()))
     assert (

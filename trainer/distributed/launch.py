@@ -105,8 +105,8 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
         with _Forwarding(running) as forwarding:
             if stop.is_requested:  # what comes from here on is kept for the ranks
                 print(
-                    f"stopped by {stop.signal_name} before any rank was started; the same command"
-                    " goes on",
+                    f"stopped by {stop.signal_name} before any rank was started; rerun the same"
+                    " command to resume",
                     flush=True,
                 )
                 return EXIT_STOPPED
