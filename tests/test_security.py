@@ -341,7 +341,7 @@ def test_a_pipe_is_waited_for_by_nobody(tmp_path):
     os.mkfifo(tmp_path / "train/a/2.jpg")
     with pytest.raises(BadImage, match="(no file|not a regular file)"):
         read_image(tmp_path / "train/a/2.jpg")
-    with pytest.raises(DataError, match=r"2.jpg: a pipe or a device"):
+    with pytest.raises(DataError, match=r"2.jpg: is a pipe or a device"):
         open_index(tmp_path, "train")
 
 

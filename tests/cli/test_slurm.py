@@ -57,7 +57,7 @@ def test_a_job_that_slurm_signals_is_saved_queued_again_and_ends_as_one_run(tmp_
         )  # what --signal=USR1@120 does two minutes before the end
         wait_for(slurm, lambda: slurm.state(job) == ("COMPLETED", 1), "second end", log)
         text = log.read_text()
-    assert "stopped by SIGUSR1 after step 9" in text and "going on after step 9" in text, text
+    assert "stopped by SIGUSR1 after step 9" in text and "resumed after step 9" in text, text
     assert {**ending(tmp_path), "row": 0} == {**ending(alone), "row": 0}
     rows = [
         json.loads(one.read_text())

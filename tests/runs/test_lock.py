@@ -243,7 +243,7 @@ def test_a_fork_holds_none_of_its_parents_locks(tmp_path):
         try:
             own.release()  # of no effect here
             os.write(writer, b"1" if try_acquire(tmp_path) is None and own.path.exists() else b"0")
-            os.read(reader, 1)  # until the parent has looked
+            signal.pause()  # until the parent has looked, and kills it
         finally:
             os._exit(0)
     try:

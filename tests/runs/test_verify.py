@@ -213,7 +213,8 @@ def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(
         row, scores = real(folder, dataclasses.replace(settings, precision="float32"), data_dir)
         return row, dataclasses.replace(scores, num_top1=scores.num_top1 - off)
 
-    monkeypatch.setattr(rescore, "rescore", scored)
+    for module in ("verify", "rescore"):
+        monkeypatch.setattr(f"trainer.runs.{module}.rescore", scored)
     folders = ["--runs", str(run[0].parent), "--results", str(run[0].parent.parent / "results")]
     for command in ("verify", "eval"):
         done = CliRunner().invoke(

@@ -314,7 +314,7 @@ def test_a_loss_that_is_no_number_leaves_the_store_alone_and_the_next_call_goes_
     assert stored(tmp_path) == 0 and "stays out of the store: inject=nan@7" in said
     code, row, said = trained(tmp_path, "nan@7")
     assert re.search(
-        r"going on after step [1-6] of 11", said
+        r"resumed after step [1-6] of 11", said
     )  # a checkpoint may still be on its way when the next is due
     assert code == EXIT_DONE and row.weights_sha256 == clean.weights_sha256 and row.injected == ()
     assert stored(tmp_path) == 1

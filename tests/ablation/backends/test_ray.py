@@ -61,7 +61,7 @@ def test_a_worker_that_is_killed_is_replaced_and_all_rows_are_those_of_undisturb
         cells.close()
     assert killed and [each.state for each in sweep.statuses] == ["finished"] * 2
     first = sweep.statuses[0].row
-    assert "going on after step" in (shared.runs / first.run / "log.txt").read_text()
+    assert "resumed after step" in (shared.runs / first.run / "log.txt").read_text()
     assert first.num_threads == 1 and first.changes == () and first.bitwise
     assert first.steps == 20 and [each.row.ablation for each in sweep.statuses] == ["two"] * 2
     there = sorted(path.stem for path in (tmp_path / "far" / "rows").iterdir())
