@@ -212,7 +212,8 @@ def test_the_command_stores_and_prints_each_page_when_it_is_measured(folder, tmp
     monkeypatch.setattr("trainer.tools.bench_gpu.MAX_BENCH_S", 0.0)
     printed = io.StringIO()
     monkeypatch.setattr(
-        "trainer.cli.bench_commands.open_terminal", lambda width: Terminal(file=printed, width=width)
+        "trainer.cli.bench_commands.open_terminal",
+        lambda width: Terminal(file=printed, width=width),
     )
     plans = [
         plan_of(Job(page, name, str(folder), None, 0, SMALL))
