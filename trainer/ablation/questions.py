@@ -62,7 +62,9 @@ def open_question(source: Path | str) -> Question:
             return _read(record)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a damaged cache is no cache
-    from trainer.ablation.spec import load_ablation
+    from trainer.ablation.spec import (
+        load_ablation,  # torch and timm: only where the cache has nothing
+    )
 
     ablation = load_ablation(source)
     question = question_of(ablation)

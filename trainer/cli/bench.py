@@ -26,17 +26,17 @@ from trainer.cli.options import (
 @user_errors
 def bench(
     recipe: Annotated[
-        str, typer.Option(help="A page; absent: A2 and convnext on a GPU, A3 on the CPU.")
+        str, typer.Option(help="A recipe; default: A2 and convnext on a GPU, A3 on the CPU.")
     ] = "",
     model: Annotated[
         str,
         typer.Option(
-            help="A model; absent: resnet50 and convnext_tiny on a GPU, resnet18 on the CPU."
+            help="A model; default: resnet50 and convnext_tiny on a GPU, resnet18 on the CPU."
         ),
     ] = "",
     data: Annotated[
         str,
-        typer.Option(help="As train takes it; absent: JPEG photos of an ImageNet image's size."),
+        typer.Option(help="As train takes it; default: JPEG photos of an ImageNet image's size."),
     ] = "",
     data_dir: DataDir = None,
     src: Annotated[

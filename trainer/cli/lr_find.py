@@ -75,7 +75,7 @@ def lr_find(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
-        from trainer.cli.lr_find_ranks import find_on_ranks
+        from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve

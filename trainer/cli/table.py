@@ -89,7 +89,7 @@ def reproduce(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
-        from trainer.cli.reproduce_commands import rerun
+        from trainer.cli.reproduce_commands import rerun  # torch takes seconds
 
         machine = device, precision, workers, runs, results
         raise typer.Exit(rerun(row, recipe, data, data_dir, machine, anyway, stop))

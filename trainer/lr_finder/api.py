@@ -1,10 +1,10 @@
-"""A LR finder run of one number of a recipe: which value to train with, measured along the recipe's
+"""An LR finder run of one number of a recipe: which value to train with, measured along the recipe's
 own training path.
 
-request     what was asked           range_test.Request
-setup        plan, data, lengths      range_test.set_up: nothing is trained
+request     what was asked           api.Request
+setup        plan, data, lengths      api.set_up: nothing is trained
 trials       from initial weights     trial.Trials, each along the training path of a run
-decision     ramps, probes, a race    range_race.decide, from curves alone
+decision     ramps, probes, a race    candidates.decide, from curves alone
 LRFinderResult    the result, with its picture and its files
 """
 
