@@ -1,5 +1,5 @@
-"""An LR finder run of one number of a recipe: which value to train with, measured along the recipe's
-own training path.
+"""An LR finder run of one number of a recipe: which value to train with, measured along the
+recipe's own training path.
 
 request     what was asked           api.Request
 setup        plan, data, lengths      api.set_up: nothing is trained
