@@ -16,7 +16,6 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
 from trainer.base.errors import UserError
-from trainer.base.plugins import loaded_plugins
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
@@ -318,5 +317,4 @@ def machine_of(settings: Settings) -> dict[str, str]:
         ),
         "compile": str(int(settings.compile)),
         **provenance.versions(),
-        **loaded_plugins(),
     }
