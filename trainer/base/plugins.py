@@ -135,6 +135,7 @@ def _load_file(path: Path) -> None:
 def _run(name: str, source: bytes, path: Path, full: Path) -> None:
     loader = _OfBytes(name, str(full), source)
     spec = importlib.util.spec_from_file_location(name, full, loader=loader)
+    assert spec is not None  # it has its loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)
@@ -145,6 +146,7 @@ def _run(name: str, source: bytes, path: Path, full: Path) -> None:
 
 
 def _load_entry(point: importlib.metadata.EntryPoint) -> None:
+    assert point.dist is not None  # the package that has it installed
     name = f"{point.dist.name}:{point.name}"
     if name in _digests:
         return

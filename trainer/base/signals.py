@@ -7,10 +7,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 from trainer.base.exits import EXIT_INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+Action = Callable[[int, FrameType | None], Any] | int | None  # what signal.signal gives and takes
 
 
 class Stopped(Exception):
@@ -27,7 +32,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Action] = {}
         self._is_interrupted = False
 
     def __enter__(self) -> StopRequest:
@@ -45,7 +50,7 @@ class StopRequest:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._is_interrupted:
             _end_at_once()
         self._is_interrupted |= number == signal.SIGINT
@@ -68,7 +73,7 @@ class EarlySignals:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Action] = {}
 
     def __enter__(self) -> EarlySignals:
         for number in SIGNALS:
@@ -79,17 +84,17 @@ class EarlySignals:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def before(self, number: int):
+    def before(self, number: int) -> Action:
         """What a signal did before this context."""
         return self._before[number]
 
-    def _note(self, number: int, frame) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and signal.SIGINT.name in self.seen:
             _end_at_once()
         self.seen.append(signal.Signals(number).name)
 
 
-def _early(action) -> EarlySignals | None:
+def _early(action: Action) -> EarlySignals | None:
     """The EarlySignals that a signal's handler belongs to."""
     owner = getattr(action, "__self__", None)
     return owner if isinstance(owner, EarlySignals) else None

@@ -99,19 +99,14 @@ class Average:
         weight = self.rule.weight_at(step, num_warmup_steps, batch_images, epochs, steps_per_epoch)
         if weight is None:
             return
-        own, new = _tensors(self.model), _tensors(model)
-        counters = [
-            (old, tensor)
-            for old, tensor in zip(own, new, strict=True)
-            if not old.is_floating_point()
-        ]
-        floats = [
-            (old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()
-        ]
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        # such as BatchNorm's num_batches_tracked, which have no mean
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         # see lamb.py for torch._foreach_*
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=False)), weight)
-        if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
-            torch._foreach_copy_(*map(list, zip(*counters, strict=False)))
+        torch._foreach_lerp_([own for own, _ in floats], [new for _, new in floats], weight)
+        if counters:
+            torch._foreach_copy_([own for own, _ in counters], [new for _, new in counters])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights and buffers by name: all that a resumed run needs."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.components.lamb import norms
+from trainer.models.edit.replacement import classifier_of
 
 _LEAST_NORM = 1e-3  # of a weight: what starts at zero must be able to move (Brock et al. 2021)
 _LEAST_GRADIENT = 1e-6  # keeps the quotient finite; timm's
@@ -50,7 +51,7 @@ def clip_adaptively(model: nn.Module, most_share: float) -> None:
 
 def _last_layer(model: nn.Module) -> nn.Module:
     """What makes the logits: the model's own word for it, else its last linear layer."""
-    named = model.get_classifier() if hasattr(model, "get_classifier") else None
+    named = classifier_of(model)
     if isinstance(named, (nn.Linear, nn.Conv2d)):
         return named
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

@@ -77,7 +77,7 @@ class LambOptimizer(torch.optim.Optimizer):
         states = [self._state_of(weight) for weight in weights]
         adam(
             targets,
-            [weight.grad for weight in weights],
+            [weight.grad for weight in weights if weight.grad is not None],  # each has one
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],

@@ -86,6 +86,7 @@ class LearningRate(StrictModel):
         update = step * updates_per_epoch // steps_per_epoch
         num_warmup = self.num_warmup_steps(updates_per_epoch)
         if update < num_warmup:
+            assert self.warmup_from is not None  # _warmup_is_whole
             num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
             return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
         return self.schedule.at(

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -87,6 +87,11 @@ class _ShareOfPeak(Schedule):
 
 class _ToEnd(Schedule):
     """Schedules that fall to a rate of their own, in their field `end`."""
+
+    if TYPE_CHECKING:  # each has the field in its own place
+
+        @property
+        def end(self) -> float: ...
 
     def scaled_by(self, ratio: float) -> Self:
         return self.model_copy(update={"end": self.end * ratio})

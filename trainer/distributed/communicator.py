@@ -99,7 +99,7 @@ class Ranks:
 
     def check(self, stop: StopRequest) -> None:
         """Raise Stopped on all ranks, in the same place, once a signal has come to any."""
-        number = self.most(signal.Signals[stop.signal_name].value if stop.is_requested else 0)
+        number = self.most(signal.Signals[stop.signal_name].value if stop.signal_name else 0)
         if number:
             raise Stopped(signal.Signals(number).name)
 
@@ -142,7 +142,7 @@ class Ranks:
         if not self.local_rank:
             self.barrier()
 
-    def _agreed(self, number: int, how: dist.ReduceOp) -> int:
+    def _agreed(self, number: int, how: dist.ReduceOp.RedOpType) -> int:
         if self.is_alone:
             return number
         held = torch.tensor(
@@ -202,7 +202,7 @@ def meet(
         meeting.close()
 
 
-def _open_store(place: Place, serves: bool):
+def _open_store(place: Place, serves: bool) -> dist.Store:
     store = dist.TCPStore(
         place.host, place.port, is_master=serves, timeout=_STORE_WAIT, wait_for_workers=False
     )

@@ -5,7 +5,7 @@ environment.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,7 @@ def _of_srun(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _numbers(environment: Mapping[str, str]):
+def _numbers(environment: Mapping[str, str]) -> Callable[[str], int]:
     def number(name: str) -> int:
         text = environment.get(name, "")
         if not text.isdigit():
@@ -124,7 +124,7 @@ def _numbers(environment: Mapping[str, str]):
 
 def first_host(hosts: str) -> str:
     """The first host of Slurm's short list: `gpu[07-09,12],big1` begins with gpu07."""
-    first = re.match(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*", hosts).group()
+    first = next(re.finditer(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*", hosts)).group()
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
 
 

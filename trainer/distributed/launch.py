@@ -27,7 +27,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
-from trainer.base.signals import StopRequest
+from trainer.base.signals import SIGNALS, Action, StopRequest
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
@@ -36,9 +36,7 @@ RANKS_END_S = (
 )
 # What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no
 # SIGHUP.
-_SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {
-    signal.SIGHUP: signal.SIGTERM
-}
+_SIGNALS: dict[int, int] = {**{number: number for number in SIGNALS}, signal.SIGHUP: signal.SIGTERM}
 
 
 def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
@@ -116,7 +114,7 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
                 forwarding.pass_on()
     if running.error is not None:
         raise running.error
-    return exit_code(running.result.failures, bool(forwarding.seen))
+    return exit_code(running.failures, bool(forwarding.seen))
 
 
 def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
@@ -158,11 +156,13 @@ class _Running(threading.Thread):
 
     def __init__(self, agent) -> None:
         super().__init__(daemon=True)
-        self.agent, self.result, self.error = agent, None, None
+        self.agent = agent
+        self.failures: Mapping = {}
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
-            self.result = self.agent.run()
+            self.failures = self.agent.run().failures
         except Exception as error:
             self.error = error
 
@@ -179,7 +179,7 @@ class _Forwarding:
         self.running = running
         self.seen: list[int] = []
         self._num_sent = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Action] = {}
 
     def __enter__(self) -> _Forwarding:
         for number in _SIGNALS:

@@ -10,11 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER
 from trainer.base.signals import Stopped
 from trainer.distributed.env import Place
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 COME_S = 20.0  # how long a rank that has come waits for the others
 BEAT_S = 1.0
@@ -36,14 +40,20 @@ class Meeting:
     """
 
     def __init__(
-        self, place: Place, device: str, open_store: Callable[[Place, bool], object]
+        self, place: Place, device: str, open_store: Callable[[Place, bool], Store]
     ) -> None:
         self.place, self.device, self._open_store = place, device, open_store
-        self._server = None
-        self.store = None
+        self._server: Store | None = None
+        self._store: Store | None = None
         self.table: list[list] = []
         self._beats: _Beats | None = None
         self.heard: dict | None = None  # who failed first, once this rank has read it
+
+    @property
+    def store(self) -> Store:
+        """The meeting point, once this rank has found it."""
+        assert self._store is not None
+        return self._store
 
     def check_in(self, check: Callable[[], None] = lambda: None) -> None:
         """Come, and wait for the others. check: called while it waits, raises Stopped once a signal
@@ -60,7 +70,7 @@ class Meeting:
         self._beats.start()
 
     def _await_others(self, check: Callable[[], None]) -> None:
-        self.store = self.connect(self.place.serves, check)
+        self._store = self.connect(self.place.serves, check)
         self.store.set(
             f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device])
         )
@@ -80,7 +90,7 @@ class Meeting:
             time.sleep(0.05)
         self.table = [json.loads(self.store.get(name)) for name in names]
 
-    def connect(self, serves: bool = False, check: Callable[[], None] = lambda: None):
+    def connect(self, serves: bool = False, check: Callable[[], None] = lambda: None) -> Store:
         """A connection of its own to the meeting point. Raises MissingRank where nobody keeps
         it.
         """
@@ -121,15 +131,15 @@ class Meeting:
             code = EXIT_INTERRUPTED
         if isinstance(error, Stopped):
             code = EXIT_STOPPED
-        if self.store is None:
+        if self._store is None:
             return self._told(error, code)
         if self.heard is not None:
-            return self._leave()
+            return self._leave(self.heard)
         try:
             first = self.post(self.place.rank, code)
             if first["by"] != self.place.rank or first["rank"] != self.place.rank:
                 self.hear(first, self.store)
-                return self._leave()
+                return self._leave(first)
             self.store.set(f"heard/{self.place.rank}", "1")
             self._await_hearing()
         except RuntimeError:
@@ -153,7 +163,7 @@ class Meeting:
             )
         return None
 
-    def hear(self, first: dict, store) -> int:
+    def hear(self, first: dict, store: Store) -> int:
         """Keep who failed first, for the meeting point may be gone when it is asked for, and say
         so; gives the exit code.
         """
@@ -161,11 +171,11 @@ class Meeting:
         store.set(f"heard/{self.place.rank}", "1")
         return first["code"]
 
-    def _leave(self) -> int:
+    def _leave(self, first: dict) -> int:
         """The exit code of who failed first, once nobody needs this rank any more."""
         with contextlib.suppress(RuntimeError):  # the rendezvous is another process's, and gone
             self._await_hearing()
-        return self.heard["code"]
+        return first["code"]
 
     def _await_hearing(self) -> None:
         """Who keeps the meeting point must not leave before each of the others has read why."""
@@ -181,7 +191,7 @@ class Meeting:
         one found silent.
         """
         if self.heard is not None:
-            return self._leave()
+            return self._leave(self.heard)
         try:
             first = self.failure()
             before = self._pulse()
@@ -191,7 +201,7 @@ class Meeting:
                 first = self.failure()
             if first is not None:
                 self.hear(first, self.store)
-                return self._leave()
+                return self._leave(first)
             silent = [
                 rank
                 for rank, beat in enumerate(self._pulse())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import nn
@@ -96,12 +96,8 @@ class _InPieces:
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         while True:
             try:
-                return sum(
-                    self._score(*piece)
-                    for piece in zip(
-                        images.split(self._most), labels.split(self._most), strict=True
-                    )
-                )
+                parts = zip(images.split(self._most), labels.split(self._most), strict=True)
+                return reduce(torch.add, (self._score(*part) for part in parts))
             except RuntimeError as error:
                 if not is_memory_full(error):
                     raise

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import Settings
+from trainer.data.loader import MicroBatch
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
 
@@ -57,9 +58,9 @@ def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor
 
 
 def retry_on_out_of_memory(
-    add_gradients: Callable[[TrainingState, Iterator, int], Found],
+    add_gradients: Callable[[TrainingState, Iterator[MicroBatch], int], Found],
     state: TrainingState,
-    loader: Iterator,
+    loader: Iterator[MicroBatch],
     step: int,
 ) -> Found:
     """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again
@@ -75,6 +76,7 @@ def retry_on_out_of_memory(
         found, error = _tried(add_gradients, state, again, step)
         state.gradients.drain()
         if not state.ranks.any(error is not None):
+            assert found is not None
             return found
         _halve(state, step, error)
         del found
@@ -86,7 +88,12 @@ def retry_on_out_of_memory(
         again.start()
 
 
-def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> tuple:
+def _tried(
+    add_gradients: Callable[[TrainingState, Iterator[MicroBatch], int], Found],
+    state: TrainingState,
+    window: Iterator[MicroBatch],
+    step: int,
+) -> tuple[Found, None] | tuple[None, RuntimeError]:
     """What add_gradients gives, and None; or None, and the error without the frames that hold on to
     the memory.
     """
@@ -132,13 +139,14 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
 class _Again:
     """A stream that can be gone through again from where a step began."""
 
-    def __init__(self, stream: Iterator) -> None:
-        self._stream, self._seen, self._place = stream, [], 0
+    def __init__(self, stream: Iterator[MicroBatch]) -> None:
+        self._stream, self._place = stream, 0
+        self._seen: list[MicroBatch] = []
 
     def __iter__(self) -> _Again:
         return self
 
-    def __next__(self):
+    def __next__(self) -> MicroBatch:
         if self._place == len(self._seen):
             self._seen.append(next(self._stream))
         self._place += 1

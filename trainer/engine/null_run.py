@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from trainer.base.signals import StopRequest
 
@@ -81,7 +81,7 @@ class NullRun:
         """
         self.stop.check()
 
-    def first_batch(self, loader: Iterator, classes: list[str]) -> Iterator:
+    def first_batch(self, loader: Iterator, classes: Sequence[str]) -> Iterator:
         """Look at the first micro-batch of a fresh run; gives the loader with that in front."""
         return loader
 

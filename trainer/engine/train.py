@@ -162,11 +162,9 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
     ):
         return True
     if plan.recipe.precise_norm is not None:
-        batches = data.train_stream(plan, settings, progress.step - plan.steps_per_epoch)
+        stream = data.train_stream(plan, settings, progress.step - plan.steps_per_epoch)
         models = list(state.weights().values())
-        make_norms_precise(
-            plan, settings, models, batches, each=lambda: state.ranks.check(run.stop)
-        )
+        make_norms_precise(plan, settings, models, stream, each=lambda: state.ranks.check(run.stop))
         state.ranks.copy(buffer for model in models for buffer in model.buffers())
     batches = data.val_batches(plan, settings, state.ranks)
     scores = evaluate_all(plan, settings, state.weights(), batches, run.check, state.ranks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
-from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
+from trainer.models.edit.layer_kinds import AnyBatchNorm, RunningNorm
 from trainer.models.edit.replacement import Replacement
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
@@ -89,7 +89,7 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     return model, tuple(part.apply(model, image_px) for part in parts)
 
 
-def takes_option(model: str, **option: object) -> bool:
+def takes_option(model: str, **option: Any) -> bool:
     """Does the class of a timm model accept an option? Built on the meta device: no weights."""
     try:
         with torch.device("meta"):
@@ -188,7 +188,7 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     norms = {
         name: norm
         for name, norm in model.named_modules()
-        if isinstance(norm, BATCH_NORMS) and norm.training
+        if isinstance(norm, AnyBatchNorm) and norm.training
     }
     handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
     try:
@@ -199,12 +199,12 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     return found[0] if found else None
 
 
-def running_norms(model: nn.Module) -> list[nn.Module]:
+def running_norms(model: nn.Module) -> list[RunningNorm]:
     """Norms that keep running statistics of batches."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, RUNNING_NORMS) and module.track_running_stats
+        if isinstance(module, RunningNorm) and module.track_running_stats
     ]
 
 
@@ -243,9 +243,7 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def create_model(
-    model: str, num_classes: int, channels: int, options: dict[str, object]
-) -> nn.Module:
+def create_model(model: str, num_classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
     """A timm model with random weights.
 
     Raises PlanError naming the option that the model's class does not take.
@@ -287,9 +285,11 @@ def _no_last_gamma(model: str) -> str:
     )
 
 
-def _model_options(plan: Plan) -> dict[str, object]:
+def _model_options(plan: Plan) -> dict[str, Any]:
     section = plan.recipe.model
-    options = {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    options: dict[str, Any] = (
+        {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    )
     for ours, theirs in _OPTIONS.items():
         value = getattr(section, ours) if section else None
         if value is not None:

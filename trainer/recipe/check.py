@@ -221,13 +221,11 @@ def _error(
 def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
     """Keys that are not there; the path is that of the section."""
     place = _place(data, path)
-    if isinstance(keys[0], int):
-        return ConfigError(
-            f"{place} is a list of {keys[0]}",
-            f"write {keys[-1] + 1} values",
-            path=path,
-            kind="missing",
-        )
+    if isinstance(
+        last := keys[-1], int
+    ):  # of a list of fixed length, whose first keys[0] are there
+        found, hint = f"{place} is a list of {keys[0]}", f"write {last + 1} values"
+        return ConfigError(found, hint, path=path, kind="missing")
     them, these = ("them", "these") if len(keys) > 1 else ("it", "this one")
     hint = f"add {them}: an absent key means off, and {these} cannot be off"
     return ConfigError(

@@ -220,6 +220,7 @@ class _Reader:
             return tuple(
                 self.value(item, (*path, number)) for number, item in enumerate(node.value)
             )
+        assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: ValuePath) -> dict[str, Any]:

@@ -211,16 +211,15 @@ class Recipe(StrictModel):
         """What is counted in epochs lies within the run: a number that is never reached would do
         nothing.
         """
-        growth = self.image.growth
-        lengths = [
-            (("lr", "schedule", key), *rest)
-            for key, *rest in self.lr.schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
+        growth, schedule = self.image.growth, self.lr.schedule
+        lengths: list[tuple[tuple[str, ...], float, float]] = [
+            (("lr", "schedule", key), found, most)
+            for key, found, most in schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
         ]
-        for path, found, most in (
-            *lengths,
-            (("image", "growth", "to_epoch"), growth and growth.to_epoch, self.epochs),
-        ):
-            if found and found > most:
+        if growth is not None:
+            lengths.append((("image", "growth", "to_epoch"), growth.to_epoch, self.epochs))
+        for path, found, most in lengths:
+            if found > most:
                 sentence = (
                     f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs};"
                     f" write {most:g} at most"

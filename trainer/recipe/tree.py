@@ -93,10 +93,11 @@ def merged(page: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
     """
     result = dict(page)
     for key, value in lines.items():
-        old = page.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        is_same = both and value.get("name", old.get("name")) == old.get("name")
-        result[key] = merged(old, value) if is_same else value
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            is_same = value.get("name", old.get("name")) == old.get("name")
+            value = merged(old, value) if is_same else value
+        result[key] = value
     return result
 
 

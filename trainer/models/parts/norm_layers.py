@@ -20,6 +20,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     towards the plain mean over the virtual batches.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self, num_channels: int, images: int, eps: float, momentum: float) -> None:
         super().__init__(num_channels, eps=eps, momentum=momentum)
         self.images = images
@@ -100,6 +105,9 @@ class EstimatedBatchNorm2d(StepNorm):
 
     The estimates start at mean 0 and variance 1: the first steps see the affine part alone.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
         super().__init__()

@@ -145,14 +145,9 @@ class GroupNorm(GroupedNormPart):
         return self
 
     def _division(self) -> tuple[str, int]:
-        return (
-            ("groups", self.groups)
-            if self.groups
-            else ("channels_per_group", self.channels_per_group)
-        )
-
-    def num_groups(self, num_channels: int) -> int:
-        return self.groups or num_channels // self.channels_per_group
+        if self.channels_per_group is None:
+            return super()._division()
+        return "channels_per_group", self.channels_per_group
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return nn.GroupNorm(self.num_groups(num_channels), num_channels, eps=self.eps)
@@ -173,7 +168,7 @@ class LayerNorm2d(NormPart):
         return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
 
     def over_channels_last(self, norm: nn.Module) -> nn.Module:
-        last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
+        last = timm.layers.LayerNorm(len(norm.get_parameter("weight")), eps=self.eps)
         last.load_state_dict(norm.state_dict())
         return last
 
