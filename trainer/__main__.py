@@ -23,7 +23,7 @@ def main() -> None:
             stack.enter_context(EarlySignals())
         if command == ["doctor"]:
             # before Typer is imported: it, or a package that it needs, may be what is broken
-            from trainer.tools.doctor_show import answer_words
+            from trainer.tools.doctor import answer_words
 
             answer_words(sys.argv[2:])
         from trainer.cli.main import run_program  # Typer, after the signal handlers are installed
