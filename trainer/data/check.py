@@ -23,8 +23,8 @@ _NUM_NAMED = 20
 class DataReport:
     """What one split holds.
 
-    bad: one line per image that does not decode, or cannot be read. odd: unusual kinds with the paths of such images,
-    which decode. class_counts: images per class.
+    bad: one line per image that does not decode, or cannot be read. odd: unusual kinds with the
+    paths of such images, which decode. class_counts: images per class.
     """
 
     num_images: int
