@@ -1,5 +1,6 @@
-"""Signals that ask a run to save and end: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (a cluster's
-warning).
+"""Signals that ask a run to save and end: SIGTERM, SIGINT (Ctrl-C), SIGUSR1 (a cluster's warning)
+and SIGHUP (the terminal is closed). What was ignored before, as nohup and a shell's `&` have it,
+stays so.
 """
 
 from __future__ import annotations
@@ -7,19 +8,35 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from trainer.base.exits import EXIT_INTERRUPTED
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 Action = Callable[[int, FrameType | None], Any] | int | None  # what signal.signal gives and takes
 
 
 class Stopped(Exception):
     """A signal asked for the end in the middle of something that need not be finished."""
+
+
+class StoppedAlone(Exception):
+    """The same of one rank of several, where the others cannot come along: nothing can be saved
+    together.
+    """
+
+
+def handle_signals(handler: Callable) -> dict[int, Any]:
+    """Install a handler for those of SIGNALS that are not ignored; gives what each did before."""
+    return {
+        number: signal.signal(number, handler)
+        for number in SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
 
 
 class StopRequest:
@@ -32,18 +49,18 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._requested_s = 0.0
         self._before: dict[int, Action] = {}
         self._is_interrupted = False
 
     def __enter__(self) -> StopRequest:
-        for number in SIGNALS:
-            before = signal.signal(number, self._note)
+        for number, before in handle_signals(self._note).items():
             early = _early(before)
             self._before[number] = early.before(number) if early else before
-        if early and early.seen:
-            self._is_interrupted |= signal.SIGINT.name in early.seen
-            self.signal_name = self.signal_name or early.seen[-1]
-            early.seen.clear()
+            if early and early.seen:
+                self._is_interrupted |= signal.SIGINT.name in early.seen
+                self.signal_name = self.signal_name or early.seen[-1]
+                early.seen.clear()
         return self
 
     def __exit__(self, *exception) -> None:
@@ -54,15 +71,17 @@ class StopRequest:
         if number == signal.SIGINT and self._is_interrupted:
             _end_at_once()
         self._is_interrupted |= number == signal.SIGINT
+        if self.signal_name is None:
+            self._requested_s = time.monotonic()
         self.signal_name = signal.Signals(number).name
 
     @property
     def is_requested(self) -> bool:
         return self.signal_name is not None
 
-    def check(self) -> None:
-        """Raise Stopped once a signal has come."""
-        if self.is_requested:
+    def check(self, after_s: float = 0.0) -> None:
+        """Raise Stopped once a signal has come, and so many seconds have passed since the first."""
+        if self.is_requested and time.monotonic() - self._requested_s >= after_s:
             raise Stopped(self.signal_name)
 
 
@@ -76,8 +95,7 @@ class EarlySignals:
         self._before: dict[int, Action] = {}
 
     def __enter__(self) -> EarlySignals:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+        self._before = handle_signals(self._note)
         return self
 
     def __exit__(self, *exception) -> None:

@@ -10,6 +10,7 @@ be stored in the files: LA, RGBA, RGBX and CMYK as they are, and .npy arrays [H,
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -20,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from trainer.base.disk import why
+from trainer.base.signals import Stopped
 from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
 
@@ -53,6 +56,13 @@ _LARGEST_FILE_MIB = 1024
 
 class BadImage(DataError):
     """A file that does not decode: one line with its path and the reason."""
+
+
+class DataTrouble(Stopped):
+    """What keeps images away that are not to blame: a network folder that is gone, no descriptor or
+    memory left, a loader process that is killed again and again. No other image takes their place;
+    a run that still has them not after a while saves and ends, to be resumed.
+    """
 
 
 class _Unfit(ValueError):
@@ -199,12 +209,20 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises for damaged bytes into one line with the file's path."""
+    """Turn whatever a decoder raises for damaged bytes into one line with the file's path.
+
+    Raises BadImage, or DataTrouble for what the system says of reading, not of the image.
+    """
     try:
         yield
     except _Unfit as error:
         raise BadImage(f"{path}: {error}") from None
+    except MemoryError:
+        raise DataTrouble(f"unreadable data ({path}: not enough memory)") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno and not _is_files_own(error, path):
+            name = errno.errorcode.get(error.errno, str(error.errno))
+            raise DataTrouble(f"unreadable data ({path}: {name}, {why(error)})") from None
         reason = (
             "not an image"
             if isinstance(error, UnidentifiedImageError)
@@ -213,6 +231,13 @@ def named(path: Path) -> Iterator[None]:
         reason = reason or type(error).__name__
         remedy = "use an intact file, or bad_images=skip in training"
         raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
+
+
+def _is_files_own(error: OSError, path: Path) -> bool:
+    """Is it one file that is missing or no file, not the folder or the disk that it is on?"""
+    if error.errno == errno.ENOENT:
+        return os.path.isdir(getattr(path, "parent", ""))
+    return error.errno in (errno.ELOOP, errno.EISDIR)
 
 
 def open_content(content: bytes) -> Image.Image | np.ndarray:

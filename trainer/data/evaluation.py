@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.workers import items_of, whole
+from trainer.data.workers import Watch, items_of, whole
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def evaluation_batches(
     device: str,
     rank: int = 0,
     num_ranks: int = 1,
+    watch: Watch = Watch(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
     GPU.
@@ -66,10 +67,10 @@ def evaluation_batches(
     share them. The workers end with the pass: persistent ones would hold copies of all memory that
     training overwrites (copy-on-write).
 
-    Raises BadImage.
+    Raises BadImage, DataTrouble, and what watch.check raises.
     """
     stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
-    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device))
+    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device, watch))
 
 
 def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:

@@ -20,6 +20,7 @@ from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
 from trainer.engine.state import Progress, TrainingState
@@ -31,6 +32,10 @@ from trainer.runs.free_space import check_room
 from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.loggers.logger import Log
+
+# How long a rank of several that was asked to stop still waits for the images of a step that the
+# others are in: after it all can save together.
+ALONE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,11 @@ class TrainingRun(NullRun):
             for note in notes:
                 self.say(note)
             yield
+
+    @property
+    def watch(self) -> Watch:
+        say = self.say if self.ranks.is_first else Watch().say
+        return Watch(lambda: self.stop.check(0.0 if self.ranks.is_alone else ALONE_S), say)
 
     def loader_faults(self) -> Callable | None:
         return self.guard.wrap(self)
