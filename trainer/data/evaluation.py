@@ -37,7 +37,7 @@ class EvaluationStream:
         try:
             squares = [self._square(i) for i in places]
         except BadImage as error:
-            return error
+            return never_skipped(error)
         labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
         images = _channels_first(stack_squares(squares, self.test_px), self.image_set.num_channels)
         return images, torch.from_numpy(labels)
@@ -46,6 +46,12 @@ class EvaluationStream:
         return evaluation_square(
             self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation
         )
+
+
+def never_skipped(error: BadImage) -> BadImage:
+    """The error of a validation image, with the rule that holds for it."""
+    rule = "no setting skips a validation image"
+    return error.raised_as(BadImage, hint=f"{error.hint}: {rule}" if error.hint else rule)
 
 
 def evaluation_batches(

@@ -236,7 +236,7 @@ class TrainStream:
             return self.image_set.read(sample), sample
         except BadImage as error:
             if self.bad_images == "fail":
-                raise
+                raise error.with_remedy("bad_images=skip in training") from None
             first_error = error
         for uniform in streams.uniforms(self.seed, "replacement", draw[None], _NUM_REPLACEMENTS)[0]:
             sample = int(uniform * self.image_set.num_images)

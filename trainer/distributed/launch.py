@@ -17,7 +17,6 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec

@@ -169,7 +169,7 @@ class FfcvStream(TrainStream):
             return self._square(draw, draw[:, 1], side), int(draw[0, 1])
         except BadImage as error:
             if self.bad_images == "fail":
-                raise
+                raise error.with_remedy("bad_images=skip in training") from None
             first_error = error
         for uniform in streams.uniforms(self.seed, "replacement", draw, _NUM_REPLACEMENTS)[0]:
             shown = np.array([int(uniform * self.image_set.num_images)])
