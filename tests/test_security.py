@@ -329,7 +329,7 @@ def test_postscript_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "image.jpg").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match="EPS is not read"):
         read_image(tmp_path / "image.jpg")
     assert not (tmp_path / "sprung").exists()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.data import content as contents
 from trainer.data import index
+from trainer.data.datasets.builtin import FolderSet
 from trainer.data.index import ARRAYS, DataError, Index, is_image_folder, open_index, store_index
 
 TWO_CLASSES = {"train": {"cat": 3, "dog": 2}, "val": {"cat": 1, "dog": 1}}
@@ -72,7 +74,7 @@ def test_a_changed_folder_is_listed_again_and_its_old_arrays_dropped(make_folder
     second = open_index(root, "train")
     assert (first.num_images, second.num_images) == (5, 4)
     assert first.path(4) == root / "train/dog/1.jpg"  # what is open stays readable
-    assert len(list(cache.rglob("train-*.npy"))) == len(ARRAYS)
+    assert len(list(cache.rglob("train-*.npy"))) == len(ARRAYS) + 1  # and the times
 
 
 def test_a_folder_touched_just_now_is_not_believed(make_folder):
@@ -83,6 +85,73 @@ def test_a_folder_touched_just_now_is_not_believed(make_folder):
     (folder / "new.png").write_bytes(b"x")
     os.utime(folder, ns=(changed_ns, changed_ns))  # as a coarse clock would show it
     assert open_index(root, "train").num_images == 6
+
+
+def test_a_file_rewritten_in_place_is_seen(make_folder, settle):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    with open(root / "train/dog/0.jpg", "ab") as file:  # no folder's time changes
+        file.write(b"more")
+    second = open_index(root, "train")
+    assert second.fingerprint != first.fingerprint
+    assert second.sizes[3] == first.sizes[3] + 4
+
+
+@pytest.mark.parametrize("is_time_kept", [False, True])
+def test_as_many_other_bytes_are_other_content(make_folder, settle, is_time_kept):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    before = content(first)
+    assert content(open_index(root, "train")) == before
+    path = root / "train/dog/0.jpg"
+    about, whole = path.stat(), bytearray(path.read_bytes())
+    whole[-20] ^= 1
+    path.write_bytes(whole)
+    if is_time_kept:  # as rsync and touch do
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    second = open_index(root, "train")
+    assert second.fingerprint == first.fingerprint and content(second) != before
+
+
+def test_content_is_read_once_for_settled_files(make_folder, settle, monkeypatch):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = content(open_index(root, "train"))
+    with monkeypatch.context() as watched:
+        watched.setattr(contents, "content_of", lambda path: pytest.fail("read again"))
+        assert content(open_index(root, "train")) == first
+    monkeypatch.setattr(index, "_FILE_SETTLED_NS", 10**12)
+    shutil.copytree(root, root.with_name("young"))
+    found = open_index(root.with_name("young"), "train")
+    assert found.state is None and content(found) == first  # not of the place, and not believed
+    assert content(open_index(root.with_name("young"), "train")) == first
+
+
+def content(found):
+    return [*contents.content_digest(FolderSet(found))][-1]
+
+
+def test_files_that_are_not_listed_are_counted_by_extension(make_folder, settle):
+    root = make_folder(**TWO_CLASSES)
+    for name in ("cat/a.JFIF", "cat/b.gif", "dog/c.gif", "dog/d.heic", "dog/bare", "stray.jpg"):
+        (root / "train" / name).write_bytes(b"x")
+    for name in (".DS_Store", "cat/._0.jpg"):  # what a file manager leaves is none of the user's
+        (root / "train" / name).write_bytes(b"x")
+    settle(root)
+    expected = {".jfif": 1, ".gif": 2, ".heic": 1, "no extension": 1, ".jpg in no class folder": 1}
+    for _ in range(2):  # scanned, then from the cache
+        assert open_index(root, "train").ignored == expected
+    assert open_index(root, "val").ignored == {}
+
+
+def test_files_of_many_kinds_are_counted_together(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    for number in range(30):
+        (root / f"train/cat/scan.{number:03}").write_bytes(b"x")
+    ignored = open_index(root, "train").ignored
+    assert len(ignored) == 21 and ignored["others"] == 10
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"{}"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.plan_ablation import print_plan
-from trainer.data.profile import find_profile
+from trainer.data.profile import data_folder, find_profile, ignored_files
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
@@ -20,8 +20,9 @@ from trainer.runs.job import Job, plan_of, resolve
 
 def plan(job: Job) -> None:
     """Print the plan of a run."""
-    planned = plan_of(job)
-    summary.plan_in_full(summary.console(), planned, *assemble(planned))
+    planned, out = plan_of(job), summary.console()
+    summary.plan_in_full(out, planned, *assemble(planned))
+    summary.ignored_lines(out, ignored_files(data_folder(job.data, job.data_dir)))
 
 
 def plan_ablation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,12 @@ from rich.text import Text
 
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
-from trainer.data.datasets.members import oddities
+from trainer.data.datasets.members import check_header, oddities
 from trainer.data.decode import BadImage, DataTrouble
+from trainer.data.evaluation import never_skipped
 
 _IMAGES_AT_ONCE = 4096  # one future each: bounds the memory
+_HEADERS_AT_ONCE = 1024
 _NUM_NAMED = 20
 
 
@@ -61,6 +64,31 @@ def _check_images(
                 for kind in found:
                     odd.setdefault(kind, []).append(str(image_set.index.path(i)))
     return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}
+
+
+def check_headers(image_set: ImageSet, num_threads: int = 1) -> Iterator[None]:
+    """Open every file of a validation split, without decoding it, before a run depends on it; gives
+    None for each part.
+
+    Raises BadImage for the first that does not open.
+    """
+    if not isinstance(image_set, FolderSet):  # in memory, or with a checksum of its own
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        look = partial(_header, image_set)
+        for start in range(0, image_set.num_images, _HEADERS_AT_ONCE):
+            places = range(start, min(start + _HEADERS_AT_ONCE, image_set.num_images))
+            for error in filter(None, pool.map(look, places)):
+                raise never_skipped(error)
+            yield None
+
+
+def _header(image_set: FolderSet, i: int) -> BadImage | None:
+    try:
+        check_header(image_set.index.path(i), image_set.num_channels)
+    except BadImage as error:
+        return error
+    return None
 
 
 def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from trainer.data.content import content_digest
 from trainer.data.datasets.beton import has_betons
-from trainer.data.datasets.builtin import ImageSet, for_training, open_beton_set, open_set
+from trainer.data.datasets.builtin import (
+    FolderSet,
+    ImageSet,
+    for_training,
+    open_beton_set,
+    open_set,
+)
 from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
@@ -25,10 +32,15 @@ EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """Training and validation images of one dataset."""
+    """Training and validation images of one dataset.
+
+    content_sha256: of the bytes of all images, once with_content of runs/job or read_content has
+    read them; None where it is not known, as of a .beton that an older version wrote.
+    """
 
     train: ImageSet
     val: ImageSet
+    content_sha256: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -40,6 +52,30 @@ class OpenedData:
         return hashlib.sha256(
             f"{self.train.fingerprint} {self.val.fingerprint}".encode()
         ).hexdigest()
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Files of both splits that are not read, counted by split and extension: `train .gif`."""
+        return {
+            f"{split} {kind}": count
+            for split, images in (("train", self.train), ("val", self.val))
+            if isinstance(images, FolderSet)
+            for kind, count in images.index.ignored.items()
+        }
+
+    def read_content(self) -> Iterator[OpenedData | None]:
+        """This data with its content_sha256, the last value given, after None for each part of the
+        files that has been read.
+        """
+        digests: list[str | None] = []
+        for images in (self.train, self.val):
+            digest = None
+            for digest in content_digest(images):
+                if digest is None:
+                    yield None
+            digests.append(digest)
+        whole = hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
+        yield replace(self, content_sha256=whole if all(digests) else None)
 
     def loader_name(self, settings) -> str:
         """The loader of the training images, for the row: with its JPEG decoder, if it uses one."""

@@ -56,6 +56,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 # rarely audited decoders.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
 _LARGEST_FILE_MIB = 1024
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # A resized image of more pixels is never made: 2 x 60,000 px would become 256 x 7,680,000.
 _MOST_RESIZED_PX = 2**26
 _UNREAD_FORMATS = {  # the first bytes of formats that people have, to name them
@@ -177,18 +178,17 @@ def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
     """The same of a file whose bytes are read already. Raises BadImage."""
     with named(path):
         image = open_content(content)
-        odd = (
-            []
-            if isinstance(image, np.ndarray)
-            else _oddities_in(image, is_as_it_lies=channels not in (1, 3))
-        )
+        if isinstance(image, np.ndarray):
+            in_channels(image, channels)
+            return ()
+        odd = _odd_pixels(image, is_as_it_lies=channels not in (1, 3))
         in_channels(image, channels)
-        return tuple(odd)
+        return (*odd, *_odd_exif(image))
 
 
-def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
-    """What is unusual about an open image. is_as_it_lies: its channels are read as stored, so any
-    mode is usual.
+def _odd_pixels(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+    """What is unusual about an image that is not decoded yet. is_as_it_lies: its channels are read
+    as stored, so any mode is usual.
     """
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
     if _white(image) is not None:
@@ -196,12 +196,32 @@ def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
         odd.append(f"16-bit grey{', nothing above 4095: nearly black' if is_dark else ''}")
     elif ";16" in _raw_mode(image):
         odd.append("16-bit colour")
-    try:
-        if image.getexif().get(_EXIF_ORIENTATION) in _ROTATED:
-            odd.append("EXIF-rotated")
-    except Exception:  # whatever PIL raises for damaged metadata: the pixels do not need them
-        odd.append("malformed EXIF")
     return odd
+
+
+def _odd_exif(image: Image.Image) -> list[str]:
+    """What is unusual about the metadata of a decoded image."""
+    try:
+        rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
+    except Exception:  # whatever PIL raises for damaged metadata: the pixels do not need them
+        return ["malformed EXIF"]
+    return ["EXIF-rotated"] * rotated
+
+
+def check_header(path: Path, content: bytes, channels: int) -> None:
+    """Refuse a file that does not open, or not in so many channels. One without its format's end
+    mark, as a cut download has none, is decoded whole.
+
+    Raises BadImage as read_image does.
+    """
+    with named(path):
+        image = open_content(content)
+        end = None if isinstance(image, np.ndarray) else _END_MARKS.get(str(image.format))
+        is_whole = end is not None and content.rstrip(b"\0").endswith(end)
+        if is_whole and channels in (1, 3):
+            _white(image)
+        elif end is not None or channels not in (1, 3):
+            in_channels(image, channels)
 
 
 def train_square(

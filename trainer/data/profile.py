@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.data.datasets.packed import open_files
+from trainer.data.datasets.packed import holds_files, open_files
 from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profile
 
@@ -48,8 +48,20 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     )
 
 
+def ignored_files(folder: Path | None) -> dict[str, int]:
+    """Files of a folder of images that are not read, counted by split and extension."""
+    if folder is None or not holds_files(folder):
+        return {}
+    return {
+        f"{split} {kind}": count
+        for split in ("train", "val")
+        for kind, count in open_files(folder, split, check_files=False).ignored.items()
+    }
+
+
 def _folder_profile(root: Path) -> Profile:
-    train, val = open_files(root, "train"), open_files(root, "val")
+    # counts and classes alone: training looks at every file when it opens them
+    train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; use two at least")
     return Profile(

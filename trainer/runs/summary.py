@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -79,6 +79,13 @@ def channel_note(out: Console, plan: Plan) -> None:
     """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
     for line in channel_notes(plan.recipe.augment, plan.profile.channels):
         out.print(line, style="yellow", markup=False)
+
+
+def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
+    """Which files of the data set are not read, counted by split and extension."""
+    if ignored:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
+        out.print(f"ignored    files that are no images here: {kinds}", style="yellow", markup=False)
 
 
 def batch_line(plan: Plan) -> str:
@@ -334,6 +341,7 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
         report = check(images, num_threads)
         out.print(report_table(report, split))
         is_sound &= report.is_sound
+    ignored_lines(out, data.ignored)
     out.print(
         (
             "sound: training meets no bad image"

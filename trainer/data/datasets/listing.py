@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -29,11 +30,12 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 class Listing:
     """The images of one split in file order. class_names: of the labels 0, 1, ... if stored in the
-    files.
+    files. ignored: files packed beside the images, counted by extension.
     """
 
     def __init__(self, class_names: tuple[str, ...] | None = None):
         self.class_names = class_names
+        self.ignored: Counter[str] = Counter()
         self.labels_found: dict[int | str, int] = {}
         self._names, self._ends = bytearray(), array("q", [0])
         self._labels, self._sizes, self._files, self._starts = (
