@@ -7,15 +7,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from trainer.base.exits import EXIT_INTERRUPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-Action = Callable[[int, FrameType | None], Any] | int | None  # what signal.signal gives and takes
 
 
 class Stopped(Exception):
@@ -32,7 +28,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
-        self._before: dict[int, Action] = {}
+        self._before: dict[int, Any] = {}
         self._is_interrupted = False
 
     def __enter__(self) -> StopRequest:
@@ -50,7 +46,7 @@ class StopRequest:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame) -> None:
         if number == signal.SIGINT and self._is_interrupted:
             _end_at_once()
         self._is_interrupted |= number == signal.SIGINT
@@ -73,7 +69,7 @@ class EarlySignals:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
-        self._before: dict[int, Action] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> EarlySignals:
         for number in SIGNALS:
@@ -84,25 +80,25 @@ class EarlySignals:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def before(self, number: int) -> Action:
+    def before(self, number: int) -> Any:
         """What a signal did before this context."""
         return self._before[number]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame) -> None:
         if number == signal.SIGINT and signal.SIGINT.name in self.seen:
             _end_at_once()
         self.seen.append(signal.Signals(number).name)
 
 
-def _early(action: Action) -> EarlySignals | None:
+def _early(action: Any) -> EarlySignals | None:
     """The EarlySignals that a signal's handler belongs to."""
     owner = getattr(action, "__self__", None)
     return owner if isinstance(owner, EarlySignals) else None
 
 
 def _end_at_once() -> None:
-    """End without a look at anything: no library may take this for an exception of its own, and go
-    on.
+    """End without a look at anything: no library may catch this as an exception of its own, and
+    carry on.
     """
     if sys.stdout is not None and sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the progress bar had hidden the cursor

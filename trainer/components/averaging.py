@@ -113,7 +113,7 @@ class Average:
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from saved weights."""
+        """Continue from saved weights."""
         self.model.load_state_dict(state)
 
 

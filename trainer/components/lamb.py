@@ -102,7 +102,7 @@ class LambOptimizer(torch.optim.Optimizer):
 
 
 def _bundled(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The weights in order, cut into runs of a size that suits their device."""
+    """The weights in order, split into bundles of a size that suits their device."""
     bundle: list[Tensor] = []
     num_weights = 0
     for weight in weights:

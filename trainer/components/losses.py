@@ -44,7 +44,7 @@ class ImageLoss(Loss):
     @abstractmethod
     def is_linear(self) -> bool:
         """Is it linear in its targets, once they have passed `target_threshold`? Then their mean
-        tells all of them.
+        is enough.
         """
 
     @property

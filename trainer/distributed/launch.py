@@ -17,6 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -27,7 +28,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
-from trainer.base.signals import SIGNALS, Action, StopRequest
+from trainer.base.signals import SIGNALS, StopRequest
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
@@ -75,8 +76,8 @@ def check_gpus(gpus: int | None) -> None:
     if gpus is not None:
         found = torch.cuda.device_count()
         if found < gpus:
-            would = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
-            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {would}")
+            remedy = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
+            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {remedy}")
 
 
 def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
@@ -89,7 +90,7 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
     """
     logging.disable(
         logging.ERROR
-    )  # the launcher's own account of a rank's end: the rank has told it better
+    )  # the launcher's own report of a rank's end: the rank's own is better
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
     os.environ.setdefault(
         "TORCH_CPP_LOG_LEVEL", "ERROR"
@@ -142,8 +143,8 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     name = signal.Signals(-first.exitcode).name
     why = ": out of memory, or by hand" if name == "SIGKILL" else ""
     line = (
-        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes"
-        " on from the last checkpoint"
+        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; rerun the same"
+        " command to resume from the last checkpoint"
     )
     print(line, file=sys.stderr, flush=True)
     return EXIT_FAILED
@@ -179,7 +180,7 @@ class _Forwarding:
         self.running = running
         self.seen: list[int] = []
         self._num_sent = 0
-        self._before: dict[int, Action] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Forwarding:
         for number in _SIGNALS:
@@ -207,13 +208,13 @@ def _agent(num_ranks: int, words: Sequence[str], folder: str):
     number = uuid.uuid4().hex
     here = "localhost"
 
-    meeting = RendezvousParameters(
+    parameters = RendezvousParameters(
         "c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here
     )
     spec = WorkerSpec(
         role="rank",
         local_world_size=num_ranks,
-        rdzv_handler=registry.get_rendezvous_handler(meeting),
+        rdzv_handler=registry.get_rendezvous_handler(parameters),
         entrypoint=sys.executable,
         args=(
             "-m",
@@ -293,7 +294,7 @@ def slurm_job(
             f" {shlex.join([sys.executable, '-m', 'trainer', *words])}"
         ),
         "code=$?",
-        "# 75: stopped and saved before its time was over; the same job goes on where it stopped",
+        "# 75: stopped and saved before its time limit; the same job resumes where it stopped",
         'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$code"',
     ]

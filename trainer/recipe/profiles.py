@@ -26,7 +26,7 @@ KNOWN_SETS = {
     "mnist",
     "cifar10",
     "cifar100",
-}  # and those of `data.sets.known_set`
+}  # and those of `data.datasets.builtin.known_set`
 
 
 def _is_known(name: str) -> str:
