@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import make, rsb
+from support.commands import rsb
 from support.studies import table
 from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
@@ -182,31 +182,3 @@ def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
         assert (ROOT / "results" / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
-
-
-# ---- the Makefile
-
-
-def test_make_passes_the_words_of_a_table(door):
-    words = {
-        "ablation": "norms",
-        "metric": "loss",
-        "sort": "-mean cell",
-        "columns": "cell n",
-        "filter": 'mean > 90 and "$(touch pwned)" in cell',
-        "format": "md",
-    }
-    done = make(door, "table", *(f"{name}={value}" for name, value in words.items()))
-    assert done.returncode == 0, done.stderr
-    passed = [eval(line) for line in done.stdout.splitlines()]
-    assert passed[:3] == ["-m", "trainer", "table"]
-    assert dict(zip(passed[3::2], passed[4::2], strict=True)) == {
-        f"--{name}": value for name, value in words.items()
-    }
-    assert not (door / "pwned").exists()
-
-
-@pytest.mark.parametrize(("anyway", "is_passed"), [("1", True), ("0", False)])
-def test_make_reproduces_a_row(door, anyway, is_passed):
-    passed = make(door, "reproduce", "row=A1.v1-x", f"anyway={anyway}").stdout
-    assert "'--row'" in passed and ("'--anyway'" in passed) is is_passed

@@ -1,6 +1,9 @@
 """Decoding every kind of file, and the two geometries against timm and torchvision."""
 
 import io
+import resource
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from support.packing import encoded
+from trainer.data import decode
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,
@@ -78,6 +82,117 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path, kind):
         found, np.rint(levels / 257).astype(np.uint8)[..., None].repeat(3, axis=2)
     )
     assert oddities(path) == ("16-bit grey",)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [
+        (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), "float"),
+        (np.full((4, 4), 70_000, np.int32), "32-bit"),
+        (np.full((4, 4), -5, np.int32), "32-bit"),
+    ],
+)
+@pytest.mark.parametrize("look", [read_image, oddities])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_without_a_known_white_are_refused(tmp_path, pixels, kind, look, channels):
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(BadImage, match=rf"a\.tif: {kind}.*no rule scales"):
+        look(path, channels)
+
+
+def test_12_bits_are_scaled_where_the_format_says_so_and_listed_where_it_does_not(tmp_path):
+    levels = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "a.png")  # says 16 bits
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + levels.astype(">u2").tobytes())
+    assert np.asarray(read_image(tmp_path / "a.png", 1)).max() == 16
+    assert oddities(tmp_path / "a.png") == ("16-bit grey, nothing above 4095: nearly black",)
+    found = np.asarray(read_image(tmp_path / "a.pgm", 1)).astype(float)
+    assert np.abs(found - levels.astype(int) * 255 / 4095).max() <= 0.51
+    assert oddities(tmp_path / "a.pgm") == ("16-bit grey",)
+    (tmp_path / "a.tif").write_bytes(tiff_of_12_bits(levels))
+    found = np.asarray(read_image(tmp_path / "a.tif", 1)).astype(float)
+    assert np.abs(found - levels.astype(int) * 255 / 4095).max() <= 0.51
+
+
+def tiff_of_12_bits(levels):
+    """A little-endian TIFF of one uncompressed strip of packed 12-bit samples, by the format's
+    specification (TIFF 6.0).
+    """
+    height, width = levels.shape
+    pairs = levels.reshape(-1, 2).astype(int)
+    first, second = pairs.T
+    strip = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    tags[279] = strip.size
+    start = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = start
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return header + entries + bytes(4) + strip.astype(np.uint8).tobytes()
+
+
+def test_16_bit_colour_is_listed(tmp_path):
+    def chunk(kind, content):
+        sum_ = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + sum_
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    rows = zlib.compress(b"\0" + np.arange(6, dtype=">u2").tobytes())
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(content)
+    assert oddities(tmp_path / "a.png") == ("16-bit colour",)
+
+
+@pytest.mark.parametrize(("value", "kinds"), [(0, ()), (1, ()), (8, ("EXIF-rotated",)), (9, ())])
+def test_only_orientations_that_exist_are_listed(tmp_path, value, kinds):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    SMALL.save(tmp_path / "a.jpg", exif=exif)
+    assert oddities(tmp_path / "a.jpg") == kinds
+
+
+def test_a_png_with_malformed_exif_is_a_good_image(tmp_path):
+    SMALL.save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF header, as some cameras write")
+    assert read_image(tmp_path / "a.png").tobytes() == SMALL.tobytes()
+    assert oddities(tmp_path / "a.png") == ("malformed EXIF",)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\0\0\0\x20ftypavif" + bytes(40), "AVIF"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "JPEG 2000"),
+        (b"\0\0\x01\0\x01\0" + bytes(40), "ICO"),
+    ],
+)
+def test_a_known_format_that_is_not_read_is_named(tmp_path, content, name):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImage, match=f"the format {name} is not read"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2)])
+def test_an_extreme_shape_is_evaluated_in_bounded_memory(size):
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    tracked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square = evaluation_square(Image.fromarray(values), 224, 0.875, "bicubic")
+    assert len(square) == 224 * 224 * 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - tracked < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize("bands", ["image", "planes"])
+def test_a_part_resized_alone_is_the_part_of_the_whole_resized(monkeypatch, interpolation, bands):
+    for photo in photo_crops(10):
+        image = photo if bands == "image" else Planes(photo.split())
+        whole = evaluation_square(image, 96, 0.875, interpolation)
+        with monkeypatch.context() as small:
+            small.setattr(decode, "_MOST_RESIZED_PX", 1)
+            part = evaluation_square(image, 96, 0.875, interpolation)
+        whole, part = (np.frombuffer(one, np.uint8).astype(int) for one in (whole, part))
+        assert np.abs(whole - part).max() <= 1
 
 
 def test_a_plain_file_is_not_odd(tmp_path):

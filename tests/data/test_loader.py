@@ -66,7 +66,6 @@ def digits():
     return open_set(PROFILES["digits"], None, "train")
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_first_50_micro_batches_are_the_same_bytes_for_any_workers(digits):
     stream = stream_of(digits, augment=(CROP, Flip(), ERASING, RAND_AUGMENT), repeats=3)
     epochs = [digest(stream.batches(0, 25, num_workers, "cpu")) for num_workers in (0, 1, 4)]

@@ -345,7 +345,7 @@ def test_a_model_without_timms_way_is_recomputed_by_stages():
 
 
 def test_what_cannot_be_made_again_is_refused():
-    with pytest.raises(UserError, match="has no stages to make again"):
+    with pytest.raises(UserError, match="has no stages to recompute"):
         recompute_activations(nn.Linear(2, 2))
     with pytest.raises(UserError, match="0 .EvoNorm2dB0. would move its statistics twice"):
         recompute_activations(nn.Sequential(timm.layers.EvoNorm2dB0(8)))

@@ -10,6 +10,7 @@ import typer
 from trainer.ablation.threads import set_num_threads
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plugins import load_plugins
+from trainer.base.signals import StopRequest
 from trainer.cli.options import (
     CheckpointS,
     DataDir,
@@ -77,18 +78,21 @@ def ablate(
     _check_options(on, device, gpus, per_cell)
     if on == "here":
         set_num_threads(runs, ablation, jobs or gpus or 1)
-    load_plugins(plugins)  # only now: a plugin may import torch, which reads the number of threads
-    from trainer.ablation import start  # torch, likewise; and --help answers without it
+    with StopRequest() as stop:  # before the imports, which take seconds
+        load_plugins(plugins)  # only now: a plugin may import torch, which reads how many threads
+        from trainer.ablation import start  # torch, likewise; and --help answers without it
 
-    settings = {
-        "device": device,
-        "precision": precision,
-        "workers": workers,
-        "checkpoint_s": checkpoint_s,
-    }
-    shared = start.shared_settings(runs, results, **settings)
-    ray = start.RayOptions(address, per_cell) if on == "ray" else None
-    code = start.run_ablation(ablation, data_dir, shared, jobs, gpus, ray, retries, fail_fast)
+        settings = {
+            "device": device,
+            "precision": precision,
+            "workers": workers,
+            "checkpoint_s": checkpoint_s,
+        }
+        shared = start.shared_settings(runs, results, **settings)
+        ray = start.RayOptions(address, per_cell) if on == "ray" else None
+        code = start.run_ablation(
+            ablation, data_dir, shared, jobs, gpus, ray, retries, fail_fast, stop
+        )
     raise typer.Exit(code)
 
 

@@ -19,8 +19,6 @@ from trainer.cli.options import (
     user_errors,
 )
 
-# what a CPU does in seconds
-
 
 @app.command()
 @user_errors
@@ -62,18 +60,6 @@ def bench(
     """
     from trainer.cli.bench_commands import run_bench  # torch takes seconds
 
-    run_bench(
-        recipe,
-        model,
-        data,
-        data_dir,
-        src,
-        set_,
-        device,
-        gpu,
-        precision,
-        workers,
-        loader,
-        rounds,
-        results,
-    )
+    machine = {"device": "cuda" if gpu else device, "precision": precision}
+    machine |= {"workers": workers, "loader": loader}
+    run_bench(recipe, model, data, data_dir, src, set_, machine, rounds, results)

@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from trainer.cli.options import Results, Runs, app, user_errors
-from trainer.tools.doctor_finding import Asked
 
 
 @app.command()
@@ -18,6 +17,6 @@ def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> Non
     """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device;
     exit 1 where `make recipe=A1 model=resnet50` would fail.
     """
-    from trainer.tools.doctor_show import answer  # subprocesses, platform probes: not for --help
+    from trainer.tools.doctor import answer  # subprocesses, platform probes: not for --help
 
-    raise typer.Exit(answer(Asked(str(runs), str(results))))
+    raise typer.Exit(answer({"runs": str(runs), "results": str(results)}))

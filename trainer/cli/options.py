@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
-from trainer.base.exits import EXIT_FAILED
+from trainer.base.errors import printable
+from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.memory import line_of
 from trainer.base.plugins import load_plugins
+from trainer.base.signals import Stopped
 from trainer.runs.lock import LockLost
 
 app = typer.Typer(
@@ -148,6 +150,9 @@ def user_errors(command):
             if not loads_itself:
                 load_plugins(named.pop("plugins", ""))
             return command(*positional, **named)
+        except Stopped as error:
+            typer.echo(f"stopped by {printable(str(error))}; rerun the same command", err=True)
+            raise typer.Exit(EXIT_STOPPED) from None
         except LockLost as error:
             typer.echo(f"error: {error}; ending", err=True)
             raise typer.Exit(EXIT_FAILED) from None

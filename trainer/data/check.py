@@ -13,7 +13,7 @@ from rich.text import Text
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.datasets.members import oddities
-from trainer.data.decode import BadImage
+from trainer.data.decode import BadImage, DataTrouble
 
 _IMAGES_AT_ONCE = 4096  # one future each: bounds the memory
 _NUM_NAMED = 20
@@ -23,8 +23,8 @@ _NUM_NAMED = 20
 class DataReport:
     """What one split holds.
 
-    bad: one line per image that does not decode. odd: unusual kinds with the paths of such images,
-    which decode. class_counts: images per class.
+    bad: one line per image that does not decode, or cannot be read. odd: unusual kinds with the
+    paths of such images, which decode. class_counts: images per class.
     """
 
     num_images: int
@@ -72,6 +72,8 @@ def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
         return ()
     except BadImage as error:
         return error
+    except DataTrouble as error:  # the report is about all files, those without permission too
+        return BadImage(str(error))
 
 
 def report_table(report: DataReport, split: str) -> Table:

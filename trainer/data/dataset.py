@@ -17,6 +17,7 @@ from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
 from trainer.data.transforms import fill_of
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
@@ -52,6 +53,7 @@ class OpenedData:
         first_step: int,
         ranks: Ranks = alone(),
         wrap: Callable[[TrainStream], TrainStream] | None = None,
+        watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
 
@@ -61,7 +63,9 @@ class OpenedData:
         if wrap is not None:
             stream = wrap(stream)
         return prefetched(
-            stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device),
+            stream.batches(
+                first_step, plan.num_steps, settings.num_workers, settings.device, watch
+            ),
             settings.device,
         )
 
@@ -88,7 +92,7 @@ class OpenedData:
         )
 
     def val_batches(
-        self, plan, settings, ranks: Ranks = alone()
+        self, plan, settings, ranks: Ranks = alone(), watch: Watch = Watch()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; several ranks share the batches, without
         padding.
@@ -105,6 +109,7 @@ class OpenedData:
                 device=settings.device,
                 rank=ranks.rank,
                 num_ranks=ranks.world_size,
+                watch=watch,
             )
         )
 

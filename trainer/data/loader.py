@@ -1,6 +1,6 @@
 """Training micro-batches in order, from any step on: the same bytes for any number of workers.
 
-One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step,
+One set of processes serves the whole run. A micro-batch is a pure function of its key, (step,
 micro-batch), and each image in it of its draw (epoch, image, repeat): so images of different
 micro-batches can be loaded together (see `parts`).
 """
@@ -26,7 +26,7 @@ from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
-from trainer.data.workers import items_of, whole
+from trainer.data.workers import Watch, items_of, whole
 from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
@@ -99,24 +99,23 @@ class TrainStream:
             raise UserError("augment: the images have no common size; add random_resized_crop")
 
     def batches(
-        self, first_step: int, num_steps: int, num_workers: int, device: str
+        self,
+        first_step: int,
+        num_steps: int,
+        num_workers: int,
+        device: str,
+        watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the
         device is a GPU.
 
-        Raises BadImage.
+        Raises BadImage, DataTrouble, and what watch.check raises.
         """
         if has_parts(self):
-            parts = items_of(
-                Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed
-            )
-            return in_micro_batches(
-                self, map(_unpacked, parts), first_step, num_steps, device, num_workers > 0
-            )
-        return map(
-            _unpacked,
-            whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)),
-        )
+            keys = part_keys(self, first_step, num_steps)
+            parts = items_of(Parts(self), keys, num_workers, "cpu", watch)
+            return in_micro_batches(self, parts, first_step, num_steps, device, num_workers > 0)
+        return whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, watch))
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
@@ -237,7 +236,7 @@ class TrainStream:
             return self.image_set.read(sample), sample
         except BadImage as error:
             if self.bad_images == "fail":
-                raise
+                raise error.with_remedy("bad_images=skip in training") from None
             first_error = error
         for uniform in streams.uniforms(self.seed, "replacement", draw[None], _NUM_REPLACEMENTS)[0]:
             sample = int(uniform * self.image_set.num_images)
@@ -262,28 +261,3 @@ class TrainStream:
         return tuple(
             {name: torch.from_numpy(values) for name, values in each.items()} for each in drawn
         )
-
-
-def _packed(item):
-    """A micro-batch with its small tensors as numpy arrays; other items are returned as they are.
-
-    torch passes a file descriptor over a socket for each tensor sent by a worker, which costs the
-    main process more than a copy of all these.
-    """
-    if not isinstance(item, MicroBatch):
-        return item
-    drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)
-    return item._replace(
-        labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn, shown=item.shown.numpy()
-    )
-
-
-def _unpacked(item):
-    """The inverse of _packed."""
-    if not isinstance(item, MicroBatch):
-        return item
-    drawn = tuple(
-        {name: torch.from_numpy(values) for name, values in each.items()} for each in item.drawn
-    )
-    labels, ids, shown = map(torch.from_numpy, (item.labels, item.ids, item.shown))
-    return item._replace(labels=labels, ids=ids, drawn=drawn, shown=shown)

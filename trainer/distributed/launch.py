@@ -17,7 +17,6 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -28,16 +27,13 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
-from trainer.base.signals import SIGNALS, StopRequest
+from trainer.base.signals import SIGNALS, Action, StopRequest, handle_signals
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
 RANKS_END_S = (
     10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
 )
-# What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no
-# SIGHUP.
-_SIGNALS: dict[int, int] = {**{number: number for number in SIGNALS}, signal.SIGHUP: signal.SIGTERM}
 
 
 def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
@@ -129,12 +125,7 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     codes = [failure.exitcode for _, failure in in_time]
     if not codes:
         return 0
-    if is_asked_to_stop and codes[0] in (
-        EXIT_STOPPED,
-        -signal.SIGTERM,
-        -signal.SIGINT,
-        -signal.SIGUSR1,
-    ):
+    if is_asked_to_stop and codes[0] in (EXIT_STOPPED, *(-number for number in SIGNALS)):
         # the others may have missed it since, and said so by 1, or were too slow and killed
         return EXIT_STOPPED
     rank, first = in_time[0]
@@ -180,13 +171,10 @@ class _Forwarding:
         self.running = running
         self.seen: list[int] = []
         self._num_sent = 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Action] = {}
 
     def __enter__(self) -> _Forwarding:
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(
-                number, lambda number, frame: self.seen.append(number)
-            )
+        self._before = handle_signals(lambda number, frame: self.seen.append(number))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -199,7 +187,7 @@ class _Forwarding:
         while processes and self._num_sent < len(self.seen):
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                    os.kill(process, _SIGNALS[self.seen[self._num_sent]])
+                    os.kill(process, self.seen[self._num_sent])
             self._num_sent += 1
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER
-from trainer.base.signals import Stopped
+from trainer.base.signals import Stopped, StoppedAlone
 from trainer.distributed.env import Place
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Rendezvous:
         code = EXIT_USER if isinstance(error, UserError) else EXIT_FAILED
         if isinstance(error, KeyboardInterrupt):
             code = EXIT_INTERRUPTED
-        if isinstance(error, Stopped):
+        if isinstance(error, (Stopped, StoppedAlone)):
             code = EXIT_STOPPED
         if self._store is None:
             return self._report(error, code)
@@ -152,6 +152,13 @@ class Rendezvous:
     def _report(self, error: BaseException, code: int) -> int | None:
         if isinstance(error, MissingRank):
             _print_error(str(error))
+            return code
+        if isinstance(error, StoppedAlone):
+            print(
+                f"rank {self.place.rank}: stopped by {error}; rerun the same command to resume from"
+                " the last checkpoint",
+                flush=True,
+            )
             return code
         if isinstance(error, Stopped):
             print(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import Settings
+from trainer.base.signals import Stopped
 from trainer.data.loader import MicroBatch
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
@@ -55,6 +56,21 @@ def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor
         splits.tensor_split(number, 1), targets.tensor_split(number), strict=True
     ):
         yield some.flatten(0, 1), theirs
+
+
+@contextmanager
+def whole_or_undone(state: TrainingState, num_micro_batches: int) -> Iterator[None]:
+    """A block that adds up a step's gradients. Where Stopped ends it between two micro-batches, the
+    state is as before the step: what the first ones have moved (running statistics) is put back.
+    """
+    before = [buffer.clone() for buffer in state.model.buffers()] if num_micro_batches > 1 else []
+    try:
+        yield
+    except Stopped:
+        for buffer, old in zip(state.model.buffers(), before, strict=False):
+            buffer.copy_(old)
+        state.optimizer.zero_grad(set_to_none=True)
+        raise
 
 
 def retry_on_out_of_memory(

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 from trainer.base.signals import StopRequest
+from trainer.data.workers import Watch
 
 
 class NullLogger:
@@ -56,6 +57,11 @@ class NullRun:
     def __init__(self) -> None:
         self.stop = StopRequest()
         self.logger = NullLogger()
+
+    @property
+    def watch(self) -> Watch:
+        """What is asked, and said, while images are awaited, on this rank alone."""
+        return Watch(self.check, self.logger.say)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:

@@ -16,11 +16,11 @@ from rich.console import Console
 from trainer.base import provenance
 from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
 from trainer.base.errors import UserError
-from trainer.base.plugins import loaded_plugins
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
 from trainer.engine.state import Progress, TrainingState
@@ -32,6 +32,10 @@ from trainer.runs.free_space import check_room
 from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.loggers.logger import Log
+
+# How long a rank of several that was asked to stop still waits for the images of a step that the
+# others are in: after it all can save together.
+ALONE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,11 @@ class TrainingRun(NullRun):
             for note in notes:
                 self.say(note)
             yield
+
+    @property
+    def watch(self) -> Watch:
+        say = self.say if self.ranks.is_first else Watch().say
+        return Watch(lambda: self.stop.check(0.0 if self.ranks.is_alone else ALONE_S), say)
 
     def loader_faults(self) -> Callable | None:
         return self.guard.wrap(self)
@@ -318,5 +327,4 @@ def machine_of(settings: Settings) -> dict[str, str]:
         ),
         "compile": str(int(settings.compile)),
         **provenance.versions(),
-        **loaded_plugins(),
     }
