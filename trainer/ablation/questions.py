@@ -100,12 +100,12 @@ def _record(source: Path | str) -> Path | None:
     out.
     """
     is_path = isinstance(source, Path) or source.endswith((".yaml", ".yml"))
-    page = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
-    if not page.is_file():
+    file = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
+    if not file.is_file():
         return None
-    digest = hashlib.sha256(f"{CACHE_VERSION} {package_version('timm')} {page.stem}".encode())
+    digest = hashlib.sha256(f"{CACHE_VERSION} {package_version('timm')} {file.stem}".encode())
     recipes = shipped_folder("recipes").glob("*.yaml")
-    for path in [page, *sorted(recipes)]:
+    for path in [file, *sorted(recipes)]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return cache_folder() / "questions" / f"{digest.hexdigest()[:32]}.json"

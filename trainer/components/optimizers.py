@@ -27,10 +27,10 @@ class Optimizer(Component):
 
     weight_decay: in [0, 1].
     no_decay: what is spared from it. "norms": all of a normalization layer; "biases": all that is
-        called `bias`; "vectors": all with at most one dimension; "bn_in_name": all whose dotted name
-        contains "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe norms, its
-        older one nothing. ffcv's script goes by the name, and so decays the norms of a ResNet's
-        shortcuts (downsample.1) and fc.bias.
+        called `bias`; "vectors": all with at most one dimension; "bn_in_name": all whose dotted
+        name contains "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe
+        norms, its older one nothing. ffcv's script goes by the name, and so decays the norms of a
+        ResNet's shortcuts (downsample.1) and fc.bias.
     clip_global_norm: gradients are clipped to this norm over all of them (see `clip_gradients`);
         None does not clip.
     clip_adaptive: the gradient of each unit, but for the last linear layer's, is clipped to this
