@@ -15,7 +15,7 @@ import typer
 from trainer.cli.main import app
 from trainer.cli.words import options_of
 from trainer.recipe.explain import recipes_table
-from trainer.recipe.load import parse_page
+from trainer.recipe.load import parse_recipe
 from trainer.recipe.profiles import Profile
 from trainer.runs.job import Job, plan_of
 
@@ -130,7 +130,7 @@ def test_the_recipe_shown_is_the_recipe():
 
 def test_the_profile_shown_loads():
     shown = next(block for block in code_blocks("README.md", "yaml") if "num_train" in block)
-    assert parse_page(shown, "README.md", Profile)[0].adapt is not None
+    assert parse_recipe(shown, "README.md", Profile)[0].adapt is not None
 
 
 def test_the_loss_shown_is_one_that_a_plan_takes(tmp_path):

@@ -34,7 +34,7 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
 from trainer.recipe import explain
@@ -462,7 +462,7 @@ def test_a_page_cannot_set_what_is_printed(tmp_path):
 
 
 def test_an_error_of_a_rank_is_text(capsys):
-    meeting._say_error(HOSTILE)
+    rendezvous._print_error(HOSTILE)
     assert "\x1b" not in capsys.readouterr().err
 
 

@@ -129,7 +129,7 @@ def test_without_an_ablation_all_are_listed_with_what_they_have(tmp_path, monkey
     known = load_ablation("norm-micro-batch")
     store_row(tmp_path, stored_row(known.cells[0], 0, 90.0))
     store_row(tmp_path, stored_row(known.cells[0], 1, None))
-    monkeypatch.setattr("trainer.cli.table_show.shipped_pages", lambda: [known.path])
+    monkeypatch.setattr("trainer.cli.table_show.shipped_ablations", lambda: [known.path])
     done = rsb("table", "--results", tmp_path, "--runs", tmp_path)
     assert done.exit_code == 0, done.output
     line = next(line for line in done.output.splitlines() if "norm-micro-batch" in line)

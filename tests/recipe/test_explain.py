@@ -22,15 +22,15 @@ from trainer.recipe.explain import (
     scores_table,
     shown,
 )
-from trainer.recipe.load import parse_page
+from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import (
     ABOUT,
     apply_overrides,
     find_recipe,
     load_recipe,
     open_recipe,
-    pages_folder,
     recipe_paths,
+    recipes_folder,
 )
 
 A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
@@ -60,7 +60,7 @@ def test_every_value_has_an_origin():
     assert len(found) == len(rows)
     assert found["lr.peak"][1:4] == (
         0.005,
-        "page",
+        "recipe",
         1 + A1_LINES.index(next(x for x in A1_LINES if "peak: " in x)),
     )
     assert found["lr.warmup_from"].origin == "assumed"
@@ -158,7 +158,7 @@ def test_an_exact_value_is_the_shortest_text_that_gives_it_back():
 
 @pytest.mark.parametrize("table", [recipes_table, roadmap_table, scores_table, assumed_table])
 def test_the_committed_tables_are_current(table):
-    assert table() in (pages_folder() / "README.md").read_text()
+    assert table() in (recipes_folder() / "README.md").read_text()
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -228,8 +228,8 @@ def test_assumptions_of_pages_in_a_row_are_told_by_the_first_and_the_last():
 
 
 def test_the_readme_shows_a_line_of_every_part_of_a_model():
-    text = (pages_folder() / "README.md").read_text()
+    text = (recipes_folder() / "README.md").read_text()
     shown = textwrap.dedent(re.search(r"```yaml\nmodel:\n(.*?)```", text, re.S)[1])
-    section, positions = parse_page(shown, "README.md", Model)
+    section, positions = parse_recipe(shown, "README.md", Model)
     assert {path[0] for path in positions.lines if path} == set(Model.model_fields)
     assert section.zero_init_last is False

@@ -17,7 +17,7 @@ from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
-from trainer.recipe.load import parse, parse_page
+from trainer.recipe.load import parse, parse_recipe
 from trainer.recipe.schema import ABOUT, Recipe, find_recipe, recipe_paths
 from trainer.recipe.schema import load_recipe as read_recipe
 
@@ -82,7 +82,7 @@ def test_pages_are_frozen():
 @EACH_PAGE
 def test_every_page_reads_back_and_folds(path):
     page = load_recipe(path)
-    assert parse_page(page.to_yaml(), "page", Recipe)[0] == page
+    assert parse_recipe(page.to_yaml(), "page", Recipe)[0] == page
     for model in page.per_model:
         folded = page.for_model(model)
         assert folded.digest != page.digest and not folded.per_model
@@ -351,7 +351,7 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
         rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1
     )
     with pytest.raises(ConfigError) as error:
-        parse_page("\n".join(lines), "page", Recipe)
+        parse_recipe("\n".join(lines), "page", Recipe)
     assert str(error.value).startswith(f"page:{line}: ")
 
 

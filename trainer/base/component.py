@@ -134,11 +134,11 @@ def kinds() -> tuple[type[Component], ...]:
     return tuple(_REGISTRY)
 
 
-def parts_of(page: StrictModel) -> Iterator[Component]:
+def parts_of(recipe: StrictModel) -> Iterator[Component]:
     """All components in a recipe, each before its own parts."""
-    if isinstance(page, Component):
-        yield page
-    for _, value in page:
+    if isinstance(recipe, Component):
+        yield recipe
+    for _, value in recipe:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, StrictModel):
                 yield from parts_of(part)

@@ -1,10 +1,10 @@
 """Components from a user's own files: plugins=my_losses.py, or an installed package's entry point
 in the group rsb.plugins.
 
-A plugin is a Python file that defines components (see components/base.py), data sets
-(data/sets.known_set) or formats (data/formats.FileFormat). It is imported as a module below this
-one, so that whatever process gets one of its objects, a loader's or a cluster's, finds its class
-again: the path travels in the environment.
+A plugin is a Python file that defines components (see base/component.py), datasets
+(data/datasets/builtin.known_set) or formats (data/datasets/formats.FileFormat). It is imported as a
+module below this one, so that whatever process gets one of its objects, a loader's or a cluster's,
+finds its class again: the path travels in the environment.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _load_entry(point: importlib.metadata.EntryPoint) -> None:
         point.load()
     except Exception as error:
         raise PluginError(
-            f"the plugin {name} ({point.value}): {_reason(error)}; mend it, or uninstall it"
+            f"the plugin {name} ({point.value}): {_reason(error)}; fix it, or uninstall it"
         ) from None
     file = getattr(module, "__file__", None)
     content = Path(file).read_bytes() if file else point.value.encode()
@@ -175,13 +175,13 @@ def _place(path: Path, full: Path, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    said = printable(
+    message = printable(
         " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
     )
     return (
-        said
+        message
         if isinstance(error, UserError)
-        else f"{type(error).__name__}: {said}"
-        if said
+        else f"{type(error).__name__}: {message}"
+        if message
         else type(error).__name__
     )

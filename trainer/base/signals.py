@@ -30,7 +30,7 @@ class StoppedAlone(Exception):
     """
 
 
-def handle_signals(handler: Callable) -> dict[int, Any]:
+def handle_signals(handler: Action) -> dict[int, Action]:
     """Install a handler for those of SIGNALS that are not ignored; gives what each did before."""
     return {
         number: signal.signal(number, handler)
@@ -119,8 +119,8 @@ def _early(action: Action) -> EarlySignals | None:
 
 
 def _end_at_once() -> None:
-    """End without a look at anything: no library may take this for an exception of its own, and go
-    on.
+    """End without a look at anything: no library may catch this as an exception of its own, and
+    carry on.
     """
     if sys.stdout is not None and sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the progress bar had hidden the cursor

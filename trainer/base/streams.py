@@ -162,7 +162,7 @@ def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.nda
 
 
 def _runs(tied: np.ndarray) -> list[slice]:
-    """Stretches in which each is tied with the next, told by the places of the former ones, in
+    """Stretches in which each is tied with the next, given by the positions of the former ones, in
     rising order.
     """
     breaks = np.flatnonzero(np.diff(tied) > 1) + 1

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trainer.ablation.questions import open_question, shipped_pages
+from trainer.ablation.questions import open_question, shipped_ablations
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
@@ -166,7 +166,7 @@ def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
     """The shipped ablations, one per line: question and progress."""
-    questions = [open_question(path) for path in shipped_pages()]
+    questions = [open_question(path) for path in shipped_ablations()]
     rows = find_rows(results, questions)
     shown = RichTable(
         "ablation", "question", "cells x seeds", "finished", "diverged", "failed", "no row"

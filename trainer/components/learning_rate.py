@@ -16,12 +16,13 @@ class LearningRate(StrictModel):
 
     peak: the highest rate, for the recipe's own batch.images.
     warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
-    length and the start,
-        or none of them. A warm-up in optimizer steps moves at every step.
+        length and the start, or none of them. A warm-up in optimizer steps moves at every step.
     warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
-    not the one after. updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up;
-    "per_step" moves at every step. scaling: how the peak follows the number of images per step when
-    a profile changes it; None keeps it.
+        not the one after.
+    updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up; "per_step" moves at
+        every step.
+    scaling: how the peak follows the number of images per step when a profile changes it; None
+        keeps it.
 
     Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
     """

@@ -121,7 +121,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
-    # Where timm says no type its default has one; a whole number may then stand for any number.
+    # Without an annotation the type is that of timm's default; a whole number may then stand for
+    # any number.
     default = parameter.default
     annotation = parameter.annotation
     if annotation is parameter.empty:

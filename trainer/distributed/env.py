@@ -1,5 +1,5 @@
-"""Where this process stands among the processes of a run, as torchrun or Slurm's srun says in its
-environment.
+"""This process's rank among the processes of a run, from the environment that torchrun or Slurm's
+srun sets.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Place:
     """One of several processes.
 
     rank: 0 .. world_size - 1. local_rank: among the local_world_size of this machine. host, port:
-    where all meet. serves: does this process open that port? torchrun does it by itself. attempt:
-    what tells this start from others. by: who started it, "torchrun" or "srun".
+    of the rendezvous. serves: does this process open that port? torchrun does it by itself.
+    attempt: distinguishes this start from others. by: who started it, "torchrun" or "srun".
     """
 
     rank: int
@@ -145,8 +145,8 @@ def rank_device(device: str, place: Place | None) -> str:
     if place is None or device not in ("auto", "cuda"):
         if place is not None and device.startswith("cuda:"):
             raise UserError(
-                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give"
-                " each its own"
+                f"device={device}: {place.world_size} ranks cannot share it; device=cuda gives each"
+                " its own"
             )
         return device
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what the backward pass needs is made again instead of kept. Less
+"""Activation checkpointing: what the backward pass needs is recomputed instead of kept. Less
 memory, the same bits.
 """
 
@@ -16,8 +16,8 @@ from trainer.models.parts.norm_layers import StepNorm
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Let a model keep only what goes into its blocks, as timm does it; a model that timm has no
-    way for, into its stages.
+    """Let a model keep only what goes into its blocks, as timm does it; a model without timm's
+    set_grad_checkpointing, into its stages.
 
     Norms move their statistics in the first pass alone: see StepStatistics.at_rest.
 
@@ -41,7 +41,7 @@ def _recompute_stages(model: nn.Module) -> None:
     ]
     if not stages:
         raise UserError(
-            f"activation_checkpointing=1: {type(model).__name__} has no stages to make again; use"
+            f"activation_checkpointing=1: {type(model).__name__} has no stages to recompute; use"
             " activation_checkpointing=0"
         )
     for stage in stages:

@@ -38,7 +38,7 @@ def evaluate_all(
     ranks: Ranks = alone(),
 ) -> dict[str, Scores]:
     """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once,
-    none padded.
+    without padding.
 
     The images are decoded once for all models. each: called after every batch, so that a stop need
     not wait for the end of the pass. ranks: those that share the images; each is given its own
@@ -53,13 +53,13 @@ def evaluate_all(
     totals = torch.zeros(len(models), task.num_sums, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
-    in_pieces = [
-        _InPieces(partial(task.evaluate, model.eval()), settings.device)
+    scorers = [
+        _Splitting(partial(task.evaluate, model.eval()), settings.device)
         for model in models.values()
     ]
     try:
         for images, labels in batches:
-            for total, score in zip(totals, in_pieces, strict=True):
+            for total, score in zip(totals, scorers, strict=True):
                 total += score(images, labels)
             num_images += len(labels)
             each()
@@ -83,7 +83,7 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
         raise stopped or Stopped("a signal to another rank")
 
 
-class _InPieces:
+class _Splitting:
     """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then
     on.
     """

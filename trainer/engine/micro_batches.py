@@ -1,10 +1,10 @@
-"""A micro-batch that memory does not hold, taken in pieces: the same step once more, with the same
+"""A micro-batch that does not fit into memory is split and the same step retried, with the same
 samples and draws.
 
-Loaded, augmented and mixed as a whole, a micro-batch then goes through the model piece by piece.
-Without norms over images that is rounding alone, but for dropout and stochastic depth, whose draws
-go on from piece to piece; norms over images normalize by a piece, which the row keeps as a
-deviation.
+Loaded, augmented and mixed as a whole, a micro-batch then goes through the model part by part.
+Without norms over images that changes rounding alone, and the draws of dropout and stochastic
+depth, which continue from part to part; norms over images normalize by a part, which the row keeps
+as a deviation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
-    """Pieces of each micro-batch of a step, on every rank the same; none of fewer than
+    """Parts of each micro-batch of a step, on every rank the same; none of fewer than
     least_images.
     """
     smallest = plan.window_images(step) // plan.micro_batches(step)
@@ -35,17 +35,17 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
 
 
 def num_pieces(state: TrainingState, step: int) -> int:
-    """Pieces that each micro-batch of a step is taken in: one, until memory has run out."""
+    """Parts that each micro-batch of a step is split into: one, until memory has run out."""
     return pieces_at(state.plan, state.progress.num_pieces, step, least_images(state))
 
 
 def least_images(state: TrainingState) -> int:
-    """Of a piece: one image alone may have no statistics."""
+    """Of a part: one image alone may have no statistics."""
     return 2 if state.step_statistics.is_sampled else 1
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces of its B images, in
+    """A prepared micro-batch (images [S * B, ...], targets [B, K]) split by its B images, in
     order.
     """
     if number == 1:
@@ -79,10 +79,10 @@ def retry_on_out_of_memory(
     loader: Iterator[MicroBatch],
     step: int,
 ) -> Found:
-    """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again
-    in smaller pieces.
+    """add_gradients(state, loader, step); where memory runs out on any rank, all retry it in
+    smaller parts.
 
-    That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
+    That is micro_batch=auto. Without it, or where there are no smaller parts, the error is raised.
     """
     if state.settings.micro_batch != "auto":
         return add_gradients(state, loader, step)
@@ -110,8 +110,8 @@ def _tried(
     window: Iterator[MicroBatch],
     step: int,
 ) -> tuple[Found, None] | tuple[None, RuntimeError]:
-    """What add_gradients gives, and None; or None, and the error without the frames that hold on to
-    the memory.
+    """What add_gradients gives, and None; or None, and the error without the frames that keep
+    the memory alive.
     """
     try:
         return add_gradients(state, window, step), None
@@ -122,7 +122,7 @@ def _tried(
 
 
 def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
-    """Twice as many pieces from this step on, noted. Raises OutOfMemoryError where they would be
+    """Twice as many parts from this step on, noted. Raises OutOfMemoryError where they would be
     too small.
     """
     plan, progress = state.plan, state.progress
@@ -137,15 +137,15 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     state.notes.append(
         (
             (
-                f"{note}; the step is made again, and so the rest of the run; the row says so, and"
-                " is not bitwise"
+                f"{note}; this step is retried and the rest of the run split; the row"
+                " records it, and is not bitwise"
             ),
             None,
         )
     )
     if state.step_statistics.is_sampled:
         deviation = (
-            f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe says"
+            f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe has"
             f" batch.norm_images {sizes[0]}: another result than the recipe's; the row keeps it as"
             " a deviation"
         )
@@ -153,7 +153,7 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
 
 
 class _Again:
-    """A stream that can be gone through again from where a step began."""
+    """A stream that can be read again from the start of a step."""
 
     def __init__(self, stream: Iterator[MicroBatch]) -> None:
         self._stream, self._place = stream, 0

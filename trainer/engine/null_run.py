@@ -48,8 +48,8 @@ class NullRun:
     """A run without a folder: nothing is resumed, logged, saved or injected, and no signal stops
     it.
 
-    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run keeps what it is
-    told.
+    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run is the one
+    that writes.
 
     stop: the signals that ask for the end. logger: where lines and curves go.
     """
@@ -95,7 +95,7 @@ class NullRun:
         """After every step: begin a checkpoint where it is time for one."""
 
     def save(self) -> None:
-        """Have the last checkpoint written before going on."""
+        """Have the last checkpoint written before continuing."""
 
     def stopped(self, signal_name: BaseException) -> None:
         """After a signal: save and say so."""

@@ -36,13 +36,12 @@ class StepStatistics:
     """
 
     def __init__(
-        self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False
+        self, model: nn.Module, is_recomputed: bool = False, is_compiled: bool = False
     ) -> None:
-        """is_made_again: do backward passes make activations again, running norms a second time?
-        is_compiled: is the model, so that a momentum of its own for every micro-batch would be code
-        of its own?
+        """is_recomputed: do backward passes recompute activations, running norms a second time?
+        is_compiled: is the model compiled? Then every other momentum would be compiled again.
         """
-        self._is_made_again, self._is_compiled = is_made_again, is_compiled
+        self._is_recomputed, self._is_compiled = is_recomputed, is_compiled
         self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
@@ -78,7 +77,7 @@ class StepStatistics:
         """A backward pass: norms that it runs a second time normalize as they did, and move
         nothing.
         """
-        if not self._is_made_again:
+        if not self._is_recomputed:
             yield
             return
         before = [(norm, norm.momentum, _buffers(norm)[2]) for norm in self.running]
@@ -164,7 +163,7 @@ def make_norms_precise(
     images, and its variance is the unbiased one, as in training. The models are in evaluation mode
     but for the norms, which all normalize by the micro-batch. The new statistics stay in the
     models, as in pycls: the scored weights are the exported ones. They depend on weights and images
-    alone, not on the statistics before: a pass that a stop has cut short is simply done again.
+    alone, not on the statistics before: a pass that a stop has interrupted is simply repeated.
 
     Estimated statistics (StepNorm) stay as they are: training normalizes by the same ones as
     evaluation. each: called after every micro-batch.
@@ -241,7 +240,7 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
     if estimated:
         return (
             f"{len(estimated)} norms normalize by running estimates over images, which move once in"
-            " an optimizer step by all its images: how a step is cut is memory only, and"
+            " an optimizer step by all its images: how a step is split is memory only, and"
             " batch.norm_images moves the last digits alone."
         )
     return (

@@ -136,7 +136,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises whatever torch raises over a state of another
+        """Continue from a `state_dict`. Raises whatever torch raises over a state of another
         kind.
         """
         self.model.load_state_dict(saved["model"])

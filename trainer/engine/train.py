@@ -33,8 +33,8 @@ Status = Literal["finished", "diverged", "stopped"]
 def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) -> Status:
     """Train a model to the end of its plan; the last evaluation is the result.
 
-    run: where the state is resumed from and saved, and what is told goes; None keeps nothing. Every
-    rank goes through this story; what a run writes and says, it does on rank 0 alone.
+    run: where the state is resumed from and saved, and where logs go; None keeps nothing. Every
+    rank runs all of this; files and logs are written by rank 0 alone.
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
@@ -225,7 +225,7 @@ def log_notes(state: TrainingState, run: NullRun) -> None:
 
 
 def check_replaced(state: TrainingState) -> None:
-    """Refuse to go on where bad_images=skip has put other images in the place of more than 1 % of
+    """Refuse to continue where bad_images=skip has replaced more than 1 % of
     what was seen.
 
     Raises DataError.
@@ -236,7 +236,7 @@ def check_replaced(state: TrainingState) -> None:
         raise DataError(
             f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step}"
             f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data`"
-            " lists them, mend or remove them"
+            " lists them: repair or remove them"
         )
 
 

@@ -64,7 +64,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
     Raises PlanError for an unknown model, for image sizes or options that it does not support, and
     for running statistics that its norms do not keep or would compute from a single value;
-    SurgeryError for a part that finds nothing to replace.
+    ReplacementError for a part that finds nothing to replace.
     """
     check_model_name(plan.model)
     with torch.random.fork_rng(devices=[]):

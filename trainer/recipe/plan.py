@@ -118,7 +118,7 @@ def make_plan(
     """Work out every unit of a resolved recipe, or refuse.
 
     Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
-    where a component does not fit the rest (see Ingredient.check).
+    where a component does not fit the rest (see Component.check).
     """
     batch = recipe.batch
     num_micro_batches = batch.images // batch.norm_images

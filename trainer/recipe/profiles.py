@@ -26,7 +26,7 @@ KNOWN_SETS = {
     "mnist",
     "cifar10",
     "cifar100",
-}  # and those of `data.sets.known_set`
+}  # and those of `data.datasets.builtin.known_set`
 
 
 def _is_known(name: str) -> str:
@@ -62,9 +62,8 @@ class Profile(StrictModel):
     name: letters, digits and . + - _ only, since it becomes part of file names.
     mean, std: per channel of the training images, in units where black is 0 and white is 1.
     channels: of the images as the model takes them. For 1, a colour image becomes its luma; for 3,
-    a grey one stands
-        three times; for any other number the files themselves hold as many (.npy of [H, W, C]
-        uint8, or what PIL opens).
+        a grey one is repeated three times; for any other number the files themselves hold as many
+        (.npy of [H, W, C] uint8, or what PIL opens).
     native_px: side of its images where all have the same.
     images_of: the known set whose images these are, where `name` is another.
     """

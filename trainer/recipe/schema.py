@@ -1,4 +1,4 @@
-"""A recipe: one complete recipe of science, and the one place that knows where recipes are."""
+"""A recipe: one complete file of science, and the one place that knows where recipes are."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
-        """What is counted in epochs lies within the run: a number that is never reached would do
-        nothing.
+        """What is counted in epochs lies within the run: a number that is never reached has no
+        effect.
         """
         growth, schedule = self.image.growth, self.lr.schedule
         lengths: list[tuple[tuple[str, ...], float, float]] = [
@@ -235,10 +235,10 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:
-        page = tree.plain(self)
+        plain = tree.plain(self)
         for label in self.assumed:
             try:
-                found = label_of(page, tree.find(Recipe, page, label))
+                found = label_of(plain, tree.find(Recipe, plain, label))
             except ConfigError as error:
                 raise error.raised_as(ConfigError, path=("assumed", label)) from None
             if found != label or label.partition(".")[0] in ABOUT:
@@ -303,10 +303,10 @@ class Recipe(StrictModel):
         return check(Recipe, self._folded(model))
 
     def _folded(self, model: str) -> dict[str, Any]:
-        page, lines = tree.plain(self), self.per_model.get(model, {})
-        scores = tuple(score for score in page.get("published", ()) if score["model"] == model)
-        page = tree.merged({**page, "published": scores, "per_model": {}}, lines)
-        return tree.without_assumed(Recipe, page, tree.leaves(lines))
+        plain, lines = tree.plain(self), self.per_model.get(model, {})
+        scores = tuple(score for score in plain.get("published", ()) if score["model"] == model)
+        plain = tree.merged({**plain, "published": scores, "per_model": {}}, lines)
+        return tree.without_assumed(Recipe, plain, tree.leaves(lines))
 
     @property
     def digest(self) -> str:
@@ -347,13 +347,13 @@ def recipe_paths(folder: Path | None = None) -> list[Path]:
     """
     found = [
         (_FILE_NAME.fullmatch(path.stem), path)
-        for path in (folder or pages_folder()).glob("*.yaml")
+        for path in (folder or recipes_folder()).glob("*.yaml")
     ]
-    pages = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
-    return [path for _, _, path in sorted(pages)]
+    named = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
+    return [path for _, _, path in sorted(named)]
 
 
-def pages_folder() -> Path:
+def recipes_folder() -> Path:
     return shipped_folder("recipes")
 
 
@@ -379,9 +379,9 @@ def find_recipe(name: str) -> Path:
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
-    """The recipe on a recipe, and where each of its keys stands.
+    """The recipe in a file, and where each of its keys stands.
 
-    Raises ConfigError for what is wrong in the recipe, or a file that is not named after it. A
+    Raises ConfigError for what is wrong in it, or a file that is not named after it. A
     run's own recipe.yaml is free of that name: it may hold deviations.
     """
     recipe, positions = load_yaml(path, Recipe)
@@ -394,5 +394,5 @@ def open_recipe(path: Path) -> tuple[Recipe, Positions]:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe on a recipe. Raises ConfigError as open_recipe does."""
+    """The recipe in a file. Raises ConfigError as open_recipe does."""
     return open_recipe(path)[0]

@@ -81,8 +81,8 @@ def affine(
 def _moved_along(
     images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]
 ) -> Tensor:
-    """affine along one axis: all pixels of a line are read at one distance, so places and weights
-    are told per line.
+    """affine along one axis: all pixels of a line are read at one distance, so there is one place
+    and one set of weights per line.
     """
     dim, across = (3, 2) if axis == "x" else (2, 3)
     length_px, width_px = images.shape[dim], images.shape[across]
