@@ -36,7 +36,7 @@ def run_bench(
     data_dir: Path | None,
     src: Path | None,
     set_: str,
-    machine: dict[str, str],
+    machine: Mapping[str, Any],
     rounds: int,
     results: Path,
 ) -> None:

@@ -164,13 +164,10 @@ def user_errors(command):
             raise typer.Exit(2) from None
 
     if not loads_itself:
-        given = inspect.Parameter(
-            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=PluginFiles
-        )
-        wrapped.__signature__ = signature.replace(
-            parameters=[*signature.parameters.values(), given]
-        )
-        wrapped.__annotations__ = inspect.get_annotations(command, eval_str=True) | {
-            "plugins": PluginFiles
-        }
+        only_named = inspect.Parameter.KEYWORD_ONLY
+        given = inspect.Parameter("plugins", only_named, default="", annotation=PluginFiles)
+        parameters = [*signature.parameters.values(), given]
+        wrapped.__signature__ = signature.replace(parameters=parameters)
+        own = inspect.get_annotations(command, eval_str=True)
+        wrapped.__annotations__ = own | {"plugins": PluginFiles}
     return wrapped

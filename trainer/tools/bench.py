@@ -293,10 +293,10 @@ def _decoding(plan: Plan, settings: Settings, data: OpenedData) -> Callable[[int
     here = replace(settings, num_workers=0, device="cpu")
     stream = data.stream(plan, here)
     if settings.loader != "ffcv":
-        makes, keys = stream, stream.keys(0, 10**9)
+        decoded = whole(stream[key] for key in stream.keys(0, 10**9))
         if has_parts(stream):
-            makes, keys = Parts(stream), part_keys(stream, 0, 10**9)
-        decoded = whole(makes[key] for key in keys)
+            parts = Parts(stream)
+            decoded = whole(parts[key] for key in part_keys(stream, 0, 10**9))
         return lambda _: len(next(decoded).labels)
     num_steps = math.ceil(_PASS_IMAGES / plan.recipe.batch.images)
     return lambda _: sum(len(batch.labels) for batch in stream.batches(0, num_steps, 1, "cpu"))
