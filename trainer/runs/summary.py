@@ -83,7 +83,7 @@ def channel_note(out: Console, plan: Plan) -> None:
 
 def batch_line(plan: Plan) -> str:
     batch, world = plan.recipe.batch, plan.world_size
-    accumulation = plan.num_micro_batches // world
+    accumulation = batch.images // batch.norm_images // world
     return (
         f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
         f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
