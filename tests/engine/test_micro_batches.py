@@ -139,7 +139,7 @@ def test_a_micro_batch_is_cut_by_images_with_all_their_splits():
         (some.flatten().tolist(), theirs.flatten().tolist())
         for some, theirs in split(images, targets, 2)
     ]
-    assert parts == [([0, 1, 2, 5, 6, 7], [0, 1, 2]), ([3, 4, 8, 9], [3, 4])]
+    assert parts == [([0, 2, 4, 5, 7, 9], [0, 2, 4]), ([1, 3, 6, 8], [1, 3])]
     assert [len(theirs) for _, theirs in split(images, targets, 1)] == [5]
 
 

@@ -1,7 +1,8 @@
 """A micro-batch that does not fit into memory is split and the same step retried, with the same
 samples and draws.
 
-Loaded, augmented and mixed as a whole, a micro-batch then goes through the model part by part.
+Loaded, augmented and mixed as a whole, a micro-batch then goes through the model part by part, as
+does one of several norm samples, loaded together because a mixing unit is larger than a sample.
 Without norms over images that changes rounding alone, and the draws of dropout and stochastic
 depth, which continue from part to part; norms over images normalize by a part, which the row keeps
 as a deviation.
@@ -27,15 +28,17 @@ Found = TypeVar("Found")
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
-    """Parts of each micro-batch of a step, on every rank the same; none of fewer than
-    least_images.
+    """Parts of each micro-batch of a step, on every rank the same: its norm samples, or more but
+    none of fewer than least_images.
     """
     smallest = plan.window_images(step) // plan.micro_batches(step)
-    return max(1, min(num_pieces, smallest // least_images))
+    return max(plan.norm_samples(step), min(num_pieces, smallest // least_images))
 
 
 def num_pieces(state: TrainingState, step: int) -> int:
-    """Parts that each micro-batch of a step is split into: one, until memory has run out."""
+    """Parts that each micro-batch of a step is split into: its norm samples, until memory has run
+    out.
+    """
     return pieces_at(state.plan, state.progress.num_pieces, step, least_images(state))
 
 
@@ -45,17 +48,15 @@ def least_images(state: TrainingState) -> int:
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) split by its B images, in
-    order.
+    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in parts: each has every
+    number-th of the B images, as micro-batches have those of a step.
     """
     if number == 1:
         yield images, targets
         return
     splits = images.unflatten(0, (-1, len(targets)))
-    for some, theirs in zip(
-        splits.tensor_split(number, 1), targets.tensor_split(number), strict=True
-    ):
-        yield some.flatten(0, 1), theirs
+    for place in range(number):
+        yield splits[:, place::number].flatten(0, 1), targets[place::number]
 
 
 @contextmanager
@@ -131,7 +132,7 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     if after == before:
         raise error or torch.OutOfMemoryError("out of memory on another rank")
     progress.num_pieces = after
-    sizes = [-(-plan.recipe.batch.norm_images // number) for number in (before, after)]
+    sizes = [-(-plan.recipe.images_together // number) for number in (before, after)]
     note = f"micro_batch {sizes[0]} -> {sizes[1]} images after step {step}: out of memory"
     progress.changes.append(note)
     state.notes.append(
@@ -189,7 +190,7 @@ def explained(state: TrainingState) -> Iterator[None]:
 
 def _explanation(state: TrainingState) -> str:
     plan, step = state.plan, state.progress.step
-    images = -(-plan.recipe.batch.norm_images // num_pieces(state, step))
+    images = -(-plan.recipe.images_together // num_pieces(state, step))
     *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
     return (
         f"out of memory in step {step + 1}: a micro-batch of {images} images of"
@@ -223,5 +224,7 @@ def norm_images_used(state: TrainingState) -> int:
     """Images that norms took their statistics over in the end: batch.norm_images, or less where
     memory had run out.
     """
-    number = num_pieces(state, 0) if state.step_statistics.is_sampled else 1
-    return -(-state.plan.recipe.batch.norm_images // number)
+    recipe = state.plan.recipe
+    if not state.step_statistics.is_sampled:
+        return recipe.batch.norm_images
+    return -(-recipe.images_together // num_pieces(state, 0))

@@ -206,23 +206,26 @@ def _pass(
     task, seen = task_of(plan, settings), 0
     for batch in batches:
         images, _ = task.prepare(batch)
-        seen += len(images)
-        for norm in norms:
-            norm.momentum = (
-                len(images) / seen
-            )  # a mean that grows: 1 for the first, which forgets what was before
-        with autocast(settings):
-            for model in models:
-                model(images)
-        each()
-        if seen >= num_images:
-            return
+        number = plan.norm_samples(batch.step)
+        for sample in (images[place::number] for place in range(number)):
+            seen += len(sample)
+            for norm in norms:
+                # a mean that grows: 1 for the first, which forgets what was before
+                norm.momentum = len(sample) / seen
+            with autocast(settings):
+                for model in models:
+                    model(sample)
+            each()
+            if seen >= num_images:
+                return
     raise AssertionError(f"{seen} of {num_images} images")
 
 
 def statistics_note(model: nn.Module, plan: Plan) -> str:
     """What batch.norm_images means for this model: part of the science, or memory only; one or two
     sentences.
+
+    It is memory only where neither a norm, nor a mix, nor a mask drawn on the device depends on it.
     """
     batch = norms_of_micro_batch(model)
     estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
@@ -237,16 +240,38 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
             " images of a micro-batch: batch.norm_images is part of the science, as another sample"
             " has other statistics and gives another result."
         )
-    if estimated:
-        return (
-            f"{len(estimated)} norms normalize by running estimates over images, which move once in"
-            " an optimizer step by all its images: how a step is split is memory only, and"
-            " batch.norm_images moves the last digits alone."
-        )
-    return (
-        "No norm takes statistics over images: batch.norm_images is memory only, and moves the last"
-        " digits alone."
+    norms = (
+        f"{len(estimated)} norms normalize by running estimates over images, which move once in an"
+        " optimizer step by all its images"
+        if estimated
+        else "No norm takes statistics over images"
     )
+    mix = plan.recipe.mix
+    if mix is not None and mix.images is None:
+        return (
+            f"{norms}, but {mix.name} draws once for the {images} images of a micro-batch:"
+            " batch.norm_images is part of the science, unless mix.images says how many share a"
+            " draw."
+        )
+    if _drops(model):
+        return (
+            f"{norms}: batch.norm_images is memory, but for what dropout and stochastic depth leave"
+            " out, which is drawn per micro-batch: another number is another draw of it, as"
+            " another seed is."
+        )
+    return f"{norms}: batch.norm_images is memory only, and moves the last digits alone."
+
+
+def _drops(model: nn.Module) -> bool:
+    """Does a layer leave something out at random? torch's and timm's have their rate under one of
+    these names.
+    """
+    rates = (
+        getattr(module, name, None)
+        for module in model.modules()
+        for name in ("p", "drop_prob", "drop_rate")
+    )
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:

@@ -114,8 +114,9 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     state.gradients.finish()
     ranks.sum(total)
     state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
+    each = num_pieces(state, step)
     state.step_statistics.finish(
-        ranks, len(own_micro_batches(state, step)), plan.micro_batches(step)
+        ranks, len(own_micro_batches(state, step)) * each, plan.micro_batches(step) * each
     )
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)

@@ -229,8 +229,11 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
             targets = one_hot_targets(
                 torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
             )
-            mix = recipe.mix.draw(plan.seed, step, micro_batch, plan.train_px_at(step))
-            yield recipe.mix.apply(torch.zeros(len(targets), 1, 1, 1), targets, mix)[1]
+            units = plan.mixing_units(step, micro_batch)
+            yield recipe.mix.mixed(
+                torch.zeros(len(targets), 1, 1, 1), targets, plan.seed, step, units,
+                plan.train_px_at(step),
+            )[1]  # fmt: skip
             num_images += len(targets)
         if num_images >= _num_wanted(plan):
             return

@@ -153,7 +153,10 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
     such a step.
     """
     steps = (0, plan.steps_per_epoch - 1)  # any full step, and the last, which may be smaller
-    least_images = min(plan.window_images(step) // plan.micro_batches(step) for step in steps)
+    least_images = min(
+        plan.window_images(step) // (plan.micro_batches(step) * plan.norm_samples(step))
+        for step in steps
+    )
     if least_images * (plan.recipe.augment_splits or 1) > 1:
         return
     channels = plan.profile.channels

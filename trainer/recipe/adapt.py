@@ -77,12 +77,15 @@ def _fit_batch(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
 
     Where the rate is in proportion to the batch, so is a decay that does not follow the rate by
     itself (see Optimizer.decay_follows_rate). A recipe without a rule, such as mosaic-mild, keeps
-    both as they are.
+    both as they are. A mixing unit keeps its images, or has the most that divide the batch.
     """
     if adapt.batch_images is None:
         return
     changes["batch.images"] = adapt.batch_images
     changes["batch.norm_images"] = adapt.norm_images or adapt.batch_images
+    if recipe.mix and recipe.mix.images:
+        fitting = (n for n in range(recipe.mix.images, 1, -1) if adapt.batch_images % n == 0)
+        changes["mix.images"] = next(fitting, None)
     ratio = _rate_ratio(recipe, adapt)
     if ratio == 1:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,13 +89,27 @@ class Recipe(StrictModel):
                 f" {near}"
             )
             raise refuse(("batch", "images"), sentence)
-        if self.mix and norm_images == 1:
+        mix_images = self.mix and self.mix.images
+        if self.mix and norm_images == 1 and mix_images is None:
             raise refuse(
                 ("mix",),
                 "mix needs two images, batch.norm_images is 1",
-                "raise it, or leave mix out",
+                "write mix.images, raise it, or leave mix out",
+            )
+        if mix_images and images % mix_images:
+            fitting = max(n for n in range(1, mix_images) if images % n == 0)
+            raise refuse(
+                ("mix", "images"),
+                f"batch.images {images} is no multiple of mix.images {mix_images}",
+                f"write {fitting}" if fitting > 1 else "leave mix.images out",
             )
         return self
+
+    @property
+    def images_together(self) -> int:
+        """Images that are loaded and mixed together: whole mixing units, whole norm samples."""
+        mix_images = self.mix and self.mix.images
+        return math.lcm(self.batch.norm_images, mix_images or 1)
 
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:

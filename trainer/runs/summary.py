@@ -85,12 +85,14 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
     """Which files of the data set are not read, counted by split and extension."""
     if ignored:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
-        out.print(f"ignored    files that are no images here: {kinds}", style="yellow", markup=False)
+        out.print(
+            f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
+        )
 
 
 def batch_line(plan: Plan) -> str:
     batch, world = plan.recipe.batch, plan.world_size
-    accumulation = plan.num_micro_batches // world
+    accumulation = batch.images // batch.norm_images // world
     return (
         f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
         f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
