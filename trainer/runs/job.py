@@ -149,7 +149,9 @@ def run_job(
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
         with (
-            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext()
+            own_folder(settings.runs / name, stop.check)
+            if ranks.is_first
+            else contextlib.nullcontext()
         ) as lock:
             row = _stored_row(settings, name, ranks)  # who had the lock before may have stored it
             if not ranks.any(row is not None):

@@ -5,7 +5,6 @@ copying files.
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from trainer.base.component import NonNegative, StrictModel
-from trainer.base.disk import write_atomically
+from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside, one_name, plain_text
 
@@ -187,10 +186,7 @@ def read_row_file(path: Path) -> Row:
     """
     inside(path.parent, path.name, "row")
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_ROW_KIB * 1024:
-            raise ValueError(f"no file, or one of more than {LARGEST_ROW_KIB} KiB")
-        return Row.model_validate_json(path.read_text(encoding="utf-8"))
+        return Row.model_validate_json(read_regular(path, LARGEST_ROW_KIB * 1024).decode())
     except (ValueError, OSError) as error:
         raise RowError(
             f"{path}: not a row of this suite ({_first(error)}); move it away and run again"

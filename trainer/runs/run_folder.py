@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,17 @@ _FACTS = {
 }
 
 
-def own_folder(folder: Path) -> Lock:
+def own_folder(folder: Path, check: Callable[[], None] = lambda: None) -> Lock:
     """This process's lock on a run's folder, free of what a killed one left half written.
+
+    check: called while another machine's lock is waited for; what it raises ends the wait.
 
     Raises what acquire, inside, check_links and must_write do.
     """
     inside(folder.parent, folder.name, "run")
     check_links(folder)
     with must_write(folder):
-        own = acquire(folder)
+        own = acquire(folder, check=check)
         remove_unfinished(folder)
         return own
 
