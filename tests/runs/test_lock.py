@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.runs import lock as claims
 from trainer.base.signals import Stopped
+from trainer.runs import lock as claims
 from trainer.runs.lock import LockedError, LockLost, acquire, owner_of, try_acquire
 from trainer.runs.run_folder import own_folder
 

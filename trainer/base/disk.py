@@ -54,7 +54,7 @@ def open_regular(path: Path, largest_bytes: float = math.inf) -> BinaryIO:
     return os.fdopen(open_descriptor(path, os.O_RDONLY, largest_bytes), "rb")
 
 
-def read_regular(path: Path, largest_bytes: float) -> bytes:
+def read_regular(path: Path, largest_bytes: float = math.inf) -> bytes:
     """The content of a regular file. Raises as open_descriptor does."""
     with open_regular(path, largest_bytes) as file:
         return file.read()

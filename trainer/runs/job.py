@@ -239,7 +239,10 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         else None
     )
     row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
-    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
+    incomplete = outcome.run.curves_incomplete
+    row = row.model_copy(
+        update={"ablation": job.ablation, "cell": job.cell, "curves_incomplete": incomplete}
+    )
     write_atomically(folder / "row.json", row.as_json())
     return row
 
@@ -337,7 +340,7 @@ def make_row(
         if state.scored == "average"
         else progress.scores.get("average")
     )
-    commit, dirty = provenance.commit()
+    program = provenance.program()
     return Row(
         run=name,
         recipe=recipe.name,
@@ -382,8 +385,8 @@ def make_row(
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),
-        commit=commit,
-        dirty=dirty,
+        commit=program.commit,
+        dirty=program.dirty,
         finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -84,8 +84,10 @@ class Row(StrictModel):
     is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
     the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
     average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
-    run found otherwise than the process before it (device, precision, threads, versions), each with
-    its step, and where memory ran out; the row's own values are those of the last process.
+    run found otherwise than the process before it (device, precision, threads, versions, code),
+    each with its step, and where memory ran out; the row's own values are those of the last
+    process. curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was
+    stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
     stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
@@ -129,6 +131,7 @@ class Row(StrictModel):
     world_size: Annotated[Count, Field(ge=1)]
     bitwise: bool
     changes: tuple[Text, ...] = ()
+    curves_incomplete: bool = False
     injected: tuple[Text, ...] = ()
     activation_checkpointing: bool = False
     compiled: bool = False
