@@ -166,7 +166,7 @@ def test_a_store_behind_a_url_cannot_name_files_elsewhere(tmp_path, monkeypatch)
         pull_rows("memory://x", tmp_path / "rows")
     monkeypatch.setattr("trainer.runs.remote_rows._names", lambda url: ["a.json"])
     pull_rows("memory://x", tmp_path / "rows")
-    with pytest.raises(RowError, match="KiB"):
+    with pytest.raises(RowError, match="of which at most"):
         read_row(tmp_path, "a")
 
 

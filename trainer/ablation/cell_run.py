@@ -16,6 +16,7 @@ from typing import Any
 from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.ablation.failures import cell_folder, drop_failure, read_failure, store_failure
 from trainer.ablation.spec import Ablation
+from trainer.base.disk import open_regular
 from trainer.base.exits import (
     EXIT_CLAIMED,
     EXIT_DIVERGED,
@@ -191,7 +192,7 @@ def num_failed(repeat: Repeat, shared: Shared) -> int:
 def _tail(path: Path, start: int) -> list[str]:
     if not path.exists():
         return []
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(start, path.stat().st_size - _NUM_TAIL_BYTES))
         return file.read().decode(errors="backslashreplace").splitlines()
 

@@ -5,6 +5,7 @@ Slurm.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
@@ -31,6 +32,7 @@ from trainer.base.signals import SIGNALS, Action, StopRequest, handle_signals
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
+_PR_SET_PDEATHSIG = 1
 RANKS_END_S = (
     10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
 )
@@ -65,6 +67,16 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
             f" already; leave {name}= out"
         )
     return asked
+
+
+def stop_with_launcher() -> None:
+    """Have Linux send this rank a SIGTERM once what started it has ended, even by SIGKILL.
+
+    Else an orphaned rank would train on, and hold the run's lock, until it misses the launcher's
+    store, and would then end unsaved. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check_gpus(gpus: int | None) -> None:

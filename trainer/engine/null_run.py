@@ -22,8 +22,8 @@ class NullLogger:
     def __exit__(self, *exception) -> None:
         pass
 
-    def metrics_bytes(self) -> int:
-        return 0
+    def metrics_written(self) -> tuple[int, str | None]:
+        return 0, None
 
     def sync(self) -> None:
         pass

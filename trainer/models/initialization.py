@@ -11,6 +11,7 @@ from typing import Literal
 import safetensors.torch
 from torch import Tensor, nn
 
+from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError
 from trainer.models.edit.replacement import (
     Replacement,
@@ -22,6 +23,7 @@ from trainer.models.edit.replacement import (
 )
 from trainer.models.spec import Model, Pretrained, Start
 
+LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
 _FANS: dict[str, Literal["fan_in", "fan_out"]] = {
@@ -297,11 +299,12 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
     path = Path(pretrained.file)
     path = path / "model.safetensors" if path.is_dir() else path
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_regular(path, LARGEST_WEIGHTS_BYTES)
+    except (OSError, UnfitFile) as error:
         remedy = "use a .safetensors file, or the folder of a finished run"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(
-            f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}"
+            f"model.pretrained.file: {path}: cannot be read ({reason}); {remedy}"
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != pretrained.sha256:

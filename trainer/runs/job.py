@@ -155,7 +155,9 @@ def run_job(
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
         with (
-            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext()
+            own_folder(settings.runs / name, stop.check)
+            if ranks.is_first
+            else contextlib.nullcontext()
         ) as lock:
             row = _stored_row(settings, name, ranks)  # who had the lock before may have stored it
             if not ranks.any(row is not None):
@@ -299,7 +301,10 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         else None
     )
     row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
-    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
+    incomplete = outcome.run.curves_incomplete
+    row = row.model_copy(
+        update={"ablation": job.ablation, "cell": job.cell, "curves_incomplete": incomplete}
+    )
     write_atomically(folder / "row.json", row.as_json())
     return row
 
@@ -398,7 +403,7 @@ def make_row(
         if state.scored == "average"
         else progress.scores.get("average")
     )
-    commit, dirty = provenance.commit()
+    program = provenance.program()
     return Row(
         run=name,
         recipe=recipe.name,
@@ -445,8 +450,8 @@ def make_row(
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),
-        commit=commit,
-        dirty=dirty,
+        commit=program.commit,
+        dirty=program.dirty,
         finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
