@@ -41,7 +41,8 @@ from trainer.recipe import explain
 from trainer.recipe.load import ConfigError, load_yaml, parse
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import Recipe, find_recipe, open_recipe
+from trainer.recipe.schema import Recipe, open_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs import lock as claims
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, run_job

@@ -28,7 +28,8 @@ from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import ConfigError, parse_recipe
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
+from trainer.recipe.schema import apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.report.rows import by_cell, find_rows
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import store_row

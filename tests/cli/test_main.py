@@ -141,7 +141,7 @@ def test_explain_names_the_origin_of_every_value():
     done = rsb("explain", "--recipe", "A3", "--data", "digits", "--set", "lr.peak=3e-3")
     assert done.exit_code == 0
     for path, origin in (
-        ("optimizer.weight_decay", "page"),
+        ("optimizer.weight_decay", "recipe"),
         ("optimizer.eps", "assumed"),
         ("image.train_px", "profile"),
         ("lr.peak", "override"),
@@ -367,3 +367,26 @@ def test_help_and_mistyped_options_answer_before_anything_heavy_is_imported(word
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "data=/no/such/folder"],
+        ["plan", "recipe=A9"],
+        ["lr-find", "data=digit"],
+        ["recipes"],
+        ["--version"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_does_not_exist_is_refused_before_torch_is_imported(words):
+    script = (
+        "import runpy, sys\n"
+        "try: runpy.run_module('trainer', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'timm'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr

@@ -23,15 +23,8 @@ from trainer.recipe.explain import (
     shown,
 )
 from trainer.recipe.load import parse_recipe
-from trainer.recipe.schema import (
-    ABOUT,
-    apply_overrides,
-    find_recipe,
-    load_recipe,
-    open_recipe,
-    recipe_paths,
-    recipes_folder,
-)
+from trainer.recipe.schema import ABOUT, apply_overrides, load_recipe, open_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths, recipes_folder
 
 A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
 A1_LINES = find_recipe("A1.v1").read_text().split("\n")

@@ -16,7 +16,8 @@ from trainer.base.errors import ConfigError
 from trainer.models.spec import Pretrained
 from trainer.recipe.load import load_yaml, parse, parse_recipe
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import Recipe, find_recipe
+from trainer.recipe.schema import Recipe
+from trainer.recipe.shipped import find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
 ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")

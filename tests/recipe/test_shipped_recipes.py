@@ -18,8 +18,9 @@ from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_recipe
-from trainer.recipe.schema import ABOUT, Recipe, find_recipe, recipe_paths
+from trainer.recipe.schema import ABOUT, Recipe
 from trainer.recipe.schema import load_recipe as read_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 
 load_recipe = functools.cache(read_recipe)
 

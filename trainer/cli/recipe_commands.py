@@ -13,7 +13,8 @@ from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
 
@@ -57,8 +58,3 @@ def diff(a: str, b: str) -> None:
     first, second = (load_recipe(find_recipe(name)) for name in (a, b))
     titles = (f"{recipe.name}.v{recipe.version}" for recipe in (first, second))
     summary.console().print(diff_table(diff_rows(first, second), *titles))
-
-
-def list_recipes() -> None:
-    """Print one line for each recipe."""
-    summary.recipe_list(summary.console())

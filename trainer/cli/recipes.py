@@ -126,4 +126,6 @@ def diff(
 @user_errors
 def recipes() -> None:
     """List the recipes: what is special about each, published top-1, source."""
-    _commands().list_recipes()
+    from trainer.cli.recipe_list import list_recipes  # rich, yaml: only once options are parsed
+
+    list_recipes()

@@ -6,10 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from trainer.base.errors import UserError, did_you_mean
+from trainer.base.errors import UserError
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.recipe.load import load_yaml
-from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profile
+from trainer.recipe.profiles import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PROFILES,
+    Profile,
+    unknown_data,
+)
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
@@ -36,16 +42,7 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return profile
     if os.path.isdir(path):
         return _folder_profile(path)
-    if os.sep in data:
-        raise UserError(
-            f"data={data}: no such folder; use one with train/<class>/… and val/<class>/…, "
-            "or a profile's .yaml"
-        )
-    raise UserError(
-        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, "
-        "an image folder (train/<class>/…, val/<class>/…), a folder of tar shards, parquet or "
-        "`datasets` files, a profile's .yaml"
-    )
+    raise unknown_data(data)
 
 
 def ignored_files(folder: Path | None) -> dict[str, int]:

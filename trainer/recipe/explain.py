@@ -15,7 +15,8 @@ from rich.text import Text
 from trainer.recipe import tree
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation
-from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe, recipe_paths
+from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe
+from trainer.recipe.shipped import recipe_paths
 from trainer.recipe.tree import shown
 
 _ORIGINS = {"set": "override"}

@@ -4,11 +4,13 @@ ImageNet.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.base.component import Positive, StrictModel
+from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import one_name
 from trainer.recipe.check import refuse
 
@@ -182,3 +184,23 @@ PROFILES = {
         ),
     )
 }
+
+
+def unknown_data(data: str) -> UserError:
+    """What to say of a data= that is neither a known dataset nor a path that is there."""
+    if os.sep in data:
+        return UserError(
+            f"data={data}: no such folder",
+            "use one with train/<class>/… and val/<class>/…, or a profile's .yaml",
+        )
+    return UserError(
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}",
+        f"valid: {', '.join(PROFILES)}, an image folder (train/<class>/…, val/<class>/…), a folder "
+        "of tar shards, parquet or `datasets` files, a profile's .yaml",
+    )
+
+
+def check_data_name(data: str) -> None:
+    """Refuse a data= that names nothing, without looking into it. Raises UserError."""
+    if data not in PROFILES and not os.path.exists(data):
+        raise unknown_data(data)

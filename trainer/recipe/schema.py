@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,8 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import StrictModel
-from trainer.base.errors import ConfigError, UserError, did_you_mean, printable
-from trainer.base.provenance import shipped_folder
+from trainer.base.errors import ConfigError, did_you_mean
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
 from trainer.components.learning_rate import LearningRate
@@ -33,11 +31,6 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 _NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "published")
 _STAGES = ("decode", "pixels", "normalized")
-_FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9][0-9]*)")
-
-
-class RecipeError(UserError):
-    """A recipe that is not there, or an override that does not fit it."""
 
 
 class Recipe(StrictModel):
@@ -354,43 +347,6 @@ def apply_overrides(
     assert not recipe.per_model, "overrides come after for_model"
     given = overrides_of(overrides) if isinstance(overrides, str) else overrides
     return overridden(recipe, given, origin, locked=ABOUT)
-
-
-def recipe_paths(folder: Path | None = None) -> list[Path]:
-    """All recipes in a folder, by default the one that comes with the package, by name and
-    version.
-    """
-    found = [
-        (_FILE_NAME.fullmatch(path.stem), path)
-        for path in (folder or recipes_folder()).glob("*.yaml")
-    ]
-    named = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
-    return [path for _, _, path in sorted(named)]
-
-
-def recipes_folder() -> Path:
-    return shipped_folder("recipes")
-
-
-def find_recipe(name: str) -> Path:
-    """The recipe that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml
-    file that file.
-
-    Raises RecipeError for a name that no recipe has.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    paths = recipe_paths()
-    named = {path.stem.rpartition(".v")[0]: path for path in paths} | {
-        path.stem: path for path in paths
-    }
-    if name not in named:
-        near = did_you_mean(name, named)
-        there_are = ", ".join(path.stem for path in paths)
-        raise RecipeError(
-            f"recipe={printable(name)}: there is no such recipe{near}; there are {there_are}"
-        )
-    return named[name]
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:

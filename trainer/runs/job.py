@@ -34,15 +34,8 @@ from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation, deviations_between
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import (
-    Recipe,
-    apply_overrides,
-    digest_of,
-    find_recipe,
-    load_recipe,
-    open_recipe,
-    recipe_paths,
-)
+from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.recipe.tree import shown
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves

@@ -19,7 +19,7 @@ from trainer.models.build import assemble, check_model_name, gmacs, num_paramete
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, load_recipe, recipe_paths
+from trainer.recipe.schema import Recipe
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
@@ -356,28 +356,3 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
         style="bold",
     )
     return is_sound
-
-
-def recipe_list(out: Console) -> None:
-    """One line for each recipe: name, what is special, its score for ResNet-50 or its first model,
-    source.
-    """
-    table = Table("recipe", "what is special", "published top-1", "source")
-    for path in recipe_paths():
-        page = load_recipe(path)
-        best = next(
-            (score for score in page.published if score.model == "resnet50"),
-            next(iter(page.published), None),
-        )
-        table.add_row(
-            *map(
-                escape,
-                (
-                    path.stem,
-                    page.title,
-                    f"{best.model} {best.top1_pct} %" if best else "none",
-                    page.source,
-                ),
-            )
-        )
-    out.print(table)

@@ -20,7 +20,7 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.schema import find_recipe, recipe_paths
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, resolve
 
 MODELS = (
