@@ -108,7 +108,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder + "/cache"
         stored(Path(folder) / "data", given.images, given.classes)
-        opening_s = seconds(lambda _: open_index(Path(folder) / "data", "train", check_files=False), 3)
+        opening_s = seconds(
+            lambda _: open_index(Path(folder) / "data", "train", check_files=False), 3
+        )
     facts = {"benchmark": "scale", "device": provenance.device_name("cpu"), "num_images": given.images, "num_classes": given.classes,
              "order_s": round(statistics.median(order_s), 3), "order_peak_mib": round(order_mib, 1),
              "opening_s": round(statistics.median(opening_s), 3)}  # fmt: skip

@@ -22,9 +22,7 @@ from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.verify import scores_check
 
-SHORT = (
-    "batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32 lr.warmup_epochs=1"
-)
+SHORT = "batch.images=8 batch.norm_images=4 image.train_px=32 image.test_px=32 lr.warmup_epochs=1"
 NUM_PER_CLASS = {"train": 12, "val": 3}
 
 

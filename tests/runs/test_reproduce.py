@@ -170,9 +170,10 @@ def test_other_images_are_a_reason():
     assert data_reasons(made, same) == data_reasons(rewritten, same) == ()
     other = SimpleNamespace(fingerprint="a" * 64, content_sha256="d" * 64)
     assert "content dddddddddddd, the row's had cccccccccccc" in data_reasons(rewritten, other)[0]
-    assert "fingerprint bbbbbbbbbbbb, the row's had aaaaaaaaaaaa" in data_reasons(
-        made, SimpleNamespace(fingerprint="b" * 64, content_sha256=None)
-    )[0]
+    assert (
+        "fingerprint bbbbbbbbbbbb, the row's had aaaaaaaaaaaa"
+        in data_reasons(made, SimpleNamespace(fingerprint="b" * 64, content_sha256=None))[0]
+    )
 
 
 def test_a_page_or_a_data_set_that_is_not_here_is_named(tmp_path):

@@ -129,7 +129,8 @@ def open_index(root: Path, split: str, check_files: bool = True) -> Index:
     and no time or size of a file, has changed.
 
     check_files: look at every file, as a folder's time does not show that one was rewritten in
-    place (6 us a file: 8 s for ImageNet, a minute and a half for 14 million). Without it the counts, names and classes are right, sizes may be old.
+    place (6 us a file: 8 s for ImageNet, a minute and a half for 14 million). Without it counts,
+    names and classes are right, sizes may be old.
 
     Raises DataError without train/ or val/, for an empty class, for classes that differ between the
     two, and where the cache cannot be written.

@@ -168,13 +168,6 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
                 path=("batch", "images"),
             )
         return full
-    if rest == 1:
-        raise PlanError(
-            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x"
-            f" {recipe.batch.images} + 1): a batch statistic of one image is none",
-            "use batch.drop_last=true",
-            path=("batch", "images"),
-        )
     return full + bool(rest)
 
 

@@ -85,7 +85,9 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
     """Which files of the data set are not read, counted by split and extension."""
     if ignored:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
-        out.print(f"ignored    files that are no images here: {kinds}", style="yellow", markup=False)
+        out.print(
+            f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
+        )
 
 
 def batch_line(plan: Plan) -> str:
