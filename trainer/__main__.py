@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import warnings
 
@@ -13,8 +14,11 @@ def main() -> None:
     """Run one command and end with its exit code.
 
     The only place that changes anything of the process: signal handlers and warning filters, both
-    restored at the end.
+    restored at the end, and what standard output does with characters that it cannot encode.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # é where only ASCII is allowed: \\xe9
+            stream.reconfigure(errors="backslashreplace")
     command = sys.argv[1:2]
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         # PIL's advice about single image files; check-data lists them

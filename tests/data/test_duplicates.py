@@ -61,9 +61,7 @@ def test_near_pairs_are_those_of_all_pairs_compared_one_by_one():
         for one in (val, train)
     ]
     distances = np.array([[np.unpackbits(a ^ b).sum() for b in train] for a in val])
-    expected = [
-        (i, int(row.argmin())) for i, row in enumerate(distances) if row.min() <= NEAR_BITS
-    ]
+    expected = [(i, int(row.argmin())) for i, row in enumerate(distances) if row.min() <= NEAR_BITS]
     assert similar_pictures(*looks) == expected and len(expected) == 32
     assert same_files(*looks) == []  # files that were not read are not alike
 
