@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import signal
 import sys
 import warnings
@@ -23,7 +24,11 @@ def main() -> None:
     The only place that changes anything of the process: standard streams, signal handlers and
     warning filters.
     """
-    is_long = sys.argv[1:2] and sys.argv[1] in _LONG
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    is_long = first in _LONG or "=" in first  # recipe=A1 alone trains
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # é where only ASCII is allowed: \\xe9
+            stream.reconfigure(errors="backslashreplace")
     output = guard_standard_streams()
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         # PIL's advice about single image files; check-data lists them

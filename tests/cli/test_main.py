@@ -106,6 +106,12 @@ def test_check_data_uses_the_given_number_of_threads(monkeypatch, workers, num_t
     assert taken == [num_threads]
 
 
+def test_a_terminal_of_ascii_gets_other_characters_written_out(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = program("plan", "--recipe", "A3", "--model", "test_resnet")
+    assert done.returncode == 0 and not done.stderr and "\\u2581" in done.stdout  # the sparkline
+
+
 def test_control_characters_of_a_name_are_escaped():
     done = rsb("plan", "--recipe", "A1\x1b[2J")
     assert done.exit_code == 2 and "\x1b" not in done.stderr and "\\x1b" in done.stderr

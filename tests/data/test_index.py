@@ -12,7 +12,9 @@ import pytest
 from trainer.data import content as contents
 from trainer.data import index
 from trainer.data.datasets.builtin import FolderSet
+from trainer.data.datasets.packed import open_files
 from trainer.data.index import ARRAYS, DataError, Index, is_image_folder, open_index, store_index
+from trainer.data.profile import find_profile
 
 TWO_CLASSES = {"train": {"cat": 3, "dog": 2}, "val": {"cat": 1, "dog": 1}}
 
@@ -221,6 +223,51 @@ def test_a_folder_that_is_no_data_set_is_refused_in_one_line(make_folder, change
         open_index(root, "train"), open_index(root, "val")
     text = str(refused.value)
     assert str(root) in text and message in text and "; " in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("train", "Train"), ("train", "training"), ("val", "valid"), ("val", "test")],
+)
+def test_a_split_under_another_name_is_pointed_at(make_folder, split, name):
+    root = make_folder(**TWO_CLASSES)
+    (root / split).rename(root / name)
+    with pytest.raises(DataError, match=rf"rename {name}/ to {split}/"):
+        open_files(root, "train"), open_files(root, "val")
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # NFC, as Linux has it; NFD, as macOS had it
+
+
+def test_classes_that_differ_in_unicode_form_alone_are_named_as_such(make_folder):
+    root = make_folder(train={COMPOSED: 1, "dog": 1}, val={DECOMPOSED: 1, "dog": 1})
+    with pytest.raises(DataError) as refused:
+        open_index(root, "train")
+    assert ascii(COMPOSED) in str(refused.value) and ascii(DECOMPOSED) in str(refused.value)
+    both = {COMPOSED: 1, DECOMPOSED: 1}
+    with pytest.raises(DataError, match="two classes called"):
+        open_index(make_folder("both", train=both, val=both), "train")
+
+
+def test_classes_that_differ_in_case_alone_are_two_classes(make_folder):
+    both = {"Dog": 1, "dog": 1}
+    assert open_index(make_folder(train=both, val=both), "train").classes == ("Dog", "dog")
+    with pytest.raises(DataError, match="'Dog' is in val/ only as 'Dog', beside 'dog'"):
+        open_index(
+            make_folder("other", train={"cat": 1, "dog": 1}, val={"cat": 1, "Dog": 1}), "val"
+        )
+
+
+def test_a_long_name_in_other_letters_names_runs_within_a_file_names_bytes(make_folder):
+    root = make_folder("数据" * 38, train={"日": 1, "月": 1}, val={"日": 1, "月": 1})
+    name = find_profile(str(root)).name
+    assert len(name.encode()) <= 100 and root.name.startswith(name) and len(name) == 33
+
+
+def test_a_folder_of_configurations_points_at_one(make_folder):
+    root = make_folder("hub/plain", **TWO_CLASSES)
+    with pytest.raises(DataError, match=f"use {root}, which holds one"):
+        open_files(root.parent, "train")
 
 
 def test_a_cache_that_cannot_be_written_is_named(make_folder, cache):

@@ -176,14 +176,20 @@ def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
 
 def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
     """The same of a file whose bytes are read already. Raises BadImage."""
+    return inspected(path, content, channels)[0]
+
+
+def inspected(
+    path: Path, content: bytes, channels: int
+) -> tuple[tuple[str, ...], Image.Image | Planes]:
+    """What is unusual about a file whose bytes are read already, and its image. Raises BadImage."""
     with named(path):
         image = open_content(content)
         if isinstance(image, np.ndarray):
-            in_channels(image, channels)
-            return ()
+            return (), in_channels(image, channels)
         odd = _odd_pixels(image, is_as_it_lies=channels not in (1, 3))
-        in_channels(image, channels)
-        return (*odd, *_odd_exif(image))
+        decoded = in_channels(image, channels)
+        return (*odd, *_odd_exif(image)), decoded
 
 
 def _odd_pixels(image: Image.Image, is_as_it_lies: bool) -> list[str]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import time
+import unicodedata
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +34,7 @@ EXTENSIONS = (
     ".npy",  # images of any number of channels
 )  # fmt: skip
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+_OTHER_WORDS = {"train": ("train", "trn"), "val": ("val", "test", "dev", "eval")}  # of a split
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
 _TIMES = "times"  # int64, one more array: of each file, see _time_of
 _LAYOUT = 3  # of the cached files, and what they list: a cache of another layout is stale
@@ -250,7 +253,21 @@ def _split_folder(root: Path, split: str) -> Path:
         if (Path(root) / name).is_dir():
             return Path(root) / name
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
-    raise DataError(f"{root}: has no {names}; use train/<class>/… and val/<class>/…")
+    raise DataError(
+        f"{root}: has no {names}", f"use train/<class>/… and val/<class>/…{instead_of(root, split)}"
+    )
+
+
+def instead_of(root: Path, split: str) -> str:
+    """` (rename Train/ to train/)` for what seems to be a split under another name, else empty."""
+    for folder in (Path(root), Path(root) / "data"):
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+            is_folder = (folder / name).is_dir()
+            stem = name if is_folder else re.split(r"[^A-Za-z]", name)[0]
+            if stem.lower().startswith(_OTHER_WORDS[split]) and stem not in FOLDERS[split]:
+                sign = "/" if is_folder else "…"
+                return f" (rename {stem}{sign} to {split}{sign})"
+    return ""
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -258,12 +275,39 @@ def _classes(root: Path) -> tuple[str, ...]:
     train, val = (_class_names(_split_folder(root, split)) for split in FOLDERS)
     for name in sorted(set(train) ^ set(val)):
         where = "train" if name in train else _split_folder(root, "val").name
-        raise DataError(f"{root}: class {name!r} is in {where}/ only; use the same classes in both")
+        raise DataError(
+            f"{root}: class {name!r} is in {where}/ only{spelled_otherwise(name, {*train, *val})}",
+            "use the same classes in both",
+        )
     if not train:
         raise DataError(
             f"{root}: train/ has no class folder; use train/<class>/… and val/<class>/…"
         )
+    check_spelling(root, train)
     return train
+
+
+def spelled_otherwise(name: str, names: Iterable[str]) -> str:
+    """`, beside 'e\\u0301'` where names has the same in other characters (NFC, NFD) or case."""
+    key = unicodedata.normalize("NFC", name).casefold()
+    for other in sorted(names):
+        if other != name and unicodedata.normalize("NFC", other).casefold() == key:
+            return f" as {name!a}, beside {other!a}"
+    return ""
+
+
+def check_spelling(root: Path, classes: Iterable[str]) -> None:
+    """Refuse two classes of one name in other Unicode characters: copied twice, by two systems.
+
+    Raises DataError.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise DataError(
+                f"{root}: two classes called {name!r}, as {twin!a} and {name!a}", "use one of them"
+            )
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

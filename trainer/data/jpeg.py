@@ -35,6 +35,7 @@ except ImportError:  # no wheel for this machine: PIL does it all
 
 TOLERANCE_LEVELS = 0.5
 SCALED_LEVELS = 3.0
+DAMAGED = "JPEG with damaged or missing data"  # a kind of unusual image, see is_damaged
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE, _SCAN = (0xC0, 0xC1), 0xDA
 _STANDALONE = range(0xC2, 0xD0)  # other frame types, but for DHT (C4) and DAC (CC): plain segments
@@ -131,6 +132,19 @@ def taken_for_training(path: Path, content: bytes, channels: int) -> Image.Image
     """The same of a file whose bytes are read already. Raises BadImage."""
     size = plain_size(content) if simplejpeg is not None and channels == 3 else None
     return decoded(path, content, channels) if size is None else Jpeg(path, content, size)
+
+
+def is_damaged(content: bytes) -> bool:
+    """Does a JPEG lack data that decoders fill in with grey, without an error? Unknown, so no,
+    without simplejpeg.
+    """
+    if simplejpeg is None or not content.startswith(_START):
+        return False
+    try:
+        simplejpeg.decode_jpeg(content, "RGB", strict=True)
+    except Exception:  # whatever it raises for what libjpeg warns of
+        return True
+    return False
 
 
 def decoder_name() -> str:

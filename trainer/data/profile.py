@@ -17,6 +17,8 @@ from trainer.recipe.profiles import (
     unknown_data,
 )
 
+_LONGEST_NAME_BYTES = 100  # of a folder, in the names of its runs
+
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
     """The folder of the images, if given: data_dir, or `data` itself where that is a folder."""
@@ -61,8 +63,9 @@ def _folder_profile(root: Path) -> Profile:
     train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; use two at least")
+    name = re.sub(r"[^\w.+-]+", "-", root.resolve().name).encode()[:_LONGEST_NAME_BYTES]
     return Profile(
-        name=re.sub(r"[^\w.+-]+", "-", root.resolve().name)[:100] or "root",
+        name=name.decode(errors="ignore") or "root",
         num_classes=len(train.classes),
         num_train=train.num_images,
         num_val=val.num_images,

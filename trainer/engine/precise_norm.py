@@ -14,8 +14,8 @@ from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import running_norms
-from trainer.models.edit.layer_kinds import FROZEN_NORMS, RunningNorm
+from trainer.models.build import has_statistics, running_norms
+from trainer.models.edit.layer_kinds import RunningNorm
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
@@ -281,13 +281,6 @@ def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
     named = {
         name: module
         for name, module in model.named_modules()
-        if is_norm(module) and _has_statistics(module)
+        if is_norm(module) and has_statistics(module)
     }
     return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}
-
-
-def _has_statistics(norm: nn.Module) -> bool:
-    """Are there running statistics that training moves? timm's frozen norms have them as
-    constants.
-    """
-    return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)

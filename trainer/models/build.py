@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
-from trainer.models.edit.layer_kinds import AnyBatchNorm, RunningNorm
-from trainer.models.edit.replacement import Replacement
+from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm
+from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 
@@ -150,8 +150,21 @@ def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:
     """Reject batch statistics of a single value, as of one image with a 1x1 map: torch raises at
-    such a step.
+    such a step. Reject a last step of one image where all others have larger samples.
     """
+    batch, rest = plan.recipe.batch, plan.window_images(plan.steps_per_epoch - 1)
+    if rest == 1 and batch.norm_images > 1:
+        named = (
+            name for name, norm in model.named_modules() if is_norm(norm) and has_statistics(norm)
+        )
+        name = next(named, None)
+        if name is not None:
+            raise PlanError(
+                f"the last step of an epoch would hold one image ({plan.profile.num_train} images,"
+                f" {batch.images} per step), and {name} of {plan.model} takes batch statistics",
+                "use batch.drop_last=true",
+                path=("batch", "images"),
+            )
     steps = (0, plan.steps_per_epoch - 1)  # any full step, and the last, which may be smaller
     least_images = min(
         plan.window_images(step) // (plan.micro_batches(step) * plan.norm_samples(step))
@@ -200,6 +213,13 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
         for handle in handles:
             handle.remove()
     return found[0] if found else None
+
+
+def has_statistics(norm: nn.Module) -> bool:
+    """Are there running statistics that training moves? timm's frozen norms have them as
+    constants.
+    """
+    return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)
 
 
 def running_norms(model: nn.Module) -> list[RunningNorm]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from trainer.base.settings import Settings
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import report_table
+from trainer.data.check import duplicates, duplicates_table, report_table
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
@@ -337,20 +337,22 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
 
 
 def data_reports(out: Console, data, check, num_threads: int) -> bool:
-    """Both splits' reports; would a run meet no bad image?"""
-    is_sound = True
-    for split, images in (("train", data.train), ("val", data.val)):
-        report = check(images, num_threads)
+    """Both splits' reports, and what is in both; would a run meet no bad image?"""
+    reports = {"train": check(data.train, num_threads), "val": check(data.val, num_threads)}
+    for split, report in reports.items():
         out.print(report_table(report, split))
-        is_sound &= report.is_sound
+    is_sound = all(report.is_sound for report in reports.values())
+    if both := duplicates(**reports):
+        out.print(duplicates_table(both))
     ignored_lines(out, data.ignored)
     out.print(
         (
             "sound: training meets no bad image"
             if is_sound
             else (
-                "not sound: training would stop at a bad image; mend the files, or use"
-                " bad_images=skip for up to 1 % of them"
+                "not sound: training would stop at a bad image, and learn from what is left of a"
+                " damaged one; mend the files, or use bad_images=skip for up to 1 % bad ones in"
+                " train"
             )
         ),
         style="bold",

@@ -17,7 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.index import ARRAYS, FOLDERS, DataError
+from trainer.data.index import (
+    ARRAYS,
+    FOLDERS,
+    DataError,
+    check_spelling,
+    spelled_otherwise,
+)
 
 PLACES = {"files": np.int32, "starts": np.int64}  # of each image: which file, and where in it
 _SPLITS = {name: split for split, names in FOLDERS.items() for name in names}
@@ -179,6 +185,7 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     is_numbers = kinds == {int}
     classes = declared or (_numbered(root, labels) if is_numbers else tuple(sorted(labels)))
     known = range(len(classes)) if is_numbers else classes
+    check_spelling(root, classes)
     unknown = sorted(label for label in labels if label not in known)
     if unknown:
         raise DataError(
@@ -197,8 +204,9 @@ def _check_shared(root: Path, train: set, val: set) -> None:
     for label in sorted(train ^ val):
         where = "train" if label in train else "val"
         raise DataError(
-            f"{root}: class {str(label)!r} is in {where} only; use the same classes in both, "
-            "or add a classes.txt"
+            f"{root}: class {str(label)!r} is in {where} only"
+            + spelled_otherwise(str(label), map(str, train | val)),
+            "use the same classes in both, or add a classes.txt",
         )
 
 

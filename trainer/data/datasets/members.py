@@ -22,9 +22,15 @@ def read_for_training(path: Path | Member, channels: int = 3) -> Image.Image | P
     return jpeg.taken_for_training(path, content_of(path), channels)
 
 
-def oddities(path: Path | Member, channels: int = 3) -> tuple[str, ...]:
-    """decode.oddities. Raises BadImage."""
-    return decode.oddities_of(path, content_of(path), channels)
+def inspected(
+    path: Path | Member, channels: int = 3
+) -> tuple[tuple[str, ...], Image.Image | Planes, bytes]:
+    """What is unusual about an image, JPEG damage included; the image; its file's bytes. Raises
+    BadImage.
+    """
+    content = content_of(path)
+    odd, image = decode.inspected(path, content, channels)
+    return (*odd, *([jpeg.DAMAGED] if jpeg.is_damaged(content) else ())), image, content
 
 
 def check_header(path: Path | Member, channels: int = 3) -> None:

@@ -26,6 +26,7 @@ from trainer.data.index import (
     array_file,
     cache_folder,
     fingerprint_of,
+    instead_of,
     is_image_folder,
     kinds_of,
     open_index,
@@ -167,6 +168,12 @@ def open_files(root: Path, split: str, check_files: bool = True) -> Index:
 
 
 def _refuse_unsplit(root: Path) -> None:
+    """Name what a folder without splits holds instead: files of no split, or a folder of data, as
+    the Hub has one per configuration.
+    """
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        if is_image_folder(folder) or any(form.files(folder, "train") for form in FORMATS.values()):
+            raise DataError(f"{root}: has no train/", f"use {folder}, which holds one")
     for path in sorted(root.glob("*")) + sorted(root.glob("*/*")):
         if path.suffix in (".tar", ".parquet", ".arrow"):
             raise DataError(
@@ -186,8 +193,8 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
     for name, paths in files.items():
         if not paths:
             raise DataError(
-                f"{root}: {FORMATS[kind].title} without {name}; "
-                f"use {FORMATS[kind].example.replace('{}', name)}"
+                f"{root}: {FORMATS[kind].title} without {name}",
+                f"use {FORMATS[kind].example.replace('{}', name)}{instead_of(root, name)}",
             )
     record = (
         cache_folder()
