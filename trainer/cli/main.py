@@ -14,7 +14,6 @@ import typer
 import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.data
-import trainer.cli.doctor
 import trainer.cli.lr_find
 import trainer.cli.recipes
 import trainer.cli.runs

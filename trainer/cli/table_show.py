@@ -31,7 +31,7 @@ from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
 from trainer.report.notes import remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
-from trainer.report.tables import METRICS, Table, find_metric, summarize
+from trainer.report.tables import METRICS, State, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
 
@@ -56,7 +56,7 @@ def show_table(
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
     out = console()
     if not ablation:
-        given = {"sort": sort, "columns": columns, "filter": filter_}
+        given: dict[str, object] = {"sort": sort, "columns": columns, "filter": filter_}
         given |= {"metric": metric != "top1", "format": format_ != "terminal"}
         option = next((name for name, is_given in given.items() if is_given), None)
         if option:
@@ -152,14 +152,18 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
     """The shipped ablations, one per line: question and progress."""
     questions = [open_question(path) for path in shipped_ablations()]
     rows = find_rows(results, questions)
-    counted = {"finished": ("finished", "no value"), "diverged": ("diverged",)}
-    counted |= {"failed": ("failed",), "no row": ("missing",)}
+    counted: dict[str, tuple[State, ...]] = {
+        "finished": ("finished", "no value"),
+        "diverged": ("diverged",),
+        "failed": ("failed",),
+        "no row": ("missing",),
+    }
     shown = RichTable("ablation", "question", "cells x seeds", *counted)
     for question in questions:
         errors = errors_in(runs, question)
         table = summarize(question, by_cell(question, rows), METRICS["top1"], errors)
         states = [result.state for summary in table.cells for result in summary.seeds]
-        counts = (sum(map(states.count, names)) for names in counted.values())
+        counts = (sum(state in names for state in states) for names in counted.values())
         size = f"{len(table.cells)} x {len(table.seeds)}"
         texts = Text(question.name), Text(question.question), size
         shown.add_row(*texts, *(str(count or "") for count in counts))

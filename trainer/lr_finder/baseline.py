@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -148,7 +148,7 @@ class HeldOut:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
+def _measuring(model: nn.Module, norms: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still
     let a NaN in.
     """

@@ -53,7 +53,7 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
             return f"{key} {name} is not among the parts that are joined here"
     if recipe.augment_splits or recipe.image.growth or recipe.batch.norm_images % 2:
         return "augment_splits, image.growth and micro-batches of odd size are not joined here"
-    if recipe.mix.images not in (None, recipe.batch.norm_images):
+    if recipe.mix and recipe.mix.images not in (None, recipe.batch.norm_images):
         return "a mix.images other than batch.norm_images is not joined here"
     return ""
 
