@@ -135,8 +135,8 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     name = signal.Signals(-first.exitcode).name
     why = ": out of memory, or by hand" if name == "SIGKILL" else ""
     line = (
-        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes"
-        " on from the last checkpoint"
+        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; rerun the same"
+        " command to resume from the last checkpoint"
     )
     print(line, file=sys.stderr, flush=True)
     return EXIT_FAILED
