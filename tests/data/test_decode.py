@@ -1,9 +1,12 @@
 """Decoding every kind of file, and the two geometries against timm and torchvision."""
 
+import errno
 import io
+import os
 import resource
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from trainer.data import decode
 from trainer.data.decode import (
     RESAMPLING,
     BadImage,
+    DataTrouble,
     Planes,
     evaluation_square,
     oddities,
@@ -224,6 +228,38 @@ def test_a_bad_file_is_named_with_its_reason_in_one_line(tmp_path, look, kind):
 def test_a_missing_file_is_a_bad_image(tmp_path):
     with pytest.raises(BadImage, match="No such file"):
         read_image(tmp_path / "gone.jpg")
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
+    with pytest.raises(BadImage, match="No such file"):
+        read_image(tmp_path / "link.jpg")
+
+
+def test_one_in_a_folder_that_is_gone_is_not(tmp_path):
+    with pytest.raises(DataTrouble, match="ENOENT"):
+        read_image(tmp_path / "gone" / "image.jpg")
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EIO", "EACCES", "EMFILE", "ENOTCONN", "ETIMEDOUT"])
+def test_what_the_system_says_of_reading_is_no_bad_image(tmp_path, monkeypatch, name):
+    def failing(path):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)), str(path))
+
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(SMALL, "PNG"))
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    for read in (read_image, oddities):
+        with pytest.raises(DataTrouble, match=f"{path}: {name}"):
+            read(path)
+
+
+def test_memory_that_runs_out_is_no_bad_image(tmp_path, monkeypatch):
+    def failing(image, mode):
+        raise MemoryError
+
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(SMALL.convert("L"), "PNG"))
+    monkeypatch.setattr(Image.Image, "convert", failing)
+    with pytest.raises(DataTrouble, match=f"{path}: not enough memory"):
+        read_image(path)
 
 
 def photo_crops(num_crops):

@@ -83,6 +83,19 @@ class Unreadable(Squares):
         return super().__getitem__(key)
 
 
+def by_itself(script: str, *before: str) -> subprocess.CompletedProcess:
+    """A program of its own. before: words of the command that starts it."""
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parents[1])])
+    return subprocess.run(
+        [*before, sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def are_squares(items, number: int = 20) -> bool:
     found = list(items)
     return [key for key, _, _ in found] == list(range(number)) and all(
@@ -94,6 +107,57 @@ def are_squares(items, number: int = 20) -> bool:
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_items_come_whole_and_in_order(num_workers):
     assert are_squares(items_of(Squares(), range(20), num_workers, "cpu"))
+
+
+def test_a_child_process_ends_at_once_with_its_loaders_processes():
+    """An ablation's cell is one; an error's traceback may hold the loader in it too."""
+    script = """
+import multiprocessing, sys
+import test_workers
+kept = []
+def work():
+    kept.append(test_workers.items_of(test_workers.Squares(), range(10**6), 2, "cpu"))
+    next(kept[0])
+    kept.append(kept)
+    sys.exit(7)
+cell = multiprocessing.get_context("fork").Process(target=work)
+cell.start()
+cell.join(30)
+print(cell.exitcode)
+cell.kill()
+"""
+    assert by_itself(script).stdout == "7\n"
+
+
+def test_processes_end_with_the_one_that_is_killed():
+    script = """
+import os, multiprocessing
+import test_workers
+items = test_workers.items_of(test_workers.Squares(), range(10**6), 3, "cpu")
+next(items)
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = by_itself(script)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    until_s = time.monotonic() + 10
+    while any(Path(f"/proc/{number}").exists() for number in done.stdout.split()):
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_may_be_started_in_any_way(method):
+    script = f"""
+import multiprocessing
+import test_workers
+if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
+    items = test_workers.items_of(test_workers.Squares(), range(20), 2, "cpu")
+    assert test_workers.are_squares(items)
+"""
+    done = by_itself(script)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_items_come_without_shared_memory_too(monkeypatch):
@@ -154,14 +218,7 @@ kept = [open("/dev/null") for _ in range(3)]
 assert test_workers.are_squares(test_workers.items_of(test_workers.Squares(), range(20), 16, "cpu"))
 open("/dev/null")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), "."])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = by_itself(script)
     assert done.returncode == 0, done.stderr
     assert f"ulimit -n {most} leaves room for" in done.stderr and done.stderr.count("\n") == 1
 
@@ -218,16 +275,6 @@ def test_a_small_or_read_only_dev_shm_is_not_needed(options):
 import test_workers
 assert test_workers.are_squares(test_workers.items_of(test_workers.Squares(), range(20), 4, "cpu"))
 """
-    done = subprocess.run(
-        [
-            "unshare", "-m", "sh", "-c",
-            f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$0" -c "$1"',
-            sys.executable, script,
-        ],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), "."])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )  # fmt: skip
+    mounted = f'mount -t tmpfs -o {options} tmpfs /dev/shm && exec "$0" "$@"'
+    done = by_itself(script, "unshare", "-m", "sh", "-c", mounted)
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,7 +6,6 @@ could not be started or could not read its files, another one delivers: the same
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import itertools
 import multiprocessing
@@ -24,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -121,9 +121,9 @@ class _Pool:
 
     def __enter__(self) -> _Pool:
         # Before the first is started: they ignore SIGTERM (see _start_worker), with which
-        # multiprocessing would end them at exit before it joins them, and hang. The hook registered
-        # last runs first, before that of multiprocessing.
-        atexit.register(self._end)
+        # multiprocessing would end them at exit before it joins them, and hang. By a hook of its
+        # own, which its child processes (an ablation's cells) have too, where atexit has none.
+        self._at_exit = Finalize(None, self._end, exitpriority=1)
         try:
             for number in range(self._num_workers):
                 self.workers.append(_Worker(number, *self._started()))
@@ -138,11 +138,10 @@ class _Pool:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._end()
+        self._at_exit()
         for worker in self.workers:
             worker.process.join()
             worker.socket.close()
-        atexit.unregister(self._end)
 
     def items(self, keys: Iterator) -> Iterator[tuple[Any, Any]]:
         """(key, item) of each key, in order: from the processes in turn."""
@@ -212,9 +211,7 @@ class _Pool:
         ours, theirs = socket.socketpair()
         ours.settimeout(_LOOK_S)
         with theirs:  # else a dead process's end would stay open here
-            process = context.Process(
-                target=_work, args=(theirs, self.stream, os.getpid()), daemon=True
-            )
+            process = context.Process(target=_work, args=(theirs, self.stream), daemon=True)
             try:
                 process.start()
             except BaseException:
@@ -243,9 +240,9 @@ class _Failed:
     trace: str
 
 
-def _work(socket_: socket.socket, stream, parent: int) -> None:
+def _work(socket_: socket.socket, stream) -> None:
     """Make the items that are asked for, until nobody asks any more."""
-    _start_worker(parent)
+    _start_worker()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             key = receive(socket_)
@@ -315,7 +312,7 @@ def _pin(item: Any, device: torch.device) -> Any:
     return item
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker() -> None:
     """Set up a worker. It ignores signals sent to the process group: the main process handles them,
     saves, and ends its workers.
     """
@@ -323,13 +320,14 @@ def _start_worker(parent: int) -> None:
     ignore_advice_about_files()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this process once its parent is gone, even killed."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _end_with_parent() -> None:
+    """End this process once the one that asked for it is gone, even killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(0)
 
 

@@ -298,8 +298,8 @@ class TrainingRun(NullRun):
         self.save(STOP_S, lambda: False)
         saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
         self.say(
-            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command"
-            " goes on"
+            f"stopped by {signal_name} after step {self.progress.step}: {saved}; rerun the"
+            " same command to resume"
         )
 
     def _can_save(self) -> bool:
