@@ -197,8 +197,9 @@ def _odd_pixels(image: Image.Image, is_as_it_lies: bool) -> list[str]:
     as stored, so any mode is usual.
     """
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
-    if _white(image) is not None:
-        is_dark = np.asarray(image).max() < _DARK_BELOW and _white(image) > _DARK_BELOW
+    white = _white(image)
+    if white is not None:
+        is_dark = np.asarray(image).max() < _DARK_BELOW < white
         odd.append(f"16-bit grey{', nothing above 4095: nearly black' if is_dark else ''}")
     elif ";16" in _raw_mode(image):
         odd.append("16-bit colour")
@@ -223,11 +224,11 @@ def check_header(path: Path, content: bytes, channels: int) -> None:
     with named(path):
         image = open_content(content)
         end = None if isinstance(image, np.ndarray) else _END_MARKS.get(str(image.format))
-        is_whole = end is not None and content.rstrip(b"\0").endswith(end)
-        if is_whole and channels in (1, 3):
-            _white(image)
-        elif end is not None or channels not in (1, 3):
+        is_cut = end is not None and not content.rstrip(b"\0").endswith(end)
+        if is_cut or channels not in (1, 3) or isinstance(image, np.ndarray):
             in_channels(image, channels)
+        else:
+            _white(image)
 
 
 def train_square(
@@ -258,11 +259,11 @@ def evaluation_square(
     )
     filter_, kept = RESAMPLING[interpolation], (left, top, left + test_px, top + test_px)
     if height * width > _MOST_RESIZED_PX:  # the kept part alone: the same to rounding
-        in_source = [
-            min(side, edge * side / resized)
-            for edge, side, resized in zip(kept, 2 * image.size, 2 * (width, height), strict=True)
-        ]
-        return image.resize((test_px, test_px), filter_, tuple(in_source)).tobytes()
+        across, down = image.width / width, image.height / height
+        right = min(image.width, (left + test_px) * across)
+        bottom = min(image.height, (top + test_px) * down)
+        part = (left * across, top * down, right, bottom)
+        return image.resize((test_px, test_px), filter_, part).tobytes()
     if image.size != (width, height):
         image = image.resize((width, height), filter_)
     return image.crop(kept).tobytes()
@@ -385,7 +386,8 @@ def _white(image: Image.Image) -> int | None:
 
 def _raw_mode(image: Image.Image) -> str:
     """PIL's name for the pixels as they lie in the file, empty where it tells none."""
-    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    tiles = getattr(image, "tile", None)  # an ImageFile's alone
+    arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
