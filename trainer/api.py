@@ -248,7 +248,7 @@ def evaluate(
     folder = run.folder if isinstance(run, Run) else find_run_folder(str(run), Path(runs))
     with untouched(device):
         settings = make_settings(device, precision, str(workers), folder.parent)
-        _, scores = rescore(folder, settings, Path(data_dir) if data_dir else None)
+        _, scores, _ = rescore(folder, settings, Path(data_dir) if data_dir else None)
     return scores
 
 

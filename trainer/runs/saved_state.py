@@ -143,11 +143,9 @@ def _check_optimizer(saved: Any, own: Mapping[str, Any], state: TrainingState) -
     for number, (found, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         if not isinstance(found, Mapping):
             raise ValueError(f"optimizer: group {number} is {type(found).__name__}")
-        for name in {"params"} | (of_recipe & set(group)):
-            if name == "params" or name in found:
-                value = found.get(name)
-                if type(value) is bool or value != group[name]:
-                    raise ValueError(f"optimizer: {name} of group {number} is not this run's")
+        for name in {"params"} | (of_recipe & set(group) & set(found)):
+            if type(found.get(name)) is not type(group[name]) or found[name] != group[name]:
+                raise ValueError(f"optimizer: {name} of group {number} is not this run's")
         if type(found.get("lr")) not in (int, float):
             raise ValueError(f"optimizer: lr of group {number} is {found.get('lr')!r}"[:200])
     weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]

@@ -313,9 +313,9 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
         yield lambda: bar.advance(task)
 
 
-def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
+def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) -> bool:
     """The row's score beside the one found now; are they the same, to what may have moved where it
-    was found?
+    was found? And are the weights the row's? digest: of those found.
     """
     most = most_moved(row, settings)
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
@@ -333,7 +333,11 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""
     )
     out.print(told, style="bold green" if is_same else "bold red", markup=False)
-    return is_same
+    is_rows = digest == row.weights_sha256
+    if not is_rows:
+        line = f"not the row's weights: {digest[:12]}, the row has {row.weights_sha256}"
+        out.print(line[:200], style="bold red", markup=False)
+    return is_same and is_rows
 
 
 def data_reports(out: Console, data, check, num_threads: int) -> bool:

@@ -273,7 +273,7 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
 
     Exactly where a CPU repeats what a CPU did, else to what `most_moved` allows.
     """
-    row, scores = rescore(folder, settings, data_dir)
+    row, scores, _ = rescore(folder, settings, data_dir)
     data = with_content(data_of_run(folder, row, data_dir), Console(quiet=True), StopRequest())
     where = (
         ""
