@@ -74,7 +74,9 @@ def test_a_cell_deviates_from_its_recipe_in_sizes_alone():
     for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v2"):
         for change in noise_plan(recipe, "resnet18").deviations:
             assert change.origin == "profile"
-            assert change.path.split(".")[0] in ("batch", "mix", "image", "lr", "average"), change.path
+            assert change.path.split(".")[0] in ("batch", "mix", "image", "lr", "average"), (
+                change.path
+            )
 
 
 def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):
