@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from trainer.base.errors import UserError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
@@ -207,11 +206,6 @@ def test_torchs_own_generator_stays_where_it_is(digits):
     before = torch.get_rng_state()
     list(stream_of(digits).batches(0, 2, 1, "cpu"))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_page_without_a_crop_is_refused(digits):
-    with pytest.raises(UserError, match="add random_resized_crop"):
-        stream_of(digits, augment=(Flip(),))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from support.plans import small_plan
-from trainer.base.errors import UserError
+from trainer.base.errors import OverrideError, UserError
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.plan import PlanError, make_plan
@@ -44,6 +44,13 @@ def test_torchvisions_sampler_of_repeats_leaves_whole_steps_only():
 def test_a_statistics_sample_of_one_image_is_taken_as_written():
     plan = small_plan("convnext", "test_convnext", "batch.images=8 batch.norm_images=1 mix=null")
     assert plan.micro_batches(0) == 8
+
+
+@pytest.mark.parametrize("augment", ["[{name: flip}]", "[]"])
+def test_images_without_a_common_size_are_refused_by_the_plan(augment):
+    with pytest.raises(OverrideError) as caught:
+        small_plan(overrides=f"'augment={augment}'")
+    assert caught.value.labels == ("augment",) and "random_resized_crop" in caught.value.hint
 
 
 def test_repeats_show_a_third_of_the_images_three_times():

@@ -16,7 +16,7 @@ from trainer.recipe.shipped import RecipeError, find_recipe
 
 A1 = load_recipe(find_recipe("A1.v1"))
 A2 = load_recipe(find_recipe("A2.v1"))
-CONVNEXT = load_recipe(find_recipe("convnext.v1"))
+CONVNEXT = load_recipe(find_recipe("convnext.v2"))
 A1_TEXT = find_recipe("A1.v1").read_text()
 
 
@@ -43,11 +43,11 @@ def test_a_name_means_its_newest_version(pages):
 
 
 def test_an_unknown_name_lists_what_there_is(pages):
-    written(pages, "", "convnext.v1")
+    written(pages, "", "convnext.v2")
     with pytest.raises(RecipeError) as error:
         find_recipe("convnex")
     assert str(error.value).endswith(
-        "there is no such recipe (did you mean convnext?); there are convnext.v1"
+        "there is no such recipe (did you mean convnext?); there are convnext.v2"
     )
     with pytest.raises(RecipeError, match="^[^\n]*$"):
         find_recipe("../\n\x1b[2J")

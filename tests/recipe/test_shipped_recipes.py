@@ -30,12 +30,12 @@ NAMES = [path.stem for path in PATHS]
 DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
-    "A2-mmpretrain.v1": "b65265ef34c4",
+    "A2-mmpretrain.v2": "1ab79ffb2f89",
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v1": "8b677f6ad609",
-    "convnext-isotropic.v1": "242d08efca2a",
-    "convnext.v1": "50a35320dc25",
+    "convnext-isotropic.v2": "95564d57ffa3",
+    "convnext.v2": "bbb269742046",
     "ffcv-rn18-16.v1": "803c1dd224b0",
     "ffcv-rn18-24.v1": "4b4f81268dc4",
     "ffcv-rn18-32.v1": "66cff5460892",
@@ -173,6 +173,14 @@ def test_every_variant_of_convnext_has_its_depth_rate():
     }
 
 
+@pytest.mark.parametrize("name", ["convnext", "convnext-isotropic"])
+def test_convnexts_mix_the_images_of_a_gpu(name):
+    """--batch_size of the source's commands, TRAINING.md: 128 images a GPU, and 64 for Large."""
+    page = load_recipe(find_recipe(name))
+    units = {model: page.for_model(model).mix.images for model in page.per_model}
+    assert units == {model: 64 if model == "convnext_large" else 128 for model in page.per_model}
+
+
 FFCV = [
     (network, epochs, *ramp)
     for network in ("rn18", "rn50")
@@ -302,6 +310,7 @@ def test_mmpretrains_a2_differs_from_a2_where_its_page_says():
         "optimizer.no_decay": (("vectors", "biases"), ("norms", "biases")),
         "loss.threshold": (0.2, None),
         "loss.sum_classes": (None, True),
+        "mix.images": (None, 256),
         "augment.random_resized_crop.interpolation": ("random", "bicubic"),
         "augment.rand_augment.interpolation": ("random", "bicubic"),
         "image.test_crop_share": (0.95, 0.949),

@@ -253,7 +253,7 @@ def test_the_command_stores_and_prints_each_page_when_it_is_measured(folder, tmp
     )
     text = " ".join(printed.getvalue().split())
     for words in (
-        "test_convnext by convnext.v1",
+        "test_convnext by convnext.v2",
         "forward and backward",
         "TFLOP/s: model",
         "a step of adamw alone",

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.base import streams
-from trainer.base.errors import UserError
 from trainer.components.augmentation import Augmentation
 from trainer.data.datasets.builtin import ImageSet, with_full_decoding
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
@@ -93,10 +92,6 @@ class TrainStream:
     rank: int = 0
     num_ranks: int = 1
     shares_repeats: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if not any(part.crops for part in self.augment):
-            raise UserError("augment: the images have no common size; add random_resized_crop")
 
     def batches(
         self,

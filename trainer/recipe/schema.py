@@ -201,6 +201,16 @@ class Recipe(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _images_have_one_size(self) -> Self:
+        crops = [part.name for part in self.augment if part.crops]
+        if not crops:
+            found = "augment has no crop, so the images have no common size"
+            raise refuse(("augment",), found, "add random_resized_crop")
+        if len(crops) > 1:
+            raise refuse(("augment",), f"{' and '.join(crops)} both crop", "keep one of them")
+        return self
+
+    @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
         warmup_epochs = self.lr.warmup_epochs or 0
         # A schedule over what the warm-up leaves needs something left; a length of its own is
