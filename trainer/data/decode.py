@@ -18,12 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
 
 from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
 
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+NO_ANTIALIAS = -1  # bilinear, without the smoothing that is part of PIL's own filters
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear_no_antialias": NO_ANTIALIAS,
+}
 _ODD_MODES = {
     "CMYK": "CMYK",
     "P": "palette",
@@ -172,8 +179,21 @@ def train_square(
 
 
 def _square_of(part: Image.Image | Planes, resampling: int, train_px: int) -> np.ndarray:
-    square = np.frombuffer(part.resize((train_px, train_px), resampling).tobytes(), np.uint8)
+    square = np.frombuffer(_resized(part, (train_px, train_px), resampling).tobytes(), np.uint8)
     return square.reshape(train_px, train_px, -1).transpose(2, 0, 1)
+
+
+def _resized(
+    image: Image.Image | Planes, size: tuple[int, int], resampling: int
+) -> Image.Image | Planes:
+    """An image at another (width, height)."""
+    if resampling != NO_ANTIALIAS:
+        return image.resize(size, resampling)
+    width, height = image.size
+    pixels = np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(height, width, -1)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    made = functional.interpolate(planes, (size[1], size[0]), mode="bilinear")[0]
+    return _of_array(made.permute(1, 2, 0).numpy(), pixels.shape[2])
 
 
 def evaluation_square(
@@ -186,7 +206,7 @@ def evaluation_square(
         image.height, image.width, test_px, test_crop_share
     )
     if image.size != (width, height):
-        image = image.resize((width, height), RESAMPLING[interpolation])
+        image = _resized(image, (width, height), RESAMPLING[interpolation])
     return image.crop((left, top, left + test_px, top + test_px)).tobytes()
 
 

@@ -137,7 +137,8 @@ def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
 def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
     """The same share of the run's steps, at least one; none where the profile says so."""
     if profile.adapt.warmup_epochs == 0:
-        changes["lr.warmup_steps"] = changes["lr.warmup_from"] = None
+        changes["lr.warmup_steps"] = None
+        _leave_warmup_out(changes, recipe)
         return
     page_steps, run_steps = _num_steps(recipe, profile)
     if page_steps != run_steps:
@@ -164,7 +165,14 @@ def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
     )
     changes["lr.warmup_epochs"] = warmup_epochs or None
     if not warmup_epochs:
-        changes["lr.warmup_from"] = None
+        _leave_warmup_out(changes, recipe)
+
+
+def _leave_warmup_out(changes, recipe: Recipe) -> None:
+    """Off with the length goes all that is about the warm-up."""
+    for key in ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated"):
+        if getattr(recipe.lr, key) not in (None, False):
+            changes[f"lr.{key}"] = None
 
 
 def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:

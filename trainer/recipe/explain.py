@@ -307,5 +307,6 @@ def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
 
 
 def _score(score: Score) -> str:
+    spread = f" ± {score.std_pct}" if score.std_pct is not None else ""
     seeds = f" ({score.num_seeds} seeds)" if score.num_seeds is not None else ""
-    return f"{score.top1_pct}" + (f" ± {score.std_pct}{seeds}" if score.std_pct is not None else "")
+    return f"{score.top1_pct}{spread}{seeds}"

@@ -56,7 +56,7 @@ class BlurPool(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Insert the blur; the places are those of the convolutions and the poolings."""
-        found = _strided(model, nn.Conv2d)
+        found = strided_modules(model, nn.Conv2d)
         strided = {
             name: conv
             for name, conv in found.items()
@@ -68,7 +68,7 @@ class BlurPool(Part):
             else dict.fromkeys(strided, "")
         )
         taken = {name: conv for name, conv in strided.items() if name in behind}
-        pools = _strided(model, nn.MaxPool2d) if self.pool else {}
+        pools = strided_modules(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
             raise nothing_to_replace("blur_pool", "strided convolution that it applies to", model)
         if self.pool and not pools:
@@ -122,7 +122,9 @@ class BlurPool(Part):
         )
 
 
-def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
+def strided_modules(
+    model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> dict[str, nn.Module]:
     """Strided modules by name, but for those inside attention or another convolution."""
     in_attention = inside_attention(model)
     inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
