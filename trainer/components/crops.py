@@ -20,7 +20,6 @@ from trainer.components.boxes import (
     first_fitting,
 )
 
-
 CropInterpolation = Literal["bilinear", "bicubic", "random", "bilinear_no_antialias"]
 _NUM_INCEPTION_ATTEMPTS = 100
 

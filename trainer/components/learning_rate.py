@@ -23,9 +23,10 @@ class LearningRate(StrictModel):
     warmup_multiplies: the warm-up is a factor on the schedule, which runs from the first step on,
     and not a line up to its start: the factor rises from warmup_from / peak to 1 (mmcv, pycls).
     warmup_updated: "per_step" moves the warm-up at every step where the rate after it is kept for a
-    whole epoch; None is as `updated`. updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up;
-    "per_step" moves at every step. scaling: how the peak follows the number of images per step when
-    a profile changes it; None keeps it.
+    whole epoch; None is as `updated`.
+    updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up; "per_step" moves at
+    every step. scaling: how the peak follows the number of images per step when a profile changes
+    it; None keeps it.
 
     Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
     """
