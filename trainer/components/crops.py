@@ -111,7 +111,7 @@ class InceptionCrop(Crop):
     area: AreaRange
     aspect: AspectRange
     interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
-    purpose: ClassVar[str] = "crop"
+    purpose: ClassVar[str] = "inception_crop"
     example: ClassVar[dict[str, Any]] = {
         "area": (0.05, 1.0),
         "aspect": (0.75, 1.33),

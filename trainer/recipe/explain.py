@@ -268,13 +268,18 @@ def _series() -> list[list[Recipe]]:
 
 
 def _best_known(series: Sequence[Recipe]) -> str:
-    """The score of a ResNet-50, or of the first model, on each recipe that has one."""
-    scores = [_known(page.published) for page in series if page.published]
-    return f"{scores[0].model} {', '.join(map(_score, scores))}" if scores else "none stated"
+    """The score of a ResNet-50, or of the first model, on each recipe that has one; all scores of a
+    recipe of one model.
+    """
+    pages = [_known(page.published) for page in series if page.published]
+    shown = ", ".join(" / ".join(map(_score, scores)) for scores in pages)
+    return f"{pages[0][0].model} {shown}" if pages else "none stated"
 
 
-def _known(published: Sequence[Score]) -> Score:
-    return next((score for score in published if score.model == "resnet50"), published[0])
+def _known(published: Sequence[Score]) -> Sequence[Score]:
+    if len({score.model for score in published}) == 1:
+        return published
+    return [next((score for score in published if score.model == "resnet50"), published[0])]
 
 
 def _listed(places: Sequence[int], names: Sequence[str]) -> str:
