@@ -231,7 +231,7 @@ def test_the_recipes_are_listed():
         "A3.v1",
         "convnext.v2",
         "torchvision-v1.v1",
-        "torchvision-v2.v1",
+        "torchvision-v2.v2",
     } <= set(done.output.split())
 
 

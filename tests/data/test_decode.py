@@ -19,6 +19,7 @@ from torchvision.transforms import functional
 from support.packing import encoded
 from trainer.data import decode
 from trainer.data.decode import (
+    NO_ANTIALIAS,
     RESAMPLING,
     BadImage,
     DataTrouble,
@@ -29,6 +30,7 @@ from trainer.data.decode import (
     stack_squares,
     train_square,
 )
+from trainer.data.jpeg import read_for_training
 
 PHOTOS = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 SMALL = PHOTOS[1].resize((64, 48))
@@ -446,3 +448,50 @@ def test_a_pickle_in_an_array_file_is_not_opened(tmp_path):
     with pytest.raises(BadImage, match="allow_pickle"):
         read_image(path, 4)
     assert not made.exists()
+
+
+def four_nearest(pixels, side_h, side_w):
+    """Bilinear without smoothing, from its description: each new pixel's center, read between the
+    four nearest old centers, the edge repeated.
+    """
+    height, width = pixels.shape[:2]
+    made = np.zeros((side_h, side_w, pixels.shape[2]))
+    for i in range(side_h):
+        for j in range(side_w):
+            y, x = (i + 0.5) * height / side_h - 0.5, (j + 0.5) * width / side_w - 0.5
+            top, left = int(np.floor(y)), int(np.floor(x))
+            for row, row_share in ((top, 1 - (y - top)), (top + 1, y - top)):
+                for column, share in ((left, 1 - (x - left)), (left + 1, x - left)):
+                    pixel = pixels[min(max(row, 0), height - 1), min(max(column, 0), width - 1)]
+                    made[i, j] += row_share * share * pixel
+    return made
+
+
+@pytest.mark.parametrize("box", [(0, 0, 48, 64), (5, 7, 40, 30), (10, 10, 9, 11)])
+def test_a_crop_without_antialias_reads_the_four_nearest_pixels(box):
+    top, left, height, width = box
+    square = train_square(SMALL, box, NO_ANTIALIAS, 16)
+    part = np.asarray(SMALL)[top : top + height, left : left + width].astype(float)
+    assert np.abs(square.transpose(1, 2, 0) - four_nearest(part, 16, 16)).max() <= 1
+    grey = train_square(SMALL.convert("L"), box, NO_ANTIALIAS, 16)
+    assert grey.shape == (1, 16, 16)
+    planes = train_square(Planes(SMALL.split()), box, NO_ANTIALIAS, 16)
+    assert np.array_equal(planes, square)
+
+
+def test_a_jpeg_for_training_is_read_without_antialias_too(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(PHOTOS[0], "JPEG", quality=95))
+    boxes = [(10, 20, 400, 600), (0, 0, 427, 640), (100, 100, 60, 70)]
+    image, whole = read_for_training(path), read_image(path)
+    shared = image.decoded_for([(box, NO_ANTIALIAS) for box in boxes], 32)
+    for box in boxes:
+        expected = train_square(whole, box, NO_ANTIALIAS, 32).astype(int)
+        for one in (image, shared):  # half the size and less, but never decoded smaller
+            assert np.abs(one.square(box, NO_ANTIALIAS, 32) - expected).mean() < 0.5
+
+
+def test_an_evaluation_without_antialias_reads_the_four_nearest_pixels():
+    made = np.frombuffer(evaluation_square(SMALL, 16, 0.8, "bilinear_no_antialias"), np.uint8)
+    whole = four_nearest(np.asarray(SMALL).astype(float), 20, 26)
+    assert np.abs(made.reshape(16, 16, 3) - whole[2:18, 5:21]).max() <= 1

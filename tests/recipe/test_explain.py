@@ -122,9 +122,9 @@ def test_tables_show_brackets_and_off():
     rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50")
     text = printed(explain_table(rows, "A1"))
     assert "[vectors, biases]" in text and "off" in text
-    rows = diff_rows(A1, load_recipe(find_recipe("torchvision-v2.v1")))
-    text = printed(diff_table(rows, "A1.v1", "torchvision-v2.v1"))
-    assert "[norms]" in text and "torchvision-v2.v1" in text
+    rows = diff_rows(A1, load_recipe(find_recipe("torchvision-v2")))
+    text = printed(diff_table(rows, "A1.v1", "torchvision-v2"))
+    assert "[norms]" in text and "torchvision-v2" in text
 
 
 @pytest.mark.parametrize(

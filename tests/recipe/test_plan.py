@@ -276,7 +276,7 @@ def test_adapted_growth_keeps_its_ratio_and_its_share_or_is_off(tmp_path, train_
             change.path for change in deviations
         }
         return
-    assert recipe.image.growth.model_dump() == {
+    assert recipe.image.growth.model_dump(exclude_none=True) == {
         **whole,
         **growth,
         "from_epoch": 4.5,

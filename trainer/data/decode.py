@@ -20,14 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
 
 from trainer.base.disk import why
 from trainer.base.signals import Stopped
 from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
 
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+NO_ANTIALIAS = -1  # bilinear, without the smoothing that is part of PIL's own filters
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear_no_antialias": NO_ANTIALIAS,
+}
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in px
 _ODD_MODES = {
     "CMYK": "CMYK",
@@ -244,8 +251,21 @@ def train_square(
 
 
 def _square_of(part: Image.Image | Planes, resampling: int, train_px: int) -> np.ndarray:
-    square = np.frombuffer(part.resize((train_px, train_px), resampling).tobytes(), np.uint8)
+    square = np.frombuffer(_resized(part, (train_px, train_px), resampling).tobytes(), np.uint8)
     return square.reshape(train_px, train_px, -1).transpose(2, 0, 1)
+
+
+def _resized(
+    image: Image.Image | Planes, size: tuple[int, int], resampling: int
+) -> Image.Image | Planes:
+    """An image at another (width, height)."""
+    if resampling != NO_ANTIALIAS:
+        return image.resize(size, resampling)
+    width, height = image.size
+    pixels = np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(height, width, -1)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    made = functional.interpolate(planes, (size[1], size[0]), mode="bilinear")[0]
+    return _of_array(made.permute(1, 2, 0).numpy(), pixels.shape[2])
 
 
 def evaluation_square(
@@ -265,7 +285,7 @@ def evaluation_square(
         part = (left * across, top * down, right, bottom)
         return image.resize((test_px, test_px), filter_, part).tobytes()
     if image.size != (width, height):
-        image = image.resize((width, height), filter_)
+        image = _resized(image, (width, height), filter_)
     return image.crop(kept).tobytes()
 
 

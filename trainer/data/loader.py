@@ -132,6 +132,10 @@ class TrainStream:
             else self.train_px
         )
 
+    def cropped_px(self, image_px: int) -> int:
+        """The side that crops are resized to where the model sees image_px."""
+        return self.growth.cropped_px(image_px, self.train_px) if self.growth else image_px
+
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         return self.made(*key, self.ids_of(key))
 
@@ -152,9 +156,10 @@ class TrainStream:
         """The draws ids [b, 3] of a step, loaded as its micro-batch `number`."""
         image_px = self.px_at(step)
         try:
-            images, shown = self._images(ids, image_px)
+            images, shown = self._images(ids, self.cropped_px(image_px))
         except BadImage as error:
             return error
+        images = shrunk(images, image_px)
         labels = torch.from_numpy(self.image_set.labels[shown].astype(np.int64))
         drawn, shown = self._drawn(ids, image_px), torch.from_numpy(shown)
         batch = MicroBatch(step, number, images, labels, torch.from_numpy(ids), drawn, shown)
@@ -191,7 +196,7 @@ class TrainStream:
         """
         image = repeats[0][1]
         if isinstance(image, Jpeg):
-            image = image.decoded_for([box for *_, box, _ in repeats], image_px)
+            image = image.decoded_for([tuple(crop) for _, _, _, *crop in repeats], image_px)
         for draw, _, place, *crop in repeats:
             if not isinstance(image, Jpeg | Pixels):
                 yield train_square(image, *crop, image_px), place
@@ -208,8 +213,9 @@ class TrainStream:
         crop = next(part for part in self.augment if part.crops)
         widths, heights = np.array([image.size for image in images]).T
         boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
+        bilinear = "bilinear" if crop.antialias else "bilinear_no_antialias"
         return boxes.tolist(), [
-            RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic
+            RESAMPLING["bicubic" if bicubic else bilinear] for bicubic in is_bicubic
         ]
 
     def _reads(self, ids: np.ndarray) -> Iterator[tuple[Image.Image, int]]:
@@ -256,3 +262,13 @@ class TrainStream:
         return tuple(
             {name: torch.from_numpy(values) for name, values in each.items()} for each in drawn
         )
+
+
+def shrunk(images: Tensor, image_px: int) -> Tensor:
+    """Images [B, C, px, px] with rows and columns left out, down to image_px: row i is row
+    floor(i * px / image_px) of before, torch's and composer's "nearest".
+    """
+    if images.shape[-1] == image_px:
+        return images
+    kept = torch.arange(image_px) * images.shape[-1] // image_px
+    return images[:, :, kept[:, None], kept]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean
+from trainer.components.learning_rate import LearningRate
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
@@ -80,9 +81,11 @@ class Scalar:
 
 def without_schedule(recipe: Recipe) -> Recipe:
     """A recipe as a trial follows it: a constant learning rate, no warm-up, no average."""
-    off = dict.fromkeys(("warmup_epochs", "warmup_steps", "warmup_from"))
-    lr = recipe.lr.model_copy(
-        update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()}
+    lr = LearningRate(
+        peak=recipe.lr.peak,
+        updated="per_step",
+        scaling=recipe.lr.scaling,
+        schedule=Constant(),
     )
     return recipe.model_copy(update={"lr": lr, "average": None, "precise_norm": None})
 

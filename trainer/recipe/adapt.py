@@ -135,13 +135,15 @@ def _fit_lengths(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_trai
         return
     changes["epochs"] = adapt.epochs
     if recipe.lr.warmup_epochs:
-        changes |= _warmup_epochs(recipe.lr.warmup_epochs / recipe.epochs, adapt.epochs, adapt)
+        changes |= _warmup_epochs(
+            recipe.lr.warmup_epochs / recipe.epochs, adapt.epochs, recipe, adapt
+        )
 
 
 def _warmup_steps(before: int, recipe: Recipe, adapt: Adapt, num_train: int) -> dict[str, Any]:
     """The same share of the run's steps, at least one; none where the profile says so."""
     if adapt.warmup_epochs == 0:
-        return {"lr.warmup_steps": None, "lr.warmup_from": None}
+        return {"lr.warmup_steps": None, **_without_warmup(recipe)}
     recipe_steps, run_steps = _num_steps(recipe, adapt, num_train)
     if recipe_steps == run_steps:
         return {}
@@ -157,14 +159,21 @@ def _num_steps(recipe: Recipe, adapt: Adapt, num_train: int) -> tuple[int, int]:
     return recipe_steps, epochs * max(1, num_train // batch_images)
 
 
-def _warmup_epochs(share: float, epochs: int, adapt: Adapt) -> dict[str, Any]:
+def _warmup_epochs(share: float, epochs: int, recipe: Recipe, adapt: Adapt) -> dict[str, Any]:
     """The profile's own number, 0 for none; else the recipe's share of the run, at least one
     epoch.
     """
     own = adapt.warmup_epochs
     warmup_epochs = max(1, round(share * epochs)) if own is None else own
-    without = {} if warmup_epochs else {"lr.warmup_from": None}
-    return {"lr.warmup_epochs": warmup_epochs or None, **without}
+    if warmup_epochs:
+        return {"lr.warmup_epochs": warmup_epochs}
+    return {"lr.warmup_epochs": None, **_without_warmup(recipe)}
+
+
+def _without_warmup(recipe: Recipe) -> dict[str, None]:
+    """Off with the length goes all that is about the warm-up."""
+    keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
+    return {f"lr.{key}": None for key in keys if getattr(recipe.lr, key) not in (None, False)}
 
 
 def _fit_average(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_train: int) -> None:

@@ -271,13 +271,18 @@ def _series() -> list[list[Recipe]]:
 
 
 def _best_known(series: Sequence[Recipe]) -> str:
-    """The score of a ResNet-50, or of the first model, on each recipe that has one."""
-    scores = [_known(recipe.published) for recipe in series if recipe.published]
-    return f"{scores[0].model} {', '.join(map(_score, scores))}" if scores else "none stated"
+    """The score of a ResNet-50, or of the first model, on each recipe that has one; all scores of a
+    recipe of one model.
+    """
+    known = [_known(recipe.published) for recipe in series if recipe.published]
+    shown = ", ".join(" / ".join(map(_score, scores)) for scores in known)
+    return f"{known[0][0].model} {shown}" if known else "none stated"
 
 
-def _known(published: Sequence[Score]) -> Score:
-    return next((score for score in published if score.model == "resnet50"), published[0])
+def _known(published: Sequence[Score]) -> Sequence[Score]:
+    if len({score.model for score in published}) == 1:
+        return published
+    return [next((score for score in published if score.model == "resnet50"), published[0])]
 
 
 def _listed(places: Sequence[int], names: Sequence[str]) -> str:
@@ -310,5 +315,6 @@ def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
 
 
 def _score(score: Score) -> str:
+    spread = f" ± {score.std_pct}" if score.std_pct is not None else ""
     seeds = f" ({score.num_seeds} seeds)" if score.num_seeds is not None else ""
-    return f"{score.top1_pct}" + (f" ± {score.std_pct}{seeds}" if score.std_pct is not None else "")
+    return f"{score.top1_pct}{spread}{seeds}"

@@ -20,7 +20,7 @@ from trainer.data.datasets.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
-from trainer.data.loader import MicroBatch, TrainStream
+from trainer.data.loader import MicroBatch, TrainStream, shrunk
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.threads import map_in_threads
 from trainer.data.transforms import augmented
@@ -67,7 +67,9 @@ class FfcvStream(TrainStream):
             self._largest_batch(),
             num_workers if self.fill is None else -(-num_workers // _DECODING),
             (part_keys if in_parts else type(self).keys)(self, first_step, num_steps),
-            lambda key: self.rows(ids_of(key), ids_of(key)[:, 1], self.px_at(key[0])),
+            lambda key: self.rows(
+                ids_of(key), ids_of(key)[:, 1], self.cropped_px(self.px_at(key[0]))
+            ),
             lambda key, squares, codes: self._made(
                 key, ids_of(key), squares, codes, "cpu" if in_parts else device
             ),
@@ -133,8 +135,10 @@ class FfcvStream(TrainStream):
             except BadImage as error:
                 return error
             images[place] = torch.from_numpy(square)
+        image_px = self.px_at(key[0])
+        images = shrunk(images, image_px)
         labels = torch.from_numpy(self.image_set.labels[shown])
-        drawn = self._drawn(ids, squares.shape[-1])
+        drawn = self._drawn(ids, image_px)
         return MicroBatch(
             *key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown)
         )

@@ -58,7 +58,7 @@ class BlurPool(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Insert the blur; the places are those of the convolutions and the poolings."""
-        found = _strided(model, nn.Conv2d)
+        found = strided_modules(model, nn.Conv2d)
         strided = {
             name: conv
             for name, conv in found.items()
@@ -70,7 +70,7 @@ class BlurPool(Part):
             else dict.fromkeys(strided, "")
         )
         taken = {name: conv for name, conv in strided.items() if name in behind}
-        pools = _strided(model, nn.MaxPool2d) if self.pool else {}
+        pools = strided_modules(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
             raise nothing_to_replace("blur_pool", "strided convolution that it applies to", model)
         if self.pool and not pools:
@@ -129,7 +129,7 @@ def _half(kernel: int | tuple[int, int]) -> int | tuple[int, int]:
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
 
 
-def _strided(model: nn.Module, kind: type[Module]) -> dict[str, Module]:
+def strided_modules(model: nn.Module, kind: type[Module]) -> dict[str, Module]:
     """Strided modules by name, but for those inside attention or another convolution."""
     in_attention = inside_attention(model)
     inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
