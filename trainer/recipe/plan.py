@@ -93,8 +93,8 @@ class Plan:
         """Which of a step's mixing units a micro-batch holds: unit u of U is every U-th image of
         the step from the u-th on, whatever the micro-batches are.
         """
-        images, stride = self.recipe.mix.images, self.micro_batches(step)
-        number = self.recipe.images_together // images if images else 1
+        mix, stride = self.recipe.mix, self.micro_batches(step)
+        number = self.recipe.images_together // mix.images if mix and mix.images else 1
         return range(micro_batch, stride * number, stride)
 
     def is_epoch_end(self, step: int) -> bool:
@@ -249,7 +249,8 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
     """An epoch's last, smaller step has two images for each of the mixing units in it, where units
     are smaller than what is loaded together: else they would depend on the micro-batches.
     """
-    images, rest = recipe.mix and recipe.mix.images, profile.num_train % recipe.batch.images
+    images = recipe.mix.images if recipe.mix else None
+    rest = profile.num_train % recipe.batch.images
     if images is None or recipe.batch.drop_last or images == recipe.images_together:
         return
     num_units = recipe.batch.images // images

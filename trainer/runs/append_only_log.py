@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import os
 import threading
@@ -34,8 +35,7 @@ def whole_lines(path: Path, num_bytes: int, sha256: str | None = None) -> bytes:
         return b""
     if len(content) == num_bytes and hashlib.sha256(content).hexdigest() == sha256:
         return content
-    lines = content.splitlines(keepends=True)
-    return b"".join(itertools.takewhile(_is_whole, lines))
+    return b"".join(itertools.takewhile(_is_whole, io.BytesIO(content)))
 
 
 def _is_whole(line: bytes) -> bool:

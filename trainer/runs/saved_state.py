@@ -96,7 +96,7 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     if set(progress.scores) != names:
         raise ValueError(f"progress.scores are of {', '.join(progress.scores) or 'nothing'}"[:200])
     task, num_images = task_of(plan, state.settings), plan.profile.num_val
-    kind = task.scores((0.0,) * task.num_sums, num_images)
+    kind: Any = task.scores((0.0,) * task.num_sums, num_images)
     for name, scores in progress.scores.items():
         if set(scores) != set(asdict(kind)):
             raise ValueError(f"progress.scores.{name} has {', '.join(scores)}"[:200])

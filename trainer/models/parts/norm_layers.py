@@ -199,10 +199,11 @@ class BatchChannelNorm2d(nn.Module):
     ) -> None:
         super().__init__()
         assert num_channels % groups == 0, (num_channels, groups)
-        if statistics == "batch":
-            self.batch = nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum)
-        else:
-            self.batch = EstimatedBatchNorm2d(num_channels, eps, momentum, is_around_moved)
+        self.batch: nn.Module = (
+            nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum)
+            if statistics == "batch"
+            else EstimatedBatchNorm2d(num_channels, eps, momentum, is_around_moved)
+        )
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.ones(groups))
         self.bias = nn.Parameter(torch.zeros(groups))

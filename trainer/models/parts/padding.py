@@ -36,8 +36,9 @@ class SamePadding(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Wrap them; the places are those of the convolutions and the poolings."""
-        kinds = (nn.Conv2d, nn.MaxPool2d) if self.pool else (nn.Conv2d,)
-        found = strided_modules(model, kinds)
+        found: dict[str, nn.Module] = dict(strided_modules(model, nn.Conv2d))
+        if self.pool:
+            found |= strided_modules(model, nn.MaxPool2d)
         taken = {
             name: module
             for name, module in found.items()
@@ -57,7 +58,7 @@ class SamePadding(Part):
         )
 
 
-def _shape(module: nn.Module) -> list[tuple[int, int]]:
+def _shape(module: Any) -> list[tuple[int, int]]:
     """Kernel, stride and dilation of a convolution or a pooling, down and across."""
     values = (module.kernel_size, module.stride, module.dilation)
     return [value if isinstance(value, tuple) else (value, value) for value in values]
