@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -34,8 +33,12 @@ def whole_lines(path: Path, num_bytes: int, sha256: str | None = None) -> bytes:
         return b""
     if len(content) == num_bytes and hashlib.sha256(content).hexdigest() == sha256:
         return content
-    lines = content.splitlines(keepends=True)
-    return b"".join(itertools.takewhile(_is_whole, lines))
+    num_whole = 0
+    for line in content.splitlines(keepends=True):
+        if not _is_whole(line):
+            break
+        num_whole += len(line)
+    return content[:num_whole]
 
 
 def _is_whole(line: bytes) -> bool:
