@@ -50,8 +50,9 @@ from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, find_recipe, recipe_paths
+from trainer.recipe.schema import Recipe
 from trainer.recipe.schema import load_recipe as load_file
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs import summary as show
 from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
 from trainer.runs.job import Job, plan_of

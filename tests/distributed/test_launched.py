@@ -18,7 +18,7 @@ import pytest
 from support import forked
 from support.endings import ending, is_stopped
 from support.plans import small_set
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
 from trainer.runs.lock import owner_of
 
 pytestmark = pytest.mark.drill  # each start of the program takes seconds: `make drill`
@@ -83,7 +83,7 @@ def free_port() -> int:
 
 
 def as_rank(rank: int, port: int, come_s: float) -> None:
-    """This process is one of two, started without a launcher: rank 0 keeps the meeting point."""
+    """This process is one of two, started without a launcher: rank 0 keeps the rendezvous."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -91,7 +91,7 @@ def as_rank(rank: int, port: int, come_s: float) -> None:
         "LOCAL_WORLD_SIZE": "2",
     }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    meeting.COME_S = come_s
+    rendezvous.COME_S = come_s
 
 
 def ends_of(

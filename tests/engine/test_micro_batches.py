@@ -139,7 +139,7 @@ def test_a_micro_batch_is_cut_by_images_with_all_their_splits():
         (some.flatten().tolist(), theirs.flatten().tolist())
         for some, theirs in split(images, targets, 2)
     ]
-    assert parts == [([0, 1, 2, 5, 6, 7], [0, 1, 2]), ([3, 4, 8, 9], [3, 4])]
+    assert parts == [([0, 2, 4, 5, 7, 9], [0, 2, 4]), ([1, 3, 6, 8], [1, 3])]
     assert [len(theirs) for _, theirs in split(images, targets, 1)] == [5]
 
 
@@ -325,12 +325,12 @@ def staged() -> nn.Module:
     return Net()
 
 
-def test_a_model_without_timms_way_is_made_again_by_stages():
+def test_a_model_without_timms_way_is_recomputed_by_stages():
     plain, again = staged(), staged()
     recompute_activations(again)
     images = torch.randn(4, 3, 16, 16)
     for net, is_again in ((plain, False), (again, True)):
-        statistics = StepStatistics(net, is_made_again=is_again)
+        statistics = StepStatistics(net, is_recomputed=is_again)
         statistics.set(0, 1)
         loss = net(images).square().sum()
         with statistics.at_rest():
@@ -345,7 +345,7 @@ def test_a_model_without_timms_way_is_made_again_by_stages():
 
 
 def test_what_cannot_be_made_again_is_refused():
-    with pytest.raises(UserError, match="has no stages to make again"):
+    with pytest.raises(UserError, match="has no stages to recompute"):
         recompute_activations(nn.Linear(2, 2))
     with pytest.raises(UserError, match="0 .EvoNorm2dB0. would move its statistics twice"):
         recompute_activations(nn.Sequential(timm.layers.EvoNorm2dB0(8)))
@@ -358,7 +358,7 @@ def test_statistics_at_rest_move_nothing():
         EstimatedBatchNorm2d(2, 1e-5, 0.1),
         nn.BatchNorm2d(2, momentum=None),
     )
-    statistics = StepStatistics(net, is_made_again=True)
+    statistics = StepStatistics(net, is_recomputed=True)
     statistics.set(0, 1)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with statistics.at_rest():

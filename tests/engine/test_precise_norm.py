@@ -258,7 +258,7 @@ def test_an_epoch_is_evaluated_with_precise_statistics_of_the_weights_and_of_the
 
 
 def test_the_note_says_whether_a_micro_batch_is_science():
-    plan = small_plan()
+    plan = small_plan(overrides="mix.images=8")
     torch.manual_seed(0)
 
     def note(part=None):

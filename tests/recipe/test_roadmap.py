@@ -13,7 +13,8 @@ from trainer.models.build import assemble, gmacs, num_parameters
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
-from trainer.recipe.schema import find_recipe, load_recipe, recipe_paths
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, resolve
 
 # Liu et al. 2022, arXiv:2201.03545, Table 10: page, top-1 %, its deviation over three seeds, G
@@ -116,10 +117,14 @@ def test_the_first_body_changes_the_depths_of_a_resnet50_alone():
 
 
 def test_the_recipe_is_convnexts_without_the_average():
-    rows = diff_rows(
-        page("convnext").for_model("convnext_tiny"), page("roadmap-01-recipe").for_model("resnet50")
-    )
-    assert {row.path.partition(".")[0] for row in rows} == {"average", "model"}
+    convnext = load_recipe(find_recipe("convnext")).for_model("convnext_tiny")
+    rows = diff_rows(convnext, page("roadmap-01-recipe").for_model("resnet50"))
+    assert {row.path.partition(".")[0] for row in rows} == {"average", "mix", "model"}
+    # absent, the unit is the sample of the norms, which has as many images
+    assert [(row.path, row.a, row.b) for row in rows if row.path.startswith("mix")] == [
+        ("mix.images", 128, None)
+    ]
+    assert page("roadmap-01-recipe").batch.norm_images == 128
     # Table 5 has no head_init_scale; a ResNet's last gammas would start at zero beside the layer
     # scale, and its weights as timm draws a ResNet's
     of_model = {row.path for row in rows if row.path.startswith("model")}

@@ -32,7 +32,7 @@ RECIPES = {
     "A1": ("resnet18", f"{SHORT} augment.random_resized_crop.area=[0.35,1.0]"),
     "A2": ("resnet18", SHORT),
     "A3": ("resnet18", SHORT),
-    "convnext": ("convnext_atto", SHORT),
+    "convnext": ("convnext_atto", f"{SHORT} mix.images=88"),
     # the last of 4 steps an epoch has 357 images
     "torchvision-v1": (
         "resnet18",

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from trainer.base.errors import UserError
-from trainer.recipe.schema import recipe_paths
+from trainer.recipe.shipped import recipe_paths
 from trainer.runs import summary as show
 from trainer.tools import matrix
 from trainer.tools.matrix import (
@@ -48,7 +48,7 @@ def sample() -> list[tuple[str, str]]:
     """Small models, a recipe of each kind, and the first cell of each of the first reasons."""
     steps = [
         ("A3.v1", "resnet18"),
-        ("convnext.v1", "convnext_atto"),
+        ("convnext.v2", "convnext_atto"),
         ("gn-ws.v1", "resnet18"),
         ("ffcv-rn18-16.v1", "resnet18"),
     ]
@@ -71,10 +71,12 @@ def test_a_cell_is_as_computed_now(recipe, model):
 
 
 def test_a_cell_deviates_from_its_recipe_in_sizes_alone():
-    for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v1"):
+    for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v2"):
         for change in noise_plan(recipe, "resnet18").deviations:
             assert change.origin == "profile"
-            assert change.path.split(".")[0] in ("batch", "image", "lr", "average"), change.path
+            assert change.path.split(".")[0] in ("batch", "mix", "image", "lr", "average"), (
+                change.path
+            )
 
 
 def test_a_refusal_is_a_cell_and_a_failure_is_none(monkeypatch):

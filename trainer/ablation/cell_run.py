@@ -28,6 +28,7 @@ from trainer.base.exits import (
 )
 from trainer.base.json_text import json_file
 from trainer.base.memory import line_of
+from trainer.base.output import Output
 from trainer.base.signals import StopRequest
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job
@@ -161,7 +162,7 @@ def written_to(path: Path) -> Iterator[None]:
     with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-        sys.stdout = sys.stderr = file
+        sys.stdout = sys.stderr = Output(file)
         try:
             yield
         finally:

@@ -80,9 +80,7 @@ def must_write(folder: Path) -> Iterator[None]:
 
 
 class Troubles:
-    """What the disk does not take: said at once, then once a minute, and when all of it is
-    written.
-    """
+    """Failed writes: logged at once, then once a minute, and when all of it is written."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
@@ -90,21 +88,21 @@ class Troubles:
         self._said_s = -math.inf
 
     def note(self, what: str, error: OSError | None, more: str = "") -> None:
-        """How the last try to write something ended; more: to be said with its failure."""
+        """How the last try to write something ended; more: logged with its failure."""
         if error is not None:
             self._texts[what] = f"{what} ({why(error)}{more})"
-            self.tell()
+            self.log()
         elif self._texts.pop(what, None) and not self._texts:
             self._said_s = -math.inf
             self._say(f"{self._folder}: all is written again")
 
-    def tell(self) -> None:
-        """Say what is not written, where a minute is over."""
+    def log(self) -> None:
+        """Log what is not written, once a minute."""
         if self._texts and time.monotonic() - self._said_s >= SAY_S:
-            self._said_s = time.monotonic()  # first: what is said goes to a file on the same disk
+            self._said_s = time.monotonic()  # first: what is logged goes to a file on the same disk
             self._say(
-                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on"
-                " and tries again"
+                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training"
+                " continues and retries"
             )
 
 

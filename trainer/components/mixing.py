@@ -1,9 +1,10 @@
-"""Images and targets of one micro-batch, blended with one another."""
+"""Images and targets of one mixing unit, blended with one another."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,7 +23,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mix:
-    """What one micro-batch is mixed with.
+    """How the images of one mixing unit are mixed.
 
     share: how much of each image and target stays, in [0, 1]; with a box, exactly the area outside
     it. box: (top, left, bottom, right) in px, the part that comes from the partner; None blends
@@ -37,20 +38,20 @@ class Mixing(Component):
     """What all ways of mixing share.
 
     partner: whom image b of B is mixed with. "reversed": image B - 1 - b (timm); "rolled": image b
-    - 1 (torchvision).
+    - 1 (torchvision). images: the B that share one draw and find their partners among one another:
+    the source's images per GPU. Absent, they are those of a micro-batch (batch.norm_images).
     """
 
     kind: ClassVar[str] = "mix"
     purpose: ClassVar[str] = "mix"
     partner: Literal["reversed", "rolled"]
+    images: Annotated[int, Field(ge=2, le=1 << 20)] | None = None
 
-    def draw(self, seed: int, step: int, micro_batch: int, image_px: int) -> Mix:
-        """The mix of one micro-batch of square images of image_px pixels a side, a pure function of
-        its address.
+    def draw(self, seed: int, step: int, unit: int, image_px: int) -> Mix:
+        """The mix of one of a step's units of square images of image_px pixels a side, a pure
+        function of its address.
         """
-        which, level, down, across = uniforms(
-            seed, self.purpose, np.array([[step, micro_batch]]), 4
-        )[0]
+        which, level, down, across = uniforms(seed, self.purpose, np.array([[step, unit]]), 4)[0]
         alpha, has_box = self.choose(which)
         share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
         if not has_box:
@@ -62,7 +63,30 @@ class Mixing(Component):
 
     @abstractmethod
     def choose(self, which: float) -> tuple[float, bool]:
-        """The Beta distribution's alpha, and whether a box is cut, for a uniform draw in [0, 1)."""
+        """The Beta distribution's alpha, and whether to paste a box, for a uniform draw in
+        [0, 1).
+        """
+
+    def mixed(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        seed: int,
+        step: int,
+        units: Sequence[int],
+        image_px: int,
+    ) -> tuple[Tensor, Tensor]:
+        """A micro-batch of whole units, each mixed by its own draw; those given are used up.
+
+        units: their numbers in the step; of n, unit i holds every n-th image from the i-th on.
+        """
+        for place, unit in enumerate(units):
+            mix = self.draw(seed, step, unit, image_px)
+            if len(units) == 1:
+                return self.apply(images, targets, mix)
+            own = slice(place, None, len(units))
+            images[own], targets[own] = self.apply(images[own], targets[own], mix)
+        return images, targets
 
     def _partners(self, tensor: Tensor) -> Tensor:
         return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
@@ -70,7 +94,7 @@ class Mixing(Component):
     def apply(self, images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
         """Mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on.
 
-        They may be mixed where they lie: those given are used up.
+        They may be mixed in place: do not use those given afterwards.
         """
         if mix.box is None:
             return self._blended(images, mix.share), self._blended(targets, mix.share)
@@ -125,7 +149,7 @@ class CutMix(Mixing):
 
 
 class MixupOrCutMix(Mixing):
-    """CutMix for cutmix_share of the micro-batches, Mixup for the others.
+    """CutMix for cutmix_share of the mixing units, Mixup for the others.
 
     Source: Wightman et al. 2021, arXiv:2110.00476.
     """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
+from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
 from trainer.recipe.identity import RunIdentity
 from trainer.recipe.profiles import Profile
@@ -19,10 +21,11 @@ BAD_IMAGES = ("fail", "skip")
 class Plan:
     """Everything a run follows, in steps.
 
-    recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: statistics
-    samples per full step; each rank takes num_micro_batches / world_size of them. num_steps:
-    optimizer steps of the whole run. plugins: sha256 of each file outside the package that the
-    recipe's components come from, by its path.
+    recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: per full
+    step, as they are loaded and mixed; each rank takes num_micro_batches / world_size of them. One
+    is one norm sample (batch.norm_images), or the fewest samples that hold whole mixing units.
+    num_steps: optimizer steps of the whole run. plugins: sha256 of each file outside the package
+    that the recipe's components come from, by its path.
     """
 
     recipe: Recipe
@@ -78,6 +81,22 @@ class Plan:
             self.window_images(step), self.recipe.batch.images, self.num_micro_batches
         )
 
+    def norm_samples(self, step: int) -> int:
+        """Norm samples in each micro-batch of a step, of at least two images in a smaller step."""
+        batch = self.recipe.batch
+        number = self.recipe.images_together // batch.norm_images
+        if self.window_images(step) == batch.images:
+            return number
+        return max(1, min(number, self.window_images(step) // self.micro_batches(step) // 2))
+
+    def mixing_units(self, step: int, micro_batch: int) -> range:
+        """Which of a step's mixing units a micro-batch holds: unit u of U is every U-th image of
+        the step from the u-th on, whatever the micro-batches are.
+        """
+        images, stride = self.recipe.mix.images, self.micro_batches(step)
+        number = self.recipe.images_together // images if images else 1
+        return range(micro_batch, stride * number, stride)
+
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
 
@@ -118,10 +137,10 @@ def make_plan(
     """Work out every unit of a resolved recipe, or refuse.
 
     Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
-    where a component does not fit the rest (see Ingredient.check).
+    where a component does not fit the rest (see Component.check).
     """
     batch = recipe.batch
-    num_micro_batches = batch.images // batch.norm_images
+    num_micro_batches = batch.images // recipe.images_together
     if not 0 <= seed < 2**32:
         raise PlanError("outside 0 .. 4294967295", "try seed=0", place=f"seed={seed}")
     if bad_images not in BAD_IMAGES:
@@ -132,6 +151,7 @@ def make_plan(
         raise _unshareable(recipe, num_micro_batches, world_size)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
+    _check_last_units(recipe, profile)
     plan = Plan(
         recipe=recipe,
         page_digest=page_digest or recipe.digest,
@@ -146,9 +166,21 @@ def make_plan(
         num_steps=steps_per_epoch * recipe.epochs,
         plugins=dict(loaded_plugins() if plugins is None else plugins),
     )
+    _check_name(plan)
     for part in parts_of(recipe):
         part.check(plan)
     return plan
+
+
+def _check_name(plan: Plan) -> None:
+    """The run's name becomes that of a file."""
+    num_bytes = len(plan.run_name("").encode())
+    if num_bytes > LONGEST_NAME_BYTES - len("-999.json"):
+        raise PlanError(
+            f"the run's name would have {num_bytes} bytes",
+            "use a shorter name of the recipe or of the data's profile",
+            place=plan.run_name(""),
+        )
 
 
 def check_settings(plan: Plan, settings) -> None:
@@ -168,38 +200,32 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
                 path=("batch", "images"),
             )
         return full
-    if rest == 1:
-        raise PlanError(
-            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x"
-            f" {recipe.batch.images} + 1): a batch statistic of one image is none",
-            "use batch.drop_last=true",
-            path=("batch", "images"),
-        )
     return full + bool(rest)
 
 
 def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> PlanError:
-    """The error that says which numbers of ranks, and which micro-batch, would share a step's
-    micro-batches.
+    """The error that says which numbers of ranks, and which micro-batch or mixing unit, would share
+    a step.
     """
-    batch = recipe.batch
+    batch, together = recipe.batch, recipe.images_together
+    is_mixing = together > batch.norm_images
+    path = ("mix", "images") if is_mixing else ("batch", "norm_images")
+    label = ".".join(path)
     near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
     smaller = [
         n
-        for n in range(1, batch.norm_images)
-        if batch.images % n == 0 and batch.images // n % world_size == 0
+        for n in range(2 if is_mixing else 1, together)
+        if batch.images % n == 0
+        and batch.images // (math.lcm(n, batch.norm_images) if is_mixing else n) % world_size == 0
     ]
     ranks = f"{', '.join(map(str, near))} rank{'s' * (num_micro_batches > 1)}"
-    other = (
-        f', or set="batch.norm_images={max(smaller)}" (a deviation where norms sample it)'
-        if smaller
-        else ""
-    )
+    why = "" if is_mixing else " where norms sample it"
+    other = f', or set="{label}={max(smaller)}" (a deviation{why})' if smaller else ""
     return PlanError(
-        f"batch.images {batch.images} / batch.norm_images {batch.norm_images} = {num_micro_batches}"
+        f"batch.images {batch.images} / {label} {together} = {num_micro_batches}"
         f" micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks",
         f"use {ranks}{other}",
-        path=("batch", "norm_images"),
+        path=path,
     )
 
 
@@ -217,6 +243,23 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
             " steps",
             f'use set="lr.warmup_steps={max(1, num_steps - needed)}" or less',
             path=("lr", "warmup_steps"),
+        )
+
+
+def _check_last_units(recipe: Recipe, profile: Profile) -> None:
+    """An epoch's last, smaller step has two images for each of the mixing units in it, where units
+    are smaller than what is loaded together: else they would depend on the micro-batches.
+    """
+    images, rest = recipe.mix and recipe.mix.images, profile.num_train % recipe.batch.images
+    if images is None or recipe.batch.drop_last or images == recipe.images_together:
+        return
+    num_units = recipe.batch.images // images
+    if 0 < rest < 2 * num_units:
+        raise PlanError(
+            f"the last step of an epoch would hold {rest} images for {num_units} mixing units"
+            f" (batch.images {recipe.batch.images} / mix.images {images})",
+            "use batch.drop_last=true",
+            path=("mix", "images"),
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from trainer.base.settings import Settings
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.engine.evaluate import evaluate
 from trainer.recipe.plan import PlanError
@@ -42,7 +42,6 @@ def rescore(
     Raises PlanError where the folder holds no finished run, DataError where its images are not
     found.
     """
-    _, facts = recipe_of(folder)
     if not (folder / "row.json").exists():
         raise PlanError(
             f"{folder}: the run has not finished; rerun the command that started it to resume"
@@ -53,10 +52,18 @@ def rescore(
     model = open_model(folder)
     digest = weights_digest(model)
     model = model.to(settings.device, memory_format=memory_format)
+    data = data_of_run(folder, row, data_dir)
+    return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest
+
+
+def data_of_run(folder: Path, row: Row, data_dir: Path | None) -> OpenedData:
+    """The images of now that a finished run was trained on. Raises DataError where there are
+    none.
+    """
+    _, facts = recipe_of(folder)
     where = data_dir or facts["data_dir"]
-    data = open_data(
-        plan.profile,
+    return open_data(
+        plan_of_run(folder).profile,
         data_folder(facts["data"], Path(where) if where else None),
         in_beton=row.loader == "ffcv",
     )
-    return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest

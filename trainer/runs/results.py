@@ -80,7 +80,9 @@ class Row(StrictModel):
     their shortest exact text; None in rows of the first edition, and so is bad_images. deviations:
     every deviation from the recipe, rounded for reading: nothing is worked out from them. plugins:
     sha256 of each file of components of the user's own, by its path. data_fingerprint: of the files
-    or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats
+    or arrays trained on: names, labels and sizes of files. content_sha256: of their very bytes;
+    None in older rows. ignored_files: that lay among them and were not read, counted by split and
+    extension. Scores are of the last evaluation, in percent of num_val_images; loss_nats
     is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
     the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
     average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
@@ -99,6 +101,8 @@ class Row(StrictModel):
     model: Name
     data: Name
     data_fingerprint: Text
+    content_sha256: Sha256 | None = None
+    ignored_files: dict[Text, Count] = {}
     split: Text
     seed: Count
     deviations: tuple[RowDeviation, ...]

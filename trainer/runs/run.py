@@ -16,11 +16,11 @@ from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
-from trainer.base.plugins import loaded_plugins
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
 from trainer.engine.state import Progress, TrainingState
@@ -37,6 +37,10 @@ from trainer.runs.saved_state import SavedProgress, check_saved, saved_progress
 
 # a checkpoint's file is not larger than so many times its tensors, and what torch writes of each
 _SIZE_MARGIN, _SIZE_MARGIN_BYTES = 2, 2**26
+
+# How long a rank of several that was asked to stop still waits for the images of a step that the
+# others are in: after it all can save together.
+ALONE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,11 @@ class TrainingRun(NullRun):
             for note in notes:
                 self.say(note)
             yield
+
+    @property
+    def watch(self) -> Watch:
+        say = self.say if self.ranks.is_first else Watch().say
+        return Watch(lambda: self.stop.check(0.0 if self.ranks.is_alone else ALONE_S), say)
 
     def loader_faults(self) -> Callable | None:
         return self.guard.wrap(self)
@@ -289,8 +298,8 @@ class TrainingRun(NullRun):
         self.save(STOP_S, lambda: False)
         saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
         self.say(
-            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command"
-            " goes on"
+            f"stopped by {signal_name} after step {self.progress.step}: {saved}; rerun the"
+            " same command to resume"
         )
 
     def _can_save(self) -> bool:
@@ -347,5 +356,4 @@ def machine_of(settings: Settings) -> dict[str, str]:
         ),
         "compile": str(int(settings.compile)),
         **provenance.versions(),
-        **loaded_plugins(),
     }

@@ -121,6 +121,7 @@ def train_rank(
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
+    show.ignored_lines(console, opened.ignored)
     ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks, faults)
     if row is not None:

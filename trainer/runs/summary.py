@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,13 +13,13 @@ from rich.table import Table
 from trainer.base.settings import Settings
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import report_table
+from trainer.data.check import duplicates, duplicates_table, report_table
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, load_recipe, recipe_paths
+from trainer.recipe.schema import Recipe
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
@@ -81,9 +81,18 @@ def channel_note(out: Console, plan: Plan) -> None:
         out.print(line, style="yellow", markup=False)
 
 
+def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
+    """Which files of the data set are not read, counted by split and extension."""
+    if ignored:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
+        out.print(
+            f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
+        )
+
+
 def batch_line(plan: Plan) -> str:
     batch, world = plan.recipe.batch, plan.world_size
-    accumulation = plan.num_micro_batches // world
+    accumulation = batch.images // batch.norm_images // world
     return (
         f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
         f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
@@ -332,46 +341,24 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
 
 
 def data_reports(out: Console, data, check, num_threads: int) -> bool:
-    """Both splits' reports; would a run meet no bad image?"""
-    is_sound = True
-    for split, images in (("train", data.train), ("val", data.val)):
-        report = check(images, num_threads)
+    """Both splits' reports, and what is in both; would a run meet no bad image?"""
+    reports = {"train": check(data.train, num_threads), "val": check(data.val, num_threads)}
+    for split, report in reports.items():
         out.print(report_table(report, split))
-        is_sound &= report.is_sound
+    is_sound = all(report.is_sound for report in reports.values())
+    if both := duplicates(**reports):
+        out.print(duplicates_table(both))
+    ignored_lines(out, data.ignored)
     out.print(
         (
             "sound: training meets no bad image"
             if is_sound
             else (
-                "not sound: training would stop at a bad image; mend the files, or use"
-                " bad_images=skip for up to 1 % of them"
+                "not sound: training would stop at a bad image, and learn from what is left of a"
+                " damaged one; mend the files, or use bad_images=skip for up to 1 % bad ones in"
+                " train"
             )
         ),
         style="bold",
     )
     return is_sound
-
-
-def recipe_list(out: Console) -> None:
-    """One line for each recipe: name, what is special, its score for ResNet-50 or its first model,
-    source.
-    """
-    table = Table("recipe", "what is special", "published top-1", "source")
-    for path in recipe_paths():
-        page = load_recipe(path)
-        best = next(
-            (score for score in page.published if score.model == "resnet50"),
-            next(iter(page.published), None),
-        )
-        table.add_row(
-            *map(
-                escape,
-                (
-                    path.stem,
-                    page.title,
-                    f"{best.model} {best.top1_pct} %" if best else "none",
-                    page.source,
-                ),
-            )
-        )
-    out.print(table)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
+from trainer.base.signals import StopRequest
 from trainer.models.build import assemble, num_parameters
 from trainer.recipe import schema as recipe
 from trainer.recipe.identity import first_name
@@ -20,9 +23,9 @@ from trainer.recipe.plan import Plan
 from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
 from trainer.runs.checkpoint import read_checksums, sha256_of
 from trainer.runs.export import file_digest, timm_facts
-from trainer.runs.job import published_recipe
+from trainer.runs.job import published_recipe, with_content
 from trainer.runs.loader_equivalence import certificates_of
-from trainer.runs.rescore import most_moved, rescore
+from trainer.runs.rescore import data_of_run, most_moved, rescore
 from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
 from trainer.runs.run_folder import open_model, plan_of_run, read_weights, recipe_of
 from trainer.runs.verify_curves import curve_checks
@@ -271,6 +274,7 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
     Exactly where a CPU repeats what a CPU did, else to what `most_moved` allows.
     """
     row, scores, _ = rescore(folder, settings, data_dir)
+    data = with_content(data_of_run(folder, row, data_dir), Console(quiet=True), StopRequest())
     where = (
         ""
         if settings.precision == row.precision
@@ -278,7 +282,10 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
     )
     found = {"top-1": (row.top1_pct, scores.num_top1), "top-5": (row.top5_pct, scores.num_top5)}
     most = most_moved(row, settings)
+    content = data.content_sha256 if row.content_sha256 and data.content_sha256 else None
     return [
+        same("fingerprint of the images now", row.data_fingerprint, data.fingerprint),
+        *([same("content of the images now", row.content_sha256, content)] if content else []),
         same("images scored now", row.num_val_images, scores.num_images),
         *(
             _score_check(f"{name} % now{where}", row, then, 100 * count / scores.num_images, most)

@@ -55,7 +55,7 @@ class Classification(Task):
     num_sums = 3  # images with the right class first, among the first five, and their losses
 
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(images [B, C, H, W] float32, targets [B, K] float32), mixed across the micro-batch.
+        """(images [B, C, H, W] float32, targets [B, K] float32), mixed by the units of the recipe.
 
         With augment_splits S the images are [S * B, C, H, W], split after split: the first as it
         came, the others augmented; the targets stay [B, K].
@@ -65,8 +65,10 @@ class Classification(Task):
         labels = batch.labels.to(self.settings.device, non_blocking=True)
         targets = self.targets(labels)
         if mixing is not None:
-            mix = mixing.draw(plan.seed, batch.step, batch.micro_batch, images.shape[-1])
-            images, targets = mixing.apply(images, targets, mix)
+            units = plan.mixing_units(batch.step, batch.micro_batch)
+            images, targets = mixing.mixed(
+                images, targets, plan.seed, batch.step, units, images.shape[-1]
+            )
         return in_format(images, self.settings), targets
 
     def targets(self, labels: Tensor) -> Tensor:

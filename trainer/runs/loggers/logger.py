@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trainer.base.disk import Troubles
+from trainer.base.disk import Troubles, why
 from trainer.base.terminal import readable
 from trainer.runs.append_only_log import KeptFile
 from trainer.runs.lock import LockLost
@@ -54,6 +54,7 @@ class Log:
         self.console = console
         self.num_steps, self.first_step = num_steps, first_step
         self.unwritten: bytes | None = None
+        self._is_loss_told = False
         self._troubles = Troubles(folder, self.say)
         self._metrics = KeptFile(
             folder / "metrics.jsonl", len(metrics), is_safe=True, before_write=before_write
@@ -107,6 +108,11 @@ class Log:
     def say(self, line: str, style: str | None = None) -> None:
         """One line for the reader, on the terminal and in log.txt."""
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        lost = getattr(self.console.file, "trouble", None)  # base.output's
+        if lost is not None and not self._is_loss_told:
+            self._is_loss_told = True
+            told = f"standard output: cannot write ({why(lost)}); this file alone says what follows"
+            self._write("log.txt", self._text, told + "\n")
         self._write("log.txt", self._text, readable(line) + "\n")
 
     def window(
