@@ -47,3 +47,13 @@ def test_an_error_raised_as_another_keeps_what_is_not_changed():
     )
     assert str(error) == "set=lr.peak=: none; write 5"
     assert (error.path, error.kind, error.labels) == (("lr", "peak"), "missing", ("lr.peak",))
+
+
+def test_what_may_be_a_path_stays_whole_and_other_long_words_do_not():
+    path = "/".join(["folder" * 10] * 10)
+    assert path in str(UserError(f"{path}: not a recipe"))
+    assert path in str(UserError("not a recipe", place=path))
+    for text in ("x" * 5000, "a/" + "x" * 5000, "x y " * 5000, "\x1b" * 5000):
+        for error in (UserError(f"recipe={text}: unknown"), UserError("unknown", place=text)):
+            assert len(str(error)) < 250 and str(error).endswith(": unknown")
+    assert len(str(UserError("a, b: c " * 5000))) <= 3000

@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(
-            UserError, match="results: cannot write into .*results=<another folder>"
+            UserError, match="results=.*: cannot write there .*results=<another folder>"
         ):
             check_writable("results", folder)
 

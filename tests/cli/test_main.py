@@ -1,5 +1,6 @@
 """The command line: options reach the program as text, and an error is one line and exit 2."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import typer
 
 from support.commands import ROOT, make, program, rsb
 from trainer.base.settings import num_cores
-from trainer.cli.main import app
+from trainer.cli.main import app, run_program
 from trainer.cli.words import options_of
 
 
@@ -91,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, 
     )
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {which}: cannot write into {tmp_path / which}") and "; " in line
+    assert line.startswith(f"error: {which}={tmp_path / which}") and "; " in line
     assert which == "runs" or not list((tmp_path / "runs").iterdir())
 
 
@@ -373,6 +374,34 @@ def test_help_and_mistyped_options_answer_before_anything_heavy_is_imported(word
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout + done.stderr
+
+
+# Options, and commands with them, whose values are quoted where they are wrong.
+GIVEN = [
+    *(("train", f"--{name}") for name in (
+        "recipe", "model", "data", "data-dir", "set", "seed", "device", "precision", "workers",
+        "loader", "bad-images", "inject", "micro-batch", "plugins", "runs", "results", "gpus",
+    )),
+    ("train", "word"), ("plan", "--set=epochs"), ("plan", "--set=loss.name"), ("eval", "--run"),
+    ("ablate", "--ablation"), ("table", "--ablation"), ("reproduce", "--row"), ("lr-find", "--ramp"),
+    ("diff", "--b=A1 --a"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["x" * 10_000, "x y" * 3_000], ids=["word", "words"])
+@pytest.mark.parametrize("given", GIVEN, ids=" ".join)
+def test_an_error_quotes_at_most_200_characters_of_what_was_given(
+    monkeypatch, tmp_path, capsys, given, text
+):
+    monkeypatch.chdir(tmp_path)
+    command, option = given
+    *others, option = option.split(" ")
+    monkeypatch.setattr(sys, "argv", ["rsb", command, *others, f"{option}={text}"])
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(run_program())
+    line = capsys.readouterr().err
+    assert ended.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1
+    assert max(map(len, re.findall(r"[xy ]+", line))) <= 200, line
 
 
 @pytest.mark.parametrize(

@@ -301,13 +301,6 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
         _, error = process.communicate(timeout=20)  # which is 40 in all
     assert process.returncode == 1 and error == ""
 
-    with started(*two) as process:
-        until(process, "resumed after step 1")
-        process.kill()
-        said, error = process.communicate(timeout=20)
-    assert "stopped by SIGTERM" in said and "saved" in said, (said, error)
-    assert owner_of(next((tmp_path / "runs").iterdir())) is None
-
     with started(*two, "--inject", "slow@20:40s") as process:
         until(process, "resumed after step 1")
         process.kill()
@@ -324,3 +317,13 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
         said, error = process.communicate(timeout=300)
     assert process.returncode == 0 and "resumed after step" in said, (said, error)
     assert left_by(tmp_path) == undisturbed
+
+
+def test_ranks_whose_launcher_is_killed_save_and_let_go_of_the_run(tmp_path):
+    with started(*words(tmp_path, "--procs", "2")) as process:
+        until(process, "epoch    1  val top-1")
+        process.kill()
+        said, error = process.communicate(timeout=40)  # the ranks hold its ends of the pipes
+    assert "stopped by SIGTERM" in said and "saved" in said and "Traceback" not in error
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert owner_of(folder) is None and list(folder.glob("checkpoints/*.pt"))

@@ -5,11 +5,16 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 # Keys and list positions from the top of a file's values to one of them: ("augment", 2, "area").
 Path = tuple[str | int, ...]
+
+
+LONGEST_QUOTE = 200
+_LONGEST_LINE = 3000
 
 
 class UserError(ValueError):
@@ -40,7 +45,7 @@ class UserError(ValueError):
         place = self.place if self.line is None else f"{self.place}:{self.line}"
         off = "leave the key out to turn it off" if self.can_be_off else ""
         hint = ", or ".join(filter(None, [self.hint, off]))
-        return printable(
+        return one_line(
             (f"{place}: " if place else "") + self.found + (f"; {hint}" if hint else "")
         )
 
@@ -69,6 +74,26 @@ class OverrideError(UserError):
 
 class PlanError(UserError):
     """The recipe, the data set and the machine do not fit together."""
+
+
+def one_line(text: str) -> str:
+    """Text as the one line of an error: printable, and of what was given at most 200 characters.
+
+    What was given stands before the first colon, or has no blanks; what may be a path stays whole.
+    """
+    place, colon, rest = printable(text).partition(": ")
+    line = _shortened(place) + colon + rest
+    line = re.sub(rf"\S{{{LONGEST_QUOTE + 1},}}", lambda found: _shortened(found[0]), line)
+    return _shortened(line, _LONGEST_LINE)
+
+
+def _shortened(text: str, most: int = LONGEST_QUOTE) -> str:
+    """The first and the last characters of a text that is longer."""
+    parts = text.split("/")
+    is_path = len(parts) > 1 and len(text) < 4096 and max(map(len, parts)) < 256
+    if len(text) <= most or (is_path and most == LONGEST_QUOTE):
+        return text
+    return f"{text[: most // 2]}...{text[3 - most + most // 2 :]}"
 
 
 def printable(text: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import resource
 import sys
 
-from trainer.base.errors import UserError, printable
+from trainer.base.errors import UserError, one_line, printable
 
 # Numbers of mallopt's options, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -34,7 +35,9 @@ def line_of(error: BaseException) -> str | None:
     which is a traceback.
     """
     if isinstance(error, UserError):
-        return printable(str(error))
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return one_line(f"{error.filename}: no such file, and too long a name for one")
     if isinstance(error, RuntimeError) and is_memory_full(error):
         message = printable(str(error).partition("\n")[0])
         return (

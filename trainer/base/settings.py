@@ -169,7 +169,7 @@ def check_writable(what: str, folder: Path) -> None:
             file.write(b"\n")
     except OSError as error:
         raise UserError(
-            f"{what}: cannot write into {folder} ({error.strerror}); use {what}=<another folder>"
+            f"{what}={folder}: cannot write there ({error.strerror}); use {what}=<another folder>"
         ) from None
 
 

@@ -19,7 +19,7 @@ import trainer.cli.recipes
 import trainer.cli.runs
 import trainer.cli.table
 import trainer.cli.tools  # noqa: F401  importing these adds their commands to app
-from trainer.base.errors import UserError, printable
+from trainer.base.errors import UserError, one_line
 from trainer.cli.options import app
 from trainer.cli.words import options_of
 
@@ -42,7 +42,7 @@ def run_program() -> int:
         if message:  # it is empty where no command was named: the help was printed then
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "rsb"
-            typer.echo(f"error: {printable(message)}; see {command} --help", err=True)
+            typer.echo(f"error: {one_line(message)}; see {command} --help", err=True)
         return error.exit_code
     except typer.Abort:
         return 1

@@ -177,8 +177,9 @@ def _check_name(plan: Plan) -> None:
     num_bytes = len(plan.run_name("").encode())
     if num_bytes > LONGEST_NAME_BYTES - len("-999.json"):
         raise PlanError(
-            f"the run's name would have {num_bytes} bytes: {plan.run_name('')}",
+            f"the run's name would have {num_bytes} bytes",
             "use a shorter name of the recipe or of the data's profile",
+            place=plan.run_name(""),
         )
 
 

@@ -100,9 +100,9 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     for name, scores in progress.scores.items():
         if set(scores) != set(asdict(kind)):
             raise ValueError(f"progress.scores.{name} has {', '.join(scores)}"[:200])
-        counts = list(type(kind)(**scores).counts().values())
+        counts = [scores[name] for name in kind.counts()]
         is_growing = counts == sorted(counts) and counts[0] >= 0 and counts[-1] == num_images
-        if not is_growing or not all(float(count).is_integer() for count in counts):
+        if not is_growing or not all(count.is_integer() for count in counts):
             raise ValueError(f"progress.scores.{name} counts {counts} of {num_images} images"[:200])
 
 

@@ -30,7 +30,9 @@ class Scores(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, int]:
-        """The numbers that the percentages are made of, by names that start with num_."""
+        """The numbers that the percentages are made of, by the names of their fields, each no
+        larger than the next; the last is num_images.
+        """
 
     @abstractmethod
     def summary(self) -> str:
