@@ -171,8 +171,9 @@ def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
 def _leave_warmup_out(changes, recipe: Recipe) -> None:
     """Off with the length goes all that is about the warm-up."""
     for key in ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated"):
-        if getattr(recipe.lr, key) not in (None, False):
-            changes[f"lr.{key}"] = None
+        value = getattr(recipe.lr, key)
+        if value is not None and value is not False:
+            changes[f"lr.{key}"] = False if value is True else None
 
 
 def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
