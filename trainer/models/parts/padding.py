@@ -36,12 +36,13 @@ class SamePadding(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Wrap them; the places are those of the convolutions and the poolings."""
-        kinds = (nn.Conv2d, nn.MaxPool2d) if self.pool else (nn.Conv2d,)
+        kinds = (nn.Conv2d, nn.MaxPool2d) if self.pool else nn.Conv2d
         found = strided_modules(model, kinds)
         taken = {
             name: module
             for name, module in found.items()
-            if any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
+            if isinstance(module, kinds)
+            and any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
         }
         if not taken:
             raise nothing_to_replace("same_padding", "strided convolution that pads", model)
@@ -57,7 +58,7 @@ class SamePadding(Part):
         )
 
 
-def _shape(module: nn.Module) -> list[tuple[int, int]]:
+def _shape(module: nn.Conv2d | nn.MaxPool2d) -> list[tuple[int, ...]]:
     """Kernel, stride and dilation of a convolution or a pooling, down and across."""
     values = (module.kernel_size, module.stride, module.dilation)
     return [value if isinstance(value, tuple) else (value, value) for value in values]
