@@ -111,8 +111,8 @@ def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
         "1cefc1",
         "efe11c",
         "5f9d1b",
-        "153f30",
-        "4c09a0",
+        "9b9a47",
+        "4c6385",
     )
     rows = [read_row_file(path) for path in paths if path.stem.endswith(older)]
     assert len(rows) == 12

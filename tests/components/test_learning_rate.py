@@ -158,6 +158,11 @@ def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
         ({"warmup_epochs": None}, "warmup_from stands without warmup_epochs"),
         ({"warmup_from": None}, "warmup_epochs stands without warmup_from"),
         (
+            {"warmup_epochs": None, "warmup_from": None, "warmup_multiplies": True},
+            "warmup_multiplies stands without warmup_epochs",
+        ),
+        ({"base": VISION, "warmup_multiplies": True}, "write schedule.period: run"),
+        (
             {"warmup_epochs": None, "warmup_from": None, "warmup_ends_at_peak": True},
             "warmup_ends_at_peak stands without warmup_epochs",
         ),

@@ -10,8 +10,8 @@ from trainer.base.errors import OverrideError, UserError
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.plan import PlanError, make_plan
-from trainer.recipe.profiles import Adapt
-from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
+from trainer.recipe.profiles import PROFILES, Adapt
+from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
 from trainer.runs.job import Job, plan_of
 
 
@@ -333,6 +333,17 @@ def test_a_decay_apart_from_the_rate_follows_the_batch_where_the_page_has_a_rule
         "torchvision-v1",
     ):  # no rule for another batch; a decay that is multiplied by the rate
         assert "optimizer.weight_decay" not in changed_by_digits(recipe)[1]
+
+
+@pytest.mark.parametrize("name", ["convnext", "A2-mmpretrain", "pycls-dds", "bit-i1k"])
+def test_a_profile_without_warmup_leaves_out_all_that_is_about_it(name):
+    profile = PROFILES["imagenet-1k"].model_copy(update={"adapt": Adapt(epochs=3, warmup_epochs=0)})
+    recipe = load_recipe(find_recipe(name))
+    recipe = recipe.for_model(recipe.published[0].model if recipe.published else "resnet50")
+    adapted, _ = apply_overrides(recipe, adaptation(recipe, profile), "profile")
+    lr = adapted.lr
+    assert lr.num_warmup_steps(10) == 0 and lr.at(0, 10, 3) == lr.peak
+    assert not (lr.warmup_ends_at_peak or lr.warmup_multiplies or lr.warmup_updated)
 
 
 def test_lighting_is_refused_before_the_first_step_where_there_are_no_colours():

@@ -170,10 +170,15 @@ def _warmup_epochs(share: float, epochs: int, recipe: Recipe, adapt: Adapt) -> d
     return {"lr.warmup_epochs": None, **_without_warmup(recipe)}
 
 
-def _without_warmup(recipe: Recipe) -> dict[str, None]:
+def _without_warmup(recipe: Recipe) -> dict[str, bool | None]:
     """Off with the length goes all that is about the warm-up."""
     keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
-    return {f"lr.{key}": None for key in keys if getattr(recipe.lr, key) not in (None, False)}
+    values = {key: getattr(recipe.lr, key) for key in keys}
+    return {
+        f"lr.{key}": False if value is True else None
+        for key, value in values.items()
+        if value is not None and value is not False
+    }
 
 
 def _fit_average(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_train: int) -> None:

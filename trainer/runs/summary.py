@@ -53,6 +53,7 @@ def plan_in_brief(
         f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
     )
     out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+    precision_note(out, plan, settings.precision)
 
 
 def deviations(out: Console, plan: Plan) -> None:
@@ -88,6 +89,18 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
         out.print(
             f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
         )
+
+
+def precision_note(out: Console, plan: Plan, precision: str) -> None:
+    """Where a run of the source's own data is in another precision than the source's."""
+    scores = [score for score in plan.recipe.published if score.precision]
+    if plan.profile.adapt is not None or precision in {score.precision for score in scores}:
+        return
+    if scores:
+        known = scores[0]
+        source = f"at the source {known.precision} ({known.top1_pct} %)"
+        line = f"note: precision is {precision}, {source}"
+        out.print(line, style="yellow", markup=False)
 
 
 def batch_line(plan: Plan) -> str:

@@ -61,6 +61,13 @@ def maps(num_channels):
     return torch.randn(4, num_channels, 5, 5, generator=torch.Generator().manual_seed(1)) * 3 + 1
 
 
+def test_a_moved_mean_is_of_estimates_alone():
+    fields = {"groups": 8, "eps": 1e-4, "momentum": 0.2}
+    assert norms.BatchChannelNorm(**fields, statistics="estimated", variance_around_moved_mean=True)
+    with pytest.raises(ValueError, match="statistics: estimated"):
+        norms.BatchChannelNorm(**fields, statistics="batch", variance_around_moved_mean=True)
+
+
 def test_this_file_knows_every_norm():
     kinds = registered(norms.Norm)
     assert {type(part) for part in PARTS.values()} == set(kinds)

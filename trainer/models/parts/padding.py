@@ -42,7 +42,8 @@ class SamePadding(Part):
         taken = {
             name: module
             for name, module in found.items()
-            if any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
+            if isinstance(module, kinds)
+            and any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
         }
         if not taken:
             raise nothing_to_replace("same_padding", "strided convolution that pads", model)

@@ -1,0 +1,39 @@
+"""What stands above a run."""
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from trainer.base.settings import make_settings
+from trainer.runs import summary
+from trainer.runs.job import Job, plan_of
+
+
+def above(precision, recipe, data="imagenet-1k"):
+    out = Console(file=io.StringIO(), width=200)
+    settings = dataclasses.replace(make_settings("cpu", workers="0"), precision=precision)
+    summary.plan_in_brief(out, plan_of(Job(recipe, "resnet50", data)), settings)
+    return out.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision", "source"),
+    [
+        ("A2", "bf16", "fp16"),
+        ("A2", "fp16", None),
+        ("torchvision-v2", "bf16", "float32"),
+        ("torchvision-v2", "float32", None),
+        ("nvidia-v15-90", "float32", None),  # scored in several
+        ("bcn", "bf16", None),  # no score
+    ],
+)
+def test_a_precision_other_than_the_scores_is_noted(recipe, precision, source):
+    notes = [line for line in above(precision, recipe).splitlines() if "note: precision" in line]
+    assert len(notes) == (source is not None)
+    assert all(precision in line and source in line for line in notes)
+
+
+def test_other_data_than_the_scores_have_no_such_note():
+    assert "note: precision" not in above("float32", "A2", "digits")
