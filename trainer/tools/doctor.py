@@ -50,6 +50,7 @@ PROBES = {
     "cores": Probe(probes.cores, is_needed=False),
     "shared memory": Probe(probes.shared_memory, is_needed=False),
     "disk": Probe(probes.disk),
+    "cache": Probe(probes.cache, is_needed=False),
     "locale": Probe(probes.locale),
     "JPEG": Probe(doctor_steps.jpeg),
     "step": Probe(doctor_steps.steps),

@@ -280,8 +280,8 @@ def cores(asked: Asked) -> list[Finding]:
 
 
 def shared_memory(asked: Asked, folder: Path = Path("/dev/shm")) -> list[Finding]:
-    """Where loader processes leave their images."""
-    wanted = f"{WANTED_SHARED_MIB} MiB for loader processes"
+    """Where NCCL lets the ranks of several GPUs meet; loader processes do without."""
+    wanted = f"{WANTED_SHARED_MIB} MiB for several GPUs (NCCL)"
     if not folder.is_dir():
         return [
             Finding(
@@ -289,12 +289,12 @@ def shared_memory(asked: Asked, folder: Path = Path("/dev/shm")) -> list[Finding
                 f"no {folder}",
                 wanted,
                 GOOD if sys.platform == "darwin" else ABSENT,
-                "workers=0",
+                "",
             )
         ]
     free_mib = shutil.disk_usage(folder).free / 2**20
     is_good = free_mib >= WANTED_SHARED_MIB
-    remedy = "" if is_good else "docker run --shm-size=8g ..., or workers=0"
+    remedy = "" if is_good else "docker run --shm-size=8g ..."
     return [
         Finding(
             "shared memory",
@@ -330,6 +330,13 @@ def disk(asked: Asked) -> list[Finding]:
             )
         )
     return findings
+
+
+def cache(asked: Asked) -> list[Finding]:
+    """Where the lists of images and what is compiled are kept."""
+    index = import_module("trainer.data.index")
+    state, remedy = (ABSENT, "XDG_CACHE_HOME=<a folder>") if index.cache_note() else (GOOD, "")
+    return [Finding("cache", str(index.cache_folder()), "a home to write to", state, remedy)]
 
 
 def locale(asked: Asked) -> list[Finding]:
