@@ -1,4 +1,6 @@
-"""Standard output that breaks: a run goes on to its row, its log says so, its exit code is as ever."""
+"""What a program is given by the shell that starts it: an output that breaks (a run goes on to its
+row, its log says so, its exit code is as ever), too little address space.
+"""
 
 import os
 import subprocess
@@ -49,3 +51,18 @@ def test_a_command_whose_answer_is_its_output_fails_in_one_line():
         )
     assert done.returncode == 74
     assert done.stderr.startswith("error: standard output") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.drill
+def test_too_little_address_space_is_one_line(tmp_path):
+    shell = 'ulimit -v 1000000; exec "$0" -m trainer "$@"'
+    done = subprocess.run(
+        ["bash", "-c", shell, sys.executable, *words(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ulimit -v 1000000")
