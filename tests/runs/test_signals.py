@@ -187,6 +187,37 @@ def test_what_came_before_there_was_a_request_is_in_it():
     assert [signal.getsignal(number) for number in stop.SIGNALS] == actions
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["SIGHUP", "SIGINT"])
+def test_what_was_ignored_before_is_left_alone(number):
+    """nohup ignores SIGHUP, a shell's `&` SIGINT."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with EarlySignals(), StopRequest() as request:
+            os.kill(os.getpid(), number)
+            assert not request.is_requested
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    "words", [["ablate", "--ablation=repeated-augmentation"], ["lr-find"], ["reproduce", "--row=x"]]
+)
+def test_other_long_commands_hear_a_signal_while_they_import(tmp_path, words):
+    words = [*words, f"--runs={tmp_path}", f"--results={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT, "typer", "SIGTERM", "once", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    expected = 2 if words[0] == "reproduce" else 75  # there is no such row
+    assert done.returncode == expected, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("begin", "between"),
     [

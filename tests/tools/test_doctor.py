@@ -36,6 +36,7 @@ def test_this_machine_is_found_fit(tmp_path):
         "shared memory",
         "disk (runs)",
         "disk (results)",
+        "cache",
         "locale",
         "JPEG",
     } <= set(found)

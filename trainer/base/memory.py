@@ -44,6 +44,13 @@ def line_of(error: BaseException) -> str | None:
             f"out of memory: {message}; use fewer images at once (batch.norm_images), or a device"
             " with more memory"
         )
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if isinstance(error, ImportError | MemoryError) and limit != resource.RLIM_INFINITY:
+        # a library that is there is no fault of the program's where it cannot be mapped
+        said = printable(str(error).partition("\n")[0]) or "out of memory"
+        return f"ulimit -v {limit >> 10}: {said}; use ulimit -v unlimited, or a larger one"
+    if isinstance(error, MemoryError):
+        return "out of memory; use fewer workers= or images at once, or a machine with more"
     return None
 
 

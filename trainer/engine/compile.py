@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from trainer.base.errors import UserError
+from trainer.data.index import cache_folder, cache_note
 from trainer.models.parts.norm_layers import StepNorm
 
 if TYPE_CHECKING:  # two seconds of importing
@@ -46,6 +47,8 @@ class Compiled:
                 " use compile=0"
             )
         _check_compiler()
+        if cache_note():  # torch asks for the user's name otherwise, and has none
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
         # The two settings and the two callbacks have no public names; torch's documentation names
         # _dynamo.config.
         torch._dynamo.config.recompile_limit = max(

@@ -15,6 +15,7 @@ from trainer.base.settings import check_writable, make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.datasets.beton import chosen_loader
+from trainer.data.index import cache_note
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place, rank_device
@@ -122,6 +123,8 @@ def train_rank(
         check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
     show.ignored_lines(console, opened.ignored)
+    if note := cache_note():
+        console.print(note, markup=False)
     ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks, faults)
     if row is not None:

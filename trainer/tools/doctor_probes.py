@@ -304,13 +304,20 @@ def cores(_: Folders) -> list[Finding]:
 
 
 def shared_memory(_: Folders, folder: Path = Path("/dev/shm")) -> list[Finding]:
-    """Where loader processes leave their images."""
-    what, wanted = "shared memory", f"{WANTED_SHARED_MIB} MiB for loader processes"
+    """Where NCCL lets the ranks of several GPUs meet; loader processes do without."""
+    what, wanted = "shared memory", f"{WANTED_SHARED_MIB} MiB for several GPUs (NCCL)"
     if not folder.is_dir():
-        return judged(what, f"no {folder}", wanted, sys.platform == "darwin", "workers=0")
+        return judged(what, f"no {folder}", wanted, sys.platform == "darwin", "")
     free_mib = shutil.disk_usage(folder).free / 2**20
     found, is_good = f"{free_mib:.0f} MiB free in {folder}", free_mib >= WANTED_SHARED_MIB
-    return judged(what, found, wanted, is_good, "docker run --shm-size=8g ..., or workers=0")
+    return judged(what, found, wanted, is_good, "docker run --shm-size=8g ...")
+
+
+def cache(_: Folders) -> list[Finding]:
+    """Where the lists of images and what is compiled are kept."""
+    index = import_module("trainer.data.index")
+    is_good, remedy = not index.cache_note(), "XDG_CACHE_HOME=<a folder>"
+    return judged("cache", str(index.cache_folder()), "a home to write to", is_good, remedy)
 
 
 def disk(folders: Folders) -> list[Finding]:
@@ -479,6 +486,7 @@ PROBES = {
     "cores": Probe(cores, is_needed=False),
     "shared memory": Probe(shared_memory, is_needed=False),
     "disk": Probe(disk),
+    "cache": Probe(cache, is_needed=False),
     "locale": Probe(locale),
     "JPEG": Probe(jpeg),
     "step": Probe(steps),
