@@ -1,13 +1,17 @@
 """The command line: options reach the program as text, and an error is one line and exit 2."""
 
+import io
 import shutil
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from support.commands import ROOT, make, program, rsb
-from trainer.base.settings import num_cores
+from trainer.base.settings import make_settings, num_cores
+from trainer.runs import summary
+from trainer.runs.job import Job, plan_of
 
 
 @pytest.mark.parametrize(
@@ -323,3 +327,10 @@ def test_help_and_mistyped_options_answer_before_anything_heavy_is_imported(word
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout + done.stderr
+
+
+def test_a_run_says_what_the_recipes_rule_would_make_of_the_rate():
+    plan = plan_of(Job(recipe="nvidia-v15-90", model="test_resnet", overrides="batch.images=128"))
+    out = Console(file=io.StringIO(), width=160)
+    summary.plan_in_brief(out, plan, make_settings("cpu", workers="0"))
+    assert f'set="lr.peak={4 * plan.recipe.lr.peak:g}"' in out.file.getvalue()
