@@ -12,7 +12,7 @@ import pytest
 
 from support import packing
 from support.fuzz_targets import image_file
-from trainer.recipe.schema import recipe_paths
+from trainer.recipe.shipped import recipe_paths
 
 HERE = Path(__file__).parent
 NUM_IN_DRILL = 5_000

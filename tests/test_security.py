@@ -34,14 +34,15 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image
 from trainer.data.index import DataError, open_index
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
 from trainer.recipe import explain
 from trainer.recipe.load import ConfigError, load_yaml, parse
 from trainer.recipe.overrides import OverrideError, overrides_of
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import Recipe, find_recipe, open_recipe
+from trainer.recipe.schema import Recipe, open_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs import lock as claims
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, run_job
@@ -166,7 +167,7 @@ def test_a_store_behind_a_url_cannot_name_files_elsewhere(tmp_path, monkeypatch)
         pull_rows("memory://x", tmp_path / "rows")
     monkeypatch.setattr("trainer.runs.remote_rows._names", lambda url: ["a.json"])
     pull_rows("memory://x", tmp_path / "rows")
-    with pytest.raises(RowError, match="KiB"):
+    with pytest.raises(RowError, match="of which at most"):
         read_row(tmp_path, "a")
 
 
@@ -329,7 +330,7 @@ def test_postscript_is_no_image(tmp_path, monkeypatch):
     (tmp_path / "image.jpg").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match="EPS is not read"):
         read_image(tmp_path / "image.jpg")
     assert not (tmp_path / "sprung").exists()
 
@@ -462,7 +463,7 @@ def test_a_page_cannot_set_what_is_printed(tmp_path):
 
 
 def test_an_error_of_a_rank_is_text(capsys):
-    meeting._say_error(HOSTILE)
+    rendezvous._print_error(HOSTILE)
     assert "\x1b" not in capsys.readouterr().err
 
 

@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import signal
 import sys
 import warnings
 
-from trainer.base.signals import EarlySignals
+from trainer.base.disk import why
+from trainer.base.exits import EXIT_UNWRITTEN
+from trainer.base.output import guard_standard_streams
+from trainer.base.signals import SIGNALS, EarlySignals
+
+# They hear signals, and go on without standard output: what they make stands in files.
+_LONG = ("train", "ablate", "lr-find", "reproduce")
 
 
 def main() -> None:
     """Run one command and end with its exit code.
 
-    The only place that changes anything of the process: signal handlers and warning filters, both
-    restored at the end.
+    The only place that changes anything of the process: standard streams, signal handlers and
+    warning filters.
     """
-    command = sys.argv[1:2]
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    is_long = first in _LONG or "=" in first  # recipe=A1 alone trains
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # é where only ASCII is allowed: \\xe9
+            stream.reconfigure(errors="backslashreplace")
+    output = guard_standard_streams()
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         # PIL's advice about single image files; check-data lists them
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        if command == ["train"]:  # its imports take seconds, in which a signal may arrive
+        if is_long:  # its imports take seconds, in which a signal may arrive
             stack.enter_context(EarlySignals())
-        if command == ["doctor"]:
+        if sys.argv[1:2] == ["doctor"]:
             # before Typer is imported: it, or a package that it needs, may be what is broken
-            from trainer.tools.doctor_show import answer_words
+            from trainer.tools.doctor import answer_words
 
             answer_words(sys.argv[2:])
         from trainer.cli.main import run_program  # Typer, after the signal handlers are installed
 
-        sys.exit(run_program())
+        code = run_program()
+    for number in SIGNALS:  # all is said and done: the seconds of Python's own end say nothing
+        signal.signal(number, signal.SIG_IGN)
+    output.flush()
+    if not is_long and output.trouble and output.trouble.errno not in (errno.EPIPE, errno.EBADF):
+        print(f"error: standard output: cannot write ({why(output.trouble)})", file=sys.stderr)
+        code = EXIT_UNWRITTEN
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from typing import Any
 import pandas
 from torch import nn
 
+from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
@@ -49,9 +50,11 @@ from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, find_recipe, recipe_paths
+from trainer.recipe.schema import Recipe
 from trainer.recipe.schema import load_recipe as load_file
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs import summary as show
+from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
 from trainer.runs.job import Job, plan_of
 from trainer.runs.rescore import rescore
 from trainer.runs.results import Row, read_row_file
@@ -245,7 +248,7 @@ def evaluate(
     folder = run.folder if isinstance(run, Run) else find_run_folder(str(run), Path(runs))
     with untouched(device):
         settings = make_settings(device, precision, str(workers), folder.parent)
-        _, scores = rescore(folder, settings, Path(data_dir) if data_dir else None)
+        _, scores, _ = rescore(folder, settings, Path(data_dir) if data_dir else None)
     return scores
 
 
@@ -295,7 +298,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             raise UserError(f"{path}: not found; use runs=<folder of the run folders>")
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular(path, LARGEST_METRICS_BYTES).split(b"\n")
         whole = [json_of(line) for line in lines if line.endswith(b"}")]  # one may be half written
         return pandas.DataFrame(whole, columns=list(_COLUMNS))
 

@@ -12,6 +12,7 @@ import pytest
 from support.repeats import repeat_of, row_of, shared_in
 from trainer.ablation import cell_run
 from trainer.ablation.cell_run import (
+    is_running,
     num_failed,
     repeats_of,
     run_folder_of,
@@ -25,7 +26,7 @@ from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import SIGNALS
 from trainer.runs.job import write_plan
-from trainer.runs.lock import try_acquire
+from trainer.runs.lock import LockedError, LockLost, try_acquire
 from trainer.runs.results import rows_folder, store_row
 
 
@@ -91,6 +92,28 @@ def test_a_claimed_cell_is_left_alone(tmp_path, monkeypatch):
     with try_acquire(cell_folder(shared.runs, repeat.key)):
         assert run_repeat(repeat, shared) == EXIT_CLAIMED
     assert asked == [] and read_failures(shared.runs) == {}
+
+
+@pytest.mark.parametrize("error", [LockedError, LockLost])
+def test_a_run_that_train_by_hand_has_is_no_failure(tmp_path, monkeypatch, error):
+    shared, repeat = shared_in(tmp_path), repeat_of(0.1)
+
+    def refused(*_):
+        raise error("process 7 is running here")
+
+    monkeypatch.setattr(cell_run, "train_job", refused)
+    assert run_repeat(repeat, shared) == EXIT_CLAIMED
+    assert read_failures(shared.runs) == {}
+
+
+def test_a_cell_is_running_where_its_cells_folder_or_its_runs_is_locked(tmp_path):
+    shared, repeat = shared_in(tmp_path), repeat_of(0.1)
+    run = shared.runs / f"{repeat.prefix}aaaaaa"
+    write_plan(run, repeat.job, repeat.plan)
+    assert not is_running(shared, repeat)
+    for folder in (cell_folder(shared.runs, repeat.key), run):
+        with try_acquire(folder):
+            assert is_running(shared, repeat) and not is_running(shared, repeat_of(0.2))
 
 
 def test_a_failure_is_counted_told_and_forgotten_when_the_cell_finishes(tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from trainer.ablation.designs import (
 )
 from trainer.base.errors import ConfigError
 from trainer.recipe import check
-from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
+from trainer.recipe.schema import apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe
 
 A2 = load_recipe(find_recipe("A2.v1")).for_model("resnet50")
 LOSS = {"name": "loss", "levels": ({"name": "BCE"}, {"name": "CE", "set": {"loss.name": "ce"}})}

@@ -11,7 +11,7 @@ import pytest
 from support.studies import PAGE
 from trainer.ablation import questions
 from trainer.ablation.cells import plan_of_cell
-from trainer.ablation.questions import open_question, question_of, shipped_pages
+from trainer.ablation.questions import open_question, question_of, shipped_ablations
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
@@ -117,9 +117,9 @@ def test_a_page_that_is_not_there_is_refused():
         open_question("nobody")
 
 
-def test_the_shipped_pages_are_all_there():
+def test_the_shipped_ablations_are_all_there():
     assert {"norm-micro-batch", "rsb-loss", "activations"} <= {
-        path.stem for path in shipped_pages()
+        path.stem for path in shipped_ablations()
     }
 
 

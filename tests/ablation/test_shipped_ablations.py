@@ -16,7 +16,8 @@ from trainer.ablation.spec import AblationPage, ablation_paths, load_ablation
 from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.load import parse
-from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import read_row_file
 

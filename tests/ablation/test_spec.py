@@ -26,9 +26,10 @@ from trainer.cli.plan_ablation import print_plan
 from trainer.data.dataset import open_data
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
-from trainer.recipe.load import ConfigError, parse_page
+from trainer.recipe.load import ConfigError, parse_recipe
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import apply_overrides, find_recipe, load_recipe
+from trainer.recipe.schema import apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.report.rows import by_cell, find_rows
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import store_row
@@ -369,7 +370,7 @@ VALUES = st.recursive(
 @settings(max_examples=120)
 @given(st.dictionaries(WORDS, VALUES, max_size=12), st.booleans())
 def test_made_up_pages_never_end_in_a_traceback(data, over_a_sound_one):
-    sound = tree.plain(parse_page(PAGE, "page", AblationPage)[0]) if over_a_sound_one else {}
+    sound = tree.plain(parse_recipe(PAGE, "page", AblationPage)[0]) if over_a_sound_one else {}
     refused_or_sound(tree.to_yaml({**sound, **data}))
 
 
@@ -388,7 +389,7 @@ def test_a_page_with_a_part_of_it_changed_never_ends_in_a_traceback(tmp_path_fac
 
 def refused_or_sound(text: str) -> None:
     try:
-        parse_page(text, "page", AblationPage)
+        parse_recipe(text, "page", AblationPage)
     except UserError as error:
         assert re.match(r"page:\d+: ", str(error)) and str(error).isprintable(), error
 

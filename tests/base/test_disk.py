@@ -37,8 +37,8 @@ def test_one_line_a_minute_says_all_that_is_not_written_and_one_that_it_is_over(
     assert len(lines) == 3  # at once, after 60 s, after 120 s
     assert (
         lines[0]
-        == "runs/x: cannot write metrics.jsonl (No space left on device); training goes on and"
-        " tries again"
+        == "runs/x: cannot write metrics.jsonl (No space left on device); training continues and"
+        " retries"
     )
     assert (
         "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last"

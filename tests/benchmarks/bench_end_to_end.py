@@ -29,7 +29,7 @@ from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
-from trainer.tools.bench_data import image_folder, photo_files
+from trainer.tools.bench import image_folder, photo_files
 from trainer.tools.bench_timm import TimmLoop
 
 NUM_TRAIN, NUM_VAL = 1024, 64

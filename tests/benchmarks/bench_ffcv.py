@@ -16,7 +16,7 @@ from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.profile import find_profile
 from trainer.tasks import task_of
-from trainer.tools.bench_data import image_folder
+from trainer.tools.bench import image_folder
 
 STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
 

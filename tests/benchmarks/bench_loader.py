@@ -15,6 +15,7 @@ sample images.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,8 +41,7 @@ from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
-from trainer.tools.bench import in_turns, median_ratio
-from trainer.tools.bench_data import photo_files
+from trainer.tools.bench import in_turns, photo_files, ratios
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
@@ -166,7 +166,7 @@ def measured(stages: dict, num_rounds: int, clock: Callable[[], float]) -> list[
             "stage": stage,
             "who": who,
             "image_ms": round(rate.image_ms, 3),
-            "x_timm": round(median_ratio(rate, timm_whole), 3),
+            "x_timm": round(statistics.median(ratios(rate, timm_whole)), 3),
         }
         | rate.as_facts()
         for (stage, who), rate in rates.items()

@@ -30,7 +30,7 @@ from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.runs.job import Job, plan_of
-from trainer.tools.bench import Rate, median_ratio
+from trainer.tools.bench import Rate, ratios
 
 KINDS = ("none", "one rank")
 
@@ -137,7 +137,7 @@ def main() -> None:
         "device": provenance.device_name("cpu"), "num_threads": num_threads,
         "torch": torch.__version__, "recipe": given.recipe, "model": given.model, "set": given.set,
         "num_rounds": given.rounds, "num_steps": given.steps,
-        "ratio": round(median_ratio(rates["one rank"], rates["none"]), 4),
+        "ratio": round(statistics.median(ratios(rates["one rank"], rates["none"])), 4),
         "cost_pct": round(statistics.median(costs), 3),
         "cost_quartiles_pct": [round(low, 3), round(high, 3)],
         "rates": {kind: rate.as_facts() for kind, rate in rates.items()},

@@ -19,7 +19,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
-from trainer.tools.bench_data import image_folder
+from trainer.tools.bench import image_folder
 from trainer.tools.bench_timm import timm_loader
 
 NUM_MICRO_BATCHES = 4  # of a step of the page A2

@@ -54,7 +54,8 @@ class Pair:
         """The text of set= of a run at a peak. A warm-up or an end above the peak comes down in
         proportion, as the page wants.
         """
-        from trainer.recipe.schema import find_recipe, load_recipe
+        from trainer.recipe.schema import load_recipe
+        from trainer.recipe.shipped import find_recipe
 
         lr = load_recipe(find_recipe(self.page)).lr
         ends = {

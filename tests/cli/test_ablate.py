@@ -1,16 +1,13 @@
 """The command `ablate`: contradictions are refused, threads are chosen once, options arrive."""
 
-import inspect
 import os
-import re
 from pathlib import Path
 
 import pytest
 
-from support.commands import ROOT, make, rsb
+from support.commands import rsb
 from trainer.ablation.start import shared_settings
 from trainer.ablation.threads import set_num_threads
-from trainer.cli import ablate as ablate_cli
 
 
 @pytest.mark.parametrize(
@@ -65,37 +62,3 @@ def test_folders_are_absolute_and_a_url_has_a_mirror(tmp_path, monkeypatch):
     assert far.url == "memory://rows-of-a-test" and far.results.is_relative_to(
         tmp_path / "runs" / "cells"
     )
-
-
-def test_make_passes_every_variable(door):
-    named = {
-        "ablation": "a b",
-        "jobs": "2",
-        "gpus": "4",
-        "retries": "1",
-        "on": "ray",
-        "address": "auto",
-        "per_cell": "cpus=4 gpus=1",
-    }
-    done = make(
-        door,
-        "ablate",
-        *(f"{name}={value}" for name, value in named.items()),
-        "fail_fast=1",
-        "runs=r",
-        "results=s",
-    )
-    words = [eval(line) for line in done.stdout.splitlines()]
-    assert words[:3] == ["-m", "trainer", "ablate"] and words[-1] == "--fail-fast"
-    assert dict(zip(words[3:-1:2], words[4:-1:2], strict=True)) == {
-        **{f"--{name.replace('_', '-')}": value for name, value in named.items()}, "--runs": "r",
-        "--results": "s",
-    }  # fmt: skip
-    assert "--fail-fast" not in make(door, "ablate", "fail_fast=0").stdout
-
-
-def test_every_option_is_a_variable_of_make():
-    text = (ROOT / "Makefile").read_text()
-    (line,) = [line for line in text.splitlines() if line.startswith("ablate:")]
-    listed = set(re.search(r"\(([^()]*)\)$", line)[1].split())
-    assert listed == set(inspect.signature(ablate_cli.ablate).parameters)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import make, rsb
+from support.commands import rsb
 from support.studies import table
 from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
@@ -129,7 +129,7 @@ def test_without_an_ablation_all_are_listed_with_what_they_have(tmp_path, monkey
     known = load_ablation("norm-micro-batch")
     store_row(tmp_path, stored_row(known.cells[0], 0, 90.0))
     store_row(tmp_path, stored_row(known.cells[0], 1, None))
-    monkeypatch.setattr("trainer.cli.table_show.shipped_pages", lambda: [known.path])
+    monkeypatch.setattr("trainer.cli.table_show.shipped_ablations", lambda: [known.path])
     done = rsb("table", "--results", tmp_path, "--runs", tmp_path)
     assert done.exit_code == 0, done.output
     line = next(line for line in done.output.splitlines() if "norm-micro-batch" in line)
@@ -182,31 +182,3 @@ def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
         assert (ROOT / "results" / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
-
-
-# ---- the Makefile
-
-
-def test_make_passes_the_words_of_a_table(door):
-    words = {
-        "ablation": "norms",
-        "metric": "loss",
-        "sort": "-mean cell",
-        "columns": "cell n",
-        "filter": 'mean > 90 and "$(touch pwned)" in cell',
-        "format": "md",
-    }
-    done = make(door, "table", *(f"{name}={value}" for name, value in words.items()))
-    assert done.returncode == 0, done.stderr
-    passed = [eval(line) for line in done.stdout.splitlines()]
-    assert passed[:3] == ["-m", "trainer", "table"]
-    assert dict(zip(passed[3::2], passed[4::2], strict=True)) == {
-        f"--{name}": value for name, value in words.items()
-    }
-    assert not (door / "pwned").exists()
-
-
-@pytest.mark.parametrize(("anyway", "is_passed"), [("1", True), ("0", False)])
-def test_make_reproduces_a_row(door, anyway, is_passed):
-    passed = make(door, "reproduce", "row=A1.v1-x", f"anyway={anyway}").stdout
-    assert "'--row'" in passed and ("'--anyway'" in passed) is is_passed

@@ -28,7 +28,8 @@ from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
-from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe
 
 EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SEED, IDS = 3, np.array([[epoch, sample, 0] for epoch in range(2) for sample in range(20)])

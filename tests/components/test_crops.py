@@ -1,5 +1,7 @@
 """Crops are torchvision's and timm's: the random ones in distribution, the central one exactly."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,14 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import RandomResizedCrop as Reference
 
 from support.draws import make_ids
-from trainer.components.crops import Flip, RandomResizedCrop, evaluation_geometry, evaluation_size
+from trainer.base.streams import uniforms
+from trainer.components.crops import (
+    Flip,
+    InceptionCrop,
+    RandomResizedCrop,
+    evaluation_geometry,
+    evaluation_size,
+)
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 NUM_DRAWS = 3000
@@ -112,3 +121,62 @@ def test_evaluation_equals_timms(share):
         resized = image.resize((resized_w, resized_h), Image.Resampling.BICUBIC)
         kept = resized.crop((left, top, left + kept_w, top + kept_h))
         assert np.array_equal(np.asarray(kept).transpose(2, 0, 1), transform(image).numpy())
+
+
+INCEPTION_AREA, INCEPTION_ASPECT = (0.05, 1.0), (0.75, 1.33)
+
+
+def inception_boxes(height, width, ids, interpolation="bilinear_no_antialias"):
+    crop = InceptionCrop(area=INCEPTION_AREA, aspect=INCEPTION_ASPECT, interpolation=interpolation)
+    return crop.draw(1, ids, np.full(len(ids), height), np.full(len(ids), width))[0]
+
+
+def tensorflows_box(height, width, draws):
+    """The rule of sample_distorted_bounding_box for one image, from its description: aspect even
+    between its bounds; height even between that of the least area and the most that area and both
+    sides allow; width by rounding; one row more or less where rounding left the area's bounds; a
+    corner short of the room; the whole image after a hundred failures.
+    """
+    least, most = (share * height * width for share in INCEPTION_AREA)
+    low, high = INCEPTION_ASPECT
+    for attempt in range(100):
+        tilt, growth = draws[2 * attempt : 2 * attempt + 2]
+        aspect = low + (high - low) * tilt
+        lowest, highest = (round(math.sqrt(area / aspect)) for area in (least, most))
+        if round(highest * aspect) > width:
+            highest = int((width + 0.5 - 1e-7) / aspect)
+            highest -= round(highest * aspect) > width
+        highest = min(highest, height)
+        lowest = min(lowest, highest)
+        rows = lowest + int(growth * (highest - lowest + 1))
+        if round(rows * aspect) * rows < least:
+            rows += 1
+        if round(rows * aspect) * rows > most:
+            rows -= 1
+        columns = round(rows * aspect)
+        if least <= rows * columns <= most and 0 < rows <= height and 0 < columns <= width:
+            top = int(draws[-2] * (height - rows)) if rows < height else 0
+            left = int(draws[-1] * (width - columns)) if columns < width else 0
+            return top, left, rows, columns
+    return 0, 0, height, width
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(375, 500), (500, 375), (32, 32), (8, 8), (20, 1000), (1, 1), (3, 200)]
+)
+def test_the_inception_crop_is_tensorflows_rule(height, width):
+    ids = make_ids(300)
+    ours = inception_boxes(height, width, ids)
+    draws = uniforms(1, "inception_crop", ids, 202)
+    expected = [tensorflows_box(height, width, row) for row in draws.tolist()]
+    assert ours.tolist() == [list(box) for box in expected]
+
+
+def test_the_inception_crop_shows_less_of_an_image_than_an_even_area_does():
+    boxes = inception_boxes(375, 500, make_ids(20_000))
+    other = RandomResizedCrop(
+        area=INCEPTION_AREA, aspect=INCEPTION_ASPECT, interpolation="bilinear"
+    )
+    even = other.draw(1, make_ids(20_000), np.full(20_000, 375), np.full(20_000, 500))[0]
+    means = [(box[:, 2] * box[:, 3]).mean() / (375 * 500) for box in (boxes, even)]
+    assert means == pytest.approx([0.344, 0.414], abs=0.005)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from trainer.data import index
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
@@ -37,12 +39,14 @@ def make_folder(tmp_path):
 
 
 @pytest.fixture
-def settle():
-    """Set the times of all folders below a root into the past: a folder that is too young is not
-    believed.
+def settle(monkeypatch):
+    """Set the times of all folders below a root into the past, and take its files for old ones:
+    what is too young is not believed.
     """
 
     def age(root):
+        # no program sets a file's change time
+        monkeypatch.setattr(index, "_FILE_SETTLED_NS", -(10**18))
         for folder, _, _ in os.walk(root):
             os.utime(folder, (1e9, 1e9))
 

@@ -89,7 +89,7 @@ def test_a_run_goes_from_arrays_to_a_row_and_its_model_scores_the_same(tmp_path,
     row, folder, printed, plan = go(tmp_path, page, root)
     assert (row.status, row.steps, row.num_val_images) == ("finished", 6, 6)
     assert f"note: rand_augment leaves out color for {channels}-channel images" in printed
-    stored, scores = rescore(folder, make_settings("cpu", workers="0"), root)
+    stored, scores, _ = rescore(folder, make_settings("cpu", workers="0"), root)
     assert stored == row and scores.top1_pct == row.top1_pct
     assert scores.loss_nats == pytest.approx(row.loss_nats, rel=1e-6)
     facts = json.loads((folder / "config.json").read_text())["pretrained_cfg"]

@@ -1,6 +1,12 @@
 """Decoding every kind of file, and the two geometries against timm and torchvision."""
 
+import errno
 import io
+import os
+import resource
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +17,12 @@ from timm.data import create_transform
 from torchvision.transforms import functional
 
 from support.packing import encoded
+from trainer.data import decode
 from trainer.data.decode import (
+    NO_ANTIALIAS,
     RESAMPLING,
     BadImage,
+    DataTrouble,
     Planes,
     evaluation_square,
     oddities,
@@ -21,6 +30,7 @@ from trainer.data.decode import (
     stack_squares,
     train_square,
 )
+from trainer.data.jpeg import read_for_training
 
 PHOTOS = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 SMALL = PHOTOS[1].resize((64, 48))
@@ -80,6 +90,118 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path, kind):
     assert oddities(path) == ("16-bit grey",)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [
+        (np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4), "float"),
+        (np.full((4, 4), 70_000, np.int32), "32-bit"),
+        (np.full((4, 4), -5, np.int32), "32-bit"),
+    ],
+)
+@pytest.mark.parametrize("look", [read_image, oddities])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_without_a_known_white_are_refused(tmp_path, pixels, kind, look, channels):
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(BadImage, match=rf"a\.tif: {kind}.*no rule scales"):
+        look(path, channels)
+
+
+def test_12_bits_are_scaled_where_the_format_says_so_and_listed_where_it_does_not(tmp_path):
+    levels = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "a.png")  # says 16 bits
+    (tmp_path / "a.pgm").write_bytes(b"P5 16 16 4095\n" + levels.astype(">u2").tobytes())
+    assert np.asarray(read_image(tmp_path / "a.png", 1)).max() == 16
+    assert oddities(tmp_path / "a.png") == ("16-bit grey, nothing above 4095: nearly black",)
+    found = np.asarray(read_image(tmp_path / "a.pgm", 1)).astype(float)
+    assert np.abs(found - levels.astype(int) * 255 / 4095).max() <= 0.51
+    assert oddities(tmp_path / "a.pgm") == ("16-bit grey",)
+    (tmp_path / "a.tif").write_bytes(tiff_of_12_bits(levels))
+    found = np.asarray(read_image(tmp_path / "a.tif", 1)).astype(float)
+    assert np.abs(found - levels.astype(int) * 255 / 4095).max() <= 0.51
+
+
+def tiff_of_12_bits(levels):
+    """A little-endian TIFF of one uncompressed strip of packed 12-bit samples, by the format's
+    specification (TIFF 6.0).
+    """
+    height, width = levels.shape
+    pairs = levels.reshape(-1, 2).astype(int)
+    first, second = pairs.T
+    strip = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: height}
+    tags[279] = strip.size
+    start = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = start
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    return header + entries + bytes(4) + strip.astype(np.uint8).tobytes()
+
+
+def test_16_bit_colour_is_listed(tmp_path):
+    def chunk(kind, content):
+        sum_ = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + sum_
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    rows = zlib.compress(b"\0" + np.arange(6, dtype=">u2").tobytes())
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(content)
+    assert oddities(tmp_path / "a.png") == ("16-bit colour",)
+
+
+@pytest.mark.parametrize(("value", "kinds"), [(0, ()), (1, ()), (8, ("EXIF-rotated",)), (9, ())])
+def test_only_orientations_that_exist_are_listed(tmp_path, value, kinds):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    SMALL.save(tmp_path / "a.jpg", exif=exif)
+    assert oddities(tmp_path / "a.jpg") == kinds
+
+
+def test_a_png_with_malformed_exif_is_a_good_image(tmp_path):
+    SMALL.save(tmp_path / "a.png", exif=b"Exif\0\0no TIFF header, as some cameras write")
+    assert read_image(tmp_path / "a.png").tobytes() == SMALL.tobytes()
+    assert oddities(tmp_path / "a.png") == ("malformed EXIF",)
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"\0\0\0\x20ftypavif" + bytes(40), "AVIF"),
+        (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "JPEG 2000"),
+        (b"\0\0\x01\0\x01\0" + bytes(40), "ICO"),
+    ],
+)
+def test_a_known_format_that_is_not_read_is_named(tmp_path, content, name):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImage, match=f"the format {name} is not read"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("size", [(2, 60_000), (60_000, 2)])
+def test_an_extreme_shape_is_evaluated_in_bounded_memory(size):
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    tracked = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    square = evaluation_square(Image.fromarray(values), 224, 0.875, "bicubic")
+    assert len(square) == 224 * 224 * 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - tracked < 300 * 1024  # KiB
+
+
+@pytest.mark.parametrize("interpolation", RESAMPLING)
+@pytest.mark.parametrize("bands", ["image", "planes"])
+def test_a_part_resized_alone_is_the_part_of_the_whole_resized(monkeypatch, interpolation, bands):
+    for photo in photo_crops(10):
+        image = photo if bands == "image" else Planes(photo.split())
+        whole = evaluation_square(image, 96, 0.875, interpolation)
+        with monkeypatch.context() as small:
+            small.setattr(decode, "_MOST_RESIZED_PX", 1)
+            part = evaluation_square(image, 96, 0.875, interpolation)
+        whole, part = (np.frombuffer(one, np.uint8).astype(int) for one in (whole, part))
+        # PIL may resize rows and columns in another order, and rounds in between
+        assert np.abs(whole - part).mean() <= 0.3 and np.abs(whole - part).max() <= 12
+
+
 def test_a_plain_file_is_not_odd(tmp_path):
     SMALL.save(tmp_path / "a.jpg")
     assert oddities(tmp_path / "a.jpg") == ()
@@ -108,6 +230,38 @@ def test_a_bad_file_is_named_with_its_reason_in_one_line(tmp_path, look, kind):
 def test_a_missing_file_is_a_bad_image(tmp_path):
     with pytest.raises(BadImage, match="No such file"):
         read_image(tmp_path / "gone.jpg")
+    (tmp_path / "link.jpg").symlink_to("gone.jpg")
+    with pytest.raises(BadImage, match="No such file"):
+        read_image(tmp_path / "link.jpg")
+
+
+def test_one_in_a_folder_that_is_gone_is_not(tmp_path):
+    with pytest.raises(DataTrouble, match="ENOENT"):
+        read_image(tmp_path / "gone" / "image.jpg")
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EIO", "EACCES", "EMFILE", "ENOTCONN", "ETIMEDOUT"])
+def test_what_the_system_says_of_reading_is_no_bad_image(tmp_path, monkeypatch, name):
+    def failing(path):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)), str(path))
+
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(SMALL, "PNG"))
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    for read in (read_image, oddities):
+        with pytest.raises(DataTrouble, match=f"{path}: {name}"):
+            read(path)
+
+
+def test_memory_that_runs_out_is_no_bad_image(tmp_path, monkeypatch):
+    def failing(image, mode):
+        raise MemoryError
+
+    path = tmp_path / "image.png"
+    path.write_bytes(encoded(SMALL.convert("L"), "PNG"))
+    monkeypatch.setattr(Image.Image, "convert", failing)
+    with pytest.raises(DataTrouble, match=f"{path}: not enough memory"):
+        read_image(path)
 
 
 def photo_crops(num_crops):
@@ -294,3 +448,50 @@ def test_a_pickle_in_an_array_file_is_not_opened(tmp_path):
     with pytest.raises(BadImage, match="allow_pickle"):
         read_image(path, 4)
     assert not made.exists()
+
+
+def four_nearest(pixels, side_h, side_w):
+    """Bilinear without smoothing, from its description: each new pixel's center, read between the
+    four nearest old centers, the edge repeated.
+    """
+    height, width = pixels.shape[:2]
+    made = np.zeros((side_h, side_w, pixels.shape[2]))
+    for i in range(side_h):
+        for j in range(side_w):
+            y, x = (i + 0.5) * height / side_h - 0.5, (j + 0.5) * width / side_w - 0.5
+            top, left = int(np.floor(y)), int(np.floor(x))
+            for row, row_share in ((top, 1 - (y - top)), (top + 1, y - top)):
+                for column, share in ((left, 1 - (x - left)), (left + 1, x - left)):
+                    pixel = pixels[min(max(row, 0), height - 1), min(max(column, 0), width - 1)]
+                    made[i, j] += row_share * share * pixel
+    return made
+
+
+@pytest.mark.parametrize("box", [(0, 0, 48, 64), (5, 7, 40, 30), (10, 10, 9, 11)])
+def test_a_crop_without_antialias_reads_the_four_nearest_pixels(box):
+    top, left, height, width = box
+    square = train_square(SMALL, box, NO_ANTIALIAS, 16)
+    part = np.asarray(SMALL)[top : top + height, left : left + width].astype(float)
+    assert np.abs(square.transpose(1, 2, 0) - four_nearest(part, 16, 16)).max() <= 1
+    grey = train_square(SMALL.convert("L"), box, NO_ANTIALIAS, 16)
+    assert grey.shape == (1, 16, 16)
+    planes = train_square(Planes(SMALL.split()), box, NO_ANTIALIAS, 16)
+    assert np.array_equal(planes, square)
+
+
+def test_a_jpeg_for_training_is_read_without_antialias_too(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(PHOTOS[0], "JPEG", quality=95))
+    boxes = [(10, 20, 400, 600), (0, 0, 427, 640), (100, 100, 60, 70)]
+    image, whole = read_for_training(path), read_image(path)
+    shared = image.decoded_for([(box, NO_ANTIALIAS) for box in boxes], 32)
+    for box in boxes:
+        expected = train_square(whole, box, NO_ANTIALIAS, 32).astype(int)
+        for one in (image, shared):  # half the size and less, but never decoded smaller
+            assert np.abs(one.square(box, NO_ANTIALIAS, 32) - expected).mean() < 0.5
+
+
+def test_an_evaluation_without_antialias_reads_the_four_nearest_pixels():
+    made = np.frombuffer(evaluation_square(SMALL, 16, 0.8, "bilinear_no_antialias"), np.uint8)
+    whole = four_nearest(np.asarray(SMALL).astype(float), 20, 26)
+    assert np.abs(made.reshape(16, 16, 3) - whole[2:18, 5:21]).max() <= 1

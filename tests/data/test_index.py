@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainer.data import content as contents
 from trainer.data import index
+from trainer.data.datasets.builtin import FolderSet
+from trainer.data.datasets.packed import open_files
 from trainer.data.index import ARRAYS, DataError, Index, is_image_folder, open_index, store_index
+from trainer.data.profile import find_profile
 
 TWO_CLASSES = {"train": {"cat": 3, "dog": 2}, "val": {"cat": 1, "dog": 1}}
 
@@ -72,7 +76,7 @@ def test_a_changed_folder_is_listed_again_and_its_old_arrays_dropped(make_folder
     second = open_index(root, "train")
     assert (first.num_images, second.num_images) == (5, 4)
     assert first.path(4) == root / "train/dog/1.jpg"  # what is open stays readable
-    assert len(list(cache.rglob("train-*.npy"))) == len(ARRAYS)
+    assert len(list(cache.rglob("train-*.npy"))) == len(ARRAYS) + 1  # and the times
 
 
 def test_a_folder_touched_just_now_is_not_believed(make_folder):
@@ -83,6 +87,73 @@ def test_a_folder_touched_just_now_is_not_believed(make_folder):
     (folder / "new.png").write_bytes(b"x")
     os.utime(folder, ns=(changed_ns, changed_ns))  # as a coarse clock would show it
     assert open_index(root, "train").num_images == 6
+
+
+def test_a_file_rewritten_in_place_is_seen(make_folder, settle):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    with open(root / "train/dog/0.jpg", "ab") as file:  # no folder's time changes
+        file.write(b"more")
+    second = open_index(root, "train")
+    assert second.fingerprint != first.fingerprint
+    assert second.sizes[3] == first.sizes[3] + 4
+
+
+@pytest.mark.parametrize("is_time_kept", [False, True])
+def test_as_many_other_bytes_are_other_content(make_folder, settle, is_time_kept):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = open_index(root, "train")
+    before = content(first)
+    assert content(open_index(root, "train")) == before
+    path = root / "train/dog/0.jpg"
+    about, whole = path.stat(), bytearray(path.read_bytes())
+    whole[-20] ^= 1
+    path.write_bytes(whole)
+    if is_time_kept:  # as rsync and touch do
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    second = open_index(root, "train")
+    assert second.fingerprint == first.fingerprint and content(second) != before
+
+
+def test_content_is_read_once_for_settled_files(make_folder, settle, monkeypatch):
+    root = make_folder(**TWO_CLASSES)
+    settle(root)
+    first = content(open_index(root, "train"))
+    with monkeypatch.context() as watched:
+        watched.setattr(contents, "content_of", lambda path: pytest.fail("read again"))
+        assert content(open_index(root, "train")) == first
+    monkeypatch.setattr(index, "_FILE_SETTLED_NS", 10**12)
+    shutil.copytree(root, root.with_name("young"))
+    found = open_index(root.with_name("young"), "train")
+    assert found.state is None and content(found) == first  # not of the place, and not believed
+    assert content(open_index(root.with_name("young"), "train")) == first
+
+
+def content(found):
+    return [*contents.content_digest(FolderSet(found))][-1]
+
+
+def test_files_that_are_not_listed_are_counted_by_extension(make_folder, settle):
+    root = make_folder(**TWO_CLASSES)
+    for name in ("cat/a.JFIF", "cat/b.gif", "dog/c.gif", "dog/d.heic", "dog/bare", "stray.jpg"):
+        (root / "train" / name).write_bytes(b"x")
+    for name in (".DS_Store", "cat/._0.jpg"):  # what a file manager leaves is none of the user's
+        (root / "train" / name).write_bytes(b"x")
+    settle(root)
+    expected = {".jfif": 1, ".gif": 2, ".heic": 1, "no extension": 1, ".jpg in no class folder": 1}
+    for _ in range(2):  # scanned, then from the cache
+        assert open_index(root, "train").ignored == expected
+    assert open_index(root, "val").ignored == {}
+
+
+def test_files_of_many_kinds_are_counted_together(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    for number in range(30):
+        (root / f"train/cat/scan.{number:03}").write_bytes(b"x")
+    ignored = open_index(root, "train").ignored
+    assert len(ignored) == 21 and ignored["others"] == 10
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"{}"])
@@ -152,6 +223,51 @@ def test_a_folder_that_is_no_data_set_is_refused_in_one_line(make_folder, change
         open_index(root, "train"), open_index(root, "val")
     text = str(refused.value)
     assert str(root) in text and message in text and "; " in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("split", "name"),
+    [("train", "Train"), ("train", "training"), ("val", "valid"), ("val", "test")],
+)
+def test_a_split_under_another_name_is_pointed_at(make_folder, split, name):
+    root = make_folder(**TWO_CLASSES)
+    (root / split).rename(root / name)
+    with pytest.raises(DataError, match=rf"rename {name}/ to {split}/"):
+        open_files(root, "train"), open_files(root, "val")
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # NFC, as Linux has it; NFD, as macOS had it
+
+
+def test_classes_that_differ_in_unicode_form_alone_are_named_as_such(make_folder):
+    root = make_folder(train={COMPOSED: 1, "dog": 1}, val={DECOMPOSED: 1, "dog": 1})
+    with pytest.raises(DataError) as refused:
+        open_index(root, "train")
+    assert ascii(COMPOSED) in str(refused.value) and ascii(DECOMPOSED) in str(refused.value)
+    both = {COMPOSED: 1, DECOMPOSED: 1}
+    with pytest.raises(DataError, match="two classes called"):
+        open_index(make_folder("both", train=both, val=both), "train")
+
+
+def test_classes_that_differ_in_case_alone_are_two_classes(make_folder):
+    both = {"Dog": 1, "dog": 1}
+    assert open_index(make_folder(train=both, val=both), "train").classes == ("Dog", "dog")
+    with pytest.raises(DataError, match="'Dog' is in val/ only as 'Dog', beside 'dog'"):
+        open_index(
+            make_folder("other", train={"cat": 1, "dog": 1}, val={"cat": 1, "Dog": 1}), "val"
+        )
+
+
+def test_a_long_name_in_other_letters_names_runs_within_a_file_names_bytes(make_folder):
+    root = make_folder("数据" * 38, train={"日": 1, "月": 1}, val={"日": 1, "月": 1})
+    name = find_profile(str(root)).name
+    assert len(name.encode()) <= 100 and root.name.startswith(name) and len(name) == 33
+
+
+def test_a_folder_of_configurations_points_at_one(make_folder):
+    root = make_folder("hub/plain", **TWO_CLASSES)
+    with pytest.raises(DataError, match=f"use {root}, which holds one"):
+        open_files(root.parent, "train")
 
 
 def test_a_cache_that_cannot_be_written_is_named(make_folder, cache):

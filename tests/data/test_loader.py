@@ -18,7 +18,7 @@ from trainer.data.datasets.builtin import ArraySet, FolderSet, for_training, ope
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.index import open_index
-from trainer.data.loader import TrainStream
+from trainer.data.loader import TrainStream, shrunk
 from trainer.data.order import epoch_order
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
@@ -65,7 +65,6 @@ def digits():
     return open_set(PROFILES["digits"], None, "train")
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_first_50_micro_batches_are_the_same_bytes_for_any_workers(digits):
     stream = stream_of(digits, augment=(CROP, Flip(), ERASING, RAND_AUGMENT), repeats=3)
     epochs = [digest(stream.batches(0, 25, num_workers, "cpu")) for num_workers in (0, 1, 4)]
@@ -171,6 +170,36 @@ def test_growing_images_are_the_same_crops_in_the_steps_own_size(digits):
         for drawn, of_small in zip(ours.drawn, small.drawn, strict=True):
             assert all(torch.equal(drawn[key], of_small[key]) for key in drawn)
         assert torch.equal(ours.drawn[0]["operation"], theirs.drawn[0]["operation"])
+
+
+def test_nearest_growth_leaves_rows_and_columns_of_the_whole_crop_out(digits):
+    """As composer, whose images are shrunk by torch's interpolate at a factor."""
+    growth = GROWTH.model_copy(update={"shrink": "nearest"})
+    augment = (CROP, Flip(), RAND_AUGMENT)
+    stream, whole = stream_of(digits, augment=augment, growth=growth), stream_of(digits)
+    for step in (0, 40, 50, 2 * stream.steps_per_epoch - 1):
+        batch, full = stream[step, 1], stream_of(digits, augment=augment)[step, 1].images
+        side = growth.px_at(step, stream.steps_per_epoch, 32)
+        expected = torch.nn.functional.interpolate(
+            full.float(), scale_factor=side / 32, mode="nearest"
+        )
+        assert batch.images.shape[-1] == side and torch.equal(batch.images.float(), expected)
+        ids = batch.ids.numpy()
+        assert torch.equal(
+            batch.drawn[0]["argument"],
+            torch.from_numpy(RAND_AUGMENT.draw(3, ids, side)["argument"]),
+        )
+    assert torch.equal(
+        stream[2 * stream.steps_per_epoch, 0].ids, whole[2 * stream.steps_per_epoch, 0].ids
+    )
+
+
+@pytest.mark.parametrize("side", range(88, 177, 4))
+def test_the_rows_left_out_are_composers_at_every_side_of_its_recipe(side):
+    rows = torch.arange(176.0).expand(1, 1, 176, 176)
+    expected = torch.nn.functional.interpolate(rows, scale_factor=side / 176, mode="nearest")
+    if expected.shape[-1] == side:  # torch floors 176 * (side / 176), once to one row less
+        assert torch.equal(shrunk(rows, side), expected)
 
 
 def test_growing_images_go_on_at_any_step_for_any_workers(digits):

@@ -23,7 +23,7 @@ from trainer.components.crops import RandomResizedCrop
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet
 from trainer.data.index import ARRAYS, Index, fingerprint_of, stem_of, store_index
-from trainer.data.loader import TrainStream, _packed
+from trainer.data.loader import TrainStream
 from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.workers import items_of
 from trainer.engine.state import TrainingState
@@ -140,7 +140,7 @@ def test_a_workers_memory_is_flat_over_an_epoch_of_a_million(tmp_path, every):
     keys = [key for key in stream.keys(0, steps) if key[0] % every == 0 or key[0] == steps - 1]
     _permutation.cache_clear()
     others, sizes = set(multiprocessing.active_children()), []
-    for number, batch in enumerate(items_of(stream, keys, 1, "cpu", _packed)):
+    for number, batch in enumerate(items_of(stream, keys, 1, "cpu")):
         if number == 0:
             (worker,) = set(multiprocessing.active_children()) - others
         assert (batch.step, len(batch.ids)) == (keys[number][0], 1000)

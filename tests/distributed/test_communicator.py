@@ -8,7 +8,7 @@ import torch
 from support import ranked
 from support.pieced import relative
 from support.ranked import end_of, on_ranks
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
 from trainer.distributed.communicator import alone
 from trainer.distributed.gradients import Gradients
 
@@ -256,7 +256,7 @@ def test_a_killed_rank_is_named_by_one_of_those_left(bad_rank):
 
 @pytest.mark.parametrize("missing", [0, 2])
 def test_a_rank_that_does_not_come_is_named(missing):
-    assert meeting.COME_S == 20
+    assert rendezvous.COME_S == 20
     began_s = time.monotonic()
     ended = end_of(ranked.agreements, 3, come={0, 1, 2} - {missing}, come_s=2)
     assert time.monotonic() - began_s < 22  # 40 with the 20 that it really waits

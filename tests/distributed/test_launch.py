@@ -114,7 +114,7 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     place = find_place(TORCHRUN)
     assert rank_device("auto", place) == rank_device("cuda", place) == "cuda:1"
     assert rank_device("auto", None) == "auto" and rank_device("cpu", place) == "cpu"
-    with pytest.raises(UserError, match="device=cuda would give each its own"):
+    with pytest.raises(UserError, match="device=cuda gives each its own"):
         rank_device("cuda:0", place)
     with pytest.raises(UserError, match="gpus=2, or procs=4"):
         rank_device("auto", find_place(TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}))

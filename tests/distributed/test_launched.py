@@ -18,7 +18,8 @@ import pytest
 from support import forked
 from support.endings import ending, is_stopped
 from support.plans import small_set
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
+from trainer.runs.lock import owner_of
 
 pytestmark = pytest.mark.drill  # each start of the program takes seconds: `make drill`
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def free_port() -> int:
 
 
 def as_rank(rank: int, port: int, come_s: float) -> None:
-    """This process is one of two, started without a launcher: rank 0 keeps the meeting point."""
+    """This process is one of two, started without a launcher: rank 0 keeps the rendezvous."""
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": "2",
@@ -90,7 +91,7 @@ def as_rank(rank: int, port: int, come_s: float) -> None:
         "LOCAL_WORLD_SIZE": "2",
     }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    meeting.COME_S = come_s
+    rendezvous.COME_S = come_s
 
 
 def ends_of(
@@ -299,6 +300,13 @@ def test_whatever_is_lost_the_end_is_clear_and_in_time_and_the_next_call_goes_on
         assert line.startswith("error: rank 1 of 2 did not come within 20 s to localhost:")
         _, error = process.communicate(timeout=20)  # which is 40 in all
     assert process.returncode == 1 and error == ""
+
+    with started(*two) as process:
+        until(process, "resumed after step 1")
+        process.kill()
+        said, error = process.communicate(timeout=20)
+    assert "stopped by SIGTERM" in said and "saved" in said, (said, error)
+    assert owner_of(next((tmp_path / "runs").iterdir())) is None
 
     with started(*two, "--inject", "slow@20:40s") as process:
         until(process, "resumed after step 1")

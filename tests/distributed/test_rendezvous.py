@@ -10,7 +10,7 @@ import pytest
 from support.ranked import places
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import Stopped
-from trainer.distributed.rendezvous import Meeting, MissingRank
+from trainer.distributed.rendezvous import MissingRank, Rendezvous
 
 
 class Board(dict):
@@ -43,11 +43,11 @@ def board():
 
 
 @pytest.fixture
-def meetings(board):
+def both(board):
     """Those of two ranks, at a port that somebody keeps."""
     found = places(2)
     with socket.create_server((found[0].host, found[0].port)):
-        yield [Meeting(place, "cpu", lambda place, serves: board) for place in found]
+        yield [Rendezvous(place, "cpu", lambda place, serves: board) for place in found]
 
 
 def asked_at(number: int):
@@ -62,9 +62,9 @@ def asked_at(number: int):
 
 
 def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_stopped(
-    meetings, board, capsys
+    both, board, capsys
 ):
-    late, waiting = meetings
+    late, waiting = both
     with pytest.raises(Stopped) as caught:
         waiting.check_in(asked_at(3))
     assert waiting.end_by(caught.value) == EXIT_STOPPED
@@ -82,19 +82,19 @@ def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_sto
 
 
 def test_a_signal_while_nobody_keeps_the_meeting_point_is_a_stop(board):
-    waiting = Meeting(places(2)[1], "cpu", lambda place, serves: board)
+    waiting = Rendezvous(places(2)[1], "cpu", lambda place, serves: board)
     with pytest.raises(Stopped) as caught:
         waiting.check_in(asked_at(2))
     assert waiting.end_by(caught.value) == EXIT_STOPPED
 
 
-def test_a_launcher_that_ends_while_ranks_wait_is_named(meetings, board, capsys):
+def test_a_launcher_that_ends_while_ranks_wait_is_named(both, board, capsys):
     def check() -> None:
         board.is_gone = True
 
     with pytest.raises(SystemExit) as caught:
-        meetings[1].check_in(check)
-    assert caught.value.code == EXIT_FAILED and meetings[1].end_by(caught.value) is None
+        both[1].check_in(check)
+    assert caught.value.code == EXIT_FAILED and both[1].end_by(caught.value) is None
     said = capsys.readouterr()
     assert (
         said.out == ""

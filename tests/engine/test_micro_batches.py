@@ -325,12 +325,12 @@ def staged() -> nn.Module:
     return Net()
 
 
-def test_a_model_without_timms_way_is_made_again_by_stages():
+def test_a_model_without_timms_way_is_recomputed_by_stages():
     plain, again = staged(), staged()
     recompute_activations(again)
     images = torch.randn(4, 3, 16, 16)
     for net, is_again in ((plain, False), (again, True)):
-        statistics = StepStatistics(net, is_made_again=is_again)
+        statistics = StepStatistics(net, is_recomputed=is_again)
         statistics.set(0, 1)
         loss = net(images).square().sum()
         with statistics.at_rest():
@@ -345,7 +345,7 @@ def test_a_model_without_timms_way_is_made_again_by_stages():
 
 
 def test_what_cannot_be_made_again_is_refused():
-    with pytest.raises(UserError, match="has no stages to make again"):
+    with pytest.raises(UserError, match="has no stages to recompute"):
         recompute_activations(nn.Linear(2, 2))
     with pytest.raises(UserError, match="0 .EvoNorm2dB0. would move its statistics twice"):
         recompute_activations(nn.Sequential(timm.layers.EvoNorm2dB0(8)))
@@ -358,7 +358,7 @@ def test_statistics_at_rest_move_nothing():
         EstimatedBatchNorm2d(2, 1e-5, 0.1),
         nn.BatchNorm2d(2, momentum=None),
     )
-    statistics = StepStatistics(net, is_made_again=True)
+    statistics = StepStatistics(net, is_recomputed=True)
     statistics.set(0, 1)
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
     with statistics.at_rest():

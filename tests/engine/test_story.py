@@ -130,8 +130,8 @@ def test_timm_loads_the_folder_and_scores_the_same(finished):
 def test_eval_gives_the_rows_score_exactly(finished):
     _, row, _, folder = finished
     settings = make_settings("cpu", workers="0")
-    stored, scores = rescore(folder, settings, None)
-    assert stored == row
+    stored, scores, digest = rescore(folder, settings, None)
+    assert stored == row and digest == row.weights_sha256
     assert (scores.top1_pct, scores.top5_pct) == (row.top1_pct, row.top5_pct)
     assert scores.loss_nats == pytest.approx(row.loss_nats, rel=1e-6)
 

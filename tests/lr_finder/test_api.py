@@ -31,7 +31,8 @@ from trainer.lr_finder.api import (
 )
 from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.recipe.overrides import overrides_of
-from trainer.recipe.schema import apply_overrides, find_recipe
+from trainer.recipe.schema import apply_overrides
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of, run_job
 
 SET = small_set("batch.images=8 epochs=1")

@@ -21,7 +21,12 @@ from trainer.recipe.sections import Batch
 def made_up(labels):
     labels = np.asarray(labels)
     images = SimpleNamespace(
-        num_images=len(labels), labels=labels, fingerprint="made up", classes=("a",), num_channels=3
+        num_images=len(labels),
+        labels=labels,
+        fingerprint="made up",
+        classes=("a",),
+        num_channels=3,
+        is_in_memory=True,
     )
     return OpenedData(images, images)
 

@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.found import found_of
 from support.plans import small_plan
 from support.range_trials import drawn, network
-from trainer.lr_finder.output import TrialFolder, lr_find_name, write_results
+from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import median_curve
 from trainer.lr_finder.rules import Curve
-from trainer.lr_finder.trial import curve_from_json, curve_to_json
+from trainer.lr_finder.trial import TrialFolder, curve_from_json, curve_to_json
 
 TRIAL = drawn(network(best=0.05), 0.02)
 

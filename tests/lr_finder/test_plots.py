@@ -100,7 +100,7 @@ def test_it_says_what_was_found_and_marks_it_in_every_panel(drawing):
             for line in panel.lines
             if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
         ]
-        for marked, *_ in marks(found):
+        for marked in marks(found).values():
             assert marked in lines
 
 

@@ -13,7 +13,6 @@ from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.baseline import hold_out
-from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import (
     RATE,
     RampError,
@@ -22,7 +21,7 @@ from trainer.lr_finder.ramp import (
     ramp_values,
     without_schedule,
 )
-from trainer.lr_finder.trial import Trials
+from trainer.lr_finder.trial import TrialFolder, Trials
 from trainer.recipe.overrides import OverrideError
 
 NUM_STEPS = 3

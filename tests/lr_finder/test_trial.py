@@ -21,9 +21,8 @@ from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.api import trial_plan
 from trainer.lr_finder.baseline import hold_out
-from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import RATE, find_scalar, without_schedule
-from trainer.lr_finder.trial import MOST_SKIPPED, TrialLog, Trials, _Record, untouched
+from trainer.lr_finder.trial import MOST_SKIPPED, TrialFolder, TrialLog, Trials, _Record, untouched
 
 VALUES = np.geomspace(1e-4, 1e-2, 6)
 

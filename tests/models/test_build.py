@@ -7,6 +7,10 @@ from torch import nn
 
 from support.plans import small_plan
 from trainer.base import streams
+from trainer.base.settings import make_settings
+from trainer.data.dataset import open_data
+from trainer.engine.state import TrainingState
+from trainer.engine.train import optimizer_step
 from trainer.models.build import (
     assemble,
     build_model,
@@ -216,6 +220,23 @@ def test_statistics_of_one_value_are_refused_with_the_model_and_torch_agrees(
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         pair(torch.zeros(1, 3, plan.train_px_at(0), plan.train_px_at(0)))
     pair(torch.zeros(2, 3, plan.train_px_at(0), plan.train_px_at(0)))
+
+
+ONE_LEFT = "batch.images=4 batch.norm_images=4 batch.drop_last=false"  # 1437 = 359 x 4 + 1
+
+
+def test_a_last_step_of_one_image_is_refused_where_norms_sample_the_batch():
+    with pytest.raises(PlanError, match="one image") as refused:
+        build_model(small_plan(overrides=ONE_LEFT))
+    assert refused.value.path == ("batch", "images")
+
+
+def test_a_last_step_of_one_image_is_trained_where_no_norm_samples_the_batch():
+    plan = small_plan(model="test_vit", overrides=ONE_LEFT)
+    state = TrainingState(plan, make_settings("cpu", workers="0"))
+    stream = open_data(plan.profile, None).train_stream(plan, state.settings, last := 359)
+    assert plan.window_images(last) == 1
+    assert optimizer_step(state, stream, last).isfinite()
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,7 @@ LAYERS = {
         lambda kind: kind(nn.Conv2d(4, 2, 3, stride=2, padding=1), 3, "reflect", True),
         FEATURES,
     ),
+    "SamePadded": (lambda kind: kind(nn.Conv2d(4, 2, 3, stride=2, padding=1)), FEATURES),
     "ScaledStandardizedConv2d": (lambda kind: kind(4, 2, 2, gamma=1.7, eps=1e-6), FEATURES),
 }
 

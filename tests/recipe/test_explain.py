@@ -22,16 +22,9 @@ from trainer.recipe.explain import (
     scores_table,
     shown,
 )
-from trainer.recipe.load import parse_page
-from trainer.recipe.schema import (
-    ABOUT,
-    apply_overrides,
-    find_recipe,
-    load_recipe,
-    open_recipe,
-    pages_folder,
-    recipe_paths,
-)
+from trainer.recipe.load import parse_recipe
+from trainer.recipe.schema import ABOUT, apply_overrides, load_recipe, open_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths, recipes_folder
 
 A1, A1_POSITIONS = open_recipe(find_recipe("A1.v1"))
 A1_LINES = find_recipe("A1.v1").read_text().split("\n")
@@ -60,7 +53,7 @@ def test_every_value_has_an_origin():
     assert len(found) == len(rows)
     assert found["lr.peak"][1:4] == (
         0.005,
-        "page",
+        "recipe",
         1 + A1_LINES.index(next(x for x in A1_LINES if "peak: " in x)),
     )
     assert found["lr.warmup_from"].origin == "assumed"
@@ -129,9 +122,9 @@ def test_tables_show_brackets_and_off():
     rows = explain_rows(A1, A1_POSITIONS, A1.for_model("resnet50"), "resnet50")
     text = printed(explain_table(rows, "A1"))
     assert "[vectors, biases]" in text and "off" in text
-    rows = diff_rows(A1, load_recipe(find_recipe("torchvision-v2.v1")))
-    text = printed(diff_table(rows, "A1.v1", "torchvision-v2.v1"))
-    assert "[norms]" in text and "torchvision-v2.v1" in text
+    rows = diff_rows(A1, load_recipe(find_recipe("torchvision-v2")))
+    text = printed(diff_table(rows, "A1.v1", "torchvision-v2"))
+    assert "[norms]" in text and "torchvision-v2" in text
 
 
 @pytest.mark.parametrize(
@@ -158,7 +151,7 @@ def test_an_exact_value_is_the_shortest_text_that_gives_it_back():
 
 @pytest.mark.parametrize("table", [recipes_table, roadmap_table, scores_table, assumed_table])
 def test_the_committed_tables_are_current(table):
-    assert table() in (pages_folder() / "README.md").read_text()
+    assert table() in (recipes_folder() / "README.md").read_text()
 
 
 def rows_of(table: str) -> list[list[str]]:
@@ -228,8 +221,8 @@ def test_assumptions_of_pages_in_a_row_are_told_by_the_first_and_the_last():
 
 
 def test_the_readme_shows_a_line_of_every_part_of_a_model():
-    text = (pages_folder() / "README.md").read_text()
+    text = (recipes_folder() / "README.md").read_text()
     shown = textwrap.dedent(re.search(r"```yaml\nmodel:\n(.*?)```", text, re.S)[1])
-    section, positions = parse_page(shown, "README.md", Model)
+    section, positions = parse_recipe(shown, "README.md", Model)
     assert {path[0] for path in positions.lines if path} == set(Model.model_fields)
     assert section.zero_init_last is False

@@ -14,9 +14,10 @@ from pydantic import Field
 from trainer.base.component import Component, Positive, StrictModel
 from trainer.base.errors import ConfigError
 from trainer.models.spec import Pretrained
-from trainer.recipe.load import load_yaml, parse, parse_page
+from trainer.recipe.load import load_yaml, parse, parse_recipe
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import Recipe, find_recipe
+from trainer.recipe.schema import Recipe
+from trainer.recipe.shipped import find_recipe
 
 A3 = find_recipe("A3.v1").read_text()
 ONE_LINE = re.compile(r"page:[1-9][0-9]*: [^\n\r]+")
@@ -67,14 +68,14 @@ def test_no_text_takes_long_to_be_told_from_a_number(text):
 
 def refusal(text: str, kind=Basket) -> ConfigError:
     with pytest.raises(ConfigError) as error:
-        parse_page(text, "page", kind)
+        parse_recipe(text, "page", kind)
     assert ONE_LINE.fullmatch(str(error.value))
     assert str(error.value).startswith(f"page:{error.value.line}: ")
     return error.value
 
 
 def test_a_page_becomes_typed_values_with_lines():
-    basket, positions = parse_page(BASKET, "page", Basket)
+    basket, positions = parse_recipe(BASKET, "page", Basket)
     assert basket.first == Apple(name="apple", seeds=5)
     assert basket.others == (Pear(name="pear", length=0.2, sides=(1.0, 2.5)),)
     assert positions.line(("first", "seeds")) == 5
@@ -116,7 +117,7 @@ def test_a_page_becomes_typed_values_with_lines():
         ("[1.5]", "weight is a list of 1", "write a number"),
         ("-1.5", "weight is -1.5", "it must be above 0"),
         ('"\\ud800"', "cannot be printed", "leave it out"),
-        ('"\\UFFFFFFFF"', "not YAML", "mend"),
+        ('"\\UFFFFFFFF"', "not YAML", "fix"),
         ("@x", "not YAML", "quote the text"),
     ],
 )
@@ -303,7 +304,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
 
 def one_error_or_none(text: str) -> None:
     try:
-        parse_page(text, "page", Recipe)
+        parse_recipe(text, "page", Recipe)
     except ConfigError as error:
         assert ONE_LINE.fullmatch(str(error))
         assert int(str(error).split(":")[1]) <= len(re.split("\r\n|\r|\n", text))

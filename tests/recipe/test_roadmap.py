@@ -13,7 +13,8 @@ from trainer.models.build import assemble, gmacs, num_parameters
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, Adapt, Profile
-from trainer.recipe.schema import find_recipe, load_recipe, recipe_paths
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, resolve
 
 # Liu et al. 2022, arXiv:2201.03545, Table 10: page, top-1 %, its deviation over three seeds, G

@@ -9,18 +9,10 @@ from hypothesis import strategies as st
 
 from trainer.base import provenance
 from trainer.base.errors import ConfigError, OverrideError, UserError
-from trainer.recipe import check, tree
-from trainer.recipe import schema as recipe
-from trainer.recipe.load import parse_page
-from trainer.recipe.schema import (
-    Deviation,
-    Recipe,
-    RecipeError,
-    apply_overrides,
-    find_recipe,
-    load_recipe,
-    open_recipe,
-)
+from trainer.recipe import check, shipped, tree
+from trainer.recipe.load import parse_recipe
+from trainer.recipe.schema import Deviation, Recipe, apply_overrides, load_recipe, open_recipe
+from trainer.recipe.shipped import RecipeError, find_recipe
 
 A1 = load_recipe(find_recipe("A1.v1"))
 A2 = load_recipe(find_recipe("A2.v1"))
@@ -31,7 +23,7 @@ A1_TEXT = find_recipe("A1.v1").read_text()
 @pytest.fixture
 def pages(tmp_path, monkeypatch):
     """A folder of recipes in the place of the committed ones."""
-    monkeypatch.setattr(recipe, "pages_folder", lambda: tmp_path)
+    monkeypatch.setattr(shipped, "recipes_folder", lambda: tmp_path)
     return tmp_path
 
 
@@ -63,7 +55,7 @@ def test_an_unknown_name_lists_what_there_is(pages):
 
 def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
     package = tmp_path / "site" / "trainer"
-    shutil.copytree(recipe.pages_folder(), package / "recipes")
+    shutil.copytree(shipped.recipes_folder(), package / "recipes")
     monkeypatch.setattr(provenance, "__file__", str(package / "base" / "provenance.py"))
     assert find_recipe("A1").is_relative_to(package / "recipes")
     (
@@ -398,4 +390,4 @@ def test_a_written_recipe_reads_back(tmp_path):
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20))
 def test_any_text_is_written_so_that_it_reads_back(text):
     page = check.check(Recipe, {**tree.plain(A2), "title": text})
-    assert parse_page(page.to_yaml(), "page", Recipe)[0].title == text
+    assert parse_recipe(page.to_yaml(), "page", Recipe)[0].title == text

@@ -1,5 +1,6 @@
 """Every committed recipe: complete, sourced, and as strict as the loader."""
 
+import csv
 import functools
 import math
 import random
@@ -17,9 +18,11 @@ from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
-from trainer.recipe.load import parse, parse_page
-from trainer.recipe.schema import ABOUT, Recipe, find_recipe, recipe_paths
+from trainer.recipe.load import parse, parse_recipe
+from trainer.recipe.schema import ABOUT, Recipe
 from trainer.recipe.schema import load_recipe as read_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
+from trainer.runs.job import Job, plan_of
 
 load_recipe = functools.cache(read_recipe)
 
@@ -29,10 +32,10 @@ NAMES = [path.stem for path in PATHS]
 DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
-    "A2-mmpretrain.v2": "1ab79ffb2f89",
+    "A2-mmpretrain.v2": "3b50b991f197",
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
-    "bit-i1k.v1": "8b677f6ad609",
+    "bit-i1k.v2": "57aa5b1e0712",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
     "ffcv-rn18-16.v1": "803c1dd224b0",
@@ -48,11 +51,11 @@ DIGESTS = {
     "ffcv-rn50-56.v1": "e910927485f1",
     "ffcv-rn50-88.v1": "fd1f9af3eebe",
     "gn-ws.v1": "9b2c62d82c63",
-    "mosaic-mild.v1": "e3c465b7c9b2",
-    "nvidia-v15-250.v1": "be42950b2250",
-    "nvidia-v15-50.v1": "8275ac075708",
-    "nvidia-v15-90.v1": "f82bba7196dc",
-    "pycls-dds.v1": "5c9702ff79a4",
+    "mosaic-mild.v2": "3c68e56b89ac",
+    "nvidia-v15-250.v2": "eade4ff3e229",
+    "nvidia-v15-50.v2": "0a599ea620ed",
+    "nvidia-v15-90.v2": "7851cdca30a5",
+    "pycls-dds.v2": "7de51ed80963",
     "roadmap-01-recipe.v1": "a9130d4b8a14",
     "roadmap-02-stage-ratio.v1": "5723455b0ee6",
     "roadmap-03-patchify.v1": "d7faf450193e",
@@ -70,7 +73,7 @@ DIGESTS = {
     "roadmap-12-layer-norm.v1": "7aa3ffa5ed71",
     "roadmap-13-downsampling.v1": "5e69875452c3",
     "torchvision-v1.v1": "e735c9a97b12",
-    "torchvision-v2.v1": "d947166d597c",
+    "torchvision-v2.v2": "3e01f94ba958",
 }
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 
@@ -82,7 +85,7 @@ def test_pages_are_frozen():
 @EACH_PAGE
 def test_every_page_reads_back_and_folds(path):
     page = load_recipe(path)
-    assert parse_page(page.to_yaml(), "page", Recipe)[0] == page
+    assert parse_recipe(page.to_yaml(), "page", Recipe)[0] == page
     for model in page.per_model:
         folded = page.for_model(model)
         assert folded.digest != page.digest and not folded.per_model
@@ -123,9 +126,52 @@ def test_published_models_are_timms(path):
     assert {score.model for score in load_recipe(path).published} <= set(timm.list_models())
 
 
+def test_every_score_is_the_one_that_its_source_published():
+    """results/published.csv holds what was read in the sources, apart from any recipe."""
+    text = Path(__file__).parents[2] / "results" / "published.csv"
+    keys = ("top1_pct", "std_pct", "num_seeds", "train_px", "test_px")
+
+    def numbers(values) -> tuple:
+        return tuple(None if value in ("", None) else float(value) for value in values)
+
+    with text.open(newline="") as file:
+        read = [
+            (row["recipe"], row["model"], *numbers(row[key] for key in keys))
+            for row in csv.DictReader(file)
+        ]
+    shown = [
+        (page.name, score.model, *numbers(getattr(score, key) for key in keys))
+        for page in map(load_recipe, PATHS)
+        for score in page.published
+    ]
+    assert len(read) > 130 and sorted(map(str, shown)) == sorted(map(str, read))
+
+
+def test_every_score_says_in_what_precision_it_was_trained():
+    for path in PATHS:
+        assert all(score.precision for score in load_recipe(path).published), path.name
+
+
+def test_each_model_of_torchvisions_second_recipe_is_trained_as_its_weights_say():
+    page = load_recipe(find_recipe("torchvision-v2"))
+    links = {
+        "issues/3995#new-recipe": (224, None, 1252),
+        "issues/3995#new-recipe-with-fixres": (176, None, 1252),
+        "issues/3995#issuecomment-1013906621": (176, 4, 1251),
+        "pull/5935": (176, 4, 1251),
+    }
+    for score in page.published:
+        weights = list(torchvision.models.get_model_weights(score.model))[-1]
+        link = weights.meta["recipe"].removeprefix("https://github.com/pytorch/vision/")
+        plan = plan_of(Job("torchvision-v2", score.model, "imagenet-1k"))
+        found = plan.recipe.image.train_px, plan.recipe.repeats, plan.steps_per_epoch
+        assert found == links[link], score.model
+        assert score.train_px == found[0]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_torchvisions_scores_are_those_of_its_weights(number):
-    page = load_recipe(find_recipe(f"torchvision-v{number}.v1"))
+    page = load_recipe(find_recipe(f"torchvision-v{number}"))
     for score in page.published:
         # resnext101_64x4d has no weights of the first recipe, so its first are of the second.
         weights = list(torchvision.models.get_model_weights(score.model))[0 if number == 1 else -1]
@@ -144,7 +190,7 @@ def test_the_papers_step_counts_leave_no_cooldown(name, num_steps):
 
 
 def test_torchvisions_average_is_adjusted():
-    page = load_recipe(find_recipe("torchvision-v2.v1"))
+    page = load_recipe(find_recipe("torchvision-v2"))
     weight = page.average.weight_at(1251 * 300 + 32, 0, page.batch.images, page.epochs, 1251)
     assert weight == pytest.approx(1 - 0.99891, abs=2e-5)
 
@@ -235,14 +281,21 @@ def test_nvidias_rates_are_those_of_its_code(epochs, num_warmup):
         )
 
 
-def test_pyclss_rates_are_those_of_its_code_up_to_the_warmups_bend():
+@pytest.mark.parametrize(("epochs", "num_steps"), [(50, 313), (90, 626), (250, 626)])
+def test_nvidias_epochs_end_in_a_smaller_step(epochs, num_steps):
+    plan = plan_of(Job(f"nvidia-v15-{epochs}", "resnet50", "imagenet-1k"))
+    assert plan.steps_per_epoch == num_steps
+    assert plan.window_images(num_steps - 1) == 1_281_167 % plan.recipe.batch.images
+
+
+def test_pyclss_rates_are_those_of_its_code():
     page = load_recipe(find_recipe("pycls-dds"))
     assert page.lr.peak == pytest.approx(0.1 * page.batch.images / 128)
     for epoch in range(100):
         rate = 0.5 * 0.2 * (1 + math.cos(math.pi * epoch / 100))
         if epoch < 5:
             rate *= 0.1 * (1 - epoch / 5) + epoch / 5
-        assert page.lr.at(epoch, 1, 100) == pytest.approx(rate, rel=5e-3 if epoch < 5 else 1e-9)
+        assert page.lr.at(epoch, 1, 100) == pytest.approx(rate, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -288,9 +341,13 @@ def test_mosaics_numbers_follow_from_its_own():
     assert page.model.start.head_bias == pytest.approx(-math.log(1000))
     assert math.floor(page.image.test_px / page.image.test_crop_share) == 232
     steps, epochs = 1_281_167 // 2048, page.epochs
+    # A ResNet-50's classifier by Kaiming's normal distribution: variance 2 / 2048.
+    assert page.model.start.head_std**2 == pytest.approx(2 / 2048)
     for step in range(0, epochs * steps, 97):
-        share = (step / (epochs * steps) - 0.4) / (1 - 0.2 - 0.4)
-        scale = 0.5 + 0.5 * min(1, max(0, share))
+        # composer asks how many of the epochs have elapsed: whole ones, as the length is in epochs.
+        elapsed = (step // steps) / epochs
+        share = (elapsed - 0.4) / (1 - 0.2 - 0.4) if elapsed >= 0.4 else 0.0
+        scale = 0.5 + 0.5 * min(share, 1)
         assert page.image.growth.px_at(step, steps, 176) == round(176 * scale / 4) * 4
         fall = (step - 8 * steps) / (epochs * steps - 8 * steps)
         rate = 2.048 * (step / (8 * steps) if fall < 0 else 0.5 * (1 + math.cos(math.pi * fall)))
@@ -304,18 +361,32 @@ def test_mmpretrains_a2_differs_from_a2_where_its_page_says():
         "batch.norm_images": (512, 2048),
         "batch.drop_last": (True, None),
         "lr.warmup_from": (1e-4, 5e-7),
-        "lr.updated": ("per_epoch", "per_step"),
-        "lr.schedule.period": ("run", "after_warmup"),
+        "lr.warmup_multiplies": (None, True),
+        "lr.warmup_updated": (None, "per_step"),
         "optimizer.no_decay": (("vectors", "biases"), ("norms", "biases")),
         "loss.threshold": (0.2, None),
         "loss.sum_classes": (None, True),
         "mix.images": (None, 256),
-        "augment.random_resized_crop.interpolation": ("random", "bicubic"),
+        "augment.random_resized_crop.interpolation": ("random", "bilinear_no_antialias"),
         "augment.rand_augment.interpolation": ("random", "bicubic"),
         "image.test_crop_share": (0.95, 0.949),
+        "image.test_interpolation": ("bicubic", "bilinear_no_antialias"),
     }
     assert math.floor(224 / theirs.image.test_crop_share) == 236
     assert find_recipe("A2-mmpretrain").read_text().lower().count("not as a2") >= 9
+
+
+def test_mmpretrains_rates_are_those_of_mmcvs_hooks():
+    """The hook sets a cosine at each epoch's start; its warm-up takes, at every iteration, a share
+    of that rate which falls in a straight line from 1 - 1e-4 to 0.
+    """
+    plan = plan_of(Job("A2-mmpretrain", "resnet50", "imagenet-1k"))
+    assert plan.steps_per_epoch == 626
+    for step in (0, 1, 625, 626, 627, 3129, 3130, 3131, 90_000, 90_001, 300 * 626 - 1):
+        epoch = step // 626
+        regular = 1e-6 + 0.5 * (5e-3 - 1e-6) * (1 + math.cos(math.pi * epoch / 300))
+        taken = (1 - step / (5 * 626)) * (1 - 1e-4) if step < 5 * 626 else 0.0
+        assert plan.lr_at(step) == pytest.approx(regular * (1 - taken), rel=1e-9)
 
 
 @functools.cache
@@ -360,7 +431,7 @@ def test_a_mutated_key_is_refused_at_its_line(sample, draw):
         rf"(?<!\w){re.escape(place[-1])}:", f"{new}:", lines[line - 1], count=1
     )
     with pytest.raises(ConfigError) as error:
-        parse_page("\n".join(lines), "page", Recipe)
+        parse_recipe("\n".join(lines), "page", Recipe)
     assert str(error.value).startswith(f"page:{line}: ")
 
 

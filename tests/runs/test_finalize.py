@@ -67,7 +67,7 @@ def test_a_disk_that_takes_nothing_for_a_while_changes_nothing(
     assert seen == [5]  # the last good one was there all the time
     lines = [line for line in printed.splitlines() if "cannot write" in line]
     assert (
-        len(lines) == 1 and os.strerror(number) in lines[0] and "training goes on" in lines[0]
+        len(lines) == 1 and os.strerror(number) in lines[0] and "training continues" in lines[0]
     )  # in under a minute
     assert printed.count("all is written again") == 1
     folder = run_folder(tmp_path)

@@ -51,7 +51,7 @@ def test_a_row_of_another_recipe_under_a_runs_name_is_not_taken_for_its_own(tmp_
     plan, settings, data = (
         small_plan(),
         make_settings("cpu", results=tmp_path),
-        SimpleNamespace(fingerprint="f" * 64),
+        SimpleNamespace(fingerprint="f" * 64, content_sha256="c" * 64),
     )
     own = ROW.model_copy(
         update={

@@ -1,6 +1,7 @@
 """Claims: never two in one folder, none left by what was killed, none stolen from the living."""
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer.base.signals import Stopped
 from trainer.runs import lock as claims
 from trainer.runs.lock import LockedError, LockLost, acquire, owner_of, try_acquire
+from trainer.runs.run_folder import own_folder
 
 HOLD = """
 import sys, time
@@ -149,6 +152,66 @@ def test_what_another_machine_held_is_had_once_it_shows_no_life(
             assert not elsewhere.path.exists()
     assert "worked here; waiting up to" in capsys.readouterr().err
     elsewhere.release()
+
+
+@pytest.mark.parametrize("is_alive", [False, True])
+def test_a_lock_dated_in_the_future_is_stale_a_minute_after_it_is_found(
+    tmp_path, monkeypatch, is_alive
+):
+    """Its machine's clock was ahead: it lives by being touched, like any other."""
+    with monkeypatch.context() as patched:
+        patched.setattr(claims, "machine_id", lambda: "000000000000")
+        elsewhere = try_acquire(tmp_path)
+    future_s = time.time() + 7 * 24 * 3600
+    os.utime(elsewhere.path, (future_s, future_s))
+    assert try_acquire(tmp_path) is None and owner_of(tmp_path) is not None
+    assert abs(elsewhere.path.stat().st_mtime - time.time()) < 30
+    then_s = time.time() - 61
+    os.utime(elsewhere.path, (then_s, then_s))  # as it is a minute later
+    if is_alive:
+        os.utime(elsewhere.path, (future_s, future_s))  # by the clock that is ahead
+    assert (owner_of(tmp_path) is not None) == is_alive
+    own = try_acquire(tmp_path)
+    assert (own is None) == is_alive
+    if own:
+        own.release()
+    elsewhere.release()
+
+
+def test_what_a_lock_file_holds_cannot_write_to_the_terminal(tmp_path, monkeypatch, capsys):
+    owner = {"host": "\x1b[2Jnode" + "x" * 2000, "machine": "0", "pid": 7, "started_utc": "\x07"}
+    (tmp_path / "claim.x").write_text(json.dumps(owner))
+    with acquire(tmp_path, stale_s=0.3, look_s=0.02):
+        pass
+    line = capsys.readouterr().err
+    assert "node" in line and line.rstrip("\n").isprintable() and len(line) < 600
+
+
+@pytest.mark.parametrize("owner", [{"host": 3}, {"pid": "7"}, {"has_lock": 1}, {"machine": None}])
+def test_a_lock_file_of_other_types_is_an_unknown_machines(tmp_path, owner):
+    whole = {"host": "node", "machine": claims.machine_id(), "pid": 7, "started_utc": "now"}
+    (tmp_path / "claim.x").write_text(json.dumps(whole | owner))
+    assert owner_of(tmp_path).pid == 0
+
+
+def test_what_is_no_regular_file_is_no_lock(tmp_path):
+    (tmp_path / "claim.folder").mkdir()
+    os.mkfifo(tmp_path / "claim.pipe")
+    assert owner_of(tmp_path) is None
+    with acquire(tmp_path) as own:
+        assert own.path.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"claim.folder", "claim.pipe"}
+
+
+def test_the_wait_for_another_machines_lock_hears_a_stop_signal(tmp_path, monkeypatch):
+    (tmp_path / "claim.x").write_text("{}")
+
+    def stopped():
+        raise Stopped("SIGTERM")
+
+    with pytest.raises(Stopped):
+        own_folder(tmp_path, stopped)
+    assert [path.name for path in tmp_path.iterdir()] == ["claim.x"]
 
 
 def test_where_files_cannot_be_locked_the_heartbeat_tells(tmp_path, monkeypatch):

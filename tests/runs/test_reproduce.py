@@ -3,6 +3,7 @@ says.
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,8 +165,15 @@ def test_what_is_not_as_it_was_is_a_reason(tmp_path, facts, reason):
 
 def test_other_images_are_a_reason():
     made = row("x", 0, 90.0, data_fingerprint="a" * 64)
-    assert data_reasons(made, "a" * 64) == ()
-    assert "fingerprint bbbbbbbbbbbb, the row's had aaaaaaaaaaaa" in data_reasons(made, "b" * 64)[0]
+    rewritten = made.model_copy(update={"content_sha256": "c" * 64})
+    same = SimpleNamespace(fingerprint="a" * 64, content_sha256="c" * 64)
+    assert data_reasons(made, same) == data_reasons(rewritten, same) == ()
+    other = SimpleNamespace(fingerprint="a" * 64, content_sha256="d" * 64)
+    assert "content dddddddddddd, the row's had cccccccccccc" in data_reasons(rewritten, other)[0]
+    assert (
+        "fingerprint bbbbbbbbbbbb, the row's had aaaaaaaaaaaa"
+        in data_reasons(made, SimpleNamespace(fingerprint="b" * 64, content_sha256=None))[0]
+    )
 
 
 def test_a_page_or_a_data_set_that_is_not_here_is_named(tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from support.rows import ROW
-from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.results import Row, RowError, read_row, row_path, store_row
 
 

@@ -116,8 +116,8 @@ def test_a_signal_while_it_starts(undisturbed, tmp_path):
         )
         assert code == 75, (place, printed)
         assert (
-            "stopped by SIGTERM before the first step; the same" in printed
-            or "stopped by SIGTERM after step 0: saved; the same" in printed
+            "stopped by SIGTERM before the first step; rerun" in printed
+            or "stopped by SIGTERM after step 0: saved; rerun" in printed
         )
     code, printed = forked.end_of(words(folder))
     assert code == 0, printed

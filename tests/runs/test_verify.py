@@ -5,9 +5,11 @@ was expected.
 import dataclasses
 import io
 import json
+import os
 import shutil
 
 import pytest
+import safetensors.torch
 from typer.testing import CliRunner
 
 from support.plans import small_set
@@ -18,6 +20,7 @@ from trainer.base.terminal import Terminal
 from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.runs import rescore
+from trainer.runs.export import file_digest
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.results import row_path
@@ -137,6 +140,15 @@ def lines_of(path, change):
     path.write_text("".join(change(lines)))
 
 
+def piped(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def profile_of(run):
+    return json.loads((run / "plan.json").read_text())["profile"]
+
+
 def without_row(run, stored):
     (run / "row.json").unlink()
 
@@ -163,6 +175,14 @@ DAMAGES = {
     "recipe cut": (lambda run, stored: (run / "recipe.yaml").write_text("name: ["), "plan: expected one that is read"),
     "timm": (lambda run, stored: changed_json(run / "config.json", num_classes=3), "config.json's num_classes: expected 10, found 3"),
     "no timm": (lambda run, stored: (run / "config.json").write_text("{"), "config.json"),
+    "checkpoint pipe": (lambda run, stored: piped(max(run.glob("checkpoints/*.pt"))), "not a regular file"),
+    "checksum pipe": (lambda run, stored: piped(max(run.glob("checkpoints/*.sha256"))), "not a regular file"),
+    "checkpoint folder": (lambda run, stored: (run / "checkpoints" / "step_9.pt").mkdir(), "checkpoints/step_9.pt"),
+    "sparse checkpoint": (lambda run, stored: os.truncate(max(run.glob("checkpoints/*.pt")), 10**12), "1000000000000 bytes"),
+    "weights pipe": (lambda run, stored: piped(run / "model.safetensors"), "not a regular file"),
+    "curves pipe": (lambda run, stored: piped(run / "metrics.jsonl"), "not a regular file"),
+    "sparse curves": (lambda run, stored: os.truncate(run / "metrics.jsonl", 10**12), "1000000000000 bytes"),
+    "many images": (lambda run, stored: changed_json(run / "plan.json", profile=profile_of(run) | {"num_train": 10**15}), "plan.json's steps"),
     "link": (lambda run, stored: (run / "more").symlink_to("/etc"), "links that lead out: expected none, found more"),
 }  # fmt: skip
 
@@ -180,10 +200,6 @@ def test_each_damage_is_named_with_what_was_expected(run, damage):
 
 def test_weights_that_are_others_score_otherwise(run, finished):
     """Weights, checksum and rows changed together: only the score is left to tell."""
-    import safetensors.torch
-
-    from trainer.runs.export import file_digest
-
     folder, stored = run
     tensors = safetensors.torch.load_file(folder / "model.safetensors")
     tensors = {
@@ -195,6 +211,17 @@ def test_weights_that_are_others_score_otherwise(run, finished):
     assert verified(folder, "--no-evaluate").exit_code == 0
     done = verified(folder)
     assert done.exit_code == 1 and "wrong: top-1 % now" in done.output, done.output
+
+
+def test_eval_tells_weights_that_score_the_same_but_are_not_the_rows(run):
+    folder, _ = run
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("fc.bias"))
+    tensors[name] = tensors[name] + 1  # to every class: no score moves
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ["eval", "--run", str(folder), "--device", "cpu"]
+    done = CliRunner().invoke(app, words, prog_name="rsb")
+    assert done.exit_code == 1 and "not the row's weights" in done.output, done.output
 
 
 @pytest.mark.parametrize(
@@ -210,8 +237,9 @@ def test_a_score_found_otherwise_than_the_rows_may_be_an_image_off(
     run, monkeypatch, words, off, code
 ):
     def scored(folder, settings, data_dir, real=rescore.rescore):
-        row, scores = real(folder, dataclasses.replace(settings, precision="float32"), data_dir)
-        return row, dataclasses.replace(scores, num_top1=scores.num_top1 - off)
+        settings = dataclasses.replace(settings, precision="float32")
+        row, scores, digest = real(folder, settings, data_dir)
+        return row, dataclasses.replace(scores, num_top1=scores.num_top1 - off), digest
 
     for module in ("verify", "rescore"):
         monkeypatch.setattr(f"trainer.runs.{module}.rescore", scored)
@@ -258,7 +286,7 @@ def test_a_stopped_run_has_the_lines_that_it_came_to(finished):
         for line in (folder / "runs" / row.run / "metrics.jsonl").read_text().splitlines()
     ]
     assert (
-        len(expected_lines(plan, 10)) == len(lines) == 2 * (2 + 2)
+        len(list(expected_lines(plan, 10))) == len(lines) == 2 * (2 + 2)
     )  # 14 steps an epoch: losses at 10, 14 and 20, 28, two scores
     for upto in range(len(lines)):
         assert all(

@@ -38,6 +38,9 @@ def door(tmp_path_factory) -> Path:
     )
     python.chmod(0o755)
     (folder / ".venv" / ".ready").touch()
+    hints = folder / "trainer" / "cli" / "hints.py"
+    hints.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "trainer" / "cli" / "hints.py", hints)
     return folder
 
 

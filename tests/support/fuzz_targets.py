@@ -37,7 +37,8 @@ from trainer.recipe.identity import first_name
 from trainer.recipe.load import parse
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import apply_overrides, load_recipe, recipe_paths
+from trainer.recipe.schema import apply_overrides, load_recipe
+from trainer.recipe.shipped import recipe_paths
 from trainer.report.compare import row_differences
 from trainer.report.curves import read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint

@@ -9,9 +9,8 @@ from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.lr_finder import baseline
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.output import TrialFolder
 from trainer.lr_finder.ramp import find_scalar
-from trainer.lr_finder.trial import Trials, curve_to_json
+from trainer.lr_finder.trial import TrialFolder, Trials, curve_to_json
 from trainer.tasks import Classification
 
 PAGE = "batch.images=16 batch.norm_images=8 mix=null drop_path=null repeats=null"

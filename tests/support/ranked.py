@@ -24,7 +24,7 @@ from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data import transforms as prepare
 from trainer.data.dataset import open_data
-from trainer.distributed import rendezvous as meeting
+from trainer.distributed import rendezvous
 from trainer.distributed.communicator import alone, meet
 from trainer.distributed.env import Place
 from trainer.engine import train
@@ -101,7 +101,7 @@ def on_ranks(function, num_ranks: int, *given) -> list:
 
 def _rank(function, place: Place, given: tuple, folder: str, come_s: float) -> None:
     torch.set_num_threads(1)
-    meeting.COME_S = come_s
+    rendezvous.COME_S = come_s
     with open(Path(folder) / f"{place.rank}.txt", "ab", buffering=0) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

@@ -16,9 +16,19 @@ from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
 from trainer.data.profile import find_profile
-from trainer.tools.bench import Rate, in_turns, median_ratio, seconds_a_step
-from trainer.tools.bench_data import image_folder, photo_files, photos
-from trainer.tools.bench_run import _decoding, _on_one_thread, bottleneck_of, measure
+from trainer.tools.bench import (
+    Rate,
+    _decoding,
+    _on_one_thread,
+    bottleneck_of,
+    image_folder,
+    in_turns,
+    measure,
+    photo_files,
+    photos,
+    ratios,
+    seconds_a_step,
+)
 
 
 def test_parts_take_turns_and_are_timed_by_the_clock_given():
@@ -41,7 +51,7 @@ def test_parts_take_turns_and_are_timed_by_the_clock_given():
         and rates["b"].images_per_s == 2.5
     )
     assert rates["a"].quartiles == (10 / 2.5, 10 / 1.5)
-    assert median_ratio(rates["a"], rates["b"]) == 2
+    assert ratios(rates["a"], rates["b"]) == [2, 2, 2]
 
 
 def test_no_round_begins_when_the_time_is_over_and_one_is_there_at_least():
@@ -192,7 +202,7 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
 
 def test_what_is_measured_runs_as_a_run_does(monkeypatch):
     made_fast, plan = [], small_plan("A3")
-    monkeypatch.setattr("trainer.tools.bench_run.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.tools.bench.fast_algorithms", made_fast.append)
     rates = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 2, 1)
     assert made_fast == ["cpu"] and rates["end to end"].num_images == 32
 

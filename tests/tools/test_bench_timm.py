@@ -13,8 +13,14 @@ from timm.data.loader import PrefetchLoader
 
 from trainer.base.settings import make_settings
 from trainer.runs.job import Job, plan_of
-from trainer.tools.bench_data import image_folder, photos
-from trainer.tools.bench_timm import _EPOCH_IMAGES, TimmLoop, reason_against
+from trainer.tools.bench import image_folder, photos
+from trainer.tools.bench_timm import (
+    _EPOCH_IMAGES,
+    TimmLoop,
+    _endless,
+    reason_against,
+    timm_loader,
+)
 
 SMALL = "image.train_px=32 image.test_px=32"
 BATCH = "batch.images=8 batch.norm_images=4"
@@ -26,11 +32,9 @@ def folder(tmp_path_factory):
     return image_folder(root / "data", photos(root / "photos", 4), 16, 4, num_classes=4)
 
 
-def loop_of(folder, recipe, overrides="", model="test_resnet", has_prefetcher=None, **changed):
+def loop_of(folder, recipe, overrides="", model="test_resnet", **changed):
     plan = plan_of(Job(recipe, model, str(folder), None, 0, f"{SMALL} {BATCH} {overrides}"))
-    return TimmLoop(
-        plan, replace(make_settings("cpu", workers="0"), **changed), folder, has_prefetcher
-    )
+    return TimmLoop(plan, replace(make_settings("cpu", workers="0"), **changed), folder)
 
 
 def test_a_step_takes_the_micro_batches_of_a_runs_step_and_moves_the_weights_once(folder):
@@ -55,12 +59,8 @@ def test_a_step_takes_the_micro_batches_of_a_runs_step_and_moves_the_weights_onc
 )
 def test_a_step_as_on_a_gpu(folder, recipe, model):
     """Images normalized and erased by its prefetcher, channels_last, bf16."""
-    loop, seen = (
-        loop_of(
-            folder, recipe, model=model, has_prefetcher=True, precision="bf16", channels_last=True
-        ),
-        [],
-    )
+    loop, seen = loop_of(folder, recipe, model=model, precision="bf16", channels_last=True), []
+    loop.stream = _endless(timm_loader(loop.plan, loop.settings, folder, has_prefetcher=True))
     loop.model.register_forward_hook(
         lambda _, given, out: seen.append(
             (given[0].is_contiguous(memory_format=torch.channels_last), given[0].dtype, out.dtype)

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.base.terminal import open_terminal
 from trainer.engine.train import fast_algorithms
-from trainer.tools import doctor, doctor_probes, doctor_show, doctor_steps, doctor_trial
-from trainer.tools.doctor import PROBES, examine, is_fit
-from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding
-from trainer.tools.doctor_table import table_of
+from trainer.tools import doctor, doctor_probes
+from trainer.tools.doctor import examine, is_fit, print_findings
+from trainer.tools.doctor_probes import ABSENT, BROKEN, GOOD, PROBES, Finding
 
 ROOT = Path(__file__).parents[2]
 QUICK = tuple(
@@ -28,7 +26,9 @@ def by_name(findings) -> dict[str, Finding]:
 
 
 def test_this_machine_is_found_fit(tmp_path):
-    found = by_name(examine(Asked(str(tmp_path / "runs"), str(tmp_path / "results")), QUICK))
+    found = by_name(
+        examine({"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}, QUICK)
+    )
     assert {
         "python",
         "torch",
@@ -58,7 +58,7 @@ def test_a_broken_package_costs_its_own_line(tmp_path, monkeypatch, content, say
     (tmp_path / "timm").mkdir()
     (tmp_path / "timm" / "__init__.py").write_text(content)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = by_name(examine(Asked(), ("python", "timm", "cores", "locale")))
+    found = by_name(examine({}, ("python", "timm", "cores", "locale")))
     assert list(found) == ["python", "timm", "cores", "locale"]
     assert says in found["timm"].found and found["timm"].state == BROKEN and found["timm"].remedy
     assert found["cores"].state == GOOD and not is_fit(found.values())
@@ -69,14 +69,14 @@ def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "cv2" / "__init__.py").write_text("import signal; signal.pause()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(doctor, "PATIENCE_S", 10.0)
-    found = by_name(examine(Asked(), ("OpenCV", "cores")))
+    found = by_name(examine({}, ("OpenCV", "cores")))
     assert found["OpenCV"].found == "no answer within 10 s" and found["OpenCV"].state == ABSENT
     assert is_fit(found.values()) and "cores" in found
 
 
 def test_a_python_that_does_not_start_is_one_line(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    (found,) = examine(Asked(), ("torch", "timm"))
+    (found,) = examine({}, ("torch", "timm"))
     assert "does not start" in found.found and found.state == BROKEN
 
 
@@ -85,7 +85,7 @@ def test_the_command_ends_with_1_where_the_main_job_would_fail(tmp_path, monkeyp
 
     from trainer.cli.main import app
 
-    monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "disk")})
+    monkeypatch.setattr(doctor, "PROBES", {name: PROBES[name] for name in ("python", "disk")})
     (tmp_path / "file").touch()
     for runs, code in ((tmp_path / "runs", 0), (tmp_path / "file" / "runs", 1)):
         done = CliRunner().invoke(app, ["doctor", "--runs", str(runs), "--results", str(tmp_path)])
@@ -114,8 +114,8 @@ def test_a_missing_ffcv_is_named_with_what_mends_it_and_the_main_job_trains(
             + content
         )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor_show, "PROBES", {name: PROBES[name] for name in ("python", "ffcv")})
-    (found,) = examine(Asked(), ("ffcv",))
+    monkeypatch.setattr(doctor, "PROBES", {name: PROBES[name] for name in ("python", "ffcv")})
+    (found,) = examine({}, ("ffcv",))
     by_hand = f"sudo apt-get install -y pkg-config libturbojpeg0-dev libopencv-dev && {sys.executable} -m pip install setuptools ffcv"
     assert (found.found, found.state, found.remedy) == (
         "not here",
@@ -136,7 +136,7 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('broken on purpose')")
     script = (
-        "import trainer.tools.doctor_show as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
+        "import trainer.tools.doctor as d; d.PROBES = {name: d.PROBES[name] for name in ('python', 'torch', 'timm', 'JPEG', 'locale')};"
         "import sys; sys.argv = ['rsb', 'doctor', '--runs', 'r', '--results=s']; from trainer.__main__ import main; main()"
     )
     environment = {
@@ -160,7 +160,7 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
 
 def test_words_of_another_command_are_left_to_it():
     for words in (["--help"], ["--runs", "a", "--all"], ["x"]):
-        assert doctor_show.answer_words(words) is None
+        assert doctor.answer_words(words) is None
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_a_container_with_little_shared_memory_is_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "shutil.disk_usage", lambda folder: type("Usage", (), {"free": 64 * 2**20})()
     )
-    (found,) = doctor_probes.shared_memory(Asked(), tmp_path)
+    (found,) = doctor_probes.shared_memory({}, tmp_path)
     assert found.state == ABSENT and "64 MiB" in found.found and "--shm-size" in found.remedy
-    (runs, _) = doctor_probes.disk(Asked(str(tmp_path), str(tmp_path)))
+    (runs, _) = doctor_probes.disk({"runs": str(tmp_path), "results": str(tmp_path)})
     assert runs.state == BROKEN
 
 
 def test_an_ascii_machine_is_broken_and_told_what_to_export():
-    script = "from trainer.tools.doctor_probes import locale; from trainer.tools.doctor_finding import Asked; one, = locale(Asked()); print(one.state, one.remedy)"
+    script = "from trainer.tools.doctor_probes import locale; one, = locale({}); print(one.state, one.remedy)"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -220,10 +220,10 @@ def test_an_ascii_machine_is_broken_and_told_what_to_export():
 
 def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     """On a small model here; what is asked for is the real one."""
-    assert (doctor_steps.MAIN_RECIPE, doctor_steps.MAIN_MODEL) == ("A1", "resnet50")
-    monkeypatch.setattr(doctor_trial, "MAIN_MODEL", "test_resnet")
-    monkeypatch.setattr(doctor_trial, "NUM_STEPS", 1)
-    findings = by_name(doctor_steps.steps(Asked()))
+    assert (doctor_probes.MAIN_RECIPE, doctor_probes.MAIN_MODEL) == ("A1", "resnet50")
+    monkeypatch.setattr(doctor_probes, "MAIN_MODEL", "test_resnet")
+    monkeypatch.setattr(doctor_probes, "NUM_STEPS", 1)
+    findings = by_name(doctor_probes.steps({}))
     assert (
         findings["step on cpu"].state == GOOD
         and "ms of processor time for 32 images" in findings["step on cpu"].found
@@ -247,11 +247,11 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
         )
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_trial, "trained", trained)
+    monkeypatch.setattr(doctor_probes, "trained", trained)
     for before in ((False, True), (True, False)):
         monkeypatch.setattr(cudnn, "deterministic", before[0])
         monkeypatch.setattr(cudnn, "benchmark", before[1])
-        doctor_steps.determinism("cuda:0", is_same=False, median_s=0.01)
+        doctor_probes.determinism("cuda:0", is_same=False, median_s=0.01)
         assert (cudnn.deterministic, cudnn.benchmark) == before
     assert seen == [(True, True, False)] * 4
     fast_algorithms("cuda:0")
@@ -260,8 +260,8 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
 
 def test_steps_that_differ_are_marked_not_fatal(monkeypatch):
     numbers = iter(range(10))
-    monkeypatch.setattr(doctor_trial, "trained", lambda device: (str(next(numbers)), [0.01]))
-    findings = by_name(doctor_steps.steps(Asked()))
+    monkeypatch.setattr(doctor_probes, "trained", lambda device: (str(next(numbers)), [0.01]))
+    findings = by_name(doctor_probes.steps({}))
     assert (
         findings["determinism on cpu"].state == ABSENT
         and "other bits" in findings["determinism on cpu"].found
@@ -275,9 +275,9 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
             raise RuntimeError("no kernel image is available\nfor execution")
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_trial, "trained", trained)
-    monkeypatch.setattr(doctor_steps, "devices", lambda: ["cuda:0", "cpu"])
-    findings = by_name(doctor_steps.steps(Asked()))
+    monkeypatch.setattr(doctor_probes, "trained", trained)
+    monkeypatch.setattr(doctor_probes, "devices", lambda: ["cuda:0", "cpu"])
+    findings = by_name(doctor_probes.steps({}))
     assert (
         findings["step on cuda:0"].state == BROKEN
         and findings["step on cuda:0"].found == "RuntimeError: no kernel image is available"
@@ -286,10 +286,10 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
 
 
 def test_the_table_shows_every_finding_as_text(capsys):
-    open_terminal(160).print(
-        table_of(
-            [Finding("[x]", "a\x1bb", "w", BROKEN, "mend"), Finding("y", "f", "w", GOOD, "unused")]
-        )
-    )
+    findings = [
+        Finding("[x]", "a\x1bb", "w", BROKEN, "mend"),
+        Finding("y", "f", "w", GOOD, "unused"),
+    ]
+    print_findings(findings, "fails here")
     out = capsys.readouterr().out
     assert "[x]" in out and "\\x1b" in out and "mend" in out and "unused" not in out

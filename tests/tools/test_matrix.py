@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from trainer.base.errors import UserError
-from trainer.recipe.schema import recipe_paths
+from trainer.recipe.shipped import recipe_paths
 from trainer.runs import summary as show
 from trainer.tools import matrix
 from trainer.tools.matrix import (

@@ -32,22 +32,22 @@ class Budget(StrictModel):
 
 
 def budget_lines(
-    budget: Budget | None, page: Recipe, adapted: Recipe, profile: Profile
+    budget: Budget | None, recipe: Recipe, adapted: Recipe, profile: Profile
 ) -> dict[str, Any]:
     """The overrides, by path, that give a recipe on a data set the length of a budget.
 
-    page: the recipe for one model. adapted: the same, adapted to the profile.
+    recipe: the recipe for one model. adapted: the same, adapted to the profile.
 
     Raises UserError where the recipe cannot be that short.
     """
     if budget is None:
         return {}
     epochs = budget.epochs or max(1, round((budget.share or 0.0) * adapted.epochs))
-    if page.adapted_to == profile.name:
+    if recipe.adapted_to == profile.name:
         return {"epochs": epochs} if epochs != adapted.epochs else {}
     adapt = (profile.adapt or Adapt()).model_copy(update={"epochs": epochs})
     shorter = profile.model_copy(update={"adapt": adapt})
-    return lines_between(adapted, apply_overrides(page, adaptation(page, shorter), "budget")[0])
+    return lines_between(adapted, apply_overrides(recipe, adaptation(recipe, shorter), "budget")[0])
 
 
 def lines_between(before: Recipe, after: Recipe) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.ablation.failures import cell_folder, drop_failure, read_failure, store_failure
 from trainer.ablation.spec import Ablation
+from trainer.base.disk import open_regular
+from trainer.base.errors import printable
 from trainer.base.exits import (
     EXIT_CLAIMED,
     EXIT_DIVERGED,
@@ -26,10 +28,11 @@ from trainer.base.exits import (
 )
 from trainer.base.json_text import json_file
 from trainer.base.memory import line_of
+from trainer.base.output import Output
 from trainer.base.signals import StopRequest
 from trainer.recipe.plan import Plan
 from trainer.runs.job import Job
-from trainer.runs.lock import try_acquire
+from trainer.runs.lock import LockedError, LockLost, owner_of, try_acquire
 from trainer.runs.remote_rows import pull_rows, push_row
 from trainer.runs.results import Row, read_row_file, rows_folder
 from trainer.runs.start import train_job
@@ -125,7 +128,7 @@ def _run_locked(repeat: Repeat, shared: Shared, output: Path) -> int:
         code = _train(repeat.job, shared)
         if code in (EXIT_DONE, EXIT_DIVERGED) and shared.url:
             push_row(shared.url, stored_row_of(shared, repeat))
-    if code not in (EXIT_DONE, EXIT_DIVERGED, EXIT_STOPPED):
+    if code not in (EXIT_DONE, EXIT_DIVERGED, EXIT_STOPPED, EXIT_CLAIMED):
         record_failure(repeat, shared, code, start)
     return code
 
@@ -137,6 +140,9 @@ def _train(job: Job, shared: Shared) -> int:
             return train_job(job, shared.device, shared.machine, None, None, stop)
     except KeyboardInterrupt:
         return EXIT_STOPPED
+    except (LockedError, LockLost) as error:  # `train` by hand has the run
+        print(printable(str(error)), file=sys.stderr, flush=True)
+        return EXIT_CLAIMED
     except BaseException as error:  # whatever it is, the other runs continue
         line = line_of(error)
         if line is None:
@@ -156,7 +162,7 @@ def written_to(path: Path) -> Iterator[None]:
     with open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-        sys.stdout = sys.stderr = file
+        sys.stdout = sys.stderr = Output(file)
         try:
             yield
         finally:
@@ -164,6 +170,13 @@ def written_to(path: Path) -> Iterator[None]:
             for number, descriptor in zip((1, 2), before, strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
+
+
+def is_running(shared: Shared, repeat: Repeat) -> bool:
+    """Does a process work on this seed of a cell: a sweep, or `train` by hand in its run folder?"""
+    run = run_folder_of(shared, repeat)
+    folders = (cell_folder(shared.runs, repeat.key), *([run] if run else []))
+    return any(owner_of(folder) is not None for folder in folders)
 
 
 def record_failure(repeat: Repeat, shared: Shared, code: int, start: int = 0):
@@ -190,7 +203,7 @@ def num_failed(repeat: Repeat, shared: Shared) -> int:
 def _tail(path: Path, start: int) -> list[str]:
     if not path.exists():
         return []
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(start, path.stat().st_size - _NUM_TAIL_BYTES))
         return file.read().decode(errors="backslashreplace").splitlines()
 

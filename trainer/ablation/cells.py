@@ -67,7 +67,7 @@ def _jobs():
 
 
 def plan_of_cell(cell: Cell, seed: int) -> Plan:
-    """The plan of one seed of a cell; no image is read, and for a cell of an ablation's page no
+    """The plan of one seed of a cell; no image is read, and for a cell of an ablation file no
     file either.
 
     Raises UserError as plan_of does.

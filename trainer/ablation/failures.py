@@ -6,13 +6,12 @@ import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from trainer.base.component import StrictModel
-from trainer.base.disk import write_atomically
+from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 
 NUM_TAIL_LINES = 40
+_LARGEST_BYTES = 2**24
 
 
 class FailureError(UserError):
@@ -54,10 +53,10 @@ def read_failure(runs: Path, key: str) -> Failure | None:
     """
     path = failure_path(runs, key)
     try:
-        return Failure.model_validate_json(path.read_text())
+        return Failure.model_validate_json(read_regular(path, _LARGEST_BYTES).decode())
     except FileNotFoundError:
         return None
-    except (ValidationError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError) as error:
         first = str(error).splitlines()[0]
         raise FailureError(f"{path}: not a valid failure record ({first}); remove it") from None
 

@@ -27,6 +27,7 @@ from trainer.ablation.runner import (
     WAITING,
     RunStatus,
 )
+from trainer.base.disk import UnfitFile, open_regular
 from trainer.base.errors import printable
 from trainer.base.json_text import json_of
 
@@ -90,10 +91,10 @@ def _last(lines: Sequence[dict], name: str) -> float | None:
 
 def _last_lines(path: Path) -> list[dict]:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _NUM_TAIL_BYTES))
             texts = file.read().splitlines()
-    except OSError:
+    except (OSError, UnfitFile):
         return []
     lines = []
     for text in texts:

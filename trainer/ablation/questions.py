@@ -1,4 +1,4 @@
-"""What a table needs of an ablation's page: its cells and what identifies their runs, without their
+"""What a table needs of an ablation file: its cells and what identifies their runs, without their
 plans.
 
 Working out an ablation file takes torch and timm: seconds, and most of a gigabyte. So the result is
@@ -54,7 +54,7 @@ class Question:
 def open_question(source: Path | str) -> Question:
     """The question of an ablation, by name or path.
 
-    Raises UserError for a mistake in the page.
+    Raises UserError for a mistake in the file.
     """
     record = _record(source)
     if record is not None and record.exists():
@@ -73,8 +73,8 @@ def open_question(source: Path | str) -> Question:
     return question
 
 
-def shipped_pages() -> list[Path]:
-    """The pages of the ablations that come with the suite, by name."""
+def shipped_ablations() -> list[Path]:
+    """The files of the ablations that come with the suite, by name."""
     return sorted(shipped_folder("ablations").glob("*.yaml"))
 
 
@@ -96,23 +96,23 @@ def question_of(ablation: Ablation) -> Question:
 
 
 def _record(source: Path | str) -> Path | None:
-    """Where the question of a page is kept; None where the page is not found without working it
+    """Where the question of a file is kept; None where the file is not found without working it
     out.
     """
     is_path = isinstance(source, Path) or source.endswith((".yaml", ".yml"))
-    page = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
-    if not page.is_file():
+    file = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
+    if not file.is_file():
         return None
-    digest = hashlib.sha256(f"{CACHE_VERSION} {package_version('timm')} {page.stem}".encode())
+    digest = hashlib.sha256(f"{CACHE_VERSION} {package_version('timm')} {file.stem}".encode())
     recipes = shipped_folder("recipes").glob("*.yaml")
-    for path in [page, *sorted(recipes)]:
+    for path in [file, *sorted(recipes)]:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
     return cache_folder() / "questions" / f"{digest.hexdigest()[:32]}.json"
 
 
 def _names_files(ablation: Ablation) -> bool:
-    """Does the page depend on more than is in the digest: profiles, recipes or images of the user's
+    """Does the file depend on more than is in the digest: profiles, recipes or images of the user's
     own?
     """
     return any(

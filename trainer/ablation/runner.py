@@ -11,6 +11,7 @@ from typing import Protocol
 from trainer.ablation.cell_run import (
     Repeat,
     Shared,
+    is_running,
     num_failed,
     record_failure,
     row_names,
@@ -19,7 +20,6 @@ from trainer.ablation.cell_run import (
 from trainer.ablation.dry_run import DryTrial, dry_run_shape, mark_tried, try_shapes, untried
 from trainer.ablation.failures import (
     Failure,
-    cell_folder,
     drop_failure,
     read_failure,
     store_failure,
@@ -27,7 +27,6 @@ from trainer.ablation.failures import (
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED, EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import StopRequest
-from trainer.runs.lock import owner_of
 from trainer.runs.remote_rows import pull_rows, push_missing
 from trainer.runs.results import Row, rows_folder
 
@@ -189,7 +188,7 @@ class Sweep:
             names = self._row_names() if names is None else names
             if self._is_settled_elsewhere(status, names):
                 continue
-            if owner_of(cell_folder(self.shared.runs, status.repeat.key)) is not None:
+            if is_running(self.shared, status.repeat):
                 status.state = ELSEWHERE
                 continue
             status.state = RUNNING
@@ -203,7 +202,7 @@ class Sweep:
         self._looked_s = time.monotonic()
         names = self._row_names() if self._in(ELSEWHERE) else []
         for status in self._in(ELSEWHERE):
-            is_free = owner_of(cell_folder(self.shared.runs, status.repeat.key)) is None
+            is_free = not is_running(self.shared, status.repeat)
             if not self._is_settled_elsewhere(status, names) and is_free:
                 status.state = WAITING
 

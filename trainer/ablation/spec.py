@@ -23,7 +23,8 @@ from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import Recipe, apply_overrides, find_recipe
+from trainer.recipe.schema import Recipe, apply_overrides
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, published_recipe, resolve
 
 Text = Annotated[str, Field(min_length=1)]

@@ -41,6 +41,7 @@ def run_ablation(
     ray: RayOptions | None,
     retries: int,
     fail_fast: bool,
+    stop: StopRequest,
 ) -> int:
     """Run the cells of an ablation that have no row yet, and print how they stand; gives the exit
     code.
@@ -62,7 +63,7 @@ def run_ablation(
         f"{len(ablation.seeds)} seeds, {backend.num_slots} at a time"
     )
     try:
-        with StopRequest() as stop, SweepTable(console, shared, ablation.name) as table:
+        with SweepTable(console, shared, ablation.name) as table:
             sweep = Sweep(repeats, shared, backend, stop, table, retries, fail_fast)
             code = sweep.run()
     finally:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticKnownError, core_schema
@@ -36,7 +36,7 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def is_kind(cls: type) -> bool:
+def is_kind(cls: type) -> TypeGuard[type[Component]]:
     """Is this a kind, of which a recipe holds one component or another?"""
     return "kind" in vars(cls)
 
@@ -61,14 +61,22 @@ class Component(StrictModel):
     mathematics.
 
     kind: in the body of an abstract class, what the classes below it are one of, as messages say
-    it. purpose: the stream of random numbers (trainer.base.streams) that a component draws from;
-    None for one that draws nothing. example: fields, `name` left out, as its source has them: what
-    documentation and tests make it with.
+    it. example: fields, `name` left out, as its source has them: what documentation and tests make
+    it with.
     """
 
     kind: ClassVar[str]
-    purpose: ClassVar[str | None] = None
     example: ClassVar[dict[str, Any]] = {}
+
+    if TYPE_CHECKING:  # the field of each class below; a section that is not chosen has none
+
+        @property
+        def name(self) -> str: ...
+
+    @property
+    def purpose(self) -> str | None:
+        """The random stream (trainer.base.streams) that it draws from; None: it draws nothing."""
+        return None
 
     def check(self, plan) -> None:
         """Refuse a plan (trainer.recipe.plan.Plan) that this part does not fit, in units that only
@@ -126,11 +134,11 @@ def kinds() -> tuple[type[Component], ...]:
     return tuple(_REGISTRY)
 
 
-def parts_of(page: StrictModel) -> Iterator[Component]:
+def parts_of(recipe: StrictModel) -> Iterator[Component]:
     """All components in a recipe, each before its own parts."""
-    if isinstance(page, Component):
-        yield page
-    for _, value in page:
+    if isinstance(recipe, Component):
+        yield recipe
+    for _, value in recipe:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, StrictModel):
                 yield from parts_of(part)

@@ -59,4 +59,7 @@ def _of_version_2(folder: Path) -> tuple[int, int]:
 
 
 def _of_version_1(folder: Path) -> tuple[int, int]:
-    return tuple(int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    quota, period = (
+        int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+    )
+    return quota, period

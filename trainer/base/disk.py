@@ -5,11 +5,14 @@ try.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from trainer.base.errors import UserError
 
@@ -18,6 +21,43 @@ RETRY_S = 10.0  # between two checkpoints that are tried while it takes none
 END_S = 60.0  # how long a finished run tries to write its end
 STOP_S = 10.0  # how long one that was asked to stop does
 _END_RETRY_S = 2.0
+
+
+class UnfitFile(ValueError):
+    """Under a file's name stands a folder, pipe or device, or a file too large to be read."""
+
+
+def open_descriptor(path: Path, flags: int, largest_bytes: float = math.inf) -> int:
+    """The descriptor of a regular file of at most so many bytes; a pipe or device is not waited
+    for.
+
+    Raises UnfitFile for what is none, OSError where it cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: to open a pipe without a writer, or some devices, would wait for ever
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ENXIO):  # a folder to write; a socket, a device
+            raise UnfitFile("not a regular file") from None
+        raise
+    about = os.fstat(descriptor)
+    if stat.S_ISREG(about.st_mode) and about.st_size <= largest_bytes:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        raise UnfitFile("not a regular file")
+    raise UnfitFile(f"{about.st_size} bytes, of which at most {largest_bytes:.0f} are read")
+
+
+def open_regular(path: Path, largest_bytes: float = math.inf) -> BinaryIO:
+    """A regular file of at most so many bytes, to be read. Raises as open_descriptor does."""
+    return os.fdopen(open_descriptor(path, os.O_RDONLY, largest_bytes), "rb")
+
+
+def read_regular(path: Path, largest_bytes: float = math.inf) -> bytes:
+    """The content of a regular file. Raises as open_descriptor does."""
+    with open_regular(path, largest_bytes) as file:
+        return file.read()
 
 
 def why(error: OSError) -> str:
@@ -40,9 +80,7 @@ def must_write(folder: Path) -> Iterator[None]:
 
 
 class Troubles:
-    """What the disk does not take: said at once, then once a minute, and when all of it is
-    written.
-    """
+    """Failed writes: logged at once, then once a minute, and when all of it is written."""
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self._folder, self._say = folder, say
@@ -50,21 +88,21 @@ class Troubles:
         self._said_s = -math.inf
 
     def note(self, what: str, error: OSError | None, more: str = "") -> None:
-        """How the last try to write something ended; more: to be said with its failure."""
+        """How the last try to write something ended; more: logged with its failure."""
         if error is not None:
             self._texts[what] = f"{what} ({why(error)}{more})"
-            self.tell()
+            self.log()
         elif self._texts.pop(what, None) and not self._texts:
             self._said_s = -math.inf
             self._say(f"{self._folder}: all is written again")
 
-    def tell(self) -> None:
-        """Say what is not written, where a minute is over."""
+    def log(self) -> None:
+        """Log what is not written, once a minute."""
         if self._texts and time.monotonic() - self._said_s >= SAY_S:
-            self._said_s = time.monotonic()  # first: what is said goes to a file on the same disk
+            self._said_s = time.monotonic()  # first: what is logged goes to a file on the same disk
             self._say(
-                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training goes on"
-                " and tries again"
+                f"{self._folder}: cannot write {', '.join(self._texts.values())}; training"
+                " continues and retries"
             )
 
 

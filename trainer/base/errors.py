@@ -17,8 +17,8 @@ class UserError(ValueError):
     found; hint`.
 
     found: what was found. hint: what to do. path: of the value, where the error is about one. kind:
-    a word for programs, such as `missing`. place: a file, or the word of the command line; line: of
-    the file, from 1. can_be_off: leaving the key out is a way out too.
+    a code for programs, such as `missing`. place: a file, or the option of the command line; line:
+    of the file, from 1. can_be_off: leaving the key out is a way out too.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PlanError(UserError):
 
 
 def printable(text: str) -> str:
-    """Text on one line, what a terminal would obey written out: \\x1b."""
+    """Text on one line, control characters escaped: \\x1b."""
     return "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text
     )

@@ -30,16 +30,16 @@ def is_memory_full(error: BaseException) -> bool:
 
 
 def line_of(error: BaseException) -> str | None:
-    """The one line that a command ends with where the user can mend the error; None for a bug,
+    """The one line that a command ends with where the user can fix the error; None for a bug,
     which is a traceback.
     """
     if isinstance(error, UserError):
         return printable(str(error))
     if isinstance(error, RuntimeError) and is_memory_full(error):
-        said = printable(str(error).partition("\n")[0])
+        message = printable(str(error).partition("\n")[0])
         return (
-            f"out of memory: {said}; use fewer images at once (batch.norm_images), or a device with"
-            " more memory"
+            f"out of memory: {message}; use fewer images at once (batch.norm_images), or a device"
+            " with more memory"
         )
     return None
 
@@ -48,7 +48,7 @@ def keep_freed_memory() -> bool:
     """Keep what tensors free for the next ones, rather than hand it back: True where the C library
     can.
 
-    A training step on the CPU frees and takes hundreds of MiB. glibc gives large pieces back to the
+    A training step on the CPU frees and takes hundreds of MiB. glibc gives large blocks back to the
     system at once and pays for fresh, zeroed pages at every step: a fifth to a quarter of a
     ResNet-50 step at 32 px. No result changes.
     """

@@ -47,7 +47,7 @@ def one_name(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """The text itself. Raises ValueError where it holds what a terminal would obey, or half a
+    """The text itself. Raises ValueError where it holds control characters, or half a
     character.
     """
     for mark in text:

@@ -1,10 +1,10 @@
 """Components from a user's own files: plugins=my_losses.py, or an installed package's entry point
 in the group rsb.plugins.
 
-A plugin is a Python file that defines components (see components/base.py), data sets
-(data/sets.known_set) or formats (data/formats.FileFormat). It is imported as a module below this
-one, so that whatever process gets one of its objects, a loader's or a cluster's, finds its class
-again: the path travels in the environment.
+A plugin is a Python file that defines components (see base/component.py), datasets
+(data/datasets/builtin.known_set) or formats (data/datasets/formats.FileFormat). It is imported as a
+module below this one, so that whatever process gets one of its objects, a loader's or a cluster's,
+finds its class again: the path travels in the environment.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def _load_file(path: Path) -> None:
 def _run(name: str, source: bytes, path: Path, full: Path) -> None:
     loader = _OfBytes(name, str(full), source)
     spec = importlib.util.spec_from_file_location(name, full, loader=loader)
+    assert spec is not None  # it has its loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)
@@ -145,6 +146,7 @@ def _run(name: str, source: bytes, path: Path, full: Path) -> None:
 
 
 def _load_entry(point: importlib.metadata.EntryPoint) -> None:
+    assert point.dist is not None  # the package that has it installed
     name = f"{point.dist.name}:{point.name}"
     if name in _digests:
         return
@@ -153,7 +155,7 @@ def _load_entry(point: importlib.metadata.EntryPoint) -> None:
         point.load()
     except Exception as error:
         raise PluginError(
-            f"the plugin {name} ({point.value}): {_reason(error)}; mend it, or uninstall it"
+            f"the plugin {name} ({point.value}): {_reason(error)}; fix it, or uninstall it"
         ) from None
     file = getattr(module, "__file__", None)
     content = Path(file).read_bytes() if file else point.value.encode()
@@ -173,13 +175,13 @@ def _place(path: Path, full: Path, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    said = printable(
+    message = printable(
         " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
     )
     return (
-        said
+        message
         if isinstance(error, UserError)
-        else f"{type(error).__name__}: {said}"
-        if said
+        else f"{type(error).__name__}: {message}"
+        if message
         else type(error).__name__
     )

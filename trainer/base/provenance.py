@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,6 +37,33 @@ def versions() -> dict[str, str]:
         name: package_version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")
     }
     return {"python": platform.python_version(), **named, "trainer": package_version("rsb")}
+
+
+@dataclass(frozen=True)
+class Program:
+    """The code that this process runs. digest: of the package's files. commit, dirty: see
+    `commit`.
+    """
+
+    digest: str
+    commit: str | None
+    dirty: bool | None
+
+    def __str__(self) -> str:
+        commit = self.commit[:12] if self.commit else "none"
+        return f"{self.digest[:12]} (commit {commit}{', changed' if self.dirty else ''})"
+
+
+@functools.cache
+def program() -> Program:
+    """As it was when first asked for: what changes on the disk later is not what runs here."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*")):
+        if "__pycache__" not in path.parts and path.is_file():
+            digest.update(f"{path.relative_to(package).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return Program(digest.hexdigest(), *commit())
 
 
 def commit() -> tuple[str | None, bool | None]:

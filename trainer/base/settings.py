@@ -21,8 +21,8 @@ class Settings:
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32.
     num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
     checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
-    of metrics. micro_batch: "page" as the recipe says, or "auto" for smaller pieces where memory
-    runs out. activation_checkpointing: are activations made again in the backward pass? compile:
+    of metrics. micro_batch: "page" as the recipe says, or "auto" to split it where memory
+    runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
     are the model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the
     last two. loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or
     "ffcv".
@@ -71,7 +71,7 @@ def make_settings(
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
-    import torch  # seconds, which commands that only check their words need not wait for
+    import torch  # seconds, which commands that only check their options need not wait for
 
     if micro_batch not in MICRO_BATCHES:
         raise UserError(

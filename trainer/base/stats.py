@@ -1,6 +1,6 @@
 """Statistics of a few seeds: spread, differences with confidence intervals, power.
 
-SciPy's distributions do the arithmetic. What the values given cannot tell is None, never a guess:
+SciPy's distributions do the arithmetic. What the values cannot answer is None, never a guess:
 one value has no spread, and values that do not vary have no interval.
 """
 

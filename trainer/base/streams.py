@@ -54,12 +54,12 @@ def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """
     out = np.empty(counters.shape, dtype=np.uint32)
     for part in _parts(len(counters)):
-        out[part].T[...] = _philox(*np.array(counters[part].T, dtype=np.uint64, order="C"), key)
+        out[part].T[...] = _philox(key, *np.array(counters[part].T, dtype=np.uint64, order="C"))
     return out
 
 
 def _philox(
-    c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray, key: tuple[int, int]
+    key: tuple[int, int], c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """The same of words that lie apart, each [N] uint64 and changed in place: several times as fast
     as across rows of four.
@@ -157,12 +157,12 @@ def _sort_keys(seed: int, purpose: str, epoch: int, index: np.ndarray) -> np.nda
         np.full(len(index), word, np.uint64) for word in (0, 0, epoch, 0)
     )
     second[:] = index
-    high, low, *_ = _philox(first, second, third, fourth, (seed, PURPOSES[purpose]))
+    high, low, *_ = _philox((seed, PURPOSES[purpose]), first, second, third, fourth)
     return (high << _HALF) | low
 
 
 def _runs(tied: np.ndarray) -> list[slice]:
-    """Stretches in which each is tied with the next, told by the places of the former ones, in
+    """Stretches in which each is tied with the next, given by the positions of the former ones, in
     rising order.
     """
     breaks = np.flatnonzero(np.diff(tied) > 1) + 1

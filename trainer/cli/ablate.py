@@ -10,17 +10,9 @@ import typer
 from trainer.ablation.threads import set_num_threads
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plugins import load_plugins
-from trainer.cli.options import (
-    CheckpointS,
-    DataDir,
-    Device,
-    PluginFiles,
-    Precision,
-    Runs,
-    Workers,
-    app,
-    user_errors,
-)
+from trainer.base.signals import StopRequest
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 _BACKENDS = ("here", "ray")
 
@@ -58,16 +50,16 @@ def ablate(
             help='Ray resources of each run: "cpus=4 gpus=1 memory_gib=8".',
         ),
     ] = "",
-    data_dir: DataDir = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    checkpoint_s: CheckpointS = 60.0,
-    runs: Runs = Path("runs"),
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    checkpoint_s: options.CheckpointS = 60.0,
+    runs: options.Runs = Path("runs"),
     results: Annotated[
         str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")
     ] = "results",
-    plugins: PluginFiles = "",
+    plugins: options.PluginFiles = "",
 ) -> None:
     """Run the cells of an ablation that have no row yet. Rerun the same command to resume; calls
     that share --runs share the work.
@@ -77,18 +69,21 @@ def ablate(
     _check_options(on, device, gpus, per_cell)
     if on == "here":
         set_num_threads(runs, ablation, jobs or gpus or 1)
-    load_plugins(plugins)  # only now: a plugin may import torch, which reads the number of threads
-    from trainer.ablation import start  # torch, likewise; and --help answers without it
+    with StopRequest() as stop:  # before the imports, which take seconds
+        load_plugins(plugins)  # only now: a plugin may import torch, which reads how many threads
+        from trainer.ablation import start  # torch, likewise; and --help answers without it
 
-    settings = {
-        "device": device,
-        "precision": precision,
-        "workers": workers,
-        "checkpoint_s": checkpoint_s,
-    }
-    shared = start.shared_settings(runs, results, **settings)
-    ray = start.RayOptions(address, per_cell) if on == "ray" else None
-    code = start.run_ablation(ablation, data_dir, shared, jobs, gpus, ray, retries, fail_fast)
+        settings = {
+            "device": device,
+            "precision": precision,
+            "workers": workers,
+            "checkpoint_s": checkpoint_s,
+        }
+        shared = start.shared_settings(runs, results, **settings)
+        ray = start.RayOptions(address, per_cell) if on == "ray" else None
+        code = start.run_ablation(
+            ablation, data_dir, shared, jobs, gpus, ray, retries, fail_fast, stop
+        )
     raise typer.Exit(code)
 
 

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.options import (
-    DataDir,
-    Device,
-    Loader,
-    Precision,
-    Results,
-    Set,
-    Workers,
-    app,
-    user_errors,
-)
-
-# what a CPU does in seconds
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 
 @app.command()
@@ -38,21 +27,21 @@ def bench(
         str,
         typer.Option(help="As train takes it; default: JPEG photos of an ImageNet image's size."),
     ] = "",
-    data_dir: DataDir = None,
+    data_dir: options.DataDir = None,
     src: Annotated[
         Path | None,
         typer.Option(help="A folder or a tar of JPEG files to use in place of those photos."),
     ] = None,
-    set_: Set = "",
-    device: Device = "auto",
+    set_: options.Set = "",
+    device: options.Device = "auto",
     gpu: Annotated[
         int, typer.Option(min=0, max=1, help="1: measure on a GPU, or say that there is none.")
     ] = 0,
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    loader: Loader = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    loader: options.Loader = "auto",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of the parts, and whole steps.")] = 8,
-    results: Results = Path("results"),
+    results: options.Results = Path("results"),
 ) -> None:
     """Time decoding, augmenting, the transfer, model, optimizer, evaluation and whole steps; JSON
     in results/bench.
@@ -62,18 +51,6 @@ def bench(
     """
     from trainer.cli.bench_commands import run_bench  # torch takes seconds
 
-    run_bench(
-        recipe,
-        model,
-        data,
-        data_dir,
-        src,
-        set_,
-        device,
-        gpu,
-        precision,
-        workers,
-        loader,
-        rounds,
-        results,
-    )
+    machine = {"device": "cuda" if gpu else device, "precision": precision}
+    machine |= {"workers": workers, "loader": loader}
+    run_bench(recipe, model, data, data_dir, src, set_, machine, rounds, results)

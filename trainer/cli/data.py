@@ -9,18 +9,8 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.options import (
-    Data,
-    DataDir,
-    RecipeName,
-    Results,
-    Runs,
-    SeedNumber,
-    Set,
-    Workers,
-    app,
-    user_errors,
-)
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 Src = Annotated[
     Path | None,
@@ -36,7 +26,11 @@ def _commands():
 
 @app.command("check-data")
 @user_errors
-def check_data(data: Data = "digits", data_dir: DataDir = None, workers: Workers = "auto") -> None:
+def check_data(
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    workers: options.Workers = "auto",
+) -> None:
     """Decode every image; list unreadable and unusual ones. Exit 1 where training would
     fail.
     """
@@ -46,7 +40,7 @@ def check_data(data: Data = "digits", data_dir: DataDir = None, workers: Workers
 @app.command("data")
 @user_errors
 def write_data(
-    data: Data = "digits",
+    data: options.Data = "digits",
     src: Src = None,
     out: Annotated[
         Path | None,
@@ -68,7 +62,7 @@ def write_data(
         ),
     ] = None,
     quality: Annotated[int, typer.Option(help="JPEG quality of images encoded here.")] = 90,
-    workers: Workers = "auto",
+    workers: options.Workers = "auto",
 ) -> None:
     """Write train.beton and val.beton, each with its .json; rerun to resume. Every image is decoded
     again from what was written. Needs no ffcv.
@@ -79,12 +73,12 @@ def write_data(
 @app.command()
 @user_errors
 def parity(
-    data: Data = "digits",
-    data_dir: DataDir = None,
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
     src: Src = None,
-    recipe: RecipeName = "A1",
-    seed: SeedNumber = 0,
-    set_: Set = "",
+    recipe: options.RecipeName = "A1",
+    seed: options.SeedNumber = 0,
+    set_: options.Set = "",
     images: Annotated[int, typer.Option(min=1, help="Least number of images to compare.")] = 2048,
     run: Annotated[
         str,
@@ -93,8 +87,8 @@ def parity(
             "classifier."
         ),
     ] = "",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
 ) -> None:
     """Loader equivalence: torch's loader on the source images against ffcv on their .beton files,
     by order, crop boxes, pixels and top-1 of a fixed model. Writes

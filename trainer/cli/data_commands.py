@@ -58,10 +58,8 @@ def write_data(
             else "not lossless: its pixels differ from the source's, and so do results"
         )
         size = f"{facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB"
-        line = f"{out / split}.beton: {size}, {kind}"
-        console.print(line, markup=False, highlight=False)
-    hint = f"train from it: data={data} data_dir={out} loader=ffcv"
-    console.print(hint, markup=False, highlight=False)
+        console.print(f"{out / split}.beton: {size}, {kind}", markup=False)
+    console.print(f"train from it: data={data} data_dir={out} loader=ffcv", markup=False)
 
 
 def parity(
@@ -69,15 +67,11 @@ def parity(
 ) -> bool:
     """Compare the two loaders, print a table and store a certificate; are they within tolerance?"""
     out = summary.console()
-    out.print(
-        f"{job.data}: reading at least {num_images} training images and all of val with both "
-        "loaders ...",
-        markup=False,
-        highlight=False,
-    )
+    size = f"at least {num_images} training images and all of val"
+    out.print(f"{job.data}: reading {size} with both loaders ...", markup=False)
     found = certify(job, src, num_images, run, runs)
     out.print(parity_table(found))
     for line in notes(found):
         out.print(line, markup=False)
-    out.print(f"certificate: {write_certificate(found, results)}", markup=False, highlight=False)
+    out.print(f"certificate: {write_certificate(found, results)}", markup=False)
     return found["is_within"]

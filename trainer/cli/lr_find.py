@@ -8,33 +8,18 @@ from typing import Annotated
 import typer
 
 from trainer.base.signals import StopRequest
-from trainer.cli.options import (
-    AgainFlag,
-    Data,
-    DataDir,
-    Device,
-    Gpus,
-    ModelName,
-    Precision,
-    Procs,
-    RecipeName,
-    Results,
-    Runs,
-    Set,
-    Workers,
-    app,
-    user_errors,
-)  # fmt: skip
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 
 @app.command("lr-find")
 @user_errors
 def lr_find(
-    recipe: RecipeName = "A1",
-    model: ModelName = "resnet50",
-    data: Data = "digits",
-    data_dir: DataDir = None,
-    set_: Set = "",
+    recipe: options.RecipeName = "A1",
+    model: options.ModelName = "resnet50",
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    set_: options.Set = "",
     seeds: Annotated[
         int, typer.Option(help="Repeats, each with its own first weights and order.")
     ] = 3,
@@ -60,14 +45,14 @@ def lr_find(
     curve: Annotated[
         str | None, typer.Option(help="What the rules read: train, heldout or both.")
     ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
-    again: AgainFlag = False,
-    gpus: Gpus = None,
-    procs: Procs = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
+    again: options.AgainFlag = False,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
 ) -> None:
     """Find the learning rate by a LR finder run along the recipe's own training path; or any other
     number of the recipe, with --ramp.

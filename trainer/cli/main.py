@@ -7,19 +7,21 @@ what a command does is in a module of its own, which the command imports when it
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.data
-import trainer.cli.doctor
 import trainer.cli.lr_find
 import trainer.cli.recipes
 import trainer.cli.runs
 import trainer.cli.table
 import trainer.cli.tools  # noqa: F401  importing these adds their commands to app
-from trainer.base.errors import printable
+from trainer.base.errors import UserError, printable
 from trainer.cli.options import app
+from trainer.cli.words import options_of
 
 try:
     from typer import TyperException as CommandError
@@ -30,7 +32,11 @@ except ImportError:  # older versions of Typer are built on click
 def run_program() -> int:
     """Run the command named by sys.argv; one that cannot be parsed is one line and exit 2."""
     try:
-        return app(prog_name="rsb", standalone_mode=False)
+        words = options_of(sys.argv[1:], typer.main.get_command(app))
+        return app(words, prog_name="rsb", standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 2
     except CommandError as error:
         message = error.format_message().rstrip(".")
         if message:  # it is empty where no command was named: the help was printed then

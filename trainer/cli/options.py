@@ -4,22 +4,42 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trainer.base.exits import EXIT_FAILED
+from trainer.base.errors import printable
+from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.memory import line_of
 from trainer.base.plugins import load_plugins
+from trainer.base.provenance import package_version
+from trainer.base.signals import Stopped
 from trainer.runs.lock import LockLost
 
 app = typer.Typer(
-    help="Training recipes as versioned, sourced contracts: ResNet strikes back and its peers.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"rsb {package_version('rsb')}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Training recipes as versioned, sourced contracts: ResNet strikes back and its peers."""
+
 
 RecipeName = Annotated[
     str,
@@ -147,7 +167,11 @@ def user_errors(command):
         try:
             if not loads_itself:
                 load_plugins(named.pop("plugins", ""))
+            _check_names(named)
             return command(*positional, **named)
+        except Stopped as error:
+            typer.echo(f"stopped by {printable(str(error))}; rerun the same command", err=True)
+            raise typer.Exit(EXIT_STOPPED) from None
         except LockLost as error:
             typer.echo(f"error: {error}; ending", err=True)
             raise typer.Exit(EXIT_FAILED) from None
@@ -159,13 +183,26 @@ def user_errors(command):
             raise typer.Exit(2) from None
 
     if not loads_itself:
-        given = inspect.Parameter(
-            "plugins", inspect.Parameter.KEYWORD_ONLY, default="", annotation=PluginFiles
-        )
-        wrapped.__signature__ = signature.replace(
-            parameters=[*signature.parameters.values(), given]
-        )
-        wrapped.__annotations__ = inspect.get_annotations(command, eval_str=True) | {
-            "plugins": PluginFiles
-        }
+        only_named = inspect.Parameter.KEYWORD_ONLY
+        given = inspect.Parameter("plugins", only_named, default="", annotation=PluginFiles)
+        parameters = [*signature.parameters.values(), given]
+        wrapped.__signature__ = signature.replace(parameters=parameters)
+        own = inspect.get_annotations(command, eval_str=True)
+        wrapped.__annotations__ = own | {"plugins": PluginFiles}
     return wrapped
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Refuse a recipe or a dataset that does not exist before torch is imported, which takes
+    seconds. Raises UserError.
+    """
+    if not (given.get("recipe") or given.get("data")):
+        return
+    # pydantic and yaml: not for --help
+    from trainer.recipe.profiles import check_data_name
+    from trainer.recipe.shipped import find_recipe
+
+    if given.get("recipe"):
+        find_recipe(given["recipe"])
+    if given.get("data"):
+        check_data_name(given["data"])

@@ -53,14 +53,10 @@ def print_plan(
     for group in groups_of(ablation):
         print_group(out, ablation, group, rows)
     missing = [key for key, row in rows.items() if row is None]
+    num_stored = len(rows) - len(missing)
     out.print()
-    out.print(
-        Text(
-            f"{len(rows)} runs: {len(rows) - len(missing)} with a row in {results}, "
-            f"{len(missing)} to run"
-        ),
-        soft_wrap=False,
-    )
+    line = f"{len(rows)} runs: {num_stored} with a row in {results}, {len(missing)} to run"
+    out.print(Text(line), soft_wrap=False)
     if missing:
         cells = {cell.name: cell for cell in ablation.cells}
         name, seed = missing[0]
@@ -73,12 +69,10 @@ def print_head(out: Console, ablation: Ablation) -> None:
     """Question, source, and what all cells share."""
     page = ablation.page
     budget = "the recipe's epochs on its data"
-    if page.budget:
-        budget = (
-            f"{page.budget.epochs} epochs"
-            if page.budget.epochs
-            else f"{page.budget.share:g} of the recipe's epochs"
-        )
+    if page.budget and page.budget.epochs:
+        budget = f"{page.budget.epochs} epochs"
+    elif page.budget:
+        budget = f"{page.budget.share:g} of the recipe's epochs"
     fields = {
         "question": page.question,
         "source": page.source,
@@ -127,20 +121,12 @@ def print_group(
     """The table of one group: what each cell changes, its published score, its rows."""
     is_cumulative = ablation.page.design.name == "cumulative"
     out.print()
-    out.print(
-        f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}",
-        soft_wrap=False,
-    )
+    heading = f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}"
+    out.print(heading, soft_wrap=False)
     shared = shared_deviations(cells)
     if shared:
-        lines = "; ".join(in_short(shared))
-        out.print(
-            Padding(
-                Text(f"in every cell, overrides of its recipe: {lines}", style="yellow"),
-                (0, 0, 0, 2),
-            ),
-            soft_wrap=False,
-        )
+        line = f"in every cell, overrides of its recipe: {'; '.join(in_short(shared))}"
+        out.print(Padding(Text(line, style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
     has_scores = any(cell.published is not None for cell in cells)
     against = "added to the previous" if is_cumulative else "difference from the base"
     table = Table("cell", against, *(["published"] if has_scores else []), "rows", pad_edge=False)
@@ -160,13 +146,14 @@ def print_group(
 
 def steps_line(cells: Sequence[Cell]) -> str:
     """The length of the cells in steps and epochs."""
-    steps = sorted({cell.planned.num_steps for cell in cells})
-    epochs = sorted({cell.planned.recipe.epochs for cell in cells})
-    return (
-        " to ".join(dict.fromkeys(f"{n:,}" for n in (steps[0], steps[-1])))
-        + " steps each, "
-        + (" to ".join(dict.fromkeys(f"{n}" for n in (epochs[0], epochs[-1]))) + " epochs")
-    )
+    steps = _from_to(cell.planned.num_steps for cell in cells)
+    return f"{steps} steps each, {_from_to(cell.planned.recipe.epochs for cell in cells)} epochs"
+
+
+def _from_to(counts: Iterable[int]) -> str:
+    """The least and the most, once where they are the same."""
+    ordered = sorted(counts)
+    return " to ".join(dict.fromkeys(f"{count:,}" for count in (ordered[0], ordered[-1])))
 
 
 def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
@@ -183,17 +170,12 @@ def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
 def in_short(changes: Iterable[tuple[str, Any]]) -> list[str]:
     """Changes as `path value`; of a component that is replaced, the new name alone."""
     changes = [change for path, value in changes for change in _apart(path, value)]
-    renamed = {
-        path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")
-    }
-    kept = [(path, value) for path, value in changes if path.rpartition(".")[0] not in renamed]
-    named = [
-        (path, value["name"] if isinstance(value, dict) and "name" in value else value)
-        for path, value in kept
-    ]
+    named = {path.removesuffix(".name"): value for path, value in changes if path.endswith(".name")}
+    kept = [(path, value) for path, value in changes if path.rpartition(".")[0] not in named]
+    named |= {path: value["name"] if isinstance(value, dict) else value for path, value in kept}
     return [
         f"{path} {'on' if path.endswith(f'.{value}') else shown(value, exact=True)}"
-        for path, value in [*renamed.items(), *named]
+        for path, value in named.items()
     ]
 
 
@@ -210,14 +192,10 @@ def difference(before: Cell, cell: Cell) -> str:
     """How a cell's recipe differs from another's, in short."""
     if cell.is_base:
         return f"the base, {_recipe_name(cell.planned)}"
-    lines = in_short(
-        (row.path, row.b) for row in diff_rows(before.planned.recipe, cell.planned.recipe)
-    )
-    recipe = (
-        ""
-        if _recipe_name(before.planned) == _recipe_name(cell.planned)
-        else f"recipe {_recipe_name(cell.planned)}: "
-    )
+    rows = diff_rows(before.planned.recipe, cell.planned.recipe)
+    lines = in_short((row.path, row.b) for row in rows)
+    name = _recipe_name(cell.planned)
+    recipe = "" if _recipe_name(before.planned) == name else f"recipe {name}: "
     rest = len(lines) - MAX_DIFFERENCES
     return recipe + "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {rest} more" if rest > 0 else "")
 
@@ -261,11 +239,8 @@ def print_hours(
     out.print()
     out.print(table, soft_wrap=False)
     hours = sum(seconds[name] for name, _ in missing) / 3600
-    out.print(
-        f"{len(missing)} runs to do, {hours:.2g} hours one after another",
-        style="bold",
-        soft_wrap=False,
-    )
+    line = f"{len(missing)} runs to do, {hours:.2g} hours one after another"
+    out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
 
 
@@ -287,8 +262,7 @@ def measured(
 
 def basis(throughputs: Mapping[str, Throughput], settings: Settings) -> str:
     """The basis of an estimate, as a sentence."""
-    counts = sorted(one.num_steps for one in throughputs.values())
-    steps = f"{counts[0]} to {counts[-1]}" if counts[0] != counts[-1] else f"{counts[0]}"
+    steps = _from_to(one.num_steps for one in throughputs.values())
     return (
         f"estimated from {steps} steps and one batch of val for each of {len(throughputs)} kinds "
         f"of cells, measured now on {settings.device}, {settings.precision}, "

@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from trainer.cli.plan_ablation import print_plan
-from trainer.data.profile import find_profile
+from trainer.data.profile import data_folder, find_profile, ignored_files
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
 
 
 def plan(job: Job) -> None:
     """Print the plan of a run."""
-    planned = plan_of(job)
-    summary.plan_in_full(summary.console(), planned, *assemble(planned))
+    planned, out = plan_of(job), summary.console()
+    summary.plan_in_full(out, planned, *assemble(planned))
+    summary.ignored_lines(out, ignored_files(data_folder(job.data, job.data_dir)))
 
 
 def plan_ablation(
@@ -56,8 +58,3 @@ def diff(a: str, b: str) -> None:
     first, second = (load_recipe(find_recipe(name)) for name in (a, b))
     titles = (f"{recipe.name}.v{recipe.version}" for recipe in (first, second))
     summary.console().print(diff_table(diff_rows(first, second), *titles))
-
-
-def list_recipes() -> None:
-    """Print one line for each recipe."""
-    summary.recipe_list(summary.console())

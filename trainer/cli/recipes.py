@@ -8,20 +8,8 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
-from trainer.cli.options import (
-    Data,
-    DataDir,
-    Device,
-    ModelName,
-    Precision,
-    RecipeName,
-    Results,
-    SeedNumber,
-    Set,
-    Workers,
-    app,
-    user_errors,
-)
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 _RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_")
 _ABLATION_OPTIONS = ("measure", "device", "precision", "workers", "results")
@@ -37,12 +25,12 @@ def _commands():
 @user_errors
 def plan(
     context: typer.Context,
-    recipe: RecipeName = "A1",
-    model: ModelName = "resnet50",
-    data: Data = "digits",
-    data_dir: DataDir = None,
-    seed: SeedNumber = 0,
-    set_: Set = "",
+    recipe: options.RecipeName = "A1",
+    model: options.ModelName = "resnet50",
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    seed: options.SeedNumber = 0,
+    set_: options.Set = "",
     ablation: Annotated[
         str, typer.Option(help="An ablation: its cells, their stored rows, estimated hours.")
     ] = "",
@@ -50,10 +38,10 @@ def plan(
         int,
         typer.Option(min=0, help="With --ablation: steps to time for the estimate, 0 for none."),
     ] = 20,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    results: Results = Path("results"),
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    results: options.Results = Path("results"),
 ) -> None:
     """Print the plan of a run without training: steps, images, learning rates, micro-batches,
     deviations, model size. Needs no GPU and no images.
@@ -90,14 +78,14 @@ def _check_options(context: typer.Context, ablation: str) -> None:
 @app.command()
 @user_errors
 def explain(
-    recipe: RecipeName = "A1",
-    model: ModelName = "resnet50",
+    recipe: options.RecipeName = "A1",
+    model: options.ModelName = "resnet50",
     data: Annotated[
         str,
         typer.Option(help="Include what this data set's profile changes; default: none."),
     ] = "",
-    data_dir: DataDir = None,
-    set_: Set = "",
+    data_dir: options.DataDir = None,
+    set_: options.Set = "",
     off: Annotated[
         bool, typer.Option("--off", help="Include components that are off in this recipe.")
     ] = False,
@@ -126,4 +114,6 @@ def diff(
 @user_errors
 def recipes() -> None:
     """List the recipes: what is special about each, published top-1, source."""
-    _commands().list_recipes()
+    from trainer.cli.recipe_list import list_recipes  # rich, yaml: only once options are parsed
+
+    list_recipes()

@@ -44,8 +44,8 @@ def evaluate(
     """Evaluate a run's exported model and print both scores; is it the row's score?"""
     folder = find_run_folder(run, runs)
     settings = make_settings(device, precision, workers, runs, results)
-    row, scores = rescore.rescore(folder, settings, data_dir)
-    return summary.rescored(summary.console(), row, scores, settings)
+    row, scores, digest = rescore.rescore(folder, settings, data_dir)
+    return summary.rescored(summary.console(), row, scores, digest, settings)
 
 
 def verify(

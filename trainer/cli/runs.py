@@ -11,34 +11,8 @@ from trainer.base.errors import printable
 from trainer.base.plugins import load_plugins
 from trainer.base.settings import check_loader
 from trainer.base.signals import StopRequest
-from trainer.cli.options import (
-    AgainFlag,
-    BadImages,
-    Checkpointing,
-    CheckpointS,
-    Compile,
-    Data,
-    DataDir,
-    Device,
-    Gpus,
-    Inject,
-    KeepEvery,
-    Loader,
-    MicroBatchMode,
-    ModelName,
-    PartOf,
-    PluginFiles,
-    Precision,
-    Procs,
-    RecipeName,
-    Results,
-    Runs,
-    SeedNumber,
-    Set,
-    Workers,
-    app,
-    user_errors,
-)
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
 
@@ -52,30 +26,30 @@ def _commands():
 @app.command()
 @user_errors
 def train(
-    recipe: RecipeName = "A1",
-    model: ModelName = "resnet50",
-    data: Data = "digits",
-    data_dir: DataDir = None,
-    seed: SeedNumber = 0,
-    set_: Set = "",
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    loader: Loader = "auto",
-    bad_images: BadImages = "fail",
-    checkpoint_s: CheckpointS = 60.0,
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
-    again: AgainFlag = False,
-    ablation: PartOf = None,
-    cell: PartOf = None,
-    gpus: Gpus = None,
-    procs: Procs = None,
-    micro_batch: MicroBatchMode = "page",
-    activation_checkpointing: Checkpointing = 0,
-    compile: Compile = 0,
-    inject: Inject = "",
-    keep_every: KeepEvery = 0,
+    recipe: options.RecipeName = "A1",
+    model: options.ModelName = "resnet50",
+    data: options.Data = "digits",
+    data_dir: options.DataDir = None,
+    seed: options.SeedNumber = 0,
+    set_: options.Set = "",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    loader: options.Loader = "auto",
+    bad_images: options.BadImages = "fail",
+    checkpoint_s: options.CheckpointS = 60.0,
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
+    again: options.AgainFlag = False,
+    ablation: options.PartOf = None,
+    cell: options.PartOf = None,
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
+    micro_batch: options.MicroBatchMode = "page",
+    activation_checkpointing: options.Checkpointing = 0,
+    compile: options.Compile = 0,
+    inject: options.Inject = "",
+    keep_every: options.KeepEvery = 0,
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
@@ -112,12 +86,12 @@ def train(
 @user_errors
 def evaluate(
     run: RunName,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    workers: Workers = "auto",
-    data_dir: DataDir = None,
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    workers: options.Workers = "auto",
+    data_dir: options.DataDir = None,
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
 ) -> None:
     """Evaluate the exported model of a run again; exit 1 where the score is not the row's (on a GPU
     or in another precision one image in a thousand may differ).
@@ -133,15 +107,15 @@ def verify(
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Evaluate the exported model again.")
     ] = True,
-    device: Device = "auto",
+    device: options.Device = "auto",
     precision: Annotated[
         str,
         typer.Option(help="float32, bf16 or fp16; default: the row's, where the device has it."),
     ] = "",
-    workers: Workers = "auto",
-    data_dir: DataDir = None,
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    workers: options.Workers = "auto",
+    data_dir: options.DataDir = None,
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
 ) -> None:
     """Check a run folder: checksums, plan, row, store, curves, weights, and the score by a new
     evaluation; exit 1 where a check fails.
@@ -167,7 +141,7 @@ def launch_slurm(
         str, typer.Option(help='More sbatch options: "--partition=big --account=me".')
     ] = "",
     job: Annotated[Path, typer.Option(help="The job file to write.")] = Path("job.sh"),
-    plugins: PluginFiles = "",
+    plugins: options.PluginFiles = "",
 ) -> None:
     """Write a job file that trains on a Slurm cluster; before its time limit the run is saved and
     the job is requeued.
@@ -181,8 +155,8 @@ def launch_slurm(
         *(("--plugins", plugins) if plugins else ()),
     ]
     group: Any = typer.main.get_command(app)  # app has several commands, so it is a group
-    options = group.commands["train"].make_context(context.command_path, list(argv)).params
+    parsed = group.commands["train"].make_context(context.command_path, list(argv)).params
     slurm = {"nodes": nodes, "gpus": gpus, "cpus": cpus, "hours": hours, "extra": sbatch}
-    _commands().write_job_file(["train", *argv], options, slurm, job)
+    _commands().write_job_file(["train", *argv], parsed, slurm, job)
     path = printable(str(job))
     typer.echo(f"{path}: {nodes * (gpus or 1)} ranks; submit it with: sbatch {path}")

@@ -9,7 +9,8 @@ import typer
 
 from trainer.base.errors import UserError
 from trainer.base.signals import StopRequest
-from trainer.cli.options import DataDir, Device, Results, Runs, Workers, app, user_errors
+from trainer.cli import options
+from trainer.cli.options import app, user_errors
 
 Anyway = Annotated[
     bool,
@@ -45,8 +46,8 @@ def table(
     format_: Annotated[
         str, typer.Option("--format", help="terminal, md, csv or tex.")
     ] = "terminal",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
 ) -> None:
     """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
     _commands().show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
@@ -57,8 +58,8 @@ def table(
 def compare(
     a: Annotated[str, typer.Option(help="A run: its name, or its folder.")] = "",
     b: Annotated[str, typer.Option(help="The run to compare it with.")] = "",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
 ) -> None:
     """The differences of two rows, and their learning curves where the run folders are here."""
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
@@ -77,12 +78,12 @@ def reproduce(
     data: Annotated[
         str, typer.Option(help="The dataset, if it is not at the row's own name.")
     ] = "",
-    data_dir: DataDir = None,
-    device: Device = "auto",
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
     precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; default: the row's.")] = "",
-    workers: Workers = "auto",
-    runs: Runs = Path("runs"),
-    results: Results = Path("results"),
+    workers: options.Workers = "auto",
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
     anyway: Anyway = False,
 ) -> None:
     """Rerun a row from its own record, as a new run; exit 1 if the result differs."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from trainer.ablation.questions import open_question, shipped_pages
+from trainer.ablation.questions import open_question, shipped_ablations
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
@@ -30,7 +31,7 @@ from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
 from trainer.report.notes import remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
-from trainer.report.tables import METRICS, Table, find_metric, summarize
+from trainer.report.tables import METRICS, State, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
 
@@ -55,14 +56,11 @@ def show_table(
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
     out = console()
     if not ablation:
-        options = {
-            "sort": bool(sort),
-            "columns": bool(columns),
-            "filter": bool(filter_),
-            "metric": metric != "top1",
-            "format": format_ != "terminal",
-        }
-        _refuse_without_ablation([name for name, is_given in options.items() if is_given])
+        given: dict[str, object] = {"sort": sort, "columns": columns, "filter": filter_}
+        given |= {"metric": metric != "top1", "format": format_ != "terminal"}
+        option = next((name for name, is_given in given.items() if is_given), None)
+        if option:
+            raise UserError(f"{option}= needs an ablation; add ablation=<name>")
         out.print(list_of_ablations(results, runs))
         return
     writer = _find_writer(format_)
@@ -90,11 +88,6 @@ def _find_writer(format_: str) -> Callable[[View], str] | None:
     return FORMATS[format_]
 
 
-def _refuse_without_ablation(options: Sequence[str]) -> None:
-    if options:
-        raise UserError(f"{options[0]}= needs an ablation; add ablation=<name>")
-
-
 def print_table(out: Console, view: View) -> None:
     """The table for a terminal: one per group, warnings, errors of failed runs, remarks."""
     table = view.table
@@ -108,11 +101,8 @@ def print_table(out: Console, view: View) -> None:
     for summary in table.cells:
         for result in summary.seeds:
             if result.state == "failed":
-                out.print(
-                    f"failed: {summary.cell.name} seed {result.seed}: {result.error}",
-                    style="red",
-                    markup=False,
-                )
+                line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
+                out.print(line, style="red", markup=False)
     for line in remarks(table):
         out.print(line, style="dim", markup=False)
 
@@ -130,14 +120,12 @@ def _split_columns(view: View) -> list[tuple[str, ...]]:
 def _group_table(view: View, group: str, columns: tuple[str, ...]) -> RichTable:
     shown = RichTable(title=Text(group), title_justify="left")
     for column in columns:
-        shown.add_column(
-            Text(heading_of(view, column)), justify="left" if is_text(column) else "right"
-        )
+        side: Literal["left", "right"] = "left" if is_text(column) else "right"
+        shown.add_column(Text(heading_of(view, column)), justify=side)
     for summary in view.table.groups[group]:
         texts = (Text(cell_text(view, summary, column)) for column in columns)
-        shown.add_row(
-            *texts, style="bold" if summary.cell.is_base else "yellow" if summary.marks else None
-        )
+        style = "bold" if summary.cell.is_base else "yellow" if summary.marks else None
+        shown.add_row(*texts, style=style)
     return shown
 
 
@@ -156,39 +144,29 @@ def store_table(results: Path, view: View) -> list[Path]:
 
 def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
     """The files written, or how to get a first row."""
-    if paths:
-        out.print(f"stored {', '.join(map(str, paths))}", markup=False)
-    else:
-        out.print(
-            f"no rows yet, nothing stored; run make ablate ablation={table.name}", markup=False
-        )
+    line = f"no rows yet, nothing stored; run make ablate ablation={table.name}"
+    out.print(f"stored {', '.join(map(str, paths))}" if paths else line, markup=False)
 
 
 def list_of_ablations(results: Path, runs: Path) -> RichTable:
     """The shipped ablations, one per line: question and progress."""
-    questions = [open_question(path) for path in shipped_pages()]
+    questions = [open_question(path) for path in shipped_ablations()]
     rows = find_rows(results, questions)
-    shown = RichTable(
-        "ablation", "question", "cells x seeds", "finished", "diverged", "failed", "no row"
-    )
+    counted: dict[str, tuple[State, ...]] = {
+        "finished": ("finished", "no value"),
+        "diverged": ("diverged",),
+        "failed": ("failed",),
+        "no row": ("missing",),
+    }
+    shown = RichTable("ablation", "question", "cells x seeds", *counted)
     for question in questions:
-        table = summarize(
-            question, by_cell(question, rows), METRICS["top1"], errors_in(runs, question)
-        )
+        errors = errors_in(runs, question)
+        table = summarize(question, by_cell(question, rows), METRICS["top1"], errors)
         states = [result.state for summary in table.cells for result in summary.seeds]
-        counts = [
-            states.count("finished") + states.count("no value"),
-            states.count("diverged"),
-            states.count("failed"),
-            states.count("missing"),
-        ]
+        counts = (sum(state in names for state in states) for names in counted.values())
         size = f"{len(table.cells)} x {len(table.seeds)}"
-        shown.add_row(
-            Text(question.name),
-            Text(question.question),
-            size,
-            *(str(count or "") for count in counts),
-        )
+        texts = Text(question.name), Text(question.question), size
+        shown.add_row(*texts, *(str(count or "") for count in counts))
     return shown
 
 
@@ -206,11 +184,8 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
         out.print(_differences_table(differing))
     else:
         out.print("the rows differ only in name and date")
-    if (
-        a.top1_pct is not None
-        and b.top1_pct is not None
-        and a.data_fingerprint == b.data_fingerprint
-    ):
+    has_scores = None not in (a.top1_pct, b.top1_pct)
+    if has_scores and a.data_fingerprint == b.data_fingerprint:
         size = a.num_val_images
         out.print(
             f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a "
@@ -226,10 +201,8 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
             out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
         else:
             curves[letter] = found
-    _print_plot(out, "val top-1 %", {letter: line.val_top1 for letter, line in curves.items()})
-    _print_plot(
-        out, "training loss, nats", {letter: line.train_loss for letter, line in curves.items()}
-    )
+    for title, kind in (("val top-1 %", "val_top1"), ("training loss, nats", "train_loss")):
+        _print_plot(out, title, {name: getattr(line, kind) for name, line in curves.items()})
 
 
 def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
@@ -239,9 +212,8 @@ def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
         if last not in (None, difference.section):
             shown.add_section()
         heading = "" if difference.section == last else difference.section
-        shown.add_row(
-            heading, *map(Text, (difference.name, difference.a, difference.b, difference.change))
-        )
+        texts = difference.name, difference.a, difference.b, difference.change
+        shown.add_row(heading, *map(Text, texts))
         last = difference.section
     return shown
 

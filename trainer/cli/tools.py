@@ -1,5 +1,5 @@
-"""Commands that test the suite itself: drill injects faults, matrix tries every recipe on every
-model family.
+"""Commands that test the machine and the suite itself: doctor looks at the machine, drill injects
+faults, matrix tries every recipe on every model family.
 """
 
 from __future__ import annotations
@@ -9,13 +9,25 @@ from typing import Annotated
 
 import typer
 
-from trainer.cli.options import Results, app, user_errors
+from trainer.cli.options import Results, Runs, app, user_errors
 
 
 def _commands():
     from trainer.cli import tool_commands  # torch, timm, pydantic: only once options are parsed
 
     return tool_commands
+
+
+@app.command()
+@user_errors
+def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> None:
+    """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device;
+    exit 1 where `make recipe=A1 model=resnet50` would fail.
+    """
+    # here, for --help alone: the program answers it before Typer is imported, see `__main__`
+    from trainer.tools.doctor import answer
+
+    raise typer.Exit(answer({"runs": str(runs), "results": str(results)}))
 
 
 @app.command()

@@ -70,6 +70,18 @@ class Crop(Augmentation):
     stage: ClassVar[AugmentationStage] = "decode"
     crops: ClassVar[bool] = True
 
+    @property
+    def antialias(self) -> bool:
+        """Does its resize smooth what it makes smaller, as PIL's does?"""
+        return True
+
+    def check_settings(self, plan, settings) -> None:
+        if settings.loader == "ffcv" and not self.antialias:
+            raise UserError(
+                f"loader=ffcv: it smooths what it makes smaller, augment.{self.name} does not;"
+                " use loader=torch"
+            )
+
     @abstractmethod
     def draw(
         self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray

@@ -19,13 +19,12 @@ class WeightAverage(Component):
 
     decay: what an update keeps of the average, in (0, 1).
     every_steps: an update at steps 0, every_steps, 2 * every_steps ... of each epoch, as
-    torchvision counts. adjusted: 1 - decay is multiplied by batch_images * every_steps / epochs, at
-    most 1. torchvision's 0.99998 at
-        1024 images, 32 steps, 600 epochs is 0.99891 per update: the raw number would average over
-        the whole run.
+        torchvision counts.
+    adjusted: 1 - decay is multiplied by batch_images * every_steps / epochs, at most 1.
+        torchvision's 0.99998 at 1024 images, 32 steps, 600 epochs is 0.99891 per update: the raw
+        number would average over the whole run.
     restarts_in_warmup: the average is the model itself until the first update after the warm-up has
-    copied it
-        (torchvision); without it, it starts from the initial weights (timm, ConvNeXt).
+        copied it (torchvision); without it, it starts from the initial weights (timm, ConvNeXt).
     is_scored: the published score is the average's.
 
     Sources: Polyak and Juditsky 1992; torchvision's classification reference at 017e9b99.
@@ -39,10 +38,10 @@ class WeightAverage(Component):
     is_scored: bool = False
 
     def scaled(self, num_steps: Change, batch_images: Change, epochs: Change) -> WeightAverage:
-        """The average over the same share of a run of other length: over its last tenth it stays
-        so.
+        """The average over the same share of a run of other length: an average over the
+        last tenth stays one.
 
-        What an update takes in grows as updates become fewer, up to a half. Each is (before,
+        The weight of an update grows as updates become fewer, up to a half. Each is (before,
         after), num_steps of the run.
         """
         every_steps = max(1, round(self.every_steps * num_steps[1] / num_steps[0]))
@@ -93,32 +92,27 @@ class Average:
         epochs: int,
         steps_per_epoch: int,
     ) -> None:
-        """Takes in the weights as they are after optimizer step `step`, counted from 0, where the
+        """Update with the weights after optimizer step `step`, counted from 0, where the
         rule says so.
         """
         weight = self.rule.weight_at(step, num_warmup_steps, batch_images, epochs, steps_per_epoch)
         if weight is None:
             return
-        own, new = _tensors(self.model), _tensors(model)
-        counters = [
-            (old, tensor)
-            for old, tensor in zip(own, new, strict=True)
-            if not old.is_floating_point()
-        ]
-        floats = [
-            (old, tensor) for old, tensor in zip(own, new, strict=True) if old.is_floating_point()
-        ]
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        # such as BatchNorm's num_batches_tracked, which have no mean
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         # see lamb.py for torch._foreach_*
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=False)), weight)
-        if counters:  # such as BatchNorm's num_batches_tracked, which have no mean
-            torch._foreach_copy_(*map(list, zip(*counters, strict=False)))
+        torch._foreach_lerp_([own for own, _ in floats], [new for _, new in floats], weight)
+        if counters:
+            torch._foreach_copy_([own for own, _ in counters], [new for _, new in counters])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights and buffers by name: all that a resumed run needs."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Goes on from saved weights."""
+        """Continue from saved weights."""
         self.model.load_state_dict(state)
 
 

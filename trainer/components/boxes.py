@@ -47,7 +47,7 @@ def first_fitting(fits: np.ndarray, *sides: np.ndarray) -> tuple[np.ndarray, ...
     fits: [B, NUM_ATTEMPTS] bool. sides: [B, NUM_ATTEMPTS] each.
     """
     chosen = fits.argmax(axis=1)[:, None]
-    return fits.any(axis=1), *(np.take_along_axis(side, chosen, axis=1)[:, 0] for side in sides)
+    return np.any(fits, axis=1), *(np.take_along_axis(side, chosen, axis=1)[:, 0] for side in sides)
 
 
 def drawn_start(draws: np.ndarray, rooms_px: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Gradients cut down before the optimizer sees them."""
+"""Gradient clipping."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.components.lamb import norms
+from trainer.models.edit.replacement import classifier_of
 
 _LEAST_NORM = 1e-3  # of a weight: what starts at zero must be able to move (Brock et al. 2021)
 _LEAST_GRADIENT = 1e-6  # keeps the quotient finite; timm's
@@ -32,7 +33,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def clip_adaptively(model: nn.Module, most_share: float) -> None:
-    """Cuts the gradient of each unit to `most_share` of the unit's own weight norm, in place.
+    """Clips the gradient of each unit to `most_share` of the unit's own weight norm, in place.
 
     A unit is what makes one output: a row of a linear layer, a filter of a convolution; a vector of
     weights is one unit. The weight norm counts as at least 1e-3. The last linear layer, weight and
@@ -49,8 +50,8 @@ def clip_adaptively(model: nn.Module, most_share: float) -> None:
 
 
 def _last_layer(model: nn.Module) -> nn.Module:
-    """What makes the logits: the model's own word for it, else its last linear layer."""
-    named = model.get_classifier() if hasattr(model, "get_classifier") else None
+    """What makes the logits: its classifier as timm names it, else its last linear layer."""
+    named = classifier_of(model)
     if isinstance(named, (nn.Linear, nn.Conv2d)):
         return named
     return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

@@ -20,13 +20,18 @@ from trainer.components.boxes import (
     first_fitting,
 )
 
+CropInterpolation = Literal["bilinear", "bicubic", "random", "bilinear_no_antialias"]
+_NUM_INCEPTION_ATTEMPTS = 100
+
 
 class RandomResizedCrop(Crop):
     """A box of random area and aspect, later resized to the training size.
 
     area: bounds of the box's share of the image.
     aspect: bounds of its width / height.
-    interpolation: the filter of the resize; "random" draws bilinear or bicubic for each image.
+    interpolation: the filter of the resize; "random" draws bilinear or bicubic for each image,
+    "bilinear_no_antialias" reads the four nearest pixels however much smaller the box becomes
+    (OpenCV, TensorFlow, DALI), where the others smooth (PIL).
 
     Ten boxes are tried; where none fits, the largest central box within the bounds of the aspect is
     taken.
@@ -38,7 +43,7 @@ class RandomResizedCrop(Crop):
     name: Literal["random_resized_crop"] = "random_resized_crop"
     area: AreaRange
     aspect: AspectRange
-    interpolation: Literal["bilinear", "bicubic", "random"]
+    interpolation: CropInterpolation
     purpose: ClassVar[str] = "crop"
     example: ClassVar[dict[str, Any]] = {
         "area": (0.08, 1.0),
@@ -65,6 +70,10 @@ class RandomResizedCrop(Crop):
         left = np.where(found, drawn_start(draws[:, -2], widths - width), (widths - width) // 2)
         return np.stack([top, left, height, width], axis=1), self._is_bicubic(draws[:, -1])
 
+    @property
+    def antialias(self) -> bool:
+        return self.interpolation != "bilinear_no_antialias"
+
     def with_least_area(self, share: float) -> Self:
         return self.model_copy(update={"area": (share, 1.0)})
 
@@ -81,7 +90,79 @@ class RandomResizedCrop(Crop):
         return height.astype(np.int64), width.astype(np.int64)
 
     def _is_bicubic(self, draws: np.ndarray) -> np.ndarray:
-        return draws < {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[self.interpolation]
+        return draws < {"bicubic": 1.0, "random": 0.5}.get(self.interpolation, 0.0)
+
+
+class InceptionCrop(Crop):
+    """A box whose aspect is uniform, and then its height between the least and the largest that the
+    bounds leave, later resized to the training size: small boxes are more frequent than by
+    random_resized_crop, whose area is uniform.
+
+    area: bounds of the box's share of the image.
+    aspect: bounds of its width / height.
+    interpolation: as random_resized_crop's, without "random".
+
+    A hundred boxes are tried; where none fits, the whole image is taken.
+
+    Source: TensorFlow's sample_distorted_bounding_box, as big_vision calls it.
+    """
+
+    name: Literal["inception_crop"] = "inception_crop"
+    area: AreaRange
+    aspect: AspectRange
+    interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
+    purpose: ClassVar[str] = "inception_crop"
+    example: ClassVar[dict[str, Any]] = {
+        "area": (0.05, 1.0),
+        "aspect": (0.75, 1.33),
+        "interpolation": "bilinear_no_antialias",
+    }
+
+    @property
+    def antialias(self) -> bool:
+        return self.interpolation != "bilinear_no_antialias"
+
+    def with_least_area(self, share: float) -> Self:
+        return self.model_copy(update={"area": (share, 1.0)})
+
+    def draw(
+        self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        heights, widths = (np.asarray(side, dtype=np.int64) for side in (heights, widths))
+        draws = uniforms(seed, self.purpose, ids, 2 * _NUM_INCEPTION_ATTEMPTS + 2)
+        tilt, growth = draws[:, :-2].reshape(len(ids), -1, 2).transpose(2, 0, 1)
+        aspect = self.aspect[0] + (self.aspect[1] - self.aspect[0]) * tilt
+        tried_h, tried_w, fits = self._tried(aspect, growth, heights[:, None], widths[:, None])
+        found, height, width = first_fitting(fits, tried_h, tried_w)
+        height, width = np.where(found, height, heights), np.where(found, width, widths)
+        # The source draws below the room, not up to it: a box never touches the far edge by chance.
+        top, left = (
+            drawn_start(draws[:, place], np.maximum(room - 1, 0))
+            for place, room in ((-2, heights - height), (-1, widths - width))
+        )
+        return np.stack([top, left, height, width], axis=1), np.full(
+            len(ids), self.interpolation == "bicubic"
+        )
+
+    def _tried(
+        self, aspect: np.ndarray, growth: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Heights and widths in px of every attempt, and whether it fits: [B, attempts] each."""
+        least, most = (share * heights * widths for share in self.area)
+        lowest, highest = (np.rint(np.sqrt(area / aspect)) for area in (least, most))
+        by_width = np.floor((widths + 0.5 - 1e-7) / aspect)
+        by_width -= np.rint(by_width * aspect) > widths
+        highest = np.where(np.rint(highest * aspect) > widths, by_width, highest)
+        highest = np.minimum(highest, heights)
+        lowest = np.minimum(lowest, highest)
+        height = lowest + np.floor(growth * (highest - lowest + 1))
+        # Rounding may leave an area just outside its bounds: one row more, or one less, is tried.
+        height += np.rint(height * aspect) * height < least
+        height -= np.rint(height * aspect) * height > most
+        width = np.rint(height * aspect)
+        area = height * width
+        fits = (area >= least) & (area <= most) & (height <= heights) & (width <= widths)
+        return height.astype(np.int64), width.astype(np.int64), fits & (area > 0)
 
 
 class Flip(Mirror):

@@ -28,9 +28,8 @@ class RandomErasing(OfNormalized):
     share: how many of the images, in [0, 1].
     area: bounds of the box's share of the image.
     aspect: bounds of its height / width.
-    fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, for the
-    images are
-        normalized (torchvision).
+    fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, as the
+        images are normalized (torchvision).
 
     Ten boxes are tried; an image in which none fits is left alone.
 

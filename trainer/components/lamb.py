@@ -18,11 +18,10 @@ class LambOptimizer(torch.optim.Optimizer):
     """Adam whose step on each tensor is as long as the tensor's own norm, times the learning rate.
 
     With u = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w, a tensor w
-    moves by
-    -lr * |w| / |u| * u; where either norm is zero the ratio is 1. A group with weight_decay 0 has
-    no ratio: it takes Adam's step at the full learning rate (timm's rule, so the choice of what
-    decays also sets step lengths). Gradients are not clipped here: timm's class does that inside,
-    ours leaves it to `clip_gradients`.
+    moves by -lr * |w| / |u| * u; where either norm is zero the ratio is 1. A group with
+    weight_decay 0 has no ratio: it takes Adam's step at the full learning rate (timm's rule, so the
+    choice of what decays also sets step lengths). Gradients are not clipped here: timm's class does
+    that inside, ours leaves it to `clip_gradients`.
 
     groups: dictionaries of "params", dense and floating-point, and "weight_decay".
 
@@ -77,7 +76,7 @@ class LambOptimizer(torch.optim.Optimizer):
         states = [self._state_of(weight) for weight in weights]
         adam(
             targets,
-            [weight.grad for weight in weights],
+            [weight.grad for weight in weights if weight.grad is not None],  # each has one
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -102,7 +101,7 @@ class LambOptimizer(torch.optim.Optimizer):
 
 
 def _bundled(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The weights in order, cut into runs of a size that suits their device."""
+    """The weights in order, split into bundles of a size that suits their device."""
     bundle: list[Tensor] = []
     num_weights = 0
     for weight in weights:

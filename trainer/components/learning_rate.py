@@ -16,12 +16,17 @@ class LearningRate(StrictModel):
 
     peak: the highest rate, for the recipe's own batch.images.
     warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
-    length and the start,
-        or none of them. A warm-up in optimizer steps moves at every step.
+        length and the start, or none of them. A warm-up in optimizer steps moves at every step.
     warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
-    not the one after. updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up;
-    "per_step" moves at every step. scaling: how the peak follows the number of images per step when
-    a profile changes it; None keeps it.
+        not the one after.
+    warmup_multiplies: the warm-up is a factor on the schedule, which runs from the first step on,
+        and not a line up to its start: the factor rises from warmup_from / peak to 1 (mmcv, pycls).
+    warmup_updated: "per_step" moves the warm-up at every step where the rate after it is kept for
+        a whole epoch; None is as `updated`.
+    updated: "per_epoch" keeps one value for a whole epoch, also in the warm-up; "per_step" moves at
+        every step.
+    scaling: how the peak follows the number of images per step when a profile changes it; None
+        keeps it.
 
     Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
     """
@@ -31,6 +36,8 @@ class LearningRate(StrictModel):
     warmup_steps: Annotated[int, Field(ge=1)] | None = None
     warmup_from: NonNegative | None = None
     warmup_ends_at_peak: bool = False
+    warmup_multiplies: bool = False
+    warmup_updated: Literal["per_step"] | None = None
     updated: Literal["per_epoch", "per_step"]
     scaling: Literal["linear", "sqrt"] | None = None
     schedule: Schedule
@@ -47,9 +54,15 @@ class LearningRate(StrictModel):
                 (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
             )
             raise ValueError(f"{given} stands without {absent}: give both, or leave both out")
-        if self.warmup_ends_at_peak and not lengths:
+        for key in ("warmup_ends_at_peak", "warmup_multiplies", "warmup_updated"):
+            if getattr(self, key) and not lengths:
+                raise ValueError(
+                    f"{key} stands without warmup_epochs: leave it out, or give a warm-up"
+                )
+        if self.warmup_multiplies and self.schedule.starts_after_warmup:
             raise ValueError(
-                "warmup_ends_at_peak stands without warmup_epochs: leave it out, or give a warm-up"
+                "warmup_multiplies needs a schedule that runs from the first step on: write"
+                " schedule.period: run"
             )
         if self.warmup_steps is not None and self.updated == "per_epoch":
             raise ValueError(
@@ -82,15 +95,30 @@ class LearningRate(StrictModel):
 
     def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps."""
+        warming = self._warmup_at(step, steps_per_epoch)
+        if warming is not None and not self.warmup_multiplies:
+            return warming
         updates_per_epoch = 1 if self.updated == "per_epoch" else steps_per_epoch
+        rate = self.schedule.at(
+            self.peak,
+            step * updates_per_epoch // steps_per_epoch,
+            self.num_warmup_steps(updates_per_epoch),
+            epochs * updates_per_epoch,
+            updates_per_epoch,
+        )
+        return rate if warming is None else rate * warming / self.peak
+
+    def _warmup_at(self, step: int, steps_per_epoch: int) -> float | None:
+        """The line from warmup_from to the peak at one step, None after it."""
+        is_per_step = "per_step" in (self.updated, self.warmup_updated)
+        updates_per_epoch = steps_per_epoch if is_per_step else 1
         update = step * updates_per_epoch // steps_per_epoch
         num_warmup = self.num_warmup_steps(updates_per_epoch)
-        if update < num_warmup:
-            num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
-            return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
-        return self.schedule.at(
-            self.peak, update, num_warmup, epochs * updates_per_epoch, updates_per_epoch
-        )
+        if update >= num_warmup:
+            return None
+        assert self.warmup_from is not None  # _warmup_is_whole
+        num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
+        return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
 
     def scaled(self, images_from: int, images_to: int) -> float:
         """The peak for another number of images per step, by the recipe's own rule.

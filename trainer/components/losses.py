@@ -44,7 +44,7 @@ class ImageLoss(Loss):
     @abstractmethod
     def is_linear(self) -> bool:
         """Is it linear in its targets, once they have passed `target_threshold`? Then their mean
-        tells all of them.
+        is enough.
         """
 
     @property
@@ -129,8 +129,7 @@ class FocalLoss(_PerClass):
     gamma: how fast sure answers lose weight, at least 0.
     alpha: the weight of a yes, in (0, 1), a no weighing 1 - alpha; None weighs both with 1.
     threshold, sum_classes: as of `bce`. Summed over classes, one class an image, it is the paper's
-    normalization by
-        the number of positives.
+        normalization by the number of positives.
 
     Source: Lin et al. 2017, arXiv:1708.02002.
     """

@@ -63,7 +63,9 @@ class Mixing(Component):
 
     @abstractmethod
     def choose(self, which: float) -> tuple[float, bool]:
-        """The Beta distribution's alpha, and whether a box is cut, for a uniform draw in [0, 1)."""
+        """The Beta distribution's alpha, and whether to paste a box, for a uniform draw in
+        [0, 1).
+        """
 
     def mixed(
         self,
@@ -92,7 +94,7 @@ class Mixing(Component):
     def apply(self, images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
         """Mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on.
 
-        They may be mixed where they lie: those given are used up.
+        They may be mixed in place: do not use those given afterwards.
         """
         if mix.box is None:
             return self._blended(images, mix.share), self._blended(targets, mix.share)

@@ -27,15 +27,14 @@ class Optimizer(Component):
 
     weight_decay: in [0, 1].
     no_decay: what is spared from it. "norms": all of a normalization layer; "biases": all that is
-    called `bias`;
-        "vectors": all with at most one dimension; "bn_in_name": all whose dotted name contains
-        "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe norms, its
-        older one nothing. ffcv's script goes by the name, and so decays the norms of a ResNet's
-        shortcuts (downsample.1) and fc.bias.
-    clip_global_norm: the norm over all gradients is cut down to it (see `clip_gradients`); None
-    leaves it. clip_adaptive: the gradient of each unit is cut down to this share of its weight norm
-    (see `clip_adaptively`), but
-        not of the last linear layer; None leaves it.
+        called `bias`; "vectors": all with at most one dimension; "bn_in_name": all whose dotted
+        name contains "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe
+        norms, its older one nothing. ffcv's script goes by the name, and so decays the norms of a
+        ResNet's shortcuts (downsample.1) and fc.bias.
+    clip_global_norm: gradients are clipped to this norm over all of them (see `clip_gradients`);
+        None does not clip.
+    clip_adaptive: the gradient of each unit, but for the last linear layer's, is clipped to this
+        share of its weight norm (see `clip_adaptively`); None does not clip.
 
     Raises ValueError for a kind that is there twice, or both ways of clipping.
     """
@@ -84,7 +83,7 @@ class Optimizer(Component):
         )
 
     def clip(self, model: nn.Module) -> None:
-        """Cut down the gradients of a model as the recipe says, in place."""
+        """Clip the gradients of a model as the recipe says, in place."""
         if self.clip_global_norm is not None:
             clip_gradients(model.parameters(), self.clip_global_norm)
         if self.clip_adaptive is not None:
@@ -261,10 +260,10 @@ def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
-def _with_momentum(page):
-    if page.nesterov and not page.momentum:
+def _with_momentum(optimizer):
+    if optimizer.nesterov and not optimizer.momentum:
         raise ValueError("nesterov stands with momentum 0: leave it out, or give a momentum")
-    return page
+    return optimizer
 
 
 def _is_of_kind(kind: Kind, module: nn.Module, name: str, weight: Tensor) -> bool:
@@ -276,7 +275,7 @@ def _is_of_kind(kind: Kind, module: nn.Module, name: str, weight: Tensor) -> boo
 
 
 def _resumable(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Lets a saved state go on under another memory format.
+    """Lets a saved state be loaded under another memory format.
 
     torch's fused kernels walk weight, gradient and state by address: on the CPU a channels_last
     weight with a contiguous moment is not refused but scrambled.

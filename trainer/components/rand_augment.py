@@ -55,12 +55,10 @@ class RandAugment(FromOperations):
     num_ops: operations drawn per image.
     op_share: each of them is then done with this probability.
     magnitude, magnitude_std: mean and deviation of the normal distribution of the strength, which
-    is clipped to
-        [0, 10]; without a deviation every strength is the magnitude.
+        is clipped to [0, 10]; without a deviation every strength is the magnitude.
     increasing: every operation changes the image more at a higher magnitude (timm's "inc1");
-    otherwise posterize and
-        solarize change it less, and color, contrast, brightness and sharpness run from 0.1 up to
-        1.9.
+        otherwise posterize and solarize change it less, and color, contrast, brightness and
+        sharpness run from 0.1 up to 1.9.
     interpolation: how moved pixels are read; "random" draws bilinear or bicubic for each operation.
 
     Images that are not RGB go without color: the other fourteen are drawn.

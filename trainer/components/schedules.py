@@ -7,7 +7,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
@@ -60,6 +60,11 @@ class Schedule(Component):
         """How many steps it needs between the warm-up's end and the run's."""
         return 0
 
+    @property
+    def starts_after_warmup(self) -> bool:
+        """Does it begin where the warm-up ends, and have no value before?"""
+        return False
+
 
 def scaled_epochs(length: float, epochs: int, epochs_before: int) -> float:
     """So many epochs of one run as the same share of a run of another length."""
@@ -87,6 +92,11 @@ class _ShareOfPeak(Schedule):
 
 class _ToEnd(Schedule):
     """Schedules that fall to a rate of their own, in their field `end`."""
+
+    if TYPE_CHECKING:  # each has the field in its own place
+
+        @property
+        def end(self) -> float: ...
 
     def scaled_by(self, ratio: float) -> Self:
         return self.model_copy(update={"end": self.end * ratio})
@@ -124,7 +134,11 @@ class Cosine(_ToEnd, _Unscaled):
         return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
 
     def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
-        return int(self.period == "after_warmup")
+        return int(self.starts_after_warmup)
+
+    @property
+    def starts_after_warmup(self) -> bool:
+        return self.period == "after_warmup"
 
 
 class Polynomial(_ToEnd, _Unscaled):
@@ -149,7 +163,11 @@ class Polynomial(_ToEnd, _Unscaled):
         return self.end + (peak - self.end) * left_share**self.power
 
     def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
-        return int(self.period == "after_warmup")
+        return int(self.starts_after_warmup)
+
+    @property
+    def starts_after_warmup(self) -> bool:
+        return self.period == "after_warmup"
 
 
 class Constant(_ShareOfPeak, _Unscaled):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Mapping
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from trainer.base.errors import did_you_mean
 
 # Which the recipe gives elsewhere, or the machine decides.
 _NOT_FIELDS = {
-    "self",
     "params",
     "lr",
     "weight_decay",
@@ -27,13 +26,14 @@ _NOT_FIELDS = {
 }
 
 
-def class_of(name: str) -> type[torch.optim.Optimizer]:
+def class_of(name: str) -> Callable[..., torch.optim.Optimizer]:
     """The class that timm builds for a name.
 
     Raises ValueError for a name that timm does not have, or one that cannot be built here.
     """
-    if name not in list_optimizers():
-        near = did_you_mean(name, list_optimizers()) or f"; known: {', '.join(list_optimizers())}"
+    known = [str(one) for one in list_optimizers()]
+    if name not in known:
+        near = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ValueError(f"timm has no optimizer {name!r}{near}")
     info = get_optimizer_info(name)
     if isinstance(info.opt_class, str):
@@ -81,13 +81,12 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
 
     Raises ValueError in one line with what there is.
     """
-    cls = class_of(name)
-    known = _parameters(cls)
+    known = _parameters(class_of(name))
     for key, value in fields.items():
         if key not in known:
             near = did_you_mean(key, known) or f"; there are {', '.join(known)}"
             raise ValueError(f"timm's {name} has no field {key!r}{near}")
-        _check_type(name, cls, known[key], value)
+        _check_type(name, known[key], value)
     missing = {key: value for key, value in numbers_of(name).items() if key not in fields}
     if missing:
         its_own = ", ".join(f"{key} (timm: {_shown(value)})" for key, value in missing.items())
@@ -110,8 +109,8 @@ def build(
     return class_of(name)(groups, lr=lr, **{**fixed_by_name(name), **fields})
 
 
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters
+def _parameters(cls: Callable) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(cls, eval_str=True).parameters
     return {key: one for key, one in parameters.items() if key not in _NOT_FIELDS}
 
 
@@ -121,17 +120,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_type(name: str, cls: type, parameter: inspect.Parameter, value: Any) -> None:
-    # Where timm says no type its default has one; a whole number may then stand for any number.
+def _check_type(name: str, parameter: inspect.Parameter, value: Any) -> None:
+    # Without an annotation the type is that of timm's default; a whole number may then stand for
+    # any number.
     default = parameter.default
-    untold = (
-        tuple[(float,) * len(default)]
-        if isinstance(default, tuple)
-        else float
-        if _is_number(default)
-        else type(default)
-    )
-    annotation = typing.get_type_hints(cls.__init__).get(parameter.name, untold)
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        annotation = (
+            types.GenericAlias(tuple, (float,) * len(default))
+            if isinstance(default, tuple)
+            else float
+            if _is_number(default)
+            else type(default)
+        )
     try:
         TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(
             value, strict=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,14 @@ from rich.text import Text
 
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
-from trainer.data.datasets.members import oddities
-from trainer.data.decode import BadImage
+from trainer.data.datasets.members import check_header, inspected
+from trainer.data.decode import BadImage, DataTrouble
+from trainer.data.duplicates import Looks, empty_looks, look_of, same_files, similar_pictures
+from trainer.data.evaluation import never_skipped
+from trainer.data.jpeg import DAMAGED
 
 _IMAGES_AT_ONCE = 4096  # one future each: bounds the memory
+_HEADERS_AT_ONCE = 1024
 _NUM_NAMED = 20
 
 
@@ -23,34 +28,43 @@ _NUM_NAMED = 20
 class DataReport:
     """What one split holds.
 
-    bad: one line per image that does not decode. odd: unusual kinds with the paths of such images,
-    which decode. class_counts: images per class.
+    bad: one line per image that does not decode, or cannot be read. odd: unusual kinds with the
+    paths of such images, which decode. class_counts: images per class. looks: what they are
+    compared by, of another split; None for a set in memory or a .beton. path: of an image by its
+    number.
     """
 
     num_images: int
     bad: tuple[str, ...]
     odd: dict[str, tuple[str, ...]]
     class_counts: dict[str, int]
+    looks: Looks | None = None
+    path: Callable[[int], object] = str
 
     @property
     def is_sound(self) -> bool:
-        """Do all images decode, so that a run with bad_images=fail succeeds?"""
-        return not self.bad
+        """Do all images decode, none of them only in part?"""
+        return not self.bad and DAMAGED not in self.odd
 
 
 def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
     """Decode every image of one split. Decoders release the GIL, so threads share the work."""
     counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
-    bad, odd = ((), {}) if image_set.is_in_memory else _check_images(image_set, num_threads)
     class_counts = dict(zip(image_set.classes, counts.tolist(), strict=True))
-    return DataReport(image_set.num_images, bad, odd, class_counts)
+    if image_set.is_in_memory:
+        return DataReport(image_set.num_images, (), {}, class_counts)
+    bad, odd, looks = _check_images(image_set, num_threads)
+    if not isinstance(image_set, FolderSet):
+        return DataReport(image_set.num_images, bad, odd, class_counts)
+    return DataReport(image_set.num_images, bad, odd, class_counts, looks, image_set.index.path)
 
 
 def _check_images(
     image_set: ImageSet, num_threads: int
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], Looks]:
     bad: list[str] = []
     odd: dict[str, list[str]] = {}
+    looks = empty_looks(image_set.num_images)
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
             places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
@@ -58,20 +72,74 @@ def _check_images(
                 if isinstance(found, BadImage):
                     bad.append(str(found))
                     continue
-                for kind in found:
+                if found is None:
+                    continue
+                kinds, digest, looks.hashes[i], looks.is_flat[i] = found
+                looks.digests[i] = np.frombuffer(digest, np.uint8)
+                for kind in kinds:
                     odd.setdefault(kind, []).append(str(image_set.index.path(i)))
-    return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}
+    return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}, looks
 
 
-def _look(image_set: ImageSet, i: int) -> tuple[str, ...] | BadImage:
-    """What is unusual about an image file; nothing for a .beton, which stores its own bytes."""
+def duplicates(train: DataReport, val: DataReport) -> dict[str, tuple[str, ...]]:
+    """The val images that are in train too, `<val> = <train>` each, by how they are the same."""
+    if train.looks is None or val.looks is None:
+        return {}
+    same = same_files(val.looks, train.looks)
+    near = set(similar_pictures(val.looks, train.looks)) - set(same)
+    known = {i for i, _ in same}
+    pairs = {
+        "the same file in train": same,
+        "nearly the same picture in train": sorted(pair for pair in near if pair[0] not in known),
+    }
+    return {
+        kind: tuple(f"{val.path(i)} = {train.path(j)}" for i, j in found)
+        for kind, found in pairs.items()
+        if found
+    }
+
+
+def check_headers(image_set: ImageSet, num_threads: int = 1) -> Iterator[None]:
+    """Open every file of a validation split, without decoding it, before a run depends on it; gives
+    None for each part.
+
+    Raises BadImage for the first that does not open.
+    """
+    if not isinstance(image_set, FolderSet):  # in memory, or with a checksum of its own
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        look = partial(_header, image_set)
+        for start in range(0, image_set.num_images, _HEADERS_AT_ONCE):
+            places = range(start, min(start + _HEADERS_AT_ONCE, image_set.num_images))
+            for error in filter(None, pool.map(look, places)):
+                raise never_skipped(error)
+            yield None
+
+
+def _header(image_set: FolderSet, i: int) -> BadImage | None:
     try:
-        if isinstance(image_set, FolderSet):
-            return oddities(image_set.index.path(i), image_set.num_channels)
-        image_set.read(i)
-        return ()
+        check_header(image_set.index.path(i), image_set.num_channels)
     except BadImage as error:
         return error
+    return None
+
+
+def _look(
+    image_set: ImageSet, i: int
+) -> tuple[tuple[str, ...], bytes, np.ndarray, bool] | BadImage | None:
+    """What is unusual about an image file, and what it is compared by; nothing for a .beton, which
+    stores its own bytes.
+    """
+    try:
+        if isinstance(image_set, FolderSet):
+            odd, image, content = inspected(image_set.index.path(i), image_set.num_channels)
+            return odd, *look_of(content, image)
+        image_set.read(i)
+        return None
+    except BadImage as error:
+        return error
+    except DataTrouble as error:  # the report is about all files, those without permission too
+        return BadImage(str(error))
 
 
 def report_table(report: DataReport, split: str) -> Table:
@@ -79,9 +147,16 @@ def report_table(report: DataReport, split: str) -> Table:
     table = Table(
         "what", "images", "which", title=f"{split}: {report.num_images} images, {_spread(report)}"
     )
-    table.add_row("bad", str(len(report.bad)), _named(report.bad))
-    for kind, paths in report.odd.items():
+    for kind, paths in {"bad": report.bad, **report.odd}.items():
         table.add_row(kind, str(len(paths)), _named(paths))
+    return table
+
+
+def duplicates_table(found: dict[str, tuple[str, ...]]) -> Table:
+    """Duplicates as a table."""
+    table = Table("what", "images", "which", title="val images that training sees")
+    for kind, lines in found.items():
+        table.add_row(kind, str(len(lines)), _named(lines))
     return table
 
 

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from trainer.data.content import content_digest
 from trainer.data.datasets.beton import has_betons
-from trainer.data.datasets.builtin import ImageSet, for_training, open_beton_set, open_set
+from trainer.data.datasets.builtin import (
+    FolderSet,
+    ImageSet,
+    for_training,
+    open_beton_set,
+    open_set,
+)
 from trainer.data.datasets.packed import holds_files
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
 from trainer.data.transforms import fill_of
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
@@ -24,10 +32,15 @@ EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """Training and validation images of one dataset."""
+    """Training and validation images of one dataset.
+
+    content_sha256: of the bytes of all images, once with_content of runs/job or read_content has
+    read them; None where it is not known, as of a .beton that an older version wrote.
+    """
 
     train: ImageSet
     val: ImageSet
+    content_sha256: str | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,6 +52,30 @@ class OpenedData:
         return hashlib.sha256(
             f"{self.train.fingerprint} {self.val.fingerprint}".encode()
         ).hexdigest()
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Files of both splits that are not read, counted by split and extension: `train .gif`."""
+        return {
+            f"{split} {kind}": count
+            for split, images in (("train", self.train), ("val", self.val))
+            if isinstance(images, FolderSet)
+            for kind, count in images.index.ignored.items()
+        }
+
+    def read_content(self) -> Iterator[OpenedData | None]:
+        """This data with its content_sha256, the last value given, after None for each part of the
+        files that has been read.
+        """
+        digests: list[str | None] = []
+        for images in (self.train, self.val):
+            digest = None
+            for digest in content_digest(images):
+                if digest is None:
+                    yield None
+            digests.append(digest)
+        whole = hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
+        yield replace(self, content_sha256=whole if all(digests) else None)
 
     def loader_name(self, settings) -> str:
         """The loader of the training images, for the row: with its JPEG decoder, if it uses one."""
@@ -52,6 +89,7 @@ class OpenedData:
         first_step: int,
         ranks: Ranks = alone(),
         wrap: Callable[[TrainStream], TrainStream] | None = None,
+        watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """The micro-batches of a plan from one step to its end, in order: this rank's of each step.
 
@@ -61,7 +99,9 @@ class OpenedData:
         if wrap is not None:
             stream = wrap(stream)
         return prefetched(
-            stream.batches(first_step, plan.num_steps, settings.num_workers, settings.device),
+            stream.batches(
+                first_step, plan.num_steps, settings.num_workers, settings.device, watch
+            ),
             settings.device,
         )
 
@@ -88,7 +128,7 @@ class OpenedData:
         )
 
     def val_batches(
-        self, plan, settings, ranks: Ranks = alone()
+        self, plan, settings, ranks: Ranks = alone(), watch: Watch = Watch()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; several ranks share the batches, without
         padding.
@@ -105,6 +145,7 @@ class OpenedData:
                 device=settings.device,
                 rank=ranks.rank,
                 num_ranks=ranks.world_size,
+                watch=watch,
             )
         )
 

@@ -2,7 +2,8 @@
 
 The same choices as timm's `Image.open(...).convert("RGB")`: alpha is dropped, not composited; CMYK
 is converted by PIL's simple formula; EXIF orientation is not applied (check-data lists such files).
-One difference: 16-bit grey is scaled to 8 bits, where PIL may clip it to white.
+One difference: deep grey (12 or 16 bits) is scaled to 8 bits by its file format's white, where PIL
+may clip it. Pixels of 32 bits, signed or float have no known white: such an image is refused.
 
 A one-channel profile reads the luma (PIL's "L") of the RGB image. Any other number of channels must
 be stored in the files: LA, RGBA, RGBX and CMYK as they are, and .npy arrays [H, W, C] uint8.
@@ -10,6 +11,7 @@ be stored in the files: LA, RGBA, RGBX and CMYK as they are, and .npy arrays [H,
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -18,12 +20,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch.nn import functional
 
+from trainer.base.disk import why
+from trainer.base.signals import Stopped
 from trainer.components.crops import evaluation_geometry
 from trainer.data.index import DataError
 
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+NO_ANTIALIAS = -1  # bilinear, without the smoothing that is part of PIL's own filters
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear_no_antialias": NO_ANTIALIAS,
+}
+Box = tuple[float, float, float, float]  # (left, top, right, bottom) in px
 _ODD_MODES = {
     "CMYK": "CMYK",
     "P": "palette",
@@ -44,19 +56,54 @@ _PLAIN_MODES = (
     "HSV",
 )  # a byte per channel
 _EXIF_ORIENTATION = 0x0112
+_ROTATED = range(2, 9)  # 1 is upright; no other value means anything
+_DARK_BELOW = 4096  # of 16-bit grey that holds nothing brighter: probably 12 bits, unscaled
 _NPY_MAGIC = b"\x93NUMPY"
 # Of PIL's formats only those of EXTENSIONS: others run programs (EPS runs Ghostscript) or have
 # rarely audited decoders.
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP")
 _LARGEST_FILE_MIB = 1024
+_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+# A resized image of more pixels is never made: 2 x 60,000 px would become 256 x 7,680,000.
+_MOST_RESIZED_PX = 2**26
+_UNREAD_FORMATS = {  # the first bytes of formats that people have, to name them
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\x01\0": "ICO",
+    b"8BPS": "PSD",
+    b"%PDF": "PDF",
+    b"%!PS": "EPS",
+    b"<svg": "SVG",
+}
+_UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"} | {
+    b"mif1": "HEIC",
+    b"msf1": "HEIC",
+}  # of an ISO media file, at its byte 8
 
 
 class BadImage(DataError):
     """A file that does not decode: one line with its path and the reason."""
 
+    def with_remedy(self, remedy: str) -> BadImage:
+        """The same with one more way out."""
+        return self.raised_as(BadImage, hint=", or ".join(filter(None, (self.hint, remedy))))
+
+
+class DataTrouble(Stopped):
+    """What keeps images away that are not to blame: a network folder that is gone, no descriptor or
+    memory left, a loader process that is killed again and again. No other image takes their place;
+    a run that still has them not after a while saves and ends, to be resumed.
+    """
+
 
 class _Unfit(ValueError):
-    """An image that decodes but does not match the profile: what was found, and a remedy."""
+    """An image that decodes, but not into what is wanted: what was found, and a remedy."""
+
+    def __init__(self, found: str, hint: str):
+        super().__init__(found)
+        self.hint = hint
 
 
 class Planes:
@@ -74,9 +121,9 @@ class Planes:
         """The part within (left, top, right, bottom)."""
         return Planes([plane.crop(box) for plane in self.planes])
 
-    def resize(self, size: tuple[int, int], resampling: int) -> Planes:
-        """Every channel at another (width, height)."""
-        return Planes([plane.resize(size, resampling) for plane in self.planes])
+    def resize(self, size: tuple[int, int], resampling: int, box: Box | None = None) -> Planes:
+        """Every channel at another (width, height); box: of that part alone."""
+        return Planes([plane.resize(size, resampling, box) for plane in self.planes])
 
     def tobytes(self) -> bytes:
         """The pixels, [height, width, C] uint8."""
@@ -126,8 +173,8 @@ def content_of(path: Path) -> bytes:
 
 
 def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
-    """What is unusual about a file that decodes: CMYK, palette, 1-bit, 16-bit grey, alpha,
-    EXIF-rotated.
+    """What is unusual about a file that decodes: CMYK, palette, 1-bit, 16-bit, alpha,
+    EXIF-rotated or malformed EXIF.
 
     Raises BadImage as read_image does.
     """
@@ -136,27 +183,59 @@ def oddities(path: Path, channels: int = 3) -> tuple[str, ...]:
 
 def oddities_of(path: Path, content: bytes, channels: int) -> tuple[str, ...]:
     """The same of a file whose bytes are read already. Raises BadImage."""
+    return inspected(path, content, channels)[0]
+
+
+def inspected(
+    path: Path, content: bytes, channels: int
+) -> tuple[tuple[str, ...], Image.Image | Planes]:
+    """What is unusual about a file whose bytes are read already, and its image. Raises BadImage."""
     with named(path):
         image = open_content(content)
-        odd = (
-            []
-            if isinstance(image, np.ndarray)
-            else _oddities_in(image, is_as_it_lies=channels not in (1, 3))
-        )
-        in_channels(image, channels)
-        return tuple(odd)
+        if isinstance(image, np.ndarray):
+            return (), in_channels(image, channels)
+        odd = _odd_pixels(image, is_as_it_lies=channels not in (1, 3))
+        decoded = in_channels(image, channels)
+        return (*odd, *_odd_exif(image)), decoded
 
 
-def _oddities_in(image: Image.Image, is_as_it_lies: bool) -> list[str]:
-    """What is unusual about an open image. is_as_it_lies: its channels are read as stored, so any
-    mode is usual.
+def _odd_pixels(image: Image.Image, is_as_it_lies: bool) -> list[str]:
+    """What is unusual about an image that is not decoded yet. is_as_it_lies: its channels are read
+    as stored, so any mode is usual.
     """
     odd = [_ODD_MODES[image.mode]] if image.mode in _ODD_MODES and not is_as_it_lies else []
-    if _is_16_bit(image):
-        odd.append("16-bit grey")
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        odd.append("EXIF-rotated")
+    white = _white(image)
+    if white is not None:
+        is_dark = np.asarray(image).max() < _DARK_BELOW < white
+        odd.append(f"16-bit grey{', nothing above 4095: nearly black' if is_dark else ''}")
+    elif ";16" in _raw_mode(image):
+        odd.append("16-bit colour")
     return odd
+
+
+def _odd_exif(image: Image.Image) -> list[str]:
+    """What is unusual about the metadata of a decoded image."""
+    try:
+        rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
+    except Exception:  # whatever PIL raises for damaged metadata: the pixels do not need them
+        return ["malformed EXIF"]
+    return ["EXIF-rotated"] * rotated
+
+
+def check_header(path: Path, content: bytes, channels: int) -> None:
+    """Refuse a file that does not open, or not in so many channels. One without its format's end
+    mark, as a cut download has none, is decoded whole.
+
+    Raises BadImage as read_image does.
+    """
+    with named(path):
+        image = open_content(content)
+        end = None if isinstance(image, np.ndarray) else _END_MARKS.get(str(image.format))
+        is_cut = end is not None and not content.rstrip(b"\0").endswith(end)
+        if is_cut or channels not in (1, 3) or isinstance(image, np.ndarray):
+            in_channels(image, channels)
+        else:
+            _white(image)
 
 
 def train_square(
@@ -172,8 +251,21 @@ def train_square(
 
 
 def _square_of(part: Image.Image | Planes, resampling: int, train_px: int) -> np.ndarray:
-    square = np.frombuffer(part.resize((train_px, train_px), resampling).tobytes(), np.uint8)
+    square = np.frombuffer(_resized(part, (train_px, train_px), resampling).tobytes(), np.uint8)
     return square.reshape(train_px, train_px, -1).transpose(2, 0, 1)
+
+
+def _resized(
+    image: Image.Image | Planes, size: tuple[int, int], resampling: int
+) -> Image.Image | Planes:
+    """An image at another (width, height)."""
+    if resampling != NO_ANTIALIAS:
+        return image.resize(size, resampling)
+    width, height = image.size
+    pixels = np.frombuffer(bytearray(image.tobytes()), np.uint8).reshape(height, width, -1)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    made = functional.interpolate(planes, (size[1], size[0]), mode="bilinear")[0]
+    return _of_array(made.permute(1, 2, 0).numpy(), pixels.shape[2])
 
 
 def evaluation_square(
@@ -185,9 +277,16 @@ def evaluation_square(
     (height, width), (top, left, *_) = evaluation_geometry(
         image.height, image.width, test_px, test_crop_share
     )
+    filter_, kept = RESAMPLING[interpolation], (left, top, left + test_px, top + test_px)
+    if height * width > _MOST_RESIZED_PX:  # the kept part alone: the same to rounding
+        across, down = image.width / width, image.height / height
+        right = min(image.width, (left + test_px) * across)
+        bottom = min(image.height, (top + test_px) * down)
+        part = (left * across, top * down, right, bottom)
+        return image.resize((test_px, test_px), filter_, part).tobytes()
     if image.size != (width, height):
-        image = image.resize((width, height), RESAMPLING[interpolation])
-    return image.crop((left, top, left + test_px, top + test_px)).tobytes()
+        image = _resized(image, (width, height), filter_)
+    return image.crop(kept).tobytes()
 
 
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
@@ -199,20 +298,30 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises for damaged bytes into one line with the file's path."""
+    """Turn whatever a decoder raises for damaged bytes into one line with the file's path.
+
+    Raises BadImage, or DataTrouble for what the system says of reading, not of the image.
+    """
     try:
         yield
     except _Unfit as error:
-        raise BadImage(f"{path}: {error}") from None
+        raise BadImage(str(error), error.hint, place=str(path)) from None
+    except MemoryError:
+        raise DataTrouble(f"unreadable data ({path}: not enough memory)") from None
     except Exception as error:
-        reason = (
-            "not an image"
-            if isinstance(error, UnidentifiedImageError)
-            else " ".join(str(error).split())
-        )
-        reason = reason or type(error).__name__
-        remedy = "use an intact file, or bad_images=skip in training"
-        raise BadImage(f"{path}: cannot be decoded ({reason}); {remedy}") from None
+        if isinstance(error, OSError) and error.errno and not _is_files_own(error, path):
+            name = errno.errorcode.get(error.errno, str(error.errno))
+            raise DataTrouble(f"unreadable data ({path}: {name}, {why(error)})") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        found = f"cannot be decoded ({reason})"
+        raise BadImage(found, "use an intact file", place=str(path)) from None
+
+
+def _is_files_own(error: OSError, path: Path) -> bool:
+    """Is it one file that is missing or no file, not the folder or the disk that it is on?"""
+    if error.errno == errno.ENOENT:
+        return os.path.isdir(getattr(path, "parent", ""))
+    return error.errno in (errno.ELOOP, errno.EISDIR)
 
 
 def open_content(content: bytes) -> Image.Image | np.ndarray:
@@ -223,7 +332,21 @@ def open_content(content: bytes) -> Image.Image | np.ndarray:
         raise ValueError("0 bytes")
     if content.startswith(_NPY_MAGIC):
         return np.load(io.BytesIO(content), allow_pickle=False)
-    return Image.open(io.BytesIO(content), formats=_FORMATS)
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError:
+        unread = _unread_format(content)
+    if unread:
+        raise _Unfit(f"cannot be decoded (the format {unread} is not read)", "use JPEG or PNG")
+    raise ValueError("not an image")
+
+
+def _unread_format(content: bytes) -> str | None:
+    """The name of a known format that is not among _FORMATS."""
+    if content[4:8] == b"ftyp":
+        return _UNREAD_BRANDS.get(content[8:12])
+    found = (name for magic, name in _UNREAD_FORMATS.items() if content.startswith(magic))
+    return next(found, None)
 
 
 def in_channels(image: Image.Image | np.ndarray, channels: int) -> Image.Image | Planes:
@@ -244,7 +367,8 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
     """An array as stored: [H, W, C] uint8, or [H, W] for one channel."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise _Unfit(
-            f"an array {list(array.shape)} of {array.dtype}; use [height, width, channels] of uint8"
+            f"an array {list(array.shape)} of {array.dtype}",
+            "use [height, width, channels] of uint8",
         )
     array = array[:, :, None] if array.ndim == 2 else array
     if array.shape[2] != channels:
@@ -257,18 +381,39 @@ def _of_array(array: np.ndarray, channels: int) -> Image.Image | Planes:
 
 def _other_channels(found: str, channels: int) -> _Unfit:
     return _Unfit(
-        f"channels: {found}, where the profile has {channels}; use your own profile with channels, "
-        "mean and std (data=<its .yaml>), or bad_images=skip in training"
+        f"channels: {found}, where the profile has {channels}",
+        "use your own profile with channels, mean and std (data=<its .yaml>)",
     )
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    # PIL before 11 opens 16-bit PNG as "I"
-    return image.mode == "I" or image.mode.startswith("I;16")
+def _white(image: Image.Image) -> int | None:
+    """The value of white in a grey image of more than 8 bits, None for any other image.
+
+    Raises _Unfit for pixels whose white no format defines: 32-bit, signed and float.
+    """
+    if image.mode.startswith("I;16"):
+        return 4095 if _raw_mode(image) == "I;12" else 65535
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # PIL's mode for their 16 bits
+        return 65535
+    if image.mode in ("I", "F"):
+        kind = "float" if image.mode == "F" else "32-bit or signed"
+        raise _Unfit(
+            f"{kind} pixels (mode {image.mode}): no rule scales them to 8 bits",
+            "use 8 or 16 bits unsigned",
+        )
+    return None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """PIL's name for the pixels as they lie in the file, empty where it tells none."""
+    tiles = getattr(image, "tile", None)  # an ImageFile's alone
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if _is_16_bit(image):
-        grey = (np.asarray(image).astype(np.int64) + 128) // 257  # 65535 / 257 = 255
+    white = _white(image)
+    if white is not None:
+        grey = (np.asarray(image).astype(np.int64) * 255 + white // 2) // white
         image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
     return image.convert("RGB")

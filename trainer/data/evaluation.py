@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.workers import items_of, whole
+from trainer.data.workers import Watch, items_of, whole
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EvaluationStream:
         try:
             squares = [self._square(i) for i in places]
         except BadImage as error:
-            return error
+            return never_skipped(error)
         labels = self.image_set.labels[places.start : places.stop].astype(np.int64)
         images = _channels_first(stack_squares(squares, self.test_px), self.image_set.num_channels)
         return images, torch.from_numpy(labels)
@@ -46,6 +46,12 @@ class EvaluationStream:
         return evaluation_square(
             self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation
         )
+
+
+def never_skipped(error: BadImage) -> BadImage:
+    """The error of a validation image, with the rule that holds for it."""
+    rule = "no setting skips a validation image"
+    return error.raised_as(BadImage, hint=f"{error.hint}: {rule}" if error.hint else rule)
 
 
 def evaluation_batches(
@@ -58,6 +64,7 @@ def evaluation_batches(
     device: str,
     rank: int = 0,
     num_ranks: int = 1,
+    watch: Watch = Watch(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
     GPU.
@@ -66,10 +73,10 @@ def evaluation_batches(
     share them. The workers end with the pass: persistent ones would hold copies of all memory that
     training overwrites (copy-on-write).
 
-    Raises BadImage.
+    Raises BadImage, DataTrouble, and what watch.check raises.
     """
     stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
-    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device))
+    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device, watch))
 
 
 def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:

@@ -13,12 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import time
+import unicodedata
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,9 +34,14 @@ EXTENSIONS = (
     ".npy",  # images of any number of channels
 )  # fmt: skip
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+_OTHER_WORDS = {"train": ("train", "trn"), "val": ("val", "test", "dev", "eval")}  # of a split
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
-_LAYOUT = 2  # of the cached files, and what they list: a cache of another layout is stale
+_TIMES = "times"  # int64, one more array: of each file, see _time_of
+_LAYOUT = 3  # of the cached files, and what they list: a cache of another layout is stale
+_STATS_AT_ONCE = 1 << 16  # bounds the memory of a check
+_MOST_KINDS = 20  # of ignored files, named one by one
 _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
+_FILE_SETTLED_NS = _SETTLED_NS
 
 
 class DataError(UserError):
@@ -44,8 +53,12 @@ class Index:
 
     labels: [N] int32, indices into `classes`. sizes: [N] int64, bytes. classes: folder names,
     sorted. fingerprint: sha256 (hex) over relative path, label and size of every file; not over the
-    pixels.
+    pixels. ignored: files that are no images here, counted by extension. state: digest of the
+    files' times, by which what was read from them may be cached; None where some are too young.
     """
+
+    ignored: Mapping[str, int] = MappingProxyType({})
+    state: str | None = None
 
     def __init__(self, folder: Path, stem: Path, classes: tuple[str, ...], fingerprint: str):
         self.folder, self.classes, self.fingerprint = folder, classes, fingerprint
@@ -83,6 +96,25 @@ class Index:
         """Image i's path below the folder."""
         return self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()
 
+    def reading_order(self) -> np.ndarray:
+        """The images [N] in the order in which all are read fastest."""
+        return np.arange(self.num_images)
+
+    def check_files(self, times: np.ndarray) -> None:
+        """Raises ValueError where a file's time or size is not the listed one: one stat each."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(0, self.num_images, _STATS_AT_ONCE):
+                part = slice(start, start + _STATS_AT_ONCE)
+                ends = self._offsets[start : start + _STATS_AT_ONCE + 1].tolist()
+                paths = self._paths[ends[0] : ends[-1]].tobytes()
+                listed = zip(self.sizes[part].tolist(), times[part].tolist(), strict=True)
+                for first, end, known in zip(ends, ends[1:], listed, strict=False):
+                    if _stat_of(paths[first - ends[0] : end - ends[0]], folder) != known:
+                        raise ValueError("a file has changed")
+        finally:
+            os.close(folder)
+
 
 def cache_folder() -> Path:
     """This program's cache folder of the user."""
@@ -95,11 +127,13 @@ def is_image_folder(root: Path) -> bool:
     return train.is_dir() and bool(_class_names(train))
 
 
-def open_index(root: Path, split: str) -> Index:
-    """The index of root/train or root/val (or validation), from the cache if the folders' times
-    have not changed.
+def open_index(root: Path, split: str, check_files: bool = True) -> Index:
+    """The index of root/train or root/val (or validation), from the cache if no time of a folder,
+    and no time or size of a file, has changed.
 
-    A file rewritten in place does not change its folder's time: the index then keeps its old size.
+    check_files: look at every file, as a folder's time does not show that one was rewritten in
+    place (6 us a file: 8 s for ImageNet, a minute and a half for 14 million). Without it the
+    counts, names and classes are right, sizes may be old.
 
     Raises DataError without train/ or val/, for an empty class, for classes that differ between the
     two, and where the cache cannot be written.
@@ -109,20 +143,21 @@ def open_index(root: Path, split: str) -> Index:
     name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
     record = cache_folder() / "index" / name / f"{split}.json"
     try:
-        return _open_cached(folder, record)
+        return _open_cached(folder, record, check_files)
     except Exception:  # none yet, stale, or damaged in any way
         return build_index(folder, classes, record)
 
 
 def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
     """Scan the class folders, store the arrays, then the record beside them, and open the index."""
-    arrays, stamps = _scan(folder, classes)
+    arrays, stamps, ignored = _scan(folder, classes)
     fingerprint = fingerprint_of(arrays)
     metadata = {
         "layout": _LAYOUT,
         "folder": os.path.abspath(folder),
         "classes": classes,
         "stamps": stamps,
+        "ignored": ignored,
     }
     try:
         store_index(arrays, metadata | {"fingerprint": fingerprint}, record)
@@ -131,7 +166,16 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
             f"{record.parent}: the index of {folder} cannot be written there ({error.strerror}); "
             "use XDG_CACHE_HOME=<a folder you may write to>"
         ) from None
-    return Index(folder, stem_of(record, fingerprint), classes, fingerprint)
+    found = Index(folder, stem_of(record, fingerprint), classes, fingerprint)
+    return _with_state(found, arrays[_TIMES], ignored)
+
+
+def _with_state(found: Index, times: np.ndarray, ignored: Mapping[str, int]) -> Index:
+    found.ignored = ignored
+    if times.min(initial=0) >= 0:
+        found.state = hashlib.sha256(found.fingerprint.encode() + times.astype("<i8").tobytes())
+        found.state = found.state.hexdigest()
+    return found
 
 
 def store_index(arrays: dict[str, np.ndarray], metadata: dict, record: Path) -> None:
@@ -180,7 +224,7 @@ def array_file(stem: Path, name: str) -> Path:
     return stem.with_name(f"{stem.name}.{name}.npy")
 
 
-def _open_cached(folder: Path, record: Path) -> Index:
+def _open_cached(folder: Path, record: Path, check_files: bool) -> Index:
     metadata = json_file(record)
     if metadata["layout"] != _LAYOUT or metadata["folder"] != os.path.abspath(folder):
         raise ValueError("another layout or folder")
@@ -197,8 +241,11 @@ def _open_cached(folder: Path, record: Path) -> Index:
             for name, stamp in metadata["stamps"].items()
         ):
             raise ValueError("stale")
+        times = np.load(array_file(found.stem_of, _TIMES), mmap_mode="r", allow_pickle=False)
+        if check_files:
+            found.check_files(times)
         checked.result()
-    return found
+    return _with_state(found, times, metadata["ignored"])
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -206,7 +253,21 @@ def _split_folder(root: Path, split: str) -> Path:
         if (Path(root) / name).is_dir():
             return Path(root) / name
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
-    raise DataError(f"{root}: has no {names}; use train/<class>/… and val/<class>/…")
+    raise DataError(
+        f"{root}: has no {names}", f"use train/<class>/… and val/<class>/…{instead_of(root, split)}"
+    )
+
+
+def instead_of(root: Path, split: str) -> str:
+    """` (rename Train/ to train/)` for what seems to be a split under another name, else empty."""
+    for folder in (Path(root), Path(root) / "data"):
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+            is_folder = (folder / name).is_dir()
+            stem = name if is_folder else re.split(r"[^A-Za-z]", name)[0]
+            if stem.lower().startswith(_OTHER_WORDS[split]) and stem not in FOLDERS[split]:
+                sign = "/" if is_folder else "…"
+                return f" (rename {stem}{sign} to {split}{sign})"
+    return ""
 
 
 def _classes(root: Path) -> tuple[str, ...]:
@@ -214,12 +275,39 @@ def _classes(root: Path) -> tuple[str, ...]:
     train, val = (_class_names(_split_folder(root, split)) for split in FOLDERS)
     for name in sorted(set(train) ^ set(val)):
         where = "train" if name in train else _split_folder(root, "val").name
-        raise DataError(f"{root}: class {name!r} is in {where}/ only; use the same classes in both")
+        raise DataError(
+            f"{root}: class {name!r} is in {where}/ only{spelled_otherwise(name, {*train, *val})}",
+            "use the same classes in both",
+        )
     if not train:
         raise DataError(
             f"{root}: train/ has no class folder; use train/<class>/… and val/<class>/…"
         )
+    check_spelling(root, train)
     return train
+
+
+def spelled_otherwise(name: str, names: Iterable[str]) -> str:
+    """`, beside 'e\\u0301'` where names has the same in other characters (NFC, NFD) or case."""
+    key = unicodedata.normalize("NFC", name).casefold()
+    for other in sorted(names):
+        if other != name and unicodedata.normalize("NFC", other).casefold() == key:
+            return f" as {name!a}, beside {other!a}"
+    return ""
+
+
+def check_spelling(root: Path, classes: Iterable[str]) -> None:
+    """Refuse two classes of one name in other Unicode characters: copied twice, by two systems.
+
+    Raises DataError.
+    """
+    seen: dict[str, str] = {}
+    for name in classes:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise DataError(
+                f"{root}: two classes called {name!r}, as {twin!a} and {name!a}", "use one of them"
+            )
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -231,28 +319,59 @@ def _class_names(folder: Path) -> tuple[str, ...]:
         )
 
 
-def _scan(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The arrays of a split, and the modification time (ns) of each folder by relative path."""
+def _scan(
+    folder: Path, classes: tuple[str, ...]
+) -> tuple[dict[str, np.ndarray], dict[str, int], dict[str, int]]:
+    """The arrays of a split, the modification time (ns) of each folder by relative path, and how
+    many files of which kinds are not listed.
+    """
     stamps: dict[str, int] = {}
+    ignored: Counter[str] = Counter()
     _stamp(folder, ".", stamps)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir() and not entry.name.startswith("."):
+                ignored[f"{extension_of(entry.name)} in no class folder"] += 1
     paths, offsets, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
+    times = array("q")
     for label, name in enumerate(classes):
-        files = sorted(_files(folder, name, stamps))
+        files = sorted(_files(folder, name, stamps, ignored))
         if not files:
             raise DataError(
                 f"{folder / name}: has no image ({' '.join(EXTENSIONS)}); add at least one"
             )
-        for path, size in files:
+        for path, size, changed in files:
             paths += path
             offsets.append(len(paths))
             labels.append(label)
             sizes.append(size)
-    columns = zip(ARRAYS.items(), (paths, offsets, labels, sizes), strict=True)
-    return {name: np.frombuffer(values, dtype) for (name, dtype), values in columns}, stamps
+            times.append(changed)
+    columns = zip(
+        (ARRAYS | {_TIMES: np.int64}).items(), (paths, offsets, labels, sizes, times), strict=True
+    )
+    arrays = {name: np.frombuffer(values, dtype) for (name, dtype), values in columns}
+    return arrays, stamps, kinds_of(ignored)
 
 
-def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tuple[bytes, int]]:
-    """(relative path, size) of every image below one class folder, in no order."""
+def extension_of(name: str) -> str:
+    """A file name's extension in lower case and ASCII, with its dot."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending.encode("ascii", "backslashreplace").decode() or "no extension"
+
+
+def kinds_of(ignored: Counter[str]) -> dict[str, int]:
+    """Counts by kind, those of the rare kinds together."""
+    kinds = dict(sorted(ignored.most_common(_MOST_KINDS)))
+    rest = ignored.total() - sum(kinds.values())
+    return kinds | ({"others": rest} if rest else {})
+
+
+def _files(
+    folder: Path, class_name: str, stamps: dict[str, int], ignored: Counter[str]
+) -> Iterator[tuple[bytes, int, int]]:
+    """(relative path, size, time) of every image below one class folder, in no order; counts what
+    is none.
+    """
     pending = [class_name]
     while pending:
         inside = pending.pop()
@@ -269,7 +388,9 @@ def _files(folder: Path, class_name: str, stamps: dict[str, int]) -> Iterator[tu
                         )
                     pending.append(path)
                 elif entry.name.lower().endswith(EXTENSIONS):
-                    yield os.fsencode(path), _size(entry)
+                    yield os.fsencode(path), *_listed(entry)
+                else:
+                    ignored[extension_of(entry.name)] += 1
 
 
 def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
@@ -280,14 +401,32 @@ def _stamp(folder: Path, inside: str, stamps: dict[str, int]) -> None:
     stamps[inside] = changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else -1
 
 
-def _size(entry: os.DirEntry) -> int:
+def _listed(entry: os.DirEntry) -> tuple[int, int]:
+    """(size, time) of a file; its time never matches where it changed just now."""
     try:
         about = entry.stat()
     except OSError:  # a broken or cyclic link
-        return 0
+        return 0, 0
     if not stat.S_ISREG(about.st_mode):  # reading a pipe would block
         raise DataError(f"{entry.path}: is a pipe or a device; remove it")
-    return about.st_size
+    newest = max(about.st_mtime_ns, about.st_ctime_ns)
+    return about.st_size, _time_of(about) if time.time_ns() - newest > _FILE_SETTLED_NS else -1
+
+
+def _stat_of(path: bytes, folder: int) -> tuple[int, int]:
+    """(size, time) of a file in an open folder."""
+    try:
+        about = os.stat(path, dir_fd=folder)
+    except OSError:
+        return 0, 0
+    return about.st_size, _time_of(about)
+
+
+def _time_of(about: os.stat_result) -> int:
+    """The modification and the change time in one number: a rewritten file may be given its old
+    modification time back, but no program sets the other.
+    """
+    return (about.st_mtime_ns + about.st_ctime_ns) & (2**63 - 1)
 
 
 def fingerprint_of(arrays: dict[str, np.ndarray]) -> str:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from trainer.data.decode import RESAMPLING, Planes, content_of, decoded, train_square
+from trainer.data.decode import NO_ANTIALIAS, RESAMPLING, Planes, content_of, decoded, train_square
 
 try:
     import simplejpeg
@@ -35,6 +35,7 @@ except ImportError:  # no wheel for this machine: PIL does it all
 
 TOLERANCE_LEVELS = 0.5
 SCALED_LEVELS = 3.0
+DAMAGED = "JPEG with damaged or missing data"  # a kind of unusual image, see is_damaged
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE, _SCAN = (0xC0, 0xC1), 0xDA
 _STANDALONE = range(0xC2, 0xD0)  # other frame types, but for DHT (C4) and DAC (CC): plain segments
@@ -54,17 +55,19 @@ class Jpeg:
         self.path, self.content, self.size, self._pixels = path, content, size, pixels
         self.width, self.height = size
 
-    def decoded_for(self, boxes: list[tuple[int, int, int, int]], train_px: int) -> Jpeg:
+    def decoded_for(
+        self, crops: list[tuple[tuple[int, int, int, int], int]], train_px: int
+    ) -> Jpeg:
         """The same file, already decoded as far as its squares need, if at least two are decoded at
-        full scale.
+        full scale. crops: (box, filter) of each.
 
         Each square is the same as if decoded alone, bit for bit. Not done at smaller scales, where
         the filter reads across the box's edge and so depends on how far the file was decoded.
         """
         lowest = [
             top + height
-            for top, _, height, width in boxes
-            if _scale(min(height, width), train_px) == 1
+            for (top, _, height, width), resampling in crops
+            if _scale(min(height, width), train_px, resampling) == 1
         ]
         if len(lowest) < 2:
             return self
@@ -91,7 +94,7 @@ class Jpeg:
 
     def _square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
         top, left, height, width = box
-        scale = _scale(min(height, width), train_px)
+        scale = _scale(min(height, width), train_px, resampling)
         if scale == 1 and self._pixels is not None:
             return _resized(self._pixels, box, resampling, train_px)
         content, num_rows = first_rows(self.content, top + height, self.height)
@@ -113,9 +116,8 @@ def _resized(
 ) -> np.ndarray:
     top, left, height, width = box
     part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
-    return interpolate(part, (train_px, train_px), mode=_MODES[resampling], antialias=True)[
-        0
-    ].numpy()
+    mode, antialias = _MODES[resampling].partition("_")[0], resampling != NO_ANTIALIAS
+    return interpolate(part, (train_px, train_px), mode=mode, antialias=antialias)[0].numpy()
 
 
 def read_for_training(path: Path, channels: int = 3) -> Image.Image | Planes | Jpeg:
@@ -131,6 +133,19 @@ def taken_for_training(path: Path, content: bytes, channels: int) -> Image.Image
     """The same of a file whose bytes are read already. Raises BadImage."""
     size = plain_size(content) if simplejpeg is not None and channels == 3 else None
     return decoded(path, content, channels) if size is None else Jpeg(path, content, size)
+
+
+def is_damaged(content: bytes) -> bool:
+    """Does a JPEG lack data that decoders fill in with grey, without an error? Unknown, so no,
+    without simplejpeg.
+    """
+    if simplejpeg is None or not content.startswith(_START):
+        return False
+    try:
+        simplejpeg.decode_jpeg(content, "RGB", strict=True)
+    except Exception:  # whatever it raises for what libjpeg warns of
+        return True
+    return False
 
 
 def decoder_name() -> str:
@@ -187,6 +202,10 @@ def plain_size(content: bytes) -> tuple[int, int] | None:
     return (width, height) if is_plain else None
 
 
-def _scale(side_px: int, train_px: int) -> int:
-    """The largest of 1, 2, 4 and 8 by which a side may shrink without falling below train_px."""
+def _scale(side_px: int, train_px: int, resampling: int) -> int:
+    """The largest of 1, 2, 4 and 8 by which a side may shrink without falling below train_px; 1
+    where nothing is to be smoothed, as a smaller scale does.
+    """
+    if resampling == NO_ANTIALIAS:
+        return 1
     return next(scale for scale in (8, 4, 2, 1) if side_px >= scale * train_px or scale == 1)

@@ -1,6 +1,6 @@
 """Training micro-batches in order, from any step on: the same bytes for any number of workers.
 
-One DataLoader serves the whole run. A micro-batch is a pure function of its key, (step,
+One set of processes serves the whole run. A micro-batch is a pure function of its key, (step,
 micro-batch), and each image in it of its draw (epoch, image, repeat): so images of different
 micro-batches can be loaded together (see `parts`).
 """
@@ -25,7 +25,7 @@ from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
-from trainer.data.workers import items_of, whole
+from trainer.data.workers import Watch, items_of, whole
 from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
@@ -94,24 +94,23 @@ class TrainStream:
     shares_repeats: ClassVar[bool] = True
 
     def batches(
-        self, first_step: int, num_steps: int, num_workers: int, device: str
+        self,
+        first_step: int,
+        num_steps: int,
+        num_workers: int,
+        device: str,
+        watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the
         device is a GPU.
 
-        Raises BadImage.
+        Raises BadImage, DataTrouble, and what watch.check raises.
         """
         if has_parts(self):
-            parts = items_of(
-                Parts(self), part_keys(self, first_step, num_steps), num_workers, "cpu", _packed
-            )
-            return in_micro_batches(
-                self, map(_unpacked, parts), first_step, num_steps, device, num_workers > 0
-            )
-        return map(
-            _unpacked,
-            whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, _packed)),
-        )
+            keys = part_keys(self, first_step, num_steps)
+            parts = items_of(Parts(self), keys, num_workers, "cpu", watch)
+            return in_micro_batches(self, parts, first_step, num_steps, device, num_workers > 0)
+        return whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, watch))
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
@@ -133,6 +132,10 @@ class TrainStream:
             else self.train_px
         )
 
+    def cropped_px(self, image_px: int) -> int:
+        """The side that crops are resized to where the model sees image_px."""
+        return self.growth.cropped_px(image_px, self.train_px) if self.growth else image_px
+
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         return self.made(*key, self.ids_of(key))
 
@@ -153,9 +156,10 @@ class TrainStream:
         """The draws ids [b, 3] of a step, loaded as its micro-batch `number`."""
         image_px = self.px_at(step)
         try:
-            images, shown = self._images(ids, image_px)
+            images, shown = self._images(ids, self.cropped_px(image_px))
         except BadImage as error:
             return error
+        images = shrunk(images, image_px)
         labels = torch.from_numpy(self.image_set.labels[shown].astype(np.int64))
         drawn, shown = self._drawn(ids, image_px), torch.from_numpy(shown)
         batch = MicroBatch(step, number, images, labels, torch.from_numpy(ids), drawn, shown)
@@ -192,7 +196,7 @@ class TrainStream:
         """
         image = repeats[0][1]
         if isinstance(image, Jpeg):
-            image = image.decoded_for([box for *_, box, _ in repeats], image_px)
+            image = image.decoded_for([tuple(crop) for _, _, _, *crop in repeats], image_px)
         for draw, _, place, *crop in repeats:
             if not isinstance(image, Jpeg | Pixels):
                 yield train_square(image, *crop, image_px), place
@@ -209,8 +213,9 @@ class TrainStream:
         crop = next(part for part in self.augment if part.crops)
         widths, heights = np.array([image.size for image in images]).T
         boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
+        bilinear = "bilinear" if crop.antialias else "bilinear_no_antialias"
         return boxes.tolist(), [
-            RESAMPLING["bicubic" if bicubic else "bilinear"] for bicubic in is_bicubic
+            RESAMPLING["bicubic" if bicubic else bilinear] for bicubic in is_bicubic
         ]
 
     def _reads(self, ids: np.ndarray) -> Iterator[tuple[Image.Image, int]]:
@@ -232,7 +237,7 @@ class TrainStream:
             return self.image_set.read(sample), sample
         except BadImage as error:
             if self.bad_images == "fail":
-                raise
+                raise error.with_remedy("bad_images=skip in training") from None
             first_error = error
         for uniform in streams.uniforms(self.seed, "replacement", draw[None], _NUM_REPLACEMENTS)[0]:
             sample = int(uniform * self.image_set.num_images)
@@ -259,26 +264,11 @@ class TrainStream:
         )
 
 
-def _packed(item):
-    """A micro-batch with its small tensors as numpy arrays; other items are returned as they are.
-
-    torch passes a file descriptor over a socket for each tensor sent by a worker, which costs the
-    main process more than a copy of all these.
+def shrunk(images: Tensor, image_px: int) -> Tensor:
+    """Images [B, C, px, px] with rows and columns left out, down to image_px: row i is row
+    floor(i * px / image_px) of before, torch's and composer's "nearest".
     """
-    if not isinstance(item, MicroBatch):
-        return item
-    drawn = tuple({name: values.numpy() for name, values in each.items()} for each in item.drawn)
-    return item._replace(
-        labels=item.labels.numpy(), ids=item.ids.numpy(), drawn=drawn, shown=item.shown.numpy()
-    )
-
-
-def _unpacked(item):
-    """The inverse of _packed."""
-    if not isinstance(item, MicroBatch):
-        return item
-    drawn = tuple(
-        {name: torch.from_numpy(values) for name, values in each.items()} for each in item.drawn
-    )
-    labels, ids, shown = map(torch.from_numpy, (item.labels, item.ids, item.shown))
-    return item._replace(labels=labels, ids=ids, drawn=drawn, shown=shown)
+    if images.shape[-1] == image_px:
+        return images
+    kept = torch.arange(image_px) * images.shape[-1] // image_px
+    return images[:, :, kept[:, None], kept]

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from trainer.data.decode import BadImage
 from trainer.data.order import step_ids, window
-from trainer.data.threads import thread_pool
-from trainer.data.workers import closing
+from trainer.data.threads import closing, thread_pool
 from trainer.recipe.plan import num_micro_batches_in
 
 if TYPE_CHECKING:

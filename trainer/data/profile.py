@@ -6,10 +6,18 @@ import os
 import re
 from pathlib import Path
 
-from trainer.base.errors import UserError, did_you_mean
-from trainer.data.datasets.packed import open_files
+from trainer.base.errors import UserError
+from trainer.data.datasets.packed import holds_files, open_files
 from trainer.recipe.load import load_yaml
-from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Profile
+from trainer.recipe.profiles import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PROFILES,
+    Profile,
+    unknown_data,
+)
+
+_LONGEST_NAME_BYTES = 100  # of a folder, in the names of its runs
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
@@ -36,24 +44,28 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return profile
     if os.path.isdir(path):
         return _folder_profile(path)
-    if os.sep in data:
-        raise UserError(
-            f"data={data}: no such folder; use one with train/<class>/… and val/<class>/…, "
-            "or a profile's .yaml"
-        )
-    raise UserError(
-        f"data={data}: unknown{did_you_mean(data, PROFILES)}; valid: {', '.join(PROFILES)}, "
-        "an image folder (train/<class>/…, val/<class>/…), a folder of tar shards, parquet or "
-        "`datasets` files, a profile's .yaml"
-    )
+    raise unknown_data(data)
+
+
+def ignored_files(folder: Path | None) -> dict[str, int]:
+    """Files of a folder of images that are not read, counted by split and extension."""
+    if folder is None or not holds_files(folder):
+        return {}
+    return {
+        f"{split} {kind}": count
+        for split in ("train", "val")
+        for kind, count in open_files(folder, split, check_files=False).ignored.items()
+    }
 
 
 def _folder_profile(root: Path) -> Profile:
-    train, val = open_files(root, "train"), open_files(root, "val")
+    # counts and classes alone: training looks at every file when it opens them
+    train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; use two at least")
+    name = re.sub(r"[^\w.+-]+", "-", root.resolve().name).encode()[:_LONGEST_NAME_BYTES]
     return Profile(
-        name=re.sub(r"[^\w.+-]+", "-", root.resolve().name)[:100] or "root",
+        name=name.decode(errors="ignore") or "root",
         num_classes=len(train.classes),
         num_train=train.num_images,
         num_val=val.num_images,

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 
 import torch
-
-from trainer.data.workers import closing
 
 _AHEAD = 1  # items queued beyond the number of threads
 
@@ -66,3 +65,15 @@ def thread_pool(num_threads: int) -> ThreadPoolExecutor:
         raise
     torch.set_num_threads(own)  # new threads start with the last number set, so set it back
     return pool
+
+
+@contextmanager
+def closing(items: Iterable) -> Iterator[None]:
+    """Close the iterator at the end of the block, not when it is garbage-collected: it may have
+    threads.
+    """
+    try:
+        yield
+    finally:
+        if hasattr(items, "close"):
+            items.close()

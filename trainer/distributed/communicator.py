@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from trainer.base.signals import Stopped, StopRequest
 from trainer.distributed.env import Place
-from trainer.distributed.rendezvous import Meeting
+from trainer.distributed.rendezvous import Rendezvous
 
 # Rank 0 alone saves, exports and draws: the others wait for it in the next thing that all do
 # together.
@@ -36,7 +36,7 @@ class LostRanks(RuntimeError):
 class Ranks:
     """This process among the world_size ranks of a run; local_rank: among those of its machine.
 
-    What is said of all ranks together comes out the same on each of them, bit for bit.
+    Results over all ranks are the same on each of them, bit for bit.
     """
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Is this rank 0, the one that writes and speaks?"""
+        """Is this rank 0, the one that writes and logs?"""
         return self.rank == 0
 
     def share(self, items: Iterable) -> Iterator:
@@ -63,7 +63,7 @@ class Ranks:
         self.start_sum(tensor)()
 
     def start_sum(self, tensor: torch.Tensor) -> Callable[[], None]:
-        """Begin `sum`, and go on; the function that it gives makes what comes after it wait for the
+        """Start `sum` without waiting; the returned function waits for the
         sum.
         """
         if self.is_alone:
@@ -99,7 +99,7 @@ class Ranks:
 
     def check(self, stop: StopRequest) -> None:
         """Raise Stopped on all ranks, in the same place, once a signal has come to any."""
-        number = self.most(signal.Signals[stop.signal_name].value if stop.is_requested else 0)
+        number = self.most(signal.Signals[stop.signal_name].value if stop.signal_name else 0)
         if number:
             raise Stopped(signal.Signals(number).name)
 
@@ -142,7 +142,7 @@ class Ranks:
         if not self.local_rank:
             self.barrier()
 
-    def _agreed(self, number: int, how: dist.ReduceOp) -> int:
+    def _agreed(self, number: int, how: dist.ReduceOp.RedOpType) -> int:
         if self.is_alone:
             return number
         held = torch.tensor(
@@ -162,7 +162,7 @@ def alone() -> Ranks:
 def meet(
     place: Place | None,
     device: str,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Ranks]:
     """The ranks of a run for as long as the block lasts; `alone()` where there is no place.
@@ -170,53 +170,53 @@ def meet(
     check: called while this rank waits for the others to come; where it raises Stopped, all end
     with 75.
 
-    Rank 0 says who came. A rank that does not come is named after 20 s. An error on one rank ends
-    all of them, with the exit code that it has there; only that rank tells its error. A rank that
-    is killed is named by one that is left.
+    Rank 0 logs the table of ranks. A rank that does not come is named after 20 s. An error on one
+    rank ends all of them, with the exit code that it has there; only that rank prints its error. A
+    rank that is killed is named by one that is left.
 
-    Raises UserError where the meeting point cannot be opened. Ends the process (SystemExit) where
+    Raises UserError where the rendezvous cannot be opened. Ends the process (SystemExit) where
     another failed first.
     """
     if place is None:
         yield alone()
         return
-    meeting = Meeting(place, device, _open_store)
+    rendezvous = Rendezvous(place, device, _open_store)
     try:
-        meeting.check_in(check)
+        rendezvous.check_in(check)
         if place.rank == 0:
-            meeting.say_table(say)
-        _join(place, device, meeting)
+            rendezvous.log_table(log)
+        _join(place, device, rendezvous)
         ranks = Ranks(place.rank, place.world_size, place.local_rank)
         yield ranks
         # nobody leaves while another still writes: what starts the ranks ends all with the first
         ranks.barrier()
         dist.destroy_process_group()
     except LostRanks as error:
-        raise SystemExit(meeting.end_by_loss(str(error))) from None
+        raise SystemExit(rendezvous.end_by_loss(str(error))) from None
     except BaseException as error:
-        code = meeting.end_by(error)
+        code = rendezvous.end_by(error)
         if code is not None:
             raise SystemExit(code) from None
         raise
     finally:
-        meeting.close()
+        rendezvous.close()
 
 
-def _open_store(place: Place, serves: bool):
+def _open_store(place: Place, serves: bool) -> dist.Store:
     store = dist.TCPStore(
         place.host, place.port, is_master=serves, timeout=_STORE_WAIT, wait_for_workers=False
     )
     return dist.PrefixStore(f"rsb.{place.attempt}", store)
 
 
-def _join(place: Place, device: str, meeting: Meeting) -> None:
+def _join(place: Place, device: str, rendezvous: Rendezvous) -> None:
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
     with _others():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            store=dist.PrefixStore("torch", meeting.store),
+            store=dist.PrefixStore("torch", rendezvous.store),
             rank=place.rank,
             world_size=place.world_size,
             timeout=LONGEST_WAIT,

@@ -1,11 +1,11 @@
-"""Where this process stands among the processes of a run, as torchrun or Slurm's srun says in its
-environment.
+"""This process's rank among the processes of a run, from the environment that torchrun or Slurm's
+srun sets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +20,8 @@ class Place:
     """One of several processes.
 
     rank: 0 .. world_size - 1. local_rank: among the local_world_size of this machine. host, port:
-    where all meet. serves: does this process open that port? torchrun does it by itself. attempt:
-    what tells this start from others. by: who started it, "torchrun" or "srun".
+    of the rendezvous. serves: does this process open that port? torchrun does it by itself.
+    attempt: distinguishes this start from others. by: who started it, "torchrun" or "srun".
     """
 
     rank: int
@@ -112,7 +112,7 @@ def _of_srun(environment: Mapping[str, str]) -> Place:
     )
 
 
-def _numbers(environment: Mapping[str, str]):
+def _numbers(environment: Mapping[str, str]) -> Callable[[str], int]:
     def number(name: str) -> int:
         text = environment.get(name, "")
         if not text.isdigit():
@@ -124,7 +124,7 @@ def _numbers(environment: Mapping[str, str]):
 
 def first_host(hosts: str) -> str:
     """The first host of Slurm's short list: `gpu[07-09,12],big1` begins with gpu07."""
-    first = re.match(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*", hosts).group()
+    first = next(re.finditer(r"[^,\[]*(?:\[[^\]]*\][^,\[]*)*", hosts)).group()
     return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
 
 
@@ -145,8 +145,8 @@ def rank_device(device: str, place: Place | None) -> str:
     if place is None or device not in ("auto", "cuda"):
         if place is not None and device.startswith("cuda:"):
             raise UserError(
-                f"device={device}: {place.world_size} ranks cannot share it; device=cuda would give"
-                " each its own"
+                f"device={device}: {place.world_size} ranks cannot share it; device=cuda gives each"
+                " its own"
             )
         return device
 

@@ -107,7 +107,7 @@ class Gradients:
 
 
 def _bundles(weights: list[nn.Parameter], bucket_bytes: int) -> Iterable[list[nn.Parameter]]:
-    """The weights in order, cut into runs of one kind and about bucket_bytes."""
+    """The weights in order, split into runs of one dtype and about bucket_bytes."""
     bundle: list[nn.Parameter] = []
     num_bytes = 0
     for weight in weights:

@@ -5,6 +5,7 @@ Slurm.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import inspect
 import logging
@@ -27,18 +28,14 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
-from trainer.base.signals import StopRequest
+from trainer.base.signals import SIGNALS, Action, StopRequest, handle_signals
 from trainer.distributed.env import Place
 
 _POLL_S = 0.1
+_PR_SET_PDEATHSIG = 1
 RANKS_END_S = (
     10  # for the others, once a rank has failed: each hears of it in a second, and ends within five
 )
-# What asks for an end; a terminal that is closed is passed on as SIGTERM, for ranks answer no
-# SIGHUP.
-_SIGNALS = {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)} | {
-    signal.SIGHUP: signal.SIGTERM
-}
 
 
 def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place | None) -> int:
@@ -72,36 +69,43 @@ def asked_ranks(gpus: int | None, procs: int | None, device: str, place: Place |
     return asked
 
 
+def stop_with_launcher() -> None:
+    """Have Linux send this rank a SIGTERM once what started it has ended, even by SIGKILL.
+
+    Else an orphaned rank would train on, and hold the run's lock, until it misses the launcher's
+    store, and would then end unsaved. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def check_gpus(gpus: int | None) -> None:
     """Refuse more ranks than there are GPUs. Raises UserError."""
     if gpus is not None:
         found = torch.cuda.device_count()
         if found < gpus:
-            would = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
-            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {would}")
+            remedy = f"gpus={found}" if found else f"procs={gpus}, on the CPU"
+            raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {remedy}")
 
 
-def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
-    """Start `python -m trainer` with these words once for each rank, and wait for all; gives the
-    run's exit code.
+def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest) -> int:
+    """Start `python -m trainer` with these arguments once for each rank, and wait for all;
+    returns the run's exit code.
 
     A signal to this process is passed on to every rank: they save and end together, with 75; where
     one has come before there are any, none is started. Where a rank fails, the code is the first
     one's, and the others are ended.
     """
-    logging.disable(
-        logging.ERROR
-    )  # the launcher's own account of a rank's end: the rank has told it better
+    # the launcher's report of a rank's end: the rank's own is better
+    logging.disable(logging.ERROR)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # a rank's end makes the others' sockets warn
+    # a rank's end makes the others' sockets warn
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if sys.platform.startswith("linux"):
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # all are here, whatever the machine's name resolves to
+        # all are here, whatever the machine's name resolves to
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
-        running = _Running(_agent(num_ranks, words, folder))
+        running = _Running(_agent(num_ranks, argv, folder))
         with _Forwarding(running) as forwarding:
             if stop.is_requested:  # what comes from here on is kept for the ranks
                 print(
@@ -116,7 +120,7 @@ def launch(num_ranks: int, words: Sequence[str], stop: StopRequest) -> int:
                 forwarding.pass_on()
     if running.error is not None:
         raise running.error
-    return exit_code(running.result.failures, bool(forwarding.seen))
+    return exit_code(running.failures, bool(forwarding.seen))
 
 
 def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
@@ -130,12 +134,7 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     codes = [failure.exitcode for _, failure in in_time]
     if not codes:
         return 0
-    if is_asked_to_stop and codes[0] in (
-        EXIT_STOPPED,
-        -signal.SIGTERM,
-        -signal.SIGINT,
-        -signal.SIGUSR1,
-    ):
+    if is_asked_to_stop and codes[0] in (EXIT_STOPPED, *(-number for number in SIGNALS)):
         # the others may have missed it since, and said so by 1, or were too slow and killed
         return EXIT_STOPPED
     rank, first = in_time[0]
@@ -144,8 +143,8 @@ def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:
     name = signal.Signals(-first.exitcode).name
     why = ": out of memory, or by hand" if name == "SIGKILL" else ""
     line = (
-        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; the same command goes"
-        " on from the last checkpoint"
+        f"error: rank {rank} (process {first.pid}) was ended by {name}{why}; rerun the same"
+        " command to resume from the last checkpoint"
     )
     print(line, file=sys.stderr, flush=True)
     return EXIT_FAILED
@@ -158,11 +157,13 @@ class _Running(threading.Thread):
 
     def __init__(self, agent) -> None:
         super().__init__(daemon=True)
-        self.agent, self.result, self.error = agent, None, None
+        self.agent = agent
+        self.failures: Mapping = {}
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
-            self.result = self.agent.run()
+            self.failures = self.agent.run().failures
         except Exception as error:
             self.error = error
 
@@ -179,13 +180,10 @@ class _Forwarding:
         self.running = running
         self.seen: list[int] = []
         self._num_sent = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Action] = {}
 
     def __enter__(self) -> _Forwarding:
-        for number in _SIGNALS:
-            self._before[number] = signal.signal(
-                number, lambda number, frame: self.seen.append(number)
-            )
+        self._before = handle_signals(lambda number, frame: self.seen.append(number))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -198,27 +196,27 @@ class _Forwarding:
         while processes and self._num_sent < len(self.seen):
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-                    os.kill(process, _SIGNALS[self.seen[self._num_sent]])
+                    os.kill(process, self.seen[self._num_sent])
             self._num_sent += 1
 
 
-def _agent(num_ranks: int, words: Sequence[str], folder: str):
+def _agent(num_ranks: int, argv: Sequence[str], folder: str):
     """torchrun's launcher for one machine: what `torchrun --standalone --max-restarts 0` makes."""
     number = uuid.uuid4().hex
     here = "localhost"
 
-    meeting = RendezvousParameters(
+    parameters = RendezvousParameters(
         "c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here
     )
     spec = WorkerSpec(
         role="rank",
         local_world_size=num_ranks,
-        rdzv_handler=registry.get_rendezvous_handler(meeting),
+        rdzv_handler=registry.get_rendezvous_handler(parameters),
         entrypoint=sys.executable,
         args=(
             "-m",
             "trainer",
-            *(word.replace("$", "$$") for word in words),
+            *(word.replace("$", "$$") for word in argv),
         ),  # it fills in $-names by itself
         max_restarts=0,
         monitor_interval=_POLL_S,
@@ -249,10 +247,10 @@ def agent_class(agent: type) -> Callable:
 
 
 def slurm_job(
-    words: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = ""
+    argv: Sequence[str], name: str, nodes: int, gpus: int, cpus: int, hours: float, extra: str = ""
 ) -> str:
-    """The text of a job file for sbatch that runs `python -m trainer` with these words on nodes x
-    gpus ranks.
+    """The text of a job file for sbatch that runs `python -m trainer` with these arguments on
+    nodes x gpus ranks.
 
     Two minutes before its time is over Slurm sends SIGUSR1 to the ranks: they save, end with 75,
     and the job puts itself into the queue again; so does a pre-emption. gpus: of each node; 0: one
@@ -290,10 +288,10 @@ def slurm_job(
         # to; where one fails they end by themselves
         (
             f"srun --cpus-per-task={cpus} --kill-on-bad-exit=0"
-            f" {shlex.join([sys.executable, '-m', 'trainer', *words])}"
+            f" {shlex.join([sys.executable, '-m', 'trainer', *argv])}"
         ),
         "code=$?",
-        "# 75: stopped and saved before its time was over; the same job goes on where it stopped",
+        "# 75: stopped and saved before its time limit; the same job resumes where it stopped",
         'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$code"',
     ]

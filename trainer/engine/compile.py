@@ -1,5 +1,5 @@
-"""compile=1: the passes of a model as code made for its shapes (torch.compile), with what the
-making takes.
+"""compile=1: the passes of a model compiled for its shapes (torch.compile), and how long
+compiling takes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Compiled:
             torch._dynamo.config.recompile_limit, _MOST_SHAPES
         )
         self.num_graphs, self.seconds = 0, 0.0
-        self._begun_s, self._num_told = 0.0, 0
+        self._begun_s, self._num_logged = 0.0, 0
         # else a hook that is added later, as inject= does, would not be seen
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.on_compile_start(self._begin)
@@ -61,9 +61,9 @@ class Compiled:
 
     def news(self) -> str | None:
         """What has been compiled since the last call, in a line."""
-        if self.num_graphs == self._num_told:
+        if self.num_graphs == self._num_logged:
             return None
-        new, self._num_told = self.num_graphs - self._num_told, self.num_graphs
+        new, self._num_logged = self.num_graphs - self._num_logged, self.num_graphs
         return (
             f"compiled {new} part{'s' * (new != 1)} of the model; {self.seconds:.0f} s of compiling"
             " so far"

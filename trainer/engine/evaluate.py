@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import nn
@@ -38,7 +38,7 @@ def evaluate_all(
     ranks: Ranks = alone(),
 ) -> dict[str, Scores]:
     """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once,
-    none padded.
+    without padding.
 
     The images are decoded once for all models. each: called after every batch, so that a stop need
     not wait for the end of the pass. ranks: those that share the images; each is given its own
@@ -53,13 +53,13 @@ def evaluate_all(
     totals = torch.zeros(len(models), task.num_sums, dtype=torch.float64, device=settings.device)
     num_images = 0
     stopped = None
-    in_pieces = [
-        _InPieces(partial(task.evaluate, model.eval()), settings.device)
+    scorers = [
+        _Splitting(partial(task.evaluate, model.eval()), settings.device)
         for model in models.values()
     ]
     try:
         for images, labels in batches:
-            for total, score in zip(totals, in_pieces, strict=True):
+            for total, score in zip(totals, scorers, strict=True):
                 total += score(images, labels)
             num_images += len(labels)
             each()
@@ -83,7 +83,7 @@ def _agree(ranks: Ranks, stopped: Stopped | None) -> None:
         raise stopped or Stopped("a signal to another rank")
 
 
-class _InPieces:
+class _Splitting:
     """score(images, labels) of a batch; where memory runs out, the sum over its halves, from then
     on.
     """
@@ -96,12 +96,8 @@ class _InPieces:
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         while True:
             try:
-                return sum(
-                    self._score(*piece)
-                    for piece in zip(
-                        images.split(self._most), labels.split(self._most), strict=True
-                    )
-                )
+                parts = zip(images.split(self._most), labels.split(self._most), strict=True)
+                return reduce(torch.add, (self._score(*part) for part in parts))
             except RuntimeError as error:
                 if not is_memory_full(error):
                     raise

@@ -1,11 +1,11 @@
-"""A micro-batch that memory does not hold, taken in pieces: the same step once more, with the same
+"""A micro-batch that does not fit into memory is split and the same step retried, with the same
 samples and draws.
 
-Loaded, augmented and mixed as a whole, a micro-batch then goes through the model piece by piece, as
+Loaded, augmented and mixed as a whole, a micro-batch then goes through the model part by part, as
 does one of several norm samples, loaded together because a mixing unit is larger than a sample.
-Without norms over images that is rounding alone, but for dropout and stochastic depth, whose draws
-go on from piece to piece; norms over images normalize by a piece, which the row keeps as a
-deviation.
+Without norms over images that changes rounding alone, and the draws of dropout and stochastic
+depth, which continue from part to part; norms over images normalize by a part, which the row keeps
+as a deviation.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import Settings
+from trainer.base.signals import Stopped
+from trainer.data.loader import MicroBatch
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
 
@@ -26,7 +28,7 @@ Found = TypeVar("Found")
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
-    """Pieces of each micro-batch of a step, on every rank the same: its norm samples, or more but
+    """Parts of each micro-batch of a step, on every rank the same: its norm samples, or more but
     none of fewer than least_images.
     """
     smallest = plan.window_images(step) // plan.micro_batches(step)
@@ -34,19 +36,19 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
 
 
 def num_pieces(state: TrainingState, step: int) -> int:
-    """Pieces that each micro-batch of a step is taken in: its norm samples, until memory has run
+    """Parts that each micro-batch of a step is split into: its norm samples, until memory has run
     out.
     """
     return pieces_at(state.plan, state.progress.num_pieces, step, least_images(state))
 
 
 def least_images(state: TrainingState) -> int:
-    """Of a piece: one image alone may have no statistics."""
+    """Of a part: one image alone may have no statistics."""
     return 2 if state.step_statistics.is_sampled else 1
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in pieces: each has every
+    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in parts: each has every
     number-th of the B images, as micro-batches have those of a step.
     """
     if number == 1:
@@ -57,16 +59,31 @@ def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor
         yield splits[:, place::number].flatten(0, 1), targets[place::number]
 
 
+@contextmanager
+def whole_or_undone(state: TrainingState, num_micro_batches: int) -> Iterator[None]:
+    """A block that adds up a step's gradients. Where Stopped ends it between two micro-batches, the
+    state is as before the step: what the first ones have moved (running statistics) is put back.
+    """
+    before = [buffer.clone() for buffer in state.model.buffers()] if num_micro_batches > 1 else []
+    try:
+        yield
+    except Stopped:
+        for buffer, old in zip(state.model.buffers(), before, strict=False):
+            buffer.copy_(old)
+        state.optimizer.zero_grad(set_to_none=True)
+        raise
+
+
 def retry_on_out_of_memory(
-    add_gradients: Callable[[TrainingState, Iterator, int], Found],
+    add_gradients: Callable[[TrainingState, Iterator[MicroBatch], int], Found],
     state: TrainingState,
-    loader: Iterator,
+    loader: Iterator[MicroBatch],
     step: int,
 ) -> Found:
-    """add_gradients(state, loader, step); where memory runs out on any rank, on all of them again
-    in smaller pieces.
+    """add_gradients(state, loader, step); where memory runs out on any rank, all retry it in
+    smaller parts.
 
-    That is micro_batch=auto. Without it, or where there are no smaller pieces, the error stays one.
+    That is micro_batch=auto. Without it, or where there are no smaller parts, the error is raised.
     """
     if state.settings.micro_batch != "auto":
         return add_gradients(state, loader, step)
@@ -76,6 +93,7 @@ def retry_on_out_of_memory(
         found, error = _tried(add_gradients, state, again, step)
         state.gradients.drain()
         if not state.ranks.any(error is not None):
+            assert found is not None
             return found
         _halve(state, step, error)
         del found
@@ -87,9 +105,14 @@ def retry_on_out_of_memory(
         again.start()
 
 
-def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> tuple:
-    """What add_gradients gives, and None; or None, and the error without the frames that hold on to
-    the memory.
+def _tried(
+    add_gradients: Callable[[TrainingState, Iterator[MicroBatch], int], Found],
+    state: TrainingState,
+    window: Iterator[MicroBatch],
+    step: int,
+) -> tuple[Found, None] | tuple[None, RuntimeError]:
+    """What add_gradients gives, and None; or None, and the error without the frames that keep
+    the memory alive.
     """
     try:
         return add_gradients(state, window, step), None
@@ -100,7 +123,7 @@ def _tried(add_gradients, state: TrainingState, window: Iterator, step: int) -> 
 
 
 def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
-    """Twice as many pieces from this step on, noted. Raises OutOfMemoryError where they would be
+    """Twice as many parts from this step on, noted. Raises OutOfMemoryError where they would be
     too small.
     """
     plan, progress = state.plan, state.progress
@@ -115,15 +138,15 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     state.notes.append(
         (
             (
-                f"{note}; the step is made again, and so the rest of the run; the row says so, and"
-                " is not bitwise"
+                f"{note}; this step is retried and the rest of the run split; the row"
+                " records it, and is not bitwise"
             ),
             None,
         )
     )
     if state.step_statistics.is_sampled:
         deviation = (
-            f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe says"
+            f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe has"
             f" batch.norm_images {sizes[0]}: another result than the recipe's; the row keeps it as"
             " a deviation"
         )
@@ -131,15 +154,16 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
 
 
 class _Again:
-    """A stream that can be gone through again from where a step began."""
+    """A stream that can be read again from the start of a step."""
 
-    def __init__(self, stream: Iterator) -> None:
-        self._stream, self._seen, self._place = stream, [], 0
+    def __init__(self, stream: Iterator[MicroBatch]) -> None:
+        self._stream, self._place = stream, 0
+        self._seen: list[MicroBatch] = []
 
     def __iter__(self) -> _Again:
         return self
 
-    def __next__(self):
+    def __next__(self) -> MicroBatch:
         if self._place == len(self._seen):
             self._seen.append(next(self._stream))
         self._place += 1

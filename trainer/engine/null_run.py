@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from trainer.base.signals import StopRequest
+from trainer.data.workers import Watch
 
 
 class NullLogger:
@@ -21,8 +22,8 @@ class NullLogger:
     def __exit__(self, *exception) -> None:
         pass
 
-    def metrics_bytes(self) -> int:
-        return 0
+    def metrics_written(self) -> tuple[int, str | None]:
+        return 0, None
 
     def sync(self) -> None:
         pass
@@ -47,8 +48,8 @@ class NullRun:
     """A run without a folder: nothing is resumed, logged, saved or injected, and no signal stops
     it.
 
-    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run keeps what it is
-    told.
+    All that `train` calls is here, so that it needs no other; trainer.runs.run.Run is the one
+    that writes.
 
     stop: the signals that ask for the end. logger: where lines and curves go.
     """
@@ -56,6 +57,11 @@ class NullRun:
     def __init__(self) -> None:
         self.stop = StopRequest()
         self.logger = NullLogger()
+
+    @property
+    def watch(self) -> Watch:
+        """What is asked, and said, while images are awaited, on this rank alone."""
+        return Watch(self.check, self.logger.say)
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -81,7 +87,7 @@ class NullRun:
         """
         self.stop.check()
 
-    def first_batch(self, loader: Iterator, classes: list[str]) -> Iterator:
+    def first_batch(self, loader: Iterator, classes: Sequence[str]) -> Iterator:
         """Look at the first micro-batch of a fresh run; gives the loader with that in front."""
         return loader
 
@@ -89,7 +95,7 @@ class NullRun:
         """After every step: begin a checkpoint where it is time for one."""
 
     def save(self) -> None:
-        """Have the last checkpoint written before going on."""
+        """Have the last checkpoint written before continuing."""
 
     def stopped(self, signal_name: BaseException) -> None:
         """After a signal: save and say so."""

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.base.settings import Settings
+from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import running_norms
-from trainer.models.edit.layer_kinds import FROZEN_NORMS
+from trainer.models.build import has_statistics, running_norms
+from trainer.models.edit.layer_kinds import RunningNorm
 from trainer.models.edit.replacement import counted, is_norm
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
@@ -35,13 +36,12 @@ class StepStatistics:
     """
 
     def __init__(
-        self, model: nn.Module, is_made_again: bool = False, is_compiled: bool = False
+        self, model: nn.Module, is_recomputed: bool = False, is_compiled: bool = False
     ) -> None:
-        """is_made_again: do backward passes make activations again, running norms a second time?
-        is_compiled: is the model, so that a momentum of its own for every micro-batch would be code
-        of its own?
+        """is_recomputed: do backward passes recompute activations, running norms a second time?
+        is_compiled: is the model compiled? Then every other momentum would be compiled again.
         """
-        self._is_made_again, self._is_compiled = is_made_again, is_compiled
+        self._is_recomputed, self._is_compiled = is_recomputed, is_compiled
         self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
@@ -53,7 +53,7 @@ class StepStatistics:
                 # of
                 norm.momentum = 1.0
         self._seen: list[
-            list[torch.Tensor]
+            list[Tensor]
         ] = []  # of compiled norms: as the step found them, then after each micro-batch
         self.is_sampled = bool(norms_of_micro_batch(model))
 
@@ -69,30 +69,30 @@ class StepStatistics:
                 1 - momentum * left / num_micro_batches
             )
         if micro_batch == 0:
-            for norm in self.estimated:
-                norm.start_step()
+            for estimate in self.estimated:
+                estimate.start_step()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """A backward pass: norms that it runs a second time normalize as they did, and move
         nothing.
         """
-        if not self._is_made_again:
+        if not self._is_recomputed:
             yield
             return
-        before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in self.running]
+        before = [(norm, norm.momentum, _buffers(norm)[2]) for norm in self.running]
         for norm, _, counter in before:
             norm.momentum = 0.0  # 1 R + 0 x: the bits of R
             norm.num_batches_tracked = self._scratch = self._scratch.to(counter.device)
-        for norm in self.estimated:
-            norm.is_adding = False
+        for estimate in self.estimated:
+            estimate.is_adding = False
         try:
             yield
         finally:
             for norm, momentum, counter in before:
                 norm.momentum, norm.num_batches_tracked = momentum, counter
-            for norm in self.estimated:
-                norm.is_adding = True
+            for estimate in self.estimated:
+                estimate.is_adding = True
 
     def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
         """After the backward pass of the last micro-batch: no gradient sees estimated statistics
@@ -108,12 +108,10 @@ class StepStatistics:
         for norm in self.estimated:
             norm.finish_step()
 
-    def _running(self) -> list[torch.Tensor]:
-        return [
-            tensor for norm, _ in self.norms for tensor in (norm.running_mean, norm.running_var)
-        ]
+    def _running(self) -> list[Tensor]:
+        return [tensor for norm, _ in self.norms for tensor in _buffers(norm)[:2]]
 
-    def _copies(self) -> list[torch.Tensor]:
+    def _copies(self) -> list[Tensor]:
         return [tensor.clone() for tensor in self._running()]
 
     @torch.no_grad()
@@ -138,7 +136,7 @@ class StepStatistics:
             # see lamb.py for torch._foreach_*
             torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
             torch._foreach_add_(
-                [norm.num_batches_tracked for norm, _ in self.norms], num_micro_batches - num_own
+                [_buffers(norm)[2] for norm, _ in self.norms], num_micro_batches - num_own
             )
 
     def _add_up(self, ranks: Ranks, num_own: int) -> None:
@@ -155,7 +153,7 @@ def make_norms_precise(
     plan: Plan,
     settings: Settings,
     models: Sequence[nn.Module],
-    batches: Iterable,
+    batches: Iterable[MicroBatch],
     each: Callable[[], None] = lambda: None,
 ) -> None:
     """Set the running statistics of every norm to the plain mean over the recipe's
@@ -165,32 +163,47 @@ def make_norms_precise(
     images, and its variance is the unbiased one, as in training. The models are in evaluation mode
     but for the norms, which all normalize by the micro-batch. The new statistics stay in the
     models, as in pycls: the scored weights are the exported ones. They depend on weights and images
-    alone, not on the statistics before: a pass that a stop has cut short is simply done again.
+    alone, not on the statistics before: a pass that a stop has interrupted is simply repeated.
 
     Estimated statistics (StepNorm) stay as they are: training normalizes by the same ones as
     evaluation. each: called after every micro-batch.
     """
+    section = plan.recipe.precise_norm
+    assert section is not None
     norms = [norm for model in models for norm in running_norms(model)]
     # The count of batches is a count of training's: else a pass done twice would show in the
     # weights' digest.
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [(norm, norm.momentum, _buffers(norm)[2].clone()) for norm in norms]
     were_training = [model.training for model in models]
     for module in (*models, *norms):
         module.train(module in norms)
     try:
-        _pass(plan, settings, models, norms, batches, each)
+        _pass(plan, settings, models, norms, batches, section.images, each)
     finally:
         for norm, momentum, num_batches in before:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches)
+            _buffers(norm)[2].copy_(num_batches)
         for model, was_training in zip(models, were_training, strict=True):
             model.train(was_training)
 
 
+def _buffers(norm: RunningNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Running mean, running variance and the count of batches: all of running_norms have them."""
+    mean, variance, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None and variance is not None and count is not None
+    return mean, variance, count
+
+
 def _pass(
-    plan: Plan, settings: Settings, models, norms: list[nn.Module], batches: Iterable, each
+    plan: Plan,
+    settings: Settings,
+    models: Sequence[nn.Module],
+    norms: list[RunningNorm],
+    batches: Iterable[MicroBatch],
+    num_images: int,
+    each: Callable[[], None],
 ) -> None:
-    task, num_images, seen = task_of(plan, settings), plan.recipe.precise_norm.images, 0
+    task, seen = task_of(plan, settings), 0
     for batch in batches:
         images, _ = task.prepare(batch)
         number = plan.norm_samples(batch.step)
@@ -217,9 +230,8 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
     batch = norms_of_micro_batch(model)
     estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
     images = plan.recipe.batch.norm_images
-    notes = [
-        module.sample_note(images) for module in batch.values() if hasattr(module, "sample_note")
-    ]
+    sample_notes = [getattr(module, "sample_note", None) for module in batch.values()]
+    notes = [note(images) for note in sample_notes if note]
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
         sample = notes[0] if notes else f"the {images}"
@@ -269,13 +281,6 @@ def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
     named = {
         name: module
         for name, module in model.named_modules()
-        if is_norm(module) and _has_statistics(module)
+        if is_norm(module) and has_statistics(module)
     }
     return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}
-
-
-def _has_statistics(norm: nn.Module) -> bool:
-    """Are there running statistics that training moves? timm's frozen norms have them as
-    constants.
-    """
-    return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)

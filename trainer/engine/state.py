@@ -50,22 +50,16 @@ class Progress:
     injected: list[str] = field(default_factory=list)
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Take the values that `asdict` gave, whatever else stands there. Raises ValueError for
-        what is none.
-        """
+        """Take the values that `asdict` gave, whatever else stands there."""
         for name, default in asdict(Progress()).items():
-            value, kind = saved.get(name, default), type(default)
-            is_kind = isinstance(value, (int, float) if kind is float else kind)
-            if not is_kind or (kind is int and value < 0):
-                raise ValueError(f"progress.{name} is {value!r}"[:100])
-            setattr(self, name, value)
+            setattr(self, name, saved.get(name, default))
 
 
 def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     """A model, changed in place to how a run with these settings computes it."""
+    model.to(settings.device)
     model.to(
-        settings.device,
-        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format,
+        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format
     )
     if settings.device == "cpu":
         leave_out_padding_taps(model)
@@ -120,7 +114,7 @@ class TrainingState:
     @property
     def scored(self) -> str:
         """Whose scores are the run's result."""
-        return "average" if self.average and self.plan.recipe.average.is_scored else "model"
+        return "average" if self.average and self.average.rule.is_scored else "model"
 
     def state_dict(self) -> dict[str, Any]:
         """All that a checkpoint holds of the training: the state's own tensors, not copies of
@@ -136,7 +130,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises whatever torch raises over a state of another
+        """Continue from a `state_dict`. Raises whatever torch raises over a state of another
         kind.
         """
         self.model.load_state_dict(saved["model"])
@@ -204,6 +198,7 @@ class Timer:
         return self
 
     def __exit__(self, *exception) -> None:
+        assert self._started_s is not None
         seconds = time.perf_counter() - self._started_s
         self._busy_s += seconds
         self._progress.train_s += seconds

@@ -9,11 +9,18 @@ from typing import Literal
 import torch
 
 from trainer.base import streams
-from trainer.base.signals import Stopped
+from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
+from trainer.distributed.communicator import Ranks
 from trainer.engine.evaluate import evaluate_all
-from trainer.engine.micro_batches import explained, num_pieces, retry_on_out_of_memory, split
+from trainer.engine.micro_batches import (
+    explained,
+    num_pieces,
+    retry_on_out_of_memory,
+    split,
+    whole_or_undone,
+)
 from trainer.engine.null_run import NullRun
 from trainer.engine.precise_norm import make_norms_precise
 from trainer.engine.state import Timer, TrainingState
@@ -26,8 +33,8 @@ Status = Literal["finished", "diverged", "stopped"]
 def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) -> Status:
     """Train a model to the end of its plan; the last evaluation is the result.
 
-    run: where the state is resumed from and saved, and what is told goes; None keeps nothing. Every
-    rank goes through this story; what a run writes and says, it does on rank 0 alone.
+    run: where the state is resumed from and saved, and where logs go; None keeps nothing. Every
+    rank runs all of this; files and logs are written by rank 0 alone.
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
@@ -37,8 +44,9 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
         timer = Timer(progress)
         faults = run.loader_faults()
         loader = timer.batches(
-            data.train_stream(plan, settings, progress.step, state.ranks, faults)
+            data.train_stream(plan, settings, progress.step, state.ranks, faults, run.watch)
         )
+        loader = with_the_others(loader, state.ranks)
         try:
             if not evaluate_epoch(state, data, run):
                 return "diverged"
@@ -70,6 +78,18 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
             return "stopped"
 
 
+def with_the_others(loader: Iterator, ranks: Ranks) -> Iterator:
+    """The same micro-batches. A rank that cannot wait for its next one leaves a step that the
+    others are in: StoppedAlone takes the place of Stopped.
+    """
+    try:
+        yield from loader
+    except Stopped as reason:
+        if ranks.is_alone:
+            raise
+        raise StoppedAlone(str(reason)) from None
+
+
 def fast_algorithms(device: str) -> None:
     """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice,
     promised on a CPU alone.
@@ -89,7 +109,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     recipe = plan.recipe
     for group in optimizer.param_groups:
         group["lr"] = plan.lr_at(step)
-    total, num_replaced = retry_on_out_of_memory(add_gradients, state, loader, step)
+    with whole_or_undone(state, len(own_micro_batches(state, step))):
+        total, num_replaced = retry_on_out_of_memory(add_gradients, state, loader, step)
     state.gradients.finish()
     ranks.sum(total)
     state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
@@ -163,13 +184,14 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
     ):
         return True
     if plan.recipe.precise_norm is not None:
-        batches = data.train_stream(plan, settings, progress.step - plan.steps_per_epoch)
-        models = list(state.weights().values())
-        make_norms_precise(
-            plan, settings, models, batches, each=lambda: state.ranks.check(run.stop)
+        first_step = progress.step - plan.steps_per_epoch
+        stream = with_the_others(
+            data.train_stream(plan, settings, first_step, watch=run.watch), state.ranks
         )
+        models = list(state.weights().values())
+        make_norms_precise(plan, settings, models, stream, each=lambda: state.ranks.check(run.stop))
         state.ranks.copy(buffer for model in models for buffer in model.buffers())
-    batches = data.val_batches(plan, settings, state.ranks)
+    batches = data.val_batches(plan, settings, state.ranks, run.watch)
     scores = evaluate_all(plan, settings, state.weights(), batches, run.check, state.ranks)
     loss_nats = scores[state.scored].loss_nats
     if not math.isfinite(loss_nats):
@@ -204,7 +226,7 @@ def log_notes(state: TrainingState, run: NullRun) -> None:
 
 
 def check_replaced(state: TrainingState) -> None:
-    """Refuse to go on where bad_images=skip has put other images in the place of more than 1 % of
+    """Refuse to continue where bad_images=skip has replaced more than 1 % of
     what was seen.
 
     Raises DataError.
@@ -215,7 +237,7 @@ def check_replaced(state: TrainingState) -> None:
         raise DataError(
             f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step}"
             f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data`"
-            " lists them, mend or remove them"
+            " lists them: repair or remove them"
         )
 
 

@@ -1,16 +1,15 @@
 """An LR finder run of one number of a recipe: which value to train with, measured along the
 recipe's own training path.
 
-request     what was asked           api.Request
-setup        plan, data, lengths      api.set_up: nothing is trained
-trials       from initial weights     trial.Trials, each along the training path of a run
-decision     ramps, probes, a race    candidates.decide, from curves alone
-LRFinderResult    the result, with its picture and its files
+request     what was asked                  Request
+setup       plan, data, lengths             set_up: nothing is trained
+trials      from initial weights            trial.Trials, each along the training path of a run
+decision    ramps, probes, candidates       candidates.decide, from curves alone
+result      with its picture and its files  LRFinderResult
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 from collections.abc import Callable
@@ -28,18 +27,19 @@ from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, alone
 from trainer.lr_finder.baseline import bias_only_loss, hold_out
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
-from trainer.lr_finder.output import TrialFolder, lr_find_name, write_results
+from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import draw
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
 from trainer.lr_finder.rules import CURVES, LEAST_POINTS, BaselineLosses, Suggestion
-from trainer.lr_finder.trial import TrialLog, Trials
+from trainer.lr_finder.trial import TrialFolder, TrialLog, Trials
 from trainer.models.build import check_model_name
+from trainer.notebook import NotebookFigure
 from trainer.recipe import tree
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job, plan_of
-from trainer.runs.lock import Lock, acquire
+from trainer.runs.lock import acquire
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
@@ -132,18 +132,17 @@ class LRFinderResult:
     @property
     def command(self) -> str | None:
         """What trains with the suggested value; None without one."""
-        value = self.suggestion.value
-        return (
-            None if value is None else train_command(self.job, self.plan.recipe, self.scalar, value)
-        )
+        if self.suggestion.value is None:
+            return None
+        return train_command(self.job, self.plan.recipe, self.scalar, self.suggestion.value)
 
     def __repr__(self) -> str:
         value = self.suggestion.value
         found = "" if value is None else f"{self.scalar.label} {value:.3g}: "
         return f"{found}{self.suggestion.reason}"
 
-    def plot(self):
-        """The picture, a matplotlib Figure: curves, rules, the suggestion, the race."""
+    def plot(self) -> NotebookFigure:
+        """The picture, a matplotlib Figure: curves, rules, the suggestion, the candidates."""
         return draw(self)
 
 
@@ -176,14 +175,11 @@ def _check(request: Request) -> None:
         near = did_you_mean(request.curve, CURVES)
         raise UserError(f"curve={request.curve}: unknown{near}; valid: {', '.join(CURVES)}")
     if not 1 <= request.num_seeds <= _MOST_SEEDS:
-        raise UserError(
-            f"seeds={request.num_seeds}: out of range; valid: 1 to {_MOST_SEEDS} (default: seeds=3)"
-        )
+        valid = f"1 to {_MOST_SEEDS} (default: seeds=3)"
+        raise UserError(f"seeds={request.num_seeds}: out of range; valid: {valid}")
     if request.num_steps is not None and not LEAST_POINTS <= request.num_steps <= _MOST_STEPS:
-        raise UserError(
-            f"steps={request.num_steps}: out of range; valid: {LEAST_POINTS} to {_MOST_STEPS}, such"
-            " as steps=200"
-        )
+        valid = f"{LEAST_POINTS} to {_MOST_STEPS}, such as steps=200"
+        raise UserError(f"steps={request.num_steps}: out of range; valid: {valid}")
 
 
 def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
@@ -219,23 +215,20 @@ def run(
     Raises LockedError where another process works in the folder.
     """
     folder = setup.settings.runs / setup.name if is_written else None
-    with acquire(folder) if folder and ranks.is_first else contextlib.nullcontext() as lock:
-        if folder and ranks.is_first and setup.job.again:
+    if not (folder and ranks.is_first):
+        return _decided(setup, folder, log, check, ranks)
+    with acquire(folder) as lock:
+        if setup.job.again:
             for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
                 path.unlink(missing_ok=True)
-        found = _decided(setup, folder, log, _both(check, lock), ranks)
-        if folder and ranks.is_first:
-            write_results(found)
-    return found
 
-
-def _both(check: Callable[[], None], lock: Lock | None) -> Callable[[], None]:
-    def asked() -> None:
-        if lock is not None:
+        def check_both() -> None:
             lock.check()
-        check()
+            check()
 
-    return asked
+        found = _decided(setup, folder, log, check_both, ranks)
+        write_results(found)
+    return found
 
 
 def _decided(
@@ -259,7 +252,7 @@ def _decided(
         values=setup.values,
         baselines=baseline_losses(setup),
         lengths=setup.lengths,
-        race_shape=shape if setup.scalar.is_rate else np.ones_like(shape),
+        shape=shape if setup.scalar.is_rate else np.ones_like(shape),
         curve=setup.curve,
         is_rate=setup.scalar.is_rate,
     )
@@ -279,12 +272,9 @@ def _decided(
 
 def baseline_losses(setup: Setup) -> BaselineLosses:
     """The bias-only levels of both curves; none for training where the scalar itself moves it."""
-    plan, labels = setup.trial_plan, setup.data.train.labels
-    train = (
-        None
-        if setup.scalar.section in ("loss", "smoothing", "mix")
-        else bias_only_loss(plan, labels)
-    )
+    plan, train = setup.trial_plan, None
+    if setup.scalar.section not in ("loss", "smoothing", "mix"):
+        train = bias_only_loss(plan, setup.data.train.labels)
     return BaselineLosses(train, bias_only_loss(plan, setup.data.val.labels, is_mixed=False))
 
 
@@ -300,18 +290,16 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this
     replaces.
     """
-    given = {"recipe": job.recipe, "model": job.model, "data": job.data}
-    given |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
-    words = [f"{name}={shlex.quote(text)}" for name, text in given.items()]
+    places = {"recipe": job.recipe, "model": job.model, "data": job.data}
+    places |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
+    words = [f"{name}={shlex.quote(text)}" for name, text in places.items()]
     items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
     ours = {
         label: each if isinstance(each, int) else float(f"{each:.3g}")
         for label, each in items.items()
     }
-    theirs = {
-        label: each for label, each in overrides_of(job.overrides).items() if label not in ours
-    }
-    text = overrides_text(theirs | ours)
+    given = overrides_of(job.overrides)
+    text = overrides_text({label: given[label] for label in given if label not in ours} | ours)
     is_plain = not set(text) & set('"\\$`')
     return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
 
@@ -323,8 +311,8 @@ def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float 
     given = scalar.override(value)
     if not scalar.is_rate:
         return given
-    lr, ends = recipe.lr, {}
-    if (lr.warmup_from or 0) > value:
+    lr, ends = recipe.lr, dict[str, Any]()
+    if lr.warmup_from is not None and lr.warmup_from > value:
         ends["lr.warmup_from"] = lr.warmup_from * value / lr.peak
     if lr.schedule.end_rate() > value:
         ends |= tree.changed("lr.schedule", lr.schedule, lr.schedule.scaled_by(value / lr.peak))

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,48 +31,24 @@ SHARE = 0.1
 MOST_IMAGES, LEAST_IMAGES = 1024, 10
 _FORWARD_IMAGES = 128  # at once, where no norm asks for a sample of its own
 _LEAST_SAMPLE = 32  # where one does: statistics of fewer images would make the measure itself noisy
-_LEAST_IMAGES, _IMAGES_PER_CLASS = (
-    8192,
-    20,
-)  # so that the mean target is that of the set, not of a sample
+# so that the mean target is that of the set, not of a sample
+_LEAST_IMAGES, _IMAGES_PER_CLASS = 8192, 20
 _SMALLEST = 1e-9  # a class that never comes has no finite best logit
 
 
-@dataclass(frozen=True)
 class Slice:
-    """Some images of a set, as a set. places: [n] int64, ascending, of the whole."""
+    """Some images of a set, as a set. places: [n] int64, ascending, of the whole.
 
-    whole: ImageSet
-    places: np.ndarray
+    labels: [n] integers. fingerprint: sha256 (hex) over the whole set's and the places.
+    """
 
-    @property
-    def num_images(self) -> int:
-        """Images of the slice."""
-        return len(self.places)
-
-    @property
-    def num_channels(self) -> int:
-        return self.whole.num_channels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.whole.classes
-
-    @property
-    def is_in_memory(self) -> bool:
-        return self.whole.is_in_memory
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """[n] integers."""
-        return np.asarray(self.whole.labels)[self.places]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """sha256 (hex) over the whole set's and the places."""
-        return hashlib.sha256(
-            self.whole.fingerprint.encode() + self.places.astype("<i8").tobytes()
-        ).hexdigest()
+    def __init__(self, whole: ImageSet, places: np.ndarray) -> None:
+        self.whole, self.places, self.num_images = whole, places, len(places)
+        self.num_channels, self.classes = whole.num_channels, whole.classes
+        self.is_in_memory = whole.is_in_memory
+        self.labels = np.asarray(whole.labels)[places]
+        digest = hashlib.sha256(whole.fingerprint.encode() + places.astype("<i8").tobytes())
+        self.fingerprint = digest.hexdigest()
 
     def read(self, i: int):
         """Image i of the slice. Raises BadImage."""
@@ -95,19 +69,18 @@ def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
     num_held = _num_held(images.num_images, batch)
     is_held = np.zeros(images.num_images, dtype=bool)
     is_held[_stratified(np.asarray(images.labels), num_held)] = True
-    return OpenedData(
-        Slice(images, np.flatnonzero(~is_held)), Slice(images, np.flatnonzero(is_held))
-    )
+    left, held = (Slice(images, np.flatnonzero(chosen)) for chosen in (~is_held, is_held))
+    return OpenedData(left, held)
 
 
 def _num_held(num_images: int, batch: Batch) -> int:
     wanted = min(MOST_IMAGES, round(SHARE * num_images))
     num_held = min(wanted, num_images - batch.images)
     if num_held < LEAST_IMAGES:
+        use = _smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)
         raise DataError(
             f"batch.images {batch.images}: of {num_images} training images that leaves"
-            f" {max(0, num_held)} to hold out, and at least {LEAST_IMAGES} are needed; use"
-            f" {_smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)}"
+            f" {max(0, num_held)} to hold out, and at least {LEAST_IMAGES} are needed; use {use}"
         )
     is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
     return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
@@ -117,11 +90,8 @@ def _smaller_batch(most_images: int, batch: Batch) -> str:
     whole = most_images // batch.norm_images * batch.norm_images
     if whole > 0:
         return f'set="batch.images={whole}"'
-    return (
-        f'set="batch.images={most_images} batch.norm_images={most_images}"'
-        if most_images > 1
-        else "more images"
-    )
+    both = f'set="batch.images={most_images} batch.norm_images={most_images}"'
+    return both if most_images > 1 else "more images"
 
 
 def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:
@@ -178,7 +148,7 @@ class HeldOut:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[nn.Module]) -> Iterator[None]:
+def _measuring(model: nn.Module, norms: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode but for the norms, whose buffers are put back: a momentum of 0 would still
     let a NaN in.
     """
@@ -206,14 +176,8 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
     is the level of an evaluation.
     """
     loss = plan.recipe.loss.of_image
-    return lowest_constant_loss(
-        loss,
-        (
-            mean_targets(plan, labels, is_mixed)
-            if loss.is_linear
-            else _targets(plan, labels, is_mixed)
-        ),
-    )
+    targets_of = mean_targets if loss.is_linear else _targets
+    return lowest_constant_loss(loss, targets_of(plan, labels, is_mixed))
 
 
 def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tensor:
@@ -231,11 +195,7 @@ def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tenso
         return counts / counts.sum() @ of_each
     if plan.recipe.mix is None or not is_mixed:
         return counts / counts.sum() @ of_each.gt(threshold).double()
-    return _mean_above(plan, labels, threshold)
-
-
-def _mean_above(plan: Plan, labels: np.ndarray, threshold: float) -> Tensor:
-    total, num_images = torch.zeros(plan.profile.num_classes, dtype=torch.float64), 0
+    total, num_images = torch.zeros(num_classes, dtype=torch.float64), 0
     for targets in _mixed_targets(plan, labels):
         total += targets.gt(threshold).sum(0)
         num_images += len(targets)
@@ -258,6 +218,7 @@ def _num_wanted(plan: Plan) -> int:
 def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
     """Targets [b, K] of a recipe's own micro-batches, from the first on until there are enough."""
     recipe, num_classes, num_images = plan.recipe, plan.profile.num_classes, 0
+    assert recipe.mix is not None  # they are asked for where it is
     for step in itertools.count():
         for micro_batch in range(plan.micro_batches(step)):
             ids = micro_batch_ids(

@@ -1,5 +1,5 @@
-"""Short trials that measure what the rules only guess: probes of constant values, and a race of
-candidates. Pure.
+"""Short trials that measure what the rules only guess: probes of constant values, and successive
+halving of candidates. Pure.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from trainer.lr_finder.rules import (
     BaselineLosses,
     Candidate,
     Curve,
-    Reading,
     Spread,
     Suggestion,
     disagreement,
+    is_even,
     read,
     series,
     smoothing_for,
@@ -30,13 +30,11 @@ from trainer.lr_finder.rules import (
 # trial(seed, values [N], purpose): from the seed's initial weights one optimizer step with each
 # value, in order
 Trial = Callable[[int, np.ndarray, str], Curve]
-APART = 3.0  # neighbouring candidates of the race
-PROBED_FROM, PROBED_TO = (
-    1 / 16,
-    1.5,
-)  # of the edge: a ramp over a noise-free bowl turns up late, what shrank must grow back
-NEAR_SHARE = 0.1  # of the winner's fall: candidates as near are raced again on other seeds
-LEAST_WON_SHARE = 0.01  # of the level: a race that ends no lower has taught nothing
+APART = 3.0  # neighbouring candidates
+# of the edge: a ramp over a noise-free bowl turns up late, what shrank must grow back
+PROBED_FROM, PROBED_TO = 1 / 16, 1.5
+NEAR_SHARE = 0.1  # of the best one's fall: candidates as near are tried again on other seeds
+LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught nothing
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Lengths:
     """How long the trials are, and how many there are at most.
 
     num_ramp_steps: of each seed's ramp. num_probes, num_probe_steps: constant values, on the first
-    seed. num_candidates: raced on the first seed; num_repeats: further race trials, of the two best
-    on other seeds. num_run_steps: of the run that the value is for; 0 where it is as long as a
-    race.
+    seed. num_candidates: tried on the first seed; num_repeats: further trials, of the two best on
+    other seeds; num_race_steps: of each of these. num_run_steps: of the run that the value is for;
+    0 where it is as long as a candidate's trial.
     """
 
     num_seeds: int
@@ -60,26 +58,23 @@ class Lengths:
 
     @property
     def horizon_share(self) -> float:
-        """What a longer run leaves of a learning rate that was best in a race: the square root of
-        the lengths' ratio, at least a third.
+        """What a longer run leaves of a learning rate that was best in short trials: the square
+        root of the lengths' ratio, at least a third.
 
         The best constant step of stochastic gradient descent falls with the square root of the
         number of steps (Nemirovski et al. 2009, Robust stochastic approximation). On the digits a
-        third was measured for a run of nine races; beyond that the law was not: a third of the
-        race's best lies about where the old rule has it, a tenth below the edge.
+        third was measured for a run of nine trials' length; beyond that the law was not: a third of
+        the best candidate lies about where the old rule has it, a tenth below the edge.
         """
-        return (
-            min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps)))
-            if self.num_run_steps
-            else 1.0
-        )
+        if not self.num_run_steps:
+            return 1.0
+        return min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps)))
 
     @property
     def most_steps(self) -> int:
         """Optimizer steps of the whole LR finder run, where no trial ends early."""
-        num_race_trials = self.num_candidates + self.num_repeats
-        probes, race = self.num_probes * self.num_probe_steps, num_race_trials * self.num_race_steps
-        return self.num_seeds * self.num_ramp_steps + probes + race
+        ramps, probes = self.num_seeds * self.num_ramp_steps, self.num_probes * self.num_probe_steps
+        return ramps + probes + (self.num_candidates + self.num_repeats) * self.num_race_steps
 
 
 def probe(
@@ -117,18 +112,13 @@ def last_loss(curve: Curve) -> float:
     """
     if curve.ended != "ramp":
         return math.inf
-    held_out = curve.held_out[1]
-    loss = (
-        held_out[-1]
-        if len(held_out)
-        else np.median(curve.losses[-max(1, len(curve.losses) // 10) :])
-    )
+    held_out, last_tenth = curve.held_out[1], max(1, len(curve.losses) // 10)
+    loss = held_out[-1] if len(held_out) else np.median(curve.losses[-last_tenth:])
     return float(loss) if math.isfinite(loss) else math.inf
 
 
 class CandidateGrid:
-    """The values that may be raced: values down from the ramp's last value, two values to a factor
-    of APART.
+    """The values that may be candidates: from the ramp's last value down, two to a factor of APART.
 
     They depend on the ramp alone, so that a spike in a curve does not move them. On an evenly
     spaced ramp the values are evenly spaced too, sixteen of them.
@@ -136,9 +126,7 @@ class CandidateGrid:
 
     def __init__(self, values: np.ndarray) -> None:
         self.top, self.bottom = float(values[-1]), float(values[0])
-        self._is_even = bool(
-            np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1))
-        )
+        self._is_even = is_even(values)
 
     def at(self, index: int) -> float:
         if self._is_even:
@@ -163,7 +151,8 @@ class CandidateGrid:
 class CandidateSearch:
     """Candidates trained for a short while by the recipe's own schedule; the lowest last loss wins.
 
-    unstable: no value from here up is raced. losses: by index, by seed.
+    The best two are kept and tried on further seeds (successive halving). unstable: no value from
+    here up is tried. losses: by index, by seed.
     """
 
     trial: Trial
@@ -173,7 +162,7 @@ class CandidateSearch:
     shape: np.ndarray
     unstable: float | None
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
-    start_loss: float | None = None
+    start_loss: float = math.nan  # of the first candidate's trial
 
     def run(self, middle: float) -> None:
         """Climb from the middle to a candidate that both neighbours lose against; look half-way;
@@ -182,16 +171,15 @@ class CandidateSearch:
         start = self.grid.nearest(middle)
         while not self._may(start) and self.grid.has(start + 2):
             start += 2
-        self._race(start)
+        self._try(start)
         if not self.losses:
             return
-        while any(self._race(self._winner() + side) for side in (-2, 2)):
+        while any(self._try(self._winner() + side) for side in (-2, 2)):
             pass
-        if (
-            self.lengths.horizon_share == 1
-        ):  # a share of the winner is a guess of less precision than half a step
-            beside = sorted((self._loss(self._winner() + side), side) for side in (-2, 2))
-            self._race(self._winner() + beside[0][1] // 2)
+        # a share of the winner is a guess of less precision than half a step
+        if self.lengths.horizon_share == 1:
+            beside = min((self._loss(self._winner() + side), side) for side in (-2, 2))
+            self._try(self._winner() + beside[1] // 2)
         self._repeat_best()
 
     def _may(self, index: int) -> bool:
@@ -199,43 +187,43 @@ class CandidateSearch:
             self.unstable is None or self.grid.at(index) < self.unstable
         )
 
-    def _race(self, index: int) -> bool:
-        """CandidateSearch a index on the first seed, unless it was, may not be, or none is left;
-        was it raced now?
+    def _try(self, index: int) -> bool:
+        """Try a candidate on the first seed, unless it was, may not be, or none is left; was it
+        tried now?
         """
-        if (
-            index in self.losses
-            or not self._may(index)
-            or len(self.losses) >= self.lengths.num_candidates
-        ):
+        is_last = len(self.losses) >= self.lengths.num_candidates
+        if index in self.losses or is_last or not self._may(index):
             return False
         self._measure(index, self.seeds[0])
         return True
 
     def _measure(self, index: int, seed: int) -> None:
         curve = self.trial(seed, self.grid.at(index) * self.shape, "race")
-        if self.start_loss is None:
-            self.start_loss = (
-                start_of(curve.losses) if curve.start_loss is None else curve.start_loss
-            )
+        if not self.losses:
+            given = curve.start_loss
+            self.start_loss = start_of(curve.losses) if given is None else given
         self.losses.setdefault(index, {})[seed] = last_loss(curve)
 
     def _loss(self, index: int) -> float:
         return self.losses.get(index, {}).get(self.seeds[0], math.inf)
 
+    def _best(self) -> list[int]:
+        """Indices, the lowest loss on the first seed first; of equal ones the smaller value."""
+        return sorted(self.losses, key=lambda index: (self._loss(index), -index))
+
     def _winner(self) -> int:
-        return min(self.losses, key=lambda index: (self._loss(index), -index))
+        return self._best()[0]
 
     def _repeat_best(self) -> None:
-        """CandidateSearch the best two on other seeds, where they are near each other."""
-        ordered = sorted(self.losses, key=lambda index: (self._loss(index), -index))[:2]
-        if len(ordered) < 2 or not math.isfinite(self._loss(ordered[1])):
+        """Try the best two on other seeds, where they are near each other."""
+        best = self._best()[:2]
+        if len(best) < 2 or not math.isfinite(self._loss(best[1])):
             return
-        near = NEAR_SHARE * max(self.start_loss - self._loss(ordered[0]), 0.0)
-        if self._loss(ordered[1]) - self._loss(ordered[0]) > near:
+        near = NEAR_SHARE * max(self.start_loss - self._loss(best[0]), 0.0)
+        if self._loss(best[1]) - self._loss(best[0]) > near:
             return
         for seed in self.seeds[1 : 1 + self.lengths.num_repeats // 2]:
-            for index in ordered:
+            for index in best:
                 self._measure(index, seed)
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -250,41 +238,30 @@ class CandidateSearch:
         if not self.losses:
             return None, "no candidate lies below the values that are unstable; try a smaller from="
         best = self._winner()
-        level = min(
-            self.start_loss, self.start_loss if baselines.held_out is None else baselines.held_out
-        )
+        level, count = self.start_loss, len(self.losses)
+        if baselines.held_out is not None:
+            level = min(level, baselines.held_out)
+        length = f"{len(self.shape)} steps"
         if not level - self._loss(best) > LEAST_WON_SHARE * abs(level):
-            return (
-                None,
-                f"no candidate ends clearly below {level:.4g} nats after {len(self.shape)} steps",
-            )
-        for towards, side in (("larger", -1), ("smaller", 1)):
+            return None, f"no candidate ends clearly below {level:.4g} nats after {length}"
+        for towards, end, side in (("larger", "larger to=", -1), ("smaller", "smaller from=", 1)):
             if any(side * index > side * best for index in self.losses):
                 continue
             if self._may(best + 2 * side):
                 return (
                     None,
-                    (
-                        f"the loss still improves towards {towards} values after {len(self.losses)}"
-                        " candidates"
-                    ),
+                    f"the loss still improves towards {towards} values after {count} candidates",
                 )
             if not self.grid.has(best + 2 * side):
-                end = "larger to=" if side < 0 else "smaller from="
                 return None, f"the best candidate lies at the end of the range; try a {end}"
         winner = self._settled(best)
-        value, count = self.grid.at(winner), len(self.losses[winner])
-        seeds = f", {count} seeds" if count > 1 else ""
-        return (
-            value,
-            (
-                f"{value:.3g} has the lowest loss of {len(self.losses)} candidates, each trained"
-                f" for {len(self.shape)} steps{seeds}"
-            ),
-        )
+        value, num_seeds = self.grid.at(winner), len(self.losses[winner])
+        seeds = f", {num_seeds} seeds" if num_seeds > 1 else ""
+        reason = f"{value:.3g} has the lowest loss of {count} candidates, each trained for {length}"
+        return value, f"{reason}{seeds}"
 
     def _settled(self, best: int) -> int:
-        """The better of the best two over the seeds that both were raced on; the smaller where
+        """The better of the best two over the seeds that both were tried on; the smaller where
         seeds disagree.
         """
         repeated = [index for index, losses in self.losses.items() if len(losses) > 1]
@@ -323,17 +300,17 @@ def decide(
     values: np.ndarray,
     baselines: BaselineLosses,
     lengths: Lengths,
-    race_shape: np.ndarray,
+    shape: np.ndarray,
     curve: str = "both",
     is_rate: bool = True,
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
-    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. race_shape:
-    [num_race_steps] shares in [0, 1] of the candidate at each step of the race: the recipe's own
+    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. shape:
+    [num_race_steps] shares in [0, 1] of a candidate at each step of its trial: the recipe's own
     schedule shrunk to so many steps; ones for a scalar that has no schedule. curve: which of CURVES
-    the rules read; the race is judged on the held-out loss where there is one. is_rate: the values
-    are learning rates, of which a long run takes smaller ones than a short race.
+    the rules read; candidates are judged on the held-out loss where there is one. is_rate: the
+    values are learning rates, of which a long run takes smaller ones than a short trial.
     """
     curves: list[Curve] = []
 
@@ -343,70 +320,58 @@ def decide(
 
     ramps = [recorded(seed, values, "ramp") for seed in seeds]
     readings = [read(ramp, baselines, curve) for ramp in ramps]
-    found = _Decision(
-        {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES},
-        _edge(readings),
-    )
-    why_not, grid = trouble(readings), CandidateGrid(values)
-    if found.edge:
-        found.stable, found.unstable = probe(recorded, seeds[0], grid, found.edge.median, lengths)
-    if not why_not:
-        race = CandidateSearch(recorded, seeds, grid, lengths, race_shape, found.unstable)
-        race.run(_middle(found.rules))
-        found.candidates = race.candidates()
-        found.value, found.reason = race.result(baselines)
-        found.fit_to_run(lengths.horizon_share if is_rate else 1.0, lengths)
-        why_not = (
-            disagreement(found.value, found.rules, found.edge.median)
-            if found.value
-            else found.reason
-        )
-    strengths = {
-        which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")
-    }
+    rules = {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}
+    edge, grid = spread([reading.edge for reading in readings]), CandidateGrid(values)
+    stable = unstable = value = None
+    candidates: tuple[Candidate, ...] = ()
+    if edge:
+        stable, unstable = probe(recorded, seeds[0], grid, edge.median, lengths)
+    reason = trouble(readings)
+    if edge and not reason:
+        search = CandidateSearch(recorded, seeds, grid, lengths, shape, unstable)
+        search.run(float(np.median([found.median for found in rules.values() if found])))
+        candidates = search.candidates()
+        value, reason = search.result(baselines)
+        if is_rate:
+            value, reason = _for_the_run(value, reason, candidates, lengths)
+        value, reason = _checked(value, reason, rules, edge)
     return Suggestion(
-        value=None if why_not else found.value,
-        reason=(
-            f"no reliable suggestion: {why_not}"
-            if why_not
-            else f"{found.reason}; a ramp's loss turns up at {found.edge.median:.3g}"
-        ),
-        rules=found.rules,
-        edge=found.edge,
-        stable=found.stable,
-        unstable=found.unstable,
-        candidates=found.candidates,
+        value=value,
+        reason=reason if value is not None else f"no reliable suggestion: {reason}",
+        rules=rules,
+        edge=edge,
+        stable=stable,
+        unstable=unstable,
+        candidates=candidates,
         curves=tuple(curves),
-        smoothing=strengths,
+        smoothing={
+            which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")
+        },
         baselines=baselines,
     )
 
 
-@dataclass
-class _Decision:
-    rules: Mapping[str, Spread | None]
-    edge: Spread | None
-    stable: float | None = None
-    unstable: float | None = None
-    value: float | None = None
-    reason: str = ""
-    candidates: tuple[Candidate, ...] = ()
-
-    def fit_to_run(self, share: float, lengths: Lengths) -> None:
-        """Take a share of the race's best, for a run that is longer."""
-        if self.value and share < 1:
-            fitting = self.value * share
-            # where it was raced too it is that very number
-            self.value = next(
-                (one.value for one in self.candidates if np.isclose(one.value, fitting, rtol=1e-9)),
-                fitting,
-            )
-            self.reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
+def _for_the_run(
+    value: float | None, reason: str, candidates: Sequence[Candidate], lengths: Lengths
+) -> tuple[float | None, str]:
+    """A share of the best candidate, for a run that is longer than its trial."""
+    share = lengths.horizon_share
+    if value is None or share == 1:
+        return value, reason
+    fitting = value * share
+    # where it was tried too it is that very number
+    same = (one.value for one in candidates if np.isclose(one.value, fitting, rtol=1e-9))
+    reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
+    return next(same, fitting), reason
 
 
-def _edge(readings: Sequence[Reading]) -> Spread | None:
-    return spread([reading.edge for reading in readings])
-
-
-def _middle(rules: Mapping[str, Spread | None]) -> float:
-    return float(np.median([found.median for found in rules.values() if found]))
+def _checked(
+    value: float | None, reason: str, rules: Mapping[str, Spread | None], edge: Spread
+) -> tuple[float | None, str]:
+    """No value where all rules disagree with it."""
+    if value is None:
+        return None, reason
+    why_not = disagreement(value, rules, edge.median)
+    if why_not:
+        return None, why_not
+    return value, f"{reason}; a ramp's loss turns up at {edge.median:.3g}"

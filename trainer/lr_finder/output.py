@@ -24,16 +24,20 @@ from torch.utils.tensorboard import SummaryWriter
 
 from trainer.base import provenance
 from trainer.base.disk import write_atomically
-from trainer.base.json_text import json_file
 from trainer.base.plugins import loaded_plugins
-from trainer.lr_finder.plots import draw, is_even, plot, plot_columns
-from trainer.lr_finder.rules import Curve, Spread
+from trainer.lr_finder.plots import draw, plot, plot_columns
+from trainer.lr_finder.rules import Candidate, Curve, is_even
 from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
 from trainer.runs import summary as show
 
 CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
+_ENDS = {
+    "ramp": "",
+    "diverged": ", diverged",
+    "not a number": ", then the loss was NaN or infinite",
+}
 
 
 def lr_find_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) -> str:
@@ -44,39 +48,6 @@ def lr_find_name(plan: Plan, data_fingerprint: str, asked: Mapping[str, Any]) ->
     digest = hashlib.sha256(json.dumps([science, asked], sort_keys=True).encode()).hexdigest()[:6]
     recipe = f"{plan.recipe.name}.v{plan.recipe.version}"
     return f"lr-find-{recipe}-{plan.model}-{plan.profile.name}-{digest}"
-
-
-class TrialFolder:
-    """Finished trials, one file each, so that a kill loses the one that was running. folder: None
-    keeps them in memory.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self._kept: dict[str, dict[str, Any]] = {}
-
-    def read(self, seed: int, values: np.ndarray, purpose: str) -> dict[str, Any] | None:
-        """The curve of a trial that was finished before, as plain data; or None."""
-        name = _trial_name(seed, values, purpose)
-        path = self.folder / f"{name}.json" if self.folder else None
-        try:
-            return json_file(path) if path and path.exists() else self._kept.get(name)
-        except ValueError:
-            return None  # damaged: it is run again
-
-    def write(self, facts: dict[str, Any], values: np.ndarray) -> None:
-        """Keep the curve of a trial that was asked for these values."""
-        name = _trial_name(facts["seed"], values, facts["purpose"])
-        if self.folder is None:
-            self._kept[name] = facts
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / f"{name}.json", (json.dumps(facts) + "\n").encode())
-
-
-def _trial_name(seed: int, values: np.ndarray, purpose: str) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()[:8]
-    return f"{purpose}-s{seed}-{digest}"
 
 
 def write_results(found) -> None:
@@ -92,9 +63,8 @@ def write_results(found) -> None:
         figure.savefig(picture, format=kind, metadata={"Date": None} if kind == "svg" else None)
         write_atomically(folder / f"curve.{kind}", picture.getbuffer())
     _write_tensorboard(folder, found.suggestion.curves)
-    write_atomically(
-        folder / "suggestion.json", (json.dumps(plain_suggestion(found), indent=2) + "\n").encode()
-    )
+    text = json.dumps(plain_suggestion(found), indent=2) + "\n"
+    write_atomically(folder / "suggestion.json", text.encode())
 
 
 def curve_table(curves: tuple[Curve, ...]) -> str:
@@ -106,20 +76,10 @@ def curve_table(curves: tuple[Curve, ...]) -> str:
     writer.writerow(CURVE_COLUMNS)
     for number, curve in enumerate(curves):
         measured = dict(zip(*(part.tolist() for part in curve.held_out), strict=True))
-        for step, (value, loss) in enumerate(
-            zip(curve.values.tolist(), curve.losses.tolist(), strict=True)
-        ):
-            writer.writerow(
-                (
-                    number,
-                    curve.purpose,
-                    curve.seed,
-                    step,
-                    repr(value),
-                    repr(loss),
-                    measured.get(step, ""),
-                )
-            )
+        steps = zip(curve.values.tolist(), curve.losses.tolist(), strict=True)
+        for step, pair in enumerate(steps):
+            trial = number, curve.purpose, curve.seed, step
+            writer.writerow((*trial, *map(repr, pair), measured.get(step, "")))
     return out.getvalue()
 
 
@@ -128,7 +88,7 @@ def plain_suggestion(found) -> dict[str, Any]:
     was measured.
     """
     suggestion, plan = found.suggestion, found.plan
-    facts = {
+    return {
         "value": suggestion.value,
         "reason": suggestion.reason,
         "command": found.command,
@@ -146,11 +106,7 @@ def plain_suggestion(found) -> dict[str, Any]:
         "stable": suggestion.stable,
         "unstable": suggestion.unstable,
         "candidates": [
-            {
-                "value": one.value,
-                "losses": {str(seed): _number(loss) for seed, loss in one.losses.items()},
-            }
-            for one in suggestion.candidates
+            {"value": one.value, "losses": _plain_losses(one)} for one in suggestion.candidates
         ],
         "smoothing": dict(suggestion.smoothing),
         "floors": dataclasses.asdict(suggestion.baselines),
@@ -161,12 +117,12 @@ def plain_suggestion(found) -> dict[str, Any]:
         "precision": found.settings.precision,
         "versions": provenance.versions() | loaded_plugins(),
     }
-    return facts
 
 
-def _number(loss: float) -> float | None:
+def _plain_losses(candidate: Candidate) -> dict[str, float | None]:
     """JSON has no infinity: a trial that diverged has no loss."""
-    return loss if np.isfinite(loss) else None
+    losses = candidate.losses.items()
+    return {str(seed): loss if math.isfinite(loss) else None for seed, loss in losses}
 
 
 def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
@@ -217,14 +173,11 @@ class TerminalLog(TrialLog):
     """
 
     def __init__(self, out: Console, most_steps: int) -> None:
-        self.out, self.num_trials, self._facts = out, 0, ""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
+        self.out, self.num_trials = out, 0
+        facts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")
+        self._bar = Progress(
+            *facts, TimeElapsedColumn(), console=out, transient=True, disable=not out.is_terminal
         )
-        self._bar = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
         self._task = self._bar.add_task("", total=most_steps, facts="")
         self._started_s = time.monotonic()
 
@@ -244,28 +197,17 @@ class TerminalLog(TrialLog):
 
     def end(self, curve: Curve, was_kept: bool) -> None:
         self.num_trials += 1
-        self.out.print(
-            trial_line(curve, None if was_kept else time.monotonic() - self._started_s),
-            markup=False,
-        )
+        seconds = None if was_kept else time.monotonic() - self._started_s
+        self.out.print(trial_line(curve, seconds), markup=False)
 
 
 def trial_line(curve: Curve, seconds: float | None) -> str:
     """One trial in a line. seconds: None where it was found in the folder."""
     took = "cached" if seconds is None else f"{seconds:.1f} s"
-    end = {
-        "ramp": "",
-        "diverged": ", diverged",
-        "not a number": ", then the loss was NaN or infinite",
-    }[curve.ended]
-    name = f"{_WORDS[curve.purpose]}, seed {curve.seed}"
+    end, name = _ENDS[curve.ended], f"{_WORDS[curve.purpose]}, seed {curve.seed}"
     if not len(curve.losses):
         return f"{name:34} no step{end}  ({took})"
-    what = {
-        "ramp": f"up to {curve.values[-1]:.3g}",
-        "probe": f"at {curve.values[-1]:.3g}",
-        "race": f"up to {curve.values.max():.3g}",
-    }[curve.purpose]
+    what = f"{'at' if curve.purpose == 'probe' else 'up to'} {curve.values.max():.3g}"
     held_out = f"  held-out {curve.held_out[1][-1]:.4f}" if len(curve.held_out[1]) else ""
     return (
         f"{name:34} {len(curve.losses):4} steps {what:14} loss"
@@ -274,17 +216,17 @@ def trial_line(curve: Curve, seconds: float | None) -> str:
 
 
 def result(out: Console, found) -> None:
-    """The whole answer: the plot, the rules, the race, the value and why, the batch it holds for,
-    the command.
+    """The whole answer: the plot, the rules, the candidates, the value and why, the batch it holds
+    for, the command.
     """
     suggestion = found.suggestion
     out.print()
-    for line in plot(found, plot_columns(out)):
-        out.print(line, soft_wrap=False, no_wrap=True)
+    for row in plot(found, plot_columns(out)):
+        out.print(row, soft_wrap=False, no_wrap=True)
     out.print()
     out.print(rules_table(found))
     if suggestion.candidates:
-        out.print(race_table(found))
+        out.print(candidates_table(found))
     smoothing = ", ".join(f"{which} {share:.2f}" for which, share in suggestion.smoothing.items())
     out.print(
         "smoothing: each point of the moving average keeps this share of the one before it:"
@@ -295,68 +237,50 @@ def result(out: Console, found) -> None:
         out.print(stable_line(found), markup=False)
     out.print()
     if suggestion.value is None:
-        out.print(suggestion.reason, style="bold yellow", markup=False, highlight=False)
+        out.print(suggestion.reason, style="bold yellow", markup=False)
     else:
         own = "" if found.scalar.own is None else f" (the recipe has {found.scalar.own:.3g})"
-        out.print(
-            f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}",
-            style="bold green",
-            markup=False,
-            highlight=False,
-        )
-        for line in batch_lines(found):
-            out.print(line, markup=False)
+        line = f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}"
+        out.print(line, style="bold green", markup=False)
+        if found.scalar.is_rate:
+            out.print(batch_line(found), markup=False)
     if found.folder:
-        out.print(
-            f"files  {found.folder}: curve.png, curve.svg, curve.csv, suggestion.json, tensorboard",
-            markup=False,
-        )
+        files = "curve.png, curve.svg, curve.csv, suggestion.json, tensorboard"
+        out.print(f"files  {found.folder}: {files}", markup=False)
     if found.command:
-        out.print(f"train  {found.command}", style="bold", markup=False, highlight=False)
+        out.print(f"train  {found.command}", style="bold", markup=False)
 
 
 def rules_table(found) -> Table:
     """What each rule finds: the median over seeds, the lowest and the highest."""
     table = Table("rule", "median", "lowest", "highest", "seeds", box=None, pad_edge=False)
-    for name, spread in {
-        **found.suggestion.rules,
-        "edge (loss turns up)": found.suggestion.edge,
-    }.items():
-        table.add_row(name, *_cells(spread))
+    rows = {**found.suggestion.rules, "edge (loss turns up)": found.suggestion.edge}
+    for name, spread in rows.items():
+        if spread is None:
+            table.add_row(name, "-", "-", "-", "0")
+        else:
+            values = (f"{one:.3g}" for one in (spread.median, spread.lowest, spread.highest))
+            table.add_row(name, *values, str(spread.num_seeds))
     return table
 
 
-def _cells(spread: Spread | None) -> tuple[str, ...]:
-    if spread is None:
-        return ("-", "-", "-", "0")
-    return (
-        *(f"{value:.3g}" for value in (spread.median, spread.lowest, spread.highest)),
-        str(spread.num_seeds),
-    )
-
-
-def race_table(found) -> Table:
-    """What the race measured: each candidate's last held-out loss, by seed."""
+def candidates_table(found) -> Table:
+    """Each candidate's last held-out loss, by seed."""
     candidates = found.suggestion.candidates
     seeds = sorted({seed for one in candidates for seed in one.losses})
-    table = Table(
-        "candidates: final held-out loss",
-        *(f"seed {seed}" for seed in seeds),
-        box=None,
-        pad_edge=False,
-    )
+    headings = "candidates: final held-out loss", *(f"seed {seed}" for seed in seeds)
+    table = Table(*headings, box=None, pad_edge=False)
     for one in candidates:
-        cells = {
-            seed: f"{loss:.4f}" if math.isfinite(loss) else "diverged"
-            for seed, loss in one.losses.items()
-        }
-        is_best = one.value == found.suggestion.value
-        table.add_row(
-            f"{one.value:.3g}",
-            *(cells.get(seed, "") for seed in seeds),
-            style="bold green" if is_best else None,
-        )
+        losses = (_loss_text(one.losses.get(seed)) for seed in seeds)
+        style = "bold green" if one.value == found.suggestion.value else None
+        table.add_row(f"{one.value:.3g}", *losses, style=style)
     return table
+
+
+def _loss_text(loss: float | None) -> str:
+    if loss is None:
+        return ""
+    return f"{loss:.4f}" if math.isfinite(loss) else "diverged"
 
 
 def stable_line(found) -> str:
@@ -369,21 +293,19 @@ def stable_line(found) -> str:
     )
 
 
-def batch_lines(found) -> list[str]:
+def batch_line(found) -> str:
     """For which batch a learning rate holds, and what the recipe's own rule makes of it for
     others.
     """
-    if not found.scalar.is_rate:
-        return []
     recipe, value = found.plan.recipe, found.suggestion.value
     images, rule = recipe.batch.images, recipe.lr.scaling
     line = f"holds for {images} images per step, over however many ranks and micro-batches"
     if rule is None:
-        return [f"{line}; the recipe has no rule for another batch"]
+        return f"{line}; the recipe has no rule for another batch"
     lr = recipe.lr.model_copy(update={"peak": value})
     others = ", ".join(
         f"{count} images {lr.scaled(images, count):.3g}"
         for count in (images // 2, 2 * images, 4 * images)
         if count
     )
-    return [f"{line}; by the recipe's {rule} rule: {others}"]
+    return f"{line}; by the recipe's {rule} rule: {others}"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean
+from trainer.components.learning_rate import LearningRate
 from trainer.components.optimizers import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
@@ -71,20 +72,20 @@ class Scalar:
 
     def plan_at(self, plan: Plan, value: float, rate: float) -> Plan:
         """A trial's plan with the scalar at a value and every step's learning rate at `rate`."""
-        recipe = (
-            plan.recipe
-            if self.is_rate
-            else apply_overrides(plan.recipe, self.override(value), "ramp")[0]
-        )
+        recipe = plan.recipe
+        if not self.is_rate:
+            recipe = apply_overrides(recipe, self.override(value), "ramp")[0]
         lr = recipe.lr.model_copy(update={"peak": rate})
         return replace(plan, recipe=recipe.model_copy(update={"lr": lr}))
 
 
 def without_schedule(recipe: Recipe) -> Recipe:
     """A recipe as a trial follows it: a constant learning rate, no warm-up, no average."""
-    off = dict.fromkeys(("warmup_epochs", "warmup_steps", "warmup_from"))
-    lr = recipe.lr.model_copy(
-        update={**off, "warmup_ends_at_peak": False, "updated": "per_step", "schedule": Constant()}
+    lr = LearningRate(
+        peak=recipe.lr.peak,
+        updated="per_step",
+        scaling=recipe.lr.scaling,
+        schedule=Constant(),
     )
     return recipe.model_copy(update={"lr": lr, "average": None, "precise_norm": None})
 
@@ -103,16 +104,16 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     except ConfigError as error:
         raise error.raised_as(RampError, place=f"ramp={text}") from None
     label, own = label_of(page, path), value_at(page, path)
-    why = _FIXED.get(path[0]) or ("metadata" if path[0] in ABOUT else None)
+    section = str(path[0])
+    why = _FIXED.get(section) or ("metadata" if section in ABOUT else None)
     if why and label != RATE:
         raise RampError(
             f"ramp={text}: {why} is one for a whole trial; use {RATE} or optimizer.weight_decay"
         )
     inside = [f"{label}.{key}" for key in _parts(own)]
     if inside:
-        raise RampError(
-            f"ramp={text}: {label} is more than one number; valid: {', '.join(inside[:4])}"
-        )
+        valid = ", ".join(inside[:4])
+        raise RampError(f"ramp={text}: {label} is more than one number; valid: {valid}")
     if isinstance(own, (bool, str)):
         raise RampError(
             f"ramp={text}: {label} is {own!r}, not a number; use {RATE} or optimizer.weight_decay"
@@ -193,18 +194,12 @@ def _range(
         return low, high
     if scalar.own:
         highs = [scalar.own * factor for factor in (100, 30, 10)] + [1.0, 0.999]
-        high = (
-            next(
-                (one for one in highs if one > scalar.own and _is_taken(recipe, scalar, one)), None
-            )
-            if high is None
-            else high
-        )
+        fitting = (one for one in highs if one > scalar.own and _is_taken(recipe, scalar, one))
+        high = next(fitting, None) if high is None else high
         low = scalar.own / 100 if low is None else low
         if high is not None:
-            return (
-                0.0 if high < _WIDE * scalar.own and _is_taken(recipe, scalar, 0.0) else low
-            ), high
+            is_narrow = high < _WIDE * scalar.own
+            return 0.0 if is_narrow and _is_taken(recipe, scalar, 0.0) else low, high
     raise RampError(f"ramp={scalar.label}: its range is not given; use from=<number> to=<number>")
 
 
@@ -221,17 +216,15 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
 
     Raises RampError.
     """
-    if scalar.section not in ("optimizer", "model", "drop_path") or scalar.label.startswith(
-        "optimizer.clip_"
-    ):
+    is_clipping = scalar.label.startswith("optimizer.clip_")
+    if is_clipping or scalar.section not in ("optimizer", "model", "drop_path"):
         return
     rate = plan.recipe.lr.peak
     with torch.random.fork_rng(devices=[]):
         one, other = (scalar.plan_at(plan, value, rate) for value in (low, high))
         if scalar.section == "optimizer":
-            is_noticed = _hyperparameters(_optimizer_of(one, rate)) != _hyperparameters(
-                _optimizer_of(other, rate)
-            )
+            first, last = (_hyperparameters(_optimizer_of(each, rate)) for each in (one, other))
+            is_noticed = first != last
             why = f"{plan.recipe.optimizer.name} takes it in once, when it is built"
         else:
             models = [assembled(each)[0] for each in (one, other)]
@@ -247,17 +240,14 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
             is_noticed = _settings_of(models[0]) != _settings_of(models[1])
             why = "it makes the first weights, and no step after them"
     if not is_noticed:
-        raise RampError(
-            f'ramp={scalar.label}: {why}; make a run for each value (set="{scalar.label}=...")'
-        )
+        use = f'make a run for each value (set="{scalar.label}=...")'
+        raise RampError(f"ramp={scalar.label}: {why}; {use}")
 
 
 def _optimizer_of(plan: Plan, rate: float) -> torch.optim.Optimizer:
     """An optimizer of the recipe, over one weight that decays."""
-    weight = nn.Parameter(torch.zeros(1, 1))
-    return plan.recipe.optimizer.build(
-        [{"params": [weight], "weight_decay": plan.recipe.optimizer.weight_decay}], lr=rate
-    )
+    ours, weight = plan.recipe.optimizer, nn.Parameter(torch.zeros(1, 1))
+    return ours.build([{"params": [weight], "weight_decay": ours.weight_decay}], lr=rate)
 
 
 def _hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict]:
@@ -322,11 +312,9 @@ class HyperparameterSetter:
             model, _ = assembled(state.plan)
         for name, module in model.named_modules():
             if name in before:
-                kept = before[name]
-                for held, tensor in [
-                    *kept.named_parameters(recurse=False),
-                    *kept.named_buffers(recurse=False),
-                ]:
+                kept, own = before[name], {"recurse": False}
+                tensors = *kept.named_parameters(**own), *kept.named_buffers(**own)
+                for held, tensor in tensors:
                     setattr(module, held, tensor)
         state.model = as_it_runs(model, state.settings).train(state.model.training)
         state.step_statistics = StepStatistics(model, state.settings.activation_checkpointing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,10 +19,8 @@ LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 LEAST_FALL_ERRORS = 6.0
 LEAST_STEP_SHARE = 0.005  # of the fall: less is no step down a valley, a flat part has none
 TURNED_UP_SHARE = 0.1  # of the fall lost again: the edge
-SPIKE_STEPS, SPIKE_SCATTERS = (
-    5,
-    6.0,
-)  # a spike: so many median deviations above the median of so many steps
+# a spike: so many median deviations above the median of so many steps
+SPIKE_STEPS, SPIKE_SCATTERS = 5, 6.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A value that was raced. losses: its loss after the last step in nats, by seed; infinite where
-    it diverged.
+    """A value that was tried for a short while. losses: its loss after the last step in nats, by
+    seed; infinite where it diverged.
     """
 
     value: float
@@ -84,7 +83,7 @@ class Suggestion:
 
     rules: what each of RULES finds, over seeds; None where most seeds find nothing. edge: where the
     ramp's loss turns up, over seeds. stable, unstable: constant values between which a short run
-    begins to grow; None where no probe found it. candidates: what the race measured, values
+    begins to grow; None where no probe found it. candidates: what was measured of them, values
     ascending. curves: every trial, in the order taken. smoothing: share of the past in each step of
     the moving average, by the curve it smoothed.
     """
@@ -113,6 +112,11 @@ class Reading:
     reason: str = ""
 
 
+def is_even(values: np.ndarray) -> bool:
+    """Are the values of a ramp evenly spaced, rather than in equal ratios?"""
+    return bool(np.allclose(np.diff(values), (values[-1] - values[0]) / (len(values) - 1)))
+
+
 def smoothing_for(num_points: int) -> float:
     """The share of the past in each step of the moving average: it spans about a twentieth of the
     curve.
@@ -139,10 +143,8 @@ def smoothed(losses: np.ndarray, strength: float) -> np.ndarray:
 
 def _decayed(losses: np.ndarray, strength: float) -> np.ndarray:
     """The running sums in which what lies d steps back counts strength ** d."""
-    out, total = np.empty(len(losses)), 0.0
-    for place, loss in enumerate(losses):
-        out[place] = total = strength * total + loss
-    return out
+    sums = itertools.accumulate(losses, lambda total, loss: strength * total + loss)
+    return np.fromiter(sums, dtype=float, count=len(losses))
 
 
 def start_of(losses: np.ndarray) -> float:
@@ -169,14 +171,11 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
     """Values [m] and losses [m] of one of a trial's two curves, "train" or "heldout", as far as
     they are numbers.
     """
-    steps, losses = (
-        (np.arange(len(curve.losses)), curve.losses) if which == "train" else curve.held_out
-    )
+    steps, losses = curve.held_out
+    if which == "train":
+        steps, losses = np.arange(len(curve.losses)), curve.losses
     is_number = np.isfinite(losses)
-    return (
-        curve.values[np.asarray(steps, dtype=int)[is_number]],
-        np.asarray(losses, dtype=float)[is_number],
-    )
+    return curve.values[steps[is_number]], losses[is_number]
 
 
 def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
@@ -192,8 +191,7 @@ def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
     values, losses = series(curve, which)
     if len(losses) < LEAST_POINTS:
         return _nothing(
-            f"only {len(losses)} points before the loss was NaN or infinite; it needs"
-            f" {LEAST_POINTS}"
+            f"only {len(losses)} points before the loss was NaN or infinite, not {LEAST_POINTS}"
         )
     strength = smoothing_for(len(losses))
     loss, error = smoothed(losses, strength), _standard_error(losses, strength)
@@ -335,18 +333,15 @@ def trouble(readings: Sequence[Reading]) -> str:
 
 
 def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
-    """Why a value that follows from a race is not to be trusted: it lies beside all that the rules
-    span.
+    """Why a value that follows from the candidates is not to be trusted: it lies beside all that
+    the rules span.
 
     That is between a third of the lowest rule's value and three times the highest's, or half the
     edge where that is more.
     """
     found = {rule: one.median for rule, one in rules.items() if one}
-    low, high = (
-        min(found.values()) / MOST_DISAGREEMENT,
-        max(MOST_DISAGREEMENT * max(found.values()), edge / 2),
-    )
-    if low <= value <= high:
+    high = max(MOST_DISAGREEMENT * max(found.values()), edge / 2)
+    if min(found.values()) / MOST_DISAGREEMENT <= value <= high:
         return ""
     said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
     return (

@@ -4,16 +4,21 @@ every step.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from trainer.base.disk import write_atomically
+from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.distributed.communicator import Ranks, alone
@@ -25,23 +30,45 @@ from trainer.lr_finder.rules import Curve
 from trainer.recipe.plan import Plan
 
 NUM_MEASURES = 20  # of a ramp, on the held-out slice
-MOST_SKIPPED = (
-    40  # steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
-)
+# steps in a trial that fp16 may skip; its scale starts at 2**16, and each of them halves it
+MOST_SKIPPED = 40
 _WINDOW = 5  # losses whose median is compared: a spike of one step or two is no divergence
-_FACTOR = (
-    4.0  # pytorch-lr-finder and fastai stop at a multiple of the best; here it is one of the fall
-)
+# pytorch-lr-finder and fastai stop at a multiple of the best; here it is one of the fall
+_FACTOR = 4.0
 
 
-class Kept(Protocol):
-    """Where the curves of finished trials are kept, as plain data; rank 0 alone looks there."""
+class TrialFolder:
+    """Finished trials as plain data, one file each, so that a kill loses the one that was running.
+
+    folder: None keeps them in memory. Rank 0 alone looks there.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._kept: dict[str, dict[str, Any]] = {}
 
     def read(self, seed: int, values: np.ndarray, purpose: str) -> dict[str, Any] | None:
-        """The curve of a trial that was finished before, or None."""
+        """The curve of a trial that was finished before, as plain data; or None."""
+        name = _trial_name(seed, values, purpose)
+        path = self.folder / f"{name}.json" if self.folder else None
+        try:
+            return json_file(path) if path and path.exists() else self._kept.get(name)
+        except ValueError:
+            return None  # damaged: it is run again
 
     def write(self, facts: dict[str, Any], values: np.ndarray) -> None:
         """Keep the curve of a trial that was asked for these values."""
+        name = _trial_name(facts["seed"], values, facts["purpose"])
+        if self.folder is None:
+            self._kept[name] = facts
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / f"{name}.json", (json.dumps(facts) + "\n").encode())
+
+
+def _trial_name(seed: int, values: np.ndarray, purpose: str) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(values, dtype="<f8").tobytes()).hexdigest()[:8]
+    return f"{purpose}-s{seed}-{digest}"
 
 
 class TrialLog:
@@ -104,9 +131,9 @@ class Trials:
     """Runs trials of one scalar; what a trial has found is kept, and it is never run twice.
 
     plan: without a schedule, over what the slice leaves of train. peak: the recipe's learning rate.
-    rate_shape: shares of it in a race, where the scalar is another number; a ramp and a probe then
-    stay at the peak. check: called before every step, by all ranks; what it raises ends the trial.
-    Ranks end together: what ends a trial is the same number on all.
+    rate_shape: shares of it in a candidate's trial, where the scalar is another number; a ramp and
+    a probe then stay at the peak. check: called before every step, by all ranks; what it raises
+    ends the trial. Ranks end together: what ends a trial is the same number on all.
     """
 
     def __init__(
@@ -116,19 +143,14 @@ class Trials:
         data: OpenedData,
         scalar: Scalar,
         rate_shape: np.ndarray,
-        kept: Kept,
+        kept: TrialFolder,
         log: TrialLog | None = None,
         check: Callable[[], None] = lambda: None,
         ranks: Ranks = alone(),
     ) -> None:
         self.plan, self.settings, self.data, self.scalar = plan, settings, data, scalar
-        self.rate_shape, self.kept, self.log, self.check, self.ranks = (
-            rate_shape,
-            kept,
-            log or TrialLog(),
-            check,
-            ranks,
-        )
+        self.rate_shape, self.kept, self.log = rate_shape, kept, log or TrialLog()
+        self.check, self.ranks = check, ranks
         self.held_out = HeldOut(plan, settings, data, ranks)
 
     def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
@@ -137,17 +159,15 @@ class Trials:
         """
         facts = self.kept.read(seed, values, purpose) if self.ranks.is_first else None
         facts = self.ranks.broadcast(facts)
-        was_kept = facts is not None
-        if was_kept:
+        if facts is not None:
             curve = curve_from_json(facts)
         else:
             self.log.start(seed, purpose, len(values))
-            curve = self._run(
-                replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED), values, purpose
-            )
+            plan = replace(self.plan, seed=seed, num_steps=len(values) + MOST_SKIPPED)
+            curve = self._run(plan, values, purpose)
             if self.ranks.is_first:
                 self.kept.write(curve_to_json(curve), values)
-        self.log.end(curve, was_kept)
+        self.log.end(curve, was_kept=facts is not None)
         return curve
 
     def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:
@@ -157,7 +177,7 @@ class Trials:
         state = TrainingState(first, self.settings, self.ranks)
         state.plan = plan
         hyperparameter = HyperparameterSetter(self.scalar, state)
-        record = _Record(self._measured(state))
+        record = _Record(self.held_out.loss(state.model))
         window = self.data.train_stream(plan, self.settings, 0, self.ranks)
         every = max(1, len(values) // NUM_MEASURES) if purpose == "ramp" else len(values)
         taken = 0
@@ -165,9 +185,8 @@ class Trials:
             self.check()
             hyperparameter.set(values[taken], rates[taken], peaks[taken])
             if self.scalar.section == "augment":
-                window = self.data.train_stream(
-                    state.plan, replace(self.settings, num_workers=0), step, self.ranks
-                )
+                alone_here = replace(self.settings, num_workers=0)
+                window = self.data.train_stream(state.plan, alone_here, step, self.ranks)
             loss, is_taken = _step(state, window, step)
             if not math.isfinite(loss):
                 record.ended = "not a number"
@@ -190,17 +209,15 @@ class Trials:
 
     def _rates(self, values: np.ndarray, purpose: str) -> tuple[np.ndarray, np.ndarray]:
         """The peak that each step stands for, and its learning rate: [N] each."""
+        is_candidate = purpose == "race"
         if self.scalar.is_rate:
-            return (np.full(len(values), values.max()) if purpose == "race" else values), values
+            return (np.full(len(values), values.max()) if is_candidate else values), values
         peaks = np.full(len(values), self.plan.recipe.lr.peak)
-        return peaks, peaks * (self.rate_shape[: len(values)] if purpose == "race" else 1.0)
-
-    def _measured(self, state: TrainingState) -> float:
-        return self.held_out.loss(state.model)
+        return peaks, peaks * (self.rate_shape[: len(values)] if is_candidate else 1.0)
 
     def _measure(self, state: TrainingState, record: _Record) -> bool:
         """Note the slice's loss after the step just taken, if it is one."""
-        loss = self._measured(state)
+        loss = self.held_out.loss(state.model)
         if not math.isfinite(loss):
             record.ended = "not a number"
             return False
@@ -229,10 +246,8 @@ def curve_from_json(facts: dict[str, Any]) -> Curve:
     """The curve that `curve_to_json` wrote."""
     held_out = facts["held_out"]
     arrays = {key: np.array(facts[key], dtype=float) for key in ("values", "losses")}
-    measured = (
-        np.array(held_out["steps"], dtype=np.int64),
-        np.array(held_out["losses"], dtype=float),
-    )
+    steps = np.array(held_out["steps"], dtype=np.int64)
+    measured = steps, np.array(held_out["losses"], dtype=float)
     return Curve(**{**facts, **arrays, "held_out": measured})
 
 
@@ -241,33 +256,24 @@ def untouched(device: str) -> Iterator[None]:
     """Leaves the process as it was: generators of torch, NumPy and Python, torch's threads, default
     type, GPU and cuDNN's choice.
     """
-    gpus = _gpus_in_use(device)
-    kept = (
-        random.getstate(),
-        np.random.get_state(),
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.backends.cudnn.benchmark,
-    )
+    is_wanted = device != "cpu" and torch.cuda.is_available()
+    is_in_use = is_wanted or torch.cuda.is_initialized()
+    gpus = list(range(torch.cuda.device_count())) if is_in_use else []
+    generators = random.getstate(), np.random.get_state()
+    num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    tries_algorithms = torch.backends.cudnn.benchmark
     current = torch.cuda.current_device() if gpus else None
     try:
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.set_num_threads(kept[2])
-        torch.set_default_dtype(kept[3])
-        torch.backends.cudnn.benchmark = kept[4]
+        random.setstate(generators[0])
+        np.random.set_state(generators[1])
+        torch.set_num_threads(num_threads)
+        torch.set_default_dtype(dtype)
+        torch.backends.cudnn.benchmark = tries_algorithms
         if current is not None:
             torch.cuda.set_device(current)
         elif torch.cuda.is_available():
             # not started yet: each seeding was put off for its start, the last of them counts
             torch.cuda.manual_seed_all(torch.initial_seed())
-
-
-def _gpus_in_use(device: str) -> Sequence[int]:
-    is_wanted = device != "cpu" and torch.cuda.is_available()
-    return (
-        list(range(torch.cuda.device_count())) if is_wanted or torch.cuda.is_initialized() else []
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
-from trainer.models.edit.layer_kinds import BATCH_NORMS, RUNNING_NORMS
-from trainer.models.edit.replacement import Replacement
+from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm
+from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 
@@ -64,7 +64,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
     Raises PlanError for an unknown model, for image sizes or options that it does not support, and
     for running statistics that its norms do not keep or would compute from a single value;
-    SurgeryError for a part that finds nothing to replace.
+    ReplacementError for a part that finds nothing to replace.
     """
     check_model_name(plan.model)
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +89,7 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     return model, tuple(part.apply(model, image_px) for part in parts)
 
 
-def takes_option(model: str, **option: object) -> bool:
+def takes_option(model: str, **option: Any) -> bool:
     """Does the class of a timm model accept an option? Built on the meta device: no weights."""
     try:
         with torch.device("meta"):
@@ -150,8 +150,21 @@ def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:
     """Reject batch statistics of a single value, as of one image with a 1x1 map: torch raises at
-    such a step.
+    such a step. Reject a last step of one image where all others have larger samples.
     """
+    batch, rest = plan.recipe.batch, plan.window_images(plan.steps_per_epoch - 1)
+    if rest == 1 and batch.norm_images > 1:
+        named = (
+            name for name, norm in model.named_modules() if is_norm(norm) and has_statistics(norm)
+        )
+        name = next(named, None)
+        if name is not None:
+            raise PlanError(
+                f"the last step of an epoch would hold one image ({plan.profile.num_train} images,"
+                f" {batch.images} per step), and {name} of {plan.model} takes batch statistics",
+                "use batch.drop_last=true",
+                path=("batch", "images"),
+            )
     steps = (0, plan.steps_per_epoch - 1)  # any full step, and the last, which may be smaller
     least_images = min(
         plan.window_images(step) // (plan.micro_batches(step) * plan.norm_samples(step))
@@ -191,7 +204,7 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     norms = {
         name: norm
         for name, norm in model.named_modules()
-        if isinstance(norm, BATCH_NORMS) and norm.training
+        if isinstance(norm, AnyBatchNorm) and norm.training
     }
     handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
     try:
@@ -202,12 +215,19 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     return found[0] if found else None
 
 
-def running_norms(model: nn.Module) -> list[nn.Module]:
+def has_statistics(norm: nn.Module) -> bool:
+    """Are there running statistics that training moves? timm's frozen norms have them as
+    constants.
+    """
+    return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)
+
+
+def running_norms(model: nn.Module) -> list[RunningNorm]:
     """Norms that keep running statistics of batches."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, RUNNING_NORMS) and module.track_running_stats
+        if isinstance(module, RunningNorm) and module.track_running_stats
     ]
 
 
@@ -246,9 +266,7 @@ def check_precise_norm(plan: Plan, model: nn.Module) -> None:
         )
 
 
-def create_model(
-    model: str, num_classes: int, channels: int, options: dict[str, object]
-) -> nn.Module:
+def create_model(model: str, num_classes: int, channels: int, options: dict[str, Any]) -> nn.Module:
     """A timm model with random weights.
 
     Raises PlanError naming the option that the model's class does not take.
@@ -290,9 +308,11 @@ def _no_last_gamma(model: str) -> str:
     )
 
 
-def _model_options(plan: Plan) -> dict[str, object]:
+def _model_options(plan: Plan) -> dict[str, Any]:
     section = plan.recipe.model
-    options = {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    options: dict[str, Any] = (
+        {"drop_path_rate": plan.recipe.drop_path} if plan.recipe.drop_path else {}
+    )
     for ours, theirs in _OPTIONS.items():
         value = getattr(section, ours) if section else None
         if value is not None:

@@ -6,22 +6,30 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 from torch import Tensor, nn
 
+from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError
 from trainer.models.edit.replacement import (
     Replacement,
     ReplacementError,
+    classifier_of,
     counted,
     is_norm,
     nothing_to_replace,
 )
 from trainer.models.spec import Model, Pretrained, Start
 
+LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
+_FANS: dict[str, Literal["fan_in", "fan_out"]] = {
+    "kaiming_fan_in": "fan_in",
+    "kaiming_fan_out": "fan_out",
+}
 _TRUNCATED_STD = 0.02
 _COUNTERS = "num_batches_tracked"  # BatchNorm's step counter; older files lack it
 
@@ -139,9 +147,8 @@ def _init_convolutions(model: nn.Module, how: str) -> Replacement:
         if is_truncated:
             _init_truncated(module)
         else:
-            nn.init.kaiming_normal_(
-                module.weight, mode=how.removeprefix("kaiming_"), nonlinearity="relu"
-            )
+            weight = module.get_parameter("weight")
+            nn.init.kaiming_normal_(weight, mode=_FANS[how], nonlinearity="relu")
     at_zero = len(found) - len(drawn)
     note = f"{at_zero} zero-initialized kept" if at_zero else ""
     after = f"{how}, deviation {_TRUNCATED_STD:g}, biases 0" if is_truncated else f"{how}, normal"
@@ -149,9 +156,9 @@ def _init_convolutions(model: nn.Module, how: str) -> Replacement:
 
 
 def _init_truncated(module: nn.Module) -> None:
-    nn.init.trunc_normal_(module.weight, std=_TRUNCATED_STD)
+    nn.init.trunc_normal_(module.get_parameter("weight"), std=_TRUNCATED_STD)
     if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.get_parameter("bias"))
 
 
 def _is_convolution(module: nn.Module) -> bool:
@@ -165,7 +172,7 @@ def _init_gammas(model: nn.Module) -> Replacement:
     if not norms:
         raise nothing_to_replace("start.norm_gamma", "norm with a gamma", model)
     for module in norms.values():
-        nn.init.uniform_(module.weight)
+        nn.init.uniform_(module.get_parameter("weight"))
     return Replacement(
         "start.norm_gamma", counted(norms.values()), "gamma uniform in [0, 1)", tuple(norms)
     )
@@ -182,7 +189,7 @@ def _own_weight(module: nn.Module) -> nn.Parameter | None:
 
 def _init_head(model: nn.Module, std: float) -> Replacement:
     name, classifier = _classifier_with("weight", "head_std", model)
-    nn.init.normal_(classifier.weight, std=std)
+    nn.init.normal_(classifier.get_parameter("weight"), std=std)
     return Replacement(
         "start.head_std",
         counted([classifier]),
@@ -193,7 +200,7 @@ def _init_head(model: nn.Module, std: float) -> Replacement:
 
 def _set_head_bias(model: nn.Module, value: float) -> Replacement:
     name, classifier = _classifier_with("bias", "head_bias", model)
-    nn.init.constant_(classifier.bias, value)
+    nn.init.constant_(classifier.get_parameter("bias"), value)
     return Replacement("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
 
 
@@ -203,7 +210,7 @@ def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Mod
     """
     name = _classifier_name(model)
     classifier = model.get_submodule(name) if name else None
-    if classifier is None or getattr(classifier, part, None) is None:
+    if not name or classifier is None or getattr(classifier, part, None) is None:
         kind = type(model).__name__
         raise ReplacementError(
             f"model.start.{key}: the classifier of {kind} has no {part}; "
@@ -214,7 +221,7 @@ def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Mod
 
 def _classifier_name(model: nn.Module) -> str | None:
     """The dotted name of what timm calls a model's classifier."""
-    classifier = model.get_classifier()
+    classifier = classifier_of(model)
     return next((name for name, module in model.named_modules() if module is classifier), None)
 
 
@@ -292,11 +299,12 @@ def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
     path = Path(pretrained.file)
     path = path / "model.safetensors" if path.is_dir() else path
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_regular(path, LARGEST_WEIGHTS_BYTES)
+    except (OSError, UnfitFile) as error:
         remedy = "use a .safetensors file, or the folder of a finished run"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise WeightsError(
-            f"model.pretrained.file: {path}: cannot be read ({error.strerror}); {remedy}"
+            f"model.pretrained.file: {path}: cannot be read ({reason}); {remedy}"
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != pretrained.sha256:

@@ -23,7 +23,8 @@ def leave_out_padding_taps(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1 and _is_plain(module):
             # _conv_forward and not a hook on forward, which would not see the weight that a
             # subclass has standardized; a bound method, so that copies are bound to themselves
-            module._conv_forward = types.MethodType(_conv_forward, module)
+            bound = types.MethodType(_conv_forward, module)
+            module._conv_forward = bound  # type: ignore[method-assign]  # of this one instance
 
 
 def used_taps(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int, int]:
@@ -62,10 +63,10 @@ def _conv_forward(self: nn.Conv2d, images: Tensor, weight: Tensor, bias: Tensor 
     """[B, C, H, W] through the taps of `weight` [O, C / groups, K, K] that are used."""
     if not self.training:
         return nn.Conv2d._conv_forward(self, images, weight, bias)
+    padding = self.padding
+    assert not isinstance(padding, str)  # _is_plain
     (top, bottom, above), (left, right, beside) = (
-        used_taps(
-            images.shape[2 + axis], self.kernel_size[axis], self.stride[axis], self.padding[axis]
-        )
+        used_taps(images.shape[2 + axis], self.kernel_size[axis], self.stride[axis], padding[axis])
         for axis in (0, 1)
     )
     if (bottom - top, right - left) == self.kernel_size:

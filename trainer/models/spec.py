@@ -17,6 +17,7 @@ from trainer.models.parts.convolutions import Convolution
 from trainer.models.parts.depth import DropBlock, StochasticDepth
 from trainer.models.parts.isotropic import IsotropicBody
 from trainer.models.parts.norms import Norm
+from trainer.models.parts.padding import SamePadding
 from trainer.models.parts.standardize import Standardization
 from trainer.models.parts.stems import Stem
 
@@ -25,8 +26,8 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 # The order in which parts are applied: those that bring norms or activations of their own come
 # before those that replace norms or activations.
 PARTS = (
-    "isotropic", "body", "stem", "convolution", "blur_pool", "attention", "norm", "activation",
-    "weight_standardization", "stochastic_depth", "drop_block",
+    "isotropic", "body", "stem", "convolution", "blur_pool", "same_padding", "attention", "norm",
+    "activation", "weight_standardization", "stochastic_depth", "drop_block",
 )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ class Model(StrictModel):
     stem: Stem | None = None
     convolution: Convolution | None = None
     blur_pool: BlurPool | None = None
+    same_padding: SamePadding | None = None
     attention: Attention | None = None
     norm: Norm | None = None
     activation: Activation | None = None

@@ -6,9 +6,10 @@ stored in its row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from trainer.recipe.overrides import Deviation
-from trainer.recipe.profiles import PROFILES, Profile
+from trainer.recipe.profiles import PROFILES, Adapt, Profile
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tree import changed
 
@@ -17,7 +18,7 @@ _LEAST_GROWTH_PX = (
 )
 
 
-def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
+def adaptation(recipe: Recipe, profile: Profile) -> dict[str, Any]:
     """The overrides, by dotted path, that fit a recipe to a profile; empty where the profile adapts
     nothing.
 
@@ -28,18 +29,18 @@ def adaptation(recipe: Recipe, profile: Profile) -> dict[str, object]:
     adapt = profile.adapt
     if adapt is None:
         return {}
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     _fit_images(changes, recipe, adapt)
     _fit_growth(changes, recipe, adapt)
     _fit_batch(changes, recipe, adapt)
     _fit_schedule(changes, recipe, adapt)
-    _fit_precise_norm(changes, recipe, profile)
-    _fit_lengths(changes, recipe, profile)
-    _fit_average(changes, recipe, profile)
+    _fit_precise_norm(changes, recipe, profile.num_train)
+    _fit_lengths(changes, recipe, adapt, profile.num_train)
+    _fit_average(changes, recipe, adapt, profile.num_train)
     return changes
 
 
-def _fit_images(changes, recipe: Recipe, adapt) -> None:
+def _fit_images(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
     for key in ("train_px", "test_px", "test_crop_share"):
         if getattr(adapt, key) is not None:
             changes[f"image.{key}"] = getattr(adapt, key)
@@ -48,7 +49,7 @@ def _fit_images(changes, recipe: Recipe, adapt) -> None:
             changes |= changed(f"augment.{part.name}", part, part.with_least_area(adapt.crop_area))
 
 
-def _fit_growth(changes, recipe: Recipe, adapt) -> None:
+def _fit_growth(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
     """Images grow over the same share of the run, from the same share of the final size, in about
     as many sizes.
 
@@ -73,7 +74,7 @@ def _fit_growth(changes, recipe: Recipe, adapt) -> None:
         changes |= changed("image.growth", growth, growth.scaled_to(adapt.epochs, recipe.epochs))
 
 
-def _fit_batch(changes, recipe: Recipe, adapt) -> None:
+def _fit_batch(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
     """The batch of the profile, at the rate that the recipe's own rule gives it.
 
     Where the rate is in proportion to the batch, so is a decay that does not follow the rate by
@@ -119,14 +120,14 @@ def rates_by_rule(recipe: Recipe, deviations: Sequence[Deviation]) -> dict[str, 
     return {path: value for path, value in changes.items() if path not in given}
 
 
-def _rate_ratio(recipe: Recipe, adapt) -> float:
+def _rate_ratio(recipe: Recipe, adapt: Adapt) -> float:
     """How much higher the rate is under the profile's batch, by the recipe's own rule."""
     if adapt.batch_images is None:
         return 1.0
     return recipe.lr.scaled(recipe.batch.images, adapt.batch_images) / recipe.lr.peak
 
 
-def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
+def _fit_schedule(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
     before = after = recipe.lr.schedule
     if (ratio := _rate_ratio(recipe, adapt)) != 1:
         after = after.scaled_by(ratio)
@@ -135,7 +136,7 @@ def _fit_schedule(changes, recipe: Recipe, adapt) -> None:
     changes |= changed("lr.schedule", before, after)
 
 
-def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
+def _fit_precise_norm(changes: dict[str, Any], recipe: Recipe, num_train: int) -> None:
     """As many images as the recipe says, or the most in whole micro-batches of an epoch's full
     steps; off where none fit.
     """
@@ -143,7 +144,7 @@ def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
         return
     batch_images = changes.get("batch.images", recipe.batch.images)
     norm_images = changes.get("batch.norm_images", recipe.batch.norm_images)
-    most_images = min(recipe.precise_norm.images, profile.num_train // batch_images * batch_images)
+    most_images = min(recipe.precise_norm.images, num_train // batch_images * batch_images)
     num_images = most_images // norm_images * norm_images
     if num_images < 2:
         changes["precise_norm"] = None
@@ -151,56 +152,60 @@ def _fit_precise_norm(changes, recipe: Recipe, profile: Profile) -> None:
         changes["precise_norm.images"] = num_images
 
 
-def _fit_lengths(changes, recipe: Recipe, profile: Profile) -> None:
-    adapt = profile.adapt
+def _fit_lengths(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_train: int) -> None:
     if recipe.lr.warmup_steps:
-        _fit_warmup_steps(changes, recipe, profile)
+        changes |= _warmup_steps(recipe.lr.warmup_steps, recipe, adapt, num_train)
     if adapt.epochs is None:
         return
     changes["epochs"] = adapt.epochs
     if recipe.lr.warmup_epochs:
-        _fit_warmup(changes, recipe, adapt)
+        changes |= _warmup_epochs(
+            recipe.lr.warmup_epochs / recipe.epochs, adapt.epochs, recipe, adapt
+        )
 
 
-def _fit_warmup_steps(changes, recipe: Recipe, profile: Profile) -> None:
+def _warmup_steps(before: int, recipe: Recipe, adapt: Adapt, num_train: int) -> dict[str, Any]:
     """The same share of the run's steps, at least one; none where the profile says so."""
-    if profile.adapt.warmup_epochs == 0:
-        changes["lr.warmup_steps"] = changes["lr.warmup_from"] = None
-        return
-    page_steps, run_steps = _num_steps(recipe, profile)
-    if page_steps != run_steps:
-        changes["lr.warmup_steps"] = max(1, round(recipe.lr.warmup_steps * run_steps / page_steps))
+    if adapt.warmup_epochs == 0:
+        return {"lr.warmup_steps": None, **_without_warmup(recipe)}
+    recipe_steps, run_steps = _num_steps(recipe, adapt, num_train)
+    if recipe_steps == run_steps:
+        return {}
+    return {"lr.warmup_steps": max(1, round(before * run_steps / recipe_steps))}
 
 
-def _num_steps(recipe: Recipe, profile: Profile) -> tuple[int, int]:
+def _num_steps(recipe: Recipe, adapt: Adapt, num_train: int) -> tuple[int, int]:
     """Optimizer steps of the recipe's own run, which is the one on ImageNet-1k, and of the adapted
     one.
     """
-    adapt = profile.adapt
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
-    page_steps = recipe.epochs * max(1, PROFILES["imagenet-1k"].num_train // recipe.batch.images)
-    return page_steps, epochs * max(1, profile.num_train // batch_images)
+    recipe_steps = recipe.epochs * max(1, PROFILES["imagenet-1k"].num_train // recipe.batch.images)
+    return recipe_steps, epochs * max(1, num_train // batch_images)
 
 
-def _fit_warmup(changes, recipe: Recipe, adapt) -> None:
+def _warmup_epochs(share: float, epochs: int, recipe: Recipe, adapt: Adapt) -> dict[str, Any]:
     """The profile's own number, 0 for none; else the recipe's share of the run, at least one
     epoch.
     """
-    share = recipe.lr.warmup_epochs / recipe.epochs
-    warmup_epochs = (
-        max(1, round(share * adapt.epochs)) if adapt.warmup_epochs is None else adapt.warmup_epochs
-    )
-    changes["lr.warmup_epochs"] = warmup_epochs or None
-    if not warmup_epochs:
-        changes["lr.warmup_from"] = None
+    own = adapt.warmup_epochs
+    warmup_epochs = max(1, round(share * epochs)) if own is None else own
+    if warmup_epochs:
+        return {"lr.warmup_epochs": warmup_epochs}
+    return {"lr.warmup_epochs": None, **_without_warmup(recipe)}
 
 
-def _fit_average(changes, recipe: Recipe, profile: Profile) -> None:
-    average, adapt = recipe.average, profile.adapt
+def _without_warmup(recipe: Recipe) -> dict[str, None]:
+    """Off with the length goes all that is about the warm-up."""
+    keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
+    return {f"lr.{key}": None for key in keys if getattr(recipe.lr, key) not in (None, False)}
+
+
+def _fit_average(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_train: int) -> None:
+    average = recipe.average
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
     if average is None or (recipe.batch.images, recipe.epochs) == (batch_images, epochs):
         return
     batches, lengths = (recipe.batch.images, batch_images), (recipe.epochs, epochs)
     changes |= changed(
-        "average", average, average.scaled(_num_steps(recipe, profile), batches, lengths)
+        "average", average, average.scaled(_num_steps(recipe, adapt, num_train), batches, lengths)
     )

@@ -57,8 +57,8 @@ def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> Co
 def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
     """Plain data as a value of `kind`.
 
-    line: of a path, by which the first of several errors is told; without lines the one that is
-    nested least is it.
+    line: of a path, which orders several errors: the first is raised; without lines the one that is
+    nested least.
 
     Raises ConfigError for the first thing that is wrong; its path is counted from the data.
     """
@@ -99,7 +99,7 @@ def label_of(data: Any, path: Path) -> str:
 
 
 def name_of(item: Any) -> Any:
-    """The name that an component's plain data has; None where it has none."""
+    """The name that a component's plain data has; None where it has none."""
     return item.get("name") if isinstance(item, Mapping) else None
 
 
@@ -208,7 +208,7 @@ def _error(
         return _no_name(kind, data, path)
     if reason == "union_tag_invalid":
         names = [tag_of(one) or "" for one in kinds_at(kind, data, path)]
-        what = next((part for part in reversed(path) if isinstance(part, str)), "ingredient")
+        what = next((part for part in reversed(path) if isinstance(part, str)), "component")
         found = f"{quoted(str(value['name']))} is no {what}{suggestion(str(value['name']), names)}"
         return ConfigError(found, path=(*path, "name"), kind="unknown_name")
     off = reason == "greater_than" and value == 0
@@ -221,13 +221,11 @@ def _error(
 def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
     """Keys that are not there; the path is that of the section."""
     place = _place(data, path)
-    if isinstance(keys[0], int):
-        return ConfigError(
-            f"{place} is a list of {keys[0]}",
-            f"write {keys[-1] + 1} values",
-            path=path,
-            kind="missing",
-        )
+    if isinstance(
+        last := keys[-1], int
+    ):  # of a list of fixed length, whose first keys[0] are there
+        found, hint = f"{place} is a list of {keys[0]}", f"write {last + 1} values"
+        return ConfigError(found, hint, path=path, kind="missing")
     them, these = ("them", "these") if len(keys) > 1 else ("it", "this one")
     hint = f"add {them}: an absent key means off, and {these} cannot be off"
     return ConfigError(
@@ -236,7 +234,7 @@ def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
 
 
 def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> ConfigError:
-    """An component without a name: perhaps the name's key is mistyped."""
+    """A component without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
         if not any(key in one.model_fields for one in kinds):

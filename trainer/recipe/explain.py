@@ -15,7 +15,8 @@ from rich.text import Text
 from trainer.recipe import tree
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation
-from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe, recipe_paths
+from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe
+from trainer.recipe.shipped import recipe_paths
 from trainer.recipe.tree import shown
 
 _ORIGINS = {"set": "override"}
@@ -25,8 +26,8 @@ _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "over
 class ExplainedValue(NamedTuple):
     """One value of a recipe.
 
-    value: None for off. origin: page, assumed, per_model, profile or override. line: in the page,
-    None for what the page does not hold. note: why it is assumed, or what it was before.
+    value: None for off. origin: recipe, assumed, per_model, profile or override. line: in the
+    file, None for what the file does not hold. note: why it is assumed, or what it was before.
     """
 
     path: str
@@ -45,18 +46,18 @@ class RecipeDifference(NamedTuple):
 
 
 def explain_rows(
-    page: Recipe,
+    written: Recipe,
     positions: Positions,
     recipe: Recipe,
     model: str,
     deviations: Sequence[Deviation] = (),
     with_off: bool = False,
 ) -> list[ExplainedValue]:
-    """Every value of `recipe` in the order of its recipe, and where it came from.
+    """Every value of `recipe` in the order of its file, and where it came from.
 
-    recipe, positions: as open_recipe gives them. recipe: the recipe for `model` with the deviations
-    made. An assumption that something is off is a row too; with_off: so is all else that the recipe
-    could have and does not.
+    written, positions: as open_recipe gives them. recipe: the one of `model`, deviations made.
+    An assumption that something is off is a row too; with_off: so is all else that the recipe could
+    have and does not.
     """
     values = {
         label: value
@@ -69,7 +70,7 @@ def explain_rows(
         label: None for label in off if not any(f"{key}.".startswith(f"{label}.") for key in values)
     }
     return [
-        _row(label, value, page, positions, recipe, model, deviations)
+        _row(label, value, written, positions, recipe, model, deviations)
         for label, value in values.items()
     ]
 
@@ -125,11 +126,11 @@ def recipes_table(folder: str = "") -> str:
     for series in _series():
         first, *others = series
         links = ", ".join(
-            [_link(first, folder), *(_link(page, folder, short=True) for page in others)]
+            [_link(first, folder), *(_link(recipe, folder, short=True) for recipe in others)]
         )
         title = first.title
         if others:
-            epochs = [f"{page.epochs}" for page in series]
+            epochs = [f"{recipe.epochs}" for recipe in series]
             title = title.replace(
                 f"{first.epochs} epochs", f"{', '.join(epochs[:-1])} or {epochs[-1]} epochs"
             )
@@ -144,7 +145,7 @@ def roadmap_table(folder: str = "") -> str:
     paper's scores.
     """
     lines = ["| recipe | step | published top-1 % |", "|---|---|---|"]
-    for recipe in filter(_is_roadmap, _pages()):
+    for recipe in filter(_is_roadmap, _all_recipes()):
         step = recipe.title.partition(", step ")[2]
         lines.append(f"| {_link(recipe, folder)} | {step} | {_best_known([recipe])} |")
     return "\n".join(lines)
@@ -156,13 +157,15 @@ def scores_table() -> str:
 
     A recipe of one model has its score in recipes_table or roadmap_table.
     """
-    pages = [recipe for recipe in _pages() if len({score.model for score in recipe.published}) > 1]
-    models = list(dict.fromkeys(score.model for recipe in pages for score in recipe.published))
-    lines = [f"| model | {' | '.join(map(_link, pages))} |", "|---" * (len(pages) + 1) + "|"]
+    found = [
+        recipe for recipe in _all_recipes() if len({score.model for score in recipe.published}) > 1
+    ]
+    models = list(dict.fromkeys(score.model for recipe in found for score in recipe.published))
+    lines = [f"| model | {' | '.join(map(_link, found))} |", "|---" * (len(found) + 1) + "|"]
     for model in models:
         scores = [
             ", ".join(_score(one) for one in recipe.published if one.model == model)
-            for recipe in pages
+            for recipe in found
         ]
         lines.append(f"| {model} | {' | '.join(scores)} |")
     return "\n".join(lines)
@@ -172,12 +175,12 @@ def assumed_table() -> str:
     """All assumptions as a Markdown table: the key, what was chosen and why, and in which
     recipes.
     """
-    pages = list(_pages())
+    found = list(_all_recipes())
     places: dict[tuple[str, str], list[int]] = {}
-    for place, recipe in enumerate(pages):
+    for place, recipe in enumerate(found):
         for assumption in recipe.assumed.items():
             places.setdefault(assumption, []).append(place)
-    names = [_identity(recipe) for recipe in pages]
+    names = [_identity(recipe) for recipe in found]
     lines = ["| key | what was chosen, and why | recipes |", "|---|---|---|"]
     lines += [
         f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()
@@ -185,7 +188,7 @@ def assumed_table() -> str:
     return "\n".join(lines)
 
 
-def _row(label, value, page, positions, recipe, model, deviations) -> ExplainedValue:
+def _row(label, value, written, positions, recipe, model, deviations) -> ExplainedValue:
     """One row. The newest change to a value is its origin: deviation, line for the model,
     assumption, recipe.
     """
@@ -199,7 +202,7 @@ def _row(label, value, page, positions, recipe, model, deviations) -> ExplainedV
             None,
             f"was {shown(first.before, exact=first.origin != 'profile')}",
         )
-    lines = page.per_model.get(model, {})
+    lines = written.per_model.get(model, {})
     path = tree.find(Recipe, tree.plain(recipe), label)
     if any(_covers(key, label) for key in tree.leaves(lines)):
         return ExplainedValue(
@@ -210,7 +213,7 @@ def _row(label, value, page, positions, recipe, model, deviations) -> ExplainedV
         path = ("assumed", key) if key else ()
     line = positions.line(path) if path else None
     return ExplainedValue(
-        label, value, "assumed" if key else "page", line, recipe.assumed[key] if key else ""
+        label, value, "assumed" if key else "recipe", line, recipe.assumed[key] if key else ""
     )
 
 
@@ -239,7 +242,7 @@ def _off(part: Any, label: str = "") -> Iterator[str]:
                 yield inner
 
 
-def _pages() -> list[Recipe]:
+def _all_recipes() -> list[Recipe]:
     """All recipes by name and version, the numbers in a name by their value."""
     return sorted(
         map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version)
@@ -260,7 +263,7 @@ def _series() -> list[list[Recipe]]:
     together.
     """
     series: dict[tuple, list[Recipe]] = {}
-    for recipe in _pages():
+    for recipe in _all_recipes():
         if not _is_roadmap(recipe):
             title = recipe.title.replace(f"{recipe.epochs} epochs", "")
             series.setdefault((title, recipe.source, *recipe.assumed), []).append(recipe)
@@ -268,13 +271,18 @@ def _series() -> list[list[Recipe]]:
 
 
 def _best_known(series: Sequence[Recipe]) -> str:
-    """The score of a ResNet-50, or of the first model, on each recipe that has one."""
-    scores = [_known(page.published) for page in series if page.published]
-    return f"{scores[0].model} {', '.join(map(_score, scores))}" if scores else "none stated"
+    """The score of a ResNet-50, or of the first model, on each recipe that has one; all scores of a
+    recipe of one model.
+    """
+    known = [_known(recipe.published) for recipe in series if recipe.published]
+    shown = ", ".join(" / ".join(map(_score, scores)) for scores in known)
+    return f"{known[0][0].model} {shown}" if known else "none stated"
 
 
-def _known(published: Sequence[Score]) -> Score:
-    return next((score for score in published if score.model == "resnet50"), published[0])
+def _known(published: Sequence[Score]) -> Sequence[Score]:
+    if len({score.model for score in published}) == 1:
+        return published
+    return [next((score for score in published if score.model == "resnet50"), published[0])]
 
 
 def _listed(places: Sequence[int], names: Sequence[str]) -> str:
@@ -307,5 +315,6 @@ def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
 
 
 def _score(score: Score) -> str:
+    spread = f" ± {score.std_pct}" if score.std_pct is not None else ""
     seeds = f" ({score.num_seeds} seeds)" if score.num_seeds is not None else ""
-    return f"{score.top1_pct}" + (f" ± {score.std_pct}{seeds}" if score.std_pct is not None else "")
+    return f"{score.top1_pct}{spread}{seeds}"

@@ -26,7 +26,7 @@ from trainer.recipe.tree import to_yaml
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
-LARGEST_PAGE_KIB = 256
+LARGEST_RECIPE_KIB = 256
 DEEPEST_NESTING = 20
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -85,10 +85,10 @@ def load_yaml(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
     """A command reads the same recipe several times, and a recipe is frozen: it is parsed once."""
-    return parse_page(text, place, kind)
+    return parse_recipe(text, place, kind)
 
 
-def parse_page(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
+def parse_recipe(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
     """YAML text as a value of `kind`; `place` stands in the errors where a file's name would."""
     data, positions = parse(text, place)
     if not isinstance(data, dict):
@@ -124,10 +124,10 @@ def _text(path: Path, place: str) -> str:
                 "is a folder, not a recipe" if path.is_dir() else "is no file",
                 "give the path of a .yaml file",
             )
-        elif path.stat().st_size > LARGEST_PAGE_KIB * 1024:
+        elif path.stat().st_size > LARGEST_RECIPE_KIB * 1024:
             found, hint = (
                 f"{path.stat().st_size} bytes",
-                f"a recipe holds at most {LARGEST_PAGE_KIB} KiB",
+                f"a recipe holds at most {LARGEST_RECIPE_KIB} KiB",
             )
         else:
             return (raw := path.read_bytes()).decode()
@@ -188,7 +188,7 @@ def _compose(text: str, place: str) -> yaml.Node:
         ValueError,
         OverflowError,
     ) as error:  # as for "\UFFFFFFFF" and long versions through
-        found, hint = f"this is not YAML ({' '.join(str(error).split())[:80]})", "mend it"
+        found, hint = f"this is not YAML ({' '.join(str(error).split())[:80]})", "fix it"
     if node is None:
         raise ConfigError(found, hint, place=place, line=line)
     return node
@@ -202,7 +202,7 @@ def _yaml_problem(problem: str) -> tuple[str, str]:
         return "a tab", "indent and separate with spaces"
     if "another document" in problem:
         return "a second document", "a recipe is one, without ---"
-    return f"this is not YAML: {problem}", "mend the line or quote the text"
+    return f"this is not YAML: {problem}", "fix the line or quote the text"
 
 
 class _Reader:
@@ -220,6 +220,7 @@ class _Reader:
             return tuple(
                 self.value(item, (*path, number)) for number, item in enumerate(node.value)
             )
+        assert isinstance(node, yaml.ScalarNode)
         return self._scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: ValuePath) -> dict[str, Any]:

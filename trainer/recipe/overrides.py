@@ -71,7 +71,7 @@ def overrides_of(text: str) -> dict[str, Any]:
 
 
 def _items(text: str) -> list[str]:
-    """Text cut at its spaces, but not within quotation marks or brackets."""
+    """Text split at its spaces, but not within quotation marks or brackets."""
     try:
         words = shlex.split(text)
     except ValueError:
@@ -92,7 +92,7 @@ def _items(text: str) -> list[str]:
 
 
 def overridden(
-    page: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
+    recipe: Kind, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
 ) -> tuple[Kind, tuple]:
     """A typed recipe with values in the place of others, and what that changed.
 
@@ -101,7 +101,7 @@ def overridden(
 
     Raises OverrideError for a path that the recipe cannot have, or for values that do not fit.
     """
-    kind, before = type(page), tree.plain(page)
+    kind, before = type(recipe), tree.plain(recipe)
     after = before
     for label, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
         try:
@@ -110,7 +110,7 @@ def overridden(
             raise _about(error, _item(origin, label, value), (label,)) from None
     changes = list(tree.differences(before, after))
     if not changes:
-        return page, ()
+        return recipe, ()
     # Scores are published for the recipe as it stands, and a value that was set is no longer
     # assumed.
     after = tree.without_assumed(
@@ -122,7 +122,7 @@ def overridden(
         labels = _blamed(after, error.path, overrides)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
         raise _about(error, place, labels) from None
-    return result, deviations_between(page, result, origin)
+    return result, deviations_between(recipe, result, origin)
 
 
 def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
@@ -135,9 +135,9 @@ def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideE
     return error.raised_as(OverrideError, **fields)
 
 
-def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
+def deviations_between(recipe: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
     """Where a recipe differs from another in what it does."""
-    found = tree.differences(tree.plain(page), tree.plain(result))
+    found = tree.differences(tree.plain(recipe), tree.plain(result))
     return tuple(
         Deviation(label, before, after, origin)
         for label, before, after in found
@@ -146,7 +146,7 @@ def deviations_between(page: BaseModel, result: BaseModel, origin: str) -> tuple
 
 
 def _put(
-    kind: type[BaseModel], page: dict[str, Any], label: str, value: Any, locked: Collection[str]
+    kind: type[BaseModel], recipe: dict[str, Any], label: str, value: Any, locked: Collection[str]
 ) -> dict:
     if label.partition(".")[0] in locked:
         raise ConfigError(
@@ -154,13 +154,13 @@ def _put(
             "to change it, write a recipe of your own",
             kind="locked",
         )
-    path = tree.find(kind, page, label)
-    section = value_at(page, path[:-1])
+    path = tree.find(kind, recipe, label)
+    section = value_at(recipe, path[:-1])
     if path[-1] == "name" and name_of(section) is not None:
         return tree.replaced(
-            page, path[:-1], _renamed(kinds_at(kind, page, path[:-1]), section, value)
+            recipe, path[:-1], _renamed(kinds_at(kind, recipe, path[:-1]), section, value)
         )
-    return tree.replaced(page, path, value)
+    return tree.replaced(recipe, path, value)
 
 
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any
     }
 
 
-def _blamed(page: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+def _blamed(recipe: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> tuple[str, ...]:
     """The overrides nearest to the place that is refused; all of them where none is near."""
-    place = label_of(page, path).split(".")
+    place = label_of(recipe, path).split(".")
 
     def shared(label: str) -> int:
         pairs = zip(label.split("."), place, strict=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
+from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
 from trainer.recipe.identity import RunIdentity
 from trainer.recipe.profiles import Profile
@@ -136,7 +137,7 @@ def make_plan(
     """Work out every unit of a resolved recipe, or refuse.
 
     Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
-    where a component does not fit the rest (see Ingredient.check).
+    where a component does not fit the rest (see Component.check).
     """
     batch = recipe.batch
     num_micro_batches = batch.images // recipe.images_together
@@ -165,9 +166,20 @@ def make_plan(
         num_steps=steps_per_epoch * recipe.epochs,
         plugins=dict(loaded_plugins() if plugins is None else plugins),
     )
+    _check_name(plan)
     for part in parts_of(recipe):
         part.check(plan)
     return plan
+
+
+def _check_name(plan: Plan) -> None:
+    """The run's name becomes that of a file."""
+    num_bytes = len(plan.run_name("").encode())
+    if num_bytes > LONGEST_NAME_BYTES - len("-999.json"):
+        raise PlanError(
+            f"the run's name would have {num_bytes} bytes: {plan.run_name('')}",
+            "use a shorter name of the recipe or of the data's profile",
+        )
 
 
 def check_settings(plan: Plan, settings) -> None:
@@ -187,13 +199,6 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
                 path=("batch", "images"),
             )
         return full
-    if rest == 1:
-        raise PlanError(
-            f"the last step of an epoch would hold one image ({profile.num_train} = {full} x"
-            f" {recipe.batch.images} + 1): a batch statistic of one image is none",
-            "use batch.drop_last=true",
-            path=("batch", "images"),
-        )
     return full + bool(rest)
 
 

@@ -4,11 +4,13 @@ ImageNet.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.base.component import Positive, StrictModel
+from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import one_name
 from trainer.recipe.check import refuse
 
@@ -26,7 +28,7 @@ KNOWN_SETS = {
     "mnist",
     "cifar10",
     "cifar100",
-}  # and those of `data.sets.known_set`
+}  # and those of `data.datasets.builtin.known_set`
 
 
 def _is_known(name: str) -> str:
@@ -62,9 +64,8 @@ class Profile(StrictModel):
     name: letters, digits and . + - _ only, since it becomes part of file names.
     mean, std: per channel of the training images, in units where black is 0 and white is 1.
     channels: of the images as the model takes them. For 1, a colour image becomes its luma; for 3,
-    a grey one stands
-        three times; for any other number the files themselves hold as many (.npy of [H, W, C]
-        uint8, or what PIL opens).
+        a grey one is repeated three times; for any other number the files themselves hold as many
+        (.npy of [H, W, C] uint8, or what PIL opens).
     native_px: side of its images where all have the same.
     images_of: the known set whose images these are, where `name` is another.
     """
@@ -183,3 +184,23 @@ PROFILES = {
         ),
     )
 }
+
+
+def unknown_data(data: str) -> UserError:
+    """What to say of a data= that is neither a known dataset nor a path that is there."""
+    if os.sep in data:
+        return UserError(
+            f"data={data}: no such folder",
+            "use one with train/<class>/… and val/<class>/…, or a profile's .yaml",
+        )
+    return UserError(
+        f"data={data}: unknown{did_you_mean(data, PROFILES)}",
+        f"valid: {', '.join(PROFILES)}, an image folder (train/<class>/…, val/<class>/…), a folder "
+        "of tar shards, parquet or `datasets` files, a profile's .yaml",
+    )
+
+
+def check_data_name(data: str) -> None:
+    """Refuse a data= that names nothing, without looking into it. Raises UserError."""
+    if data not in PROFILES and not os.path.exists(data):
+        raise unknown_data(data)

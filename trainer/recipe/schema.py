@@ -1,11 +1,10 @@
-"""A recipe: one complete recipe of science, and the one place that knows where recipes are."""
+"""A recipe: one complete file of science, and the one place that knows where recipes are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -13,8 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import StrictModel
-from trainer.base.errors import ConfigError, UserError, did_you_mean, printable
-from trainer.base.provenance import shipped_folder
+from trainer.base.errors import ConfigError, did_you_mean
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
 from trainer.components.learning_rate import LearningRate
@@ -33,11 +31,6 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
 _NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "published")
 _STAGES = ("decode", "pixels", "normalized")
-_FILE_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9_-]*)\.v(?P<version>[1-9][0-9]*)")
-
-
-class RecipeError(UserError):
-    """A recipe that is not there, or an override that does not fit it."""
 
 
 class Recipe(StrictModel):
@@ -233,19 +226,18 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
-        """What is counted in epochs lies within the run: a number that is never reached would do
-        nothing.
+        """What is counted in epochs lies within the run: a number that is never reached has no
+        effect.
         """
-        growth = self.image.growth
-        lengths = [
-            (("lr", "schedule", key), *rest)
-            for key, *rest in self.lr.schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
+        growth, schedule = self.image.growth, self.lr.schedule
+        lengths: list[tuple[tuple[str, ...], float, float]] = [
+            (("lr", "schedule", key), found, most)
+            for key, found, most in schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
         ]
-        for path, found, most in (
-            *lengths,
-            (("image", "growth", "to_epoch"), growth and growth.to_epoch, self.epochs),
-        ):
-            if found and found > most:
+        if growth is not None:
+            lengths.append((("image", "growth", "to_epoch"), growth.to_epoch, self.epochs))
+        for path, found, most in lengths:
+            if found > most:
                 sentence = (
                     f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs};"
                     f" write {most:g} at most"
@@ -261,10 +253,10 @@ class Recipe(StrictModel):
 
     @model_validator(mode="after")
     def _assumed_exists(self) -> Self:
-        page = tree.plain(self)
+        plain = tree.plain(self)
         for label in self.assumed:
             try:
-                found = label_of(page, tree.find(Recipe, page, label))
+                found = label_of(plain, tree.find(Recipe, plain, label))
             except ConfigError as error:
                 raise error.raised_as(ConfigError, path=("assumed", label)) from None
             if found != label or label.partition(".")[0] in ABOUT:
@@ -329,10 +321,10 @@ class Recipe(StrictModel):
         return check(Recipe, self._folded(model))
 
     def _folded(self, model: str) -> dict[str, Any]:
-        page, lines = tree.plain(self), self.per_model.get(model, {})
-        scores = tuple(score for score in page.get("published", ()) if score["model"] == model)
-        page = tree.merged({**page, "published": scores, "per_model": {}}, lines)
-        return tree.without_assumed(Recipe, page, tree.leaves(lines))
+        plain, lines = tree.plain(self), self.per_model.get(model, {})
+        scores = tuple(score for score in plain.get("published", ()) if score["model"] == model)
+        plain = tree.merged({**plain, "published": scores, "per_model": {}}, lines)
+        return tree.without_assumed(Recipe, plain, tree.leaves(lines))
 
     @property
     def digest(self) -> str:
@@ -367,47 +359,10 @@ def apply_overrides(
     return overridden(recipe, given, origin, locked=ABOUT)
 
 
-def recipe_paths(folder: Path | None = None) -> list[Path]:
-    """All recipes in a folder, by default the one that comes with the package, by name and
-    version.
-    """
-    found = [
-        (_FILE_NAME.fullmatch(path.stem), path)
-        for path in (folder or pages_folder()).glob("*.yaml")
-    ]
-    pages = [(match["name"].lower(), int(match["version"]), path) for match, path in found if match]
-    return [path for _, _, path in sorted(pages)]
-
-
-def pages_folder() -> Path:
-    return shipped_folder("recipes")
-
-
-def find_recipe(name: str) -> Path:
-    """The recipe that a name means: A1 is its newest version, A1.v1 that version, a path to a .yaml
-    file that file.
-
-    Raises RecipeError for a name that no recipe has.
-    """
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    paths = recipe_paths()
-    named = {path.stem.rpartition(".v")[0]: path for path in paths} | {
-        path.stem: path for path in paths
-    }
-    if name not in named:
-        near = did_you_mean(name, named)
-        there_are = ", ".join(path.stem for path in paths)
-        raise RecipeError(
-            f"recipe={printable(name)}: there is no such recipe{near}; there are {there_are}"
-        )
-    return named[name]
-
-
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
-    """The recipe on a recipe, and where each of its keys stands.
+    """The recipe in a file, and where each of its keys stands.
 
-    Raises ConfigError for what is wrong in the recipe, or a file that is not named after it. A
+    Raises ConfigError for what is wrong in it, or a file that is not named after it. A
     run's own recipe.yaml is free of that name: it may hold deviations.
     """
     recipe, positions = load_yaml(path, Recipe)
@@ -420,5 +375,5 @@ def open_recipe(path: Path) -> tuple[Recipe, Positions]:
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe on a recipe. Raises ConfigError as open_recipe does."""
+    """The recipe in a file. Raises ConfigError as open_recipe does."""
     return open_recipe(path)[0]

@@ -35,6 +35,8 @@ class Growth(StrictModel):
     Between the two the side is on the straight line, rounded to the nearest multiple of multiple_px
     (halves to an even multiple, as NumPy). updated: "per_epoch" takes the epoch's number and keeps
     the size for all of it; "per_step" takes the share of the epoch that is over as well.
+    shrink: "nearest" resizes a crop to train_px first and then leaves rows and columns out, as
+    composer; None resizes it to the wanted side at once, as ffcv.
 
     Raises ValueError for a line that does not rise.
     Sources: Tan and Le 2021, arXiv:2104.00298; the rounding is that of ffcv's ImageNet training
@@ -46,6 +48,7 @@ class Growth(StrictModel):
     to_epoch: NonNegative
     multiple_px: Annotated[int, Field(ge=1, le=256)]
     updated: Literal["per_epoch", "per_step"]
+    shrink: Literal["nearest"] | None = None
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -75,6 +78,10 @@ class Growth(StrictModel):
         side = self.from_px + (train_px - self.from_px) * grown_share
         return round(side / self.multiple_px) * self.multiple_px
 
+    def cropped_px(self, image_px: int, train_px: int) -> int:
+        """The side that crops are resized to where the model sees image_px."""
+        return image_px if self.shrink is None else train_px
+
 
 class PreciseNorm(StrictModel):
     """Before each evaluation the running statistics of all norms become the plain mean over
@@ -92,6 +99,8 @@ class Image(StrictModel):
     """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops
     the centre.
 
+    test_interpolation: "bilinear_no_antialias" does not smooth what it makes smaller (OpenCV,
+    DALI); the others do (PIL).
     growth: smaller training images in the beginning; None trains on train_px throughout. test_flip:
     an image is scored by the sum of its logits and those of its mirror image.
 
@@ -102,7 +111,7 @@ class Image(StrictModel):
     train_px: Side
     test_px: Side
     test_crop_share: Annotated[float, Field(gt=0, le=1)]
-    test_interpolation: Literal["bilinear", "bicubic"]
+    test_interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
     test_flip: bool = False
     growth: Growth | None = None
 
@@ -125,6 +134,10 @@ class Image(StrictModel):
 class Score(StrictModel):
     """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states
     them.
+
+    std_pct, num_seeds: top1_pct is then the mean over seeds. precision: what the source trained in
+    (fp16 and bf16 mean mixed precision). epoch: whether it is the last epoch's score, or that of
+    the epoch with the best one on val, which lies a little higher. Absent: the source does not say.
     """
 
     model: str
@@ -133,3 +146,5 @@ class Score(StrictModel):
     test_px: Side | None = None
     std_pct: Percent | None = None
     num_seeds: Annotated[int, Field(ge=2)] | None = None
+    precision: Literal["float32", "tf32", "fp16", "bf16"] | None = None
+    epoch: Literal["best", "last"] | None = None

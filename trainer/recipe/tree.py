@@ -87,16 +87,17 @@ def leaves(data: Any, label: str = "") -> dict[str, Any]:
     return {key: value for group in inner for key, value in group.items()}
 
 
-def merged(page: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with lines put over it: mappings merge, all else is replaced, and so is an component
+def merged(recipe: Mapping[str, Any], lines: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe with lines put over it: mappings merge, all else is replaced, and so is a component
     by another one.
     """
-    result = dict(page)
+    result = dict(recipe)
     for key, value in lines.items():
-        old = page.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        is_same = both and value.get("name", old.get("name")) == old.get("name")
-        result[key] = merged(old, value) if is_same else value
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            is_same = value.get("name", old.get("name")) == old.get("name")
+            value = merged(old, value) if is_same else value
+        result[key] = value
     return result
 
 
@@ -137,7 +138,7 @@ def changed(label: str, before: BaseModel, after: BaseModel) -> dict[str, Any]:
 
 
 def without_assumed(
-    kind: type[BaseModel], page: Mapping[str, Any], changed: Collection[str]
+    kind: type[BaseModel], recipe: Mapping[str, Any], changed: Collection[str]
 ) -> dict[str, Any]:
     """A recipe without the assumptions about what was changed, or is no longer there."""
 
@@ -145,14 +146,14 @@ def without_assumed(
         if any(f"{label}.".startswith(f"{one}.") for one in changed):
             return False
         try:
-            find(kind, page, label)
+            find(kind, recipe, label)
         except ConfigError:
             return False
         return True
 
     return {
-        **page,
-        "assumed": {label: why for label, why in page.get("assumed", {}).items() if stays(label)},
+        **recipe,
+        "assumed": {label: why for label, why in recipe.get("assumed", {}).items() if stays(label)},
     }
 
 
@@ -205,8 +206,8 @@ def _parts(data: Any) -> dict[str, Any] | None:
 
 
 def _is_reordered(before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether two lists hold the same names in another order, so that no item-by-item line would
-    tell it.
+    """Whether two lists hold the same names in another order, which no item-by-item line would
+    show.
     """
     is_list = isinstance(before, tuple)
     if isinstance(after, tuple) != is_list:

@@ -61,25 +61,13 @@ def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
 
 
 _RUN = (
-    "recipe",
-    "model",
-    "data",
-    "scored on",
-    "epochs",
-    "steps",
-    "images per step",
+    "recipe", "model", "data", "scored on", "epochs", "steps", "images per step",
     "images per norm sample",
-)
+)  # fmt: skip
 _MACHINE = (
-    "device",
-    "precision",
-    "threads",
-    "loader",
-    "ranks",
-    "bitwise reproducible",
-    "commit",
+    "device", "precision", "threads", "loader", "ranks", "bitwise reproducible", "commit",
     "changed during training",
-)
+)  # fmt: skip
 _Properties = Mapping[str, Callable[[Row], object]]
 _SCORES: _Properties = {
     "status": lambda row: row.status,

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.base.disk import write_atomically
+from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.report.tables import SeedResult, Table
+from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
 from trainer.runs.results import Row, RowError
 
 MAX_POINTS = 120  # per curve: more than a panel of the report has pixels to tell apart
@@ -45,7 +46,8 @@ def read_curves(folder: Path, row: Row) -> Curves | None:
     if not path.is_file():
         return None
     losses, scores = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    content = read_regular(path, LARGEST_METRICS_BYTES)
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.endswith(b"}"):
             continue
         try:

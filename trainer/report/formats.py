@@ -199,11 +199,8 @@ def _markdown_tables(view: View) -> list[str]:
     for group, cells in view.table.groups.items():
         if len(view.table.groups) > 1:
             parts.append(f"## {markdown_text(group)}")
-        lines = [
-            _markdown_line(_markdown_cell(view, summary, name) for name in columns)
-            for summary in cells
-        ]
-        parts.append("\n".join([_markdown_line(headings), rule, *lines]))
+        lines = ((_markdown_cell(view, summary, name) for name in columns) for summary in cells)
+        parts.append("\n".join([_markdown_line(headings), rule, *map(_markdown_line, lines)]))
     return parts
 
 
@@ -218,27 +215,22 @@ def _markdown_rows(view: View) -> str:
     table, metric = view.table, view.table.metric
     lines = [f"| cell | seed | {metric.heading} | run |", "|---|---:|---:|---|"]
     for summary in table.cells:
-        name = (
-            summary.cell.name
-            if len(table.groups) == 1
-            else f"{summary.cell.name} ({summary.cell.group})"
-        )
+        group = "" if len(table.groups) == 1 else f" ({summary.cell.group})"
+        name = markdown_text(f"{summary.cell.name}{group}")
         for result in summary.seeds:
             score = STATE_TEXTS[result.state]
             if result.value is not None:
                 score = format_number(result.value, metric.digits)
             run = markdown_code(result.row.run) if result.row else ""
-            lines.append(_markdown_line([markdown_text(name), str(result.seed), score, run]))
+            lines.append(_markdown_line([name, str(result.seed), score, run]))
     return "\n".join(lines)
 
 
 def _commands(cells: Sequence[CellSummary]) -> str:
     lines = []
     for summary in cells:
-        lines += [
-            f"# {' '.join(summary.cell.name.split())}",
-            command(summary.cell, summary.seeds[0].seed),
-        ]
+        lines.append(f"# {' '.join(summary.cell.name.split())}")
+        lines.append(command(summary.cell, summary.seeds[0].seed))
     text = "\n".join(lines)
     fence = _backticks(text, at_least=3)
     return f"{fence}sh\n{text}\n{fence}"
@@ -319,12 +311,10 @@ def _latex_body(view: View, columns: tuple[str, ...]) -> list[str]:
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\")
         for summary in cells:
             texts = {column: cell_text(view, summary, column) for column in columns}
-            lines.append(
-                _latex_line(  # a minus sign in numbers, where LaTeX would set a hyphen
-                    latex_text(text if is_text(name) else text.replace("-", "−"))
-                    for name, text in texts.items()
-                )
-            )
+            for name in texts:  # a minus sign in numbers, where LaTeX would set a hyphen
+                if not is_text(name):
+                    texts[name] = texts[name].replace("-", "−")
+            lines.append(_latex_line(map(latex_text, texts.values())))
     return lines
 
 

@@ -50,9 +50,8 @@ def write_hparams(table: Table, folder: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _serialize(_row_events(summary, row)))
     if rows:
-        write_atomically(
-            folder / "events.out.tfevents.ablation", _serialize(_experiment_events(rows))
-        )
+        path = folder / "events.out.tfevents.ablation"
+        write_atomically(path, _serialize(_experiment_events(rows)))
     return len(rows)
 
 
@@ -75,11 +74,10 @@ def _row_events(summary: CellSummary, row: Row) -> Iterator[Event]:
     )
     status = api_pb2.STATUS_SUCCESS if row.status == "finished" else api_pb2.STATUS_FAILURE
     info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end_s)
+    content = plugin_data_pb2.HParamsPluginData(session_end_info=info)
     end = Summary.Value(
         tag=metadata.SESSION_END_INFO_TAG,
-        metadata=metadata.create_summary_metadata(
-            plugin_data_pb2.HParamsPluginData(session_end_info=info)
-        ),
+        metadata=metadata.create_summary_metadata(content),
         tensor=metadata.NULL_TENSOR,
     )
     yield Event(wall_time=end_s, file_version="brain.Event:2")
@@ -100,10 +98,8 @@ def _experiment_events(rows: Sequence[tuple[CellSummary, Row]]) -> Iterator[Even
         summary_v2.Metric(f"row/{name}", display_name=label) for name, label in _METRICS.items()
     ]
     yield Event(wall_time=end_s, file_version="brain.Event:2")
-    yield Event(
-        wall_time=end_s,
-        summary=summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=end_s),
-    )
+    declared = summary_v2.hparams_config_pb(parameters, metrics, time_created_secs=end_s)
+    yield Event(wall_time=end_s, summary=declared)
 
 
 def _time_s(row: Row) -> float:

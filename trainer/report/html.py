@@ -11,7 +11,7 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,13 +26,7 @@ from trainer.ablation.cells import command
 from trainer.base.disk import write_atomically
 from trainer.report import figures
 from trainer.report.curves import Curves, find_curves, keep_curves
-from trainer.report.formats import (
-    cell_text,
-    format_number,
-    heading_of,
-    is_text,
-    shown_columns,
-)
+from trainer.report.formats import cell_text, format_number, heading_of, is_text, shown_columns
 from trainer.report.notes import ROW_FACTS, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import View, fields_of, make_view
@@ -57,32 +51,30 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
     """The report. curves: by run, of those that have any."""
     style, script = _asset("style.css"), _asset("script.js")
     view = make_view(table)
-    return (
-        _templates()
-        .get_template("report.html")
-        .render(
-            **_figures(table, curves),
-            table=table,
-            texts=SimpleNamespace(
-                **{
-                    name: functools.partial(cell_text, view, column=name)
-                    for name in ("mean", "difference", "p")
-                }
-            ),
-            policy=_policy(style, script),
-            style=Markup(style),
-            script=Markup(script),
-            states=count_states(table),
-            numbers=cell_numbers(table),
-            warnings=warnings(table),
-            remarks=remarks(table),
-            notes=notes_html(table.notes),
-            results=result_tables(view),
-            num_rows=sum(len(summary.rows) for summary in table.cells),
-            cells=cell_lines(table),
-            runs=run_table(table),
-        )
-    )
+    texts = {
+        name: functools.partial(cell_text, view, column=name)
+        for name in ("mean", "difference", "p")
+    }
+    facts = {
+        "table": table,
+        "texts": SimpleNamespace(**texts),
+        "policy": _policy(style, script),
+        "style": Markup(style),
+        "script": Markup(script),
+        "states": count_states(table),
+        "state_texts": STATE_TEXTS,
+        "numbers": cell_numbers(table),
+        "warnings": warnings(table),
+        "remarks": remarks(table),
+        "notes": notes_html(table.notes),
+        "results": result_entries(view),
+        "heading": functools.partial(heading_of, view),
+        "is_text": is_text,
+        "num_rows": sum(len(summary.rows) for summary in table.cells),
+        "cells": cell_lines(table),
+        "runs": run_table(table),
+    }
+    return _templates().get_template("report.html").render(**facts, **_figures(table, curves))
 
 
 def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
@@ -153,15 +145,6 @@ def _policy(style: str, script: str) -> str:
 
 
 @dataclass(frozen=True)
-class Column:
-    """is_text: sorted as text, else as numbers."""
-
-    name: str
-    heading: str
-    is_text: bool
-
-
-@dataclass(frozen=True)
 class Entry:
     """A cell of an HTML table.
 
@@ -173,88 +156,61 @@ class Entry:
     is_absent: bool = False
 
 
-@dataclass(frozen=True)
-class ResultLine:
-    """One cell. number: its place in the ablation, its label in the figures."""
-
-    number: int
-    summary: CellSummary
-    entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class ResultTable:
-    """The cells of one group."""
-
-    group: str
-    columns: tuple[Column, ...]
-    lines: tuple[ResultLine, ...]
-
-
 def cell_numbers(table: Table) -> dict[str, int]:
     """The cells' numbers in the report, from 1, by name."""
     return {summary.cell.name: number for number, summary in enumerate(table.cells, start=1)}
 
 
-def result_tables(view: View) -> tuple[ResultTable, ...]:
-    """The table of each group; its marks stand below the names of the cells."""
-    names = [name for name in shown_columns(view) if name != "marks"]
-    columns = tuple(Column(name, heading_of(view, name), is_text(name)) for name in names)
-    fields = fields_of(view.table)
-    tables: dict[str, list[ResultLine]] = {group: [] for group in view.table.groups}
-    for number, summary in enumerate(view.table.cells, start=1):
-        entries = tuple(_entry(view, summary, column, fields[number - 1]) for column in columns)
-        tables[summary.cell.group].append(ResultLine(number, summary, entries))
-    return tuple(ResultTable(group, columns, tuple(lines)) for group, lines in tables.items())
+def result_entries(view: View) -> dict[str, dict[str, Entry]]:
+    """By cell and column, the table of results; its marks stand below the names of the cells."""
+    columns = [name for name in shown_columns(view) if name != "marks"]
+    lines = zip(view.table.cells, fields_of(view.table), strict=True)
+    return {
+        summary.cell.name: {name: _entry(view, summary, name, fields) for name in columns}
+        for summary, fields in lines
+    }
 
 
-def _entry(view: View, summary: CellSummary, column: Column, fields: Mapping[str, Any]) -> Entry:
-    text = cell_text(view, summary, column.name)
-    if column.is_text:
+def _entry(view: View, summary: CellSummary, column: str, fields: Mapping[str, Any]) -> Entry:
+    text = cell_text(view, summary, column)
+    if is_text(column):
         return Entry(text, key=text)
-    value = fields[column.name]
+    value = fields[column]
     key = "" if value is None else f"{value:.8g}"
-    return Entry(text, key, is_absent=column.name == "mean" and value is None)
+    return Entry(text, key, is_absent=column == "mean" and value is None)
 
 
 # ---- what each cell changes
 
 
 @dataclass(frozen=True)
-class OverrideText:
-    """One override as written in set=. is_own: the base of the group does not have it."""
-
-    text: str
-    is_own: bool
-
-
-@dataclass(frozen=True)
 class CellLine:
-    """A cell's overrides. left_out: those that only the base has. command: for its first seed."""
+    """A cell's overrides as written in set=, each with: does the base of the group not have it?
 
-    number: int
+    left_out: those that only the base has. command: for its first seed.
+    """
+
     summary: CellSummary
-    overrides: tuple[OverrideText, ...]
+    overrides: tuple[tuple[str, bool], ...]
     left_out: tuple[str, ...]
     command: str
 
 
 def cell_lines(table: Table) -> tuple[CellLine, ...]:
     """The overrides of each cell, compared with those of its base."""
-    base_overrides = {
-        summary.cell.group: split_overrides(summary.cell.overrides)
-        for summary in table.cells
-        if summary.cell.is_base
+    overrides = {
+        summary.cell.name: split_overrides(summary.cell.overrides) for summary in table.cells
     }
+    bases = {summary.cell.group: summary.cell for summary in table.cells if summary.cell.is_base}
     lines = []
-    for number, summary in enumerate(table.cells, start=1):
-        of_base = base_overrides.get(summary.cell.group, ())
-        own = split_overrides(summary.cell.overrides)
+    for summary in table.cells:
+        base, own = bases.get(summary.cell.group), overrides[summary.cell.name]
+        of_base = overrides[base.name] if base else ()
         paths = {text.partition("=")[0] for text in own}
         left_out = tuple(text for text in of_base if text.partition("=")[0] not in paths)
-        overrides = tuple(OverrideText(text, text not in of_base) for text in own)
+        marked = tuple((text, text not in of_base) for text in own)
         first_seed = command(summary.cell, summary.seeds[0].seed)
-        lines.append(CellLine(number, summary, overrides, left_out, first_seed))
+        lines.append(CellLine(summary, marked, left_out, first_seed))
     return tuple(lines)
 
 
@@ -286,11 +242,9 @@ def split_overrides(text: str) -> tuple[str, ...]:
 class RunLine:
     """One seed of a cell. facts: values of RunTable.headings. address: link to the row's file."""
 
-    number: int
     summary: CellSummary
     result: SeedResult
     score: Entry
-    state: str
     address: str
     facts: tuple[str, ...]
 
@@ -310,25 +264,17 @@ def run_table(table: Table) -> RunTable:
     values = {name: [describe(row) for row in rows] for name, describe in ROW_FACTS.items()}
     common = {name: v[0] for name, v in values.items() if len(v) > 1 and len(set(v)) == 1}
     headings = tuple(name for name in ROW_FACTS if rows and name not in common)
-    lines = tuple(
-        _run_line(table, number, summary, result, headings)
-        for number, summary in enumerate(table.cells, start=1)
-        for result in summary.seeds
-    )
-    return RunTable(tuple(common.items()), headings, lines)
-
-
-def _run_line(
-    table: Table, number: int, summary: CellSummary, result: SeedResult, headings: Sequence[str]
-) -> RunLine:
-    row, state = result.row, STATE_TEXTS[result.state]
-    score = Entry(state, "", is_absent=True)
-    if result.value is not None:
-        text = format_number(result.value, table.metric.digits)
-        score = Entry(text, f"{result.value:.8g}")
-    address = f"rows/{quote(row.run, safe='')}.json" if row else ""
-    facts = tuple(ROW_FACTS[name](row) if row else "" for name in headings)
-    return RunLine(number, summary, result, score, state, address, facts)
+    lines = []
+    for summary in table.cells:
+        for result in summary.seeds:
+            row, score = result.row, Entry("", "", is_absent=True)
+            if result.value is not None:
+                text = format_number(result.value, table.metric.digits)
+                score = Entry(text, f"{result.value:.8g}")
+            address = f"rows/{quote(row.run, safe='')}.json" if row else ""
+            facts = tuple(ROW_FACTS[name](row) if row else "" for name in headings)
+            lines.append(RunLine(summary, result, score, address, facts))
+    return RunTable(tuple(common.items()), headings, tuple(lines))
 
 
 def count_states(table: Table) -> tuple[tuple[str, int], ...]:

@@ -5,12 +5,44 @@ written once it does.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.base.disk import UnfitFile, open_descriptor, open_regular
 from trainer.base.errors import UserError
+from trainer.base.json_text import json_of
+
+# of a metrics.jsonl that is read whole: a line is about a hundred bytes
+LARGEST_METRICS_BYTES = 2**29
+
+
+def whole_lines(path: Path, num_bytes: int, sha256: str | None = None) -> bytes:
+    """The first num_bytes bytes of a file of JSON lines: all of them, or the whole lines up to the
+    first damaged one where it is shorter, or not of this SHA-256.
+
+    sha256: None where it is not known; then each line is looked at. Nothing is read of what is no
+    regular file. Raises OSError.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(num_bytes)
+    except (FileNotFoundError, UnfitFile):
+        return b""
+    if len(content) == num_bytes and hashlib.sha256(content).hexdigest() == sha256:
+        return content
+    lines = content.splitlines(keepends=True)
+    return b"".join(itertools.takewhile(_is_whole, lines))
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json_of(line), dict)
+    except ValueError:
+        return False
 
 
 class KeptFile:
@@ -23,7 +55,7 @@ class KeptFile:
 
     A file or folder that is removed meanwhile is made again, with all that stood there.
 
-    Raises UserError where the file is shorter than num_bytes, OSError where it cannot be opened.
+    Raises UserError where it is no regular file, OSError where it cannot be opened.
     """
 
     def __init__(
@@ -37,19 +69,15 @@ class KeptFile:
         self.error: OSError | None = None
         self.unwritten: bytes | None = None
         self._guard = threading.Lock()
-        found = self.path.stat().st_size if self.path.exists() else 0
-        if num_bytes is not None and found < num_bytes:  # to lengthen it would fill it with zeros
-            raise UserError(
-                f"{self.path}: {found} bytes, but its checkpoint counts {num_bytes}: lines of the"
-                f" curves are lost; without {self.path.parent / 'checkpoints'} the run would start"
-                " again"
-            )
-        self._num_done = (
-            found if num_bytes is None else num_bytes
-        )  # bytes that need not be kept any more
+        try:
+            self._descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
+        except UnfitFile as error:
+            raise UserError(f"{self.path}: {error}; move it away") from None
+        found = os.fstat(self._descriptor).st_size
+        # bytes that need not be kept any more; to lengthen the file would fill it with zeros
+        self._num_done = found if num_bytes is None else min(num_bytes, found)
         self._kept = bytearray()  # what comes after them
         self._num_written = 0  # of what is kept
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self._num_done)
 
     @property
@@ -147,7 +175,10 @@ class KeptFile:
         that.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        opened = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            opened = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
+        except UnfitFile as error:
+            raise OSError(str(error)) from None
         try:
             if os.fstat(opened).st_size < self._num_done:
                 content, done = self._before(), 0

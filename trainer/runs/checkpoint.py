@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from trainer.base.disk import removed_on_error, sync_folder, temporary_path, write_atomically
+from trainer.base.disk import (
+    UnfitFile,
+    open_regular,
+    read_regular,
+    removed_on_error,
+    sync_folder,
+    temporary_path,
+    write_atomically,
+)
 from trainer.base.errors import UserError
 
 NUM_KEPT = 2  # the last one, and the one before it in case the last is damaged
+_LARGEST_CHECKSUM_BYTES = 4096
 _NAME = re.compile(r"step_([0-9]+)\.pt")
 
 
@@ -56,17 +67,21 @@ def save_checkpoint(
         if _checksum_path(path).exists():
             # The same step saved again: a kill before the file is replaced must leave the old one
             # with its checksum.
-            checksums += _checksum_path(path).read_bytes().split()
+            with contextlib.suppress(ValueError):
+                checksums += [one.encode() for one in read_checksums(path)]
         write_atomically(_checksum_path(path), b"\n".join(checksums))
         if is_kept:
             _kept_path(path).touch()
+        if path.is_dir():  # nothing of ours, and in the way
+            path.rename(path.with_name(f"{path.name}.not-a-checkpoint"))
         os.replace(temporary, path)
     sync_folder(folder)
     paths = _newest_first(folder)
     place = paths.index(path)
     later = paths[:place]  # passed over when the run was resumed: damaged
     for old in later + [old for old in paths[place + NUM_KEPT :] if not _kept_path(old).exists()]:
-        old.unlink(missing_ok=True)
+        if not old.is_dir():
+            old.unlink(missing_ok=True)
     _drop_orphans(folder)
     return path
 
@@ -125,43 +140,67 @@ class _Hashed:
         """Nothing: the file is flushed once, when it is whole."""
 
 
-def load_checkpoint(folder: Path, say: Callable[[str], None], device: str = "cpu") -> dict | None:
+def load_checkpoint(
+    folder: Path,
+    say: Callable[[str], None],
+    device: str = "cpu",
+    check: Callable[[dict, int], None] = lambda state, step: None,
+    largest_bytes: float = math.inf,
+) -> dict | None:
     """The newest whole checkpoint of a folder, or None; each damaged one is passed over with a
     line.
 
+    check: called with a state and the step of its file's name; raises ValueError for what is no
+    state of the run. largest_bytes: of a checkpoint; a larger file is none.
+
     Raises UserError where a disk does not give one that is there: that may pass, and nothing is
-    given up for it.
+    given up for it; and where all that are whole hold something else.
     """
     try:
         paths = _newest_first(folder)
     except OSError as error:
         raise _not_given(folder, error) from None
+    other = ""
     for path in paths:
-        damage = _damage(path)
-        if damage is None:
+        fault = _damage(path, largest_bytes)
+        if fault is None:
             try:
-                return _opened(path, device)
-            except (torch.OutOfMemoryError, MemoryError):
+                state = _opened(path, device)
+                check(state, _step_of(path))
+                return state
+            except UserError:
                 raise
-            except OSError as error:
-                raise _not_given(path, error) from None
-            except (
-                Exception
-            ) as error:  # its checksum is right: whatever torch raises over somebody else's bytes
-                damage = f"it cannot be read: {type(error).__name__}"
-        remedy = (
-            "none is left, the run starts again"
-            if path == paths[-1]
-            else "falling back to the one before it"
-        )
-        say(f"checkpoint {path.name} is damaged ({damage}): {remedy}")
+            except UnfitFile as error:
+                fault = f"damaged ({error})"
+            except ValueError as error:
+                fault = f"no state of this run ({error})"
+                other = other or f"{path.name} is {fault}"
+        remedy = "falling back to the one before it"
+        if path == paths[-1]:
+            if other:
+                raise UserError(
+                    other,
+                    "without this folder the run would start from the beginning",
+                    place=str(folder),
+                )
+            remedy = "none is left, the run starts again"
+        say(f"checkpoint {path.name} is {fault}: {remedy}")
     return None
 
 
 def _opened(path: Path, device: str) -> dict:
-    state = torch.load(path, map_location=device, weights_only=True)
+    """The state in a file whose checksum is right. Raises UnfitFile where torch reads none."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of torch, about somebody else's bytes
+            state = torch.load(path, map_location=device, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except OSError as error:
+        raise _not_given(path, error) from None
+    except Exception as error:  # whatever torch raises over them
+        raise UnfitFile(f"it cannot be read: {type(error).__name__}") from None
     if not isinstance(state, dict):
-        raise TypeError("no state")
+        raise UnfitFile("it cannot be read: no state")
     return state
 
 
@@ -185,8 +224,15 @@ def _newest_first(folder: Path) -> list[Path]:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    steps = {int(found[1]): folder / name for name in names if (found := _NAME.fullmatch(name))}
-    return [steps[step] for step in sorted(steps, reverse=True)]
+    return sorted(
+        (folder / name for name in names if _NAME.fullmatch(name)), key=_step_of, reverse=True
+    )
+
+
+def _step_of(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])
 
 
 def _checksum_path(path: Path) -> Path:
@@ -197,16 +243,30 @@ def _kept_path(path: Path) -> Path:
     return path.with_suffix(".keep")
 
 
-def _damage(path: Path) -> str | None:
+def read_checksums(path: Path) -> list[str]:
+    """What may be the SHA-256 of a checkpoint: two where it was being written once more.
+
+    Raises OSError, and ValueError for what is no such file.
+    """
+    return read_regular(_checksum_path(path), _LARGEST_CHECKSUM_BYTES).decode("ascii").split()
+
+
+def sha256_of(path: Path, largest_bytes: float) -> str:
+    """The SHA-256 of a checkpoint's file. Raises OSError, and UnfitFile for what is none."""
+    with open_regular(path, largest_bytes) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(path: Path, largest_bytes: float) -> str | None:
     try:
-        expected = _checksum_path(path).read_bytes().split()
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest().encode()
+        expected, found = read_checksums(path), sha256_of(path, largest_bytes)
     except FileNotFoundError as error:
-        return f"without {Path(error.filename).name}"
+        return f"damaged (without {Path(error.filename).name})"
+    except ValueError as error:
+        return f"damaged ({error})"
     except OSError as error:
         raise _not_given(path, error) from None
-    return None if found in expected else "its checksum differs"
+    return None if found in expected else "damaged (its checksum differs)"
 
 
 def _not_given(path: Path, error: OSError) -> UserError:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.base.disk import END_S, keep_trying, why, write_atomically
+from trainer.base.disk import END_S, keep_trying, read_regular, why, write_atomically
 from trainer.runs.checkpoint import save_checkpoint
 from trainer.runs.results import Row
 
@@ -103,5 +103,5 @@ def write_curves(outcome, folder: Path) -> None:
     elif folder != outcome.run.folder:
         with contextlib.suppress(OSError):
             write_atomically(
-                folder / "metrics.jsonl", (outcome.run.folder / "metrics.jsonl").read_bytes()
+                folder / "metrics.jsonl", read_regular(outcome.run.folder / "metrics.jsonl")
             )

@@ -23,13 +23,18 @@ def check_room(state: TrainingState, folder: Path) -> None:
         return
     plan, settings = state.plan, state.settings
     model_bytes = _num_bytes(state.model.state_dict().values())
-    moment_bytes = round(
-        moments_per_weight(plan.recipe.optimizer) * _num_bytes(state.model.parameters())
-    )
-    checkpoint_bytes = model_bytes * (2 if state.average else 1) + moment_bytes
     num_kept = plan.recipe.epochs // settings.keep_every_epochs if settings.keep_every_epochs else 0
     num_lines = plan.num_steps // settings.log_steps + 3 * plan.recipe.epochs
-    check_free(folder, checkpoint_bytes, num_kept, model_bytes + num_lines * _LINE_BYTES)
+    num_other = model_bytes + num_lines * _LINE_BYTES
+    check_free(folder, checkpoint_bytes(state), num_kept, num_other)
+
+
+def checkpoint_bytes(state: TrainingState) -> int:
+    """The size of the tensors in a checkpoint."""
+    model_bytes = _num_bytes(state.model.state_dict().values())
+    moments = moments_per_weight(state.plan.recipe.optimizer)
+    moment_bytes = round(moments * _num_bytes(state.model.parameters()))
+    return model_bytes * (2 if state.average else 1) + moment_bytes
 
 
 def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: int) -> None:

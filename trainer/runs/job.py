@@ -5,6 +5,7 @@ command joins.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,11 +14,15 @@ from pathlib import Path
 from rich.console import Console
 
 from trainer.base import provenance
+from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.json_text import json_file
 from trainer.base.memory import peak_mem_mib
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
+from trainer.data.check import check_headers
+from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
@@ -29,15 +34,8 @@ from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation, deviations_between
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
-from trainer.recipe.schema import (
-    Recipe,
-    apply_overrides,
-    digest_of,
-    find_recipe,
-    load_recipe,
-    open_recipe,
-    recipe_paths,
-)
+from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.recipe.tree import shown
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
@@ -143,13 +141,16 @@ def run_job(
             f"{plan.profile.name}: the ranks' machines hold unlike images; use one folder that"
             " all see"
         )
+    data = with_content(data, console, stop, ranks)
     name = ranks.broadcast(
         run_name(job, plan, settings, data.fingerprint) if ranks.is_first else ""
     )
     row = _stored_row(settings, name, ranks)
     if not ranks.any(row is not None):
         with (
-            own_folder(settings.runs / name) if ranks.is_first else contextlib.nullcontext()
+            own_folder(settings.runs / name, stop.check)
+            if ranks.is_first
+            else contextlib.nullcontext()
         ) as lock:
             row = _stored_row(settings, name, ranks)  # who had the lock before may have stored it
             if not ranks.any(row is not None):
@@ -165,6 +166,11 @@ def run_job(
             f"{name}: the store has the row of another recipe under this name; another seed= has"
             " another name"
         )
+    if row is not None and differ(row.content_sha256, data.content_sha256):
+        raise DataError(
+            f"{name}: has a row of other images, which had the same names and sizes",
+            "restore the images, or use again=1 for a row of these",
+        )
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
@@ -174,6 +180,55 @@ def run_job(
     )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def with_content(
+    data: OpenedData, console: Console, stop: StopRequest, ranks: Ranks = alone()
+) -> OpenedData:
+    """The data with the digest of its bytes, read by rank 0 where it is not cached. All ranks come
+    here together, and any of them may be asked to stop.
+    """
+    if data.content_sha256 is not None:
+        return data
+    num_images = data.train.num_images + data.val.num_images
+    parts = data.read_content() if ranks.is_first else iter(())
+    is_said = False
+    while ranks.any((found := next(parts, data)) is None):
+        if not is_said:
+            console.print(f"reading {num_images:,} images once, to record their content ...")
+            is_said = True
+        ranks.check(stop)
+    return dataclasses.replace(data, content_sha256=ranks.broadcast(found.content_sha256))
+
+
+def _check_val(data: OpenedData, stop: StopRequest, ranks: Ranks) -> None:
+    """Have rank 0 open every validation image before the first step. All ranks come here together.
+
+    Raises BadImage on rank 0.
+    """
+    parts = check_headers(data.val, num_cores()) if ranks.is_first else iter(())
+    while ranks.any(next(parts, parts) is None):
+        ranks.check(stop)
+
+
+def differ(before: str | None, now: str | None) -> bool:
+    """Are two contents known, and not the same?"""
+    return bool(before and now and before != now)
+
+
+def _check_same_images(folder: Path, content_sha256: str | None) -> None:
+    """Refuse to resume over images that were rewritten under the same names and sizes."""
+    if not any((folder / "checkpoints").glob("step_*.pt")):
+        return
+    try:
+        before = json_file(folder / "plan.json").get("content_sha256")
+    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
+        return
+    if differ(before, content_sha256):
+        raise DataError(
+            f"{folder}: was begun on other images, which had the same names and sizes",
+            "restore the images, or remove that folder to start anew",
+        )
 
 
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
@@ -193,9 +248,11 @@ def _run_to_row(
     faults,
 ) -> tuple:
     folder = settings.runs / name
+    _check_val(data, stop, ranks)
     if ranks.is_first:
+        _check_same_images(folder, data.content_sha256)
         with must_write(folder):
-            write_plan(folder, job, plan)
+            write_plan(folder, job, plan, data.content_sha256)
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard)
     if outcome.status == "stopped":
@@ -237,7 +294,10 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         else None
     )
     row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
-    row = row.model_copy(update={"ablation": job.ablation, "cell": job.cell})
+    incomplete = outcome.run.curves_incomplete
+    row = row.model_copy(
+        update={"ablation": job.ablation, "cell": job.cell, "curves_incomplete": incomplete}
+    )
     write_atomically(folder / "row.json", row.as_json())
     return row
 
@@ -272,8 +332,8 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
     return f"{name}-{number}"
 
 
-def write_plan(folder: Path, job: Job, plan: Plan) -> None:
-    """Put the resolved recipe and the plan into the run folder."""
+def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = None) -> None:
+    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images."""
     folder.mkdir(parents=True, exist_ok=True)
     epochs = range(plan.recipe.epochs)
     facts = {
@@ -281,6 +341,7 @@ def write_plan(folder: Path, job: Job, plan: Plan) -> None:
         "data": job.data,
         "data_dir": str(Path(job.data_dir).resolve()) if job.data_dir else None,
         "profile": plan.profile.model_dump(mode="json"),
+        "content_sha256": content_sha256,
         "seed": plan.seed,
         "bad_images": plan.bad_images,
         "page_digest": plan.page_digest,
@@ -335,7 +396,7 @@ def make_row(
         if state.scored == "average"
         else progress.scores.get("average")
     )
-    commit, dirty = provenance.commit()
+    program = provenance.program()
     return Row(
         run=name,
         recipe=recipe.name,
@@ -344,6 +405,8 @@ def make_row(
         model=plan.model,
         data=plan.profile.name,
         data_fingerprint=data.fingerprint,
+        content_sha256=data.content_sha256,
+        ignored_files=data.ignored,
         split="val",
         seed=plan.seed,
         deviations=deviation_rows(plan) + deviation_of_memory(state),
@@ -380,8 +443,8 @@ def make_row(
         weights_sha256=weights_sha256,
         device=provenance.device_name(settings.device),
         versions=provenance.versions(),
-        commit=commit,
-        dirty=dirty,
+        commit=program.commit,
+        dirty=program.dirty,
         finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -6,7 +6,9 @@ other, so never both stay; both may go, and come again.
 
 A lock file is live as long as its process holds the kernel's lock on it, which ends with the
 process however that ends. Between machines, where kernel locks cannot be trusted, it is live as
-long as it was touched within the last minute: the heartbeat.
+long as it was touched within the last minute, by the clock that dates the folder's files: the
+heartbeat. One dated later than now, as a clock was set back, is dated now by whoever finds it:
+touched again it is live, else it is stale in a minute. What is no regular file is no lock.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ import secrets
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 import uuid
 import weakref
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainer.base.errors import UserError
+from trainer.base.disk import UnfitFile, open_descriptor
+from trainer.base.errors import UserError, printable
 from trainer.base.json_text import json_of
 
 HEARTBEAT_S = 10.0
@@ -55,8 +60,15 @@ class Owner:
     started_utc: str
     has_lock: bool = True
 
+    def __post_init__(self) -> None:
+        for field in fields(self):  # a lock file may hold whatever somebody else has written
+            value = getattr(self, field.name)
+            if type(value).__name__ != field.type:
+                raise TypeError(f"{field.name} is {value!r}"[:100])
+
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.started_utc}"
+        text = f"process {self.pid} on {self.host[:100]}, since {self.started_utc[:40]}"
+        return printable(text) if self.pid else "a process on an unknown machine"
 
 
 class Lock:
@@ -167,9 +179,8 @@ def try_acquire(folder: Path, stale_s: float = STALE_S) -> Lock | None:
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     own = Lock(folder)
-    others = [path for path in folder.glob("claim.*") if path != own.path]
-    now_s = os.fstat(own._descriptor).st_mtime  # by the clock that dates the folder's files
-    live = [path for path in others if _owner_if_live(path, stale_s, now_s) is not None]
+    others = [path for path in _lock_files(folder) if path != own.path]
+    live = [path for path in others if _owner_if_live(path, stale_s) is not None]
     if live or not own.path.exists():
         own.release()
         return None
@@ -178,28 +189,38 @@ def try_acquire(folder: Path, stale_s: float = STALE_S) -> Lock | None:
     return own
 
 
-def acquire(folder: Path, stale_s: float = STALE_S, look_s: float = _LOOK_S) -> Lock:
+def acquire(
+    folder: Path,
+    stale_s: float = STALE_S,
+    look_s: float = _LOOK_S,
+    check: Callable[[], None] = lambda: None,
+) -> Lock:
     """Lock a folder or refuse.
 
     A lock of another machine may be that of a process that is gone: it is waited for, until it is
-    touched again or is stale, with a line to stderr.
+    touched again or is stale, with a line to stderr. check: called while it waits; what it raises
+    ends the wait.
 
     Raises LockedError where another lock is live.
     """
-    own = try_acquire(folder, stale_s) or _after_the_gone(Path(folder).resolve(), stale_s, look_s)
+    folder = Path(folder).resolve()
+    own = try_acquire(folder, stale_s) or _after_the_gone(folder, stale_s, look_s, check)
     if own is None:
         who = owner_of(folder) or "another process"
         raise LockedError(f"{folder}: {who} is running here; wait for it to end, or stop it")
     return own
 
 
-def _after_the_gone(folder: Path, stale_s: float, look_s: float) -> Lock | None:
+def _after_the_gone(
+    folder: Path, stale_s: float, look_s: float, check: Callable[[], None]
+) -> Lock | None:
     touched = _touched_elsewhere(folder, stale_s)
     if touched:
         who = owner_of(folder) or "another process"
         line = f"{folder}: {who} worked here; waiting up to {stale_s:g} s for a sign of its life"
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     while touched:
+        check()
         time.sleep(look_s)
         own = try_acquire(folder, stale_s)
         if own is not None:
@@ -214,8 +235,8 @@ def _touched_elsewhere(folder: Path, stale_s: float) -> dict[Path, int]:
     one.
     """
     touched = {}
-    for path in folder.glob("claim.*"):
-        owner = _owner_if_live(path, stale_s, datetime.now(UTC).timestamp())
+    for path in _lock_files(folder):
+        owner = _owner_if_live(path, stale_s)
         if owner is None:
             continue
         if owner.has_lock and owner.machine == machine_id():
@@ -227,11 +248,15 @@ def _touched_elsewhere(folder: Path, stale_s: float) -> dict[Path, int]:
 
 def owner_of(folder: Path, stale_s: float = STALE_S) -> Owner | None:
     """Who works in a folder now, as far as can be seen without a lock of one's own."""
-    for path in sorted(Path(folder).resolve().glob("claim.*")):
-        owner = _owner_if_live(path, stale_s, datetime.now(UTC).timestamp())
+    for path in _lock_files(Path(folder).resolve()):
+        owner = _owner_if_live(path, stale_s)
         if owner is not None:
             return owner
     return None
+
+
+def _lock_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("claim.*") if path.is_file())
 
 
 def _lock_file(folder: Path) -> tuple[Path, int, int]:
@@ -278,20 +303,34 @@ def _lock_descriptor(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _owner_if_live(path: Path, stale_s: float, now_s: float) -> Owner | None:
+def _owner_if_live(path: Path, stale_s: float) -> Owner | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        descriptor = open_descriptor(path, os.O_RDONLY)
+    except (FileNotFoundError, UnfitFile):
         return None
     try:
         owner = _read_owner(descriptor)
         if owner is not None and owner.has_lock and owner.machine == machine_id():
             # A shared lock, so that two who look do not take each other for the owner.
             return None if _lock_descriptor(descriptor, fcntl.F_RDLCK) else owner
-        is_fresh = now_s - os.fstat(descriptor).st_mtime < stale_s
-        return (owner or Owner("an unknown machine", "", 0, "")) if is_fresh else None
+        is_fresh = _age_s(path, descriptor) < stale_s
+        return (owner or Owner("", "", 0, "")) if is_fresh else None
     finally:
         os.close(descriptor)
+
+
+def _age_s(path: Path, descriptor: int) -> float:
+    """Seconds since a lock file was touched; one that is dated later than now is dated now."""
+    touched_s = os.fstat(descriptor).st_mtime
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:  # dated by the file system's clock
+            now_s = os.fstat(file.fileno()).st_mtime
+    except OSError:
+        now_s = time.time()
+    if touched_s > now_s + _LOOK_S:
+        with contextlib.suppress(OSError):
+            os.utime(path, (now_s, now_s))
+    return now_s - touched_s
 
 
 def _read_owner(descriptor: int) -> Owner | None:

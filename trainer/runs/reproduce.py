@@ -22,7 +22,7 @@ from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
 from trainer.recipe import tree
@@ -33,7 +33,7 @@ from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.schema import Recipe, apply_overrides
 from trainer.runs import summary as show
-from trainer.runs.job import Job, resolve, run_job
+from trainer.runs.job import Job, differ, resolve, run_job, with_content
 from trainer.runs.results import Row
 from trainer.runs.run_folder import recipe_of
 
@@ -173,16 +173,15 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             )
 
 
-def data_reasons(row: Row, fingerprint: str) -> tuple[str, ...]:
+def data_reasons(row: Row, data: OpenedData) -> tuple[str, ...]:
     """Why the images opened are not the row's; none where they are."""
-    if fingerprint == row.data_fingerprint:
-        return ()
-    return (
-        (
-            f"the images have the fingerprint {fingerprint[:12]}, the row's had"
-            f" {row.data_fingerprint[:12]}"
-        ),
-    )
+    for kind, then, now in (
+        ("fingerprint", row.data_fingerprint, data.fingerprint),
+        ("content", row.content_sha256, data.content_sha256),
+    ):
+        if differ(then, now):
+            return (f"the images have the {kind} {now[:12]}, the row's had {then[:12]}",)
+    return ()
 
 
 def check_plugins(row: Row) -> None:
@@ -280,8 +279,9 @@ def run_again(
     folder = data_folder(again.job.data, again.job.data_dir)
     loader = chosen_loader(row.loader, folder) if row.loader in ("ffcv", "pil") else settings.loader
     data = open_data(again.plan.profile, folder, in_beton=loader == "ffcv")
+    data = with_content(data, console, stop)
     settings = replace(settings, loader=loader, compile=row.compiled)
-    reasons = again.reasons + data_reasons(row, data.fingerprint)
+    reasons = again.reasons + data_reasons(row, data)
     if reasons and not anyway:
         raise _refusal(row, reasons)
     for reason in reasons:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from trainer.base.settings import Settings
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.engine.evaluate import evaluate
 from trainer.recipe.plan import PlanError
+from trainer.runs.export import weights_digest
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
 from trainer.tasks import ClassificationScores
@@ -34,14 +35,13 @@ def most_moved(row: Row, settings: Settings) -> int:
 
 def rescore(
     folder: Path, settings: Settings, data_dir: Path | None
-) -> tuple[Row, ClassificationScores]:
-    """The row of a run folder, and the scores of its exported weights on the validation images of
-    now.
+) -> tuple[Row, ClassificationScores, str]:
+    """The row of a run folder, and of its exported weights the scores on the validation images of
+    now and the digest.
 
     Raises PlanError where the folder holds no finished run, DataError where its images are not
     found.
     """
-    _, facts = recipe_of(folder)
     if not (folder / "row.json").exists():
         raise PlanError(
             f"{folder}: the run has not finished; rerun the command that started it to resume"
@@ -49,11 +49,21 @@ def rescore(
     row = read_row_file(folder / "row.json")
     plan = plan_of_run(folder)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-    model = open_model(folder).to(settings.device, memory_format=memory_format)
+    model = open_model(folder)
+    digest = weights_digest(model)
+    model = model.to(settings.device, memory_format=memory_format)
+    data = data_of_run(folder, row, data_dir)
+    return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest
+
+
+def data_of_run(folder: Path, row: Row, data_dir: Path | None) -> OpenedData:
+    """The images of now that a finished run was trained on. Raises DataError where there are
+    none.
+    """
+    _, facts = recipe_of(folder)
     where = data_dir or facts["data_dir"]
-    data = open_data(
-        plan.profile,
+    return open_data(
+        plan_of_run(folder).profile,
         data_folder(facts["data"], Path(where) if where else None),
         in_beton=row.loader == "ffcv",
     )
-    return row, evaluate(plan, settings, model, data.val_batches(plan, settings))

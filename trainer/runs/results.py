@@ -5,7 +5,6 @@ copying files.
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from trainer.base.component import NonNegative, StrictModel
-from trainer.base.disk import write_atomically
+from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside, one_name, plain_text
 
@@ -81,12 +80,16 @@ class Row(StrictModel):
     their shortest exact text; None in rows of the first edition, and so is bad_images. deviations:
     every deviation from the recipe, rounded for reading: nothing is worked out from them. plugins:
     sha256 of each file of components of the user's own, by its path. data_fingerprint: of the files
-    or arrays trained on. Scores are of the last evaluation, in percent of num_val_images; loss_nats
+    or arrays trained on: names, labels and sizes of files. content_sha256: of their very bytes;
+    None in older rows. ignored_files: that lay among them and were not read, counted by split and
+    extension. Scores are of the last evaluation, in percent of num_val_images; loss_nats
     is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
     the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
     average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
-    run found otherwise than the process before it (device, precision, threads, versions), each with
-    its step, and where memory ran out; the row's own values are those of the last process.
+    run found otherwise than the process before it (device, precision, threads, versions, code),
+    each with its step, and where memory ran out; the row's own values are those of the last
+    process. curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was
+    stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
     stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
@@ -98,6 +101,8 @@ class Row(StrictModel):
     model: Name
     data: Name
     data_fingerprint: Text
+    content_sha256: Sha256 | None = None
+    ignored_files: dict[Text, Count] = {}
     split: Text
     seed: Count
     deviations: tuple[RowDeviation, ...]
@@ -130,6 +135,7 @@ class Row(StrictModel):
     world_size: Annotated[Count, Field(ge=1)]
     bitwise: bool
     changes: tuple[Text, ...] = ()
+    curves_incomplete: bool = False
     injected: tuple[Text, ...] = ()
     activation_checkpointing: bool = False
     compiled: bool = False
@@ -187,10 +193,7 @@ def read_row_file(path: Path) -> Row:
     """
     inside(path.parent, path.name, "row")
     try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST_ROW_KIB * 1024:
-            raise ValueError(f"no file, or one of more than {LARGEST_ROW_KIB} KiB")
-        return Row.model_validate_json(path.read_text(encoding="utf-8"))
+        return Row.model_validate_json(read_regular(path, LARGEST_ROW_KIB * 1024).decode())
     except (ValueError, OSError) as error:
         raise RowError(
             f"{path}: not a row of this suite ({_first(error)}); move it away and run again"

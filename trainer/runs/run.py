@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,31 @@ from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base.disk import END_S, STOP_S, keep_trying, must_write, why
-from trainer.base.errors import UserError
-from trainer.base.plugins import loaded_plugins
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
 from trainer.engine.state import Progress, TrainingState
 from trainer.engine.train import Status, train
 from trainer.recipe.plan import Plan
+from trainer.runs.append_only_log import whole_lines
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.checkpoint_writer import Saver
-from trainer.runs.free_space import check_room
+from trainer.runs.free_space import check_room, checkpoint_bytes
 from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.loggers.logger import Log
+from trainer.runs.saved_state import SavedProgress, check_saved, saved_progress
+
+# a checkpoint's file is not larger than so many times its tensors, and what torch writes of each
+_SIZE_MARGIN, _SIZE_MARGIN_BYTES = 2, 2**26
+
+# How long a rank of several that was asked to stop still waits for the images of a step that the
+# others are in: after it all can save together.
+ALONE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,9 @@ class TrainingRun(NullRun):
     writes and speaks.
 
     logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is
-    in no checkpoint, or "". metrics_bytes: the length of metrics.jsonl at the last checkpoint.
-    machine: what may move the last digits.
+    in no checkpoint, or "". metrics_written: length and SHA-256 of metrics.jsonl at the last
+    checkpoint; curves_incomplete: have lines of it been lost? machine: what may move the last
+    digits. program: the code that runs.
     """
 
     def __init__(
@@ -96,7 +106,9 @@ class TrainingRun(NullRun):
         self.guard = guard
         self.saver = Saver(folder / "checkpoints", self.settings.checkpoint_s, guard.before_write)
         self.machine = machine_of(state.settings) | {"ranks": str(state.ranks.world_size)}
-        self.metrics_bytes = 0
+        self.program = provenance.program()
+        self.metrics_written: tuple[int, str | None] = (0, None)
+        self.curves_incomplete = False
         self.unsaved = ""
         self._begun: tuple[int, int] | None = (
             None  # step and evaluated_step of the checkpoint begun last
@@ -125,13 +137,14 @@ class TrainingRun(NullRun):
         """
         check_room(self.state, self.folder)
         notes = self.resume()
+        metrics = self._metrics_left(notes)
         if self.ranks.is_first:
             with must_write(self.folder):
                 self.logger = Log(
                     self.folder,
                     self.state.plan.num_steps,
                     self.progress.step,
-                    self.metrics_bytes,
+                    metrics,
                     self.console,
                     self.guard.before_write,
                 )
@@ -139,6 +152,11 @@ class TrainingRun(NullRun):
             for note in notes:
                 self.say(note)
             yield
+
+    @property
+    def watch(self) -> Watch:
+        say = self.say if self.ranks.is_first else Watch().say
+        return Watch(lambda: self.stop.check(0.0 if self.ranks.is_alone else ALONE_S), say)
 
     def loader_faults(self) -> Callable | None:
         return self.guard.wrap(self)
@@ -173,7 +191,14 @@ class TrainingRun(NullRun):
         curves and the machine.
         """
         saved = self.state.state_dict()
-        saved["progress"] |= {"metrics_bytes": self.metrics_bytes, "machine": self.machine}
+        num_bytes, sha256 = self.metrics_written
+        saved["progress"] |= {
+            "metrics_bytes": num_bytes,
+            "metrics_sha256": sha256,
+            "curves_incomplete": self.curves_incomplete,
+            "machine": self.machine,
+            "code": asdict(self.program),
+        }
         return saved
 
     def resume(self) -> list[str]:
@@ -183,50 +208,63 @@ class TrainingRun(NullRun):
         """
         notes: list[str] = []
         saved = (
-            load_checkpoint(self.saver.folder, notes.append, self.state.settings.device)
+            load_checkpoint(
+                self.saver.folder,
+                notes.append,
+                self.state.settings.device,
+                lambda saved, step: check_saved(saved, step, self.state),
+                _SIZE_MARGIN * checkpoint_bytes(self.state) + _SIZE_MARGIN_BYTES,
+            )
             if self.ranks.is_first
             else None
         )
         saved = self.ranks.broadcast(saved)
         if saved is not None:
-            machine = self._load(saved)
+            found = self._load(saved)
             self.saver.last_step = self.progress.step
             notes.append(f"resumed after step {self.progress.step} of {self.state.plan.num_steps}")
-            notes += self._note_changes(machine)
+            notes += self._note_changes(found)
         self.state.check_equal()
         return notes
 
-    def _load(self, saved: dict[str, Any]) -> dict[str, str]:
-        """Take a checkpoint's content; gives the machine that wrote it. Raises UserError where it
-        is another run's.
-        """
-        try:
-            self.state.load_state_dict(saved)
-            num_bytes, machine = (
-                saved["progress"].get("metrics_bytes", 0),
-                saved["progress"].get("machine", {}),
-            )
-            if not (isinstance(num_bytes, int) and num_bytes >= 0 and isinstance(machine, dict)):
-                raise ValueError(f"metrics_bytes is {num_bytes!r}, machine is {machine!r}"[:100])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever torch raises over a state of another kind
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"{self.saver.folder}: another run's state ({type(error).__name__}: {reason});"
-                " without it the run would start from the beginning"
-            ) from None
-        self.metrics_bytes = num_bytes
-        return machine
+    def _load(self, saved: dict[str, Any]) -> SavedProgress:
+        """Take the content of a checkpoint that check_saved has found to be this run's."""
+        self.state.load_state_dict(saved)
+        found = saved_progress(saved)
+        self.metrics_written = found.metrics_bytes, found.metrics_sha256
+        self.curves_incomplete = found.curves_incomplete
+        return found
 
-    def _note_changes(self, before: dict[str, str]) -> list[str]:
-        """Compare this machine with the one that saved: a run that went on elsewhere is not one to
-        compare bit for bit.
+    def _metrics_left(self, notes: list[str]) -> bytes:
+        """The lines of metrics.jsonl that the checkpoint counts, as far as they are there: that
+        curves are lost ends no run.
         """
+        num_bytes, sha256 = self.metrics_written
+        if not self.ranks.is_first or not num_bytes:
+            return b""
+        path = self.folder / "metrics.jsonl"
+        with must_write(self.folder):
+            left = whole_lines(path, num_bytes, sha256)
+        if len(left) < num_bytes or sha256 not in (None, hashlib.sha256(left).hexdigest()):
+            self.curves_incomplete = True
+            notes.append(
+                f"{path.name}: of the {num_bytes} bytes before step {self.progress.step}"
+                f" {len(left)} are left: the curves are incomplete, and the row says so"
+            )
+        return left
+
+    def _note_changes(self, found: SavedProgress) -> list[str]:
+        """Compare this machine and this code with those that saved: a run that was resumed by
+        others is not one to compare bit for bit.
+        """
+        before, now = dict(found.machine), dict(self.machine)
+        if found.code is not None and found.code.digest != self.program.digest:
+            before["code"] = str(provenance.Program(**found.code.model_dump()))
+            now["code"] = str(self.program)
         changes = [
-            f"{name} {before[name]} -> {now} after step {self.progress.step}"
-            for name, now in self.machine.items()
-            if before.get(name, now) != now
+            f"{name} {before[name]} -> {value} after step {self.progress.step}"
+            for name, value in now.items()
+            if before.get(name, value) != value
         ]
         self.progress.changes += changes
         return [f"note: {change}; the row says so, and is not bitwise" for change in changes]
@@ -260,8 +298,8 @@ class TrainingRun(NullRun):
         self.save(STOP_S, lambda: False)
         saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
         self.say(
-            f"stopped by {signal_name} after step {self.progress.step}: {saved}; the same command"
-            " goes on"
+            f"stopped by {signal_name} after step {self.progress.step}: {saved}; rerun the"
+            " same command to resume"
         )
 
     def _can_save(self) -> bool:
@@ -272,7 +310,7 @@ class TrainingRun(NullRun):
         return True
 
     def _begin(self) -> None:
-        self.metrics_bytes = self.logger.metrics_bytes()
+        self.metrics_written = self.logger.metrics_written()
         self._begun = (self.progress.step, self.progress.evaluated_step)
         self.saver.start(self.progress.step, self.state_dict(), self.logger.sync, self._is_kept())
         self._log_trouble()
@@ -318,5 +356,4 @@ def machine_of(settings: Settings) -> dict[str, str]:
         ),
         "compile": str(int(settings.compile)),
         **provenance.versions(),
-        **loaded_plugins(),
     }

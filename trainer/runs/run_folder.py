@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from trainer.base.disk import must_write
+from trainer.base.disk import must_write, open_regular
 from trainer.base.errors import ConfigError, did_you_mean
 from trainer.base.json_text import json_file
 from trainer.base.names import check_links, inside
@@ -33,15 +34,17 @@ _FACTS = {
 }
 
 
-def own_folder(folder: Path) -> Lock:
+def own_folder(folder: Path, check: Callable[[], None] = lambda: None) -> Lock:
     """This process's lock on a run's folder, free of what a killed one left half written.
+
+    check: called while another machine's lock is waited for; what it raises ends the wait.
 
     Raises what acquire, inside, check_links and must_write do.
     """
     inside(folder.parent, folder.name, "run")
     check_links(folder)
     with must_write(folder):
-        own = acquire(folder)
+        own = acquire(folder, check=check)
         remove_unfinished(folder)
         return own
 
@@ -102,6 +105,15 @@ def plan_of_run(folder: Path) -> Plan:
     )
 
 
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported weights of a run. Raises UnfitFile for what is no file, whatever safetensors
+    does for one that holds no weights.
+    """
+    path = folder / "model.safetensors"
+    with open_regular(path):  # safetensors would wait for a pipe
+        return safetensors.torch.load_file(path)
+
+
 def open_model(folder: Path | str) -> nn.Module:
     """The trained model of a finished run, whatever its recipe changed in it: on the CPU, in
     evaluation mode.
@@ -117,7 +129,7 @@ def open_model(folder: Path | str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
         model, _ = assembled(plan)
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        model.load_state_dict(read_weights(folder))
     except (
         Exception
     ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model

@@ -18,7 +18,7 @@ from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place, rank_device
-from trainer.distributed.launch import asked_ranks, check_gpus, launch
+from trainer.distributed.launch import asked_ranks, check_gpus, launch, stop_with_launcher
 from trainer.models.build import check_model_name
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
@@ -46,6 +46,8 @@ def train_job(
     num_ranks = asked_ranks(gpus, procs, device, place)
     if place is None and num_ranks > 1:
         return _launched(job, num_ranks, gpus, stop)
+    if place is not None:
+        stop_with_launcher()
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
         try:
@@ -119,6 +121,7 @@ def train_rank(
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
     show.plan_in_brief(console, plan, settings, swaps)
+    show.ignored_lines(console, opened.ignored)
     ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks, faults)
     if row is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,14 +14,14 @@ from rich.table import Table
 from trainer.base.settings import Settings
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import report_table
+from trainer.data.check import duplicates, duplicates_table, report_table
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.adapt import rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import Recipe, load_recipe, recipe_paths
+from trainer.recipe.schema import Recipe
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
@@ -87,6 +87,15 @@ def channel_note(out: Console, plan: Plan) -> None:
     """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
     for line in channel_notes(plan.recipe.augment, plan.profile.channels):
         out.print(line, style="yellow", markup=False)
+
+
+def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
+    """Which files of the data set are not read, counted by split and extension."""
+    if ignored:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in ignored.items())
+        out.print(
+            f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
+        )
 
 
 def batch_line(plan: Plan) -> str:
@@ -303,9 +312,9 @@ def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]
         yield lambda: bar.advance(task)
 
 
-def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
+def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) -> bool:
     """The row's score beside the one found now; are they the same, to what may have moved where it
-    was found?
+    was found? And are the weights the row's? digest: of those found.
     """
     most = most_moved(row, settings)
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
@@ -323,50 +332,32 @@ def rescored(out: Console, row: Row, scores, settings: Settings) -> bool:
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""
     )
     out.print(told, style="bold green" if is_same else "bold red", markup=False)
-    return is_same
+    is_rows = digest == row.weights_sha256
+    if not is_rows:
+        line = f"not the row's weights: {digest[:12]}, the row has {row.weights_sha256}"
+        out.print(line[:200], style="bold red", markup=False)
+    return is_same and is_rows
 
 
 def data_reports(out: Console, data, check, num_threads: int) -> bool:
-    """Both splits' reports; would a run meet no bad image?"""
-    is_sound = True
-    for split, images in (("train", data.train), ("val", data.val)):
-        report = check(images, num_threads)
+    """Both splits' reports, and what is in both; would a run meet no bad image?"""
+    reports = {"train": check(data.train, num_threads), "val": check(data.val, num_threads)}
+    for split, report in reports.items():
         out.print(report_table(report, split))
-        is_sound &= report.is_sound
+    is_sound = all(report.is_sound for report in reports.values())
+    if both := duplicates(**reports):
+        out.print(duplicates_table(both))
+    ignored_lines(out, data.ignored)
     out.print(
         (
             "sound: training meets no bad image"
             if is_sound
             else (
-                "not sound: training would stop at a bad image; mend the files, or use"
-                " bad_images=skip for up to 1 % of them"
+                "not sound: training would stop at a bad image, and learn from what is left of a"
+                " damaged one; mend the files, or use bad_images=skip for up to 1 % bad ones in"
+                " train"
             )
         ),
         style="bold",
     )
     return is_sound
-
-
-def recipe_list(out: Console) -> None:
-    """One line for each recipe: name, what is special, its score for ResNet-50 or its first model,
-    source.
-    """
-    table = Table("recipe", "what is special", "published top-1", "source")
-    for path in recipe_paths():
-        page = load_recipe(path)
-        best = next(
-            (score for score in page.published if score.model == "resnet50"),
-            next(iter(page.published), None),
-        )
-        table.add_row(
-            *map(
-                escape,
-                (
-                    path.stem,
-                    page.title,
-                    f"{best.model} {best.top1_pct} %" if best else "none",
-                    page.source,
-                ),
-            )
-        )
-    out.print(table)

@@ -4,27 +4,34 @@ nothing changed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+from rich.console import Console
 
+from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
+from trainer.base.signals import StopRequest
+from trainer.models.build import assemble, num_parameters
 from trainer.recipe import schema as recipe
 from trainer.recipe.identity import first_name
 from trainer.recipe.plan import Plan
+from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
+from trainer.runs.checkpoint import read_checksums, sha256_of
 from trainer.runs.export import file_digest, timm_facts
-from trainer.runs.job import published_recipe
+from trainer.runs.job import published_recipe, with_content
 from trainer.runs.loader_equivalence import certificates_of
-from trainer.runs.rescore import most_moved, rescore
+from trainer.runs.rescore import data_of_run, most_moved, rescore
 from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
-from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
+from trainer.runs.run_folder import open_model, plan_of_run, read_weights, recipe_of
 from trainer.runs.verify_curves import curve_checks
+
+# of a checkpoint, for each weight (four numbers of eight bytes, twice over), and for all else
+_LARGEST_WEIGHT_BYTES, _OTHER_BYTES = 64, 2**30
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def verify(folder: Path, results: Path) -> Iterator[Check]:
         yield from _guarded("parity certificate", lambda: _parity(row, results))
     if row is not None and plan is not None:
         yield from _guarded("plan and row", lambda: _plan(folder, plan, row))
-    yield from _guarded("checkpoints", lambda: _checkpoints(folder, row))
+    yield from _guarded("checkpoints", lambda: _checkpoints(folder, plan, row))
     if plan is not None:
         yield from _guarded("metrics.jsonl", lambda: _curves(folder, plan, row))
     if row is not None and row.status == "finished":
@@ -194,14 +201,22 @@ def _listed(changes) -> str:
     return "; ".join(f"{path}: {before} -> {after}" for path, before, after, _ in changes) or "none"
 
 
-def _checkpoints(folder: Path, row: Row | None) -> Iterator[Check]:
+def _checkpoints(folder: Path, plan: Plan | None, row: Row | None) -> Iterator[Check]:
     """Each file has its checksum; the last one of a finished run is that of its last step."""
     paths = sorted((folder / "checkpoints").glob("step_*.pt"))
+    largest_bytes = 0
+    if paths and (row is not None or plan is not None):
+        num = row.num_params if row is not None else num_parameters(assemble(plan)[0])
+        largest_bytes = num * _LARGEST_WEIGHT_BYTES + _OTHER_BYTES
     for path in paths:
-        expected = path.with_suffix(".sha256").read_text(encoding="ascii").split()
-        found = _sha256(path)
+        what = f"checkpoints/{path.name}"
+        try:
+            expected, found = read_checksums(path), sha256_of(path, largest_bytes)
+        except (OSError, ValueError) as error:
+            yield Check(what, False, "a file and its checksum", _told(error))
+            continue
         yield Check(
-            f"checkpoints/{path.name}",
+            what,
             found in expected,
             " or ".join(one[:12] for one in expected) or "a checksum",
             found[:12],
@@ -212,14 +227,10 @@ def _checkpoints(folder: Path, row: Row | None) -> Iterator[Check]:
         )
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
     lines = []
-    for number, text in enumerate((folder / "metrics.jsonl").read_bytes().splitlines(), start=1):
+    content = read_regular(folder / "metrics.jsonl", LARGEST_METRICS_BYTES)
+    for number, text in enumerate(content.splitlines(), start=1):
         try:
             line = json_of(text)
         except ValueError as error:
@@ -232,7 +243,7 @@ def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
 
 def _weights(folder: Path, row: Row) -> Iterator[Check]:
     try:
-        tensors = safetensors.torch.load_file(folder / "model.safetensors")
+        tensors = read_weights(folder)
     except (
         Exception
     ) as error:  # safetensors has an error of its own, which is none of Python's kinds
@@ -262,7 +273,8 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
 
     Exactly where a CPU repeats what a CPU did, else to what `most_moved` allows.
     """
-    row, scores = rescore(folder, settings, data_dir)
+    row, scores, _ = rescore(folder, settings, data_dir)
+    data = with_content(data_of_run(folder, row, data_dir), Console(quiet=True), StopRequest())
     where = (
         ""
         if settings.precision == row.precision
@@ -270,7 +282,10 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
     )
     found = {"top-1": (row.top1_pct, scores.num_top1), "top-5": (row.top5_pct, scores.num_top5)}
     most = most_moved(row, settings)
+    content = data.content_sha256 if row.content_sha256 and data.content_sha256 else None
     return [
+        same("fingerprint of the images now", row.data_fingerprint, data.fingerprint),
+        *([same("content of the images now", row.content_sha256, content)] if content else []),
         same("images scored now", row.num_val_images, scores.num_images),
         *(
             _score_check(f"{name} % now{where}", row, then, 100 * count / scores.num_images, most)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from timm import loss
@@ -15,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from trainer.base.settings import Settings
+from trainer.components.augmentation import Augmentation
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
@@ -24,12 +26,13 @@ from trainer.components.rand_augment import RandAugment
 from trainer.data.transforms import autocast, in_format
 from trainer.models.build import build_model
 from trainer.recipe.plan import Plan
+from trainer.recipe.schema import Recipe
 
-_EPOCH_IMAGES = (
-    1 << 18
-    # of its loader, at least: it fills its queue again at the end of each epoch, which ImageNet has
-    # seldom
-)
+# of its loader, at least: it fills its queue again at the end of each epoch, which ImageNet has
+# seldom
+_EPOCH_IMAGES = 1 << 18
+
+Part = TypeVar("Part", bound=Augmentation)
 
 
 def reason_against(plan: Plan, folder: Path | None) -> str:
@@ -37,28 +40,20 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
     recipe, profile = plan.recipe, plan.profile
     if folder is None or not (folder / "train").is_dir() or profile.channels != 3:
         return "its loader reads folders of colour images"
-    known = {
-        "augment": (RandomResizedCrop, Flip, RandAugment, RandomErasing),
-        "optimizer": (Lamb, AdamW),
-        "loss": (BinaryCrossEntropy, CrossEntropy),
-        "mix": (MixupOrCutMix,),
-    }
-    written = {
-        "augment": recipe.augment,
-        "optimizer": (recipe.optimizer,),
-        "loss": (recipe.loss,),
-        "mix": (recipe.mix,),
-    }
-    for key, parts in written.items():
-        for part in parts:
-            if not isinstance(part, known[key]):
-                return (
-                    f"{key} {getattr(part, 'name', 'off')} is not among the parts that are joined"
-                    " here"
-                )
+    crops = RandomResizedCrop, Flip, RandAugment, RandomErasing
+    for key, part, known in (
+        ("augment", _part(recipe, RandomResizedCrop), crops),
+        *(("augment", part, crops) for part in recipe.augment),
+        ("optimizer", recipe.optimizer, (Lamb, AdamW)),
+        ("loss", recipe.loss, (BinaryCrossEntropy, CrossEntropy)),
+        ("mix", recipe.mix, (MixupOrCutMix,)),
+    ):
+        if not isinstance(part, known):
+            name = "off" if part is None else part.name
+            return f"{key} {name} is not among the parts that are joined here"
     if recipe.augment_splits or recipe.image.growth or recipe.batch.norm_images % 2:
         return "augment_splits, image.growth and micro-batches of odd size are not joined here"
-    if recipe.mix.images not in (None, recipe.batch.norm_images):
+    if recipe.mix and recipe.mix.images not in (None, recipe.batch.norm_images):
         return "a mix.images other than batch.norm_images is not joined here"
     return ""
 
@@ -71,25 +66,22 @@ class TimmLoop:
     same plan and settings, and so is the model. Repeats are left out: its processes decode each
     repeat again, which is the work of another image.
 
-    has_prefetcher: are images normalized on the device by its PrefetchLoader? None: where that is a
-    GPU. stream: endless (images, labels) of micro-batches; whoever wants to watch it may put
-    another in its place.
+    On a GPU its PrefetchLoader normalizes images there. stream: endless (images, labels) of
+    micro-batches; whoever wants to watch it may put another in its place.
     """
 
-    def __init__(
-        self, plan: Plan, settings: Settings, folder: Path, has_prefetcher: bool | None = None
-    ) -> None:
+    def __init__(self, plan: Plan, settings: Settings, folder: Path) -> None:
         recipe, mix = plan.recipe, plan.recipe.mix
+        assert isinstance(mix, MixupOrCutMix)  # see reason_against
         self.plan, self.settings = plan, settings
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model = build_model(plan).to(settings.device, memory_format=memory_format).train()
+        model = build_model(plan).to(settings.device).to(memory_format=memory_format)
+        self.model = model.train()
         self.optimizer = _optimizer(self.model, recipe)
-        self.average = (
-            ModelEmaV3(self.model, decay=recipe.average.decay) if recipe.average else None
-        )
-        self.scaler = torch.amp.GradScaler(
-            settings.device.split(":")[0], enabled=settings.precision == "fp16"
-        )
+        average = recipe.average
+        self.average = ModelEmaV3(self.model, decay=average.decay) if average else None
+        kind = settings.device.partition(":")[0]
+        self.scaler = torch.amp.GradScaler(kind, enabled=settings.precision == "fp16")
         self.loss = _loss(recipe)
         self.mixup = Mixup(
             mix.mixup_alpha,
@@ -98,24 +90,16 @@ class TimmLoop:
             label_smoothing=recipe.smoothing or 0.0,
             num_classes=plan.profile.num_classes,
         )
-        on_gpu = settings.device.startswith("cuda")
-        self.stream = _endless(
-            timm_loader(
-                plan, settings, folder, on_gpu if has_prefetcher is None else has_prefetcher
-            )
-        )
+        self.stream = _endless(timm_loader(plan, settings, folder, kind == "cuda"))
 
     def step(self) -> None:
         """One optimizer step over its micro-batches."""
-        num_micro_batches = self.plan.num_micro_batches
+        num_micro_batches, device = self.plan.num_micro_batches, self.settings.device
         for _ in range(num_micro_batches):
-            images, targets = self.mixup(*self._arrived(next(self.stream)))
+            images, targets = self.mixup(*(one.to(device) for one in next(self.stream)))
             with autocast(self.settings):
-                loss = (
-                    self.loss(self.model(in_format(images, self.settings)), targets)
-                    / num_micro_batches
-                )
-            self.scaler.scale(loss).backward()
+                loss = self.loss(self.model(in_format(images, self.settings)), targets)
+            self.scaler.scale(loss / num_micro_batches).backward()
         self.scaler.unscale_(self.optimizer)
         self.clip()
         self.scaler.step(self.optimizer)
@@ -128,13 +112,9 @@ class TimmLoop:
         """Cut down the gradients where the recipe wants it, unless the optimizer does: timm's Lamb
         is one.
         """
-        page = self.plan.recipe.optimizer
-        if page.clip_global_norm is not None and not isinstance(page, Lamb):
-            nn.utils.clip_grad_norm_(self.model.parameters(), page.clip_global_norm)
-
-    def _arrived(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        return images.to(self.settings.device), labels.to(self.settings.device)
+        optimizer = self.plan.recipe.optimizer
+        if optimizer.clip_global_norm is not None and not isinstance(optimizer, Lamb):
+            nn.utils.clip_grad_norm_(self.model.parameters(), optimizer.clip_global_norm)
 
 
 def timm_loader(
@@ -148,12 +128,9 @@ def timm_loader(
     folder's as often as any other.
     """
     recipe, px = plan.recipe, plan.recipe.image.train_px
-    parts = {type(part): part for part in recipe.augment}
-    crop, drawn, erasing = (
-        parts[RandomResizedCrop],
-        parts.get(RandAugment),
-        parts.get(RandomErasing),
-    )
+    crop, drawn = _part(recipe, RandomResizedCrop), _part(recipe, RandAugment)
+    erasing = _part(recipe, RandomErasing)
+    assert crop is not None  # see reason_against
     images = ImageDataset(str(folder / "train"))
     images.reader.samples *= -(-num_images // len(images))
     return create_loader(
@@ -161,7 +138,7 @@ def timm_loader(
         (3, px, px),
         recipe.batch.norm_images,
         is_training=True,
-        hflip=0.5 if Flip in parts else 0.0,
+        hflip=0.5 if _part(recipe, Flip) else 0.0,
         scale=crop.area,
         ratio=crop.aspect,
         interpolation=crop.interpolation,
@@ -179,6 +156,10 @@ def timm_loader(
     )
 
 
+def _part(recipe: Recipe, kind: type[Part]) -> Part | None:
+    return next((part for part in recipe.augment if isinstance(part, kind)), None)
+
+
 def _policy(drawn: RandAugment) -> str:
     """rand-m7-n2-p0.5-mstd0.5-inc1, as timm writes it."""
     spread = f"-mstd{drawn.magnitude_std:g}" if drawn.magnitude_std else ""
@@ -191,25 +172,28 @@ def _endless(loader) -> Iterator[tuple[Tensor, Tensor]]:
         yield from loader
 
 
-def _loss(recipe) -> nn.Module:
+def _loss(recipe: Recipe) -> nn.Module:
     """timm's, for mixed targets."""
-    if isinstance(recipe.loss, CrossEntropy):
+    if not isinstance(recipe.loss, BinaryCrossEntropy):
         return loss.SoftTargetCrossEntropy()
     return loss.BinaryCrossEntropy(
         smoothing=0.0, target_threshold=recipe.loss.threshold, sum_classes=recipe.loss.sum_classes
     )
 
 
-def _optimizer(model: nn.Module, recipe) -> torch.optim.Optimizer:
-    page = recipe.optimizer
-    clipping = {"max_grad_norm": page.clip_global_norm} if isinstance(page, Lamb) else {}
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    ours = recipe.optimizer
+    assert isinstance(ours, (Lamb, AdamW))  # see reason_against
+    clipping: dict[str, Any] = (
+        {"max_grad_norm": ours.clip_global_norm} if isinstance(ours, Lamb) else {}
+    )
     return create_optimizer_v2(
         model,
-        opt=page.name,
+        opt=ours.name,
         lr=recipe.lr.peak,
-        weight_decay=page.weight_decay,
-        betas=page.betas,
-        eps=page.eps,
-        filter_bias_and_bn="vectors" in page.no_decay,
+        weight_decay=ours.weight_decay,
+        betas=ours.betas,
+        eps=ours.eps,
+        filter_bias_and_bn="vectors" in ours.no_decay,
         **clipping,
     )

@@ -1,26 +1,36 @@
-"""What `make doctor` asks of Python, the packages, the driver and the machine; nothing is imported
-before it is asked for.
+"""What `make doctor` asks of Python, the packages, the driver and the machine; then it decodes an
+image, makes the main job's first steps on each device, and the same steps twice.
+
+Nothing is imported before it is asked about: it may be broken.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import ctypes.util
-import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
-from importlib import import_module  # by name, inside the probes: what is asked about may be broken
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module  # by name, inside the probes
 from pathlib import Path
+from types import ModuleType
 
 from trainer.base.cores import num_cores
 from trainer.base.provenance import PACKAGE_ROOT
-from trainer.tools.doctor_finding import ABSENT, BROKEN, GOOD, Asked, Finding, first_line
 
+GOOD, ABSENT, BROKEN = "good", "absent", "broken"
 OLDEST_PYTHON = (3, 11)
 # Three checkpoints of resnet50 under LAMB (weights and two moments, 282 MB) on the disk at a time,
 # and the model.
@@ -28,32 +38,93 @@ NEEDED_DISK_MIB = 1000
 # What 16 loader processes hold ready of 224 px images, two micro-batches of 128 each; docker's own
 # limit is 64 MiB.
 WANTED_SHARED_MIB = 1024
+MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
+# of each of the two modes; the first step of a process also sets up what the others find
+NUM_STEPS = 3
 
+Folders = Mapping[str, str]  # "runs", "results": as given
+_SET_UP = "make clean && make setup"
 _MODULES = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
     "pillow": "PIL",
     "markdown-it-py": "markdown_it",
 }
-_ASKED_ALONE = ("torch", "torchvision", "timm")
 # pip takes a local build of it for the CPU, which torchvision's wheels do not fit
 _TORCHVISION_WITHOUT_NMS = "2.13.0"
+# 16 x 16 px, red beside blue
+_JPEG = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
+    "GBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBT/wAARCAAQABAD"
+    "AREAAhEBAxEB/8QAFAABAAAAAAAAAAAAAAAAAAAAB//EABQQAQAAAAAAAAAAAAAAAAAAAAD/xAAVAQEBAAAAAAAAAAAAAAAAAAAJB//EABQRAQAA"
+    "AAAAAAAAAAAAAAAAAAD/2gAMAwEAAhEDEQA/ABpJCYCctwiiwJEuonLcIp//2Q=="
+)
+_COLOURS = {(3, 3): (250, 20, 30), (12, 12): (20, 40, 240)}
+_MOST_OFF = 12  # decoders round otherwise
 
 
-def python(asked: Asked) -> list[Finding]:
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing, what was wanted, and the one command that mends it.
+
+    state: "good"; "absent", an optional thing that is missing or does less than it might; "broken",
+    without it the main job, `make recipe=A1 model=resnet50`, fails.
+    """
+
+    what: str
+    found: str
+    wanted: str
+    state: str = GOOD
+    remedy: str = ""
+
+
+def judged(
+    what: str, found: str, wanted: str, is_good: bool, remedy: str, otherwise: str = ABSENT
+) -> list[Finding]:
+    """A finding that is good, or else absent or broken."""
+    return [Finding(what, found, wanted, *((GOOD, "") if is_good else (otherwise, remedy)))]
+
+
+def answer() -> None:
+    """What the child process does: ask the question named on its command line, and write what was
+    found to standard output as JSON.
+
+    Words: the question, the folders as JSON. An empty line says that it has begun.
+    """
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what packages print is no answer
+    print(file=out, flush=True)
+    name, folders = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        found = PROBES[name].ask(folders)
+    except (Exception, SystemExit) as error:
+        found = [unanswered(name, first_line(error))]
+    json.dump([asdict(one) for one in found], out)
+
+
+def unanswered(name: str, why: str) -> Finding:
+    """What is found where a question has no answer."""
+    probe = PROBES[name]
+    return Finding(name, why, "an answer", BROKEN if probe.is_needed else ABSENT, probe.remedy)
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+
+
+# ---- Python and the packages
+
+
+def python(_: Folders) -> list[Finding]:
     """The interpreter."""
-    is_good = sys.version_info >= OLDEST_PYTHON
-    remedy = "" if is_good else "make clean && make PYTHON=python3.12 setup"
     found = f"{platform.python_version()} ({sys.executable})"
-    return [
-        Finding(
-            "python",
-            found,
-            f">= {'.'.join(map(str, OLDEST_PYTHON))}",
-            GOOD if is_good else BROKEN,
-            remedy,
-        )
-    ]
+    wanted = f">= {'.'.join(map(str, OLDEST_PYTHON))}"
+    is_good = sys.version_info >= OLDEST_PYTHON
+    return judged(
+        "python", found, wanted, is_good, "make clean && make PYTHON=python3.12 setup", BROKEN
+    )
 
 
 def requirements() -> dict[str, str]:
@@ -65,9 +136,7 @@ def requirements() -> dict[str, str]:
         lines = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["dependencies"]
     else:
         lines = importlib.metadata.requires("rsb") or []
-    Requirement = import_module("packaging.requirements").Requirement
-
-    needed = [Requirement(line) for line in lines]
+    needed = map(import_module("packaging.requirements").Requirement, lines)
     return {
         one.name.lower(): str(one.specifier)
         for one in needed
@@ -75,81 +144,61 @@ def requirements() -> dict[str, str]:
     }
 
 
-def torch(asked: Asked) -> list[Finding]:
+def torch(_: Folders) -> list[Finding]:
     """torch imports, and multiplies."""
     torch = import_module("torch")
-
     product = torch.ones(2, 2) @ torch.ones(2, 2)
     if product.sum().item() != 8:
         raise RuntimeError(f"a product of ones is {product.tolist()}")
-    return [_package("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    return _package("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
-def torchvision(asked: Asked) -> list[Finding]:
+def torchvision(_: Folders) -> list[Finding]:
     """torchvision imports, and its own operators are there: timm needs one of them."""
     torch = import_module("torch")
-    torchvision = import_module("torchvision")
+    ops = import_module("torchvision").ops
+    ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
+    return _package("torchvision")
 
-    torchvision.ops.nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
-    return [_package("torchvision", torchvision.__version__)]
 
-
-def timm(asked: Asked) -> list[Finding]:
+def timm(_: Folders) -> list[Finding]:
     """timm imports, and knows the main job's model."""
-    timm = import_module("timm")
-
-    if not timm.is_model("resnet50"):
-        raise RuntimeError("it has no resnet50")
-    return [_package("timm", timm.__version__)]
+    if not import_module("timm").is_model(MAIN_MODEL):
+        raise RuntimeError(f"it has no {MAIN_MODEL}")
+    return _package("timm")
 
 
-def packages(asked: Asked) -> list[Finding]:
+def packages(_: Folders) -> list[Finding]:
     """All other packages import, in versions that fit."""
-    needed = {name: wanted for name, wanted in requirements().items() if name not in _ASKED_ALONE}
+    needed = {name: wanted for name, wanted in requirements().items() if name not in PROBES}
     wrong = []
-    for name in needed:
+    for name, wanted in needed.items():
         try:
-            importlib.import_module(_MODULES.get(name, name.replace("-", "_")))
+            import_module(_MODULES.get(name, name.replace("-", "_")))
         except Exception as error:
-            wrong.append(
-                Finding(
-                    name,
-                    f"does not import: {first_line(error)}",
-                    needed[name],
-                    BROKEN,
-                    install(name),
-                )
-            )
+            found = f"does not import: {first_line(error)}"
+            wrong.append(Finding(name, found, wanted, BROKEN, install(name)))
         else:
-            wrong += [one for one in [_package(name)] if one.state != GOOD]
-    return wrong or [
-        Finding("other packages", f"{len(needed)} import", f"{len(needed)} in versions that fit")
-    ]
+            wrong += [one for one in _package(name) if one.state != GOOD]
+    wanted = f"{len(needed)} in versions that fit"
+    return wrong or [Finding("other packages", f"{len(needed)} import", wanted)]
 
 
-def _package(name: str, found: str = "") -> Finding:
+def _package(name: str, found: str = "") -> list[Finding]:
     """A distribution's version held against what this suite needs."""
     SpecifierSet = import_module("packaging.specifiers").SpecifierSet
-
     wanted, version = requirements().get(name, ""), importlib.metadata.version(name)
     is_good = SpecifierSet(wanted).contains(version, prereleases=True)
-    return Finding(
-        name,
-        found or version,
-        wanted,
-        GOOD if is_good else BROKEN,
-        "" if is_good else install(name),
-    )
+    return judged(name, found or version, wanted, is_good, install(name), BROKEN)
 
 
 def install(name: str) -> str:
     """The command that puts a package of the suite in order."""
     if (PACKAGE_ROOT / "Makefile").exists() and Path(sys.prefix) == PACKAGE_ROOT / ".venv":
-        return "make clean && make setup"
-    try:
+        return _SET_UP
+    wanted = ""
+    with contextlib.suppress(Exception):  # of a broken `packaging`
         wanted = requirements().get(name, "")
-    except Exception:
-        wanted = ""
     return f"{sys.executable} -m pip install --force-reinstall '{name}{wanted}'"
 
 
@@ -158,30 +207,26 @@ def pair_warning() -> str | None:
     or are not there.
     """
     try:
-        versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
-        wanted = [
-            line
-            for line in importlib.metadata.requires("torchvision") or []
-            if line.split(";")[0].strip().startswith("torch")
-        ]
+        torch, torchvision = map(importlib.metadata.version, ("torch", "torchvision"))
+        lines = importlib.metadata.requires("torchvision") or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    return unfit_pair(*versions, wanted[0] if wanted else "torch")
+    wanted = [line for line in lines if line.split(";")[0].strip().startswith("torch")]
+    return unfit_pair(torch, torchvision, wanted[0] if wanted else "torch")
 
 
 def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
     """What does not fit of two versions. wanted: torchvision's own requirement of torch, as its
     wheel states it.
     """
-    Requirement = import_module("packaging.requirements").Requirement
-    Version = import_module("packaging.version").Version
-
-    if Version(torch).public == _TORCHVISION_WITHOUT_NMS:
+    version = import_module("packaging.version").Version(torch).public
+    if version == _TORCHVISION_WITHOUT_NMS:
         return (
             f"torch {torch} is known not to fit torchvision's wheels (operator torchvision::nms"
             " does not exist); use another torch"
         )
-    if not Requirement(wanted).specifier.contains(Version(torch).public, prereleases=True):
+    needed = import_module("packaging.requirements").Requirement(wanted).specifier
+    if not needed.contains(version, prereleases=True):
         return (
             f"torchvision {torchvision} is built for {wanted}, and torch is {torch}: known not to"
             f" fit; {install('torchvision')}"
@@ -189,36 +234,23 @@ def unfit_pair(torch: str, torchvision: str, wanted: str) -> str | None:
     return None
 
 
-def cuda(asked: Asked) -> list[Finding]:
-    """What torch can use of GPUs, and the driver under it."""
-    found = _driver()
-    driver = Finding(
-        "driver",
-        found or "none",
-        "one for a GPU",
-        GOOD if found else ABSENT,
-        "" if found else "none is needed on the CPU",
-    )
-    torch = import_module("torch")
+# ---- the machine
 
+
+def cuda(_: Folders) -> list[Finding]:
+    """What torch can use of GPUs, and the driver under it."""
+    none = "none is needed on the CPU"
+    version = _driver()
+    driver = judged("driver", version or "none", "one for a GPU", version is not None, none)
+    torch = import_module("torch")
     built, count = torch.version.cuda, torch.cuda.device_count()
     if torch.cuda.is_available() and count:
         names = ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(count)}))
-        return [Finding("CUDA", f"{built}, {count} x {names}", "a GPU, or none"), driver]
+        return [Finding("CUDA", f"{built}, {count} x {names}", "a GPU, or none"), *driver]
     why = "torch is built for the CPU" if built is None else f"built for {built}, torch sees no GPU"
-    remedy = (
-        "" if not found else "nvidia-smi" if built else install("torch")
-    )  # a driver that torch cannot use: it says why
-    return [
-        Finding(
-            "CUDA",
-            why,
-            "a GPU, or none: the CPU trains too",
-            ABSENT,
-            remedy or "none is needed on the CPU",
-        ),
-        driver,
-    ]
+    # a driver that torch cannot use: it says why
+    remedy = none if version is None else "nvidia-smi" if built else install("torch")
+    return [Finding("CUDA", why, "a GPU, or none: the CPU trains too", ABSENT, remedy), *driver]
 
 
 def _driver() -> str | None:
@@ -231,123 +263,224 @@ def _driver() -> str | None:
     return lines[0] if done.returncode == 0 and lines else None
 
 
-def ffcv(asked: Asked) -> list[Finding]:
+def ffcv(_: Folders) -> list[Finding]:
     """The optional loader."""
-    wanted = "optional"
-    if importlib.util.find_spec("ffcv") is None:
-        libraries = "pkg-config libturbojpeg0-dev libopencv-dev"
-        by_hand = (
-            f"sudo apt-get install -y {libraries} && {sys.executable} -m pip install setuptools"
-            " ffcv"
-        )
-        remedy = "make setup ffcv=1" if (PACKAGE_ROOT / "Makefile").exists() else by_hand
-        return [Finding("ffcv", "not here", wanted, ABSENT, remedy)]
-    import_module("ffcv")
-
-    return [Finding("ffcv", importlib.metadata.version("ffcv"), wanted)]
+    by_hand = (
+        "sudo apt-get install -y pkg-config libturbojpeg0-dev libopencv-dev &&"
+        f" {sys.executable} -m pip install setuptools ffcv"
+    )
+    remedy = "make setup ffcv=1" if (PACKAGE_ROOT / "Makefile").exists() else by_hand
+    # its own __version__ is older than it is
+    version = importlib.metadata.version
+    return _optional("ffcv", "ffcv", "optional", remedy, lambda ffcv: version(ffcv.__name__))
 
 
-def opencv(asked: Asked) -> list[Finding]:
+def opencv(_: Folders) -> list[Finding]:
     """OpenCV, which ffcv decodes with."""
-    if importlib.util.find_spec("cv2") is None:
-        remedy = f"{sys.executable} -m pip install opencv-python-headless"
-        return [Finding("OpenCV", "not here", "optional, for ffcv", ABSENT, remedy)]
-    cv2 = import_module("cv2")
-
-    return [Finding("OpenCV", cv2.__version__, "optional, for ffcv")]
+    remedy = f"{sys.executable} -m pip install opencv-python-headless"
+    return _optional("OpenCV", "cv2", "optional, for ffcv", remedy, lambda cv2: cv2.__version__)
 
 
-def turbojpeg(asked: Asked) -> list[Finding]:
+def _optional(
+    what: str, module: str, wanted: str, remedy: str, version: Callable[[ModuleType], str]
+) -> list[Finding]:
+    if importlib.util.find_spec(module) is None:
+        return [Finding(what, "not here", wanted, ABSENT, remedy)]
+    return [Finding(what, version(import_module(module)), wanted)]
+
+
+def turbojpeg(_: Folders) -> list[Finding]:
     """The JPEG library that ffcv is built against."""
     found = ctypes.util.find_library("turbojpeg")
-    remedy = "" if found else "sudo apt-get install -y libturbojpeg0-dev"
-    return [
-        Finding(
-            "TurboJPEG",
-            found or "not here",
-            "optional, for ffcv",
-            GOOD if found else ABSENT,
-            remedy,
-        )
-    ]
+    remedy = "sudo apt-get install -y libturbojpeg0-dev"
+    return judged("TurboJPEG", found or "not here", "optional, for ffcv", found is not None, remedy)
 
 
-def cores(asked: Asked) -> list[Finding]:
+def cores(_: Folders) -> list[Finding]:
     """Cores of this process: its affinity and its control group, not the machine's number."""
     own, there = num_cores(), os.cpu_count() or 1
     found = f"{own}" + (f" of the machine's {there}" if own != there else "")
-    return [Finding("cores", found, "1; a GPU wants 8 or more", GOOD)]
+    return [Finding("cores", found, "1; a GPU wants 8 or more")]
 
 
-def shared_memory(asked: Asked, folder: Path = Path("/dev/shm")) -> list[Finding]:
+def shared_memory(_: Folders, folder: Path = Path("/dev/shm")) -> list[Finding]:
     """Where loader processes leave their images."""
-    wanted = f"{WANTED_SHARED_MIB} MiB for loader processes"
+    what, wanted = "shared memory", f"{WANTED_SHARED_MIB} MiB for loader processes"
     if not folder.is_dir():
-        return [
-            Finding(
-                "shared memory",
-                f"no {folder}",
-                wanted,
-                GOOD if sys.platform == "darwin" else ABSENT,
-                "workers=0",
-            )
-        ]
+        return judged(what, f"no {folder}", wanted, sys.platform == "darwin", "workers=0")
     free_mib = shutil.disk_usage(folder).free / 2**20
-    is_good = free_mib >= WANTED_SHARED_MIB
-    remedy = "" if is_good else "docker run --shm-size=8g ..., or workers=0"
-    return [
-        Finding(
-            "shared memory",
-            f"{free_mib:.0f} MiB free in {folder}",
-            wanted,
-            GOOD if is_good else ABSENT,
-            remedy,
-        )
-    ]
+    found, is_good = f"{free_mib:.0f} MiB free in {folder}", free_mib >= WANTED_SHARED_MIB
+    return judged(what, found, wanted, is_good, "docker run --shm-size=8g ..., or workers=0")
 
 
-def disk(asked: Asked) -> list[Finding]:
+def disk(folders: Folders) -> list[Finding]:
     """Both folders can be written, and there is room for the main job."""
     findings = []
-    for what, folder in (("runs", Path(asked.runs)), ("results", Path(asked.results))):
-        wanted = f"{NEEDED_DISK_MIB if what == 'runs' else 1} MiB free, to be written"
-        there = next(
-            path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()
-        )
+    for what, needed_mib in (("runs", NEEDED_DISK_MIB), ("results", 1)):
+        folder = Path(folders[what])
+        place = folder.absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
         free_mib = shutil.disk_usage(there).free / 2**20
         is_writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-        is_good = is_writable and free_mib >= (NEEDED_DISK_MIB if what == "runs" else 1)
-        found = f"{free_mib:.0f} MiB free in {folder}" + (
-            "" if is_writable else f", where {there} cannot be written"
-        )
-        findings.append(
-            Finding(
-                f"disk ({what})",
-                found,
-                wanted,
-                GOOD if is_good else BROKEN,
-                "" if is_good else f"{what}=<another folder>",
-            )
-        )
+        found = f"{free_mib:.0f} MiB free in {folder}"
+        found += "" if is_writable else f", where {there} cannot be written"
+        wanted, is_good = f"{needed_mib} MiB free, to be written", free_mib >= needed_mib
+        remedy = f"{what}=<another folder>"
+        findings += judged(f"disk ({what})", found, wanted, is_writable and is_good, remedy, BROKEN)
     return findings
 
 
-def locale(asked: Asked) -> list[Finding]:
-    """Text is UTF-8: pages and rows hold other letters than ASCII's."""
-    found = {
-        "files": import_module("locale").getpreferredencoding(False),
-        "names": sys.getfilesystemencoding(),
-    }
-    wrong = [
-        name for name, encoding in found.items() if encoding.lower().replace("-", "") != "utf8"
-    ]
-    shown = ", ".join(f"{name} {encoding}" for name, encoding in found.items())
-    return [
-        Finding(
-            "locale",
-            shown,
-            "UTF-8",
-            BROKEN if wrong else GOOD,
-            "export LC_ALL=C.UTF-8" if wrong else "",
-        )
-    ]
+def locale(_: Folders) -> list[Finding]:
+    """Text is UTF-8: recipes and rows hold other letters than ASCII's."""
+    files, names = import_module("locale").getpreferredencoding(False), sys.getfilesystemencoding()
+    is_good = all(one.lower().replace("-", "") == "utf8" for one in (files, names))
+    remedy = "export LC_ALL=C.UTF-8"
+    return judged("locale", f"files {files}, names {names}", "UTF-8", is_good, remedy, BROKEN)
+
+
+# ---- an image, and the main job's first steps
+
+
+def jpeg(_: Folders) -> list[Finding]:
+    """The suite's own reader gives a JPEG's colours."""
+    read_image = import_module("trainer.data.decode").read_image
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        path.write_bytes(_JPEG)
+        image = read_image(path)
+    off = max(
+        abs(found - wanted)
+        for place, colour in _COLOURS.items()
+        for found, wanted in zip(image.getpixel(place), colour, strict=True)
+    )
+    if image.size != (16, 16) or off > _MOST_OFF:
+        raise RuntimeError(f"its colours are {off} off")
+    return [Finding("JPEG", "decoded, its colours right", "decoded")]
+
+
+def devices() -> list[str]:
+    """All devices of this machine; what device=auto takes is the first."""
+    cuda = import_module("torch").cuda
+    count = cuda.device_count() if cuda.is_available() else 0
+    return [*(f"cuda:{number}" for number in range(count)), "cpu"]
+
+
+def steps(_: Folders) -> list[Finding]:
+    """The main job's first steps on each device, and whether the same step gives the same bits."""
+    findings = []
+    for number, device in enumerate(devices()):
+        what = f"step on {device}"
+        try:
+            is_same, median_s = twice(device)
+        except Exception as error:
+            state = ABSENT if number else BROKEN  # the main job takes the first
+            remedy = _SET_UP if device == "cpu" else "device=cpu trains without it"
+            findings.append(Finding(what, first_line(error), "a step", state, remedy))
+            continue
+        unit = "ms of processor time" if device == "cpu" else "ms"
+        found = f"{1000 * median_s:.0f} {unit} for 32 images of 32 px"
+        findings.append(Finding(what, found, f"a step of {MAIN_RECIPE} {MAIN_MODEL}"))
+        findings.append(determinism(device, is_same, median_s))
+    return findings
+
+
+def determinism(device: str, is_same: bool, median_s: float) -> Finding:
+    """The same steps in torch's determinism mode: are they the same bits there, and what does it
+    cost?
+
+    is_same: were they without it? median_s: the time of a step without it.
+    """
+    on_cpu, bits = device == "cpu", {True: "the same bits", False: "other bits"}
+    found, is_good = f"the same steps twice: {bits[is_same]}; determinism mode: ", is_same
+    try:
+        with _deterministic():
+            is_same_in_mode, in_mode_s = twice(device)
+    except RuntimeError as error:  # torch refuses what it has no deterministic way for
+        found += first_line(error)
+    else:
+        found += f"{bits[is_same_in_mode]}, {100 * (in_mode_s / median_s - 1):+.0f} % time"
+        is_good = is_same if on_cpu else is_same_in_mode
+    wanted = "the same bits twice" if on_cpu else "the same bits in determinism mode"
+    remedy = "export OMP_NUM_THREADS=1" if on_cpu else "device=cpu is the same bit for bit"
+    return judged(f"determinism on {device}", found, wanted, is_good, remedy)[0]
+
+
+def twice(device: str) -> tuple[bool, float]:
+    """Does `trained` give the same bits twice? And the median seconds of the second one's steps."""
+    (one, _), (other, seconds) = trained(device), trained(device)
+    return one == other, statistics.median(seconds)
+
+
+def trained(device: str) -> tuple[str, list[float]]:
+    """The digest of the main job's weights after its first steps, and the time of each but the
+    first.
+
+    On the CPU it is the process's own time, so that a busy machine counts for nothing.
+    """
+    # the whole suite, of which any part may be broken
+    from trainer.base.settings import make_settings
+    from trainer.data.dataset import open_data
+    from trainer.engine.state import TrainingState
+    from trainer.engine.train import fast_algorithms, optimizer_step
+    from trainer.runs.export import weights_digest
+    from trainer.runs.job import Job, plan_of
+
+    plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
+    settings = make_settings(device, workers="0")
+    fast_algorithms(settings.device)
+    clock, seconds = (time.process_time if device == "cpu" else time.perf_counter), []
+    state = TrainingState(plan, settings)
+    window = open_data(plan.profile, None).train_stream(plan, settings, 0)
+    for step in range(1 + NUM_STEPS):
+        started_s = clock()
+        loss = optimizer_step(state, window, step).item()  # waits for the device
+        seconds.append(clock() - started_s)
+    if loss != loss:
+        raise RuntimeError(f"the loss after {NUM_STEPS + 1} steps is {loss}")
+    return weights_digest(state.model), seconds[1:]
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Torch's determinism mode. Source: torch's notes on reproducibility."""
+    torch = import_module("torch")
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    # which algorithm was the fastest is not the same twice
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One question. is_needed: does the main job fail where it cannot be answered? remedy: what
+    would mend that.
+    """
+
+    ask: Callable[[Folders], list[Finding]]
+    is_needed: bool = True
+    remedy: str = _SET_UP
+
+
+PROBES = {
+    "python": Probe(python),
+    "torch": Probe(torch),
+    "torchvision": Probe(torchvision),
+    "timm": Probe(timm),
+    "other packages": Probe(packages),
+    "CUDA": Probe(cuda, is_needed=False, remedy="device=cpu"),
+    "OpenCV": Probe(opencv, is_needed=False),
+    "TurboJPEG": Probe(turbojpeg, is_needed=False),
+    "cores": Probe(cores, is_needed=False),
+    "shared memory": Probe(shared_memory, is_needed=False),
+    "disk": Probe(disk),
+    "locale": Probe(locale),
+    "JPEG": Probe(jpeg),
+    "step": Probe(steps),
+    "ffcv": Probe(ffcv, is_needed=False),
+}

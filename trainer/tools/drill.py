@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -26,15 +25,10 @@ _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(list(PRELOADED))
 # relative distance of weights that differ by the order of floating-point sums alone
 CLOSE = 1e-5
-_FIELDS_OF_THE_PROCESS = (  # of a row: they differ between two equal runs
-    "images_per_s",
-    "train_s",
-    "peak_mem_mib",
-    "finished_utc",
-    "injected",
-    "commit",
-    "dirty",
-)
+# of a row: they differ between two equal runs
+_FIELDS_OF_THE_PROCESS = (
+    "images_per_s", "train_s", "peak_mem_mib", "finished_utc", "injected", "commit", "dirty"
+)  # fmt: skip
 _SET = (
     "epochs=1 batch.images=128 batch.norm_images=16 "
     "lr.warmup_epochs=null lr.warmup_from=null lr.peak=5e-4 "
@@ -44,18 +38,9 @@ _SMOOTH = " 'model={stem: {name: patchify, patch_px: 4}, activation: {name: silu
 _GROUPS = ", norm: {name: group_norm, groups: 4, eps: 1e-5}"
 _SETS = {"batch_norm": _SET + _SMOOTH % "", "group_norm": _SET + _SMOOTH % _GROUPS}
 _TRAIN = (
-    "train",
-    "--recipe",
-    "A1",
-    "--model",
-    "test_resnet",
-    "--device",
-    "cpu",
-    "--workers",
-    "0",
-    "--checkpoint-s",
-    "0",
-)
+    "train", "--recipe", "A1", "--model", "test_resnet", "--device", "cpu", "--workers", "0",
+    "--checkpoint-s", "0",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +69,7 @@ class Drill:
         return " ".join([f"inject={self.fault}", *(f"{name[2:]}={value}" for name, value in pairs)])
 
 
+_Row = dict[str, Any]
 _AUTO, _TWO_RANKS = ("--micro-batch", "auto"), ("--procs", "2")
 DRILLS = (
     Drill("kill@7", "killed in a step: resumed by the same command to the same row", (-9, 0)),
@@ -94,7 +80,7 @@ DRILLS = (
     ),
     Drill("term@6", "SIGTERM: saved, exit 75; resumed to the same row", (75, 0)),
     Drill(
-        "nan@8", "NaN loss: exit 3, nothing stored; resumed from before it to the same row", (3, 0)
+        "nan@8", "NaN loss: exit 3, nothing stored; resumed from before it, the same row", (3, 0)
     ),
     Drill("oom@5", "out of memory: one line, exit 2; resumed to the same row", (2, 0)),
     Drill(
@@ -117,9 +103,7 @@ DRILLS = (
     ),
     Drill("enospc@9", "disk full for one write: training continues to the same row", (0,)),
     Drill("slow@3:2s", "slow dataloader: the same row", (0,)),
-    Drill(
-        "bad_image@300", "unreadable image: one line, exit 2; once repaired, the same row", (2, 0)
-    ),
+    Drill("bad_image@300", "unreadable image: one line, exit 2; repaired, the same row", (2, 0)),
     Drill(
         "bad_image@300",
         "unreadable image replaced by another, counted in the row",
@@ -173,7 +157,7 @@ class _Outcome:
 
     codes: tuple[int, ...]
     output: str
-    row: dict[str, Any] | None
+    row: _Row | None
     is_stored: bool
     metrics: bytes
     weights: Path
@@ -201,9 +185,8 @@ def run_drills(
     """
 
     def tested(drill: Drill) -> DrillResult:
-        result = _tested(
-            drill, references[drill.norm].result(), Path(root) / f"drill-{drills.index(drill)}"
-        )
+        folder = Path(root) / f"drill-{drills.index(drill)}"
+        result = _tested(drill, references[drill.norm].result(), folder)
         each()
         return result
 
@@ -215,18 +198,11 @@ def run_drills(
             norm: pool.submit(_run, Drill("", "undisturbed", (0,), norm=norm), Path(root) / norm)
             for norm in dict.fromkeys(drill.norm for drill in drills)
         }
-        with _cancelled_on_error(pool):
+        try:
             return list(pool.map(tested, drills))
-
-
-@contextlib.contextmanager
-def _cancelled_on_error(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Start no further test after an error or Ctrl-C."""
-    try:
-        yield
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+        except BaseException:  # no further test starts after an error or Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _run(drill: Drill, folder: Path) -> _Outcome:
@@ -271,9 +247,7 @@ def _program(words: list[str], output: Path) -> None:
 
 
 def _end(folder: Path, codes: tuple[int, ...], output: str) -> _Outcome:
-    run = next(
-        (path for path in (folder / "runs").glob("*") if (path / "plan.json").exists()), folder
-    )
+    run = next((path.parent for path in (folder / "runs").glob("*/plan.json")), folder)
     row, metrics = run / "row.json", run / "metrics.jsonl"
     return _Outcome(
         codes=codes,
@@ -291,33 +265,31 @@ def _tested(drill: Drill, reference: _Outcome, folder: Path) -> DrillResult:
     except TimeoutError:
         return DrillResult(drill, f"no exit within {TIMEOUT_S} s", ("it hangs",))
     codes = f"exit {', '.join(map(str, end.codes))}"
-    if reference.row is None or end.row is None or end.codes != drill.codes:
-        failure = (
-            "the undisturbed run failed"
-            if reference.row is None
-            else f"exit {', '.join(map(str, drill.codes))} expected"
-        )
-        return DrillResult(
-            drill, codes, (failure,), (reference if reference.row is None else end).output
-        )
-    failures = tuple(_failures(drill, reference, end))
-    weights = end.row["weights_sha256"]
-    distance_text = _distance_in_words(reference, end, weights == reference.row["weights_sha256"])
-    observed = f"{codes}; weights {weights[:8]}, {distance_text}"
+    if reference.row is None:
+        return DrillResult(drill, codes, ("the undisturbed run failed",), reference.output)
+    if end.row is None or end.codes != drill.codes:
+        expected = f"exit {', '.join(map(str, drill.codes))} expected"
+        return DrillResult(drill, codes, (expected,), end.output)
+    failures = tuple(_failures(drill, reference, reference.row, end, end.row))
+    weights, observed = end.row["weights_sha256"], "identical"
+    if weights != reference.row["weights_sha256"]:
+        observed = f"{distance(reference.weights, end.weights):.1e} relative distance"
+    observed = f"{codes}; weights {weights[:8]}, {observed}"
     if end.is_stored != reference.is_stored:
         observed += "; row not stored"
     return DrillResult(drill, observed, failures, end.output if failures else "")
 
 
-def _failures(drill: Drill, reference: _Outcome, end: _Outcome) -> Iterator[str]:
-    """Each promise that does not hold."""
-    assert reference.row is not None and end.row is not None  # as the caller has checked
-    is_same = end.row["weights_sha256"] == reference.row["weights_sha256"]
+def _failures(
+    drill: Drill, reference: _Outcome, expected: _Row, end: _Outcome, row: _Row
+) -> Iterator[str]:
+    """Each promise that does not hold. expected, row: those of the two outcomes."""
+    is_same = row["weights_sha256"] == expected["weights_sha256"]
     if drill.ends == "same":
         differ = [
             name
-            for name, value in reference.row.items()
-            if name not in _FIELDS_OF_THE_PROCESS and end.row[name] != value
+            for name, value in expected.items()
+            if name not in _FIELDS_OF_THE_PROCESS and row[name] != value
         ]
         if differ:
             yield f"the row differs in {', '.join(differ)}"
@@ -329,19 +301,9 @@ def _failures(drill: Drill, reference: _Outcome, end: _Outcome) -> Iterator[str]
         yield f"the weights differ by more than {CLOSE:g}"
     if end.is_stored != drill.is_stored:
         yield "the row was stored" if end.is_stored else "the row was not stored"
-    paths = [
-        deviation["path"]
-        for deviation in end.row["deviations"]
-        if deviation not in reference.row["deviations"]
-    ]
+    paths = [one["path"] for one in row["deviations"] if one not in expected["deviations"]]
     if tuple(paths) != drill.deviations:
         yield f"deviations: {', '.join(paths) or 'none'}"
-
-
-def _distance_in_words(reference: _Outcome, end: _Outcome, is_same: bool) -> str:
-    if is_same:
-        return "identical"
-    return f"{distance(reference.weights, end.weights):.1e} relative distance"
 
 
 def distance(one: Path, other: Path) -> float:
@@ -349,10 +311,5 @@ def distance(one: Path, other: Path) -> float:
     norm.
     """
     expected, found = load_file(one), load_file(other)
-    return max(
-        (
-            (found[name].double() - tensor.double()).norm()
-            / tensor.double().norm().clamp_min(1e-12)
-        ).item()
-        for name, tensor in expected.items()
-    )
+    pairs = [(tensor.double(), found[name].double()) for name, tensor in expected.items()]
+    return max(((b - a).norm() / a.norm().clamp_min(1e-12)).item() for a, b in pairs)

@@ -74,15 +74,12 @@ def _parsed(word: str) -> Fault:
 def check_faults(faults: Iterable[Fault], plan) -> None:
     """Refuse a fault that a plan never reaches. Raises UserError."""
     for fault in faults:
-        num, what = (
-            (plan.draws_per_epoch * plan.recipe.epochs, "images")
-            if fault.kind == "bad_image"
-            else (plan.num_steps, "steps")
-        )
+        num, what = plan.num_steps, "steps"
+        if fault.kind == "bad_image":
+            num, what = plan.draws_per_epoch * plan.recipe.epochs, "images"
         if fault.number > num:
-            raise UserError(
-                f"inject={fault}: the run has {num} {what}; use {fault.kind}@{num} at most"
-            )
+            use = f"{fault.kind}@{num} at most"
+            raise UserError(f"inject={fault}: the run has {num} {what}; use {use}")
 
 
 def step_of(fault: Fault, plan) -> int:
@@ -154,12 +151,10 @@ class Faults:
         if not due:
             return None
         if state.settings.loader == "ffcv":
-            raise UserError(
-                "inject=: slow and bad_image need the torch dataloader; use loader=torch"
-            )
-        return lambda stream: FaultyStream(
-            **vars(stream), faults=due, draws_per_epoch=self.plan.draws_per_epoch
-        )
+            why = "slow and bad_image need the torch dataloader; use loader=torch"
+            raise UserError(f"inject=: {why}")
+        facts = {"faults": due, "draws_per_epoch": self.plan.draws_per_epoch}
+        return lambda stream: FaultyStream(**vars(stream), **facts)
 
     def before_write(self, path: Path) -> None:
         """Raises OSError while a full disk is injected."""
@@ -189,26 +184,20 @@ class Faults:
         if not due:
             return []
         self.left = tuple(fault for fault in self.left if fault not in due)
-        error = self.ranks.broadcast(
-            _marked(self._path, due) if self.ranks.is_first else ""
-        )  # a barrier: no rank continues before they are recorded
+        # a barrier: no rank continues before they are recorded
+        error = self.ranks.broadcast(_marked(self._path, due) if self.ranks.is_first else "")
         struck = [fault for fault in due if not error or fault in made]
-        state.progress.injected += [
-            str(fault) for fault in struck if self._touches(fault) != "nothing"
-        ]
+        state.progress.injected += [str(fault) for fault in struck if self._is_in_the_row(fault)]
+        why = f": cannot be recorded in {self._path} ({error}), would recur at every resume"
         for fault in due:
-            not_marked = (
-                f": cannot be recorded in {self._path} ({error}), would recur at every resume"
-                if error
-                else ""
-            )
-            state.say(f"{'' if fault in struck else 'not '}injected: {fault}{not_marked}")
+            not_ = "" if fault in struck else "not "
+            state.say(f"{not_}injected: {fault}{why if error else ''}")
         return struck
 
-    def _touches(self, fault: Fault) -> str:
+    def _is_in_the_row(self, fault: Fault) -> bool:
         # a run that fails at the image is resumed by a process that can read it
         is_undone = fault.kind == "bad_image" and self.plan.bad_images == "fail"
-        return "nothing" if is_undone else KINDS[fault.kind]
+        return not is_undone and KINDS[fault.kind] != "nothing"
 
 
 def _marks_in(path: Path) -> list[str]:

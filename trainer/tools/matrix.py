@@ -20,18 +20,13 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.schema import find_recipe, recipe_paths
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, resolve
 
 MODELS = (
-    "resnet18",
-    "resnet50",
-    "resnet50d",
-    "resnext50_32x4d",
-    "resnet101",
-    "convnext_atto",
+    "resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "convnext_atto",
     "convnext_tiny",
-)
+)  # fmt: skip
 
 # Small enough for seven models per recipe; two micro-batches, so that their gradients and BatchNorm
 # statistics are accumulated.
@@ -134,16 +129,13 @@ def stepped(plan: Plan) -> torch.nn.Module:
     step = plan.num_warmup_steps
     state = TrainingState(plan, settings)
     before = [weight.detach().clone() for weight in state.model.parameters()]
-    loss = optimizer_step(
-        state, OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step), step
-    )
+    stream = OpenedData(NoiseSet(), NoiseSet()).train_stream(plan, settings, step)
+    loss = optimizer_step(state, stream, step)
     after = list(state.model.parameters())
-    assert loss.isfinite() and all(weight.isfinite().all() for weight in after), (
-        "the loss or a weight is not finite"
-    )
-    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), (
-        "the step changed no weight"
-    )
+    is_finite = loss.isfinite() and all(weight.isfinite().all() for weight in after)
+    assert is_finite, "the loss or a weight is not finite"
+    is_same = all(map(torch.equal, before, after))
+    assert not is_same, "the step changed no weight"
     return state.model
 
 

@@ -46,6 +46,18 @@ def test_labels_are_the_cls_else_the_json_of_an_images_key(tmp_path):
     ]
 
 
+def test_members_that_are_no_images_are_counted(tmp_path):
+    members = {
+        "0.cls": b"7",
+        "0.jpg": b"a",
+        "0.txt": b"caption",
+        "readme.md": b"",
+        "info.json": b"",
+    }
+    listing = shards.scan([packing.write_tar(tmp_path / "a.tar", members)])
+    assert listing.num_images == 1 and listing.ignored == {".txt": 1, ".md": 1}
+
+
 def test_folders_are_classes_where_no_image_has_a_label(tmp_path):
     one = packing.write_tar(
         tmp_path / "a.tar",
@@ -172,6 +184,15 @@ def _negative():
         (_bytes(WHOLE | {"3.jpg": b"x"}), "'3.jpg' has no label; use 3.cls, "),
         (_bytes(WHOLE | {"1.png": b"x"}), "two images called '1'; "),
         (_bytes({"1.jpg": b"x", "1.cls": b""}), "'1.cls' holds no label"),
+        (
+            _bytes(WHOLE | {"3.heic": b"x", "3.cls": b"1"}),
+            "without an image, the first '3' with 3.h",
+        ),
+        (
+            _bytes(WHOLE | {"3.gif": b"x", "3.json": b"{}"}),
+            "without an image, the first '3' with 3.",
+        ),
+        (_bytes(WHOLE | {"3.cls": b"1"}), "1 labelled samples without an image, the first '3'"),
         (_bytes({"1.jpg": b"x", "1.cls": b"\xff"}), "'1.cls' holds no label"),
         (_bytes({"1.jpg": b"x", "1.json": b"[1"}), "'1.json' holds no label"),
         (

@@ -64,8 +64,10 @@ def test_sizes_stay_and_every_model_runs(name, place, count):
     assert model.forward_features(images).shape == size
 
 
-def test_max_pooling_of_a_legacy_stem_keeps_its_size():
+@pytest.mark.parametrize("kernel", [3, (3, 3)])
+def test_max_pooling_of_a_legacy_stem_keeps_its_size(kernel):
     model = timm.create_model("legacy_seresnet50").eval()
+    model.pool0.kernel_size = kernel
     images = torch.randn(1, 64, 32, 32)
     size = model.pool0(images).shape
     replacement = blur(pool=True).apply(model, 64)

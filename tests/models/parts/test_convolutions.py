@@ -115,6 +115,17 @@ def test_dilated_models_are_timms_with_an_output_stride(name, stages):
     assert replacement.note.endswith(f" by {2**stages}") and len(replacement.places) > 2 * stages
 
 
+def test_padding_same_stays_the_same():
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3).eval()
+    other = copy.deepcopy(model)
+    other.layer4[1].conv1.padding = "same"
+    images = torch.randn(1, 3, 64, 64)
+    for each in (model, other):
+        Dilated(stages=1).apply(each, 64)
+    torch.testing.assert_close(other(images), model(images), rtol=1e-5, atol=1e-5)
+
+
 def test_convnext_with_channels_last_norms_is_dilated_too():
     torch.manual_seed(0)
     theirs = timm.create_model(

@@ -91,11 +91,12 @@ class PlainBcn:
     """Batch channel normalization of Qiao et al. 2019, with batch statistics or with estimated
     ones.
 
-    The estimates move once a step, by all its images: the mean first, then the variance around the
-    moved mean.
+    The estimates move once a step, by all its images. The variance is around the mean from before
+    its move in the authors' code, around the moved one in the paper's algorithm.
     """
 
-    def __init__(self, layer, statistics):
+    def __init__(self, layer, statistics, is_around_moved=False):
+        self.is_around_moved = is_around_moved
         self.inner = [layer.batch.weight.detach().clone(), layer.batch.bias.detach().clone()]
         self.outer = [layer.weight.detach().clone(), layer.bias.detach().clone()]
         self.weights = [each.requires_grad_() for each in (*self.inner, *self.outer)]
@@ -118,8 +119,10 @@ class PlainBcn:
         for c in range(6):
             if self.statistics == "estimated":
                 values = all_parts[:, c].flatten().tolist()
-                self.mean[c] += RATE * (sum(values) / len(values) - self.mean[c])
-                square = sum((value - self.mean[c]) ** 2 for value in values) / len(values)
+                before = self.mean[c]
+                self.mean[c] += RATE * (sum(values) / len(values) - before)
+                center = self.mean[c] if self.is_around_moved else before
+                square = sum((value - center) ** 2 for value in values) / len(values)
                 self.variance[c] += RATE * (square - self.variance[c])
             else:  # one micro-batch only
                 n = all_parts[:, c].numel()
@@ -130,12 +133,19 @@ class PlainBcn:
 
 
 @pytest.mark.parametrize(
-    ("statistics", "sizes"),
-    [("batch", [8]), ("estimated", [8]), ("estimated", [2] * 4), ("estimated", [5, 2, 1])],
+    ("statistics", "sizes", "is_around_moved"),
+    [
+        ("batch", [8], False),
+        ("estimated", [8], False),
+        ("estimated", [2] * 4, False),
+        ("estimated", [5, 2, 1], False),
+        ("estimated", [8], True),
+        ("estimated", [5, 2, 1], True),
+    ],
 )
-def test_batch_channel_norm_is_the_papers_over_several_steps(statistics, sizes):
-    layer = drawn(BatchChannelNorm2d(6, 3, EPS, RATE, statistics))
-    plain = PlainBcn(layer, statistics)
+def test_batch_channel_norm_is_a_plain_loop_over_several_steps(statistics, sizes, is_around_moved):
+    layer = drawn(BatchChannelNorm2d(6, 3, EPS, RATE, statistics, is_around_moved))
+    plain = PlainBcn(layer, statistics, is_around_moved)
     for step in range(4):
         layer.zero_grad()
         x, y = images(8, step).requires_grad_(), images(8, step).requires_grad_()
@@ -174,6 +184,20 @@ def test_batch_channel_norm_is_the_papers_over_several_steps(statistics, sizes):
         torch.testing.assert_close(
             evaluated, over_groups(inner, 3, *plain.outer), rtol=0, atol=1e-10
         )
+
+
+def test_the_authors_and_the_papers_estimates_differ_by_the_means_move():
+    x = images(16)
+    layers = [EstimatedBatchNorm2d(6, EPS, RATE, is_around) for is_around in (False, True)]
+    for layer in layers:
+        layer.double()(x)
+        layer.finish_step()
+    authors, papers = (layer.running_var for layer in layers)
+    # From mean 0 and variance 1: 1 + r (E[x^2] - 1), and r (2 r - r^2) E[x]^2 less.
+    torch.testing.assert_close(authors, 1 + RATE * (x.square().mean((0, 2, 3)) - 1))
+    apart = RATE * (2 * RATE - RATE**2) * x.mean((0, 2, 3)).square()
+    torch.testing.assert_close(authors - papers, apart)
+    assert torch.equal(layers[0].running_mean, layers[1].running_mean)
 
 
 def test_estimates_settle_on_mean_and_variance_of_what_is_seen():

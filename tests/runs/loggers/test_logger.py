@@ -2,6 +2,7 @@
 made up.
 """
 
+import hashlib
 import io
 import os
 from collections import Counter
@@ -13,12 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from trainer.base.errors import UserError
 from trainer.runs import append_only_log as kept_file
+from trainer.runs.append_only_log import whole_lines
 from trainer.runs.loggers import logger as module
 from trainer.runs.loggers.logger import Log
 
 
-def opened(folder, first_step=0, metrics_bytes=0):
-    return Log(folder, 40, first_step, metrics_bytes, Console(file=io.StringIO(), width=200))
+def opened(folder, first_step=0, metrics=b""):
+    return Log(folder, 40, first_step, metrics, Console(file=io.StringIO(), width=200))
 
 
 def write(log, steps):
@@ -42,25 +44,49 @@ def test_the_board_keeps_the_point_at_the_first_step_and_hides_what_came_after_i
 def test_lines_after_the_saved_length_are_cut_away(tmp_path):
     with opened(tmp_path) as log:
         write(log, (10,))
-        num_bytes = log.metrics_bytes()
+        num_bytes, sha256 = log.metrics_written()
         write(log, (20,))
-    saved = (tmp_path / "metrics.jsonl").read_bytes()[:num_bytes]
-    with opened(tmp_path, 10, num_bytes):
-        pass
+    path = tmp_path / "metrics.jsonl"
+    saved = path.read_bytes()[:num_bytes]
+    assert hashlib.sha256(saved).hexdigest() == sha256
+    assert whole_lines(path, num_bytes, sha256) == saved
+    with opened(tmp_path, 10, saved) as log:
+        assert log.metrics_written() == (num_bytes, sha256)
     assert (tmp_path / "metrics.jsonl").read_bytes() == saved
 
 
-@pytest.mark.parametrize("content", [None, b"{}\n"])
-def test_curves_shorter_than_saved_are_refused_and_left_as_they_are(tmp_path, content):
+LINES = b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+SHA256 = hashlib.sha256(LINES).hexdigest()
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])  # None: of an earlier version's checkpoint
+@pytest.mark.parametrize(
+    ("content", "num_left"),
+    [
+        (LINES, 3),
+        (LINES + b"more", 3),
+        (LINES[:-1], 2),
+        (LINES[:15], 1),
+        (b"\0" * len(LINES), 0),
+        (LINES[:12] + b"\0" * 24, 1),
+        (b"", 0),
+        (None, 0),
+    ],
+)
+def test_of_damaged_curves_the_whole_lines_before_the_damage_are_left(
+    tmp_path, content, num_left, sha256
+):
     path = tmp_path / "metrics.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(
-        UserError, match=r"\d bytes, but its checkpoint counts 100.*checkpoints"
-    ) as caught:
-        opened(tmp_path, 10, 100)
-    assert "\n" not in str(caught.value)
-    assert (path.read_bytes() if path.exists() else None) == content
+    assert whole_lines(path, len(LINES), sha256) == LINES[: 12 * num_left]
+
+
+def test_a_pipe_in_a_files_place_is_refused_by_name(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert whole_lines(tmp_path / "metrics.jsonl", 100) == b""
+    with pytest.raises(UserError, match="metrics.jsonl: not a regular file"):
+        opened(tmp_path)
 
 
 class Counted:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from trainer.base.exits import EXIT_STOPPED
+from trainer.base.signals import handle_signals
 
 PRELOADED = (
     "timm", "matplotlib.figure", "sklearn.datasets", "torchvision", "torch.utils.tensorboard",
@@ -133,12 +134,9 @@ def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) 
 
 
 def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> None:
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-    ):  # the sweep's own way with them is not this process's
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in handle_signals(signal.SIG_DFL):  # the sweep's own way is not this process's
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

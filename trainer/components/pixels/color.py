@@ -26,7 +26,7 @@ def blend(start: Tensor, end: Tensor, factor: np.ndarray) -> Tensor:
     """start + factor * (end - start), clipped and truncated: float32 in 0..255 to uint8.
 
     start, end: first dimension N, broadcastable to one another. factor: [N] float64, 0 gives start
-    and 1 gives end; outside [0, 1] the line goes on.
+    and 1 gives end; outside [0, 1] it extrapolates.
     """
     line = end - start
     factors = on(line.device, factor.astype(np.float32))

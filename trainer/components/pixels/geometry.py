@@ -81,8 +81,8 @@ def affine(
 def _moved_along(
     images: Tensor, matrices: np.ndarray, filters: np.ndarray, axis: str, fill: tuple[int, ...]
 ) -> Tensor:
-    """affine along one axis: all pixels of a line are read at one distance, so places and weights
-    are told per line.
+    """affine along one axis: all pixels of a line are read at one distance, so there is one place
+    and one set of weights per line.
     """
     dim, across = (3, 2) if axis == "x" else (2, 3)
     length_px, width_px = images.shape[dim], images.shape[across]
@@ -90,15 +90,15 @@ def _moved_along(
     # Where each line's first pixel is read, counted from the centre of the source's first pixel:
     # [N, lines].
     begin = start[:, None] + per_line[:, None] * 0.5 + per_line[:, None] * np.arange(width_px)
-    first = np.floor(begin)
+    floor = np.floor(begin)
     edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(
         np.int64
     )  # of what is inside
-    share = on(images.device, (begin - first).astype(np.float32))[:, None]
+    share = on(images.device, (begin - floor).astype(np.float32))[:, None]
     weights = [_along(weight, dim) for weight in _weights(share, filters)]
     num_taps = len(weights) + 1
     first, from_, to = (
-        _along(on(images.device, each)[:, None], dim) for each in (first.astype(np.int64), *edges)
+        _along(on(images.device, each)[:, None], dim) for each in (floor.astype(np.int64), *edges)
     )
     places = torch.arange(length_px + num_taps - 1, device=images.device).view(-1, *[1] * (3 - dim))
     index = (places + (first - (num_taps // 2 - 1))).clamp_(0, length_px - 1)
@@ -173,8 +173,8 @@ def _walked(
     device: torch.device,
 ) -> Tensor:
     """start + row * per_row + column * per_column, all three [N]: [N, H, W] in their dtype."""
-    begin = start[:, None] + per_row[:, None] * np.arange(height)
-    begin, step = on(device, begin), on(device, per_column)
+    begin = on(device, start[:, None] + per_row[:, None] * np.arange(height))
+    step = on(device, per_column)
     return begin[:, :, None] + step[:, None, None] * torch.arange(width, device=device)
 
 

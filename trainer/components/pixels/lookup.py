@@ -32,10 +32,10 @@ def _translated(images: Tensor, tables: Tensor) -> Tensor:
     """look_up on a CPU: Python translates bytes several times as fast as torch gathers them by
     64-bit places.
     """
-    levels, tables = images.numpy(), tables.numpy()
-    is_one_table = (tables == tables[:, :1]).all((1, 2)).tolist()
+    each_table = tables.numpy()
+    is_one_table = (each_table == each_table[:, :1]).all((1, 2)).tolist()
     parts = []
-    for image, of_channels, is_one in zip(levels, tables, is_one_table, strict=False):
+    for image, of_channels, is_one in zip(images.numpy(), each_table, is_one_table, strict=False):
         each = [(image, of_channels[0])] if is_one else zip(image, of_channels, strict=False)
         parts += [pixels.tobytes().translate(table.tobytes()) for pixels, table in each]
     return torch.frombuffer(bytearray().join(parts), dtype=torch.uint8).view(images.shape)

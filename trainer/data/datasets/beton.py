@@ -67,7 +67,8 @@ class Beton:
     `source` where all are stored without loss. max_side_px: longer sides were resized to it; 0:
     none. jpeg_share: share of the images stored as JPEG of `quality`; None: JPEG files keep their
     bytes, all others are stored uncompressed. mean, std: the profile's. samples_sha256: of the
-    metadata, which ties the two files together.
+    metadata, which ties the two files together. content: digest of the source's bytes (see
+    data/content), or of them and what was changed; empty where an older version wrote the file.
     """
 
     layout: int
@@ -86,6 +87,7 @@ class Beton:
     fingerprint: str
     samples_sha256: str
     classes: tuple[str, ...]
+    content: str = ""
 
     def as_json(self) -> bytes:
         """The bytes of the .json."""

@@ -10,13 +10,20 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from trainer.data.index import ARRAYS, FOLDERS, DataError
+from trainer.data.index import (
+    ARRAYS,
+    FOLDERS,
+    DataError,
+    check_spelling,
+    spelled_otherwise,
+)
 
 PLACES = {"files": np.int32, "starts": np.int64}  # of each image: which file, and where in it
 _SPLITS = {name: split for split, names in FOLDERS.items() for name in names}
@@ -29,11 +36,12 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 class Listing:
     """The images of one split in file order. class_names: of the labels 0, 1, ... if stored in the
-    files.
+    files. ignored: files packed beside the images, counted by extension.
     """
 
     def __init__(self, class_names: tuple[str, ...] | None = None):
         self.class_names = class_names
+        self.ignored: Counter[str] = Counter()
         self.labels_found: dict[int | str, int] = {}
         self._names, self._ends = bytearray(), array("q", [0])
         self._labels, self._sizes, self._files, self._starts = (
@@ -177,6 +185,7 @@ def classes_of(root: Path, listings: dict[str, Listing]) -> tuple[str, ...]:
     is_numbers = kinds == {int}
     classes = declared or (_numbered(root, labels) if is_numbers else tuple(sorted(labels)))
     known = range(len(classes)) if is_numbers else classes
+    check_spelling(root, classes)
     unknown = sorted(label for label in labels if label not in known)
     if unknown:
         raise DataError(
@@ -195,8 +204,9 @@ def _check_shared(root: Path, train: set, val: set) -> None:
     for label in sorted(train ^ val):
         where = "train" if label in train else "val"
         raise DataError(
-            f"{root}: class {str(label)!r} is in {where} only; use the same classes in both, "
-            "or add a classes.txt"
+            f"{root}: class {str(label)!r} is in {where} only"
+            + spelled_otherwise(str(label), map(str, train | val)),
+            "use the same classes in both, or add a classes.txt",
         )
 
 

@@ -14,20 +14,32 @@ from trainer.data.jpeg import Jpeg
 
 def read_image(path: Path | Member, channels: int = 3) -> Image.Image | Planes:
     """decode.read_image. Raises BadImage."""
-    return decode.decoded(path, _content(path), channels)
+    return decode.decoded(path, content_of(path), channels)
 
 
 def read_for_training(path: Path | Member, channels: int = 3) -> Image.Image | Planes | Jpeg:
     """jpeg.read_for_training. Raises BadImage."""
-    return jpeg.taken_for_training(path, _content(path), channels)
+    return jpeg.taken_for_training(path, content_of(path), channels)
 
 
-def oddities(path: Path | Member, channels: int = 3) -> tuple[str, ...]:
-    """decode.oddities. Raises BadImage."""
-    return decode.oddities_of(path, _content(path), channels)
+def inspected(
+    path: Path | Member, channels: int = 3
+) -> tuple[tuple[str, ...], Image.Image | Planes, bytes]:
+    """What is unusual about an image, JPEG damage included; the image; its file's bytes. Raises
+    BadImage.
+    """
+    content = content_of(path)
+    odd, image = decode.inspected(path, content, channels)
+    return (*odd, *([jpeg.DAMAGED] if jpeg.is_damaged(content) else ())), image, content
 
 
-def _content(path: Path | Member) -> bytes:
+def check_header(path: Path | Member, channels: int = 3) -> None:
+    """decode.check_header. Raises BadImage."""
+    decode.check_header(path, content_of(path), channels)
+
+
+def content_of(path: Path | Member) -> bytes:
+    """The bytes of an image's file. Raises BadImage."""
     if isinstance(path, Path):
         return decode.content_of(path)
     with decode.named(path):

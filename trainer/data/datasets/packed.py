@@ -9,6 +9,7 @@ are read on demand; nothing is unpacked.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -25,13 +26,15 @@ from trainer.data.index import (
     array_file,
     cache_folder,
     fingerprint_of,
+    instead_of,
     is_image_folder,
+    kinds_of,
     open_index,
     stem_of,
     store_index,
 )
 
-_LAYOUT = "packed 1"  # of the cached files
+_LAYOUT = "packed 2"  # of the cached files
 _SETTLED_NS = 2_000_000_000  # as for folders
 
 
@@ -113,6 +116,10 @@ class PackedIndex(Index):
         """The file that holds image i, and the image's name with its class."""
         return self.folder / self.files[self._files[i]], os.fsdecode(self.name(i))
 
+    def reading_order(self) -> np.ndarray:
+        """File by file, in the order of the places: a parquet image costs its whole row group."""
+        return np.lexsort((self._starts, self._files))
+
     def content(self, i: int) -> bytes:
         """The bytes of image i's file. Raises OSError or ValueError."""
         return self._reader.content(int(self._files[i]), int(self._starts[i]), int(self.sizes[i]))
@@ -147,18 +154,26 @@ def holds_files(root: Path) -> bool:
     return packed_kind(root) is not None or is_image_folder(root)
 
 
-def open_files(root: Path, split: str) -> Index:
+def open_files(root: Path, split: str, check_files: bool = True) -> Index:
     """The index of one split, "train" or "val", of an image folder or of packed images.
+
+    check_files: see open_index; the few files of packed images are looked at always.
 
     Raises DataError where neither is there, as open_index and open_packed do.
     """
     kind = packed_kind(root)
     if kind is None and not is_image_folder(root):
         _refuse_unsplit(Path(root))
-    return open_packed(root, kind, split) if kind else open_index(root, split)
+    return open_packed(root, kind, split) if kind else open_index(root, split, check_files)
 
 
 def _refuse_unsplit(root: Path) -> None:
+    """Name what a folder without splits holds instead: files of no split, or a folder of data, as
+    the Hub has one per configuration.
+    """
+    for folder in sorted(path for path in root.glob("*") if path.is_dir()):
+        if is_image_folder(folder) or any(form.files(folder, "train") for form in FORMATS.values()):
+            raise DataError(f"{root}: has no train/", f"use {folder}, which holds one")
     for path in sorted(root.glob("*")) + sorted(root.glob("*/*")):
         if path.suffix in (".tar", ".parquet", ".arrow"):
             raise DataError(
@@ -178,8 +193,8 @@ def open_packed(root: Path, kind: str, split: str) -> PackedIndex:
     for name, paths in files.items():
         if not paths:
             raise DataError(
-                f"{root}: {FORMATS[kind].title} without {name}; "
-                f"use {FORMATS[kind].example.replace('{}', name)}"
+                f"{root}: {FORMATS[kind].title} without {name}",
+                f"use {FORMATS[kind].example.replace('{}', name)}{instead_of(root, name)}",
             )
     record = (
         cache_folder()
@@ -221,6 +236,9 @@ def _open_cached(root: Path, kind: str, record: Path, stamps: dict | None) -> Pa
     found.check()
     if found.places_sha256 != metadata["places_sha256"]:
         raise ValueError("places do not match")
+    found.ignored = metadata["ignored"][record.stem]
+    if all(time_ns >= 0 for time_ns, *_ in metadata["stamps"].values()):
+        found.state = hashlib.sha256(json.dumps(metadata["stamps"]).encode()).hexdigest()
     return found
 
 
@@ -241,6 +259,7 @@ def _build(root: Path, kind: str, files: dict[str, list[Path]], to: Path, stamps
             "files": [str(path.relative_to(root)) for path in files[split]],
             "classes": classes,
             "stamps": stamps,
+            "ignored": {split: kinds_of(listing.ignored) for split, listing in listings.items()},
             "fingerprint": fingerprint_of(arrays),
             "places_sha256": _places_sha256(*(arrays[name] for name in PLACES)),
         }
@@ -258,11 +277,11 @@ def _store(root: Path, arrays: dict[str, np.ndarray], metadata: dict, record: Pa
 
 
 def _file_stamps(root: Path, files: dict[str, list[Path]]) -> dict[str, list[int]]:
-    """Time (ns) and size of every file that the index depends on, by path below the root."""
+    """Times (ns) and size of every file that the index depends on, by path below the root."""
     names = [root / "classes.txt", *(path for paths in files.values() for path in paths)]
     abouts = {path: os.stat(path) for path in names if path.exists()}
     return {
-        str(path.relative_to(root)): [about.st_mtime_ns, about.st_size]
+        str(path.relative_to(root)): [about.st_mtime_ns, about.st_ctime_ns, about.st_size]
         for path, about in abouts.items()
     }
 
@@ -273,8 +292,8 @@ def _settled_stamps(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
     """
     now = time.time_ns()
     return {
-        name: [time_ns if now - time_ns > _SETTLED_NS else -1, size]
-        for name, (time_ns, size) in stamps.items()
+        name: [time_ns if now - max(time_ns, changed_ns) > _SETTLED_NS else -1, changed_ns, size]
+        for name, (time_ns, changed_ns, size) in stamps.items()
     }
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from trainer.base.json_text import json_of
 from trainer.data.datasets.listing import Listing, files_of
-from trainer.data.index import EXTENSIONS, FOLDERS, DataError
+from trainer.data.index import EXTENSIONS, FOLDERS, DataError, extension_of
 
 _LABELS = ("cls", "json")  # the first there is counts
 _LARGEST_LABEL_BYTES = 2**20
@@ -44,12 +44,13 @@ def files(root: Path, split: str) -> list[Path]:
 def scan(shards: list[Path]) -> Listing:
     """Every image of the shards with its label.
 
-    Raises DataError for what is damaged, for an image without a label or twice, and for names that
-    lead out of the tar.
+    Raises DataError for what is damaged, for an image without a label or twice, a label without an
+    image, and for names that lead out of the tar.
     """
     listing = Listing()
     for number, path in enumerate(shards):
         images: list[_Member] = []
+        others: dict[str, list[str]] = {}
         labels: dict[str, dict[str, _Member]] = {}
         for member in _members(path):
             key, _, ending = _key(member.name)
@@ -57,9 +58,13 @@ def scan(shards: list[Path]) -> Listing:
                 images.append(member)
             elif ending in _LABELS:
                 labels.setdefault(key, {})[ending] = member
+            else:
+                others.setdefault(key, []).append(member.name)
+                listing.ignored[extension_of(member.name)] += 1
         _check_once(
             path, images, is_keyed := any(_key(image.name)[0] in labels for image in images)
         )
+        _check_pictured(path, images, labels, others)
         for image, label, name in _labelled(path, images, labels if is_keyed else None):
             listing.add(name, label, image.size, number, image.start)
     return listing
@@ -145,6 +150,26 @@ def _check_once(path: Path, images: list[_Member], is_keyed: bool) -> None:
         if name in seen:
             raise DataError(f"{path}: two images called {name!r}; give each its own name")
         seen.add(name)
+
+
+def _check_pictured(
+    path: Path, images: list[_Member], labels: dict, others: dict[str, list[str]]
+) -> None:
+    """Refuse a sample with a label and no image: it would be left out of the data set in
+    silence.
+    """
+    pictured = {_key(image.name)[0] for image in images}
+    missing = [
+        key
+        for key, written in labels.items()
+        if key not in pictured and ("cls" in written or key in others)  # not a lone readme.json
+    ]
+    if missing:
+        beside = ", ".join(others.get(missing[0], [])[:3]) or "nothing else"
+        raise DataError(
+            f"{path}: {len(missing)} labelled samples without an image, the first {missing[0]!r} "
+            f"with {beside}; use one of {' '.join(EXTENSIONS)}"
+        )
 
 
 def _labelled(

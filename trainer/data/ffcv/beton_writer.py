@@ -23,6 +23,7 @@ from PIL import Image
 
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
+from trainer.data.content import content_digest
 from trainer.data.datasets import beton
 from trainer.data.datasets.beton import Beton, BetonSet
 from trainer.data.datasets.builtin import FolderSet, ImageSet
@@ -237,6 +238,7 @@ def _metadata_of(
     part: _Part, num_bytes: int, image_set: ImageSet, split: str, profile: Profile, storage: Storage
 ) -> Beton:
     is_lossless = bool(part.images["is_exact"].all())
+    changes = (is_lossless, *vars(storage).values())
     return Beton(
         layout=beton.LAYOUT,
         split=split,
@@ -251,12 +253,16 @@ def _metadata_of(
         quality=storage.quality,
         is_lossless=is_lossless,
         source=image_set.fingerprint,
-        fingerprint=beton.beton_fingerprint(
-            image_set.fingerprint, is_lossless, *vars(storage).values()
-        ),
+        fingerprint=beton.beton_fingerprint(image_set.fingerprint, *changes),
+        content=beton.beton_fingerprint(_content_of(image_set), *changes),
         samples_sha256=beton.samples_digest(part.images["sample"]),
         classes=tuple(image_set.classes),
     )
+
+
+def _content_of(image_set: ImageSet) -> str:
+    *_, digest = content_digest(image_set)
+    return digest or ""
 
 
 def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profile) -> Beton | None:

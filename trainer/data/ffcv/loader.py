@@ -253,13 +253,14 @@ class _Batches(threading.Thread):
         side = int(rows[0, _SIDE])
         return squares[:, :, :side, :side], codes
 
-    def __iter__(self) -> Iterator:
+    def items(self, check: Callable[[], None]) -> Iterator:
         while True:
             try:
                 found = self._made.get(timeout=_WAIT_S)
             except queue.Empty:
                 if not self.is_alive() and self._made.empty():
                     raise RuntimeError("ffcv's thread has ended without an error") from None
+                check()
                 continue
             if found is None:
                 return
@@ -278,18 +279,20 @@ def batches(
     rows_of: Callable,
     finish: Callable,
     device: str,
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator:
     """What `finish` makes of each key's batch, in order; made by a thread of its own, a few ahead.
 
     rows_of(key): [b, len(COLUMNS)] int64, b <= largest_batch. finish(key, squares [b, C, side,
     side] uint8, codes [b]): called in that thread; the arrays are written over later; a code other
-    than 0 is a JPEG that did not decode cleanly.
+    than 0 is a JPEG that did not decode cleanly. check: called once a second while a batch is
+    awaited; what it raises ends the wait.
     """
     threads = max(1, num_threads)
     made = _Batches(
         path, num_channels, largest_side, largest_batch, threads, keys, rows_of, finish, device
     )
     try:
-        yield from made
+        yield from made.items(check)
     finally:
         made.end()

@@ -20,11 +20,11 @@ from trainer.data.datasets.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
-from trainer.data.loader import MicroBatch, TrainStream
+from trainer.data.loader import MicroBatch, TrainStream, shrunk
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.threads import map_in_threads
 from trainer.data.transforms import augmented
-from trainer.data.workers import whole
+from trainer.data.workers import Watch, whole
 from trainer.recipe.plan import num_micro_batches_in
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
@@ -46,12 +46,17 @@ class FfcvStream(TrainStream):
         return self.image_set.facts.jpeg_share != 0
 
     def batches(
-        self, first_step: int, num_steps: int, num_workers: int, device: str
+        self,
+        first_step: int,
+        num_steps: int,
+        num_workers: int,
+        device: str,
+        watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the
         device is a GPU.
 
-        Raises BadImage.
+        Raises BadImage, DataTrouble, and what watch.check raises.
         """
         in_parts = has_parts(self)
         ids_of = Parts(self).ids_of if in_parts else self.ids_of
@@ -62,11 +67,14 @@ class FfcvStream(TrainStream):
             self._largest_batch(),
             num_workers if self.fill is None else -(-num_workers // _DECODING),
             (part_keys if in_parts else type(self).keys)(self, first_step, num_steps),
-            lambda key: self.rows(ids_of(key), ids_of(key)[:, 1], self.px_at(key[0])),
+            lambda key: self.rows(
+                ids_of(key), ids_of(key)[:, 1], self.cropped_px(self.px_at(key[0]))
+            ),
             lambda key, squares, codes: self._made(
                 key, ids_of(key), squares, codes, "cpu" if in_parts else device
             ),
             device,
+            watch.check,
         )
         batches = (
             in_micro_batches(self, items, first_step, num_steps, device, True)
@@ -127,8 +135,10 @@ class FfcvStream(TrainStream):
             except BadImage as error:
                 return error
             images[place] = torch.from_numpy(square)
+        image_px = self.px_at(key[0])
+        images = shrunk(images, image_px)
         labels = torch.from_numpy(self.image_set.labels[shown])
-        drawn = self._drawn(ids, squares.shape[-1])
+        drawn = self._drawn(ids, image_px)
         return MicroBatch(
             *key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown)
         )
@@ -163,7 +173,7 @@ class FfcvStream(TrainStream):
             return self._square(draw, draw[:, 1], side), int(draw[0, 1])
         except BadImage as error:
             if self.bad_images == "fail":
-                raise
+                raise error.with_remedy("bad_images=skip in training") from None
             first_error = error
         for uniform in streams.uniforms(self.seed, "replacement", draw, _NUM_REPLACEMENTS)[0]:
             shown = np.array([int(uniform * self.image_set.num_images)])

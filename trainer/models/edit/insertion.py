@@ -61,7 +61,9 @@ def _end(model: nn.Module, name: str, num_channels: int, key: str) -> InsertionP
             name, f"{name}.se", num_channels, partial(replace_module, model, f"{name}.se")
         )
     if hasattr(block, "mlp"):  # ConvNeXt: before gamma
-        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _following(block.mlp, key))
+        return InsertionPoint(
+            name, f"{name}.mlp.{key}", num_channels, _following(block.get_submodule("mlp"), key)
+        )
     if hasattr(block, "drop_path"):
         return InsertionPoint(
             name, f"{name}.drop_path.{key}", num_channels, partial(add_to_branch_end, block, key)
@@ -91,7 +93,9 @@ def _middle(
 ) -> InsertionPoint:
     block = model.get_submodule(name)
     if hasattr(block, "mlp"):
-        return InsertionPoint(name, f"{name}.mlp.{key}", num_channels, _preceding(block.mlp, key))
+        return InsertionPoint(
+            name, f"{name}.mlp.{key}", num_channels, _preceding(block.get_submodule("mlp"), key)
+        )
     before = before_last_convolution(calls)
     found = [
         call
@@ -147,13 +151,13 @@ def append_module(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def add_to_branch_end(block: nn.Module, key: str, module: nn.Module) -> None:
     """Add a module to what timm calls a block's drop_path: the end of its residual branch."""
-    there = block.drop_path
+    there: nn.Module | None = getattr(block, "drop_path", None)
     parts = dict(there.named_children()) if type(there) is nn.Sequential else {"drop_path": there}
     parts[key] = module
     kept = [
-        (name, parts[name])
+        (name, part)
         for name in _TAIL
-        if not isinstance(parts.get(name), (nn.Identity, type(None)))
+        if (part := parts.get(name)) is not None and not isinstance(part, nn.Identity)
     ]
     block.drop_path = (
         kept[0][1]

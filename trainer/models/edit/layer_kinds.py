@@ -9,7 +9,7 @@ A model's own class counts where it is a subclass of one of them. One that is no
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 import timm
 from torch import Tensor, nn
@@ -22,9 +22,7 @@ def timm_class(name: str) -> type[nn.Module] | None:
     """A class of timm by its name in timm.layers, or by a path below timm
     (`layers.cbam.CbamModule`).
     """
-    found = timm.layers
-    if "." in name:
-        found = timm
+    found: Any = timm if "." in name else timm.layers
     for part in name.split("."):
         found = getattr(found, part, None)
     return found
@@ -49,12 +47,12 @@ class LayerKind:
         return isinstance(module, self._classes)
 
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+AnyBatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 # Norms that can keep running statistics.
-RUNNING_NORMS = (*BATCH_NORMS, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+RunningNorm = AnyBatchNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
 NORMS = LayerKind(
-    *RUNNING_NORMS,
+    *get_args(RunningNorm),
     nn.LayerNorm, nn.GroupNorm, nn.RMSNorm,
     timm=(
         "RmsNorm", "RmsNormFp32", "RmsNorm2d", "RmsNorm2dFp32",

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -120,15 +120,12 @@ class NormPart(Part):
         self, model: nn.Module, places: Sequence[NormLocation], image_px: int
     ) -> None:
         """Reject statistics of one value: they would normalize every value to a constant."""
-        if self.num_groups(places[0].num_channels) is None:
+        groups = [self.num_groups(place.num_channels) for place in places]
+        if groups[0] is None:
             return
         num_pixels = _num_pixels(model, places, image_px)
-        for place in places:
-            num_values = (
-                num_pixels.get(place.name, 2)
-                * place.num_channels
-                // self.num_groups(place.num_channels)
-            )
+        for place, num_groups in zip(places, groups, strict=True):
+            num_values = num_pixels.get(place.name, 2) * place.num_channels // (num_groups or 1)
             if num_values == 1:
                 raise ReplacementError(
                     f"model.norm: {place.name} gets 1x1 maps from images of {image_px} px, so "
@@ -164,6 +161,11 @@ class NormPart(Part):
 class GroupedNormPart(NormPart):
     """A norm whose statistics are of groups of channels of one image."""
 
+    if TYPE_CHECKING:  # each has the field in its own place
+
+        @property
+        def groups(self) -> int | None: ...
+
     def _check_values(
         self, model: nn.Module, places: Sequence[NormLocation], image_px: int
     ) -> None:
@@ -175,10 +177,12 @@ class GroupedNormPart(NormPart):
 
     def _division(self) -> tuple[str, int]:
         """The field that divides the channels, and its value."""
+        assert self.groups is not None
         return "groups", self.groups
 
     def num_groups(self, num_channels: int) -> int:
-        return self.groups
+        key, number = self._division()
+        return number if key == "groups" else num_channels // number
 
 
 def _is_activating(norm: nn.Module) -> bool:

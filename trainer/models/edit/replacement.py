@@ -164,6 +164,12 @@ def input_channels(model: nn.Module) -> int:
     return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
 
 
+def classifier_of(model: nn.Module) -> nn.Module | None:
+    """What timm calls a model's classifier; None for a model that is not timm's."""
+    get = getattr(model, "get_classifier", None)
+    return get() if get else None
+
+
 def starts_at_zero(norm: nn.Module) -> bool:
     """Is every gamma of a norm zero?"""
     gamma = getattr(norm, "weight", None)
@@ -186,13 +192,14 @@ def record_calls(
 
     Raises ReplacementError where it supports neither.
     """
-    first = None
+    first: tuple[int, str] | None = None
     for side_px in (image_px,) if image_px else _TRIED_PX:
         try:
             return _record(model, names, after, side_px, before)
         # each of them is raised by some of timm's models
         except (RuntimeError, AssertionError, ValueError) as error:
             first = first or (side_px, next(iter(str(error).splitlines()), type(error).__name__))
+    assert first is not None
     raise ReplacementError(
         f"model: the layers of {type(model).__name__} cannot be found: it does not support images "
         f"of {first[0]} px ({first[1]}); use a ResNet or a ConvNeXt"
@@ -269,7 +276,7 @@ def _calls(records: list[tuple]) -> list[tuple[str, nn.Module, torch.Size, str |
 
 def _layers_of(model: nn.Module, calls: list[tuple]) -> ModelLayers:
     in_attention = inside_attention(model)
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None
+    classifier = classifier_of(model)
     consumers = {
         producer: (name, module) for name, module, _, producer in reversed(calls) if producer
     }

@@ -86,8 +86,9 @@ class _InBlocks(Attention):
     def _new(self, model: nn.Module, num_channels: int) -> nn.Module:
         layer = self._layer(num_channels)
         init_like_timm(model, layer)
-        if hasattr(layer, "reset_parameters"):  # where its paper prescribes initial weights
-            layer.reset_parameters()
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is not None:  # where its paper prescribes initial weights
+            reset()
         return layer
 
     @abstractmethod
@@ -143,7 +144,7 @@ class Eca(_InBlocks):
     def _is_odd(cls, kernel: int | None) -> int | None:
         return kernel if kernel is None else _odd(kernel)
 
-    def _layer(self, num_channels: int) -> nn.Module:
+    def _layer(self, num_channels: int) -> EcaModule:
         return (
             EcaModule(channels=num_channels)
             if self.kernel is None
@@ -222,9 +223,9 @@ class Bam(Attention):
             )  # a series runs its children one by one
             places.append(f"{series}.attention")
         check_inserted(model, "attention", zip(last_blocks, places, strict=True))
-        hidden = ", ".join(str(_reduced(width, self.reduction)) for width in widths.values())
+        reduced = ", ".join(str(_reduced(width, self.reduction)) for width in widths.values())
         return Replacement(
-            "attention", before, _with(layer), tuple(places), f"hidden widths {hidden}"
+            "attention", before, _with(layer), tuple(places), f"hidden widths {reduced}"
         )
 
 
@@ -246,7 +247,7 @@ class GlobalContext(_Reduced):
         layer = GlobalContextLayer(
             num_channels, fuse_add=True, fuse_scale=False, rd_channels=self._hidden(num_channels)
         )
-        nn.init.zeros_(layer.mlp_add.fc2.bias)  # timm zeroes its weight only
+        nn.init.zeros_(layer.mlp_add.fc2.get_parameter("bias"))  # timm zeroes its weight only
         return layer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from math import comb
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -24,6 +24,8 @@ from trainer.models.edit.replacement import (
     nothing_to_replace,
     replace_module,
 )
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class BlurPool(Part):
@@ -56,7 +58,7 @@ class BlurPool(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Insert the blur; the places are those of the convolutions and the poolings."""
-        found = _strided(model, nn.Conv2d)
+        found = strided_modules(model, nn.Conv2d)
         strided = {
             name: conv
             for name, conv in found.items()
@@ -68,7 +70,7 @@ class BlurPool(Part):
             else dict.fromkeys(strided, "")
         )
         taken = {name: conv for name, conv in strided.items() if name in behind}
-        pools = _strided(model, nn.MaxPool2d) if self.pool else {}
+        pools = strided_modules(model, nn.MaxPool2d) if self.pool else {}
         if not taken:
             raise nothing_to_replace("blur_pool", "strided convolution that it applies to", model)
         if self.pool and not pools:
@@ -84,8 +86,9 @@ class BlurPool(Part):
         for name, module in pools.items():
             replace_module(model, name, self._blurred(module))
         left = len(found) - len(taken)
-        places = tuple(name for name, _ in model.named_modules() if name in taken or name in pools)
-        before = counted(taken.get(name, pools.get(name)) for name in places)
+        replaced: dict[str, nn.Module] = {**taken, **pools}
+        places = tuple(name for name, _ in model.named_modules() if name in replaced)
+        before = counted(replaced[name] for name in places)
         note = f"left: {left} other strided convolutions" if left else ""
         return Replacement(
             "blur_pool", before, f"Blur {self.place.replace('_', ' the ')}", places, note
@@ -115,14 +118,18 @@ class BlurPool(Part):
 
     def _blurred(self, pool: nn.MaxPool2d) -> nn.Module:
         # With ceil_mode the last window may reach outside: padding keeps the output size.
-        padding = pool.kernel_size // 2 if pool.ceil_mode else pool.padding
+        padding = _half(pool.kernel_size) if pool.ceil_mode else pool.padding
         at_each = nn.MaxPool2d(pool.kernel_size, 1, padding)
         return nn.Sequential(at_each, Blur(self.filter_px, pool.stride, self.padding)).train(
             pool.training
         )
 
 
-def _strided(model: nn.Module, kind: type[nn.Module]) -> dict[str, nn.Module]:
+def _half(kernel: int | tuple[int, int]) -> int | tuple[int, int]:
+    return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
+
+
+def strided_modules(model: nn.Module, kind: type[Module]) -> dict[str, Module]:
     """Strided modules by name, but for those inside attention or another convolution."""
     in_attention = inside_attention(model)
     inside = {f"{name}." for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
@@ -179,7 +186,9 @@ class Blur(nn.Module):
     Source: Zhang 2019, arXiv:1904.11486.
     """
 
-    def __init__(self, filter_px: int, stride: int | tuple[int, int], padding: str):
+    kernel: Tensor
+
+    def __init__(self, filter_px: int, stride: int | tuple[int, ...], padding: str):
         super().__init__()
         self.stride = stride
         self.mode = {"reflect": "reflect", "zeros": "constant"}[padding]

@@ -74,9 +74,9 @@ class StagedBody(Part):
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace a ResNet's four stages, and add the norm that separate downsampling needs."""
 
-        old = _plain_bottlenecks(model)
+        resnet, old = _plain_bottlenecks(model)
         form = BlockForm(
-            self.block, self.kernel_px, self.activations, self.norms, type(model.bn1),
+            self.block, self.kernel_px, self.activations, self.norms, type(resnet.bn1),
             type(old[0].act3),
             pools_shortcuts=any(
                 isinstance(part, nn.AvgPool2d) for block in old for part in block.modules()
@@ -84,9 +84,9 @@ class StagedBody(Part):
         )  # fmt: skip
         is_separate, starts_at_zero = (
             self.downsampling == "separate",
-            not any(block.bn3.weight.any() for block in old),
+            not any(block.bn3.get_parameter("weight").any() for block in old),
         )
-        notes = self._fit_stem(model)
+        notes = self._fit_stem(resnet)
         stages = make_stages(
             form, self.widths[0], self.depths, self.widths, is_separate, _drop_path(old)
         )
@@ -100,24 +100,24 @@ class StagedBody(Part):
         }
         for block in new.values() if starts_at_zero else ():
             block.zero_init_last()
-        notes += _fit_head(model, [form.out_channels(width) for width in self.widths], is_separate)
+        notes += _fit_head(resnet, [form.out_channels(width) for width in self.widths], is_separate)
         return Replacement(
             "body", counted(old), f"{len(new)} {self.block}", tuple(new), ", ".join(notes)
         )
 
-    def _fit_stem(self, model: nn.Module) -> list[str]:
+    def _fit_stem(self, model: ResNet) -> list[str]:
         """Adapt the stem to the first stage's width, and to activations and norms of "one"; returns
         notes.
         """
 
         notes, width, before = [], self.widths[0], model.bn1.num_features
-        last = [
-            name
+        last, convolution = [
+            (name, module)
             for name, module in model.conv1.named_modules(prefix="conv1")
             if isinstance(module, nn.Conv2d)
         ][-1]
         if before != width:
-            replace_module(model, last, with_channels(model.get_submodule(last), width))
+            replace_module(model, last, with_channels(convolution, width))
             model.bn1 = type(model.bn1)(width)
             model.feature_info[0]["num_chs"] = width
             notes.append(f"stem {before} -> {width} channels")
@@ -130,22 +130,18 @@ class StagedBody(Part):
         return notes
 
 
-def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
+def _plain_bottlenecks(model: nn.Module) -> tuple[ResNet, list[Bottleneck]]:
     """The blocks of a ResNet; rejected where they have features that the new body would lack."""
-    blocks = (
-        [block for name in _STAGES for block in getattr(model, name)]
-        if isinstance(model, ResNet)
-        else []
-    )
+    if not isinstance(model, ResNet):
+        raise _not_plain(f"{type(model).__name__} is not a timm ResNet")
+    blocks = [block for name in _STAGES for block in getattr(model, name)]
     extras = [
         block.aa
         for block in blocks
         if not isinstance(getattr(block, "aa", None), (nn.Identity, type(None)))
     ]
     extras += [block.se for block in blocks if getattr(block, "se", None) is not None]
-    if not blocks:
-        found = f"{type(model).__name__} is not a timm ResNet"
-    elif {type(block) for block in blocks} != {Bottleneck}:
+    if {type(block) for block in blocks} != {Bottleneck}:
         found = f"the blocks are {type(blocks[0]).__name__}, not Bottleneck"
     elif blocks[0].conv2.groups > 1:
         found = f"the blocks have {blocks[0].conv2.groups} groups, which the new body would lack"
@@ -154,18 +150,20 @@ def _plain_bottlenecks(model: nn.Module) -> list[nn.Module]:
     elif not isinstance(model.bn1, nn.BatchNorm2d) or not isinstance(model.maxpool, nn.MaxPool2d):
         found = f"the stem has {type(model.bn1).__name__} and {type(model.maxpool).__name__}"
     else:
-        return blocks
-    raise ReplacementError(f"model.body: {found}; use model=resnet50, or leave model.body out")
+        return model, blocks
+    raise _not_plain(found)
 
 
-def _drop_path(blocks: list[nn.Module]) -> float:
+def _not_plain(found: str) -> ReplacementError:
+    return ReplacementError(f"model.body: {found}; use model=resnet50, or leave model.body out")
+
+
+def _drop_path(blocks: list[Bottleneck]) -> float:
     """The largest drop-path rate of any block."""
-    return max(
-        (block.drop_path.drop_prob for block in blocks if block.drop_path is not None), default=0.0
-    )
+    return max((getattr(block.drop_path, "drop_prob", 0.0) for block in blocks), default=0.0)
 
 
-def _fit_head(model: nn.Module, channels: list[int], has_norm: bool) -> list[str]:
+def _fit_head(model: ResNet, channels: list[int], has_norm: bool) -> list[str]:
     """Adapt the classifier to the last stage's channels; returns notes."""
     model.num_features = channels[-1]
     for place, num_channels in enumerate(channels, start=1):
@@ -294,10 +292,11 @@ def make_stages(
     is_separate: a norm and a 2x2 convolution downsample before the blocks; else the first block
     does. drop_path: of the last block; it grows linearly from 0 at the first.
     """
-    stages, channels, number = [], stem_channels, 0
+    stages: list[nn.Sequential] = []
+    channels, number = stem_channels, 0
     for depth, width in zip(depths, widths, strict=True):
         stride = 2 if stages else 1
-        layers = OrderedDict()
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         if is_separate and stages:
             layers["downsample"], stride = (
                 _downsampling(form, channels, form.out_channels(width)),
@@ -309,8 +308,8 @@ def make_stages(
             rate = drop_path * number / max(sum(depths) - 1, 1)
             blocks.append(StagedBlock(form, channels, width, 1 if place else stride, rate))
             channels, number = form.out_channels(width), number + 1
-        layers["blocks"] = nn.Sequential(*blocks)
-        stages.append(Stage(layers) if is_separate else layers["blocks"])
+        layers["blocks"] = series = nn.Sequential(*blocks)
+        stages.append(Stage(layers) if is_separate else series)
     return stages
 
 
@@ -325,10 +324,12 @@ def init_convolutions(module: nn.Module) -> None:
 
 def with_channels(convolution: nn.Conv2d, out_channels: int) -> nn.Conv2d:
     """A new convolution like another, with other output channels."""
+    options: dict[str, Any] = {
+        key: getattr(convolution, key) for key in ("kernel_size", "stride", "padding", "dilation")
+    }
     made = nn.Conv2d(
-        convolution.in_channels, out_channels, convolution.kernel_size, convolution.stride,
-        convolution.padding, convolution.dilation, bias=convolution.bias is not None,
-    )  # fmt: skip
+        convolution.in_channels, out_channels, bias=convolution.bias is not None, **options
+    )
     init_convolutions(made)
     return made
 

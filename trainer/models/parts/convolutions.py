@@ -243,7 +243,8 @@ def _dilate(model: nn.Module, name: str, dilation: int) -> None:
         if any(side % 2 == 0 for side in module.kernel_size):
             replace_module(model, name, _same(module, dilation))
         elif max(module.kernel_size) > 1:
-            module.padding = tuple(dilation * side for side in module.padding)
+            if not isinstance(module.padding, str):  # "same" stays so
+                module.padding = tuple(dilation * side for side in module.padding)
             module.dilation = tuple(dilation * side for side in module.dilation)
     elif isinstance(module, nn.AvgPool2d) and module.kernel_size in (2, (2, 2)):
         replace_module(
@@ -254,12 +255,14 @@ def _dilate(model: nn.Module, name: str, dilation: int) -> None:
             ),
         )
     else:
-        module.stride = 1
+        pool: Any = module  # of stride_of's kinds
+        pool.stride = 1
 
 
 def _same(conv: nn.Conv2d, dilation: int) -> nn.Conv2d:
+    kernel: Any = conv.kernel_size  # torch declares it as of any length
     made = Conv2dSame(
-        conv.in_channels, conv.out_channels, conv.kernel_size, dilation=dilation,
+        conv.in_channels, conv.out_channels, kernel, dilation=dilation,
         groups=conv.groups, bias=conv.bias is not None, device="meta",
     )  # fmt: skip
     made.weight, made.bias = conv.weight, conv.bias

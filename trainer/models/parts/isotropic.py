@@ -17,6 +17,7 @@ from trainer.models.edit.replacement import (
     ReplacementError,
     counted,
     input_channels,
+    replace_module,
 )
 from trainer.models.parts.bodies import BlockCount
 
@@ -44,17 +45,17 @@ class IsotropicBody(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Rebuild a ConvNeXt as one stage after one patchify convolution."""
-        old = _blocks(model)
+        convnext, old = _blocks(model)
         channels, kind = input_channels(model), old[0]
         has_bias = kind.conv_dw.bias is not None
-        model.stem = nn.Sequential(
+        convnext.stem = nn.Sequential(
             nn.Conv2d(channels, self.width, self.patch_px, self.patch_px, bias=has_bias)
         )
-        model.stages = nn.Sequential(self._stage(kind, _drop_path(old)))
-        model.feature_info = [
+        convnext.stages = nn.Sequential(self._stage(kind, _drop_path(old)))
+        convnext.feature_info = [
             {"num_chs": self.width, "reduction": self.patch_px, "module": "stages.0"}
         ]
-        _fit_head(model, self.width)
+        _fit_head(convnext, self.width)
         init_like_timm(model, model)
         places = tuple(f"stages.0.blocks.{number}" for number in range(self.depth))
         note = f"one stage of {self.width} channels, patches of {self.patch_px} px"
@@ -64,25 +65,27 @@ class IsotropicBody(Part):
 
     def _stage(self, kind: ConvNeXtBlock, drop_path: float) -> nn.Module:
         norm = _like(kind.norm)
+        layer_scale: Any = self.layer_scale  # timm declares float, and takes None for none
         return ConvNeXtStage(
             self.width, self.width, kind.conv_dw.kernel_size[0], stride=1, depth=self.depth,
             drop_path_rates=[
                 drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)
             ],
-            ls_init_value=self.layer_scale, conv_mlp=kind.use_conv_mlp,
+            ls_init_value=layer_scale, conv_mlp=kind.use_conv_mlp,
             conv_bias=kind.conv_dw.bias is not None, use_grn=hasattr(kind.mlp, "grn"),
             act_layer=type(kind.mlp.act), norm_layer=norm, norm_layer_cl=norm,
         )  # fmt: skip
 
 
-def _blocks(model: nn.Module) -> list[ConvNeXtBlock]:
+def _blocks(model: nn.Module) -> tuple[ConvNeXt, list[ConvNeXtBlock]]:
     """The blocks of a ConvNeXt; any other model is rejected."""
     if not isinstance(model, ConvNeXt):
         found = f"{type(model).__name__} is not a timm ConvNeXt"
         raise ReplacementError(
             f"model.isotropic: {found}; use model=convnext_small, or leave model.isotropic out"
         )
-    return [block for stage in model.stages for block in stage.blocks]
+    modules = model.stages.modules()
+    return model, [module for module in modules if isinstance(module, ConvNeXtBlock)]
 
 
 def _drop_path(blocks: list[ConvNeXtBlock]) -> float:
@@ -97,15 +100,15 @@ def _like(norm: nn.Module) -> partial[nn.Module]:
 
 def _fit_head(model: ConvNeXt, width: int) -> None:
     """Replace the head by one of the same kind for `width` channels: norm and classifier."""
-    old = model.head
-    alike = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
+    old: ClassifierHead | NormMlpClassifierHead = model.head
+    alike: dict[str, Any] = {"pool_type": old.global_pool.pool_type, "drop_rate": old.drop.p}
     if isinstance(old, NormMlpClassifierHead):
         alike |= {
             "hidden_size": old.hidden_size,
             "norm_layer": _like(old.norm),
             "act_layer": "gelu",
         }
-        model.head = NormMlpClassifierHead(width, model.num_classes, **alike)
+        replace_module(model, "head", NormMlpClassifierHead(width, model.num_classes, **alike))
     else:
         model.norm_pre = _like(model.norm_pre)(width)
         model.head = ClassifierHead(width, model.num_classes, **alike)

@@ -20,6 +20,11 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     towards the plain mean over the virtual batches.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def __init__(self, num_channels: int, images: int, eps: float, momentum: float) -> None:
         super().__init__(num_channels, eps=eps, momentum=momentum)
         self.images = images
@@ -95,15 +100,21 @@ class EstimatedBatchNorm2d(StepNorm):
     All micro-batches of an optimizer step are normalized by the estimates from before the step.
     Each accumulates its sums, and `finish_step` updates both estimates once, by `momentum`, towards
     the mean over all values of the step and towards their mean squared distance from the estimated
-    mean just updated. So it makes no difference how a step is split into micro-batches. The sums
-    are not part of the state_dict: they are empty between steps.
+    mean: as it was before, or, with is_around_moved, as just updated. So it makes no difference how
+    a step is split into micro-batches. The sums are not part of the state_dict: they are empty
+    between steps.
 
     The estimates start at mean 0 and variance 1: the first steps see the affine part alone.
     """
 
-    def __init__(self, num_channels: int, eps: float, momentum: float) -> None:
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_channels: int, eps: float, momentum: float, is_around_moved: bool = False
+    ) -> None:
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum, self.is_around_moved = eps, momentum, is_around_moved
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
@@ -138,8 +149,11 @@ class EstimatedBatchNorm2d(StepNorm):
             return
         shift, square = self._sums / self._num_values
         rate = self.momentum
-        # mean of (x - m - rate * shift)^2, with m the old estimate and shift the mean of x - m
-        variance = square - (2 * rate - rate**2) * shift.square()
+        # The mean of (x - m)^2 or of (x - m - rate * shift)^2, with m the estimate from before and
+        # shift the mean of x - m.
+        variance = square
+        if self.is_around_moved:
+            variance = square - (2 * rate - rate**2) * shift.square()
         self.running_mean.add_(shift, alpha=rate)
         self.running_var.lerp_(variance, rate)
         self.start_step()
@@ -157,7 +171,8 @@ class EstimatedBatchNorm2d(StepNorm):
         )
 
     def extra_repr(self) -> str:
-        return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}"
+        around = ", around the moved mean" if self.is_around_moved else ""
+        return f"{len(self.weight)}, eps={self.eps}, momentum={self.momentum}{around}"
 
 
 @NORMS.register
@@ -168,17 +183,26 @@ class BatchChannelNorm2d(nn.Module):
     x [B, C, H, W]: first normalized per channel by `batch`, which has an affine part per channel;
     then, image by image, over the channels and pixels of each of `groups` groups.
 
-    statistics: "batch", those of the micro-batch; "estimated", see EstimatedBatchNorm2d.
+    statistics: "batch", those of the micro-batch; "estimated", see EstimatedBatchNorm2d, which
+    is_around_moved is for.
     weight, bias: [groups], of the second normalization: the outermost.
     """
 
     def __init__(
-        self, num_channels: int, groups: int, eps: float, momentum: float, statistics: str
+        self,
+        num_channels: int,
+        groups: int,
+        eps: float,
+        momentum: float,
+        statistics: str,
+        is_around_moved: bool = False,
     ) -> None:
         super().__init__()
         assert num_channels % groups == 0, (num_channels, groups)
-        kind = {"batch": nn.BatchNorm2d, "estimated": EstimatedBatchNorm2d}[statistics]
-        self.batch = kind(num_channels, eps=eps, momentum=momentum)
+        if statistics == "batch":
+            self.batch = nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum)
+        else:
+            self.batch = EstimatedBatchNorm2d(num_channels, eps, momentum, is_around_moved)
         self.groups, self.eps = groups, eps
         self.weight = nn.Parameter(torch.ones(groups))
         self.bias = nn.Parameter(torch.zeros(groups))

@@ -145,14 +145,9 @@ class GroupNorm(GroupedNormPart):
         return self
 
     def _division(self) -> tuple[str, int]:
-        return (
-            ("groups", self.groups)
-            if self.groups
-            else ("channels_per_group", self.channels_per_group)
-        )
-
-    def num_groups(self, num_channels: int) -> int:
-        return self.groups or num_channels // self.channels_per_group
+        if self.channels_per_group is None:
+            return super()._division()
+        return "channels_per_group", self.channels_per_group
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return nn.GroupNorm(self.num_groups(num_channels), num_channels, eps=self.eps)
@@ -173,7 +168,7 @@ class LayerNorm2d(NormPart):
         return timm.layers.LayerNorm2d(num_channels, eps=self.eps)
 
     def over_channels_last(self, norm: nn.Module) -> nn.Module:
-        last = timm.layers.LayerNorm(len(norm.weight), eps=self.eps)
+        last = timm.layers.LayerNorm(len(norm.get_parameter("weight")), eps=self.eps)
         last.load_state_dict(norm.state_dict())
         return last
 
@@ -267,11 +262,14 @@ class BatchChannelNorm(GroupedNormPart):
     groups: of the second normalization. momentum: the step size of the running statistics, per
     optimizer step. eps: of both. statistics: "batch" normalizes by those of the micro-batch;
     "estimated", for small micro-batches, by running estimates without gradient.
+    variance_around_moved_mean: of "estimated": False takes squares around the estimated mean from
+    before its update, as the authors' code; True around the updated one, as the paper's algorithm.
+    The estimated variance is larger by 2 r - r^2 squared shifts of the mean in the first form, r
+    being the momentum.
 
     The paper updates its estimates with every micro-batch, and normalizes by the updated ones. Here
     they are updated once per optimizer step, at its end, from all its micro-batches: then the
-    result does not depend on how a step is split, which is what the estimates are for. As in the
-    paper, the variance is around the estimated mean just updated.
+    result does not depend on how a step is split, which is what the estimates are for.
 
     Source: Qiao, Wang, Liu, Shen and Yuille 2019, arXiv:1903.10520; gamma per group as in the
     authors' code.
@@ -288,10 +286,25 @@ class BatchChannelNorm(GroupedNormPart):
     eps: Epsilon
     momentum: Momentum
     statistics: Literal["batch", "estimated"]
+    variance_around_moved_mean: bool = False
+
+    @model_validator(mode="after")
+    def _moves_a_mean(self) -> Self:
+        if self.variance_around_moved_mean and self.statistics == "batch":
+            raise ValueError(
+                "variance_around_moved_mean is about estimates, and statistics is batch: leave it"
+                " out, or write statistics: estimated"
+            )
+        return self
 
     def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
         return BatchChannelNorm2d(
-            num_channels, self.groups, self.eps, self.momentum, self.statistics
+            num_channels,
+            self.groups,
+            self.eps,
+            self.momentum,
+            self.statistics,
+            self.variance_around_moved_mean,
         )
 
 

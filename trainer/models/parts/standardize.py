@@ -8,7 +8,7 @@ normalization, and a fraction of separate passes for mean and variance.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ from trainer.models.edit.replacement import (
     Part,
     Replacement,
     ReplacementError,
+    classifier_of,
     counted,
     find_layers,
     inside_attention,
@@ -30,6 +31,7 @@ from trainer.models.edit.replacement import (
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Of = Literal["followed_by_norm", "all"]
+Convolution = TypeVar("Convolution", bound=nn.Conv2d)
 
 
 class Standardization(Part):
@@ -47,9 +49,9 @@ class Standardization(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Replace the convolutions; the note counts those kept, by reason."""
+        convolutions = {place.name: place for place in find_layers(model).convolutions}
         reasons = {
-            place.name: self._reason_to_leave(place, model)
-            for place in find_layers(model).convolutions
+            name: self._reason_to_leave(place, model) for name, place in convolutions.items()
         }
         left = _left(model, reasons)
         names = tuple(name for name, reason in reasons.items() if not reason)
@@ -59,7 +61,7 @@ class Standardization(Part):
                 f"model.weight_standardization: {kind} has no convolution to standardize ({left}); "
                 f"leave model.weight_standardization out"
             )
-        before = [model.get_submodule(name) for name in names]
+        before = [convolutions[name].module for name in names]
         after = [self.standardized(conv) for conv in before]
         for name, conv in zip(names, after, strict=True):
             replace_module(model, name, conv)
@@ -144,10 +146,6 @@ class ScaledWeightStandardization(Standardization):
         return ScaledStandardizedConv2d.around(conv, gamma=self.gamma, eps=self.eps)
 
 
-def _classifier(model: nn.Module) -> nn.Module | None:
-    return model.get_classifier() if hasattr(model, "get_classifier") else None
-
-
 def _is_inside_convolution(model: nn.Module, name: str) -> bool:
     above = name.rpartition(".")[0]
     return bool(above) and isinstance(model.get_submodule(above), nn.Conv2d)
@@ -158,7 +156,7 @@ def _left(model: nn.Module, reasons: dict[str, str]) -> str:
     counts: dict[str, int] = {}
     for reason in filter(None, reasons.values()):
         counts[reason] = counts.get(reason, 0) + 1
-    in_attention, classifier = inside_attention(model), _classifier(model)
+    in_attention, classifier = inside_attention(model), classifier_of(model)
     linears = [name for name, inner in model.named_modules() if isinstance(inner, nn.Linear)]
     num_linears = sum(
         name not in in_attention and model.get_submodule(name) is not classifier for name in linears
@@ -296,12 +294,10 @@ class _EpsOutside(torch.autograd.Function):
         )
 
 
-def _taking(kind: type, conv: nn.Conv2d, form: dict) -> nn.Module:
-    made = kind(
-        conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride,
-        padding=conv.padding, dilation=conv.dilation, groups=conv.groups,
-        bias=conv.bias is not None, padding_mode=conv.padding_mode, device="meta", **form,
-    )  # fmt: skip
+def _taking(kind: type[Convolution], conv: nn.Conv2d, form: dict[str, Any]) -> Convolution:
+    shape = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    options = {key: getattr(conv, key) for key in (*shape, "groups", "padding_mode")}
+    made = kind(**options, bias=conv.bias is not None, device="meta", **form)
     made.weight, made.bias = conv.weight, conv.bias
     return made.train(conv.training)
 

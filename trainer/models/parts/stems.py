@@ -80,7 +80,8 @@ class Stem(Part):
         pool = nn.MaxPool2d(3, stride=2, padding=1) if self.has_pool else nn.Identity()
         _install_stem(model, current, body, pool)
         if hasattr(model, "stem_feat_idx"):  # ResNetV2's index of its first feature map
-            model.stem_feat_idx = 0 if current.norm is None else 1
+            resnet: Any = model
+            resnet.stem_feat_idx = 0 if current.norm is None else 1
         return Replacement("stem", before, self._after(), current.children)
 
     @abstractmethod
@@ -314,7 +315,7 @@ def _convolution(
 
 def _norm_like(norm: nn.Module, num_channels: int) -> nn.Module:
     """A freshly initialized norm like another, for another number of channels."""
-    new = deepcopy(norm)
+    new: Any = deepcopy(norm)
     num_groups = getattr(new, "num_groups", 1)
     if num_channels % num_groups:
         raise ReplacementError(

@@ -7,6 +7,7 @@ which a kill may shorten.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trainer.base.disk import Troubles
+from trainer.base.disk import Troubles, why
 from trainer.base.terminal import readable
 from trainer.runs.append_only_log import KeptFile
 from trainer.runs.lock import LockLost
@@ -31,13 +32,13 @@ class Log:
     """Curves, log file, TensorBoard and progress of one run; a context, so that every file is
     closed.
 
-    first_step: where this process resumes the run. metrics_bytes: the length that metrics.jsonl
-    had then; what a killed process wrote after it is cut away. unwritten: all of metrics.jsonl,
-    where the disk did not take its end.
+    first_step: where this process resumes the run. metrics: what metrics.jsonl begins with; what a
+    killed process wrote after it is cut away. unwritten: all of metrics.jsonl, where the disk did
+    not take its end.
 
     What cannot be written is kept, said once a minute, and written once it can be; it ends no run.
 
-    Raises UserError where metrics.jsonl is shorter than that.
+    Raises UserError where one of the files is no regular file.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Log:
         folder: Path,
         num_steps: int,
         first_step: int,
-        metrics_bytes: int,
+        metrics: bytes,
         console: Console,
         before_write: Callable[[Path], None] | None = None,
     ) -> None:
@@ -53,10 +54,12 @@ class Log:
         self.console = console
         self.num_steps, self.first_step = num_steps, first_step
         self.unwritten: bytes | None = None
+        self._is_loss_told = False
         self._troubles = Troubles(folder, self.say)
         self._metrics = KeptFile(
-            folder / "metrics.jsonl", metrics_bytes, is_safe=True, before_write=before_write
+            folder / "metrics.jsonl", len(metrics), is_safe=True, before_write=before_write
         )
+        self._digest = hashlib.sha256(metrics)
         self._speed = KeptFile(folder / "speed.jsonl")
         self._text = KeptFile(folder / "log.txt")
         self._board = Board(folder / "tensorboard", first_step)
@@ -88,9 +91,9 @@ class Log:
             file.abandon() if is_lost else file.close()
         self.unwritten = self._metrics.unwritten
 
-    def metrics_bytes(self) -> int:
-        """The length of metrics.jsonl, once all of it is written."""
-        return self._metrics.num_bytes
+    def metrics_written(self) -> tuple[int, str]:
+        """(length, SHA-256) of metrics.jsonl, once all of it is written."""
+        return self._metrics.num_bytes, self._digest.hexdigest()
 
     def sync(self) -> None:
         """Have all of metrics.jsonl on the disk for sure; any thread may ask. Raises OSError."""
@@ -105,6 +108,11 @@ class Log:
     def say(self, line: str, style: str | None = None) -> None:
         """One line for the reader, on the terminal and in log.txt."""
         self.console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+        lost = getattr(self.console.file, "trouble", None)  # base.output's
+        if lost is not None and not self._is_loss_told:
+            self._is_loss_told = True
+            told = f"standard output: cannot write ({why(lost)}); this file alone says what follows"
+            self._write("log.txt", self._text, told + "\n")
         self._write("log.txt", self._text, readable(line) + "\n")
 
     def window(
@@ -161,7 +169,9 @@ class Log:
             self._board.image(name, np.asarray(image.convert("RGB")), step)
 
     def _write_metrics(self, line: dict) -> None:
-        self._write("metrics.jsonl", self._metrics, json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        self._digest.update(text.encode())
+        self._write("metrics.jsonl", self._metrics, text)
 
     def _write(self, name: str, file: KeptFile, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))

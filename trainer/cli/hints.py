@@ -1,0 +1,196 @@
+"""What make says of itself, and what to write in place of another program's words.
+
+Only the standard library, and runnable as a script: make asks it before there is an environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+
+# What people write who come from timm, torchvision, Lightning or fastai, and the word for it here.
+# {0} is the value that was given.
+HINTS = {
+    "epochs": 'set="epochs={0}"',
+    "num_epochs": 'set="epochs={0}"',
+    "max_epochs": 'set="epochs={0}"',
+    "lr": 'set="lr.peak={0}"',
+    "learning_rate": 'set="lr.peak={0}"',
+    "max_lr": 'set="lr.peak={0}"',
+    "lr_max": 'set="lr.peak={0}"',
+    "min_lr": 'set="lr.schedule.end={0}"',
+    "warmup": 'set="lr.warmup_epochs={0}"',
+    "warmup_epochs": 'set="lr.warmup_epochs={0}"',
+    "lr_warmup_epochs": 'set="lr.warmup_epochs={0}"',
+    "sched": 'set="lr.schedule.name={0}"',
+    "scheduler": 'set="lr.schedule.name={0}"',
+    "lr_scheduler": 'set="lr.schedule.name={0}"',
+    "batch_size": 'set="batch.images={0}" (images per optimizer step, over all ranks)',
+    "bs": 'set="batch.images={0}" (images per optimizer step, over all ranks)',
+    "b": 'set="batch.images={0}" (images per optimizer step, over all ranks)',
+    "train_batch_size": 'set="batch.images={0}" (images per optimizer step, over all ranks)',
+    "grad_accum_steps": 'set="batch.norm_images=..." (images per micro-batch)',
+    "accumulate_grad_batches": 'set="batch.norm_images=..." (images per micro-batch)',
+    "wd": 'set="optimizer.weight_decay={0}"',
+    "weight_decay": 'set="optimizer.weight_decay={0}"',
+    "momentum": 'set="optimizer.momentum={0}"',
+    "opt": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
+    "optimizer": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
+    "optim": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
+    "loss": 'set="loss={{name: {0}}}"',
+    "criterion": 'set="loss={{name: {0}}}"',
+    "smoothing": 'set="smoothing={0}"',
+    "label_smoothing": 'set="smoothing={0}"',
+    "mixup": 'set="mix.mixup_alpha={0}" (explain shows the mix section)',
+    "cutmix": 'set="mix.cutmix_alpha={0}" (explain shows the mix section)',
+    "drop_path": 'set="drop_path={0}"',
+    "clip_grad": 'set="optimizer.clip_global_norm={0}"',
+    "reprob": 'set="augment=[...]" with random_erasing (explain shows the augment section)',
+    "aa": 'set="augment=[...]" (explain shows the augment section)',
+    "auto_augment": 'set="augment=[...]" (explain shows the augment section)',
+    "model_ema": 'set="average={{name: ema, ...}}" (ffcv-rn50-88 and convnext have one)',
+    "ema": 'set="average={{name: ema, ...}}" (ffcv-rn50-88 and convnext have one)',
+    "img_size": 'set="image.train_px={0}", and image.test_px',
+    "image_size": 'set="image.train_px={0}", and image.test_px',
+    "input_size": 'set="image.train_px={0}", and image.test_px',
+    "size": 'set="image.train_px={0}", and image.test_px',
+    "train_crop_size": 'set="image.train_px={0}"',
+    "val_resize_size": 'set="image.test_px=..."',
+    "num_classes": "nothing: the dataset's classes are counted, or stand in a data profile",
+    "pretrained": "nothing: a run starts from random weights by its seed",
+    "weights": "nothing: a run starts from random weights by its seed",
+    "resume": "the command that was stopped, once more: it resumes",
+    "checkpoint": "the command that was stopped, once more: it resumes",
+    "auto_resume": "the command that was stopped, once more: it resumes",
+    "amp": "precision=bf16 or precision=fp16",
+    "fp16": "precision=fp16",
+    "bf16": "precision=bf16",
+    "amp_dtype": "precision={0}",
+    "torchcompile": "compile=1",
+    "dataset": "data={0}",
+    "data_path": "data={0}",
+    "data_root": "data={0}",
+    "root": "data={0}",
+    "dir": "data={0}",
+    "path": "data={0}",
+    "arch": "model={0}",
+    "backbone": "model={0}",
+    "net": "model={0}",
+    "config": "recipe={0}",
+    "cfg": "recipe={0}",
+    "num_workers": "workers={0}",
+    "j": "workers={0}",
+    "output": "runs={0} (run folders) and results={0} (rows)",
+    "output_dir": "runs={0} (run folders) and results={0} (rows)",
+    "out_dir": "runs={0} (run folders) and results={0} (rows)",
+    "save_dir": "runs={0} (run folders) and results={0} (rows)",
+    "gpu": "device=cuda:{0}, or gpus=<number of ranks>",
+    "num_gpus": "gpus={0}",
+    "ngpus": "gpus={0}",
+    "nproc_per_node": "gpus={0}, or procs={0} on the CPU",
+    "world_size": "gpus={0}, or procs={0} on the CPU",
+    "sync_bn": "nothing: the recipe's batch.norm_images says over how many images statistics go",
+    "early_stopping": "nothing: a recipe has a fixed length, and the last epoch is the result",
+    "patience": "nothing: a recipe has a fixed length, and the last epoch is the result",
+    "log_interval": "nothing: progress is shown by time",
+    "channels_last": "nothing: it is always on",
+}
+
+# Other programs' commands, and what does it here.
+COMMANDS = {
+    "fit": "train",
+    "run": "train",
+    "validate": "eval",
+    "evaluate": "eval",
+    "val": "eval",
+    "score": "eval",
+    "tests": "test",
+    "pytest": "test",
+    "check": "test",
+    "results": "table",
+    "rows": "table",
+    "tables": "table",
+    "report": "table",
+    "runs": "table",
+    "sweep": "ablate",
+    "ablations": "ablate",
+    "lr": "lr-find",
+    "lr_find": "lr-find",
+    "find-lr": "lr-find",
+    "install": "setup",
+    "resume": "train",
+    "slurm": "launch-slurm",
+    "benchmark": "bench",
+    "format": "lint",
+    "models": "matrix",
+    "recipe": "recipes",
+    "predict": "eval",
+    "finetune": "train",
+    "all": "train",
+    "trainer": "help",
+}
+
+HELP = """\
+examples
+  make recipe=A1 model=resnet50                       train, on bundled digits
+  make recipe=A3 model=resnet50 data=/path/to/images  train, on your own images
+  make recipe=A3 model=resnet18 set="epochs=5 loss.name=ce"       change values
+  make plan recipe=A1 model=resnet50 data=imagenet-1k      look before training
+  make help of=train                                 every variable of a target
+
+train
+  train         train a model by a recipe, store its row (make without a target)
+  plan          the plan of a run or of an ablation, without running it
+  eval          evaluate a run's exported model again
+  verify        check a run folder: checksums, plan, row, curves, weights, score
+  reproduce     run a stored row again and compare
+  launch-slurm  write a Slurm job file that trains
+
+recipes
+  recipes       list the recipes
+  explain       every value of a recipe and where it comes from
+  diff          the values in which two recipes differ
+
+questions
+  lr-find       learning-rate range test, or of another hyperparameter
+  ablate        run the cells of an ablation that have no row yet
+  table         an ablation's table from its rows; alone: list all ablations
+  compare       two runs: where their rows differ, both learning curves
+
+data
+  check-data    decode every image, list the unreadable and unusual ones
+  data          write the .beton files of loader=ffcv
+  parity        loader equivalence: torch's loader against ffcv
+
+this machine and the suite itself
+  setup         create .venv (every target does by itself); ffcv=1 builds ffcv
+  doctor        diagnose this machine, with remedies
+  bench         what each part of a run could do alone, what limits it
+  matrix        one optimizer step of every recipe on every model family
+  test  lint    the test suite (pytest="flags"); format, imports, types
+  drill         fault injection: every fault on digits, then killed processes
+  clean         remove .venv, keep runs and results
+
+A variable is written name=value. set= takes several values of the recipe:
+set="epochs=5 loss.name=ce"; make explain recipe=A1 lists them all."""
+
+
+def target_hint(target: str, targets: Sequence[str]) -> str:
+    """One line about a target that make does not have."""
+    if target in COMMANDS:
+        use = COMMANDS[target]
+    else:
+        near = difflib.get_close_matches(target, targets, 1)
+        if not near:
+            return f"{target}: no such target; valid: {' '.join(targets)}"
+        use = near[0]
+    return f"{target}: no such target; did you mean {use}?"
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        print(HELP)
+    else:
+        print(f"error: {target_hint(sys.argv[1], sys.argv[2:])} (make help)", file=sys.stderr)
+        sys.exit(2)
