@@ -413,3 +413,29 @@ def test_another_batch_by_an_override_leaves_the_rate_and_tells_what_the_rule_wo
 def test_no_rule_is_told_where_none_was_left_out(recipe, overrides):
     assert rates(recipe, overrides)[1] is None
     assert rates("A1", "batch.images=128")[1] == {}  # A1 has no rule
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_fault"),
+    [
+        # the place that is refused is of none of them
+        (
+            "smoothing=0.1 epochs=1 repeats=2 drop_path=0.1 lr.warmup_epochs=5",
+            {"epochs", "lr.warmup_epochs"},
+        ),
+        ("drop_path=0.1 batch.images=31 epochs=3 average=null", {"batch.images"}),
+        ("drop_path=0.1 epochs=3 batch.norm_images=24", {"batch.norm_images"}),
+        ("epochs=3 smoothing=0.1 'loss={name: bce, threshold: 0.2}' drop_path=0.2", {"loss"}),
+        ("epochs=3 smoothing=0.1 loss.threshold=0.1 drop_path=0.2", {"loss.threshold"}),
+        (
+            "epochs=3 batch.images=48 batch.norm_images=12 mix.images=9",
+            {"mix.images"},
+        ),
+        ("epochs=3 drop_path=0.2 lr.warmup_epochs=4", {"epochs", "lr.warmup_epochs"}),
+    ],
+)
+def test_a_refusal_names_the_overrides_at_fault_and_no_others(overrides, at_fault):
+    with pytest.raises(OverrideError) as caught:
+        plan_of(Job(recipe="A1", model="resnet18", overrides=overrides))
+    assert set(caught.value.labels) == at_fault
+    assert all(f"{label}=" in str(caught.value).partition(": ")[0] for label in at_fault)
