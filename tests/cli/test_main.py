@@ -1,5 +1,6 @@
 """The command line: options reach the program as text, and an error is one line and exit 2."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -7,11 +8,15 @@ import sys
 
 import pytest
 import typer
+from rich.console import Console
 
 from support.commands import ROOT, make, program, rsb
-from trainer.base.settings import num_cores
+from trainer.base.errors import UserError
+from trainer.base.settings import make_settings, num_cores
 from trainer.cli.main import app, run_program
 from trainer.cli.words import options_of
+from trainer.runs import summary
+from trainer.runs.job import Job, plan_of
 
 
 @pytest.mark.parametrize(
@@ -404,6 +409,13 @@ def test_an_error_quotes_at_most_200_characters_of_what_was_given(
     assert max(map(len, re.findall(r"[xy ]+", line))) <= 200, line
 
 
+def test_a_run_says_what_the_recipes_rule_would_make_of_the_rate():
+    plan = plan_of(Job(recipe="nvidia-v15-90", model="test_resnet", overrides="batch.images=128"))
+    out = Console(file=io.StringIO(), width=400)
+    summary.plan_in_brief(out, plan, make_settings("cpu", workers="0"))
+    assert f'set="lr.peak={4 * plan.recipe.lr.peak:g} ' in out.file.getvalue()
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -425,3 +437,26 @@ def test_a_name_that_does_not_exist_is_refused_before_torch_is_imported(words):
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "--set", "epochs=3", "--set", "repeats=2"],
+        ["plan", "--set=epochs=3", "--set=repeats=2"],
+        ["train", "set=epochs=3", "--set", "repeats=2"],
+        ["plan", "--recipe", "A1", "recipe=A2"],
+        ["train", "--data-dir", "a", "--data_dir", "b"],
+        ["train", "--again", "--no-again"],
+        ["launch-slurm", "--nodes", "2", "--set", "epochs=3", "--set", "repeats=2"],
+    ],
+    ids=" ".join,
+)
+def test_an_option_given_twice_is_refused(words):
+    with pytest.raises(UserError, match="is given twice"):
+        options_of(words, typer.main.get_command(app))
+
+
+@pytest.mark.parametrize("words", [["--set", "mix=null --set"], ["--set", "set=1", "--seed", "1"]])
+def test_a_value_that_looks_like_an_option_is_none(words):
+    assert options_of(["plan", *words], typer.main.get_command(app)) == ["plan", *words]

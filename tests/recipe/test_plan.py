@@ -8,7 +8,7 @@ import pytest
 from support.plans import small_plan
 from trainer.base.errors import OverrideError, UserError
 from trainer.recipe import check, tree
-from trainer.recipe.adapt import adaptation
+from trainer.recipe.adapt import adaptation, rates_by_rule
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
@@ -393,3 +393,60 @@ def test_a_start_at_zero_needs_a_gamma(norm):
     small_plan("A2", overrides=f"'model.norm={norm}'")  # timm's default is no word of the recipe
     affine = "{name: instance_norm, eps: 1.0e-5, affine: true}"
     small_plan("torchvision-v1", overrides=f"model.zero_init_last=true 'model.norm={affine}'")
+
+
+def rates(recipe, overrides):
+    plan = plan_of(Job(recipe=recipe, model="resnet18", overrides=overrides))
+    return plan, rates_by_rule(plan.recipe, plan.deviations)
+
+
+def test_another_batch_by_an_override_leaves_the_rate_and_tells_what_the_rule_would_make_of_it():
+    alone, none = rates("nvidia-v15-90", "")
+    plan, would_be = rates("nvidia-v15-90", "batch.images=128")
+    assert none is None and plan.recipe.lr == alone.recipe.lr  # an override is what was written
+    assert would_be["lr.peak"] == pytest.approx(4 * alone.recipe.lr.peak)
+    items = " ".join(f"{path}={value}" for path, value in would_be.items())
+    followed, after = rates("nvidia-v15-90", f"batch.images=128 {items}")
+    assert after is None and followed.recipe.lr.peak == pytest.approx(4 * alone.recipe.lr.peak)
+    # per 32 images the same walk of rate and decay, as where a data profile has another batch
+    decay = [one.recipe.optimizer.weight_decay * one.recipe.lr.peak for one in (alone, followed)]
+    assert alone.recipe.optimizer.decay_follows_rate and decay[1] == pytest.approx(4 * decay[0])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("nvidia-v15-90", "batch.images=128 lr.peak=0.3"),
+        ("nvidia-v15-90", "batch.norm_images=16"),
+        ("nvidia-v15-90", "batch.images=32"),
+    ],
+)
+def test_no_rule_is_told_where_none_was_left_out(recipe, overrides):
+    assert rates(recipe, overrides)[1] is None
+    assert rates("A1", "batch.images=128")[1] == {}  # A1 has no rule
+
+
+@pytest.mark.parametrize(
+    ("overrides", "at_fault"),
+    [
+        # the place that is refused is of none of them
+        (
+            "smoothing=0.1 epochs=1 repeats=2 drop_path=0.1 lr.warmup_epochs=5",
+            {"epochs", "lr.warmup_epochs"},
+        ),
+        ("drop_path=0.1 batch.images=31 epochs=3 average=null", {"batch.images"}),
+        ("drop_path=0.1 epochs=3 batch.norm_images=24", {"batch.norm_images"}),
+        ("epochs=3 smoothing=0.1 'loss={name: bce, threshold: 0.2}' drop_path=0.2", {"loss"}),
+        ("epochs=3 smoothing=0.1 loss.threshold=0.1 drop_path=0.2", {"loss.threshold"}),
+        (
+            "epochs=3 batch.images=48 batch.norm_images=12 mix.images=9",
+            {"mix.images"},
+        ),
+        ("epochs=3 drop_path=0.2 lr.warmup_epochs=4", {"epochs", "lr.warmup_epochs"}),
+    ],
+)
+def test_a_refusal_names_the_overrides_at_fault_and_no_others(overrides, at_fault):
+    with pytest.raises(OverrideError) as caught:
+        plan_of(Job(recipe="A1", model="resnet18", overrides=overrides))
+    assert set(caught.value.labels) == at_fault
+    assert all(f"{label}=" in str(caught.value).partition(": ")[0] for label in at_fault)

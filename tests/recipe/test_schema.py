@@ -319,7 +319,7 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
         ("augment.flp=null", ["augment.flp"], "unknown_name", "did you mean flip?"),
         (
             "epochs=9 loss.threshold=0.2",
-            ["epochs", "loss.threshold"],
+            ["loss.threshold"],
             "conflict",
             "smoothing 0.1 is erased",
         ),

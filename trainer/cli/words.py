@@ -32,6 +32,9 @@ def options_of(words: Sequence[str], group: Any) -> list[str]:
         "ignore_unknown_options"
     ):  # of launch-slurm: train's own are passed on
         known = _options(group.commands["train"]) | known
+    forms = {
+        form: option for option in known.values() for form in (*option.opts, *option.secondary_opts)
+    }
     made = [words[0]]
     given: set[str] = set()
     rest = iter(words[1:])
@@ -39,18 +42,26 @@ def options_of(words: Sequence[str], group: Any) -> list[str]:
         found = WORD.fullmatch(word)
         if not found:
             made.append(word)
-            option = known.get(word.removeprefix("--").replace("-", "_"))
-            if word.startswith("--") and option is not None and not option.is_flag:
-                made.extend(value for value in [next(rest, None)] if value is not None)
+            form, equals, _ = word.partition("=")
+            option = forms.get(form)
+            if option is not None:
+                _note(option, form, given)
+                if not option.is_flag and not equals:
+                    made.extend(value for value in [next(rest, None)] if value is not None)
             continue
         name, value = found[1].replace("-", "_"), found[2]
         if name not in known:
             raise _unknown(name, value, words[0], known, group)
-        if name in given:
-            raise UserError(f"{name}= is given twice", "write all of it in one")
-        given.add(name)
+        _note(known[name], f"{name}=", given)
         made += _as_option(name, value, known[name])
     return made
+
+
+def _note(option: Any, form: str, given: set[str]) -> None:
+    """Refuse an option that is given already, in whichever form: the parser would keep the last."""
+    if option.name in given:
+        raise UserError(f"{form} is given twice", "write all of it in one")
+    given.add(option.name)
 
 
 def _options(command: Any) -> dict[str, Any]:

@@ -5,8 +5,10 @@ stored in its row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from trainer.recipe.overrides import Deviation
 from trainer.recipe.profiles import PROFILES, Adapt, Profile
 from trainer.recipe.schema import Recipe
 from trainer.recipe.tree import changed
@@ -86,14 +88,36 @@ def _fit_batch(changes: dict[str, Any], recipe: Recipe, adapt: Adapt) -> None:
     if recipe.mix and recipe.mix.images:
         fitting = (n for n in range(recipe.mix.images, 1, -1) if adapt.batch_images % n == 0)
         changes["mix.images"] = next(fitting, None)
-    ratio = _rate_ratio(recipe, adapt)
+    changes |= _scaled_rates(recipe, _rate_ratio(recipe, adapt))
+
+
+def _scaled_rates(recipe: Recipe, ratio: float) -> dict[str, object]:
+    """What follows a rate that is `ratio` times as high, but for the schedule."""
     if ratio == 1:
-        return
-    changes["lr.peak"] = recipe.lr.peak * ratio
+        return {}
+    changes: dict[str, object] = {"lr.peak": recipe.lr.peak * ratio}
     if recipe.lr.warmup_from:
         changes["lr.warmup_from"] = recipe.lr.warmup_from * ratio
     if recipe.lr.scaling == "linear":
         changes |= changed("optimizer", recipe.optimizer, recipe.optimizer.scaled_by(ratio))
+    return changes
+
+
+def rates_by_rule(recipe: Recipe, deviations: Sequence[Deviation]) -> dict[str, object] | None:
+    """The overrides that the recipe's own rule would add to one of batch.images; empty where it has
+    no rule. They are not made: an override is what was written and nothing else.
+
+    None where no override changes the batch, or a peak was written beside it.
+    """
+    given = {change.path: change for change in deviations if change.origin == "set"}
+    batch = given.get("batch.images")
+    if batch is None or "lr.peak" in given:
+        return None
+    ratio = recipe.lr.scaled(batch.before, batch.after) / recipe.lr.peak
+    schedule = recipe.lr.schedule
+    changes = _scaled_rates(recipe, ratio)
+    changes |= changed("lr.schedule", schedule, schedule.scaled_by(ratio)) if changes else {}
+    return {path: value for path, value in changes.items() if path not in given}
 
 
 def _rate_ratio(recipe: Recipe, adapt: Adapt) -> float:

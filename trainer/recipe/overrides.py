@@ -101,6 +101,24 @@ def overridden(
 
     Raises OverrideError for a path that the recipe cannot have, or for values that do not fit.
     """
+    after = _after(recipe, overrides, origin, locked)
+    if after is None:
+        return recipe, ()
+    try:
+        result = check(type(recipe), after)
+    except ConfigError as error:
+        labels = _blamed(recipe, after, error, overrides, locked)
+        place = " ".join(_item(origin, label, overrides[label]) for label in labels)
+        raise _about(error, place, labels) from None
+    return result, deviations_between(recipe, result, origin)
+
+
+def _after(
+    recipe: BaseModel, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
+) -> dict[str, Any] | None:
+    """The plain data of a recipe with values in the place of others, None where that changes
+    nothing. Raises OverrideError for a path that the recipe cannot have.
+    """
     kind, before = type(recipe), tree.plain(recipe)
     after = before
     for label, value in sorted(overrides.items(), key=lambda item: not item[0].endswith(".name")):
@@ -110,19 +128,12 @@ def overridden(
             raise _about(error, _item(origin, label, value), (label,)) from None
     changes = list(tree.differences(before, after))
     if not changes:
-        return recipe, ()
+        return None
     # Scores are published for the recipe as it stands, and a value that was set is no longer
     # assumed.
-    after = tree.without_assumed(
+    return tree.without_assumed(
         kind, {**after, "published": ()}, [label for label, _, _ in changes]
     )
-    try:
-        result = check(kind, after)
-    except ConfigError as error:
-        labels = _blamed(after, error.path, overrides)
-        place = " ".join(_item(origin, label, overrides[label]) for label in labels)
-        raise _about(error, place, labels) from None
-    return result, deviations_between(recipe, result, origin)
 
 
 def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
@@ -175,7 +186,38 @@ def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any
     }
 
 
-def _blamed(recipe: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+def _blamed(
+    recipe: BaseModel,
+    after: Mapping[str, Any],
+    error: ConfigError,
+    overrides: Mapping[str, Any],
+    locked: Collection[str],
+) -> tuple[str, ...]:
+    """The overrides at fault: the nearest to the place that alone is refused alike, else those
+    without which the others are fine, or are refused for something else, else the nearest.
+    """
+
+    def refusal(labels: Collection[str]) -> tuple[Path, str] | None:
+        try:
+            some = _after(recipe, {label: overrides[label] for label in labels}, "", locked)
+            if some is not None:
+                check(type(recipe), some)
+        except (ConfigError, OverrideError) as other:  # as of a path that others make possible
+            return other.path, other.found
+        return None
+
+    nearest, this = _nearest(after, error.path, overrides), (error.path, error.found)
+    for label in dict.fromkeys([*nearest, *overrides]):
+        if refusal([label]) == this:
+            return (label,)
+    without = {one: refusal([label for label in overrides if label != one]) for one in overrides}
+    fine = tuple(label for label, other in without.items() if other is None)
+    return fine or tuple(label for label, other in without.items() if other != this) or nearest
+
+
+def _nearest(
+    recipe: Mapping[str, Any], path: Path, overrides: Mapping[str, Any]
+) -> tuple[str, ...]:
     """The overrides nearest to the place that is refused; all of them where none is near."""
     place = label_of(recipe, path).split(".")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from trainer.data.check import duplicates, duplicates_table, report_table
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
+from trainer.recipe.adapt import rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
@@ -46,6 +48,7 @@ def plan_in_brief(
     deviations(out, plan)
     replaced_lines(out, recipe, swaps)
     warmup_note(out, plan)
+    scaling_note(out, plan)
     channel_note(out, plan)
     out.print(batch_line(plan))
     out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
@@ -74,6 +77,11 @@ def warmup_note(out: Console, plan: Plan) -> None:
             " it out"
         )
         out.print(line, style="yellow", markup=False)
+
+
+def _written(value: object) -> str:
+    """A value as set= reads it."""
+    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, separators=(",", ":"))
 
 
 def channel_note(out: Console, plan: Plan) -> None:
@@ -251,27 +259,18 @@ def scaling_note(out: Console, plan: Plan) -> None:
     """Where the batch was overridden and the learning rate was not: what the recipe's own rule
     would make of it.
     """
-    changed = {change.path: change for change in plan.deviations if change.origin == "set"}
-    if "batch.images" not in changed or "lr.peak" in changed:
+    found = rates_by_rule(plan.recipe, plan.deviations)
+    if found is None:
         return
-    before, peak, rule = (
-        int(changed["batch.images"].before),
-        plan.recipe.lr.peak,
-        plan.recipe.lr.scaling,
-    )
-    if rule is None:
-        out.print(
-            f"note: lr.peak stays {peak:g}: the recipe has no rule for another batch",
-            style="yellow",
-            markup=False,
+    peak, rule = plan.recipe.lr.peak, plan.recipe.lr.scaling
+    line = f"note: lr.peak stays {peak:g}: the recipe has no rule for another batch"
+    if rule is not None:
+        items = " ".join(f"{path}={_written(value)}" for path, value in found.items())
+        line = (
+            f"note: lr.peak stays {peak:g}; the recipe's {rule} rule would make it"
+            f' {found["lr.peak"]:.4g}: set="{items}"'
         )
-        return
-    ruled = plan.recipe.lr.scaled(before, plan.recipe.batch.images)
-    line = (
-        f"note: lr.peak stays {peak:g}; the recipe's {rule} rule would make it {ruled:.4g}:"
-        f' set="lr.peak={ruled:.4g}"'
-    )
-    out.print(line, style="yellow", markup=False)
+    out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:

@@ -42,8 +42,7 @@ class SamePadding(Part):
         taken = {
             name: module
             for name, module in found.items()
-            if isinstance(module, kinds)
-            and any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
+            if any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
         }
         if not taken:
             raise nothing_to_replace("same_padding", "strided convolution that pads", model)
