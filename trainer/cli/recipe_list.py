@@ -9,6 +9,11 @@ from rich.table import Table
 from trainer.base.terminal import open_terminal
 from trainer.recipe.shipped import recipe_paths
 
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # PyYAML built without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 
 def list_recipes() -> None:
     """One line for each recipe: name, what is special, its score for ResNet-50 or its first model,
@@ -17,9 +22,8 @@ def list_recipes() -> None:
     Read as plain YAML: to check every value would import torch, which takes seconds.
     """
     table = Table("recipe", "what is special", "published top-1", "source")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for path in recipe_paths():
-        recipe = yaml.load(path.read_text(), Loader=loader)
+        recipe = yaml.load(path.read_text(), Loader=SafeLoader)
         scores = recipe.get("published", [])
         chosen = [score for score in scores if score["model"] == "resnet50"] or scores
         published = f"{chosen[0]['model']} {chosen[0]['top1_pct']} %" if chosen else "none"
