@@ -93,7 +93,8 @@ class Plan:
         """Which of a step's mixing units a micro-batch holds: unit u of U is every U-th image of
         the step from the u-th on, whatever the micro-batches are.
         """
-        images, stride = self.recipe.mix.images, self.micro_batches(step)
+        mix, stride = self.recipe.mix, self.micro_batches(step)
+        images = mix.images if mix else None
         number = self.recipe.images_together // images if images else 1
         return range(micro_batch, stride * number, stride)
 
@@ -249,7 +250,8 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
     """An epoch's last, smaller step has two images for each of the mixing units in it, where units
     are smaller than what is loaded together: else they would depend on the micro-batches.
     """
-    images, rest = recipe.mix and recipe.mix.images, profile.num_train % recipe.batch.images
+    images = recipe.mix.images if recipe.mix else None
+    rest = profile.num_train % recipe.batch.images
     if images is None or recipe.batch.drop_last or images == recipe.images_together:
         return
     num_units = recipe.batch.images // images
@@ -263,10 +265,11 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
 
 
 def _largest_batch(num_images: int, recipe: Recipe) -> str:
-    norm_images = recipe.batch.norm_images
-    if norm_images > num_images:
-        return f'set="batch.images={num_images} batch.norm_images={num_images}"'
-    return f'set="batch.images={num_images // norm_images * norm_images}"'
+    together = recipe.images_together
+    if together > num_images:
+        unit = " mix.images=null" if recipe.mix and recipe.mix.images else ""
+        return f'set="batch.images={num_images} batch.norm_images={num_images}{unit}"'
+    return f'set="batch.images={num_images // together * together}"'
 
 
 def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:
