@@ -265,10 +265,11 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
 
 
 def _largest_batch(num_images: int, recipe: Recipe) -> str:
-    norm_images = recipe.batch.norm_images
-    if norm_images > num_images:
-        return f'set="batch.images={num_images} batch.norm_images={num_images}"'
-    return f'set="batch.images={num_images // norm_images * norm_images}"'
+    together = recipe.images_together
+    if together > num_images:
+        unit = " mix.images=null" if recipe.mix and recipe.mix.images else ""
+        return f'set="batch.images={num_images} batch.norm_images={num_images}{unit}"'
+    return f'set="batch.images={num_images // together * together}"'
 
 
 def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:

@@ -19,8 +19,8 @@ class Batch(StrictModel):
     """How many images there are per optimizer step, and per sample of the normalization statistics.
 
     images: per step, over all ranks and micro-batches. norm_images: per micro-batch, which
-    BatchNorm sees; science under BatchNorm, only memory under LayerNorm. drop_last: an epoch's
-    last, smaller step is left out.
+    BatchNorm sees: science under BatchNorm, and also where a mix has no `images` of its own; `plan`
+    says whether it is memory only. drop_last: an epoch's last, smaller step is left out.
     """
 
     images: NumImages

@@ -112,12 +112,13 @@ def precision_note(out: Console, plan: Plan, precision: str) -> None:
 
 
 def batch_line(plan: Plan) -> str:
-    batch, world = plan.recipe.batch, plan.world_size
+    batch, world, mix = plan.recipe.batch, plan.world_size, plan.recipe.mix
     accumulation = batch.images // batch.norm_images // world
     return (
         f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
         f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
         + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
+        + (f", mixed {mix.images} at a time" if mix and mix.images else "")
     )
 
 
