@@ -460,3 +460,10 @@ def test_an_option_given_twice_is_refused(words):
 @pytest.mark.parametrize("words", [["--set", "mix=null --set"], ["--set", "set=1", "--seed", "1"]])
 def test_a_value_that_looks_like_an_option_is_none(words):
     assert options_of(["plan", *words], typer.main.get_command(app)) == ["plan", *words]
+
+
+def test_a_plan_for_several_ranks_shares_the_micro_batches_or_says_that_it_cannot():
+    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "4")
+    assert "4 ranks x 1 micro-batch x 512 images" in done.output
+    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "8")
+    assert done.exit_code == 2 and "8 ranks" in done.stderr

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainer.cli.plan_ablation import print_plan
 from trainer.data.profile import data_folder, find_profile, ignored_files
+from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
@@ -19,8 +21,9 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
 
 
-def plan(job: Job) -> None:
-    """Print the plan of a run."""
+def plan(job: Job, gpus: int | None, procs: int | None) -> None:
+    """Print the plan of a run, shared by so many ranks. Raises UserError where they cannot."""
+    job = dataclasses.replace(job, world_size=asked_ranks(gpus, procs, "auto", None))
     planned, out = plan_of(job), summary.console()
     summary.plan_in_full(out, planned, *assemble(planned))
     summary.ignored_lines(out, ignored_files(data_folder(job.data, job.data_dir)))

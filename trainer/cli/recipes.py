@@ -11,7 +11,7 @@ from trainer.base.errors import UserError
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
 
-_RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_")
+_RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "gpus", "procs")
 _ABLATION_OPTIONS = ("measure", "device", "precision", "workers", "results")
 
 
@@ -42,9 +42,11 @@ def plan(
     precision: options.Precision = "auto",
     workers: options.Workers = "auto",
     results: options.Results = Path("results"),
+    gpus: options.Gpus = None,
+    procs: options.Procs = None,
 ) -> None:
     """Print the plan of a run without training: steps, images, learning rates, micro-batches,
-    deviations, model size. Needs no GPU and no images.
+    deviations, model size. Needs no GPU, not even with --gpus, and no images.
 
     With --ablation, the plan of an ablation; its time estimate needs the images.
     """
@@ -54,7 +56,8 @@ def plan(
         machine = {"device": device, "precision": precision, "workers": workers}
         commands.plan_ablation(ablation, data_dir, machine, results, measure)
     else:
-        commands.plan(commands.Job(recipe, model, data, data_dir, seed, set_))
+        job = commands.Job(recipe, model, data, data_dir, seed, set_)
+        commands.plan(job, gpus, procs)
 
 
 def _check_options(context: typer.Context, ablation: str) -> None:
