@@ -137,6 +137,7 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
     for number in handle_signals(signal.SIG_DFL):  # the sweep's own way is not this process's
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the sweep stops it so, if it ignores it itself
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
