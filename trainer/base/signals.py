@@ -27,7 +27,7 @@ class StoppedAlone(Exception):
     """
 
 
-def handle_signals(handler: Callable) -> dict[int, Any]:
+def handle_signals(handler: Callable | signal.Handlers) -> dict[int, Any]:
     """Install a handler for those of SIGNALS that are not ignored; gives what each did before."""
     return {
         number: signal.signal(number, handler)
