@@ -14,7 +14,7 @@ from support.forked import images, words
 ROOT = Path(__file__).parents[2]
 # 90 images of 224 px are 13 MB: four processes have 100 MB under way
 LARGE = (
-    "epochs=1 batch.images=90 batch.norm_images=90 lr.warmup_epochs=null lr.warmup_from=null"
+    "epochs=4 batch.images=90 batch.norm_images=90 lr.warmup_epochs=null lr.warmup_from=null"
     " image.train_px=224"
 )
 CAN_MOUNT = (

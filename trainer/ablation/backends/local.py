@@ -134,6 +134,7 @@ def streamed(function: Callable[..., Iterator], *given, gpu: str | None = None) 
 
 
 def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the sweep's way to stop it, whoever ignores it
     for number in handle_signals(signal.SIG_DFL):  # the sweep's own way is not this process's
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
