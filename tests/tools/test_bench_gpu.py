@@ -38,7 +38,7 @@ from trainer.tools.bench_gpu import (
 from trainer.tools.bench_timm import TimmLoop
 
 ROOT = Path(__file__).parents[2]
-SMALL = "image.train_px=32 image.test_px=32 batch.images=8 batch.norm_images=4"
+SMALL = "image.train_px=32 image.test_px=32 batch.images=8 batch.norm_images=4 mix.images=4"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,9 @@ def folder(tmp_path_factory):
 
 
 def loop_of(folder, recipe, overrides="", model="test_resnet", **changed):
-    plan = plan_of(Job(recipe, model, str(folder), None, 0, f"{SMALL} {BATCH} {overrides}"))
+    plan = plan_of(
+        Job(recipe, model, str(folder), None, 0, f"{SMALL} {BATCH} mix.images=4 {overrides}")
+    )
     return TimmLoop(plan, replace(make_settings("cpu", workers="0"), **changed), folder)
 
 
@@ -123,7 +125,8 @@ def test_a_convnexts_page_brings_soft_cross_entropy_erasing_and_the_average(fold
     ("recipe", "overrides", "reason"),
     [
         ("A2", BATCH, ""),
-        ("convnext", BATCH, ""),
+        ("convnext", f"{BATCH} mix.images=4", ""),
+        ("convnext", f"{BATCH} mix.images=8", "mix.images"),
         ("A2", f"{BATCH} mix=null", "mix off"),
         ("A2", "batch.images=9 batch.norm_images=3", "odd size"),
         ("torchvision-v1", BATCH, "optimizer sgd"),

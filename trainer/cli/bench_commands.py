@@ -21,12 +21,20 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder
 from trainer.recipe.plan import Plan
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of
 from trainer.tools import bench
 from trainer.tools.bench_gpu import MAX_BENCH_S, RUNS, Target, bench_run, targets_of
 
 # what a CPU does in seconds
 _SMALL = "image.train_px=64 image.test_px=64 batch.images=64 batch.norm_images=64"
+
+
+def _small_set(name: str) -> str:
+    """_SMALL for a recipe: a mixing unit of its own is no more than the batch."""
+    mix = load_recipe(find_recipe(name)).mix
+    return f"{_SMALL} mix.images=64" if mix and mix.images else _SMALL
 
 
 def run_bench(
@@ -48,11 +56,11 @@ def run_bench(
     keep_freed_memory()
     settings = make_settings(**machine)
     on_gpu = settings.device.startswith("cuda")
-    set_ = set_ or ("" if on_gpu or data else _SMALL)
+    is_small = not (set_ or on_gpu or data)
     with tempfile.TemporaryDirectory() as made:
         data = data or str(_folder(Path(made), src, on_gpu))
         plans = [
-            plan_of(Job(name, of, data, data_dir, 0, set_))
+            plan_of(Job(name, of, data, data_dir, 0, _small_set(name) if is_small else set_))
             for name, of in _asked(recipe, model, on_gpu)
         ]
         folder = data_folder(data, data_dir)

@@ -94,7 +94,7 @@ class Recipe(StrictModel):
             raise refuse(
                 ("mix", "images"),
                 f"batch.images {images} is no multiple of mix.images {mix_images}",
-                f"write {fitting}" if fitting > 1 else "leave mix.images out",
+                f"make mix.images {fitting}" if fitting > 1 else "leave mix.images out",
             )
         return self
 
