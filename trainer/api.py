@@ -120,7 +120,7 @@ def train(
     bad_images: str = "fail",
     checkpoint_s: float = 60.0,
     keep_every: int = 0,
-    micro_batch: str = "page",
+    micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
     plugins: Plugins = (),

@@ -11,7 +11,8 @@ from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation, rates_by_rule
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
-from trainer.recipe.schema import Recipe, apply_overrides, find_recipe, load_recipe
+from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of
 
 

@@ -101,7 +101,7 @@ class StopsLater(StopRequest):
     @property
     def is_requested(self):
         self.num_asked += 1
-        if self.num_asked > 6:
+        if self.num_asked > 1:
             self.signal_name = "SIGTERM"
         return self.signal_name is not None
 

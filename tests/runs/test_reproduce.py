@@ -102,7 +102,7 @@ def test_an_old_row_whose_texts_were_rounded_is_refused_but_for_its_run_folder(t
     made = made.model_copy(update={"deviations": tuple(rounded)})
     (reason,) = plan_again(made, tmp_path).reasons
     assert (
-        reason.startswith("a row of the first edition") and f"runs/{made.run}/recipe.yaml" in reason
+        reason.startswith("this row was stored before") and f"runs/{made.run}/recipe.yaml" in reason
     )
     write_plan(tmp_path / made.run, job, plan)
     again = plan_again(made, tmp_path)
@@ -143,7 +143,7 @@ def test_again_of_again_is_the_same_run(tmp_path):
     ("facts", "reason"),
     [
         ({"versions": provenance.versions() | {"torch": "1.0"}}, "torch is .*, the row's was 1.0"),
-        ({"versions": {}}, "python is .*, the row's was not told"),
+        ({"versions": {}}, "python is .*, the row's was not recorded"),
         (
             {"run": "A2.v1-resnet18-digits-s0-000000"},
             "its record leads to A2.v1-resnet18-digits-s0-.* now",
@@ -151,7 +151,7 @@ def test_again_of_again_is_the_same_run(tmp_path):
         ({"seed": 1}, "its record leads to"),
         (
             {"run": "A2.v1-resnet18-digits-s0-000000", "resolved_recipe": None},
-            "a row of the first edition .* A2.v1-resnet18-digits-s0-.* now",
+            "this row was stored before .* A2.v1-resnet18-digits-s0-.* now",
         ),
     ],
 )

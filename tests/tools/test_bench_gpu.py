@@ -28,11 +28,11 @@ from trainer.tools.bench_gpu import (
     Memory,
     Turn,
     baseline_facts,
-    baseline_of,
     bench_run,
     comparison_facts,
     in_rounds,
     optimizer_rates,
+    step_baseline,
     targets_of,
 )
 from trainer.tools.bench_timm import TimmLoop
@@ -95,7 +95,7 @@ def test_the_baseline_of_a_step_is_what_it_must_compute_read_and_write(folder, t
         "ours": (10, {1.0}),
         "timm's": (10, {1.0}),
     }
-    baseline, weights = baseline_of(state), list(state.model.parameters())
+    baseline, weights = step_baseline(state), list(state.model.parameters())
     num_bytes = 4 * sum(weight.numel() for weight in weights)
     assert (baseline.weight_bytes, baseline.gradient_bytes, baseline.image_bytes) == (
         num_bytes,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.engine.train import fast_algorithms
-from trainer.tools import doctor, doctor_probes
+from trainer.tools import doctor, doctor_probes, doctor_steps
 from trainer.tools.doctor import examine, is_fit, print_findings
 from trainer.tools.doctor_probes import ABSENT, BROKEN, GOOD, PROBES, Finding
 
@@ -223,7 +223,7 @@ def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
     """On a small model here; what is asked for is the real one."""
     assert (doctor_probes.MAIN_RECIPE, doctor_probes.MAIN_MODEL) == ("A1", "resnet50")
     monkeypatch.setattr(doctor_probes, "MAIN_MODEL", "test_resnet")
-    monkeypatch.setattr(doctor_probes, "NUM_STEPS", 1)
+    monkeypatch.setattr(doctor_steps, "NUM_STEPS", 1)
     findings = by_name(doctor_probes.steps({}))
     assert (
         findings["step on cpu"].state == GOOD

@@ -55,7 +55,7 @@ class Program:
 
 
 @functools.cache
-def program() -> Program:
+def running_program() -> Program:
     """As it was when first asked for: what changes on the disk later is not what runs here."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from trainer.base.errors import UserError, did_you_mean
 
 PRECISIONS = ("float32", "bf16", "fp16")
 LOADERS = ("auto", "torch", "pil", "ffcv")
-MICRO_BATCHES = ("page", "auto")
+MICRO_BATCHES = ("recipe", "auto")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Settings:
     device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32.
     num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
     checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
-    of metrics. micro_batch: "page" as the recipe says, or "auto" to split it where memory
+    of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where memory
     runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
     are the model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the
     last two. loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or
@@ -37,7 +37,7 @@ class Settings:
     results: Path
     checkpoint_s: float
     log_steps: int = 10
-    micro_batch: str = "page"
+    micro_batch: str = "recipe"
     activation_checkpointing: bool = False
     compile: bool = False
     keep_every_epochs: int = 0
@@ -58,7 +58,7 @@ def make_settings(
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
     num_ranks_here: int = 1,
-    micro_batch: str = "page",
+    micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
     keep_every: int = 0,
@@ -73,10 +73,11 @@ def make_settings(
     """
     import torch  # seconds, which commands that only check their options need not wait for
 
+    micro_batch = "recipe" if micro_batch == "page" else micro_batch  # its name before
     if micro_batch not in MICRO_BATCHES:
         raise UserError(
             f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
-            " page, auto"
+            " recipe, auto"
         )
     check_loader(loader)
     if compile and activation_checkpointing:

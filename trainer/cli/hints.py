@@ -94,7 +94,7 @@ HINTS = {
     "early_stopping": "nothing: a recipe has a fixed length, and the last epoch is the result",
     "patience": "nothing: a recipe has a fixed length, and the last epoch is the result",
     "log_interval": "nothing: progress is shown by time",
-    "channels_last": "nothing: it is always on",
+    "channels_last": "nothing: on for a GPU, off on the CPU",
 }
 
 # Other programs' commands, and what does it here.

@@ -16,6 +16,7 @@ from trainer.base.memory import line_of
 from trainer.base.plugins import load_plugins
 from trainer.base.provenance import package_version
 from trainer.base.signals import Stopped
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.lock import LockLost
 
 app = typer.Typer(
@@ -101,7 +102,7 @@ MicroBatchMode = Annotated[
     typer.Option(
         "--micro-batch",
         "--micro_batch",
-        help="page (the recipe's batch.norm_images), or auto: on out-of-memory the step is retried "
+        help="recipe (its batch.norm_images), or auto: on out-of-memory the step is retried "
         "in smaller micro-batches.",
     ),
 ]
@@ -198,9 +199,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
     """
     if not (given.get("recipe") or given.get("data")):
         return
-    # pydantic and yaml: not for --help
-    from trainer.recipe.profiles import check_data_name
-    from trainer.recipe.shipped import find_recipe
+    from trainer.recipe.profiles import check_data_name  # pydantic: not for --help
 
     if given.get("recipe"):
         find_recipe(given["recipe"])

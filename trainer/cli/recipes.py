@@ -10,6 +10,7 @@ import typer
 from trainer.base.errors import UserError
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
+from trainer.cli.recipe_list import list_recipes
 
 _RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "gpus", "procs")
 _ABLATION_OPTIONS = ("measure", "device", "precision", "workers", "results")
@@ -117,6 +118,4 @@ def diff(
 @user_errors
 def recipes() -> None:
     """List the recipes: what is special about each, published top-1, source."""
-    from trainer.cli.recipe_list import list_recipes  # rich, yaml: only once options are parsed
-
     list_recipes()

@@ -30,7 +30,7 @@ def rerun(
     Raises UserError.
     """
     device, precision, workers, runs, results = machine
-    out, old = table_show.console(), find_row(row, results, runs)
+    out, old = table_show.wide_console(), find_row(row, results, runs)
     if not anyway:
         check_plugins(old)
     again = plan_again(old, runs, recipe, data, data_dir)

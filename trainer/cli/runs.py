@@ -45,7 +45,7 @@ def train(
     cell: options.PartOf = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
-    micro_batch: options.MicroBatchMode = "page",
+    micro_batch: options.MicroBatchMode = "recipe",
     activation_checkpointing: options.Checkpointing = 0,
     compile: options.Compile = 0,
     inject: options.Inject = "",

@@ -38,8 +38,8 @@ from trainer.runs.results import Row
 FORMATS: dict[str, Callable[[View], str]] = {"md": as_markdown, "csv": as_csv, "tex": as_latex}
 
 
-def console() -> Console:
-    """A wide terminal; not runs.show.console, which imports torch."""
+def wide_console() -> Console:
+    """A wide terminal; not that of runs.summary, which imports torch."""
     return open_terminal(least_columns=160)
 
 
@@ -54,7 +54,7 @@ def show_table(
     format_: str,
 ) -> None:
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
-    out = console()
+    out = wide_console()
     if not ablation:
         given: dict[str, object] = {"sort": sort, "columns": columns, "filter": filter_}
         given |= {"metric": metric != "top1", "format": format_ != "terminal"}
@@ -172,7 +172,7 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
 
 def show_comparison(a: str, b: str, results: Path, runs: Path) -> None:
     """Print the comparison of two runs, each given by its name or folder."""
-    print_comparison(console(), find_row(a, results, runs), find_row(b, results, runs), runs)
+    print_comparison(wide_console(), find_row(a, results, runs), find_row(b, results, runs), runs)
 
 
 def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from trainer.cli.options import Results, Runs, app, user_errors
+from trainer.tools.doctor import diagnose
 
 
 def _commands():
@@ -24,10 +25,8 @@ def doctor(runs: Runs = Path("runs"), results: Results = Path("results")) -> Non
     """Look at Python, packages, GPUs, disk and locale, decode an image, make a step on each device;
     exit 1 where `make recipe=A1 model=resnet50` would fail.
     """
-    # here, for --help alone: the program answers it before Typer is imported, see `__main__`
-    from trainer.tools.doctor import answer
-
-    raise typer.Exit(answer({"runs": str(runs), "results": str(results)}))
+    # for --help: the program answers before Typer is imported, see `__main__`
+    raise typer.Exit(diagnose({"runs": str(runs), "results": str(results)}))
 
 
 @app.command()

@@ -94,7 +94,8 @@ def _unknown(
     near = difflib.get_close_matches(name, known, 1)
     set_is_here = "set" in known
     if name in HINTS and (set_is_here or not HINTS[name].startswith("set=")):
-        hint = f"use {HINTS[name].format(value)}"
+        hint = HINTS[name].format(value)
+        hint = hint if hint.startswith("nothing") else f"use {hint}"
     elif takers:
         hint = f"taken by: {', '.join(takers)}"
     elif near:

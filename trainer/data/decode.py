@@ -268,6 +268,22 @@ def _resized(
     return _of_array(made.permute(1, 2, 0).numpy(), pixels.shape[2])
 
 
+def _nearest_four(image: Image.Image | Planes, size: tuple[int, int], part: Box) -> bytes:
+    """A part of an image at another (width, height): bilinear between its four nearest pixels."""
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, -1)
+    made: np.ndarray = pixels
+    for axis, (low, high, number) in enumerate(
+        ((part[1], part[3], size[1]), (part[0], part[2], size[0]))
+    ):
+        places = low + (np.arange(number) + 0.5) * (high - low) / number - 0.5
+        places = places.clip(0, pixels.shape[axis] - 1)
+        first = places.astype(np.intp)
+        second = np.minimum(first + 1, pixels.shape[axis] - 1)
+        share = np.expand_dims(places - first, (1, 2) if axis == 0 else (0, 2))
+        made = (1 - share) * made.take(first, axis) + share * made.take(second, axis)
+    return np.rint(made).astype(np.uint8).tobytes()
+
+
 def evaluation_square(
     image: Image.Image | Planes, test_px: int, test_crop_share: float, interpolation: str
 ) -> bytes:
@@ -283,6 +299,8 @@ def evaluation_square(
         right = min(image.width, (left + test_px) * across)
         bottom = min(image.height, (top + test_px) * down)
         part = (left * across, top * down, right, bottom)
+        if filter_ == NO_ANTIALIAS:
+            return _nearest_four(image, (test_px, test_px), part)
         return image.resize((test_px, test_px), filter_, part).tobytes()
     if image.size != (width, height):
         image = _resized(image, (width, height), filter_)

@@ -130,7 +130,7 @@ class _Pool:
         except OSError as error:
             self._watch.say(
                 f"loader process {len(self.workers) + 1} of {self._num_workers} cannot be started"
-                f" ({why(error)}); going on with {len(self.workers) or 'this process alone'}"
+                f" ({why(error)}); continuing with {len(self.workers) or 'this process alone'}"
             )
         except BaseException:
             self.__exit__()

@@ -34,7 +34,7 @@ class Compiled:
         """Raises UserError for what would be compiled again at every step, and where there is no
         compiler.
         """
-        import torch._dynamo
+        import torch._dynamo  # two seconds, only where compile=1
 
         if any(isinstance(module, StepNorm) for module in model.modules()):
             raise UserError(

@@ -243,7 +243,7 @@ def result(out: Console, found) -> None:
         line = f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}"
         out.print(line, style="bold green", markup=False)
         if found.scalar.is_rate:
-            out.print(batch_line(found), markup=False)
+            out.print(validity_line(found), markup=False)
     if found.folder:
         files = "curve.png, curve.svg, curve.csv, suggestion.json, tensorboard"
         out.print(f"files  {found.folder}: {files}", markup=False)
@@ -293,7 +293,7 @@ def stable_line(found) -> str:
     )
 
 
-def batch_line(found) -> str:
+def validity_line(found) -> str:
     """For which batch a learning rate holds, and what the recipe's own rule makes of it for
     others.
     """

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trainer.base.disk import UnfitFile, open_descriptor, open_regular
 from trainer.base.errors import UserError
@@ -38,7 +39,7 @@ def whole_lines(path: Path, num_bytes: int, sha256: str | None = None) -> bytes:
     return b"".join(itertools.takewhile(_is_whole, io.BytesIO(content)))
 
 
-def _is_whole(line: bytes) -> bool:
+def _is_whole(line: Any) -> bool:
     try:
         return line.endswith(b"\n") and isinstance(json_of(line), dict)
     except ValueError:

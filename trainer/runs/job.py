@@ -396,7 +396,7 @@ def make_row(
         if state.scored == "average"
         else progress.scores.get("average")
     )
-    program = provenance.program()
+    program = provenance.running_program()
     return Row(
         run=name,
         recipe=recipe.name,

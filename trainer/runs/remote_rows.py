@@ -107,7 +107,7 @@ def _names(url: str) -> list[str]:
 
 
 def _opened(url: str):
-    import fsspec
+    import fsspec  # optional: only where results= is an address
 
     system, root = fsspec.core.url_to_fs(url)
     return system, f"{root.rstrip('/')}/rows"

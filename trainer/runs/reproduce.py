@@ -158,8 +158,8 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             " data"
             if row.resolved_recipe is not None
             else (
-                "a row of the first edition does not hold its recipe, and its recipe and overrides"
-                f" lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where that folder is,"
+                "this row was stored before rows held their recipe; the recipe file and its"
+                f" overrides lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where that folder is,"
                 " runs it"
             )
         )
@@ -169,7 +169,7 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
         if now.get(name) != row.versions.get(name):
             yield (
                 f"{name} is {now.get(name, 'not here')}, the row's was"
-                f" {row.versions.get(name, 'not told')}"
+                f" {row.versions.get(name, 'not recorded')}"
             )
 
 
@@ -233,8 +233,8 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
     reach = comparisons.next_value_range(list(seeds.values()))
     if reach is None:
         lines.append(
-            f"{len(seeds)} seed of this cell in the store with a score: what a seed moves is not"
-            " known; other seeds tell"
+            f"{len(seeds)} seed of this cell in the store with a score: the spread over seeds is"
+            " unknown; run other seeds"
         )
         return Verdict("different", tuple(lines))
     is_within = reach[0] <= again.top1_pct <= reach[1]

@@ -106,7 +106,7 @@ class TrainingRun(NullRun):
         self.guard = guard
         self.saver = Saver(folder / "checkpoints", self.settings.checkpoint_s, guard.before_write)
         self.machine = machine_of(state.settings) | {"ranks": str(state.ranks.world_size)}
-        self.program = provenance.program()
+        self.program = provenance.running_program()
         self.metrics_written: tuple[int, str | None] = (0, None)
         self.curves_incomplete = False
         self.unsaved = ""
@@ -181,7 +181,7 @@ class TrainingRun(NullRun):
             )
             self.logger.picture("first_batch", path, 0)
         except OSError as error:
-            self.say(f"{path}: not drawn ({why(error)})")
+            self.say(f"{path}: picture not written ({why(error)})")
         return itertools.chain([first], loader)
 
     # ---- checkpoints

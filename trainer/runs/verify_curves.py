@@ -77,7 +77,7 @@ def expected_lines(plan: Plan, log_steps: int) -> Iterator[str]:
 def curve_name(line: Any) -> str:
     """What a line tells of."""
     if not isinstance(line, dict):
-        return "no facts"
+        return "not a JSON object"
     if "loss_nats" in line:
         return f"loss at step {line.get('step')}"
     return f"scores of the {line.get('weights')} at step {line.get('step')}"

@@ -252,7 +252,7 @@ def _alone(
     rates = in_turns(parts, num_rounds, clock, seconds - (clock() - began))
     loop = None if folder is None else TimmLoop(plan, settings, folder)
     optimizers = optimizer_rates(state, loop, clock, seconds - (clock() - began))
-    return rates, optimizers, baseline_of(state)
+    return rates, optimizers, step_baseline(state)
 
 
 def optimizer_rates(
@@ -312,7 +312,7 @@ class Memory:
 # ---- the baseline
 
 
-def baseline_of(state: TrainingState) -> Baseline:
+def step_baseline(state: TrainingState) -> Baseline:
     """Of a plan's model and its optimizer, once that has done a step."""
     px, channels = state.plan.recipe.image.train_px, state.plan.profile.channels
     weights = list(state.model.parameters())

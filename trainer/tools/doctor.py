@@ -43,10 +43,10 @@ def answer_words(words: Sequence[str]) -> None:
     with contextlib.suppress(argparse.ArgumentError):
         given, others = parser.parse_known_args(words)
         if not others:
-            sys.exit(answer(vars(given)))
+            sys.exit(diagnose(vars(given)))
 
 
-def answer(folders: Folders) -> int:
+def diagnose(folders: Folders) -> int:
     """Look, and print what was found; gives the exit code, 1 where the main job would fail."""
     print("looking at this machine: about a minute", file=sys.stderr, flush=True)
     findings = []
@@ -115,19 +115,9 @@ def print_findings(findings: Sequence[Finding], verdict: str) -> None:
     lines = [f"warning: {warning}"] if warning else []
     lines.append(f"make recipe=A1 model=resnet50 {verdict}")
     try:
-        # here: Rich may be what is broken
-        from rich.table import Table
-        from rich.text import Text
-
-        from trainer.base.terminal import open_terminal
+        from trainer.tools.doctor_table import print_table  # here: Rich may be what is broken
     except ImportError:
         print(*(printable(line) for line in [*map(" | ".join, rows), *lines]), sep="\n")
         return
-    table = Table("what", "found", "wanted", "", "mended by")
-    for row, one in zip(rows, findings, strict=True):
-        table.add_row(*map(Text, row), style=_STYLES[one.state])
-    out = open_terminal(160)
-    out.print(table, soft_wrap=False)
     styles = ["yellow"] * bool(warning) + ["bold green" if is_fit(findings) else "bold red"]
-    for line, style in zip(lines, styles, strict=True):
-        out.print(line, style=style, markup=False)
+    print_table(rows, [_STYLES[one.state] for one in findings], zip(lines, styles, strict=True))

@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -40,7 +39,6 @@ NEEDED_DISK_MIB = 1000
 WANTED_SHARED_MIB = 1024
 MAIN_RECIPE, MAIN_MODEL = "A1", "resnet50"
 # of each of the two modes; the first step of a process also sets up what the others find
-NUM_STEPS = 3
 
 Folders = Mapping[str, str]  # "runs", "results": as given
 _SET_UP = "make clean && make setup"
@@ -414,37 +412,10 @@ def determinism(device: str, is_same: bool, median_s: float) -> Finding:
 
 def twice(device: str) -> tuple[bool, float]:
     """Does `trained` give the same bits twice? And the median seconds of the second one's steps."""
+    # the whole suite, of which any part may be broken
+    trained = import_module("trainer.tools.doctor_steps").trained
     (one, _), (other, seconds) = trained(device), trained(device)
     return one == other, statistics.median(seconds)
-
-
-def trained(device: str) -> tuple[str, list[float]]:
-    """The digest of the main job's weights after its first steps, and the time of each but the
-    first.
-
-    On the CPU it is the process's own time, so that a busy machine counts for nothing.
-    """
-    # the whole suite, of which any part may be broken
-    from trainer.base.settings import make_settings
-    from trainer.data.dataset import open_data
-    from trainer.engine.state import TrainingState
-    from trainer.engine.train import fast_algorithms, optimizer_step
-    from trainer.runs.export import weights_digest
-    from trainer.runs.job import Job, plan_of
-
-    plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
-    settings = make_settings(device, workers="0")
-    fast_algorithms(settings.device)
-    clock, seconds = (time.process_time if device == "cpu" else time.perf_counter), []
-    state = TrainingState(plan, settings)
-    window = open_data(plan.profile, None).train_stream(plan, settings, 0)
-    for step in range(1 + NUM_STEPS):
-        started_s = clock()
-        loss = optimizer_step(state, window, step).item()  # waits for the device
-        seconds.append(clock() - started_s)
-    if loss != loss:
-        raise RuntimeError(f"the loss after {NUM_STEPS + 1} steps is {loss}")
-    return weights_digest(state.model), seconds[1:]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ from trainer.base.errors import UserError, did_you_mean
 
 TIMEOUT_S = 240  # of one process
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(list(PRELOADED))
 # relative distance of weights that differ by the order of floating-point sums alone
 CLOSE = 1e-5
 # of a row: they differ between two equal runs
@@ -226,6 +225,7 @@ def call(words: list[str], output: Path) -> int:
     The process is forked from one that has imported everything: a fresh interpreter takes longer
     for its imports than the whole test does. Raises TimeoutError.
     """
+    _FORKED.set_forkserver_preload(list(PRELOADED))
     process = _FORKED.Process(target=_program, args=(words, output))
     process.start()
     process.join(TIMEOUT_S)

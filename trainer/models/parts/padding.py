@@ -36,13 +36,14 @@ class SamePadding(Part):
 
     def apply(self, model: nn.Module, image_px: int) -> Replacement:
         """Wrap them; the places are those of the convolutions and the poolings."""
-        found: dict[str, nn.Module] = dict(strided_modules(model, nn.Conv2d))
+        found: dict[str, Any] = dict(strided_modules(model, nn.Conv2d))
         if self.pool:
             found |= strided_modules(model, nn.MaxPool2d)
         taken = {
-            name: module
-            for name, module in found.items()
-            if any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
+            name: found[name]
+            for name, module in model.named_modules()  # in the model's order
+            if name in found
+            and any(kernel > stride for kernel, stride, _ in zip(*_shape(module), strict=True))
         }
         if not taken:
             raise nothing_to_replace("same_padding", "strided convolution that pads", model)

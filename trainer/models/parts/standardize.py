@@ -208,6 +208,7 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H', W']."""
+        # torch has no public call that takes another weight and keeps padding_mode
         return self._conv_forward(images, self.standardized_weight(), self.bias)
 
     def extra_repr(self) -> str:
@@ -253,6 +254,7 @@ class ScaledStandardizedConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps [B, C, H, W] to [B, C', H', W']."""
+        # torch has no public call that takes another weight and keeps padding_mode
         return self._conv_forward(images, self.standardized_weight(), self.bias)
 
     def extra_repr(self) -> str:
