@@ -329,8 +329,7 @@ def _located_in_cell(
         )
     ]
     path = named[-1] if named else variant.place
-    inner = (
-        (*path, *error.path[len(str(path[-1]).split(".")) :]) if named else path
-    )  # a key within the value
+    # a key within the value
+    inner = (*path, *error.path[len(str(path[-1]).split(".")) :]) if named else path
     path = inner if inner in positions.lines else path
     return positions.located(error, path, f"the cell {variant.name}, {group}")

@@ -87,9 +87,8 @@ def make_settings(
     device = _resolve_device(device, torch.cuda)
     on_gpu = device.startswith("cuda")
     if ":" in device:
-        torch.cuda.set_device(
-            device
-        )  # what names no GPU of its own means this one, the question for bf16 included
+        # what names no GPU of its own means this one, the question for bf16 included
+        torch.cuda.set_device(device)
     return Settings(
         device=device,
         precision=_resolve_precision(precision, on_gpu, torch.cuda),

@@ -44,6 +44,7 @@ _ODD_MODES = {
     "LA": "alpha",
     "RGBA": "alpha",
 }
+# a byte per channel
 _PLAIN_MODES = (
     "L",
     "LA",
@@ -54,7 +55,7 @@ _PLAIN_MODES = (
     "YCbCr",
     "LAB",
     "HSV",
-)  # a byte per channel
+)
 _EXIF_ORIENTATION = 0x0112
 _ROTATED = range(2, 9)  # 1 is upright; no other value means anything
 _DARK_BELOW = 4096  # of 16-bit grey that holds nothing brighter: probably 12 bits, unscaled
@@ -77,10 +78,11 @@ _UNREAD_FORMATS = {  # the first bytes of formats that people have, to name them
     b"%!PS": "EPS",
     b"<svg": "SVG",
 }
+# of an ISO media file, at its byte 8
 _UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"} | {
     b"mif1": "HEIC",
     b"msf1": "HEIC",
-}  # of an ISO media file, at its byte 8
+}
 
 
 class BadImage(DataError):

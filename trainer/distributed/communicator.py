@@ -145,9 +145,8 @@ class Ranks:
     def _agreed(self, number: int, how: dist.ReduceOp.RedOpType) -> int:
         if self.is_alone:
             return number
-        held = torch.tensor(
-            number, dtype=torch.int64
-        )  # on the CPU, so by gloo: no device is waited for
+        # on the CPU, so by gloo: no device is waited for
+        held = torch.tensor(number, dtype=torch.int64)
         with _others():
             dist.all_reduce(held, how)
         return int(held)

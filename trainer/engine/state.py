@@ -88,9 +88,10 @@ class TrainingState:
         self.step_statistics = StepStatistics(
             self.model, settings.activation_checkpointing, settings.compile
         )
+        # after the average has copied it
         self.compiled = (
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
-        )  # after the average has copied it
+        )
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step

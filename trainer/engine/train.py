@@ -60,9 +60,8 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
                     progress.num_seen += plan.window_images(step)
                     progress.step = step + 1
                     if is_window_end(state):
-                        progress.loss_sum = (
-                            state.loss_sum.item()
-                        )  # waits for the device, while the timer runs
+                        # waits for the device, while the timer runs
+                        progress.loss_sum = state.loss_sum.item()
                 log_notes(state, run)
                 if is_window_end(state):
                     check_replaced(state)

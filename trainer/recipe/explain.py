@@ -98,9 +98,8 @@ def explain_table(rows: Sequence[ExplainedValue], title: str) -> Table:
             line,
             row.note,
         )
-        table.add_row(
-            *map(Text, cells), style=_STYLES.get(row.origin)
-        )  # Text: a list in brackets is no markup
+        # Text: a list in brackets is no markup
+        table.add_row(*map(Text, cells), style=_STYLES.get(row.origin))
     return table
 
 

@@ -22,13 +22,14 @@ Channels = Annotated[int, Field(ge=1, le=64)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# and those of `data.datasets.builtin.known_set`
 KNOWN_SETS = {
     "digits",
     "fashion-mnist",
     "mnist",
     "cifar10",
     "cifar100",
-}  # and those of `data.datasets.builtin.known_set`
+}
 
 
 def _is_known(name: str) -> str:

@@ -108,10 +108,11 @@ class KeptFile:
             os.fsync(copy)  # without the guard: nobody waits for the disk to add a line
         except OSError as error:
             with self._guard:
+                # the system may have dropped what it had taken
                 self._num_written, self.error = (
                     0,
                     error,
-                )  # the system may have dropped what it had taken
+                )
             raise
         finally:
             os.close(copy)

@@ -102,9 +102,8 @@ def _write_state(path: Path, state: dict) -> str:
     with open(path, "wb", buffering=0) as file:
         hashed = _Hashed(file)
         before = torch.serialization.get_crc32_options()
-        torch.serialization.set_crc32_options(
-            False
-        )  # a second checksum, which would take a sixth of the writer's time
+        # a second checksum, which would take a sixth of the writer's time
+        torch.serialization.set_crc32_options(False)
         try:
             torch.save(state, hashed)
         finally:

@@ -159,8 +159,8 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             if row.resolved_recipe is not None
             else (
                 "this row was stored before rows held their recipe; the recipe file and its"
-                f" overrides lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where that folder is,"
-                " runs it"
+                f" overrides lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where"
+                " that folder is, runs it"
             )
         )
     yield from reasons_against(row.plugins)

@@ -172,11 +172,12 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
         )
     yield same("plan.json's recipe digest", row.digest, facts.get("page_digest"))
     yield same("plan.json's steps", plan.num_steps, facts.get("num_steps"))
+    # found while it ran
     told = [
         tuple(change.model_dump().values())
         for change in row.deviations
         if change.origin != "memory"
-    ]  # found while it ran
+    ]
     written = [tuple(change.values()) for change in facts.get("deviations", ())]
     if written != told:
         yield Check("plan.json's deviations", False, _listed(told), _listed(written))

@@ -144,9 +144,8 @@ def _in_fork(work: Callable[..., int], what, gpu: str | None, parent: int) -> No
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         sys.exit(work(what))
-    except (
-        KeyboardInterrupt
-    ):  # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
+    except KeyboardInterrupt:
+        # Ctrl-C reaches every process of a terminal; the sweep says what there is to say
         sys.exit(EXIT_STOPPED)
 
 

@@ -173,9 +173,8 @@ class RayCells:
 
 def _connected(address: str, jobs: int | None, share: ClusterShare):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "disabled"
-    )  # else Ray writes a token into the home folder
+    # else Ray writes a token into the home folder
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     try:
         import ray  # an optional dependency
     except ImportError:

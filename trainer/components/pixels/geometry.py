@@ -91,9 +91,8 @@ def _moved_along(
     # [N, lines].
     begin = start[:, None] + per_line[:, None] * 0.5 + per_line[:, None] * np.arange(width_px)
     floor = np.floor(begin)
-    edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(
-        np.int64
-    )  # of what is inside
+    # of what is inside
+    edges = np.ceil(np.stack([-0.5 - begin, length_px - 0.5 - begin])).astype(np.int64)
     share = on(images.device, (begin - floor).astype(np.float32))[:, None]
     weights = [_along(weight, dim) for weight in _weights(share, filters)]
     num_taps = len(weights) + 1

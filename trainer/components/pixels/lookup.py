@@ -84,9 +84,8 @@ def autocontrast(images: Tensor, argument: np.ndarray) -> Tensor:
     """Each channel is stretched to reach from 0 to 255; a channel of one value stays."""
     pixels = images.flatten(2)
     low, high = (end(2, keepdim=True).double() for end in (pixels.amin, pixels.amax))
-    scale = torch.full_like(low, 255.0) / (
-        high - low
-    )  # torch takes 255.0 / x by way of 1 / x, which rounds twice
+    # torch takes 255.0 / x by way of 1 / x, which rounds twice
+    scale = torch.full_like(low, 255.0) / (high - low)
     levels = _levels(images)
     # Multiplied first, then shifted, as PIL does: the other order truncates some values elsewhere.
     stretched = (levels * scale + -low * scale).clamp(0, 255)

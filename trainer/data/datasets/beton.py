@@ -43,12 +43,13 @@ HEADER = np.dtype(
     align=True,
 )
 FIELD = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
+# name: ffcv's type, of which 1 is a 64-bit number
 BETON_FIELDS = {
     "image": 2,
     "label": 1,
     "size": 1,
     "crc": 1,
-}  # name: ffcv's type, of which 1 is a 64-bit number
+}
 _IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 # ffcv's alignment gap after the image as a field: else its bytes would be uninitialized memory
 SAMPLE = np.dtype(

@@ -218,9 +218,8 @@ class Bam(Attention):
             layer = BottleneckAttention(widths[name], hidden, self.dilation, self.num_convolutions)
             init_like_timm(model, layer)
             series = name.rpartition(".")[0]
-            model.get_submodule(series).add_module(
-                "attention", layer
-            )  # a series runs its children one by one
+            # a series runs its children one by one
+            model.get_submodule(series).add_module("attention", layer)
             places.append(f"{series}.attention")
         check_inserted(model, "attention", zip(last_blocks, places, strict=True))
         reduced = ", ".join(str(_reduced(width, self.reduction)) for width in widths.values())

@@ -84,9 +84,8 @@ class Log:
 
     def __exit__(self, kind=None, *exception) -> None:
         self._progress.stop()
-        is_lost = kind is not None and issubclass(
-            kind, LockLost
-        )  # the files are another process's by now
+        # the files are another process's by now
+        is_lost = kind is not None and issubclass(kind, LockLost)
         for file in (self._metrics, self._speed, self._board.file, self._text):
             file.abandon() if is_lost else file.close()
         self.unwritten = self._metrics.unwritten
