@@ -157,20 +157,8 @@ def run_job(
                 return _run_to_row(
                     name, job, plan, settings, data, console, stop, ranks, lock, faults
                 )
-    if (
-        row is not None
-        and row.resolved_recipe is not None
-        and digest_of(row.resolved_recipe) != plan.recipe.digest
-    ):
-        raise PlanError(
-            f"{name}: the store has the row of another recipe under this name; another seed= has"
-            " another name"
-        )
-    if row is not None and differ(row.content_sha256, data.content_sha256):
-        raise DataError(
-            f"{name}: has a row of other images, which had the same names and sizes",
-            "restore the images, or use again=1 for a row of these",
-        )
+    if row is not None:
+        _check_found(name, row, plan, data)
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
@@ -180,6 +168,20 @@ def run_job(
     )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _check_found(name: str, row: Row, plan: Plan, data) -> None:
+    """Is the row found under a run's name that run's? Raises PlanError or DataError."""
+    if row.resolved_recipe is not None and digest_of(row.resolved_recipe) != plan.recipe.digest:
+        raise PlanError(
+            f"{name}: the store has the row of another recipe under this name; another seed= has"
+            " another name"
+        )
+    if differ(row.content_sha256, data.content_sha256):
+        raise DataError(
+            f"{name}: has a row of other images, which had the same names and sizes",
+            "restore the images, or use again=1 for a row of these",
+        )
 
 
 def with_content(
