@@ -216,7 +216,7 @@ def test_what_a_rerun_says(top1_pct, weights, seeds, kind):
     text = " ".join(found.lines)
     assert f"top-1 90.0000 % then, {top1_pct:.4f} % now" in text
     if len(seeds) == 1:
-        assert "what a seed moves is not known" in text
+        assert "the spread over seeds is unknown" in text
     elif kind != "bit-identical":
         assert "standard deviation 1.00" in text and "86.03 .. 95.97 %" in text
 

@@ -248,7 +248,7 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
         )
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_probes, "trained", trained)
+    monkeypatch.setattr(doctor_steps, "trained", trained)
     for before in ((False, True), (True, False)):
         monkeypatch.setattr(cudnn, "deterministic", before[0])
         monkeypatch.setattr(cudnn, "benchmark", before[1])
@@ -261,7 +261,7 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
 
 def test_steps_that_differ_are_marked_not_fatal(monkeypatch):
     numbers = iter(range(10))
-    monkeypatch.setattr(doctor_probes, "trained", lambda device: (str(next(numbers)), [0.01]))
+    monkeypatch.setattr(doctor_steps, "trained", lambda device: (str(next(numbers)), [0.01]))
     findings = by_name(doctor_probes.steps({}))
     assert (
         findings["determinism on cpu"].state == ABSENT
@@ -276,7 +276,7 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
             raise RuntimeError("no kernel image is available\nfor execution")
         return "same", [0.01]
 
-    monkeypatch.setattr(doctor_probes, "trained", trained)
+    monkeypatch.setattr(doctor_steps, "trained", trained)
     monkeypatch.setattr(doctor_probes, "devices", lambda: ["cuda:0", "cpu"])
     findings = by_name(doctor_probes.steps({}))
     assert (
