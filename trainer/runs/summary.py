@@ -27,6 +27,7 @@ from trainer.runs.job import deviation_rows
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path, touches_result
 
+_MOST_RATES = 10  # lines of learning rates
 _MOST_SIDES = 4  # of growing images, on one line
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -193,8 +194,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
         table.add_row(name, value)
     out.print(table)
     out.print(statistics_note(model, plan), markup=False)
-    out.print("learning rate at the first step of an epoch")
-    out.print(lr_table(plan, num_columns=10 if out.width >= 120 else 5))
+    out.print(lr_table(plan))
     out.print(f"learning rate, epoch 0 to {recipe.epochs}: {sparkline(lr_per_epoch(plan))}")
     scaling_note(out, plan)
     warmup_note(out, plan)
@@ -235,12 +235,14 @@ def lr_per_epoch(plan: Plan) -> list[float]:
     return [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in range(plan.recipe.epochs)]
 
 
-def lr_table(plan: Plan, num_columns: int) -> Table:
-    """The learning rate at the first step of every epoch, a few epochs a line."""
-    rates = [f"{rate:.3e}" for rate in lr_per_epoch(plan)]
-    table = Table("epoch", *(f"+{place}" for place in range(num_columns)), box=None, pad_edge=False)
-    for first in range(0, len(rates), num_columns):
-        table.add_row(str(first), *rates[first : first + num_columns])
+def lr_table(plan: Plan) -> Table:
+    """The learning rate at the first step of an epoch: of all, or of ten spread over the run."""
+    rates = lr_per_epoch(plan)
+    number = min(_MOST_RATES, len(rates))
+    shown = [round(i * (len(rates) - 1) / max(1, number - 1)) for i in range(number)]
+    table = Table("epoch", "learning rate", box=None, pad_edge=False)
+    for epoch in shown:
+        table.add_row(str(epoch), f"{rates[epoch]:.3e}")
     return table
 
 
