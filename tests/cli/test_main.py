@@ -467,3 +467,11 @@ def test_a_plan_for_several_ranks_shares_the_micro_batches_or_says_that_it_canno
     assert "4 ranks x 1 micro-batch x 512 images" in done.output
     done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "8")
     assert done.exit_code == 2 and "8 ranks" in done.stderr
+
+
+def test_a_job_file_names_the_device_once(tmp_path):
+    for words in (["--device", "cpu"], ["--device=cpu"], []):
+        job = tmp_path / "job.sh"
+        done = rsb("launch-slurm", "--gpus", "0", *words, "--job", job)
+        assert done.exit_code == 0, done.stderr
+        assert job.read_text().count("--device") == 1

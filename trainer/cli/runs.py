@@ -149,9 +149,10 @@ def launch_slurm(
     All other options are those of `train`.
     """
     load_plugins(plugins)
+    has_device = any(word.partition("=")[0] == "--device" for word in context.args)
     argv = [
         *context.args,
-        *(() if gpus else ("--device", "cpu")),
+        *(() if gpus or has_device else ("--device", "cpu")),
         *(("--plugins", plugins) if plugins else ()),
     ]
     group: Any = typer.main.get_command(app)  # app has several commands, so it is a group
