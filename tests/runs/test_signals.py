@@ -162,7 +162,18 @@ def test_a_second_interrupt_ends_it_at_once_and_the_same_command_goes_on(
     assert ending(tmp_path) == undisturbed
 
 
-def test_a_signal_is_noted_and_handed_back():
+@pytest.fixture
+def none_ignored():
+    """Whoever started the tests may ignore some, as nohup does SIGHUP; those are left alone."""
+    ignored = [number for number in stop.SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def test_a_signal_is_noted_and_handed_back(none_ignored):
     actions = [signal.getsignal(number) for number in stop.SIGNALS]
     for number in stop.SIGNALS:
         with StopRequest() as request:
