@@ -14,7 +14,7 @@ from trainer.base.exits import EXIT_UNWRITTEN
 from trainer.base.output import guard_standard_streams
 from trainer.base.signals import SIGNALS, EarlySignals
 
-# They hear signals, and go on without standard output: what they make stands in files.
+# They hear signals, and continue without standard output: what they make stands in files.
 _LONG = ("train", "ablate", "lr-find", "reproduce")
 
 

@@ -99,7 +99,7 @@ def groups_of(ablation: Ablation) -> list[list[Cell]]:
 def check_models(ablation: Ablation) -> None:
     """Build the model of every cell, equal ones once: an error has its cell's line.
 
-    Raises PageError.
+    Raises ConfigError.
     """
     tried = set()
     for cell in ablation.cells:

@@ -34,7 +34,7 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     A folder's counts come from its index; it has three channels, ImageNet's mean and standard
     deviation, and no `adapt`.
 
-    Raises UserError if `data` is none of these, PageError for a mistake in a profile's .yaml.
+    Raises UserError if `data` is none of these, ConfigError for a mistake in a profile's .yaml.
     """
     if data in PROFILES:
         return PROFILES[data]

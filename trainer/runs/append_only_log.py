@@ -52,7 +52,7 @@ class KeptFile:
     num_bytes: its length at the start, what stands after that is cut away; None keeps all. is_safe:
     are its bytes kept until `sync` has put them on the disk for sure? Else until the system has
     taken them. error: why the last try to write failed, or None. before_write: called with the path
-    first; what it raises that is no OSError goes on to whoever writes.
+    first; what it raises that is no OSError is raised to the writer.
 
     A file or folder that is removed meanwhile is made again, with all that stood there.
 

@@ -44,7 +44,7 @@ def save_checkpoint(
     """Write the state after `step` steps as `step_<step>.pt` with its checksum, then drop all but
     the last two.
 
-    Those of later steps are dropped too: a run goes on from the newest whole one, so they were
+    Those of later steps are dropped too: a run resumes from the newest whole one, so they were
     damaged.
 
     is_kept: never drop this one; a mark beside it, `step_<step>.keep`, says so. The checksum is in
