@@ -72,3 +72,20 @@ def test_a_step_that_the_scaler_skips_leaves_the_weights_whole():
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
     assert torch.equal(model.weight, before)
+
+
+def test_a_step_that_the_scaler_finds_infinite_leaves_out_the_decay():
+    page = DecoupledSgd(momentum=0.9, weight_decay=0.1)
+    model = nn.Linear(3, 2)
+    optimizer = page.build(param_groups(model, page), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.tensor(1.0))
+    expected = model.weight.detach().double().numpy().copy()
+    for is_infinite in (True, False):
+        for weight in model.parameters():
+            weight.grad = torch.full_like(weight, torch.inf if is_infinite else 0.0)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        expected = expected * (1.0 if is_infinite else 0.9)
+        np.testing.assert_allclose(model.weight.detach().numpy(), expected, rtol=1e-6)

@@ -25,18 +25,23 @@ class DecoupledSgdOptimizer(torch.optim.SGD):
         ]
         groups = [{**group, "initial_lr": lr} for group in groups]
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-        # A step that the scaler finds infinite must leave out the decay too: the scaler decides,
-        # not the fused kernel.
-        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One optimizer step from the gradients; weights without one are left as they are."""
+        """One optimizer step from the gradients; weights without one are left as they are.
+
+        A step that torch's GradScaler finds infinite, in `found_inf` on the device, leaves out the
+        decay as well.
+        """
         assert closure is None, "DecoupledSgdOptimizer evaluates no loss"
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             lost_share = group["decoupled_decay"] * group["lr"] / group["initial_lr"]
             if weights and lost_share:
+                kept_share = 1 - lost_share
+                if found_inf is not None:
+                    kept_share = torch.where(found_inf > 0, 1.0, kept_share)
                 # see lamb.py for torch._foreach_*
-                torch._foreach_mul_(weights, 1 - lost_share)
+                torch._foreach_mul_(weights, kept_share)
         super().step()
