@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -21,10 +22,22 @@ _Callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_long)
 _OURS = str(Path(trainer.__file__).parent) + os.sep
 
 COUNTERS = (
-    "launches waits pageable_copies copies_to_device copies_to_host copies_on_device memsets"
-    " pinned_allocations device_allocations collectives bytes_to_device bytes_to_host"
-    " bytes_on_device bytes_pinned bytes_collected"
-).split()
+    "launches",
+    "waits",
+    "pageable_copies",
+    "copies_to_device",
+    "copies_to_host",
+    "copies_on_device",
+    "memsets",
+    "pinned_allocations",
+    "device_allocations",
+    "collectives",
+    "bytes_to_device",
+    "bytes_to_host",
+    "bytes_on_device",
+    "bytes_pinned",
+    "bytes_collected",
+)
 
 
 def counts() -> collections.Counter[str]:
@@ -35,8 +48,6 @@ def counts() -> collections.Counter[str]:
 @contextlib.contextmanager
 def kernels() -> Iterator[collections.Counter[str]]:
     """How often each kernel is launched inside the block, by its mangled name."""
-    import tempfile
-
     launched: collections.Counter[str] = collections.Counter()
     _library.gpu_stub_count_names(1)
     yield launched
