@@ -4,41 +4,16 @@ import math
 
 import pytest
 
+from support.gpu_steps import started
 from support.gpu_stub import host_waits
-from support.plans import small_plan
-from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine.evaluate import evaluate_all
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
-from trainer.recipe.schema import load_recipe
-from trainer.recipe.shipped import find_recipe, recipe_paths
+from trainer.engine.train import optimizer_step
+from trainer.recipe.shipped import recipe_paths
 
 RECIPES = [path.stem for path in recipe_paths()]
 # with an average and without, a norm with statistics of its own, one that samples no batch
 EVALUATED = ["A2", "bcn", "convnext", "gn-ws"]
-# small ones; some recipes ask for a kind of block, or a number of channels that groups divide
-MODELS = {
-    "bcn": "resnet18",
-    "bit-i1k": "resnet18",
-    "gn-ws": "resnet18",
-    "convnext": "test_convnext2",
-    "convnext-isotropic": "convnext_atto",
-} | {name.partition(".")[0]: "resnet14t" for name in RECIPES if name.startswith("roadmap")}
-
-
-def started(name: str, precision: str = "bf16"):
-    """A state on the GPU two steps on, as the first ones copy what stays, and its micro-batches."""
-    recipe = load_recipe(find_recipe(name))  # its schedule may not fit into fewer epochs
-    model = MODELS.get(name.partition(".")[0], "test_resnet")
-    plan = small_plan(name, model, f"epochs={recipe.epochs}")
-    settings = make_settings("cuda", precision, workers="0")
-    fast_algorithms(settings.device)
-    state = TrainingState(plan, settings)
-    window = open_data(plan.profile, None).train_stream(plan, settings, 0)
-    for step in range(2):
-        optimizer_step(state, window, step)
-    return state, window
 
 
 @pytest.mark.gpu_stub

@@ -97,7 +97,24 @@ void* mapped(size_t size, int protection) {
 // clock says of each stream how many of its copies are done at some moment.
 
 using Clock = std::map<uintptr_t, long>;
-std::map<uintptr_t, Clock> streams, events;
+struct Event {
+    Clock clock;
+    long recorded;  // by the host's own time
+};
+std::map<uintptr_t, Clock> streams;
+std::map<uintptr_t, Event> events;
+
+// The device is behind the host by as many launches as its queue holds. Questions count too, so
+// that who only asks gets an answer.
+const long QUEUED = 1024;
+std::atomic<long> questions{0}, caught_up{0};
+
+long now() { return counted::launches + questions; }
+
+// The host has waited until the device was where the host had been by then.
+void catch_up(long then) {
+    if (caught_up < then) caught_up = then;
+}
 
 struct Copy {
     size_t size;
@@ -151,9 +168,14 @@ void is_done(const Clock& clock) {
     if (overwritten) stub::tell("pinned memory overwritten while it is copied", overwritten);
 }
 
-Clock clock_of(std::map<uintptr_t, Clock>& held, const void* handle) {
+Clock clock_of(cudaStream_t stream) {
     Lock lock(mutex);
-    return held[(uintptr_t)handle];
+    return streams[(uintptr_t)stream];
+}
+
+Event found(cudaEvent_t event) {
+    Lock lock(mutex);
+    return events[(uintptr_t)event];
 }
 
 Clock everything() {
@@ -330,6 +352,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 
 cudaError_t cudaDeviceSynchronize() {
     stub::waited("cudaDeviceSynchronize");
+    catch_up(now());
     is_done(everything());
     return cudaSuccess;
 }
@@ -475,7 +498,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
     copied(to, from, size, nullptr);
     stub::waited("cudaMemcpy");
-    is_done(clock_of(streams, nullptr));
+    is_done(clock_of(nullptr));
     return cudaSuccess;
 }
 
@@ -556,19 +579,20 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* stat
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-    is_done(clock_of(streams, stream));
+    is_done(clock_of(stream));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     stub::waited("cudaStreamSynchronize");
-    is_done(clock_of(streams, stream));
+    catch_up(now());
+    is_done(clock_of(stream));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     Lock lock(mutex);
-    join(streams[(uintptr_t)stream], events[(uintptr_t)event]);
+    join(streams[(uintptr_t)stream], events[(uintptr_t)event].clock);
     return cudaSuccess;
 }
 
@@ -599,7 +623,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) 
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     Lock lock(mutex);
-    events[(uintptr_t)event] = streams[(uintptr_t)stream];
+    events[(uintptr_t)event] = {streams[(uintptr_t)stream], now()};
     return cudaSuccess;
 }
 
@@ -608,13 +632,18 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-    is_done(clock_of(events, event));
+    questions++;
+    Event asked = found(event);
+    bool behind = asked.recorded > caught_up && now() - asked.recorded < QUEUED;
+    if (behind) return cudaErrorNotReady;
+    is_done(asked.clock);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     stub::waited("cudaEventSynchronize");
-    is_done(clock_of(events, event));
+    catch_up(found(event).recorded);
+    is_done(found(event).clock);
     return cudaSuccess;
 }
 

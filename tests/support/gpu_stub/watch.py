@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import ctypes
+import itertools
 import os
+import select
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
@@ -78,14 +82,17 @@ def _where() -> str:
 
 class Watch:
     """A context in which every call is noted that makes the host wait, copies memory that is not
-    pinned, or overwrites pinned memory on its way.
+    pinned, or overwrites pinned memory on its way; an error that ends it too, and every process
+    started.
 
     found: (what, line) -> how often. collectives: NCCL's calls in their order, (what, bytes, line).
+    processes: the line that started each, by its id.
     """
 
     def __init__(self) -> None:
         self.found: collections.Counter[tuple[str, str]] = collections.Counter()
         self.collectives: list[tuple[str, int, str]] = []
+        self.processes: dict[int, str] = {}
         self._callback = _Callback(self._told)
 
     def _told(self, what: bytes, num_bytes: int) -> None:
@@ -97,7 +104,48 @@ class Watch:
 
     def __enter__(self) -> Watch:
         _library.gpu_stub_watch(self._callback)
+        self._start = start = BaseProcess.start
+
+        def started(process: BaseProcess) -> None:
+            start(process)
+            self.processes[process.pid] = _where()
+
+        BaseProcess.start = started
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error, trace) -> None:
+        BaseProcess.start = self._start
         _library.gpu_stub_watch(_Callback())
+        if error is not None:
+            frames = [frame for frame, _ in traceback.walk_tb(trace)]
+            self.found[f"{kind.__name__}: {error}", our_lines(frames[-1])] += 1
+
+
+def unmatched(of_ranks: list[list[tuple[str, int, str]]]) -> str:
+    """The first collective of one rank that another does not take part in, with its line; "" where
+    all do the same. On GPUs they would wait for ever.
+    """
+    for number, calls in enumerate(itertools.zip_longest(*of_ranks)):
+        if len({call and call[:2] for call in calls}) > 1:
+            return "; ".join(
+                f"collective {number} of rank {rank}: "
+                + (f"{call[0]} of {call[1]} bytes, {call[2]}" if call else "none")
+                for rank, call in enumerate(calls)
+            )
+    return ""
+
+
+def left_over(processes: dict[int, str], within_s: float) -> dict[int, str]:
+    """Those of a watch's processes that still run, once their parent is gone for so long."""
+    found = {}
+    until_s = time.monotonic() + within_s
+    for number, line in processes.items():
+        try:
+            handle = os.pidfd_open(number)
+        except ProcessLookupError:
+            continue
+        ended, _, _ = select.select([handle], [], [], max(0.0, until_s - time.monotonic()))
+        os.close(handle)
+        if not ended:
+            found[number] = line
+    return found
