@@ -110,7 +110,9 @@ with Watch() as watch, workers._Pool(range(9), 2, workers.Watch()):
 def test_a_worker_that_outlives_the_run():
     from support.gpu_stub.watch import left_over  # needs the library
 
-    with subprocess.Popen([sys.executable, "-c", _WORKERS], stdout=subprocess.PIPE) as run:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", _WORKERS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as run:
         workers = {int(number): line for number, line in json.loads(run.stdout.readline()).items()}
         run.kill()
         run.stdout.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 import torch
 
+from support.parts import SMALLER
 from support.plans import small_plan
 from support.ranked import ranked_plan
 from trainer.base.settings import make_settings
@@ -16,7 +19,7 @@ from trainer.recipe.shipped import find_recipe
 
 # Small models; some recipes ask for a kind of block, or a number of channels that groups divide.
 _MODELS = {
-    "roadmap": "resnet14t",
+    "roadmap": "bottlenecks",
     "bcn": "resnet18",
     "bit": "resnet18",
     "gn": "resnet18",
@@ -32,7 +35,14 @@ def started(name: str, precision: str = "bf16"):
     recipe = load_recipe(find_recipe(name))  # its schedule may not fit into fewer epochs
     kinds = name.partition(".")[0], name.partition("-")[0]
     model = next((_MODELS[kind] for kind in kinds if kind in _MODELS), "test_resnet")
-    plan = small_plan(name, model, f"epochs={recipe.epochs}")
+    smaller = [
+        f"model.{part}.{key}={list(value) if isinstance(value, tuple) else value}"
+        for part, values in SMALLER.items()
+        for key, value in values.items()
+        if getattr(recipe.model, part, None) is not None
+    ]
+    overrides = [f"epochs={recipe.epochs}", *smaller]
+    plan = small_plan(name, model, shlex.join(overrides))
     number = torch.cuda.device_count() - 1
     settings = make_settings(f"cuda:{number}" if number else "cuda", precision, workers="0")
     return _after_two_steps(TrainingState(plan, settings))
