@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.forked import left_in_session
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data import messages, workers
 from trainer.data.decode import DataTrouble
@@ -228,21 +229,7 @@ def left_of(moment) -> int:
             moment()
         os._exit(0)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "not killed"
-    until_s = time.monotonic() + 5
-    while left := _in_session(pid):
-        if time.monotonic() > until_s:
-            os.killpg(pid, signal.SIGKILL)
-            return left
-        time.sleep(0.02)
-    return 0
-
-
-def _in_session(number: int) -> int:
-    found = 0
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            found += entry.name.isdigit() and os.getsid(int(entry.name)) == number
-    return found
+    return left_in_session(pid)
 
 
 @pytest.mark.parametrize("moment", KILLS)
