@@ -40,9 +40,9 @@ class Recipe(StrictModel):
     leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
     name. assumed: what the source does not state, by dotted path, each with what was chosen and
     why. unconfirmed: what a reading of the sources left open, a sentence each, also about the
-    scores. published: the source's own scores. augment_splits: every image is shown that many times in
-    its micro-batch, cropped and flipped alike: the first time as it then is, the others each with
-    an augmentation of its own. A micro-batch is still norm_images different images.
+    scores. published: the source's own scores. augment_splits: every image is shown that many
+    times in its micro-batch, cropped and flipped alike: the first time as it then is, the others
+    each with an augmentation of its own. A micro-batch is still norm_images different images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
