@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from support.gpu_stub import NoCompiler, build
+
 TESTS = Path(__file__).parents[1]
 FILES = [
     path
@@ -32,3 +34,9 @@ def test_gpu_tests_pass_on_pretended_gpus(num_devices, chosen, gpu_stub, tmp_pat
     suite = ElementTree.parse(report).find("testsuite")
     assert int(suite.get("tests")) > 40
     assert suite.get("skipped") == suite.get("failures") == suite.get("errors") == "0"
+
+
+def test_without_a_compiler_it_is_said_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NoCompiler, match=r"apt-get install g\+\+"):
+        build(tmp_path)
