@@ -39,8 +39,8 @@ from trainer.data import transforms
 from trainer.data.dataset import OpenedData
 from trainer.data.prefetcher import prefetched
 from trainer.distributed.communicator import Ranks
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step, own_micro_batches
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step, own_micro_batches
 from trainer.runs.job import Job, plan_of
 
 RECIPES = ["A1", "A2", "A3", "convnext", "ffcv-rn50-16", "gn-ws", "bcn"]
@@ -174,7 +174,7 @@ def counted(ranks: Ranks, recipe: str, model: str) -> dict[str, dict[str, float]
     """One step by part, on this rank."""
     plan = plan_of(Job(recipe, model, "imagenet-1k", None, 0, "", world_size=ranks.world_size))
     settings = make_settings(f"cuda:{ranks.rank}", "bf16", workers="0")
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     photos = Photos(plan.profile)
     state = TrainingState(plan, settings, ranks)
     key = 0, own_micro_batches(state, 0)[0]

@@ -12,8 +12,8 @@ from support.ranked import ranked_plan
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import Ranks
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
 
@@ -49,7 +49,7 @@ def started(name: str, precision: str = "bf16"):
 
 
 def _after_two_steps(state: TrainingState):
-    fast_algorithms(state.settings.device)
+    set_algorithms(state.settings)
     data = open_data(state.plan.profile, None)
     window = data.train_stream(state.plan, state.settings, 0, state.ranks)
     for step in range(2):

@@ -134,8 +134,9 @@ def unused_accelerator(device: str) -> str | None:
     import torch
 
     found = torch.accelerator.current_accelerator(check_available=True)
-    is_idle = device == "cpu" and found is not None and found.type in _OTHER_ACCELERATORS
-    return _OTHER_ACCELERATORS[found.type] if is_idle else None
+    if device != "cpu" or found is None:
+        return None
+    return _OTHER_ACCELERATORS.get(found.type)
 
 
 def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:

@@ -108,13 +108,14 @@ def host_waits() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def gpu_stub(request) -> dict[str, str]:
+def gpu_stub(request, tmp_path_factory) -> dict[str, str]:
     """The environment of a process with a pretended GPU; built once per torch version.
 
     Without a compiler its tests are skipped; with RSB_CI=1, as in .ci/run, they fail.
     """
+    cache = getattr(request.config, "cache", None)  # -p no:cacheprovider
     try:
-        found = build(request.config.cache.mkdir("gpu_stub"))
+        found = build(cache.mkdir("gpu_stub") if cache else tmp_path_factory.mktemp("gpu_stub"))
     except NoCompiler as error:
         sentence = f"the pretended GPU cannot be built: {error}"
         pytest.fail(sentence) if os.environ.get("RSB_CI") == "1" else pytest.skip(sentence)
