@@ -20,7 +20,6 @@ from trainer.report.compare import RowDifference, find_row, row_differences
 from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
     as_csv,
-    as_latex,
     as_markdown,
     cell_text,
     heading_of,
@@ -29,6 +28,7 @@ from trainer.report.formats import (
 )
 from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
+from trainer.report.latex import as_latex
 from trainer.report.notes import remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
@@ -103,7 +103,7 @@ def print_table(out: Console, view: View) -> None:
             if result.state == "failed":
                 line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
                 out.print(line, style="red", markup=False)
-    for line in remarks(table):
+    for line in remarks(table, shown_columns(view)):
         out.print(line, style="dim", markup=False)
 
 
