@@ -62,9 +62,10 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
     assert code == EXIT_DONE and row.status == "finished"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt", "tensorboard",
+        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt",
         "checkpoints", "model.safetensors", "config.json", "row.json", "first_batch.png",
     }  # fmt: skip
+    assert [name for name in names if name.startswith("events.out.tfevents")]
     stored = folder.parent.parent / "results" / "rows" / f"{row.run}.json"
     assert stored.read_bytes() == (folder / "row.json").read_bytes()
     assert read_row(folder.parent.parent / "results", row.run) == row

@@ -15,6 +15,7 @@ from trainer.ablation.questions import open_question, shipped_ablations
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
+from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.report.compare import RowDifference, find_row, row_differences
 from trainer.report.curves import Points, read_curves, text_plot
@@ -26,7 +27,7 @@ from trainer.report.formats import (
     is_text,
     shown_columns,
 )
-from trainer.report.hparams import hparams_folder, write_hparams
+from trainer.report.hparams import write_hparams
 from trainer.report.html import store_report
 from trainer.report.latex import as_latex
 from trainer.report.notes import remarks, warnings
@@ -74,7 +75,8 @@ def show_table(
         paths = [*store_table(stores[0], view), *store_report(stores, table)]
         print_stored(out, table, paths)
         if paths and runs.is_dir():
-            write_hparams(table, hparams_folder(runs, table.name))
+            write_hparams(table, runs)
+            out.print(f"curves and scores: {tensorboard_command(runs)}", markup=False)
 
 
 def _find_writer(format_: str) -> Callable[[View], str] | None:

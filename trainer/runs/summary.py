@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.settings import Settings
+from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import duplicates, duplicates_table, report_table
@@ -312,6 +313,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})",
         markup=False,
     )
+    out.print(f"curves {tensorboard_command(settings.runs)}", markup=False)
 
 
 def opening(folder, plan: Plan) -> str:
