@@ -25,7 +25,7 @@ def test_a_table_has_means_spreads_and_differences_to_the_base():
     assert (base.mean, base.std, base.difference, base.p_holm) == (91.0, 1.0, None, None)
     assert better.difference.value == pytest.approx(3.5) and better.difference.kind == "paired"
     assert better.p_holm == better.difference.p == pytest.approx(0.0067, abs=1e-4)
-    assert better.needed.origin == "measured" and better.needed.num_seeds == 3
+    assert better.needed.origin == "measured" and better.needed.num_seeds == 5
     assert not warnings(table) and not base.marks and not better.marks
 
 
@@ -44,7 +44,7 @@ def test_holm_corrects_across_all_groups():
         -28 / 3
     )  # to its own group's base
     assert table.num_compared == 2 and table.bases == ("base", "base b")
-    assert "Holm-corrected for the 2 comparisons" in " ".join(remarks(table))
+    assert "Bonferroni's level for the 2 comparisons" in " ".join(remarks(table))
 
 
 def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
@@ -53,10 +53,15 @@ def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
     better, same = only(table, "better"), only(table, "same")
     assert [result.state for result in better.seeds] == ["finished", "diverged", "missing"]
     assert better.mean == 93.0 and better.std is None and better.costs is not None
-    assert better.marks == ("no row: seed 2", "diverged: seed 1", "n = 1")
+    assert better.marks == (
+        "no row: seed 2",
+        "diverged: seed 1",
+        "n = 1",
+        "difference over the common seed 0",
+    )
     assert [result.state for result in same.seeds] == ["failed", "missing", "missing"]
     assert (same.mean, same.difference, same.costs) == (None, None, None)
-    assert same.marks == ("failed: seed 0", "no row: seed 1, 2")
+    assert same.marks == ("failed: seed 0", "no row: seeds 1, 2")
     text = " ".join(warnings(table))
     assert "1 of 9 runs failed, excluded from the mean: same seed 0." in text
     assert "1 of 9 runs diverged, excluded from the mean: better seed 1." in text
@@ -134,7 +139,7 @@ def test_pairs_that_the_base_lacks_and_welch_are_marked():
         {BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}},
         seeds=(0, 1, 2, 3),
     )
-    assert "paired over the 2 seeds shared with the base" in only(table, "better").marks
+    assert "difference over the common seeds 0, 1" in only(table, "better").marks
     assert "Welch: fewer than two seeds shared with the base" in only(table, "same").marks
     assert "Welch's t-test" in " ".join(remarks(table))
 

@@ -243,3 +243,22 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     margin = _t_quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
     mean = statistics.fmean(values)
     return mean - margin, mean + margin
+
+
+def front_of(
+    costs: Sequence[tuple[float, float]], gains: Sequence[tuple[float, float]]
+) -> list[int]:
+    """The places of the cells on the Pareto front, the cheapest first: each costs more than the one
+    before it and gains more, both by more than their (low, high) over the seeds. Empty for fewer
+    than two.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (sum(costs[i]), -sum(gains[i]))):
+        while front and costs[index][0] <= costs[front[-1]][1]:  # the same cost, as far as is known
+            if gains[index][0] <= gains[front[-1]][1]:
+                break
+            front.pop()
+        else:
+            if not front or gains[index][0] > gains[front[-1]][1]:
+                front.append(index)
+    return front if len(front) > 1 else []

@@ -19,17 +19,20 @@ from trainer.base.terminal import open_terminal
 from trainer.report.compare import RowDifference, find_row, row_differences
 from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
+    EFFECT_HEADINGS,
     as_csv,
     as_latex,
     as_markdown,
     cell_text,
+    effect_texts,
+    effects_csv,
     heading_of,
     is_text,
     shown_columns,
 )
 from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
-from trainer.report.notes import remarks, warnings
+from trainer.report.notes import effect_remarks, remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
@@ -96,6 +99,8 @@ def print_table(out: Console, view: View) -> None:
     for group in table.groups:
         for columns in _split_columns(view):
             out.print(_group_table(view, group, columns))
+    if table.effects:
+        out.print(_effects_table(table))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
     for summary in table.cells:
@@ -103,8 +108,23 @@ def print_table(out: Console, view: View) -> None:
             if result.state == "failed":
                 line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
                 out.print(line, style="red", markup=False)
-    for line in remarks(table):
+    for line in (*effect_remarks(table), *remarks(table)):
         out.print(line, style="dim", markup=False)
+
+
+def _effects_table(table: Table) -> RichTable:
+    shown = RichTable(title=Text("main effects and interactions"), title_justify="left")
+    for place, heading in enumerate(EFFECT_HEADINGS):
+        shown.add_column(Text(heading), justify="right" if place > 1 else "left")
+    last = table.effects[0].group
+    for effect in table.effects:
+        if effect.group != last:
+            shown.add_section()
+            last = effect.group
+        group = f" ({effect.group})" if len(table.groups) > 1 else ""
+        factors, *texts = effect_texts(effect, table.metric)
+        shown.add_row(*map(Text, (f"{factors}{group}", *texts)))
+    return shown
 
 
 def _split_columns(view: View) -> list[tuple[str, ...]]:
@@ -134,10 +154,13 @@ def store_table(results: Path, view: View) -> list[Path]:
     if not any(summary.rows for summary in view.table.cells):
         return []
     paths = []
-    for suffix, writer in FORMATS.items():
+    texts = {suffix: writer(view) for suffix, writer in FORMATS.items()}
+    if view.table.effects:
+        texts["effects.csv"] = effects_csv(view.table)
+    for suffix, text in texts.items():
         path = results / f"{view.table.name}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, writer(view).encode())
+        write_atomically(path, text.encode())
         paths.append(path)
     return paths
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from trainer.base.stats import Difference
+from trainer.base.stats import Difference, front_of
 from trainer.report.curves import Curves, Points
 from trainer.report.tables import CellSummary, Metric, Table
 
@@ -249,7 +249,7 @@ _COSTS = (  # field of Costs, name, unit, factor from the field to the unit
     ("gmacs", "multiply-adds of one image", "G", 1.0),
     ("num_params", "parameters", "M", 1e6),
 )
-_MIN_COST_RATIO = 1.005  # below it the cells cost the same, up to noise
+_MIN_COST_RATIO = 1.005  # below it the cells cost the same
 _LABEL_OFFSETS_PX = ((9, 4), (-9, 4), (0, -9), (0, 17), (9, -7), (-9, -7), (9, 15), (-9, 15))
 _ENOUGH_PX = 14.0  # between a label and the next mark
 
@@ -289,22 +289,28 @@ def cost_figures(table: Table) -> tuple[CostFigure, ...]:
     for group, cells in table.groups.items():
         for field, name, unit, factor in _COSTS:
             scored = [
-                _Scored(summary, getattr(summary.costs, field) / factor, summary.mean)
+                _Scored(
+                    summary,
+                    getattr(summary.costs, field) / factor,
+                    summary.mean,
+                    tuple(end / factor for end in summary.costs.range_of(field)),
+                )
                 for summary in cells
                 if summary.costs and summary.mean is not None
             ]
-            costs = [one.cost for one in scored]
-            if len(costs) > 1 and max(costs) > min(costs) * _MIN_COST_RATIO:
+            least = min((one.costs[1] for one in scored), default=0.0)
+            if any(one.costs[0] > least * _MIN_COST_RATIO for one in scored):
                 figures.append(_cost_figure(group, name, unit, scored, table.metric))
     return tuple(figures)
 
 
 class _Scored(NamedTuple):
-    """A cell with both coordinates."""
+    """A cell with both coordinates. costs: (low, high) over the seeds."""
 
     summary: CellSummary
     cost: float
     mean: float
+    costs: tuple[float, ...]
 
     @property
     def one_std(self) -> tuple[float, ...]:
@@ -313,21 +319,17 @@ class _Scored(NamedTuple):
         return (self.mean,) if std is None else (self.mean - std, self.mean + std)
 
 
-def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool:
-    """Is a cell on the Pareto front, dominated by no other in cost and gain?"""
-    cost, gain = costs[index], gains[index]
-    return not any(
-        c <= cost and g >= gain and (c < cost or g > gain)
-        for c, g in zip(costs, gains, strict=True)
-    )
-
-
 def _cost_figure(
     group: str, name: str, unit: str, scored: Sequence[_Scored], metric: Metric
 ) -> CostFigure:
     costs = [one.cost for one in scored]
     gains = [one.mean if metric.is_share else -one.mean for one in scored]
-    fronts = [is_front(index, costs, gains) for index in range(len(scored))]
+    spreads = [one.summary.std or 0.0 for one in scored]
+    front = front_of(
+        [(one.costs[0], one.costs[1]) for one in scored],
+        [(gain - std, gain + std) for gain, std in zip(gains, spreads, strict=True)],
+    )
+    fronts = [index in front for index in range(len(scored))]
     order = sorted(range(len(scored)), key=lambda index: (not fronts[index], -gains[index]))
     order = order[:MAX_CELLS]
     left, top, right, bottom = COST_INNER_PX

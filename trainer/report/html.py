@@ -26,8 +26,16 @@ from trainer.ablation.cells import command
 from trainer.base.disk import write_atomically
 from trainer.report import figures
 from trainer.report.curves import Curves, find_curves, keep_curves
-from trainer.report.formats import cell_text, format_number, heading_of, is_text, shown_columns
-from trainer.report.notes import ROW_FACTS, remarks, warnings
+from trainer.report.formats import (
+    EFFECT_HEADINGS,
+    cell_text,
+    effect_texts,
+    format_number,
+    heading_of,
+    is_text,
+    shown_columns,
+)
+from trainer.report.notes import ROW_FACTS, effect_remarks, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import View, fields_of, make_view
 
@@ -68,6 +76,9 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
         "remarks": remarks(table),
         "notes": notes_html(table.notes),
         "results": result_entries(view),
+        "effect_headings": EFFECT_HEADINGS,
+        "effect_texts": effect_texts,
+        "effect_remarks": effect_remarks(table),
         "heading": functools.partial(heading_of, view),
         "is_text": is_text,
         "num_rows": sum(len(summary.rows) for summary in table.cells),
