@@ -472,8 +472,8 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
     assert re.search(r"3 runs to do, [\d.e-]+ hours one after another", text)
-    assert "estimated from 2 steps and one batch of val for each of 1 kinds" in text
-    assert "cpu, float32, 1 threads" in text
+    assert "estimated from 2 steps and one batch of val for each of 1 kind of" in text
+    assert "cpu, float32, 1 thread;" in text
     table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
 

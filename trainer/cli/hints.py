@@ -156,7 +156,7 @@ questions
   lr-find       learning-rate range test, or of another hyperparameter
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
-  compare       two runs: where their rows differ, both learning curves
+  compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data
   check-data    decode every image, list the unreadable and unusual ones

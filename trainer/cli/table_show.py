@@ -14,9 +14,16 @@ from rich.text import Text
 from trainer.ablation.questions import open_question, shipped_ablations
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
-from trainer.base.stats import published_spread_pct
+from trainer.base.plural import counted
+from trainer.base.stats import Difference, published_spread_pct
 from trainer.base.terminal import open_terminal
-from trainer.report.compare import RowDifference, find_row, row_differences
+from trainer.report.compare import (
+    CellContrast,
+    RowDifference,
+    compare_two_cells,
+    find_row,
+    row_differences,
+)
 from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
     EFFECT_HEADINGS,
@@ -24,10 +31,13 @@ from trainer.report.formats import (
     as_latex,
     as_markdown,
     cell_text,
+    difference_text,
     effect_texts,
     effects_csv,
+    format_number,
     heading_of,
     is_text,
+    p_text,
     shown_columns,
 )
 from trainer.report.hparams import hparams_folder, write_hparams
@@ -191,6 +201,56 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
         texts = Text(question.name), Text(question.question), size
         shown.add_row(*texts, *(str(count or "") for count in counts))
     return shown
+
+
+def show_cells(ablation: str, a: str, b: str, results: Path, runs: Path) -> None:
+    """Print the contrast of two cells of an ablation."""
+    table = open_table(ablation, results, runs, METRICS["top1"])
+    print_contrast(wide_console(), table, compare_two_cells(table, a, b))
+
+
+def print_contrast(out: Console, table: Table, found: CellContrast) -> None:
+    """Both cells by seed, their difference with interval, n and p, and what it is good for."""
+    view, metric = make_view(table), table.metric
+    a, b = found.a, found.b
+    shown = RichTable("seed", "a", "b", "b − a", title=Text(metric.heading), title_justify="left")
+    for column in shown.columns:
+        column.justify = "right"
+    for seed in table.seeds:
+        pair = a.values.get(seed), b.values.get(seed)
+        texts = ["" if value is None else format_number(value, metric.digits) for value in pair]
+        gain = "" if None in pair else format_number(pair[1] - pair[0], metric.digits, sign="+")
+        shown.add_row(str(seed), *texts, gain)
+    difference = found.difference
+    shown.add_section()
+    means = (cell_text(view, summary, "mean") for summary in (a, b))
+    shown.add_row("mean ± std", *means, difference_text(difference, metric), style="bold")
+    for letter, summary, style in (("a", a, "cyan"), ("b", b, "magenta")):
+        out.print(f"{letter}  {summary.cell.name}", markup=False, style=style)
+        overrides = summary.cell.overrides
+        out.print(f"   recipe={summary.cell.recipe} set={overrides}", markup=False, style="dim")
+    out.print(shown)
+    for line in contrast_lines(difference):
+        out.print(line, markup=False)
+
+
+def contrast_lines(difference: Difference | None) -> list[str]:
+    """How a contrast was tested, and what that says."""
+    if difference is None:
+        return ["no difference: one of the cells has no value"]
+    how = {
+        "paired": f"paired over {counted(difference.num_pairs, 'seed')}",
+        "welch": "Welch's t-test, fewer than two seeds in common",
+        "single": f"{counted(difference.num_pairs, 'seed')} in common",
+    }[difference.kind]
+    if difference.p is None:
+        return [f"b − a: {how}; nothing to test, no interval"]
+    return [
+        f"b − a: {how}, 95 % confidence interval, p = {p_text(difference.p)} (Student's t, "
+        "two-sided)",
+        "for one comparison that was chosen before its scores were seen: of several, multiply p by "
+        "their number",
+    ]
 
 
 def show_comparison(a: str, b: str, results: Path, runs: Path) -> None:

@@ -157,24 +157,27 @@ def _comparison_remark(table: Table) -> list[str]:
         "shared with the base",
     }[tuple(sorted(tests))]
     return [
-        f"{text}, {test}; {_simultaneous(table.num_compared, 'comparison of this table')}",
+        f"{text}, {test}, {_simultaneous(table.num_compared)}",
         "Any two cells, with an interval and a p of their own: "
         f"make compare ablation={table.name} a=<cell> b=<cell>.",
     ]
 
 
-def _simultaneous(num: int, what: str) -> str:
+def _simultaneous(num: int) -> str:
     """The words for intervals and p of several comparisons at once."""
     if num == 1:
         return "with a 95 % confidence interval (Student's t); p is two-sided."
-    head, _, rest = what.partition(" ")
-    listed = f"the {counted(num, head)} {rest}"
     return (
         "with confidence intervals (Student's t) that hold together at 95 %: each is at "
-        f"{100 * (1 - ALPHA / num):.4g} %, Bonferroni's level for {listed}; p is two-sided, "
-        "Holm-corrected for them. An interval that leaves out 0 has p < 0.05; p may be below 0.05 "
-        "where the interval holds 0, as Holm's test finds more than any such intervals."
+        f"{_level(num)} %, Bonferroni's level for the {num} comparisons of this table; p is "
+        "two-sided, Holm-corrected for them. An interval that leaves out 0 has p < 0.05; p may be "
+        "below 0.05 where the interval holds 0, as Holm's test finds more than any such intervals."
     )
+
+
+def _level(num: int) -> str:
+    """Bonferroni's level of each of so many intervals, in percent."""
+    return f"{100 * (1 - ALPHA / num):.4g}"
 
 
 def effect_remarks(table: Table) -> tuple[str, ...]:
@@ -182,14 +185,19 @@ def effect_remarks(table: Table) -> tuple[str, ...]:
     if not table.effects:
         return ()
     num_tested = sum(effect.p_holm is not None for effect in table.effects)
-    tested = _simultaneous(num_tested, "effect of this table") if num_tested else ""
+    tested = ""
+    if num_tested:
+        tested = (
+            f"; intervals hold together at 95 % ({_level(num_tested)} % each, Bonferroni over "
+            f"{counted(num_tested, 'effect')}), p is Holm-corrected for the same"
+        )
     first = next(iter(table.groups.values()))[0].cell
     more = "; interactions of three factors or more are not shown" * (len(first.levels) > 2)
     return (
         "A main effect is a level minus its factor's first, averaged over the other factors; an "
         "interaction is how much that difference changes from the first level of another factor to "
         f"this one{more}. Near 0 the factors add up.",
-        f"Paired over the n seeds that all cells of the effect have; {tested}".rstrip("; "),
+        f"Paired over the n seeds that all cells of the effect have{tested}.",
     )
 
 
@@ -224,9 +232,10 @@ def _val_size_remarks(table: Table) -> list[str]:
         summary, mean = next((pair for pair in scored if pair[0].cell.is_base), scored[0])
         size = summary.rows[0].num_val_images
         lines.append(
-            f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; "
+            f"{_group_prefix(table, group)}One of {counted(size, 'val image')} is "
+            f"{_points(100 / size, '.3g')}; "
             f"the binomial standard error of {mean:.2f} % on {size:,} images is "
-            f"{binomial_error_pct(mean, size):.2g} points, and more seeds do not reduce it."
+            f"{_points(binomial_error_pct(mean, size), '.2g')}, and more seeds do not reduce it."
         )
     return list(dict.fromkeys(lines))
 
@@ -255,8 +264,8 @@ def _seeds_needed_remark(table: Table) -> list[str]:
     num_planned = sum(not summary.cell.is_base for summary in table.cells)
     level = f"5 % / {counted(num_planned, 'comparison')}" if num_planned > 1 else "5 %"
     parts = [
-        f"Seeds needed: per cell, to detect a difference of {table.smallest:g} "
-        f"{plural('point', table.smallest)} (smallest_points of the ablation file, by default 1), "
+        "Seeds needed: per cell, to detect a difference of "
+        f"{_points(table.smallest, 'g')} (smallest_points of the ablation file, by default 1), "
         f"whatever was observed, with 80 % power (two-sided t-test at {level}), by the spread of "
         "the cell's own difference"
     ]
@@ -383,12 +392,18 @@ def _missing_value_warnings(table: Table) -> list[str]:
             if result.state == state
         ]
         if runs:
-            lines.append(f"{len(runs)} of {num_runs} runs {text}: {_listed(runs)}.")
+            lines.append(f"{len(runs)} of {counted(num_runs, 'run')} {text}: {_listed(runs)}.")
     return lines
 
 
+def _points(value: float, form: str) -> str:
+    text = f"{value:{form}}"
+    return f"{text} {plural('point', float(text))}"
+
+
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MAX_NAMES])
+    """The first names; with semicolons where a name has commas of its own."""
+    shown = ("; " if any("," in name for name in names) else ", ").join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
 
 
