@@ -124,15 +124,17 @@ def _num_seeds(num_seeds: int | None) -> str:
     return f"> {MOST_SEEDS:,}" if num_seeds is None else f"{num_seeds:,}"
 
 
-def _cost_text(field: str, unit: float = 1.0) -> Callable[[CellSummary, Metric], str]:
-    """The cost, and its range where it has one."""
+def _cost_text(
+    field: str, unit: float = 1.0, has_range: bool = False
+) -> Callable[[CellSummary, Metric], str]:
+    """The cost, and with has_range the least and the most, where they differ."""
 
     def format_cost(summary: CellSummary, _: Metric) -> str:
         if summary.costs is None:
             return ""
         value = _cost_number(getattr(summary.costs, field) / unit)
-        ends = [_cost_number(end / unit) for end in summary.costs.range_of(field)]
-        return value if ends[0] == ends[1] else f"{value} ({ends[0]}–{ends[1]})"
+        low, high = (_cost_number(end / unit) for end in summary.costs.range_of(field))
+        return f"{value} ({low}–{high})" if has_range and low != high else value
 
     return format_cost
 
@@ -152,7 +154,7 @@ _COLUMN_TEXTS: dict[str, Callable[[CellSummary, Metric], str]] = {
     "published": lambda summary, _: (
         "" if summary.cell.published is None else f"{summary.cell.published:g}"
     ),
-    "train_s": _cost_text("train_s"),
+    "train_s": _cost_text("train_s", has_range=True),
     "images_per_s": _cost_text("images_per_s"),
     "peak_mem_mib": _cost_text("peak_mem_mib"),
     "num_params": _cost_text("num_params", unit=1e6),

@@ -299,7 +299,18 @@ def _cost_remark(table: Table) -> list[str]:
             f"; {whose} are from before that was recorded and have the mean of the whole run "
             "instead, with all that ran beside it"
         )
-    return [f"{text}."]
+    text += "."
+    shares = [
+        (high - low) / one.peak_mem_mib
+        for one in costs
+        if one.peak_mem_mib
+        for low, high in [one.range_of("peak_mem_mib")]
+    ]
+    if max(shares, default=0) > 0:
+        text += (
+            f" Peak MiB is the median; seeds of a cell differ by up to {100 * max(shares):.2g} %."
+        )
+    return [text]
 
 
 def _finished(summary: CellSummary) -> list[Row]:
