@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.base.component import StrictModel
-from trainer.base.plural import counted
 from trainer.recipe.check import Path, refuse
 
 MAX_DESIGN_CELLS = 1000
@@ -159,7 +158,7 @@ class Full(StrictModel):
         if num_cells > MAX_DESIGN_CELLS:
             raise refuse(
                 ("factors",),
-                counted(num_cells, "combination"),
+                f"{num_cells} combinations",
                 f"the maximum is {MAX_DESIGN_CELLS}, leave out factors or levels",
             )
         return self

@@ -217,9 +217,12 @@ def print_contrast(out: Console, table: Table, found: CellContrast) -> None:
     for column in shown.columns:
         column.justify = "right"
     for seed in table.seeds:
-        pair = a.values.get(seed), b.values.get(seed)
-        texts = ["" if value is None else format_number(value, metric.digits) for value in pair]
-        gain = "" if None in pair else format_number(pair[1] - pair[0], metric.digits, sign="+")
+        pair = [one.values[seed] for one in (a, b) if seed in one.values]
+        texts = [
+            format_number(one.values[seed], metric.digits) if seed in one.values else ""
+            for one in (a, b)
+        ]
+        gain = format_number(pair[1] - pair[0], metric.digits, "+") if len(pair) == 2 else ""
         shown.add_row(str(seed), *texts, gain)
     difference = found.difference
     shown.add_section()

@@ -122,6 +122,8 @@ _SCORES: _Properties = {
 }
 _COSTS: _Properties = {
     "train s": lambda row: row.train_s,
+    "step s, median": lambda row: row.step_s,
+    "load per core": lambda row: row.load_per_core,
     "images/s": lambda row: row.images_per_s,
     "peak MiB": lambda row: row.peak_mem_mib,
     "parameters": lambda row: row.num_params,

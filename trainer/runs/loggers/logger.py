@@ -131,7 +131,8 @@ class Log:
             {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
         )
         speed = {"step": step, "images_per_s": images_per_s, "wait_share": wait_share}
-        speed |= {"load_per_core": load_per_core()}
+        if (load := load_per_core()) is not None:
+            speed["load_per_core"] = load
         self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
         for name, value in {
             "train/loss_nats": loss_nats,
