@@ -26,11 +26,12 @@ from trainer.recipe.profiles import PROFILES
 
 if TYPE_CHECKING:
     from trainer.ablation.spec import Ablation
+    from trainer.recipe.plan import Plan
 
 # Raise it with every change to identities, Question or what an ablation file expands to: the cached
 # questions and the index of rows (report/rows.py) are built anew then.
 # tests/ablation/test_questions.py reminds.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,16 @@ def question_of(ablation: Ablation) -> Question:
         f"{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-s"
         for plan in plans
     }
-    cells = tuple(replace(cell, plan=None) for cell in ablation.cells)
+    cells = tuple(replace(cell, plan=None, loss=_loss_of(cell.planned)) for cell in ablation.cells)
     facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
     return Question(
         *facts, cells, identities, tuple(sorted(prefixes)), ablation.page.smallest_points
     )
+
+
+def _loss_of(plan: Plan) -> str:
+    """A plan's loss as JSON, without what is off."""
+    return json.dumps(plan.recipe.loss.model_dump(exclude_none=True), sort_keys=True)
 
 
 def _record(source: Path | str) -> Path | None:

@@ -112,6 +112,8 @@ COMMANDS = {
     "rows": "table",
     "tables": "table",
     "report": "table",
+    "plot": "figure",
+    "figures": "figure",
     "runs": "table",
     "sweep": "ablate",
     "ablations": "ablate",
@@ -156,6 +158,7 @@ questions
   lr-find       learning-rate range test, or of another hyperparameter
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
+  figure        an ablation's effects, curves or cost: SVG, PDF, PNG for a paper
   compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data

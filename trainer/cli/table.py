@@ -35,9 +35,7 @@ def table(
             help="An ablation or a path to its .yaml; default: list all with their progress."
         ),
     ] = "",
-    metric: Annotated[
-        str, typer.Option(help="top1, top5, loss or ema (top-1 of the weight average).")
-    ] = "top1",
+    metric: options.MetricName = "top1",
     sort: Annotated[str, typer.Option(help='Columns, -name for descending: "-mean cell".')] = "",
     columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
     filter_: Annotated[
@@ -47,7 +45,7 @@ def table(
         str, typer.Option("--format", help="terminal, md, csv or tex.")
     ] = "terminal",
     runs: options.Runs = Path("runs"),
-    results: options.Results = Path("results"),
+    results: options.Stores = "results",
 ) -> None:
     """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
     _commands().show_table(ablation, results, runs, metric, sort, columns, filter_, format_)

@@ -28,7 +28,6 @@ from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
     EFFECT_HEADINGS,
     as_csv,
-    as_latex,
     as_markdown,
     cell_text,
     difference_text,
@@ -42,8 +41,9 @@ from trainer.report.formats import (
 )
 from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
+from trainer.report.latex import as_latex
 from trainer.report.notes import effect_remarks, remarks, warnings
-from trainer.report.rows import by_cell, errors_in, find_rows, open_table
+from trainer.report.rows import Stores, by_cell, errors_in, find_rows, open_table, stores_of
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
@@ -58,7 +58,7 @@ def wide_console() -> Console:
 
 def show_table(
     ablation: str,
-    results: Path,
+    results: str,
     runs: Path,
     metric: str,
     sort: str,
@@ -67,24 +67,24 @@ def show_table(
     format_: str,
 ) -> None:
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
-    out = wide_console()
+    out, stores = wide_console(), stores_of(results)
     if not ablation:
         given: dict[str, object] = {"sort": sort, "columns": columns, "filter": filter_}
         given |= {"metric": metric != "top1", "format": format_ != "terminal"}
         option = next((name for name, is_given in given.items() if is_given), None)
         if option:
             raise UserError(f"{option}= needs an ablation; add ablation=<name>")
-        out.print(list_of_ablations(results, runs))
+        out.print(list_of_ablations(stores, runs))
         return
     writer = _find_writer(format_)
-    table = open_table(ablation, results, runs, find_metric(metric))
+    table = open_table(ablation, stores, runs, find_metric(metric))
     view = make_view(table, sort, columns, filter_)
     if writer is not None:
         typer.echo(writer(view), nl=False)  # not out: it would wrap lines and read markup
         return
     print_table(out, view)
     if view.is_whole and metric == "top1":
-        paths = [*store_table(results, view), *store_report(results, table)]
+        paths = [*store_table(stores[0], view), *store_report(stores, table)]
         print_stored(out, table, paths)
         if paths and runs.is_dir():
             write_hparams(table, hparams_folder(runs, table.name))
@@ -118,7 +118,7 @@ def print_table(out: Console, view: View) -> None:
             if result.state == "failed":
                 line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
                 out.print(line, style="red", markup=False)
-    for line in (*effect_remarks(table), *remarks(table)):
+    for line in (*remarks(table, shown_columns(view)), *effect_remarks(table)):
         out.print(line, style="dim", markup=False)
 
 
@@ -181,7 +181,7 @@ def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
     out.print(f"stored {', '.join(map(str, paths))}" if paths else line, markup=False)
 
 
-def list_of_ablations(results: Path, runs: Path) -> RichTable:
+def list_of_ablations(results: Stores, runs: Path) -> RichTable:
     """The shipped ablations, one per line: question and progress."""
     questions = [open_question(path) for path in shipped_ablations()]
     rows = find_rows(results, questions)

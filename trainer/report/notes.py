@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from trainer.base.plural import counted, plural
@@ -101,17 +101,24 @@ def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def remarks(table: Table) -> tuple[str, ...]:
-    """The lines under a table, the most important first."""
+def remarks(table: Table, columns: Collection[str] | None = None) -> tuple[str, ...]:
+    """The lines under a table, the most important first.
+
+    columns: those that are shown, None for all; a line about others is left out.
+    """
+
+    def are_shown(*about: str) -> bool:
+        return columns is None or any(name in columns for name in about)
+
     return (
         _score_remark(table),
-        *_comparison_remark(table),
+        *(_comparison_remark(table) if are_shown("difference", "p") else ()),
         *_single_value_remark(table),
         *_val_size_remarks(table),
-        *_spread_remarks(table),
-        *_seeds_needed_remark(table),
-        *_cost_remark(table),
-        *_published_remark(table),
+        *(_spread_remarks(table) if are_shown("mean") else ()),
+        *(_seeds_needed_remark(table) if are_shown("seeds_needed") else ()),
+        *(_cost_remark(table) if are_shown("train_s", "images_per_s", "peak_mem_mib") else ()),
+        *(_published_remark(table) if are_shown("published") else ()),
         *(
             _provenance_remark(table, group, cells)
             for group, cells in table.groups.items()
