@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.reported import curves_of, large, study
-from support.tabled import cell, table_of
+from support.tabled import asked, cell, row, table_of
 from trainer.report.curve_figures import PANEL_INNER_PX, curve_figures, quantities
 from trainer.report.curves import Curves
 from trainer.report.figures import (
@@ -19,9 +19,9 @@ from trainer.report.figures import (
     core_range,
     cost_figures,
     forest,
-    is_front,
     scale_over,
 )
+from trainer.report.tables import METRICS, summarize
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -205,19 +205,6 @@ def test_every_panel_has_the_bases_mean_and_who_has_no_curves_is_named():
     assert curve_figures(table, {}) == ()
 
 
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=8))
-def test_the_front_is_who_nobody_beats(pairs):
-    costs, gains = zip(*pairs, strict=True)
-    for place, (cost, gain) in enumerate(pairs):
-        beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in pairs)
-        assert is_front(place, [(cost, cost) for cost in costs], gains) is not beaten
-
-
-def test_costs_that_overlap_are_the_same_cost():
-    costs = [(9.0, 11.0), (10.0, 12.0), (20.0, 21.0)]
-    assert [is_front(place, costs, [90, 91, 95]) for place in range(3)] == [False, True, True]
-
-
 def test_accuracy_against_cost_marks_the_front():
     table = study()
     figure = cost_figures(table)[0]
@@ -251,6 +238,36 @@ def test_of_a_loss_the_least_is_best():
         "base",
         "better",
     }
+
+
+def test_no_front_and_no_figure_where_costs_differ_by_no_more_than_over_the_seeds():
+    """963 MiB against 968, and seeds of one cell that took 253, 241 and 1,971 s."""
+    base, other = cell("base", is_base=True), cell("other")
+    rows = {
+        (one.name, seed): row(one.name, seed, score + seed, train_s=train_s, peak_mem_mib=memory)
+        for one, score, seconds, memories in (
+            (base, 90.0, (241.0, 253.0, 1971.0), (963.0, 966.0, 969.0)),
+            (other, 95.0, (240.0, 300.0, 320.0), (961.0, 968.0, 972.0)),
+        )
+        for seed, (train_s, memory) in enumerate(zip(seconds, memories, strict=True))
+    }
+    table = summarize(asked([base, other]), rows, METRICS["top1"])
+    assert cost_figures(table) == ()
+
+
+def test_a_front_of_clear_costs_leaves_out_what_is_no_better_by_more_than_its_spread():
+    facts = {name: {"train_s": 100.0 * (place + 1)} for place, name in enumerate("abc")}
+    table = table_of(
+        {
+            cell("a", is_base=True): {0: 90.0, 1: 91.0, 2: 92.0},
+            cell("b"): {0: 91.0, 1: 92.0, 2: 93.0},
+            cell("c"): {0: 95.0, 1: 96.0, 2: 97.0},
+        },
+        **facts,
+    )
+    (figure,) = cost_figures(table)
+    front = {point.summary.cell.name for point in figure.points if point.scored.is_front}
+    assert front == {"a", "c"} and figure.front
 
 
 def test_cells_that_cost_the_same_have_no_figure():

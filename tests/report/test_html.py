@@ -416,3 +416,17 @@ def test_colours_have_the_contrast_that_readers_need(mode, front, grounds, least
         assert (
             contrast(COLOURS[front].split(", ")[mode], COLOURS[ground].split(", ")[mode]) >= least
         )
+
+
+def test_a_full_design_has_its_effects_on_the_page_and_others_have_no_such_section():
+    cells = {
+        cell(f"{a} {b}", levels=(("loss", a), ("mix", b)), is_base=a + b == "BCEon"): {
+            seed: 90 + seed * len(a) + (a == "CE") * (b == "off") * (4 + seed) for seed in range(3)
+        }
+        for a in ("BCE", "CE")
+        for b in ("on", "off")
+    }
+    page = as_html(table_of(cells), {})
+    Page(page)
+    assert 'id="factors"' in page and "(CE − BCE) at off − at on" in page
+    assert "loss × mix" in page and 'id="factors"' not in as_html(study(), {})

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Raise it with every change to identities, Question or what an ablation file expands to: the cached
 # questions and the index of rows (report/rows.py) are built anew then.
 # tests/ablation/test_questions.py reminds.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Question:
     """An ablation without its plans.
 
     identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of
-    its runs begin: `<recipe>.v<N>-<model>-<data>-s`.
+    its runs begin: `<recipe>.v<N>-<model>-<data>-s`. smallest: difference of interest, in points.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Question:
     cells: tuple[Cell, ...]
     identities: Mapping[tuple[str, int], RunIdentity]
     prefixes: tuple[str, ...]
+    smallest: float
 
 
 def open_question(source: Path | str) -> Question:
@@ -93,7 +94,9 @@ def question_of(ablation: Ablation) -> Question:
     }
     cells = tuple(replace(cell, plan=None, loss=_loss_of(cell.planned)) for cell in ablation.cells)
     facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
-    return Question(*facts, cells, identities, tuple(sorted(prefixes)))
+    return Question(
+        *facts, cells, identities, tuple(sorted(prefixes)), ablation.page.smallest_points
+    )
 
 
 def _loss_of(plan: Plan) -> str:

@@ -159,7 +159,7 @@ questions
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
   figure        an ablation's effects, curves or cost: SVG, PDF, PNG for a paper
-  compare       two runs: where their rows differ, both learning curves
+  compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data
   check-data    decode every image, list the unreadable and unusual ones

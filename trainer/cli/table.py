@@ -54,16 +54,29 @@ def table(
 @app.command()
 @user_errors
 def compare(
-    a: Annotated[str, typer.Option(help="A run: its name, or its folder.")] = "",
-    b: Annotated[str, typer.Option(help="The run to compare it with.")] = "",
+    a: Annotated[
+        str, typer.Option(help="A run: its name, or its folder; with --ablation a cell's name.")
+    ] = "",
+    b: Annotated[str, typer.Option(help="The run or the cell to compare it with.")] = "",
+    ablation: Annotated[
+        str, typer.Option(help="Compare two cells of this ablation: all their seeds.")
+    ] = "",
     runs: options.Runs = Path("runs"),
     results: options.Results = Path("results"),
 ) -> None:
-    """The differences of two rows, and their learning curves where the run folders are here."""
+    """The differences of two rows, and their learning curves where the run folders are here; of
+    two cells of an ablation the difference b - a, paired by seed, with its interval.
+    """
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
-        raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
-    _commands().show_comparison(a, b, results, runs)
+        raise UserError(
+            f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>, two cells "
+            "with ablation=<name> a=<cell> b=<cell>"
+        )
+    if ablation:
+        _commands().show_cells(ablation, a, b, results, runs)
+    else:
+        _commands().show_comparison(a, b, results, runs)
 
 
 @app.command()

@@ -18,7 +18,7 @@ def answer(table: Table) -> tuple[str, ...]:
     sentences = []
     for group, cells in table.groups.items():
         prefix = f"{group}: " if len(table.groups) > 1 else ""
-        sentences += [prefix + line for line in _of_group(table, cells)]
+        sentences += [prefix + line for line in (*_of_group(table, cells), *_effects(table, group))]
     return tuple(sentences)
 
 
@@ -67,6 +67,23 @@ def _open_sentences(
             f"{'its difference' if len(alone) == 1 else 'their differences'} from chance."
         )
     return lines
+
+
+def _effects(table: Table, group: str) -> list[str]:
+    """Which main effects and interactions of a full design are more than chance."""
+    tested = [one for one in table.effects if one.group == group and one.p_holm is not None]
+    if not tested:
+        return []
+    clear = [
+        f"{one.factors}: {one.name} "
+        f"({format_number(one.difference.value, table.metric.digits, '+')})"
+        for one in sorted(tested, key=lambda one: one.p_holm or 0.0)
+        if one.difference and one.p_holm is not None and one.p_holm < SIGNIFICANT_P
+    ]
+    if not clear:
+        return [f"none of the {len(tested)} main effects and interactions is beyond chance."]
+    more = f" and {len(clear) - _MOST_NAMED} more" if len(clear) > _MOST_NAMED else ""
+    return [f"main effects and interactions beyond chance: {'; '.join(clear[:_MOST_NAMED])}{more}."]
 
 
 def _named(table: Table, summary: CellSummary) -> str:

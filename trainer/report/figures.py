@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from trainer.base.stats import Difference
+from trainer.base.stats import Difference, front_of
 from trainer.report.tables import CellSummary, Costs, Metric, Table
 
 MAX_CELLS = 60  # of one figure; the table has all
@@ -264,31 +264,23 @@ def trades(table: Table) -> tuple[Trade, ...]:
 
 def _cost_of(costs: Costs, field: str, factor: float) -> tuple[float, float, float]:
     """(cost, least, most) in its unit."""
-    value = getattr(costs, field) / factor
-    return value, value, value
+    low, high = costs.range_of(field)
+    return getattr(costs, field) / factor, low / factor, high / factor
 
 
 def _with_front(scored: Sequence[Scored], metric: Metric) -> tuple[Scored, ...]:
-    costs = [(one.low, one.high) for one in scored]
     gains = [one.mean if metric.is_share else -one.mean for one in scored]
+    spreads = [one.summary.std or 0.0 for one in scored]
+    front = front_of(
+        [(one.low, one.high) for one in scored],
+        [(gain - std, gain + std) for gain, std in zip(gains, spreads, strict=True)],
+    )
     marked = [
-        (gain, replace(one, is_front=is_front(index, costs, gains)))
+        (gain, replace(one, is_front=index in front))
         for index, (one, gain) in enumerate(zip(scored, gains, strict=True))
     ]
     return tuple(
         one for _, one in sorted(marked, key=lambda pair: (not pair[1].is_front, -pair[0]))
-    )
-
-
-def is_front(index: int, costs: Sequence[tuple[float, float]], gains: Sequence[float]) -> bool:
-    """Is a cell on the Pareto front, dominated by no other in cost and gain?
-
-    costs: (least, most) of each; two that overlap cost the same.
-    """
-    (low, high), gain = costs[index], gains[index]
-    return not any(
-        least <= high and other >= gain and (most < low or other > gain)
-        for (least, most), other in zip(costs, gains, strict=True)
     )
 
 

@@ -28,8 +28,16 @@ from trainer.base.disk import write_atomically
 from trainer.report import curve_figures, figures
 from trainer.report.answer import answer
 from trainer.report.curves import Curves, find_curves, keep_curves
-from trainer.report.formats import cell_text, format_number, heading_of, is_text, shown_columns
-from trainer.report.notes import ROW_FACTS, remarks, warnings
+from trainer.report.formats import (
+    EFFECT_HEADINGS,
+    cell_text,
+    effect_texts,
+    format_number,
+    heading_of,
+    is_text,
+    shown_columns,
+)
+from trainer.report.notes import ROW_FACTS, effect_remarks, remarks, warnings
 from trainer.report.rows import Stores, folders_of
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
 from trainer.report.view import COST_COLUMNS, View, fields_of, make_view
@@ -89,6 +97,9 @@ def as_html(
         "notes": notes_html(table.notes),
         "answer": answer(table),
         "results": result_entries(view),
+        "effect_headings": EFFECT_HEADINGS,
+        "effect_texts": effect_texts,
+        "effect_remarks": effect_remarks(table),
         "score_columns": _columns(view, is_cost=False),
         "cost_columns": _columns(view, is_cost=True),
         "heading": functools.partial(heading_of, view),

@@ -20,6 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.base.cores import load_per_core
 from trainer.base.disk import Troubles, why
 from trainer.base.terminal import readable, recorded
 from trainer.runs.append_only_log import KeptFile
@@ -133,6 +134,8 @@ class Log:
             {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
         )
         speed = {"step": step, "images_per_s": images_per_s, "wait_share": wait_share}
+        if (load := load_per_core()) is not None:
+            speed["load_per_core"] = load
         self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
         for name, value in {
             "train/loss_nats": loss_nats,
