@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.plural import counted
-from trainer.base.settings import Settings
+from trainer.base.settings import Settings, unused_accelerator
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
@@ -62,6 +62,9 @@ def plan_in_brief(
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
     out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
+    idle = unused_accelerator(settings.device)
+    if idle:
+        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
     precision_note(out, plan, settings.precision)
 
 
