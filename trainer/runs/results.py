@@ -93,9 +93,9 @@ class Row(StrictModel):
     seconds of an optimizer step, evaluations left out; step_spread_share: the middle half of the
     steps lies within so much of it; load_per_core: the machine's load average by its cores, the
     run's own included: above 1 processes wait for a core. All three are None in older rows.
-    curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped. injected: faults on
-    purpose (inject=) that touched its result or its speed; with the first it stays out of the
-    store. weights_sha256: of the scored weights, see `weights_digest`.
+    curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
+    injected: faults on purpose (inject=) that touched its result or its speed; with the first it
+    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name
