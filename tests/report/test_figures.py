@@ -270,6 +270,16 @@ def test_a_front_of_clear_costs_leaves_out_what_is_no_better_by_more_than_its_sp
     assert front == {"a", "c"} and figure.front
 
 
+def test_a_label_at_the_edge_stays_in_the_figure():
+    facts = {f"c{place}": {"train_s": 50.0 + place} for place in range(9)} | {
+        "far": {"train_s": 9e3}
+    }
+    cells = {cell(name, is_base=name == "c0"): {0: 90.0, 1: 90.5} for name in facts}
+    (figure,) = cost_figures(table_of(cells, seeds=(0, 1), **facts))
+    far = next(point for point in figure.points if point.summary.cell.name == "far")
+    assert far.is_beyond and far.anchor != "start" and far.label_x <= 420 - 11
+
+
 def test_cells_that_cost_the_same_have_no_figure():
     table = table_of({cell("base", is_base=True): {0: 90.0}, cell("other"): {0: 91.0}}, seeds=(0,))
     assert cost_figures(table) == ()

@@ -39,7 +39,7 @@ from trainer.report.tables import CellSummary, Table
 from trainer.report.view import make_view
 
 FORMATS = ("svg", "pdf", "png")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib's stubs list every key
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.5,
@@ -180,7 +180,7 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> Non
 
 
 def _effect_keys() -> list[Artist]:
-    mark = {"color": _COLOURS[1], "markersize": 4.5}
+    mark: dict[str, Any] = {"color": _COLOURS[1], "markersize": 4.5}
     return [
         Line2D([], [], marker="o", label=f"p < {SIGNIFICANT_P} (Holm)", **mark),
         Line2D([], [], marker="o", markerfacecolor="white", label=f"p ≥ {SIGNIFICANT_P}", **mark),

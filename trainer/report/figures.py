@@ -198,6 +198,7 @@ _COSTS = (  # field of Costs, name, unit, factor from the field to the unit
 )
 _MIN_COST_RATIO = 1.02  # below it the cells cost the same, up to noise
 _LABEL_OFFSETS_PX = ((9, 4), (-9, 4), (0, -9), (0, 17), (9, -7), (-9, -7), (9, 15), (-9, 15))
+_LABEL_PX = 22.0  # wide: a number of three digits
 _ENOUGH_PX = 14.0  # between a label and the next mark
 
 
@@ -360,7 +361,7 @@ def _cost_point(
         for dx, dy in _LABEL_OFFSETS_PX
     ]
     label = max(
-        candidates,
+        filter(_is_on_paper, candidates),
         key=lambda label: min([_clearance_px(label, mark) for mark in others], default=99.0),
     )
     occupied.append((label[0], label[1] - 4))
@@ -369,6 +370,14 @@ def _cost_point(
     is_beyond = not (x.has(scored.cost) and y.has(scored.mean))
     left, right = x.at(scored.low), x.at(scored.high)
     return CostPoint(scored, at_x, at_y, low, high, left, right, is_beyond, *label)
+
+
+def _is_on_paper(label: tuple[float, float, str]) -> bool:
+    """Is there room for a label within the figure?"""
+    x, y, anchor = label
+    left, right = {"start": (0, 1), "end": (1, 0), "middle": (0.5, 0.5)}[anchor]
+    bottom = COST_INNER_PX[3]
+    return x - left * _LABEL_PX >= 0 and x + right * _LABEL_PX <= COST_PX[0] and 12 <= y <= bottom
 
 
 def _clearance_px(label: tuple[float, float, str], mark: tuple[float, float]) -> float:

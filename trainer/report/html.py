@@ -132,7 +132,7 @@ def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
 
 def line_styles(table: Table) -> dict[str, str]:
     """The classes that draw a cell's curve in the figures of all cells, by the cell's name."""
-    styles = {}
+    styles: dict[str, str] = {}
     for cells in table.groups.values():
         drawn = figures.most_different(cells, curve_figures.MAX_LINES)
         others = [summary.cell.name for summary in drawn if not summary.cell.is_base]
