@@ -5,6 +5,7 @@ everywhere.
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -205,8 +206,14 @@ def test_a_curve_tells_its_values_where_the_pointer_is(browser, pages):
         assert rest in found
 
 
-def test_the_runs_fit_a_window_of_1280_pixels(browser, pages):
-    with browser.open(pages["study"]) as tab:
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "path", [None, *COMMITTED], ids=lambda path: path.stem if path else "study"
+)
+def test_the_runs_fit_a_window_of_1280_pixels(browser, pages, path):
+    with browser.open(path or pages["study"]) as tab:
         open_folded(tab)
         box = "document.querySelector('#runs .scroll')"
         assert tab.js(f"{box}.scrollWidth - {box}.clientWidth") <= 0
