@@ -30,6 +30,10 @@ def keep_curves(study):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def json_of(path) -> dict:
+    return json.loads(path.read_text())
+
+
 def svg_texts(path) -> list[str]:
     texts = ET.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
     return ["".join(text.itertext()) for text in texts]
@@ -38,9 +42,11 @@ def svg_texts(path) -> list[str]:
 @pytest.mark.parametrize("what", ["effects", "curves", "cost"])
 def test_a_figure_is_written_as_text_in_every_format_and_its_width(study, what):
     keep_curves(study)
-    rows = sorted((study[1] / "rows").glob("*.json"))
-    slow = rows[0].read_text()
-    rows[0].write_text(re.sub(r'"(train_s|peak_mem_mib)": ([\d.]+)', r'"\1": 5\2', slow))
+    (path,) = (
+        path for path in (study[1] / "rows").glob("*.json") if json_of(path)["top1_pct"] == 93.5
+    )
+    row = json_of(path)  # the only one of its cell: ten times as slow as the others
+    path.write_text(json.dumps(row | {"train_s": 10 * row["train_s"], "peak_mem_mib": 9999.0}))
     done = figure(study, "--what", what, "--size", "5.5")
     assert done.exit_code == 0, done.output
     svg, pdf, png = (study[1] / f"two.{what}.{kind}" for kind in ("svg", "pdf", "png"))
