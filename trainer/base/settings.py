@@ -134,9 +134,7 @@ def unused_accelerator(device: str) -> str | None:
     import torch
 
     found = torch.accelerator.current_accelerator(check_available=True)
-    if device != "cpu" or found is None:
-        return None
-    return _OTHER_ACCELERATORS.get(found.type)
+    return _OTHER_ACCELERATORS.get(found.type) if device == "cpu" and found else None
 
 
 def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:

@@ -114,6 +114,8 @@ COMMANDS = {
     "rows": "table",
     "tables": "table",
     "report": "table",
+    "plot": "figure",
+    "figures": "figure",
     "runs": "table",
     "sweep": "ablate",
     "ablations": "ablate",
@@ -158,7 +160,8 @@ questions
   lr-find       learning-rate range test, or of another hyperparameter
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
-  compare       two runs: where their rows differ, both learning curves
+  figure        an ablation's effects, curves or cost: SVG, PDF, PNG for a paper
+  compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data
   check-data    decode every image, list the unreadable and unusual ones

@@ -40,6 +40,7 @@ from trainer.recipe.tree import shown
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
+from trainer.runs.pace import pace_of
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
@@ -296,10 +297,13 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         else None
     )
     row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
-    incomplete = outcome.run.curves_incomplete
-    row = row.model_copy(
-        update={"ablation": job.ablation, "cell": job.cell, "curves_incomplete": incomplete}
-    )
+    more = {
+        "ablation": job.ablation,
+        "cell": job.cell,
+        "curves_incomplete": outcome.run.curves_incomplete,
+        **pace_of(outcome.run.folder / "speed.jsonl", plan),
+    }
+    row = row.model_copy(update=more)
     write_atomically(folder / "row.json", row.as_json())
     return row
 

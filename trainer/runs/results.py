@@ -89,10 +89,13 @@ class Row(StrictModel):
     their average; other_top1_pct: of the ones not scored, where the run kept an average. bitwise:
     may a rerun on this machine be compared bit for bit? changes: what a resumed run found otherwise
     than the process before it (device, precision, threads, versions, code), each with its step, and
-    where memory ran out; the row's own values are those of the last process. curves_incomplete:
-    lines of metrics.jsonl were lost on the disk while the run was stopped. injected: faults on
-    purpose (inject=) that touched its result or its speed; with the first it stays out of the
-    store. weights_sha256: of the scored weights, see `weights_digest`.
+    where memory ran out; the row's own values are those of the last process. step_s: the median
+    seconds of an optimizer step, evaluations left out; step_spread_share: the middle half of the
+    steps lies within so much of it; load_per_core: the machine's load average by its cores, the
+    run's own included: above 1 processes wait for a core. All three are None in older rows.
+    curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
+    injected: faults on purpose (inject=) that touched its result or its speed; with the first it
+    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name
@@ -128,6 +131,9 @@ class Row(StrictModel):
     gmacs: Amount
     images_per_s: Amount
     train_s: Amount
+    step_s: Amount | None = None
+    step_spread_share: Amount | None = None
+    load_per_core: Amount | None = None
     compile_s: Amount = 0.0
     peak_mem_mib: Amount
     reserved_mem_mib: Amount | None = None
