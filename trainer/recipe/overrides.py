@@ -21,6 +21,7 @@ from trainer.recipe.check import (
     suggestion,
     tag_of,
     value_at,
+    written,
 )
 from trainer.recipe.load import parse
 
@@ -44,7 +45,7 @@ class Deviation:
 def overrides_of(text: str) -> dict[str, Any]:
     """Text such as `epochs=5 mix={name: mixup, alpha: 0.2}` as plain values by label.
 
-    5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a recipe.
+    Values are read as in a recipe: 5e-3 is a number; no, yes and 1:30 are refused.
 
     Raises OverrideError for an item that is no `path=value`, is there twice, or whose value
     misleads.
@@ -64,7 +65,7 @@ def overrides_of(text: str) -> dict[str, Any]:
         if found:
             raise OverrideError(found, hint, place=f"set={item}", labels=(label,))
         try:
-            overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
+            overrides[label] = parse(value, "set")[0]
         except ConfigError as error:
             raise _about(error, f"set={item}", (label,)) from None
     return overrides
@@ -109,7 +110,7 @@ def overridden(
     except ConfigError as error:
         labels = _blamed(recipe, after, error, overrides, locked)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
-        raise _about(error, place, labels) from None
+        raise _about(error, place, labels, _with_example(error, after, labels, overrides)) from None
     return result, deviations_between(recipe, result, origin)
 
 
@@ -136,12 +137,29 @@ def _after(
     )
 
 
-def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
+def _with_example(
+    error: ConfigError,
+    after: Mapping[str, Any],
+    labels: tuple[str, ...],
+    overrides: Mapping[str, Any],
+) -> str:
+    """The overrides with an example of what is missing, to be copied; empty without one."""
+    if not error.example:
+        return ""
+    items = {label: overrides[label] for label in labels}
+    place = label_of(after, error.path)
+    items |= {f"{place}.{key}": value for key, value in error.example.items()}
+    return f'use set="{" ".join(f"{label}={written(value)}" for label, value in items.items())}"'
+
+
+def _about(
+    error: ConfigError, place: str, labels: tuple[str, ...], hint: str = ""
+) -> OverrideError:
     """An error of a value as one of the items that set it: null, not a missing key, turns a part
-    off there.
+    off there. hint: in place of the error's own.
     """
     off = f"write {labels[0]}=null to turn it off" if error.can_be_off else ""
-    hint = ", or ".join(filter(None, [error.hint, off]))
+    hint = ", or ".join(filter(None, [hint or error.hint, off]))
     fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}
     return error.raised_as(OverrideError, **fields)
 
@@ -165,13 +183,31 @@ def _put(
             "to change it, write a recipe of your own",
             kind="locked",
         )
-    path = tree.find(kind, recipe, label)
+    try:
+        path = tree.find(kind, recipe, label)
+    except ConfigError as error:
+        if error.kind == "off" and label.endswith(".name"):
+            raise _named_while_off(error, kind, recipe, label, value) from None
+        raise
     section = value_at(recipe, path[:-1])
     if path[-1] == "name" and name_of(section) is not None:
         return tree.replaced(
             recipe, path[:-1], _renamed(kinds_at(kind, recipe, path[:-1]), section, value)
         )
     return tree.replaced(recipe, path, value)
+
+
+def _named_while_off(
+    error: ConfigError, kind: type[BaseModel], recipe: Mapping[str, Any], label: str, name: Any
+) -> ConfigError:
+    """A part that is off got a name alone: the component's own example of the rest."""
+    part = label.removesuffix(".name")
+    kinds = kinds_at(kind, recipe, tree.find(kind, recipe, part))
+    example = next((one.example for one in kinds if tag_of(one) == name), None)
+    if example is None:
+        return error
+    item = f"{part}={written({'name': name, **example})}"
+    return error.raised_as(ConfigError, hint=f'set it whole: set="{item}"')
 
 
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:

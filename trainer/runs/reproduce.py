@@ -130,7 +130,7 @@ def _from_page(row: Row, job: Job) -> Recipe:
         path for path, text in changes.items() if text == "off" and path.startswith(tuple(renamed))
     ]
     values: dict[str, Any] = {
-        path: None if text == "off" else parse(text, path, reads_bare_exponents=True)[0]
+        path: None if text == "off" else parse(text, path)[0]
         for path, text in changes.items()
         if path not in off
     }
