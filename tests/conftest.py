@@ -6,6 +6,8 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # also for the processes that tests start, and whatever a cluster has set
 )
 
+os.environ["RSB_CALLED_AS"] = "make"  # committed tables name commands as `make table` does
+
 import hypothesis
 import pytest
 import torch

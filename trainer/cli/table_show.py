@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_ablations
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.stats import published_spread_pct
@@ -31,7 +32,7 @@ from trainer.report.hparams import hparams_folder, write_hparams
 from trainer.report.html import store_report
 from trainer.report.notes import remarks, warnings
 from trainer.report.rows import by_cell, errors_in, find_rows, open_table
-from trainer.report.tables import METRICS, State, Table, find_metric, summarize
+from trainer.report.tables import METRICS, State, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
 
@@ -72,7 +73,7 @@ def show_table(
     print_table(out, view)
     if view.is_whole and metric == "top1":
         paths = [*store_table(results, view), *store_report(results, table)]
-        print_stored(out, table, paths)
+        print_stored(out, ablation, paths)
         if paths and runs.is_dir():
             write_hparams(table, hparams_folder(runs, table.name))
 
@@ -142,9 +143,9 @@ def store_table(results: Path, view: View) -> list[Path]:
     return paths
 
 
-def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
-    """The files written, or how to get a first row."""
-    line = f"no rows yet, nothing stored; run make ablate ablation={table.name}"
+def print_stored(out: Console, ablation: str, paths: list[Path]) -> None:
+    """The files written, or how to get a first row. ablation: as it was given."""
+    line = f"no rows yet, nothing stored; run {command('ablate', ablation=ablation)}"
     out.print(f"stored {', '.join(map(str, paths))}" if paths else line, markup=False)
 
 

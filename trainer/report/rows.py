@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import CACHE_VERSION, Question, open_question
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
@@ -49,7 +50,7 @@ def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
     if _URL.match(str(results)):
         raise UserError(
             f"results={results}: a table needs a local folder; copy the rows into <folder>/rows, "
-            "or use the copy that make ablate keeps under runs/cells/stores"
+            f"or use the copy that {command('ablate')} keeps under runs/cells/stores"
         )
     folder = results / "rows"
     if not folder.is_dir():

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base import stats as comparisons
+from trainer.base.commands import command
 from trainer.base.errors import ConfigError, UserError
 from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
@@ -159,8 +160,8 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             if row.resolved_recipe is not None
             else (
                 "this row was stored before rows held their recipe; the recipe file and its"
-                f" overrides lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where"
-                " that folder is, runs it"
+                f" overrides lead to {now} now; "
+                f"{command(recipe=f'runs/{row.run}/recipe.yaml')}, where that folder is, runs it"
             )
         )
     yield from reasons_against(row.plugins)
