@@ -50,9 +50,15 @@ _MADE_OF = {
 _LONGEST_QUOTE = 60
 
 
-def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> ConfigError:
+def refuse(
+    path: Path,
+    found: str,
+    hint: str = "",
+    kind: str = "conflict",
+    fix: Mapping[str, Any] | None = None,
+) -> ConfigError:
     """What a recipe's own validator raises: the path is counted from the recipe being validated."""
-    return ConfigError(found, hint, path=path, kind=kind)
+    return ConfigError(found, hint, path=path, kind=kind, fix=fix)
 
 
 def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
@@ -245,7 +251,8 @@ def _missing(
     such = ", ".join(f"{key}: {written(value)}" for key, value in example.items())
     hint = f"add {such or them}: an absent key means off, and {these} cannot be off"
     found = f"{place} has no {', '.join(map(str, keys))}"
-    return ConfigError(found, hint, path=path, kind="missing", example=example)
+    fix = {f"{label_of(data, path)}.{key}": value for key, value in example.items()}
+    return ConfigError(found, hint, path=path, kind="missing", fix=fix)
 
 
 def _example(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.base.errors import ConfigError, OverrideError, Path
+from trainer.base.errors import ConfigError, OverrideError, Path, UserError
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
@@ -110,7 +111,13 @@ def overridden(
     except ConfigError as error:
         labels = _blamed(recipe, after, error, overrides, locked)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
-        raise _about(error, place, labels, _with_example(error, after, labels, overrides)) from None
+        if origin == "set":
+            error = mended(
+                error,
+                overrides,
+                lambda items: check(type(recipe), _after(recipe, items, origin, locked) or {}),
+            )
+        raise _about(error, place, labels) from None
     return result, deviations_between(recipe, result, origin)
 
 
@@ -137,29 +144,48 @@ def _after(
     )
 
 
-def _with_example(
-    error: ConfigError,
-    after: Mapping[str, Any],
-    labels: tuple[str, ...],
-    overrides: Mapping[str, Any],
-) -> str:
-    """The overrides with an example of what is missing, to be copied; empty without one."""
-    if not error.example:
-        return ""
-    items = {label: overrides[label] for label in labels}
-    place = label_of(after, error.path)
-    items |= {f"{place}.{key}": value for key, value in error.example.items()}
-    return f'use set="{" ".join(f"{label}={written(value)}" for label, value in items.items())}"'
+def mended(
+    error: UserError, items: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
+) -> UserError:
+    """An error with all that would be refused after it, and the one set= that satisfies them; the
+    error itself where it has no fix.
+
+    items: the overrides as given. attempt: raises what is wrong with others.
+    """
+    first, found, given, items = error, [error.found], items, dict(items)
+    while any(items.get(key, ...) != value for key, value in error.fix.items()):
+        items |= error.fix
+        try:
+            attempt(items)
+            break
+        except UserError as later:
+            error = later
+            if later.fix:
+                found.append(later.found)
+    if not first.fix:
+        return first
+    made = copy.copy(first)
+    made.found, made.hint = " and ".join(dict.fromkeys(found)), f"use {as_set(items)}"
+    made.fix = {key: value for key, value in items.items() if given.get(key, ...) != value}
+    return made
 
 
-def _about(
-    error: ConfigError, place: str, labels: tuple[str, ...], hint: str = ""
-) -> OverrideError:
+def as_text(items: Mapping[str, Any]) -> str:
+    """Overrides as overrides_of reads them: `epochs=5 loss.name=ce`."""
+    return " ".join(f"{label}={written(value)}" for label, value in items.items())
+
+
+def as_set(items: Mapping[str, Any]) -> str:
+    """Overrides as the word that is typed: set="epochs=5 loss.name=ce"."""
+    return f'set="{as_text(items)}"'
+
+
+def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
     """An error of a value as one of the items that set it: null, not a missing key, turns a part
-    off there. hint: in place of the error's own.
+    off there.
     """
     off = f"write {labels[0]}=null to turn it off" if error.can_be_off else ""
-    hint = ", or ".join(filter(None, [hint or error.hint, off]))
+    hint = ", or ".join(filter(None, [error.hint, off]))
     fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}
     return error.raised_as(OverrideError, **fields)
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
+from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_file
 from trainer.base.memory import peak_mem_mib
@@ -31,7 +34,7 @@ from trainer.models.build import gmacs, num_parameters
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
-from trainer.recipe.overrides import Deviation, deviations_between
+from trainer.recipe.overrides import Deviation, as_text, deviations_between, mended, overrides_of
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
@@ -100,8 +103,21 @@ def published_recipe(page: Recipe) -> Recipe | None:
 def plan_of(job: Job) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
 
-    Raises UserError for whatever does not fit.
+    Raises UserError for whatever does not fit, with all that is refused and one set= in its place.
     """
+
+    def attempt(items: Mapping[str, Any]) -> Plan:
+        return _plan_of(dataclasses.replace(job, overrides=as_text(items)))
+
+    try:
+        return _plan_of(job)
+    except UserError as error:
+        if not error.fix:
+            raise
+        raise mended(error, overrides_of(job.overrides), attempt) from None
+
+
+def _plan_of(job: Job) -> Plan:
     profile = find_profile(job.data, job.data_dir)
     page, _, recipe, deviations = resolve(job, profile)
     return make_plan(
