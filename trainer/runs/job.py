@@ -27,7 +27,7 @@ from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
-from trainer.data.profile import find_profile
+from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
@@ -437,6 +437,7 @@ def make_row(
         top5_pct=_percent(scores, "num_top5"),
         loss_nats=scores.get("loss_nats"),
         other_top1_pct=_percent(other, "num_top1"),
+        majority_pct=round(majority_pct(data.train.labels, data.val.labels), 4),
         num_val_images=plan.profile.num_val,
         num_replaced_images=progress.num_replaced,
         epochs=recipe.epochs,

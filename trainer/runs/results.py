@@ -85,7 +85,8 @@ class Row(StrictModel):
     extension. Scores are of the last evaluation, in percent of num_val_images; loss_nats
     is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
     the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
-    average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
+    average. majority_pct: top-1 of always answering the class that training has most of; None in
+    older rows. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
     run found otherwise than the process before it (device, precision, threads, versions, code),
     each with its step, and where memory ran out; the row's own values are those of the last
     process. curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was
@@ -117,6 +118,7 @@ class Row(StrictModel):
     top5_pct: Percent | None
     loss_nats: float | None
     other_top1_pct: Percent | None
+    majority_pct: Percent | None = None
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count
