@@ -164,7 +164,8 @@ data
   parity        loader equivalence: torch's loader against ffcv
 
 this machine and the suite itself
-  setup         create .venv (every target does by itself); ffcv=1 builds ffcv
+  setup         create .venv (every target does by itself); ffcv=1 builds ffcv;
+                torch=cpu index=<URL of CPU wheels>: without CUDA libraries
   doctor        diagnose this machine, with remedies
   bench         what each part of a run could do alone, what limits it
   matrix        one optimizer step of every recipe on every model family
