@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.base.errors import ConfigError, OverrideError, Path, UserError
+from trainer.base.errors import ConfigError, Error, OverrideError, Path, UserError
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
@@ -103,7 +103,7 @@ def overridden(
 
     Raises OverrideError for a path that the recipe cannot have, or for values that do not fit.
     """
-    after = _after(recipe, overrides, origin, locked)
+    before, after = tree.plain(recipe), _after(recipe, overrides, origin, locked)
     if after is None:
         return recipe, ()
     try:
@@ -115,7 +115,7 @@ def overridden(
             error = mended(
                 error,
                 overrides,
-                lambda items: check(type(recipe), _after(recipe, items, origin, locked) or {}),
+                lambda items: check(type(recipe), _after(recipe, items, origin, locked) or before),
             )
         raise _about(error, place, labels) from None
     return result, deviations_between(recipe, result, origin)
@@ -145,26 +145,26 @@ def _after(
 
 
 def mended(
-    error: UserError, items: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
-) -> UserError:
+    error: Error, items: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
+) -> Error:
     """An error with all that would be refused after it, and the one set= that satisfies them; the
     error itself where it has no fix.
 
     items: the overrides as given. attempt: raises what is wrong with others.
     """
-    first, found, given, items = error, [error.found], items, dict(items)
-    while any(items.get(key, ...) != value for key, value in error.fix.items()):
-        items |= error.fix
+    found, given, items, fix = [error.found], items, dict(items), error.fix
+    while any(items.get(key, ...) != value for key, value in fix.items()):
+        items |= fix
         try:
             attempt(items)
             break
         except UserError as later:
-            error = later
-            if later.fix:
+            fix = later.fix
+            if fix:
                 found.append(later.found)
-    if not first.fix:
-        return first
-    made = copy.copy(first)
+    if not error.fix:
+        return error
+    made = copy.copy(error)
     made.found, made.hint = " and ".join(dict.fromkeys(found)), f"use {as_set(items)}"
     made.fix = {key: value for key, value in items.items() if given.get(key, ...) != value}
     return made
@@ -196,7 +196,7 @@ def deviations_between(recipe: BaseModel, result: BaseModel, origin: str) -> tup
     return tuple(
         Deviation(label, before, after, origin)
         for label, before, after in found
-        if label.partition(".")[0] not in ("published", "assumed", "adapted_to")
+        if label.partition(".")[0] not in ("published", "assumed", "unconfirmed", "adapted_to")
     )
 
 
@@ -229,7 +229,7 @@ def _named_while_off(
     """A part that is off got a name alone: the component's own example of the rest."""
     part = label.removesuffix(".name")
     kinds = kinds_at(kind, recipe, tree.find(kind, recipe, part))
-    example = next((one.example for one in kinds if tag_of(one) == name), None)
+    example = next((getattr(one, "example", None) for one in kinds if tag_of(one) == name), None)
     if example is None:
         return error
     item = f"{part}={written({'name': name, **example})}"
