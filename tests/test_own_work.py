@@ -31,9 +31,10 @@ def checkout(tmp_path):
     for folder in ("trainer", "tests"):
         shutil.copytree(ROOT / folder, made / folder, ignore=ignore)
     shutil.copytree(committed_root(), made, dirs_exist_ok=True)
-    for path in ROOT.glob("*.*"):
-        if path.is_file():
-            shutil.copy(path, made)
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "pyproject.toml"):
+        shutil.copy(
+            ROOT / name, made
+        )  # not .git, which in a worktree is a file with another's path
     shutil.copytree(ROOT / ".ci", made / ".ci")
     shutil.copy(ROOT / ".gitignore", made)
     for words in (["init", "-q"], ["add", "."], ["add", "-f", "results/rows"]):
