@@ -89,11 +89,11 @@ class Row(StrictModel):
     their average; other_top1_pct: of the ones not scored, where the run kept an average.
     majority_pct: top-1 of always answering the class that training has most of; None in older rows.
     bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed run found
-    otherwise than the process before it (device, precision, threads, versions, code), each with its step, and
-    where memory ran out; the row's own values are those of the last process. curves_incomplete:
-    lines of metrics.jsonl were lost on the disk while the run was stopped. injected: faults on
-    purpose (inject=) that touched its result or its speed; with the first it stays out of the
-    store. weights_sha256: of the scored weights, see `weights_digest`.
+    otherwise than the process before it (device, precision, threads, versions, code), each with its
+    step, and where memory ran out; the row's own values are those of the last process.
+    curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
+    injected: faults on purpose (inject=) that touched its result or its speed; with the first it
+    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name
