@@ -20,13 +20,11 @@ class ClassificationScores(Scores):
 
     num_top1, num_top5: images whose class is the first, or among the first five scores (all, with
     fewer classes). loss_nats: the recipe's loss against unsmoothed targets, mean over images; with
-    image.test_flip, of summed logits. has_top5: with five classes or fewer all images are among
-    the first five, which says nothing.
+    image.test_flip, of summed logits.
     """
 
     num_top1: int
     num_top5: int
-    has_top5: bool = True
 
     @property
     def top1_pct(self) -> float:
@@ -43,8 +41,16 @@ class ClassificationScores(Scores):
         return {"num_top1": self.num_top1, "num_top5": self.num_top5, "num_images": self.num_images}
 
     def summary(self) -> str:
-        top5 = f"top-5 {self.top5_pct:.2f} %  " if self.has_top5 else ""
-        return f"top-1 {self.top1_pct:.2f} %  {top5}loss {self.loss_nats:.4f}"
+        return (
+            f"top-1 {self.top1_pct:.2f} %  top-5 {self.top5_pct:.2f} %  loss {self.loss_nats:.4f}"
+        )
+
+
+class _OfFewClasses(ClassificationScores):
+    """Of five classes or fewer: all images are among the first five, which says nothing."""
+
+    def summary(self) -> str:
+        return f"top-1 {self.top1_pct:.2f} %  loss {self.loss_nats:.4f}"
 
 
 @dataclass(frozen=True)
@@ -103,10 +109,5 @@ class Classification(Task):
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
-        return ClassificationScores(
-            num_images,
-            loss_sum / num_images,
-            int(num_top1),
-            int(num_top5),
-            self.plan.profile.num_classes > 5,
-        )
+        kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
+        return kind(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
