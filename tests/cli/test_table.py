@@ -177,9 +177,9 @@ def test_two_runs_side_by_side_with_their_curves(study, tmp_path):
 def test_any_two_cells_are_compared_by_seed_with_interval_n_and_p():
     """Of committed rows, against a paired t-test by statsmodels."""
     words = ["--ablation", "rsb-loss", "--a", "BCE, CutMix", "--b", "CE, CutMix"]
-    done = rsb("compare", *words, "--results", ROOT / "results")
+    done = rsb("compare", *words, "--results", RESULTS)
     assert done.exit_code == 0, done.output
-    table = open_table("rsb-loss", ROOT / "results", ROOT / "runs", METRICS["top1"])
+    table = open_table("rsb-loss", RESULTS, RESULTS / "runs", METRICS["top1"])
     a, b = ({one.cell.name: one.values for one in table.cells}[name] for name in words[3::2])
     gains = DescrStatsW([b[seed] - a[seed] for seed in (0, 1, 2)])
     low, high = gains.tconfint_mean(0.05)
@@ -210,6 +210,6 @@ def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
         assert (RESULTS / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
-    effects = ROOT / "results" / f"{name}.effects.csv"
+    effects = RESULTS / f"{name}.effects.csv"
     assert effects.exists() == bool(view.table.effects)
     assert not effects.exists() or effects.read_text() == effects_csv(view.table)
