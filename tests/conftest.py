@@ -16,7 +16,7 @@ from PIL import Image
 from support import gpu_stub as pretended
 from support.committed import committed_root
 from support.gpu_stub import gpu_stub  # noqa: F401  fixtures of every folder
-from support.studies import page, study  # noqa: F401  # noqa: F401  fixtures of every folder
+from support.studies import page, study  # noqa: F401
 from trainer.base import provenance
 
 torch.set_num_threads(1)
