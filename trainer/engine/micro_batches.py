@@ -31,8 +31,8 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
     """Parts of each micro-batch of a step, on every rank the same: its norm samples, or more but
     none of fewer than least_images.
     """
-    smallest = plan.window_images(step) // plan.micro_batches(step)
-    return max(plan.norm_samples(step), min(num_pieces, smallest // least_images))
+    num_samples = -(-plan.norm_samples(step) // plan.num_parts(step))
+    return max(num_samples, min(num_pieces, plan.part_images(step) // least_images))
 
 
 def num_pieces(state: TrainingState, step: int) -> int:

@@ -94,16 +94,22 @@ class StepStatistics:
             for estimate in self.estimated:
                 estimate.is_adding = True
 
-    def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
+    def finish(
+        self,
+        ranks: Ranks = alone(),
+        num_own: int = 1,
+        num_micro_batches: int = 1,
+        num_parts: int = 1,
+    ) -> None:
         """After the backward pass of the last micro-batch: no gradient sees estimated statistics
         move.
 
-        num_own: this rank's of the step's num_micro_batches.
+        num_own: this rank's of the step's num_micro_batches, each shared by num_parts ranks.
         """
         if self._seen:
             self._move_once()
         if not ranks.is_alone:
-            self._average(ranks, num_own, num_micro_batches)
+            self._average(ranks, num_own, num_micro_batches, num_parts)
             self._add_up(ranks, num_own)
         for norm in self.estimated:
             norm.finish_step()
@@ -128,10 +134,12 @@ class StepStatistics:
         self._seen = []
 
     @torch.no_grad()
-    def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int) -> None:
+    def _average(
+        self, ranks: Ranks, num_own: int, num_micro_batches: int, num_parts: int
+    ) -> None:
         running = self._running()
         if running:
-            flat = torch.cat(running) * (num_own / num_micro_batches)
+            flat = torch.cat(running) * (num_own / (num_micro_batches * num_parts))
             ranks.sum(flat)
             # see lamb.py for torch._foreach_*
             torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
@@ -140,11 +148,18 @@ class StepStatistics:
             )
 
     def _add_up(self, ranks: Ranks, num_own: int) -> None:
-        for norm in self.estimated:
-            if not num_own:  # what an unfinished step has left is no part of this one
+        """One sum over ranks for all layers."""
+        if not self.estimated:
+            return
+        if not num_own:  # what an unfinished step has left is no part of this one
+            for norm in self.estimated:
                 norm.start_step()
-            added = norm.added()
-            ranks.sum(added)
+        each = [norm.added() for norm in self.estimated]
+        flat = torch.cat(each).double()
+        ranks.sum(flat)
+        for norm, added in zip(
+            self.estimated, flat.to(each[0].dtype).split([len(part) for part in each]), strict=True
+        ):
             norm.set_added(added)
 
 

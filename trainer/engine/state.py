@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
+from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
@@ -89,6 +91,8 @@ class TrainingState:
             self.model, settings.activation_checkpointing, settings.compile
         )
         # after the average has copied it
+        self.assigned = plan.assignment(ranks.rank, ranks.world_size)
+        self.joined = JoinedNorms(self.model, self._sharing())
         self.compiled = (
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
         )
@@ -98,6 +102,20 @@ class TrainingState:
         # waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
+
+    def _sharing(self) -> Ranks:
+        """The ranks over which norms join their statistics: those that share a micro-batch.
+
+        Raises UserError for micro_batch=auto.
+        """
+        if not self.step_statistics.is_sampled or self.assigned.num_parts == 1:
+            return alone()
+        if self.settings.micro_batch == "auto":
+            raise UserError(
+                "micro_batch=auto: not possible where ranks join statistics inside the forward"
+                f" pass; leave micro_batch= out, or use {self.assigned.num_groups} ranks"
+            )
+        return self.ranks.groups_of(self.assigned.num_parts)
 
     @property
     def task(self) -> Task:

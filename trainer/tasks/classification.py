@@ -66,9 +66,16 @@ class Classification(Task):
         targets = self.targets(labels)
         if mixing is not None:
             units = plan.mixing_units(batch.step, batch.micro_batch)
+            own: tuple[slice, ...] = (slice(None),)
+            if batch.num_parts > 1:
+                part = plan.part_rows(batch.step, batch.micro_batch, batch.part, batch.num_parts)
+                numbers, own = list(units), part.own
+                units = {numbers[place]: rows for place, rows in part.units.items()}
             images, targets = mixing.mixed(
                 images, targets, plan.seed, batch.step, units, images.shape[-1]
             )
+            if sum(len(range(len(targets))[rows]) for rows in own) < len(targets):
+                images, targets = (torch.cat([each[rows] for rows in own]) for each in (images, targets))
         return in_format(images, self.settings), targets
 
     def targets(self, labels: Tensor) -> Tensor:
