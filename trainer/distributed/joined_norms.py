@@ -44,9 +44,9 @@ class JoinedNorms:
                 module.forward = partial(self._forward, module, module.forward)
 
     @contextmanager
-    def over(self, is_shared: bool) -> Iterator[None]:
-        """A block in which training passes go over parts of a sample, or over whole ones."""
-        self._is_on = is_shared
+    def over(self) -> Iterator[None]:
+        """A block in which training passes go over parts of a sample."""
+        self._is_on = True
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import nn
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
+from trainer.data.loader import MicroBatch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
 from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
@@ -93,6 +96,9 @@ class TrainingState:
         # after the average has copied it
         self.assigned = plan.assignment(ranks.rank, ranks.world_size)
         self.joined = JoinedNorms(self.model, self._sharing())
+        self.noise = SharedNoise(
+            self.model, self.assigned.num_parts > 1, plan.recipe.augment_splits or 1
+        )
         self.compiled = (
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
         )
@@ -116,6 +122,21 @@ class TrainingState:
                 f" pass; leave micro_batch= out, or use {self.assigned.num_groups} ranks"
             )
         return self.ranks.groups_of(self.assigned.num_parts)
+
+    @contextmanager
+    def sharing(self, batch: MicroBatch, place: int, number: int) -> Iterator[None]:
+        """A block of passes over one of `number` pieces of a micro-batch: over this rank's part of
+        it, norms and noise are those of the whole, where other ranks have the rest.
+        """
+        if batch.num_parts == 1:
+            yield
+            return
+        address = batch.step, batch.micro_batch
+        rows = self.plan.part_rows(*address, batch.part, batch.num_parts).own_rows
+        num_images = self.plan.micro_batch_images(*address)
+        with self.noise.over(rows[place::number], num_images, self.settings.device):
+            with self.joined.over():
+                yield
 
     @property
     def task(self) -> Task:

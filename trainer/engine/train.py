@@ -150,15 +150,15 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         for inputs, targets in split(*whole, number_each):
             state.step_statistics.set(place, num_own)
-            with state.joined.over(batch.num_parts > 1):
+            with state.sharing(batch, place % number_each, number_each):
                 loss = task.loss(state.model, inputs, targets) * (
                     len(targets) / plan.window_images(step)
                 )
-            place += 1
-            if place == num_own:
-                state.gradients.expect_last()
-            with state.step_statistics.at_rest(), state.joined.over(batch.num_parts > 1):
-                state.scaler.scale(loss).backward()
+                place += 1
+                if place == num_own:
+                    state.gradients.expect_last()
+                with state.step_statistics.at_rest():
+                    state.scaler.scale(loss).backward()
             total += loss.detach()
         num_replaced += batch.num_replaced
     return total, num_replaced

@@ -81,6 +81,10 @@ class Plan:
             self.window_images(step), self.recipe.batch.images, self.num_micro_batches
         )
 
+    def micro_batch_images(self, step: int, micro_batch: int) -> int:
+        """Images of one micro-batch of a step, over all ranks that share it."""
+        return len(range(micro_batch, self.window_images(step), self.micro_batches(step)))
+
     def norm_samples(self, step: int) -> int:
         """Norm samples in each micro-batch of a step, of at least two images in a smaller step."""
         batch = self.recipe.batch
@@ -109,8 +113,8 @@ class Plan:
 
     def part_rows(self, step: int, micro_batch: int, part: int, num_parts: int) -> PartRows:
         """One of num_parts parts of a micro-batch."""
-        num_images = len(range(micro_batch, self.window_images(step), self.micro_batches(step)))
-        return replace(self.assignment(0, 1), part=part, num_parts=num_parts).rows(num_images)
+        assigned = replace(self.assignment(0, 1), part=part, num_parts=num_parts)
+        return assigned.rows(self.micro_batch_images(step, micro_batch))
 
     def mixing_units(self, step: int, micro_batch: int) -> dict[int, slice]:
         """Which images of a micro-batch belong to which of a step's mixing units: unit u of U has
