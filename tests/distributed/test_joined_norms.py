@@ -1,11 +1,9 @@
 """Ranks that share a sample of statistics make the run of one process that has all of it."""
 
 import pytest
-import torch
 
 from support import ranked
 from support.pieced import relative
-from support.plans import small_plan
 from support.ranked import on_ranks
 
 # smooth, as in test_communicator.py; stochastic depth, mixing, repeats, LAMB, an average

@@ -26,7 +26,7 @@ from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
 from trainer.data.workers import Watch, items_of, whole
-from trainer.recipe.assignment import Assignment
+from trainer.recipe.assignment import WHOLE, Assignment
 from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
@@ -91,7 +91,7 @@ class TrainStream:
     growth: Growth | None = None
     num_splits: int = 1
     fill: tuple[int, ...] | None = None
-    assigned: Assignment = Assignment()
+    assigned: Assignment = WHOLE
     shares_repeats: ClassVar[bool] = True
 
     def batches(

@@ -15,18 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.distributed.communicator import Ranks
-from trainer.models.edit.layer_kinds import AnyBatchNorm
-
-_PLAIN = nn.BatchNorm2d.forward  # that of torch's others, too
-_WITH_ACTIVATION = timm.layers.BatchNormAct2d.forward
-
-
-def can_join(norm: nn.Module) -> bool:
-    """Can ranks share the sample of a norm that takes statistics over images? torch's BatchNorm
-    and timm's with an activation; no norm with another forward pass.
-    """
-    is_batch_norm = isinstance(norm, AnyBatchNorm) and norm.running_mean is not None
-    return is_batch_norm and type(norm).forward in (_PLAIN, _WITH_ACTIVATION)
+from trainer.models.edit.layer_kinds import AnyBatchNorm, can_join
 
 
 class JoinedNorms:

@@ -212,9 +212,10 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
         found.append("precision=bf16")
     if is_sampled and norm_images % 2 == 0 and norm_images > 2:
         half = f'set="batch.norm_images={norm_images // 2}"'
+        num_parts = plan.assignment(0, plan.world_size).num_parts
         found.append(
-            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps"
-            " the sample (a new run)"
+            f"{2 * num_parts * plan.num_micro_batches} ranks, {2 * num_parts} of which share each"
+            " sample"
         )
         found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
     return found or ["a device with more memory"]

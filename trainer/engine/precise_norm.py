@@ -14,9 +14,9 @@ from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import has_statistics, running_norms
+from trainer.models.build import norms_of_micro_batch, running_norms
 from trainer.models.edit.layer_kinds import RunningNorm
-from trainer.models.edit.replacement import counted, is_norm
+from trainer.models.edit.replacement import counted
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
 from trainer.tasks import task_of
@@ -134,9 +134,7 @@ class StepStatistics:
         self._seen = []
 
     @torch.no_grad()
-    def _average(
-        self, ranks: Ranks, num_own: int, num_micro_batches: int, num_parts: int
-    ) -> None:
+    def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int, num_parts: int) -> None:
         running = self._running()
         if running:
             flat = torch.cat(running) * (num_own / (num_micro_batches * num_parts))
@@ -250,10 +248,16 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
         sample = notes[0] if notes else f"the {images}"
+        num_parts = plan.assignment(0, plan.world_size).num_parts
+        joined = (
+            f" {num_parts} ranks share each sample and join their sums of it in every norm."
+            if num_parts > 1
+            else ""
+        )
         return (
             f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample}"
             " images of a micro-batch: batch.norm_images is part of the science, as another sample"
-            " has other statistics and gives another result."
+            f" has other statistics and gives another result.{joined}"
         )
     norms = (
         f"{len(estimated)} norms normalize by running estimates over images, which move once in an"
@@ -287,15 +291,3 @@ def _drops(model: nn.Module) -> bool:
         for name in ("p", "drop_prob", "drop_rate")
     )
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
-def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is
-    science.
-    """
-    named = {
-        name: module
-        for name, module in model.named_modules()
-        if is_norm(module) and has_statistics(module)
-    }
-    return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}

@@ -134,9 +134,9 @@ class TrainingState:
         address = batch.step, batch.micro_batch
         rows = self.plan.part_rows(*address, batch.part, batch.num_parts).own_rows
         num_images = self.plan.micro_batch_images(*address)
-        with self.noise.over(rows[place::number], num_images, self.settings.device):
-            with self.joined.over():
-                yield
+        noise = self.noise.over(rows[place::number], num_images, self.settings.device)
+        with noise, self.joined.over():
+            yield
 
     @property
     def task(self) -> Task:

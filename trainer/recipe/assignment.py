@@ -28,6 +28,11 @@ class PartRows:
     def own_rows(self) -> list[int]:
         return [row for each in self.own for row in self.rows[each]]
 
+    @property
+    def has_more(self) -> bool:
+        """Are there partners that are not trained on here?"""
+        return len(self.own_rows) < len(self.rows)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -67,6 +72,9 @@ class Assignment:
     def rows(self, num_images: int) -> PartRows:
         """Its part of a micro-batch of so many images."""
         return _rows(self, num_images)
+
+
+WHOLE = Assignment()  # of a rank by itself
 
 
 @lru_cache(maxsize=256)

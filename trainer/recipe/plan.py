@@ -103,7 +103,9 @@ class Plan:
         """The fewest images of one micro-batch that a rank has in a step, if any."""
         smallest = self.window_images(step) // self.micro_batches(step)
         num_parts = self.num_parts(step)
-        parts = (replace(self.assignment(0, 1), part=n, num_parts=num_parts) for n in range(num_parts))
+        parts = (
+            replace(self.assignment(0, 1), part=n, num_parts=num_parts) for n in range(num_parts)
+        )
         return min(len(part.rows(smallest).own_rows) for part in parts)
 
     def num_parts(self, step: int) -> int:
@@ -121,9 +123,7 @@ class Plan:
         every U-th image of the step from the u-th on, whatever the micro-batches are.
         """
         number, stride = self.recipe.units_together, self.micro_batches(step)
-        return {
-            micro_batch + stride * unit: slice(unit, None, number) for unit in range(number)
-        }
+        return {micro_batch + stride * unit: slice(unit, None, number) for unit in range(number)}
 
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0

@@ -64,6 +64,17 @@ NORMS = LayerKind(
     ),
 )  # fmt: skip
 
+_JOINED_PASSES = (nn.BatchNorm2d.forward, timm.layers.BatchNormAct2d.forward)
+
+
+def can_join(norm: nn.Module) -> bool:
+    """Can several ranks share the sample of a norm that takes statistics over images? torch's
+    BatchNorm and timm's with an activation; no norm with a forward pass of its own.
+    """
+    is_batch_norm = isinstance(norm, AnyBatchNorm) and norm.running_mean is not None
+    return is_batch_norm and type(norm).forward in _JOINED_PASSES
+
+
 # Their statistics are constants.
 FROZEN_NORMS = LayerKind(FrozenBatchNorm2d, timm=("FrozenBatchNormAct2d",))
 
