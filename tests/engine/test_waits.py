@@ -21,6 +21,7 @@ from torch.utils._pytree import arg_tree_leaves
 from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
+from trainer.distributed.communicator import Ranks, alone
 from trainer.engine import state
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
@@ -122,7 +123,23 @@ def placed(model):
     return model
 
 
-def fake_state(plan, settings, folder, monkeypatch):
+class FakeRanks(Ranks):
+    """A rank whose others are not there; the sizes of what it sums on the device are noted."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        object.__setattr__(self, "sums", [])
+
+    def start_sum(self, tensor):
+        if tensor.device.type == "cuda":
+            self.sums.append(tensor.numel())
+        return lambda: None
+
+    def total(self, number):
+        return number
+
+
+def fake_state(plan, settings, folder, monkeypatch, ranks=alone()):
     """A run on the fake GPU. Its backward passes, in which no line is ours, are left out: autograd
     would want a real one.
     """
@@ -130,7 +147,7 @@ def fake_state(plan, settings, folder, monkeypatch):
         model = build_model(plan)
     monkeypatch.setattr(state, "build_model", lambda plan: model)
     monkeypatch.setattr(state, "as_it_runs", lambda model, settings: placed(model))
-    one = TrainingState(plan, settings)
+    one = TrainingState(plan, settings, ranks)
 
     def backward(loss):
         for weight in model.parameters():
@@ -158,6 +175,34 @@ def test_no_step_reads_from_a_gpu_or_copies_to_it_in_its_own_time(
     waits.found.clear()
     optimizer_step(one, window, 1)
     assert not waits.found
+
+
+ESTIMATED = (
+    "'model={norm: {name: batch_channel_norm, groups: 4, eps: 1e-5, momentum: 0.1,"
+    " statistics: estimated}}'"
+)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fakes a GPU")
+def test_estimates_of_all_layers_are_one_sum_over_ranks_without_a_wait(monkeypatch, request):
+    plan, on_cpu = small_plan(overrides=ESTIMATED), make_settings("cpu", workers="0")
+    ranks = FakeRanks(0, 2)
+    stream = open_data(plan.profile, None).train_stream(plan, on_cpu, 0, ranks)
+    window = iter(list(itertools.islice(stream, 4)))
+    waits = request.getfixturevalue("fake_gpu")
+    one = fake_state(plan, replace(on_cpu, device="cuda"), None, monkeypatch, ranks)
+    one.gradients._never = []  # no backward pass says which gradients come
+    optimizer_step(one, window, 0)
+    waits.found.clear(), ranks.sums.clear()
+    optimizer_step(one, window, 1)
+    assert not waits.found
+    num_channels = [len(norm.running_mean) for norm in one.step_statistics.estimated]
+    assert len(num_channels) > 10
+    num_buckets = len(one.gradients._buckets)
+    assert len(ranks.sums) == num_buckets + 2  # gradients, estimates, the loss
+    assert sum(2 * number + 1 for number in num_channels) in ranks.sums
 
 
 def test_the_fake_gpu_tells_a_wait(fake_gpu):
