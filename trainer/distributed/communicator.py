@@ -98,7 +98,9 @@ class Ranks:
         with _others():
             for first in range(0, self.world_size, number):
                 group = dist.new_group(list(range(first, first + number)))
-                found = group if first == self.rank - rank else found
+                if first == self.rank - rank:
+                    assert isinstance(group, dist.ProcessGroup)  # this rank is in it
+                    found = group
         return Ranks(rank, number, self.local_rank, found)
 
     def total(self, number: int) -> int:

@@ -30,7 +30,8 @@ class JoinedNorms:
             return
         for module in model.modules():
             if can_join(module):
-                module.forward = partial(self._forward, module, module.forward)
+                joined = partial(self._forward, module, module.forward)
+                module.forward = joined  # type: ignore[method-assign]  # of this one instance
 
     @contextmanager
     def over(self) -> Iterator[None]:

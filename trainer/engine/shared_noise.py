@@ -31,7 +31,8 @@ class SharedNoise:
         self._kept: dict[tuple, Tensor] = {}  # on the device: a copy to it would be waited for
         for module in model.modules() if is_shared else ():
             if isinstance(module, _NOISE):
-                module.forward = partial(self._forward, module, module.forward)
+                own = partial(self._forward, module, module.forward)
+                module.forward = own  # type: ignore[method-assign]  # of this one instance
         # timm's heads have this rate, and some call torch's function
         has_function = is_shared and bool(getattr(model, "drop_rate", 0))
         self._functions = _Dropouts(self) if has_function else nullcontext()

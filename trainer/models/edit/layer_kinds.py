@@ -9,7 +9,7 @@ A model's own class counts where it is a subclass of one of them. One that is no
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import timm
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ NORMS = LayerKind(
 _JOINED_PASSES = (nn.BatchNorm2d.forward, timm.layers.BatchNormAct2d.forward)
 
 
-def can_join(norm: nn.Module) -> bool:
+def can_join(norm: nn.Module) -> TypeGuard[AnyBatchNorm]:
     """Can several ranks share the sample of a norm that takes statistics over images? torch's
     BatchNorm and timm's with an activation; no norm with a forward pass of its own.
     """
