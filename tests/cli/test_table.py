@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from statsmodels.stats.weightstats import DescrStatsW
 
 from support.commands import rsb
 from support.studies import table
@@ -12,6 +13,7 @@ from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.cli.table_show import FORMATS
+from trainer.report.formats import effects_csv
 from trainer.report.rows import open_table
 from trainer.report.tables import METRICS
 from trainer.report.view import make_view
@@ -115,6 +117,12 @@ def test_why_a_run_failed_is_printed(study):
         (["table", "--sort", "mean"], "sort=", "ablation="),
         (["compare", "--a", "x"], "b= missing", "b=<run>"),
         (["compare", "--a", "x", "--b", "y"], "run x", "results/rows"),
+        (
+            ["compare", "--ablation", "activations", "--a", "ReLu", "--b", "GELU"],
+            "a=ReLu",
+            "did you mean ReLU",
+        ),
+        (["compare", "--ablation", "activations", "--a", "GELU", "--b", "GELU"], "same", "two"),
         (["reproduce", "--row", "x"], "run x", "results/rows"),
     ],
 )
@@ -166,6 +174,28 @@ def test_two_runs_side_by_side_with_their_curves(study, tmp_path):
     assert "differ only in name and date" in same.output
 
 
+def test_any_two_cells_are_compared_by_seed_with_interval_n_and_p():
+    """Of committed rows, against a paired t-test by statsmodels."""
+    words = ["--ablation", "rsb-loss", "--a", "BCE, CutMix", "--b", "CE, CutMix"]
+    done = rsb("compare", *words, "--results", ROOT / "results")
+    assert done.exit_code == 0, done.output
+    table = open_table("rsb-loss", ROOT / "results", ROOT / "runs", METRICS["top1"])
+    a, b = ({one.cell.name: one.values for one in table.cells}[name] for name in words[3::2])
+    gains = DescrStatsW([b[seed] - a[seed] for seed in (0, 1, 2)])
+    low, high = gains.tconfint_mean(0.05)
+    assert f"{gains.mean:+.2f} [{low:.2f}, {high:.2f}]" in done.output
+    assert "3 seeds" in done.output and f"p = {gains.ttest_mean(0)[1]:.3f}" in done.output
+    for seed in (0, 1, 2):
+        assert f"{b[seed] - a[seed]:+.2f}" in done.output
+
+
+def test_cells_with_one_seed_in_common_have_a_difference_and_no_interval(study):
+    words = ["--ablation", study[0], "--a", "BCE", "--b", "CE"]
+    done = rsb("compare", *words, "--results", study[1], "--runs", study[2])
+    assert done.exit_code == 0 and "+3.50" in done.output, done.output
+    assert "1 seed in common" in done.output and "no interval" in done.output
+
+
 # ---- committed tables
 
 
@@ -182,3 +212,6 @@ def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
         assert (ROOT / "results" / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
+    effects = ROOT / "results" / f"{name}.effects.csv"
+    assert effects.exists() == bool(view.table.effects)
+    assert not effects.exists() or effects.read_text() == effects_csv(view.table)

@@ -2,10 +2,13 @@
 
 import dataclasses
 import io
+import shlex
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from support.rows import ROW
 from trainer.base.settings import make_settings
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
@@ -37,3 +40,12 @@ def test_a_precision_other_than_the_scores_is_noted(recipe, precision, source):
 
 def test_other_data_than_the_scores_have_no_such_note():
     assert "note: precision" not in above("float32", "A2", "digits")
+
+
+def test_a_finished_run_names_the_command_that_shows_its_curves(tmp_path):
+    out = Console(file=io.StringIO(), width=300)
+    settings = dataclasses.replace(make_settings("cpu", workers="0"), runs=tmp_path / "my runs")
+    summary.row(out, ROW, settings, plan_of(Job("A2", "resnet50", "imagenet-1k")))
+    line = next(line for line in out.file.getvalue().splitlines() if line.startswith("curves"))
+    program, *words = shlex.split(line)[1:]
+    assert words[-2:] == ["--logdir", str(tmp_path / "my runs")] and Path(program).exists()

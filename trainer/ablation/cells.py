@@ -31,8 +31,9 @@ class Cell:
     set= that makes this cell, the budget included. levels: (factor, level) pairs, for grouping and
     plots. is_base: differences are taken against it; one per group. group: cells are compared
     within it: "resnet18 on digits". published: the paper's top-1 for this cell in per cent, of the
-    paper's model and data as published_source says them. plan: for the first seed; None where a
-    cell was made by hand.
+    paper's model and data as published_source says them. loss: the loss that it trains with, as
+    JSON, for values of one loss are no measure of another; "" where it is not known. plan: for the
+    first seed; None where a cell was made by hand.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Cell:
     group: str
     published: float | None = None
     published_source: str = ""
+    loss: str = field(default="", compare=False)
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -64,6 +64,8 @@ HINTS = {
     "checkpoint": "the command that was stopped, once more: it resumes",
     "auto_resume": "the command that was stopped, once more: it resumes",
     "amp": "precision=bf16 or precision=fp16",
+    "tf32": "precision=tf32",
+    "allow_tf32": "precision=tf32",
     "fp16": "precision=fp16",
     "bf16": "precision=bf16",
     "amp_dtype": "precision={0}",
@@ -112,6 +114,8 @@ COMMANDS = {
     "rows": "table",
     "tables": "table",
     "report": "table",
+    "plot": "figure",
+    "figures": "figure",
     "runs": "table",
     "sweep": "ablate",
     "ablations": "ablate",
@@ -156,7 +160,8 @@ questions
   lr-find       learning-rate range test, or of another hyperparameter
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
-  compare       two runs: where their rows differ, both learning curves
+  figure        an ablation's effects, curves or cost: SVG, PDF, PNG for a paper
+  compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data
   check-data    decode every image, list the unreadable and unusual ones

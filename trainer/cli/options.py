@@ -68,7 +68,7 @@ Precision = Annotated[
     str,
     typer.Option(
         help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, "
-        "bf16 or fp16."
+        "tf32, bf16 or fp16."
     ),
 ]
 Workers = Annotated[
@@ -83,6 +83,16 @@ Loader = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="Folder of the stored rows.")]
+Stores = Annotated[
+    str,
+    typer.Option(
+        help="Folder of the stored rows; of several, with spaces, all are read, and the first is "
+        "written to."
+    ),
+]
+MetricName = Annotated[
+    str, typer.Option("--metric", help="top1, top5, loss or ema (top-1 of the weight average).")
+]
 AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")
 ]

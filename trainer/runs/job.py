@@ -18,7 +18,7 @@ from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_file
-from trainer.base.memory import peak_mem_mib
+from trainer.base.memory import peak_mem_mib, reserved_mem_mib
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
@@ -40,6 +40,7 @@ from trainer.recipe.tree import shown
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
+from trainer.runs.pace import pace_of
 from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
@@ -296,10 +297,13 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         else None
     )
     row = make_row(outcome.run.folder.name, plan, settings, data, outcome, digest)
-    incomplete = outcome.run.curves_incomplete
-    row = row.model_copy(
-        update={"ablation": job.ablation, "cell": job.cell, "curves_incomplete": incomplete}
-    )
+    more = {
+        "ablation": job.ablation,
+        "cell": job.cell,
+        "curves_incomplete": outcome.run.curves_incomplete,
+        **pace_of(outcome.run.folder / "speed.jsonl", plan),
+    }
+    row = row.model_copy(update=more)
     write_atomically(folder / "row.json", row.as_json())
     return row
 
@@ -431,7 +435,9 @@ def make_row(
         gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
         images_per_s=round(progress.num_seen / progress.train_s, 2) if progress.train_s else 0.0,
         train_s=round(progress.train_s, 2),
+        compile_s=round(progress.compile_s, 2),
         peak_mem_mib=round(peak_mem_mib(settings), 1),
+        reserved_mem_mib=reserved_mem_mib(settings),
         precision=settings.precision,
         loader=data.loader_name(settings),
         num_workers=settings.num_workers,

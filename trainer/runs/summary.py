@@ -11,7 +11,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainer.base.settings import Settings
+from trainer.base.plural import counted
+from trainer.base.settings import Settings, unused_accelerator
+from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import duplicates, duplicates_table, report_table
@@ -52,11 +54,17 @@ def plan_in_brief(
     scaling_note(out, plan)
     channel_note(out, plan)
     out.print(batch_line(plan))
-    out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
-    workers = (
-        f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
-    )
-    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+    per_epoch = counted(plan.steps_per_epoch, "step")
+    total = counted(plan.num_steps, "step")
+    out.print(f"{counted(recipe.epochs, 'epoch')} x {per_epoch} = {total}")
+    workers = "loading in the main process"
+    if settings.num_workers:
+        workers = counted(settings.num_workers, "worker")
+    threads = counted(settings.num_threads, "thread")
+    out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
+    idle = unused_accelerator(settings.device)
+    if idle:
+        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
     precision_note(out, plan, settings.precision)
 
 
@@ -182,8 +190,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
     deviations(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
+    epochs = counted(recipe.epochs, "epoch")
     for name, value in {
-        "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
+        "steps": f"{plan.num_steps:,} = {epochs} x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
         "images seen": (
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
@@ -192,7 +201,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
-        "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
+        "last step of an epoch": counted(plan.window_images(plan.steps_per_epoch - 1), "image"),
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
             + (" (with the mirror image)" if recipe.image.test_flip else "")
@@ -296,7 +305,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     )
     if row.status == "diverged":
         out.print(
-            f"{row.run}: diverged after {row.steps} steps; row {path}",
+            f"{row.run}: diverged after {counted(row.steps, 'step')}; row {path}",
             style="bold red",
             markup=False,
         )
@@ -320,6 +329,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})",
         markup=False,
     )
+    out.print(f"curves {tensorboard_command(settings.runs)}", markup=False)
 
 
 def opening(folder, plan: Plan) -> str:
