@@ -255,6 +255,7 @@ def _decided(
         shape=shape if setup.scalar.is_rate else np.ones_like(shape),
         curve=setup.curve,
         is_rate=setup.scalar.is_rate,
+        own=setup.scalar.own,
     )
     return LRFinderResult(
         suggestion=suggestion,
