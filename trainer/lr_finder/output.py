@@ -25,8 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.base import provenance
 from trainer.base.disk import write_atomically
 from trainer.base.plugins import loaded_plugins
-from trainer.lr_finder.plots import draw, plot, plot_columns
-from trainer.lr_finder.rules import Candidate, Curve, Spread, is_even
+from trainer.lr_finder.plots import draw, interval_text, plot, plot_columns
+from trainer.lr_finder.rules import Candidate, Curve, is_even
 from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
 from trainer.runs import summary as show
@@ -245,7 +245,7 @@ def result(out: Console, found) -> None:
         out.print(suggestion.reason, style="bold yellow", markup=False)
     else:
         own = "" if found.scalar.own is None else f" (the recipe has {found.scalar.own:.3g})"
-        line = f"{found.scalar.label} {suggestion.value:.3g}{_interval_text(suggestion.interval)}"
+        line = f"{found.scalar.label} {suggestion.value:.3g}{interval_text(suggestion.interval)}"
         line += f"{own}: {suggestion.reason}"
         out.print(line, style="bold green", markup=False)
         if found.scalar.is_rate:
@@ -255,12 +255,6 @@ def result(out: Console, found) -> None:
         out.print(f"files  {found.folder}: {files}", markup=False)
     if found.command:
         out.print(f"train  {found.command}", style="bold", markup=False)
-
-
-def _interval_text(interval: Spread | None) -> str:
-    if interval is None or interval.num_seeds < 2:
-        return ""
-    return f", {interval.lowest:.3g} to {interval.highest:.3g} over {interval.num_seeds} seeds"
 
 
 def rules_table(found) -> Table:

@@ -82,11 +82,11 @@ class Suggestion:
     and why not.
 
     interval: what each seed's candidates say alone: their median, lowest and highest; None where
-    the candidates decide nothing. rules: what each of RULES finds, over seeds; None where most seeds find nothing. edge: where the
-    ramp's loss turns up, over seeds. stable, unstable: constant values between which a short run
-    begins to grow; None where no probe found it. candidates: what was measured of them, values
-    ascending. curves: every trial, in the order taken. smoothing: share of the past in each step of
-    the moving average, by the curve it smoothed.
+    the candidates decide nothing. rules: what each of RULES finds, over seeds; None where most
+    seeds find nothing. edge: where the ramp's loss turns up, over seeds. stable, unstable: constant
+    values between which a short run begins to grow; None where no probe found it. candidates: what
+    was measured of them, values ascending. curves: every trial, in the order taken. smoothing:
+    share of the past in each step of the moving average, by the curve it smoothed.
     """
 
     value: float | None
