@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -55,6 +56,10 @@ def test_the_suggestion_is_json_with_what_it_holds_for_and_how_to_use_it(written
     facts = json.loads((written.folder / "suggestion.json").read_text())
     suggestion = written.suggestion
     assert facts["value"] == suggestion.value and facts["reason"] == suggestion.reason
+    assert facts["interval"] == asdict(suggestion.interval)
+    assert [one["mean"] for one in facts["candidates"]] == [
+        one.mean for one in suggestion.candidates
+    ]
     assert facts["command"] == written.command and "set=" in facts["command"]
     assert (facts["scalar"], facts["batch_images"], facts["model"], facts["recipe"]) == (
         "lr.peak",

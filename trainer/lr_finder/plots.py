@@ -164,9 +164,9 @@ def _draw_losses(panel, found) -> None:
         panel.minorticks_off()
         if axis.is_broken:
             panel.axhspan(axis.cut, axis.top, color="#F1F1F1", linewidth=0, zorder=0)
-            look = {"fontsize": 8, "color": GREY, "va": "top"}
+            look = {"fontsize": 8, "color": GREY, "va": "top", "backgroundcolor": "#F1F1F1"}
             said = "here the scale is logarithmic, and rules count a loss as that of the start"
-            place = 0.01, 0.985
+            place = 0.012, 0.965
             panel.text(*place, said, transform=panel.transAxes, **look)
     panel.set_ylabel("loss (nats)")
     if not is_even(found.values):
