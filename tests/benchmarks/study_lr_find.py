@@ -355,6 +355,8 @@ def best_rate(means: dict[float, float]) -> float | None:
     lowest, over the logarithm of the rate; None where the best has no neighbour on a side.
     """
     peaks = sorted(means)
+    if len(peaks) < 3:
+        return None
     place = max(range(len(peaks)), key=lambda place: means[peaks[place]])
     if not 0 < place < len(peaks) - 1:
         return None
