@@ -9,7 +9,7 @@ tests: each pair's range test from three base seeds, with as many threads as the
 kept in results/lr-find/<pair>.json. grids: runs at the answer, a third and three times it, on three
 seeds. To be started in a clean checkout, as every row says whether it was one; --results may name
 another one's store. Resumable: what is there is skipped, and the page is written anew after every
-step. --pairs "A1-resnet18" does these only.
+step. --pairs "A1-resnet18" does these only, --seeds "0 3" these base seeds or these of the grids.
 """
 
 from __future__ import annotations
@@ -202,11 +202,11 @@ def kept(suggestion, with_ramps: bool) -> dict:
     }
 
 
-def test_all(pairs: list[Pair], runs: Path, results: Path) -> int:
+def test_all(pairs: list[Pair], seeds: list[int], runs: Path, results: Path) -> int:
     import torch
 
     threads = torch.get_num_threads()
-    for base_seed in BASE_SEEDS:
+    for base_seed in seeds:
         for pair in pairs:
             key, store = test_key(base_seed, threads), Store(results)
             if key not in store.tests(pair):
@@ -234,19 +234,19 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int) -> int:
         return run_job(job, plan, settings, data, Console(quiet=True), stop)[0]
 
 
-def wanted(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, float, int]]:
+def wanted(store: Store, pairs: list[Pair], seeds: list[int]) -> Iterator[tuple[Pair, float, int]]:
     """Every run of the grids: all of one seed first."""
-    for seed in SEEDS:
+    for seed in seeds:
         for pair in pairs:
             found = store.range_test(pair)
             if found and found["value"]:
                 yield from ((pair, found["value"] * 3.0**step, seed) for step in STEPS)
 
 
-def train_all(pairs: list[Pair], runs: Path, results: Path) -> int:
+def train_all(pairs: list[Pair], seeds: list[int], runs: Path, results: Path) -> int:
     from trainer.base.exits import EXIT_STOPPED
 
-    for pair, peak, seed in wanted(Store(results), pairs):
+    for pair, peak, seed in wanted(Store(results), pairs, seeds):
         if Store(results).score(pair, peak, seed) is None:
             if train(pair, peak, runs, results, seed) == EXIT_STOPPED:
                 return EXIT_STOPPED
@@ -453,12 +453,16 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--pairs", default=" ".join(map(str, PAIRS)), help="only these")
+    parser.add_argument("--seeds", default="0 1 2 3 6", help="only these")
     given = parser.parse_args()
     pairs = [pair for pair in PAIRS if str(pair) in given.pairs.split()]
-    if given.part == "page":
-        code = 0
-    else:
-        code = {"tests": test_all, "grids": train_all}[given.part](pairs, given.runs, given.results)
+    code, given_seeds = 0, [int(seed) for seed in given.seeds.split()]
+    if given.part == "tests":
+        seeds = [seed for seed in BASE_SEEDS if seed in given_seeds]
+        code = test_all(pairs, seeds, given.runs, given.results)
+    elif given.part == "grids":
+        seeds = [seed for seed in SEEDS if seed in given_seeds]
+        code = train_all(pairs, seeds, given.runs, given.results)
     write_page(Store(given.results))
     return code
 
