@@ -40,8 +40,8 @@ LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught
 class Lengths:
     """How long the trials are, and how many there are at most.
 
-    num_ramp_steps: of each seed's ramp. num_probes, num_probe_steps: constant values, on the first
-    seed. num_candidates: tried on the first seed; num_repeats: further trials, of the best and its
+    num_ramp_steps: of each ramp. num_probes, num_probe_steps: constant values, on the first seed.
+    num_candidates: tried on the first seed; num_repeats: further trials, of the best and its
     neighbours on other seeds; num_race_steps: of each of these. num_run_steps: of the run that the
     value is for; 0 where it is as long as a candidate's trial.
     """
@@ -54,6 +54,11 @@ class Lengths:
     num_repeats: int
     num_race_steps: int
     num_run_steps: int = 0
+
+    @property
+    def num_ramps(self) -> int:
+        """Ramps only say where candidates begin: two are enough to see how far they are apart."""
+        return min(2, self.num_seeds)
 
     @property
     def horizon_share(self) -> float:
@@ -74,7 +79,7 @@ class Lengths:
     @property
     def most_steps(self) -> int:
         """Optimizer steps of the whole LR finder run, where no trial ends early."""
-        ramps, probes = self.num_seeds * self.num_ramp_steps, self.num_probes * self.num_probe_steps
+        ramps, probes = self.num_ramps * self.num_ramp_steps, self.num_probes * self.num_probe_steps
         return ramps + probes + (self.num_candidates + self.num_repeats) * self.num_race_steps
 
 
@@ -364,7 +369,7 @@ def decide(
         curves.append(trial(seed, given, purpose))
         return curves[-1]
 
-    ramps = [recorded(seed, values, "ramp") for seed in seeds]
+    ramps = [recorded(seed, values, "ramp") for seed in seeds[: lengths.num_ramps]]
     readings = [read(ramp, baselines, curve) for ramp in ramps]
     rules = {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}
     edge, grid = spread([reading.edge for reading in readings]), CandidateGrid(values)

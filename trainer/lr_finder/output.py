@@ -164,7 +164,7 @@ def print_plan_head(out: Console, setup) -> None:
         f"held out: {held} of {left + held} training images; the validation split is not looked at"
     )
     out.print(
-        f"{lengths.num_seeds} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
+        f"{lengths.num_ramps} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
         f" probes of {lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats}"
         f" candidate trials of {lengths.num_race_steps}: at most {lengths.most_steps:,} steps"
     )
