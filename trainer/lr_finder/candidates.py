@@ -380,7 +380,7 @@ def decide(
     search = CandidateSearch(recorded, seeds, grid, lengths, shape, level)
     search.run(_middle(grid, [*rules.values(), edge], own))
     value, interval, reason = search.result()
-    if value is not None and is_rate and lengths.horizon_share < 1:
+    if value is not None and interval and is_rate and lengths.horizon_share < 1:
         value, interval, reason = _for_the_run(value, interval, reason, lengths)
     unread = [reading.reason for reading in readings if reading.reason]
     if value is None and 2 * len(unread) >= len(readings):

@@ -169,7 +169,8 @@ def print_plan_head(out: Console, setup) -> None:
         f" candidate trials of {lengths.num_race_steps}: at most {lengths.most_steps:,} steps"
     )
     settings = setup.settings
-    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads")
+    threads = f"{settings.num_threads} thread{'s' * (settings.num_threads != 1)}"
+    out.print(f"{settings.device}, {settings.precision}, {threads}")
 
 
 class TerminalLog(TrialLog):
