@@ -501,11 +501,13 @@ def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, mo
     ticks = iter(range(1000))
     monkeypatch.setattr("trainer.ablation.throughput.time.perf_counter", lambda: float(next(ticks)))
     made_fast = []
-    monkeypatch.setattr("trainer.ablation.throughput.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.ablation.throughput.set_algorithms", made_fast.append)
     pace = measure_throughput(
         plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0
     )
-    assert (pace.step_s, pace.num_steps) == (1.0, 3) and made_fast == ["cpu"]  # as a run is
+    assert (pace.step_s, pace.num_steps) == (1.0, 3) and [one.device for one in made_fast] == [
+        "cpu"
+    ]  # as a run is
     assert pace.evaluation_s == pytest.approx(360 / 128)
     assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
     bounded = measure_throughput(

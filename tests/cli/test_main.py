@@ -15,6 +15,8 @@ from trainer.base.errors import UserError
 from trainer.base.settings import make_settings, num_cores
 from trainer.cli.main import app, run_program
 from trainer.cli.words import options_of
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 
@@ -160,6 +162,8 @@ def test_explain_names_the_origin_of_every_value():
     ):
         (line,) = [line for line in done.output.splitlines() if f" {path} " in line]
         assert origin in line, line
+    left_open = [line for line in done.output.splitlines() if line.startswith("not confirmed: ")]
+    assert len(left_open) == len(load_recipe(find_recipe("A3")).unconfirmed)
 
 
 GROUP_NORM = "model.norm={name: group_norm, groups: 32, eps: 1e-5}"
@@ -237,7 +241,7 @@ def test_the_recipes_are_listed():
         "A3.v1",
         "convnext.v2",
         "torchvision-v1.v1",
-        "torchvision-v2.v2",
+        "torchvision-v2.v3",
     } <= set(done.output.split())
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 from scipy.stats import chisquare
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as images_of_torchvision
 from torchvision.transforms.autoaugment import TrivialAugmentWide, _apply_op
 
 from support.draws import make_ids
@@ -81,6 +82,35 @@ def test_pictures_equal_torchvisions(interpolation):
     differences = np.abs(ours.permute(0, 2, 3, 1).numpy().astype(int) - expected)
     assert differences.max() <= (0 if interpolation == "nearest" else 1)
     assert differences.mean() < 0.01
+
+
+@pytest.mark.parametrize("side", ["x", "y"])
+def test_a_centered_shear_is_torchvisions_before_0_12(side):
+    """Its strength was an angle in radians, about the middle of the image (pull request 5285)."""
+    augment = TrivialAugment(num_bins=31, interpolation="bilinear", centered_shear=True)
+    ids = make_ids(3000)
+    drawn = augment.draw(0, ids, IMAGE_PX)
+    plain = TrivialAugment(num_bins=31, interpolation="bilinear").draw(0, ids, IMAGE_PX)
+    rows = np.flatnonzero(plain["operation"] == OPERATIONS.index(f"shear_{side}"))
+    others = np.delete(np.arange(len(ids)), rows)
+    kept = [one for one in others if not OPERATIONS[plain["operation"][one]].startswith("shear")]
+    assert all(np.array_equal(drawn[key][kept], plain[key][kept]) for key in drawn)
+    angles = np.rad2deg(plain["argument"][rows])
+    assert len(rows) > 100 and 50 < np.abs(angles).max() < 57
+    photo = load_sample_image("china.jpg")[:IMAGE_PX, : IMAGE_PX + 10]
+    expected = [
+        np.asarray(
+            images_of_torchvision.affine(
+                Image.fromarray(photo), 0.0, [0, 0], 1.0,
+                [angle, 0.0] if side == "x" else [0.0, angle], InterpolationMode.BILINEAR,
+            )
+        )
+        for angle in angles
+    ]  # fmt: skip
+    pixels = torch.from_numpy(photo.copy()).permute(2, 0, 1).expand(len(rows), -1, -1, -1)
+    parameters = {key: torch.from_numpy(values[rows]) for key, values in drawn.items()}
+    ours = augment.apply(pixels.contiguous(), parameters, (0, 0, 0)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours.astype(int) - np.stack(expected)).max() <= 1
 
 
 def test_a_draw_depends_on_its_own_address_alone():

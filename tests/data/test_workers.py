@@ -2,8 +2,11 @@
 does not deliver, another does, or a line says why not.
 """
 
+import contextlib
 import errno
+import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import resource
 import shutil
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.forked import left_in_session
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data import messages, workers
 from trainer.data.decode import DataTrouble
@@ -129,21 +133,109 @@ cell.kill()
     assert by_itself(script).stdout == "7\n"
 
 
-def test_processes_end_with_the_one_that_is_killed():
-    script = """
-import os, multiprocessing
-import test_workers
-items = test_workers.items_of(test_workers.Squares(), range(10**6), 3, "cpu")
-next(items)
-print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-os.kill(os.getpid(), 9)
-"""
-    done = by_itself(script)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    until_s = time.monotonic() + 10
-    while any(Path(f"/proc/{number}").exists() for number in done.stdout.split()):
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
+class Killer(Squares):
+    """Items of 4 MB, more than a socket holds; a process that makes item 5 kills the one that asked
+    for it, and item 9 takes for ever.
+    """
+
+    def __getitem__(self, key):
+        if key == 5:
+            os.kill(os.getppid(), signal.SIGKILL)
+        while key == 9:
+            pass
+        return key, torch.zeros(2**20)
+
+
+def killed(*anything, **named):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_asked(keys=range(10**6), stream=None):
+    items = items_of(stream or Squares(), keys, 3, "cpu")
+    return items, next(items)
+
+
+def _killed_with(owner, name, count=1):
+    """Killed as a function is called for the count-th time, before it does anything."""
+    made, calls = getattr(owner, name), iter(range(1, 100))
+    setattr(owner, name, lambda *given: killed() if next(calls) == count else made(*given))
+
+
+def _second_starts():
+    _killed_with(workers._Pool, "_started", 2)
+    _is_asked()
+
+
+def _first_asked():
+    _killed_with(workers, "send")
+    _is_asked()
+
+
+def _all_wait_to_send():
+    kept = _is_asked(range(10, 10**6), Killer())
+    wait_for = [worker.socket for worker in kept[0].gi_frame.f_locals["pool"].workers]
+    while len(multiprocessing.connection.wait(wait_for)) < 3:
+        pass
+    killed()
+
+
+def _two_streams():
+    kept = _is_asked(), _is_asked()
+    killed(kept)
+
+
+def _at_work_for_ever():
+    kept = _is_asked([0, 1, 2, 9, 9, 9], Killer())
+    killed(kept)
+
+
+def _replaced(folder):
+    _killed_with(workers._Pool, "_started", 4)
+    list(items_of(Killing(folder, 1), range(10), 3, "cpu"))
+
+
+def _ends():
+    _killed_with(workers._Pool, "_end")
+    _is_asked()[0].close()
+
+
+def _in_a_starting_process():
+    """The parent is gone before a process has set up anything."""
+    made = workers._start_worker
+    workers._start_worker = lambda: (os.kill(os.getppid(), signal.SIGKILL), made())
+    _is_asked()
+
+
+KILLS = {
+    "its second process starts": _second_starts,
+    "a process is starting": _in_a_starting_process,
+    "the first item is asked for": _first_asked,
+    "items come": lambda: killed(_is_asked()),
+    "all processes wait to send": _all_wait_to_send,
+    "one makes an item": lambda: list(items_of(Killer(), range(10), 3, "cpu")),
+    "all are at work for ever": _at_work_for_ever,
+    "two streams are open": _two_streams,
+    "a dead one is replaced": None,
+    "the stream ends": _ends,
+}
+
+
+def left_of(moment) -> int:
+    """How many processes are left, 5 s after one was killed with its own ones at a moment."""
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        with contextlib.suppress(BaseException):
+            moment()
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "not killed"
+    return left_in_session(pid)
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_no_process_outlives_the_one_that_is_killed_as(moment, tmp_path):
+    act = KILLS[moment] or functools.partial(_replaced, tmp_path)
+    assert left_of(act) == 0
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

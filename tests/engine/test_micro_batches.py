@@ -18,6 +18,7 @@ from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.distributed.communicator import alone
+from trainer.engine import train
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.evaluate import evaluate
 from trainer.engine.micro_batches import explained, pieces_at, remedies, split
@@ -78,6 +79,12 @@ def test_norms_over_images_sample_a_piece_and_the_row_says_so(tmp_path):
     assert any("DEVIATION" in line and "4 images" in line for line in found["said"])
 
 
+def test_after_two_halvings_the_recipe_still_says_what_it_said(tmp_path):
+    found = run(tmp_path, BATCH, 2, "oom@1,oom@2", micro_batch="auto")
+    last = [line for line in found["said"] if "DEVIATION" in line][-1]
+    assert "2 images" in last and "batch.norm_images 8" in last
+
+
 def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_pass_that_failed(
     tmp_path,
 ):
@@ -94,9 +101,6 @@ def test_running_statistics_of_pieces_move_as_those_of_ranks_do_and_forget_the_p
     )
     before = norm.running_mean.clone().double()
     state = plan_steps["state"]
-    from trainer.data.dataset import open_data
-    from trainer.engine import train
-
     window = open_data(state.plan.profile, None).train_stream(state.plan, state.settings, 1)
     train.optimizer_step(state, window, 1)
     handle.remove()
@@ -196,6 +200,46 @@ def test_what_the_cpu_says_when_memory_is_out_is_known():
     assert not is_memory_full(RuntimeError("shapes cannot be multiplied")) and not is_memory_full(
         MemoryError()
     )
+
+
+def accelerator_error(code: int) -> torch.AcceleratorError:
+    error = torch.AcceleratorError("CUDA error")
+    error.error_code = code
+    return error
+
+
+NCCL = "NCCL error in: NCCLUtils.cpp:94, unhandled cuda error. Last error:\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (accelerator_error(2), True),  # cudaErrorMemoryAllocation
+        (accelerator_error(710), False),  # an assertion on the device
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling"), False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (torch.distributed.DistBackendError(f"{NCCL}Failed to CUDA calloc async 24 bytes"), True),
+        (torch.distributed.DistBackendError(f"{NCCL}Cuda failure 'out of memory'"), True),
+        (torch.distributed.DistBackendError(f"{NCCL}Connection closed by peer"), False),
+    ],
+)
+def test_every_form_in_which_a_gpu_says_that_memory_is_out_is_known(error, is_memory):
+    assert is_memory_full(error) == is_memory
+
+
+def test_the_communication_of_ranks_that_is_out_of_memory_is_not_tried_again(tmp_path, monkeypatch):
+    """Its communicator is lost: the ranks could not agree to."""
+    calls = []
+
+    def failing(*given):
+        calls.append(given)
+        raise torch.distributed.DistBackendError(f"{NCCL}Failed to CUDA malloc 24 bytes")
+
+    monkeypatch.setattr(train, "add_gradients", failing)
+    with pytest.raises(torch.distributed.DistBackendError):
+        run(tmp_path, GROUPS, 1, micro_batch="auto")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

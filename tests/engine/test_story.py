@@ -5,7 +5,9 @@ import hashlib
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +22,10 @@ from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.index import DataError
-from trainer.data.transforms import normalize
+from trainer.data.transforms import autocast, normalize
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate, evaluate_all
-from trainer.engine.state import Progress, Timer, TrainingState
+from trainer.engine.state import Progress, Timer, TrainingState, algorithms_kept, set_algorithms
 from trainer.models.build import build_model
 from trainer.runs.export import weights_digest
 from trainer.runs.job import Job, plan_of, run_job
@@ -413,3 +415,34 @@ def test_the_share_of_waiting_is_of_the_time_of_training(monkeypatch):
             next(stream)
         progress.num_seen += 30
     assert timer.restart() == (60 / 6, 2 / 6)
+
+
+def test_compiling_is_no_training_time(monkeypatch):
+    """Of two steps the first takes 100 s to compile: each has 3 s of its own."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    compiled, progress = SimpleNamespace(seconds=0.0), Progress()
+    timer = Timer(progress, compiled)
+    for compile_s in (100.0, 0.0):
+        with timer:
+            now[0] += 3 + compile_s
+            compiled.seconds += compile_s
+        progress.num_seen += 30
+    assert (progress.train_s, progress.compile_s) == (6, 100)
+    assert timer.restart()[0] == 60 / 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_float32_on_a_gpu_is_float32_unless_less_is_asked_for(precision):
+    settings = replace(make_settings("cpu", workers="0"), device="cuda:0", precision=precision)
+    backends = torch.backends
+    before = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+    with algorithms_kept():
+        set_algorithms(settings)
+        found = {backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32}
+        assert found == {precision == "tf32"}
+        assert autocast(settings).fast_dtype == (
+            torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+    after = backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.cudnn.benchmark
+    assert after == before

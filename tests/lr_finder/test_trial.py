@@ -60,9 +60,9 @@ def test_a_trial_is_the_steps_of_a_run_with_its_values_as_learning_rates(
     one, tmp_path, monkeypatch
 ):
     made_fast = []
-    monkeypatch.setattr("trainer.lr_finder.trial.fast_algorithms", made_fast.append)
+    monkeypatch.setattr("trainer.lr_finder.trial.set_algorithms", made_fast.append)
     curve = one(3, VALUES, "ramp")
-    assert made_fast == ["cpu"]
+    assert made_fast == [one.settings]
     plan = replace(one.plan, seed=3, num_steps=len(VALUES))
     state = TrainingState(plan, one.settings)
     window = one.data.train_stream(plan, one.settings, 0)

@@ -21,6 +21,7 @@ from trainer.recipe.explain import (
     roadmap_table,
     scores_table,
     shown,
+    unconfirmed_table,
 )
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import ABOUT, apply_overrides, load_recipe, open_recipe
@@ -149,7 +150,9 @@ def test_an_exact_value_is_the_shortest_text_that_gives_it_back():
     )
 
 
-@pytest.mark.parametrize("table", [recipes_table, roadmap_table, scores_table, assumed_table])
+@pytest.mark.parametrize(
+    "table", [recipes_table, roadmap_table, scores_table, assumed_table, unconfirmed_table]
+)
 def test_the_committed_tables_are_current(table):
     assert table() in (recipes_folder() / "README.md").read_text()
 

@@ -13,9 +13,11 @@ import timm
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import DropPath
 
 from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError
+from trainer.models.build import assemble
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_recipe
@@ -32,7 +34,7 @@ NAMES = [path.stem for path in PATHS]
 DIGESTS = {
     "A1.v1": "f1c6e9d659b1",
     "A2.v1": "1016b29acb8c",
-    "A2-mmpretrain.v2": "3b50b991f197",
+    "A2-mmpretrain.v3": "e8a5faa48a00",
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
@@ -73,7 +75,7 @@ DIGESTS = {
     "roadmap-12-layer-norm.v1": "7aa3ffa5ed71",
     "roadmap-13-downsampling.v1": "5e69875452c3",
     "torchvision-v1.v1": "e735c9a97b12",
-    "torchvision-v2.v2": "3e01f94ba958",
+    "torchvision-v2.v3": "4385a5902f91",
 }
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 
@@ -96,6 +98,7 @@ def test_every_page_says_where_it_is_from(path):
     page = load_recipe(path)
     assert page.source and page.title and page.assumed
     assert all(why for why in page.assumed.values())
+    assert page.unconfirmed and all(page.unconfirmed)
     assert path.read_text().startswith(f"# {page.name}: ")
 
 
@@ -167,6 +170,15 @@ def test_each_model_of_torchvisions_second_recipe_is_trained_as_its_weights_say(
         found = plan.recipe.image.train_px, plan.recipe.repeats, plan.steps_per_epoch
         assert found == links[link], score.model
         assert score.train_px == found[0]
+
+
+def test_torchvisions_second_weights_were_made_with_the_shears_of_their_time():
+    """Until 0.11.3 the strength was an angle, since 0.12 it is a slope; all but one are older."""
+    page = load_recipe(find_recipe("torchvision-v2"))
+    for score in page.published:
+        augment = {part.name: part for part in page.for_model(score.model).augment}
+        assert augment["trivial_augment"].centered_shear == (score.model != "resnext101_64x4d")
+        assert list(augment) == [part.name for part in page.augment]
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -367,6 +379,13 @@ def test_mmpretrains_a2_differs_from_a2_where_its_page_says():
         "loss.threshold": (0.2, None),
         "loss.sum_classes": (None, True),
         "mix.images": (None, 256),
+        "model": (
+            None,
+            {
+                "stochastic_depth": {"over_depth": "constant", "per": "sample"},
+                "start": {"head_std": 0.01, "head_bias": 0.0},
+            },
+        ),
         "augment.random_resized_crop.interpolation": ("random", "bilinear_no_antialias"),
         "augment.rand_augment.interpolation": ("random", "bicubic"),
         "image.test_crop_share": (0.95, 0.949),
@@ -387,6 +406,17 @@ def test_mmpretrains_rates_are_those_of_mmcvs_hooks():
         regular = 1e-6 + 0.5 * (5e-3 - 1e-6) * (1 + math.cos(math.pi * epoch / 300))
         taken = (1 - step / (5 * 626)) * (1 - 1e-4) if step < 5 * 626 else 0.0
         assert plan.lr_at(step) == pytest.approx(regular * (1 - taken), rel=1e-9)
+
+
+def test_mmpretrains_network_starts_and_drops_as_its_code_of_that_commit():
+    """LinearClsHead draws with a deviation of 0.01; the ResNet hands one rate to every block."""
+    model, _ = assemble(plan_of(Job("A2-mmpretrain", "resnet50", "imagenet-1k")))
+    drops = [part.drop_prob for part in model.modules() if isinstance(part, DropPath)]
+    assert drops == [0.05] * 16
+    assert (
+        float(model.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.01)
+        and not model.fc.bias.any()
+    )
 
 
 @functools.cache

@@ -54,7 +54,9 @@ def test_killed_at_twenty_random_moments_it_ends_the_same(
 ):
     moments = random_moments(seed)
     for number, (moment, step) in enumerate(moments):
-        code, printed = forked.end_of(words(tmp_path, checkpoint_s), moment, step)
+        code, printed = forked.end_of(
+            words(tmp_path, checkpoint_s, workers=number % 3), moment, step
+        )
         assert code == -signal.SIGKILL, (moments[: number + 1], code, printed)
     code, printed = forked.end_of(words(tmp_path, checkpoint_s))
     assert code == 0, (moments, printed)

@@ -8,8 +8,10 @@ import functools
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +48,10 @@ def images() -> Path:
     return root
 
 
-def words(folder: Path, checkpoint_s: float = 0) -> list[str]:
+def words(folder: Path, checkpoint_s: float = 0, workers: int = 0) -> list[str]:
     """Those of a run of NUM_STEPS steps in a folder."""
     named = {
-        "recipe": "A1", "model": "test_resnet", "data": images(), "device": "cpu", "workers": 0,
+        "recipe": "A1", "model": "test_resnet", "data": images(), "device": "cpu", "workers": workers,
         "set": SET, "checkpoint-s": checkpoint_s, "runs": folder / "runs",
         "results": folder / "results",
     }  # fmt: skip
@@ -67,9 +69,12 @@ def end_of(
     """(exit code, all that was printed) of the program with these words.
 
     moment, step: where `act` is called, else the process is killed there. prepare: called first.
+    No process that it has started is left 20 s later.
     """
     with started(words, moment, step, act, prepare) as process:
         process.join(timeout_s)
+        # multiprocessing's own server, which loader processes are forked from here, takes seconds
+        assert process.exitcode is None or left_in_session(process.pid, 20) == 0
         return process.exitcode, process.printed.read_text() if process.printed.exists() else ""
 
 
@@ -97,7 +102,34 @@ def started(words: list[str], moment: str = "", step: int = -1, act=None, prepar
             process.join()
 
 
+def left_in_session(number: int, wait_s: float = 5.0) -> int:
+    """How many processes of a session are left after so long, once its first one has ended; they
+    are killed.
+    """
+    until_s = time.monotonic() + wait_s
+    while left := [pid for pid in map(_number_of, Path("/proc").iterdir()) if _is_in(pid, number)]:
+        if time.monotonic() > until_s:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            return len(left)
+        time.sleep(0.02)
+    return 0
+
+
+def _number_of(entry: Path) -> int:
+    return int(entry.name) if entry.name.isdigit() else -1
+
+
+def _is_in(pid: int, session: int) -> bool:
+    with contextlib.suppress(OSError):
+        is_in = pid > 0 and os.getsid(pid) == session
+        # one that has ended may wait a while until init takes note
+        return is_in and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def _run(words, moment, step, act, prepare, printed: Path) -> None:
+    os.setsid()  # what it starts is found by its session
     torch.set_num_threads(1)
     run.draw_first_batch = lambda path, *_: Image.new("RGB", (2, 2)).save(
         path

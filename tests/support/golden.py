@@ -50,7 +50,7 @@ RECIPES = {
     "bit-i1k": ("resnet18", f"{SHORT} lr.warmup_steps=2"),
 }
 NUM_STEPS = 8
-TEXTS = ("title", "source", "assumed", "published")
+TEXTS = ("title", "source", "assumed", "unconfirmed", "published")
 SCORES = ("status", "steps", "top1_pct", "top5_pct", "loss_nats", "other_top1_pct")
 EXIT_STOPPED = 75
 

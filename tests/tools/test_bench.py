@@ -202,9 +202,10 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
 
 def test_what_is_measured_runs_as_a_run_does(monkeypatch):
     made_fast, plan = [], small_plan("A3")
-    monkeypatch.setattr("trainer.tools.bench.fast_algorithms", made_fast.append)
-    rates = measure(plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 2, 1)
-    assert made_fast == ["cpu"] and rates["end to end"].num_images == 32
+    monkeypatch.setattr("trainer.tools.bench.set_algorithms", made_fast.append)
+    settings = make_settings("cpu", workers="0")
+    rates = measure(plan, settings, open_data(plan.profile, None), 2, 1)
+    assert made_fast == [settings] and rates["end to end"].num_images == 32
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -1,5 +1,6 @@
 """The doctor answers whatever is broken, and says what mends it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.engine.train import fast_algorithms
+from trainer.base.settings import make_settings
+from trainer.engine.state import set_algorithms
 from trainer.tools import doctor, doctor_probes, doctor_steps
 from trainer.tools.doctor import examine, is_fit, print_findings
 from trainer.tools.doctor_probes import ABSENT, BROKEN, GOOD, PROBES, Finding
@@ -240,9 +242,10 @@ def test_the_step_is_the_main_jobs_and_the_same_bits_twice(monkeypatch):
 def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
     """Which one is the fastest differs from time to time; the step itself asks for the trying."""
     cudnn, seen = torch.backends.cudnn, []
+    on_gpu = dataclasses.replace(make_settings("cpu", workers="0"), device="cuda:0")
 
     def trained(device):
-        fast_algorithms(device)
+        set_algorithms(on_gpu)
         seen.append(
             (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
         )
@@ -255,7 +258,7 @@ def test_determinism_mode_lets_cudnn_try_no_algorithms(monkeypatch):
         doctor_probes.determinism("cuda:0", is_same=False, median_s=0.01)
         assert (cudnn.deterministic, cudnn.benchmark) == before
     assert seen == [(True, True, False)] * 4
-    fast_algorithms("cuda:0")
+    set_algorithms(on_gpu)
     assert cudnn.benchmark
 
 

@@ -35,6 +35,7 @@ _IGNORED_KEYS = (
     "title",
     "source",
     "assumed",
+    "unconfirmed",
     "published",
     "per_model",
     "adapted_to",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from trainer.base.settings import Settings
 from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
 from trainer.engine.evaluate import evaluate_all
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT
@@ -57,7 +57,7 @@ def measure_throughput(
     """
     first = max(0, plan.num_steps - num_steps - 1)
     seconds: list[float] = []
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     state = TrainingState(plan, settings)
     stream = data.train_stream(plan, settings, first)
     for step in range(first, plan.num_steps):

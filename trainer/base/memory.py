@@ -12,8 +12,16 @@ from trainer.base.errors import UserError, one_line, printable
 # Numbers of mallopt's options, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER_BYTES = 2**30
-# torch has a type for the memory of a device alone: what the CPU's allocator says has to be read
-_CPU_SAYS = "can't allocate memory"
+# torch has types for its own allocator on a device and for CUDA's error codes; what the CPU's
+# allocator and the libraries say has to be read.
+_SAID = (
+    "can't allocate memory",  # the CPU's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)
+_NCCL_SAID = ("out of memory", "Failed to CUDA")  # malloc, calloc, host alloc
+_CUDA_MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation
 
 
 class MemoryFull(UserError):
@@ -25,9 +33,21 @@ def is_memory_full(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is None:  # then it is no error of torch's
         return False
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) == _CUDA_MEMORY_ALLOCATION
+    if is_of_ranks(error):
+        return any(words in str(error) for words in _NCCL_SAID)
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and _CPU_SAYS in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _SAID)
     )
+
+
+def is_of_ranks(error: BaseException) -> bool:
+    """Was it raised by the communication between ranks, which is lost with it?"""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return False
+    return isinstance(error, torch.distributed.DistBackendError)
 
 
 def line_of(error: BaseException) -> str | None:
@@ -71,8 +91,19 @@ def keep_freed_memory() -> bool:
     return bool(options(_MMAP_THRESHOLD, _NEVER_BYTES) and options(_TRIM_THRESHOLD, _NEVER_BYTES))
 
 
+def reserved_mem_mib(settings) -> float | None:
+    """The most memory of the GPU that torch's allocator held, in use or for later, which is what
+    must fit; None on a CPU.
+    """
+    if not settings.device.startswith("cuda"):
+        return None
+    import torch  # seconds, which commands without it need not wait for
+
+    return torch.cuda.max_memory_reserved(settings.device) / 2**20
+
+
 def peak_mem_mib(settings) -> float:
-    """The most memory held: of the GPU where the run has one, else of this process."""
+    """The most memory in use: tensors on the GPU where the run has one, else of this process."""
     if settings.device.startswith("cuda"):
         import torch  # seconds, which commands without it need not wait for
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError, did_you_mean
 
-PRECISIONS = ("float32", "bf16", "fp16")
+PRECISIONS = ("float32", "tf32", "bf16", "fp16")
+_OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
 
@@ -18,7 +19,8 @@ MICRO_BATCHES = ("recipe", "auto")
 class Settings:
     """Resolved settings: no `auto` is left.
 
-    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32.
+    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. tf32:
+    float32 whose convolutions and matrix products round their factors to 10 bits, on a GPU.
     num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
     checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
     of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where memory
@@ -120,7 +122,20 @@ def _resolve_device(device: str, cuda) -> str:
                 f"device={device}: torch sees {cuda.device_count()} GPUs here; use device=cpu"
             )
         return device
+    if device.partition(":")[0] in _OTHER_ACCELERATORS:
+        raise UserError(f"device={device}: trains on NVIDIA and AMD GPUs and CPUs; use device=cpu")
     raise UserError(f"device={device}: not a device; valid: auto, cpu, cuda, cuda:N")
+
+
+def unused_accelerator(device: str) -> str | None:
+    """The accelerator of this machine that a run on its CPU leaves idle, as no test of ours has
+    ever run on one; None where there is none.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    is_idle = device == "cpu" and found is not None and found.type in _OTHER_ACCELERATORS
+    return _OTHER_ACCELERATORS[found.type] if is_idle else None
 
 
 def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:
@@ -136,6 +151,8 @@ def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:
         )
     if precision == "fp16" and not on_gpu:
         raise UserError("precision=fp16: needs a GPU (its gradient scaler); use precision=float32")
+    if precision == "tf32" and not (on_gpu and cuda.is_tf32_supported()):
+        raise UserError("precision=tf32: needs an NVIDIA GPU since Ampere; use precision=float32")
     return precision
 
 

@@ -64,6 +64,8 @@ HINTS = {
     "checkpoint": "the command that was stopped, once more: it resumes",
     "auto_resume": "the command that was stopped, once more: it resumes",
     "amp": "precision=bf16 or precision=fp16",
+    "tf32": "precision=tf32",
+    "allow_tf32": "precision=tf32",
     "fp16": "precision=fp16",
     "bf16": "precision=bf16",
     "amp_dtype": "precision={0}",

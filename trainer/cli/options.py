@@ -68,7 +68,7 @@ Precision = Annotated[
     str,
     typer.Option(
         help="auto (on a GPU bf16, or fp16 where it has no bf16; float32 on the CPU), float32, "
-        "bf16 or fp16."
+        "tf32, bf16 or fp16."
     ),
 ]
 Workers = Annotated[

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from trainer.cli.plan_ablation import print_plan
 from trainer.data.profile import data_folder, find_profile, ignored_files
 from trainer.distributed.launch import asked_ranks
@@ -53,6 +55,8 @@ def explain(job: Job, with_off: bool) -> None:
     out = summary.console()
     out.print(explain_table(rows, title))
     summary.off_note(out, rows)
+    for sentence in written.unconfirmed:
+        out.print(Text(f"not confirmed: {sentence}"))
     summary.replaced_lines(out, resolved, replacements)
 
 

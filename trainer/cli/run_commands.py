@@ -69,7 +69,9 @@ def verify(
     can_score = all(check.is_good for check in checks if check.what in _NEEDED_TO_EVALUATE)
     if with_score and row is not None and can_score:
         on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
-        precision = precision or ("auto" if on_cpu and row.precision == "fp16" else row.precision)
+        precision = precision or (
+            "auto" if on_cpu and row.precision in ("fp16", "tf32") else row.precision
+        )
         settings = make_settings(device, precision, workers, runs, results)
         checks += scores_check(folder, settings, data_dir)
     out = open_terminal(_TABLE_WIDTH)

@@ -110,7 +110,9 @@ def verify(
     device: options.Device = "auto",
     precision: Annotated[
         str,
-        typer.Option(help="float32, bf16 or fp16; default: the row's, where the device has it."),
+        typer.Option(
+            help="float32, tf32, bf16 or fp16; default: the row's, where the device has it."
+        ),
     ] = "",
     workers: options.Workers = "auto",
     data_dir: options.DataDir = None,

@@ -80,7 +80,9 @@ def reproduce(
     ] = "",
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bf16 or fp16; default: the row's.")] = "",
+    precision: Annotated[
+        str, typer.Option(help="float32, tf32, bf16 or fp16; default: the row's.")
+    ] = "",
     workers: options.Workers = "auto",
     runs: options.Runs = Path("runs"),
     results: options.Results = Path("results"),

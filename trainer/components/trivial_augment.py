@@ -33,6 +33,9 @@ class TrivialAugment(FromOperations):
 
     num_bins: how many strengths each range is divided into.
     interpolation: how moved pixels are read.
+    centered_shear: a shear leaves the image's middle where it is, and its strength is an angle in
+        radians, up to a slope of 1.52: torchvision's before 0.12. Without it, the top or the left
+        edge stays and the strength is the slope, up to 0.99: the paper's, and torchvision's since.
 
     Pixels that come from outside the image are black, whatever the data's mean. Images that are not
     RGB go without color: the other thirteen are drawn.
@@ -44,6 +47,7 @@ class TrivialAugment(FromOperations):
     name: Literal["trivial_augment"] = "trivial_augment"
     num_bins: Annotated[int, Field(ge=2)]
     interpolation: Literal["nearest", "bilinear", "bicubic"]
+    centered_shear: bool = False
     purpose: ClassVar[str] = "trivial_augment"
     example: ClassVar[dict[str, Any]] = {"num_bins": 31, "interpolation": "nearest"}
 
@@ -69,7 +73,8 @@ class TrivialAugment(FromOperations):
             choice, [place for place, name in enumerate(ranges) if name in _SIGNED]
         )
         magnitude = np.stack(list(ranges.values()))[choice, bins] * np.where(negative, -1.0, 1.0)
-        operation = np.array([OPERATIONS.index(name) for name in ranges])[choice]
+        places = [OPERATIONS.index(self._placed(name)) for name in ranges]
+        operation = np.array(places)[choice]
         return {"operation": operation, "argument": _arguments(operation, magnitude)}
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
@@ -77,6 +82,11 @@ class TrivialAugment(FromOperations):
         operation = drawn["operation"]
         interpolation = torch.full_like(operation, INTERPOLATIONS.index(self.interpolation))
         return operate(images, operation, drawn["argument"], interpolation, (0,) * images.shape[1])
+
+    def _placed(self, name: str) -> str:
+        """The operation's name in OPERATIONS."""
+        is_centered = self.centered_shear and name.startswith("shear")
+        return f"centered_{name}" if is_centered else name
 
     def _ranges(self) -> dict[str, np.ndarray]:
         """The strengths of every operation, [num_bins] float64 each; float32 spacing, as

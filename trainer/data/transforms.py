@@ -12,10 +12,9 @@ _CACHED_PX = 1 << 15
 
 
 def autocast(settings) -> torch.autocast:
-    """The forward pass's precision: float32 turns it off."""
-    dtype = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        settings.precision
-    ]
+    """The forward pass's precision: float32 and tf32 turn it off."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = half.get(settings.precision, torch.float32)
     return torch.autocast(
         settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32
     )

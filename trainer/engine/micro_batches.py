@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trainer.base.memory import MemoryFull, is_memory_full
+from trainer.base.memory import MemoryFull, is_memory_full, is_of_ranks
 from trainer.base.settings import Settings
 from trainer.base.signals import Stopped
 from trainer.data.loader import MicroBatch
@@ -117,7 +117,8 @@ def _tried(
     try:
         return add_gradients(state, window, step), None
     except RuntimeError as error:
-        if not is_memory_full(error):
+        # after an error of theirs the ranks could not even agree to try again
+        if is_of_ranks(error) or not is_memory_full(error):
             raise
         return None, error.with_traceback(None)
 
@@ -147,8 +148,8 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     if state.step_statistics.is_sampled:
         deviation = (
             f"DEVIATION: norms now normalize by {sizes[1]} images where the recipe has"
-            f" batch.norm_images {sizes[0]}: another result than the recipe's; the row keeps it as"
-            " a deviation"
+            f" batch.norm_images {plan.recipe.batch.norm_images}: another result than the"
+            " recipe's; the row keeps it as a deviation"
         )
         state.notes.append((deviation, "bold red"))
 

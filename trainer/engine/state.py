@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,7 +32,8 @@ class Progress:
 
     step: optimizer steps done. evaluated_step: the step of the last evaluation. loss_sum,
     loss_steps: of the training losses since the last line of metrics. num_seen: images trained on.
-    train_s: seconds in the loop, evaluations left out. scores: of the last evaluation, by weights
+    train_s: seconds in the loop, evaluations and compiling left out. compile_s: of compiling.
+    scores: of the last evaluation, by weights
     ("model", "average"). changes: where a later process found another machine, and where memory ran
     out. num_pieces: of each micro-batch, since then. injected: faults on purpose that touch the
     row.
@@ -44,6 +46,7 @@ class Progress:
     num_replaced: int = 0
     num_seen: int = 0
     train_s: float = 0.0
+    compile_s: float = 0.0
     scores: dict[str, dict] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
     num_pieces: int = 1
@@ -66,6 +69,30 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     if settings.activation_checkpointing:
         recompute_activations(model)
     return model
+
+
+def set_algorithms(settings: Settings) -> None:
+    """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice,
+    promised on a CPU alone. float32 is computed as float32 unless precision=tf32 asks for less:
+    torch would round the factors of convolutions to 10 bits (TF32), and say nothing.
+    """
+    if not settings.device.startswith("cuda"):
+        return
+    backends, is_tf32 = torch.backends, settings.precision == "tf32"
+    backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = is_tf32
+
+
+@contextmanager
+def algorithms_kept() -> Iterator[None]:
+    """A block after which the choices of `set_algorithms` are as before."""
+    backends = torch.backends
+    before = backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32
+    try:
+        yield
+    finally:
+        backends.cudnn.benchmark, backends.cudnn.allow_tf32 = before[:2]
+        backends.cuda.matmul.allow_tf32 = before[2]
 
 
 class TrainingState:
@@ -172,13 +199,15 @@ def _fingerprint(tensors: Iterable[torch.Tensor]) -> int:
 
 
 class Timer:
-    """Times the training of images and the waiting for them; evaluations and saving do not count.
+    """Times the training of images and the waiting for them; evaluations, saving and compiling do
+    not count.
 
     Images are those of all ranks; the times are this rank's.
     """
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, compiled: Compiled | None = None) -> None:
+        self._progress, self._compiled = progress, compiled
+        self._compiled_s = 0.0
         self._seen, self._wait_s, self._busy_s = progress.num_seen, 0.0, 0.0
         self._started_s: float | None = None
 
@@ -195,12 +224,15 @@ class Timer:
             yield batch
 
     def __enter__(self) -> Timer:
+        self._compiled_s = self._compiled.seconds if self._compiled else 0.0
         self._started_s = time.perf_counter()
         return self
 
     def __exit__(self, *exception) -> None:
         assert self._started_s is not None
-        seconds = time.perf_counter() - self._started_s
+        compile_s = self._compiled.seconds - self._compiled_s if self._compiled else 0.0
+        seconds = time.perf_counter() - self._started_s - compile_s
+        self._progress.compile_s += compile_s
         self._busy_s += seconds
         self._progress.train_s += seconds
         self._started_s = None

@@ -23,7 +23,7 @@ from trainer.engine.micro_batches import (
 )
 from trainer.engine.null_run import NullRun
 from trainer.engine.precise_norm import make_norms_precise
-from trainer.engine.state import Timer, TrainingState
+from trainer.engine.state import Timer, TrainingState, set_algorithms
 
 MOST_REPLACED_SHARE = 0.01
 
@@ -38,10 +38,10 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     with run.open():
         progress = state.progress
-        timer = Timer(progress)
+        timer = Timer(progress, state.compiled)
         faults = run.loader_faults()
         loader = timer.batches(
             data.train_stream(plan, settings, progress.step, state.ranks, faults, run.watch)
@@ -87,14 +87,6 @@ def with_the_others(loader: Iterator, ranks: Ranks) -> Iterator:
         if ranks.is_alone:
             raise
         raise StoppedAlone(str(reason)) from None
-
-
-def fast_algorithms(device: str) -> None:
-    """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice,
-    promised on a CPU alone.
-    """
-    if device.startswith("cuda"):
-        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.Tensor:

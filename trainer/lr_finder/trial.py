@@ -23,8 +23,8 @@ from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, algorithms_kept, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.lr_finder.baseline import HeldOut
 from trainer.lr_finder.ramp import HyperparameterSetter, Scalar
 from trainer.lr_finder.rules import Curve
@@ -174,7 +174,7 @@ class Trials:
         return curve
 
     def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:
-        fast_algorithms(self.settings.device)
+        set_algorithms(self.settings)
         peaks, rates = self._rates(values, purpose)
         first = self.scalar.plan_at(plan, self.scalar.used(values[0]), rates[0])
         state = TrainingState(first, self.settings, self.ranks)
@@ -264,17 +264,15 @@ def untouched(device: str) -> Iterator[None]:
     gpus = list(range(torch.cuda.device_count())) if is_in_use else []
     generators = random.getstate(), np.random.get_state()
     num_threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    tries_algorithms = torch.backends.cudnn.benchmark
     current = torch.cuda.current_device() if gpus else None
     try:
-        with torch.random.fork_rng(devices=gpus):
+        with torch.random.fork_rng(devices=gpus), algorithms_kept():
             yield
     finally:
         random.setstate(generators[0])
         np.random.set_state(generators[1])
         torch.set_num_threads(num_threads)
         torch.set_default_dtype(dtype)
-        torch.backends.cudnn.benchmark = tries_algorithms
         if current is not None:
             torch.cuda.set_device(current)
         elif torch.cuda.is_available():

@@ -5,8 +5,8 @@ README shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from rich.table import Table
@@ -18,6 +18,8 @@ from trainer.recipe.overrides import Deviation
 from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe
 from trainer.recipe.shipped import recipe_paths
 from trainer.recipe.tree import shown
+
+T = TypeVar("T")
 
 _ORIGINS = {"set": "override"}
 _STYLES = {"assumed": "yellow", "per_model": "cyan", "profile": "magenta", "override": "red"}
@@ -174,17 +176,31 @@ def assumed_table() -> str:
     """All assumptions as a Markdown table: the key, what was chosen and why, and in which
     recipes.
     """
-    found = list(_all_recipes())
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, recipe in enumerate(found):
-        for assumption in recipe.assumed.items():
-            places.setdefault(assumption, []).append(place)
-    names = [_identity(recipe) for recipe in found]
     lines = ["| key | what was chosen, and why | recipes |", "|---|---|---|"]
     lines += [
-        f"| `{label}` | {why} | {_listed(where, names)} |" for (label, why), where in places.items()
+        f"| `{label}` | {why} | {where} |"
+        for (label, why), where in _where(lambda recipe: recipe.assumed.items())
     ]
     return "\n".join(lines)
+
+
+def unconfirmed_table() -> str:
+    """All that could not be confirmed as a Markdown table: what, and in which recipes."""
+    lines = ["| what could not be confirmed | recipes |", "|---|---|"]
+    lines += [f"| {what} | {where} |" for what, where in _where(lambda recipe: recipe.unconfirmed)]
+    return "\n".join(lines)
+
+
+def _where(texts: Callable[[Recipe], Iterable[T]]) -> Iterator[tuple[T, str]]:
+    """Each of all recipes' texts, and the recipes that have it."""
+    found = _all_recipes()
+    names = [_identity(recipe) for recipe in found]
+    places: dict[T, list[int]] = {}
+    for place, recipe in enumerate(found):
+        for text in texts(recipe):
+            places.setdefault(text, []).append(place)
+    for text, where in places.items():
+        yield text, _listed(where, names)
 
 
 def _row(label, value, written, positions, recipe, model, deviations) -> ExplainedValue:

@@ -152,7 +152,7 @@ def deviations_between(recipe: BaseModel, result: BaseModel, origin: str) -> tup
     return tuple(
         Deviation(label, before, after, origin)
         for label, before, after in found
-        if label.partition(".")[0] not in ("published", "assumed", "adapted_to")
+        if label.partition(".")[0] not in ("published", "assumed", "unconfirmed", "adapted_to")
     )
 
 

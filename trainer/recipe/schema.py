@@ -29,7 +29,7 @@ from trainer.recipe.tree import ABOUT
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
-_NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "published")
+_NOT_IN_DIGEST = ("title", "source", "adapted_to", "assumed", "unconfirmed", "published")
 _STAGES = ("decode", "pixels", "normalized")
 
 
@@ -39,9 +39,10 @@ class Recipe(StrictModel):
     adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
     leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
     name. assumed: what the source does not state, by dotted path, each with what was chosen and
-    why. published: the source's own scores. augment_splits: every image is shown that many times in
-    its micro-batch, cropped and flipped alike: the first time as it then is, the others each with
-    an augmentation of its own. A micro-batch is still norm_images different images.
+    why. unconfirmed: what a reading of the sources left open, a sentence each, also about the
+    scores. published: the source's own scores. augment_splits: every image is shown that many
+    times in its micro-batch, cropped and flipped alike: the first time as it then is, the others
+    each with an augmentation of its own. A micro-batch is still norm_images different images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -65,6 +66,7 @@ class Recipe(StrictModel):
     model: Model | None = None
     adapted_to: str | None = None
     assumed: dict[str, str] = {}
+    unconfirmed: tuple[str, ...] = ()
     per_model: dict[str, dict[str, Any]] = {}
     published: tuple[Score, ...] = ()
 

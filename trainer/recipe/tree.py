@@ -25,7 +25,10 @@ from trainer.recipe.check import (
 )
 
 # What a recipe says about itself; the rest is what it does.
-ABOUT = ("name", "version", "title", "source", "adapted_to", "assumed", "per_model", "published")
+ABOUT = (
+    "name", "version", "title", "source", "adapted_to", "assumed", "unconfirmed", "per_model",
+    "published",
+)  # fmt: skip
 
 
 def plain(value: Any) -> Any:

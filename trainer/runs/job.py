@@ -18,7 +18,7 @@ from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_file
-from trainer.base.memory import peak_mem_mib
+from trainer.base.memory import peak_mem_mib, reserved_mem_mib
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
@@ -431,7 +431,9 @@ def make_row(
         gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
         images_per_s=round(progress.num_seen / progress.train_s, 2) if progress.train_s else 0.0,
         train_s=round(progress.train_s, 2),
+        compile_s=round(progress.compile_s, 2),
         peak_mem_mib=round(peak_mem_mib(settings), 1),
+        reserved_mem_mib=reserved_mem_mib(settings),
         precision=settings.precision,
         loader=data.loader_name(settings),
         num_workers=settings.num_workers,

@@ -10,6 +10,7 @@ from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.engine.evaluate import evaluate
+from trainer.engine.state import algorithms_kept, set_algorithms
 from trainer.recipe.plan import PlanError
 from trainer.runs.export import weights_digest
 from trainer.runs.results import Row, read_row_file
@@ -53,7 +54,9 @@ def rescore(
     digest = weights_digest(model)
     model = model.to(settings.device, memory_format=memory_format)
     data = data_of_run(folder, row, data_dir)
-    return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest
+    with algorithms_kept():
+        set_algorithms(settings)
+        return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest
 
 
 def data_of_run(folder: Path, row: Row, data_dir: Path | None) -> OpenedData:

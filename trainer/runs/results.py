@@ -82,16 +82,17 @@ class Row(StrictModel):
     sha256 of each file of components of the user's own, by its path. data_fingerprint: of the files
     or arrays trained on: names, labels and sizes of files. content_sha256: of their very bytes;
     None in older rows. ignored_files: that lay among them and were not read, counted by split and
-    extension. Scores are of the last evaluation, in percent of num_val_images; loss_nats
-    is the recipe's loss against unsmoothed targets. scored: the weights that the scores belong to,
-    the model's own or their average; other_top1_pct: of the ones not scored, where the run kept an
-    average. bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed
-    run found otherwise than the process before it (device, precision, threads, versions, code),
-    each with its step, and where memory ran out; the row's own values are those of the last
-    process. curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was
-    stopped.
-    injected: faults on purpose (inject=) that touched its result or its speed; with the first it
-    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
+    extension. Scores are of the last evaluation, in percent of num_val_images; loss_nats is the
+    recipe's loss against unsmoothed targets. train_s: without evaluations and, since there is
+    compile_s, without compiling. peak_mem_mib: in use; reserved_mem_mib: held by torch's allocator
+    of a GPU, and None on a CPU. scored: the weights that the scores belong to, the model's own or
+    their average; other_top1_pct: of the ones not scored, where the run kept an average. bitwise:
+    may a rerun on this machine be compared bit for bit? changes: what a resumed run found otherwise
+    than the process before it (device, precision, threads, versions, code), each with its step, and
+    where memory ran out; the row's own values are those of the last process. curves_incomplete:
+    lines of metrics.jsonl were lost on the disk while the run was stopped. injected: faults on
+    purpose (inject=) that touched its result or its speed; with the first it stays out of the
+    store. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name
@@ -127,7 +128,9 @@ class Row(StrictModel):
     gmacs: Amount
     images_per_s: Amount
     train_s: Amount
+    compile_s: Amount = 0.0
     peak_mem_mib: Amount
+    reserved_mem_mib: Amount | None = None
     precision: Text
     loader: Text
     num_workers: Count

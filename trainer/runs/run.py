@@ -23,7 +23,7 @@ from trainer.data.jpeg import decoder_name
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
-from trainer.engine.state import Progress, TrainingState
+from trainer.engine.state import Progress, TrainingState, algorithms_kept
 from trainer.engine.train import Status, train
 from trainer.recipe.plan import Plan
 from trainer.runs.append_only_log import whole_lines
@@ -72,14 +72,10 @@ def train_in_folder(
     Raises LockLost where another process has taken the folder over.
     """
     gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        with torch.random.fork_rng(gpus):
-            state = TrainingState(plan, settings, ranks)
-            run = TrainingRun(folder, state, console, stop, guard)
-            return Outcome(train(state, data, run), state, run)
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
+    with torch.random.fork_rng(gpus), algorithms_kept():
+        state = TrainingState(plan, settings, ranks)
+        run = TrainingRun(folder, state, console, stop, guard)
+        return Outcome(train(state, data, run), state, run)
 
 
 class TrainingRun(NullRun):

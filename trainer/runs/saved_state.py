@@ -48,6 +48,7 @@ class SavedProgress(BaseModel):
     num_replaced: Count = 0
     num_seen: Count = 0
     train_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
+    compile_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     scores: dict[str, dict[str, float]] = {}
     changes: _Lines = []
     num_pieces: Annotated[int, Field(ge=1, le=2**20)] = 1

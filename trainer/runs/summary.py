@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainer.base.settings import Settings
+from trainer.base.settings import Settings, unused_accelerator
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import duplicates, duplicates_table, report_table
@@ -57,6 +57,9 @@ def plan_in_brief(
         f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
     )
     out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+    idle = unused_accelerator(settings.device)
+    if idle:
+        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
     precision_note(out, plan, settings.precision)
 
 

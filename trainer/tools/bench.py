@@ -27,8 +27,8 @@ from trainer.data.parts import Parts, has_parts, part_keys
 from trainer.data.transforms import augmented, fill_of
 from trainer.data.workers import whole
 from trainer.engine.evaluate import evaluate
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.recipe.plan import Plan
 
 WARM_UP_ROUNDS = 1
@@ -169,7 +169,7 @@ def measure(
     """The rates of all parts, taking turns, then of so many whole steps in a row, which must not
     share the machine.
     """
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     state = TrainingState(plan, settings)
     rates = in_turns(bench_parts(state, data), num_rounds, clock_of(settings))
     return rates | {"end to end": _end_to_end(state, data, num_steps)}

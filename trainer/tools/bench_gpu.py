@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
 from trainer.data.loader import MicroBatch
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.models.build import gmacs
 from trainer.recipe.plan import Plan
 from trainer.tools.bench import (
@@ -142,7 +142,7 @@ def bench_run(
 
     folder: of the images, for timm's loader. num_rounds: of the parts and of the loops, at most.
     """
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     clock = clock_of(settings)
     began = clock()
     against = reason_against(plan, folder)

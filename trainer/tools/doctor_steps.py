@@ -6,8 +6,8 @@ import time
 
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.engine.state import TrainingState
-from trainer.engine.train import fast_algorithms, optimizer_step
+from trainer.engine.state import TrainingState, set_algorithms
+from trainer.engine.train import optimizer_step
 from trainer.runs.export import weights_digest
 from trainer.runs.job import Job, plan_of
 from trainer.tools.doctor_probes import MAIN_MODEL, MAIN_RECIPE
@@ -23,7 +23,7 @@ def trained(device: str) -> tuple[str, list[float]]:
     """
     plan = plan_of(Job(MAIN_RECIPE, MAIN_MODEL))
     settings = make_settings(device, workers="0")
-    fast_algorithms(settings.device)
+    set_algorithms(settings)
     clock, seconds = (time.process_time if device == "cpu" else time.perf_counter), []
     state = TrainingState(plan, settings)
     window = open_data(plan.profile, None).train_stream(plan, settings, 0)

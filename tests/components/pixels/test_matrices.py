@@ -12,6 +12,8 @@ FILL = (124, 116, 104)
 ARGUMENTS = {
     "shear_x": np.linspace(-0.99, 0.99, 20),
     "shear_y": np.linspace(-0.99, 0.99, 20),
+    "centered_shear_x": np.linspace(-0.99, 0.99, 20),
+    "centered_shear_y": np.linspace(-0.99, 0.99, 20),
     "translate_x": np.linspace(-32, 32, 20),
     "translate_y": np.linspace(-24, 24, 20),
     "rotate": np.array([-180, -135, -90, -30, 0, 45, 90, 180, 270, *np.linspace(-40, 170, 11)]),
@@ -22,7 +24,10 @@ def original(name, photo, argument, resample):
     """The same movement by PIL itself."""
     if name == "rotate":
         return photo.rotate(argument, resample=resample, fillcolor=FILL)
+    slope, (width, height) = np.tan(argument), photo.size
     entries = {
+        "centered_shear_x": (1, slope, -slope * height / 2, 0, 1, 0),
+        "centered_shear_y": (1, 0, 0, slope, 1, -slope * width / 2),
         "shear_x": (1, argument, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, argument, 1, 0),
         "translate_x": (1, 0, argument, 0, 1, 0),

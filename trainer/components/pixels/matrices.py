@@ -22,6 +22,22 @@ def shear_y(factor: np.ndarray, height: int, width: int) -> np.ndarray:
     return _matrices(len(factor), d=factor)
 
 
+def centered_shear_x(radians: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle row stays, and each row is read tan(radians) px further right than the row
+    above.
+    """
+    factor = np.tan(radians)
+    return _matrices(len(factor), b=factor, c=-factor * (height / 2))
+
+
+def centered_shear_y(radians: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle column stays, and each column is read tan(radians) px further down than the column
+    to its left.
+    """
+    factor = np.tan(radians)
+    return _matrices(len(factor), d=factor, f=-factor * (width / 2))
+
+
 def translate_x(shift_px: np.ndarray, height: int, width: int) -> np.ndarray:
     """All is read shift_px further right: the picture moves left."""
     return _matrices(len(shift_px), c=shift_px)
@@ -61,6 +77,8 @@ def _matrices(num_images: int, **entries: np.ndarray) -> np.ndarray:
 MATRICES: dict[str, tuple[Callable[[np.ndarray, int, int], np.ndarray], str]] = {
     "shear_x": (shear_x, "x"),
     "shear_y": (shear_y, "y"),
+    "centered_shear_x": (centered_shear_x, "x"),
+    "centered_shear_y": (centered_shear_y, "y"),
     "translate_x": (translate_x, "x"),
     "translate_y": (translate_y, "y"),
     "rotate": (rotate, "xy"),
