@@ -349,7 +349,8 @@ def test_the_reason_says_what_the_table_says():
     found = decided(parabola(0.06, scatter=(-0.2, 0.0, 0.2)), SMALL)
     on_all = {one.value: one.mean for one in found.candidates if len(one.losses) == 3}
     best = min(on_all, key=on_all.get)
-    assert f"{best:.3g} ends lowest in the mean of 3 seeds at {on_all[best]:.4f}" in found.reason
+    assert f"of {len(on_all)} candidates trained for 44 steps on 3 seeds" in found.reason
+    assert f"{best:.3g} ends lowest in the mean at {on_all[best]:.4f}" in found.reason
     for factor in (1 / 3, 3):
         value = next(value for value in on_all if value == pytest.approx(best * factor))
         assert f"{value:.3g} at {on_all[value]:.4f}" in found.reason

@@ -1,5 +1,5 @@
-"""Short trials that measure what the rules only guess: probes of constant values, and successive
-halving of candidates. Pure.
+"""Short trials that measure what the rules only guess: probes of constant values, and candidates
+that every seed trains. Pure.
 """
 
 from __future__ import annotations
@@ -307,14 +307,17 @@ class CandidateSearch:
         """What the candidates' table says, in words."""
         larger, _, smaller = (f"{self.grid.at(i):.3g}" for i in self._around(best))
         means = [f"{self._mean(index):.4f}" for index in self._around(best)]
-        over = f" in the mean of {own.num_seeds} seeds" if own.num_seeds > 1 else ""
+        # those tried on the first seed only have no mean to compare
+        count = sum(len(losses) == own.num_seeds for losses in self.losses.values())
+        over = f" on {own.num_seeds} seeds" if own.num_seeds > 1 else ""
+        mean = " in the mean" if over else ""
         alone = f" ({own.lowest:.3g} to {own.highest:.3g} by each seed alone)" if over else ""
         losses = [self.losses[index].values() for index in self._around(best)]
         is_cut = max(map(max, losses)) > self.level
         cut = f", where what ends above {self.level:.4g} counts as that," if is_cut else ""
         return (
-            f"of {len(self.losses)} candidates, each trained for {len(self.shape)} steps,"
-            f" {self.grid.at(best):.3g} ends lowest{over}{cut} at {means[1]} nats, {smaller} at"
+            f"of {count} candidates trained for {len(self.shape)} steps{over},"
+            f" {self.grid.at(best):.3g} ends lowest{mean}{cut} at {means[1]} nats, {smaller} at"
             f" {means[2]} and {larger} at {means[0]}; a parabola through the three is lowest at"
             f" {value:.3g}{alone}"
         )
