@@ -277,9 +277,10 @@ def _decided(
         ranks=ranks,
         watch=watch,
     )
+    first = setup.plan.seed
     suggestion = decide(
         trials,
-        seeds=range(setup.plan.seed, setup.plan.seed + setup.lengths.num_seeds),
+        seeds=range(first, first + setup.lengths.num_seeds + setup.lengths.num_more_seeds),
         values=setup.values,
         baselines=baseline_losses(setup),
         lengths=setup.lengths,

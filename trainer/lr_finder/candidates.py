@@ -33,6 +33,9 @@ APART = 3.0  # neighbouring candidates
 PROBED_FROM, PROBED_TO = 1 / 16, 1.5
 # candidates' steps between what single seeds find: beyond it there is no suggestion
 MOST_STEPS_APART = 1.0
+# of the mean of what single seeds find, in those steps: two answers of 0.13 differ by more than a
+# factor of 1.5 once in twenty times; beyond it there is another seed
+MOST_ERROR_STEPS = 0.13
 LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught nothing
 
 
@@ -43,7 +46,8 @@ class Lengths:
     num_ramp_steps: of each ramp. num_probes, num_probe_steps: constant values, on the first seed.
     num_candidates: tried on the first seed; num_repeats: further trials, of the best and its
     neighbours on other seeds; num_race_steps: of each of these. num_run_steps: of the run that the
-    value is for; 0 where it is as long as a candidate's trial.
+    value is for; 0 where it is as long as a candidate's trial. num_more_seeds: that are tried too
+    where the first ones do not agree.
     """
 
     num_seeds: int
@@ -54,6 +58,7 @@ class Lengths:
     num_repeats: int
     num_race_steps: int
     num_run_steps: int = 0
+    num_more_seeds: int = 0
 
     @property
     def num_ramps(self) -> int:
@@ -162,9 +167,9 @@ class CandidateSearch:
     """Candidates trained for a short while by the recipe's own schedule.
 
     The first seed climbs to a candidate that both neighbours lose against; these three are then
-    trained on every other seed. The answer is where a parabola through their mean losses is lowest.
-    level: the loss of knowing nothing; what ends higher, or diverged, counts as that. losses: by
-    index, by seed.
+    trained on every other seed, and on more where these do not agree. The answer is where a
+    parabola through their mean losses is lowest. level: the loss of knowing nothing; what ends
+    higher, or diverged, counts as that. losses: by index, by seed.
     """
 
     trial: Trial
@@ -174,6 +179,7 @@ class CandidateSearch:
     shape: np.ndarray
     level: float
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
+    num_seeds: int = 0  # that the best is to be tried on
 
     def run(self, start: float) -> None:
         """Climb from the start on the first seed; then try the best and its neighbours on all
@@ -183,11 +189,15 @@ class CandidateSearch:
         while index > 0 and not self.grid.has(index):
             index -= 2
         self._measure(index, self.seeds[0])
+        self.num_seeds = self.lengths.num_seeds
         while True:
             while any([self._try(self._best() + side) for side in (-2, 2)]):
                 pass
-            if not self._repeat(self._best()):
+            if self._repeat(self._best()):
+                continue
+            if not self._wants_a_seed():
                 return
+            self.num_seeds += 1
 
     def _try(self, index: int) -> bool:
         """Try a candidate on the first seed, unless it was, the range has none such, or no trial is
@@ -206,7 +216,7 @@ class CandidateSearch:
         around = [index for index in self._around(best) if index in self.losses]
         missing = [
             (index, seed)
-            for seed in self.seeds[1:]
+            for seed in self.seeds[1 : self.num_seeds]
             for index in around
             if seed not in self.losses[index]
         ]
@@ -220,6 +230,24 @@ class CandidateSearch:
         for index, seed in missing:
             self._measure(index, seed)
         return bool(missing)
+
+    def _wants_a_seed(self) -> bool:
+        """Is there another, and is the mean of what the seeds find too uncertain without it?"""
+        best = self._best()
+        count = len(self.losses[best])
+        if (
+            not 1 < count == self.num_seeds < len(self.seeds)
+            or self._one_sided(best)
+            or not self._has_learned(best)
+        ):
+            return False
+        places = [self.grid.place(value) / 2 for value in self._by_seed(best)]
+        return float(np.std(places, ddof=1)) / math.sqrt(count) > MOST_ERROR_STEPS
+
+    def _by_seed(self, best: int) -> list[float]:
+        """What each seed finds alone."""
+        losses = [self._counted(index) for index in self._around(best)]
+        return [self._lowest_point(best, *of_seed) for of_seed in zip(*losses, strict=True)]
 
     def _measure(self, index: int, seed: int) -> None:
         curve = self.trial(seed, self.grid.at(index) * self.shape, "race")
@@ -266,8 +294,7 @@ class CandidateSearch:
         why = self._one_sided(best)
         if why:
             return None, None, why
-        losses = [self._counted(index) for index in self._around(best)]
-        own = spread([self._lowest_point(best, *of_seed) for of_seed in zip(*losses, strict=True)])
+        own = spread(self._by_seed(best))
         assert own is not None
         if self._steps_between(own.lowest, own.highest) > MOST_STEPS_APART:
             return (
@@ -332,15 +359,17 @@ def lengths_for(
     num_ramp_steps: asked for in place of that number; all other lengths follow it.
     """
     steps = num_ramp_steps or min(200, max(40, num_run_steps // 9))
+    more_seeds = 2 if num_seeds > 1 else 0
     return Lengths(
         num_seeds=num_seeds,
         num_ramp_steps=steps,
         num_probes=6 if steps >= 100 else 2,
         num_probe_steps=min(30, max(12, steps // 4)),
         num_candidates=6 if steps >= 100 else 5,
-        num_repeats=4 * (num_seeds - 1),
+        num_repeats=4 * (num_seeds - 1) + 3 * more_seeds,
         num_race_steps=steps,
         num_run_steps=num_run_steps,
+        num_more_seeds=more_seeds,
     )
 
 
@@ -357,7 +386,8 @@ def decide(
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
-    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. shape:
+    seeds: num_seeds of them, then those that more may be taken from. values: [num_ramp_steps]
+    ascending, all above 0 unless they are evenly spaced. shape:
     [num_race_steps] shares in [0, 1] of a candidate at each step of its trial: the recipe's own
     schedule shrunk to so many steps; ones for a scalar that has no schedule. curve: which of CURVES
     the rules read; candidates are judged on the held-out loss where there is one. is_rate: the
