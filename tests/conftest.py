@@ -6,14 +6,20 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # also for the processes that tests start, and whatever a cluster has set
 )
 
+os.environ["RSB_CALLED_AS"] = "make"  # committed tables name commands as `make table` does
+
 import hypothesis
 import pytest
 import torch
 from PIL import Image
 
+from support.committed import committed_root
 from support.studies import page, study  # noqa: F401  fixtures of every folder
+from trainer.base import provenance
 
 torch.set_num_threads(1)
+# recipes and ablations that a user has written beside the project's are not its own
+provenance.SHIPPED_ROOT = committed_root()
 # the same examples each time, as long as they take on a busy machine
 hypothesis.settings.register_profile("rsb", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("rsb")

@@ -134,7 +134,7 @@ def test_a_link_that_leads_out_of_the_store_is_not_read(tmp_path):
         read_row(tmp_path / "mine", "other-name")
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "checkpoints", "tensorboard"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "checkpoints"])
 def test_a_link_in_a_run_folder_is_refused_before_anything_is_written_through_it(tmp_path, name):
     plan, data = small_plan(overrides="epochs=1"), open_data(small_plan().profile, None)
     given = make_settings("cpu", workers="0", runs=tmp_path / "runs", results=tmp_path / "results")

@@ -39,6 +39,7 @@ from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
 from trainer.base.plugins import load_plugins
+from trainer.base.plural import counted
 from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
@@ -333,7 +334,10 @@ class Run:
         if row is None:
             return html_of_text(repr(self))
         pairs: list[tuple[str, object]]
-        pairs = [("status", row.status), ("steps", f"{row.steps:,} ({row.epochs} epochs)")]
+        pairs = [
+            ("status", row.status),
+            ("steps", f"{row.steps:,} ({counted(row.epochs, 'epoch')})"),
+        ]
         if self.is_finished:
             pairs.append(("top-1", f"{row.top1_pct:.2f} % of {row.num_val_images:,} images"))
             pairs += [("top-5", f"{row.top5_pct:.2f} %"), ("val loss", f"{row.loss_nats:.4f} nats")]

@@ -4,12 +4,14 @@ of it.
 
 import dataclasses
 import io
+import math
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from statsmodels.stats.power import TTestIndPower
 from typer.testing import CliRunner
 
 from support.rows import row_of
@@ -148,6 +150,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
         ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is listed twice"),
         ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
         ("[0, 1]", "[]", "seeds:", "write at least one"),
+        ("seeds:", "smallest_points: 0\nseeds:", "smallest_points:", "it must be above 0"),
         ("{epochs: 2}", "{epochs: 2, share: 0.5}", "budget:", "write either epochs or share"),
         ("{epochs: 2}", "{share: 1.5}", "budget:", "it must be at most 1"),
         (
@@ -472,8 +475,8 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
     assert re.search(r"3 runs to do, [\d.e-]+ hours one after another", text)
-    assert "estimated from 2 steps and one batch of val for each of 1 kinds" in text
-    assert "cpu, float32, 1 threads" in text
+    assert "estimated from 2 steps and one batch of val for each of 1 kind of" in text
+    assert "cpu, float32, 1 thread;" in text
     table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
 
@@ -562,6 +565,15 @@ def test_a_shape_is_what_costs_time(tmp_path):
 def test_options_that_would_be_ignored_are_refused(words, sentence):
     done = CliRunner().invoke(app, ["plan", *words], prog_name="rsb")
     assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_plan_has_the_seeds_that_the_stated_difference_needs(results, tmp_path):
+    """By RSB's spread on 360 images, unpaired, at the level of one of the two comparisons."""
+    path = written(tmp_path, PAGE.replace("seeds:", "smallest_points: 2.5\nseeds:"))
+    std = 0.10 * math.sqrt(50_000 / 360)
+    num = math.ceil(TTestIndPower().solve_power(2.5 / std, power=0.8, alpha=0.05 / 2))
+    text = " ".join(printed(path, results).split())
+    assert f"about {num} a cell show a difference of 2.5 points" in text
 
 
 def test_the_command_prints_the_plan(results, tmp_path):

@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
@@ -14,6 +16,8 @@ from trainer.base.stats import (
     MOST_SEEDS,
     binomial_error_pct,
     compare_cells,
+    contrast,
+    front_of,
     holm,
     mean_of,
     next_value_range,
@@ -83,6 +87,63 @@ def test_p_is_near_that_of_an_exact_permutation_test():
         {seed + 100: value for seed, value in enumerate(others)}, dict(enumerate(base[:6]))
     )
     assert found.p == pytest.approx(exact, abs=0.02)
+
+
+def test_a_contrast_of_cells_is_the_t_test_of_its_sums_by_statsmodels():
+    """Over the seeds that all have; here the interaction of a two by two."""
+    rng = np.random.default_rng(5)
+    cells = rng.normal([[90], [93], [80], [95]], 1.0, (4, 7))
+    signs = np.array([1, -1, -1, 1])
+    given_cells = [dict(enumerate(values)) for values in cells]
+    given_cells[2][99] = -1e6  # a seed that the others lack
+    found = contrast(list(zip(map(float, signs), given_cells, strict=True)))
+    sums = DescrStatsW(signs @ cells)
+    low, high = sums.tconfint_mean(0.05)
+    assert (found.kind, found.num_pairs) == ("paired", 7)
+    assert [found.value, found.low, found.high, found.p] == pytest.approx(
+        [sums.mean, low, high, sums.ttest_mean(0)[1]], rel=1e-9
+    )
+    assert contrast([(1.0, {0: 3.0}), (-1.0, {1: 2.0})]) is None
+
+
+@pytest.mark.parametrize("num_compared", [1, 7, 66])
+def test_simultaneous_intervals_are_those_at_bonferronis_level(num_compared):
+    gains = DescrStatsW(np.array(list(CELL.values())) - np.array(list(BASE.values())))
+    found = compare_cells(CELL, BASE).simultaneous(num_compared)
+    assert found.interval == pytest.approx(gains.tconfint_mean(0.05 / num_compared), rel=1e-9)
+    others = compare_cells({9 + seed: value for seed, value in CELL.items()}, BASE)
+    welch = CompareMeans(DescrStatsW(list(CELL.values())), DescrStatsW(list(BASE.values())))
+    assert others.simultaneous(num_compared).interval == pytest.approx(
+        welch.tconfint_diff(0.05 / num_compared, usevar="unequal"), rel=1e-9
+    )
+    alone = compare_cells({0: 3.0}, {0: 1.0})
+    assert alone.simultaneous(num_compared) == alone
+
+
+@given(
+    st.lists(st.lists(st.floats(-9, 9, width=16), min_size=3, max_size=3), min_size=1, max_size=6)
+)
+def test_an_interval_that_leaves_out_zero_never_disagrees_with_holm(cells):
+    base = {0: 0.5, 1: -0.25, 2: 0.0}
+    found = [compare_cells(dict(enumerate(values)), base) for values in cells]
+    num_compared = sum(one.p is not None for one in found)
+    for one, p in zip(found, holm([one.p for one in found]), strict=True):
+        interval = one.simultaneous(num_compared).interval
+        if interval and not interval[0] <= 0 <= interval[1]:
+            assert p < 0.05 + 1e-9
+
+
+def test_intervals_hold_together_as_often_as_they_say():
+    """Of seven differences of none, all intervals hold 0 in 95 % of the tables, or a little more."""
+    rng = np.random.default_rng(11)
+    num_tables, together, alone = 1_500, 0, 0
+    for scores in rng.normal(95, 1, (num_tables, 8, 3)):
+        base, *others = (dict(enumerate(values)) for values in scores)
+        found = [compare_cells(values, base) for values in others]
+        alone += all(one.low <= 0 <= one.high for one in found)
+        intervals = [one.simultaneous(7).interval for one in found]
+        together += all(low <= 0 <= high for low, high in intervals)
+    assert together / num_tables >= 0.94 and alone / num_tables < 0.85
 
 
 def test_seeds_that_only_one_of_them_has_are_left_out_of_the_pairs():
@@ -168,6 +229,13 @@ def test_the_seeds_needed_are_the_fewest_that_statsmodels_finds(effect):
     assert seeds_needed(-0.1 * effect, 0.1, is_paired=False) == max(2, math.ceil(two))
 
 
+def test_the_seeds_needed_at_the_level_of_one_of_several_comparisons():
+    paired = TTestPower().solve_power(1.0, power=0.8, alpha=0.05 / 7)
+    two = TTestIndPower().solve_power(1.0, power=0.8, alpha=0.05 / 7)
+    assert seeds_needed(0.5, 0.5, is_paired=True, alpha=0.05 / 7) == math.ceil(paired)
+    assert seeds_needed(0.5, 0.5, is_paired=False, alpha=0.05 / 7) == math.ceil(two)
+
+
 def test_an_effect_without_end_needs_few_seeds_and_none_needs_no_number():
     assert (
         seeds_needed(60.0, 1e-6, is_paired=True) == seeds_needed(60.0, 1e-6, is_paired=False) == 2
@@ -200,3 +268,26 @@ def test_one_more_value_lies_where_its_prediction_interval_says():
     assert (low + high) / 2 == 1.5 and high - low == pytest.approx(
         2 * stats.t.ppf(0.975, 1) * math.sqrt(0.5 * 1.5)
     )
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=8))
+def test_the_front_of_exact_values_is_who_nobody_beats(pairs):
+    """Each once: of several with the same cost and gain, one."""
+    beaten = {
+        (cost, gain)
+        for cost, gain in pairs
+        if any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in pairs)
+    }
+    found = front_of([(cost, cost) for cost, _ in pairs], [(gain, gain) for _, gain in pairs])
+    expected = sorted(set(pairs) - beaten)
+    assert [pairs[place] for place in found] == (expected if len(expected) > 1 else [])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(0, 4)] * 2), max_size=8))
+def test_every_step_of_a_front_is_more_than_the_spread(cells):
+    costs = [(cost, cost + spread) for cost, _, spread, _ in cells]
+    gains = [(gain, gain + spread) for _, gain, _, spread in cells]
+    found = front_of(costs, gains)
+    assert len(found) != 1
+    for before, after in itertools.pairwise(found):
+        assert costs[before][1] < costs[after][0] and gains[before][1] < gains[after][0]

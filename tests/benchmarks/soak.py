@@ -161,7 +161,17 @@ def ending(folder: Path) -> dict:
     if len(rows) != 1 or len(curves) != 1:
         return {"rows": len(rows), "runs": len(curves)}
     row = json.loads(rows[0].read_text())
-    free = ("images_per_s", "train_s", "peak_mem_mib", "finished_utc", "commit", "dirty")
+    free = (
+        "images_per_s",
+        "train_s",
+        "step_s",
+        "step_spread_share",
+        "load_per_core",
+        "peak_mem_mib",
+        "finished_utc",
+        "commit",
+        "dirty",
+    )
     left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     return {
         "row": {name: value for name, value in row.items() if name not in free},

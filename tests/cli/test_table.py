@@ -2,22 +2,24 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
+from statsmodels.stats.weightstats import DescrStatsW
 
 from support.commands import rsb
+from support.committed import committed_root
 from support.studies import table
 from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.cli.table_show import FORMATS
+from trainer.report.formats import effects_csv
 from trainer.report.rows import open_table
 from trainer.report.tables import METRICS
 from trainer.report.view import make_view
 from trainer.runs.results import read_row_file, store_row
 
-ROOT = Path(__file__).parents[2]
+RESULTS = committed_root() / "results"
 
 
 def test_the_table_is_printed_and_stored_in_every_format(study):
@@ -76,7 +78,7 @@ def test_nothing_is_stored_where_no_run_has_a_row(page, tmp_path):
     done = rsb(
         "table", "--ablation", page, "--results", tmp_path / "results", "--runs", tmp_path / "runs"
     )
-    assert done.exit_code == 0 and "make ablate ablation=two" in done.output
+    assert done.exit_code == 0 and f"make ablate ablation={page}" in done.output
     assert not (tmp_path / "results").exists()
 
 
@@ -115,6 +117,12 @@ def test_why_a_run_failed_is_printed(study):
         (["table", "--sort", "mean"], "sort=", "ablation="),
         (["compare", "--a", "x"], "b= missing", "b=<run>"),
         (["compare", "--a", "x", "--b", "y"], "run x", "results/rows"),
+        (
+            ["compare", "--ablation", "activations", "--a", "ReLu", "--b", "GELU"],
+            "a=ReLu",
+            "did you mean ReLU",
+        ),
+        (["compare", "--ablation", "activations", "--a", "GELU", "--b", "GELU"], "same", "two"),
         (["reproduce", "--row", "x"], "run x", "results/rows"),
     ],
 )
@@ -166,19 +174,42 @@ def test_two_runs_side_by_side_with_their_curves(study, tmp_path):
     assert "differ only in name and date" in same.output
 
 
+def test_any_two_cells_are_compared_by_seed_with_interval_n_and_p():
+    """Of committed rows, against a paired t-test by statsmodels."""
+    words = ["--ablation", "rsb-loss", "--a", "BCE, CutMix", "--b", "CE, CutMix"]
+    done = rsb("compare", *words, "--results", RESULTS)
+    assert done.exit_code == 0, done.output
+    table = open_table("rsb-loss", RESULTS, RESULTS / "runs", METRICS["top1"])
+    a, b = ({one.cell.name: one.values for one in table.cells}[name] for name in words[3::2])
+    gains = DescrStatsW([b[seed] - a[seed] for seed in (0, 1, 2)])
+    low, high = gains.tconfint_mean(0.05)
+    assert f"{gains.mean:+.2f} [{low:.2f}, {high:.2f}]" in done.output
+    assert "3 seeds" in done.output and f"p = {gains.ttest_mean(0)[1]:.3f}" in done.output
+    for seed in (0, 1, 2):
+        assert f"{b[seed] - a[seed]:+.2f}" in done.output
+
+
+def test_cells_with_one_seed_in_common_have_a_difference_and_no_interval(study):
+    words = ["--ablation", study[0], "--a", "BCE", "--b", "CE"]
+    done = rsb("compare", *words, "--results", study[1], "--runs", study[2])
+    assert done.exit_code == 0 and "+3.50" in done.output, done.output
+    assert "1 seed in common" in done.output and "no interval" in done.output
+
+
 # ---- committed tables
 
 
-STUDIES = [
-    path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.md").exists()
-]
+STUDIES = [path.stem for path in ablation_paths() if (RESULTS / f"{path.stem}.md").exists()]
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
     """Without run folders and data sets, as on a fresh clone; a committed study has no failed run."""
-    view = make_view(open_table(name, ROOT / "results", tmp_path, METRICS["top1"]))
+    view = make_view(open_table(name, RESULTS, tmp_path, METRICS["top1"]))
     for suffix, writer in FORMATS.items():
-        assert (ROOT / "results" / f"{name}.{suffix}").read_text() == writer(view), (
+        assert (RESULTS / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
+    effects = RESULTS / f"{name}.effects.csv"
+    assert effects.exists() == bool(view.table.effects)
+    assert not effects.exists() or effects.read_text() == effects_csv(view.table)

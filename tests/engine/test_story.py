@@ -64,9 +64,10 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
     assert code == EXIT_DONE and row.status == "finished"
     names = {path.name for path in folder.iterdir()}
     assert names >= {
-        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt", "tensorboard",
+        "recipe.yaml", "plan.json", "metrics.jsonl", "speed.jsonl", "log.txt",
         "checkpoints", "model.safetensors", "config.json", "row.json", "first_batch.png",
     }  # fmt: skip
+    assert [name for name in names if name.startswith("events.out.tfevents")]
     stored = folder.parent.parent / "results" / "rows" / f"{row.run}.json"
     assert stored.read_bytes() == (folder / "row.json").read_bytes()
     assert read_row(folder.parent.parent / "results", row.run) == row
@@ -76,6 +77,18 @@ def test_a_finished_run_leaves_a_whole_folder_and_a_row(finished):
         "batch.images",
         "image.train_px",
     }
+
+
+def test_a_row_has_the_median_step_of_its_speed_log(finished):
+    _, row, _, folder = finished
+    lines = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    steps_s = [96 / line["images_per_s"] for line in lines]
+    assert row.step_s == pytest.approx(np.median(steps_s), rel=1e-3)
+    first, third = np.quantile(steps_s, (0.25, 0.75))
+    assert row.step_spread_share == pytest.approx((third - first) / row.step_s, abs=2e-3)
+    assert row.load_per_core == pytest.approx(
+        np.mean([line["load_per_core"] for line in lines]), abs=0.01
+    )
 
 
 def test_the_images_of_an_evaluation_are_decoded_once_for_all_weights():

@@ -294,7 +294,7 @@ def command(overrides="", value=0.003123, job=None, label=RATE, own=5e-3):
 
 
 def test_the_command_keeps_the_users_items_and_puts_the_value_in():
-    assert command() == 'make recipe=A1 model=resnet18 data=digits set="lr.peak=0.00312"'
+    assert command() == "make recipe=A1 model=resnet18 data=digits set=lr.peak=0.00312"
     assert (
         command("epochs=5 loss.name=ce")
         == 'make recipe=A1 model=resnet18 data=digits set="epochs=5 loss.name=ce lr.peak=0.00312"'
@@ -303,10 +303,10 @@ def test_the_command_keeps_the_users_items_and_puts_the_value_in():
         'set="epochs=5 drop_path=null lr.peak=0.00312"'
     )
     assert command(job=Job("A1", "resnet18", "mnist", Path("/data/my set"))).startswith(
-        "make recipe=A1 model=resnet18 data=mnist data_dir='/data/my set'"
+        'make recipe=A1 model=resnet18 data=mnist data_dir="/data/my set"'
     )
     assert command(label="optimizer.weight_decay", own=0.01, value=0.2).endswith(
-        'set="optimizer.weight_decay=0.2"'
+        "set=optimizer.weight_decay=0.2"
     )
 
 

@@ -5,6 +5,7 @@ everywhere.
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,13 @@ def names(tab, table=0):
         f"{rows}.filter((row) => row.getClientRects().length).map((row) => (row.querySelector('th"
         " bdi') || row.querySelector('th')).textContent.split(' (')[0])"
     )
+
+
+RUNS = 4  # the number of the table of runs: after those of results and costs, of two groups
+
+
+def open_folded(tab):
+    tab.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
 
 
 HEADER = "table[data-table] th:nth-child(4)"  # top-1 of the first table
@@ -136,14 +144,17 @@ def test_keys_alone_reach_the_results_sort_and_search_them(browser, pages):
 
 def test_runs_are_searched_by_anything_in_their_row(browser, pages):
     with browser.open(pages["study"]) as tab:
+        tab.js("location.hash = '#runs'")  # a link to a folded part opens it
+        tab.js("new Promise((done) => setTimeout(done, 50))")
+        assert tab.js("document.querySelector('#runs details').open")
         tab.js("document.getElementById('search-runs').focus()")
         tab.write("out of memory")
         assert (
-            names(tab, table=2) == ["focal"]
+            names(tab, table=RUNS) == ["focal"]
             and tab.js("document.querySelector('[data-count=runs]').textContent") == "1 of 30 shown"
         )
         tab.write(" and nothing else")
-        assert names(tab, table=2) == []
+        assert names(tab, table=RUNS) == []
 
 
 def test_the_theme_is_switched_and_named(browser, pages):
@@ -180,9 +191,38 @@ def test_without_script_the_report_is_complete(browser, pages):
         assert tab.errors == []
 
 
-@pytest.mark.parametrize("width_px", [360, 900, 1280])
+def test_a_curve_tells_its_values_where_the_pointer_is(browser, pages):
+    with browser.open(pages["study"]) as tab:
+        tab.click("#curves svg[data-hover] polyline[data-values]")
+        assert tab.js("document.getElementById('tip').checkVisibility()")
+        name, _, rest = tab.js("document.getElementById('tip').textContent").partition(": ")
+        line = f"document.querySelector('#curves polyline[data-name=\"{name}\"]').dataset.values"
+        found = [
+            f"{mean} ({low} to {high}) at epoch {epoch}"
+            if low != high
+            else f"{mean} at epoch {epoch}"
+            for epoch, mean, low, high in (part.split(" ") for part in tab.js(line).split(";"))
+        ]
+        assert rest in found
+
+
+COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "path", [None, *COMMITTED], ids=lambda path: path.stem if path else "study"
+)
+def test_the_runs_fit_a_window_of_1280_pixels(browser, pages, path):
+    with browser.open(path or pages["study"]) as tab:
+        open_folded(tab)
+        box = "document.querySelector('#runs .scroll')"
+        assert tab.js(f"{box}.scrollWidth - {box}.clientWidth") <= 0
+
+
+@pytest.mark.parametrize("width_px", [360, 390, 900, 1280, 1920])
 def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, width_px):
     with browser.open(pages["study"], width_px=width_px) as tab:
+        open_folded(tab)
         assert tab.js("document.documentElement.scrollWidth") == width_px
         smallest_px = """Math.min(...Array.from(document.querySelectorAll('svg text'), (text) => {
             const matrix = text.getScreenCTM();
@@ -193,7 +233,7 @@ def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, 
             "Array.from(document.querySelectorAll('.forest .plot'), (one) =>"
             " Math.round(one.getBoundingClientRect().width))"
         )
-        assert max(plots) - min(plots) <= 1 and min(plots) > 0.4 * width_px, (
+        assert max(plots) - min(plots) <= 1 and min(plots) > 0.4 * min(width_px, 1280), (
             "ticks stand over the lines they belong to"
         )
 
@@ -201,6 +241,7 @@ def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, 
 @pytest.mark.parametrize("width_px", [360, 1280])
 def test_a_screen_reader_finds_named_tables_and_how_they_are_sorted(browser, pages, width_px):
     with browser.open(pages["study"], width_px=width_px) as tab:
+        open_folded(tab)
         tab.click(f"{HEADER} button")
         nodes = tab("Accessibility.getFullAXTree")["nodes"]
         found = [
@@ -216,8 +257,8 @@ def test_a_screen_reader_finds_named_tables_and_how_they_are_sorted(browser, pag
         assert ("columnheader", "top-1 %") in found and ("rowheader", "BCE (resnet18)") in found
         pictures = [name for role, name in found if role == "image"]
         assert (
-            len(set(pictures)) == 16
-            and "Top-1 % of val by epoch: resnet18 on digits 1 BCE (resnet18) 3 seeds" in pictures
+            len(set(pictures)) == 16 + 4
+            and "Top-1 of val by epoch: resnet18 on digits 1 BCE (resnet18) 3 seeds" in pictures
         )
         assert ("searchbox", "Show cells with") in found and ("status", "") in found
         assert tab.js(f"document.querySelector('{HEADER}').ariaSort") == "ascending"
@@ -235,6 +276,11 @@ def test_a_printed_page_is_light_whole_and_without_controls(browser, pages):
             )
             == "visible"
         )
+        heights = tab.js(
+            "Array.from(document.querySelectorAll('details'), (one) => one.offsetHeight"
+            " - one.querySelector('summary').offsetHeight)"
+        )
+        assert len(heights) > 5 and min(heights) > 10, "what is folded on the screen is printed"
 
 
 def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
@@ -247,6 +293,7 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
     assert sum(len(one.rows) for one in table.cells) == 2000
     assert len(text.encode()) < 2.5 * 2**20
     with browser.open(path) as tab:
+        open_folded(tab)
         timing = json.loads(tab.js("JSON.stringify(performance.getEntriesByType('navigation')[0])"))
         assert (
             tab.js("document.querySelectorAll('table[data-table=runs] > tbody > tr').length")
@@ -258,7 +305,7 @@ def test_2000_rows_are_one_page_of_bounded_size(browser, tmp_path):
             " document.querySelector('table[data-table=runs] th:nth-child(4) button').click();"
             " document.body.offsetHeight; return performance.now() - start; })()"
         )
-        assert names(tab, table=1)[:1] == tab.js(
+        assert names(tab, table=2)[:1] == tab.js(
             "[document.querySelector('table[data-table=runs] tbody th').textContent]"
         )
         assert tab.errors == []

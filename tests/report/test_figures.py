@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from support.reported import curves_of, large, study
-from support.tabled import cell, table_of
+from support.tabled import asked, cell, row, table_of
+from trainer.report.curve_figures import PANEL_INNER_PX, curve_figures, quantities
 from trainer.report.curves import Curves
 from trainer.report.figures import (
     MAX_CELLS,
-    PANEL_INNER_PX,
     Scale,
+    core_range,
     cost_figures,
-    curve_figures,
     forest,
-    is_front,
     scale_over,
 )
+from trainer.report.tables import METRICS, summarize
 
 NUMBERS = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
@@ -104,6 +104,49 @@ def test_an_interval_far_wider_than_the_others_is_cut_and_says_so():
     )
 
 
+def test_few_values_far_off_do_not_squash_the_others():
+    assert core_range([1, 2, 3, 4, 100]) == (1, 4)
+    assert core_range([-60, 0, 0.5, 1, 2]) == (0, 2)
+    assert core_range([1, 2, 3, 4, 10]) == (1, 4) and core_range([1, 2, 3, 4, 9]) == (1, 9)
+    assert core_range([1, 100]) == (1, 100) and core_range([5]) == (5, 5)
+    assert core_range([0, 0, 100, 100, 100]) == (0, 100), "two of five are not few"
+
+
+def test_a_difference_far_off_stands_beyond_the_axis():
+    near = {cell(f"c{place}"): {0: 91.0 + place, 1: 92.0, 2: 91.5 + place} for place in range(4)}
+    far = {cell("far"): {0: 30.0, 1: 31.0, 2: 32.0}}
+    table = table_of({cell("base", is_base=True): {0: 90.0, 1: 92.0, 2: 91.0}, **near, **far})
+    *others, away = forest("g", table.cells).effects
+    assert away.is_beyond and away.is_cut_low and not any(one.is_beyond for one in others)
+    assert max(one.at for one in others) - min(one.at for one in others) > 10
+
+
+def test_each_loss_has_an_axis_of_its_own_and_a_cell_far_off_leaves_it():
+    losses = ['{"name": "bce"}', '{"name": "ce"}', '{"name": "ce", "threshold": 0.2}']
+    cells = {
+        cell(f"c{place}", is_base=place == 0, loss=losses[min(place, 2)]): {0: 90.0}
+        for place in range(7)
+    }
+    table = table_of(cells, seeds=(0,))
+    curves = {
+        one.rows[0].run: Curves(
+            ((1, 2.0), (2, 1.0)), ((1, 50.0), (2, 30.0 if not place else 90.0 + place))
+        )
+        for place, one in enumerate(table.cells)
+    }
+    found = {one.axis: one for one in quantities(table, curves)}
+    assert [len(one.lines) for one in found.values()] == [7, 1, 1, 5]
+    assert list(found) == [
+        "top-1 of val, %",
+        "training loss (bce), nats",
+        "training loss (ce), nats",
+        "training loss (ce, threshold 0.2), nats",
+    ]
+    figure = curve_figures(table, curves)[0]
+    assert [line.is_beyond for line in figure.lines] == [True, *[False] * 6]
+    assert found["top-1 of val, %"].y_range() == (50.0, 96.0)
+
+
 def test_a_group_without_a_difference_has_no_forest():
     table = table_of({cell("base", is_base=True): {0: 90.0}, cell("other"): {}})
     assert forest("g", table.cells) is None
@@ -136,9 +179,11 @@ def test_a_panel_has_each_seed_their_mean_and_a_band_around_all():
     (figure,) = curve_figures(table, curves)
     (panel,) = figure.panels
     assert len(panel.seeds) == 2 and panel.base == ""
-    ticks = {float(tick.label): tick.at for tick in figure.y_ticks}
+    assert [tick.label for tick in figure.panel_x_ticks] == ["0", "1", "2", "3"]
+    assert panel.line.values == "1 15 10 20;2 60 50 70;3 90 90 90"
+    ticks = {float(tick.label): tick.at for tick in figure.panel_y_ticks}
     unit = (ticks[80] - ticks[20]) / 60
-    assert [y for _, y in points(panel.mean)] == pytest.approx(
+    assert [y for _, y in points(panel.line.points)] == pytest.approx(
         [ticks[20] + (value - 20) * unit for value in (15, 60, 90)], abs=0.02
     )
     assert [y for _, y in points(panel.band)] == pytest.approx(
@@ -151,35 +196,27 @@ def test_a_panel_has_each_seed_their_mean_and_a_band_around_all():
 def test_every_panel_has_the_bases_mean_and_who_has_no_curves_is_named():
     table = study()
     top1, loss = curve_figures(table, curves_of(table))[:2]
-    assert (top1.title, loss.title) == ("Top-1 % of val", "Training loss, nats")
-    assert top1.without == ("CE (resnet18)", "none (resnet18)")
+    assert (top1.quantity.axis, loss.quantity.axis) == ("top-1 of val, %", "training loss, nats")
+    assert top1.quantity.without == ("CE (resnet18)", "none (resnet18)")
     base, *others = top1.panels
-    assert all(panel.base == base.mean for panel in others)
+    assert all(panel.base == base.line.points for panel in others)
     alone = next(panel for panel in top1.panels if panel.summary.cell.name == "sum (resnet18)")
-    assert alone.band == "" and alone.seeds == () and alone.mean
+    assert alone.band == "" and alone.seeds == () and alone.line.points
     assert curve_figures(table, {}) == ()
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=8))
-def test_the_front_is_who_nobody_beats(pairs):
-    costs, gains = zip(*pairs, strict=True)
-    for place, (cost, gain) in enumerate(pairs):
-        beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in pairs)
-        assert is_front(place, costs, gains) is not beaten
 
 
 def test_accuracy_against_cost_marks_the_front():
     table = study()
     figure = cost_figures(table)[0]
-    assert figure.title == "training time, s" and len(cost_figures(table)) == 2
-    front = {point.summary.cell.name for point in figure.points if point.is_front}
+    assert figure.trade.axis == "training time, s" and len(cost_figures(table)) == 2
+    front = {point.summary.cell.name for point in figure.points if point.scored.is_front}
     assert front == {
         "BCE (resnet18)",
         "CE (resnet18)",
     }  # 50 s and 91 %, 57 s and 94 %; the others cost more for less
     by_name = {point.summary.cell.name: point for point in figure.points}
     base, better = by_name["BCE (resnet18)"], by_name["CE (resnet18)"]
-    assert base.x < better.x and base.y > better.y and base.cost == "50 s"
+    assert base.x < better.x and base.y > better.y and base.scored.cost_text == "50"
     assert re.fullmatch(rf"M{base.x:g},{base.y:g} H{better.x:g} V{better.y:g}", figure.front)
     assert by_name["sum (resnet18)"].low is None and base.low > base.y > base.high
 
@@ -197,10 +234,50 @@ def test_of_a_loss_the_least_is_best():
         **facts,
     )
     (figure,) = cost_figures(table)
-    assert {point.summary.cell.name for point in figure.points if point.is_front} == {
+    assert {point.summary.cell.name for point in figure.points if point.scored.is_front} == {
         "base",
         "better",
     }
+
+
+def test_no_front_and_no_figure_where_costs_differ_by_no_more_than_over_the_seeds():
+    """963 MiB against 968, and seeds of one cell that took 253, 241 and 1,971 s."""
+    base, other = cell("base", is_base=True), cell("other")
+    rows = {
+        (one.name, seed): row(one.name, seed, score + seed, train_s=train_s, peak_mem_mib=memory)
+        for one, score, seconds, memories in (
+            (base, 90.0, (241.0, 253.0, 1971.0), (963.0, 966.0, 969.0)),
+            (other, 95.0, (240.0, 300.0, 320.0), (961.0, 968.0, 972.0)),
+        )
+        for seed, (train_s, memory) in enumerate(zip(seconds, memories, strict=True))
+    }
+    table = summarize(asked([base, other]), rows, METRICS["top1"])
+    assert cost_figures(table) == ()
+
+
+def test_a_front_of_clear_costs_leaves_out_what_is_no_better_by_more_than_its_spread():
+    facts = {name: {"train_s": 100.0 * (place + 1)} for place, name in enumerate("abc")}
+    table = table_of(
+        {
+            cell("a", is_base=True): {0: 90.0, 1: 91.0, 2: 92.0},
+            cell("b"): {0: 91.0, 1: 92.0, 2: 93.0},
+            cell("c"): {0: 95.0, 1: 96.0, 2: 97.0},
+        },
+        **facts,
+    )
+    (figure,) = cost_figures(table)
+    front = {point.summary.cell.name for point in figure.points if point.scored.is_front}
+    assert front == {"a", "c"} and figure.front
+
+
+def test_a_label_at_the_edge_stays_in_the_figure():
+    facts = {f"c{place}": {"train_s": 50.0 + place} for place in range(9)} | {
+        "far": {"train_s": 9e3}
+    }
+    cells = {cell(name, is_base=name == "c0"): {0: 90.0, 1: 90.5} for name in facts}
+    (figure,) = cost_figures(table_of(cells, seeds=(0, 1), **facts))
+    far = next(point for point in figure.points if point.summary.cell.name == "far")
+    assert far.is_beyond and far.anchor != "start" and far.label_x <= 420 - 11
 
 
 def test_cells_that_cost_the_same_have_no_figure():

@@ -1,22 +1,28 @@
 """The rows in TensorBoard's HParams plugin, read back by TensorBoard itself."""
 
 import dataclasses
+import io
 
 import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from support.reported import study
 from support.studies import study as cli_study  # noqa: F401  a fixture
 from support.studies import table
+from support.tabled import cell, table_of
 from trainer.report.hparams import hparams_folder, write_hparams
+from trainer.runs.loggers.logger import Log
 from trainer.runs.results import read_row_file
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     table = study()
-    folder = hparams_folder(tmp_path_factory.mktemp("runs"), table.name)
-    assert write_hparams(table, folder) == 18
-    return table, folder
+    runs = tmp_path_factory.mktemp("runs")
+    assert write_hparams(table, runs) == 18
+    return table, runs
 
 
 def answers(folder):
@@ -48,8 +54,8 @@ def answers(folder):
 
 
 def test_tensorboard_finds_every_row_with_its_cell_and_scores(written):
-    table, folder = written
-    experiment, groups = answers(folder)
+    table, runs = written
+    experiment, groups = answers(runs)
     assert {info.name for info in experiment.hparam_infos} == {
         "loss",
         "lr",
@@ -77,14 +83,15 @@ def test_tensorboard_finds_every_row_with_its_cell_and_scores(written):
 
 
 def test_the_same_rows_are_the_same_bytes_and_what_is_gone_is_removed(written):
-    table, folder = written
+    table, runs = written
+    folder = hparams_folder(runs, table.name)
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    assert len(before) == 19 and write_hparams(table, folder) == 18
+    assert len(before) == 19 and write_hparams(table, runs) == 18
     assert before == {
         path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
     fewer = dataclasses.replace(table, cells=table.cells[:1])
-    assert write_hparams(fewer, folder) == 3
+    assert write_hparams(fewer, runs) == 3
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(
         row.run for row in table.cells[0].rows
     )
@@ -106,8 +113,28 @@ def test_make_table_writes_report_curves_and_events(cli_study):
         )
     done = table(cli_study)
     assert done.exit_code == 0 and "two.html" in done.output and "two.curves.jsonl" in done.output
-    assert "Training loss, nats by epoch" in (results / "two.html").read_text()
-    events = sorted(
-        path.parent.name for path in hparams_folder(runs, "two").glob("*/events.out.tfevents.row")
-    )
-    assert events == sorted(row.run for row in rows)
+    assert "Training loss (bce) by epoch" in (results / "two.html").read_text()
+    assert "tensorboard" in done.output and f"--logdir {runs}" in done.output
+    found = {str(path.parent.relative_to(runs)) for path in runs.rglob("*.row")}
+    assert found == {row.run for row in rows}, "in the run's own folder, and there alone"
+
+
+def test_a_run_with_curves_is_one_run_of_tensorboard_by_its_name(tmp_path):
+    table = table_of({cell("base", is_base=True): {0: 90.0}}, seeds=(0,))
+    (result,) = table.cells[0].seeds
+    folder = tmp_path / result.row.run
+    with Log(folder, 40, 0, b"", Console(file=io.StringIO())) as log:
+        log.window(1, 0.1, 2.0, 0.1, 5.0, 0.0)
+        picture = folder / "first_batch.png"
+        Image.new("RGB", (4, 4)).save(picture)
+        log.picture("first_batch", picture, 0)
+    here = dataclasses.replace(result, folder=folder)
+    summary = dataclasses.replace(table.cells[0], seeds=(here,))
+    write_hparams(dataclasses.replace(table, cells=(summary,)), tmp_path)
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    tags = {name: found for name, found in multiplexer.Runs().items() if found["scalars"]}
+    assert list(tags) == [result.row.run]
+    scalars, pictures = tags[result.row.run]["scalars"], tags[result.row.run]["images"]
+    assert {"train/loss_nats", "row/top1_pct"} <= set(scalars)
+    assert pictures and max(scalars) < min(pictures), "sorted by name: pictures come last"
+    assert [group.name for group in answers(tmp_path)[1]] == [result.row.run]

@@ -8,15 +8,16 @@ import hashlib
 import itertools
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.committed import committed_root
 from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from support.tabled import cell, table_of
 from trainer.ablation.spec import ablation_paths
+from trainer.report.answer import answer
 from trainer.report.curves import find_curves
 from trainer.report.formats import cell_text, heading_of, shown_columns
 from trainer.report.html import (
@@ -34,8 +35,9 @@ from trainer.report.html import (
 from trainer.report.rows import open_table
 from trainer.report.tables import METRICS
 from trainer.report.view import make_view
+from trainer.runs.results import store_row
 
-ROOT = Path(__file__).parents[2]
+RESULTS = committed_root() / "results"
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +106,14 @@ def test_the_page_is_whole_html_that_a_screen_reader_can_walk(text):
         attributes.get("scope") in ("col", "row") for attributes in _outside_notes(text).all("th")
     )
     tables = _outside_notes(text)
-    assert len(tables.all("table")) == len(tables.all("caption")) == 6
+    assert len(tables.all("table")) == len(tables.all("caption")) == 8
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert (
         all(after - before <= 1 for before, after in itertools.pairwise(levels)) and levels[0] == 1
     )
     for svg in page.all("svg"):
         assert svg.get("aria-hidden") == "true" or svg.get("role") == "img" or "overflow" in svg
-    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 2 * (3 + 4) + 2
+    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 2 * (3 + 4) + 4 + 2
 
 
 def _outside_notes(text):
@@ -208,6 +210,47 @@ def test_other_metrics_and_nearly_empty_tables_have_a_page_too(metric):
         assert table.metric.heading in {data for _, data in page.texts}
 
 
+def test_the_answer_comes_first_and_says_what_differs_beyond_chance(text):
+    base, better = cell("base", is_base=True), cell("better")
+    worse, same, alone = cell("worse"), cell("same"), cell("alone")
+    table = table_of(
+        {
+            base: {0: 90.0, 1: 92.0, 2: 91.0},
+            better: {0: 95.0, 1: 97.1, 2: 96.0},
+            worse: {0: 80.0, 1: 82.1, 2: 81.0},
+            same: {0: 91.0, 1: 91.5, 2: 91.0},
+            alone: {0: 99.0},
+        }
+    )
+    lines = answer(table)
+    assert "alone (99.00" in lines[0]
+    assert (
+        lines[1].startswith("better") and "better (+5.03)" in lines[1] and "base (91.00" in lines[1]
+    )
+    assert lines[2].startswith("worse") and "worse (-9.97)" in lines[2] and "same" not in lines[2]
+    assert "1 cell may be chance" in lines[3] and "1 cell without" in lines[4]
+    ids = re.findall(r'<section id="(\w+)"', text)
+    assert ids[:2] == ["answer", "results"]
+    assert answer(table_of({base: {}}))[0] == "no run has a score yet."
+
+
+@pytest.mark.parametrize("part", ["cells", "runs"])
+def test_long_tables_are_folded(text, part):
+    section = text[text.index(f'<section id="{part}"') :]
+    assert section.index("<details>") < section.index("<table") < section.index("</details>")
+
+
+def test_rows_of_another_store_are_linked_there(tmp_path):
+    table = table_of({cell("base", is_base=True): {0: 90.0, 1: 91.0}}, seeds=(0, 1))
+    first, second = table.cells[0].rows
+    store_row(tmp_path / "a", first)
+    store_row(tmp_path / "b c", second)
+    store_report([tmp_path / "a", tmp_path / "b c"], table)
+    page = Page((tmp_path / "a" / "norms.html").read_text())
+    links = [one["href"] for one in page.all("a")]
+    assert {f"rows/{first.run}.json", f"../b%20c/rows/{second.run}.json"} <= set(links)
+
+
 def test_missing_curves_are_named(text):
     assert "No curves for 3 of the 18 rows: <bdi>A2.v1-resnet18-digits-s0-" in text
     assert "No curves for any of the 18 rows." in as_html(study(), {})
@@ -224,17 +267,15 @@ def test_the_report_is_stored_beside_the_rows_and_renders_again_from_them_alone(
     assert not (tmp_path / "none").exists()
 
 
-REPORTS = [
-    path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.html").exists()
-]
+REPORTS = [path.stem for path in ablation_paths() if (RESULTS / f"{path.stem}.html").exists()]
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_committed_reports_are_what_their_rows_render(name, tmp_path):
     """Without run folders and data sets, as on a fresh clone."""
-    table = open_table(name, ROOT / "results", tmp_path, METRICS["top1"])
-    found = as_html(table, find_curves(ROOT / "results", table))
-    assert (ROOT / "results" / f"{name}.html").read_text() == found, f"make table ablation={name}"
+    table = open_table(name, RESULTS, tmp_path, METRICS["top1"])
+    found = as_html(table, find_curves(RESULTS, table))
+    assert (RESULTS / f"{name}.html").read_text() == found, f"make table ablation={name}"
 
 
 # ---- what stands in its tables
@@ -373,3 +414,17 @@ def test_colours_have_the_contrast_that_readers_need(mode, front, grounds, least
         assert (
             contrast(COLOURS[front].split(", ")[mode], COLOURS[ground].split(", ")[mode]) >= least
         )
+
+
+def test_a_full_design_has_its_effects_on_the_page_and_others_have_no_such_section():
+    cells = {
+        cell(f"{a} {b}", levels=(("loss", a), ("mix", b)), is_base=a + b == "BCEon"): {
+            seed: 90 + seed * len(a) + (a == "CE") * (b == "off") * (4 + seed) for seed in range(3)
+        }
+        for a in ("BCE", "CE")
+        for b in ("on", "off")
+    }
+    page = as_html(table_of(cells), {})
+    Page(page)
+    assert 'id="factors"' in page and "(CE − BCE) at off − at on" in page
+    assert "loss × mix" in page and 'id="factors"' not in as_html(study(), {})

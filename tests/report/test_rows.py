@@ -15,7 +15,7 @@ from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.data.index import cache_folder
 from trainer.report import rows
-from trainer.report.rows import errors_in, find_rows, open_table, stored_rows
+from trainer.report.rows import errors_in, find_rows, open_table, stored_rows, stores_of
 from trainer.report.tables import METRICS
 from trainer.runs.results import RowError, store_row
 
@@ -164,3 +164,36 @@ def test_a_damaged_row_that_may_be_the_tables_is_named(tmp_path, page):
     (tmp_path / "rows" / "A2.v1-test_resnet-digits-s1-000000.json").write_text("{")
     with pytest.raises(RowError, match=r"s1-000000\.json"):
         find_rows(tmp_path, [open_question(page)])
+
+
+def test_rows_of_two_stores_are_one_table_and_the_same_run_counts_once(tmp_path, page):
+    question = open_question(page)
+    base, other = load_ablation(page).cells
+    a, b, notes = tmp_path / "a", tmp_path / "b", "two.notes.md"
+    both = stored_row(base, 0, 90.0)
+    store_row(a, both)
+    store_row(b, both)
+    store_row(b, stored_row(other, 1, 93.0))
+    (a / notes).write_text("A says.")
+    (b / notes).write_text("B says.")
+    stores = stores_of(f"{a} {b}")
+    assert stores == (a, b)
+    table = open_table(page, stores, tmp_path / "runs", METRICS["top1"])
+    assert [one.values for one in table.cells] == [{0: 90.0}, {1: 93.0}]
+    assert table.notes == "A says.\n\nB says."
+    unlike = both.model_copy(update={"top1_pct": 91.0})
+    store_row(b, unlike)
+    with pytest.raises(RowError) as caught:
+        find_rows(stores, [question])
+    for word in (both.run, str(a), str(b)):
+        assert word in str(caught.value)
+
+
+def test_results_names_one_folder_or_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my results").mkdir()
+    (tmp_path / "a" / "rows").mkdir(parents=True)
+    assert stores_of("my results") == (Path("my results"),)
+    assert stores_of("new") == (Path("new"),) and stores_of("a a") == (Path("a"),)
+    with pytest.raises(UserError, match="b has no folder rows"):
+        stores_of("a b")

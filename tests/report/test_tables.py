@@ -3,8 +3,12 @@ silently.
 """
 
 import math
+import re
 
+import numpy as np
 import pytest
+from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import DescrStatsW
 
 from support.tabled import SEEDS, asked, cell, row, table_of
 from trainer.base.errors import UserError
@@ -25,7 +29,7 @@ def test_a_table_has_means_spreads_and_differences_to_the_base():
     assert (base.mean, base.std, base.difference, base.p_holm) == (91.0, 1.0, None, None)
     assert better.difference.value == pytest.approx(3.5) and better.difference.kind == "paired"
     assert better.p_holm == better.difference.p == pytest.approx(0.0067, abs=1e-4)
-    assert better.needed.origin == "measured" and better.needed.num_seeds == 3
+    assert better.needed.origin == "measured" and better.needed.num_seeds == 5
     assert not warnings(table) and not base.marks and not better.marks
 
 
@@ -44,7 +48,7 @@ def test_holm_corrects_across_all_groups():
         -28 / 3
     )  # to its own group's base
     assert table.num_compared == 2 and table.bases == ("base", "base b")
-    assert "Holm-corrected for the 2 comparisons" in " ".join(remarks(table))
+    assert "Bonferroni's level for the 2 comparisons" in " ".join(remarks(table))
 
 
 def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
@@ -53,10 +57,15 @@ def test_seeds_without_a_value_are_marked_warned_of_and_in_no_mean():
     better, same = only(table, "better"), only(table, "same")
     assert [result.state for result in better.seeds] == ["finished", "diverged", "missing"]
     assert better.mean == 93.0 and better.std is None and better.costs is not None
-    assert better.marks == ("no row: seed 2", "diverged: seed 1", "n = 1")
+    assert better.marks == (
+        "no row: seed 2",
+        "diverged: seed 1",
+        "n = 1",
+        "difference over the common seed 0",
+    )
     assert [result.state for result in same.seeds] == ["failed", "missing", "missing"]
     assert (same.mean, same.difference, same.costs) == (None, None, None)
-    assert same.marks == ("failed: seed 0", "no row: seed 1, 2")
+    assert same.marks == ("failed: seed 0", "no row: seeds 1, 2")
     text = " ".join(warnings(table))
     assert "1 of 9 runs failed, excluded from the mean: same seed 0." in text
     assert "1 of 9 runs diverged, excluded from the mean: better seed 1." in text
@@ -134,7 +143,7 @@ def test_pairs_that_the_base_lacks_and_welch_are_marked():
         {BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 96.0, 2: 94.0}, SAME: {2: 90.0, 3: 92.5}},
         seeds=(0, 1, 2, 3),
     )
-    assert "paired over the 2 seeds shared with the base" in only(table, "better").marks
+    assert "difference over the common seeds 0, 1" in only(table, "better").marks
     assert "Welch: fewer than two seeds shared with the base" in only(table, "same").marks
     assert "Welch's t-test" in " ".join(remarks(table))
 
@@ -165,19 +174,122 @@ def test_metrics_are_read_from_where_they_stand():
         find_metric("top2")
 
 
-def test_costs_are_means_over_the_finished_seeds():
+def costed(*seeds, top1_pct=90.0):
+    """A base whose rows have these facts, one a seed."""
     rows = {
-        ("base", seed): row("base", seed, top1_pct, train_s=train_s, peak_mem_mib=memory)
-        for seed, top1_pct, train_s, memory in (
-            (0, 90.0, 10.0, 100.0),
-            (1, 91.0, 30.0, 300.0),
-            (2, None, 1.0, 1.0),
-        )
+        ("base", seed): row("base", seed, facts.pop("top1_pct", top1_pct + seed), **facts)
+        for seed, facts in enumerate(map(dict, seeds))
     }
-    (base,) = summarize(asked([BASE]), rows, METRICS["top1"]).cells
-    assert (base.costs.train_s, base.costs.peak_mem_mib) == (20.0, 200.0)
-    assert base.costs.num_params == 23_528_522
+    return summarize(asked([BASE], range(len(seeds))), rows, METRICS["top1"])
+
+
+def test_costs_are_medians_over_the_finished_seeds_with_their_range():
+    """One seed of three that ran beside others; train s and images/s are of the same step."""
+    table = costed(
+        {"train_s": 253.0, "peak_mem_mib": 100.0},
+        {"train_s": 241.0, "peak_mem_mib": 300.0},
+        {"train_s": 1971.0, "peak_mem_mib": 120.0},
+        {"train_s": 1.0, "top1_pct": None},
+    )
+    costs = table.cells[0].costs
+    assert costs.train_s == pytest.approx(253.0)
+    assert (costs.peak_mem_mib, costs.num_params) == (120.0, 23_528_522)
+    assert costs.images_per_s == pytest.approx(64 * 220 / 253)
+    assert costs.range_of("train_s") == pytest.approx((241.0, 1971.0))
+    assert costs.range_of("peak_mem_mib") == (100.0, 300.0)
+    assert costs.range_of("gmacs") == (0.08, 0.08)
     assert table_of({BASE: {}}).cells[0].costs is None
+
+
+def test_a_rows_own_median_step_is_its_cost_and_not_its_mean():
+    table = costed(*[{"train_s": 1971.0, "step_s": 1.1, "step_spread_share": 0.02}] * 3)
+    assert table.cells[0].costs.train_s == pytest.approx(220 * 1.1)
+    assert not [line for line in warnings(table) if "times compare nothing" in line]
+    assert not [line for line in remarks(table) if "from before that was recorded" in line]
+    alone = costed({"step_s": 1.0, "step_spread_share": 0.2})
+    assert alone.cells[0].costs.range_of("train_s") == pytest.approx((198.0, 242.0))
+
+
+def test_rows_without_step_times_are_told():
+    (line,) = [one for one in remarks(costed({}, {"step_s": 0.6})) if "Train s" in one]
+    assert "1 of 2 rows are from before that was recorded" in line
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ([{"train_s": 253.0}, {"train_s": 241.0}, {"train_s": 1971.0}], "by a factor of 8.2"),
+        ([{"step_s": 1.0, "step_spread_share": 0.4}] * 2, "vary by more than a quarter"),
+        ([{"step_s": 1.0, "load_per_core": 2.0}] * 2, "more processes than cores"),
+        ([{"train_s": 241.0}, {"train_s": 253.0}], ""),
+        ([{"step_s": 1.0, "step_spread_share": 0.1, "load_per_core": 1.0}] * 2, ""),
+    ],
+)
+def test_runs_that_shared_their_machine_are_warned_of(seeds, told):
+    lines = [line for line in warnings(costed(*seeds)) if "times compare nothing" in line]
+    assert bool(lines) == bool(told) and told in " ".join(lines)
+
+
+def test_seeds_are_planned_for_the_stated_difference_whatever_was_seen():
+    """Equal spreads need equal numbers, one behind a difference of half a point and one of 30."""
+    base = {0: 90.0, 1: 92.0, 2: 91.0}
+    near = {seed: value + seed / 2 for seed, value in base.items()}
+    far = {seed: value + 30 for seed, value in near.items()}
+    table = table_of({BASE: base, SAME: near, BETTER: far})
+    alike = [only(table, name).needed for name in ("same", "better")]
+    assert alike[0] == alike[1] and alike[0].pooled_seeds == alike[0].num_seeds
+    expected = math.ceil(TTestPower().solve_power(1.0 / 0.5, power=0.8, alpha=0.05 / 2))
+    assert alike[0].num_seeds == expected
+
+
+def test_seeds_by_a_cells_own_spread_stand_beside_those_by_the_spread_of_all():
+    base = {0: 90.0, 1: 90.0, 2: 90.0}
+    steady, torn = {0: 91.0, 1: 91.2, 2: 91.4}, {0: 88.0, 1: 93.0, 2: 92.0}
+    table = table_of({BASE: base, SAME: steady, BETTER: torn})
+    own = [only(table, name).needed for name in ("same", "better")]
+    pooled = math.sqrt(
+        (np.var(list(steady.values()), ddof=1) + np.var(list(torn.values()), ddof=1)) / 2
+    )
+    assert [one.std for one in own] == pytest.approx([0.2, np.std(list(torn.values()), ddof=1)])
+    assert [one.pooled_std for one in own] == pytest.approx([pooled, pooled])
+    assert own[0].num_seeds < own[0].pooled_seeds == own[1].pooled_seeds < own[1].num_seeds
+    (line,) = [one for one in remarks(table) if "each cell's own spread" in one]
+    assert f"{np.sqrt((0 + 0.04 + np.var(list(torn.values()), ddof=1)) / 3):.2f}" in line
+    assert "6 degrees of freedom" in line
+
+
+def test_a_table_says_intervals_that_agree_with_holms_p():
+    rng = np.random.default_rng(1)
+    names = [cell(f"c{place}") for place in range(6)]
+    values = {BASE: {seed: 90.0 + seed / 10 for seed in SEEDS}} | {
+        one: {seed: 90.0 + place + rng.normal(0, 0.4) for seed in SEEDS}
+        for place, one in enumerate(names)
+    }
+    table = table_of(values)
+    for summary in table.cells[1:]:
+        gains = DescrStatsW([summary.values[s] - table.cells[0].values[s] for s in SEEDS])
+        assert summary.difference.interval == pytest.approx(gains.tconfint_mean(0.05 / 6))
+        low, high = summary.difference.interval
+        assert low <= 0 <= high or summary.p_holm < 0.05
+    assert "Bonferroni's level for the 6 comparisons" in " ".join(remarks(table))
+
+
+def test_a_difference_over_fewer_seeds_than_the_base_has_is_marked():
+    """It is not the difference of the two means that stand beside it."""
+    table = table_of(
+        {BASE: {0: 90.0, 1: 92.0, 2: 97.0}, BETTER: {0: 93.0, 1: 94.0}, SAME: {2: 98.0}}
+    )
+    better, same = only(table, "better"), only(table, "same")
+    assert better.difference.value == 2.5 and better.mean - table.cells[0].mean == 0.5
+    assert "difference over the common seeds 0, 1" in better.marks
+    assert "difference over the common seed 2" in same.marks
+
+
+def test_one_is_singular():
+    table = table_of({BASE: {0: 90.0}, SAME: {}}, seeds=(0,), base={"num_threads": 1, "epochs": 1})
+    text = " ".join([*remarks(table), *warnings(table)])
+    assert "over seed 0" not in text and "1 epoch," in text and "1 thread," in text
+    assert not re.search(r"\b1 [a-z]+s\b", text.replace("1 points", "")), text
 
 
 def test_a_remark_has_data_epochs_machine_versions_and_commit():

@@ -72,7 +72,7 @@ def test_a_disk_that_takes_nothing_for_a_while_changes_nothing(
     assert printed.count("all is written again") == 1
     folder = run_folder(tmp_path)
     assert set(lines) <= set((folder / "log.txt").read_text().splitlines())
-    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    board = EventAccumulator(str(folder)).Reload()
     assert [point.step for point in board.Scalars("train/loss_nats")] == [10, 14]
     assert len((folder / "speed.jsonl").read_text().splitlines()) == 2
     assert not list(folder.rglob("*.part"))

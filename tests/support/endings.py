@@ -12,6 +12,9 @@ def ending(folder: Path) -> dict:
     times = (
         "images_per_s",
         "train_s",
+        "step_s",
+        "step_spread_share",
+        "load_per_core",
         "peak_mem_mib",
         "finished_utc",
         "commit",

@@ -122,6 +122,38 @@ def curves_of(table) -> dict[str, Curves]:
     }
 
 
+def every_case():
+    """Two groups; n = 3, 2, 1 and 0; diverged, failed, missing; equal values; a published score;
+    names that bite.
+    """
+    small, large = "resnet18 on digits", "resnet50 on digits"
+    cells = {
+        cell("BCE", small, is_base=True, levels=(("loss", "BCE"),), published=79.8, published_source="RSB, Table 1 (resnet50, ImageNet-1k)"): {0: 95.8333, 1: 97.2222, 2: 96.1111},
+        cell("CE", small, "loss={name: ce}", levels=(("loss", "CE"),)): {0: 96.3889, 1: 97.5, 2: 97.2222},
+        cell("CE | 50 % & #1_[a] $x^2$ \\n <b>", small, "mix=null"): {0: 90.0, 1: None, 2: 91.0},
+        cell("equal", small, "smoothing=0.1"): {0: 96.3889, 1: 97.7778, 2: 96.6667},
+        cell("one", small, "epochs=3"): {1: 80.0}, cell("never ran", small, "epochs=5"): {},
+        cell("-β → Ω", large, is_base=True): {0: 98.0, 1: 98.5, 2: 98.2},
+        cell("*failed*", large, "`epochs`=4"): {0: 97.0, 2: 97.1},
+    }  # fmt: skip
+    facts = {"CE": {"device": "another processor"}, "one": {"epochs": 3}}
+    table = table_of(cells, errors={("*failed*", 1): "RuntimeError: out of memory"}, **facts)
+    return dataclasses.replace(
+        table,
+        title="Loss & norms: 100 % of it",
+        name="every-case",
+        notes="What was *meant* by it.\n\n- a list",
+    )
+
+
+def one_seed():
+    values = {
+        cell("base", is_base=True): {0: 95.8333},
+        cell("swish", overrides="model.activation={name: swish}"): {0: 96.1111},
+    }
+    return dataclasses.replace(table_of(values, seeds=(0,)), name="one-seed")
+
+
 class Page(HTMLParser):
     """What a recipe's HTML holds: (tag, attributes) of all elements, texts of those asked for, and
     whether all is closed.

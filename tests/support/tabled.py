@@ -37,6 +37,7 @@ def asked(cells, seeds=SEEDS) -> Question:
         tuple(cells),
         identities={},
         prefixes=(),
+        smallest=1.0,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base.commands import command as command_line
 from trainer.base.errors import OverrideError, PlanError
 from trainer.recipe.overrides import overrides_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # tables know cells without torch; only plans need it
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 _BRACKETS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "[]{}"}
-_SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Cell:
     set= that makes this cell, the budget included. levels: (factor, level) pairs, for grouping and
     plots. is_base: differences are taken against it; one per group. group: cells are compared
     within it: "resnet18 on digits". published: the paper's top-1 for this cell in per cent, of the
-    paper's model and data as published_source says them. plan: for the first seed; None where a
-    cell was made by hand.
+    paper's model and data as published_source says them. loss: the loss that it trains with, as
+    JSON, for values of one loss are no measure of another; "" where it is not known. plan: for the
+    first seed; None where a cell was made by hand.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Cell:
     group: str
     published: float | None = None
     published_source: str = ""
+    loss: str = field(default="", compare=False)
     plan: Plan | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -128,13 +130,4 @@ def command(cell: Cell, seed: int) -> str:
         "seed": str(seed),
         "set": cell.overrides,
     }
-    return " ".join(
-        ["make", *(f"{name}={_quoted(value)}" for name, value in words.items() if value)]
-    )
-
-
-def _quoted(text: str) -> str:
-    """Quoted for a shell: in double quotes, easier to read, where they leave the text literal."""
-    if shlex.quote(text) == text:
-        return text
-    return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)
+    return command_line(**words)

@@ -26,11 +26,12 @@ from trainer.recipe.profiles import PROFILES
 
 if TYPE_CHECKING:
     from trainer.ablation.spec import Ablation
+    from trainer.recipe.plan import Plan
 
 # Raise it with every change to identities, Question or what an ablation file expands to: the cached
 # questions and the index of rows (report/rows.py) are built anew then.
 # tests/ablation/test_questions.py reminds.
-CACHE_VERSION = 2
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Question:
     """An ablation without its plans.
 
     identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of
-    its runs begin: `<recipe>.v<N>-<model>-<data>-s`.
+    its runs begin: `<recipe>.v<N>-<model>-<data>-s`. smallest: difference of interest, in points.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Question:
     cells: tuple[Cell, ...]
     identities: Mapping[tuple[str, int], RunIdentity]
     prefixes: tuple[str, ...]
+    smallest: float
 
 
 def open_question(source: Path | str) -> Question:
@@ -90,9 +92,16 @@ def question_of(ablation: Ablation) -> Question:
         f"{plan.recipe.name}.v{plan.recipe.version}-{plan.model}-{plan.profile.name}-s"
         for plan in plans
     }
-    cells = tuple(replace(cell, plan=None) for cell in ablation.cells)
+    cells = tuple(replace(cell, plan=None, loss=_loss_of(cell.planned)) for cell in ablation.cells)
     facts = ablation.name, ablation.title, ablation.question, ablation.page.source, ablation.seeds
-    return Question(*facts, cells, identities, tuple(sorted(prefixes)))
+    return Question(
+        *facts, cells, identities, tuple(sorted(prefixes)), ablation.page.smallest_points
+    )
+
+
+def _loss_of(plan: Plan) -> str:
+    """A plan's loss as JSON, without what is off."""
+    return json.dumps(plan.recipe.loss.model_dump(exclude_none=True), sort_keys=True)
 
 
 def _record(source: Path | str) -> Path | None:

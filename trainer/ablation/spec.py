@@ -53,7 +53,8 @@ class AblationPage(StrictModel):
 
     recipe: of all cells, unless a change of the design names another. models, data: every
     combination is a group of cells with its own base. set: overrides by path that all cells share.
-    source: of the question. published: the sources' scores, by cell.
+    source: of the question. smallest_points: the smallest difference of top-1 that would matter,
+    stated before it is measured: seeds are planned for it. published: the sources' scores, by cell.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -67,6 +68,7 @@ class AblationPage(StrictModel):
     budget: Budget | None = None
     set: dict[str, Any] = {}
     design: Design
+    smallest_points: Annotated[float, Field(gt=0, le=100)] = 1.0
     published: tuple[Published, ...] = ()
 
     @model_validator(mode="after")

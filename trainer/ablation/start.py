@@ -17,6 +17,7 @@ from trainer.ablation.live_table import SweepTable, closing_lines
 from trainer.ablation.runner import Backend, Sweep
 from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
+from trainer.base.plural import counted
 from trainer.base.settings import check_writable
 from trainer.base.signals import StopRequest
 from trainer.runs import summary
@@ -59,8 +60,8 @@ def run_ablation(
         backend = RayCells(shared, ray.address, share_of(ray.per_cell), jobs, retries)
     console = summary.console()
     console.print(
-        f"[bold]{escape(ablation.name)}[/] {len(ablation.cells)} cells, "
-        f"{len(ablation.seeds)} seeds, {backend.num_slots} at a time"
+        f"[bold]{escape(ablation.name)}[/] {counted(len(ablation.cells), 'cell')}, "
+        f"{counted(len(ablation.seeds), 'seed')}, {backend.num_slots} at a time"
     )
     try:
         with SweepTable(console, shared, ablation.name) as table:

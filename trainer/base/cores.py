@@ -17,6 +17,17 @@ def num_cores() -> int:
     return own if share is None else max(1, min(own, math.ceil(share)))
 
 
+def load_per_core() -> float | None:
+    """The load average of the last minute by the machine's cores; None where the system has none.
+
+    Of the machine and all of its cores, in a container too, where both are those of its host.
+    """
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except (OSError, AttributeError):
+        return None
+
+
 def group_cores(root: Path = Path("/")) -> float | None:
     """The processor time of this process's control group, in cores; None where none is set. root:
     of the file system.

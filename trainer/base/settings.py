@@ -134,8 +134,7 @@ def unused_accelerator(device: str) -> str | None:
     import torch
 
     found = torch.accelerator.current_accelerator(check_available=True)
-    is_idle = device == "cpu" and found is not None and found.type in _OTHER_ACCELERATORS
-    return _OTHER_ACCELERATORS[found.type] if is_idle else None
+    return _OTHER_ACCELERATORS.get(found.type) if device == "cpu" and found else None
 
 
 def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from scipy import special  # scipy.stats has the same functions and takes a second to import
 
-CONFIDENCE = 0.95
+ALPHA = 0.05
 POWER = 0.80
 MOST_SEEDS = 10_000  # more than anybody runs: beyond it the answer is "more than"
 
@@ -22,7 +22,7 @@ MOST_SEEDS = 10_000  # more than anybody runs: beyond it the answer is "more tha
 # Source: Wightman, Touvron, Jegou 2021, arXiv:2110.00476, Figure 1.
 RSB_SPREAD_PCT, RSB_VAL_IMAGES = 0.10, 50_000
 
-# Beyond this effect two seeds are enough, and SciPy's noncentral t loses its precision.
+# Beyond this effect two or three seeds are enough, and SciPy's noncentral t loses its precision.
 _MAX_EFFECT = 25.0
 # Beyond this noncentrality the wrong tail is below 1e-9, and nctdtr gives NaN from about 10.
 _MAX_TWO_TAILED = 6.0
@@ -33,14 +33,16 @@ _RELATIVE_ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Difference:
-    """A cell minus its base.
+    """A cell minus its base, or another contrast of cells.
 
-    kind: "paired", by seed, over the num_pairs seeds that both have; "welch", all values of both,
-    where fewer than two seeds are shared; "single", where one of them has a single value and
+    kind: "paired", by seed, over the num_pairs seeds that all of them have; "welch", all values of
+    both, where fewer than two seeds are shared; "single", where one of them has a single value and
     nothing can be tested.
-    low, high: the 95 % confidence interval; p: two-sided, Student's t. All three are None for
-    "single" and where nothing varies.
-    std: of the paired differences, or pooled over both cells; None where p is.
+    low, high: the 95 % confidence interval, by itself or of several at once (see
+    simultaneous); p: two-sided, Student's t. All three are None for "single" and where nothing
+    varies.
+    std: of the paired differences, or pooled over both cells; None where p is, as are
+    standard_error and dof, the degrees of freedom.
     """
 
     value: float
@@ -50,11 +52,24 @@ class Difference:
     high: float | None = None
     p: float | None = None
     std: float | None = None
+    standard_error: float | None = None
+    dof: float | None = None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """(low, high)."""
         return None if self.low is None or self.high is None else (self.low, self.high)
+
+    def simultaneous(self, num_compared: int) -> Difference:
+        """With the interval that, as one of num_compared, covers with the others at 95 %.
+
+        Bonferroni's: each at 1 - 5 % / num_compared. One that leaves 0 out has p * num_compared
+        below 5 %, and so has Holm's p, which is never above it; the reverse need not hold.
+        """
+        if self.standard_error is None or self.dof is None:
+            return self
+        margin = _t_quantile(self.dof, ALPHA / num_compared) * self.standard_error
+        return replace(self, low=self.value - margin, high=self.value + margin)
 
 
 def mean_of(values: Sequence[float]) -> float | None:
@@ -76,7 +91,7 @@ def compare_cells(cell: Mapping[int, float], base: Mapping[int, float]) -> Diffe
         return None
     shared = sorted(set(cell) & set(base))
     if len(shared) >= 2:
-        return _paired([cell[seed] for seed in shared], [base[seed] for seed in shared])
+        return contrast([(1, cell), (-1, base)])
     if len(cell) >= 2 and len(base) >= 2:
         return _welch(list(cell.values()), list(base.values()))
     if shared:
@@ -85,12 +100,21 @@ def compare_cells(cell: Mapping[int, float], base: Mapping[int, float]) -> Diffe
     return Difference(value, "single", num_pairs=0)
 
 
-def _paired(cell: list[float], base: list[float]) -> Difference:
-    differences = [a - b for a, b in zip(cell, base, strict=True)]
-    mean, std, n = statistics.fmean(differences), statistics.stdev(differences), len(differences)
-    if std <= _RELATIVE_ROUNDING * max(map(abs, [*cell, *base])):
+def contrast(terms: Sequence[tuple[float, Mapping[int, float]]]) -> Difference | None:
+    """The weighted sum of several cells' values, paired over the seeds that all of them have.
+
+    terms: (weight, values by seed). None without a common seed. Its interval and p are those of
+    the t-test of one sum per seed, so what a seed does to all cells alike cancels out.
+    """
+    shared = sorted(set.intersection(*(set(values) for _, values in terms)))
+    sums = [math.fsum(weight * values[seed] for weight, values in terms) for seed in shared]
+    if len(sums) < 2:
+        return Difference(sums[0], "single", num_pairs=1) if sums else None
+    largest = max(abs(values[seed]) for _, values in terms for seed in shared)
+    mean, std, n = statistics.fmean(sums), statistics.stdev(sums), len(sums)
+    if std <= _RELATIVE_ROUNDING * largest:
         return Difference(mean, "paired", n)
-    return Difference(mean, "paired", n, *_interval_and_p(mean, std / math.sqrt(n), n - 1), std)
+    return _tested(mean, "paired", n, std, std / math.sqrt(n), n - 1)
 
 
 def _welch(cell: list[float], base: list[float]) -> Difference:
@@ -101,24 +125,35 @@ def _welch(cell: list[float], base: list[float]) -> Difference:
     # squared standard errors; degrees of freedom by Welch-Satterthwaite
     a, b = (statistics.variance(values) / len(values) for values in (cell, base))
     dof = (a + b) ** 2 / (a**2 / (len(cell) - 1) + b**2 / (len(base) - 1))
-    return Difference(value, "welch", 0, *_interval_and_p(value, math.sqrt(a + b), dof), pooled)
+    return _tested(value, "welch", 0, pooled, math.sqrt(a + b), dof)
 
 
-def _interval_and_p(value: float, standard_error: float, dof: float) -> tuple[float, float, float]:
-    """(low, high, p) by Student's t."""
-    margin = _t_quantile(dof) * standard_error
+def _tested(
+    value: float,
+    kind: Literal["paired", "welch"],
+    num_pairs: int,
+    std: float,
+    standard_error: float,
+    dof: float,
+) -> Difference:
+    """With interval and p by Student's t."""
     p = 2 * float(special.stdtr(dof, -abs(value) / standard_error))
-    return value - margin, value + margin, p
+    difference = Difference(value, kind, num_pairs, None, None, p, std, standard_error, dof)
+    return difference.simultaneous(1)
 
 
-def _t_quantile(dof: float) -> float:
-    """The two-sided 5 % quantile of Student's t."""
-    return float(special.stdtrit(dof, (1 + CONFIDENCE) / 2))
+def _t_quantile(dof: float, alpha: float = ALPHA) -> float:
+    """The two-sided quantile of Student's t, of 5 % by default."""
+    return float(special.stdtrit(dof, 1 - alpha / 2))
 
 
 def pooled_std(cells: Sequence[Sequence[float]]) -> float | None:
     """The standard deviation within cells, weighted by degrees of freedom; None without any."""
-    stds = [(len(values) - 1, std) for values in cells if (std := std_of(values)) is not None]
+    return pool([(len(values) - 1, std) for values in cells if (std := std_of(values)) is not None])
+
+
+def pool(stds: Sequence[tuple[int, float]]) -> float | None:
+    """Standard deviations pooled into one: (degrees of freedom, std) each; None without any."""
     if not stds:
         return None
     return math.sqrt(sum(dof * std**2 for dof, std in stds) / sum(dof for dof, _ in stds))
@@ -138,29 +173,35 @@ def holm(ps: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(corrected)
 
 
-def power_of(effect: float, num_seeds: int, is_paired: bool) -> float:
-    """The power of a two-sided t-test at 5 % with num_seeds in each of two cells.
+def power_of(effect: float, num_seeds: int, is_paired: bool, alpha: float = ALPHA) -> float:
+    """The power of a two-sided t-test at alpha with num_seeds in each of two cells.
 
     effect: the difference divided by the std of the paired differences, or by the pooled std.
     """
     effect = min(abs(effect), _MAX_EFFECT)
     dof = num_seeds - 1 if is_paired else 2 * num_seeds - 2
     noncentrality = effect * math.sqrt(num_seeds if is_paired else num_seeds / 2)
-    critical = _t_quantile(dof)
+    critical = _t_quantile(dof, alpha)
     power = 1 - float(special.nctdtr(dof, noncentrality, critical))
     if noncentrality > _MAX_TWO_TAILED:
         return power
     return power + float(special.nctdtr(dof, noncentrality, -critical))
 
 
-def seeds_needed(difference: float, std: float, is_paired: bool) -> int | None:
-    """The fewest seeds per cell that detect a difference with 80 % power.
+def seeds_needed(
+    difference: float, std: float, is_paired: bool, alpha: float = ALPHA
+) -> int | None:
+    """The fewest seeds per cell that detect a difference with 80 % power at alpha.
+
+    difference: the smallest of interest, stated beforehand. Worked out from the one that was seen
+    it would say no more than p does.
 
     None for a difference or a std of 0, and for more than MOST_SEEDS.
     """
     if not difference or not std:
         return None
-    return _smallest(lambda num_seeds: power_of(difference / std, num_seeds, is_paired) >= POWER)
+    effect = difference / std
+    return _smallest(lambda num_seeds: power_of(effect, num_seeds, is_paired, alpha) >= POWER)
 
 
 def _smallest(is_enough: Callable[[int], bool]) -> int | None:
@@ -202,3 +243,22 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     margin = _t_quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
     mean = statistics.fmean(values)
     return mean - margin, mean + margin
+
+
+def front_of(
+    costs: Sequence[tuple[float, float]], gains: Sequence[tuple[float, float]]
+) -> list[int]:
+    """The places of the cells on the Pareto front, the cheapest first: each costs more than the one
+    before it and gains more, both by more than their (low, high) over the seeds. Empty for fewer
+    than two.
+    """
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (sum(costs[i]), -sum(gains[i]))):
+        while front and costs[index][0] <= costs[front[-1]][1]:  # the same cost, as far as is known
+            if gains[index][0] <= gains[front[-1]][1]:
+                break
+            front.pop()
+        else:
+            if not front or gains[index][0] > gains[front[-1]][1]:
+                front.append(index)
+    return front if len(front) > 1 else []

@@ -36,6 +36,15 @@ class Terminal(Console):
                 yield Segment(readable(segment.text), segment.style)
 
 
+def recorded(console: Console) -> str:
+    """What a console that records has printed, as plain text; from here on it does not record."""
+    if not console.record:
+        return ""
+    text = console.export_text(clear=True)
+    console.record = False
+    return text
+
+
 def readable(text: str) -> str:
     """Text with its line ends, all else that a terminal would obey written out."""
     return "".join(map(_readable, text))

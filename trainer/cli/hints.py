@@ -35,9 +35,9 @@ HINTS = {
     "wd": 'set="optimizer.weight_decay={0}"',
     "weight_decay": 'set="optimizer.weight_decay={0}"',
     "momentum": 'set="optimizer.momentum={0}"',
-    "opt": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
-    "optimizer": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
-    "optim": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
+    "opt": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
+    "optimizer": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
+    "optim": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
     "loss": 'set="loss={{name: {0}}}"',
     "criterion": 'set="loss={{name: {0}}}"',
     "smoothing": 'set="smoothing={0}"',
@@ -114,6 +114,8 @@ COMMANDS = {
     "rows": "table",
     "tables": "table",
     "report": "table",
+    "plot": "figure",
+    "figures": "figure",
     "runs": "table",
     "sweep": "ablate",
     "ablations": "ablate",
@@ -158,7 +160,8 @@ questions
   lr-find       learning-rate range test, or of another hyperparameter
   ablate        run the cells of an ablation that have no row yet
   table         an ablation's table from its rows; alone: list all ablations
-  compare       two runs: where their rows differ, both learning curves
+  figure        an ablation's effects, curves or cost: SVG, PDF, PNG for a paper
+  compare       two runs: where their rows differ, both curves; two cells: b - a
 
 data
   check-data    decode every image, list the unreadable and unusual ones
@@ -166,7 +169,8 @@ data
   parity        loader equivalence: torch's loader against ffcv
 
 this machine and the suite itself
-  setup         create .venv (every target does by itself); ffcv=1 builds ffcv
+  setup         create .venv (every target does by itself); ffcv=1 builds ffcv;
+                torch=cpu index=<URL of CPU wheels>: without CUDA libraries
   doctor        diagnose this machine, with remedies
   bench         what each part of a run could do alone, what limits it
   matrix        one optimizer step of every recipe on every model family

@@ -14,6 +14,7 @@ import typer
 import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.data
+import trainer.cli.figure
 import trainer.cli.lr_find
 import trainer.cli.recipes
 import trainer.cli.runs

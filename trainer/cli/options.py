@@ -83,6 +83,16 @@ Loader = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Folder of the run folders.")]
 Results = Annotated[Path, typer.Option(help="Folder of the stored rows.")]
+Stores = Annotated[
+    str,
+    typer.Option(
+        help="Folder of the stored rows; of several, with spaces, all are read, and the first is "
+        "written to."
+    ),
+]
+MetricName = Annotated[
+    str, typer.Option("--metric", help="top1, top5, loss or ema (top-1 of the weight average).")
+]
 AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")
 ]

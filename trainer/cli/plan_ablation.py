@@ -17,7 +17,9 @@ from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
 from trainer.base.errors import UserError
+from trainer.base.plural import counted, plural
 from trainer.base.settings import Settings, make_settings
+from trainer.base.stats import ALPHA, MOST_SEEDS, published_spread_pct, seeds_needed
 from trainer.data.dataset import open_data
 from trainer.data.profile import data_folder
 from trainer.models.build import assemble
@@ -55,7 +57,9 @@ def print_plan(
     missing = [key for key, row in rows.items() if row is None]
     num_stored = len(rows) - len(missing)
     out.print()
-    line = f"{len(rows)} runs: {num_stored} with a row in {results}, {len(missing)} to run"
+    line = (
+        f"{counted(len(rows), 'run')}: {num_stored} with a row in {results}, {len(missing)} to run"
+    )
     out.print(Text(line), soft_wrap=False)
     if missing:
         cells = {cell.name: cell for cell in ablation.cells}
@@ -70,7 +74,7 @@ def print_head(out: Console, ablation: Ablation) -> None:
     page = ablation.page
     budget = "the recipe's epochs on its data"
     if page.budget and page.budget.epochs:
-        budget = f"{page.budget.epochs} epochs"
+        budget = counted(page.budget.epochs, "epoch")
     elif page.budget:
         budget = f"{page.budget.share:g} of the recipe's epochs"
     fields = {
@@ -79,7 +83,7 @@ def print_head(out: Console, ablation: Ablation) -> None:
         "design": page.design.name.replace("_", " "),
         "base": f"{page.recipe} with {', '.join(page.models)} on {', '.join(page.data)}",
         "budget": budget,
-        "seeds": ", ".join(map(str, page.seeds)),
+        "seeds": f"{', '.join(map(str, page.seeds))}; {planned_seeds(ablation)}",
     }
     out.print(f"[bold]{page.name}[/] {escape(page.title)}", soft_wrap=False)
     grid = Table(show_header=False, box=None, pad_edge=False)
@@ -88,6 +92,21 @@ def print_head(out: Console, ablation: Ablation) -> None:
     for name, value in fields.items():
         grid.add_row(name, Text(value))
     out.print(grid, soft_wrap=False)
+
+
+def planned_seeds(ablation: Ablation) -> str:
+    """How many seeds the smallest difference of interest needs, before anything has been run: by
+    the published spread, so that a design can be changed while that is free.
+    """
+    points = ablation.page.smallest_points
+    num_images = min(cell.planned.profile.num_val for cell in ablation.cells)
+    alpha = ALPHA / max(1, sum(not cell.is_base for cell in ablation.cells))
+    num = seeds_needed(points, published_spread_pct(num_images), is_paired=False, alpha=alpha)
+    needed = f"about {num:,} a cell" if num else f"more than {MOST_SEEDS:,} a cell"
+    return (
+        f"{needed} show a difference of {points:g} {plural('point', points)} (smallest_points) by "
+        f"RSB's spread, scaled to {num_images:,} val images"
+    )
 
 
 def groups_of(ablation: Ablation) -> list[list[Cell]]:
@@ -121,7 +140,9 @@ def print_group(
     """The table of one group: what each cell changes, its published score, its rows."""
     is_cumulative = ablation.page.design.name == "cumulative"
     out.print()
-    heading = f"[bold]{escape(cells[0].group)}[/]: {len(cells)} cells, {steps_line(cells)}"
+    heading = (
+        f"[bold]{escape(cells[0].group)}[/]: {counted(len(cells), 'cell')}, {steps_line(cells)}"
+    )
     out.print(heading, soft_wrap=False)
     shared = shared_deviations(cells)
     if shared:
@@ -146,14 +167,15 @@ def print_group(
 
 def steps_line(cells: Sequence[Cell]) -> str:
     """The length of the cells in steps and epochs."""
-    steps = _from_to(cell.planned.num_steps for cell in cells)
-    return f"{steps} steps each, {_from_to(cell.planned.recipe.epochs for cell in cells)} epochs"
+    steps = _from_to((cell.planned.num_steps for cell in cells), "step")
+    return f"{steps} each, {_from_to((cell.planned.recipe.epochs for cell in cells), 'epoch')}"
 
 
-def _from_to(counts: Iterable[int]) -> str:
-    """The least and the most, once where they are the same."""
+def _from_to(counts: Iterable[int], word: str) -> str:
+    """The least and the most, once where they are the same, of what."""
     ordered = sorted(counts)
-    return " to ".join(dict.fromkeys(f"{count:,}" for count in (ordered[0], ordered[-1])))
+    ends = dict.fromkeys(f"{count:,}" for count in (ordered[0], ordered[-1]))
+    return f"{' to '.join(ends)} {plural(word, ordered[-1])}"
 
 
 def shared_deviations(cells: Sequence[Cell]) -> list[tuple[str, Any]]:
@@ -239,7 +261,7 @@ def print_hours(
     out.print()
     out.print(table, soft_wrap=False)
     hours = sum(seconds[name] for name, _ in missing) / 3600
-    line = f"{len(missing)} runs to do, {hours:.2g} hours one after another"
+    line = f"{counted(len(missing), 'run')} to do, {hours:.2g} hours one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
 
@@ -262,9 +284,10 @@ def measured(
 
 def basis(throughputs: Mapping[str, Throughput], settings: Settings) -> str:
     """The basis of an estimate, as a sentence."""
-    steps = _from_to(one.num_steps for one in throughputs.values())
+    steps = _from_to((one.num_steps for one in throughputs.values()), "step")
     return (
-        f"estimated from {steps} steps and one batch of val for each of {len(throughputs)} kinds "
-        f"of cells, measured now on {settings.device}, {settings.precision}, "
-        f"{settings.num_threads} threads; not included: process start, building models, checkpoints"
+        f"estimated from {steps} and one batch of val for each of "
+        f"{counted(len(throughputs), 'kind')} of cells, measured now on {settings.device}, "
+        f"{settings.precision}, {counted(settings.num_threads, 'thread')}; not included: process "
+        "start, building models, checkpoints"
     )

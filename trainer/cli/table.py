@@ -35,9 +35,7 @@ def table(
             help="An ablation or a path to its .yaml; default: list all with their progress."
         ),
     ] = "",
-    metric: Annotated[
-        str, typer.Option(help="top1, top5, loss or ema (top-1 of the weight average).")
-    ] = "top1",
+    metric: options.MetricName = "top1",
     sort: Annotated[str, typer.Option(help='Columns, -name for descending: "-mean cell".')] = "",
     columns: Annotated[str, typer.Option(help='Columns to show: "cell n mean difference".')] = "",
     filter_: Annotated[
@@ -47,7 +45,7 @@ def table(
         str, typer.Option("--format", help="terminal, md, csv or tex.")
     ] = "terminal",
     runs: options.Runs = Path("runs"),
-    results: options.Results = Path("results"),
+    results: options.Stores = "results",
 ) -> None:
     """An ablation's table from its rows, also stored as <results>/<ablation>.{md,csv,tex,html}."""
     _commands().show_table(ablation, results, runs, metric, sort, columns, filter_, format_)
@@ -56,16 +54,29 @@ def table(
 @app.command()
 @user_errors
 def compare(
-    a: Annotated[str, typer.Option(help="A run: its name, or its folder.")] = "",
-    b: Annotated[str, typer.Option(help="The run to compare it with.")] = "",
+    a: Annotated[
+        str, typer.Option(help="A run: its name, or its folder; with --ablation a cell's name.")
+    ] = "",
+    b: Annotated[str, typer.Option(help="The run or the cell to compare it with.")] = "",
+    ablation: Annotated[
+        str, typer.Option(help="Compare two cells of this ablation: all their seeds.")
+    ] = "",
     runs: options.Runs = Path("runs"),
     results: options.Results = Path("results"),
 ) -> None:
-    """The differences of two rows, and their learning curves where the run folders are here."""
+    """The differences of two rows, and their learning curves where the run folders are here; of
+    two cells of an ablation the difference b - a, paired by seed, with its interval.
+    """
     missing = [f"{name}=" for name, run in (("a", a), ("b", b)) if not run]
     if missing:
-        raise UserError(f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>")
-    _commands().show_comparison(a, b, results, runs)
+        raise UserError(
+            f"{' and '.join(missing)} missing; compare two runs with a=<run> b=<run>, two cells "
+            "with ablation=<name> a=<cell> b=<cell>"
+        )
+    if ablation:
+        _commands().show_cells(ablation, a, b, results, runs)
+    else:
+        _commands().show_comparison(a, b, results, runs)
 
 
 @app.command()

@@ -12,25 +12,40 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_ablations
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
-from trainer.base.stats import published_spread_pct
+from trainer.base.plural import counted
+from trainer.base.stats import Difference, published_spread_pct
+from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
-from trainer.report.compare import RowDifference, find_row, row_differences
+from trainer.report.compare import (
+    CellContrast,
+    RowDifference,
+    compare_two_cells,
+    find_row,
+    row_differences,
+)
 from trainer.report.curves import Points, read_curves, text_plot
 from trainer.report.formats import (
+    EFFECT_HEADINGS,
     as_csv,
-    as_latex,
     as_markdown,
     cell_text,
+    difference_text,
+    effect_texts,
+    effects_csv,
+    format_number,
     heading_of,
     is_text,
+    p_text,
     shown_columns,
 )
-from trainer.report.hparams import hparams_folder, write_hparams
+from trainer.report.hparams import write_hparams
 from trainer.report.html import store_report
-from trainer.report.notes import remarks, warnings
-from trainer.report.rows import by_cell, errors_in, find_rows, open_table
+from trainer.report.latex import as_latex
+from trainer.report.notes import effect_remarks, remarks, warnings
+from trainer.report.rows import Stores, by_cell, errors_in, find_rows, open_table, stores_of
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
@@ -45,7 +60,7 @@ def wide_console() -> Console:
 
 def show_table(
     ablation: str,
-    results: Path,
+    results: str,
     runs: Path,
     metric: str,
     sort: str,
@@ -54,27 +69,28 @@ def show_table(
     format_: str,
 ) -> None:
     """Print the table of an ablation, or without a name the list of all; store a whole one."""
-    out = wide_console()
+    out, stores = wide_console(), stores_of(results)
     if not ablation:
         given: dict[str, object] = {"sort": sort, "columns": columns, "filter": filter_}
         given |= {"metric": metric != "top1", "format": format_ != "terminal"}
         option = next((name for name, is_given in given.items() if is_given), None)
         if option:
             raise UserError(f"{option}= needs an ablation; add ablation=<name>")
-        out.print(list_of_ablations(results, runs))
+        out.print(list_of_ablations(stores, runs))
         return
     writer = _find_writer(format_)
-    table = open_table(ablation, results, runs, find_metric(metric))
+    table = open_table(ablation, stores, runs, find_metric(metric))
     view = make_view(table, sort, columns, filter_)
     if writer is not None:
         typer.echo(writer(view), nl=False)  # not out: it would wrap lines and read markup
         return
     print_table(out, view)
     if view.is_whole and metric == "top1":
-        paths = [*store_table(results, view), *store_report(results, table)]
-        print_stored(out, table, paths)
+        paths = [*store_table(stores[0], view), *store_report(stores, table)]
+        print_stored(out, ablation, paths)
         if paths and runs.is_dir():
-            write_hparams(table, hparams_folder(runs, table.name))
+            write_hparams(table, runs)
+            out.print(f"curves and scores: {tensorboard_command(runs)}", markup=False)
 
 
 def _find_writer(format_: str) -> Callable[[View], str] | None:
@@ -96,6 +112,8 @@ def print_table(out: Console, view: View) -> None:
     for group in table.groups:
         for columns in _split_columns(view):
             out.print(_group_table(view, group, columns))
+    if table.effects:
+        out.print(_effects_table(table))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
     for summary in table.cells:
@@ -103,8 +121,23 @@ def print_table(out: Console, view: View) -> None:
             if result.state == "failed":
                 line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
                 out.print(line, style="red", markup=False)
-    for line in remarks(table):
+    for line in (*remarks(table, shown_columns(view)), *effect_remarks(table)):
         out.print(line, style="dim", markup=False)
+
+
+def _effects_table(table: Table) -> RichTable:
+    shown = RichTable(title=Text("main effects and interactions"), title_justify="left")
+    for place, heading in enumerate(EFFECT_HEADINGS):
+        shown.add_column(Text(heading), justify="right" if place > 1 else "left")
+    last = table.effects[0].group
+    for effect in table.effects:
+        if effect.group != last:
+            shown.add_section()
+            last = effect.group
+        group = f" ({effect.group})" if len(table.groups) > 1 else ""
+        factors, *texts = effect_texts(effect, table.metric)
+        shown.add_row(*map(Text, (f"{factors}{group}", *texts)))
+    return shown
 
 
 def _split_columns(view: View) -> list[tuple[str, ...]]:
@@ -134,21 +167,24 @@ def store_table(results: Path, view: View) -> list[Path]:
     if not any(summary.rows for summary in view.table.cells):
         return []
     paths = []
-    for suffix, writer in FORMATS.items():
+    texts = {suffix: writer(view) for suffix, writer in FORMATS.items()}
+    if view.table.effects:
+        texts["effects.csv"] = effects_csv(view.table)
+    for suffix, text in texts.items():
         path = results / f"{view.table.name}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, writer(view).encode())
+        write_atomically(path, text.encode())
         paths.append(path)
     return paths
 
 
-def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
-    """The files written, or how to get a first row."""
-    line = f"no rows yet, nothing stored; run make ablate ablation={table.name}"
+def print_stored(out: Console, ablation: str, paths: list[Path]) -> None:
+    """The files written, or how to get a first row. ablation: as it was given."""
+    line = f"no rows yet, nothing stored; run {command('ablate', ablation=ablation)}"
     out.print(f"stored {', '.join(map(str, paths))}" if paths else line, markup=False)
 
 
-def list_of_ablations(results: Path, runs: Path) -> RichTable:
+def list_of_ablations(results: Stores, runs: Path) -> RichTable:
     """The shipped ablations, one per line: question and progress."""
     questions = [open_question(path) for path in shipped_ablations()]
     rows = find_rows(results, questions)
@@ -168,6 +204,59 @@ def list_of_ablations(results: Path, runs: Path) -> RichTable:
         texts = Text(question.name), Text(question.question), size
         shown.add_row(*texts, *(str(count or "") for count in counts))
     return shown
+
+
+def show_cells(ablation: str, a: str, b: str, results: Path, runs: Path) -> None:
+    """Print the contrast of two cells of an ablation."""
+    table = open_table(ablation, results, runs, METRICS["top1"])
+    print_contrast(wide_console(), table, compare_two_cells(table, a, b))
+
+
+def print_contrast(out: Console, table: Table, found: CellContrast) -> None:
+    """Both cells by seed, their difference with interval, n and p, and what it is good for."""
+    view, metric = make_view(table), table.metric
+    a, b = found.a, found.b
+    shown = RichTable("seed", "a", "b", "b − a", title=Text(metric.heading), title_justify="left")
+    for column in shown.columns:
+        column.justify = "right"
+    for seed in table.seeds:
+        pair = [one.values[seed] for one in (a, b) if seed in one.values]
+        texts = [
+            format_number(one.values[seed], metric.digits) if seed in one.values else ""
+            for one in (a, b)
+        ]
+        gain = format_number(pair[1] - pair[0], metric.digits, "+") if len(pair) == 2 else ""
+        shown.add_row(str(seed), *texts, gain)
+    difference = found.difference
+    shown.add_section()
+    means = (cell_text(view, summary, "mean") for summary in (a, b))
+    shown.add_row("mean ± std", *means, difference_text(difference, metric), style="bold")
+    for letter, summary, style in (("a", a, "cyan"), ("b", b, "magenta")):
+        out.print(f"{letter}  {summary.cell.name}", markup=False, style=style)
+        overrides = summary.cell.overrides
+        out.print(f"   recipe={summary.cell.recipe} set={overrides}", markup=False, style="dim")
+    out.print(shown)
+    for line in contrast_lines(difference):
+        out.print(line, markup=False)
+
+
+def contrast_lines(difference: Difference | None) -> list[str]:
+    """How a contrast was tested, and what that says."""
+    if difference is None:
+        return ["no difference: one of the cells has no value"]
+    how = {
+        "paired": f"paired over {counted(difference.num_pairs, 'seed')}",
+        "welch": "Welch's t-test, fewer than two seeds in common",
+        "single": f"{counted(difference.num_pairs, 'seed')} in common",
+    }[difference.kind]
+    if difference.p is None:
+        return [f"b − a: {how}; nothing to test, no interval"]
+    return [
+        f"b − a: {how}, 95 % confidence interval, p = {p_text(difference.p)} (Student's t, "
+        "two-sided)",
+        "for one comparison that was chosen before its scores were seen: of several, multiply p by "
+        "their number",
+    ]
 
 
 def show_comparison(a: str, b: str, results: Path, runs: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from trainer.base import streams
+from trainer.base.commands import command
 from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
@@ -227,8 +228,8 @@ def check_replaced(state: TrainingState) -> None:
     if progress.num_replaced > MOST_REPLACED_SHARE * plan.draws_per_epoch * num_epochs:
         raise DataError(
             f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step}"
-            f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data`"
-            " lists them: repair or remove them"
+            f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; "
+            f"`{command('check-data')}` lists them: repair or remove them"
         )
 
 

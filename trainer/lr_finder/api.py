@@ -11,7 +11,6 @@ result      with its picture and its files  LRFinderResult
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from trainer.ablation.cells import overrides_text
+from trainer.base.commands import command
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import Settings, make_settings
 from trainer.base.signals import StopRequest
@@ -323,9 +323,6 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this
     replaces.
     """
-    places = {"recipe": job.recipe, "model": job.model, "data": job.data}
-    places |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
-    words = [f"{name}={shlex.quote(text)}" for name, text in places.items()]
     items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
     ours = {
         label: each if isinstance(each, int) else float(f"{each:.3g}")
@@ -333,8 +330,8 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     }
     given = overrides_of(job.overrides)
     text = overrides_text({label: given[label] for label in given if label not in ours} | ours)
-    is_plain = not set(text) & set('"\\$`')
-    return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
+    places = {"recipe": job.recipe, "model": job.model, "data": job.data, "data_dir": job.data_dir}
+    return command(**places, set=text)
 
 
 def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:

@@ -142,7 +142,8 @@ def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
             for step, loss in zip(*curve.held_out, strict=True):
                 writer.add_scalar(f"{name}/held_out_nats", loss, step)
         with Image.open(folder / "curve.png") as picture:
-            writer.add_image("curve", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
+            # sorted by name: after all curves
+            writer.add_image("view/curve", np.asarray(picture.convert("RGB")), 0, dataformats="HWC")
 
 
 def print_plan_head(out: Console, setup) -> None:

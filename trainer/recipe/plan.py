@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
 from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
 from trainer.recipe.identity import RunIdentity
+from trainer.recipe.overrides import as_set
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Deviation, Recipe
 
@@ -189,15 +191,25 @@ def check_settings(plan: Plan, settings) -> None:
         part.check_settings(plan, settings)
 
 
+def _largest_batch(num_images: int, recipe: Recipe) -> dict[str, Any]:
+    """The most images in whole micro-batches, or all of them as one."""
+    together = recipe.images_together
+    return recipe.for_batch(
+        num_images if together > num_images else num_images // together * together
+    )
+
+
 def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
     full, rest = divmod(profile.num_train, recipe.batch.images)
     if recipe.batch.drop_last:
         if full == 0:
+            fix = _largest_batch(profile.num_train, recipe)
             raise PlanError(
                 f"batch.images {recipe.batch.images} with batch.drop_last is more than the"
                 f" {profile.num_train} training images of {profile.name}",
-                f"use {_largest_batch(profile.num_train, recipe)}",
+                f"use {as_set(fix)}",
                 path=("batch", "images"),
+                fix=fix,
             )
         return full
     return full + bool(rest)
@@ -238,11 +250,17 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
+        fix = (
+            {"lr.warmup_steps": num_steps - needed}
+            if num_steps > needed
+            else recipe.lr.without_warmup("warmup_steps")
+        )
         raise PlanError(
             f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps}"
             " steps",
-            f'use set="lr.warmup_steps={max(1, num_steps - needed)}" or less',
+            f"use {as_set(fix)}",
             path=("lr", "warmup_steps"),
+            fix=fix,
         )
 
 
@@ -261,15 +279,8 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
             f" (batch.images {recipe.batch.images} / mix.images {images})",
             "use batch.drop_last=true",
             path=("mix", "images"),
+            fix={"batch.drop_last": True},
         )
-
-
-def _largest_batch(num_images: int, recipe: Recipe) -> str:
-    together = recipe.images_together
-    if together > num_images:
-        unit = " mix.images=null" if recipe.mix and recipe.mix.images else ""
-        return f'set="batch.images={num_images} batch.norm_images={num_images}{unit}"'
-    return f'set="batch.images={num_images // together * together}"'
 
 
 def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:

@@ -1,4 +1,4 @@
-"""Two rows side by side: everything in which they differ."""
+"""Two rows side by side, everything in which they differ; and two cells of an ablation."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import why_no_name
+from trainer.base.plural import counted
+from trainer.base.stats import Difference, compare_cells
 from trainer.recipe import tree
 from trainer.report.notes import ROW_FACTS
+from trainer.report.tables import CellSummary, Table
 from trainer.runs.results import Row, RowError, read_row, read_row_file
 
 _MAX_SUGGESTIONS = 2_000  # names searched for the closest one
@@ -42,9 +45,48 @@ def find_row(name: str, results: Path, runs: Path) -> Row:
     if row is None:
         store = results / "rows"
         known = sorted(path.stem for path in store.glob("*.json"))
-        hint = did_you_mean(name, known[:_MAX_SUGGESTIONS])
-        raise RowError(f"run {name}: no such row{hint or f'; {store} has {len(known)} rows'}")
+        stored = f"; {store} has {counted(len(known), 'row')}"
+        hint = did_you_mean(name, known[:_MAX_SUGGESTIONS]) or stored
+        raise RowError(f"run {name}: no such row{hint}")
     return row
+
+
+@dataclass(frozen=True)
+class CellContrast:
+    """Two cells of an ablation. difference: b - a, by itself and corrected for nothing; None where
+    one of them has no value.
+    """
+
+    a: CellSummary
+    b: CellSummary
+    difference: Difference | None
+
+
+def compare_two_cells(table: Table, a: str, b: str) -> CellContrast:
+    """The contrast of any two cells of a table, by their names.
+
+    Raises UserError for a name that no cell has, for a cell and itself, and for cells that are
+    scored on different data.
+    """
+    one, other = (_find_cell(table, name, option) for name, option in ((a, "a"), (b, "b")))
+    if one is other:
+        raise UserError(f"a={a} b={b}: the same cell", "name two cells")
+    if one.cell.data != other.cell.data:
+        raise UserError(
+            f"a={a} b={b}: scored on {one.cell.data} and on {other.cell.data}",
+            "compare cells on the same data",
+        )
+    return CellContrast(one, other, compare_cells(other.values, one.values))
+
+
+def _find_cell(table: Table, name: str, option: str) -> CellSummary:
+    cells = {summary.cell.name: summary for summary in table.cells}
+    if name not in cells:
+        raise UserError(
+            f"{option}={name}: no cell of {table.name}{did_you_mean(name, cells)}",
+            f"valid: {'; '.join(cells)}",
+        )
+    return cells[name]
 
 
 def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
@@ -80,6 +122,8 @@ _SCORES: _Properties = {
 }
 _COSTS: _Properties = {
     "train s": lambda row: row.train_s,
+    "step s, median": lambda row: row.step_s,
+    "load per core": lambda row: row.load_per_core,
     "images/s": lambda row: row.images_per_s,
     "peak MiB": lambda row: row.peak_mem_mib,
     "parameters": lambda row: row.num_params,

@@ -15,9 +15,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.base.commands import command
 from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
+from trainer.report.rows import Stores, folders_of
 from trainer.report.tables import SeedResult, Table
 from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
 from trainer.runs.results import Row, RowError
@@ -89,9 +91,11 @@ def curves_path(results: Path, name: str) -> Path:
     return results / f"{name}.curves.jsonl"
 
 
-def find_curves(results: Path, table: Table) -> dict[str, Curves]:
+def find_curves(results: Stores, table: Table) -> dict[str, Curves]:
     """The curves of a table's rows by run: from the run folder if it is here, else as stored."""
-    kept, found = read_kept(results, table.name), {}
+    kept, found = {}, {}
+    for store in reversed(folders_of(results)):
+        kept.update(read_kept(store, table.name))
     for result in (result for summary in table.cells for result in summary.seeds):
         row = result.row
         if row is None:
@@ -152,7 +156,7 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}:{number}: not a run's curves ({error}); delete the file, "
-                "make table writes it again"
+                f"{command('table')} writes it again"
             ) from None
     return kept
 

@@ -2,19 +2,18 @@
 
 Numbers in, coordinates out; assets/figures.html draws them. The x of an effect is in percent of the
 width, so that the figure can be as wide as the window; the other figures are in pixels.
+drawings.py draws the same for papers.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from trainer.base.stats import Difference
-from trainer.report.curves import Curves, Points
-from trainer.report.tables import CellSummary, Metric, Table
+from trainer.base.stats import Difference, front_of
+from trainer.report.tables import CellSummary, Costs, Metric, Table
 
 MAX_CELLS = 60  # of one figure; the table has all
 SIGNIFICANT_P = 0.05  # below it an effect is drawn filled
@@ -41,14 +40,22 @@ class Scale:
 
     def at(self, value: float) -> float:
         """The coordinate of a value, clipped to the scale."""
-        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return self.beyond(min(max(value, self.low), self.high))
+
+    def beyond(self, value: float) -> float:
+        """The coordinate of a value, outside of the scale too."""
+        share = (value - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 2)
 
-    def ticks(self, max_ticks: int) -> tuple[Tick, ...]:
-        """Round numbers: multiples of 1, 2 or 5 times a power of ten."""
+    def has(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def ticks(self, max_ticks: int, is_whole: bool = False) -> tuple[Tick, ...]:
+        """Round numbers: multiples of 1, 2 or 5 times a power of ten. is_whole: whole ones only."""
         span = self.high - self.low
         unit = 10 ** math.floor(math.log10(span / max_ticks))
         step = next(unit * k for k in (1, 2, 5, 10, 20) if span / (unit * k) <= max_ticks)
+        step = max(1, step) if is_whole else step
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = (math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9))
         return tuple(
@@ -66,6 +73,38 @@ def scale_over(
     return Scale(low - margin, high + margin, start, end)
 
 
+_MOST_BEYOND_SHARE = 0.2  # of the values may lie outside of an axis
+_LEAST_SQUEEZE = 3.0  # an axis that held all would be so many times as long as one without them
+
+
+def core_range(
+    values: Iterable[float], least_squeeze: float = _LEAST_SQUEEZE
+) -> tuple[float, float]:
+    """(low, high) of what an axis should hold: all values but the few that would squash the rest.
+
+    Left out is at most a fifth of them, and only where an axis for all would be so many times as
+    long as one for the others.
+    """
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    num_kept = len(ordered) - max(int(_MOST_BEYOND_SHARE * len(ordered)), len(ordered) > 3)
+    windows = zip(ordered, ordered[num_kept - 1 :], strict=False)
+    start, end = min(windows, key=lambda window: window[1] - window[0])
+    if end == start or high - low < least_squeeze * (end - start):
+        return low, high
+    reach = (end - start) / 2
+    inside = [value for value in ordered if start - reach <= value <= end + reach]
+    return inside[0], inside[-1]
+
+
+def most_different(cells: Sequence[CellSummary], most: int) -> list[CellSummary]:
+    """At most so many cells, in order: the base, and those that differ most from it."""
+    sizes = {id(one): abs(one.difference.value) if one.difference else -1.0 for one in cells}
+    order = sorted(cells, key=lambda one: (not one.cell.is_base, -sizes[id(one)]))
+    chosen = {id(one) for one in order[:most]}
+    return [one for one in cells if id(one) in chosen]
+
+
 # ---- effect sizes
 
 
@@ -73,8 +112,9 @@ def scale_over(
 class Effect:
     """One line: a difference with its interval. at: None without a difference.
 
-    low, high: None without an interval. is_cut_*: does the interval continue beyond the axis on
-    that side? is_significant: p below SIGNIFICANT_P after Holm's correction.
+    low, high: None without an interval. is_cut_*: does the interval, or the difference itself, lie
+    beyond the axis on that side? is_beyond: the difference does. is_significant: p below
+    SIGNIFICANT_P after Holm's correction.
     """
 
     summary: CellSummary
@@ -83,6 +123,7 @@ class Effect:
     high: float | None = None
     is_cut_low: bool = False
     is_cut_high: bool = False
+    is_beyond: bool = False
     is_significant: bool = False
 
 
@@ -104,21 +145,20 @@ def forest(group: str, cells: Sequence[CellSummary]) -> Forest | None:
     others = [summary for summary in cells if not summary.cell.is_base]
     if base is None or not any(summary.difference for summary in others):
         return None
-    shown = others
-    if len(others) > MAX_CELLS:
-        sizes = {id(one): abs(one.difference.value) for one in others if one.difference}
-        drawn = sorted(sizes, key=lambda key: -sizes[key])[:MAX_CELLS]
-        shown = [summary for summary in others if id(summary) in drawn]
-    scale = _effect_scale([summary.difference for summary in shown if summary.difference])
+    shown = most_different(others, MAX_CELLS)
+    low_high = effect_range([summary.difference for summary in shown if summary.difference])
+    scale = scale_over(low_high, 2, 98, margin_share=0.02)
     effects = tuple(_effect(summary, scale) for summary in shown)
     return Forest(
         group, base.cell.name, scale.at(0), scale.ticks(5), effects, len(others) - len(shown)
     )
 
 
-def _effect_scale(differences: Sequence[Difference]) -> Scale:
-    """Wide enough for all differences and a typical interval; much wider ones are cut."""
-    values = [0.0, *(difference.value for difference in differences)]
+def effect_range(differences: Sequence[Difference]) -> tuple[float, float]:
+    """(low, high) of an axis that is wide enough for zero, the differences and a typical interval;
+    much wider intervals, and the few differences that lie far off, are cut.
+    """
+    values = [0.0, *core_range(difference.value for difference in differences)]
     intervals = [interval for one in differences if (interval := one.interval)]
     halves = [(high - low) / 2 for low, high in intervals]
     typical = 1.2 * statistics.median(halves) if halves else 0.0
@@ -126,117 +166,24 @@ def _effect_scale(differences: Sequence[Difference]) -> Scale:
     ends = [end for interval in intervals for end in interval]
     low = max(min(values + ends), min(values) - margin)
     high = min(max(values + ends), max(values) + margin)
-    return scale_over((low, high), 2, 98, margin_share=0.02)
+    return low, high
 
 
 def _effect(summary: CellSummary, scale: Scale) -> Effect:
     difference = summary.difference
     if difference is None:
         return Effect(summary, None)
-    if difference.interval is None:
-        return Effect(summary, scale.at(difference.value))
-    low, high = difference.interval
+    low, high = difference.interval or (difference.value, difference.value)
     return Effect(
         summary,
         scale.at(difference.value),
-        scale.at(low),
-        scale.at(high),
+        scale.at(low) if difference.interval else None,
+        scale.at(high) if difference.interval else None,
         is_cut_low=low < scale.low,
         is_cut_high=high > scale.high,
+        is_beyond=not scale.has(difference.value),
         is_significant=summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P,
     )
-
-
-# ---- learning curves
-
-PANEL_PX = (250, 160)
-PANEL_INNER_PX = (42, 8, 242, 136)  # left, top, right, bottom of the plotting area
-
-
-@dataclass(frozen=True)
-class Panel:
-    """The curves of one cell, as SVG points. base: the mean curve of the group's base."""
-
-    summary: CellSummary
-    seeds: tuple[str, ...]
-    band: str
-    mean: str
-    base: str
-
-
-@dataclass(frozen=True)
-class CurveFigure:
-    """One quantity by epoch, a panel per cell, same axes. without: cells that have none."""
-
-    group: str
-    title: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    panels: tuple[Panel, ...]
-    num_left_out: int
-    without: tuple[str, ...]
-
-
-def curve_figures(table: Table, curves: Mapping[str, Curves]) -> tuple[CurveFigure, ...]:
-    """Val top-1 and training loss of every group that has curves."""
-    figures = []
-    for group, cells in table.groups.items():
-        for kind, title in (("val_top1", "Top-1 % of val"), ("train_loss", "Training loss, nats")):
-            lines_of = [(summary, _lines(summary, curves, kind)) for summary in cells]
-            if any(lines for _, lines in lines_of):
-                figures.append(_curve_figure(group, title, lines_of))
-    return tuple(figures)
-
-
-def _lines(summary: CellSummary, curves: Mapping[str, Curves], kind: str) -> list[Points]:
-    lines = [getattr(curves[row.run], kind) for row in summary.rows if row.run in curves]
-    return [points for points in lines if points]
-
-
-def _curve_figure(
-    group: str, title: str, lines_of: Sequence[tuple[CellSummary, list[Points]]]
-) -> CurveFigure:
-    drawn = [(summary, lines) for summary, lines in lines_of if lines]
-    points = [point for _, lines in drawn for line in lines for point in line]
-    left, top, right, bottom = PANEL_INNER_PX
-    x = scale_over((epoch for epoch, _ in points), left, right, margin_share=0.02)
-    y = scale_over((value for _, value in points), bottom, top)
-    base_lines = next((lines for summary, lines in drawn if summary.cell.is_base), [])
-    base_mean = _svg([(epoch, mean) for epoch, _, mean, _ in _spread(base_lines)], x, y)
-    panels = tuple(_panel(summary, lines, x, y, base_mean) for summary, lines in drawn[:MAX_CELLS])
-    without = tuple(summary.cell.name for summary, lines in lines_of if not lines)
-    num_left_out = len(drawn) - len(panels)
-    return CurveFigure(group, title, x.ticks(5), y.ticks(5), panels, num_left_out, without)
-
-
-def _panel(summary: CellSummary, lines: list[Points], x: Scale, y: Scale, base_mean: str) -> Panel:
-    spread = _spread(lines)
-    lows = [(epoch, low) for epoch, low, _, _ in spread]
-    highs = [(epoch, high) for epoch, _, _, high in spread]
-    has_seeds = len(lines) > 1
-    return Panel(
-        summary,
-        seeds=tuple(_svg(line, x, y) for line in lines) if has_seeds else (),
-        band=_svg([*lows, *reversed(highs)], x, y) if has_seeds else "",
-        mean=_svg([(epoch, mean) for epoch, _, mean, _ in spread], x, y),
-        base="" if summary.cell.is_base else base_mean,
-    )
-
-
-def _spread(lines: Sequence[Points]) -> list[tuple[float, float, float, float]]:
-    """(epoch, min, mean, max) over the seeds that have a point at this epoch."""
-    by_epoch: dict[float, list[float]] = {}
-    for line in lines:
-        for epoch, value in line:
-            by_epoch.setdefault(epoch, []).append(value)
-    return [
-        (epoch, min(values), statistics.fmean(values), max(values))
-        for epoch, values in sorted(by_epoch.items())
-    ]
-
-
-def _svg(points: Iterable[tuple[float, float]], x: Scale, y: Scale) -> str:
-    return " ".join(f"{x.at(epoch):g},{y.at(value):g}" for epoch, value in points)
 
 
 # ---- accuracy against cost
@@ -249,33 +196,124 @@ _COSTS = (  # field of Costs, name, unit, factor from the field to the unit
     ("gmacs", "multiply-adds of one image", "G", 1.0),
     ("num_params", "parameters", "M", 1e6),
 )
-_MIN_COST_RATIO = 1.005  # below it the cells cost the same, up to noise
+_MIN_COST_RATIO = 1.02  # below it the cells cost the same, up to noise
 _LABEL_OFFSETS_PX = ((9, 4), (-9, 4), (0, -9), (0, 17), (9, -7), (-9, -7), (9, 15), (-9, 15))
+_LABEL_PX = 22.0  # wide: a number of three digits
 _ENOUGH_PX = 14.0  # between a label and the next mark
 
 
 @dataclass(frozen=True)
-class CostPoint:
-    """A cell's mean against its cost. low, high: mean ± one standard deviation."""
+class Scored:
+    """A cell's mean and its cost. low, high: the least and the most that it cost over seeds."""
 
     summary: CellSummary
-    cost: str
+    cost: float
+    low: float
+    high: float
+    mean: float
+    is_front: bool = False
+
+    @property
+    def one_std(self) -> tuple[float, ...]:
+        """The mean ± one standard deviation; the mean alone without one."""
+        std = self.summary.std
+        return (self.mean,) if std is None else (self.mean - std, self.mean + std)
+
+    @property
+    def cost_text(self) -> str:
+        return f"{self.cost:,.0f}" if self.cost >= 100 else f"{self.cost:.3g}"
+
+
+@dataclass(frozen=True)
+class Trade:
+    """The scores of a group's cells against one cost in which they differ, the front first."""
+
+    group: str
+    name: str
+    unit: str
+    cells: tuple[Scored, ...]
+
+    @property
+    def axis(self) -> str:
+        return f"{self.name}, {self.unit}"
+
+    def x_range(self) -> tuple[float, float]:
+        return core_range(one.cost for one in self.cells)
+
+    def y_range(self) -> tuple[float, float]:
+        low, high = core_range(one.mean for one in self.cells)
+        ends = [end for one in self.cells if low <= one.mean <= high for end in one.one_std]
+        return min(ends), max(ends)
+
+
+def trades(table: Table) -> tuple[Trade, ...]:
+    """Of every group and each cost in which its cells differ by more than its own spread."""
+    found = []
+    for group, cells in table.groups.items():
+        for field, name, unit, factor in _COSTS:
+            scored = [
+                Scored(summary, *_cost_of(summary.costs, field, factor), summary.mean)
+                for summary in cells
+                if summary.costs and summary.mean is not None
+            ]
+            if scored and min(one.high for one in scored) * _MIN_COST_RATIO < max(
+                one.low for one in scored
+            ):
+                found.append(Trade(group, name, unit, _with_front(scored, table.metric)))
+    return tuple(found)
+
+
+def _cost_of(costs: Costs, field: str, factor: float) -> tuple[float, float, float]:
+    """(cost, least, most) in its unit."""
+    low, high = costs.range_of(field)
+    return getattr(costs, field) / factor, low / factor, high / factor
+
+
+def _with_front(scored: Sequence[Scored], metric: Metric) -> tuple[Scored, ...]:
+    gains = [one.mean if metric.is_share else -one.mean for one in scored]
+    spreads = [one.summary.std or 0.0 for one in scored]
+    front = front_of(
+        [(one.low, one.high) for one in scored],
+        [(gain - std, gain + std) for gain, std in zip(gains, spreads, strict=True)],
+    )
+    marked = [
+        (gain, replace(one, is_front=index in front))
+        for index, (one, gain) in enumerate(zip(scored, gains, strict=True))
+    ]
+    return tuple(
+        one for _, one in sorted(marked, key=lambda pair: (not pair[1].is_front, -pair[0]))
+    )
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """A cell's mean against its cost, with the place of its label. low, high: mean ± one standard
+    deviation. left, right: the least and the most that it cost. is_beyond: outside of the axes, so
+    that the point is drawn at their edge.
+    """
+
+    scored: Scored
     x: float
     y: float
     low: float | None
     high: float | None
-    is_front: bool
+    left: float
+    right: float
+    is_beyond: bool
     label_x: float
     label_y: float
     anchor: str
 
+    @property
+    def summary(self) -> CellSummary:
+        return self.scored.summary
+
 
 @dataclass(frozen=True)
 class CostFigure:
-    """title: the cost and its unit. front: an SVG path along the Pareto front."""
+    """front: an SVG path along the Pareto front."""
 
-    group: str
-    title: str
+    trade: Trade
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     points: tuple[CostPoint, ...]
@@ -285,67 +323,23 @@ class CostFigure:
 
 def cost_figures(table: Table) -> tuple[CostFigure, ...]:
     """A figure for each group and each cost in which its cells differ."""
-    figures = []
-    for group, cells in table.groups.items():
-        for field, name, unit, factor in _COSTS:
-            scored = [
-                _Scored(summary, getattr(summary.costs, field) / factor, summary.mean)
-                for summary in cells
-                if summary.costs and summary.mean is not None
-            ]
-            costs = [one.cost for one in scored]
-            if len(costs) > 1 and max(costs) > min(costs) * _MIN_COST_RATIO:
-                figures.append(_cost_figure(group, name, unit, scored, table.metric))
-    return tuple(figures)
+    return tuple(map(_cost_figure, trades(table)))
 
 
-class _Scored(NamedTuple):
-    """A cell with both coordinates."""
-
-    summary: CellSummary
-    cost: float
-    mean: float
-
-    @property
-    def one_std(self) -> tuple[float, ...]:
-        """The mean ± one standard deviation; the mean alone without one."""
-        std = self.summary.std
-        return (self.mean,) if std is None else (self.mean - std, self.mean + std)
-
-
-def is_front(index: int, costs: Sequence[float], gains: Sequence[float]) -> bool:
-    """Is a cell on the Pareto front, dominated by no other in cost and gain?"""
-    cost, gain = costs[index], gains[index]
-    return not any(
-        c <= cost and g >= gain and (c < cost or g > gain)
-        for c, g in zip(costs, gains, strict=True)
-    )
-
-
-def _cost_figure(
-    group: str, name: str, unit: str, scored: Sequence[_Scored], metric: Metric
-) -> CostFigure:
-    costs = [one.cost for one in scored]
-    gains = [one.mean if metric.is_share else -one.mean for one in scored]
-    fronts = [is_front(index, costs, gains) for index in range(len(scored))]
-    order = sorted(range(len(scored)), key=lambda index: (not fronts[index], -gains[index]))
-    order = order[:MAX_CELLS]
+def _cost_figure(trade: Trade) -> CostFigure:
+    cells = trade.cells[:MAX_CELLS]
     left, top, right, bottom = COST_INNER_PX
-    x = scale_over((costs[index] for index in order), left, right)
-    y = scale_over((end for index in order for end in scored[index].one_std), bottom, top)
-    occupied = [(x.at(scored[index].cost), y.at(scored[index].mean)) for index in order]
-    points = tuple(
-        _cost_point(scored[index], unit, fronts[index], x, y, occupied) for index in order
-    )
-    title, num_left_out = f"{name}, {unit}", len(scored) - len(order)
-    return CostFigure(
-        group, title, x.ticks(5), y.ticks(5), points, _front_path(points), num_left_out
-    )
+    x = scale_over(trade.x_range(), left, right)
+    y = scale_over(trade.y_range(), bottom, top)
+    occupied = [(x.at(one.cost), y.at(one.mean)) for one in cells]
+    points = tuple(_cost_point(one, x, y, occupied) for one in cells)
+    num_left_out = len(trade.cells) - len(cells)
+    return CostFigure(trade, x.ticks(5), y.ticks(5), points, _front_path(points), num_left_out)
 
 
 def _front_path(points: Iterable[CostPoint]) -> str:
     """Steps along the front, cheapest cell first; empty for fewer than two cells."""
-    front = sorted((p for p in points if p.is_front), key=lambda point: (point.x, -point.y))
+    front = sorted((p for p in points if p.scored.is_front), key=lambda point: (point.x, -point.y))
     if len(front) < 2:
         return ""
     steps = " ".join(f"H{point.x:g} V{point.y:g}" for point in front[1:])
@@ -353,12 +347,7 @@ def _front_path(points: Iterable[CostPoint]) -> str:
 
 
 def _cost_point(
-    scored: _Scored,
-    unit: str,
-    is_on_front: bool,
-    x: Scale,
-    y: Scale,
-    occupied: list[tuple[float, float]],
+    scored: Scored, x: Scale, y: Scale, occupied: list[tuple[float, float]]
 ) -> CostPoint:
     """A point, its label where most space is left; occupied grows by the label."""
     at_x, at_y = x.at(scored.cost), y.at(scored.mean)
@@ -372,14 +361,23 @@ def _cost_point(
         for dx, dy in _LABEL_OFFSETS_PX
     ]
     label = max(
-        candidates,
+        filter(_is_on_paper, candidates),
         key=lambda label: min([_clearance_px(label, mark) for mark in others], default=99.0),
     )
     occupied.append((label[0], label[1] - 4))
     ends = [y.at(end) for end in scored.one_std]
     low, high = ends if len(ends) == 2 else (None, None)
-    cost = f"{scored.cost:,.0f}" if scored.cost >= 100 else f"{scored.cost:.3g}"
-    return CostPoint(scored.summary, f"{cost} {unit}", at_x, at_y, low, high, is_on_front, *label)
+    is_beyond = not (x.has(scored.cost) and y.has(scored.mean))
+    left, right = x.at(scored.low), x.at(scored.high)
+    return CostPoint(scored, at_x, at_y, low, high, left, right, is_beyond, *label)
+
+
+def _is_on_paper(label: tuple[float, float, str]) -> bool:
+    """Is there room for a label within the figure?"""
+    x, y, anchor = label
+    left, right = {"start": (0, 1), "end": (1, 0), "middle": (0.5, 0.5)}[anchor]
+    bottom = COST_INNER_PX[3]
+    return x - left * _LABEL_PX >= 0 and x + right * _LABEL_PX <= COST_PX[0] and 12 <= y <= bottom
 
 
 def _clearance_px(label: tuple[float, float, str], mark: tuple[float, float]) -> float:

@@ -1,4 +1,4 @@
-"""The columns of a table as text, and whole tables as Markdown, CSV and LaTeX."""
+"""The columns of a table as text, and whole tables as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from trainer.ablation.cells import command
-from trainer.base.stats import MOST_SEEDS
-from trainer.report.notes import remarks, warnings
-from trainer.report.tables import STATE_TEXTS, CellSummary, Metric, Needed
+from trainer.base.stats import MOST_SEEDS, Difference
+from trainer.report.effects import FactorEffect
+from trainer.report.notes import effect_remarks, remarks, warnings
+from trainer.report.tables import STATE_TEXTS, CellSummary, Metric, Needed, Table
 from trainer.report.view import (
     COLUMNS,
     DEFAULT_COLUMNS,
@@ -89,40 +90,57 @@ def _mean_text(summary: CellSummary, metric: Metric) -> str:
 
 
 def _difference_text(summary: CellSummary, metric: Metric) -> str:
-    if summary.cell.is_base:
-        return "base"
-    if summary.difference is None:
+    return "base" if summary.cell.is_base else difference_text(summary.difference, metric)
+
+
+def difference_text(difference: Difference | None, metric: Metric) -> str:
+    """Such as `+2.04 [0.95, 3.12]`; without an interval where there is none."""
+    if difference is None:
         return ""
-    value = format_number(summary.difference.value, metric.digits, sign="+")
-    interval = summary.difference.interval
+    value = format_number(difference.value, metric.digits, sign="+")
+    interval = difference.interval
     if interval is None:
         return value
     low, high = (format_number(end, metric.digits) for end in interval)
     return f"{value} [{low}, {high}]"
 
 
-def _p_text(summary: CellSummary, _: Metric) -> str:
-    if summary.p_holm is None:
+def p_text(p: float | None) -> str:
+    if p is None:
         return ""
-    return f"{summary.p_holm:.3f}" if summary.p_holm >= _SMALLEST_P else f"<{_SMALLEST_P}"
+    return f"{p:.3f}" if p >= _SMALLEST_P else f"<{_SMALLEST_P}"
 
 
 def _seeds_needed_text(needed: Needed | None) -> str:
-    """With ≈ where the spread is borrowed."""
+    """With ≈ where the spread is borrowed, in brackets by the pooled one."""
     if needed is None:
         return ""
     about = "≈" if needed.origin != "measured" else ""
-    return f"> {MOST_SEEDS:,}" if needed.num_seeds is None else f"{about}{needed.num_seeds:,}"
+    pooled = f" ({_num_seeds(needed.pooled_seeds)})" if needed.pooled_std is not None else ""
+    return f"{about if needed.num_seeds else ''}{_num_seeds(needed.num_seeds)}{pooled}"
 
 
-def _cost_text(field: str, unit: float = 1.0) -> Callable[[CellSummary, Metric], str]:
+def _num_seeds(num_seeds: int | None) -> str:
+    return f"> {MOST_SEEDS:,}" if num_seeds is None else f"{num_seeds:,}"
+
+
+def _cost_text(
+    field: str, unit: float = 1.0, has_range: bool = False
+) -> Callable[[CellSummary, Metric], str]:
+    """The cost, and with has_range the least and the most, where they differ."""
+
     def format_cost(summary: CellSummary, _: Metric) -> str:
         if summary.costs is None:
             return ""
-        value = getattr(summary.costs, field) / unit
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        value = _cost_number(getattr(summary.costs, field) / unit)
+        low, high = (_cost_number(end / unit) for end in summary.costs.range_of(field))
+        return f"{value} ({low}–{high})" if has_range and low != high else value
 
     return format_cost
+
+
+def _cost_number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 _COLUMN_TEXTS: dict[str, Callable[[CellSummary, Metric], str]] = {
@@ -131,12 +149,12 @@ _COLUMN_TEXTS: dict[str, Callable[[CellSummary, Metric], str]] = {
     "n": _n_text,
     "mean": _mean_text,
     "difference": _difference_text,
-    "p": _p_text,
+    "p": lambda summary, _: p_text(summary.p_holm),
     "seeds_needed": lambda summary, _: _seeds_needed_text(summary.needed),
     "published": lambda summary, _: (
         "" if summary.cell.published is None else f"{summary.cell.published:g}"
     ),
-    "train_s": _cost_text("train_s"),
+    "train_s": _cost_text("train_s", has_range=True),
     "images_per_s": _cost_text("images_per_s"),
     "peak_mem_mib": _cost_text("peak_mem_mib"),
     "num_params": _cost_text("num_params", unit=1e6),
@@ -167,6 +185,34 @@ def as_csv(view: View) -> str:
     return text.getvalue()
 
 
+EFFECT_HEADINGS = ("factors", "effect", "n", "difference [95 %]", "p (Holm)")
+
+
+def effect_texts(effect: FactorEffect, metric: Metric) -> tuple[str, ...]:
+    """One effect as text, by EFFECT_HEADINGS."""
+    num_seeds = str(effect.difference.num_pairs if effect.difference else 0)
+    difference = difference_text(effect.difference, metric)
+    return effect.factors, effect.name, num_seeds, difference, p_text(effect.p_holm)
+
+
+def effects_csv(table: Table) -> str:
+    """Main effects and interactions, one a line, for other programs."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("group", "factors", "effect", "n", "metric", "difference", "low", "high", "p")
+    writer.writerow(names)
+    for effect in table.effects:
+        one = effect.difference
+        num_seeds = one.num_pairs if one else 0
+        numbers = (one.value, one.low, one.high) if one else (None,) * 3
+        values = (
+            f"{x:.{_CSV_DIGITS}g}" if x is not None else "" for x in (*numbers, effect.p_holm)
+        )
+        about = effect.group, effect.factors, effect.name, num_seeds, table.metric.name
+        writer.writerow([*about, *values])
+    return text.getvalue()
+
+
 # ---- Markdown
 
 
@@ -181,7 +227,8 @@ def as_markdown(view: View) -> str:
         f"Source: {table.source}" if table.source else "",
         *_markdown_tables(view),
         "\n".join(f"**Warning:** {markdown_text(line)}\n" for line in warnings(table)).strip(),
-        "\n".join(f"- {markdown_text(line)}" for line in remarks(table)),
+        "\n".join(f"- {markdown_text(line)}" for line in remarks(table, shown_columns(view))),
+        *_markdown_effects(table),
         table.notes,
         f"## Rows\n\n{_markdown_rows(view)}",
         f"## Commands\n\nAll runs: `make ablate ablation={table.name}`. One run of each cell:",
@@ -201,6 +248,23 @@ def _markdown_tables(view: View) -> list[str]:
             parts.append(f"## {markdown_text(group)}")
         lines = ((_markdown_cell(view, summary, name) for name in columns) for summary in cells)
         parts.append("\n".join([_markdown_line(headings), rule, *map(_markdown_line, lines)]))
+    return parts
+
+
+def _markdown_effects(table: Table) -> list[str]:
+    parts = ["## Main effects and interactions"] if table.effects else []
+    for group in dict.fromkeys(effect.group for effect in table.effects):
+        if len(table.groups) > 1:
+            parts.append(f"### {markdown_text(group)}")
+        lines = [_markdown_line(EFFECT_HEADINGS), "|---|---|---:|---:|---:|"]
+        for effect in table.effects:
+            if effect.group == group:
+                factors, name, *numbers = effect_texts(effect, table.metric)
+                lines.append(
+                    _markdown_line([markdown_text(factors), markdown_text(name), *numbers])
+                )
+        parts.append("\n".join(lines))
+    parts += ["\n".join(f"- {line}" for line in effect_remarks(table))] if parts else []
     return parts
 
 
@@ -258,83 +322,3 @@ def markdown_code(text: str) -> str:
 def _backticks(text: str, at_least: int) -> str:
     """A fence longer than any run of backticks in the text (CommonMark 0.31, 4.5 and 6.1)."""
     return "`" * max(at_least, 1 + max(map(len, re.findall("`+", text)), default=0))
-
-
-# ---- LaTeX
-
-_LATEX_ESCAPES = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
-    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\char34{}", "`": "{`}",
-    "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "·": r"$\cdot$",
-    "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "…": r"\ldots{}",
-    "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''",
-    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
-    "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
-}  # fmt: skip
-# letters that pdfLaTeX sets in its default fonts without a package
-_ACCENTED = "àáâãäåæçèéêëìíîïñòóôõöøùúûüýÿßœčćłńřšśžź"
-_LATEX_LETTERS = set(_ACCENTED + _ACCENTED.upper())
-
-
-def as_latex(view: View) -> str:
-    r"""A table environment; the document needs \usepackage{booktabs}."""
-    table, columns = view.table, shown_columns(view)
-    lines = [
-        f"% Generated by make table ablation={table.name}; needs \\usepackage{{booktabs}}.",
-        r"\begin{table}",
-        r"\centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{latex_text(table.title)}}}\label{{tab:{table.name}}}",
-        rf"\begin{{tabular}}{{{''.join('l' if is_text(column) else 'r' for column in columns)}}}",
-        r"\toprule",
-        _latex_line(latex_text(heading_of(view, column)) for column in columns),
-        *_latex_body(view, columns),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\par\medskip",
-        r"\begin{minipage}{\linewidth}",
-        *(rf"\textbf{{Warning:}} {latex_text(line)}\par" for line in warnings(table)),
-        *(rf"{latex_text(line)}\par" for line in remarks(table)),
-        r"\end{minipage}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_body(view: View, columns: tuple[str, ...]) -> list[str]:
-    lines = []
-    for group, cells in view.table.groups.items():
-        lines.append(r"\midrule")
-        if len(view.table.groups) > 1:
-            heading = rf"\textit{{{latex_text(group)}}}"
-            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{{heading}}} \\")
-        for summary in cells:
-            texts = {column: cell_text(view, summary, column) for column in columns}
-            for name in texts:  # a minus sign in numbers, where LaTeX would set a hyphen
-                if not is_text(name):
-                    texts[name] = texts[name].replace("-", "−")
-            lines.append(_latex_line(map(latex_text, texts.values())))
-    return lines
-
-
-def _latex_line(texts: Iterable[str]) -> str:
-    return " & ".join(texts) + r" \\"
-
-
-def latex_text(text: str) -> str:
-    """Text that LaTeX sets as it is, on one line.
-
-    Characters that its default fonts lack become their code point: [U+2713].
-    """
-    escaped = "".join(map(_latex_char, " ".join(text.split())))
-    escaped = re.sub(r"([-'])(?=\1)", r"\1{}", escaped)  # -- and '' are ligatures: a dash, a quote
-    # after the \\ of the line above, a leading [ or * would be read as its argument
-    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
-
-
-def _latex_char(char: str) -> str:
-    if char in _LATEX_ESCAPES:
-        return _LATEX_ESCAPES[char]
-    is_plain = char in _LATEX_LETTERS or (char.isascii() and char.isprintable())
-    return char if is_plain else f"[U+{ord(char):04X}]"

@@ -29,29 +29,41 @@ _METRICS = {
 }
 
 
+_FILE = "events.out.tfevents.row"
+
+
 def hparams_folder(runs: Path, name: str) -> Path:
-    return runs / "ablations" / name / "tensorboard"
+    """Where the rows go whose run folders are not here."""
+    return runs / "ablations" / name
 
 
-def write_hparams(table: Table, folder: Path) -> int:
-    """Write every row of a table under a folder for `tensorboard --logdir`; returns their number.
+def write_hparams(table: Table, runs: Path) -> int:
+    """Write every row of a table for `tensorboard --logdir <runs>`; returns their number.
 
-    A row's hyperparameters are its cell, the levels of the factors, model, data and seed. Files of
-    rows that the table no longer has are removed.
+    A row goes into its own run folder, where it is on this machine, so that a run has its curves,
+    its hyperparameters and its scores under one name. A row's hyperparameters are its cell, the
+    levels of the factors, model, data and seed. Files of rows that the table no longer has are
+    removed from the ablation's folder.
     """
-    rows = [(summary, row) for summary in table.cells for row in summary.rows]
-    current = {row.run for _, row in rows}
-    for outdated in sorted(folder.glob("*/events.out.tfevents.row")):
-        if outdated.parent.name not in current:
+    rows = [
+        (summary, result.row, result.folder or hparams_folder(runs, table.name) / result.row.run)
+        for summary in table.cells
+        for result in summary.seeds
+        if result.row
+    ]
+    current = {folder for _, _, folder in rows}
+    for outdated in sorted(hparams_folder(runs, table.name).rglob(_FILE)):
+        if outdated.parent not in current:
             outdated.unlink()
             outdated.parent.rmdir()
-    for summary, row in rows:
-        path = folder / row.run / "events.out.tfevents.row"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _serialize(_row_events(summary, row)))
+    for summary, row, folder in rows:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / _FILE, _serialize(_row_events(summary, row)))
     if rows:
-        path = folder / "events.out.tfevents.ablation"
-        write_atomically(path, _serialize(_experiment_events(rows)))
+        path = hparams_folder(runs, table.name) / "events.out.tfevents.ablation"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        experiment = _experiment_events([(summary, row) for summary, row, _ in rows])
+        write_atomically(path, _serialize(experiment))
     return len(rows)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,31 +25,58 @@ from markupsafe import Markup
 
 from trainer.ablation.cells import command
 from trainer.base.disk import write_atomically
-from trainer.report import figures
+from trainer.report import curve_figures, figures
+from trainer.report.answer import answer
 from trainer.report.curves import Curves, find_curves, keep_curves
-from trainer.report.formats import cell_text, format_number, heading_of, is_text, shown_columns
-from trainer.report.notes import ROW_FACTS, remarks, warnings
+from trainer.report.formats import (
+    EFFECT_HEADINGS,
+    cell_text,
+    effect_texts,
+    format_number,
+    heading_of,
+    is_text,
+    shown_columns,
+)
+from trainer.report.notes import ROW_FACTS, effect_remarks, remarks, warnings
+from trainer.report.rows import Stores, folders_of
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
-from trainer.report.view import View, fields_of, make_view
+from trainer.report.view import COST_COLUMNS, View, fields_of, make_view
+from trainer.runs.results import rows_folder
 
 ASSETS = Path(__file__).parent / "assets"
 # Code points that HTML forbids (spec: noncharacters, surrogates, controls but tab and newline).
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
-def store_report(results: Path, table: Table) -> list[Path]:
-    """Write a table's report and the curves in it; nothing where no run has a row yet."""
+def store_report(results: Stores, table: Table) -> list[Path]:
+    """Write a table's report and the curves in it into the first store; nothing where no run has a
+    row yet.
+    """
     if not any(summary.rows for summary in table.cells):
         return []
-    curves = find_curves(results, table)
-    path = results / f"{table.name}.html"
-    curves_file = keep_curves(results, table, curves)
-    write_atomically(path, as_html(table, curves).encode())
+    stores = folders_of(results)
+    curves = find_curves(stores, table)
+    path = stores[0] / f"{table.name}.html"
+    curves_file = keep_curves(stores[0], table, curves)
+    elsewhere = {
+        row.run: quote(Path(os.path.relpath(rows_folder(store), stores[0])).as_posix())
+        for store in stores[::-1]
+        for summary in table.cells
+        for row in summary.rows
+        if (rows_folder(store) / f"{row.run}.json").exists()
+    }
+    write_atomically(path, as_html(table, curves, elsewhere).encode())
     return [path, *([curves_file] if curves_file else [])]
 
 
-def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
-    """The report. curves: by run, of those that have any."""
+def as_html(
+    table: Table, curves: Mapping[str, Curves], row_folders: Mapping[str, str] | None = None
+) -> str:
+    """The report.
+
+    curves: by run, of those that have any. row_folders: where the rows are, by run, seen from the
+    report; beside it, in rows/, where it is not said.
+    """
     style, script = _asset("style.css"), _asset("script.js")
     view = make_view(table)
     texts = {
@@ -65,14 +93,20 @@ def as_html(table: Table, curves: Mapping[str, Curves]) -> str:
         "state_texts": STATE_TEXTS,
         "numbers": cell_numbers(table),
         "warnings": warnings(table),
-        "remarks": remarks(table),
+        "remarks": remarks(table, shown_columns(view)),
         "notes": notes_html(table.notes),
+        "answer": answer(table),
         "results": result_entries(view),
+        "effect_headings": EFFECT_HEADINGS,
+        "effect_texts": effect_texts,
+        "effect_remarks": effect_remarks(table),
+        "score_columns": _columns(view, is_cost=False),
+        "cost_columns": _columns(view, is_cost=True),
         "heading": functools.partial(heading_of, view),
         "is_text": is_text,
         "num_rows": sum(len(summary.rows) for summary in table.cells),
         "cells": cell_lines(table),
-        "runs": run_table(table),
+        "runs": run_table(table, row_folders or {}),
     }
     return _templates().get_template("report.html").render(**facts, **_figures(table, curves))
 
@@ -82,15 +116,31 @@ def _figures(table: Table, curves: Mapping[str, Curves]) -> dict[str, Any]:
     rows = [row for summary in table.cells for row in summary.rows]
     return {
         "forests": [forest for forest in forests if forest],
-        "curve_figures": figures.curve_figures(table, curves),
+        "curve_figures": curve_figures.curve_figures(table, curves),
+        "styles": line_styles(table),
         "without_curves": [row.run for row in rows if row.run not in curves],
         "cost_figures": figures.cost_figures(table),
-        "panel_px": figures.PANEL_PX,
-        "inner_px": figures.PANEL_INNER_PX,
+        "panel_px": curve_figures.PANEL_PX,
+        "inner_px": curve_figures.PANEL_INNER_PX,
+        "overview_px": curve_figures.OVERVIEW_PX,
+        "overview_inner_px": curve_figures.OVERVIEW_INNER_PX,
         "cost_px": figures.COST_PX,
         "cost_inner_px": figures.COST_INNER_PX,
         "significant_p": figures.SIGNIFICANT_P,
     }
+
+
+def line_styles(table: Table) -> dict[str, str]:
+    """The classes that draw a cell's curve in the figures of all cells, by the cell's name."""
+    styles: dict[str, str] = {}
+    for cells in table.groups.values():
+        drawn = figures.most_different(cells, curve_figures.MAX_LINES)
+        others = [summary.cell.name for summary in drawn if not summary.cell.is_base]
+        styles |= {summary.cell.name: "base" for summary in drawn if summary.cell.is_base}
+        for number, name in enumerate(others):
+            dash, colour = divmod(number, curve_figures.NUM_COLOURS)
+            styles[name] = f"c{colour} d{dash}"
+    return styles
 
 
 def notes_html(text: str) -> Markup:
@@ -159,6 +209,12 @@ class Entry:
 def cell_numbers(table: Table) -> dict[str, int]:
     """The cells' numbers in the report, from 1, by name."""
     return {summary.cell.name: number for number, summary in enumerate(table.cells, start=1)}
+
+
+def _columns(view: View, is_cost: bool) -> list[str]:
+    """The columns of the table of scores, or of that of costs."""
+    columns = [name for name in shown_columns(view) if name != "marks"]
+    return [name for name in columns if name == "cell" or (name in COST_COLUMNS) == is_cost]
 
 
 def result_entries(view: View) -> dict[str, dict[str, Entry]]:
@@ -258,7 +314,7 @@ class RunTable:
     lines: tuple[RunLine, ...]
 
 
-def run_table(table: Table) -> RunTable:
+def run_table(table: Table, row_folders: Mapping[str, str] | None = None) -> RunTable:
     """Every run of a table, with its provenance and the command that reproduces it."""
     rows = [row for summary in table.cells for row in summary.rows]
     values = {name: [describe(row) for row in rows] for name, describe in ROW_FACTS.items()}
@@ -271,7 +327,8 @@ def run_table(table: Table) -> RunTable:
             if result.value is not None:
                 text = format_number(result.value, table.metric.digits)
                 score = Entry(text, f"{result.value:.8g}")
-            address = f"rows/{quote(row.run, safe='')}.json" if row else ""
+            folder = (row_folders or {}).get(row.run, "rows") if row else ""
+            address = f"{folder}/{quote(row.run, safe='')}.json" if row else ""
             facts = tuple(ROW_FACTS[name](row) if row else "" for name in headings)
             lines.append(RunLine(summary, result, score, address, facts))
     return RunTable(tuple(common.items()), headings, tuple(lines))

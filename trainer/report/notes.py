@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from trainer.base.plural import counted, plural
 from trainer.base.stats import (
+    ALPHA,
     MOST_SEEDS,
     RSB_SPREAD_PCT,
     RSB_VAL_IMAGES,
     binomial_error_pct,
+    pooled_std,
     published_spread_pct,
 )
-from trainer.report.tables import CellSummary, Table
+from trainer.report.tables import CellSummary, Table, step_seconds
 from trainer.runs.results import Row
 
 _MAX_NAMES = 4  # cells or runs listed in one warning
+_EVEN_RATIO = 1.25  # of step times, and of load to cores: beyond it a machine was shared
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ ROW_FACTS: dict[str, Callable[[Row], str]] = {
     "recipe": lambda row: f"{row.recipe}.v{row.version} (digest {row.digest[:12]})",
     "model": lambda row: row.model,
     "data": lambda row: f"{row.data} (fingerprint {row.data_fingerprint[:12]})",
-    "scored on": lambda row: f"{row.num_val_images:,} images of {row.split}",
+    "scored on": lambda row: f"{counted(row.num_val_images, 'image')} of {row.split}",
     "scored weights": lambda row: row.scored,
     "epochs": lambda row: f"{row.epochs:,}",
     "steps": lambda row: f"{row.steps:,}",
@@ -50,7 +55,7 @@ ROW_FACTS: dict[str, Callable[[Row], str]] = {
     "device": lambda row: row.device,
     "precision": lambda row: row.precision,
     "threads": lambda row: f"{row.num_threads}",
-    "loader": lambda row: f"{row.loader}, {row.num_workers} workers",
+    "loader": lambda row: f"{row.loader}, {counted(row.num_workers, 'worker')}",
     "ranks": lambda row: f"{row.world_size}",
     "bitwise reproducible": lambda row: "yes" if row.bitwise else "no",
     "images replaced": lambda row: f"{row.num_replaced_images:,}",
@@ -64,12 +69,12 @@ ROW_FACTS: dict[str, Callable[[Row], str]] = {
 # What must be equal in all cells of a group for a difference to be the cell's own.
 _COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     "data": lambda row: f"{row.data} ({row.data_fingerprint[:12]})",
-    "split": lambda row: f"{row.num_val_images:,} images of {row.split}",
-    "epochs": lambda row: f"{row.epochs} epoch{'s' * (row.epochs != 1)}",
+    "split": lambda row: f"{counted(row.num_val_images, 'image')} of {row.split}",
+    "epochs": lambda row: counted(row.epochs, "epoch"),
     "device": lambda row: row.device,
     "precision": lambda row: row.precision,
-    "threads": lambda row: f"{row.num_threads} thread{'s' * (row.num_threads != 1)}",
-    "ranks": lambda row: f"{row.world_size} rank{'s' * (row.world_size != 1)}",
+    "threads": lambda row: counted(row.num_threads, "thread"),
+    "ranks": lambda row: counted(row.world_size, "rank"),
     "loader": lambda row: f"{row.loader} loader",
     "compile": lambda row: "compiled" if row.compiled else "not compiled",
     "versions": versions_text,
@@ -96,15 +101,24 @@ def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def remarks(table: Table) -> tuple[str, ...]:
-    """The lines under a table, the most important first."""
+def remarks(table: Table, columns: Collection[str] | None = None) -> tuple[str, ...]:
+    """The lines under a table, the most important first.
+
+    columns: those that are shown, None for all; a line about others is left out.
+    """
+
+    def are_shown(*about: str) -> bool:
+        return columns is None or any(name in columns for name in about)
+
     return (
         _score_remark(table),
-        *_comparison_remark(table),
+        *(_comparison_remark(table) if are_shown("difference", "p") else ()),
         *_single_value_remark(table),
         *_val_size_remarks(table),
-        *_seeds_needed_remark(table),
-        *_published_remark(table),
+        *(_spread_remarks(table) if are_shown("mean") else ()),
+        *(_seeds_needed_remark(table) if are_shown("seeds_needed") else ()),
+        *(_cost_remark(table) if are_shown("train_s", "images_per_s", "peak_mem_mib") else ()),
+        *(_published_remark(table) if are_shown("published") else ()),
         *(
             _provenance_remark(table, group, cells)
             for group, cells in table.groups.items()
@@ -117,6 +131,7 @@ def warnings(table: Table) -> tuple[str, ...]:
     """Seeds without a value, and everything else in which the cells of a group differ."""
     return (
         *_missing_value_warnings(table),
+        *_uneven_cost_warnings(table),
         *(
             line
             for group, cells in table.groups.items()
@@ -129,7 +144,7 @@ def _score_remark(table: Table) -> str:
     metric = table.metric
     unit = "%" if metric.unit == "%" else f"in {metric.unit}"
     score = f"{metric.label[0].upper()}{metric.label[1:]} {unit} of val after the last epoch"
-    seeds = f"seed{'s' * (len(table.seeds) > 1)} {', '.join(map(str, table.seeds))}"
+    seeds = f"{plural('seed', len(table.seeds))} {', '.join(map(str, table.seeds))}"
     spread = "mean ± standard deviation (n − 1) over " if len(table.seeds) > 1 else ""
     return f"{score}, {spread}{seeds}."
 
@@ -148,11 +163,49 @@ def _comparison_remark(table: Table) -> list[str]:
         ("paired", "welch"): "paired by seed, or by Welch's t-test where fewer than two seeds are "
         "shared with the base",
     }[tuple(sorted(tests))]
-    count = f"{table.num_compared} comparison{'s' * (table.num_compared > 1)}"
     return [
-        f"{text}, {test}, with 95 % confidence intervals (Student's t); p is two-sided, "
-        f"Holm-corrected for the {count} of this table."
+        f"{text}, {test}, {_simultaneous(table.num_compared)}",
+        "Any two cells, with an interval and a p of their own: "
+        f"make compare ablation={table.name} a=<cell> b=<cell>.",
     ]
+
+
+def _simultaneous(num: int) -> str:
+    """The words for intervals and p of several comparisons at once."""
+    if num == 1:
+        return "with a 95 % confidence interval (Student's t); p is two-sided."
+    return (
+        "with confidence intervals (Student's t) that hold together at 95 %: each is at "
+        f"{_level(num)} %, Bonferroni's level for the {num} comparisons of this table; p is "
+        "two-sided, Holm-corrected for them. An interval that leaves out 0 has p < 0.05; p may be "
+        "below 0.05 where the interval holds 0, as Holm's test finds more than any such intervals."
+    )
+
+
+def _level(num: int) -> str:
+    """Bonferroni's level of each of so many intervals, in percent."""
+    return f"{100 * (1 - ALPHA / num):.4g}"
+
+
+def effect_remarks(table: Table) -> tuple[str, ...]:
+    """What main effects and interactions are, and what their intervals hold for."""
+    if not table.effects:
+        return ()
+    num_tested = sum(effect.p_holm is not None for effect in table.effects)
+    tested = ""
+    if num_tested:
+        tested = (
+            f"; intervals hold together at 95 % ({_level(num_tested)} % each, Bonferroni over "
+            f"{counted(num_tested, 'effect')}), p is Holm-corrected for the same"
+        )
+    first = next(iter(table.groups.values()))[0].cell
+    more = "; interactions of three factors or more are not shown" * (len(first.levels) > 2)
+    return (
+        "A main effect is a level minus its factor's first, averaged over the other factors; an "
+        "interaction is how much that difference changes from the first level of another factor to "
+        f"this one{more}. Near 0 the factors add up.",
+        f"Paired over the n seeds that all cells of the effect have{tested}.",
+    )
 
 
 def _single_value_remark(table: Table) -> list[str]:
@@ -186,28 +239,89 @@ def _val_size_remarks(table: Table) -> list[str]:
         summary, mean = next((pair for pair in scored if pair[0].cell.is_base), scored[0])
         size = summary.rows[0].num_val_images
         lines.append(
-            f"{_group_prefix(table, group)}One of {size:,} val images is {100 / size:.3g} points; "
+            f"{_group_prefix(table, group)}One of {counted(size, 'val image')} is "
+            f"{_points(100 / size, '.3g')}; "
             f"the binomial standard error of {mean:.2f} % on {size:,} images is "
-            f"{binomial_error_pct(mean, size):.2g} points, and more seeds do not reduce it."
+            f"{_points(binomial_error_pct(mean, size), '.2g')}, and more seeds do not reduce it."
         )
     return list(dict.fromkeys(lines))
 
 
+def _spread_remarks(table: Table) -> list[str]:
+    """The spread of a group's cells together, which more values stand behind than behind any."""
+    lines = []
+    for group, cells in table.groups.items():
+        measured = [summary for summary in cells if summary.std is not None]
+        pooled = pooled_std([list(summary.values.values()) for summary in measured])
+        if pooled and len(measured) > 1:
+            dof = sum(len(summary.values) - 1 for summary in measured)
+            lines.append(
+                f"{_group_prefix(table, group)}± is each cell's own spread; that of its "
+                f"{len(measured)} cells pooled is {pooled:.{table.metric.digits}f} "
+                f"({counted(dof, 'degree')} of freedom)."
+            )
+    return lines
+
+
 def _seeds_needed_remark(table: Table) -> list[str]:
-    origins = {summary.needed.origin for summary in table.cells if summary.needed}
-    if not origins:
+    needed = [summary.needed for summary in table.cells if summary.needed]
+    if not needed:
         return []
+    origins = {one.origin for one in needed}
+    num_planned = sum(not summary.cell.is_base for summary in table.cells)
+    level = f"5 % / {counted(num_planned, 'comparison')}" if num_planned > 1 else "5 %"
     parts = [
-        "Seeds needed: per cell, to detect the observed difference with 80 % power "
-        "(two-sided t-test at 5 %)"
+        "Seeds needed: per cell, to detect a difference of "
+        f"{_points(table.smallest, 'g')} (smallest_points of the ablation file, by default 1), "
+        f"whatever was observed, with 80 % power (two-sided t-test at {level}), by the spread of "
+        "the cell's own difference"
     ]
+    if any(one.pooled_std is not None for one in needed):
+        parts.append("in brackets by that of all differences of the group pooled")
     if "pooled" in origins:
         parts.append("≈: n = 1, standard deviation pooled from the other cells of the group")
     if "published" in origins:
         parts.append("≈: n = 1, standard deviation from RSB, scaled to this number of val images")
-    if any(summary.needed and summary.needed.num_seeds is None for summary in table.cells):
+    if any(one.num_seeds is None or (one.pooled_std and not one.pooled_seeds) for one in needed):
         parts.append(f"> {MOST_SEEDS:,}: more than that")
     return [f"{'; '.join(parts)}."]
+
+
+def _cost_remark(table: Table) -> list[str]:
+    costs = [summary.costs for summary in table.cells if summary.costs]
+    if not costs:
+        return []
+    seeds = "median over the seeds (least–most)"
+    if len(table.seeds) == 1:
+        seeds = "of one seed (in brackets by the middle half of its steps)"
+    text = (
+        f"Train s is the time of a step times their number, {seeds}, evaluations left out; "
+        "images/s is of the same step. A row's step is the median of its steps"
+    )
+    num_rows = sum(len(_finished(summary)) for summary in table.cells)
+    num_without = sum(one.num_without_steps for one in costs)
+    if num_without:
+        whose = "all rows" if num_without == num_rows else f"{num_without} of {num_rows} rows"
+        text += (
+            f"; {whose} are from before that was recorded and have the mean of the whole run "
+            "instead, with all that ran beside it"
+        )
+    text += "."
+    shares = [
+        (high - low) / one.peak_mem_mib
+        for one in costs
+        if one.peak_mem_mib
+        for low, high in [one.range_of("peak_mem_mib")]
+    ]
+    if max(shares, default=0) > 0:
+        text += (
+            f" Peak MiB is the median; seeds of a cell differ by up to {100 * max(shares):.2g} %."
+        )
+    return [text]
+
+
+def _finished(summary: CellSummary) -> list[Row]:
+    return [row for row in summary.rows if row.status == "finished"]
 
 
 def _published_remark(table: Table) -> list[str]:
@@ -253,6 +367,32 @@ def _comparability_warnings(table: Table, group: str, cells: Sequence[CellSummar
     return [f"{_group_prefix(table, group)}{line}" for line in lines]
 
 
+def _uneven_cost_warnings(table: Table) -> list[str]:
+    """Runs that shared their machine: times that are no comparison of the cells."""
+    ratios = {}
+    for summary in table.cells:
+        seconds = [step_seconds(row) for row in _finished(summary)]
+        if seconds and max(seconds) > _EVEN_RATIO * min(seconds):
+            ratios[summary.cell.name] = max(seconds) / min(seconds) if min(seconds) else math.inf
+    rows = [row for summary in table.cells for row in _finished(summary)]
+    busy = [row.run for row in rows if (row.load_per_core or 0) > _EVEN_RATIO]
+    uneven = [row.run for row in rows if (row.step_spread_share or 0) > _EVEN_RATIO - 1]
+    found = []
+    if ratios:
+        worst = max(ratios, key=lambda name: ratios[name])
+        found.append(
+            f"step times of the seeds of {_listed(list(ratios))} differ by more than a quarter, "
+            f"those of {worst} by a factor of {ratios[worst]:.2g}"
+        )
+    if uneven:
+        found.append(f"step times within {_listed(uneven)} vary by more than a quarter")
+    if busy:
+        found.append(f"more processes than cores ran beside {_listed(busy)}")
+    if not found:
+        return []
+    return [f"times compare nothing here, the machine was shared or changed: {'; '.join(found)}."]
+
+
 def _missing_value_warnings(table: Table) -> list[str]:
     texts = {
         "failed": "failed, excluded from the mean",
@@ -270,12 +410,18 @@ def _missing_value_warnings(table: Table) -> list[str]:
             if result.state == state
         ]
         if runs:
-            lines.append(f"{len(runs)} of {num_runs} runs {text}: {_listed(runs)}.")
+            lines.append(f"{len(runs)} of {counted(num_runs, 'run')} {text}: {_listed(runs)}.")
     return lines
 
 
+def _points(value: float, form: str) -> str:
+    text = f"{value:{form}}"
+    return f"{text} {plural('point', float(text))}"
+
+
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MAX_NAMES])
+    """The first names; with semicolons where a name has commas of its own."""
+    shown = ("; " if any("," in name for name in names) else ", ").join(names[:_MAX_NAMES])
     return shown if len(names) <= _MAX_NAMES else f"{shown} and {len(names) - _MAX_NAMES} more"
 
 

@@ -1,4 +1,4 @@
-"""Reading what a table is made from: rows of a store, failures, the user's notes."""
+"""Reading what a table is made from: rows of one or several stores, failures, the user's notes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,48 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import CACHE_VERSION, Question, open_question
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 from trainer.data.index import cache_folder
 from trainer.recipe.identity import first_name, is_repetition
 from trainer.report.tables import Metric, Table, summarize
-from trainer.runs.results import Row, read_row_file
+from trainer.runs.results import Row, RowError, read_row_file, rows_folder
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/")  # Path("s3://bucket") has one slash left
 
 
-def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) -> Table:
+Stores = Path | Sequence[Path]  # folders of stored rows; the first is written to
+
+
+def stores_of(text: str) -> tuple[Path, ...]:
+    """The folders that results= names: one, spaces in its name or not, or several between spaces.
+
+    Raises UserError for one of several that has no rows.
+    """
+    if Path(text).is_dir() or len(text.split()) < 2:
+        return (Path(text),)
+    stores = tuple(map(Path, dict.fromkeys(text.split())))
+    for store in stores:
+        if not _URL.match(str(store)) and not rows_folder(store).is_dir():
+            raise UserError(
+                f"results={text}: {store} has no folder rows", "name folders that hold one"
+            )
+    return stores
+
+
+def folders_of(stores: Stores) -> Sequence[Path]:
+    return [stores] if isinstance(stores, Path) else stores
+
+
+def open_table(source: Path | str, results: Stores, runs: Path, metric: Metric) -> Table:
     """The table of an ablation, by name or path.
 
     Raises UserError for a mistake in the ablation file, RowError for a damaged row that may belong
@@ -36,28 +60,28 @@ def open_table(source: Path | str, results: Path, runs: Path, metric: Metric) ->
         metric,
         errors_in(runs, question),
         runs,
-        read_notes(results, question.name),
+        _notes_of(folders_of(results), question.name),
     )
 
 
-def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
+def find_rows(results: Stores, questions: Iterable[Question]) -> dict[str, Row]:
     """The rows of some ablations by key; the original run, not a rerun by again=1.
 
     Raises UserError for a store that is no folder, RowError for a damaged row that may be one of
-    theirs.
+    theirs, and for a run of which two stores have unlike rows.
     """
-    if _URL.match(str(results)):
-        raise UserError(
-            f"results={results}: a table needs a local folder; copy the rows into <folder>/rows, "
-            "or use the copy that make ablate keeps under runs/cells/stores"
-        )
-    folder = results / "rows"
-    if not folder.is_dir():
-        return {}
     questions = list(questions)
     identities = {run.key: run for question in questions for run in question.identities.values()}
     is_candidate = _name_pattern(questions).match
-    fingerprints = dict(_fingerprints_in(folder, lambda run: is_candidate(run) is not None))
+    fingerprints: dict[str, str] = {}
+    files: dict[str, Path] = {}
+    for store in folders_of(results):
+        for run, fingerprint in _fingerprints_of(store, lambda run: is_candidate(run) is not None):
+            path = rows_folder(store) / f"{run}.json"
+            if run in files and files[run].resolve() != path.resolve():
+                _check_same(files[run], path)
+            else:
+                fingerprints[run], files[run] = fingerprint, path
     key_of = {
         (identity.run_name(fingerprint), fingerprint): key
         for key, identity in identities.items()
@@ -68,9 +92,29 @@ def find_rows(results: Path, questions: Iterable[Question]) -> dict[str, Row]:
         if (key := key_of.get((first_name(run), fingerprint))) is not None:
             runs_by_key.setdefault(key, []).append(run)
     return {
-        key: read_row_file(folder / f"{min(runs, key=_original_first)}.json")
+        key: read_row_file(files[min(runs, key=_original_first)])
         for key, runs in runs_by_key.items()
     }
+
+
+def _fingerprints_of(store: Path, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """(run, data fingerprint) of the wanted rows of a store; none where it has no rows yet."""
+    if _URL.match(str(store)):
+        raise UserError(
+            f"results={store}: a table needs a local folder; copy the rows into <folder>/rows, "
+            f"or use the copy that {command('ablate')} keeps under runs/cells/stores"
+        )
+    folder = rows_folder(store)
+    return _fingerprints_in(folder, is_wanted) if folder.is_dir() else iter(())
+
+
+def _check_same(a: Path, b: Path) -> None:
+    """Raises RowError where two rows of one name are not the same."""
+    if read_row_file(a) != read_row_file(b):
+        raise RowError(
+            f"{a.stem}: {a} and {b} are unlike rows of one run",
+            "name one store in results=, or move one of the files away",
+        )
 
 
 def by_cell(question: Question, rows: Mapping[str, Row]) -> dict[tuple[str, int], Row | None]:
@@ -100,6 +144,12 @@ def read_notes(results: Path, name: str) -> str:
         return path.read_text().strip() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); save it as UTF-8 text") from None
+
+
+def _notes_of(stores: Iterable[Path], name: str) -> str:
+    """The user's comments in all stores, each once."""
+    found = [read_notes(store, name) for store in stores]
+    return "\n\n".join(dict.fromkeys(filter(None, found)))
 
 
 def errors_in(runs: Path, question: Question) -> Callable[[Cell, int], str | None]:

@@ -7,7 +7,6 @@ ablation file, the rows and, for cells without a row, the failures: no clock, no
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +15,22 @@ from typing import Literal
 
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
+from trainer.base.commands import command as command_line
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.plural import plural
 from trainer.base.stats import (
+    ALPHA,
     Difference,
     compare_cells,
     holm,
     mean_of,
+    pool,
     pooled_std,
     published_spread_pct,
     seeds_needed,
     std_of,
 )
+from trainer.report.effects import FactorEffect, effects_of
 from trainer.runs.results import Row
 
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
@@ -90,32 +94,50 @@ class SeedResult:
     @property
     def reproduce(self) -> str:
         """The shell command that reruns the row from its record; empty without a row."""
-        return f"make reproduce row={shlex.quote(self.row.run)}" if self.row else ""
+        return command_line("reproduce", row=self.row.run) if self.row else ""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Means over the finished seeds; num_params and gmacs are the same in all of them."""
+    """Medians over the finished seeds; num_params and gmacs are the same in all of them.
 
+    step_s: of the rows' own medians, or of the mean over the run in rows that have none (see
+    num_without_steps). train_s and images_per_s are what all steps take and what one step makes of
+    it. ranges: by field, the least and the most over the seeds; of a single row's train_s, where
+    the middle half of its steps lies.
+    """
+
+    step_s: float
     train_s: float
     images_per_s: float
     peak_mem_mib: float
     num_params: int
     gmacs: float
+    ranges: Mapping[str, tuple[float, float]]
+    num_without_steps: int
+
+    def range_of(self, field: str) -> tuple[float, float]:
+        """(low, high) of a field; the value twice where it has no spread."""
+        value = getattr(self, field)
+        return self.ranges.get(field, (value, value))
 
 
 @dataclass(frozen=True)
 class Needed:
-    """The seeds per cell that detect the observed difference (two-sided t-test, 5 %, power 80 %).
+    """The seeds per cell that detect the table's smallest difference of interest with 80 % power,
+    by a two-sided t-test at 5 % divided by the number of the table's comparisons.
 
     num_seeds: None is more than MOST_SEEDS. std: the standard deviation assumed; origin: that of
     this difference ("measured"), of the other cells of the group ("pooled"), or RSB's scaled to
-    this val set ("published").
+    this val set ("published"). pooled_seeds, pooled_std: of a measured one, by the standard
+    deviation that all differences of the group have together.
     """
 
     num_seeds: int | None
     std: float
     origin: Origin
+    pooled_seeds: int | None = None
+    pooled_std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,8 +175,10 @@ class Table:
 
     source: of its question. notes: the user's comments, Markdown. cells: in the order of the file.
     bases: names of the cells that differences are taken against, one per group. num_compared: how
-    many differences have a p, the number that Holm's method corrects for. Both count all cells,
-    also where a view shows only some.
+    many differences have a p, the number that Holm's method corrects for and that the intervals
+    hold for together. effects: of full designs, corrected among themselves. Bases, num_compared
+    and effects are of all cells, also where a view shows only some. smallest: difference of
+    interest, in points.
     """
 
     name: str
@@ -167,6 +191,8 @@ class Table:
     cells: tuple[CellSummary, ...]
     bases: tuple[str, ...]
     num_compared: int
+    effects: tuple[FactorEffect, ...]
+    smallest: float
 
     @property
     def groups(self) -> dict[str, tuple[CellSummary, ...]]:
@@ -227,13 +253,20 @@ def summarize(
     groups: dict[str, list[CellSummary]] = {}
     for summary in cells:
         groups.setdefault(summary.cell.group, []).append(summary)
-    compared = [_against_base(summary, groups[summary.cell.group], metric) for summary in cells]
+    compared = [_against_base(summary, groups[summary.cell.group]) for summary in cells]
     ps = holm([summary.difference.p if summary.difference else None for summary in compared])
-    marked = tuple(
-        replace(summary, p_holm=p, marks=_marks(summary))
+    num_compared = sum(p is not None for p in ps)
+    tested = [
+        replace(
+            summary,
+            p_holm=p,
+            difference=summary.difference and summary.difference.simultaneous(num_compared),
+        )
         for summary, p in zip(compared, ps, strict=True)
-    )
-    bases = tuple(summary.cell.name for summary in marked if summary.cell.is_base)
+    ]
+    if metric.is_share:
+        tested = _with_needed(tested, question.smallest)
+    marked = tuple(replace(summary, marks=_marks(summary, tested)) for summary in tested)
     return Table(
         question.name,
         question.title,
@@ -243,8 +276,10 @@ def summarize(
         question.seeds,
         metric,
         marked,
-        bases,
-        num_compared=sum(p is not None for p in ps),
+        bases=tuple(summary.cell.name for summary in marked if summary.cell.is_base),
+        num_compared=num_compared,
+        effects=effects_of((summary.cell, summary.values) for summary in marked),
+        smallest=question.smallest,
     )
 
 
@@ -279,59 +314,121 @@ def _summary(cell: Cell, seeds: tuple[SeedResult, ...]) -> CellSummary:
 def _costs(rows: Sequence[Row]) -> Costs | None:
     if not rows:
         return None
+    steps_s = [step_seconds(row) for row in rows]
+    step_s, num_steps = statistics.median(steps_s), rows[0].steps
+    lasts = [num_steps * value for value in steps_s]
+    if len(rows) == 1:
+        half = (rows[0].step_spread_share or 0.0) / 2
+        lasts = [lasts[0] * (1 - half), lasts[0] * (1 + half)]
+    memory = [row.peak_mem_mib for row in rows]
     return Costs(
-        train_s=statistics.fmean(row.train_s for row in rows),
-        images_per_s=statistics.fmean(row.images_per_s for row in rows),
-        peak_mem_mib=statistics.fmean(row.peak_mem_mib for row in rows),
+        step_s=step_s,
+        train_s=num_steps * step_s,
+        images_per_s=rows[0].batch_images / step_s if step_s else 0.0,
+        peak_mem_mib=statistics.median(memory),
         num_params=rows[0].num_params,
         gmacs=rows[0].gmacs,
+        ranges={
+            "train_s": (min(lasts), max(lasts)),
+            "peak_mem_mib": (min(memory), max(memory)),
+        },
+        num_without_steps=sum(row.step_s is None for row in rows),
     )
 
 
-def _against_base(
-    summary: CellSummary, group: Sequence[CellSummary], metric: Metric
-) -> CellSummary:
+def step_seconds(row: Row) -> float:
+    """The seconds of a row's steps: their median, or in a row that has none their mean."""
+    return row.step_s if row.step_s is not None else row.train_s / max(1, row.steps)
+
+
+def _against_base(summary: CellSummary, group: Sequence[CellSummary]) -> CellSummary:
     """A cell with its difference to the base of its group."""
-    bases = [other for other in group if other.cell.is_base]
-    if summary.cell.is_base or not bases:
+    base = base_of(summary, group)
+    if base is None or base is summary:
         return summary
-    difference = compare_cells(summary.values, bases[0].values)
-    needed = _needed(difference, group, metric) if difference else None
-    return replace(summary, difference=difference, needed=needed)
+    return replace(summary, difference=compare_cells(summary.values, base.values))
 
 
-def _needed(difference: Difference, group: Sequence[CellSummary], metric: Metric) -> Needed | None:
+def base_of(summary: CellSummary, cells: Sequence[CellSummary]) -> CellSummary | None:
+    """The base of a cell's group; None where there is none."""
+    group = summary.cell.group
+    return next((one for one in cells if one.cell.is_base and one.cell.group == group), None)
+
+
+def _with_needed(cells: Sequence[CellSummary], smallest: float) -> list[CellSummary]:
+    """The cells with the seeds that they need, each at its share of 5 %."""
+    alpha = ALPHA / max(1, sum(not summary.cell.is_base for summary in cells))
+    planned = []
+    for summary in cells:
+        group = [other for other in cells if other.cell.group == summary.cell.group]
+        needed = _needed(summary.difference, group, smallest, alpha) if summary.difference else None
+        planned.append(replace(summary, needed=needed))
+    return planned
+
+
+def _needed(
+    difference: Difference, group: Sequence[CellSummary], smallest: float, alpha: float
+) -> Needed | None:
     """With the best standard deviation known: its own, else pooled, else published."""
-    std = difference.std
-    origin: Origin = "measured"
-    if std is None and difference.kind == "single":
-        std, origin = (pooled_std([list(other.values.values()) for other in group]), "pooled")
-        if std is None and metric.name == "top1":
-            num_images = next(row.num_val_images for other in group for row in other.rows)
-            std, origin = published_spread_pct(num_images), "published"
-    if not std or not difference.value:
+
+    def seeds_for(std: float) -> int | None:
+        return seeds_needed(smallest, std, is_paired=difference.kind == "paired", alpha=alpha)
+
+    if difference.std is not None:
+        pooled = _pooled_difference_std(difference.kind, group)
+        own = Needed(seeds_for(difference.std), difference.std, "measured")
+        return replace(own, pooled_seeds=seeds_for(pooled), pooled_std=pooled) if pooled else own
+    if difference.kind != "single":
         return None
-    num_seeds = seeds_needed(difference.value, std, is_paired=difference.kind == "paired")
-    return Needed(num_seeds, std, origin)
+    std = pooled_std([list(other.values.values()) for other in group])
+    if std:
+        return Needed(seeds_for(std), std, "pooled")
+    num_images = next(row.num_val_images for other in group for row in other.rows)
+    std = published_spread_pct(num_images)
+    return Needed(seeds_for(std), std, "published")
 
 
-def _marks(summary: CellSummary) -> tuple[str, ...]:
+def _pooled_difference_std(kind: str, group: Sequence[CellSummary]) -> float | None:
+    """The std of a group's differences of one kind taken together; None for fewer than two."""
+    alike = [
+        one for summary in group if (one := summary.difference) and one.std and one.kind == kind
+    ]
+    if len(alike) < 2:
+        return None
+    if kind == "welch":
+        return pooled_std([list(summary.values.values()) for summary in group])
+    return pool([(one.num_pairs - 1, one.std) for one in alike if one.std])
+
+
+def _marks(summary: CellSummary, cells: Sequence[CellSummary]) -> tuple[str, ...]:
     """Seeds without a value, n = 1, values that do not vary, a comparison over fewer seeds."""
     marks = []
     for state in ("failed", "missing", "diverged", "no value"):
         seeds = [str(result.seed) for result in summary.seeds if result.state == state]
         if seeds:
             is_all = len(seeds) == len(summary.seeds) > 1
-            marks.append(f"{STATE_TEXTS[state]}: {'all' if is_all else 'seed ' + ', '.join(seeds)}")
+            word = "all" if is_all else f"{plural('seed', len(seeds))} {', '.join(seeds)}"
+            marks.append(f"{STATE_TEXTS[state]}: {word}")
     if len(summary.values) == 1:
         marks.append("n = 1")
     if summary.std == 0:
         marks.append("all values equal")
-    difference = summary.difference
-    if difference and difference.kind == "paired" and difference.num_pairs < len(summary.values):
-        marks.append(f"paired over the {difference.num_pairs} seeds shared with the base")
-    if difference and difference.kind == "welch":
-        marks.append("Welch: fewer than two seeds shared with the base")
-    if difference and difference.kind != "single" and difference.p is None:
-        marks.append("difference does not vary: no interval")
+    base = base_of(summary, cells)
+    if summary.difference and base:
+        marks += _difference_marks(summary.difference, set(summary.values), set(base.values))
     return tuple(marks)
+
+
+def _difference_marks(difference: Difference, own: set[int], base: set[int]) -> list[str]:
+    """Where a difference is not that of the two means in the table, or has no interval."""
+    marks, common = [], sorted(own & base)
+    if difference.num_pairs and own != base:
+        word = plural("seed", len(common))
+        marks.append(f"difference over the common {word} {', '.join(map(str, common))}")
+    elif not common and difference.kind == "single":
+        marks.append("no seed in common with the base")
+    if difference.kind == "welch":
+        marks.append("Welch: fewer than two seeds shared with the base")
+    if difference.kind != "single" and difference.p is None:
+        marks.append("difference does not vary: no interval")
+    return marks

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.report.tables import CellSummary, Table
+from trainer.report.tables import CellSummary, Costs, Table
 
 Fields = dict[str, Any]  # of one cell, by field name; None where there is no value
 _Line = tuple[CellSummary, Fields]
@@ -24,11 +24,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "mean": ("metric", "mean", "std"),
     "difference": ("difference", "low", "high"),
     "p": ("p", "test"),
-    "seeds_needed": ("seeds_needed",),
+    "seeds_needed": ("smallest", "seeds_needed", "seeds_needed_pooled", "std_pooled"),
     "published": ("published",),
-    "train_s": ("train_s",),
-    "images_per_s": ("images_per_s",),
-    "peak_mem_mib": ("peak_mem_mib",),
+    "train_s": ("train_s", "train_s_low", "train_s_high"),
+    "images_per_s": ("step_s", "images_per_s"),
+    "peak_mem_mib": ("peak_mem_mib", "peak_mem_mib_low", "peak_mem_mib_high"),
     "num_params": ("num_params",),
     "gmacs": ("gmacs",),
     "marks": ("marks",),
@@ -95,7 +95,6 @@ def _own_fields(table: Table, summary: CellSummary) -> Fields:
         "mean": summary.mean,
         "std": summary.std,
         "p": summary.p_holm,
-        "seeds_needed": summary.needed.num_seeds if summary.needed else None,
         "published": summary.cell.published,
         "marks": "; ".join(summary.marks),
         "set": summary.cell.overrides,
@@ -103,7 +102,21 @@ def _own_fields(table: Table, summary: CellSummary) -> Fields:
     if difference:
         fields |= {"difference": difference.value, "low": difference.low, "high": difference.high}
         fields["test"] = difference.kind if summary.p_holm is not None else None
-    return fields | (vars(costs) if costs else {})
+    if needed := summary.needed:
+        fields |= {"smallest": table.smallest, "seeds_needed": needed.num_seeds}
+        fields |= {"seeds_needed_pooled": needed.pooled_seeds, "std_pooled": needed.pooled_std}
+    return fields | (_cost_fields(costs) if costs else {})
+
+
+def _cost_fields(costs: Costs) -> Fields:
+    """The costs, and the ends of those that have a range."""
+    ends = {
+        f"{name}_{end}": value
+        for name, range_ in costs.ranges.items()
+        for end, value in zip(("low", "high"), range_, strict=True)
+    }
+    names = ("step_s", *COST_COLUMNS)
+    return {name: getattr(costs, name) for name in names} | ends
 
 
 def field_names(columns: Collection[str]) -> list[str]:

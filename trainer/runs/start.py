@@ -13,6 +13,7 @@ from trainer.base.exits import EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import check_writable, make_settings
 from trainer.base.signals import Stopped, StopRequest
+from trainer.base.terminal import recorded
 from trainer.data.dataset import open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.index import cache_note
@@ -24,6 +25,7 @@ from trainer.models.build import check_model_name
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.loggers.logger import log_result
 from trainer.runs.results import Row, rows_folder
 
 
@@ -121,12 +123,17 @@ def train_rank(
     if ranks.is_first:
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
+    console.record = ranks.is_first  # for log.txt
     show.plan_in_brief(console, plan, settings, swaps)
     show.ignored_lines(console, opened.ignored)
     if note := cache_note():
         console.print(note, markup=False)
     ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks, faults)
+    is_new = not recorded(console)  # else no log has taken the header: the run has its row already
+    console.record = is_new
     if row is not None:
         show.row(console, row, settings, plan)
+        if is_new:
+            log_result(settings.runs / row.run, recorded(console))
     return code, row

@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.base.plural import counted
 from trainer.base.settings import Settings, unused_accelerator
+from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import duplicates, duplicates_table, report_table
+from trainer.data.check import duplicates, duplicates_table, report_table, rotated_note
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
@@ -47,16 +49,20 @@ def plan_in_brief(
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    weights_note(out, plan)
     replaced_lines(out, recipe, swaps)
     warmup_note(out, plan)
     scaling_note(out, plan)
     channel_note(out, plan)
     out.print(batch_line(plan))
-    out.print(f"{recipe.epochs} epochs x {plan.steps_per_epoch} steps = {plan.num_steps} steps")
-    workers = (
-        f"{settings.num_workers} workers" if settings.num_workers else "loading in the main process"
-    )
-    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads, {workers}")
+    per_epoch = counted(plan.steps_per_epoch, "step")
+    total = counted(plan.num_steps, "step")
+    out.print(f"{counted(recipe.epochs, 'epoch')} x {per_epoch} = {total}")
+    workers = "loading in the main process"
+    if settings.num_workers:
+        workers = counted(settings.num_workers, "worker")
+    threads = counted(settings.num_threads, "thread")
+    out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
     idle = unused_accelerator(settings.device)
     if idle:
         out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
@@ -70,6 +76,19 @@ def deviations(out: Console, plan: Plan) -> None:
     for change in deviation_rows(plan):
         line = f"deviation  {change.path}: {change.before} -> {change.after}  ({change.origin})"
         out.print(line, style="yellow", markup=False)
+
+
+def weights_note(out: Console, plan: Plan) -> None:
+    """A model's name with a tag means weights in timm; here they are not loaded."""
+    _, _, tag = plan.model.partition(".")
+    given = plan.recipe.model and plan.recipe.model.pretrained
+    if tag and given is None:
+        line = (
+            f"note: starts from random weights, by the seed: the weights {tag} that {plan.model}"
+            " has in timm are not loaded; to start from a file of weights:"
+            ' set="model.pretrained={file: <a .safetensors file or a run folder>, sha256: <its>}"'
+        )
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def warmup_note(out: Console, plan: Plan) -> None:
@@ -92,6 +111,12 @@ def channel_note(out: Console, plan: Plan) -> None:
     """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
     for line in channel_notes(plan.recipe.augment, plan.profile.channels):
         out.print(line, style="yellow", markup=False)
+
+
+def majority_line(out: Console, share_pct: float | None) -> None:
+    """The score of always answering the most frequent class, where the labels are known."""
+    if share_pct is not None:
+        out.print(f"majority class: top-1 {share_pct:.1f} % by always answering it", markup=False)
 
 
 def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
@@ -175,10 +200,12 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
     )
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    weights_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
+    epochs = counted(recipe.epochs, "epoch")
     for name, value in {
-        "steps": f"{plan.num_steps:,} = {recipe.epochs} epochs x {plan.steps_per_epoch:,}",
+        "steps": f"{plan.num_steps:,} = {epochs} x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
         "images seen": (
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
@@ -187,7 +214,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
-        "last step of an epoch": f"{plan.window_images(plan.steps_per_epoch - 1)} images",
+        "last step of an epoch": counted(plan.window_images(plan.steps_per_epoch - 1), "image"),
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
             + (" (with the mirror image)" if recipe.image.test_flip else "")
@@ -291,7 +318,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     )
     if row.status == "diverged":
         out.print(
-            f"{row.run}: diverged after {row.steps} steps; row {path}",
+            f"{row.run}: diverged after {counted(row.steps, 'step')}; row {path}",
             style="bold red",
             markup=False,
         )
@@ -303,8 +330,10 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     )
     out.print(f"run    {row.run}", markup=False)
     out.print(
-        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images}"
-        " val images",
+        f"top-1  {row.top1_pct:.2f} %{other}"
+        + (f"  top-5 {row.top5_pct:.2f} %" if plan.profile.num_classes > 5 else "")
+        + f"  of {row.num_val_images} val images"
+        + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
     out.print(
@@ -315,6 +344,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         f"model  {settings.runs / row.run}  ({opening(settings.runs / row.run, plan)})",
         markup=False,
     )
+    out.print(f"curves {tensorboard_command(settings.runs)}", markup=False)
 
 
 def opening(folder, plan: Plan) -> str:
@@ -370,6 +400,8 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
     is_sound = all(report.is_sound for report in reports.values())
     if both := duplicates(**reports):
         out.print(duplicates_table(both))
+    if note := rotated_note(*reports.values()):
+        out.print(note, style="yellow", markup=False)
     ignored_lines(out, data.ignored)
     out.print(
         (

@@ -46,6 +46,13 @@ class ClassificationScores(Scores):
         )
 
 
+class _OfFewClasses(ClassificationScores):
+    """Of five classes or fewer: all images are among the first five, which says nothing."""
+
+    def summary(self) -> str:
+        return f"top-1 {self.top1_pct:.2f} %  loss {self.loss_nats:.4f}"
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """Soft targets [B, K] float32: one-hot, smoothed by the recipe's `smoothing`, mixed by its
@@ -102,4 +109,5 @@ class Classification(Task):
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
-        return ClassificationScores(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
+        kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
+        return kind(num_images, loss_sum / num_images, int(num_top1), int(num_top5))

@@ -26,7 +26,8 @@ _FORKED = multiprocessing.get_context("forkserver")
 CLOSE = 1e-5
 # of a row: they differ between two equal runs
 _FIELDS_OF_THE_PROCESS = (
-    "images_per_s", "train_s", "peak_mem_mib", "finished_utc", "injected", "commit", "dirty"
+    "images_per_s", "train_s", "step_s", "step_spread_share", "load_per_core", "peak_mem_mib",
+    "finished_utc", "injected", "commit", "dirty",
 )  # fmt: skip
 _SET = (
     "epochs=1 batch.images=128 batch.norm_images=16 "

@@ -1,6 +1,7 @@
 """Writing a .beton: what is stored of which image, the same bytes every time, after a stop too."""
 
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -116,6 +117,20 @@ def test_what_is_there_is_not_written_again_and_a_stop_with_other_storage_is_not
         and facts.jpeg_share == 0.0
         and beton_file(out, "train").stat().st_mtime_ns != before
     )
+
+
+def test_a_source_written_anew_at_the_same_sizes_is_written_again(photos, tmp_path):
+    out = tmp_path / "out"
+    before = written(photos, out)[1]
+    found = sorted((photos / "train").rglob("*.jpg"))
+    path = next(path for path in found if path.read_bytes()[6:13] == b"JFIF\0\x01\x01")
+    content, facts = path.read_bytes(), path.stat()
+    # another comment: other bytes and time, the same name, size and pixels
+    path.write_bytes(content.replace(b"JFIF\0\x01\x01", b"JFIF\0\x01\x02", 1))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 10**9))
+    assert path.stat().st_size == facts.st_size and path.read_bytes() != content
+    after = written(photos, out)[1]
+    assert after.source == before.source and after.content != before.content
 
 
 def test_a_bad_image_and_impossible_storage_are_refused(photos, tmp_path):

@@ -13,14 +13,19 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.base.errors import UserError
+from trainer.base.terminal import recorded
 from trainer.runs import append_only_log as kept_file
 from trainer.runs.append_only_log import whole_lines
 from trainer.runs.loggers import logger as module
-from trainer.runs.loggers.logger import Log
+from trainer.runs.loggers.logger import Log, log_result
 
 
 def opened(folder, first_step=0, metrics=b""):
     return Log(folder, 40, first_step, metrics, Console(file=io.StringIO(), width=200))
+
+
+def opened_with(folder, console):
+    return Log(folder, 40, 0, b"", console)
 
 
 def write(log, steps):
@@ -33,7 +38,7 @@ def test_the_board_keeps_the_point_at_the_first_step_and_hides_what_came_after_i
         write(log, (10, 20, 30))
     with opened(tmp_path, first_step=20) as log:
         write(log, (40,))
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    board = EventAccumulator(str(tmp_path)).Reload()
     assert [(point.step, point.value) for point in board.Scalars("train/loss_nats")] == [
         (10, 1010),
         (20, 1020),
@@ -147,3 +152,13 @@ def test_plain_lines_say_the_time_left(tmp_path, monkeypatch):
     log.__exit__()
     lines = log.console.file.getvalue().splitlines()
     assert [line.rpartition("time left ")[2] for line in lines] == ["0:01:30", "0:01:00"]
+
+
+def test_the_log_file_begins_with_what_was_printed_before_and_ends_with_the_result(tmp_path):
+    console = Console(file=io.StringIO(), width=200, record=True)
+    console.print("[bold]A3.v1[/] on digits")
+    with opened_with(tmp_path, console) as log:
+        log.say("epoch 1")
+    assert recorded(console) == "" and not console.record
+    log_result(tmp_path, "top-1 90 %\n")
+    assert (tmp_path / "log.txt").read_text() == "A3.v1 on digits\nepoch 1\ntop-1 90 %\n"

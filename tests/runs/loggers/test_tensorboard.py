@@ -1,12 +1,14 @@
 """TensorBoard reads what a run wrote, and no disk of it ends the run."""
 
 import errno
+import itertools
 import os
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.runs import append_only_log as kept_file
+from trainer.runs.loggers import tensorboard as module
 from trainer.runs.loggers.tensorboard import Board
 
 
@@ -34,6 +36,16 @@ def test_points_that_were_lost_with_a_process_are_hidden(tmp_path):
         first.scalar("loss", step, step)
     second.scalar("loss", 30, 3)
     assert points(tmp_path) == [(1, 1), (2, 2), (3, 30)]
+
+
+def test_many_boards_of_one_second_are_read_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 1.7e9)
+    monkeypatch.setattr(module, "_numbers", itertools.count(8))
+    for first_step in range(4):
+        Board(tmp_path, first_step).scalar("loss", first_step, first_step + 1)
+    assert points(tmp_path) == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sorted(names) == sorted(names, key=lambda name: int(name.rpartition(".")[2]))
 
 
 def test_a_full_disk_loses_no_point(tmp_path, monkeypatch):

@@ -183,6 +183,7 @@ def write_beton(
     words = (
         beton.LAYOUT,
         image_set.fingerprint,
+        _content_of(image_set),
         storage,
         profile.name,
         profile.mean,
@@ -287,7 +288,12 @@ def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profil
         metadata.mean,
         metadata.std,
     )
-    return metadata if found == asked else None
+    if found != asked:
+        return None
+    # the same names and sizes, of files that may have been written anew
+    changes = (metadata.is_lossless, *vars(storage).values())
+    content = beton.beton_fingerprint(_content_of(image_set), *changes)
+    return metadata if metadata.content in ("", content) else None
 
 
 def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:

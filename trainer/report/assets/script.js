@@ -74,13 +74,54 @@
   });
 
   const tip = document.getElementById("tip");
+  function showTip(text, box) {
+    tip.hidden = false;
+    tip.textContent = text;
+    tip.style.left = `${Math.max(4, Math.min(box.right + 8, innerWidth - tip.offsetWidth - 4))}px`;
+    tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 4)}px`;
+  }
   document.addEventListener("pointerover", (event) => {
     const point = event.target.closest?.("[data-tip]");
     tip.hidden = !point;
-    if (!point) return;
-    tip.textContent = point.dataset.tip;
-    const box = point.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(box.right + 8, innerWidth - tip.offsetWidth - 4))}px`;
-    tip.style.top = `${Math.max(4, box.top - tip.offsetHeight - 4)}px`;
+    if (point) showTip(point.dataset.tip, point.getBoundingClientRect());
   });
+
+  // The values of a curve: of the point nearest to the pointer.
+  function nearestPoint(svg, at) {
+    let best = {distance: 40};
+    for (const line of svg.querySelectorAll("[data-values]")) {
+      const pairs = line.getAttribute("points").split(" "), values = line.dataset.values.split(";");
+      for (const [index, pair] of pairs.entries()) {
+        const [x, y] = pair.split(",").map(Number), distance = Math.hypot(x - at.x, y - at.y);
+        if (distance < best.distance) best = {distance, x, y, line, value: values[index]};
+      }
+    }
+    return best;
+  }
+  for (const svg of document.querySelectorAll("svg[data-hover]")) {
+    const mark = document.createElementNS(svg.namespaceURI, "circle");
+    mark.setAttribute("class", "hovered");
+    mark.setAttribute("r", "4");
+    const hide = () => { mark.remove(); tip.hidden = true; };
+    svg.addEventListener("pointerleave", hide);
+    svg.addEventListener("pointermove", (event) => {
+      const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      const found = nearestPoint(svg, at);
+      if (!found.line) return hide();
+      mark.setAttribute("cx", found.x);
+      mark.setAttribute("cy", found.y);
+      found.line.parentNode.append(mark);
+      const [epoch, mean, low, high] = found.value.split(" ");
+      const range = low === high ? "" : ` (${low} to ${high})`;
+      showTip(`${found.line.dataset.name}: ${mean}${range} at epoch ${epoch}`, mark.getBoundingClientRect());
+    });
+  }
+
+  // A link into a folded part opens it.
+  const openTarget = () => {
+    const details = document.getElementById(location.hash.slice(1))?.querySelector("details");
+    if (details && ["#cells", "#runs"].includes(location.hash)) details.open = true;
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
 })();

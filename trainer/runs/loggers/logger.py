@@ -7,6 +7,7 @@ which a kill may shorten.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -19,8 +20,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.base.cores import load_per_core
 from trainer.base.disk import Troubles, why
-from trainer.base.terminal import readable
+from trainer.base.terminal import readable, recorded
 from trainer.runs.append_only_log import KeptFile
 from trainer.runs.lock import LockLost
 from trainer.runs.loggers.tensorboard import Board
@@ -30,7 +32,7 @@ PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is
 
 class Log:
     """Curves, log file, TensorBoard and progress of one run; a context, so that every file is
-    closed.
+    closed. The log file begins with what the console has recorded: the header of the run.
 
     first_step: where this process resumes the run. metrics: what metrics.jsonl begins with; what a
     killed process wrote after it is cut away. unwritten: all of metrics.jsonl, where the disk did
@@ -62,7 +64,9 @@ class Log:
         self._digest = hashlib.sha256(metrics)
         self._speed = KeptFile(folder / "speed.jsonl")
         self._text = KeptFile(folder / "log.txt")
-        self._board = Board(folder / "tensorboard", first_step)
+        if header := recorded(console):
+            self._text.write(header.encode(errors="backslashreplace"))
+        self._board = Board(folder, first_step)  # TensorBoard names a run by its folder
         self._started_s = self._last_line_s = time.monotonic()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -130,6 +134,8 @@ class Log:
             {"step": step, "epoch": round(epoch, 6), "loss_nats": loss_nats, "lr": lr}
         )
         speed = {"step": step, "images_per_s": images_per_s, "wait_share": wait_share}
+        if (load := load_per_core()) is not None:
+            speed["load_per_core"] = load
         self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
         for name, value in {
             "train/loss_nats": loss_nats,
@@ -163,9 +169,9 @@ class Log:
         self.say(f"epoch {epoch:>4}  {label} {scores.summary()}")
 
     def picture(self, name: str, path: Path, step: int) -> None:
-        """Put a PNG file beside the curves."""
+        """Put a PNG file beside the curves; TensorBoard sorts by name, so it comes after them."""
         with Image.open(path) as image:
-            self._board.image(name, np.asarray(image.convert("RGB")), step)
+            self._board.image(f"view/{name}", np.asarray(image.convert("RGB")), step)
 
     def _write_metrics(self, line: dict) -> None:
         text = json.dumps(line) + "\n"
@@ -175,3 +181,14 @@ class Log:
     def _write(self, name: str, file: KeptFile, text: str) -> None:
         file.write(text.encode(errors="backslashreplace"))
         self.trouble(name, file.error)
+
+
+def log_result(folder: Path, text: str) -> None:
+    """End the log file of a run that is over with its result; a disk that does not take it is no
+    matter, for the row has all of it.
+    """
+    with (
+        contextlib.suppress(OSError),
+        (folder / "log.txt").open("a", errors="backslashreplace") as f,
+    ):
+        f.write(text)

@@ -14,7 +14,8 @@ from torch.utils.tensorboard.summary import image, scalar
 
 from trainer.runs.append_only_log import KeptFile
 
-_numbers = itertools.count()  # two boards of one process may be opened in one second
+# two boards of one process may be opened in one second, and TensorBoard sorts files by name
+_numbers = itertools.count()
 
 
 class Board:
@@ -28,7 +29,7 @@ class Board:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        process = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
         name = f"events.out.tfevents.{time.time():010.0f}.{process}"
         self.file = KeptFile(folder / name)
         self._records = RecordWriter(self.file)

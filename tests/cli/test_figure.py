@@ -1,0 +1,109 @@
+"""make figure: files that a paper can take, of the right size; a mistake is one line and exit 2."""
+
+import json
+import re
+import struct
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from support.commands import rsb
+from support.studies import page, study  # noqa: F401  fixtures
+
+ROOT = Path(__file__).parents[2]
+
+
+def figure(study, *words):
+    page, results, runs = study
+    return rsb("figure", "--ablation", page, "--results", results, "--runs", runs, *words)
+
+
+def keep_curves(study):
+    """Curves of all rows in their run folders."""
+    for path in (study[1] / "rows").glob("*.json"):
+        folder = study[2] / path.stem
+        folder.mkdir(parents=True)
+        (folder / "row.json").write_bytes(path.read_bytes())
+        lines = [{"epoch": e / 2, "loss_nats": 2 / e} for e in range(1, 5)]
+        lines += [{"epoch": e, "weights": "model", "top1_pct": 40.0 * e} for e in (1, 2)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def json_of(path) -> dict:
+    return json.loads(path.read_text())
+
+
+def svg_texts(path) -> list[str]:
+    texts = ET.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")
+    return ["".join(text.itertext()) for text in texts]
+
+
+@pytest.mark.parametrize("what", ["effects", "curves", "cost"])
+def test_a_figure_is_written_as_text_in_every_format_and_its_width(study, what):
+    keep_curves(study)
+    (path,) = (
+        path for path in (study[1] / "rows").glob("*.json") if json_of(path)["top1_pct"] == 93.5
+    )
+    row = json_of(path)  # the only one of its cell: ten times as slow as the others
+    path.write_text(json.dumps(row | {"train_s": 10 * row["train_s"], "peak_mem_mib": 9999.0}))
+    done = figure(study, "--what", what, "--size", "5.5")
+    assert done.exit_code == 0, done.output
+    svg, pdf, png = (study[1] / f"two.{what}.{kind}" for kind in ("svg", "pdf", "png"))
+    assert all(path.name in done.output for path in (svg, pdf, png))
+    assert float(ET.parse(svg).getroot().get("width").removesuffix("pt")) == pytest.approx(396)
+    assert {"BCE", "CE"} <= {part for text in svg_texts(svg) for part in re.split("[ ,]", text)}
+    content = pdf.read_bytes()
+    width = float(re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", content)[1])
+    assert width == pytest.approx(396, abs=1) and b"/FontFile2" in content
+    assert b"/Type3" not in content
+    assert struct.unpack(">I", png.read_bytes()[16:20]) == (1650,)  # 5.5 inches of 300 dots
+
+
+def test_the_same_rows_are_the_same_figure(study):
+    figure(study, "--what", "effects")
+    paths = [study[1] / f"two.effects.{kind}" for kind in ("svg", "pdf", "png")]
+    before = [path.read_bytes() for path in paths]
+    figure(study, "--what", "effects")
+    assert before == [path.read_bytes() for path in paths]
+
+
+def test_out_and_format_say_where_and_how(study, tmp_path):
+    assert figure(study, "--out", tmp_path / "a.pdf").exit_code == 0
+    assert figure(study, "--format", "svg", "--out", tmp_path / "b").exit_code == 0
+    assert sorted(path.name for path in tmp_path.glob("[ab].*")) == ["a.pdf", "b.svg"]
+    assert sorted(path.name for path in study[1].iterdir()) == ["rows"]
+
+
+def test_curves_of_unlike_losses_have_axes_of_their_own_and_whole_epochs(study):
+    keep_curves(study)
+    assert figure(study, "--what", "curves", "--format", "svg").exit_code == 0
+    texts = svg_texts(study[1] / "two.curves.svg")
+    assert {"top-1 of val, %", "training loss (bce), nats", "training loss (ce), nats"} <= set(
+        texts
+    )
+    assert texts.count("epoch") == 3
+    assert texts[: texts.index("epoch")] == ["0", "1", "2"]  # x axis of the first panel
+
+
+@pytest.mark.parametrize(
+    ("words", "found", "remedy"),
+    [
+        (["--what", "effect"], "what=effect", "effects"),
+        (["--size", "200"], "size=200", "size=5.5"),
+        (["--format", "jpg"], "format=jpg", "png"),
+        (["--format", "svg", "--out", "a.pdf"], "out=a.pdf", "format="),
+        (["--what", "curves"], "no row has curves", "runs="),
+        (["--metric", "top3"], "metric=top3", "top1"),
+        (["--results", "nothing1 nothing2"], "nothing1", "rows"),
+    ],
+)
+def test_a_mistake_is_one_line(study, words, found, remedy):
+    done = figure(study, *words)
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and found in line and remedy in line
+
+
+def test_without_an_ablation_it_says_so():
+    assert "ablation=" in rsb("figure").stderr
