@@ -81,7 +81,7 @@ def test_tensorboard_has_the_curves_and_the_picture_once_even_where_it_is_writte
     ramp = written.suggestion.curves[0]
     points = [event.value for event in board.Scalars("ramp_00_s0/loss_nats")]
     assert points == pytest.approx(ramp.losses, rel=1e-6)
-    assert len(board.Images("curve")) == 1
+    assert len(board.Images("view/curve")) == 1
 
 
 def test_a_trial_reads_back_bit_for_bit_and_only_for_the_same_values(tmp_path):
