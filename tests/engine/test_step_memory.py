@@ -1,0 +1,83 @@
+"""The memory of a step, worked out, against closed forms and against what is used."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.base.settings import make_settings
+from trainer.components.optimizers import param_groups
+from trainer.engine.step_memory import step_memory
+from trainer.models.build import build_model
+from trainer.runs.job import Job, plan_of
+
+
+class Tiny(nn.Module):
+    """Two convolutions of 3 x 3 to 8 and 16 channels, BatchNorm and ReLU, mean, classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images):
+        maps = self.conv2(torch.relu(self.norm(self.conv1(images))))
+        return self.head(torch.relu(maps).mean((2, 3)))
+
+
+def on_gpu(precision):
+    return dataclasses.replace(
+        make_settings("cpu", workers="0"), device="cuda", precision=precision, channels_last=True
+    )
+
+
+def planned(recipe="A3", model="resnet18", overrides="", data="digits"):
+    return plan_of(Job(recipe, model, data, overrides=overrides))
+
+
+@pytest.mark.parametrize(
+    ("precision", "bytes_each", "is_here"), [("float32", 4, 1), ("float32", 4, 0), ("bf16", 2, 0)]
+)
+def test_activations_of_a_small_network_by_hand(precision, bytes_each, is_here):
+    plan = planned()
+    images, px = plan.recipe.batch.images, plan.recipe.image.train_px
+    settings = make_settings("cpu", workers="0") if is_here else on_gpu(precision)
+    found = step_memory(plan, settings, Tiny())
+    # the images; in half precision their copy too. What the norm, both ReLUs and the second
+    # convolution read or gave: the first ReLU's output is the second convolution's input.
+    maps = images * px * px * bytes_each
+    known = images * px * px * 3 * 4 + (images * px * px * 3 * 2 if bytes_each == 2 else 0)
+    known += maps * (8 + 8 + 16)
+    # the rest is small: the norm's statistics, means, logits, targets, half-precision weights
+    assert found.images == images
+    assert known <= found.activations <= known * 1.01 + 40_000
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "per_weight", "per_tensor"),
+    [
+        ("{name: sgd, momentum: 0.0, weight_decay: 0.0}", 0, 0),
+        ("{name: sgd, momentum: 0.9, weight_decay: 0.0}", 4, 0),
+        ("{name: adamw, betas: [0.9, 0.999], eps: 1.0e-8, weight_decay: 0.05}", 8, 4),
+        ("{name: lamb, betas: [0.9, 0.999], eps: 1.0e-6, weight_decay: 0.02}", 8, 4),
+    ],
+)
+def test_an_optimizers_state_is_exact(optimizer, per_weight, per_tensor):
+    plan, model = planned(overrides=f"optimizer={optimizer}"), Tiny()
+    sizes = [weight.numel() for weight in model.parameters()]
+    known = per_weight * sum(sizes) + per_tensor * len(sizes)
+    for settings in (on_gpu("bf16"), make_settings("cpu", workers="0")):
+        found = step_memory(plan, settings, model)
+        assert found.optimizer == known
+        assert found.gradients == 4 * sum(sizes)
+        assert found.weights == 4 * (sum(sizes) + 2 * 8) + 8  # running statistics, and a counter
+    rule = plan.recipe.optimizer
+    real = rule.build(param_groups(model, rule), lr=0.1)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    real.step()
+    tensors = [value for state in real.state.values() for value in state.values()]
+    assert sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor)) == known
