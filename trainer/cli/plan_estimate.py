@@ -23,6 +23,7 @@ from trainer.data.loader_speed import (
 from trainer.engine.step_memory import StepMemory, step_memory
 from trainer.recipe.plan import Plan
 from trainer.recipe.profiles import KNOWN_SETS
+from trainer.runs.job import Job
 from trainer.tools.estimate import Speed, speed_of
 
 _GIB = 2**30
@@ -46,17 +47,18 @@ def planned_settings(device: str, precision: str, on_gpus: bool) -> Settings:
 
 
 def print_estimate(
-    out: Console, plan: Plan, settings: Settings, results: Path, model: nn.Module, has_files: bool
+    out: Console, plan: Plan, settings: Settings, results: Path, model: nn.Module, job: Job
 ) -> None:
-    """Time, memory and cores of a run. has_files: are its images read from files?"""
+    """Time, memory and cores of a run; job: as it was asked for."""
+    in_memory = job.data_dir is None and (plan.profile.images_of or plan.profile.name) in KNOWN_SETS
     on_gpu = settings.device.startswith("cuda")
     device = "GPU" if on_gpu else "process"
     speed = speed_of(plan, settings, results, model)
     lines = {
-        "time": _time(plan, settings, speed),
-        f"memory of a {device}": _memory(step_memory(plan, settings, model), settings),
+        "time": _time(plan, speed, command("bench", **_bench_words(job, on_gpu))),
+        f"memory of a {device}": _memory(step_memory(plan, settings, model), on_gpu),
     }
-    if on_gpu and (has_files or (plan.profile.images_of or plan.profile.name) not in KNOWN_SETS):
+    if on_gpu and not in_memory:
         lines["cores"] = _cores(plan, speed)
     number = counted(plan.world_size, device) if on_gpu else "this machine's CPU"
     out.print(Text(f"estimate for {number}, {settings.precision}"))
@@ -68,19 +70,22 @@ def print_estimate(
     out.print(Padding(table, (0, 0, 0, 2)), soft_wrap=False)
 
 
-def _time(plan: Plan, settings: Settings, speed: Speed | None) -> str:
+def _bench_words(job: Job, on_gpu: bool) -> dict[str, object]:
+    machine = {"gpu": 1} if on_gpu else {"data": job.data, "data_dir": job.data_dir}
+    return {"recipe": job.recipe, "model": job.model, "set": job.overrides, **machine}
+
+
+def _time(plan: Plan, speed: Speed | None, bench: str) -> str:
     if speed is None:
-        on_gpu = {"gpu": 1} if settings.device.startswith("cuda") else {}
-        words = on_gpu or {"recipe": plan.recipe.name, "model": plan.model}
-        return f"not known: no such run is stored; {command('bench', **words)} measures it there"
+        return f"not known: no run like it is stored; measured by {bench}"
     num_images = plan.draws_per_epoch * plan.recipe.epochs
     each = f"{plan.world_size} x " if plan.world_size > 1 else ""
-    line = (
+    known = "" if speed.is_measured else "; not measured with this suite"
+    return (
         f"{'about' if speed.is_measured else 'at least'} {_duration(speed.run_s(plan))}:"
-        f" {num_images:,} images at {each}{speed.images_per_s:,.0f} images/s ({speed.source});"
-        " evaluations come on top"
+        f" {num_images:,} images at {each}{speed.images_per_s:,.0f} images/s,"
+        f" {speed.source}{known}; evaluations come on top"
     )
-    return line if speed.is_measured else f"{line}, and what this suite was never timed at"
 
 
 def _duration(seconds: float) -> str:
@@ -91,7 +96,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} {plural('second', round(seconds))}"
 
 
-def _memory(memory: StepMemory, settings: Settings) -> str:
+def _memory(memory: StepMemory, on_gpu: bool) -> str:
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -106,7 +111,7 @@ def _memory(memory: StepMemory, settings: Settings) -> str:
     )
     more = (
         "cuDNN's workspace, CUDA's context and what torch's allocator leaves unused"
-        if settings.device.startswith("cuda")
+        if on_gpu
         else "the program itself and its loader processes"
     )
     total = "not known" if memory.total is None else f"about {_gib(memory.total)} GiB"
@@ -114,7 +119,7 @@ def _memory(memory: StepMemory, settings: Settings) -> str:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.3g}"
+    return f"{num_bytes / _GIB:.2f}" if num_bytes < 10 * _GIB else f"{num_bytes / _GIB:.0f}"
 
 
 def _cores(plan: Plan, speed: Speed | None) -> str:

@@ -41,7 +41,7 @@ def plan(
     counted_pct = folder_majority_pct(folder)
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))
-    print_estimate(out, planned, settings, results, model, has_files=folder is not None)
+    print_estimate(out, planned, settings, results, model, job)
 
 
 def plan_ablation(

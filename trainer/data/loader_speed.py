@@ -10,6 +10,9 @@ CORE_IMAGES_PER_S = 442.0
 DECODED_ONCE_IMAGES_PER_S = 586.0  # where an image is shown three times in a step
 FFCV_IMAGES_PER_S = 2074.0  # from a .beton of pixels at 256 px
 
+# What a GPU then takes: NVIDIA's DeepLearningExamples 729963dd, mixed precision, one A100 of 80 GB.
+A100_RESNET50_IMAGES_PER_S = 2470.0
+
 
 def core_images_per_s(repeats: int | None, world_size: int) -> float:
     """Images a second and core, by the torch loader. Ranks that share a step's repeats of an image
