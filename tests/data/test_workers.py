@@ -116,7 +116,7 @@ class Unreadable(Squares):
 def by_itself(script: str, *before: str) -> subprocess.CompletedProcess:
     """A program of its own. before: words of the command that starts it."""
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parents[1])])
+    paths = os.pathsep.join(map(str, [here, *here.parents[:2]]))
     return subprocess.run(
         [*before, sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": paths},

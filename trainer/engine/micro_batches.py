@@ -31,8 +31,8 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
     """Parts of each micro-batch of a step, on every rank the same: its norm samples, or more but
     none of fewer than least_images.
     """
-    smallest = plan.window_images(step) // plan.micro_batches(step)
-    return max(plan.norm_samples(step), min(num_pieces, smallest // least_images))
+    num_samples = -(-plan.norm_samples(step) // plan.num_parts(step))
+    return max(num_samples, min(num_pieces, plan.part_images(step) // least_images))
 
 
 def num_pieces(state: TrainingState, step: int) -> int:
@@ -213,9 +213,10 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
         found.append("precision=bf16")
     if is_sampled and norm_images % 2 == 0 and norm_images > 2:
         half = f'set="batch.norm_images={norm_images // 2}"'
+        num_parts = plan.assignment(0, plan.world_size).num_parts
         found.append(
-            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps"
-            " the sample (a new run)"
+            f"{2 * num_parts * plan.num_micro_batches} ranks, {2 * num_parts} of which share each"
+            " sample"
         )
         found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
     return found or ["a device with more memory"]

@@ -124,6 +124,11 @@ class Recipe(StrictModel):
         mix_images = self.mix and self.mix.images
         return math.lcm(self.batch.norm_images, mix_images or 1)
 
+    @property
+    def units_together(self) -> int:
+        """Mixing units in these images."""
+        return self.images_together // self.mix.images if self.mix and self.mix.images else 1
+
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:
         # Targets are smoothed first and thresholded second, so a threshold leaves nothing of the

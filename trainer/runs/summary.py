@@ -142,11 +142,19 @@ def precision_note(out: Console, plan: Plan, precision: str) -> None:
 
 def batch_line(plan: Plan) -> str:
     batch, world, mix = plan.recipe.batch, plan.world_size, plan.recipe.mix
-    accumulation = batch.images // batch.norm_images // world
+    assigned = plan.assignment(0, world)
+    each = -(-plan.norm_samples(0) // assigned.num_parts)
+    number = plan.num_micro_batches // assigned.num_groups * each
+    images = -(-batch.images // (world * number))
     return (
-        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
-        f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
+        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {number} "
+        f"micro-batch{'es' * (number > 1)} x {images} images"
         + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
+        + (
+            f", {plan.recipe.images_together} shared by {assigned.num_parts} ranks"
+            if assigned.num_parts > 1
+            else ""
+        )
         + (f", mixed {mix.images} at a time" if mix and mix.images else "")
     )
 
