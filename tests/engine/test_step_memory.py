@@ -17,12 +17,12 @@ from trainer.runs.job import Job, plan_of
 class Tiny(nn.Module):
     """Two convolutions of 3 x 3 to 8 and 16 channels, BatchNorm and ReLU, mean, classifier."""
 
-    def __init__(self):
+    def __init__(self, num_classes=10):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.conv2 = nn.Conv2d(8, 16, 3, padding=1, bias=False)
-        self.head = nn.Linear(16, 10)
+        self.head = nn.Linear(16, num_classes)
 
     def forward(self, images):
         maps = self.conv2(torch.relu(self.norm(self.conv1(images))))
@@ -94,6 +94,18 @@ def test_an_average_is_counted_and_a_model_that_asks_for_values_is_not_known():
     found = step_memory(plan, on_gpu("bf16"), Asking())
     assert found.average == found.weights and found.optimizer is not None
     assert found.activations is None and found.total is None
+
+
+def test_ranks_and_norm_samples_split_what_is_there_at_once():
+    def found(world_size, overrides=""):
+        job = Job("A1", "resnet50", "imagenet-1k", overrides=overrides, world_size=world_size)
+        return step_memory(plan_of(job), on_gpu("bf16"), Tiny(1000))
+
+    assert [found(number).images for number in (1, 4, 8)] == [512, 512, 256]
+    whole, parts = found(1), found(1, "mix.images=512 batch.norm_images=128")
+    assert parts.images == 128
+    inputs = 512 * 4 * (3 * 224 * 224 + 1000)  # of the mix as a whole
+    assert parts.activations == pytest.approx((whole.activations - inputs) / 4 + inputs, rel=0.01)
 
 
 _USED = """

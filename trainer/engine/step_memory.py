@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer.base.settings import Settings
 from trainer.components.optimizers import Optimizer, param_groups
+from trainer.engine.micro_batches import pieces_at
 from trainer.recipe.plan import Plan
 from trainer.tasks import task_of
 
@@ -67,7 +68,9 @@ def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
 
 
 def _part_images(plan: Plan) -> int:
-    return plan.recipe.images_together // plan.norm_samples(0)
+    """Of one of the parts in which a rank's micro-batches go through the model."""
+    own_images = -(-plan.recipe.images_together // plan.num_parts(0))
+    return -(-own_images // pieces_at(plan, 1, 0))
 
 
 def _fake(model: nn.Module, device: str, channels_last: bool = False) -> nn.Module:
@@ -115,7 +118,7 @@ def _activation_bytes(plan: Plan, settings: Settings, model: nn.Module) -> int |
             task_of(plan, without).loss(forward, images, targets)
     except (RuntimeError, AssertionError, ValueError):  # a branch by a value, a tensor elsewhere
         return None
-    return sum(one.nbytes() for one in kept.values()) + (plan.norm_samples(0) - 1) * inputs_bytes
+    return sum(one.nbytes() for one in kept.values()) + (pieces_at(plan, 1, 0) - 1) * inputs_bytes
 
 
 def _in_precision(model: nn.Module, settings: Settings, images: Tensor) -> Tensor:
