@@ -219,7 +219,7 @@ def test_ranks_that_share_a_unit_mix_as_one_does_bit_for_bit(
     ("overrides", "path", "remedy"),
     [
         ("batch.images=32 mix.images=12", ("mix", "images"), "8"),
-        ("batch.images=7 batch.norm_images=7 mix.images=3", ("mix", "images"), "leave"),
+        ("batch.images=7 batch.norm_images=7 mix.images=3", ("mix", "images"), "mix.images=null"),
         ("mix.images=1", ("mix", "images"), "2"),
     ],
 )
