@@ -48,7 +48,9 @@ def shape_of(plan: Plan) -> str:
 
 def shape_of_row(row: Row) -> str | None:
     """The same of a stored run; None where its row has no recipe."""
-    return row.resolved_recipe and _shape(row.model, row.data, row.resolved_recipe)
+    if row.resolved_recipe is None:
+        return None
+    return _shape(row.model, row.data, row.resolved_recipe)
 
 
 def _shape(model: str, data: str, resolved: Mapping[str, Any]) -> str:
