@@ -119,7 +119,7 @@ def _memory(memory: StepMemory, on_gpu: bool) -> str:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.2f}" if num_bytes < 10 * _GIB else f"{num_bytes / _GIB:.0f}"
+    return f"{num_bytes / _GIB:.{2 if num_bytes < 10 * _GIB else 1}f}"
 
 
 def _cores(plan: Plan, speed: Speed | None) -> str:
