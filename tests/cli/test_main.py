@@ -502,3 +502,16 @@ def test_a_job_file_names_the_device_once(tmp_path):
         done = rsb("launch-slurm", "--gpus", "0", *words, "--job", job)
         assert done.exit_code == 0, done.stderr
         assert job.read_text().count("--device") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("lr=0.01", "lr.peak="),
+        ("batch_size=64", "batch.images="),
+        ("pretrained=true", "model.pretrained={file:"),
+    ],
+)
+def test_other_programs_words_in_set_are_answered_with_the_right_one(given, right):
+    done = rsb("plan", "--recipe", "A3", "--model", "resnet18", "--set", given)
+    assert done.exit_code == 2 and f'use set="{right}' in done.output
