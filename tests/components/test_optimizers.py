@@ -8,10 +8,11 @@ import timm
 import torch
 from pydantic import TypeAdapter, ValidationError
 from timm.layers import BatchNormAct2d, LayerNorm2d, RmsNorm
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from trainer.base.component import registered
+from trainer.base.errors import PlanError
 from trainer.components import lamb
 from trainer.components.optimizers import (
     AdamW,
@@ -115,6 +116,67 @@ def test_frozen_weights_are_left_out_and_shared_ones_stand_once():
     groups = names_by_decay(model, param_groups(model, sgd("biases")))
     assert groups == {0.02: {"0.weight"}, 0.0: {"0.bias", "1.bias", "2.bias"}}
     assert sum(len(group["params"]) for group in param_groups(model, sgd("biases"))) == 4
+
+
+FAMILIES = [
+    "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
+    "pvt_v2_b0", "tnt_s_patch16_224", "levit_128s", "mobilenetv2_100", "efficientnet_b0",
+    "ghostnet_100", "vgg11_bn", "resnet18", "convnext_atto", "xcit_nano_12_p16_224",
+    "cait_xxs24_224", "coat_tiny", "beit_base_patch16_224", "mvitv2_tiny",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_model_lists_and_what_a_layer_is_are_timms(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    listed = getattr(model, "no_weight_decay", set)()
+    ours = param_groups(model, sgd("vectors", "biases", "no_weight_decay"))
+    theirs = param_groups_weight_decay(model, 0.02, no_weight_decay_list=listed)
+    assert by_weight(model, ours) == by_weight(model, theirs)
+    layered = sgd("vectors", "no_weight_decay", layer_decay=0.75)
+    theirs = param_groups_layer_decay(model, 0.02, no_weight_decay_list=listed, layer_decay=0.75)
+    assert by_weight(model, param_groups(model, layered)) == by_weight(model, theirs)
+
+
+def by_weight(model, groups):
+    """(decay, share of the learning rate) of each weight, by name."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {
+        names[id(weight)]: (group["weight_decay"], group.get("lr_scale", 1.0))
+        for group in groups
+        for weight in group["params"]
+    }
+
+
+def test_a_head_has_a_learning_rate_of_its_own():
+    model = timm.create_model("resnet18")
+    found = by_weight(model, param_groups(model, sgd("biases", head_lr_scale=10)))
+    assert {name for name, (_, scale) in found.items() if scale == 10} == {"fc.weight", "fc.bias"}
+    assert {scale for _, scale in found.values()} == {1.0, 10.0}
+    assert found["fc.weight"][0] == 0.02 and found["fc.bias"][0] == 0.0
+
+
+def test_weights_are_spared_by_name():
+    model = timm.create_model("resnet18")
+    optimizer = sgd(no_decay_names=("layer1.*.conv1.weight", "fc.weight"))
+    spared = {name for name, (decay, _) in by_weight(model, param_groups(model, optimizer)).items()
+              if not decay}  # fmt: skip
+    assert spared == {"layer1.0.conv1.weight", "layer1.1.conv1.weight", "fc.weight"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"no_decay_names": ("cls_token",)}, "no_decay_names"),
+        ({"layer_decay": 0.7}, "layer_decay"),
+        ({"head_lr_scale": 2}, "head_lr_scale"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(fields, place):
+    with pytest.raises(PlanError) as error:
+        param_groups(nn.Sequential(nn.Linear(2, 2)), sgd(**fields))
+    assert error.value.path == ("optimizer", place) and error.value.hint
 
 
 @pytest.mark.parametrize(("size", "is_active"), [(1e-3, False), (10.0, True)])

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import fnmatch
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
+from timm.models import group_parameters
 from timm.optim import RMSpropTF
 from torch import Tensor, nn
 
 from trainer.base.component import Component, Positive
+from trainer.base.errors import PlanError
 from trainer.components import lamb, timm_optimizer
 from trainer.components.clipping import clip_adaptively, clip_gradients
 from trainer.components.sgd import DecoupledSgdOptimizer as _DecoupledSgd
 from trainer.components.sgd import with_whole_first_step
-from trainer.models.edit.replacement import is_norm
+from trainer.models.edit.replacement import classifier_of, is_norm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-Kind = Literal["norms", "biases", "vectors", "bn_in_name"]
+LayerDecay = Annotated[float, Field(gt=0, lt=1)]
+Kind = Literal["norms", "biases", "vectors", "bn_in_name", "no_weight_decay"]
 
 
 class Optimizer(Component):
@@ -31,7 +35,15 @@ class Optimizer(Component):
         called `bias`; "vectors": all with at most one dimension; "bn_in_name": all whose dotted
         name contains "bn". timm and ConvNeXt spare vectors and biases, torchvision's newer recipe
         norms, its older one nothing. ffcv's script goes by the name, and so decays the norms of a
-        ResNet's shortcuts (downsample.1) and fc.bias.
+        ResNet's shortcuts (downsample.1) and fc.bias. "no_weight_decay": what the model itself
+        lists in timm's method of that name, as class tokens, position embeddings and Swin's tables
+        of relative positions; nothing where it has no such method.
+    no_decay_names: further weights that are spared, by their dotted names or patterns of them
+        ("blocks.*.gamma_1"); each must fit at least one.
+    layer_decay: the learning rate of each layer is this share of that of the layer after it; the
+        classifier, and what comes last, has the recipe's. What a layer is timm says, as its
+        `param_groups_layer_decay` does. None: one learning rate for all.
+    head_lr_scale: times this, the learning rate of the classifier. None: as the others.
     clip_global_norm: gradients are clipped to this norm over all of them (see `clip_gradients`);
         None does not clip.
     clip_adaptive: the gradient of each unit, but for the last linear layer's, is clipped to this
@@ -43,6 +55,9 @@ class Optimizer(Component):
     kind: ClassVar[str] = "optimizer"
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     no_decay: tuple[Kind, ...] = ()
+    no_decay_names: tuple[str, ...] = ()
+    layer_decay: LayerDecay | None = None
+    head_lr_scale: Positive | None = None
     clip_global_norm: Positive | None = None
     clip_adaptive: Positive | None = None
 
@@ -237,27 +252,83 @@ class TimmOptimizer(Optimizer):
 
 
 def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
-    """The trainable weights as at most two groups: those that decay, and those that `no_decay`
-    spares.
+    """The trainable weights in groups: of one learning rate, those that decay, and those that are
+    spared.
 
-    Each is {"params": list of tensors, "weight_decay": number}; a weight used twice in the model
-    appears once.
+    Each is {"params": list of tensors, "weight_decay": number, "lr_scale": share of the recipe's
+    learning rate}; from the first layer to the last; a weight used twice in the model appears once.
+
+    Raises PlanError for a pattern of no_decay_names that fits no weight, and for a model whose
+    layers or classifier timm does not name where they are asked for.
     """
-    spared = {
+    scales = _lr_scales(model, optimizer)
+    spared = _spared(model, optimizer)
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            groups.setdefault((scales.get(name, 1.0), id(weight) in spared), []).append(weight)
+    return [
+        {
+            "params": groups[scale, is_spared],
+            "weight_decay": 0.0 if is_spared else optimizer.weight_decay,
+            "lr_scale": scale,
+        }
+        for scale, is_spared in sorted(groups)
+    ]
+
+
+def _spared(model: nn.Module, optimizer: Optimizer) -> set[int]:
+    """The ids of the weights that do not decay."""
+    kinds, patterns = optimizer.no_decay, list(optimizer.no_decay_names)
+    weights = dict(model.named_parameters())
+    for pattern in patterns:
+        if not fnmatch.filter(weights, pattern):
+            raise PlanError(
+                f"optimizer.no_decay_names: no weight of this model is named {pattern!r}",
+                f"use names as {', '.join(list(weights)[:3])}",
+                path=("optimizer", "no_decay_names"),
+            )
+    if "no_weight_decay" in kinds and hasattr(model, "no_weight_decay"):
+        patterns += sorted(model.no_weight_decay())
+    named = {id(weights[name]) for pattern in patterns for name in fnmatch.filter(weights, pattern)}
+    return named | {
         id(weight)
         for path, module in model.named_modules()
         for name, weight in module.named_parameters(path, recurse=False)
-        if any(_is_of_kind(kind, module, name, weight) for kind in optimizer.no_decay)
+        if any(_is_of_kind(kind, module, name, weight) for kind in kinds)
     }
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    groups = [
-        {
-            "params": [weight for weight in weights if id(weight) not in spared],
-            "weight_decay": optimizer.weight_decay,
-        },
-        {"params": [weight for weight in weights if id(weight) in spared], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+
+
+def _lr_scales(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
+    """The share of the recipe's learning rate of each weight that has another, by name."""
+    scales: dict[str, float] = {}
+    if optimizer.layer_decay is not None:
+        if not hasattr(model, "group_matcher"):
+            raise PlanError(
+                "optimizer.layer_decay: timm says nothing of the layers of this model",
+                "leave optimizer.layer_decay out",
+                path=("optimizer", "layer_decay"),
+            )
+        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        scales = {name: optimizer.layer_decay ** (last - layer) for name, layer in layers.items()}
+    if optimizer.head_lr_scale is not None:
+        head = {id(weight) for weight in _head(model).parameters()}
+        for name, weight in model.named_parameters():
+            if id(weight) in head:
+                scales[name] = scales.get(name, 1.0) * optimizer.head_lr_scale
+    return scales
+
+
+def _head(model: nn.Module) -> nn.Module:
+    head = classifier_of(model)
+    if head is None:
+        raise PlanError(
+            "optimizer.head_lr_scale: timm names no classifier of this model",
+            "leave optimizer.head_lr_scale out",
+            path=("optimizer", "head_lr_scale"),
+        )
+    return head
 
 
 def _with_momentum(optimizer):
@@ -271,6 +342,8 @@ def _is_of_kind(kind: Kind, module: nn.Module, name: str, weight: Tensor) -> boo
         return is_norm(module)
     if kind == "bn_in_name":
         return "bn" in name
+    if kind == "no_weight_decay":
+        return False  # by the model's own names: see _spared
     return name.rpartition(".")[2] == "bias" if kind == "biases" else weight.ndim <= 1
 
 

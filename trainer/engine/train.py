@@ -100,7 +100,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     plan, model, optimizer, ranks = state.plan, state.model, state.optimizer, state.ranks
     recipe = plan.recipe
     for group in optimizer.param_groups:
-        group["lr"] = plan.lr_at(step)
+        # older checkpoints have no lr_scale
+        group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
     with whole_or_undone(state, len(own_micro_batches(state, step))):
         total, num_replaced = retry_on_out_of_memory(add_gradients, state, loader, step)
     state.gradients.finish()

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
+from trainer.components.optimizers import param_groups
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.initialization import initialize_weights
@@ -76,6 +77,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         _check_sample(plan, model)
         _check_joined(plan, model)
         check_precise_norm(plan, model)
+        param_groups(model, plan.recipe.optimizer)  # refuses names that the model does not have
     return model, replacements
 
 
