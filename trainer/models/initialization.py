@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
 from torch import Tensor, nn
 
-from trainer.base.disk import UnfitFile, read_regular
-from trainer.base.errors import UserError
 from trainer.models.edit.replacement import (
     Replacement,
     ReplacementError,
@@ -22,8 +16,15 @@ from trainer.models.edit.replacement import (
     nothing_to_replace,
 )
 from trainer.models.spec import Model, Pretrained, Start
+from trainer.models.weights import (
+    WeightsError,
+    WeightsFile,
+    adapt_input_channels,
+    as_model_names,
+    read_weights,
+    weights_path,
+)
 
-LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
 _FANS: dict[str, Literal["fan_in", "fan_out"]] = {
@@ -32,10 +33,6 @@ _FANS: dict[str, Literal["fan_in", "fan_out"]] = {
 }
 _TRUNCATED_STD = 0.02
 _COUNTERS = "num_batches_tracked"  # BatchNorm's step counter; older files lack it
-
-
-class WeightsError(UserError):
-    """A weights file that is missing, is not the one in the recipe, or does not fit the model."""
 
 
 def initialize_weights(
@@ -226,65 +223,84 @@ def _classifier_name(model: nn.Module) -> str | None:
 
 
 def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Replacement:
-    """Load the weights of a file into a model; the Replacement's note names what stays random.
+    """Load the weights of a file into a model; the Replacement's note names what stays random, and
+    what was left out.
 
     The first convolution is adapted to the model's channels as timm does it: see
-    `adapt_input_channels`. Where the file's classifier has another shape, or is missing, the
-    model's own stays random.
+    `adapt_input_channels`. Where the file's classifier has another shape, or is missing, or
+    `head` is "new", the model's own stays random.
 
     Raises WeightsError for a missing or damaged file, another sha256, and weights that are not this
-    model's.
+    model's: any that is missing, unexpected or of another shape, or, where `partial`, all of them.
     """
-    path, tensors = _read(pretrained)
+    weights = _pretrained_file(pretrained)
     own = model.state_dict()
-    heads = {key for key in own if key.startswith(f"{_classifier_name(model)}.")}
-    first = (
-        next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), "")
-        + ".weight"
-    )
-    notes = []
-    left = [
-        key for key in sorted(heads) if key not in tensors or tensors[key].shape != own[key].shape
-    ]
-    if left:
-        found = (
-            f"{_shape(tensors[left[-1]])} in the file" if left[-1] in tensors else "not in the file"
-        )
-        notes.append(f"random: {', '.join(left)}: {found}, {num_classes} classes here")
-        tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
+    prefix = f"{_classifier_name(model)}."
+    head = sorted(key for key in own if key.startswith(prefix))
+    weights = as_model_names(model, weights)
+    tensors, notes = dict(weights.tensors), list(weights.notes)
+    new = _new_head(pretrained, tensors, own, head)
+    if new:
+        notes.append(f"random: {', '.join(head)}: {new}, {num_classes} classes here")
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+    first = _first_convolution(model)
     if _differs_in_channels(tensors.get(first), own.get(first)):
         before, now = tensors[first].shape[1], own[first].shape[1]
         tensors[first] = adapt_input_channels(tensors[first], now)
         notes.append(
             f"{first}: {before} input channels {'summed' if now == 1 else f'adapted to {now}'}"
         )
-    _check_keys(path, tensors, own, heads if left else set())
-    model.load_state_dict(own | tensors)
-    taken = [key for key in own if key in tensors]
+    unfit = _unfit(tensors, own, set(head) if new else set())
+    taken = [key for key in own if key in tensors and tensors[key].shape == own[key].shape]
+    if unfit and not (pretrained.partial and taken):
+        remedy = (
+            "use weights of this timm model, trained with the same parts in the `model` section"
+        )
+        if taken:
+            remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'
+        raise WeightsError(f"model.pretrained.file: {weights.path}: {'; '.join(unfit)}", remedy)
+    model.load_state_dict(own | {key: tensors[key] for key in taken})
     return Replacement(
         "pretrained",
         (("random tensor" + "s" * (len(taken) > 1), len(taken)),),
-        path.name,
+        weights.path.name,
         tuple(taken),
-        "; ".join(notes),
+        "; ".join(notes + unfit),
     )
 
 
-def adapt_input_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """A first convolution's weight [O, C, h, w] for images of num_channels: [O, num_channels, h,
-    w].
+def _pretrained_file(pretrained: Pretrained) -> WeightsFile:
+    """The file of a recipe, if it is the one. Raises WeightsError."""
+    try:
+        weights = read_weights(weights_path(pretrained.file))
+    except WeightsError as error:
+        raise WeightsError(f"model.pretrained.file: {error.found}", error.hint) from None
+    if weights.sha256 != pretrained.sha256:
+        raise WeightsError(
+            f"model.pretrained.sha256: {weights.path} has {weights.sha256}, the recipe"
+            f" {pretrained.sha256}",
+            f'use the file of the recipe, or set="model.pretrained.sha256={weights.sha256}"',
+        )
+    return weights
 
-    One channel gets the sum over all, so that a grey image gives what it gave standing in each of
-    them. More channels repeat the C in turn, scaled by C / num_channels, so that an image of equal
-    channels gives about the same.
 
-    Source: timm's adapt_input_conv.
-    """
-    before = weight.shape[1]
-    if num_channels == 1:
-        return weight.float().sum(1, keepdim=True).to(weight.dtype)
-    repeated = weight.float().repeat(1, math.ceil(num_channels / before), 1, 1)[:, :num_channels]
-    return (repeated * (before / num_channels)).to(weight.dtype)
+def _new_head(
+    pretrained: Pretrained, tensors: dict[str, Tensor], own: dict[str, Tensor], head: list[str]
+) -> str:
+    """Why the classifier stays random; empty where the file's is loaded."""
+    if pretrained.head == "new":
+        return "as asked for"
+    for key in reversed(head):
+        if key not in tensors:
+            return "not in the file"
+        if tensors[key].shape != own[key].shape:
+            return f"{_shape(tensors[key])} in the file"
+    return ""
+
+
+def _first_convolution(model: nn.Module) -> str:
+    convolutions = (name for name, each in model.named_modules() if isinstance(each, nn.Conv2d))
+    return next(convolutions, "") + ".weight"
 
 
 def _differs_in_channels(weight: Tensor | None, own: Tensor | None) -> bool:
@@ -294,36 +310,8 @@ def _differs_in_channels(weight: Tensor | None, own: Tensor | None) -> bool:
     return without_channels and weight.shape[1] != own.shape[1]
 
 
-def _read(pretrained: Pretrained) -> tuple[Path, dict[str, Tensor]]:
-    """The file's path and its tensors; read once, so that what is hashed is what is loaded."""
-    path = Path(pretrained.file)
-    path = path / "model.safetensors" if path.is_dir() else path
-    try:
-        content = read_regular(path, LARGEST_WEIGHTS_BYTES)
-    except (OSError, UnfitFile) as error:
-        remedy = "use a .safetensors file, or the folder of a finished run"
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise WeightsError(
-            f"model.pretrained.file: {path}: cannot be read ({reason}); {remedy}"
-        ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != pretrained.sha256:
-        raise WeightsError(
-            f"model.pretrained.sha256: {path} has {found}, the recipe {pretrained.sha256}; "
-            f'use the file of the recipe, or set="model.pretrained.sha256={found}"'
-        )
-    try:
-        return path, safetensors.torch.load(content)
-    except Exception as error:  # whatever safetensors raises for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(
-            f"model.pretrained.file: {path}: not safetensors ({reason}); use a .safetensors file"
-        ) from None
-
-
-def _check_keys(
-    path: Path, tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]
-) -> None:
+def _unfit(tensors: dict[str, Tensor], own: dict[str, Tensor], may_lack: set[str]) -> list[str]:
+    """What does not fit, in words: names that one of the two does not have, and other shapes."""
     missing = [
         key
         for key in own
@@ -335,14 +323,9 @@ def _check_keys(
         for key, tensor in own.items()
         if key in tensors and tensors[key].shape != tensor.shape
     ]
-    found = list(
+    return list(
         _listed({"is missing": missing, "has unexpected": unexpected, "has other shapes": shapes})
     )
-    if found:
-        raise WeightsError(
-            f"model.pretrained.file: {path}: {'; '.join(found)}; use weights of this timm model, "
-            "trained with the same parts in the `model` section"
-        )
 
 
 def _listed(kinds: dict[str, list[str]]) -> Iterator[str]:

@@ -54,14 +54,19 @@ class Start(StrictModel):
 class Pretrained(StrictModel):
     """Pretrained weights to start from.
 
-    file: a .safetensors file, or a run folder. sha256: of the file's bytes, in hex: the weights are
-    part of the recipe. The classifier is loaded where its shape fits, else it stays random. The
-    first convolution is summed over its input channels for one-channel images; for more channels
-    they are repeated and scaled, as timm does.
+    file: a .safetensors file, a torch checkpoint of weights (.pth), a run folder, or
+    `timm:<model>.<tag>`, which is downloaded once. sha256: of the file's bytes, in hex: the weights
+    are part of the recipe. head: "new" leaves the classifier random; "kept" loads it where its
+    shape fits. partial: weights that are missing, unexpected or of another shape are left out;
+    false: refused. The first convolution is summed over its input channels for one-channel images;
+    for more channels they are repeated and scaled, as timm does. Position embeddings of another
+    image size are interpolated where timm does so.
     """
 
     file: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    head: Literal["kept", "new"] = "kept"
+    partial: bool = False
 
 
 class Model(StrictModel):
