@@ -1,5 +1,6 @@
 """The command line: options reach the program as text, and an error is one line and exit 2."""
 
+import hashlib
 import io
 import re
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
 import typer
 from rich.console import Console
 
@@ -507,11 +510,25 @@ def test_a_job_file_names_the_device_once(tmp_path):
 @pytest.mark.parametrize(
     ("given", "right"),
     [
-        ("lr=0.01", "lr.peak="),
-        ("batch_size=64", "batch.images="),
-        ("pretrained=true", "model.pretrained={file:"),
+        ("lr=0.01", 'set="lr.peak='),
+        ("batch_size=64", 'set="batch.images='),
+        ("pretrained=true", "weights="),
     ],
 )
 def test_other_programs_words_in_set_are_answered_with_the_right_one(given, right):
     done = rsb("plan", "--recipe", "A3", "--model", "resnet18", "--set", given)
-    assert done.exit_code == 2 and f'use set="{right}' in done.output
+    assert done.exit_code == 2 and f"use {right}" in done.output
+
+
+def test_weights_are_recorded_with_their_digest_and_set_comes_after_them(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "resnet18.pth"
+    torch.save({"state_dict": timm.create_model("resnet18").state_dict()}, path)
+    words = ["plan", "--recipe", "A3", "--model", "resnet18", "--weights", path]
+    done = rsb(*words, "--set", "model.pretrained.head=new")
+    assert done.exit_code == 0, done.output
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in done.output.replace("\n", "")
+    assert "head: new" in done.output
+    path.write_bytes(b"")
+    done = rsb(*words)
+    assert done.exit_code == 2 and str(path) in done.stderr and done.stderr.count("\n") == 1

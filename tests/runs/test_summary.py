@@ -65,7 +65,7 @@ def test_a_tag_that_means_weights_in_timm_is_said_to_load_none():
         return out.file.getvalue()
 
     assert "a1_in1k" in said("resnet18.a1_in1k") and "random" in said("resnet18.a1_in1k")
-    assert "model.pretrained=" in said("resnet18.a1_in1k")
+    assert "weights=timm:resnet18.a1_in1k" in said("resnet18.a1_in1k")
     assert "random weights" not in said("resnet18")
 
 

@@ -9,7 +9,7 @@ import typer
 
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors
+from trainer.cli.options import app, user_errors, with_weights
 
 
 @app.command("lr-find")
@@ -20,6 +20,7 @@ def lr_find(
     data: options.Data = "digits",
     data_dir: options.DataDir = None,
     set_: options.Set = "",
+    weights: options.Weights = "",
     seeds: Annotated[
         int, typer.Option(help="Repeats, each with its own first weights and order.")
     ] = 3,
@@ -64,6 +65,6 @@ def lr_find(
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve
-        asked = recipe, model, data, data_dir, set_, again
+        asked = recipe, model, data, data_dir, with_weights(set_, weights, runs), again
         code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

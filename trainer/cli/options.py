@@ -64,6 +64,13 @@ SeedNumber = Annotated[int, typer.Option(help="Random seed: which repeat this is
 Set = Annotated[
     str, typer.Option("--set", help='Overrides of the recipe: "epochs=5 loss.name=ce".')
 ]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Start from these weights: a .safetensors or .pth file, a run's name or folder, or "
+        "timm:resnet50.a1_in1k; recorded with their sha256."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[
     str,
@@ -165,11 +172,31 @@ PluginFiles = Annotated[
 ]
 
 
+def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str:
+    """The overrides of set= after those that start from weights=; read and hashed now.
+
+    Raises WeightsError.
+    """
+    if not weights:
+        return overrides
+    # torch takes seconds
+    from trainer.models.weights import WeightsError, read_weights, weights_path
+    from trainer.recipe.overrides import as_text
+
+    given = str(runs / weights) if (runs / weights).is_dir() else weights
+    try:
+        sha256 = read_weights(weights_path(given)).sha256
+    except WeightsError as error:
+        raise error.raised_as(WeightsError, place="weights") from None
+    start = as_text({"model.pretrained": {"file": given, "sha256": sha256}})
+    return f"{start} {overrides}".rstrip()
+
+
 def _set_hint(error: Exception) -> str:
     """What another program's word means here, where it was given as set="batch_size=64"."""
     words = error.labels if isinstance(error, OverrideError) else ()
     hint = HINTS.get(words[0], "") if len(words) == 1 else ""
-    return f"; use {hint.format('...')}" if hint.startswith("set=") else ""
+    return f"; use {hint.format('...')}" if hint.startswith(("set=", "weights=")) else ""
 
 
 def user_errors(command):

@@ -9,10 +9,10 @@ import typer
 
 from trainer.base.errors import UserError
 from trainer.cli import options
-from trainer.cli.options import app, user_errors
+from trainer.cli.options import app, user_errors, with_weights
 from trainer.cli.recipe_list import list_recipes
 
-_RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "gpus", "procs")
+_RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "weights", "gpus", "procs")
 _ABLATION_OPTIONS = ("measure", "workers")
 
 
@@ -32,6 +32,7 @@ def plan(
     data_dir: options.DataDir = None,
     seed: options.SeedNumber = 0,
     set_: options.Set = "",
+    weights: options.Weights = "",
     ablation: Annotated[
         str, typer.Option(help="An ablation: its cells, their stored rows, estimated hours.")
     ] = "",
@@ -58,7 +59,8 @@ def plan(
         machine = {"device": device, "precision": precision, "workers": workers}
         commands.plan_ablation(ablation, data_dir, machine, results, measure)
     else:
-        job = commands.Job(recipe, model, data, data_dir, seed, set_)
+        overrides = with_weights(set_, weights)
+        job = commands.Job(recipe, model, data, data_dir, seed, overrides)
         commands.plan(job, gpus, procs, device, precision, results)
 
 
@@ -91,6 +93,7 @@ def explain(
     ] = "",
     data_dir: options.DataDir = None,
     set_: options.Set = "",
+    weights: options.Weights = "",
     off: Annotated[
         bool, typer.Option("--off", help="Include components that are off in this recipe.")
     ] = False,
@@ -99,7 +102,8 @@ def explain(
     data profile, override), and the modules that its model section replaces.
     """
     commands = _commands()
-    commands.explain(commands.Job(recipe, model, data, data_dir, 0, set_), with_off=off)
+    job = commands.Job(recipe, model, data, data_dir, 0, with_weights(set_, weights))
+    commands.explain(job, with_off=off)
 
 
 @app.command()

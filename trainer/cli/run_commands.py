@@ -14,6 +14,7 @@ from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.terminal import open_terminal
+from trainer.cli.options import with_weights
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
 from trainer.runs import rescore, summary
@@ -120,7 +121,7 @@ def write_job_file(
     fields = ("recipe", "model", "data", "data_dir", "seed", "bad_images", "again")
     job = Job(
         **{name: options[name] for name in fields},
-        overrides=options["set_"],
+        overrides=with_weights(options["set_"], options["weights"], options["runs"]),
         world_size=slurm["nodes"] * (slurm["gpus"] or 1),
     )
     plan = plan_of(job)

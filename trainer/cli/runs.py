@@ -12,7 +12,7 @@ from trainer.base.plugins import load_plugins
 from trainer.base.settings import check_loader
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors
+from trainer.cli.options import app, user_errors, with_weights
 
 RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
 
@@ -32,6 +32,7 @@ def train(
     data_dir: options.DataDir = None,
     seed: options.SeedNumber = 0,
     set_: options.Set = "",
+    weights: options.Weights = "",
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     workers: options.Workers = "auto",
@@ -57,9 +58,10 @@ def train(
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
         commands = _commands()
+        overrides = with_weights(set_, weights, runs)
         code = commands.train_job(
             commands.Job(
-                recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell
+                recipe, model, data, data_dir, seed, overrides, bad_images, again, ablation, cell
             ),
             device,
             {

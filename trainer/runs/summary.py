@@ -85,8 +85,7 @@ def weights_note(out: Console, plan: Plan) -> None:
     if tag and given is None:
         line = (
             f"note: starts from random weights, by the seed: the weights {tag} that {plan.model}"
-            " has in timm are not loaded; to start from a file of weights:"
-            ' set="model.pretrained={file: <a .safetensors file or a run folder>, sha256: <its>}"'
+            f" has in timm are not loaded; to start from them: weights=timm:{plan.model}"
         )
         out.print(line, style="yellow", markup=False, soft_wrap=True)
 
