@@ -172,7 +172,9 @@ def steps(ranks, recipe: str, model: str, overrides: str, first: int, number: in
 
     def stepping(*given, **named):
         found["gradients"] = {
-            name: weight.grad.clone() for name, weight in state.model.named_parameters()
+            name: weight.grad.clone()
+            for name, weight in state.model.named_parameters()
+            if weight.grad is not None  # else it is frozen
         }
         return step(*given, **named)
 

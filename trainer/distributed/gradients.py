@@ -75,6 +75,10 @@ class Gradients:
                 place
             ].grad = None  # as in one process: an optimizer then leaves the weight alone
 
+    def expect_others(self) -> None:
+        """Other weights than before get gradients from now on."""
+        self._has_come, self._never = set(), None
+
     def drain(self) -> None:
         """Send what has not gone out yet, and wait: also where a pass was broken off, as the others
         wait for its buckets.

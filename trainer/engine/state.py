@@ -23,6 +23,7 @@ from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import build_model
+from trainer.models.freezing import Freezing
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.tasks import Task, task_of
@@ -129,6 +130,8 @@ class TrainingState:
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
         )
         self.gradients = Gradients(self.model.parameters(), ranks)
+        freeze = plan.recipe.model.freeze if plan.recipe.model else None
+        self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it

@@ -99,6 +99,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     """
     plan, model, optimizer, ranks = state.plan, state.model, state.optimizer, state.ranks
     recipe = plan.recipe
+    if state.freezing.set(step):
+        state.gradients.expect_others()
     for group in optimizer.param_groups:
         # older checkpoints have no lr_scale
         group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)

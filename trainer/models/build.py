@@ -15,6 +15,7 @@ from trainer.base.errors import PlanError, did_you_mean
 from trainer.components.optimizers import param_groups
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
+from trainer.models.freezing import freeze_for_good
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
@@ -77,6 +78,8 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         _check_sample(plan, model)
         _check_joined(plan, model)
         check_precise_norm(plan, model)
+        if plan.recipe.model and plan.recipe.model.freeze:
+            freeze_for_good(model, plan.recipe.model.freeze)
         param_groups(model, plan.recipe.optimizer)  # refuses names that the model does not have
     return model, replacements
 

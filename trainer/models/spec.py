@@ -69,6 +69,18 @@ class Pretrained(StrictModel):
     partial: bool = False
 
 
+class Freeze(StrictModel):
+    """Weights that do not train: their norms normalize by the running statistics that they came
+    with.
+
+    all_but: what trains all the same: names of weights or patterns of them ("layer4.*"), and "head"
+    for the classifier. until_epochs: from then on all weights train; None: never.
+    """
+
+    all_but: Annotated[tuple[str, ...], Field(min_length=1)]
+    until_epochs: Annotated[float, Field(gt=0)] | None = None
+
+
 class Model(StrictModel):
     """What is changed in the model as timm builds it; absent: nothing.
 
@@ -94,6 +106,7 @@ class Model(StrictModel):
     drop_block: DropBlock | None = None
     start: Start | None = None
     pretrained: Pretrained | None = None
+    freeze: Freeze | None = None
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """The parts that are set, in the order in which they are applied."""

@@ -19,6 +19,7 @@ from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import duplicates, duplicates_table, report_table, rotated_note
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
+from trainer.models.freezing import frozen_names
 from trainer.models.edit.replacement import Replacement
 from trainer.recipe.adapt import rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
@@ -242,8 +243,15 @@ def model_facts(plan: Plan, model) -> str:
     """How large a model is, and what one image costs."""
     test_px = plan.recipe.image.test_px
     cost = gmacs(model, plan.profile.channels, test_px)
+    freeze = plan.recipe.model.freeze if plan.recipe.model else None
+    frozen = ""
+    if freeze:
+        weights, until = dict(model.named_parameters()), freeze.until_epochs
+        number = sum(weights[name].numel() for name in frozen_names(model, freeze))
+        frozen = f" ({number:,} frozen" + (f" until epoch {until:g})" if until else ")")
     return (
-        f"{num_parameters(model):,} parameters, {cost:.4g} G multiply-adds an image of {test_px} px"
+        f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
+        f" {test_px} px"
     )
 
 
