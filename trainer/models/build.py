@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
-from trainer.components.optimizers import param_groups
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.freezing import freeze_for_good
@@ -80,7 +79,6 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         check_precise_norm(plan, model)
         if plan.recipe.model and plan.recipe.model.freeze:
             freeze_for_good(model, plan.recipe.model.freeze)
-        param_groups(model, plan.recipe.optimizer)  # refuses names that the model does not have
     return model, replacements
 
 

@@ -15,12 +15,13 @@ from trainer.base.plural import counted
 from trainer.base.settings import Settings, unused_accelerator
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
+from trainer.components.optimizers import param_groups
 from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import duplicates, duplicates_table, report_table, rotated_note
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
-from trainer.models.freezing import frozen_names
 from trainer.models.edit.replacement import Replacement
+from trainer.models.freezing import frozen_names
 from trainer.recipe.adapt import rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
@@ -222,6 +223,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
+        "weight decay": decay_line(plan, model),
         "last step of an epoch": counted(plan.window_images(plan.steps_per_epoch - 1), "image"),
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
@@ -253,6 +255,20 @@ def model_facts(plan: Plan, model) -> str:
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
         f" {test_px} px"
     )
+
+
+def decay_line(plan: Plan, model) -> str:
+    """On how many of a model's parameters the weight decay is, and what share of the learning rate
+    its layers have, where they differ. Raises PlanError as `param_groups` does.
+    """
+    groups = param_groups(model, plan.recipe.optimizer)
+    counts = [sum(weight.numel() for weight in group["params"]) for group in groups]
+    decayed = sum(n for n, group in zip(counts, groups, strict=True) if group["weight_decay"])
+    line = f"{plan.recipe.optimizer.weight_decay:g} on {decayed:,} of {sum(counts):,} parameters"
+    scales = sorted({group["lr_scale"] for group in groups})
+    if scales != [1.0]:
+        line += f"; the layers have {scales[0]:.3g} to {scales[-1]:.3g} of the learning rate"
+    return line
 
 
 def growth_line(plan: Plan) -> str:
