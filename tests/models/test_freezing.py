@@ -72,7 +72,8 @@ def test_until_an_epoch_all_is_still_and_then_moves():
     before, state = trained(overrides, until=last)
     assert changed(before, state) == {"fc.weight", "fc.bias"}
     before, state = trained(overrides, until=last + 1)
-    assert {"conv1.weight", "bn1.weight", "bn1.running_mean"} <= changed(before, state)
+    first = next(name for name, _ in state.model.named_parameters())
+    assert {first, "bn1.weight", "bn1.running_mean"} <= changed(before, state)
 
 
 def test_a_state_saved_while_frozen_resumes_to_the_same_bits():
