@@ -15,6 +15,7 @@ import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.data
 import trainer.cli.figure
+import trainer.cli.inference
 import trainer.cli.lr_find
 import trainer.cli.recipes
 import trainer.cli.runs

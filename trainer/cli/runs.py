@@ -1,4 +1,4 @@
-"""Commands that make or check a run: train, eval, verify, launch-slurm."""
+"""Commands that make or check a run: train, verify, launch-slurm."""
 
 from __future__ import annotations
 
@@ -82,24 +82,6 @@ def train(
             commands.parse_injection(inject),
         )
     raise typer.Exit(code)
-
-
-@app.command("eval")
-@user_errors
-def evaluate(
-    run: RunName,
-    device: options.Device = "auto",
-    precision: options.Precision = "auto",
-    workers: options.Workers = "auto",
-    data_dir: options.DataDir = None,
-    runs: options.Runs = Path("runs"),
-    results: options.Results = Path("results"),
-) -> None:
-    """Evaluate the exported model of a run again; exit 1 where the score is not the row's (on a GPU
-    or in another precision one image in a thousand may differ).
-    """
-    is_same = _commands().evaluate(run, device, precision, workers, data_dir, runs, results)
-    raise typer.Exit(0 if is_same else 1)
 
 
 @app.command()

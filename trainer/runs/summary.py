@@ -386,14 +386,14 @@ def opening(folder, plan: Plan) -> str:
 
 
 @contextlib.contextmanager
-def progress(out: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(out: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar on standard error while work is done; the function that it gives is called after each
-    piece.
+    piece, or with the number of pieces.
     """
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        yield lambda number=1: bar.advance(task, number)
 
 
 def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) -> bool:

@@ -1,0 +1,194 @@
+"""What the commands predict and eval do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from trainer.base.disk import why
+from trainer.base.errors import UserError
+from trainer.base.settings import Settings, make_settings
+from trainer.data.evaluation import EvaluationStream
+from trainer.data.workers import Watch, items_of, whole
+from trainer.inference.classifier import Classifier, of_run, of_weights, shown_otherwise
+from trainer.inference.images import (
+    Pictures,
+    SetPictures,
+    find_images,
+    find_labelled,
+    labelled_batches,
+)
+from trainer.inference.predict import check_format
+from trainer.inference.predict import predict as run_prediction
+from trainer.inference.quality import judge
+from trainer.inference.quality_page import scores_line, write_quality
+from trainer.inference.sheet import write_sheet
+from trainer.runs import summary
+from trainer.runs.rescore import data_of_run
+from trainer.runs.results import read_row_file
+from trainer.runs.run_folder import find_run_folder
+
+__all__ = ["asked", "asked_at_sizes", "evaluate", "make_settings", "predict"]
+
+
+def asked(
+    run: str,
+    model: str,
+    weights: str,
+    runs: Path,
+    test_px: str,
+    crop: float | None,
+    interpolation: str,
+) -> tuple[Classifier, Path | None]:
+    """The model that is meant, and its run's folder, where it is of one. Raises UserError."""
+    sizes = _sizes(test_px)
+    if len(sizes) > 1:
+        raise UserError(f"test_px={test_px}: more than one size", "use one")
+    ((classifier, folder),) = asked_at_sizes(
+        run, model, weights, runs, test_px, crop, interpolation
+    )
+    return classifier, folder
+
+
+def asked_at_sizes(
+    run: str,
+    model: str,
+    weights: str,
+    runs: Path,
+    test_px: str,
+    crop: float | None,
+    interpolation: str,
+) -> list[tuple[Classifier, Path | None]]:
+    """The same at every size of test_px ("224 256"). Raises UserError."""
+    if bool(run) == bool(model or weights):
+        raise UserError("which model?", "use run=<a run>, or model=<of timm> weights=<a file>")
+    if not run and not (model and weights):
+        missing = "weights" if model else "model"
+        raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
+    folder = find_run_folder(run, runs) if run else None
+    classifier = of_run(folder) if folder else of_weights(model, weights)
+    changes = {"crop_share": crop, "interpolation": interpolation or None}
+    return [
+        (shown_otherwise(classifier, changes | {"test_px": px}), folder)
+        for px in _sizes(test_px) or [None]
+    ]
+
+
+def _sizes(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    for word in words:
+        if not word.isdecimal() or not 0 < int(word) < 10_000:
+            raise UserError(
+                f"test_px={text}: {word!r} is no number of pixels", "use 224, or 224 256"
+            )
+    return [int(word) for word in words]
+
+
+def predict(
+    whose: tuple[Classifier, Path | None],
+    images: Path,
+    out: Path,
+    top_k: int,
+    batch_images: int,
+    settings: Settings,
+    with_sheet: bool,
+    again: bool,
+    check: Callable[[], None],
+) -> None:
+    """Ask about every image, write the answers and say where they are. Raises UserError."""
+    check_format(out)
+    if out.exists() and not again:
+        raise UserError(f"{out}: is there already", "use again=1, or out=<another file>")
+    paths, console = find_images(images), summary.console()
+    watch = Watch(check, partial(console.print, markup=False))
+    with summary.progress(console, "images", len(paths)) as each:
+        answers = run_prediction(whose[0], paths, settings, out, top_k, batch_images, watch, each)
+    num_bad = sum(answer.error is not None for answer in answers)
+    console.print(f"answers  {out}: {len(answers):,} images", markup=False)
+    if num_bad:
+        line = f"{num_bad} of them cannot be read: the column error says why"
+        console.print(line, style="yellow", markup=False)
+    if with_sheet and num_bad < len(answers):
+        write_sheet(out.with_suffix(".png"), answers)
+        console.print(f"picture  {out.with_suffix('.png')}", markup=False)
+
+
+def evaluate(
+    models: list[tuple[Classifier, Path | None]],
+    data: str,
+    data_dir: Path | None,
+    page: Path | None,
+    among_present: bool,
+    with_mirrored: bool,
+    batch_images: int,
+    settings: Settings,
+    check: Callable[[], None],
+) -> None:
+    """Score a model at each size, and write the page of the last one. Raises UserError."""
+    out = summary.console()
+    for classifier, folder in models:
+        batches, pictures, labels = _labelled(
+            classifier, folder, data, data_dir, batch_images, settings, Watch(check)
+        )
+        among = sorted(set(labels)) if among_present else None
+        image = classifier.image
+        shown = (
+            f"{classifier.name} at {image.test_px} px (crop {image.crop_share:g},"
+            f" {image.interpolation}{', mirrored too' if with_mirrored else ''})"
+        )
+        with summary.progress(out, "images", len(labels)) as each:
+            judged = judge(classifier, batches, settings, with_mirrored, among, each)
+        out.print(f"{shown}  {scores_line(judged)}", markup=False)
+    if page is None:
+        return
+    facts = [
+        ("model", shown),
+        ("weights", classifier.weights_sha256),
+        ("images", data or "the run's validation images"),
+    ]
+    if among is not None:
+        facts.append(("answers", f"only the {len(among)} classes that have images"))
+    try:
+        path = write_quality(page, judged, pictures, f"{classifier.name}: evaluation", facts)
+    except OSError as error:
+        raise UserError(
+            f"{page}: cannot be written ({why(error)})", "use page=<elsewhere>"
+        ) from None
+    out.print(f"page  {path}", markup=False)
+
+
+def _labelled(
+    classifier: Classifier,
+    folder: Path | None,
+    data: str,
+    data_dir: Path | None,
+    batch_images: int,
+    settings: Settings,
+    watch: Watch,
+) -> tuple[Iterable[tuple[Tensor, Tensor]], Pictures, list[int]]:
+    """(batches of images and labels, the same as pictures, all labels). Raises UserError."""
+    if data:
+        found = find_labelled(Path(data), classifier.classes, num_classes_of(classifier))
+        batches = labelled_batches(
+            found, classifier.image, batch_images, settings.num_workers, watch
+        )
+        return batches, found, found.labels.tolist()
+    if folder is None:
+        raise UserError("data=: not given", "use data=<a folder of class folders>")
+    opened = data_of_run(folder, read_row_file(folder / "row.json"), data_dir)
+    image = classifier.image
+    stream = EvaluationStream(
+        opened.val, image.test_px, image.crop_share, image.interpolation, batch_images
+    )
+    batches = whole(
+        items_of(stream, range(len(stream)), settings.num_workers, settings.device, watch)
+    )
+    return batches, SetPictures(opened.val), opened.val.labels.tolist()
+
+
+def num_classes_of(classifier: Classifier) -> int:
+    """How many logits a model has."""
+    return len(classifier.classes) or classifier.model.num_classes

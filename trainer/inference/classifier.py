@@ -1,0 +1,155 @@
+"""A trained model with all that it takes to ask it about an image, from a run or from timm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from trainer.base.errors import PlanError
+from trainer.base.json_text import json_file
+from trainer.base.settings import Settings
+from trainer.data.decode import RESAMPLING
+from trainer.data.transforms import autocast, in_format, normalize
+from trainer.models.build import check_model_name
+from trainer.models.initialization import load_pretrained
+from trainer.models.spec import Pretrained
+from trainer.models.weights import read_weights, weights_path
+from trainer.runs.export import weights_digest
+from trainer.runs.run_folder import open_model, recipe_of
+
+_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """How a model is shown an image, as its training's evaluation did.
+
+    test_px: the side of the square; crop_share: of it, what is left of the shorter side after
+    resizing; mean, std: per channel, of values in [0, 1].
+    """
+
+    channels: int
+    test_px: int
+    crop_share: float
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in evaluation mode on the CPU. name: for people. classes: the names of the logits,
+    empty where nobody has given any. weights_sha256: of its parameters and buffers.
+    """
+
+    name: str
+    model: nn.Module
+    image: ImageFacts
+    classes: tuple[str, ...]
+    weights_sha256: str
+
+    def class_name(self, number: int) -> str:
+        return self.classes[number] if self.classes else str(number)
+
+    def facts(self) -> dict[str, Any]:
+        """What an answer depends on beside the image and the device."""
+        return {"weights_sha256": self.weights_sha256, "image": vars(self.image)}
+
+    def on(self, settings: Settings) -> Classifier:
+        """The same on a run's device, in its memory format."""
+        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        return replace(self, model=self.model.to(settings.device, memory_format=memory_format))
+
+    @torch.no_grad()
+    def logits(self, images: Tensor, settings: Settings, with_mirrored: bool = False) -> Tensor:
+        """Float32 logits [B, K], on the device, of images [B, C, H, W] uint8; with_mirrored: the
+        mean with those of the mirrored images.
+        """
+        images = in_format(normalize(images.to(settings.device), self.image), settings)
+        with autocast(settings):
+            logits = self.model(images).float()
+            if with_mirrored:
+                logits = (logits + self.model(images.flip(3)).float()) / 2
+        return logits
+
+
+def of_run(folder: Path) -> Classifier:
+    """The trained model of a finished run. Raises PlanError where there is none."""
+    model = open_model(folder)
+    recipe, facts = recipe_of(folder)
+    image, profile = recipe.image, facts["profile"]
+    found = ImageFacts(
+        profile["channels"],
+        image.test_px,
+        image.test_crop_share,
+        image.test_interpolation,
+        tuple(profile["mean"]),
+        tuple(profile["std"]),
+    )
+    return Classifier(folder.name, model, found, _label_names(folder), weights_digest(model))
+
+
+def of_weights(model: str, weights: str) -> Classifier:
+    """A timm model with weights from a file, a folder or `timm:<model>.<tag>`; shown images as
+    timm's facts of that model say.
+
+    Raises PlanError for a model that timm does not have, WeightsError for weights that do not fit.
+    """
+    check_model_name(model)
+    path = weights_path(weights)
+    file = read_weights(path)
+    bare = model.partition(".")[0]
+    made = timm.create_model(bare)
+    head = _num_classes(made, file.tensors)
+    if head != made.num_classes:
+        made = timm.create_model(bare, num_classes=head)
+    load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
+    facts = made.pretrained_cfg if model == bare else timm.get_pretrained_cfg(model).to_dict()
+    found = ImageFacts(
+        facts["input_size"][0],
+        facts["input_size"][-1],
+        facts["crop_pct"],
+        facts["interpolation"],
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
+    )
+    names = _label_names(path.parent)
+    if not names and head == _IMAGENET_CLASSES:
+        names = tuple(ImageNetInfo("imagenet-1k").label_names())
+    return Classifier(model, made.eval(), found, names, weights_digest(made))
+
+
+def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Classifier:
+    """The same model, shown images with some facts changed. Raises PlanError for a value that does
+    not make sense.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    image = replace(classifier.image, **given)
+    if image.interpolation not in RESAMPLING:
+        raise PlanError(
+            f"interpolation={image.interpolation}: unknown", f"use {', '.join(RESAMPLING)}"
+        )
+    return replace(classifier, image=image)
+
+
+def _num_classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
+    """Of a file: the rows of the classifier's weight, by timm's name of it."""
+    head = model.get_classifier()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    weight = tensors.get(f"{name}.weight")
+    return model.num_classes if weight is None else len(weight)
+
+
+def _label_names(folder: Path) -> tuple[str, ...]:
+    """The names in a folder's config.json, as a run and timm's push_to_hub write it."""
+    try:
+        return tuple(json_file(folder / "config.json").get("label_names") or ())
+    except (OSError, ValueError):
+        return ()
