@@ -21,6 +21,7 @@ below.
     lr_finder     the learning-rate range test
     ablation      one question: cells, the runner and its backends/, failures, estimates
     report        tables and their formats, the HTML report, comparison of runs
+    inference     a trained model in use: answers on images, quality by class
     tools         doctor, bench, fault injection, the compatibility matrix
     cli           one file per group of commands
     api           the Python API: load_recipe, plan, train, evaluate, lr_find, load_run

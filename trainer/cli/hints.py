@@ -128,7 +128,8 @@ COMMANDS = {
     "format": "lint",
     "models": "matrix",
     "recipe": "recipes",
-    "predict": "eval",
+    "inference": "predict",
+    "infer": "predict",
     "finetune": "train",
     "all": "train",
     "trainer": "help",
@@ -145,7 +146,8 @@ examples
 train
   train         train a model by a recipe, store its row (make without a target)
   plan          the plan of a run or of an ablation, without running it
-  eval          evaluate a run's exported model again
+  eval          evaluate a run's model, or timm weights; page=: by class
+  predict       a model's answers on a folder of images
   verify        check a run folder: checksums, plan, row, curves, weights, score
   reproduce     run a stored row again and compare
   launch-slurm  write a Slurm job file that trains

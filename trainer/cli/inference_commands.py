@@ -13,7 +13,7 @@ from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.workers import Watch, items_of, whole
-from trainer.inference.classifier import Classifier, of_run, of_weights, shown_otherwise
+from trainer.inference.classifier import Classifier, num_logits, of_run, of_weights, shown_otherwise
 from trainer.inference.images import (
     Pictures,
     SetPictures,
@@ -68,16 +68,14 @@ def asked_at_sizes(
     if not run and not (model and weights):
         missing = "weights" if model else "model"
         raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
+    sizes = _sizes(test_px) or [None]
     folder = find_run_folder(run, runs) if run else None
     classifier = of_run(folder) if folder else of_weights(model, weights)
     changes = {"crop_share": crop, "interpolation": interpolation or None}
-    return [
-        (shown_otherwise(classifier, changes | {"test_px": px}), folder)
-        for px in _sizes(test_px) or [None]
-    ]
+    return [(shown_otherwise(classifier, changes | {"test_px": px}), folder) for px in sizes]
 
 
-def _sizes(text: str) -> list[int]:
+def _sizes(text: str) -> list[int | None]:
     words = text.replace(",", " ").split()
     for word in words:
         if not word.isdecimal() or not 0 < int(word) < 10_000:
@@ -191,4 +189,4 @@ def _labelled(
 
 def num_classes_of(classifier: Classifier) -> int:
     """How many logits a model has."""
-    return len(classifier.classes) or classifier.model.num_classes
+    return len(classifier.classes) or num_logits(classifier.model)

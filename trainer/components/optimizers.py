@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -288,8 +289,9 @@ def _spared(model: nn.Module, optimizer: Optimizer) -> set[int]:
                 f"use names as {', '.join(list(weights)[:3])}",
                 path=("optimizer", "no_decay_names"),
             )
-    if "no_weight_decay" in kinds and hasattr(model, "no_weight_decay"):
-        patterns += sorted(model.no_weight_decay())
+    listed: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
+    if "no_weight_decay" in kinds and listed is not None:
+        patterns += sorted(listed())
     named = {id(weights[name]) for pattern in patterns for name in fnmatch.filter(weights, pattern)}
     return named | {
         id(weight)
@@ -303,13 +305,14 @@ def _lr_scales(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """The share of the recipe's learning rate of each weight that has another, by name."""
     scales: dict[str, float] = {}
     if optimizer.layer_decay is not None:
-        if not hasattr(model, "group_matcher"):
+        matcher: Callable[..., dict] | None = getattr(model, "group_matcher", None)
+        if matcher is None:
             raise PlanError(
                 "optimizer.layer_decay: timm says nothing of the layers of this model",
                 "leave optimizer.layer_decay out",
                 path=("optimizer", "layer_decay"),
             )
-        layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        layers = group_parameters(model, matcher(coarse=False), reverse=True)
         last = max(layers.values())
         scales = {name: optimizer.layer_decay ** (last - layer) for name, layer in layers.items()}
     if optimizer.head_lr_scale is not None:

@@ -18,6 +18,7 @@ from trainer.base.settings import Settings
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, in_format, normalize
 from trainer.models.build import check_model_name
+from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
 from trainer.models.weights import read_weights, weights_path
@@ -46,7 +47,8 @@ class ImageFacts:
 @dataclass(frozen=True)
 class Classifier:
     """A model in evaluation mode on the CPU. name: for people. classes: the names of the logits,
-    empty where nobody has given any. weights_sha256: of its parameters and buffers.
+    empty where nobody has given any; meanings: in words, where the names are codes.
+    weights_sha256: of its parameters and buffers.
     """
 
     name: str
@@ -54,9 +56,14 @@ class Classifier:
     image: ImageFacts
     classes: tuple[str, ...]
     weights_sha256: str
+    meanings: tuple[str, ...] = ()
 
     def class_name(self, number: int) -> str:
-        return self.classes[number] if self.classes else str(number)
+        """The name of a logit, with its meaning: "n01440764 tench"."""
+        if not self.classes:
+            return str(number)
+        name = self.classes[number]
+        return f"{name} {self.meanings[number]}" if self.meanings else name
 
     def facts(self) -> dict[str, Any]:
         """What an answer depends on beside the image and the device."""
@@ -65,7 +72,8 @@ class Classifier:
     def on(self, settings: Settings) -> Classifier:
         """The same on a run's device, in its memory format."""
         memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
-        return replace(self, model=self.model.to(settings.device, memory_format=memory_format))
+        model = self.model.to(settings.device).to(memory_format=memory_format)
+        return replace(self, model=model)
 
     @torch.no_grad()
     def logits(self, images: Tensor, settings: Settings, with_mirrored: bool = False) -> Tensor:
@@ -108,10 +116,12 @@ def of_weights(model: str, weights: str) -> Classifier:
     bare = model.partition(".")[0]
     made = timm.create_model(bare)
     head = _num_classes(made, file.tensors)
-    if head != made.num_classes:
+    if head != num_logits(made):
         made = timm.create_model(bare, num_classes=head)
     load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
-    facts = made.pretrained_cfg if model == bare else timm.get_pretrained_cfg(model).to_dict()
+    config = timm.get_pretrained_cfg(model)
+    assert config is not None, "check_model_name"
+    facts = config.to_dict()
     found = ImageFacts(
         facts["input_size"][0],
         facts["input_size"][-1],
@@ -121,9 +131,17 @@ def of_weights(model: str, weights: str) -> Classifier:
         tuple(facts["std"]),
     )
     names = _label_names(path.parent)
+    meanings: tuple[str, ...] = ()
     if not names and head == _IMAGENET_CLASSES:
-        names = tuple(ImageNetInfo("imagenet-1k").label_names())
-    return Classifier(model, made.eval(), found, names, weights_digest(made))
+        imagenet = ImageNetInfo("imagenet-1k")
+        names = tuple(imagenet.label_names())
+        meanings = tuple(_first_word(imagenet.index_to_description(i)) for i in range(head))
+    return Classifier(model, made.eval(), found, names, weights_digest(made), meanings)
+
+
+def _first_word(description: str) -> str:
+    """Of the words of a class: "tench, Tinca tinca"."""
+    return description.partition(",")[0]
 
 
 def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Classifier:
@@ -141,10 +159,17 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
 
 def _num_classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
     """Of a file: the rows of the classifier's weight, by timm's name of it."""
-    head = model.get_classifier()
+    head, own = classifier_of(model), num_logits(model)
     name = next((name for name, module in model.named_modules() if module is head), "")
     weight = tensors.get(f"{name}.weight")
-    return model.num_classes if weight is None else len(weight)
+    return own if weight is None else len(weight)
+
+
+def num_logits(model: nn.Module) -> int:
+    """How many classes a timm model answers with."""
+    number = model.num_classes
+    assert isinstance(number, int)
+    return number
 
 
 def _label_names(folder: Path) -> tuple[str, ...]:

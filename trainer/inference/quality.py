@@ -127,10 +127,12 @@ def judge(
         judged = labels, *_judged(logits, labels.to(logits.device))
         kept.append([part.cpu() for part in judged])
         each(len(labels))
-    columns = [torch.cat(parts).numpy() for parts in zip(*kept, strict=True)]
+    found, predicted, sureness, of_label, rank = (
+        torch.cat(parts).numpy() for parts in zip(*kept, strict=True)
+    )
     num_classes = logits.shape[1]
     names = tuple(classifier.class_name(number) for number in range(num_classes))
-    return Judged(*columns, names)
+    return Judged(found, predicted, sureness, of_label, rank, names)
 
 
 def _judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

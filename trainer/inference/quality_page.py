@@ -117,7 +117,7 @@ def _calibration(judged: Judged) -> bytes:
     sure, right = ([100 * one[place] for one in bins] for place in (0, 1))
     upper.plot(sure, right, marker="o", color="tab:blue", label="this model")
     upper.set_ylabel("right, %")
-    upper.legend(loc="upper left")
+    upper.legend(loc="lower right")
     lower.hist(100 * judged.sureness, bins=15, range=(0, 100), color="tab:blue")
     lower.set_ylabel("images")
     lower.set_xlabel("probability of the answer, %")

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 from PIL import Image
@@ -32,7 +33,8 @@ def write_sheet(path: Path, answers: Sequence[Answer]) -> None:
     figure = matplotlib.figure.Figure(
         figsize=(_COLUMNS * 1.6, 2 * _ROWS * 1.95), layout="constrained"
     )
-    for part, (title, shown) in zip(figure.subfigures(2, 1), halves, strict=True):
+    parts: Any = figure.subfigures(2, 1)
+    for part, (title, shown) in zip(parts, halves, strict=True):
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
         axes = part.subplots(_ROWS, _COLUMNS, squeeze=False).flat
         for place, axis in enumerate(axes):
