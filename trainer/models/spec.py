@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -60,6 +60,10 @@ class Pretrained(StrictModel):
     they are repeated and scaled, as timm does.
     """
 
+    example: ClassVar[dict[str, str]] = {
+        "file": "weights.safetensors",
+        "sha256": "<what sha256sum weights.safetensors prints>",
+    }
     file: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

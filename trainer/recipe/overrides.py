@@ -15,6 +15,7 @@ from trainer.base.errors import ConfigError, Error, OverrideError, Path, UserErr
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
+    chosen,
     kinds_at,
     label_of,
     name_of,
@@ -220,6 +221,10 @@ def _put(
         return tree.replaced(
             recipe, path[:-1], _renamed(kinds_at(kind, recipe, path[:-1]), section, value)
         )
+    if value is None:  # off: of a switch that is its false
+        fields = [one.model_fields for one in chosen(kinds_at(kind, recipe, path[:-1]), section)]
+        if any(path[-1] in one and one[path[-1]].default is False for one in fields):
+            value = False
     return tree.replaced(recipe, path, value)
 
 
