@@ -433,6 +433,6 @@ def test_an_example_of_what_is_missing_can_be_copied(label, name):
 )
 def test_a_section_given_as_a_switch_shows_an_example_to_be_copied(given, keys):
     with pytest.raises(UserError) as refused:
-        apply_overrides(load_recipe(find_recipe("A3")), given, "set")
+        apply_overrides(load_recipe(find_recipe("A3")).for_model("resnet18"), given, "set")
     example = yaml.safe_load(re.search(r"such as (\{.*\})", refused.value.hint)[1])
     assert set(keys) <= set(example)
