@@ -135,7 +135,9 @@ def test_the_recipe_shown_is_the_recipe():
 
 
 def test_the_profile_shown_loads():
-    shown = next(block for block in code_blocks("README.md", "yaml") if "num_train" in block)
+    shown = next(
+        block for block in code_blocks("trainer/README.md", "yaml") if "num_train" in block
+    )
     assert parse_recipe(shown, "README.md", Profile)[0].adapt is not None
 
 

@@ -120,9 +120,9 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "question:",
             "qestion:",
             "qestion:",
-            "'qestion' is no key of this recipe (did you mean question?)",
+            "'qestion' is no key of this ablation (did you mean question?)",
         ),
-        ('source: "nobody"\n', "", "name: loss", "this recipe has no source"),
+        ('source: "nobody"\n', "", "name: loss", "this ablation has no source"),
         (
             "name: one_at_a_time",
             "name: one_at_a_tim",

@@ -18,6 +18,7 @@ from trainer.base.errors import UserError
 from trainer.base.settings import make_settings, num_cores
 from trainer.cli.main import app, run_program
 from trainer.cli.words import options_of
+from trainer.data.check import DataReport
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
@@ -110,11 +111,11 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_training(tmp_path, 
 def test_check_data_uses_the_given_number_of_threads(monkeypatch, workers, num_threads):
     taken = []
     monkeypatch.setattr(
-        "trainer.runs.summary.data_reports",
-        lambda out, data, check, number: taken.append(number) or True,
+        "trainer.cli.data_commands.check_images",
+        lambda images, number: taken.append(number) or DataReport(1, (), {}, {"0": 1}),
     )
     assert rsb("check-data", "--workers", workers).exit_code == 0
-    assert taken == [num_threads]
+    assert taken == [num_threads] * 2
 
 
 def test_a_terminal_of_ascii_gets_other_characters_written_out(monkeypatch):

@@ -161,3 +161,12 @@ def test_a_channels_last_resnet_is_averaged_like_any_other():
 def test_absurd_pages_are_refused(changes):
     with pytest.raises(ValidationError):
         WeightAverage.model_validate({"decay": 0.9, "every_steps": 1, **changes})
+
+
+@pytest.mark.parametrize(("batch_images", "epochs"), [(16, 100), (23, 100), (1024, 600)])
+def test_a_shortened_adjusted_average_has_a_decay_whatever_the_batch(batch_images, epochs):
+    """In batches of 16 over 100 epochs the adjusted form would need a decay below 0."""
+    rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True)
+    scaled = rule.scaled((750_000, 100 * epochs), (1024, batch_images), (600, epochs))
+    weight = scaled.weight_at(0, 0, batch_images, epochs, 100)
+    assert 0 < scaled.decay < 1 and 0.001 < weight <= 0.5

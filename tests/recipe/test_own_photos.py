@@ -49,6 +49,7 @@ def test_all_that_is_refused_stands_in_one_line(photos):
     with pytest.raises(UserError) as caught:
         plan_of(Job("A3", "resnet18", str(photos), overrides="epochs=2"))
     assert "lr.warmup_epochs 5" in str(caught.value) and "182 training images" in str(caught.value)
+    assert f"check-data data={photos}" in caught.value.hint  # a profile suits every recipe
     assert caught.value.fix == {
         "lr.warmup_epochs": 2,
         "batch.images": 182,

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from support.commands import rsb
 from trainer.base.errors import UserError
 from trainer.data.datasets.builtin import open_set
-from trainer.data.profile import data_folder, find_profile, majority_pct
+from trainer.data.profile import check_counts, data_folder, find_profile, majority_pct
 from trainer.recipe.profiles import PROFILES, Adapt
 
 
@@ -175,3 +177,27 @@ def test_data_folder_is_what_the_user_said(folder):
 def test_a_known_sets_majority_class_is_that_of_its_labels(name):
     train, val = (open_set(PROFILES[name], None, split).labels for split in ("train", "val"))
     assert PROFILES[name].majority_pct == pytest.approx(majority_pct(train, val))
+
+
+def _profile_file(folder, path, **changes):
+    values = {"name": "birds", "num_classes": 2, "num_train": 3, "num_val": 2}
+    values |= {"mean": [0.5] * 3, "std": [0.2] * 3} | changes
+    path.write_text(yaml.safe_dump({key: v for key, v in values.items() if v is not None}))
+    return path
+
+
+def test_a_plan_says_where_a_profiles_counts_are_not_the_folders(folder, tmp_path):
+    path = _profile_file(folder, tmp_path / "birds.yaml", num_train=4, num_classes=3)
+    with pytest.raises(UserError) as refused:
+        check_counts(find_profile(str(path)), folder)
+    assert refused.value.fix == {"num_train": 3, "num_classes": 2}
+    done = rsb("plan", "--recipe", "A3", "--data", path, "--data-dir", folder)
+    assert done.exit_code == 2 and "num_train: 3" in done.stderr and "num_val" not in done.stderr
+    check_counts(find_profile(str(_profile_file(folder, path))), folder)
+
+
+def test_a_profile_without_a_count_is_called_a_profile(folder, tmp_path):
+    path = _profile_file(folder, tmp_path / "birds.yaml", num_val=None)
+    with pytest.raises(UserError, match="this data profile has no num_val") as refused:
+        find_profile(str(path), folder)
+    assert f"check-data data={folder}" in refused.value.hint

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -420,3 +421,18 @@ def test_an_example_of_what_is_missing_can_be_copied(label, name):
             assert later.kind in ("conflict", "value_error"), later
         else:
             assert check.value_at(tree.plain(found), tuple(label.split(".")))["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("given", "keys"),
+    [
+        ("model.pretrained=true", ("file", "sha256")),
+        ("average=true", ("name", "decay")),
+        ("loss=ce", ("name",)),
+    ],
+)
+def test_a_section_given_as_a_switch_shows_an_example_to_be_copied(given, keys):
+    with pytest.raises(UserError) as refused:
+        apply_overrides(load_recipe(find_recipe("A3")).for_model("resnet18"), given, "set")
+    example = yaml.safe_load(re.search(r"such as (\{.*\})", refused.value.hint)[1])
+    assert set(keys) <= set(example)

@@ -143,6 +143,16 @@ def wide():
     )
 
 
+def full_design():
+    """Two factors of two levels, three seeds each."""
+    cells = {
+        cell(f"{loss}, {mix}", "digits", levels=(("loss", loss), ("mixing", mix)), is_base=i == 0):
+        {seed: 90.0 + 2 * i + seed * (1 + i % 2) for seed in range(3)}
+        for i, (loss, mix) in enumerate((a, b) for a in ("BCE", "CE") for b in ("Mixup", "none"))
+    }  # fmt: skip
+    return table_of(cells)
+
+
 def overfull(texts, folder) -> list[str]:
     """What LaTeX says of tables in a column of 5.5 inches: boxes that are too wide, errors."""
     document = [
@@ -205,3 +215,20 @@ def test_notes_are_about_columns_that_are_shown():
 def test_a_dash_and_a_quote_stay_what_they_are_while_two_hyphens_become_no_dash():
     assert "-" not in latex_text("58–73 — “so”") and "'" not in latex_text("“so”")
     assert "--" not in latex_text("58--73") and "''" not in latex_text("''")
+
+
+def test_the_float_holds_effects_and_short_notes_and_the_rest_are_comments():
+    table = full_design()
+    page = as_latex(make_view(table))
+    shown = "\n".join(line for line in page.splitlines() if not line.startswith("%"))
+    notes = shown.split(r"\raggedright" + "\n")[-1]
+    assert table.effects and "Main effects and interactions" in shown
+    for effect in table.effects:
+        assert latex_text(effect.factors) in shown
+    assert len(notes.split()) < 80 and len(page.split()) > len(shown.split()) + 80
+    assert latex_problems(page) == []
+
+
+@needs_latex
+def test_a_table_with_effects_is_no_wider_than_a_papers_column(tmp_path):
+    assert overfull([as_latex(make_view(full_design()))], tmp_path) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -57,6 +57,7 @@ class AblationPage(StrictModel):
     stated before it is measured: seeds are planned for it. published: the sources' scores, by cell.
     """
 
+    file_is: ClassVar[str] = "ablation"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     title: Text
     question: Text

@@ -34,6 +34,7 @@ class StrictModel(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    file_is: ClassVar[str] = "recipe"  # what the file is called whose whole this class is
 
 
 def is_kind(cls: type) -> TypeGuard[type[Component]]:

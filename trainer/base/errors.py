@@ -85,7 +85,7 @@ def one_line(text: str) -> str:
     What was given stands before the first colon, or has no blanks; what may be a path stays whole.
     """
     place, colon, rest = printable(text).partition(": ")
-    line = _shortened(place) + colon + rest
+    line = (_shortened(place) if colon else place) + colon + rest
     line = re.sub(rf"\S{{{LONGEST_QUOTE + 1},}}", lambda found: _shortened(found[0]), line)
     return _shortened(line, _LONGEST_LINE)
 

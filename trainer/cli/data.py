@@ -30,11 +30,15 @@ def check_data(
     data: options.Data = "digits",
     data_dir: options.DataDir = None,
     workers: options.Workers = "auto",
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Write a data profile of these images to this .yaml, for data=."),
+    ] = None,
 ) -> None:
-    """Decode every image; list unreadable and unusual ones. Exit 1 where training would
-    fail.
+    """Decode every image; list unreadable and unusual ones; of files of your own, measure and show
+    a data profile. Exit 1 where training would fail.
     """
-    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers) else 1)
+    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile) else 1)
 
 
 @app.command("data")

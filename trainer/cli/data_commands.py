@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+from rich.text import Text
+
+from trainer.base.commands import command
 from trainer.base.cores import num_cores
+from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.settings import worker_count
 from trainer.data.check import check_data as check_images
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import Storage, write_beton
+from trainer.data.own_profile import as_yaml, check_new, own_profile
 from trainer.data.profile import data_folder, find_profile
+from trainer.recipe.profiles import PROFILES, Profile
 from trainer.runs import summary
 from trainer.runs.job import Job
 from trainer.runs.loader_equivalence import certify, notes, parity_table, write_certificate
@@ -19,11 +26,44 @@ from trainer.runs.loader_equivalence import certify, notes, parity_table, write_
 __all__ = ["Job", "check_data", "parity", "write_data"]
 
 
-def check_data(data: str, data_dir: Path | None, workers: str) -> bool:
-    """Decode every image and print a report of each split; would training meet no bad image?"""
+def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | None = None) -> bool:
+    """Decode every image and print a report of each split, with a data profile of files; would
+    training meet no bad image? profile: the file to write it to.
+    """
     num_threads = max(1, worker_count(workers, auto=num_cores()))
-    opened = open_data(find_profile(data, data_dir), data_folder(data, data_dir))
-    return summary.data_reports(summary.console(), opened, check_images, num_threads)
+    known, folder = find_profile(data, data_dir), data_folder(data, data_dir)
+    if profile is not None:
+        check_new(profile)
+        if folder is None:
+            raise UserError(f"profile={profile}: {data} has one", "use data=<a folder of images>")
+    opened, out = open_data(known, folder), summary.console()
+    reports = {
+        split: check_images(images, num_threads)
+        for split, images in (("train", opened.train), ("val", opened.val))
+    }
+    is_sound = summary.data_reports(out, opened, reports)
+    if profile is not None or (folder is not None and data not in PROFILES):
+        _show_profile(out, own_profile(known.name, **reports), data, folder, profile)
+    return is_sound
+
+
+def _show_profile(
+    out: Console, made: Profile, data: str, folder: Path | None, path: Path | None
+) -> None:
+    """Print a data profile that was measured and how it is used; write it to a path."""
+    to = path or Path(f"{made.name}.yaml")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, as_yaml(made).encode())
+    where = (
+        f"written to {path}"
+        if path
+        else command("check-data", data=data, data_dir=None if str(folder) == data else folder)
+        + f" profile={to} writes it"
+    )
+    use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
+    out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
+    out.print(Text(as_yaml(made).rstrip()))
 
 
 def write_data(

@@ -12,7 +12,13 @@ from rich.text import Text
 
 from trainer.cli.plan_ablation import print_plan
 from trainer.cli.plan_estimate import planned_settings, print_estimate
-from trainer.data.profile import data_folder, find_profile, folder_majority_pct, ignored_files
+from trainer.data.profile import (
+    check_counts,
+    data_folder,
+    find_profile,
+    folder_majority_pct,
+    ignored_files,
+)
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
@@ -34,10 +40,12 @@ def plan(
     job = dataclasses.replace(job, world_size=asked_ranks(gpus, procs, device, None))
     on_gpus = gpus is not None or (device == "cuda" and not torch.cuda.is_available())
     settings = planned_settings("cpu" if procs is not None else device, precision, on_gpus)
+    folder = data_folder(job.data, job.data_dir)
+    if job.data_dir is not None:
+        check_counts(find_profile(job.data, folder), folder)
     planned, out = plan_of(job), summary.console()
     model, replacements = assemble(planned)
     summary.plan_in_full(out, planned, model, replacements)
-    folder = data_folder(job.data, job.data_dir)
     counted_pct = folder_majority_pct(folder)
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))

@@ -42,17 +42,20 @@ class WeightAverage(Component):
         """The average over the same share of a run of other length: an average over the
         last tenth stays one.
 
-        The weight of an update grows as updates become fewer, up to a half. Each is (before,
-        after), num_steps of the run.
+        The weight of an update grows as updates become fewer, up to a half; where the adjusted form
+        cannot say it, as in small batches, it is written as it is. Each is (before, after),
+        num_steps of the run.
         """
         every_steps = max(1, round(self.every_steps * num_steps[1] / num_steps[0]))
         taken = 1 - self.decay
         if self.adjusted:
             taken *= batch_images[0] * self.every_steps / epochs[0]
         taken = min(0.5, taken * (num_steps[0] / self.every_steps) / (num_steps[1] / every_steps))
-        if self.adjusted:
-            taken /= batch_images[1] * every_steps / epochs[1]
-        return self.model_copy(update={"decay": round(1 - taken, 6), "every_steps": every_steps})
+        scale = batch_images[1] * every_steps / epochs[1]
+        is_adjusted = self.adjusted and round(1 - taken / scale, 6) > 0
+        decay = round(1 - (taken / scale if is_adjusted else taken), 6)
+        changes = {"decay": decay, "every_steps": every_steps, "adjusted": is_adjusted}
+        return self.model_copy(update=changes)
 
     def start(self, model: nn.Module) -> Average:
         """An average that begins as a copy of `model`, on the same device."""

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.datasets.members import check_header, inspected
-from trainer.data.decode import EXIF_ROTATED, BadImage, DataTrouble
+from trainer.data.decode import EXIF_ROTATED, BadImage, DataTrouble, Planes
 from trainer.data.duplicates import Looks, empty_looks, look_of, same_files, similar_pictures
 from trainer.data.evaluation import never_skipped
 from trainer.data.jpeg import DAMAGED
@@ -24,6 +26,15 @@ _HEADERS_AT_ONCE = 1024
 _NUM_NAMED = 20
 
 
+class Pixels(NamedTuple):
+    """Of each image, zeros where it does not decode. moments: [N, 2, C], the means of its pixels
+    and of their squares, where black is 0 and white is 1. sizes: [N, 2], width and height in px.
+    """
+
+    moments: np.ndarray
+    sizes: np.ndarray
+
+
 @dataclass(frozen=True)
 class DataReport:
     """What one split holds.
@@ -31,7 +42,7 @@ class DataReport:
     bad: one line per image that does not decode, or cannot be read. odd: unusual kinds with the
     paths of such images, which decode. class_counts: images per class. looks: what they are
     compared by, of another split; None for a set in memory or a .beton. path: of an image by its
-    number.
+    number. pixels: what a data profile is made of; None as looks are.
     """
 
     num_images: int
@@ -40,6 +51,7 @@ class DataReport:
     class_counts: dict[str, int]
     looks: Looks | None = None
     path: Callable[[int], object] = str
+    pixels: Pixels | None = None
 
     @property
     def is_sound(self) -> bool:
@@ -53,32 +65,41 @@ def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
     class_counts = dict(zip(image_set.classes, counts.tolist(), strict=True))
     if image_set.is_in_memory:
         return DataReport(image_set.num_images, (), {}, class_counts)
-    bad, odd, looks = _check_images(image_set, num_threads)
+    bad, odd, *found = _check_images(image_set, num_threads)
     if not isinstance(image_set, FolderSet):
         return DataReport(image_set.num_images, bad, odd, class_counts)
-    return DataReport(image_set.num_images, bad, odd, class_counts, looks, image_set.index.path)
+    looks, pixels = found
+    path = image_set.index.path
+    return DataReport(image_set.num_images, bad, odd, class_counts, looks, path, pixels)
 
 
 def _check_images(
     image_set: ImageSet, num_threads: int
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], Looks]:
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], Looks, Pixels]:
     bad: list[str] = []
     odd: dict[str, list[str]] = {}
-    looks = empty_looks(image_set.num_images)
+    num_images = image_set.num_images
+    looks = empty_looks(num_images)
+    pixels = Pixels(
+        np.zeros((num_images, 2, image_set.num_channels), np.float32),
+        np.zeros((num_images, 2), np.int32),
+    )
     with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, image_set.num_images, _IMAGES_AT_ONCE):
-            places = range(start, min(start + _IMAGES_AT_ONCE, image_set.num_images))
+        for start in range(0, num_images, _IMAGES_AT_ONCE):
+            places = range(start, min(start + _IMAGES_AT_ONCE, num_images))
             for i, found in zip(places, pool.map(partial(_look, image_set), places), strict=True):
                 if isinstance(found, BadImage):
                     bad.append(str(found))
                     continue
                 if found is None:
                     continue
-                kinds, digest, looks.hashes[i], looks.is_flat[i] = found
+                kinds, (digest, looks.hashes[i], looks.is_flat[i]), image = found
                 looks.digests[i] = np.frombuffer(digest, np.uint8)
+                pixels.moments[i], pixels.sizes[i] = image
                 for kind in kinds:
                     odd.setdefault(kind, []).append(str(image_set.index.path(i)))
-    return tuple(bad), {kind: tuple(paths) for kind, paths in sorted(odd.items())}, looks
+    listed = {kind: tuple(paths) for kind, paths in sorted(odd.items())}
+    return tuple(bad), listed, looks, pixels
 
 
 def duplicates(train: DataReport, val: DataReport) -> dict[str, tuple[str, ...]]:
@@ -126,20 +147,29 @@ def _header(image_set: FolderSet, i: int) -> BadImage | None:
 
 def _look(
     image_set: ImageSet, i: int
-) -> tuple[tuple[str, ...], bytes, np.ndarray, bool] | BadImage | None:
-    """What is unusual about an image file, and what it is compared by; nothing for a .beton, which
-    stores its own bytes.
+) -> tuple[tuple[str, ...], tuple[bytes, np.ndarray, bool], tuple] | BadImage | None:
+    """What is unusual about an image file, what it is compared by, and of its pixels the moments
+    and the size; nothing for a .beton, which stores its own bytes.
     """
     try:
         if isinstance(image_set, FolderSet):
             odd, image, content = inspected(image_set.index.path(i), image_set.num_channels)
-            return odd, *look_of(content, image)
+            return odd, look_of(content, image), (moments_of(image), image.size)
         image_set.read(i)
         return None
     except BadImage as error:
         return error
     except DataTrouble as error:  # the report is about all files, those without permission too
         return BadImage(str(error))
+
+
+def moments_of(image: Image.Image | Planes) -> np.ndarray:
+    """[2, C]: per channel the mean of an image's pixels and of their squares, in [0, 1]."""
+    planes = image.planes if isinstance(image, Planes) else (image,)
+    counts = np.concatenate([plane.histogram() for plane in planes]).reshape(-1, 256)
+    levels = np.arange(256) / 255
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return np.stack([shares @ levels, shares @ levels**2])
 
 
 def report_table(report: DataReport, split: str) -> Table:

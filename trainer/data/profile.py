@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.base.errors import UserError
+from trainer.base.commands import command
+from trainer.base.errors import ConfigError, UserError
 from trainer.data.datasets.packed import holds_files, open_files
+from trainer.data.index import DataError
 from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import (
     IMAGENET_MEAN,
@@ -42,11 +44,46 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return PROFILES[data]
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
-        profile, _ = load_yaml(path, Profile)
-        return profile
+        return _own_file(path, data_dir)
     if os.path.isdir(path):
         return _folder_profile(path)
     raise unknown_data(data)
+
+
+def _own_file(path: Path, data_dir: Path | None) -> Profile:
+    try:
+        profile, _ = load_yaml(path, Profile)
+    except ConfigError as error:
+        if error.kind == "missing" and data_dir is not None:
+            made = command("check-data", data=data_dir, profile="<new>.yaml")
+            error.hint += f"; a whole profile is written by {made}"
+        raise
+    return profile
+
+
+def check_counts(profile: Profile, folder: Path | None) -> None:
+    """Are a profile's counts those of the files of a folder? Training would be refused, too.
+
+    Raises DataError with all that differ; fix: the values that the files have.
+    """
+    if folder is None or not holds_files(folder):
+        return
+    train, val = (open_files(folder, split, check_files=False) for split in ("train", "val"))
+    found = {
+        "num_train": train.num_images,
+        "num_val": val.num_images,
+        "num_classes": len(train.classes),
+    }
+    wrong = {key: value for key, value in found.items() if value != getattr(profile, key)}
+    if wrong:
+        said = ", ".join(f"{key}: {getattr(profile, key)}" for key in wrong)
+        right = ", ".join(f"{key}: {value}" for key, value in wrong.items())
+        raise DataError(
+            f"{folder}: its files have {right}, where the profile {profile.name} has {said}",
+            f"use data={folder}, or a profile with these counts:"
+            f" {command('check-data', data=folder, profile='<new>.yaml')}",
+            fix=wrong,
+        )
 
 
 def ignored_files(folder: Path | None) -> dict[str, int]:
@@ -74,7 +111,13 @@ def majority_pct(train: np.ndarray, val: np.ndarray) -> float:
     """Top-1 on val of always answering the class that training has most of, in percent: what a
     score is to be held against where classes have unlike numbers of images. train, val: labels [N].
     """
-    return 100 * float(np.mean(val == np.bincount(train).argmax()))
+    num_classes = int(max(train.max(), val.max())) + 1
+    return majority_of_counts(*(np.bincount(one, minlength=num_classes) for one in (train, val)))
+
+
+def majority_of_counts(train: np.ndarray, val: np.ndarray) -> float:
+    """The same, of the images per class: train, val [K]."""
+    return 100 * float(val[train.argmax()] / val.sum())
 
 
 def _folder_profile(root: Path) -> Profile:

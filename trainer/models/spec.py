@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -63,6 +63,10 @@ class Pretrained(StrictModel):
     image size are interpolated where timm does so.
     """
 
+    example: ClassVar[dict[str, str]] = {
+        "file": "weights.safetensors",
+        "sha256": "<what sha256sum weights.safetensors prints>",
+    }
     file: Annotated[str, Field(min_length=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     head: Literal["kept", "new"] = "kept"

@@ -14,12 +14,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from trainer.base.component import is_kind, registered, tag_of
+from trainer.base.component import StrictModel, is_kind, registered, tag_of
 from trainer.base.errors import ConfigError, Path, did_you_mean
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Kind = TypeVar("Kind", bound=StrictModel)
 
 _WANTED = {
     "int_type": "write a whole number",
@@ -135,25 +135,25 @@ def written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def kinds_in(annotation: Any) -> list[type[BaseModel]]:
+def kinds_in(annotation: Any) -> list[type[StrictModel]]:
     """The recipe classes that an annotation names, through unions, tuples and Annotated."""
     if get_origin(annotation) is Annotated:
         return kinds_in(get_args(annotation)[0])
     if (
         isinstance(annotation, type)
         and get_origin(annotation) is None
-        and issubclass(annotation, BaseModel)
+        and issubclass(annotation, StrictModel)
     ):
         return list(registered(annotation)) if is_kind(annotation) else [annotation]
     return [kind for argument in get_args(annotation) for kind in kinds_in(argument)]
 
 
-def chosen(kinds: Sequence[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
+def chosen(kinds: Sequence[type[StrictModel]], data: Any) -> list[type[StrictModel]]:
     """Those of the classes that the data's own `name` chooses; a section is always chosen."""
     return [kind for kind in kinds if tag_of(kind) in (None, name_of(data))]
 
 
-def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseModel]]:
+def kinds_at(kind: type[StrictModel], data: Any, path: Path) -> list[type[StrictModel]]:
     """The classes that may stand at `path` of the data; none where the value is not a section or an
     component.
     """
@@ -170,7 +170,7 @@ def kinds_at(kind: type[BaseModel], data: Any, path: Path) -> list[type[BaseMode
     return kinds
 
 
-def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> ConfigError:
+def unknown_key(kind: type[StrictModel], data: Any, path: Path) -> ConfigError:
     """The error of the last key of `path`, which none of the classes that may stand there has."""
     key, section = str(path[-1]), path[:-1]
     kinds = kinds_at(kind, data, section)
@@ -180,7 +180,7 @@ def unknown_key(kind: type[BaseModel], data: Any, path: Path) -> ConfigError:
         found = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}"
         return ConfigError(found, "leave it out", path=path, kind="unknown_key")
     known = {key for one in here for key in one.model_fields}
-    found = f"{quoted(key)} is no key of {_place(data, section)}{suggestion(key, known)}"
+    found = f"{quoted(key)} is no key of {_place(kind, data, section)}{suggestion(key, known)}"
     return ConfigError(found, path=path, kind="unknown_key")
 
 
@@ -215,7 +215,7 @@ def _untagged(data: Any, location: Path) -> Path:
 
 
 def _error(
-    kind: type[BaseModel], data: Mapping[str, Any], path: Path, error: Mapping[str, Any]
+    kind: type[StrictModel], data: Mapping[str, Any], path: Path, error: Mapping[str, Any]
 ) -> ConfigError:
     reason, context, value = error["type"], error.get("ctx", {}), error["input"]
     if isinstance(raised := context.get("error"), ConfigError):
@@ -231,16 +231,29 @@ def _error(
         return ConfigError(found, path=(*path, "name"), kind="unknown_name")
     off = reason == "greater_than" and value == 0
     found = f"{label_of(data, path)} is {quoted(value)}"
-    return ConfigError(
-        found, _remedy(reason, context, error["msg"]), path=path, kind=reason, can_be_off=off
-    )
+    hint = _remedy(reason, context, error["msg"])
+    if reason in ("model_type", "model_attributes_type"):
+        hint += _such_as(kinds_at(kind, data, path), value)
+    return ConfigError(found, hint, path=path, kind=reason, can_be_off=off)
+
+
+def _such_as(kinds: Sequence[type[StrictModel]], value: Any) -> str:
+    """The example of the component that is named by the value, or the first there is, to be
+    copied; empty where none has one.
+    """
+    named = [one for one in kinds if isinstance(value, str) and tag_of(one) == value]
+    for one in named or kinds:
+        if (example := getattr(one, "example", {})) or named:
+            name = {"name": tag_of(one)} if tag_of(one) else {}
+            return f", such as {written({**name, **example})}"
+    return ""
 
 
 def _missing(
-    kind: type[BaseModel], data: Any, path: Path, keys: Sequence[str | int]
+    kind: type[StrictModel], data: Any, path: Path, keys: Sequence[str | int]
 ) -> ConfigError:
     """Keys that are not there; the path is that of the section."""
-    place = _place(data, path)
+    place = _place(kind, data, path)
     if isinstance(
         last := keys[-1], int
     ):  # of a list of fixed length, whose first keys[0] are there
@@ -256,7 +269,7 @@ def _missing(
 
 
 def _example(
-    kind: type[BaseModel], data: Any, path: Path, keys: Sequence[str | int]
+    kind: type[StrictModel], data: Any, path: Path, keys: Sequence[str | int]
 ) -> dict[str, Any]:
     """The component's own example of the keys that are missing; empty where it has not all."""
     for one in chosen(kinds_at(kind, data, path), value_at(data, path)):
@@ -266,7 +279,7 @@ def _example(
     return {}
 
 
-def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> ConfigError:
+def _no_name(kind: type[StrictModel], data: Mapping[str, Any], path: Path) -> ConfigError:
     """A component without a name: perhaps the name's key is mistyped."""
     kinds = kinds_at(kind, data, path)
     for key in value_at(data, path) or ():
@@ -274,7 +287,10 @@ def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> Conf
             return unknown_key(kind, data, (*path, key))
     names = ", ".join(sorted(str(tag_of(one)) for one in kinds))
     return ConfigError(
-        f"{_place(data, path)} has no name", f"add name: one of {names}", path=path, kind="missing"
+        f"{_place(kind, data, path)} has no name",
+        f"add name: one of {names}",
+        path=path,
+        kind="missing",
     )
 
 
@@ -293,5 +309,5 @@ def _remedy(reason: str, context: Mapping[str, Any], message: str) -> str:
     return " ".join(message.removeprefix("Value error, ").split())
 
 
-def _place(data: Any, path: Path) -> str:
-    return label_of(data, path) or "this recipe"
+def _place(kind: type[StrictModel], data: Any, path: Path) -> str:
+    return label_of(data, path) or f"this {kind.file_is}"

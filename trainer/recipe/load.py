@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel
 
+from trainer.base.component import StrictModel
 from trainer.base.errors import ConfigError, UserError, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.recipe.check import check, quoted
 from trainer.recipe.tree import to_yaml
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Kind = TypeVar("Kind", bound=StrictModel)
 
 LARGEST_RECIPE_KIB = 256
 DEEPEST_NESTING = 20

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
+from trainer.base.component import StrictModel
 from trainer.base.errors import ConfigError, Error, OverrideError, Path, UserError
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
+    chosen,
     kinds_at,
     label_of,
     name_of,
@@ -26,7 +26,7 @@ from trainer.recipe.check import (
 )
 from trainer.recipe.load import parse
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Kind = TypeVar("Kind", bound=StrictModel)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def overridden(
 
 
 def _after(
-    recipe: BaseModel, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
+    recipe: StrictModel, overrides: Mapping[str, Any], origin: str, locked: Collection[str]
 ) -> dict[str, Any] | None:
     """The plain data of a recipe with values in the place of others, None where that changes
     nothing. Raises OverrideError for a path that the recipe cannot have.
@@ -190,7 +190,9 @@ def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideE
     return error.raised_as(OverrideError, **fields)
 
 
-def deviations_between(recipe: BaseModel, result: BaseModel, origin: str) -> tuple[Deviation, ...]:
+def deviations_between(
+    recipe: StrictModel, result: StrictModel, origin: str
+) -> tuple[Deviation, ...]:
     """Where a recipe differs from another in what it does."""
     found = tree.differences(tree.plain(recipe), tree.plain(result))
     return tuple(
@@ -201,7 +203,7 @@ def deviations_between(recipe: BaseModel, result: BaseModel, origin: str) -> tup
 
 
 def _put(
-    kind: type[BaseModel], recipe: dict[str, Any], label: str, value: Any, locked: Collection[str]
+    kind: type[StrictModel], recipe: dict[str, Any], label: str, value: Any, locked: Collection[str]
 ) -> dict:
     if label.partition(".")[0] in locked:
         raise ConfigError(
@@ -220,11 +222,15 @@ def _put(
         return tree.replaced(
             recipe, path[:-1], _renamed(kinds_at(kind, recipe, path[:-1]), section, value)
         )
+    if value is None:  # off: of a switch that is its false
+        fields = [one.model_fields for one in chosen(kinds_at(kind, recipe, path[:-1]), section)]
+        if any(path[-1] in one and one[path[-1]].default is False for one in fields):
+            value = False
     return tree.replaced(recipe, path, value)
 
 
 def _named_while_off(
-    error: ConfigError, kind: type[BaseModel], recipe: Mapping[str, Any], label: str, name: Any
+    error: ConfigError, kind: type[StrictModel], recipe: Mapping[str, Any], label: str, name: Any
 ) -> ConfigError:
     """A part that is off got a name alone: the component's own example of the rest."""
     part = label.removesuffix(".name")
@@ -236,7 +242,9 @@ def _named_while_off(
     return error.raised_as(ConfigError, hint=f'set it whole: set="{item}"')
 
 
-def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:
+def _renamed(
+    kinds: list[type[StrictModel]], section: Mapping[str, Any], name: Any
+) -> dict[str, Any]:
     by_name = {str(tag_of(kind)): kind for kind in kinds}
     if not isinstance(name, str) or name not in by_name:
         raise ConfigError(
@@ -249,7 +257,7 @@ def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any
 
 
 def _blamed(
-    recipe: BaseModel,
+    recipe: StrictModel,
     after: Mapping[str, Any],
     error: ConfigError,
     overrides: Mapping[str, Any],

@@ -5,7 +5,7 @@ ImageNet.
 from __future__ import annotations
 
 import os
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -73,6 +73,7 @@ class Profile(StrictModel):
     images_of: the known set whose images these are, where `name` is another.
     """
 
+    file_is: ClassVar[str] = "data profile"
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(one_name)]
     num_classes: Annotated[int, Field(ge=2)]
     num_train: ImageCount

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from trainer.base.component import StrictModel
 from trainer.base.errors import ConfigError, Path
 from trainer.recipe.check import (
     chosen,
@@ -65,7 +66,7 @@ def from_json(data: Any) -> Any:
     return tuple(map(from_json, data)) if isinstance(data, list) else data
 
 
-def find(kind: type[BaseModel], data: Mapping[str, Any], label: str) -> Path:
+def find(kind: type[StrictModel], data: Mapping[str, Any], label: str) -> Path:
     """The path that a label means in a recipe of `kind`; its last key may be absent from the data,
     that is, off.
 
@@ -141,7 +142,7 @@ def changed(label: str, before: BaseModel, after: BaseModel) -> dict[str, Any]:
 
 
 def without_assumed(
-    kind: type[BaseModel], recipe: Mapping[str, Any], changed: Collection[str]
+    kind: type[StrictModel], recipe: Mapping[str, Any], changed: Collection[str]
 ) -> dict[str, Any]:
     """A recipe without the assumptions about what was changed, or is no longer there."""
 
@@ -231,7 +232,7 @@ def _item(data: Any, path: Path, part: str) -> int:
     raise ConfigError(found, path=path, kind="unknown_name")
 
 
-def _key(kind: type[BaseModel], data: Mapping[str, Any], path: Path, part: str) -> str:
+def _key(kind: type[StrictModel], data: Mapping[str, Any], path: Path, part: str) -> str:
     kinds, value, label = kinds_at(kind, data, path), value_at(data, path), label_of(data, path)
     if not kinds and isinstance(
         value, Mapping

@@ -7,8 +7,15 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from trainer.report.formats import cell_text, heading_of, is_text, shown_columns
-from trainer.report.notes import remarks, warnings
+from trainer.report.formats import (
+    EFFECT_HEADINGS,
+    cell_text,
+    effect_texts,
+    heading_of,
+    is_text,
+    shown_columns,
+)
+from trainer.report.notes import brief_remarks, effect_remarks, remarks, warnings
 from trainer.report.tables import CellSummary
 from trainer.report.view import View
 
@@ -59,15 +66,48 @@ def as_latex(view: View) -> str:
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_breakable(table.title)}}}\label{{tab:{table.name}}}",
         *_separated(_panel(view, part) for part in _parts(view, columns)),
+        *_effect_panels(view),
         r"\par\medskip",
         r"\begin{minipage}{\linewidth}",
         r"\scriptsize\raggedright",
-        *(rf"\textbf{{Warning:}} {_breakable(line)}\par" for line in warnings(table)),
-        *(rf"{_breakable(line)}\par" for line in remarks(table, columns)),
+        *(rf"{_breakable(line)}\par" for line in brief_remarks(table, columns)),
         r"\end{minipage}",
         r"\end{table}",
+        *_for_the_author(view, columns),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _for_the_author(view: View, columns: Sequence[str]) -> list[str]:
+    """What is not to fill the float, as comments: all warnings, and the remarks in full."""
+    table = view.table
+    lines = [f"Warning: {line}" for line in warnings(table)]
+    lines += [*remarks(table, columns), *effect_remarks(table)]
+    return [f"% {latex_text(line)}" for line in lines]
+
+
+def _effect_panels(view: View) -> list[str]:
+    """Main effects and interactions of each group, where the design is a full one."""
+    headings = [latex_text(heading) for heading in EFFECT_HEADINGS]
+    text = r">{\raggedright\arraybackslash}X"
+    lines: list[str] = []
+    for group in dict.fromkeys(effect.group for effect in view.table.effects):
+        title = f": {group}" if len(view.table.groups) > 1 else ""
+        lines += [
+            r"\par\medskip",
+            rf"\textit{{{_breakable(f'Main effects and interactions{title}')}}}\par\smallskip",
+            rf"\begin{{tabularx}}{{\linewidth}}{{@{{}}{text}{text}rrr@{{}}}}",
+            r"\toprule",
+            _latex_line(headings),
+            r"\midrule",
+        ]
+        for effect in view.table.effects:
+            if effect.group == group:
+                factors, name, *numbers = effect_texts(effect, view.table.metric)
+                entries = [latex_text(number.replace("-", "−")) for number in numbers]
+                lines.append(_latex_line([_breakable(factors), _breakable(name), *entries]))
+        lines += [r"\bottomrule", r"\end{tabularx}"]
+    return lines
 
 
 def _parts(view: View, columns: Sequence[str]) -> list[list[_Column]]:

@@ -20,6 +20,7 @@ from trainer.report.tables import CellSummary, Table, step_seconds
 from trainer.runs.results import Row
 
 _MAX_NAMES = 4  # cells or runs listed in one warning
+COSTS = ("train_s", "images_per_s", "peak_mem_mib")  # columns of what was measured beside a score
 _EVEN_RATIO = 1.25  # of step times, and of load to cores: beyond it a machine was shared
 
 
@@ -117,7 +118,7 @@ def remarks(table: Table, columns: Collection[str] | None = None) -> tuple[str, 
         *_val_size_remarks(table),
         *(_spread_remarks(table) if are_shown("mean") else ()),
         *(_seeds_needed_remark(table) if are_shown("seeds_needed") else ()),
-        *(_cost_remark(table) if are_shown("train_s", "images_per_s", "peak_mem_mib") else ()),
+        *(_cost_remark(table) if are_shown(*COSTS) else ()),
         *(_published_remark(table) if are_shown("published") else ()),
         *(
             _provenance_remark(table, group, cells)
@@ -125,6 +126,30 @@ def remarks(table: Table, columns: Collection[str] | None = None) -> tuple[str, 
             if _rows(cells)
         ),
     )
+
+
+def brief_remarks(table: Table, columns: Collection[str]) -> tuple[str, ...]:
+    """What a reader of a paper has to know of the columns shown, in a few lines."""
+    shown = set(columns)
+    lines = [*_missing_value_warnings(table), _score_remark(table)]
+    if shown & {"difference", "p"} or table.effects:
+        lines += _brief_comparison(table)
+    if "published" in shown and any(s.cell.published is not None for s in table.cells):
+        lines.append("Published: as its source reports it, not measured here.")
+    if shown & set(COSTS):
+        lines += _uneven_cost_warnings(table)
+    return tuple(lines)
+
+
+def _brief_comparison(table: Table) -> list[str]:
+    differences = [summary.difference for summary in table.cells if summary.difference]
+    if not any(difference.p is not None for difference in differences):
+        return []
+    paired = ", paired by seed" if {one.kind for one in differences} == {"paired"} else ""
+    return [
+        f"Differences are cell − base ({_listed(table.bases)}){paired}; intervals hold together at "
+        "95 % (Bonferroni), p is Holm-corrected."
+    ]
 
 
 def warnings(table: Table) -> tuple[str, ...]:

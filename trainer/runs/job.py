@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from trainer.base import provenance
+from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.errors import UserError
@@ -115,7 +117,12 @@ def plan_of(job: Job) -> Plan:
     except UserError as error:
         if not error.fix:
             raise
-        raise mended(error, overrides_of(job.overrides), attempt) from None
+        made = mended(error, overrides_of(job.overrides), attempt)
+        if os.path.isdir(job.data):  # no profile: that fits any recipe to it, and any set=
+            file = f"{find_profile(job.data).name}.yaml"
+            writes = command("check-data", data=job.data, profile=file)
+            made.hint += f", or a data profile, which suits all recipes (`{writes}` writes it)"
+        raise made from None
 
 
 def _plan_of(job: Job) -> Plan:

@@ -17,7 +17,14 @@ from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.optimizers import param_groups
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import duplicates, duplicates_table, report_table, rotated_note
+from trainer.data.check import (
+    DataReport,
+    duplicates,
+    duplicates_table,
+    report_table,
+    rotated_note,
+)
+from trainer.data.dataset import OpenedData
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
@@ -419,9 +426,8 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
     return is_same and is_rows
 
 
-def data_reports(out: Console, data, check, num_threads: int) -> bool:
+def data_reports(out: Console, data: OpenedData, reports: Mapping[str, DataReport]) -> bool:
     """Both splits' reports, and what is in both; would a run meet no bad image?"""
-    reports = {"train": check(data.train, num_threads), "val": check(data.val, num_threads)}
     for split, report in reports.items():
         out.print(report_table(report, split))
     is_sound = all(report.is_sound for report in reports.values())
