@@ -200,7 +200,7 @@ def compile_and_compare() -> None:
     made, counts = Compiled(compiled), []
     for model, statistics in (
         (plain, StepStatistics(plain)),
-        (compiled, StepStatistics(compiled, is_compiled=True)),
+        (compiled, StepStatistics(compiled, is_momentum_fixed=True)),
     ):
         for step in images:
             for place, batch in enumerate(step):
