@@ -351,5 +351,8 @@ def machine_of(settings: Settings) -> dict[str, str]:
             else settings.loader
         ),
         "compile": str(int(settings.compile)),
+        "compile_mode": settings.compile_mode,
+        "cuda_graphs": str(int(settings.cuda_graphs)),
+        "half_group_norm": str(int(settings.half_group_norm)),
         **provenance.versions(),
     }
