@@ -24,6 +24,7 @@ from trainer.engine.cuda_graphs import CapturedPasses, Passes
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import build_model
+from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.tasks import Task, task_of
@@ -71,6 +72,8 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     )
     if settings.device == "cpu":
         leave_out_padding_taps(model)
+    if settings.half_group_norm:
+        use_half_group_norm(model)
     if settings.activation_checkpointing:
         recompute_activations(model)
     return model

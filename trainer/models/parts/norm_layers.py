@@ -183,6 +183,8 @@ class BatchChannelNorm2d(nn.Module):
     weight, bias: [groups], of the second normalization: the outermost.
     """
 
+    group_norm = staticmethod(F.group_norm)
+
     def __init__(
         self,
         num_channels: int,
@@ -208,7 +210,7 @@ class BatchChannelNorm2d(nn.Module):
         weight, bias = (
             each[:, None].expand(-1, num_each).reshape(-1) for each in (self.weight, self.bias)
         )
-        return F.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
+        return self.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, eps={self.eps}"
