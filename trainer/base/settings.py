@@ -30,10 +30,10 @@ class Settings:
     runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
     are the model's passes compiled? compile_mode: by which of torch.compile's modes. cuda_graphs:
     are the passes over a micro-batch captured, and launched as one? half_group_norm: under bf16 and
-    fp16 group norms read and write these, with statistics in float32, where autocast would convert
-    to float32 and back on a GPU. profile: is a trace of a few steps written? keep_every_epochs: whose
-    checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with every
-    JPEG file decoded whole by PIL, or "ffcv".
+    fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
+    convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
+    whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
+    every JPEG file decoded whole by PIL, or "ffcv".
     """
 
     device: str

@@ -1,7 +1,7 @@
 """half_group_norm=1: group norms that read and write half precision, with statistics in float32.
 
-On a GPU autocast runs group_norm in float32: feature maps are converted to it, and what follows moves twice
-the bytes, until a convolution converts them back.
+On a GPU autocast runs group_norm in float32: feature maps are converted to it, and what follows
+moves twice the bytes, until a convolution converts them back.
 """
 
 from __future__ import annotations
