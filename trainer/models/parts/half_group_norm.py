@@ -15,7 +15,9 @@ from trainer.models.parts.norm_layers import BatchChannelNorm2d
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float):
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """torch's group_norm of [B, C, H, W]; of half precision in half precision, autocast or not.
 
     weight, bias: [C] float32, or None. Mean, variance and sums of gradients are float32.
