@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +185,7 @@ class BatchChannelNorm2d(nn.Module):
     weight, bias: [groups], of the second normalization: the outermost.
     """
 
-    group_norm = staticmethod(F.group_norm)
+    group_norm: ClassVar[Callable[..., Tensor]] = staticmethod(F.group_norm)
 
     def __init__(
         self,
